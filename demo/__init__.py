@@ -1,0 +1,1 @@
+"""Demo models: small SD3 and Lumina 2 transformers that ship with the pack."""

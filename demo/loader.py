@@ -1,0 +1,198 @@
+"""Load the shipped demo models as the MODEL and VAE that ComfyUI's own nodes take.
+
+The transformers are ComfyUI's classes (MMDiT for SD3, NextDiT for Lumina 2) in a small size. Their large
+matrices are stored as int8 with one fp16 scale a row and become floats again here. Nothing is registered in
+the user's model folders, and nothing global in ComfyUI is changed: latent format and sampling settings are
+set on this model's own config object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as model_management
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+AUTOENCODER_FILE = "autoencoder.safetensors"
+SCALE_SUFFIX = ".scale"
+
+POSITION_GRID = 64
+SD3_WIDTH = 256
+
+SD3_CONFIG: dict[str, Any] = {
+    "in_channels": 16,
+    "patch_size": 2,
+    "input_size": None,
+    "depth": SD3_WIDTH // 64,
+    "num_blocks": 7,
+    "adm_in_channels": 64,
+    "context_size": 64,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear",
+        "params": {"in_features": 64, "out_features": SD3_WIDTH},
+    },
+    "num_patches": POSITION_GRID**2,
+    "pos_embed_max_size": POSITION_GRID,
+    "pos_embed_scaling_factor": None,
+    "qk_norm": "rms",
+}
+
+LUMINA2_CONFIG: dict[str, Any] = {
+    "image_model": "lumina2",
+    "in_channels": 16,
+    "patch_size": 2,
+    "dim": 256,
+    "n_layers": 8,
+    "n_refiner_layers": 2,
+    "n_heads": 4,
+    "n_kv_heads": 2,
+    "multiple_of": 64,
+    "ffn_dim_multiplier": 3.0,
+    "qk_norm": True,
+    "cap_feat_dim": 64,
+    "axes_dims": [16, 24, 24],
+    "axes_lens": [64, 256, 256],
+}
+
+
+@dataclass(frozen=True)
+class DemoFamily:
+    """One shipped transformer.
+
+    `config_class` names the class in `comfy.supported_models`; `unet_config` holds the arguments of its
+    network; `sampling_settings` overrides the class's own.
+    """
+
+    config_class: str
+    weights: str
+    unet_config: dict[str, Any]
+    sampling_settings: dict[str, float] = field(default_factory=dict)
+
+
+FAMILIES: dict[str, DemoFamily] = {
+    "sd3": DemoFamily("SD3", "sd3.safetensors", SD3_CONFIG),
+    "lumina2": DemoFamily("Lumina2", "lumina2.safetensors", LUMINA2_CONFIG),
+}
+
+
+def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
+    """MODEL and VAE of one family, `"sd3"` or `"lumina2"`, in the precision ComfyUI picks for its device."""
+    spec = _family_spec(family)
+    model_config = build_config(spec)
+    autoencoder = read_weights(AUTOENCODER_FILE)
+    _set_preview_factors(model_config.latent_format, autoencoder)
+    state = read_weights(spec.weights)
+    if spec.unet_config.get("num_patches"):
+        state["pos_embed"] = sincos_table(SD3_WIDTH, POSITION_GRID)
+    return _load_patcher(model_config, state), _load_vae(model_config.latent_format, autoencoder)
+
+
+def build_config(spec: DemoFamily) -> Any:
+    """ComfyUI's model config object of a family, with its network's arguments and sampling settings."""
+    model_config = getattr(comfy.supported_models, spec.config_class)(dict(spec.unet_config))
+    model_config.sampling_settings.update(spec.sampling_settings)
+    return model_config
+
+
+def read_weights(name: str) -> dict[str, Tensor]:
+    """Tensors of one shipped file, int8 matrices dequantised to float32."""
+    path = WEIGHTS_DIR / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"Demo weights are missing: {path}. Expected the file that ships with this node pack. "
+            "Reinstall the pack, or copy the file back from its repository."
+        )
+    try:
+        packed = load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"Demo weights cannot be read: {path} has {path.stat().st_size} bytes ({error}). "
+            "Expected a complete safetensors file. Reinstall the pack: the file was cut short or changed."
+        ) from error
+    return unpack_int8(packed)
+
+
+def unpack_int8(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Multiply each int8 matrix (out, in) by its fp16 `<name>.scale` (out,); pass everything else on."""
+    state = {}
+    for name, tensor in packed.items():
+        if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in packed:
+            continue
+        if tensor.dtype == torch.int8:
+            tensor = tensor.float() * packed[name + SCALE_SUFFIX].float().unsqueeze(1)
+        state[name] = tensor
+    return state
+
+
+def sincos_table(width: int, grid: int) -> Tensor:
+    """SD3's fixed 2-D position table (1, grid * grid, width): columns in the first half, rows in the second.
+
+    Each half is sines then cosines of the position times 10000^(-2k / half). Rebuilt, not shipped.
+    """
+    quarter = width // 4
+    frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    angle = torch.arange(grid, dtype=torch.float64)[:, None] * frequency  # (grid, quarter)
+    axis = torch.cat((angle.sin(), angle.cos()), dim=1)  # (grid, width / 2)
+    columns = axis[None, :, :].expand(grid, -1, -1)
+    rows = axis[:, None, :].expand(-1, grid, -1)
+    return torch.cat((columns, rows), dim=2).reshape(1, grid * grid, width).float()
+
+
+def _family_spec(family: str) -> DemoFamily:
+    if family not in FAMILIES:
+        known = " or ".join(repr(name) for name in FAMILIES)
+        raise ValueError(f"Unknown demo model family {family!r}. Expected {known}. Choose one of these.")
+    return FAMILIES[family]
+
+
+def _set_preview_factors(latent_format: Any, autoencoder: dict[str, Tensor]) -> None:
+    """Give this latent format object, not its class, the colours fitted to the demo autoencoder."""
+    latent_format.latent_rgb_factors = autoencoder.pop("latent_rgb_factors").float().tolist()
+    latent_format.latent_rgb_factors_bias = autoencoder.pop("latent_rgb_factors_bias").float().tolist()
+    latent_format.taesd_decoder_name = None
+
+
+def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
+    """The steps ComfyUI takes for a diffusion model file, once it knows the file's config."""
+    load_device = model_management.get_torch_device()
+    offload_device = model_management.unet_offload_device()
+    supported = list(model_config.supported_inference_dtypes)
+    dtype = model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state), supported_dtypes=supported
+    )
+    manual_cast = model_management.unet_manual_cast(dtype, load_device, supported)
+    model_config.set_inference_dtype(dtype, manual_cast)
+    model = model_config.get_model(state, "").to(offload_device)
+    _check_keys(model.diffusion_model, state)
+    model.load_model_weights(state, "")
+    return ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def _check_keys(network: torch.nn.Module, state: dict[str, Tensor]) -> None:
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    wrong = sorted(set(expected) ^ set(state))
+    wrong += [name for name in expected if name in state and expected[name] != state[name].shape]
+    if wrong:
+        raise ValueError(
+            f"Demo weights do not fit {type(network).__name__}: {len(wrong)} tensors differ, "
+            f"first {wrong[0]!r}. Expected {len(expected)} tensors of this version of the pack. "
+            "Reinstall the pack so that code and weights belong together."
+        )
+
+
+def _load_vae(latent_format: Any, autoencoder: dict[str, Tensor]) -> comfy.sd.VAE:
+    """The shared autoencoder, told the scale and shift with which this family normalises latents."""
+    state = dict(autoencoder)
+    state["vae_scale"] = torch.tensor(latent_format.scale_factor)
+    state["vae_shift"] = torch.tensor(latent_format.shift_factor)
+    return comfy.sd.VAE(sd=state)
