@@ -1,0 +1,49 @@
+"""Shared set-up: a real ComfyUI on the CPU, the pack as `ras_pack`, and no way out to the network."""
+
+import ipaddress
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support import comfy
+
+try:
+    COMFYUI = comfy.setup()
+except comfy.ComfyNotFound as error:
+    raise pytest.UsageError(str(error)) from None
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> Path:
+    """The ComfyUI tree the tests run against."""
+    return COMFYUI
+
+
+@pytest.fixture(autouse=True)
+def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that reaches for the network fails with a sentence instead of depending on it."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise RuntimeError(f"A test tried to reach {address[0]}: tests may talk to 127.0.0.1 only.")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator:
+    """One real ComfyUI server for the session, with the pack loaded as a custom node (support/server.py)."""
+    from support.server import running_server
+
+    with running_server(COMFYUI) as running:
+        yield running

@@ -1,0 +1,87 @@
+"""Make a real ComfyUI importable in the tests, on the CPU, without touching its tree or the network.
+
+Two names are at stake. ComfyUI's loader gives the pack its full path as module name, so the pack uses relative
+imports only; tests therefore import it through one alias package, `ras_pack`. And the pack has a folder `nodes/`
+like ComfyUI has a file `nodes.py`: the pack's root must stay off `sys.path`, or `import nodes` finds the wrong one.
+"""
+
+import atexit
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "ras_pack"
+
+# Read by libraries at import time. Spinning OpenMP threads slow a busy machine down by 5 to 20 times.
+QUIET = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+
+
+class ComfyNotFound(RuntimeError):
+    """No ComfyUI to test against."""
+
+
+def comfy_path() -> Path:
+    """The ComfyUI tree under test: `COMFYUI_PATH` where set, otherwise the one `make host` builds."""
+    given = os.environ.get("COMFYUI_PATH")
+    path = Path(given).expanduser().resolve() if given else ROOT / ".host" / "ComfyUI"
+    if (path / "comfy" / "cli_args.py").is_file():
+        return path
+    raise ComfyNotFound(
+        f"No ComfyUI at {path} ({'from COMFYUI_PATH' if given else 'the default'}). "
+        "The tests need a ComfyUI tree with comfy/ and main.py in it. "
+        "Run `make host` once (or `make test`, which does), or set COMFYUI_PATH to your ComfyUI."
+    )
+
+
+def register_pack() -> None:
+    """Register the alias package; the pack's own `__init__.py` is not run."""
+    if PACK not in sys.modules:
+        package = types.ModuleType(PACK, "The pack under test, by alias.")
+        package.__path__ = [str(ROOT)]
+        sys.modules[PACK] = package
+
+
+def _put_on_path(comfy: Path) -> None:
+    """Put ComfyUI first on `sys.path` and take the pack's root off it, in every spelling ('' is the cwd)."""
+    unwanted = {str(ROOT), str(comfy)}
+    sys.path[:] = [str(comfy)] + [p for p in sys.path if p and os.path.realpath(p) not in unwanted]
+
+
+def _temporary_base() -> str:
+    """A directory for models, input, output and user files, so that ComfyUI's own are neither read nor written."""
+    base = tempfile.mkdtemp(prefix="ras-tests-")
+    atexit.register(shutil.rmtree, base, ignore_errors=True)
+    return base
+
+
+def setup() -> Path:
+    """Prepare this process once: alias package, ComfyUI's modules, CPU, two threads. Returns ComfyUI's path."""
+    os.environ.update(QUIET)
+    comfy = comfy_path()
+    register_pack()
+    _put_on_path(comfy)
+
+    # These must hold before any other comfy module is imported: devices and folders are fixed at import.
+    args = importlib.import_module("comfy.cli_args").args
+    args.cpu = True
+    args.disable_api_nodes = True
+    if args.base_directory is None:
+        args.base_directory = _temporary_base()
+    # nodes.py puts comfy/ itself on sys.path, where a utils.py would then shadow ComfyUI's package `utils`.
+    importlib.import_module("utils")
+
+    import torch
+
+    torch.set_num_threads(2)
+    return comfy
