@@ -1,0 +1,28 @@
+"""From a network to the adapter that knows it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import RASError
+from .base import ModelAdapter
+from .sd3 import SD3Adapter
+
+ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(),)
+
+
+def adapter_for(network: nn.Module) -> ModelAdapter:
+    """The adapter of this network.
+
+    Raises:
+        RASError: the network's class is not supported; the message lists what is.
+    """
+    for adapter in ADAPTERS:
+        if adapter.matches(network):
+            return adapter
+    supported = ", ".join(adapter.family for adapter in ADAPTERS)
+    raise RASError(
+        f"the model's network is {type(network).__name__}.",
+        f"one of: {supported}.",
+        "connect a model of one of these families, or remove the node for this model.",
+    )

@@ -1,0 +1,157 @@
+"""One call of the host's own network, with the three interventions placed around it and taken away again.
+
+gather     before the first main block only the active image tokens stay;
+attention  fresh K/V rows are written into the cache, and the whole cache is attended to;
+scatter    the final layer's rows go back to their places.
+
+The network's forward is the host's. torch's own hooks do the rest, for one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import kv
+from .adapters.base import ModelAdapter
+from .errors import RegionalAbort
+from .tokens import gather_rows, row_index, scatter_rows
+
+AttentionOverride = Callable[..., Tensor]
+
+
+class NetworkCall:
+    """What happens to one call; `dense` ones only read K/V, regional ones gather, update and scatter.
+
+    Args:
+        adapter: what this kind of network looks like.
+        network: the host's network.
+        n_tokens: image tokens of the whole picture.
+        slots: K/V sequences of this call's branches, to fill (dense) or to update (regional).
+        active_idx: (bb, n_active) int64 for a regional call, None for a dense one.
+        inner_override: an attention override that was there before ours (SageAttention nodes and others).
+    """
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        network: nn.Module,
+        n_tokens: int,
+        slots: dict[kv.Slot, kv.Sequence],
+        active_idx: Tensor | None = None,
+        inner_override: AttentionOverride | None = None,
+    ):
+        self._adapter = adapter
+        self._network = network
+        self._n = n_tokens
+        self._slots = slots
+        self._active_idx = active_idx
+        self._inner = inner_override
+        self._suffix = adapter.suffix_rows(network, n_tokens)
+        self._kv_repeat = adapter.kv_repeat(network)
+        self._layer: int | None = None
+        self._attention = 0
+        self._hidden: tuple[int, Tensor] | None = None  # rows of the whole sequence, their flat index
+        self._positions: tuple[Tensor, Tensor] | None = None  # last position tensor seen, and its gathered rows
+        self._flat_idx: dict[int, Tensor] = {}  # by number of text rows
+        self.text_rows = 0
+
+    @property
+    def gathered(self) -> bool:
+        """Whether the main blocks really ran on the active tokens only."""
+        return self._hidden is not None
+
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Hooks in place for the body; all gone afterwards, whatever happened in it."""
+        handles = []
+        try:
+            for layer, block in enumerate(self._adapter.main_blocks(self._network)):
+                handles.append(block.register_forward_pre_hook(self._before_block(layer), with_kwargs=True))
+            final = self._adapter.final_layer(self._network)
+            handles.append(final.register_forward_hook(self._after_final))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def attend(self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
+        """The host's attention override: pass on, with the cache merged in for attentions of the main blocks."""
+        if self._layer is not None:
+            k, v = self._with_cache(q, k, v, 2 if kwargs.get("skip_reshape") else 1)
+        if self._inner is not None:
+            return self._inner(func, q, k, v, heads, *args, **kwargs)
+        return func(q, k, v, heads, *args, **kwargs)
+
+    def _before_block(self, layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            self._layer, self._attention = layer, 0
+            if self._active_idx is None:
+                return None
+            return self._adapter.map_block_inputs(args, kwargs, self._gather_hidden_once(), self._gather_positions)
+
+        return hook
+
+    def _gather_hidden_once(self) -> Callable[[Tensor], Tensor] | None:
+        """The gather for the first main block that runs; later blocks get what it left."""
+        return None if self.gathered else self._gather_hidden
+
+    def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
+        rows = hidden.shape[1]
+        prefix = rows - self._n - self._suffix
+        if hidden.shape[0] != self._active_idx.shape[0] or prefix < 0 or (prefix and not self._adapter.text_in_hidden):
+            raise RegionalAbort(f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens")
+        flat_idx = row_index(self._active_idx, self._n, prefix, self._suffix)
+        self._hidden = (rows, flat_idx)
+        return gather_rows(hidden, flat_idx)
+
+    def _gather_positions(self, positions: Tensor) -> Tensor:  # (bb or 1, r, ...) -> (bb, r_kept, ...)
+        if self._positions is None or self._positions[0] is not positions:
+            rows, flat_idx = self._hidden
+            if positions.shape[1] != rows:
+                raise RegionalAbort(f"positions of shape {tuple(positions.shape)} do not fit {rows} rows")
+            whole = positions.expand(self._active_idx.shape[0], *positions.shape[1:])
+            self._positions = (positions, gather_rows(whole, flat_idx))
+        return self._positions[1]
+
+    def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        if not self.gathered:
+            return None
+        rows, flat_idx = self._hidden
+        return scatter_rows(output, flat_idx, rows)  # (bb, r_kept, p*p*c) -> (bb, r, p*p*c)
+
+    def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
+        slot = (self._layer, self._attention)
+        self._attention += 1
+        here = self._active_idx.shape[1] if self.gathered else self._n
+        prefix = q.shape[token_axis] - here - self._suffix
+        if prefix < 0 or k.shape[token_axis] != q.shape[token_axis]:
+            raise RegionalAbort(f"attention {slot} got {q.shape[token_axis]} query and {k.shape[token_axis]} key rows")
+        self.text_rows = max(self.text_rows, prefix)
+        key, value = (self._to_rows(t, token_axis) for t in (k, v))
+        if not self.gathered:
+            kv.fill(self._slots, slot, key, value, prefix, self._suffix)
+            return k, v
+        whole = kv.update(
+            self._slots, slot, (key, value), self._active_idx, self._n, (prefix, self._suffix), self._index_for(prefix)
+        )
+        return self._from_rows(whole.key, token_axis), self._from_rows(whole.value, token_axis)
+
+    def _index_for(self, prefix: int) -> Tensor:
+        if prefix not in self._flat_idx:
+            self._flat_idx[prefix] = row_index(self._active_idx, self._n, prefix, self._suffix)
+        return self._flat_idx[prefix]
+
+    def _to_rows(self, t: Tensor, token_axis: int) -> Tensor:
+        """Tokens to axis 1, and grouped-query heads that the host repeated kept once."""
+        if token_axis == 1:
+            return t
+        return t.movedim(2, 1)[:, :, :: self._kv_repeat]  # (bb, heads, r, e) -> (bb, r, kv_heads, e)
+
+    def _from_rows(self, t: Tensor, token_axis: int) -> Tensor:
+        if token_axis == 1:
+            return t
+        return t.repeat_interleave(self._kv_repeat, dim=2).movedim(1, 2)

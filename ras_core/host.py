@@ -1,0 +1,292 @@
+"""How the method enters ComfyUI; the only file of ras_core that imports it.
+
+A node attaches one keyed wrapper to a clone of the model. When a run starts, that wrapper makes a RunState and adds
+its own wrappers to the run's copy of the model options; both end with the run. Nothing is stored on the model
+itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.modules.attention
+import comfy.model_management
+import comfy.patcher_extension
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from .adapters import adapter_for
+from .adapters.base import ModelAdapter
+from .config import RASConfig
+from .errors import RASError, RegionalAbort
+from .forward import NetworkCall
+from .kv import Branch
+from .schedule import decreases
+from .state import RunState
+from .tokens import TokenGrid
+from .trace import Recorder, Trace
+
+logger = logging.getLogger(__name__)
+
+KEY = "multirate_ras"
+OVERRIDE = "optimized_attention_override"
+
+# Raised by code that was not written for shortened sequences; anything else is not ours to catch.
+_SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
+
+
+def patch_model(model: ModelPatcher, config: RASConfig) -> ModelPatcher:
+    """A clone of `model` that samples with RAS; settings of an earlier RAS node on it are replaced.
+
+    Raises:
+        RASError: the model's network is not supported, or this ComfyUI lacks what the method enters by.
+    """
+    check_host()
+    adapter = adapter_for(network_of(model.get_model_object("diffusion_model")))
+    patched = model.clone()
+    if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
+        patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, RASPatch(adapter, config))
+    return patched
+
+
+def last_trace(model: ModelPatcher) -> Trace:
+    """The trace of the last finished run of a patched model.
+
+    Raises:
+        RASError: the model is not patched, or no run of it has finished.
+    """
+    patches = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    if not patches:
+        raise RASError(
+            "this model was not patched by a RAS node.",
+            "the MODEL output of RASPatchModel, the one that also goes into the sampler.",
+            "connect that output here.",
+        )
+    if patches[-1].last_trace is None:
+        raise RASError(
+            "no run of this model has finished yet.",
+            "a latent that a sampler made with this very model.",
+            "connect the sampler's LATENT to this node, and the same RASPatchModel output to both.",
+        )
+    return patches[-1].last_trace
+
+
+def check_host() -> None:
+    """Refuse a ComfyUI without the doors that the method needs.
+
+    Raises:
+        RASError: with what is missing.
+    """
+    missing = [name for name in ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL") if not hasattr(WrappersMP, name)]
+    if not hasattr(comfy.ldm.modules.attention, "wrap_attn"):
+        missing.append(OVERRIDE)
+    if missing:
+        raise RASError(
+            f"this ComfyUI has no {', '.join(missing)}.",
+            "ComfyUI 0.3.64 or newer.",
+            "update ComfyUI, or remove the RAS nodes.",
+        )
+
+
+def network_of(module: nn.Module) -> nn.Module:
+    """The network itself, also when torch.compile wrapped it."""
+    return getattr(module, "_orig_mod", module)
+
+
+class RASPatch:
+    """What the patched model carries: adapter, settings, and the trace of its last finished run."""
+
+    def __init__(self, adapter: ModelAdapter, config: RASConfig):
+        self.adapter = adapter
+        self.config = config
+        self.last_trace: Trace | None = None
+
+    def __call__(
+        self,
+        executor: comfy.patcher_extension.WrapperExecutor,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        callback: Callable | None = None,
+        disable_pbar: bool = False,
+        seed: int | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """OUTER_SAMPLE: one run."""
+        guider = executor.class_obj
+        network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
+        run = self._begin(network, noise, sigmas, seed)
+        if run is not None:
+            hooks = RunHooks(self.adapter, run)
+            for place, wrapper in ((WrappersMP.PREDICT_NOISE, hooks.evaluate), (WrappersMP.APPLY_MODEL, hooks.call)):
+                comfy.patcher_extension.add_wrapper_with_key(
+                    place, KEY, wrapper, guider.model_options, is_model_options=True
+                )
+        try:
+            result = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+            if run is not None:
+                self.last_trace = self._finish(network, run)
+                logger.info(self.last_trace.summary())
+            return result
+        finally:
+            if run is not None:
+                run.release()
+
+    def _begin(self, network: nn.Module, noise: Tensor, sigmas: Tensor, seed: int | None) -> RunState | None:
+        if noise.ndim != 4 or len(sigmas) < 2:
+            logger.warning("Multirate RAS: running dense: not a picture latent (shape %s).", tuple(noise.shape))
+            return None
+        grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
+        recorder = Recorder(grid, noise.shape[0], time.perf_counter())
+        generator = torch.Generator().manual_seed((seed or 0) % 2**63)
+        run = RunState(self.config, sigmas.tolist(), grid, noise.shape[0], generator, recorder)
+        _explain_dense_plan(run)
+        return run
+
+    def _finish(self, network: nn.Module, run: RunState) -> Trace:
+        profile = self.adapter.cost_profile(network)
+        return run.recorder.finish(time.perf_counter(), len(run.plan), profile, run.text_rows, run.kv_bytes)
+
+
+class RunHooks:
+    """The wrappers of one run."""
+
+    def __init__(self, adapter: ModelAdapter, run: RunState):
+        self._adapter = adapter
+        self._run = run
+
+    def evaluate(
+        self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None
+    ) -> Tensor:
+        """PREDICT_NOISE: one guided evaluation."""
+        sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
+        self._run.begin_evaluation(sigma, time.perf_counter())
+        try:
+            denoised = executor(x, timestep, model_options or {}, seed)
+        except BaseException:
+            self._run.abandon_evaluation()
+            raise
+        self._run.end_evaluation(x, denoised, sigma)
+        return denoised
+
+    def call(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: dict | None = None,
+        transformer_options: dict | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """APPLY_MODEL: one call of the network for one or more branches."""
+        options = transformer_options or {}
+
+        def forward(control: dict | None, options: dict) -> Tensor:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+        evaluation = self._run.evaluation
+        if evaluation is None or not self._is_whole_picture(x, options):
+            return forward(control, options)
+        branches = evaluation.branches(options["uuids"])
+        network = network_of(executor.class_obj.diffusion_model)
+        if evaluation.active_idx is not None:
+            output = self._try_regional(network, branches, forward, control, options)
+            if output is not None:
+                return output
+        return self._dense(network, branches, forward, control, options)
+
+    def _is_whole_picture(self, x: Tensor, options: dict) -> bool:
+        run = self._run
+        uuids = options.get("uuids")
+        expected = (run.grid.height, run.grid.width)
+        if not run.any_regional or run.is_dense:
+            return False
+        if uuids and x.shape[0] == run.batch * len(uuids) and tuple(x.shape[2:]) == expected:
+            return True
+        run.go_dense(
+            f"a call covers {tuple(x.shape)}, not the whole latent {expected} for each image and conditioning "
+            "(area conditioning, tiling and context windows do this)"
+        )
+        return False
+
+    def _dense(
+        self, network: nn.Module, branches: tuple[Branch, ...], forward: Callable, control: dict | None, options: dict
+    ) -> Tensor:
+        """All tokens; keeps K/V and output when a regional step may follow."""
+        run = self._run
+        if not run.evaluation.fill_cache:
+            return forward(control, options)
+        if run.evaluation.active_idx is not None:
+            run.warn("a conditioning with nothing cached yet ran dense once")
+        slots = run.kv.begin_fill(branches)
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, inner_override=options.get(OVERRIDE))
+        try:
+            with call.placed():
+                output = forward(control, {**options, OVERRIDE: call.attend})
+        except RegionalAbort as surprise:
+            run.go_dense(str(surprise))
+            return forward(control, options)
+        if not slots:
+            run.go_dense("the network's blocks cannot be followed (compiled code does not run hooks placed later)")
+            return output
+        run.kv.end_fill(branches, slots)
+        run.text_rows = max(run.text_rows, call.text_rows)
+        run.kv_bytes = max(run.kv_bytes, run.kv.nbytes())
+        self._keep_output(branches, output)
+        return output
+
+    def _try_regional(
+        self, network: nn.Module, branches: tuple[Branch, ...], forward: Callable, control: dict | None, options: dict
+    ) -> Tensor | None:
+        """Active tokens only, the rest from the cache; None when this call has to be dense."""
+        run = self._run
+        if not run.is_ready(branches):
+            return None
+        active_idx = run.evaluation.active_idx.repeat(len(branches), 1)
+        slots = run.kv.slots_for(branches)
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, options.get(OVERRIDE))
+        try:
+            shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
+            with call.placed():
+                output = forward(shortened, {**options, OVERRIDE: call.attend})
+        except comfy.model_management.OOM_EXCEPTION:
+            raise
+        except _SURPRISES as surprise:
+            run.go_dense(f"a regional step failed ({type(surprise).__name__}: {surprise})")
+            return None
+        if not call.gathered:
+            run.go_dense("the main blocks never ran on the active tokens")
+            return output
+        run.evaluation.ran_regional = True
+        return self._merge(branches, active_idx, output)
+
+    def _merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
+        """Fresh output at active tokens, cached output elsewhere: (bb, c, H, W)."""
+        cached = torch.cat([self._run.cached_output[branch] for branch in branches])
+        merged = torch.where(self._run.grid.active_pixels(active_idx), fresh, cached)
+        self._keep_output(branches, merged)
+        return merged
+
+    def _keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
+        for branch, part in zip(branches, output.chunk(len(branches)), strict=True):
+            self._run.cached_output[branch] = part.clone()
+
+
+def _explain_dense_plan(run: RunState) -> None:
+    """Say before the run why it will have no regional step; a run that is dense by request needs no warning."""
+    config, n_steps = run.config, len(run.plan)
+    if not decreases(run.sigmas):
+        run.go_dense("the noise schedule does not decrease all the way")
+    elif not run.any_regional and config.sample_ratio < 1.0:
+        run.warn(f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense")

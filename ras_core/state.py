@@ -1,0 +1,155 @@
+"""The state of one run: born when sampling starts, gone when it ends."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from .config import RASConfig
+from .kv import Branch, KVStore
+from .metric import region_metric
+from .schedule import StepKind, StepPlan, plan_steps, step_of_sigma
+from .selection import count_drops, select_active
+from .tokens import TokenGrid
+from .trace import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """Everything that a run carries from one evaluation to the next.
+
+    Attributes:
+        config: the user's settings.
+        sigmas: the run's schedule as plain numbers.
+        grid: token grid of the latent.
+        batch: images in the batch.
+        generator: CPU generator for the "random" metric.
+        recorder: collects the trace.
+        plan: one entry a step.
+        kv: K/V cache, per branch.
+        cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
+        score: (b, n) region metric of the last guided output.
+        drop_count: (b, n) how often each token has been cached.
+        text_rows: text rows of the longest call, for the cost arithmetic.
+        kv_bytes: size of the K/V cache at its largest.
+        evaluation: the evaluation under way.
+        is_dense: a surprise ended regional steps for this run.
+    """
+
+    config: RASConfig
+    sigmas: list[float]
+    grid: TokenGrid
+    batch: int
+    generator: torch.Generator
+    recorder: Recorder
+    plan: tuple[StepPlan, ...] = ()
+    kv: KVStore = field(init=False)
+    cached_output: dict[Branch, Tensor] = field(default_factory=dict)
+    score: Tensor | None = None
+    drop_count: Tensor | None = None
+    text_rows: int = 0
+    kv_bytes: int = 0
+    evaluation: EvaluationState | None = None
+    is_dense: bool = False
+    _selected: tuple[int, Tensor] | None = None  # step, its active tokens
+
+    def __post_init__(self) -> None:
+        self.plan = plan_steps(len(self.sigmas) - 1, self.config)
+        self.kv = KVStore(self.grid.n)
+
+    @property
+    def any_regional(self) -> bool:
+        return any(step.kind is StepKind.REGIONAL for step in self.plan)
+
+    def begin_evaluation(self, sigma: float, now: float) -> None:
+        """A guided evaluation starts: find its step and, when that is regional, its active tokens."""
+        plan = self.plan[step_of_sigma(self.sigmas, sigma)]
+        self.recorder.begin(plan, sigma, now)
+        self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
+
+    def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
+        """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
+        evaluation = self.evaluation
+        self.evaluation = None
+        if self.any_regional and denoised.shape == (self.batch, denoised.shape[1], self.grid.height, self.grid.width):
+            noise = (x.float() - denoised.float()) / max(sigma, 1e-8)
+            self.score = region_metric(noise, self.config.metric, self.grid, self.generator)
+        active = evaluation.active_idx if evaluation.ran_regional else None
+        self.recorder.end(active, self.score)
+
+    def abandon_evaluation(self) -> None:
+        """The evaluation failed; the exception goes on to the host."""
+        self.evaluation = None
+
+    def go_dense(self, reason: str) -> None:
+        """No more regional steps in this run, with one visible warning."""
+        self.is_dense = True
+        self.release()
+        if self.evaluation is not None:
+            self.evaluation.fill_cache = False
+        self.warn(f"running dense from here: {reason}")
+
+    def release(self) -> None:
+        """Let go of everything large."""
+        self.kv = KVStore(self.grid.n)
+        self.cached_output.clear()
+
+    def warn(self, text: str) -> None:
+        """One visible warning for each surprise of a run."""
+        if self.recorder.note(text):
+            logger.warning("Multirate RAS: %s", text)
+
+    def is_ready(self, branches: tuple[Branch, ...]) -> bool:
+        """Whether all these branches have a cache to go on from."""
+        return all(branch in self.kv and branch in self.cached_output for branch in branches)
+
+    def _active_tokens(self, plan: StepPlan) -> Tensor | None:
+        """Selected once a step: all evaluations of a step work on the same tokens."""
+        if plan.kind is StepKind.DENSE or self.is_dense or self.score is None:
+            return None
+        if self._selected is None or self._selected[0] != plan.index:
+            if self.drop_count is None:
+                self.drop_count = torch.zeros_like(self.score, dtype=torch.int32)
+            count = plan.active_count(self.grid.n)
+            active = select_active(self.score, self.drop_count, count, self.config)
+            self.drop_count = count_drops(self.drop_count, active)
+            self._selected = (plan.index, active)
+        return self._selected[1]
+
+    def _is_cache_needed(self, plan: StepPlan) -> bool:
+        """K/V are worth keeping only when this step or the next one can use them."""
+        if self.is_dense:
+            return False
+        return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + 2])
+
+
+@dataclass
+class EvaluationState:
+    """One evaluation: its plan, and how often each branch was called in it.
+
+    Attributes:
+        plan: the step it belongs to.
+        active_idx: (b, n_active) for a regional evaluation, None for a dense one.
+        fill_cache: whether dense calls keep their K/V.
+        ran_regional: at least one call really processed active tokens only.
+    """
+
+    plan: StepPlan
+    active_idx: Tensor | None
+    fill_cache: bool
+    ran_regional: bool = False
+    _calls: dict[object, int] = field(default_factory=dict)
+
+    def branches(self, uuids: list) -> tuple[Branch, ...]:
+        """Identity of the branches of a call: a conditioning may be evaluated twice (skip-layer guidance)."""
+        named = []
+        for uuid in uuids:
+            ordinal = self._calls.get(uuid, 0)
+            self._calls[uuid] = ordinal + 1
+            named.append((uuid, ordinal))
+        return tuple(named)

@@ -1,0 +1,84 @@
+"""Between the latent's pixels, the token grid and the rows of a sequence inside the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """The grid of patches that the network cuts a latent of `height` x `width` latent pixels into.
+
+    A latent whose size the patch does not divide has a last row or column of partly padded tokens, as in the host.
+    """
+
+    height: int
+    width: int
+    patch: int
+
+    @property
+    def h(self) -> int:
+        return -(-self.height // self.patch)
+
+    @property
+    def w(self) -> int:
+        return -(-self.width // self.patch)
+
+    @property
+    def n(self) -> int:
+        return self.h * self.w
+
+    def pool(self, pixels: Tensor) -> Tensor:
+        """Mean over each token's latent pixels, padding left out: (b, H, W) -> (b, n)."""
+        pooled = F.avg_pool2d(pixels[:, None], self.patch, ceil_mode=True, count_include_pad=False)
+        return pooled.flatten(1)
+
+    def active_pixels(self, active_idx: Tensor) -> Tensor:
+        """Latent pixels of the active tokens: (b, n_active) int64 -> (b, 1, H, W) bool."""
+        mask = self.active_mask(active_idx).view(-1, 1, self.h, self.w)
+        pixels = mask.repeat_interleave(self.patch, dim=2).repeat_interleave(self.patch, dim=3)
+        return pixels[:, :, : self.height, : self.width]
+
+    def active_mask(self, active_idx: Tensor) -> Tensor:
+        """(b, n_active) int64 -> (b, n) bool."""
+        mask = torch.zeros(active_idx.shape[0], self.n, dtype=torch.bool, device=active_idx.device)
+        return mask.scatter_(1, active_idx, True)
+
+
+def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Tensor:
+    """Rows of a sequence [prefix | image | suffix] that stay when only the active image tokens do.
+
+    Args:
+        active_idx: (bb, n_active) int64, token indices.
+        n_tokens: image tokens of the whole sequence.
+        prefix, suffix: rows before and after the image tokens (text, padding); they always stay.
+
+    Returns:
+        (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two axes.
+    """
+    bb = active_idx.shape[0]
+    rows = prefix + n_tokens + suffix
+    parts = [active_idx + prefix]
+    if prefix:
+        parts.insert(0, torch.arange(prefix, device=active_idx.device).expand(bb, -1))
+    if suffix:
+        parts.append(torch.arange(prefix + n_tokens, rows, device=active_idx.device).expand(bb, -1))
+    within = torch.cat(parts, dim=1)  # (bb, prefix + n_active + suffix)
+    return (within + torch.arange(bb, device=active_idx.device)[:, None] * rows).flatten()
+
+
+def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
+    """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
+    kept = sequence.flatten(0, 1).index_select(0, flat_idx)
+    return kept.unflatten(0, (sequence.shape[0], -1))
+
+
+def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
+    """Put rows back at their places, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
+    full = kept.new_zeros((kept.shape[0] * rows, *kept.shape[2:]))
+    full.index_copy_(0, flat_idx, kept.flatten(0, 1))
+    return full.unflatten(0, (kept.shape[0], rows))

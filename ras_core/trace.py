@@ -1,0 +1,191 @@
+"""What a run did: recorded while it runs, frozen when it ends."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from .cost import CostProfile, expected_speedup
+from .schedule import StepKind, StepPlan
+from .tokens import TokenGrid
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One guided evaluation of the model.
+
+    Attributes:
+        step: index of the step it belongs to.
+        sigma: noise level.
+        kind: what it really was, which may be dense although the plan said regional.
+        is_reset: a planned error-reset step.
+        active: (b, h, w) bool, tokens processed.
+        score: (b, h, w) float32, region metric of the guided output it left, or None.
+        seconds: wall-clock time until the next evaluation began.
+    """
+
+    step: int
+    sigma: float
+    kind: StepKind
+    is_reset: bool
+    active: np.ndarray
+    score: np.ndarray | None
+    seconds: float
+
+    @property
+    def active_share(self) -> float:
+        return float(self.active.mean())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A finished run.
+
+    Attributes:
+        grid: token grid of the latent.
+        n_steps: steps of the run.
+        evaluations: in order; samplers of higher order have several a step.
+        expected_speedup: by FLOPs against a dense run of the same evaluations.
+        measured_speedup: by the clock, a dense evaluation of this run being the unit; None without one to measure.
+        seconds: whole sampling time.
+        kv_bytes: size of the K/V cache at its largest.
+        notes: why anything ran dense that was planned regional, and other surprises.
+    """
+
+    grid: TokenGrid
+    n_steps: int
+    evaluations: tuple[Evaluation, ...]
+    expected_speedup: float
+    measured_speedup: float | None
+    seconds: float
+    kv_bytes: int
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def steps(self) -> tuple[Evaluation, ...]:
+        """The last evaluation of each step."""
+        return tuple({evaluation.step: evaluation for evaluation in self.evaluations}.values())
+
+    @property
+    def regional_steps(self) -> int:
+        return sum(step.kind is StepKind.REGIONAL for step in self.steps)
+
+    @property
+    def token_share(self) -> float:
+        """Share of the image tokens processed, over all evaluations."""
+        return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
+
+    def summary(self) -> str:
+        """The closing line of a run."""
+        measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
+        line = (
+            f"Multirate RAS: {self.regional_steps} of {self.n_steps} steps regional, "
+            f"{self.token_share:.0%} of tokens processed, speed-up expected {self.expected_speedup:.2f}x, "
+            f"measured {measured}"
+        )
+        return "; ".join([line, *self.notes])
+
+    def as_dict(self) -> dict:
+        """Plain numbers for a user interface."""
+        return {
+            "steps": self.n_steps,
+            "evaluations": len(self.evaluations),
+            "regional_steps": self.regional_steps,
+            "token_share": self.token_share,
+            "expected_speedup": self.expected_speedup,
+            "measured_speedup": self.measured_speedup,
+            "seconds": self.seconds,
+            "kv_bytes": self.kv_bytes,
+            "grid": [self.grid.h, self.grid.w],
+            "notes": list(self.notes),
+            "timeline": [
+                {"step": e.step, "sigma": e.sigma, "kind": e.kind.value, "reset": e.is_reset,
+                 "active_share": e.active_share, "seconds": e.seconds}
+                for e in self.evaluations
+            ],
+        }  # fmt: skip
+
+
+@dataclass
+class _Entry:
+    """An evaluation while the run goes on; tensors stay on the device until the end."""
+
+    plan: StepPlan
+    sigma: float
+    started: float
+    active_idx: Tensor | None = None
+    score: Tensor | None = None
+
+
+class Recorder:
+    """Collects a run's evaluations without waiting for the device."""
+
+    def __init__(self, grid: TokenGrid, batch: int, started: float):
+        self._grid = grid
+        self._batch = batch
+        self._started = started
+        self._entries: list[_Entry] = []
+        self._notes: list[str] = []
+
+    def begin(self, plan: StepPlan, sigma: float, now: float) -> None:
+        self._entries.append(_Entry(plan, sigma, now))
+
+    def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
+        """The evaluation that began last is over; `active_idx` is None when it was dense."""
+        entry = self._entries[-1]
+        entry.active_idx, entry.score = active_idx, score
+
+    def note(self, text: str) -> bool:
+        """Remember a surprise; False when it is known already."""
+        if text in self._notes:
+            return False
+        self._notes.append(text)
+        return True
+
+    def finish(self, now: float, n_steps: int, profile: CostProfile, n_text: int, kv_bytes: int) -> Trace:
+        evaluations = self._evaluations(now)
+        counts = [round(e.active_share * self._grid.n) for e in evaluations]
+        return Trace(
+            grid=self._grid,
+            n_steps=n_steps,
+            evaluations=evaluations,
+            expected_speedup=expected_speedup(profile, self._grid.n, n_text, counts),
+            measured_speedup=measured_speedup(evaluations),
+            seconds=now - self._started,
+            kv_bytes=kv_bytes,
+            notes=tuple(self._notes),
+        )
+
+    def _evaluations(self, now: float) -> tuple[Evaluation, ...]:
+        ends = [entry.started for entry in self._entries[1:]] + [now]
+        return tuple(self._freeze(entry, end) for entry, end in zip(self._entries, ends, strict=True))
+
+    def _freeze(self, entry: _Entry, end: float) -> Evaluation:
+        shape = (self._batch, self._grid.h, self._grid.w)
+        if entry.active_idx is None:
+            active = np.ones(shape, dtype=bool)
+        else:
+            active = self._grid.active_mask(entry.active_idx).cpu().numpy().reshape(shape)
+        score = None if entry.score is None else entry.score.float().cpu().numpy().reshape(shape)
+        kind = StepKind.DENSE if entry.active_idx is None else StepKind.REGIONAL
+        return Evaluation(
+            entry.plan.index, entry.sigma, kind, entry.plan.is_reset, active, score, end - entry.started
+        )
+
+
+def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
+    """Time of an all-dense run over this run's time, with the median dense evaluation as the unit.
+
+    The first evaluation is left out where others can stand in: it holds the loading and tuning of kernels.
+    """
+    later = evaluations[1:]
+    dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
+    if not dense or not any(e.kind is StepKind.REGIONAL for e in later):
+        return None
+    total = sum(e.seconds for e in later)
+    return statistics.median(dense) * len(later) / total if total > 0 else None
+
