@@ -6,9 +6,10 @@ from torch import nn
 
 from ..errors import RASError
 from .base import ModelAdapter
+from .lumina2 import NextDiTAdapter
 from .sd3 import SD3Adapter
 
-ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(),)
+ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(), NextDiTAdapter())
 
 
 def adapter_for(network: nn.Module) -> ModelAdapter:

@@ -1,0 +1,22 @@
+"""The pack's nodes, in ComfyUI's V3 form."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .demo import RASDemoModel, RASDemoPrompt
+from .mask_preview import RASMaskPreview
+from .patch_model import RASPatchModel
+from .sampler import RASKSampler
+from .trace import RASTrace
+
+
+class MultirateRASExtension(ComfyExtension):
+    """What ComfyUI loads."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [RASPatchModel, RASKSampler, RASTrace, RASMaskPreview, RASDemoModel, RASDemoPrompt]
+
+
+async def comfy_entrypoint() -> MultirateRASExtension:
+    return MultirateRASExtension()

@@ -1,0 +1,59 @@
+"""RASDemoModel and RASDemoPrompt: the small model that ships with the pack."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..demo.prompt import encode_prompt
+from .settings import CATEGORY
+
+
+class RASDemoModel(io.ComfyNode):
+    """The embedded demo model as a plain MODEL and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASDemoModel",
+            display_name="RAS Demo Model",
+            category=CATEGORY,
+            description="A small SD3-architecture model, trained on emoji artwork, that ships with the pack: see RAS "
+            "work without a download. Use RAS Demo Prompt for its text and 512 x 512 for its pictures.",
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A plain MODEL; every sampler node takes it."),
+                io.Vae.Output(display_name="vae", tooltip="Its VAE."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        from ..demo.loader import load_demo_model
+
+        return io.NodeOutput(*load_demo_model("sd3"))
+
+
+class RASDemoPrompt(io.ComfyNode):
+    """Text -> CONDITIONING for the demo model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASDemoPrompt",
+            display_name="RAS Demo Prompt",
+            category=CATEGORY,
+            description="Text for the demo model: up to 16 words such as 'noto owl on blue'.",
+            inputs=[
+                io.String.Input(
+                    "text", default="noto owl on blue", multiline=True,
+                    tooltip="A style (noto, fluent, twemoji, 3d), a thing, and a background colour. Empty for the "
+                    "negative prompt.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the sampler.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        context, pooled = encode_prompt(text)
+        return io.NodeOutput([[context, {"pooled_output": pooled}]])

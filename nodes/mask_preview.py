@@ -1,0 +1,50 @@
+"""RASMaskPreview: which regions each step computed, as pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+
+from ..ras_core.render import mask_frames, summary_picture
+from .settings import CATEGORY, TraceType
+
+
+class RASMaskPreview(io.ComfyNode):
+    """RAS_TRACE -> a frame for every step and a summary; the summary is shown in the node."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASMaskPreview",
+            display_name="RAS Mask Preview",
+            category=CATEGORY,
+            description="Shows which regions each step computed: a frame for every step, and a summary of the run.",
+            inputs=[
+                TraceType.Input("trace", tooltip="From RAS KSampler or RAS Trace."),
+                io.Image.Input(
+                    "images", optional=True, tooltip="The finished picture, to lay the masks over. Without it they "
+                    "are drawn on grey.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="frames", tooltip="One frame for every step; dense steps are marked."),
+                io.Image.Output(
+                    display_name="summary", tooltip="How often each region was computed, and the run step by step."
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, trace, images=None) -> io.NodeOutput:
+        pictures = None if images is None else images.float().cpu().numpy()
+        frames = _to_image(mask_frames(trace, pictures))
+        summary = _to_image(summary_picture(trace, pictures))
+        shown = ui.PreviewImage(summary, cls=cls).as_dict()
+        return io.NodeOutput(frames, summary, ui={**shown, "ras": [trace.as_dict()]})
+
+
+def _to_image(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames))

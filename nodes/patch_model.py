@@ -1,0 +1,31 @@
+"""RASPatchModel: RAS for any sampler node."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..ras_core.host import patch_model
+from .settings import CATEGORY, config_of, settings_inputs
+
+
+class RASPatchModel(io.ComfyNode):
+    """MODEL -> the same MODEL, sampling with RAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASPatchModel",
+            display_name="RAS Patch Model",
+            category=CATEGORY,
+            description="Makes the model sample faster: at most steps only the regions that matter are computed, the "
+            "rest reuse their last output. Works with any sampler node. Supports SD3 and SD3.5.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
+                *settings_inputs(),
+            ],
+            outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with RAS.")],
+        )
+
+    @classmethod
+    def execute(cls, model, **settings) -> io.NodeOutput:
+        return io.NodeOutput(patch_model(model, config_of(settings)))

@@ -1,0 +1,74 @@
+"""RASKSampler: ComfyUI's KSampler with RAS inside, and the trace of the run."""
+
+from __future__ import annotations
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from ..ras_core.host import last_trace, patch_model
+from .settings import CATEGORY, TraceType, config_of, settings_inputs
+
+
+class RASKSampler(io.ComfyNode):
+    """The inputs of KSampler plus those of RASPatchModel -> LATENT and RAS_TRACE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASKSampler",
+            display_name="RAS KSampler",
+            category=CATEGORY,
+            description="KSampler with region-adaptive sampling inside; also tells what each step computed.",
+            inputs=[
+                *_sampler_inputs(),
+                *settings_inputs(),
+            ],
+            outputs=[
+                io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
+                TraceType.Output(display_name="trace", tooltip="What each step computed, for RAS Mask Preview."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
+    ) -> io.NodeOutput:
+        # The host's own sampling function, so that previews, noise and masks are exactly those of KSampler.
+        from nodes import common_ksampler
+
+        patched = patch_model(model, config_of(settings))
+        (latent,) = common_ksampler(
+            patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
+        )
+        return io.NodeOutput(latent, last_trace(patched))
+
+
+def _sampler_inputs() -> list[io.Input]:
+    """KSampler's inputs, in its order."""
+    return [
+        io.Model.Input("model", tooltip="The model that denoises the latent: SD3 or SD3.5."),
+        io.Int.Input(
+            "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
+            tooltip="The noise to start from.",
+        ),
+        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Number of denoising steps."),
+        io.Float.Input(
+            "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+            tooltip="Classifier-free guidance: higher follows the prompt more closely.",
+        ),
+        io.Combo.Input(
+            "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler",
+            tooltip="The sampling algorithm; all of them work with RAS.",
+        ),
+        io.Combo.Input(
+            "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
+            tooltip="How noise levels are spread over the steps.",
+        ),
+        io.Conditioning.Input("positive", tooltip="What the picture should show."),
+        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise; its size is the picture's."),
+        io.Float.Input(
+            "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+            tooltip="1 starts from pure noise; lower values keep the structure of the latent.",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,70 @@
+"""The inputs that RASPatchModel and RASKSampler share: one list, in the order that saved graphs store."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from comfy_api.latest import io
+
+from ..ras_core.config import MIN_RATIO, Metric, RASConfig, parse_step_list
+
+CATEGORY = "Multirate RAS"
+TraceType = io.Custom("RAS_TRACE")
+
+
+def settings_inputs() -> list[io.Input]:
+    """The method's settings. New ones go to the end: graphs store widget values by position."""
+    return [
+        io.Float.Input(
+            "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01,
+            tooltip="Share of the picture's tokens computed in a regional step. 0.5 is careful, 0.25 fast; "
+            "1 runs every step dense, exactly as without RAS.",
+        ),
+        io.Int.Input(
+            "start_step", default=4, min=0, max=10000,
+            tooltip="First step that may be regional. The steps before it are dense and set the composition; "
+            "fewer than 4 costs a lot of quality.",
+        ),
+        io.Int.Input(
+            "end_step", default=0, min=0, max=10000,
+            tooltip="First step that is dense again for good. 0: regional steps may go on to the end.",
+        ),
+        io.Int.Input(
+            "error_reset_every", default=6, min=0, max=10000,
+            tooltip="A dense step every so many steps after start_step (start 4 and 6: steps 10, 16, 22 ...) clears "
+            "the error of regions that were not computed. 4 to 6 is a good range; 0: none.",
+        ),
+        io.String.Input(
+            "error_reset_steps", default="",
+            tooltip="Explicit dense steps counted from 0, for example 12,20. When not empty it replaces "
+            "error_reset_every.",
+        ),
+        io.Combo.Input(
+            "metric", options=list(get_args(Metric)), default="std",
+            tooltip="How regions are ranked: std (the paper's) or l2norm of the predicted noise; random is a "
+            "baseline to compare with.",
+        ),
+        io.Float.Input(
+            "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
+            tooltip="Expert. Share of the cached regions taken from the high end of the metric, the rest from the "
+            "low end. 1: only regions with a high metric are cached.",
+        ),
+        io.Float.Input(
+            "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
+            tooltip="Expert. How strongly a region that was cached often is brought back. 0: not at all.",
+        ),
+        io.Float.Input(
+            "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
+            tooltip=f"Expert. The sampling ratio goes linearly from sample_ratio to this value over the regional "
+            f"steps. 0 keeps it constant; otherwise at least {MIN_RATIO}.",
+        ),
+    ]  # fmt: skip
+
+
+def config_of(settings: dict) -> RASConfig:
+    """Settings as the nodes get them -> checked configuration.
+
+    Raises:
+        RASError: a value that cannot be used.
+    """
+    return RASConfig(**{**settings, "error_reset_steps": parse_step_list(settings["error_reset_steps"])})

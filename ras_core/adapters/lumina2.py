@@ -1,0 +1,59 @@
+"""Lumina-Image-2.0 and Z-Image: the host's NextDiT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ..cost import CostProfile, linear_weights
+from .base import Gather, ModelAdapter, replace_arg
+
+
+class NextDiTAdapter(ModelAdapter):
+    """Caption and image rows form one sequence, [caption | image | padding].
+
+    Two refiner blocks for the image and two for the caption come before the main layers and run on all tokens at
+    every step: they have no K/V cache, see few rows of 30 (2 of 28 layers' work), and give active tokens neighbours
+    that are up to date. Rotary positions go to every layer and are gathered for each. Z-Image pads the image rows
+    to a multiple; padding rows are processed at every step, like text.
+    """
+
+    family = "Lumina-Image-2.0 / Z-Image (NextDiT)"
+    class_name = "NextDiT"
+    text_in_hidden = True
+
+    def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        return network.layers
+
+    def final_layer(self, network: nn.Module) -> nn.Module:
+        return network.final_layer
+
+    def patch_size(self, network: nn.Module) -> int:
+        return network.patch_size
+
+    def suffix_rows(self, network: nn.Module, n_tokens: int) -> int:
+        multiple = getattr(network, "pad_tokens_multiple", None)
+        return -n_tokens % multiple if multiple else 0
+
+    def kv_repeat(self, network: nn.Module) -> int:
+        return network.layers[0].attention.n_rep
+
+    def map_block_inputs(
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+    ) -> tuple[tuple, dict]:
+        """A layer is called with (x, x_mask, freqs_cis, adaln_input)."""
+        if gather_hidden is not None:
+            args, kwargs = replace_arg(args, kwargs, 0, "x", gather_hidden)
+        return replace_arg(args, kwargs, 2, "freqs_cis", gather_positions)
+
+    def cost_profile(self, network: nn.Module) -> CostProfile:
+        weights = sum(linear_weights(layer) for layer in network.layers)
+        return CostProfile(
+            image_weights=weights,
+            text_weights=weights,
+            joint_width=network.dim * len(network.layers),
+            dense_weights=sum(linear_weights(layer) for layer in network.noise_refiner),
+            dense_width=network.dim * len(network.noise_refiner),
+            final_weights=linear_weights(network.final_layer),
+        )

@@ -1,0 +1,118 @@
+"""Every supported family as a tiny model of ComfyUI's own classes, for tests that run over all of them.
+
+Weights are random but tame: each layer keeps its input's scale, and modulation is not zero, so that every path of
+the network shows in its output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS, POOLED_DIM, tiny_sd3_unet_config
+
+
+@dataclass(frozen=True)
+class Family:
+    """A tiny model and its conditioning.
+
+    Attributes:
+        name: for test ids.
+        model_class: name in comfy.supported_models.
+        unet_config: what that class builds the network from.
+        pads: the multiple to which the family pads its text and image rows; 1 for none.
+        block_attentions: attentions with a K/V cache of their own in each main block.
+        kv_width: numbers in one cached key (repeated heads counted once).
+    """
+
+    name: str
+    model_class: str
+    unet_config: Callable[[], dict[str, Any]]
+    pads: int = 1
+    block_attentions: tuple[int, ...] = (1, 1, 1)
+    kv_width: int = 128
+
+    def build(self, seed: int = 0):
+        """A ModelPatcher on the CPU in float32."""
+        import comfy.model_patcher
+        import comfy.supported_models
+
+        cpu = torch.device("cpu")
+        config = getattr(comfy.supported_models, self.model_class)(self.unet_config())
+        model = config.get_model({}, prefix="", device=cpu)
+        _draw_weights(model.diffusion_model, seed)
+        return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+    def conditioning(self, seed: int, rows: int = 7) -> list:
+        """CONDITIONING as ComfyUI's text nodes give it."""
+        generator = torch.Generator().manual_seed(seed)
+        context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
+        return [[context, {"pooled_output": torch.randn(1, POOLED_DIM, generator=generator)}]]
+
+    def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
+        return torch.randn(
+            batch, LATENT_CHANNELS, height, width, generator=torch.Generator().manual_seed(seed)
+        )
+
+
+def _sd3(**changes: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {**tiny_sd3_unet_config(), **changes}
+
+
+def _nextdit(**changes: Any) -> Callable[[], dict[str, Any]]:
+    base = {
+        "image_model": "lumina2",
+        "in_channels": LATENT_CHANNELS,
+        "patch_size": 2,
+        "dim": 128,
+        "n_layers": 3,
+        "n_refiner_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": 2,
+        "multiple_of": 32,
+        "ffn_dim_multiplier": 2.0,
+        "qk_norm": True,
+        "cap_feat_dim": CONTEXT_DIM,
+        "axes_dims": [8, 12, 12],
+        "axes_lens": [64, 64, 64],
+        "dtype": torch.float32,
+    }
+    return lambda: {**base, **changes}
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("sd3", "SD3", _sd3()),
+        Family("sd35_large", "SD3", _sd3(qk_norm="rms")),
+        Family(
+            "sd35_medium", "SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]), block_attentions=(2, 2, 1)
+        ),
+        Family("lumina2", "Lumina2", _nextdit(), kv_width=64),
+        Family(
+            "z_image", "ZImage",
+            # Its modulation has 256 channels, so that is the smallest width.
+            _nextdit(dim=256, n_heads=8, n_kv_heads=8, pad_tokens_multiple=32, z_image_modulation=True, time_scale=1000.0),
+            pads=32, kv_width=256,
+        ),
+    )
+}  # fmt: skip
+
+
+@torch.no_grad()
+def _draw_weights(network: torch.nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    state = dict(network.named_parameters()) | dict(network.named_buffers())
+    for name in sorted(state):
+        tensor = state[name]
+        draw = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim >= 2:
+            draw /= math.sqrt(math.prod(tensor.shape[1:])) if "pos_embed" not in name else 2.0
+        else:
+            draw = draw * 0.1 + (0.0 if name.endswith("bias") else 1.0)
+        tensor.copy_(draw)

@@ -1,0 +1,291 @@
+"""The four proofs that every adapter passes: identity, effect, life-cycle, reality.
+
+All of them run ComfyUI's own classes and samplers at a small size, for every family of support/families.py.
+"""
+
+import gc
+import weakref
+
+import comfy.samplers
+import pytest
+import torch
+from ras_pack.ras_core import host
+from ras_pack.ras_core.adapters import adapter_for
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.forward import NetworkCall
+from ras_pack.ras_core.host import OVERRIDE, last_trace, patch_model
+from ras_pack.ras_core.schedule import StepKind
+from support.families import FAMILIES, Family
+from support.sampling import FAST, STEPS, distance, sample, sample_ras
+
+SIZES = {"square": (16, 16), "wide": (12, 20), "odd": (13, 19)}
+FLOAT = 2e-5  # float32 rounding through a whole run
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+def _tokens(size: tuple[int, int]) -> int:
+    return -(-size[0] // 2) * -(-size[1] // 2)
+
+
+def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = None, sigma: float = 0.7):
+    """The denoised estimate of one conditioning, through the host's apply_model."""
+    base = model.model
+    conds = base.extra_conds(
+        cross_attn=family.conditioning(1)[0][0], pooled_output=family.conditioning(1)[0][1]["pooled_output"],
+        noise=x, device=x.device,
+    )  # fmt: skip
+    ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
+    options = {} if call is None else {OVERRIDE: call.attend}
+    t = torch.full((x.shape[0],), sigma)
+    if call is None:
+        return base.apply_model(x, t, transformer_options=options, **ready)
+    with call.placed():
+        return base.apply_model(x, t, transformer_options=options, **ready)
+
+
+class TestIdentity:
+    """What asks for dense steps only is the unpatched model, bit for bit."""
+
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_2m_sde"])
+    @pytest.mark.parametrize("config", [RASConfig(sample_ratio=1.0), RASConfig(start_step=STEPS)], ids=["ratio", "plan"])
+    def test_dense_settings_change_nothing(self, family, sampler, config):
+        model, noise = family.build(), family.noise()
+        latent, trace = sample_ras(model, family, noise, config, sampler=sampler)
+        assert torch.equal(latent, sample(model, family, noise, sampler=sampler))
+        assert trace.regional_steps == 0 and trace.token_share == 1.0
+
+    def test_a_patched_model_leaves_the_original_alone(self, family):
+        model, noise = family.build(), family.noise()
+        before = sample(model, family, noise)
+        after_ras, _ = sample_ras(model, family, noise)
+        assert not torch.equal(after_ras, before)
+        assert torch.equal(sample(model, family, noise), before)
+
+
+class TestReality:
+    """The arithmetic of a regional call is that of the dense call."""
+
+    @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_all_tokens_in_shuffled_order_equal_the_dense_call(self, family, size, batch):
+        model, x, n = family.build(), family.noise(*size, batch=batch), _tokens(size)
+        network = model.model.diffusion_model
+        slots = {}
+        dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        assert torch.equal(dense, _call(model, family, x))
+        for sequence in slots.values():  # nothing may come from the cache when every token is active
+            sequence.key.fill_(torch.nan)
+            sequence.value.fill_(torch.nan)
+        order = torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(i)) for i in range(batch)])
+        call = NetworkCall(adapter_for(network), network, n, slots, order)
+        regional = _call(model, family, x, call)
+        assert call.gathered
+        assert distance(regional, dense) < FLOAT
+
+    @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_a_regional_call_gives_the_dense_output_at_its_active_tokens(self, family, size, batch):
+        model, x, n = family.build(), family.noise(*size, batch=batch), _tokens(size)
+        network = model.model.diffusion_model
+        slots = {}
+        dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        active = torch.stack(
+            [torch.randperm(n, generator=torch.Generator().manual_seed(i))[: n // 3] for i in range(batch)]
+        )
+        regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
+        grid = host.TokenGrid(*size, 2)
+        mask = grid.active_pixels(active).expand_as(dense)
+        assert distance(regional[mask], dense[mask]) < FLOAT
+        assert distance(regional[~mask], dense[~mask]) > 0.01  # those places are filled from the cache later
+
+    def test_cached_keys_and_values_carry_weight(self, family):
+        """The proof above can fail: with other cached rows the active tokens come out differently."""
+        model, x, n = family.build(), family.noise(), 64
+        network = model.model.diffusion_model
+        slots = {}
+        dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        for sequence in slots.values():
+            sequence.value.zero_()
+        active = torch.arange(0, n, 3)[None]
+        regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
+        mask = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(dense)
+        assert distance(regional[mask], dense[mask]) > 0.01
+
+    @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+    def test_a_batch_equals_its_single_runs(self, family, size):
+        model, noise = family.build(), family.noise(*size, batch=3)
+        together, trace = sample_ras(model, family, noise)
+        assert trace.regional_steps == 7
+        for i in range(3):
+            single, single_trace = sample_ras(model, family, noise[i : i + 1])
+            assert distance(together[i : i + 1], single) < FLOAT
+            for step, single_step in zip(trace.steps, single_trace.steps, strict=True):
+                assert (step.active[i] == single_step.active[0]).all()
+
+    @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+    def test_masks_have_the_shape_of_the_token_grid(self, family, size):
+        _, trace = sample_ras(family.build(), family, family.noise(*size, batch=2))
+        n = _tokens(size)
+        for step in trace.steps:
+            assert step.active.shape == (2, -(-size[0] // 2), -(-size[1] // 2))
+            expected = n if step.kind is StepKind.DENSE else n - n // 2
+            assert (step.active.sum(axis=(1, 2)) == expected).all()
+
+    @pytest.mark.parametrize("mode", ["split", "alternating"])
+    def test_conditionings_in_separate_calls_equal_one_call(self, family, mode, monkeypatch):
+        model, noise = family.build(), family.noise(batch=2)
+        together, _ = sample_ras(model, family, noise)
+        calls = []
+
+        def memory_required(*args, **kwargs):  # more than there is: the host then evaluates one conditioning a call
+            calls.append(1)
+            return 1e30 if mode == "split" or len(calls) % 4 < 2 else 0.0
+
+        monkeypatch.setattr(model.model, "memory_required", memory_required)
+        apart, trace = sample_ras(model, family, noise)
+        assert calls
+        assert trace.regional_steps == 7 and not trace.notes
+        assert distance(apart, together) < FLOAT
+
+    def test_prompts_of_different_length(self, family):
+        model, noise = family.build(), family.noise()
+        _, trace = sample_ras(
+            model, family, noise, positive=family.conditioning(1, rows=9), negative=family.conditioning(2, rows=4)
+        )
+        assert trace.regional_steps == 7 and not trace.notes
+
+
+class TestEffect:
+    """Fewer tokens really enter the network; counted, not inferred from the picture."""
+
+    @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+    def test_rows_that_enter_every_block_and_every_cache(self, family, size):
+        model, noise, n = family.build(), family.noise(*size), _tokens(size)
+        adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
+        rows = {layer: [] for layer in range(3)}
+        hidden = 1 if adapter.class_name == "MMDiT" else 0
+
+        def counter(layer):
+            return lambda module, args: rows[layer].append(args[hidden].shape[1])
+
+        # forward hooks run after ours, on what the block really got
+        handles = [
+            block.register_forward_hook(lambda m, args, out, layer=layer: counter(layer)(m, args))
+            for layer, block in enumerate(adapter.main_blocks(network))
+        ]
+        _, trace = sample_ras(model, family, noise)
+        for handle in handles:
+            handle.remove()
+        text = 7 if adapter.text_in_hidden else 0
+        if family.pads > 1:
+            text += -7 % family.pads  # captions are padded too
+        padding = -n % family.pads
+        by_step = [n - n // 2 if step not in (0, 1, 6) else n for step in range(STEPS)]
+        for layer in range(3):
+            assert rows[layer] == [text + active + padding for active in by_step]
+        assert trace.token_share == pytest.approx(sum(by_step) / (n * STEPS))
+
+    def test_every_attention_of_the_main_blocks_has_its_cache(self, family):
+        model, x, n = family.build(), family.noise(), 64
+        network = model.model.diffusion_model
+        slots = {}
+        _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        expected = {
+            (layer, ordinal) for layer, count in enumerate(family.block_attentions) for ordinal in range(count)
+        }
+        assert set(slots) == expected
+        for slot, sequence in slots.items():
+            rows = n + sequence.prefix + sequence.suffix
+            assert sequence.key.shape[:2] == sequence.value.shape[:2] == (1, rows)
+            assert sequence.key[0, 0].numel() == sequence.value[0, 0].numel() == family.kv_width
+            is_joint = slot[1] == 0
+            assert (sequence.prefix > 0) == is_joint
+
+
+class TestLifeCycle:
+    """A run leaves nothing behind, however it ends."""
+
+    def test_second_run_and_changed_size_equal_a_fresh_model(self, family):
+        model = family.build()
+        patched = patch_model(model, FAST)
+        for size in [(16, 16), (12, 20), (16, 16)]:
+            noise = family.noise(*size)
+            fresh, _ = sample_ras(family.build(), family, noise)
+            assert torch.equal(sample(patched, family, noise), fresh)
+
+    def test_an_interrupted_run_leaves_no_trace(self, family):
+        import comfy.model_management
+
+        model, noise = family.build(), family.noise()
+        patched = patch_model(model, FAST)
+
+        def interrupt(step, *_):
+            if step == 4:
+                raise comfy.model_management.InterruptProcessingException
+
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched, family, noise, callback=interrupt)
+        assert _hooks(model) == 0
+        with pytest.raises(ValueError, match="no run of this model has finished"):
+            last_trace(patched)
+        fresh, _ = sample_ras(family.build(), family, noise)
+        assert torch.equal(sample(patched, family, noise), fresh)
+
+    def test_an_exception_inside_the_network_leaves_no_hook(self, family):
+        model, noise = family.build(), family.noise()
+        network = model.model.diffusion_model
+        calls = []
+
+        def fail(module, args):
+            calls.append(1)
+            if len(calls) == 5:
+                raise MemoryError("planted")
+
+        handle = adapter_for(network).final_layer(network).register_forward_pre_hook(fail)
+        with pytest.raises(MemoryError, match="planted"):
+            sample_ras(model, family, noise)
+        handle.remove()
+        assert _hooks(model) == 0
+
+    def test_two_branches_of_one_graph_do_not_meet(self, family):
+        model, noise = family.build(), family.noise()
+        half, quarter = (patch_model(model, RASConfig(sample_ratio=r, start_step=2)) for r in (0.5, 0.25))
+        first = sample(half, family, noise)
+        sample(quarter, family, noise)
+        assert torch.equal(sample(half, family, noise), first)
+        assert last_trace(half).token_share != last_trace(quarter).token_share
+
+    def test_the_last_of_two_patches_wins(self, family, caplog):
+        model, noise = family.build(), family.noise()
+        with caplog.at_level("INFO"):
+            twice = patch_model(patch_model(model, RASConfig(sample_ratio=0.25)), FAST)
+        assert caplog.text.count("replaces") == 1
+        once, _ = sample_ras(model, family, noise)
+        assert torch.equal(sample(twice, family, noise), once)
+
+    def test_no_memory_is_held_after_a_run(self, family, monkeypatch):
+        states = []
+        original = host.RunState
+
+        def spy(*args, **kwargs):
+            state = original(*args, **kwargs)
+            states.append(weakref.ref(state))
+            return state
+
+        monkeypatch.setattr(host, "RunState", spy)
+        model = family.build()
+        _, trace = sample_ras(model, family, family.noise())
+        gc.collect()
+        assert trace.kv_bytes > 0
+        assert [state() for state in states] == [None]
+
+
+def _hooks(model) -> int:
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)
+        for module in model.model.diffusion_model.modules()
+    )
