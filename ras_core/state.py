@@ -72,6 +72,7 @@ class RunState:
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
+    @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
         """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
         evaluation = self.evaluation

@@ -45,10 +45,12 @@ class SD3Adapter(ModelAdapter):
             return None
         if ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):
             raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
-        if set(control) - {"output"}:
-            raise RegionalAbort(f"a ControlNet gives {sorted(control)}, of which only 'output' is known")
+        unknown = [name for name, residuals in control.items() if residuals and name != "output"]
+        if unknown:
+            raise RegionalAbort(f"a ControlNet gives residuals for {unknown}, of which nothing is known")
         flat_idx = row_index(active_idx, n_tokens, 0, 0)
-        return {"output": [_active_rows(residual, flat_idx, active_idx, n_tokens) for residual in control["output"]]}
+        residuals = [_active_rows(each, flat_idx, active_idx, n_tokens) for each in control.get("output", [])]
+        return {**control, "output": residuals}
 
     def cost_profile(self, network: nn.Module) -> CostProfile:
         blocks = list(network.joint_blocks)

@@ -18,6 +18,7 @@ FAST = RASConfig(sample_ratio=0.5, start_step=2, error_reset_every=4)
 """Steps 0, 1 and 6 of ten dense, seven regional."""
 
 
+@torch.inference_mode()  # as ComfyUI executes nodes
 def sample(
     model,
     family: Family,

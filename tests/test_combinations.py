@@ -1,0 +1,306 @@
+"""RAS with what else people put into a graph: the right picture, or a dense run that says why.
+
+Each combination is ComfyUI's own (LoRA patches, SD3 ControlNet, area, mask, hooks), at a small size.
+"""
+
+import comfy.cldm.mmdit
+import comfy.controlnet
+import comfy.ops
+import comfy.samplers
+import pytest
+import torch
+from ras_pack.ras_core.adapters import adapter_for
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host import OVERRIDE, last_trace, patch_model
+from support.families import FAMILIES, Family, _draw_weights
+from support.sampling import FAST, STEPS, distance, sample, sample_ras
+
+
+@pytest.fixture(params=["sd3", "sd35_medium", "lumina2"])
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def sd3() -> Family:
+    return FAMILIES["sd3"]
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
+def test_every_sampler_of_the_host_runs(sampler, sd3):
+    model, noise = sd3.build(), sd3.noise(8, 8)
+    latent, trace = sample_ras(model, sd3, noise, RASConfig(start_step=2, error_reset_every=0), sampler=sampler, steps=6)
+    assert torch.isfinite(latent).all()
+    assert trace.regional_steps > 0
+    assert 0.5 < trace.token_share < 1.0
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde"])
+def test_samplers_with_two_evaluations_a_step_keep_to_the_plan(sampler, family):
+    """An evaluation belongs to the step whose interval holds its sigma, and a step has one active set."""
+    _, trace = sample_ras(family.build(), family, family.noise(), sampler=sampler)
+    plan = {0: 1.0, 1: 1.0, 6: 1.0}
+    sets = {}
+    for evaluation in trace.evaluations:
+        assert evaluation.active_share == plan.get(evaluation.step, 0.5)
+        key = sets.setdefault(evaluation.step, evaluation.active.tobytes())
+        assert key == evaluation.active.tobytes()
+    assert len(trace.evaluations) > STEPS
+
+
+class TestSchedule:
+    def test_denoise_counts_steps_from_this_runs_first(self, family):
+        """KSampler with denoise 0.5 makes the last ten of twenty steps."""
+        image = family.noise(seed=9)
+        _, trace = sample_ras(family.build(), family, family.noise(), latent_image=image, denoise=0.5)
+        kinds = [step.kind.value for step in trace.steps]
+        assert len(kinds) == STEPS
+        assert [i for i, kind in enumerate(kinds) if kind == "dense"] == [0, 1, 6]
+
+    def test_too_few_steps_run_dense_and_say_so(self, family, caplog):
+        model, noise = family.build(), family.noise()
+        latent, trace = sample_ras(model, family, noise, RASConfig(start_step=4), steps=4)
+        assert torch.equal(latent, sample(model, family, noise, steps=4))
+        assert caplog.text.count("no regional step fits") == 1
+        assert "no regional step fits: the run has 4 steps" in trace.summary()
+
+    def test_a_dense_run_by_request_needs_no_warning(self, family, caplog):
+        _, trace = sample_ras(family.build(), family, family.noise(), RASConfig(sample_ratio=1.0))
+        assert not trace.notes and "WARNING" not in caplog.text
+
+    def test_a_rising_schedule_runs_dense(self, sd3, caplog):
+        import comfy.sample
+
+        model, noise = sd3.build(), sd3.noise()
+        sigmas = torch.linspace(0.1, 0.9, 8)
+        euler = comfy.samplers.sampler_object("euler")
+        args = (noise, 1.0, euler, sigmas, sd3.conditioning(1), sd3.conditioning(2), noise)
+        patched = patch_model(model, FAST)
+        inverted = comfy.sample.sample_custom(patched, *args, disable_pbar=True, seed=0)
+        assert torch.equal(inverted, comfy.sample.sample_custom(model, *args, disable_pbar=True, seed=0))
+        assert caplog.text.count("does not decrease") == 1
+
+
+class TestLoRA:
+    @pytest.fixture
+    def lora(self, family):
+        def patches(model):
+            generator = torch.Generator().manual_seed(4)
+            keys = [k for k in model.model.state_dict() if k.endswith(("qkv.weight", "fc1.weight", "w1.weight"))]
+            weights = {k: model.model.state_dict()[k] for k in keys}
+            return {k: (0.2 * torch.randn(w.shape, generator=generator) * w.std(),) for k, w in weights.items()}
+
+        return patches
+
+    def test_before_and_after_the_patch_are_the_same(self, family, lora):
+        noise = family.noise()
+        before = family.build()
+        before.add_patches(lora(before), 1.0)
+        after = patch_model(family.build(), FAST).clone()
+        after.add_patches(lora(after), 1.0)
+        with_lora, trace = sample_ras(before, family, noise)
+        assert trace.regional_steps == 7 and not trace.notes
+        assert torch.equal(sample(after, family, noise), with_lora)
+        plain, _ = sample_ras(family.build(), family, noise)
+        assert distance(with_lora, plain) > 0.01
+
+    def test_taking_it_away_leaves_no_trace(self, family, lora):
+        model, noise = family.build(), family.noise()
+        first, _ = sample_ras(model, family, noise)
+        styled = model.clone()
+        styled.add_patches(lora(styled), 1.0)
+        sample_ras(styled, family, noise)
+        import comfy.model_management
+
+        comfy.model_management.unload_all_models()
+        again, _ = sample_ras(model, family, noise)
+        assert torch.equal(again, first)
+
+
+class TestControlNet:
+    @pytest.fixture
+    def conditioned(self, sd3):
+        """Positive and negative with a two-block SD3 ControlNet of the host's class."""
+        config = {k: v for k, v in sd3.unet_config().items() if k not in ("num_blocks", "out_channels")}
+        network = comfy.cldm.mmdit.ControlNet(num_blocks=2, operations=comfy.ops.disable_weight_init, **config)
+        _draw_weights(network, 8)
+        control = comfy.controlnet.ControlNet(network, compression_ratio=1, load_device=torch.device("cpu"))
+
+        def make(strength=1.0, end_percent=1.0):
+            hint = sd3.noise(seed=12)
+            net = control.copy().set_cond_hint(hint, strength, (0.0, end_percent))
+            return [
+                [[context, {**extras, "control": net, "control_apply_to_uncond": False}]]
+                for context, extras in (sd3.conditioning(1)[0], sd3.conditioning(2)[0])
+            ]
+
+        return make
+
+    def test_regional_steps_get_the_active_tokens_residuals(self, sd3, conditioned):
+        """With all but one token active, a run must come out as the dense one does."""
+        model, noise = sd3.build(), sd3.noise()
+        positive, negative = conditioned()
+        dense = sample(model, sd3, noise, positive=positive, negative=negative)
+        nearly_all = RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0)
+        latent, trace = sample_ras(model, sd3, noise, nearly_all, positive=positive, negative=negative)
+        assert trace.regional_steps == 8 and not trace.notes
+        assert distance(latent, dense) < 0.02
+        uncontrolled = sample(model, sd3, noise)
+        assert distance(uncontrolled, dense) > 0.1
+
+    def test_batched_and_ending_half_way(self, sd3, conditioned):
+        positive, negative = conditioned(end_percent=0.5)
+        latent, trace = sample_ras(
+            sd3.build(), sd3, sd3.noise(batch=2), positive=positive, negative=negative
+        )
+        assert trace.regional_steps == 7 and not trace.notes
+        assert torch.isfinite(latent).all()
+
+    def test_residuals_of_an_unknown_form_run_dense_and_say_so(self, sd3, conditioned, caplog):
+        model, noise = sd3.build(), sd3.noise()
+        positive, negative = conditioned()
+        net = positive[0][1]["control"]
+        original = net.get_control
+
+        def with_middle(*args, **kwargs):
+            control = original(*args, **kwargs)
+            return control if control is None else {**control, "middle": [torch.zeros(1)]}
+
+        for cond in (positive, negative):
+            cond[0][1]["control"].get_control = with_middle
+        dense = sample(model, sd3, noise, positive=positive, negative=negative)
+        latent, trace = sample_ras(model, sd3, noise, positive=positive, negative=negative)
+        assert distance(latent, dense) < 1e-5
+        assert trace.regional_steps == 0
+        assert caplog.text.count("running dense from here") == 1
+
+
+class TestConditioning:
+    def test_an_area_runs_dense_and_says_so(self, family, caplog):
+        model, noise = family.build(), family.noise()
+        area = family.conditioning(3)
+        area[0][1]["area"] = (8, 8, 4, 4)
+        positive = family.conditioning(1) + area
+        latent, trace = sample_ras(model, family, noise, positive=positive)
+        assert torch.equal(latent, sample(model, family, noise, positive=positive))
+        assert trace.regional_steps == 0
+        assert caplog.text.count("area conditioning") == 1
+
+    def test_a_masked_prompt_runs_regional(self, family):
+        masked = family.conditioning(3)
+        masked[0][1]["mask"] = torch.zeros(1, 16, 16)
+        masked[0][1]["mask"][:, :, 8:] = 1.0
+        latent, trace = sample_ras(family.build(), family, family.noise(), positive=family.conditioning(1) + masked)
+        assert trace.regional_steps == 7 and not trace.notes
+        assert torch.isfinite(latent).all()
+
+    def test_a_prompt_that_joins_half_way_runs_dense_once(self, family, caplog):
+        late = family.conditioning(3)
+        late[0][1]["start_percent"], late[0][1]["end_percent"] = 0.5, 1.0
+        latent, trace = sample_ras(family.build(), family, family.noise(), positive=family.conditioning(1) + late)
+        assert torch.isfinite(latent).all()
+        assert trace.regional_steps == 6  # one of the seven planned ones ran dense to fill the newcomer's cache
+        assert caplog.text.count("nothing cached yet") == 1
+
+    def test_an_inpaint_mask_keeps_what_is_outside(self, family):
+        model, noise, image = family.build(), family.noise(), family.noise(seed=21)
+        mask = torch.zeros(1, 1, 16, 16)
+        mask[..., 4:12, 4:12] = 1.0
+        latent, trace = sample_ras(model, family, noise, latent_image=image, noise_mask=mask)
+        assert trace.regional_steps == 7 and not trace.notes
+        assert torch.allclose(latent[..., :4, :], image[..., :4, :], atol=1e-5)
+        dense = sample(model, family, noise, latent_image=image, noise_mask=mask)
+        assert distance(latent, dense) < 0.5
+
+    def test_without_guidance(self, family):
+        """At cfg 1 the host leaves the negative prompt out."""
+        _, trace = sample_ras(family.build(), family, family.noise(), cfg=1.0)
+        assert trace.regional_steps == 7 and not trace.notes
+
+
+class TestOtherPatches:
+    def test_another_attention_override_is_called_with_the_whole_cache(self, family):
+        model, noise = family.build(), family.noise()
+        rows = []
+
+        def other(func, q, k, v, heads, *args, **kwargs):
+            axis = 2 if kwargs.get("skip_reshape") else 1
+            rows.append((q.shape[axis], k.shape[axis]))
+            return func(q, k, v, heads, *args, **kwargs)
+
+        plain, _ = sample_ras(model, family, noise)
+        model.model_options["transformer_options"][OVERRIDE] = other
+        latent, _ = sample_ras(model, family, noise)
+        assert torch.equal(latent, plain)
+        assert any(q < k for q, k in rows) and max(k for _, k in rows) >= 64
+
+    @pytest.mark.parametrize("skipped", [0, 1])
+    def test_a_block_that_is_skipped(self, sd3, skipped):
+        """Skip-layer guidance replaces a block and calls the same conditioning again."""
+        model, noise = sd3.build(), sd3.noise()
+        model.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", skipped)
+        latent, trace = sample_ras(model, sd3, noise, RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0))
+        assert trace.regional_steps == 8 and not trace.notes
+        assert distance(latent, sample(model, sd3, noise)) < 0.02
+
+    def test_skip_layer_guidance_node(self, sd3):
+        from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
+
+        model, noise = sd3.build(), sd3.noise()
+        arguments = {
+            "double_layers": "1", "single_layers": "", "scale": 3.0, "start_percent": 0.01, "end_percent": 0.6,
+        }  # fmt: skip
+        node = SkipLayerGuidanceDiT
+        call = getattr(node, "execute", None)
+        guided = call(model=model, **arguments)[0] if call else node().skip_guidance(model=model, **arguments)[0]
+        latent, trace = sample_ras(guided, sd3, noise, RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0))
+        assert trace.regional_steps >= 6
+        assert distance(latent, sample(guided, sd3, noise)) < 0.02
+
+    def test_a_patch_that_expects_every_token_runs_dense_and_says_so(self, family, caplog):
+        """A hook of another pack that adds a full-length tensor fails on a shortened sequence."""
+        model, noise = family.build(), family.noise()
+        network = model.model.diffusion_model
+        block = adapter_for(network).main_blocks(network)[1]
+        handle = block.register_forward_hook(_add_full_length)
+        dense = sample(model, family, noise)
+        latent, trace = sample_ras(model, family, noise)
+        handle.remove()
+        assert distance(latent, dense) < 1e-5
+        assert trace.regional_steps == 0
+        assert caplog.text.count("running dense from here") == 1
+        assert "a regional step failed" in trace.summary()
+
+    def test_compiled_code_that_ignores_hooks_is_noticed(self, family, caplog):
+        """Compiled code does not run hooks that were placed later: dense, and said once."""
+        model, noise = family.build(), family.noise()
+        network = model.model.diffusion_model
+        for block in adapter_for(network).main_blocks(network):
+            block.register_forward_pre_hook = lambda *args, **kwargs: _NoHandle()
+        latent, trace = sample_ras(model, family, noise)
+        assert distance(latent, sample(model, family, noise)) < 1e-5
+        assert trace.regional_steps == 0
+        assert caplog.text.count("running dense from here") == 1
+
+    def test_lazy_cache_in_front(self, family):
+        from comfy_extras.nodes_easycache import LazyCacheNode
+
+        model = LazyCacheNode.execute(patch_model(family.build(), FAST), 0.2, 0.15, 0.95, False)[0]
+        latent = sample(model, family, family.noise())
+        assert torch.isfinite(latent).all()
+        assert len(last_trace(model).evaluations) <= STEPS
+
+
+class _NoHandle:
+    def remove(self) -> None:
+        pass
+
+
+def _add_full_length(module, args, output):
+    rows = (64, 64 + 7)  # image alone, caption and image
+    image = output[1] if isinstance(output, tuple) else output
+    if image.shape[1] in rows:
+        extra = torch.ones(image.shape[1], 1)
+        _add_full_length.extra = extra
+    changed = image + 0.01 * _add_full_length.extra
+    return (output[0], changed) if isinstance(output, tuple) else changed

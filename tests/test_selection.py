@@ -1,0 +1,99 @@
+"""Metric, selection and starvation, by numbers one can work out by hand."""
+
+import pytest
+import torch
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.metric import region_metric
+from ras_pack.ras_core.selection import count_drops, select_active
+from ras_pack.ras_core.tokens import TokenGrid
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _select(metric, drops=None, count=2, **settings):
+    metric = torch.tensor([metric], dtype=torch.float32)
+    drops = torch.zeros_like(metric, dtype=torch.int32) if drops is None else torch.tensor([drops])
+    return select_active(metric, drops, count, RASConfig(**settings))[0].tolist()
+
+
+class TestMetric:
+    def test_std_over_channels_then_mean_over_the_token(self):
+        noise = torch.zeros(1, 2, 2, 2)
+        noise[0, :, 0, 0] = torch.tensor([1.0, -1.0])  # unbiased std: sqrt(2)
+        grid = TokenGrid(2, 2, 2)
+        assert region_metric(noise, "std", grid, _generator()).item() == pytest.approx(2**0.5 / 4)
+        assert region_metric(noise, "l2norm", grid, _generator()).item() == pytest.approx(2**0.5 / 4)
+
+    def test_padding_of_an_odd_size_does_not_count(self):
+        noise = torch.ones(1, 3, 3, 3)
+        value = region_metric(noise, "l2norm", TokenGrid(3, 3, 2), _generator())
+        assert value.shape == (1, 4)
+        assert torch.allclose(value, torch.full((1, 4), 3**0.5))
+
+    def test_half_precision_input_is_ranked_in_float32(self):
+        noise = torch.randn(1, 4, 4, 4, dtype=torch.float16)
+        assert region_metric(noise, "std", TokenGrid(4, 4, 2), _generator()).dtype is torch.float32
+
+    def test_random_is_the_same_for_every_image(self):
+        value = region_metric(torch.zeros(3, 4, 4, 4), "random", TokenGrid(4, 4, 2), _generator())
+        assert torch.equal(value[0], value[2]) and value[0].unique().numel() == 4
+
+
+class TestSelection:
+    METRIC = [0.5, 0.9, 0.1, 0.3, 0.7]
+
+    def test_high_values_are_cached(self):
+        assert _select(self.METRIC) == [2, 3]
+
+    def test_from_the_low_end(self):
+        assert _select(self.METRIC, high_ratio=0.0) == [1, 4]
+
+    def test_from_both_ends(self):
+        # three cached: round(3 * 0.3) = 1 from the high end, two from the low end
+        assert _select(self.METRIC, high_ratio=0.3) == [0, 4]
+
+    def test_indices_are_sorted_and_each_image_has_its_own(self):
+        metric = torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
+        active = select_active(metric, torch.zeros(2, 3), 2, RASConfig())
+        assert active.tolist() == [[1, 2], [0, 2]]
+
+    @pytest.mark.parametrize("high_ratio", [0.0, 0.3, 0.5, 1.0])
+    @pytest.mark.parametrize("count", [1, 7, 32, 63, 64])
+    def test_the_count_is_exact_at_every_setting(self, high_ratio, count):
+        metric = torch.rand(2, 64, generator=_generator())
+        active = select_active(metric, torch.zeros(2, 64), count, RASConfig(high_ratio=high_ratio))
+        assert active.shape == (2, count)
+        assert all(len(set(row)) == count for row in active.tolist())
+
+
+class TestStarvation:
+    def _longest_absence(self, **settings) -> int:
+        """Most steps in a row that any of 1,000 tokens of equal metric stays cached, half being active."""
+        config = RASConfig(**settings)
+        metric, drops = torch.ones(1, 1000), torch.zeros(1, 1000, dtype=torch.int32)
+        absent, longest = torch.zeros(1000, dtype=torch.int32), 0
+        for _ in range(20):
+            active = select_active(metric, drops, 500, config)
+            drops = count_drops(drops, active)
+            absent += 1
+            absent[active[0]] = 0
+            longest = max(longest, int(absent.max()))
+        return longest
+
+    @pytest.mark.parametrize("high_ratio", [0.0, 0.3, 1.0])
+    def test_a_dropped_token_returns(self, high_ratio):
+        assert self._longest_absence(high_ratio=high_ratio) <= 3
+
+    def test_the_reference_formula_never_lets_it_return(self):
+        assert self._longest_absence(starvation="reference") == 20
+
+    def test_drops_are_counted(self):
+        drops = count_drops(torch.tensor([[0, 2, 5]]), torch.tensor([[1]]))
+        assert drops.tolist() == [[1, 2, 6]]
+
+    def test_a_large_scale_neither_overflows_nor_vanishes(self):
+        drops = torch.full((1, 3), 400, dtype=torch.int32)
+        drops[0, 1] = 399
+        assert select_active(torch.ones(1, 3), drops, 2, RASConfig(starvation_scale=10.0)).tolist() == [[0, 2]]

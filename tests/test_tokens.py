@@ -1,0 +1,104 @@
+"""Rows, grids and the K/V store, by small integers."""
+
+import pytest
+import torch
+from ras_pack.ras_core import kv
+from ras_pack.ras_core.cost import CostProfile, expected_speedup
+from ras_pack.ras_core.errors import RegionalAbort
+from ras_pack.ras_core.tokens import TokenGrid, gather_rows, row_index, scatter_rows
+
+
+class TestRows:
+    SEQUENCE = torch.arange(2 * 6).view(2, 6, 1)  # one text row, four tokens, one padding row
+    ACTIVE = torch.tensor([[0, 3], [2, 1]])
+
+    def test_text_and_padding_rows_always_stay(self):
+        index = row_index(self.ACTIVE, 4, prefix=1, suffix=1)
+        assert gather_rows(self.SEQUENCE, index)[..., 0].tolist() == [[0, 1, 4, 5], [6, 9, 8, 11]]
+
+    def test_scatter_is_the_mirror_of_gather(self):
+        index = row_index(self.ACTIVE, 4, 1, 1)
+        back = scatter_rows(gather_rows(self.SEQUENCE, index), index, 6)
+        assert back[..., 0].tolist() == [[0, 1, 0, 0, 4, 5], [6, 0, 8, 9, 0, 11]]
+
+
+class TestGrid:
+    def test_an_odd_size_has_a_last_row_and_column_of_partial_tokens(self):
+        grid = TokenGrid(3, 5, 2)
+        assert (grid.h, grid.w, grid.n) == (2, 3, 6)
+        pixels = grid.active_pixels(torch.tensor([[2, 3]]))[0, 0].int()
+        assert pixels.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 0, 0]]
+
+
+class TestStore:
+    def _filled(self, branches, text=1):
+        """A store with one attention; K of branch i, image row j is 10 i + j."""
+        store = kv.KVStore(2)
+        self._fill(store, branches, text)
+        return store
+
+    def _fill(self, store, branches, text=1):
+        values = [[-1] * text + [10 * b, 10 * b + 1] for b in branches]
+        slots = store.begin_fill(tuple(branches))
+        key = torch.tensor(values, dtype=torch.float32)[..., None]
+        kv.fill(slots, (0, 0), key, key + 100, text, 0)
+        store.end_fill(tuple(branches), slots)
+
+    def _keys(self, store, branches):
+        return store.slots_for(tuple(branches))[0, 0].image_only().key[..., 0].tolist()
+
+    def test_split_and_joined_again(self):
+        store = self._filled([1, 2])
+        assert self._keys(store, [2]) == [[20, 21]]
+        assert self._keys(store, [1]) == [[10, 11]]
+        assert self._keys(store, [2, 1]) == [[20, 21], [10, 11]]
+        assert self._keys(store, [1, 2]) == [[10, 11], [20, 21]]
+
+    def test_branches_that_were_filled_apart_join_with_different_text(self):
+        store = self._filled([1], text=1)
+        self._fill(store, [2], text=3)
+        assert self._keys(store, [1, 2]) == [[10, 11], [20, 21]]
+
+    def test_an_update_writes_active_rows_and_text_only(self):
+        store = self._filled([1, 2])
+        slots = store.slots_for((1, 2))
+        fresh = torch.tensor([[[7.0], [8.0]], [[7.0], [9.0]]])  # text row, one active token
+        whole = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[1], [0]]), 2, (1, 0))
+        assert whole.key[..., 0].tolist() == [[7, 10, 8], [7, 9, 21]]
+
+    def test_more_text_than_before(self):
+        store = self._filled([1])
+        slots = store.slots_for((1,))
+        fresh = torch.tensor([[[5.0], [6.0], [8.0]]])
+        whole = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[0]]), 2, (2, 0))
+        assert whole.key[..., 0].tolist() == [[5, 6, 8, 11]]
+
+    def test_an_attention_without_a_cache_is_a_surprise(self):
+        with pytest.raises(RegionalAbort):
+            kv.update({}, (0, 0), (torch.zeros(1, 1, 1),) * 2, torch.tensor([[0]]), 2, (0, 0))
+
+    def test_refilling_reuses_the_buffers(self):
+        store = self._filled([1, 2])
+        pointer = store.slots_for((1, 2))[0, 0].key.data_ptr()
+        self._fill(store, [1, 2])
+        assert store.slots_for((1, 2))[0, 0].key.data_ptr() == pointer
+
+    def test_dropping_one_branch_keeps_the_other(self):
+        store = self._filled([1, 2])
+        store.drop((1,))
+        assert 1 not in store and 2 in store
+        assert self._keys(store, [2]) == [[20, 21]]
+
+    def test_bytes_are_counted_once(self):
+        assert self._filled([1, 2]).nbytes() == 2 * (2 * 3 * 4)  # K and V: two branches of three float32 rows
+
+
+class TestCost:
+    def test_flops_by_hand(self):
+        profile = CostProfile(image_weights=10, text_weights=7, joint_width=2, final_weights=1)
+        # 2 * (4 * 11 + 3 * 7 + 2 * (4 + 3) * (8 + 3) * 2) = 2 * (65 + 308)
+        assert profile.step_flops(n_tokens=8, n_active=4, n_text=3) == 746
+
+    def test_a_run_that_is_half_free(self):
+        profile = CostProfile(image_weights=10, text_weights=0, joint_width=0)
+        assert expected_speedup(profile, 8, 0, [8, 4, 4]) == pytest.approx(24 / 16)
