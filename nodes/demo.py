@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..demo.loader import FAMILIES, load_demo_model
 from ..demo.prompt import encode_prompt
 from .settings import CATEGORY
 
@@ -17,20 +18,23 @@ class RASDemoModel(io.ComfyNode):
             node_id="RASDemoModel",
             display_name="RAS Demo Model",
             category=CATEGORY,
-            description="A small SD3-architecture model, trained on emoji artwork, that ships with the pack: see RAS "
-            "work without a download. Use RAS Demo Prompt for its text and 512 x 512 for its pictures.",
-            inputs=[],
+            description="Small models trained on emoji artwork that ship with the pack: see RAS work without a "
+            "download. Use RAS Demo Prompt for their text and 512 x 512 for their pictures.",
+            inputs=[
+                io.Combo.Input(
+                    "family", options=list(FAMILIES), default="sd3",
+                    tooltip="Architecture: sd3 (MMDiT) or lumina2 (NextDiT).",
+                ),
+            ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="A plain MODEL; every sampler node takes it."),
-                io.Vae.Output(display_name="vae", tooltip="Its VAE."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE that belongs to it."),
             ],
-        )
+        )  # fmt: skip
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        from ..demo.loader import load_demo_model
-
-        return io.NodeOutput(*load_demo_model("sd3"))
+    def execute(cls, family: str) -> io.NodeOutput:
+        return io.NodeOutput(*load_demo_model(family))
 
 
 class RASDemoPrompt(io.ComfyNode):

@@ -46,7 +46,7 @@ class RASKSampler(io.ComfyNode):
 def _sampler_inputs() -> list[io.Input]:
     """KSampler's inputs, in its order."""
     return [
-        io.Model.Input("model", tooltip="The model that denoises the latent: SD3 or SD3.5."),
+        io.Model.Input("model", tooltip="The model that denoises the latent: SD3, SD3.5, Lumina 2 or Z-Image."),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
             tooltip="The noise to start from.",

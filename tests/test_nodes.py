@@ -1,0 +1,212 @@
+"""The nodes as ComfyUI loads them: schemas that saved graphs rely on, errors, and the pictures of a trace."""
+
+import asyncio
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from support.comfy import ROOT
+from support.families import FAMILIES
+from support.sampling import sample
+
+SETTINGS = [
+    ("sample_ratio", 0.5),
+    ("start_step", 4),
+    ("end_step", 0),
+    ("error_reset_every", 6),
+    ("error_reset_steps", ""),
+    ("metric", "std"),
+    ("high_ratio", 1.0),
+    ("starvation_scale", 0.1),
+    ("ratio_end", 0.0),
+]
+"""Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
+
+INPUTS = {
+    "RASPatchModel": [("model", None), *SETTINGS],
+    "RASKSampler": [
+        ("model", None), ("seed", 0), ("steps", 28), ("cfg", 5.0), ("sampler_name", "euler"),
+        ("scheduler", "simple"), ("positive", None), ("negative", None), ("latent_image", None), ("denoise", 1.0),
+        *SETTINGS,
+    ],
+    "RASTrace": [("model", None), ("latent", None)],
+    "RASMaskPreview": [("trace", None), ("images", None)],
+    "RASDemoModel": [("family", "sd3")],
+    "RASDemoPrompt": [("text", "noto owl on blue")],
+}  # fmt: skip
+OUTPUTS = {
+    "RASPatchModel": ["MODEL"],
+    "RASKSampler": ["LATENT", "RAS_TRACE"],
+    "RASTrace": ["LATENT", "RAS_TRACE"],
+    "RASMaskPreview": ["IMAGE", "IMAGE"],
+    "RASDemoModel": ["MODEL", "VAE"],
+    "RASDemoPrompt": ["CONDITIONING"],
+}
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """The nodes by id, through the pack's entry point, imported under a path as ComfyUI does."""
+    name = str(ROOT).replace(".", "_x_")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    extension = asyncio.run(module.comfy_entrypoint())
+    yield {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
+    for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
+        del sys.modules[loaded]
+
+
+@pytest.fixture
+def sd3():
+    return FAMILIES["sd3"]
+
+
+def _execute(node, **arguments):
+    with torch.inference_mode():
+        return node.execute(**arguments)
+
+
+def _settings(**changes):
+    return {**dict(SETTINGS), **changes}
+
+
+def _sampled(nodes, model, family, noise_size=16, **changes):
+    sampler = {"seed": 3, "steps": 8, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    return _execute(
+        nodes["RASKSampler"], model=model, positive=family.conditioning(1), negative=family.conditioning(2),
+        latent_image={"samples": torch.zeros(2, 16, noise_size, noise_size)}, **sampler, **_settings(**changes),
+    )  # fmt: skip
+
+
+class TestSchemas:
+    def test_ids_inputs_and_defaults_are_the_contract(self, nodes):
+        assert set(nodes) == set(INPUTS)
+        for node_id, node in nodes.items():
+            schema = node.GET_SCHEMA()
+            given = [(item.id, getattr(item, "default", None)) for item in schema.inputs]
+            assert given == INPUTS[node_id]
+            assert [output.io_type for output in schema.outputs] == OUTPUTS[node_id]
+
+    def test_everything_has_a_tooltip(self, nodes):
+        for node in nodes.values():
+            schema = node.GET_SCHEMA()
+            assert schema.description and schema.category == "Multirate RAS"
+            for item in [*schema.inputs, *schema.outputs]:
+                assert item.tooltip and len(item.tooltip) > 8, (schema.node_id, item)
+
+    def test_sampler_choices_are_the_hosts(self, nodes):
+        import nodes as host_nodes
+
+        ours = {item.id: item for item in nodes["RASKSampler"].GET_SCHEMA().inputs}
+        theirs = host_nodes.KSampler.INPUT_TYPES()["required"]
+        assert list(ours["sampler_name"].options) == list(theirs["sampler_name"][0])
+        assert list(ours["scheduler"].options) == list(theirs["scheduler"][0])
+
+
+class TestErrors:
+    """At node time, before anything is computed: what came, what is expected, what to do."""
+
+    def _message(self, nodes, model, **changes) -> str:
+        with pytest.raises(ValueError) as caught:
+            _execute(nodes["RASPatchModel"], model=model, **_settings(**changes))
+        message = str(caught.value)
+        assert "Expected:" in message and "What to do:" in message
+        return message
+
+    def test_a_model_that_is_not_supported(self, nodes):
+        import comfy.model_patcher
+        import comfy.supported_models
+
+        config = comfy.supported_models.SD15(
+            {"in_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
+             "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+             "context_dim": 16, "num_heads": 2, "use_spatial_transformer": True, "image_size": 32,
+             "out_channels": 4, "legacy": False, "dtype": torch.float32}
+        )  # fmt: skip
+        cpu = torch.device("cpu")
+        unet = comfy.model_patcher.ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
+        message = self._message(nodes, unet)
+        assert "UNetModel" in message and "MMDiT" in message and "NextDiT" in message
+
+    def test_a_list_of_steps_that_is_none(self, nodes, sd3):
+        assert "'a', 'b'" in self._message(nodes, sd3.build(), error_reset_steps="a,b")
+
+    @pytest.mark.parametrize("name", ["sample_ratio", "ratio_end", "high_ratio"])
+    def test_a_ratio_out_of_range(self, nodes, sd3, name):
+        assert f"{name} = 1.2" in self._message(nodes, sd3.build(), **{name: 1.2})
+
+    def test_a_trace_without_a_run(self, nodes, sd3):
+        model = sd3.build()
+        with pytest.raises(ValueError, match="not patched by a RAS node.*Expected.*What to do"):
+            _execute(nodes["RASTrace"], model=model, latent={})
+        patched = _execute(nodes["RASPatchModel"], model=model, **_settings())[0]
+        with pytest.raises(ValueError, match="no run of this model has finished yet.*Expected.*What to do"):
+            _execute(nodes["RASTrace"], model=patched, latent={})
+
+    def test_a_host_without_the_attention_override_is_refused(self, nodes, sd3, monkeypatch):
+        import comfy.ldm.modules.attention
+
+        monkeypatch.delattr(comfy.ldm.modules.attention, "wrap_attn")
+        message = self._message(nodes, sd3.build())
+        assert "optimized_attention_override" in message and "0.3.64" in message
+
+    def test_an_unknown_demo_family(self, nodes):
+        with pytest.raises(ValueError, match="flux"):
+            _execute(nodes["RASDemoModel"], family="flux")
+
+
+class TestSampling:
+    def test_the_sampler_node_equals_patch_and_ksampler(self, nodes, sd3):
+        import nodes as host_nodes
+
+        model = sd3.build()
+        result = _sampled(nodes, model, sd3)
+        patched = _execute(nodes["RASPatchModel"], model=model, **_settings())[0]
+        with torch.inference_mode():
+            (expected,) = host_nodes.common_ksampler(
+                patched, 3, 8, 4.0, "euler", "simple", sd3.conditioning(1), sd3.conditioning(2),
+                {"samples": torch.zeros(2, 16, 16, 16)},
+            )  # fmt: skip
+        assert torch.equal(result[0]["samples"], expected["samples"])
+        latent, trace = _execute(nodes["RASTrace"], model=patched, latent=expected).args
+        assert latent is expected
+        assert trace.regional_steps == result[1].regional_steps == 4
+
+    def test_a_later_clone_reads_the_same_trace(self, nodes, sd3):
+        patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
+        sample(patched.clone(), sd3, sd3.noise())
+        assert _execute(nodes["RASTrace"], model=patched, latent={})[1].n_steps == 10
+
+
+class TestPictures:
+    def test_a_frame_for_every_step_and_one_summary(self, nodes, sd3):
+        _, trace = _sampled(nodes, sd3.build(), sd3).args
+        result = _execute(nodes["RASMaskPreview"], trace=trace, images=torch.rand(2, 128, 128, 3))
+        frames, summary = result.args
+        assert frames.shape == (8, 8 * 16 + 32, 2 * 8 * 16, 3)  # two images side by side, and a line of text
+        assert summary.shape == (1, 720, 1080, 3)
+        for image in (frames, summary):
+            assert image.dtype is torch.float32 and 0 <= image.min() and image.max() <= 1
+
+    def test_cached_regions_are_darker_than_active_ones(self, nodes, sd3):
+        _, trace = _sampled(nodes, sd3.build(), sd3).args
+        frames = _execute(nodes["RASMaskPreview"], trace=trace)[0].numpy()
+        regional = trace.steps[5]
+        body = frames[5, :128, :128].mean(axis=2).reshape(8, 16, 8, 16).mean(axis=(1, 3))
+        assert body[regional.active[0]].min() > body[~regional.active[0]].max()
+        assert np.ptp(frames[0, 4:100, 4:100]) < 0.01  # a dense step shows the whole picture
+
+    def test_numbers_for_the_interface(self, nodes, sd3):
+        import json
+
+        _, trace = _sampled(nodes, sd3.build(), sd3).args
+        shown = _execute(nodes["RASMaskPreview"], trace=trace).ui
+        assert shown["images"][0]["type"] == "temp"
+        numbers = json.loads(json.dumps(shown["ras"][0]))
+        assert numbers["steps"] == 8 and numbers["regional_steps"] == 4
+        assert numbers["token_share"] == pytest.approx(0.75)
+        assert len(numbers["timeline"]) == 8
