@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from ..demo.loader import FAMILIES, load_demo_model
@@ -18,8 +19,8 @@ class RASDemoModel(io.ComfyNode):
             node_id="RASDemoModel",
             display_name="RAS Demo Model",
             category=CATEGORY,
-            description="Small models trained on emoji artwork that ship with the pack: see RAS work without a "
-            "download. Use RAS Demo Prompt for their text and 512 x 512 for their pictures.",
+            description="Small models trained on emoji artwork that ship with the pack: see RAS work "
+            "without a download. Use RAS Demo Prompt for their text and 512 x 512 for their pictures.",
             inputs=[
                 io.Combo.Input(
                     "family", options=list(FAMILIES), default="sd3",
@@ -50,8 +51,8 @@ class RASDemoPrompt(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "text", default="noto owl on blue", multiline=True,
-                    tooltip="A style (noto, fluent, twemoji, 3d), a thing, and a background colour. Empty for the "
-                    "negative prompt.",
+                    tooltip="A style (noto, fluent, twemoji, 3d), a thing, and a background colour. Empty "
+                    "for the negative prompt.",
                 ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the sampler.")],
@@ -60,4 +61,5 @@ class RASDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         context, pooled = encode_prompt(text)
-        return io.NodeOutput([[context, {"pooled_output": pooled}]])
+        mask = torch.ones(context.shape[:2])  # NextDiT asks for one; padding words are part of the text here
+        return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])

@@ -19,18 +19,19 @@ class RASMaskPreview(io.ComfyNode):
             node_id="RASMaskPreview",
             display_name="RAS Mask Preview",
             category=CATEGORY,
-            description="Shows which regions each step computed: a frame for every step, and a summary of the run.",
+            description="Shows which regions each step computed: a frame for every step, and a summary of "
+            "the run.",
             inputs=[
                 TraceType.Input("trace", tooltip="From RAS KSampler or RAS Trace."),
                 io.Image.Input(
-                    "images", optional=True, tooltip="The finished picture, to lay the masks over. Without it they "
-                    "are drawn on grey.",
+                    "images", optional=True, tooltip="The finished picture, to lay the masks over. Without "
+                    "it they are drawn on grey.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="One frame for every step; dense steps are marked."),
+                io.Image.Output(display_name="frames", tooltip="One frame for every step, dense ones marked."),
                 io.Image.Output(
-                    display_name="summary", tooltip="How often each region was computed, and the run step by step."
+                    display_name="summary", tooltip="How often each region was computed, and the run by step."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -25,20 +25,42 @@ class RASKSampler(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
-                TraceType.Output(display_name="trace", tooltip="What each step computed, for RAS Mask Preview."),
+                TraceType.Output(
+                    display_name="trace", tooltip="What each step computed, for RAS Mask Preview."
+                ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
+        cls,
+        model,
+        seed,
+        steps,
+        cfg,
+        sampler_name,
+        scheduler,
+        positive,
+        negative,
+        latent_image,
+        denoise,
+        **settings,
     ) -> io.NodeOutput:
         # The host's own sampling function, so that previews, noise and masks are exactly those of KSampler.
         from nodes import common_ksampler
 
         patched = patch_model(model, config_of(settings))
         (latent,) = common_ksampler(
-            patched, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise=denoise
+            patched,
+            seed,
+            steps,
+            cfg,
+            sampler_name,
+            scheduler,
+            positive,
+            negative,
+            latent_image,
+            denoise=denoise,
         )
         return io.NodeOutput(latent, last_trace(patched))
 
@@ -46,7 +68,7 @@ class RASKSampler(io.ComfyNode):
 def _sampler_inputs() -> list[io.Input]:
     """KSampler's inputs, in its order."""
     return [
-        io.Model.Input("model", tooltip="The model that denoises the latent: SD3, SD3.5, Lumina 2 or Z-Image."),
+        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image."),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
             tooltip="The noise to start from.",

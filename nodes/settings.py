@@ -31,8 +31,8 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "error_reset_every", default=6, min=0, max=10000,
-            tooltip="A dense step every so many steps after start_step (start 4 and 6: steps 10, 16, 22 ...) clears "
-            "the error of regions that were not computed. 4 to 6 is a good range; 0: none.",
+            tooltip="A dense step every so many steps after start_step (start 4 and 6: steps 10, 16, 22 "
+            "...) clears the error of regions that were not computed. 4 to 6 is a good range; 0: none.",
         ),
         io.String.Input(
             "error_reset_steps", default="",
@@ -46,8 +46,8 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
-            tooltip="Expert. Share of the cached regions taken from the high end of the metric, the rest from the "
-            "low end. 1: only regions with a high metric are cached.",
+            tooltip="Expert. Share of the cached regions taken from the high end of the metric, the rest "
+            "from the low end. 1: only regions with a high metric are cached.",
         ),
         io.Float.Input(
             "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
@@ -55,8 +55,8 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
-            tooltip=f"Expert. The sampling ratio goes linearly from sample_ratio to this value over the regional "
-            f"steps. 0 keeps it constant; otherwise at least {MIN_RATIO}.",
+            tooltip=f"Expert. The sampling ratio goes linearly from sample_ratio to this value over the "
+            f"regional steps. 0 keeps it constant; otherwise at least {MIN_RATIO}.",
         ),
     ]  # fmt: skip
 

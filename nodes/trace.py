@@ -17,15 +17,19 @@ class RASTrace(io.ComfyNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
-            description="Gives the trace of the last finished run of a model from RAS Patch Model. The latent passes "
-            "through, so that this node runs after the sampler.",
+            description="Gives the trace of the last finished run of a model from RAS Patch Model. The "
+            "latent passes through, so that this node runs after the sampler.",
             inputs=[
-                io.Model.Input("model", tooltip="The model from RAS Patch Model that also goes into the sampler."),
+                io.Model.Input(
+                    "model", tooltip="The model from RAS Patch Model that also goes into the sampler."
+                ),
                 io.Latent.Input("latent", tooltip="The sampler's output; it passes through unchanged."),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The latent, unchanged."),
-                TraceType.Output(display_name="trace", tooltip="What each step computed, for RAS Mask Preview."),
+                TraceType.Output(
+                    display_name="trace", tooltip="What each step computed, for RAS Mask Preview."
+                ),
             ],
         )
 

@@ -19,17 +19,19 @@ class RASConfig:
 
     Attributes:
         sample_ratio: share of the image tokens processed in a regional step (0.05 to 1; 1 runs dense).
-        start_step: first step that may be regional; the steps before it set the composition (paper, section 3.4).
+        start_step: first step that may be regional; the steps before it set the composition (paper, section
+            3.4).
         end_step: first step that may no longer be regional (half-open window); 0 means to the end.
         error_reset_every: a dense step every so many steps after `start_step`; 0 means none.
         error_reset_steps: explicit error-reset steps; when not empty they win over `error_reset_every`.
         metric: region metric made from the guided model output (paper, equation 1).
-        high_ratio: share of the cached tokens taken from the high end of the metric, the rest from its low end.
+        high_ratio: share of the cached tokens taken from the high end of the metric, the rest from its low
+            end.
         starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 switches it off.
-        ratio_end: 0 keeps the ratio constant; otherwise it goes linearly from `sample_ratio` to this value over
-            the regional steps (the paper's dynamic sampling ratio).
-        starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text means;
-            "reference" is the formula of the reference code, where the sign works the other way.
+        ratio_end: 0 keeps the ratio constant; otherwise it goes linearly from `sample_ratio` to this value
+            over the regional steps (the paper's dynamic sampling ratio).
+        starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
+            means; "reference" is the formula of the reference code, where the sign works the other way.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -60,7 +62,7 @@ class RASConfig:
         _check_choice("starvation", self.starvation, get_args(Starvation))
         if 0 < self.end_step <= self.start_step:
             raise RASError(
-                f"end_step = {self.end_step} is not after start_step = {self.start_step}, so no step could be regional.",
+                f"end_step = {self.end_step} is not after start_step = {self.start_step}, so no step is regional.",
                 "end_step of 0 (to the end of the run) or greater than start_step.",
                 "set end_step to 0, or use sample_ratio = 1 if you want a dense run.",
             )

@@ -55,7 +55,9 @@ class NetworkCall:
         self._layer: int | None = None
         self._attention = 0
         self._hidden: tuple[int, Tensor] | None = None  # rows of the whole sequence, their flat index
-        self._positions: tuple[Tensor, Tensor] | None = None  # last position tensor seen, and its gathered rows
+        self._positions: tuple[Tensor, Tensor] | None = (
+            None  # last position tensor seen, and its gathered rows
+        )
         self._flat_idx: dict[int, Tensor] = {}  # by number of text rows
         self.text_rows = 0
 
@@ -78,8 +80,10 @@ class NetworkCall:
             for handle in handles:
                 handle.remove()
 
-    def attend(self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs) -> Tensor:
-        """The host's attention override: pass on, with the cache merged in for attentions of the main blocks."""
+    def attend(
+        self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
+    ) -> Tensor:
+        """The host's attention override: pass on, with the cache merged in for the main blocks."""
         if self._layer is not None:
             k, v = self._with_cache(q, k, v, 2 if kwargs.get("skip_reshape") else 1)
         if self._inner is not None:
@@ -91,7 +95,9 @@ class NetworkCall:
             self._layer, self._attention = layer, 0
             if self._active_idx is None:
                 return None
-            return self._adapter.map_block_inputs(args, kwargs, self._gather_hidden_once(), self._gather_positions)
+            return self._adapter.map_block_inputs(
+                args, kwargs, self._gather_hidden_once(), self._gather_positions
+            )
 
         return hook
 
@@ -102,8 +108,14 @@ class NetworkCall:
     def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
         rows = hidden.shape[1]
         prefix = rows - self._n - self._suffix
-        if hidden.shape[0] != self._active_idx.shape[0] or prefix < 0 or (prefix and not self._adapter.text_in_hidden):
-            raise RegionalAbort(f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens")
+        if (
+            hidden.shape[0] != self._active_idx.shape[0]
+            or prefix < 0
+            or (prefix and not self._adapter.text_in_hidden)
+        ):
+            raise RegionalAbort(
+                f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
+            )
         flat_idx = row_index(self._active_idx, self._n, prefix, self._suffix)
         self._hidden = (rows, flat_idx)
         return gather_rows(hidden, flat_idx)
@@ -129,14 +141,22 @@ class NetworkCall:
         here = self._active_idx.shape[1] if self.gathered else self._n
         prefix = q.shape[token_axis] - here - self._suffix
         if prefix < 0 or k.shape[token_axis] != q.shape[token_axis]:
-            raise RegionalAbort(f"attention {slot} got {q.shape[token_axis]} query and {k.shape[token_axis]} key rows")
+            raise RegionalAbort(
+                f"attention {slot} got {q.shape[token_axis]} query and {k.shape[token_axis]} key rows"
+            )
         self.text_rows = max(self.text_rows, prefix)
         key, value = (self._to_rows(t, token_axis) for t in (k, v))
         if not self.gathered:
             kv.fill(self._slots, slot, key, value, prefix, self._suffix)
             return k, v
         whole = kv.update(
-            self._slots, slot, (key, value), self._active_idx, self._n, (prefix, self._suffix), self._index_for(prefix)
+            self._slots,
+            slot,
+            (key, value),
+            self._active_idx,
+            self._n,
+            (prefix, self._suffix),
+            self._index_for(prefix),
         )
         return self._from_rows(whole.key, token_axis), self._from_rows(whole.value, token_axis)
 

@@ -1,8 +1,8 @@
 """How the method enters ComfyUI; the only file of ras_core that imports it.
 
-A node attaches one keyed wrapper to a clone of the model. When a run starts, that wrapper makes a RunState and adds
-its own wrappers to the run's copy of the model options; both end with the run. Nothing is stored on the model
-itself.
+A node attaches one keyed wrapper to a clone of the model. When a run starts, that wrapper makes a RunState
+and adds its own wrappers to the run's copy of the model options; both end with the run. Nothing is stored on
+the model itself.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def check_host() -> None:
     Raises:
         RASError: with what is missing.
     """
-    missing = [name for name in ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL") if not hasattr(WrappersMP, name)]
+    missing = [
+        name for name in ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL") if not hasattr(WrappersMP, name)
+    ]
     if not hasattr(comfy.ldm.modules.attention, "wrap_attn"):
         missing.append(OVERRIDE)
     if missing:
@@ -127,12 +129,17 @@ class RASPatch:
         run = self._begin(network, noise, sigmas, seed)
         if run is not None:
             hooks = RunHooks(self.adapter, run)
-            for place, wrapper in ((WrappersMP.PREDICT_NOISE, hooks.evaluate), (WrappersMP.APPLY_MODEL, hooks.call)):
+            for place, wrapper in (
+                (WrappersMP.PREDICT_NOISE, hooks.evaluate),
+                (WrappersMP.APPLY_MODEL, hooks.call),
+            ):
                 comfy.patcher_extension.add_wrapper_with_key(
                     place, KEY, wrapper, guider.model_options, is_model_options=True
                 )
         try:
-            result = executor(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs)
+            result = executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
+            )
             if run is not None:
                 self.last_trace = self._finish(network, run)
                 logger.info(self.last_trace.summary())
@@ -143,7 +150,9 @@ class RASPatch:
 
     def _begin(self, network: nn.Module, noise: Tensor, sigmas: Tensor, seed: int | None) -> RunState | None:
         if noise.ndim != 4 or len(sigmas) < 2:
-            logger.warning("Multirate RAS: running dense: not a picture latent (shape %s).", tuple(noise.shape))
+            logger.warning(
+                "Multirate RAS: running dense: not a picture latent (shape %s).", tuple(noise.shape)
+            )
             return None
         grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0], time.perf_counter())
@@ -165,7 +174,12 @@ class RunHooks:
         self._run = run
 
     def evaluate(
-        self, executor: Any, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict | None = None,
+        seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE: one guided evaluation."""
         sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
@@ -215,13 +229,18 @@ class RunHooks:
         if uuids and x.shape[0] == run.batch * len(uuids) and tuple(x.shape[2:]) == expected:
             return True
         run.go_dense(
-            f"a call covers {tuple(x.shape)}, not the whole latent {expected} for each image and conditioning "
+            f"a call covers {tuple(x.shape)}, not the whole latent {expected} for each conditioning "
             "(area conditioning, tiling and context windows do this)"
         )
         return False
 
     def _dense(
-        self, network: nn.Module, branches: tuple[Branch, ...], forward: Callable, control: dict | None, options: dict
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: Callable,
+        control: dict | None,
+        options: dict,
     ) -> Tensor:
         """All tokens; keeps K/V and output when a regional step may follow."""
         run = self._run
@@ -238,7 +257,9 @@ class RunHooks:
             run.go_dense(str(surprise))
             return forward(control, options)
         if not slots:
-            run.go_dense("the network's blocks cannot be followed (compiled code does not run hooks placed later)")
+            run.go_dense(
+                "the network's blocks cannot be followed (compiled code does not run hooks placed later)"
+            )
             return output
         run.kv.end_fill(branches, slots)
         run.text_rows = max(run.text_rows, call.text_rows)
@@ -247,7 +268,12 @@ class RunHooks:
         return output
 
     def _try_regional(
-        self, network: nn.Module, branches: tuple[Branch, ...], forward: Callable, control: dict | None, options: dict
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: Callable,
+        control: dict | None,
+        options: dict,
     ) -> Tensor | None:
         """Active tokens only, the rest from the cache; None when this call has to be dense."""
         run = self._run
@@ -284,9 +310,11 @@ class RunHooks:
 
 
 def _explain_dense_plan(run: RunState) -> None:
-    """Say before the run why it will have no regional step; a run that is dense by request needs no warning."""
+    """Say before the run why it will have no regional step; dense by request needs no warning."""
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
         run.go_dense("the noise schedule does not decrease all the way")
     elif not run.any_regional and config.sample_ratio < 1.0:
-        run.warn(f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense")
+        run.warn(
+            f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense"
+        )

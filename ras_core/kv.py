@@ -1,7 +1,9 @@
-"""Keys and values of every token, kept per branch, so that active tokens attend to the whole picture (equation 2).
+"""Keys and values of every token, kept per branch, so that active tokens attend to the whole picture
+(equation 2).
 
-The host may evaluate two branches in one call at one step and in two calls at the next, as free memory allows. Rows
-are therefore kept under their branch, and a call with another grouping gets them cut and joined anew.
+The host may evaluate two branches in one call at one step and in two calls at the next, as free memory
+allows. Rows are therefore kept under their branch, and a call with another grouping gets them cut and joined
+anew.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class KVStore:
             self._groups[branch] = group
 
     def slots_for(self, branches: tuple[Branch, ...]) -> dict[Slot, Sequence]:
-        """Slots of a regional call over these branches, regrouped when the last call grouped them otherwise."""
+        """Slots of a regional call over these branches, regrouped when the last call had other groups."""
         group = self._groups[branches[0]]
         if group.branches != branches:
             group = self._join(branches)
@@ -116,7 +118,9 @@ class KVStore:
         return joined
 
 
-def fill(slots: dict[Slot, Sequence], slot: Slot, key: Tensor, value: Tensor, prefix: int, suffix: int) -> None:
+def fill(
+    slots: dict[Slot, Sequence], slot: Slot, key: Tensor, value: Tensor, prefix: int, suffix: int
+) -> None:
     """Keep the K/V of a dense call: (bb, r, ...) each, copied, since the host owns its tensors."""
     kept = slots.get(slot)
     if kept is not None and kept.prefix == prefix and _alike(kept.key, key) and _alike(kept.value, value):
@@ -130,8 +134,13 @@ def fill(slots: dict[Slot, Sequence], slot: Slot, key: Tensor, value: Tensor, pr
 
 
 def update(
-    slots: dict[Slot, Sequence], slot: Slot, fresh: tuple[Tensor, Tensor], active_idx: Tensor, n_tokens: int,
-    borders: tuple[int, int], flat_idx: Tensor | None = None,
+    slots: dict[Slot, Sequence],
+    slot: Slot,
+    fresh: tuple[Tensor, Tensor],
+    active_idx: Tensor,
+    n_tokens: int,
+    borders: tuple[int, int],
+    flat_idx: Tensor | None = None,
 ) -> Sequence:
     """Write a regional call's fresh rows over the cached ones and return the whole sequence.
 
@@ -160,7 +169,9 @@ def update(
 
 
 def _concat(parts: list[Sequence]) -> Sequence:
-    """Branch after branch; text rows are dropped where their numbers differ, since every call writes them anew."""
+    """Branch after branch; text rows are dropped where their numbers differ, since every call writes them
+    anew.
+    """
     if len(parts) == 1:
         return parts[0]
     if len({(part.prefix, part.suffix) for part in parts}) > 1:

@@ -12,9 +12,9 @@ from .tokens import TokenGrid
 def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: torch.Generator) -> Tensor:
     """Rank value of every token, in float32.
 
-    "std" is equation 1's term: the standard deviation over channels at each latent pixel, averaged over the token's
-    pixels. "l2norm" takes the norm over channels instead (paper, supplement). "random" is the baseline: the same
-    draw for every image, so that a batch equals its single runs.
+    "std" is equation 1's term: the standard deviation over channels at each latent pixel, averaged over the
+    token's pixels. "l2norm" takes the norm over channels instead (paper, supplement). "random" is the
+    baseline: the same draw for every image, so that a batch equals its single runs.
 
     Args:
         noise: (b, c, H, W), guided prediction of the direction from picture to noise.

@@ -22,12 +22,14 @@ DENSE = (86, 180, 233)
 RESET = (204, 121, 167)
 SCORE = (240, 228, 66)
 CIVIDIS = np.array(
-    [(0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56)], dtype=np.float32
+    [(0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56)],
+    dtype=np.float32,
 )
 
 
 def mask_frames(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
-    """One frame a step: active regions as they are, cached ones dimmed, and a line that says what the step was.
+    """One frame a step: active regions as they are, cached ones dimmed, and a line that says what the step
+    was.
 
     Args:
         trace: a finished run.
@@ -41,7 +43,7 @@ def mask_frames(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
 
 
 def summary_picture(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
-    """How often each region was computed, and the run step by step: (1, height, width, 3) float32 in [0, 1]."""
+    """How often each region was computed, and the run by step: (1, height, width, 3) float32 in [0, 1]."""
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -116,8 +118,8 @@ def _headline(trace: Trace) -> str:
 def _subline(trace: Trace) -> str:
     measured = f"{trace.measured_speedup:.2f}x" if trace.measured_speedup else "n/a"
     text = (
-        f"speed-up expected {trace.expected_speedup:.2f}x, measured {measured}; sampling took {trace.seconds:.1f} s; "
-        f"K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
+        f"speed-up expected {trace.expected_speedup:.2f}x, measured {measured}; "
+        f"sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
     )
     return "; ".join([text, *trace.notes])
 
@@ -129,23 +131,28 @@ def _draw_maps(
     left, top, right, bottom = box
     share = np.mean([step.active for step in trace.steps], axis=0)  # (b, h, w)
     tiles = [] if pictures is None else [_to_uint8(pictures[0])]
-    tiles += [_heat(share[i]) for i in range(min(len(share), MAX_IMAGES))]
+    span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))
+    tiles += [_heat(share[i], span) for i in range(min(len(share), MAX_IMAGES))]
     x = left
     for tile in tiles:
         width = round((bottom - top) * trace.grid.w / trace.grid.h)
         width = min(width, (right - left - 90) // len(tiles) - 12)
         canvas.paste(Image.fromarray(_fit(tile, width, bottom - top)), (x, top))
         x += width + 12
-    _draw_colour_bar(canvas, draw, (min(x + 4, right - 70), top, bottom))
+    _draw_colour_bar(canvas, draw, (min(x + 4, right - 120), top, bottom), span)
 
 
-def _draw_colour_bar(canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int]) -> None:
+def _draw_colour_bar(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], span: tuple[float, float]
+) -> None:
+    """The colours of the map; its range is that of the run, since dense steps lift every region."""
     x, top, bottom = place
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(_fit(ramp, 14, bottom - top)), (x, top))
-    for share in (1.0, 0.5, 0.0):
-        draw.text((x + 20, top + (1 - share) * (bottom - top - 16)), f"{share:.0%}", fill=TEXT, font=_font(13))
-    draw.text((x - 2, bottom + 6), "of steps computed", fill=FAINT, font=_font(13), anchor="la" if x < 900 else "ra")
+    for place_on_bar in (1.0, 0.5, 0.0):
+        label = f"{span[0] + place_on_bar * (span[1] - span[0]):.0%}"
+        draw.text((x + 20, top + (1 - place_on_bar) * (bottom - top - 16)), label, fill=TEXT, font=_font(13))
+    draw.text((x, bottom + 6), "of steps computed", fill=FAINT, font=_font(13))
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
@@ -182,18 +189,17 @@ def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
     x, y = place
-    entries = [
-        (DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional"), (SCORE, "mean region metric (right axis)"),
-    ]  # fmt: skip
+    entries = [(DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional")]
+    entries.append((SCORE, "mean region metric (right axis)"))
     for colour, label in entries:
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=colour)
         draw.text((x + 18, y), label, fill=TEXT, font=_font(14))
         x += 46 + round(draw.textlength(label, font=_font(14)))
 
 
-def _heat(share: np.ndarray) -> np.ndarray:
-    """(h, w) in [0, 1] -> (h, w, 3) uint8 on the cividis ramp."""
-    position = np.clip(share, 0, 1) * (len(CIVIDIS) - 1)
+def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """(h, w) within `span` -> (h, w, 3) uint8 on the cividis ramp."""
+    position = np.clip((share - span[0]) / (span[1] - span[0]), 0, 1) * (len(CIVIDIS) - 1)
     low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
     part = (position - low)[..., None]
     return (CIVIDIS[low] * (1 - part) + CIVIDIS[low + 1] * part).astype(np.uint8)

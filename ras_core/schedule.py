@@ -46,8 +46,8 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense: there is nothing cached before it. The window [start_step, end_step) is half-open in
-    every place, which the reference code is not.
+    Step 0 is always dense: there is nothing cached before it. The window [start_step, end_step) is half-open
+    in every place, which the reference code is not.
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}

@@ -11,12 +11,13 @@ from .config import RASConfig
 def select_active(metric: Tensor, drop_count: Tensor, active_count: int, config: RASConfig) -> Tensor:
     """Indices of the active tokens, sorted by position.
 
-    Of the n - active_count cached tokens, the share `high_ratio` comes from the high end of the metric and the rest
-    from its low end.
+    Of the n - active_count cached tokens, the share `high_ratio` comes from the high end of the metric and
+    the rest from its low end.
 
     The paper is of two minds about starvation: equation 1 multiplies the metric of a dropped token by
-    exp(+k D), while its text caches the tokens with a HIGH metric, so that the factor would keep them cached for
-    good (measured in the reference code: about half of the tokens never return at 50 %). "corrected" follows the
+    exp(+k D), while its text caches the tokens with a HIGH metric, so that the factor would keep them cached
+    for good (measured in the reference code: about half of the tokens never return at 50 %). "corrected"
+    follows the
     stated aim: at either end, a token that was dropped often moves away from the end it was dropped from.
     "reference" is the reference code's formula.
 

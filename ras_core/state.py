@@ -77,7 +77,12 @@ class RunState:
         """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
         evaluation = self.evaluation
         self.evaluation = None
-        if self.any_regional and denoised.shape == (self.batch, denoised.shape[1], self.grid.height, self.grid.width):
+        if self.any_regional and denoised.shape == (
+            self.batch,
+            denoised.shape[1],
+            self.grid.height,
+            self.grid.width,
+        ):
             noise = (x.float() - denoised.float()) / max(sigma, 1e-8)
             self.score = region_metric(noise, self.config.metric, self.grid, self.generator)
         active = evaluation.active_idx if evaluation.ran_regional else None

@@ -13,7 +13,8 @@ from torch import Tensor
 class TokenGrid:
     """The grid of patches that the network cuts a latent of `height` x `width` latent pixels into.
 
-    A latent whose size the patch does not divide has a last row or column of partly padded tokens, as in the host.
+    A latent whose size the patch does not divide has a last row or column of partly padded tokens, as in the
+    host.
     """
 
     height: int
@@ -58,7 +59,8 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
         prefix, suffix: rows before and after the image tokens (text, padding); they always stay.
 
     Returns:
-        (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two axes.
+        (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
+        axes.
     """
     bb = active_idx.shape[0]
     rows = prefix + n_tokens + suffix

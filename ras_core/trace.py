@@ -50,7 +50,8 @@ class Trace:
         n_steps: steps of the run.
         evaluations: in order; samplers of higher order have several a step.
         expected_speedup: by FLOPs against a dense run of the same evaluations.
-        measured_speedup: by the clock, a dense evaluation of this run being the unit; None without one to measure.
+        measured_speedup: by the clock, a dense evaluation of this run being the unit; None without one to
+            measure.
         seconds: whole sampling time.
         kv_bytes: size of the K/V cache at its largest.
         notes: why anything ran dense that was planned regional, and other surprises.
@@ -188,4 +189,3 @@ def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
         return None
     total = sum(e.seconds for e in later)
     return statistics.median(dense) * len(later) / total if total > 0 else None
-

@@ -12,7 +12,7 @@ import torch
 from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import OVERRIDE, last_trace, patch_model
-from support.families import FAMILIES, Family, _draw_weights
+from support.families import FAMILIES, Family, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 
 
@@ -29,7 +29,9 @@ def sd3() -> Family:
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_of_the_host_runs(sampler, sd3):
     model, noise = sd3.build(), sd3.noise(8, 8)
-    latent, trace = sample_ras(model, sd3, noise, RASConfig(start_step=2, error_reset_every=0), sampler=sampler, steps=6)
+    latent, trace = sample_ras(
+        model, sd3, noise, RASConfig(start_step=2, error_reset_every=0), sampler=sampler, steps=6
+    )
     assert torch.isfinite(latent).all()
     assert trace.regional_steps > 0
     assert 0.5 < trace.token_share < 1.0
@@ -86,9 +88,13 @@ class TestLoRA:
     def lora(self, family):
         def patches(model):
             generator = torch.Generator().manual_seed(4)
-            keys = [k for k in model.model.state_dict() if k.endswith(("qkv.weight", "fc1.weight", "w1.weight"))]
+            keys = [
+                k for k in model.model.state_dict() if k.endswith(("qkv.weight", "fc1.weight", "w1.weight"))
+            ]
             weights = {k: model.model.state_dict()[k] for k in keys}
-            return {k: (0.2 * torch.randn(w.shape, generator=generator) * w.std(),) for k, w in weights.items()}
+            return {
+                k: (0.2 * torch.randn(w.shape, generator=generator) * w.std(),) for k, w in weights.items()
+            }
 
         return patches
 
@@ -122,8 +128,10 @@ class TestControlNet:
     def conditioned(self, sd3):
         """Positive and negative with a two-block SD3 ControlNet of the host's class."""
         config = {k: v for k, v in sd3.unet_config().items() if k not in ("num_blocks", "out_channels")}
-        network = comfy.cldm.mmdit.ControlNet(num_blocks=2, operations=comfy.ops.disable_weight_init, **config)
-        _draw_weights(network, 8)
+        network = comfy.cldm.mmdit.ControlNet(
+            num_blocks=2, operations=comfy.ops.disable_weight_init, **config
+        )
+        draw_weights(network, 8)
         control = comfy.controlnet.ControlNet(network, compression_ratio=1, load_device=torch.device("cpu"))
 
         def make(strength=1.0, end_percent=1.0):
@@ -150,9 +158,7 @@ class TestControlNet:
 
     def test_batched_and_ending_half_way(self, sd3, conditioned):
         positive, negative = conditioned(end_percent=0.5)
-        latent, trace = sample_ras(
-            sd3.build(), sd3, sd3.noise(batch=2), positive=positive, negative=negative
-        )
+        latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(batch=2), positive=positive, negative=negative)
         assert trace.regional_steps == 7 and not trace.notes
         assert torch.isfinite(latent).all()
 
@@ -190,16 +196,22 @@ class TestConditioning:
         masked = family.conditioning(3)
         masked[0][1]["mask"] = torch.zeros(1, 16, 16)
         masked[0][1]["mask"][:, :, 8:] = 1.0
-        latent, trace = sample_ras(family.build(), family, family.noise(), positive=family.conditioning(1) + masked)
+        latent, trace = sample_ras(
+            family.build(), family, family.noise(), positive=family.conditioning(1) + masked
+        )
         assert trace.regional_steps == 7 and not trace.notes
         assert torch.isfinite(latent).all()
 
     def test_a_prompt_that_joins_half_way_runs_dense_once(self, family, caplog):
         late = family.conditioning(3)
         late[0][1]["start_percent"], late[0][1]["end_percent"] = 0.5, 1.0
-        latent, trace = sample_ras(family.build(), family, family.noise(), positive=family.conditioning(1) + late)
+        latent, trace = sample_ras(
+            family.build(), family, family.noise(), positive=family.conditioning(1) + late
+        )
         assert torch.isfinite(latent).all()
-        assert trace.regional_steps == 6  # one of the seven planned ones ran dense to fill the newcomer's cache
+        assert (
+            trace.regional_steps == 6
+        )  # one of the seven planned ones ran dense to fill the newcomer's cache
         assert caplog.text.count("nothing cached yet") == 1
 
     def test_an_inpaint_mask_keeps_what_is_outside(self, family):
@@ -239,7 +251,9 @@ class TestOtherPatches:
         """Skip-layer guidance replaces a block and calls the same conditioning again."""
         model, noise = sd3.build(), sd3.noise()
         model.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", skipped)
-        latent, trace = sample_ras(model, sd3, noise, RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0))
+        latent, trace = sample_ras(
+            model, sd3, noise, RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0)
+        )
         assert trace.regional_steps == 8 and not trace.notes
         assert distance(latent, sample(model, sd3, noise)) < 0.02
 
@@ -248,12 +262,17 @@ class TestOtherPatches:
 
         model, noise = sd3.build(), sd3.noise()
         arguments = {
-            "double_layers": "1", "single_layers": "", "scale": 3.0, "start_percent": 0.01, "end_percent": 0.6,
+            "double_layers": "1", "single_layers": "", "scale": 3.0,
+            "start_percent": 0.01, "end_percent": 0.6,
         }  # fmt: skip
         node = SkipLayerGuidanceDiT
         call = getattr(node, "execute", None)
-        guided = call(model=model, **arguments)[0] if call else node().skip_guidance(model=model, **arguments)[0]
-        latent, trace = sample_ras(guided, sd3, noise, RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0))
+        guided = (
+            call(model=model, **arguments)[0] if call else node().skip_guidance(model=model, **arguments)[0]
+        )
+        latent, trace = sample_ras(
+            guided, sd3, noise, RASConfig(sample_ratio=0.99, start_step=2, error_reset_every=0)
+        )
         assert trace.regional_steps >= 6
         assert distance(latent, sample(guided, sd3, noise)) < 0.02
 

@@ -1,4 +1,6 @@
-"""With the reference formula, every step picks the tokens that the paper's own code picks (tests/data/README.md)."""
+"""With the reference formula, every step picks the tokens that the paper's own code picks
+(tests/data/README.md).
+"""
 
 import comfy.sample
 import comfy.samplers

@@ -28,7 +28,8 @@ INPUTS = {
     "RASPatchModel": [("model", None), *SETTINGS],
     "RASKSampler": [
         ("model", None), ("seed", 0), ("steps", 28), ("cfg", 5.0), ("sampler_name", "euler"),
-        ("scheduler", "simple"), ("positive", None), ("negative", None), ("latent_image", None), ("denoise", 1.0),
+        ("scheduler", "simple"), ("positive", None), ("negative", None), ("latent_image", None),
+        ("denoise", 1.0),
         *SETTINGS,
     ],
     "RASTrace": [("model", None), ("latent", None)],
@@ -75,10 +76,18 @@ def _settings(**changes):
 
 
 def _sampled(nodes, model, family, noise_size=16, **changes):
-    sampler = {"seed": 3, "steps": 8, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
+    sampler = {
+        "seed": 3,
+        "steps": 8,
+        "cfg": 4.0,
+        "sampler_name": "euler",
+        "scheduler": "simple",
+        "denoise": 1.0,
+    }
     return _execute(
         nodes["RASKSampler"], model=model, positive=family.conditioning(1), negative=family.conditioning(2),
-        latent_image={"samples": torch.zeros(2, 16, noise_size, noise_size)}, **sampler, **_settings(**changes),
+        latent_image={"samples": torch.zeros(2, 16, noise_size, noise_size)}, **sampler,
+        **_settings(**changes),
     )  # fmt: skip
 
 
@@ -123,7 +132,8 @@ class TestErrors:
 
         config = comfy.supported_models.SD15(
             {"in_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-             "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
+             "transformer_depth": [1, 1], "transformer_depth_output": [1, 1, 1, 1],
+             "transformer_depth_middle": 1,
              "context_dim": 16, "num_heads": 2, "use_spatial_transformer": True, "image_size": 32,
              "out_channels": 4, "legacy": False, "dtype": torch.float32}
         )  # fmt: skip

@@ -36,7 +36,9 @@ class TestPlan:
         regional = {p.index: round(p.ratio, 6) for p in plan if p.kind is StepKind.REGIONAL}
         assert regional == {4: 0.6, 6: 0.4, 7: 0.2}
 
-    @pytest.mark.parametrize(("ratio", "n", "active"), [(0.5, 256, 128), (0.25, 256, 64), (0.7, 10, 7), (0.05, 3, 1)])
+    @pytest.mark.parametrize(
+        ("ratio", "n", "active"), [(0.5, 256, 128), (0.25, 256, 64), (0.7, 10, 7), (0.05, 3, 1)]
+    )
     def test_active_counts(self, ratio, n, active):
         plan = plan_steps(6, RASConfig(sample_ratio=ratio))
         assert plan[5].active_count(n) == active
@@ -48,7 +50,8 @@ class TestSigma:
 
     @pytest.mark.parametrize(
         ("sigma", "step"),
-        [(1.0, 0), (0.9999, 0), (1.2, 0), (0.9, 0), (0.8, 1), (0.80001, 1), (0.79, 1), (0.5, 2), (0.2, 3), (0.01, 3), (0.0, 3)],
+        [(1.0, 0), (0.9999, 0), (1.2, 0), (0.9, 0), (0.8, 1), (0.80001, 1), (0.79, 1),
+         (0.5, 2), (0.2, 3), (0.01, 3), (0.0, 3)],
     )  # fmt: skip
     def test_an_evaluation_belongs_to_the_interval_that_holds_it(self, sigma, step):
         assert step_of_sigma(self.SIGMAS, sigma) == step

@@ -6,7 +6,6 @@ All of them run ComfyUI's own classes and samplers at a small size, for every fa
 import gc
 import weakref
 
-import comfy.samplers
 import pytest
 import torch
 from ras_pack.ras_core import host
@@ -51,7 +50,9 @@ class TestIdentity:
     """What asks for dense steps only is the unpatched model, bit for bit."""
 
     @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_2m_sde"])
-    @pytest.mark.parametrize("config", [RASConfig(sample_ratio=1.0), RASConfig(start_step=STEPS)], ids=["ratio", "plan"])
+    @pytest.mark.parametrize(
+        "config", [RASConfig(sample_ratio=1.0), RASConfig(start_step=STEPS)], ids=["ratio", "plan"]
+    )
     def test_dense_settings_change_nothing(self, family, sampler, config):
         model, noise = family.build(), family.noise()
         latent, trace = sample_ras(model, family, noise, config, sampler=sampler)
@@ -80,7 +81,9 @@ class TestReality:
         for sequence in slots.values():  # nothing may come from the cache when every token is active
             sequence.key.fill_(torch.nan)
             sequence.value.fill_(torch.nan)
-        order = torch.stack([torch.randperm(n, generator=torch.Generator().manual_seed(i)) for i in range(batch)])
+        order = torch.stack(
+            [torch.randperm(n, generator=torch.Generator().manual_seed(i)) for i in range(batch)]
+        )
         call = NetworkCall(adapter_for(network), network, n, slots, order)
         regional = _call(model, family, x, call)
         assert call.gathered
@@ -141,7 +144,9 @@ class TestReality:
         together, _ = sample_ras(model, family, noise)
         calls = []
 
-        def memory_required(*args, **kwargs):  # more than there is: the host then evaluates one conditioning a call
+        def memory_required(
+            *args, **kwargs
+        ):  # more than there is: the host then evaluates one conditioning a call
             calls.append(1)
             return 1e30 if mode == "split" or len(calls) % 4 < 2 else 0.0
 
@@ -154,7 +159,11 @@ class TestReality:
     def test_prompts_of_different_length(self, family):
         model, noise = family.build(), family.noise()
         _, trace = sample_ras(
-            model, family, noise, positive=family.conditioning(1, rows=9), negative=family.conditioning(2, rows=4)
+            model,
+            family,
+            noise,
+            positive=family.conditioning(1, rows=9),
+            negative=family.conditioning(2, rows=4),
         )
         assert trace.regional_steps == 7 and not trace.notes
 
@@ -195,7 +204,9 @@ class TestEffect:
         slots = {}
         _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
         expected = {
-            (layer, ordinal) for layer, count in enumerate(family.block_attentions) for ordinal in range(count)
+            (layer, ordinal)
+            for layer, count in enumerate(family.block_attentions)
+            for ordinal in range(count)
         }
         assert set(slots) == expected
         for slot, sequence in slots.items():

@@ -96,4 +96,6 @@ class TestStarvation:
     def test_a_large_scale_neither_overflows_nor_vanishes(self):
         drops = torch.full((1, 3), 400, dtype=torch.int32)
         drops[0, 1] = 399
-        assert select_active(torch.ones(1, 3), drops, 2, RASConfig(starvation_scale=10.0)).tolist() == [[0, 2]]
+        assert select_active(torch.ones(1, 3), drops, 2, RASConfig(starvation_scale=10.0)).tolist() == [
+            [0, 2]
+        ]

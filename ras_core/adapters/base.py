@@ -46,7 +46,8 @@ class ModelAdapter(ABC):
 
         Args:
             args, kwargs: as the host passes them to the block.
-            gather_hidden: for the tensor that holds the image rows; None when an earlier block's was gathered.
+            gather_hidden: for the tensor that holds the image rows; None when an earlier block's was
+                gathered.
             gather_positions: for position tensors that the host passes to every block.
         """
 
@@ -54,7 +55,9 @@ class ModelAdapter(ABC):
     def cost_profile(self, network: nn.Module) -> CostProfile:
         """What a token costs in this network."""
 
-    def gather_control(self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int) -> dict | None:
+    def gather_control(
+        self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
+    ) -> dict | None:
         """A ControlNet's residuals for the active tokens only.
 
         Raises:

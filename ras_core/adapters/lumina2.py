@@ -13,10 +13,11 @@ from .base import Gather, ModelAdapter, replace_arg
 class NextDiTAdapter(ModelAdapter):
     """Caption and image rows form one sequence, [caption | image | padding].
 
-    Two refiner blocks for the image and two for the caption come before the main layers and run on all tokens at
-    every step: they have no K/V cache, see few rows of 30 (2 of 28 layers' work), and give active tokens neighbours
-    that are up to date. Rotary positions go to every layer and are gathered for each. Z-Image pads the image rows
-    to a multiple; padding rows are processed at every step, like text.
+    Two refiner blocks for the image and two for the caption come before the main layers and run on all tokens
+    at
+    every step: they have no K/V cache, see few rows of 30 (2 of 28 layers' work), and give active tokens
+    neighbours that are up to date. Rotary positions go to every layer and are gathered for each. Z-Image pads
+    the image rows to a multiple; padding rows are processed at every step, like text.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"

@@ -15,8 +15,8 @@ from .base import Gather, ModelAdapter, replace_arg
 class SD3Adapter(ModelAdapter):
     """Text and image have tensors of their own in a block and meet in its attention, text rows first.
 
-    SD3.5 medium adds an attention among image tokens only in some blocks: it comes second in its block, and has no
-    text rows.
+    SD3.5 medium adds an attention among image tokens only in some blocks: it comes second in its block, and
+    has no text rows.
     """
 
     family = "SD3 / SD3.5 (MMDiT)"
@@ -39,7 +39,9 @@ class SD3Adapter(ModelAdapter):
             return args, kwargs
         return replace_arg(args, kwargs, 1, "x", gather_hidden)
 
-    def gather_control(self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int) -> dict | None:
+    def gather_control(
+        self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
+    ) -> dict | None:
         """The host adds `control["output"][i]`, (bb, n, d) each, to the image rows after block i."""
         if control is None:
             return None
@@ -63,7 +65,9 @@ class SD3Adapter(ModelAdapter):
         )
 
 
-def _active_rows(residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int) -> Tensor | None:
+def _active_rows(
+    residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int
+) -> Tensor | None:
     if residual is None:
         return None
     if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):

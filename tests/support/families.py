@@ -1,7 +1,7 @@
 """Every supported family as a tiny model of ComfyUI's own classes, for tests that run over all of them.
 
-Weights are random but tame: each layer keeps its input's scale, and modulation is not zero, so that every path of
-the network shows in its output.
+Weights are random but tame: each layer keeps its input's scale, and modulation is not zero, so that every
+path of the network shows in its output.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_patcher
+import comfy.supported_models
 import torch
 from torch import Tensor
 
@@ -39,20 +41,18 @@ class Family:
 
     def build(self, seed: int = 0):
         """A ModelPatcher on the CPU in float32."""
-        import comfy.model_patcher
-        import comfy.supported_models
-
         cpu = torch.device("cpu")
         config = getattr(comfy.supported_models, self.model_class)(self.unet_config())
         model = config.get_model({}, prefix="", device=cpu)
-        _draw_weights(model.diffusion_model, seed)
+        draw_weights(model.diffusion_model, seed)
         return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
     def conditioning(self, seed: int, rows: int = 7) -> list:
         """CONDITIONING as ComfyUI's text nodes give it."""
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
-        return [[context, {"pooled_output": torch.randn(1, POOLED_DIM, generator=generator)}]]
+        pooled = torch.randn(1, POOLED_DIM, generator=generator)
+        return [[context, {"pooled_output": pooled, "attention_mask": torch.ones(1, rows)}]]
 
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
         return torch.randn(
@@ -91,21 +91,29 @@ FAMILIES = {
         Family("sd3", "SD3", _sd3()),
         Family("sd35_large", "SD3", _sd3(qk_norm="rms")),
         Family(
-            "sd35_medium", "SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]), block_attentions=(2, 2, 1)
+            "sd35_medium", "SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]),
+            block_attentions=(2, 2, 1),
         ),
         Family("lumina2", "Lumina2", _nextdit(), kv_width=64),
         Family(
             "z_image", "ZImage",
             # Its modulation has 256 channels, so that is the smallest width.
-            _nextdit(dim=256, n_heads=8, n_kv_heads=8, pad_tokens_multiple=32, z_image_modulation=True, time_scale=1000.0),
+            _nextdit(
+                dim=256, n_heads=8, n_kv_heads=8, pad_tokens_multiple=32,
+                z_image_modulation=True, time_scale=1000.0,
+            ),
             pads=32, kv_width=256,
         ),
     )
 }  # fmt: skip
+# An older ComfyUI knows fewer of them.
+FAMILIES = {
+    name: family for name, family in FAMILIES.items() if hasattr(comfy.supported_models, family.model_class)
+}
 
 
 @torch.no_grad()
-def _draw_weights(network: torch.nn.Module, seed: int) -> None:
+def draw_weights(network: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     state = dict(network.named_parameters()) | dict(network.named_buffers())
     for name in sorted(state):
