@@ -61,5 +61,6 @@ class RASDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         context, pooled = encode_prompt(text)
-        mask = torch.ones(context.shape[:2])  # NextDiT asks for one; padding words are part of the text here
+        # NextDiT asks for a mask; the empty rows after the words are part of the text here.
+        mask = torch.ones(context.shape[:2], dtype=torch.long)
         return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])

@@ -33,10 +33,8 @@ def _tokens(size: tuple[int, int]) -> int:
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = None, sigma: float = 0.7):
     """The denoised estimate of one conditioning, through the host's apply_model."""
     base = model.model
-    conds = base.extra_conds(
-        cross_attn=family.conditioning(1)[0][0], pooled_output=family.conditioning(1)[0][1]["pooled_output"],
-        noise=x, device=x.device,
-    )  # fmt: skip
+    context, extras = family.conditioning(1)[0]
+    conds = base.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
     options = {} if call is None else {OVERRIDE: call.attend}
     t = torch.full((x.shape[0],), sigma)

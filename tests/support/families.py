@@ -52,7 +52,7 @@ class Family:
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
         pooled = torch.randn(1, POOLED_DIM, generator=generator)
-        return [[context, {"pooled_output": pooled, "attention_mask": torch.ones(1, rows)}]]
+        return [[context, {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}]]
 
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
         return torch.randn(

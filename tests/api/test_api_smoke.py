@@ -1,0 +1,81 @@
+"""The pack through ComfyUI's own loader and HTTP API: what a browser gets to see, and one whole run."""
+
+import io
+
+import pytest
+from PIL import Image
+from ras_pack.demo import run as demo
+from ras_pack.demo.client import ComfyError
+
+pytestmark = pytest.mark.server
+
+NODES = ("RASPatchModel", "RASKSampler", "RASTrace", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
+STEPS = 6
+
+
+def inputs_of(info: dict) -> dict[str, list]:
+    return {**info["input"].get("required", {}), **info["input"].get("optional", {})}
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_the_server_lists_the_node_with_a_tooltip_on_every_input(server, name):
+    assert name in server.object_info, server.log.read_text(errors="replace")
+    info = server.object_info[name]
+    untold = [key for key, spec in inputs_of(info).items() if not spec[1].get("tooltip")]
+    assert untold == []
+    assert info["description"]
+
+
+def test_the_pack_loads_without_a_complaint(server):
+    log = server.log.read_text(errors="replace")
+    assert "IMPORT FAILED" not in log
+    assert "multirate-ras" in log  # the loader's line with the import time
+
+
+@pytest.fixture(scope="module", params=demo.shipped_families())
+def small_run(request, server):
+    """The example workflow at 256 px and few steps: 4 dense ones would leave nothing regional, so 2."""
+    workflow = server.workflow(demo.WORKFLOWS[request.param].name)
+    prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
+    prompt = demo.with_sampler(prompt, steps=STEPS, start_step=2, error_reset_every=0, sample_ratio=0.25)
+    seen = []
+    result = server.client.run(prompt, lambda node, step, steps: seen.append((step, steps)), timeout=120)
+    return server, result, seen
+
+
+def opened(server, reference: dict) -> Image.Image:
+    return Image.open(io.BytesIO(server.client.image(reference)))
+
+
+def test_an_example_gives_a_picture(small_run):
+    server, result, _ = small_run
+    (picture,) = result.images(demo.PICTURE)
+    image = opened(server, picture).convert("RGB")
+    assert image.size == (256, 256)
+    assert any(low < high for low, high in image.getextrema())  # not one flat colour
+
+
+def test_an_example_gives_a_mask_frame_a_step_and_a_summary(small_run):
+    server, result, _ = small_run
+    assert len(result.images(demo.FRAMES)) == STEPS
+    (summary,) = result.images(demo.SUMMARY)
+    assert min(opened(server, summary).size) > 0
+
+
+def test_an_example_reports_its_numbers(small_run):
+    _, result, seen = small_run
+    # The preview's trace; 2 dense steps, then 4 regional ones with a quarter of the tokens: (2 + 4 / 4) / 6.
+    (stats,) = result.ui("ras")
+    assert (stats["steps"], stats["regional_steps"]) == (STEPS, 4)
+    assert stats["token_share"] == pytest.approx(0.5, abs=0.01)
+    assert stats["expected_speedup"] > 1 and stats["seconds"] > 0
+    assert seen[-1] == (STEPS, STEPS)
+
+
+def test_a_wrong_value_is_refused_with_the_inputs_name(server):
+    prompt = {
+        "1": {"class_type": "RASDemoPrompt", "inputs": {"text": ""}},
+        "2": {"class_type": "RASMaskPreview", "inputs": {"trace": ["1", 0]}},
+    }
+    with pytest.raises(ComfyError, match="RASMaskPreview.*trace"):
+        server.client.run(prompt, timeout=30)
