@@ -3,8 +3,8 @@
     make demo                          every family whose workflow ships
     make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
 
-A short warm-up run loads the model and tunes kernels, so that the two timed runs that follow (dense, then RAS,
-same workflow, same seed) find the same conditions. Times are seconds in the sampler.
+A short warm-up run loads the model and tunes kernels, so that the two timed runs that follow (dense, then
+RAS, same workflow, same seed) find the same conditions. Times are seconds in the sampler.
 """
 
 from __future__ import annotations
@@ -161,8 +161,13 @@ def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> No
 
 
 def shipped_families() -> list[str]:
-    """The families whose example workflow is there."""
-    return [family for family, path in WORKFLOWS.items() if path.is_file()]
+    """The families whose example workflow and weights are there."""
+    weights = ROOT / "demo" / "weights"
+    return [
+        family
+        for family, path in WORKFLOWS.items()
+        if path.is_file() and (weights / f"{family}.safetensors").is_file()
+    ]
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""One real ComfyUI server for the tests, in a temporary base directory, with the pack loaded as a custom node."""
+"""One real ComfyUI server for the tests, in a temporary directory, with the pack loaded as a custom node."""
 
 import json
 import sys
