@@ -31,7 +31,7 @@ class RASMaskPreview(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="One frame for every step, dense ones marked."),
                 io.Image.Output(
-                    display_name="summary", tooltip="How often each region was computed; the run by step."
+                    display_name="summary", tooltip="How often each region was computed."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -6,6 +6,7 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..ras_core.host import last_trace, patch_model
+from ..ras_core.trace import Trace
 from .settings import CATEGORY, TraceType, config_of, settings_inputs
 
 
@@ -62,7 +63,7 @@ class RASKSampler(io.ComfyNode):
             latent_image,
             denoise=denoise,
         )
-        return io.NodeOutput(latent, last_trace(patched))
+        return io.NodeOutput(latent, last_trace(patched, Trace.empty("the sampler had no step to do")))
 
 
 def _sampler_inputs() -> list[io.Input]:

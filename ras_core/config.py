@@ -62,7 +62,7 @@ class RASConfig:
         _check_choice("starvation", self.starvation, get_args(Starvation))
         if 0 < self.end_step <= self.start_step:
             raise RASError(
-                f"end_step = {self.end_step} is not after start_step = {self.start_step}, so no step is regional.",
+                f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",
                 "end_step of 0 (to the end of the run) or greater than start_step.",
                 "set end_step to 0, or use sample_ratio = 1 if you want a dense run.",
             )

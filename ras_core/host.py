@@ -56,11 +56,11 @@ def patch_model(model: ModelPatcher, config: RASConfig) -> ModelPatcher:
     return patched
 
 
-def last_trace(model: ModelPatcher) -> Trace:
-    """The trace of the last finished run of a patched model.
+def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
+    """The trace of the last finished run of a patched model; `default` where no run has finished.
 
     Raises:
-        RASError: the model is not patched, or no run of it has finished.
+        RASError: the model is not patched, or no run of it has finished and there is no default.
     """
     patches = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
     if not patches:
@@ -69,13 +69,14 @@ def last_trace(model: ModelPatcher) -> Trace:
             "the MODEL output of RASPatchModel, the one that also goes into the sampler.",
             "connect that output here.",
         )
-    if patches[-1].last_trace is None:
+    trace = patches[-1].last_trace or default
+    if trace is None:
         raise RASError(
             "no run of this model has finished yet.",
             "a latent that a sampler made with this very model.",
             "connect the sampler's LATENT to this node, and the same RASPatchModel output to both.",
         )
-    return patches[-1].last_trace
+    return trace
 
 
 def check_host() -> None:
@@ -127,7 +128,9 @@ class RASPatch:
         guider = executor.class_obj
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
         run = self._begin(network, noise, sigmas, seed)
-        if run is not None:
+        if run is None:
+            self.last_trace = Trace.empty("not a picture latent")
+        else:
             hooks = RunHooks(self.adapter, run)
             for place, wrapper in (
                 (WrappersMP.PREDICT_NOISE, hooks.evaluate),
@@ -162,6 +165,10 @@ class RASPatch:
         return run
 
     def _finish(self, network: nn.Module, run: RunState) -> Trace:
+        if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
+            run.warn(
+                "nothing was accelerated: the model was not evaluated in the way that ComfyUI's guiders do"
+            )
         profile = self.adapter.cost_profile(network)
         return run.recorder.finish(time.perf_counter(), len(run.plan), profile, run.text_rows, run.kv_bytes)
 

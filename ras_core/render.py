@@ -39,6 +39,8 @@ def mask_frames(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
         (steps, height, width, 3) float32 in [0, 1]; up to four images of a batch side by side.
     """
     backdrops = _backdrops(trace, pictures)
+    if not trace.steps:
+        return backdrops[:1].astype(np.float32) / 255.0
     return np.stack([_frame(trace, step, backdrops) for step in trace.steps])
 
 
@@ -129,6 +131,8 @@ def _draw_maps(
 ) -> None:
     """The picture (where given) beside the map of how often each region was computed."""
     left, top, right, bottom = box
+    if not trace.steps:
+        return
     share = np.mean([step.active for step in trace.steps], axis=0)  # (b, h, w)
     tiles = [] if pictures is None else [_to_uint8(pictures[0])]
     span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))

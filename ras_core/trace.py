@@ -66,6 +66,11 @@ class Trace:
     kv_bytes: int
     notes: tuple[str, ...] = field(default=())
 
+    @classmethod
+    def empty(cls, reason: str) -> Trace:
+        """The trace of a run that had nothing for the method to do."""
+        return cls(TokenGrid(1, 1, 1), 0, (), 1.0, None, 0.0, 0, (reason,))
+
     @property
     def steps(self) -> tuple[Evaluation, ...]:
         """The last evaluation of each step."""
@@ -140,6 +145,14 @@ class Recorder:
         entry = self._entries[-1]
         entry.active_idx, entry.score = active_idx, score
 
+    @property
+    def any_regional(self) -> bool:
+        return any(entry.active_idx is not None for entry in self._entries)
+
+    @property
+    def any_note(self) -> bool:
+        return bool(self._notes)
+
     def note(self, text: str) -> bool:
         """Remember a surprise; False when it is known already."""
         if text in self._notes:
@@ -162,7 +175,7 @@ class Recorder:
         )
 
     def _evaluations(self, now: float) -> tuple[Evaluation, ...]:
-        ends = [entry.started for entry in self._entries[1:]] + [now]
+        ends = [*(entry.started for entry in self._entries), now][1:]
         return tuple(self._freeze(entry, end) for entry, end in zip(self._entries, ends, strict=True))
 
     def _freeze(self, entry: _Entry, end: float) -> Evaluation:

@@ -309,6 +309,17 @@ class TestOtherPatches:
         assert torch.isfinite(latent).all()
         assert len(last_trace(model).evaluations) <= STEPS
 
+    def test_a_guider_that_goes_its_own_way_is_noticed(self, family, caplog, monkeypatch):
+        """A guider that never asks through PREDICT_NOISE would leave RAS without any effect: say so."""
+        monkeypatch.setattr(
+            comfy.samplers.CFGGuider, "__call__",
+            lambda self, x, t, model_options, seed: self.predict_noise(x, t, model_options, seed),
+        )  # fmt: skip
+        model, noise = family.build(), family.noise()
+        latent, trace = sample_ras(model, family, noise)
+        assert torch.equal(latent, sample(model, family, noise))
+        assert caplog.text.count("nothing was accelerated") == 1 and trace.regional_steps == 0
+
 
 class _NoHandle:
     def remove(self) -> None:

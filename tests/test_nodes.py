@@ -75,20 +75,20 @@ def _settings(**changes):
     return {**dict(SETTINGS), **changes}
 
 
-def _sampled(nodes, model, family, noise_size=16, **changes):
-    sampler = {
-        "seed": 3,
-        "steps": 8,
-        "cfg": 4.0,
-        "sampler_name": "euler",
-        "scheduler": "simple",
-        "denoise": 1.0,
-    }
-    return _execute(
-        nodes["RASKSampler"], model=model, positive=family.conditioning(1), negative=family.conditioning(2),
-        latent_image={"samples": torch.zeros(2, 16, noise_size, noise_size)}, **sampler,
-        **_settings(**changes),
-    )  # fmt: skip
+@pytest.fixture
+def sampler_inputs(sd3) -> dict:
+    """RASKSampler's inputs other than model and settings: eight steps on a batch of two."""
+    return {
+        "seed": 3, "steps": 8, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+        "positive": sd3.conditioning(1), "negative": sd3.conditioning(2),
+        "latent_image": {"samples": torch.zeros(2, 16, 16, 16)},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def sampled(nodes, sd3, sampler_inputs):
+    """The outputs of a RASKSampler run: latent and trace."""
+    return _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **_settings()).args
 
 
 class TestSchemas:
@@ -160,7 +160,7 @@ class TestErrors:
     def test_a_host_without_the_attention_override_is_refused(self, nodes, sd3, monkeypatch):
         import comfy.ldm.modules.attention
 
-        monkeypatch.delattr(comfy.ldm.modules.attention, "wrap_attn")
+        monkeypatch.delattr(comfy.ldm.modules.attention, "wrap_attn", raising=False)
         message = self._message(nodes, sd3.build())
         assert "optimized_attention_override" in message and "0.3.64" in message
 
@@ -170,21 +170,28 @@ class TestErrors:
 
 
 class TestSampling:
-    def test_the_sampler_node_equals_patch_and_ksampler(self, nodes, sd3):
+    def test_the_sampler_node_equals_patch_and_ksampler(self, nodes, sd3, sampled):
         import nodes as host_nodes
 
-        model = sd3.build()
-        result = _sampled(nodes, model, sd3)
-        patched = _execute(nodes["RASPatchModel"], model=model, **_settings())[0]
+        patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
         with torch.inference_mode():
             (expected,) = host_nodes.common_ksampler(
                 patched, 3, 8, 4.0, "euler", "simple", sd3.conditioning(1), sd3.conditioning(2),
                 {"samples": torch.zeros(2, 16, 16, 16)},
             )  # fmt: skip
-        assert torch.equal(result[0]["samples"], expected["samples"])
+        assert torch.equal(sampled[0]["samples"], expected["samples"])
         latent, trace = _execute(nodes["RASTrace"], model=patched, latent=expected).args
         assert latent is expected
-        assert trace.regional_steps == result[1].regional_steps == 4
+        assert trace.regional_steps == sampled[1].regional_steps == 4
+
+    def test_a_sampler_with_nothing_to_do(self, nodes, sd3, sampler_inputs):
+        """KSampler with denoise 0 hands the latent on; so do we, and the preview still draws."""
+        latent = {"samples": torch.ones(1, 16, 8, 8)}
+        inputs = {**sampler_inputs, "denoise": 0.0, "latent_image": latent}
+        result = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **_settings())
+        assert torch.equal(result[0]["samples"], latent["samples"])
+        assert "no step to do" in result[1].summary()
+        assert _execute(nodes["RASMaskPreview"], trace=result[1])[1].shape == (1, 720, 1080, 3)
 
     def test_a_later_clone_reads_the_same_trace(self, nodes, sd3):
         patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
@@ -193,8 +200,8 @@ class TestSampling:
 
 
 class TestPictures:
-    def test_a_frame_for_every_step_and_one_summary(self, nodes, sd3):
-        _, trace = _sampled(nodes, sd3.build(), sd3).args
+    def test_a_frame_for_every_step_and_one_summary(self, nodes, sampled):
+        trace = sampled[1]
         result = _execute(nodes["RASMaskPreview"], trace=trace, images=torch.rand(2, 128, 128, 3))
         frames, summary = result.args
         assert frames.shape == (8, 8 * 16 + 32, 2 * 8 * 16, 3)  # two images side by side, and a line of text
@@ -202,18 +209,18 @@ class TestPictures:
         for image in (frames, summary):
             assert image.dtype is torch.float32 and 0 <= image.min() and image.max() <= 1
 
-    def test_cached_regions_are_darker_than_active_ones(self, nodes, sd3):
-        _, trace = _sampled(nodes, sd3.build(), sd3).args
+    def test_cached_regions_are_darker_than_active_ones(self, nodes, sampled):
+        trace = sampled[1]
         frames = _execute(nodes["RASMaskPreview"], trace=trace)[0].numpy()
         regional = trace.steps[5]
         body = frames[5, :128, :128].mean(axis=2).reshape(8, 16, 8, 16).mean(axis=(1, 3))
         assert body[regional.active[0]].min() > body[~regional.active[0]].max()
         assert np.ptp(frames[0, 4:100, 4:100]) < 0.01  # a dense step shows the whole picture
 
-    def test_numbers_for_the_interface(self, nodes, sd3):
+    def test_numbers_for_the_interface(self, nodes, sampled):
         import json
 
-        _, trace = _sampled(nodes, sd3.build(), sd3).args
+        trace = sampled[1]
         shown = _execute(nodes["RASMaskPreview"], trace=trace).ui
         assert shown["images"][0]["type"] == "temp"
         numbers = json.loads(json.dumps(shown["ras"][0]))
