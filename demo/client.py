@@ -200,9 +200,17 @@ class Client:
                     break
             else:
                 raise ComfyError("The server closed the connection in the middle of a prompt; see its log.")
-        history = await asyncio.to_thread(self.get, f"/history/{watch.prompt_id}")
-        outputs = history[watch.prompt_id]["outputs"]
+        outputs = await self._outputs(watch.prompt_id)
         return Result(watch.prompt_id, outputs, watch.clock() - watch.start, watch.node_seconds)
+
+    async def _outputs(self, prompt_id: str) -> dict:
+        # The server tells of success a moment before it writes the history.
+        for _ in range(200):
+            history = await asyncio.to_thread(self.get, f"/history/{prompt_id}")
+            if prompt_id in history:
+                return history[prompt_id]["outputs"]
+            await asyncio.sleep(0.05)
+        raise ComfyError("The prompt ended well, but the server has no history of it; see its log.")
 
 
 class _Watch:

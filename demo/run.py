@@ -187,9 +187,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.families = [family for family in options.families.split(",") if family]
     unknown = [family for family in options.families if family not in shipped_families()]
     if unknown or not options.families:
-        parser.error(
-            f"no example workflow for {unknown or 'anything'}; there is one for: {shipped_families()}"
-        )
+        parser.error(f"no workflow with weights for {unknown or 'anything'}; there are: {shipped_families()}")
     return options
 
 
