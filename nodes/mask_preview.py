@@ -29,7 +29,7 @@ class RASMaskPreview(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="One frame for every step, dense ones marked."),
+                io.Image.Output(display_name="frames", tooltip="A frame for every step, dense ones marked."),
                 io.Image.Output(
                     display_name="summary", tooltip="How often each region was computed."
                 ),

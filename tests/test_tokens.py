@@ -102,3 +102,27 @@ class TestCost:
     def test_a_run_that_is_half_free(self):
         profile = CostProfile(image_weights=10, text_weights=0, joint_width=0)
         assert expected_speedup(profile, 8, 0, [8, 4, 4]) == pytest.approx(24 / 16)
+
+    def test_sd3_medium_at_full_size(self):
+        """By hand: 24 blocks of 24 d^2 FLOPs a token and stream, and attention; 1024 x 1024, 154 text tokens."""
+        import comfy.ops
+        from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+        from ras_pack.ras_core.adapters import adapter_for
+
+        with torch.device("meta"):
+            network = MMDiT(
+                in_channels=16, depth=24, num_patches=36864, pos_embed_max_size=192, adm_in_channels=2048,
+                context_embedder_config={
+                    "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}
+                },
+                operations=comfy.ops.disable_weight_init,
+            )  # fmt: skip
+        profile = adapter_for(network).cost_profile(network)
+        assert profile.image_weights == 24 * 12 * 1536**2
+        assert profile.text_weights == 23 * 12 * 1536**2 + 3 * 1536**2  # the last block only needs their keys
+        dense = {0, 1, 2, 3, 12, 20}
+        speedups = []
+        for ratio in (0.5, 0.25, 0.125):
+            counts = [4096 if step in dense else int(4096 * ratio) for step in range(28)]
+            speedups.append(round(expected_speedup(profile, 4096, 154, counts), 2))
+        assert speedups == [1.61, 2.31, 2.96]
