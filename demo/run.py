@@ -130,7 +130,7 @@ def save_images(client: Client, result: Result, node: str, paths: list[Path]) ->
 
 def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
     """Warm up, make the picture dense and with RAS, and save everything."""
-    execute(client, with_sampler(prompt, seed=1, steps=6, start_step=2, error_reset_every=0), "warm-up")
+    execute(client, with_sampler(prompt, seed=1, steps=3, start_step=1, error_reset_every=0), "warm-up")
     runs = []
     for name, changed in (("dense", with_sampler(prompt, sample_ratio=1.0)), ("ras", prompt)):
         result, seconds = execute(client, changed, name)
