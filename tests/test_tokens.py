@@ -104,7 +104,7 @@ class TestCost:
         assert expected_speedup(profile, 8, 0, [8, 4, 4]) == pytest.approx(24 / 16)
 
     def test_sd3_medium_at_full_size(self):
-        """By hand: 24 blocks of 24 d^2 FLOPs a token and stream, and attention; 1024 x 1024, 154 text tokens."""
+        """By hand: 24 blocks of 24 d^2 FLOPs a token and stream, and attention; 154 text tokens."""
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
         from ras_pack.ras_core.adapters import adapter_for
