@@ -1,0 +1,1 @@
+"""How the demo models were trained. Nothing here is imported by the node pack."""

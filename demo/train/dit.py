@@ -1,0 +1,421 @@
+"""Train one transformer family on the autoencoder's latents, with ComfyUI's own network classes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import comfy.ldm.lumina.model as lumina
+import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..loader import FAMILIES, POSITION_GRID, SD3_WIDTH, sincos_table, unpack_int8
+from ..prompt import encode_prompt
+from .autoencoder import build_autoencoder, whole_pictures
+from .collect import Item
+from .data import Vocabulary, embed_numbers, full_prompt, gradient_canvas, prompt_words, random_background
+from .export import pack_int8, save_packed
+
+log = logging.getLogger(__name__)
+
+LEARNING_RATE = 1e-3
+WARMUP_STEPS = 400
+FLAT_SHARE = 0.5
+EMA_DECAY = 0.9995
+EMPTY_TEXT_SHARE = 0.1
+TRAINING_SHIFT = 3.0
+UNIFORM_TIME_SHARE = 0.1
+SAMPLE_CFG = 3.5
+SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 500, 60.0
+GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution of the training: picture size, batch and the share of the time at which it ends."""
+
+    size: int
+    batch: int
+    until: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run: its stages, variants of each picture kept as latents, and prompts a variant."""
+
+    stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
+    variants: int = 6
+    prompts: int = 4
+    sample_steps: int = 28
+    compiled: bool = True
+
+
+SMOKE_PLAN = Plan(
+    stages=(Stage(256, 2, 0.4), Stage(512, 2, 1.0)), variants=1, prompts=2, sample_steps=2, compiled=False
+)
+
+
+@dataclass(frozen=True)
+class LatentBank:
+    """Latents (n, 16, h, w) fp16 and, for each, word numbers (n, prompts, 16) of several prompts."""
+
+    latents: Tensor
+    numbers: Tensor
+
+    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+        """A random batch of latents and word numbers, some of them empty."""
+        device = self.latents.device
+        row = torch.randint(len(self.latents), (batch,), device=device)
+        prompt = torch.randint(self.numbers.shape[1], (batch,), device=device)
+        keep = torch.rand(batch, 1, device=device) >= EMPTY_TEXT_SHARE
+        return self.latents[row].float(), self.numbers[row, prompt].long() * keep
+
+
+def plain_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: object
+) -> Tensor:
+    """What ComfyUI's attention computes, without its switches, so that compilation sees one operation."""
+    if not options.get("skip_reshape"):
+        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
+    return out.transpose(1, 2).flatten(2)
+
+
+def shared_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Rotary angles of the first row for the whole batch, outside of autocast: bf16 would round them."""
+
+    def wrapped(positions: Tensor) -> Tensor:
+        with torch.autocast(positions.device.type, enabled=False):
+            return function(positions[:1])
+
+    return wrapped
+
+
+def build_network(family: str) -> nn.Module:
+    """The family's network with plain torch layers, freshly initialised. Gates and output start at zero."""
+    config = dict(FAMILIES[family].unet_config)
+    if family == "sd3":
+        network = mmdit.OpenAISignatureMMDITWrapper(**config, operations=nn)
+        network.pos_embed = sincos_table(SD3_WIDTH, POSITION_GRID)
+        embedders = (network.x_embedder, network.context_embedder)
+        mmdit.optimized_attention = plain_attention
+    else:
+        network = lumina.NextDiT(**config, operations=nn)
+        embedders = (network.x_embedder, network.cap_embedder)
+        network.rope_embedder.forward = shared_rotation(network.rope_embedder.forward)
+        lumina.optimized_attention_masked = plain_attention
+    for name, parameter in network.named_parameters():
+        _initialise(name, parameter)
+    for embedder in embedders:  # the residual stream stays float32 under autocast
+        embedder.register_forward_hook(lambda module, args, out: out.float())
+    return network
+
+
+@torch.no_grad()
+def _initialise(name: str, parameter: Tensor) -> None:
+    if (
+        name == "cap_embedder.1.bias"
+    ):  # padding rows must not be zero: eight norms would blow up their gradient
+        nn.init.normal_(parameter, std=0.5)
+    elif "adaLN_modulation" in name or name.startswith("final_layer") or name.endswith("bias"):
+        nn.init.zeros_(parameter)
+    elif parameter.ndim == 1:
+        nn.init.ones_(parameter)
+    elif "t_embedder" in name or "y_embedder" in name:
+        nn.init.normal_(parameter, std=0.02)
+    else:
+        nn.init.xavier_uniform_(parameter.flatten(1))
+
+
+def predict(
+    network: nn.Module, family: str, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
+) -> Tensor:
+    """Noise minus picture, called as ComfyUI calls the family at noise level `sigma` (b,)."""
+    if family == "sd3":
+        return network(x, sigma * 1000, context=context, y=pooled)
+    return network._forward(x, sigma, context, context.shape[1])
+
+
+def shift_time(u: Tensor, shift: float) -> Tensor:
+    """Flow-matching shift of SD3 (Esser et al. 2024, eq. 23)."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def random_sigma(batch: int, device: torch.device) -> Tensor:
+    """Shifted logit-normal noise levels, one in ten uniform so that both ends are seen."""
+    normal = shift_time(torch.sigmoid(torch.randn(batch, device=device)), TRAINING_SHIFT)
+    uniform = torch.rand(batch, device=device)
+    return torch.where(torch.rand(batch, device=device) < UNIFORM_TIME_SHARE, uniform, normal)
+
+
+class Trainer:
+    """Network, optimiser and running average of one family."""
+
+    def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
+        torch.manual_seed(0)
+        self.family, self.device, self.plan = family, device, plan
+        self.network = build_network(family).to(device)
+        self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        self.table = torch.zeros(1, 64, device=device)
+        self.steps, self.loss_sum, self.history = 0, torch.zeros((), device=device), []
+        self._loss = self._raw_loss
+        if plan.compiled and family == "sd3":  # compiled NextDiT blocks gave wrong gradients, see README
+            self._loss = torch.compile(self._raw_loss, dynamic=False)
+
+    def _raw_loss(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor) -> Tensor:
+        out = predict(self.network, self.family, x, sigma, context, pooled)
+        return F.mse_loss(out.float(), target)
+
+    def loss(self, latent: Tensor, numbers: Tensor) -> Tensor:
+        """Flow-matching loss of one batch."""
+        context, pooled = embed_numbers(self.table, numbers)
+        sigma, noise = random_sigma(len(latent), self.device), torch.randn_like(latent)
+        level = sigma[:, None, None, None]
+        x = level * noise + (1 - level) * latent
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            return self._loss(x, sigma, context, pooled, noise - latent)
+
+    def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
+        """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
+        fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
+        rate = LEARNING_RATE * min(1, (self.steps + 1) / WARMUP_STEPS)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall))))
+        loss = self.loss(latent, numbers)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        self.steps += 1
+        self.loss_sum += loss.detach()
+        decay = min(EMA_DECAY, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+
+    def warm_up(self) -> None:
+        """Compile every stage on random data; fall back to eager if that fails. Weights are restored."""
+        saved = copy.deepcopy(self.network.state_dict())
+        try:
+            self._try_stages()
+        except Exception:  # the compiler may fail in many ways, eager training always works
+            log.exception("torch.compile failed, training without it")
+            self._loss = self._raw_loss
+            self._try_stages()
+        self.network.load_state_dict(saved)
+        self.average.load_state_dict(saved)
+        self.optimizer.state.clear()
+        self.steps = 0
+        self.loss_sum.zero_()
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from packed weights, if the work folder holds some."""
+        if not checkpoint.exists():
+            return
+        state = {name: tensor.float() for name, tensor in unpack_int8(load_file(checkpoint)).items()}
+        self.network.load_state_dict(state, strict=False)
+        self.average.load_state_dict(state, strict=False)
+        log.info("%s goes on from %s", self.family, checkpoint)
+
+    def _try_stages(self) -> None:
+        for stage in self.plan.stages:
+            shape = (stage.batch, 16, stage.size // 8, stage.size // 8)
+            numbers = torch.zeros(stage.batch, 16, dtype=torch.long, device=self.device)
+            seconds = 0.0
+            for _ in range(3 if self.plan.compiled else 1):
+                start = time.monotonic()
+                self.step(torch.randn(shape, device=self.device), numbers, 0.0)
+                self.loss_sum.item()
+                seconds = time.monotonic() - start
+            log.info(
+                "%s warm-up at %d px: %.3f s a step of %d", self.family, stage.size, seconds, stage.batch
+            )
+
+    def train(self, banks: dict[int, LatentBank], deadline: float, checkpoint: Path) -> None:
+        """Train until the deadline (`time.time()`), saving packed weights every minute."""
+        start = saved = time.time()
+        seconds, progress = max(1.0, deadline - start), 0.0
+        while progress < 1:
+            stage = next(stage for stage in self.plan.stages if progress < stage.until)
+            self.step(*banks[stage.size].draw(stage.batch), progress)
+            if self.steps % SYNC_EVERY == 0:
+                self.loss_sum.item()
+            if self.steps % LOG_EVERY == 0:
+                self._log(stage, progress)
+            now = time.time()
+            if now - saved > SAVE_EVERY_S:
+                save_packed(self.average.state_dict(), checkpoint)
+                saved = now
+            progress = (now - start) / seconds
+        log.info("%s: %d steps in %.0f s", self.family, self.steps, time.time() - start)
+
+    def _log(self, stage: Stage, progress: float) -> None:
+        loss = self.loss_sum.item() / LOG_EVERY
+        self.loss_sum.zero_()
+        self.history.append((self.steps, stage.size, round(loss, 5)))
+        log.info(
+            "%s step %d (%.0f %%, %d px) loss %.4f", self.family, self.steps, 100 * progress, stage.size, loss
+        )
+
+
+@torch.no_grad()
+def encode_bank(
+    encoder: nn.Module, pictures: Tensor, items: list[Item], size: int, plan: Plan, vocabulary: Vocabulary
+) -> LatentBank:
+    """Encode several variants of every picture, each with its own background and prompts."""
+    rng, device = random.Random(size), pictures.device
+    latents, numbers = [], []
+    for _ in range(plan.variants):
+        for first in range(0, len(items), 64):
+            part, names = pictures[first : first + 64], items[first : first + 64]
+            backgrounds = [random_background(rng) for _ in names]
+            image = whole_pictures(part, gradient_canvas(backgrounds, size, device), rng)
+            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
+                latents.append(encoder(image.contiguous(memory_format=torch.channels_last)).half())
+            numbers += [
+                [vocabulary.encode(prompt_words(item, background, rng)) for _ in range(plan.prompts)]
+                for item, background in zip(names, backgrounds, strict=True)
+            ]
+    packed = torch.from_numpy(np.array(numbers, dtype=np.int16)).to(device)
+    return LatentBank(torch.cat(latents).contiguous(), packed)
+
+
+@torch.no_grad()
+def sample(
+    network: nn.Module, family: str, prompts: list[str], shift: float, steps: int, device: torch.device
+) -> Tensor:
+    """512-px latents of prompts: Euler steps with guidance from seeded noise, as KSampler does them."""
+    pairs = [encode_prompt(prompt) for prompt in prompts]
+    context = torch.cat([pair[0] for pair in pairs]).to(device)
+    pooled = torch.cat([pair[1] for pair in pairs]).to(device)
+    context, pooled = torch.cat((context, 0 * context)), torch.cat((pooled, 0 * pooled))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(len(prompts), 16, 64, 64, generator=generator).to(device)
+    sigmas = shift_time(torch.linspace(1, 0, steps + 1), shift).tolist()
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        level = torch.full((2 * len(x),), sigma, device=device)
+        cond, uncond = predict(network, family, torch.cat((x, x)), level, context, pooled).chunk(2)
+        x = x + (following - sigma) * (uncond + SAMPLE_CFG * (cond - uncond))
+    return x
+
+
+@torch.no_grad()
+def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
+    """Loss of the averaged weights on fixed rows, noise and levels, with text."""
+    device, values = trainer.device, []
+    torch.manual_seed(1)
+    for first in range(0, min(rows, len(bank.latents)), 32):
+        latent = bank.latents[first : first + 32].float()
+        context, pooled = embed_numbers(trainer.table, bank.numbers[first : first + 32, 0].long())
+        sigma, noise = random_sigma(len(latent), device), torch.randn_like(latent)
+        level = sigma[:, None, None, None]
+        x = level * noise + (1 - level) * latent
+        out = predict(trainer.average, trainer.family, x, sigma, context, pooled)
+        values.append(F.mse_loss(out, noise - latent).item())
+    return sum(values) / len(values)
+
+
+def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Path) -> dict[str, float]:
+    """Sample held-out prompts in float and from the packed weights; save grids, return PSNR between them."""
+    picked = random.Random(3).sample(held_out, min(16, len(held_out)))
+    prompts = [full_prompt(item, GRID_COLOURS[i % len(GRID_COLOURS)]) for i, item in enumerate(picked)]
+    device = trainer.device
+    packed = copy.deepcopy(trainer.average)
+    state = unpack_int8(pack_int8(trainer.average.state_dict()))
+    packed.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    figures = {}
+    for shift in (3.0, 6.0) if trainer.family == "lumina2" else (3.0,):
+        image, other = (
+            decode(
+                decoder, sample(network, trainer.family, prompts, shift, trainer.plan.sample_steps, device)
+            )
+            for network in (trainer.average, packed)
+        )
+        error = (image - other).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
+        figures[f"int8_psnr_shift{shift:g}"] = (-10 * error.log10()).mean().item()
+        save_grid(other, out / f"grid_{trainer.family}_shift{shift:g}.png")
+    log.info("grid prompts: %s", json.dumps(prompts))
+    return figures
+
+
+@torch.no_grad()
+def decode(decoder: nn.Module, latents: Tensor) -> Tensor:
+    """Pictures (b, 3, h, w) in 0..1."""
+    return torch.cat([decoder(part).clamp(0, 1) for part in latents.split(4)])
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 4) -> None:
+    """Write pictures as one PNG, row by row."""
+    from PIL import Image
+
+    columns = min(columns, len(images))
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
+    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(sheet).save(path)
+
+
+def load_autoencoder(path: Path, device: torch.device) -> nn.ModuleDict:
+    """The trained pair in float32."""
+    state = {name: tensor.float() for name, tensor in load_file(path).items() if name.startswith("taesd")}
+    model = build_autoencoder()
+    model.load_state_dict(state)
+    return model.to(device).requires_grad_(False)
+
+
+def train_family(
+    family: str,
+    pictures: np.ndarray,
+    items: list[Item],
+    held_out_rows: list[int],
+    autoencoder: Path,
+    deadline: float,
+    work: Path,
+    plan: Plan,
+) -> None:
+    """Warm up, wait for the autoencoder, encode, train until the deadline, then measure and save."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    trainer = Trainer(family, device, plan)
+    trainer.warm_up()
+    trainer.resume(work / f"{family}.safetensors")
+    while not autoencoder.exists():
+        time.sleep(0.5)
+    pair = load_autoencoder(autoencoder, device)
+    held_set = set(held_out_rows)
+    rows = [row for row in range(len(items)) if row not in held_set]
+    vocabulary, begun = Vocabulary(), time.time()
+    seen, unseen = [items[row] for row in rows], [items[row] for row in held_out_rows]
+    train_pictures = torch.from_numpy(pictures[rows]).to(device)
+    encoder = pair["taesd_encoder"].to(memory_format=torch.channels_last)
+    sizes = [stage.size for stage in plan.stages]
+    banks = {size: encode_bank(encoder, train_pictures, seen, size, plan, vocabulary) for size in sizes}
+    test_pictures = torch.from_numpy(pictures[held_out_rows]).to(device)
+    one = Plan(variants=1, prompts=1)
+    test_bank = encode_bank(encoder, test_pictures, unseen, sizes[-1], one, vocabulary)
+    del train_pictures, test_pictures
+    trainer.table = vocabulary.table().to(device)
+    log.info("%s: banks of %d latents in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
+    trainer.train(banks, deadline, work / f"{family}.safetensors")
+    state = {name: tensor.half().cpu().contiguous() for name, tensor in trainer.average.state_dict().items()}
+    save_file(state, work / f"{family}_fp16.safetensors")
+    save_packed(trainer.average.state_dict(), work / f"{family}.safetensors")
+    figures = evaluate(trainer, pair["taesd_decoder"], unseen, work)
+    figures |= {
+        "train_loss": fixed_loss(trainer, banks[sizes[-1]]),
+        "test_loss": fixed_loss(trainer, test_bank),
+    }
+    figures |= {"steps": trainer.steps, "history": trainer.history, "vocabulary": len(vocabulary.numbers)}
+    (work / f"figures_{family}.json").write_text(json.dumps(figures))
+    log.info("%s figures: %s", family, {k: v for k, v in figures.items() if k != "history"})
