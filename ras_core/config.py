@@ -9,6 +9,7 @@ from .errors import RASError
 
 Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
+Method = Literal["multirate", "paper"]
 
 MIN_RATIO = 0.05
 
@@ -32,6 +33,8 @@ class RASConfig:
             over the regional steps (the paper's dynamic sampling ratio).
         starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
             means; "reference" is the formula of the reference code, where the sign works the other way.
+        method: "multirate" picks the tokens whose estimate has most likely moved; "paper" ranks them by `metric`.
+        corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -47,6 +50,8 @@ class RASConfig:
     starvation_scale: float = 0.1
     ratio_end: float = 0.0
     starvation: Starvation = "corrected"
+    method: Method = "paper"
+    corrections: bool = False
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -60,6 +65,7 @@ class RASConfig:
             _check_count("error_reset_steps", step)
         _check_choice("metric", self.metric, get_args(Metric))
         _check_choice("starvation", self.starvation, get_args(Starvation))
+        _check_choice("method", self.method, get_args(Method))
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",

@@ -15,6 +15,7 @@ from typing import Any
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.patcher_extension
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -26,7 +27,9 @@ from .config import RASConfig
 from .errors import RASError, RegionalAbort
 from .forward import NetworkCall
 from .kv import Branch
+from .sampler import RUN, sample_multirate
 from .schedule import decreases
+from .selector import selector_for
 from .state import RunState
 from .tokens import TokenGrid
 from .trace import Recorder, Trace
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 
 KEY = "multirate_ras"
 OVERRIDE = "optimized_attention_override"
+
+CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 
 # Raised by code that was not written for shortened sequences; anything else is not ours to catch.
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
@@ -132,6 +137,8 @@ class RASPatch:
             self.last_trace = Trace.empty("not a picture latent")
         else:
             hooks = RunHooks(self.adapter, run)
+            guider.model_options["transformer_options"][RUN] = run
+            sampler = self._corrected(sampler, run)
             for place, wrapper in (
                 (WrappersMP.PREDICT_NOISE, hooks.evaluate),
                 (WrappersMP.APPLY_MODEL, hooks.call),
@@ -151,6 +158,16 @@ class RASPatch:
             if run is not None:
                 run.release()
 
+    def _corrected(self, sampler: Any, run: RunState) -> Any:
+        """The multirate integrator of the same order in place of a sampler that has one; others as they are."""
+        if not (self.config.corrections and run.any_regional):
+            return sampler
+        order = CORRECTED_ORDERS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""))
+        if order is None:
+            logger.info("Multirate RAS: this sampler has no corrected form; only the selection of regions applies.")
+            return sampler
+        return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, sampler.inpaint_options)
+
     def _begin(self, network: nn.Module, noise: Tensor, sigmas: Tensor, seed: int | None) -> RunState | None:
         if noise.ndim != 4 or len(sigmas) < 2:
             logger.warning(
@@ -160,7 +177,8 @@ class RASPatch:
         grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0], time.perf_counter())
         generator = torch.Generator().manual_seed((seed or 0) % 2**63)
-        run = RunState(self.config, sigmas.tolist(), grid, noise.shape[0], generator, recorder)
+        selector = selector_for(self.config, grid, generator)
+        run = RunState(self.config, sigmas.tolist(), grid, noise.shape[0], selector, recorder)
         _explain_dense_plan(run)
         return run
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from .config import RASConfig
 from .kv import Branch, KVStore
-from .metric import region_metric
 from .schedule import StepKind, StepPlan, plan_steps, step_of_sigma
-from .selection import count_drops, select_active
+from .selector import Selector
 from .tokens import TokenGrid
 from .trace import Recorder
 
@@ -28,16 +27,15 @@ class RunState:
         sigmas: the run's schedule as plain numbers.
         grid: token grid of the latent.
         batch: images in the batch.
-        generator: CPU generator for the "random" metric.
+        selector: picks the active tokens of regional steps.
         recorder: collects the trace.
         plan: one entry a step.
         kv: K/V cache, per branch.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
-        score: (b, n) region metric of the last guided output.
-        drop_count: (b, n) how often each token has been cached.
         text_rows: text rows of the longest call, for the cost arithmetic.
         kv_bytes: size of the K/V cache at its largest.
         evaluation: the evaluation under way.
+        active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
         is_dense: a surprise ended regional steps for this run.
     """
 
@@ -45,18 +43,17 @@ class RunState:
     sigmas: list[float]
     grid: TokenGrid
     batch: int
-    generator: torch.Generator
+    selector: Selector
     recorder: Recorder
     plan: tuple[StepPlan, ...] = ()
     kv: KVStore = field(init=False)
     cached_output: dict[Branch, Tensor] = field(default_factory=dict)
-    score: Tensor | None = None
-    drop_count: Tensor | None = None
     text_rows: int = 0
     kv_bytes: int = 0
     evaluation: EvaluationState | None = None
     is_dense: bool = False
-    _selected: tuple[int, Tensor] | None = None  # step, its active tokens
+    active_idx: Tensor | None = None
+    _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
 
     def __post_init__(self) -> None:
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
@@ -77,16 +74,10 @@ class RunState:
         """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
         evaluation = self.evaluation
         self.evaluation = None
-        if self.any_regional and denoised.shape == (
-            self.batch,
-            denoised.shape[1],
-            self.grid.height,
-            self.grid.width,
-        ):
-            noise = (x.float() - denoised.float()) / max(sigma, 1e-8)
-            self.score = region_metric(noise, self.config.metric, self.grid, self.generator)
-        active = evaluation.active_idx if evaluation.ran_regional else None
-        self.recorder.end(active, self.score)
+        self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
+        if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
+            self.selector.observe(x, denoised, sigma, self.active_idx)
+        self.recorder.end(self.active_idx, self.selector.score)
 
     def abandon_evaluation(self) -> None:
         """The evaluation failed; the exception goes on to the host."""
@@ -116,14 +107,10 @@ class RunState:
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
         """Selected once a step: all evaluations of a step work on the same tokens."""
-        if plan.kind is StepKind.DENSE or self.is_dense or self.score is None:
+        if plan.kind is StepKind.DENSE or self.is_dense:
             return None
         if self._selected is None or self._selected[0] != plan.index:
-            if self.drop_count is None:
-                self.drop_count = torch.zeros_like(self.score, dtype=torch.int32)
-            count = plan.active_count(self.grid.n)
-            active = select_active(self.score, self.drop_count, count, self.config)
-            self.drop_count = count_drops(self.drop_count, active)
+            active = self.selector.select(plan.active_count(self.grid.n), self.sigmas[plan.index])
             self._selected = (plan.index, active)
         return self._selected[1]
 

@@ -33,6 +33,10 @@ class TokenGrid:
     def n(self) -> int:
         return self.h * self.w
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.height, self.width)
+
     def pool(self, pixels: Tensor) -> Tensor:
         """Mean over each token's latent pixels, padding left out: (b, H, W) -> (b, n)."""
         pooled = F.avg_pool2d(pixels[:, None], self.patch, ceil_mode=True, count_include_pad=False)

@@ -1,0 +1,107 @@
+"""Multirate integration: every token takes its own step through the same ODE.
+
+A cached token keeps its last denoised estimate D over several steps, which is one long first-order step of its own.
+In the exponential form of the flow's ODE, with t = -log sigma,
+
+    dx/dt = D(x, t) - x,    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma; paper, eq. 3)
+
+so two corrections come for free, each token with its own history:
+
+    fresh token    D is continued along its last slope to the middle of the step (second order, as DPM-Solver++(2M));
+    stale token    when it is evaluated again after H, its long step is done over with D linear in t between the two
+                   evaluations (trapezoid in exponential form).
+
+Both hold for uneven steps. A token that was fresh all along must not get the second correction: its second-order step
+has made it already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ActiveMask = Callable[[], Tensor | None]
+
+
+@dataclass
+class History:
+    """Last evaluations of every latent pixel.
+
+    Attributes:
+        d, d_before: (b, c, H, W) denoised estimate of the last evaluation and of the one before it.
+        x: (b, c, H, W) state at the last evaluation.
+        t, t_before: (b, 1, H, W) time of those evaluations; -inf where there was none.
+    """
+
+    d: Tensor
+    d_before: Tensor
+    x: Tensor
+    t: Tensor
+    t_before: Tensor
+
+    @classmethod
+    def empty(cls, x: Tensor) -> History:
+        """Before any evaluation of state x."""
+        never = torch.full_like(x[:, :1], -torch.inf)
+        return cls(x, x, x, never, never)
+
+    def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor) -> History:
+        """The history once the pixels of `fresh`, (b, 1, H, W) bool, were evaluated at time t."""
+        return History(
+            d=torch.where(fresh, d, self.d),
+            d_before=torch.where(fresh, self.d, self.d_before),
+            x=torch.where(fresh, x, self.x),
+            t=torch.where(fresh, torch.full_like(self.t, t), self.t),
+            t_before=torch.where(fresh, self.t, self.t_before),
+        )
+
+
+def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
+    """Exact solution of dx/dt = D - x over h for constant D."""
+    decay = torch.exp(-torch.as_tensor(h, dtype=x.dtype, device=x.device))
+    return decay * x + (1 - decay) * d
+
+
+def second_order_estimate(history: History, h: float) -> Tensor:
+    """D in the middle of the coming step of length h, along the slope of the last two evaluations."""
+    span = history.t - history.t_before  # inf where there is no slope yet: D stays
+    return history.d + (history.d - history.d_before) / span * (h / 2)
+
+
+def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
+    """Where a token arrives at time t if D went linearly from its last evaluation to `d`: (b, c, H, W)."""
+    span = t - history.t
+    safe = span.clamp_min(1e-6)
+    weight = (safe - 1 + torch.exp(-safe)) / safe
+    return advance(history.x, history.d, span) + (d - history.d) * weight
+
+
+def multirate_step(
+    history: History, x: Tensor, d: Tensor, times: tuple[float, float], fresh: Tensor, stale: Tensor, order: int
+) -> tuple[History, Tensor]:
+    """One step of all tokens.
+
+    Args:
+        history: last evaluations before this one.
+        x: (b, c, H, W) state at this step's start.
+        d: (b, c, H, W) denoised estimate there; of cached tokens it is their old one.
+        times: this step's start and end.
+        fresh: (b, 1, H, W) bool, tokens evaluated at this step.
+        stale: (b, 1, H, W) bool, tokens that were not evaluated at the step before.
+        order: 1, or 2 for a second-order step of fresh tokens.
+
+    Returns:
+        The new history, and the state at the next step's start.
+    """
+    t, t_next = times
+    returned = fresh & stale
+    x = torch.where(returned, redo_long_step(history, d, t), x)
+    history = history.after(x, d, t, fresh)
+    h = t_next - t
+    target = history.d
+    if order == 2:
+        target = torch.where(fresh, second_order_estimate(history, h), target)
+    return history, advance(x, target, h)

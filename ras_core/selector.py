@@ -1,0 +1,113 @@
+"""From the guided results of a run to the active tokens of its next step: the paper's rule and the multirate one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import RASConfig
+from .metric import region_metric
+from .selection import count_drops, select_active
+from .tokens import TokenGrid
+
+SMALLEST_STEP = 1e-6  # in sigma; a second evaluation at the same noise level tells nothing about a rate
+
+
+class Selector(ABC):
+    """Watches guided results and picks active tokens, for each image of the batch.
+
+    Attributes:
+        score: (b, n) float32, what the last choice or the next one goes by; None before the first result.
+    """
+
+    score: Tensor | None = None
+
+    @abstractmethod
+    def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
+        """A guided evaluation ended.
+
+        Args:
+            x, denoised: (b, c, H, W) input and merged estimate.
+            sigma: noise level.
+            active_idx: (b, n_active) tokens that were really evaluated; None for all.
+        """
+
+    @abstractmethod
+    def select(self, active_count: int, sigma: float) -> Tensor | None:
+        """(b, active_count) int64 sorted tokens for the step at `sigma`; None when nothing was observed yet."""
+
+
+class PaperSelector(Selector):
+    """Equation 1: metric of the last output, weighted by how often a token was dropped."""
+
+    def __init__(self, config: RASConfig, grid: TokenGrid, generator: torch.Generator):
+        self._config, self._grid, self._generator = config, grid, generator
+        self._drop_count: Tensor | None = None
+
+    def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
+        noise = (x.float() - denoised.float()) / max(sigma, 1e-8)
+        self.score = region_metric(noise, self._config.metric, self._grid, self._generator)
+
+    def select(self, active_count: int, sigma: float) -> Tensor | None:
+        if self.score is None:
+            return None
+        if self._drop_count is None:
+            self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
+        active = select_active(self.score, self._drop_count, active_count, self._config)
+        self._drop_count = count_drops(self._drop_count, active)
+        return active
+
+
+class ChangeSelector(Selector):
+    """The tokens whose estimate has most likely moved: rate times staleness, averaged over 3 x 3 tokens.
+
+    rate       change of the token's denoised estimate between its last two evaluations, over the sigma between them;
+    staleness  sigma travelled since its last evaluation.
+
+    Their product predicts how far the cached estimate is off, which is the local error of the long step that a cached
+    token takes. This is not the paper's rule: on a trained model that rule lost to random tokens.
+    """
+
+    def __init__(self, grid: TokenGrid):
+        self._grid = grid
+        self._estimate: Tensor | None = None  # (b, c, H, W) each token's last own estimate
+        self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
+        self._rate: Tensor | None = None  # (b, n)
+
+    def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
+        denoised = denoised.float()
+        here = torch.full((denoised.shape[0], self._grid.n), sigma, device=denoised.device)
+        if self._estimate is None:
+            self._estimate, self._sigma, self._rate = denoised.clone(), here, torch.zeros_like(here)
+            return
+        travelled = (self._sigma - here).abs()
+        moved = self._grid.pool((denoised - self._estimate).pow(2).sum(dim=1)).sqrt()
+        fresh = travelled > SMALLEST_STEP
+        if active_idx is not None:
+            fresh &= self._grid.active_mask(active_idx)
+        self._rate = torch.where(fresh, moved / travelled.clamp_min(SMALLEST_STEP), self._rate)
+        self._sigma = torch.where(fresh, here, self._sigma)
+        self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
+        self.score = self._smoothed(sigma)
+
+    def select(self, active_count: int, sigma: float) -> Tensor | None:
+        if self.score is None:
+            return None
+        self.score = self._smoothed(sigma)
+        chosen = self.score.argsort(dim=1, descending=True, stable=True)[:, :active_count]
+        return chosen.sort(dim=1).values
+
+    def _smoothed(self, sigma: float) -> Tensor:
+        """Predicted change at `sigma`, (b, n); at the border the mean is over the neighbours that exist."""
+        score = (self._rate * (self._sigma - sigma).abs()).view(-1, 1, self._grid.h, self._grid.w)
+        return F.avg_pool2d(score, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
+
+
+def selector_for(config: RASConfig, grid: TokenGrid, generator: torch.Generator) -> Selector:
+    """The selector of a run."""
+    if config.method == "multirate":
+        return ChangeSelector(grid)
+    return PaperSelector(config, grid, generator)
