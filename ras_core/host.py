@@ -164,7 +164,9 @@ class RASPatch:
             return sampler
         order = CORRECTED_ORDERS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""))
         if order is None:
-            logger.info("Multirate RAS: this sampler has no corrected form; only the selection of regions applies.")
+            logger.info(
+                "Multirate RAS: this sampler has no corrected form; only the selection of regions applies."
+            )
             return sampler
         return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, sampler.inpaint_options)
 

@@ -1,18 +1,20 @@
 """Multirate integration: every token takes its own step through the same ODE.
 
-A cached token keeps its last denoised estimate D over several steps, which is one long first-order step of its own.
-In the exponential form of the flow's ODE, with t = -log sigma,
+A cached token keeps its last denoised estimate D over several steps, which is one long first-order step of
+its own. In the exponential form of the flow's ODE, with t = -log sigma,
 
-    dx/dt = D(x, t) - x,    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma; paper, eq. 3)
+    dx/dt = D(x, t) - x,    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma;
+    paper, eq. 3)
 
 so two corrections come for free, each token with its own history:
 
-    fresh token    D is continued along its last slope to the middle of the step (second order, as DPM-Solver++(2M));
-    stale token    when it is evaluated again after H, its long step is done over with D linear in t between the two
+    fresh token    D is continued along its last slope to the middle of the step (second order, as
+    DPM-Solver++(2M)); stale token    when it is evaluated again after H, its long step is done over with D
+    linear in t between the two
                    evaluations (trapezoid in exponential form).
 
-Both hold for uneven steps. A token that was fresh all along must not get the second correction: its second-order step
-has made it already.
+Both hold for uneven steps. A token that was fresh all along must not get the second correction: its
+second-order step has made it already.
 """
 
 from __future__ import annotations
@@ -80,7 +82,13 @@ def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
 
 
 def multirate_step(
-    history: History, x: Tensor, d: Tensor, times: tuple[float, float], fresh: Tensor, stale: Tensor, order: int
+    history: History,
+    x: Tensor,
+    d: Tensor,
+    times: tuple[float, float],
+    fresh: Tensor,
+    stale: Tensor,
+    order: int,
 ) -> tuple[History, Tensor]:
     """One step of all tokens.
 

@@ -29,7 +29,8 @@ def sample_multirate(
 ) -> Tensor:
     """Integrate from the first sigma to the last, each token with steps of its own.
 
-    Without RAS on the model every token is fresh at every step: order 1 is then Euler and order 2 DPM-Solver++(2M).
+    Without RAS on the model every token is fresh at every step: order 1 is then Euler and order 2
+        DPM-Solver++(2M).
 
     Args:
         model: gives the denoised estimate (b, c, H, W) for (x, sigma).

@@ -1,4 +1,6 @@
-"""From the guided results of a run to the active tokens of its next step: the paper's rule and the multirate one."""
+"""From the guided results of a run to the active tokens of its next step: the paper's rule and the multirate
+one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """(b, active_count) int64 sorted tokens for the step at `sigma`; None when nothing was observed yet."""
+        """(b, active_count) int64 sorted tokens for the step at `sigma`; None when nothing was observed yet.
+        """
 
 
 class PaperSelector(Selector):
@@ -64,11 +67,11 @@ class PaperSelector(Selector):
 class ChangeSelector(Selector):
     """The tokens whose estimate has most likely moved: rate times staleness, averaged over 3 x 3 tokens.
 
-    rate       change of the token's denoised estimate between its last two evaluations, over the sigma between them;
-    staleness  sigma travelled since its last evaluation.
+    rate       change of the token's denoised estimate between its last two evaluations, over the sigma
+    between them; staleness  sigma travelled since its last evaluation.
 
-    Their product predicts how far the cached estimate is off, which is the local error of the long step that a cached
-    token takes. This is not the paper's rule: on a trained model that rule lost to random tokens.
+    Their product predicts how far the cached estimate is off, which is the local error of the long step that
+    a cached token takes. This is not the paper's rule: on a trained model that rule lost to random tokens.
     """
 
     def __init__(self, grid: TokenGrid):

@@ -1,0 +1,65 @@
+"""Selection by predicted change, by numbers one can work out by hand."""
+
+import pytest
+import torch
+from ras_pack.ras_core.selector import ChangeSelector
+from ras_pack.ras_core.tokens import TokenGrid
+
+
+def _estimates(values: list[float]) -> torch.Tensor:
+    """(1, 1, 2, 2 n) latent of n tokens in a row; every pixel of a token has its value."""
+    row = torch.tensor(values).repeat_interleave(2)
+    return row.expand(1, 1, 2, -1).clone()
+
+
+def _selector(n: int) -> ChangeSelector:
+    return ChangeSelector(TokenGrid(2, 2 * n, 2))
+
+
+def _observe(selector, values, sigma, active=None):
+    denoised = _estimates(values)
+    active_idx = None if active is None else torch.tensor([active])
+    selector.observe(torch.zeros_like(denoised), denoised, sigma, active_idx)
+
+
+class TestChange:
+    def test_nothing_to_go_by_before_two_results(self):
+        selector = _selector(3)
+        assert selector.select(1, 1.0) is None
+        _observe(selector, [0, 0, 0], 1.0)
+        assert selector.select(1, 0.9) is None
+
+    def test_rate_times_staleness(self):
+        """Sigma 1.0 to 0.8: rates 5 and 10. Token 1 is evaluated at 0.6, where it stood still; at 0.5 token 0 is
+        0.3 stale with rate 5, and token 1 is 0.1 stale with rate 0."""
+        selector = _selector(8)
+        zeros = [0.0] * 8
+        _observe(selector, zeros, 1.0)
+        _observe(selector, [1.0, *zeros[1:7], 2.0], 0.8)
+        assert selector._rate[0, [0, 7]].tolist() == pytest.approx([5.0, 10.0])
+        _observe(selector, [1.0, *zeros[1:7], 2.0], 0.6, active=[7])
+        assert selector._rate[0, [0, 7]].tolist() == pytest.approx([5.0, 0.0])
+        assert selector.select(1, 0.5).tolist() == [[0]]
+        # a corner token has one neighbour here: (5 * 0.3 + 0) / 2
+        assert selector.score[0, 0].item() == pytest.approx(0.75)
+
+    def test_smoothing_at_the_border_is_over_the_neighbours_that_exist(self):
+        selector = _selector(3)
+        _observe(selector, [0, 0, 0], 1.0)
+        _observe(selector, [0.0, 0.0, 3.0], 0.5)
+        selector.select(1, 0.0)
+        assert selector.score[0].tolist() == pytest.approx([0.0, 1.0, 1.5])  # 3 over 3 tokens, 3 over 2
+
+    def test_a_second_evaluation_at_the_same_sigma_tells_no_rate(self):
+        selector = _selector(2)
+        _observe(selector, [0, 0], 1.0)
+        _observe(selector, [1, 0], 0.5)
+        _observe(selector, [7, 7], 0.5)
+        assert selector._rate[0].tolist() == pytest.approx([2.0, 0.0])
+
+    def test_selected_tokens_are_sorted_and_counted(self):
+        selector = _selector(8)
+        _observe(selector, [0.0] * 8, 1.0)
+        _observe(selector, [8.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0], 0.5)
+        active = selector.select(5, 0.4)
+        assert active.shape == (1, 5) and active[0].tolist() == sorted(set(active[0].tolist()))
