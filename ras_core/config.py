@@ -33,7 +33,7 @@ class RASConfig:
             over the regional steps (the paper's dynamic sampling ratio).
         starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
             means; "reference" is the formula of the reference code, where the sign works the other way.
-        method: "multirate" picks the tokens whose estimate has most likely moved; "paper" ranks them by `metric`.
+        method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
 
     Raises:

@@ -159,7 +159,7 @@ class RASPatch:
                 run.release()
 
     def _corrected(self, sampler: Any, run: RunState) -> Any:
-        """The multirate integrator of the same order in place of a sampler that has one; others as they are."""
+        """The multirate integrator in place of a sampler that has one of its order; others as they are."""
         if not (self.config.corrections and run.any_regional):
             return sampler
         order = CORRECTED_ORDERS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""))

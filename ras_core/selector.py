@@ -39,8 +39,7 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """(b, active_count) int64 sorted tokens for the step at `sigma`; None when nothing was observed yet.
-        """
+        """(b, active_count) int64 sorted tokens for the step at `sigma`; None when nothing was observed yet."""
 
 
 class PaperSelector(Selector):

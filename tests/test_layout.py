@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # The parts of ras_core from the ground up. Each may import from lower floors and from its own.
 FLOORS = (
     {"errors", "schedule", "config"},
-    {"tokens", "selection", "metric", "cost", "kv"},
-    {"adapters", "forward", "state", "trace", "render"},
+    {"tokens", "selection", "selector", "metric", "cost", "kv", "integrator"},
+    {"adapters", "forward", "state", "sampler", "trace", "render"},
     {"host"},
 )
 # Where ras_core may import ComfyUI: its one face to it, and the pack's own networks.

@@ -30,8 +30,8 @@ class TestChange:
         assert selector.select(1, 0.9) is None
 
     def test_rate_times_staleness(self):
-        """Sigma 1.0 to 0.8: rates 5 and 10. Token 1 is evaluated at 0.6, where it stood still; at 0.5 token 0 is
-        0.3 stale with rate 5, and token 1 is 0.1 stale with rate 0."""
+        """Sigma 1.0 to 0.8: rates 5 and 10. Token 7 is evaluated at 0.6, where it stood still; at 0.5
+        token 0 is 0.3 stale with rate 5, and token 7 is 0.1 stale with rate 0."""
         selector = _selector(8)
         zeros = [0.0] * 8
         _observe(selector, zeros, 1.0)
