@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .custom_sampler import RASSampler
 from .demo import RASDemoModel, RASDemoPrompt
 from .mask_preview import RASMaskPreview
 from .patch_model import RASPatchModel
@@ -15,7 +16,7 @@ class MultirateRASExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [RASPatchModel, RASKSampler, RASTrace, RASMaskPreview, RASDemoModel, RASDemoPrompt]
+        return [RASPatchModel, RASKSampler, RASSampler, RASTrace, RASMaskPreview, RASDemoModel, RASDemoPrompt]
 
 
 async def comfy_entrypoint() -> MultirateRASExtension:

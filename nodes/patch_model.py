@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host import patch_model
-from .settings import CATEGORY, config_of, settings_inputs
+from .settings import CATEGORY, patched, settings_inputs
 
 
 class RASPatchModel(io.ComfyNode):
@@ -29,4 +28,4 @@ class RASPatchModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
-        return io.NodeOutput(patch_model(model, config_of(settings)))
+        return io.NodeOutput(patched(model, settings))

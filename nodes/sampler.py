@@ -5,9 +5,9 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..ras_core.host import last_trace, patch_model
+from ..ras_core.host import last_trace
 from ..ras_core.trace import Trace
-from .settings import CATEGORY, TraceType, config_of, settings_inputs
+from .settings import CATEGORY, TraceType, patched, settings_inputs
 
 
 class RASKSampler(io.ComfyNode):
@@ -50,9 +50,9 @@ class RASKSampler(io.ComfyNode):
         # The host's own sampling function, so that previews, noise and masks are exactly those of KSampler.
         from nodes import common_ksampler
 
-        patched = patch_model(model, config_of(settings))
+        ras_model = patched(model, settings, corrections=settings["method"] == "multirate")
         (latent,) = common_ksampler(
-            patched,
+            ras_model,
             seed,
             steps,
             cfg,
@@ -63,7 +63,7 @@ class RASKSampler(io.ComfyNode):
             latent_image,
             denoise=denoise,
         )
-        return io.NodeOutput(latent, last_trace(patched, Trace.empty("the sampler had no step to do")))
+        return io.NodeOutput(latent, last_trace(ras_model, Trace.empty("the sampler had no step to do")))
 
 
 def _sampler_inputs() -> list[io.Input]:

@@ -6,7 +6,8 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.host import patch_model
 
 CATEGORY = "Multirate RAS"
 TraceType = io.Custom("RAS_TRACE")
@@ -58,13 +59,30 @@ def settings_inputs() -> list[io.Input]:
             tooltip=f"Expert. The sampling ratio goes linearly from sample_ratio to this value over the "
             f"regional steps. 0 keeps it constant; otherwise at least {MIN_RATIO}.",
         ),
+        io.Combo.Input(
+            "method", options=list(get_args(Method)), default="multirate",
+            tooltip="multirate: compute what is changing most, and correct the rest when it returns. paper: "
+            "the published rule, which metric, high_ratio and starvation_scale belong to.",
+        ),
+        io.Mask.Input(
+            "priority", optional=True,
+            tooltip="Regions that matter more to you, such as a face: they are computed more often.",
+        ),
     ]  # fmt: skip
 
 
-def config_of(settings: dict) -> RASConfig:
-    """Settings as the nodes get them -> checked configuration.
+def patched(model: io.Model.Type, settings: dict, **changes) -> io.Model.Type:
+    """The model with RAS, from the settings as the nodes get them.
+
+    Args:
+        model: MODEL.
+        settings: values of `settings_inputs`, by name.
+        changes: settings that the node itself decides.
 
     Raises:
-        RASError: a value that cannot be used.
+        RASError: a value that cannot be used, or a model that is not supported.
     """
-    return RASConfig(**{**settings, "error_reset_steps": parse_step_list(settings["error_reset_steps"])})
+    values = {**settings, **changes}
+    priority = values.pop("priority", None)
+    values["error_reset_steps"] = parse_step_list(values["error_reset_steps"])
+    return patch_model(model, RASConfig(**values), priority)

@@ -15,6 +15,7 @@ from typing import Any
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.patcher_extension
+import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -29,7 +30,7 @@ from .forward import NetworkCall
 from .kv import Branch
 from .sampler import RUN, sample_multirate
 from .schedule import decreases
-from .selector import selector_for
+from .selector import Wishes, selector_for
 from .state import RunState
 from .tokens import TokenGrid
 from .trace import Recorder, Trace
@@ -45,8 +46,13 @@ CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
-def patch_model(model: ModelPatcher, config: RASConfig) -> ModelPatcher:
+def patch_model(model: ModelPatcher, config: RASConfig, priority: Tensor | None = None) -> ModelPatcher:
     """A clone of `model` that samples with RAS; settings of an earlier RAS node on it are replaced.
+
+    Args:
+        model: any MODEL.
+        config: settings.
+        priority: (b or 1, height, width) mask of regions to favour, at any size.
 
     Raises:
         RASError: the model's network is not supported, or this ComfyUI lacks what the method enters by.
@@ -57,7 +63,7 @@ def patch_model(model: ModelPatcher, config: RASConfig) -> ModelPatcher:
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, RASPatch(adapter, config))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, RASPatch(adapter, config, priority))
     return patched
 
 
@@ -103,6 +109,11 @@ def check_host() -> None:
         )
 
 
+def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
+    """The multirate integrator as ComfyUI's samplers come."""
+    return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, inpaint_options or {})
+
+
 def network_of(module: nn.Module) -> nn.Module:
     """The network itself, also when torch.compile wrapped it."""
     return getattr(module, "_orig_mod", module)
@@ -111,9 +122,10 @@ def network_of(module: nn.Module) -> nn.Module:
 class RASPatch:
     """What the patched model carries: adapter, settings, and the trace of its last finished run."""
 
-    def __init__(self, adapter: ModelAdapter, config: RASConfig):
+    def __init__(self, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None = None):
         self.adapter = adapter
         self.config = config
+        self.priority = priority
         self.last_trace: Trace | None = None
 
     def __call__(
@@ -132,7 +144,7 @@ class RASPatch:
         """OUTER_SAMPLE: one run."""
         guider = executor.class_obj
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-        run = self._begin(network, noise, sigmas, seed)
+        run = self._begin(network, noise, sigmas, denoise_mask, seed)
         if run is None:
             self.last_trace = Trace.empty("not a picture latent")
         else:
@@ -168,9 +180,11 @@ class RASPatch:
                 "Multirate RAS: this sampler has no corrected form; only the selection of regions applies."
             )
             return sampler
-        return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, sampler.inpaint_options)
+        return multirate_sampler(order, sampler.inpaint_options)
 
-    def _begin(self, network: nn.Module, noise: Tensor, sigmas: Tensor, seed: int | None) -> RunState | None:
+    def _begin(
+        self, network: nn.Module, noise: Tensor, sigmas: Tensor, denoise_mask: Tensor | None, seed: int | None
+    ) -> RunState | None:
         if noise.ndim != 4 or len(sigmas) < 2:
             logger.warning(
                 "Multirate RAS: running dense: not a picture latent (shape %s).", tuple(noise.shape)
@@ -179,7 +193,8 @@ class RASPatch:
         grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0], time.perf_counter())
         generator = torch.Generator().manual_seed((seed or 0) % 2**63)
-        selector = selector_for(self.config, grid, generator)
+        wishes = Wishes.of(grid, *(_at_latent_size(mask, noise) for mask in (self.priority, denoise_mask)))
+        selector = selector_for(self.config, grid, generator, wishes)
         run = RunState(self.config, sigmas.tolist(), grid, noise.shape[0], selector, recorder)
         _explain_dense_plan(run)
         return run
@@ -334,6 +349,14 @@ class RunHooks:
     def _keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
         for branch, part in zip(branches, output.chunk(len(branches)), strict=True):
             self._run.cached_output[branch] = part.clone()
+
+
+def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
+    """A mask of any size as ComfyUI fits it to a latent: (b, H, W) on the sampling device."""
+    if mask is None:
+        return None
+    fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
+    return fitted.amax(dim=1)
 
 
 def _explain_dense_plan(run: RunState) -> None:

@@ -5,6 +5,7 @@ one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,12 @@ from .config import RASConfig
 from .metric import region_metric
 from .selection import count_drops, select_active
 from .tokens import TokenGrid
+
+MARGIN = 2
+"""Tokens around an inpaint mask that are computed too: its soft edge and what attention carries across it."""
+
+PRIORITY_WEIGHT = 3.0
+"""A token of full priority counts as if its estimate moved four times as fast."""
 
 SMALLEST_STEP = 1e-6  # in sigma; a second evaluation at the same noise level tells nothing about a rate
 
@@ -27,6 +34,9 @@ class Selector(ABC):
 
     score: Tensor | None = None
 
+    def __init__(self, grid: TokenGrid, wishes: Wishes):
+        self._grid, self._wishes = grid, wishes
+
     @abstractmethod
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         """A guided evaluation ended.
@@ -39,14 +49,64 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """(b, active_count) int64 sorted tokens for the step at `sigma`; None when nothing was observed yet."""
+        """Tokens for the step at `sigma`: (b, n_active) int64 sorted; None when nothing was observed yet.
+
+        n_active is `active_count`, or less where an inpaint mask leaves fewer tokens worth computing.
+        """
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of the selection, apart from its method.
+
+    Attributes:
+        priority: (b or 1, n) float in [0, 1], regions to favour; None for none.
+        needed: (b or 1, n) bool, tokens whose output is not thrown away; None for all of them.
+        needed_count: the most needed tokens of any image.
+    """
+
+    priority: Tensor | None = None
+    needed: Tensor | None = None
+    needed_count: int | None = None
+
+    @classmethod
+    def of(cls, grid: TokenGrid, priority: Tensor | None, mask: Tensor | None) -> Wishes:
+        """From pictures of the latent's size.
+
+        Args:
+            grid: token grid of the latent.
+            priority: (b or 1, H, W) in [0, 1], or None.
+            mask: (b or 1, H, W) inpaint mask, above 0 where the picture is made anew; or None.
+        """
+        favoured = None if priority is None else grid.pool(priority.float()).clamp(0, 1)
+        if mask is None:
+            return cls(favoured)
+        needed = grid.pool((mask > 0).float()) > 0
+        wide = F.max_pool2d(
+            needed.float().view(-1, 1, grid.h, grid.w), 2 * MARGIN + 1, stride=1, padding=MARGIN
+        )
+        needed = wide.flatten(1) > 0
+        return cls(favoured, needed, max(int(needed.sum(dim=1).max()), 1))
+
+    def weigh(self, score: Tensor) -> Tensor:
+        """Scores of which the high ones are chosen: favoured up, tokens that are thrown away last."""
+        if self.priority is not None:
+            score = score * (1 + PRIORITY_WEIGHT * self.priority)
+        if self.needed is not None:
+            score = score.masked_fill(~self.needed, -1.0)
+        return score
+
+    def limit(self, active_count: int) -> int:
+        """At most the tokens that are needed."""
+        return active_count if self.needed_count is None else min(active_count, self.needed_count)
 
 
 class PaperSelector(Selector):
     """Equation 1: metric of the last output, weighted by how often a token was dropped."""
 
-    def __init__(self, config: RASConfig, grid: TokenGrid, generator: torch.Generator):
-        self._config, self._grid, self._generator = config, grid, generator
+    def __init__(self, config: RASConfig, grid: TokenGrid, generator: torch.Generator, wishes: Wishes):
+        super().__init__(grid, wishes)
+        self._config, self._generator = config, generator
         self._drop_count: Tensor | None = None
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
@@ -58,9 +118,22 @@ class PaperSelector(Selector):
             return None
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
-        active = select_active(self.score, self._drop_count, active_count, self._config)
+        count = self._wishes.limit(active_count)
+        metric = self._towards_active(self.score)
+        active = select_active(metric, self._drop_count, count, self._config)
         self._drop_count = count_drops(self._drop_count, active)
         return active
+
+    def _towards_active(self, metric: Tensor) -> Tensor:
+        """The paper caches high values, so what is asked for gets a low one and what is thrown away a huge
+        one.
+        """
+        wishes = self._wishes
+        if wishes.priority is not None:
+            metric = metric / (1 + PRIORITY_WEIGHT * wishes.priority)
+        if wishes.needed is not None:
+            metric = metric.masked_fill(~wishes.needed, torch.finfo(metric.dtype).max)
+        return metric
 
 
 class ChangeSelector(Selector):
@@ -73,8 +146,8 @@ class ChangeSelector(Selector):
     a cached token takes. This is not the paper's rule: on a trained model that rule lost to random tokens.
     """
 
-    def __init__(self, grid: TokenGrid):
-        self._grid = grid
+    def __init__(self, grid: TokenGrid, wishes: Wishes | None = None):
+        super().__init__(grid, wishes or Wishes())
         self._estimate: Tensor | None = None  # (b, c, H, W) each token's last own estimate
         self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
         self._rate: Tensor | None = None  # (b, n)
@@ -99,7 +172,8 @@ class ChangeSelector(Selector):
         if self.score is None:
             return None
         self.score = self._smoothed(sigma)
-        chosen = self.score.argsort(dim=1, descending=True, stable=True)[:, :active_count]
+        order = self._wishes.weigh(self.score).argsort(dim=1, descending=True, stable=True)
+        chosen = order[:, : self._wishes.limit(active_count)]
         return chosen.sort(dim=1).values
 
     def _smoothed(self, sigma: float) -> Tensor:
@@ -108,8 +182,8 @@ class ChangeSelector(Selector):
         return F.avg_pool2d(score, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
 
 
-def selector_for(config: RASConfig, grid: TokenGrid, generator: torch.Generator) -> Selector:
+def selector_for(config: RASConfig, grid: TokenGrid, generator: torch.Generator, wishes: Wishes) -> Selector:
     """The selector of a run."""
     if config.method == "multirate":
-        return ChangeSelector(grid)
-    return PaperSelector(config, grid, generator)
+        return ChangeSelector(grid, wishes)
+    return PaperSelector(config, grid, generator, wishes)

@@ -7,11 +7,13 @@ import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.ops
 import comfy.samplers
+import numpy as np
 import pytest
 import torch
 from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import OVERRIDE, last_trace, patch_model
+from ras_pack.ras_core.schedule import StepKind
 from support.families import FAMILIES, Family, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 
@@ -223,6 +225,30 @@ class TestConditioning:
         assert torch.allclose(latent[..., :4, :], image[..., :4, :], atol=1e-5)
         dense = sample(model, family, noise, latent_image=image, noise_mask=mask)
         assert distance(latent, dense) < 0.5
+
+    @pytest.mark.parametrize("method", ["multirate", "paper"])
+    def test_inpainting_never_computes_what_is_thrown_away(self, family, method):
+        """A quarter of the picture: regional steps stay within the mask and its margin of two tokens."""
+        model, noise, image = family.build(), family.noise(32, 32), family.noise(32, 32, seed=21)
+        mask = torch.zeros(1, 1, 32, 32)
+        mask[..., 8:24, 8:24] = 1.0
+        config = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=4, method=method)
+        arguments = {"latent_image": image, "noise_mask": mask}
+        latent, trace = sample_ras(model, family, noise, config, **arguments)
+        inside = np.zeros((16, 16), dtype=bool)
+        inside[2:14, 2:14] = True
+        for step in trace.steps:
+            expected = inside if step.kind is StepKind.REGIONAL else np.ones_like(inside)
+            assert (step.active[0] == expected).all()
+        assert trace.regional_steps == 7
+        everywhere, _ = sample_ras(
+            model,
+            family,
+            noise,
+            RASConfig(sample_ratio=0.999, start_step=2, error_reset_every=4),
+            **arguments,
+        )
+        assert distance(latent[..., 8:24, 8:24], everywhere[..., 8:24, 8:24]) < 0.15
 
     def test_without_guidance(self, family):
         """At cfg 1 the host leaves the negative prompt out."""

@@ -21,6 +21,8 @@ SETTINGS = [
     ("high_ratio", 1.0),
     ("starvation_scale", 0.1),
     ("ratio_end", 0.0),
+    ("method", "multirate"),
+    ("priority", None),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
@@ -32,6 +34,7 @@ INPUTS = {
         ("denoise", 1.0),
         *SETTINGS,
     ],
+    "RASSampler": [("order", "dpmpp_2m")],
     "RASTrace": [("model", None), ("latent", None)],
     "RASMaskPreview": [("trace", None), ("images", None)],
     "RASDemoModel": [("family", "sd3")],
@@ -40,6 +43,7 @@ INPUTS = {
 OUTPUTS = {
     "RASPatchModel": ["MODEL"],
     "RASKSampler": ["LATENT", "RAS_TRACE"],
+    "RASSampler": ["SAMPLER"],
     "RASTrace": ["LATENT", "RAS_TRACE"],
     "RASMaskPreview": ["IMAGE", "IMAGE"],
     "RASDemoModel": ["MODEL", "VAE"],
@@ -69,6 +73,12 @@ def sd3():
 def _execute(node, **arguments):
     with torch.inference_mode():
         return node.execute(**arguments)
+
+
+def _execute_host(sample, model, inputs):
+    """The latent of the host's KSampler node."""
+    with torch.inference_mode():
+        return sample(model, **inputs)[0]
 
 
 def _settings(**changes):
@@ -170,19 +180,57 @@ class TestErrors:
 
 
 class TestSampling:
-    def test_the_sampler_node_equals_patch_and_ksampler(self, nodes, sd3, sampled):
+    @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "heun"])
+    def test_the_paper_method_equals_patch_and_ksampler(self, nodes, sd3, sampler_inputs, sampler_name):
         import nodes as host_nodes
 
+        inputs = {**sampler_inputs, "sampler_name": sampler_name}
+        settings = _settings(method="paper")
+        latent, trace = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings).args
+        patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **settings)[0]
+        expected = _execute_host(host_nodes.KSampler().sample, patched, inputs)
+        assert torch.equal(latent["samples"], expected["samples"])
+        passed, other = _execute(nodes["RASTrace"], model=patched, latent=expected).args
+        assert passed is expected
+        assert trace.regional_steps == other.regional_steps == 4
+
+    @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m"])
+    def test_multirate_equals_patch_and_custom_sampler(self, nodes, sd3, sampler_inputs, sampler_name):
+        """RASKSampler's euler and dpmpp_2m are the corrected integrators, which RASSampler gives on its own."""
+        import comfy.sample
+        import comfy.samplers
+
+        inputs = {**sampler_inputs, "sampler_name": sampler_name}
+        latent, _ = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **_settings()).args
         patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
+        sampler = _execute(nodes["RASSampler"], order=sampler_name)[0]
+        empty = sampler_inputs["latent_image"]["samples"]
+        sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 8)
         with torch.inference_mode():
-            (expected,) = host_nodes.common_ksampler(
-                patched, 3, 8, 4.0, "euler", "simple", sd3.conditioning(1), sd3.conditioning(2),
-                {"samples": torch.zeros(2, 16, 16, 16)},
+            expected = comfy.sample.sample_custom(
+                patched, comfy.sample.prepare_noise(empty, 3), 4.0, sampler, sigmas, sampler_inputs["positive"],
+                sampler_inputs["negative"], empty, disable_pbar=True, seed=3,
             )  # fmt: skip
-        assert torch.equal(sampled[0]["samples"], expected["samples"])
-        latent, trace = _execute(nodes["RASTrace"], model=patched, latent=expected).args
-        assert latent is expected
-        assert trace.regional_steps == sampled[1].regional_steps == 4
+        assert torch.equal(latent["samples"], expected)
+
+    def test_a_dense_run_is_the_plain_sampler(self, nodes, sd3, sampler_inputs):
+        import nodes as host_nodes
+
+        settings = _settings(sample_ratio=1.0)
+        latent = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)[0]
+        assert torch.equal(
+            latent["samples"],
+            _execute_host(host_nodes.KSampler().sample, sd3.build(), sampler_inputs)["samples"],
+        )
+
+    def test_priority_regions_are_computed_more_often(self, nodes, sd3, sampler_inputs):
+        mask = torch.zeros(1, 64, 64)
+        mask[:, :32] = 1.0
+        for method in ("multirate", "paper"):
+            settings = _settings(method=method, priority=mask)
+            trace = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)[1]
+            often = np.mean([step.active for step in trace.steps[4:]], axis=(0, 1))
+            assert often[:4].mean() > 1.5 * often[4:].mean()
 
     def test_a_sampler_with_nothing_to_do(self, nodes, sd3, sampler_inputs):
         """KSampler with denoise 0 hands the latent on; so do we, and the preview still draws."""
