@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .compare import RASCompare
 from .custom_sampler import RASSampler
 from .demo import RASDemoModel, RASDemoPrompt
 from .mask_preview import RASMaskPreview
@@ -16,7 +17,16 @@ class MultirateRASExtension(ComfyExtension):
     """What ComfyUI loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [RASPatchModel, RASKSampler, RASSampler, RASTrace, RASMaskPreview, RASDemoModel, RASDemoPrompt]
+        return [
+            RASPatchModel,
+            RASKSampler,
+            RASSampler,
+            RASTrace,
+            RASMaskPreview,
+            RASCompare,
+            RASDemoModel,
+            RASDemoPrompt,
+        ]
 
 
 async def comfy_entrypoint() -> MultirateRASExtension:

@@ -21,7 +21,7 @@ class RASKSampler(io.ComfyNode):
             category=CATEGORY,
             description="KSampler with region-adaptive sampling inside; also tells what each step computed.",
             inputs=[
-                *_sampler_inputs(),
+                *sampler_inputs(),
                 *settings_inputs(),
             ],
             outputs=[
@@ -33,9 +33,19 @@ class RASKSampler(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls,
-        model,
+    def execute(cls, **inputs) -> io.NodeOutput:
+        return io.NodeOutput(*sample_with_trace(**inputs))
+
+
+def sample_with_trace(
+    model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
+) -> tuple[dict, Trace]:
+    """LATENT and trace of a run, by the host's own function: previews, noise and masks are KSampler's."""
+    from nodes import common_ksampler
+
+    ras_model = patched(model, settings, corrections=settings["method"] == "multirate")
+    (latent,) = common_ksampler(
+        ras_model,
         seed,
         steps,
         cfg,
@@ -44,29 +54,12 @@ class RASKSampler(io.ComfyNode):
         positive,
         negative,
         latent_image,
-        denoise,
-        **settings,
-    ) -> io.NodeOutput:
-        # The host's own sampling function, so that previews, noise and masks are exactly those of KSampler.
-        from nodes import common_ksampler
-
-        ras_model = patched(model, settings, corrections=settings["method"] == "multirate")
-        (latent,) = common_ksampler(
-            ras_model,
-            seed,
-            steps,
-            cfg,
-            sampler_name,
-            scheduler,
-            positive,
-            negative,
-            latent_image,
-            denoise=denoise,
-        )
-        return io.NodeOutput(latent, last_trace(ras_model, Trace.empty("the sampler had no step to do")))
+        denoise=denoise,
+    )
+    return latent, last_trace(ras_model, Trace.empty("the sampler had no step to do"))
 
 
-def _sampler_inputs() -> list[io.Input]:
+def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs, in its order."""
     return [
         io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image."),

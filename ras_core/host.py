@@ -191,7 +191,7 @@ class RASPatch:
             )
             return None
         grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
-        recorder = Recorder(grid, noise.shape[0], time.perf_counter())
+        recorder = Recorder(grid, noise.shape[0])
         generator = torch.Generator().manual_seed((seed or 0) % 2**63)
         wishes = Wishes.of(grid, *(_at_latent_size(mask, noise) for mask in (self.priority, denoise_mask)))
         selector = selector_for(self.config, grid, generator, wishes)

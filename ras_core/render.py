@@ -49,8 +49,8 @@ def summary_picture(trace: Trace, pictures: np.ndarray | None = None) -> np.ndar
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    draw.text((margin, 18), _headline(trace), fill=TEXT, font=_font(20))
-    draw.text((margin, 46), _subline(trace), fill=FAINT, font=_font(15))
+    draw.text((margin, 18), _headline(trace), fill=TEXT, font=font(20))
+    draw.text((margin, 46), _subline(trace), fill=FAINT, font=font(15))
     _draw_maps(canvas, draw, trace, pictures, (margin, 78, width - margin, 408))
     _draw_timeline(draw, trace, (margin + 52, 452, width - margin - 52, height - 84))
     _draw_legend(draw, (margin, height - 36))
@@ -64,14 +64,14 @@ def _backdrops(trace: Trace, pictures: np.ndarray | None) -> np.ndarray:
     if pictures is None:
         return np.full((batch, height, width, 3), 150, dtype=np.uint8)
     chosen = [pictures[min(i, len(pictures) - 1)] for i in range(batch)]
-    return np.stack([_fit(_to_uint8(picture), width, height) for picture in chosen])
+    return np.stack([fit(as_uint8(picture), width, height) for picture in chosen])
 
 
 def _frame(trace: Trace, step: Evaluation, backdrops: np.ndarray) -> np.ndarray:
     panels = [_panel(step, step.active[i], backdrop) for i, backdrop in enumerate(backdrops)]
     body = np.concatenate(panels, axis=1)
     footer = Image.new("RGB", (body.shape[1], 32), BACKGROUND)
-    ImageDraw.Draw(footer).text((10, 6), _caption(trace, step), fill=_colour(step), font=_font(16))
+    ImageDraw.Draw(footer).text((10, 6), _caption(trace, step), fill=_colour(step), font=font(16))
     return np.concatenate([body, np.asarray(footer)], axis=0).astype(np.float32) / 255.0
 
 
@@ -134,14 +134,14 @@ def _draw_maps(
     if not trace.steps:
         return
     share = np.mean([step.active for step in trace.steps], axis=0)  # (b, h, w)
-    tiles = [] if pictures is None else [_to_uint8(pictures[0])]
+    tiles = [] if pictures is None else [as_uint8(pictures[0])]
     span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))
     tiles += [_heat(share[i], span) for i in range(min(len(share), MAX_IMAGES))]
     x = left
     for tile in tiles:
         width = round((bottom - top) * trace.grid.w / trace.grid.h)
         width = min(width, (right - left - 90) // len(tiles) - 12)
-        canvas.paste(Image.fromarray(_fit(tile, width, bottom - top)), (x, top))
+        canvas.paste(Image.fromarray(fit(tile, width, bottom - top)), (x, top))
         x += width + 12
     _draw_colour_bar(canvas, draw, (min(x + 4, right - 120), top, bottom), span)
 
@@ -152,11 +152,11 @@ def _draw_colour_bar(
     """The colours of the map; its range is that of the run, since dense steps lift every region."""
     x, top, bottom = place
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
-    canvas.paste(Image.fromarray(_fit(ramp, 14, bottom - top)), (x, top))
+    canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
     for place_on_bar in (1.0, 0.5, 0.0):
         label = f"{span[0] + place_on_bar * (span[1] - span[0]):.0%}"
-        draw.text((x + 20, top + (1 - place_on_bar) * (bottom - top - 16)), label, fill=TEXT, font=_font(13))
-    draw.text((x, bottom + 6), "of steps computed", fill=FAINT, font=_font(13))
+        draw.text((x + 20, top + (1 - place_on_bar) * (bottom - top - 16)), label, fill=TEXT, font=font(13))
+    draw.text((x, bottom + 6), "of steps computed", fill=FAINT, font=font(13))
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
@@ -167,15 +167,15 @@ def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int,
     for share in (0.0, 0.5, 1.0):
         y = bottom - share * (bottom - top)
         draw.line((left, y, right, y), fill=(52, 56, 66))
-        draw.text((left - 8, y), f"{share:.0%}", fill=FAINT, font=_font(13), anchor="rm")
+        draw.text((left - 8, y), f"{share:.0%}", fill=FAINT, font=font(13), anchor="rm")
     for i, step in enumerate(steps):
         x = left + i * slot
         y = bottom - step.active_share * (bottom - top)
         draw.rectangle((x + 1, y, x + max(slot - 2, 2), bottom), fill=_colour(step))
         if i % max(len(steps) // 14, 1) == 0:
-            draw.text((x + slot / 2, bottom + 6), str(step.step + 1), fill=FAINT, font=_font(13), anchor="ma")
+            draw.text((x + slot / 2, bottom + 6), str(step.step + 1), fill=FAINT, font=font(13), anchor="ma")
     _draw_scores(draw, steps, box, slot)
-    draw.text((left - 52, top - 30), "tokens processed, step by step", fill=TEXT, font=_font(15))
+    draw.text((left - 52, top - 30), "tokens processed, step by step", fill=TEXT, font=font(15))
 
 
 def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: tuple, slot: float) -> None:
@@ -187,8 +187,8 @@ def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: 
     points = [(left + (i + 0.5) * slot, bottom - value / peak * (bottom - top)) for i, value in means]
     draw.line(points, fill=BACKGROUND, width=5)
     draw.line(points, fill=SCORE, width=2)
-    draw.text((right + 8, top), f"{peak:.2f}", fill=SCORE, font=_font(13), anchor="lm")
-    draw.text((right + 8, bottom), "0", fill=SCORE, font=_font(13), anchor="lm")
+    draw.text((right + 8, top), f"{peak:.2f}", fill=SCORE, font=font(13), anchor="lm")
+    draw.text((right + 8, bottom), "0", fill=SCORE, font=font(13), anchor="lm")
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
@@ -197,8 +197,8 @@ def _draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
     entries.append((SCORE, "mean region metric (right axis)"))
     for colour, label in entries:
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=colour)
-        draw.text((x + 18, y), label, fill=TEXT, font=_font(14))
-        x += 46 + round(draw.textlength(label, font=_font(14)))
+        draw.text((x + 18, y), label, fill=TEXT, font=font(14))
+        x += 46 + round(draw.textlength(label, font=font(14)))
 
 
 def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
@@ -209,17 +209,17 @@ def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarr
     return (CIVIDIS[low] * (1 - part) + CIVIDIS[low + 1] * part).astype(np.uint8)
 
 
-def _fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+def fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
     enlarges = picture.shape[0] < height
     filter_ = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(picture).resize((width, height), filter_))
 
 
-def _to_uint8(picture: np.ndarray) -> np.ndarray:
+def as_uint8(picture: np.ndarray) -> np.ndarray:
     return (np.clip(picture[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size only

@@ -52,7 +52,7 @@ class Trace:
         expected_speedup: by FLOPs against a dense run of the same evaluations.
         measured_speedup: by the clock, a dense evaluation of this run being the unit; None without one to
             measure.
-        seconds: whole sampling time.
+        seconds: sampling time from the first evaluation on; loading the model is not in it.
         kv_bytes: size of the K/V cache at its largest.
         notes: why anything ran dense that was planned regional, and other surprises.
     """
@@ -130,10 +130,9 @@ class _Entry:
 class Recorder:
     """Collects a run's evaluations without waiting for the device."""
 
-    def __init__(self, grid: TokenGrid, batch: int, started: float):
+    def __init__(self, grid: TokenGrid, batch: int):
         self._grid = grid
         self._batch = batch
-        self._started = started
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
 
@@ -169,7 +168,7 @@ class Recorder:
             evaluations=evaluations,
             expected_speedup=expected_speedup(profile, self._grid.n, n_text, counts),
             measured_speedup=measured_speedup(evaluations),
-            seconds=now - self._started,
+            seconds=sum(e.seconds for e in evaluations),
             kv_bytes=kv_bytes,
             notes=tuple(self._notes),
         )

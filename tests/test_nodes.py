@@ -35,15 +35,18 @@ INPUTS = {
         *SETTINGS,
     ],
     "RASSampler": [("order", "dpmpp_2m")],
+    "RASCompare": [],
     "RASTrace": [("model", None), ("latent", None)],
     "RASMaskPreview": [("trace", None), ("images", None)],
     "RASDemoModel": [("family", "sd3")],
     "RASDemoPrompt": [("text", "noto owl on blue")],
 }  # fmt: skip
+INPUTS["RASCompare"] = [*INPUTS["RASKSampler"], ("vae", None)]
 OUTPUTS = {
     "RASPatchModel": ["MODEL"],
     "RASKSampler": ["LATENT", "RAS_TRACE"],
     "RASSampler": ["SAMPLER"],
+    "RASCompare": ["IMAGE"] * 5,
     "RASTrace": ["LATENT", "RAS_TRACE"],
     "RASMaskPreview": ["IMAGE", "IMAGE"],
     "RASDemoModel": ["MODEL", "VAE"],
@@ -196,7 +199,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m"])
     def test_multirate_equals_patch_and_custom_sampler(self, nodes, sd3, sampler_inputs, sampler_name):
-        """RASKSampler's euler and dpmpp_2m are the corrected integrators, which RASSampler gives on its own."""
+        """RASKSampler's euler and dpmpp_2m are the corrected integrators that RASSampler gives."""
         import comfy.sample
         import comfy.samplers
 
@@ -245,6 +248,36 @@ class TestSampling:
         patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
         sample(patched.clone(), sd3, sd3.noise())
         assert _execute(nodes["RASTrace"], model=patched, latent={})[1].n_steps == 10
+
+
+class TestCompare:
+    def test_numbers_by_hand(self, nodes):
+        from ras_pack.ras_core.compare import difference, psnr, ssim
+
+        a, b = np.zeros((16, 16, 3)), np.full((16, 16, 3), 0.1)
+        assert psnr(a, b) == pytest.approx(20.0) and psnr(a, a) == 100.0
+        # constant pictures: (2 * 0 * 0.1 + c1) / (0 + 0.01 + c1) with c1 = 0.0001
+        assert ssim(a, b) == pytest.approx(0.0001 / 0.0101) and ssim(a, a) == pytest.approx(1.0)
+        assert difference(a, b).max() == pytest.approx(0.4)
+
+    def test_dense_and_ras_side_by_side(self, nodes, sd3, sampler_inputs):
+        class Vae:
+            """Three channels of the latent, eight times as large."""
+
+            def decode(self, samples):
+                picture = samples[:, :3].movedim(1, -1).sigmoid()
+                return picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
+
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **_settings())
+        dense, ras, difference, comparison, summary = result.args
+        assert dense.shape == ras.shape == difference.shape == (2, 128, 128, 3)
+        assert difference.max() > 0
+        assert comparison.ndim == summary.ndim == 4
+        expected = _execute(
+            nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **_settings(sample_ratio=1.0)
+        )
+        assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
+        assert result.ui["ras"][0]["regional_steps"] == 4
 
 
 class TestPictures:
