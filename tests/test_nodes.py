@@ -211,8 +211,8 @@ class TestSampling:
         sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 8)
         with torch.inference_mode():
             expected = comfy.sample.sample_custom(
-                patched, comfy.sample.prepare_noise(empty, 3), 4.0, sampler, sigmas, sampler_inputs["positive"],
-                sampler_inputs["negative"], empty, disable_pbar=True, seed=3,
+                patched, comfy.sample.prepare_noise(empty, 3), 4.0, sampler, sigmas,
+                sampler_inputs["positive"], sampler_inputs["negative"], empty, disable_pbar=True, seed=3,
             )  # fmt: skip
         assert torch.equal(latent["samples"], expected)
 
