@@ -8,6 +8,7 @@ set on this model's own config object.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.ldm.lumina.model import NextDiT
 from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -99,9 +101,19 @@ def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
 
 def build_config(spec: DemoFamily) -> Any:
     """ComfyUI's model config object of a family, with its network's arguments and sampling settings."""
-    model_config = getattr(comfy.supported_models, spec.config_class)(dict(spec.unet_config))
-    model_config.sampling_settings.update(spec.sampling_settings)
+    unet_config = dict(spec.unet_config)
+    if "ffn_dim_multiplier" in unet_config:
+        unet_config["ffn_dim_multiplier"] /= _feed_forward_base()
+    model_config = getattr(comfy.supported_models, spec.config_class)(unet_config)
+    # A new dict: the class's own is shared by every model of the family.
+    model_config.sampling_settings = {**model_config.sampling_settings, **spec.sampling_settings}
     return model_config
+
+
+def _feed_forward_base() -> int:
+    """What NextDiT multiplies its width by before that multiplier: 1, or 4 in older versions (0.3.64)."""
+    default = inspect.signature(NextDiT.__init__).parameters["ffn_dim_multiplier"].default
+    return 4 if default is None else 1
 
 
 def read_weights(name: str) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--families", default=",".join(shipped_families()), help="comma-separated: sd3, lumina2"
+        "--families", default="sd3", help="comma-separated: sd3, lumina2 (whose demo model is rougher)"
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the pictures")
     parser.add_argument("--seed", type=int, help="instead of the workflow's")

@@ -1,0 +1,74 @@
+"""The models that ship: plain MODEL and VAE objects that change nothing outside themselves."""
+
+import comfy.sample
+import comfy.supported_models
+import pytest
+import torch
+from ras_pack.demo import loader
+from ras_pack.demo.prompt import encode_prompt
+from ras_pack.ras_core.host import last_trace, patch_model
+from support.sampling import FAST, distance
+
+
+def _conditioning(text: str) -> list:
+    context, pooled = encode_prompt(text)
+    mask = torch.ones(context.shape[:2], dtype=torch.long)
+    return [[context, {"pooled_output": pooled, "attention_mask": mask}]]
+
+
+@torch.inference_mode()
+def _sample(model, steps: int = 8, size: int = 32) -> torch.Tensor:
+    empty = torch.zeros(1, 16, size, size)
+    return comfy.sample.sample(
+        model, comfy.sample.prepare_noise(empty, 7), steps, 3.5, "euler", "simple",
+        _conditioning("noto grinning face on blue"), _conditioning(""), empty, disable_pbar=True, seed=7,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("family", loader.FAMILIES)
+class TestFamily:
+    def test_a_picture_with_the_prompts_background(self, family):
+        model, vae = loader.load_demo_model(family)
+        with torch.inference_mode():
+            picture = vae.decode(_sample(model, size=64))
+        assert picture.shape == (1, 512, 512, 3)
+        corner = picture[0, :16, :16].mean(dim=(0, 1))
+        assert corner[2] > corner[0] + 0.2 and corner[2] > corner[1] + 0.1  # blue
+
+    def test_ras_runs_on_it(self, family):
+        model, _ = loader.load_demo_model(family)
+        patched = patch_model(model, FAST)
+        latent = _sample(patched)
+        assert last_trace(patched).regional_steps == 5
+        assert distance(latent, _sample(model)) < 0.6
+
+    def test_the_hosts_own_classes_stay_as_they_are(self, family):
+        spec = loader.FAMILIES[family]
+        host = getattr(comfy.supported_models, spec.config_class)
+        before = (dict(host.sampling_settings), host.latent_format().latent_rgb_factors)
+        model, _ = loader.load_demo_model(family)
+        assert (host.sampling_settings, host.latent_format().latent_rgb_factors) == before
+        assert model.model.latent_format.latent_rgb_factors != before[1]
+
+    def test_a_damaged_file_is_named(self, family, tmp_path, monkeypatch):
+        spec = loader.FAMILIES[family]
+        for name in (loader.AUTOENCODER_FILE, spec.weights):
+            (tmp_path / name).write_bytes((loader.WEIGHTS_DIR / name).read_bytes()[:1000])
+        monkeypatch.setattr(loader, "WEIGHTS_DIR", tmp_path)
+        with pytest.raises(Exception, match="safetensors"):
+            loader.load_demo_model(family)
+
+
+def test_what_ships_is_small():
+    """At most 24 MiB for SD3 with the autoencoder, and 12 MiB for Lumina 2."""
+    size = {path.stem: path.stat().st_size / 2**20 for path in loader.WEIGHTS_DIR.glob("*.safetensors")}
+    assert size["sd3"] + size["autoencoder"] <= 24 and size["lumina2"] <= 12
+
+
+def test_prompts_are_the_same_everywhere():
+    context, pooled = encode_prompt("Noto, owl!")
+    assert context.shape == (1, 16, 64) and pooled.shape == (1, 64)
+    assert context[0, :2].norm(dim=1).tolist() == pytest.approx([4.0, 4.0])
+    assert context[0, 2:].abs().sum() == 0
+    assert torch.equal(encode_prompt("")[0], torch.zeros(1, 16, 64))
+    assert torch.allclose(pooled, context.sum(dim=1) / 2**0.5)
