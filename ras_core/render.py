@@ -160,7 +160,7 @@ def _draw_colour_bar(
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
-    """A bar a step for the active share, and the mean region metric as a line (right axis)."""
+    """A bar a step for the active share, and the mean region score as a line (right axis)."""
     left, top, right, bottom = box
     steps = trace.steps
     slot = (right - left) / max(len(steps), 1)
@@ -194,7 +194,7 @@ def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: 
 def _draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
     x, y = place
     entries = [(DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional")]
-    entries.append((SCORE, "mean region metric (right axis)"))
+    entries.append((SCORE, "mean region score (right axis)"))
     for colour, label in entries:
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=colour)
         draw.text((x + 18, y), label, fill=TEXT, font=font(14))
