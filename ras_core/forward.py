@@ -60,6 +60,7 @@ class NetworkCall:
         )
         self._flat_idx: dict[int, Tensor] = {}  # by number of text rows
         self.text_rows = 0
+        self.blocks_seen = 0
 
     @property
     def gathered(self) -> bool:
@@ -93,6 +94,7 @@ class NetworkCall:
     def _before_block(self, layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             self._layer, self._attention = layer, 0
+            self.blocks_seen += 1
             if self._active_idx is None:
                 return None
             return self._adapter.map_block_inputs(

@@ -30,16 +30,18 @@ from .forward import NetworkCall
 from .kv import Branch
 from .sampler import RUN, sample_multirate
 from .schedule import decreases
-from .selector import Wishes, selector_for
+from .selector import selector_for
 from .state import RunState
 from .tokens import TokenGrid
 from .trace import Recorder, Trace
+from .wishes import Wishes
 
 logger = logging.getLogger(__name__)
 
 KEY = "multirate_ras"
 OVERRIDE = "optimized_attention_override"
 
+NO_MEMORY = "there is not enough memory for the K/V cache"
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 
 # Raised by code that was not written for shortened sequences; anything else is not ours to catch.
@@ -145,9 +147,7 @@ class RASPatch:
         guider = executor.class_obj
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
         run = self._begin(network, noise, sigmas, denoise_mask, seed)
-        if run is None:
-            self.last_trace = Trace.empty("not a picture latent")
-        else:
+        if run is not None:
             hooks = RunHooks(self.adapter, run)
             guider.model_options["transformer_options"][RUN] = run
             sampler = self._corrected(sampler, run)
@@ -172,7 +172,7 @@ class RASPatch:
 
     def _corrected(self, sampler: Any, run: RunState) -> Any:
         """The multirate integrator in place of a sampler that has one of its order; others as they are."""
-        if not (self.config.corrections and run.any_regional):
+        if not self.config.corrections or run.is_dense or not run.any_regional:
             return sampler
         order = CORRECTED_ORDERS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""))
         if order is None:
@@ -185,10 +185,12 @@ class RASPatch:
     def _begin(
         self, network: nn.Module, noise: Tensor, sigmas: Tensor, denoise_mask: Tensor | None, seed: int | None
     ) -> RunState | None:
-        if noise.ndim != 4 or len(sigmas) < 2:
-            logger.warning(
-                "Multirate RAS: running dense: not a picture latent (shape %s).", tuple(noise.shape)
-            )
+        if len(sigmas) < 2:
+            self.last_trace = Trace.empty("the sampler had no step to do")
+            return None
+        if noise.ndim != 4:
+            logger.warning("Multirate RAS: running dense: no picture latent (shape %s).", tuple(noise.shape))
+            self.last_trace = Trace.empty("not a picture latent")
             return None
         grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0])
@@ -252,9 +254,9 @@ class RunHooks:
             return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
         evaluation = self._run.evaluation
-        if evaluation is None or not self._is_whole_picture(x, options):
+        if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
-        branches = evaluation.branches(options["uuids"])
+        branches = evaluation.branches(options["uuids"], _replaced_blocks(options))
         network = network_of(executor.class_obj.diffusion_model)
         if evaluation.active_idx is not None:
             output = self._try_regional(network, branches, forward, control, options)
@@ -262,16 +264,19 @@ class RunHooks:
                 return output
         return self._dense(network, branches, forward, control, options)
 
-    def _is_whole_picture(self, x: Tensor, options: dict) -> bool:
+    def _is_ours(self, x: Tensor, options: dict) -> bool:
+        """Whether this call can be shortened at all; the run goes dense, and says why, where it cannot."""
         run = self._run
-        uuids = options.get("uuids")
-        expected = (run.grid.height, run.grid.width)
         if not run.any_regional or run.is_dense:
             return False
-        if uuids and x.shape[0] == run.batch * len(uuids) and tuple(x.shape[2:]) == expected:
+        if self._adapter.runs_wrappers and options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL):
+            run.go_dense("another node (EasyCache, say) wraps the network and would keep shortened outputs")
+            return False
+        uuids = options.get("uuids")
+        if uuids and x.shape[0] == run.batch * len(uuids) and tuple(x.shape[2:]) == run.grid.size:
             return True
         run.go_dense(
-            f"a call covers {tuple(x.shape)}, not the whole latent {expected} for each conditioning "
+            f"a call covers {tuple(x.shape)}, not the whole latent {run.grid.size} for each conditioning "
             "(area conditioning, tiling and context windows do this)"
         )
         return False
@@ -292,16 +297,19 @@ class RunHooks:
             run.warn("a conditioning with nothing cached yet ran dense once")
         slots = run.kv.begin_fill(branches)
         call = NetworkCall(self._adapter, network, run.grid.n, slots, inner_override=options.get(OVERRIDE))
+        trouble = None
         try:
             with call.placed():
                 output = forward(control, {**options, OVERRIDE: call.attend})
         except RegionalAbort as surprise:
-            run.go_dense(str(surprise))
+            trouble = str(surprise)
+        except comfy.model_management.OOM_EXCEPTION:
+            trouble = NO_MEMORY
+        if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
+            run.go_dense(trouble)
             return forward(control, options)
-        if not slots:
-            run.go_dense(
-                "the network's blocks cannot be followed (compiled code does not run hooks placed later)"
-            )
+        if call.blocks_seen == 0:
+            run.go_dense("the network's blocks cannot be followed (compiled code runs no hooks placed later)")
             return output
         run.kv.end_fill(branches, slots)
         run.text_rows = max(run.text_rows, call.text_rows)
@@ -329,7 +337,8 @@ class RunHooks:
             with call.placed():
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
         except comfy.model_management.OOM_EXCEPTION:
-            raise
+            run.go_dense(NO_MEMORY)
+            return None
         except _SURPRISES as surprise:
             run.go_dense(f"a regional step failed ({type(surprise).__name__}: {surprise})")
             return None
@@ -349,6 +358,11 @@ class RunHooks:
     def _keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
         for branch, part in zip(branches, output.chunk(len(branches)), strict=True):
             self._run.cached_output[branch] = part.clone()
+
+
+def _replaced_blocks(options: dict) -> tuple[str, ...]:
+    """Blocks that other patches replace in this call."""
+    return tuple(sorted(map(str, options.get("patches_replace", {}).get("dit", {}))))
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:

@@ -19,6 +19,7 @@ second-order step has made it already.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,7 +64,8 @@ class History:
 
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
     """Exact solution of dx/dt = D - x over h for constant D."""
-    decay = torch.exp(-torch.as_tensor(h, dtype=x.dtype, device=x.device))
+    # A number stays on the host: making a tensor of it on a GPU would wait for the GPU.
+    decay = math.exp(-h) if isinstance(h, float) else torch.exp(-h)
     return decay * x + (1 - decay) * d
 
 

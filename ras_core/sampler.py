@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import trange
 
-from .integrator import History, multirate_step
+from .integrator import History, advance, multirate_step
 from .state import RunState
 
 RUN = "multirate_ras_run"
@@ -45,12 +45,18 @@ def sample_multirate(
     levels = sigmas.tolist()
     run = extra_args.get("model_options", {}).get("transformer_options", {}).get(RUN)
     ones = x.new_ones([x.shape[0]])
-    history, fresh_before = History.empty(x), None
+    history, fresh_before, evaluations = History.empty(x), None, 0
     for i in trange(len(levels) - 1, disable=disable):
         denoised = model(x, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         t, t_next = _time(levels[i]), _time(levels[i + 1])
+        if (
+            run is not None and run.evaluations == evaluations
+        ):  # skipped by a step cache: a guess, no evaluation
+            x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
+            continue
+        evaluations = run.evaluations if run is not None else 0
         fresh = fresh_pixels(run, x)
         stale = torch.zeros_like(fresh) if fresh_before is None else ~fresh_before
         step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the estimate itself is the answer

@@ -46,8 +46,8 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense: there is nothing cached before it. The window [start_step, end_step) is half-open
-    in every place, which the reference code is not.
+    Step 0 is always dense, and with the multirate method step 1: there is nothing to go on from before. The
+    window [start_step, end_step) is half-open in every place, which the reference code is not.
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}
@@ -78,7 +78,9 @@ def decreases(sigmas: Sequence[float]) -> bool:
 
 def _regional_window(n_steps: int, config: RASConfig) -> range:
     end = min(config.end_step, n_steps) if config.end_step else n_steps
-    return range(max(config.start_step, 1), end)
+    # The change of an estimate needs two of them; the paper's metric needs one output.
+    earliest = 2 if config.method == "multirate" else 1
+    return range(max(config.start_step, earliest), end)
 
 
 def _reset_steps(n_steps: int, config: RASConfig) -> Sequence[int]:

@@ -5,7 +5,6 @@ one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,7 @@ from .config import RASConfig
 from .metric import region_metric
 from .selection import count_drops, select_active
 from .tokens import TokenGrid
-
-MARGIN = 2
-"""Tokens around an inpaint mask that are computed too: its soft edge and what attention carries across it."""
-
-PRIORITY_WEIGHT = 3.0
-"""A token of full priority counts as if its estimate moved four times as fast."""
+from .wishes import Wishes
 
 SMALLEST_STEP = 1e-6  # in sigma; a second evaluation at the same noise level tells nothing about a rate
 
@@ -55,52 +49,6 @@ class Selector(ABC):
         """
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asks of the selection, apart from its method.
-
-    Attributes:
-        priority: (b or 1, n) float in [0, 1], regions to favour; None for none.
-        needed: (b or 1, n) bool, tokens whose output is not thrown away; None for all of them.
-        needed_count: the most needed tokens of any image.
-    """
-
-    priority: Tensor | None = None
-    needed: Tensor | None = None
-    needed_count: int | None = None
-
-    @classmethod
-    def of(cls, grid: TokenGrid, priority: Tensor | None, mask: Tensor | None) -> Wishes:
-        """From pictures of the latent's size.
-
-        Args:
-            grid: token grid of the latent.
-            priority: (b or 1, H, W) in [0, 1], or None.
-            mask: (b or 1, H, W) inpaint mask, above 0 where the picture is made anew; or None.
-        """
-        favoured = None if priority is None else grid.pool(priority.float()).clamp(0, 1)
-        if mask is None:
-            return cls(favoured)
-        needed = grid.pool((mask > 0).float()) > 0
-        wide = F.max_pool2d(
-            needed.float().view(-1, 1, grid.h, grid.w), 2 * MARGIN + 1, stride=1, padding=MARGIN
-        )
-        needed = wide.flatten(1) > 0
-        return cls(favoured, needed, max(int(needed.sum(dim=1).max()), 1))
-
-    def weigh(self, score: Tensor) -> Tensor:
-        """Scores of which the high ones are chosen: favoured up, tokens that are thrown away last."""
-        if self.priority is not None:
-            score = score * (1 + PRIORITY_WEIGHT * self.priority)
-        if self.needed is not None:
-            score = score.masked_fill(~self.needed, -1.0)
-        return score
-
-    def limit(self, active_count: int) -> int:
-        """At most the tokens that are needed."""
-        return active_count if self.needed_count is None else min(active_count, self.needed_count)
-
-
 class PaperSelector(Selector):
     """Equation 1: metric of the last output, weighted by how often a token was dropped."""
 
@@ -119,21 +67,9 @@ class PaperSelector(Selector):
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
         count = self._wishes.limit(active_count)
-        metric = self._towards_active(self.score)
-        active = select_active(metric, self._drop_count, count, self._config)
+        active = select_active(self.score, self._drop_count, count, self._config, self._wishes)
         self._drop_count = count_drops(self._drop_count, active)
         return active
-
-    def _towards_active(self, metric: Tensor) -> Tensor:
-        """The paper caches high values, so what is asked for gets a low one and what is thrown away a huge
-        one.
-        """
-        wishes = self._wishes
-        if wishes.priority is not None:
-            metric = metric / (1 + PRIORITY_WEIGHT * wishes.priority)
-        if wishes.needed is not None:
-            metric = metric.masked_fill(~wishes.needed, torch.finfo(metric.dtype).max)
-        return metric
 
 
 class ChangeSelector(Selector):
@@ -172,7 +108,8 @@ class ChangeSelector(Selector):
         if self.score is None:
             return None
         self.score = self._smoothed(sigma)
-        order = self._wishes.weigh(self.score).argsort(dim=1, descending=True, stable=True)
+        worth = self._wishes.without_waste(self.score * self._wishes.weight, last=-1.0)
+        order = worth.argsort(dim=1, descending=True, stable=True)
         chosen = order[:, : self._wishes.limit(active_count)]
         return chosen.sort(dim=1).values
 

@@ -36,6 +36,7 @@ class RunState:
         kv_bytes: size of the K/V cache at its largest.
         evaluation: the evaluation under way.
         active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
+        evaluations: how many have ended.
         is_dense: a surprise ended regional steps for this run.
     """
 
@@ -53,6 +54,7 @@ class RunState:
     evaluation: EvaluationState | None = None
     is_dense: bool = False
     active_idx: Tensor | None = None
+    evaluations: int = 0
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
 
     def __post_init__(self) -> None:
@@ -74,10 +76,21 @@ class RunState:
         """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
         evaluation = self.evaluation
         self.evaluation = None
+        self._forget_others(evaluation.seen)
+        self.evaluations += 1
         self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
         if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
             self.selector.observe(x, denoised, sigma, self.active_idx)
         self.recorder.end(self.active_idx, self.selector.score)
+
+    def _forget_others(self, seen: set[Branch]) -> None:
+        """A conditioning whose turn is over (prompt scheduling) keeps no memory, and no stale cache for
+        later.
+        """
+        gone = [branch for branch in self.cached_output if seen and branch not in seen]
+        self.kv.drop(tuple(gone))
+        for branch in gone:
+            del self.cached_output[branch]
 
     def abandon_evaluation(self) -> None:
         """The evaluation failed; the exception goes on to the host."""
@@ -130,19 +143,28 @@ class EvaluationState:
         active_idx: (b, n_active) for a regional evaluation, None for a dense one.
         fill_cache: whether dense calls keep their K/V.
         ran_regional: at least one call really processed active tokens only.
+        seen: branches called so far.
     """
 
     plan: StepPlan
     active_idx: Tensor | None
     fill_cache: bool
     ran_regional: bool = False
+    seen: set[Branch] = field(default_factory=set)
     _calls: dict[object, int] = field(default_factory=dict)
 
-    def branches(self, uuids: list) -> tuple[Branch, ...]:
-        """Identity of the branches of a call: a conditioning may be evaluated twice (skip-layer guidance)."""
+    def branches(self, uuids: list, variant: object) -> tuple[Branch, ...]:
+        """Identity of the branches of a call.
+
+        Args:
+            uuids: its conditionings.
+            variant: which blocks are replaced in it. Guidance may evaluate a conditioning twice, with blocks
+                left out (skip-layer guidance); what such a pass caches is of no use to another.
+        """
         named = []
         for uuid in uuids:
-            ordinal = self._calls.get(uuid, 0)
-            self._calls[uuid] = ordinal + 1
-            named.append((uuid, ordinal))
+            ordinal = self._calls.get((uuid, variant), 0)
+            self._calls[uuid, variant] = ordinal + 1
+            named.append((uuid, variant, ordinal))
+        self.seen.update(named)
         return tuple(named)

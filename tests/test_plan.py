@@ -28,6 +28,9 @@ class TestPlan:
     def test_the_first_step_is_dense_even_when_asked_otherwise(self):
         assert _dense(5, start_step=0, error_reset_every=0) == [0]
 
+    def test_the_multirate_method_needs_two_dense_steps(self):
+        assert _dense(5, start_step=0, error_reset_every=0, method="multirate") == [0, 1]
+
     def test_ratio_one_has_no_regional_step(self):
         assert _dense(8, sample_ratio=1.0) == list(range(8))
 

@@ -20,11 +20,13 @@ class ModelAdapter(ABC):
         family: name for messages.
         class_name: the host's network class; subclasses of it match too.
         text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor.
+        runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
     """
 
     family: str
     class_name: str
     text_in_hidden: bool
+    runs_wrappers: bool = True
 
     @abstractmethod
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:

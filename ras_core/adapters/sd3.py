@@ -22,6 +22,7 @@ class SD3Adapter(ModelAdapter):
     family = "SD3 / SD3.5 (MMDiT)"
     class_name = "MMDiT"
     text_in_hidden = False
+    runs_wrappers = False
 
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         return network.joint_blocks
