@@ -28,6 +28,7 @@ from .config import RASConfig
 from .errors import RASError, RegionalAbort
 from .forward import NetworkCall
 from .kv import Branch
+from .live import View, ViewFactory, live_step
 from .sampler import RUN, sample_multirate
 from .schedule import decreases
 from .selector import Wishes, selector_for
@@ -46,13 +47,19 @@ CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
-def patch_model(model: ModelPatcher, config: RASConfig, priority: Tensor | None = None) -> ModelPatcher:
+def patch_model(
+    model: ModelPatcher,
+    config: RASConfig,
+    priority: Tensor | None = None,
+    view_factory: ViewFactory | None = None,
+) -> ModelPatcher:
     """A clone of `model` that samples with RAS; settings of an earlier RAS node on it are replaced.
 
     Args:
         model: any MODEL.
         config: settings.
         priority: (b or 1, height, width) mask of regions to favour, at any size.
+        view_factory: gives each run somebody who watches it, or None.
 
     Raises:
         RASError: the model's network is not supported, or this ComfyUI lacks what the method enters by.
@@ -63,7 +70,8 @@ def patch_model(model: ModelPatcher, config: RASConfig, priority: Tensor | None 
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, RASPatch(adapter, config, priority))
+    patch = RASPatch(adapter, config, priority, view_factory)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
 
@@ -122,10 +130,17 @@ def network_of(module: nn.Module) -> nn.Module:
 class RASPatch:
     """What the patched model carries: adapter, settings, and the trace of its last finished run."""
 
-    def __init__(self, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None = None):
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        config: RASConfig,
+        priority: Tensor | None = None,
+        view_factory: ViewFactory | None = None,
+    ):
         self.adapter = adapter
         self.config = config
         self.priority = priority
+        self.view_factory = view_factory
         self.last_trace: Trace | None = None
 
     def __call__(
@@ -145,10 +160,12 @@ class RASPatch:
         guider = executor.class_obj
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
         run = self._begin(network, noise, sigmas, denoise_mask, seed)
+        view, trace = None, None
         if run is None:
             self.last_trace = Trace.empty("not a picture latent")
         else:
-            hooks = RunHooks(self.adapter, run)
+            view = self.view_factory(run.grid) if self.view_factory else None
+            hooks = RunHooks(self.adapter, run, view)
             guider.model_options["transformer_options"][RUN] = run
             sampler = self._corrected(sampler, run)
             for place, wrapper in (
@@ -163,12 +180,14 @@ class RASPatch:
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
             if run is not None:
-                self.last_trace = self._finish(network, run)
-                logger.info(self.last_trace.summary())
+                self.last_trace = trace = self._finish(network, run)
+                logger.info(trace.summary())
             return result
         finally:
             if run is not None:
                 run.release()
+            if view is not None:
+                view.end(trace)
 
     def _corrected(self, sampler: Any, run: RunState) -> Any:
         """The multirate integrator in place of a sampler that has one of its order; others as they are."""
@@ -211,9 +230,10 @@ class RASPatch:
 class RunHooks:
     """The wrappers of one run."""
 
-    def __init__(self, adapter: ModelAdapter, run: RunState):
+    def __init__(self, adapter: ModelAdapter, run: RunState, view: View | None = None):
         self._adapter = adapter
         self._run = run
+        self._view = view
 
     def evaluate(
         self,
@@ -226,6 +246,8 @@ class RunHooks:
         """PREDICT_NOISE: one guided evaluation."""
         sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
         self._run.begin_evaluation(sigma, time.perf_counter())
+        if self._view is not None:
+            self._view.step(live_step(self._run))
         try:
             denoised = executor(x, timestep, model_options or {}, seed)
         except BaseException:
