@@ -79,16 +79,21 @@ class LiveView:
         self._is_watched = is_watched
         self._clock = clock
         self._sent_at = float("-inf")
-        self._sent_step = -1
+        self._last_step = -1
+        self._untold: list[list] = []  # steps since the last message
         self._is_broken = False
 
     def step(self, step: LiveStep) -> None:
-        """Tell of an evaluation, unless the last message is too fresh or told of the same step."""
-        now = self._clock()
-        if step.index == self._sent_step or now - self._sent_at < MIN_INTERVAL:
+        """Tell of a new step; where the last message is too fresh, the next one tells of it in brief."""
+        if step.index == self._last_step:
             return
-        self._sent_at, self._sent_step = now, step.index
-        self._tell(lambda: step_message(step))
+        self._last_step = step.index
+        now = self._clock()
+        if now - self._sent_at < MIN_INTERVAL:
+            self._untold.append([step.index, step.kind, round(step.active_share, 4)])
+            return
+        self._sent_at, untold, self._untold = now, self._untold, []
+        self._tell(lambda: {**step_message(step), "untold": untold})
 
     def end(self, trace: Trace | None) -> None:
         """Tell that the run is over, with all its steps when it came to its end."""

@@ -7,6 +7,7 @@ const WIDGET = "multirate_ras_live";
 const HIGHEST_PICTURE = 340;
 const BELOW_PICTURE = 86; // two lines of text, timeline and the gaps between
 const LEGEND = "bright: computed · dark: reused";
+const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's, on each side
 
 export class LivePanel {
@@ -37,6 +38,7 @@ export class LivePanel {
       this.start(message);
       this.fit();
     }
+    for (const [step, kind, share] of message.untold) this.remember({ step, kind, share });
     this.remember(message);
     this.choose(message.step);
   }
@@ -108,6 +110,7 @@ export class LivePanel {
 
   mount() {
     const { node } = this;
+    this.takeOver();
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false, // not part of a prompt
       hideOnZoom: false,
@@ -116,6 +119,15 @@ export class LivePanel {
     this.widget.serialize = false; // nor of a saved workflow
     this.heightBefore = node.size[1];
     this.fit();
+  }
+
+  /** A preview that a run without RAS left in the node makes way; what the node gave out stays. */
+  takeOver() {
+    const { node } = this;
+    const widget = node.widgets?.find((one) => one.name === HOST_PREVIEW);
+    if (!widget || node.images) return;
+    node.imgs = undefined;
+    node.removeWidget(widget);
   }
 
   height() {

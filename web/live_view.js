@@ -95,9 +95,14 @@ function receive(message) {
   }
 }
 
-function countSteps({ nodes }) {
-  for (const [id, state] of Object.entries(nodes)) {
-    finishedSteps.set(state.display_node_id ?? id, state.value);
+function countSteps({ prompt_id, nodes }) {
+  for (const [key, state] of Object.entries(nodes)) {
+    const id = state.display_node_id ?? key;
+    finishedSteps.set(id, state.value);
+    // A node that now samples without RAS has no use for the timeline of the run before.
+    const panel = panels.get(id);
+    const isSampling = state.state === "running" && state.value > 0;
+    if (isSampling && panel && !panel.isRunning && panel.run.promptId !== prompt_id) drop(id);
   }
 }
 

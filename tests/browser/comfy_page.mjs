@@ -123,9 +123,71 @@ export class ComfyPage {
     return this.page.locator(".multirate-ras-live").first().waitFor({ state: "visible", timeout });
   }
 
+  /** Waits until the live view tells of a step of this kind. */
+  waitForStep(kind) {
+    return this.page.waitForFunction(
+      (kind) => document.querySelector(".multirate-ras-caption")?.textContent.includes(kind),
+      kind,
+      { timeout: 60_000 },
+    );
+  }
+
+  /** From now on, how many different pictures the live view draws; call the answer to stop and count. */
+  async watchPictures() {
+    await this.page.evaluate(() => {
+      window.pictures = new Set();
+      window.watch = setInterval(() => {
+        const canvas = document.querySelector(".multirate-ras-live > canvas");
+        if (canvas) window.pictures.add(canvas.toDataURL());
+      }, 100);
+    });
+    return () => this.page.evaluate(() => (clearInterval(window.watch), window.pictures.size));
+  }
+
+  /** What of a node goes into a saved workflow and into a prompt, and how large it is. */
+  saved(type) {
+    return this.page.evaluate(async (type) => {
+      const node = app.graph.nodes.find((one) => one.type === type);
+      const { output } = await app.graphToPrompt();
+      return {
+        widgets: app.graph.serialize().nodes.find((one) => one.id === node.id).widgets_values.length,
+        inputs: Object.keys(output[node.id].inputs).sort(),
+        size: [...node.size],
+      };
+    }, type);
+  }
+
+  widgetNames(type) {
+    return this.page.evaluate(
+      (type) => app.graph.nodes.find((one) => one.type === type).widgets.map((one) => one.name),
+      type,
+    );
+  }
+
+  /** How many pictures ComfyUI itself shows in a node. */
+  hostPictures(type) {
+    return this.page.evaluate(
+      (type) => app.graph.nodes.find((one) => one.type === type).imgs?.length ?? 0,
+      type,
+    );
+  }
+
+  /** The pictures in every node that shows some: node type -> how many. */
+  shownPictures() {
+    return this.page.evaluate(() =>
+      Object.fromEntries(
+        app.graph.nodes.filter((one) => one.imgs?.length).map((one) => [one.type, one.imgs.length]),
+      ),
+    );
+  }
+
+  setting(id, value) {
+    return this.page.evaluate(([id, value]) => app.extensionManager.setting.set(id, value), [id, value]);
+  }
+
   centre(type) {
     return this.page.evaluate((type) => {
-      const node = app.graph.nodes.find((one) => one.type === type);
+      const node = app.canvas.graph.nodes.find((one) => one.type === type);
       app.canvas.centerOnNode(node);
       app.canvas.setDirty(true, true);
     }, type);
