@@ -69,7 +69,7 @@ export class LivePanel {
     const step = this.steps.get(index);
     if (!step) return;
     const text = describeStep(index, this.total, step);
-    this.caption.textContent = text;
+    this.caption.textContent = text.replace(" of ", "/"); // nodes may be narrow
     this.caption.style.setProperty("--kind", COLOURS[step.kind]);
     this.canvas.setAttribute("aria-label", `${text}. Bright regions are computed, dark ones reused.`);
     this.timeline.show(this.steps, this.total, index, !this.isRunning);
@@ -117,6 +117,7 @@ export class LivePanel {
       getMinHeight: () => this.height(),
     });
     this.widget.serialize = false; // nor of a saved workflow
+    keepOutOfSubgraph(node);
     this.heightBefore = node.size[1];
     this.fit();
   }
@@ -168,14 +169,28 @@ export class LivePanel {
   }
 }
 
+const cleanNodes = new WeakSet();
+
+/** A subgraph's node saves the names of all its widgets, also of those that are not serialised. */
+function keepOutOfSubgraph(node) {
+  if (!node.subgraph || cleanNodes.has(node)) return;
+  cleanNodes.add(node);
+  const { onSerialize } = node;
+  node.onSerialize = function (saved) {
+    const answer = onSerialize?.apply(this, arguments);
+    const names = saved.properties?.proxyWidgets;
+    if (Array.isArray(names)) saved.properties.proxyWidgets = names.filter(([, name]) => name !== WIDGET);
+    return answer;
+  };
+}
+
 function isNodes2() {
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
-function describeRun({ regional_steps, steps, share, speedup }) {
-  const parts = [`${regional_steps} of ${steps} regional`, `${Math.round(share * 100)} % of tokens`];
-  if (speedup) parts.push(`${speedup.toFixed(2)}× speed`);
-  return parts.join(" · ");
+function describeRun({ share, speedup }) {
+  const tokens = `${Math.round(share * 100)} % of all tokens`;
+  return speedup ? `${tokens} · ${speedup.toFixed(2)}× speed` : tokens;
 }
 
 /** A preview that cannot be decoded is no reason to show nothing. */

@@ -4,14 +4,13 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { LivePanel } from "./live_panel.js";
+import { drop, dropAll, dropRunning, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const ROUTE = "/multirate_ras/live";
 const SETTING = "MultirateRAS.LiveView";
 
-const panels = new Map(); // node id as the server knows it -> LivePanel
-const finishedSteps = new Map(); // the same -> steps that the host counted in this run
+const finishedSteps = new Map(); // node id -> steps that the host counted in this run
 let announced = null; // what the server was told last
 let isEnabled = true;
 let promptId = null; // the prompt that runs
@@ -44,26 +43,31 @@ app.registerExtension({
     api.addEventListener("reconnected", () => announce(true));
     api.addEventListener("execution_start", ({ detail }) => {
       promptId = detail.prompt_id;
-      dropRunning();
+      endAll();
     });
-    // After an interrupt or an error nothing may look as if it were going on; after success nothing is.
+    // After success nothing is running; after the others nothing may look as if it were.
     for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
-      api.addEventListener(end, dropRunning);
+      api.addEventListener(end, endAll);
     }
     announce();
   },
 
   beforeConfigureGraph() {
     foreignPromptId = promptId;
-    [...panels.keys()].forEach(drop);
+    dropAll();
   },
 });
+
+function endAll() {
+  finishedSteps.clear();
+  dropRunning();
+}
 
 // --- with the server ----------------------------------------------------------------------------------
 
 function setEnabled(value) {
   isEnabled = value !== false;
-  if (!isEnabled) [...panels.keys()].forEach(drop);
+  if (!isEnabled) dropAll();
   announce();
 }
 
@@ -87,9 +91,9 @@ async function announce(again = false) {
 function receive(message) {
   if (!isEnabled || message.prompt_id === foreignPromptId) return;
   if (message.phase === "step") {
-    panelOf(message.node)?.showStep(message);
+    viewOf(message.node)?.each((panel) => panel.showStep(message));
   } else if (message.finished) {
-    panels.get(message.node)?.showTimeline(message);
+    views.get(message.node)?.each((panel) => panel.showTimeline(message));
   } else {
     drop(message.node);
   }
@@ -100,64 +104,20 @@ function countSteps({ prompt_id, nodes }) {
     const id = state.display_node_id ?? key;
     finishedSteps.set(id, state.value);
     // A node that now samples without RAS has no use for the timeline of the run before.
-    const panel = panels.get(id);
+    const view = views.get(id);
     const isSampling = state.state === "running" && state.value > 0;
-    if (isSampling && panel && !panel.isRunning && panel.run.promptId !== prompt_id) drop(id);
+    if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) drop(id);
   }
 }
 
 /** The host's preview of a node that shows the live view goes into that view instead. */
 function takePreview(event) {
   const { blob, displayNodeId } = event.detail;
-  const panel = panels.get(displayNodeId);
-  if (!panel?.isRunning) return;
-  panel.addPreview(Math.max((finishedSteps.get(displayNodeId) ?? 1) - 1, 0), blob);
-  // Inside a subgraph the host also shows it on the nodes around, which have no view of their own.
-  if (panel.hasPlace && !displayNodeId.includes(":")) event.stopImmediatePropagation();
-}
-
-// --- panels -------------------------------------------------------------------------------------------
-
-function panelOf(id) {
-  const node = findNode(id);
-  if (!node?.addDOMWidget) return null;
-  if (panels.get(id)?.node !== node) {
-    drop(id);
-    panels.set(id, new LivePanel(node));
-    dropWithNode(id, node);
-  }
-  return panels.get(id);
-}
-
-/** The node of an id such as "3", or "12:5" for node 5 in the subgraph that is node 12. */
-function findNode(id) {
-  let graph = app.rootGraph ?? app.graph;
-  let node = null;
-  for (const part of id.split(":")) {
-    node = graph?.getNodeById(Number(part));
-    graph = node?.subgraph;
-  }
-  return node;
-}
-
-function dropWithNode(id, node) {
-  const { onRemoved } = node;
-  node.onRemoved = function () {
-    onRemoved?.apply(this, arguments);
-    if (panels.get(id)?.node === node) drop(id);
-  };
-}
-
-function drop(id) {
-  panels.get(id)?.remove();
-  panels.delete(id);
-}
-
-function dropRunning() {
-  finishedSteps.clear();
-  for (const [id, panel] of panels) {
-    if (panel.isRunning) drop(id);
-  }
+  const view = views.get(displayNodeId);
+  if (!view?.isRunning) return;
+  const step = Math.max((finishedSteps.get(displayNodeId) ?? 1) - 1, 0);
+  view.each((panel) => panel.addPreview(step, blob));
+  if (view.hasPlace) event.stopImmediatePropagation();
 }
 
 function addStyle() {

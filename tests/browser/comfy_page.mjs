@@ -157,6 +157,14 @@ export class ComfyPage {
     }, type);
   }
 
+  /** The same of a subgraph's node in `window.subgraphNode`, size aside. */
+  savedSubgraph() {
+    return this.page.evaluate(async () => {
+      const { size, order, ...node } = window.subgraphNode.serialize();
+      return { node, inputs: (await app.graphToPrompt()).output };
+    });
+  }
+
   widgetNames(type) {
     return this.page.evaluate(
       (type) => app.graph.nodes.find((one) => one.type === type).widgets.map((one) => one.name),

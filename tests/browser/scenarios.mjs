@@ -167,14 +167,17 @@ async function subgraph(browser, { workflow, sampler }) {
     window.subgraphNode = app.graph.convertToSubgraph(new Set([node])).node;
   }, sampler);
   await page.settle();
+  const before = await page.savedSubgraph();
   const end = await (await page.queue()).end();
   await page.settle(400);
   await page.screenshot("subgraph_outside");
+  const [outside, nested] = [await page.panel(), await page.savedSubgraph()];
   await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
   await page.centre(sampler);
   await page.settle(600);
   await page.screenshot("subgraph_inside");
-  return { end, panel: await page.panel(), messages: page.messages, problems: page.problems };
+  const inside = await page.panel();
+  return { end, outside, inside, before, nested, messages: page.messages, problems: page.problems };
 }
 
 /** A short run, yet long enough for several messages. */
