@@ -11,9 +11,9 @@ help:
 	@echo 'make demo    one picture dense and with RAS, masks, times: demo/output/'
 	@echo 'make serve   the same ComfyUI for a browser: http://127.0.0.1:8188'
 	@echo 'make test    the tests, against that ComfyUI'
-	@echo 'make test-browser   those in a real browser only; pictures: tests/browser/output/'
+	@echo 'make test-browser   only those in a real browser; its pictures: tests/browser/output/'
 	@echo 'make lint    ruff'
-	@echo 'make clean   remove .host/ and demo/output/'
+	@echo 'make clean   remove .host/ and the output folders'
 
 host:
 	@$(HOST) build

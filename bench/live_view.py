@@ -1,6 +1,6 @@
 """What the live view costs: the same demo run in a real server, watched and unwatched in turn.
 
-    $(python3 -m demo.host python) -m bench.live_view --pairs 8      (from the repository's root, after make host)
+    $(python3 -m demo.host python) -m bench.live_view --pairs 8      (from the repository's root)
 
 One server process, one client that is connected all the time and takes in every message and latent preview.
 Before each run it says whether it watches. The time of a run is that of the sampler's own trace; processor

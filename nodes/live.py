@@ -36,6 +36,14 @@ def open_view(grid: Any) -> View | None:
     Args:
         grid: the run's TokenGrid.
     """
+    try:
+        return _open_view(grid)
+    except Exception:
+        _give_up()
+        return None
+
+
+def _open_view(grid: Any) -> View | None:
     server = _server()
     client = getattr(server, "client_id", None)
     if server is None or not _is_watching(server, client):
@@ -100,13 +108,18 @@ class LiveView:
         self._tell(lambda: end_message(trace))
 
     def _tell(self, build: Callable[[], dict]) -> None:
-        if self._is_broken or not self._is_watched():
+        if self._is_broken:
             return
         try:
-            self._send({**self._about, **build()})
+            if self._is_watched():
+                self._send({**self._about, **build()})
         except Exception:
             self._is_broken = True
-            logger.warning("Multirate RAS: the live view stops for this run.", exc_info=True)
+            _give_up()
+
+
+def _give_up() -> None:
+    logger.warning("Multirate RAS: no live view of this run, or no more of it.", exc_info=True)
 
 
 def step_message(step: LiveStep) -> dict[str, Any]:

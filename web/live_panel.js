@@ -7,6 +7,7 @@ const WIDGET = "multirate_ras_live";
 const HIGHEST_PICTURE = 340;
 const BELOW_PICTURE = 86; // two lines of text, timeline and the gaps between
 const LEGEND = "bright: computed · dark: reused";
+const MOST_PREVIEWS = 128; // of some 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's, on each side
 
@@ -46,6 +47,7 @@ export class LivePanel {
   /** ComfyUI's latent preview of a finished step. */
   addPreview(step, blob) {
     this.previews.set(step, blob);
+    if (this.previews.size > MOST_PREVIEWS) this.previews.delete(this.previews.keys().next().value);
     this.draw();
   }
 

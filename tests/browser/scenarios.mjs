@@ -2,7 +2,7 @@
 
 import { Browser } from "./comfy_page.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, downstream, nodes2, subgraph };
+const scenarios = { load, run, interrupt, turnedOff, leave, downstream, nodes2, subgraph };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // an unchanged graph is not run again
 
 /** Each workflow in turn: does it load, and are all its nodes known? */
@@ -104,6 +104,29 @@ async function turnedOff(browser, { workflow, sampler }) {
   await page.settle(400);
   const on = { messages: page.messages, panel: await page.panel(), hostPictures: await page.hostPictures(sampler) };
   return { end, off, on, problems: page.problems };
+}
+
+/** The node goes away while it samples, then the whole workflow does. */
+async function leave(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  const panels = [];
+  for (const leaving of ["node", "workflow"]) {
+    await prepare(page, workflow, sampler, { steps: 60 });
+    const queued = await page.queue();
+    await page.waitForPanel();
+    if (leaving === "workflow") await page.load(workflow);
+    else {
+      await page.page.evaluate((type) => {
+        app.graph.remove(app.graph.nodes.find((node) => node.type === type));
+      }, sampler);
+    }
+    const before = page.messages.length;
+    while (page.messages.length < before + 2) await page.settle(100);
+    panels.push(await page.panel());
+    await page.page.evaluate(() => app.api.interrupt());
+    await queued.end();
+  }
+  return { panels, problems: page.problems };
 }
 
 /** ComfyUI's own KSampler behind RASPatchModel, put together in the page. */
