@@ -45,7 +45,8 @@ def find() -> Browser:
     if not node:
         raise NoBrowser("node is not on the PATH. Install Node.js 18 or newer, with npm.")
     if not chromium:
-        raise NoBrowser("there is no Chromium. Install it, or set CHROMIUM_PATH to one.")
+        told = os.environ.get("CHROMIUM_PATH") or "none of " + ", ".join(CHROMIUM_NAMES)
+        raise NoBrowser(f"there is no Chromium ({told}). Install it, or set CHROMIUM_PATH to one.")
     if playwright_version() != PLAYWRIGHT:
         raise NoBrowser(f"playwright-core {PLAYWRIGHT} is not in {FOLDER}. Run `make test-browser`.")
     return Browser(node, chromium, FOLDER)
@@ -57,7 +58,7 @@ def prepare() -> Browser:
     Raises:
         NoBrowser: something is missing and cannot be installed.
     """
-    if not find_chromium() and may_install_chromium():
+    if not (find_chromium() or os.environ.get("CHROMIUM_PATH")) and may_install_chromium():
         install_chromium()
     if shutil.which("node") and find_chromium() and playwright_version() != PLAYWRIGHT:
         install_playwright()

@@ -414,9 +414,13 @@ class TestBrowser:
         with pytest.raises(browser.NoBrowser, match=browser.PLAYWRIGHT):
             browser.find()
 
-    def test_chromium_is_not_installed_where_that_is_not_ours_to_do(self, programs, monkeypatch):
+    @pytest.mark.parametrize(("chosen", "may_install"), [("", False), ("elsewhere", True)])
+    def test_chromium_is_not_installed_where_that_is_not_ours_to_do(
+        self, programs, monkeypatch, chosen, may_install
+    ):
         programs.remove("chromium")
-        monkeypatch.setattr(browser, "may_install_chromium", lambda: False)
+        monkeypatch.setenv("CHROMIUM_PATH", chosen)
+        monkeypatch.setattr(browser, "may_install_chromium", lambda: may_install)
         monkeypatch.setattr(
             browser.subprocess, "run", lambda *_a, **_k: pytest.fail("something was installed")
         )
