@@ -33,7 +33,7 @@ def server(monkeypatch):
 
 
 def run(callback=None, config=FAST):
-    patched = patch_model(SD3.build(), config, live.open_view)
+    patched = patch_model(SD3.build(), config, view_factory=live.open_view)
     sample(patched, SD3, SD3.noise(batch=2), callback=callback)
     return last_trace(patched)
 
@@ -142,15 +142,15 @@ class TestWhatTheySay:
 
     def test_an_evaluation_more_in_the_same_step_is_not_told_of(self, server):
         live._watchers.add("anna")
-        patched = patch_model(SD3.build(), FAST, live.open_view)
+        patched = patch_model(SD3.build(), FAST, view_factory=live.open_view)
         sample(patched, SD3, SD3.noise(), sampler="heun")
         assert len(last_trace(patched).evaluations) > STEPS
         assert [m["step"] for m in messages(server)[:-1]] == list(range(STEPS))
 
     def test_the_picture_is_the_same_as_unwatched(self, server):
-        plain = sample(patch_model(SD3.build(), FAST, live.open_view), SD3, SD3.noise())
+        plain = sample(patch_model(SD3.build(), FAST, view_factory=live.open_view), SD3, SD3.noise())
         live._watchers.add("anna")
-        watched = sample(patch_model(SD3.build(), FAST, live.open_view), SD3, SD3.noise())
+        watched = sample(patch_model(SD3.build(), FAST, view_factory=live.open_view), SD3, SD3.noise())
         assert server.sent and torch.equal(plain, watched)
 
     def test_a_view_that_fails_does_not_cost_the_picture(self, server, caplog):
