@@ -4,18 +4,19 @@ PYTHON ?= python3
 ARGS ?=
 HOST := $(PYTHON) -m demo.host
 
-.PHONY: help host demo serve test lint clean
+.PHONY: help host demo serve test test-browser lint clean
 
 help:
 	@echo 'make host    build the ComfyUI under .host/ (or use COMFYUI_PATH), with this pack in it'
 	@echo 'make demo    one picture dense and with RAS, masks, times: demo/output/'
 	@echo 'make serve   the same ComfyUI for a browser: http://127.0.0.1:8188'
 	@echo 'make test    the tests, against that ComfyUI'
+	@echo 'make test-browser   only those in a real browser; its pictures: tests/browser/output/'
 	@echo 'make lint    ruff'
-	@echo 'make clean   remove .host/ and demo/output/'
+	@echo 'make clean   remove .host/ and the output folders'
 
 host:
 	@$(HOST) build
 
-demo serve test lint clean:
+demo serve test test-browser lint clean:
 	@$(HOST) $@ $(ARGS)

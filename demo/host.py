@@ -1,6 +1,8 @@
 """The host: a real ComfyUI with this pack in it, kept under `.host/`, and the commands that run in it.
 
-    python3 -m demo.host build | python | serve | demo | test | lint | clean    (from the repository's root)
+    python3 -m demo.host COMMAND [ARGUMENTS]    (from the repository's root)
+
+Commands: build, python, serve, demo, test, test-browser, lint, clean.
 
 `build` makes two parts. Each carries its own stamp, written last, so an interrupted build has none and is
 done over; a part that has lost a file since is made anew.
@@ -597,10 +599,31 @@ def need_tools(python: Path) -> None:
 
 
 def test(arguments: list[str]) -> int:
-    """The tests, against the host's ComfyUI."""
+    """The tests, against the host's ComfyUI; those in a browser where one can be had."""
+    from . import browser
+
     host = build()
     need_tools(host.python)
+    if not arguments:
+        try:
+            browser.prepare()
+        except browser.NoBrowser as reason:
+            say(f"host: the tests in a browser will be skipped: {reason}")
     command = [str(host.python), "-m", "pytest", *(arguments or ["tests"])]
+    return replace_process(command, host.environment())
+
+
+def test_browser(arguments: list[str]) -> int:
+    """The tests in a real browser only."""
+    from . import browser
+
+    host = build()
+    need_tools(host.python)
+    try:
+        browser.prepare()
+    except browser.NoBrowser as reason:
+        raise HostError(f"There is no browser to test in: {reason}") from None
+    command = [str(host.python), "-m", "pytest", "tests/browser", *arguments]
     return replace_process(command, host.environment())
 
 
@@ -617,7 +640,7 @@ def lint(arguments: list[str]) -> int:
 
 def clean(_arguments: list[str]) -> int:
     """Remove what the commands made; models and pictures a person put into `.host/ComfyUI` go too."""
-    for path in (HOST, ROOT / "demo" / "output"):
+    for path in (HOST, ROOT / "demo" / "output", ROOT / "tests" / "browser" / "output"):
         shutil.rmtree(path, ignore_errors=True)
     return 0
 
@@ -637,7 +660,7 @@ def show_python(_arguments: list[str]) -> int:
 
 COMMANDS = {
     **{"build": show_build, "python": show_python, "serve": serve},
-    **{"demo": demo, "test": test, "lint": lint, "clean": clean},
+    **{"demo": demo, "test": test, "test-browser": test_browser, "lint": lint, "clean": clean},
 }
 
 

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .compare import RASCompare
 from .custom_sampler import RASSampler
 from .demo import RASDemoModel, RASDemoPrompt
+from .live import register_route
 from .mask_preview import RASMaskPreview
 from .patch_model import RASPatchModel
 from .sampler import RASKSampler
@@ -30,4 +31,5 @@ class MultirateRASExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> MultirateRASExtension:
+    register_route()
     return MultirateRASExtension()

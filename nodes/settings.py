@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..ras_core.config import MIN_RATIO, Method, Metric, RASConfig, parse_step_list
 from ..ras_core.host import patch_model
+from .live import open_view
 
 CATEGORY = "Multirate RAS"
 TraceType = io.Custom("RAS_TRACE")
@@ -85,4 +86,4 @@ def patched(model: io.Model.Type, settings: dict, **changes) -> io.Model.Type:
     values = {**settings, **changes}
     priority = values.pop("priority", None)
     values["error_reset_steps"] = parse_step_list(values["error_reset_steps"])
-    return patch_model(model, RASConfig(**values), priority)
+    return patch_model(model, RASConfig(**values), priority, open_view)

@@ -28,6 +28,7 @@ from .config import RASConfig
 from .errors import RASError, RegionalAbort
 from .forward import NetworkCall
 from .kv import Branch
+from .live import View, ViewFactory, live_step
 from .sampler import RUN, sample_multirate
 from .schedule import decreases
 from .selector import selector_for
@@ -48,13 +49,19 @@ CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
-def patch_model(model: ModelPatcher, config: RASConfig, priority: Tensor | None = None) -> ModelPatcher:
+def patch_model(
+    model: ModelPatcher,
+    config: RASConfig,
+    priority: Tensor | None = None,
+    view_factory: ViewFactory | None = None,
+) -> ModelPatcher:
     """A clone of `model` that samples with RAS; settings of an earlier RAS node on it are replaced.
 
     Args:
         model: any MODEL.
         config: settings.
         priority: (b or 1, height, width) mask of regions to favour, at any size.
+        view_factory: gives each run somebody who watches it, or None.
 
     Raises:
         RASError: the model's network is not supported, or this ComfyUI lacks what the method enters by.
@@ -65,7 +72,8 @@ def patch_model(model: ModelPatcher, config: RASConfig, priority: Tensor | None 
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, RASPatch(adapter, config, priority))
+    patch = RASPatch(adapter, config, priority, view_factory)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
 
@@ -124,10 +132,17 @@ def network_of(module: nn.Module) -> nn.Module:
 class RASPatch:
     """What the patched model carries: adapter, settings, and the trace of its last finished run."""
 
-    def __init__(self, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None = None):
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        config: RASConfig,
+        priority: Tensor | None = None,
+        view_factory: ViewFactory | None = None,
+    ):
         self.adapter = adapter
         self.config = config
         self.priority = priority
+        self.view_factory = view_factory
         self.last_trace: Trace | None = None
 
     def __call__(
@@ -147,28 +162,24 @@ class RASPatch:
         guider = executor.class_obj
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
         run = self._begin(network, noise, sigmas, denoise_mask, seed)
-        if run is not None:
-            hooks = RunHooks(self.adapter, run)
-            guider.model_options["transformer_options"][RUN] = run
-            sampler = self._corrected(sampler, run)
-            for place, wrapper in (
-                (WrappersMP.PREDICT_NOISE, hooks.evaluate),
-                (WrappersMP.APPLY_MODEL, hooks.call),
-            ):
-                comfy.patcher_extension.add_wrapper_with_key(
-                    place, KEY, wrapper, guider.model_options, is_model_options=True
-                )
+        if run is None:
+            return executor(
+                noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
+            )
+        view = self.view_factory(run.grid) if self.view_factory else None
+        _enter(guider.model_options, run, RunHooks(self.adapter, run, view))
+        sampler, trace = self._corrected(sampler, run), None
         try:
             result = executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
-            if run is not None:
-                self.last_trace = self._finish(network, run)
-                logger.info(self.last_trace.summary())
+            self.last_trace = trace = self._finish(network, run)
+            logger.info(trace.summary())
             return result
         finally:
-            if run is not None:
-                run.release()
+            run.release()
+            if view is not None:
+                view.end(trace)
 
     def _corrected(self, sampler: Any, run: RunState) -> Any:
         """The multirate integrator in place of a sampler that has one of its order; others as they are."""
@@ -213,9 +224,10 @@ class RASPatch:
 class RunHooks:
     """The wrappers of one run."""
 
-    def __init__(self, adapter: ModelAdapter, run: RunState):
+    def __init__(self, adapter: ModelAdapter, run: RunState, view: View | None = None):
         self._adapter = adapter
         self._run = run
+        self._view = view
 
     def evaluate(
         self,
@@ -228,6 +240,8 @@ class RunHooks:
         """PREDICT_NOISE: one guided evaluation."""
         sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
         self._run.begin_evaluation(sigma, time.perf_counter())
+        if self._view is not None:
+            self._view.step(live_step(self._run))
         try:
             denoised = executor(x, timestep, model_options or {}, seed)
         except BaseException:
@@ -371,6 +385,15 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
         return None
     fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
     return fitted.amax(dim=1)
+
+
+def _enter(model_options: dict, run: RunState, hooks: RunHooks) -> None:
+    """Put a run and its wrappers into the options that live as long as it does."""
+    model_options["transformer_options"][RUN] = run
+    for place, wrapper in ((WrappersMP.PREDICT_NOISE, hooks.evaluate), (WrappersMP.APPLY_MODEL, hooks.call)):
+        comfy.patcher_extension.add_wrapper_with_key(
+            place, KEY, wrapper, model_options, is_model_options=True
+        )
 
 
 def _explain_dense_plan(run: RunState) -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from ras_pack.demo import client, host, report, server
+from ras_pack.demo import browser, client, host, report, server
 from ras_pack.demo import run as demo
 
 # --- which part has to be made again ----------------------------------------------------------------
@@ -369,3 +369,60 @@ def test_two_samplers_are_refused():
     prompt = {key: {"class_type": "RASKSampler", "inputs": {}} for key in "12"}
     with pytest.raises(client.ComfyError, match="2 active nodes RASKSampler; the demo expects exactly one"):
         demo.with_sampler(prompt, steps=4)
+
+
+# --- the browser ------------------------------------------------------------------------------------
+
+
+class TestBrowser:
+    @pytest.fixture
+    def programs(self, monkeypatch, tmp_path):
+        """A machine that has exactly the programs in this set, and no CHROMIUM_PATH."""
+        programs = {"node", "npm", "chromium"}
+        monkeypatch.setattr(browser.shutil, "which", lambda name: f"bin/{name}" if name in programs else None)
+        monkeypatch.setattr(browser, "FOLDER", tmp_path)
+        monkeypatch.delenv("CHROMIUM_PATH", raising=False)
+        return programs
+
+    @pytest.fixture
+    def playwright(self, tmp_path):
+        folder = tmp_path / "node_modules" / "playwright-core"
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text(json.dumps({"version": browser.PLAYWRIGHT}))
+
+    def test_what_is_there_is_found(self, programs, playwright, tmp_path):
+        assert browser.find() == browser.Browser("bin/node", "bin/chromium", tmp_path)
+
+    def test_the_first_name_that_exists_is_taken(self, programs, playwright):
+        programs.remove("chromium")
+        programs.add("google-chrome")
+        assert browser.find().chromium == "bin/google-chrome"
+
+    def test_a_chosen_chromium_wins(self, programs, playwright, monkeypatch):
+        programs.add("my-chromium")
+        monkeypatch.setenv("CHROMIUM_PATH", "my-chromium")
+        assert browser.find().chromium == "bin/my-chromium"
+
+    @pytest.mark.parametrize(("missing", "told"), [("node", "node is not"), ("chromium", "no Chromium")])
+    def test_what_is_missing_is_told(self, programs, playwright, missing, told):
+        programs.remove(missing)
+        with pytest.raises(browser.NoBrowser, match=told):
+            browser.find()
+
+    def test_another_playwright_is_none(self, programs, playwright, tmp_path):
+        (tmp_path / "node_modules" / "playwright-core" / "package.json").write_text('{"version": "1.0.0"}')
+        with pytest.raises(browser.NoBrowser, match=browser.PLAYWRIGHT):
+            browser.find()
+
+    @pytest.mark.parametrize(("chosen", "may_install"), [("", False), ("elsewhere", True)])
+    def test_chromium_is_not_installed_where_that_is_not_ours_to_do(
+        self, programs, monkeypatch, chosen, may_install
+    ):
+        programs.remove("chromium")
+        monkeypatch.setenv("CHROMIUM_PATH", chosen)
+        monkeypatch.setattr(browser, "may_install_chromium", lambda: may_install)
+        monkeypatch.setattr(
+            browser.subprocess, "run", lambda *_a, **_k: pytest.fail("something was installed")
+        )
+        with pytest.raises(browser.NoBrowser, match="no Chromium"):
+            browser.prepare()

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"errors", "schedule", "config"},
     {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "integrator"},
-    {"adapters", "forward", "state", "sampler", "trace", "render"},
+    {"adapters", "forward", "state", "sampler", "trace", "live", "render"},
     {"host"},
 )
 # Where ras_core may import ComfyUI: its one face to it, and the pack's own networks.
@@ -114,7 +114,7 @@ def tracked_text() -> list[Path]:
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
-    endings = {".py", ".md", ".json", ".toml", ".txt", ".ini", ".js", ".yaml", ".yml", ".css", ""}
+    endings = {".py", ".md", ".json", ".toml", ".txt", ".ini", ".js", ".mjs", ".yaml", ".yml", ".css", ""}
     paths = [ROOT / name for name in listed.decode().split("\0") if name]
     return [path for path in paths if path.suffix in endings and path.is_file()]
 

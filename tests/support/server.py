@@ -41,5 +41,6 @@ def running_server(comfyui: Path) -> Iterator[RunningServer]:
     host = Host(comfyui, Path(sys.executable), ours=comfyui == TREE)
     with tempfile.TemporaryDirectory(prefix="ras-server-", ignore_cleanup_errors=True) as base:
         log = Path(base) / "server.log"
-        with Server(host, Path(base), log, ("--cpu",)) as server:
+        flags = ("--cpu", "--preview-method", "latent2rgb")
+        with Server(host, Path(base), log, flags) as server:
             yield RunningServer(server.url, log, Client(server.url))

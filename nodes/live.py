@@ -1,0 +1,223 @@
+"""The live view's server side: who watches, and the messages that a run sends to them.
+
+A browser that wants to watch says so with its client id (ROUTE). A run sends only to the client that queued
+it, and only when that client watches; otherwise no message is built at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+from ..ras_core.live import LiveStep, View, kind_name
+from ..ras_core.trace import Evaluation, Trace
+
+logger = logging.getLogger(__name__)
+
+EVENT = "multirate_ras.live"
+ROUTE = "/multirate_ras/live"
+MIN_INTERVAL = 0.25  # seconds between two messages of a run
+MAX_BODY, MAX_CLIENT_ID = 1024, 128
+
+_watchers: set[str] = set()  # lives as long as the server: client ids of browsers that want to watch
+
+
+def open_view(grid: Any) -> View | None:
+    """A view of a run that starts now, for the client that queued it; None when that client does not watch.
+
+    Args:
+        grid: the run's TokenGrid.
+    """
+    try:
+        return _open_view(grid)
+    except Exception:
+        _give_up()
+        return None
+
+
+def _open_view(grid: Any) -> View | None:
+    server = _server()
+    client = getattr(server, "client_id", None)
+    if server is None or not _is_watching(server, client):
+        return None
+    node = _executing_node(server)
+    if node is None:
+        return None
+    about = {
+        "node": node,
+        "prompt_id": getattr(server, "last_prompt_id", None),
+        "grid": [grid.h, grid.w],
+        "latent": [grid.height, grid.width],
+        "patch": grid.patch,
+    }
+    return LiveView(
+        about, partial(server.send_sync, EVENT, sid=client), partial(_is_watching, server, client)
+    )
+
+
+class LiveView:
+    """Turns a run into small messages for one browser.
+
+    A view that fails goes silent: it must never cost the picture.
+
+    Args:
+        about: what all messages of the run say.
+        send: takes a message.
+        is_watched: whether somebody still looks.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        about: dict[str, Any],
+        send: Callable[[dict], None],
+        is_watched: Callable[[], bool] = lambda: True,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._about = about
+        self._send = send
+        self._is_watched = is_watched
+        self._clock = clock
+        self._sent_at = float("-inf")
+        self._last_step = -1
+        self._untold: list[list] = []  # steps since the last message
+        self._is_broken = False
+
+    def step(self, step: LiveStep) -> None:
+        """Tell of a new step; where the last message is too fresh, the next one tells of it in brief."""
+        if step.index == self._last_step:
+            return
+        self._last_step = step.index
+        now = self._clock()
+        if now - self._sent_at < MIN_INTERVAL:
+            self._untold.append([step.index, step.kind, round(step.active_share, 4)])
+            return
+        self._sent_at, untold, self._untold = now, self._untold, []
+        self._tell(lambda: {**step_message(step), "untold": untold})
+
+    def end(self, trace: Trace | None) -> None:
+        """Tell that the run is over, with all its steps when it came to its end."""
+        self._tell(lambda: end_message(trace))
+
+    def _tell(self, build: Callable[[], dict]) -> None:
+        if self._is_broken:
+            return
+        try:
+            if self._is_watched():
+                self._send({**self._about, **build()})
+        except Exception:
+            self._is_broken = True
+            _give_up()
+
+
+def _give_up() -> None:
+    logger.warning("Multirate RAS: no live view of this run, or no more of it.", exc_info=True)
+
+
+def step_message(step: LiveStep) -> dict[str, Any]:
+    """A step while the run goes on."""
+    return {
+        "phase": "step",
+        "step": step.index,
+        "steps": step.n_steps,
+        "kind": step.kind,
+        "share": round(step.active_share, 4),
+        "mask": pack_mask(step.read_mask()),
+    }
+
+
+def end_message(trace: Trace | None) -> dict[str, Any]:
+    """The end of a run: all its steps, or nothing when it did not come to its end."""
+    if trace is None:
+        return {"phase": "end", "finished": False}
+    return {
+        "phase": "end",
+        "finished": True,
+        "steps": trace.n_steps,
+        "regional_steps": trace.regional_steps,
+        "share": round(trace.token_share, 4),
+        "speedup": trace.measured_speedup,
+        "timeline": [_timeline_entry(step) for step in trace.steps],
+    }
+
+
+def _timeline_entry(step: Evaluation) -> dict[str, Any]:
+    kind = kind_name(step.kind, step.is_reset)
+    mask = step.active[0] if kind == "regional" else None
+    return {
+        "step": step.step, "kind": kind, "share": round(step.active_share, 4), "mask": pack_mask(mask)
+    }  # fmt: skip
+
+
+def pack_mask(mask: np.ndarray | None) -> str | None:
+    """(h, w) bool -> eight tokens a byte, row by row, the first in the highest bit; as base64."""
+    return None if mask is None else base64.b64encode(np.packbits(mask.ravel()).tobytes()).decode("ascii")
+
+
+# --- the server -------------------------------------------------------------------------------------
+
+
+def register_route() -> None:
+    """Let browsers say whether they watch; does nothing without a server or when it is there already."""
+    server = _server()
+    if server is None or any(getattr(route, "path", None) == ROUTE for route in server.routes):
+        return
+    server.routes.post(ROUTE)(announce)
+
+
+async def announce(request: web.Request) -> web.Response:
+    """POST {"client_id": str, "enabled": bool}: a browser starts or stops watching."""
+    try:
+        if (request.content_length or 0) > MAX_BODY:
+            raise ValueError
+        client, enabled = read_announcement(await request.json())
+    except ValueError:
+        return web.json_response(
+            {"error": 'Expected JSON such as {"client_id": "name", "enabled": true}.'}, status=400
+        )
+    if enabled:
+        # Those who left without a word are forgotten, so that the set stays small.
+        _watchers.intersection_update(_server().sockets)
+        _watchers.add(client)
+    else:
+        _watchers.discard(client)
+    return web.json_response({"enabled": enabled})
+
+
+def read_announcement(body: Any) -> tuple[str, bool]:
+    """Client id and whether it watches.
+
+    Raises:
+        ValueError: anything else came.
+    """
+    client, enabled = (body.get("client_id"), body.get("enabled")) if isinstance(body, dict) else (None, None)
+    if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT_ID or not isinstance(enabled, bool):
+        raise ValueError(f"not an announcement: {body!r}")
+    return client, enabled
+
+
+def _server() -> Any:
+    """ComfyUI's running server, or None: where it was never imported, nobody can watch."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
+def _is_watching(server: Any, client: str | None) -> bool:
+    return client is not None and client in _watchers and client in server.sockets
+
+
+def _executing_node(server: Any) -> str | None:
+    """The node that the browser shows as executing; it is the one where ComfyUI shows its previews."""
+    if server.last_node_id is not None:
+        return str(server.last_node_id)
+    from comfy_execution.utils import get_executing_context
+
+    context = get_executing_context()
+    return None if context is None else str(context.node_id)

@@ -1,0 +1,212 @@
+// A real ComfyUI page in a headless Chromium, and the few things that the scenarios do with it.
+
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"];
+const READY = 90_000;
+
+/** @param job `playwright` (folder with node_modules), `chromium`, `url`, `output` */
+export class Browser {
+  static async launch(job) {
+    const { chromium } = createRequire(path.join(job.playwright, "index.js"))("playwright-core");
+    const browser = await chromium.launch({ executablePath: job.chromium, args: FLAGS });
+    return new Browser(browser, job);
+  }
+
+  constructor(browser, job) {
+    Object.assign(this, { browser, job });
+  }
+
+  /** A client of its own: other cookies, other storage, other web socket. */
+  async open(options = {}) {
+    const context = await this.browser.newContext({ viewport: { width: 1500, height: 950 }, ...options });
+    // Nothing outside this machine is asked for anything.
+    await context.route(
+      (url) => url.hostname !== "127.0.0.1",
+      (route) => route.abort(),
+    );
+    const page = new ComfyPage(await context.newPage(), this.job);
+    await page.goto();
+    return page;
+  }
+
+  close() {
+    return this.browser.close();
+  }
+}
+
+export class ComfyPage {
+  constructor(page, job) {
+    Object.assign(this, { page, job, problems: [], messages: [] });
+    page.on("pageerror", (error) => this.problems.push(String(error.stack ?? error)));
+    page.on("console", (message) => {
+      if (message.type() === "error") this.problems.push(`${message.text()} (${message.location().url})`);
+    });
+    // The frames themselves: what the server sent, whatever the page does with it.
+    page.on("websocket", (socket) =>
+      socket.on("framereceived", ({ payload }) => {
+        if (typeof payload !== "string") return;
+        const { type, data } = JSON.parse(payload);
+        if (type.startsWith("multirate_ras")) this.messages.push({ type, ...data });
+      }),
+    );
+  }
+
+  async goto() {
+    await this.page.goto(this.job.url);
+    await this.page.waitForFunction(() => window.app?.extensionManager, null, { timeout: READY });
+    await this.page.locator('[data-testid="queue-button"]').waitFor({ timeout: READY });
+  }
+
+  async load(file) {
+    const workflow = JSON.parse(readFileSync(file, "utf8"));
+    await this.page.evaluate(async (graph) => {
+      await app.loadGraphData(graph);
+      app.canvas.ds.scale = 0.75;
+    }, workflow);
+    await this.settle();
+  }
+
+  /** Sets widgets of all nodes of a type. */
+  set(type, values) {
+    return this.page.evaluate(
+      ([type, values]) => {
+        for (const node of app.graph.nodes.filter((one) => one.type === type)) {
+          for (const [name, value] of Object.entries(values)) {
+            const widget = node.widgets.find((one) => one.name === name);
+            if (!widget) throw new Error(`${type} has no widget ${name}`);
+            widget.value = value;
+            widget.callback?.(value);
+          }
+        }
+      },
+      [type, values],
+    );
+  }
+
+  /** Queues the graph; the answer's `end` is awaited for the name of the event that ended the run. */
+  async queue() {
+    await this.page.evaluate(() => {
+      window.runEnd = new Promise((done) => {
+        for (const name of ["execution_success", "execution_error", "execution_interrupted"]) {
+          app.api.addEventListener(name, () => done(name), { once: true });
+        }
+      });
+    });
+    await this.page.evaluate(() => app.queuePrompt(0, 1));
+    return { end: () => this.page.evaluate(() => window.runEnd) };
+  }
+
+  /** What the live view shows, or null. */
+  panel() {
+    return this.page.evaluate(() => {
+      const panel = document.querySelector(".multirate-ras-live");
+      if (!panel) return null;
+      const canvas = panel.querySelector("canvas");
+      const slider = panel.querySelector("input");
+      return {
+        caption: panel.querySelector(".multirate-ras-caption").textContent,
+        headline: panel.querySelector(".multirate-ras-headline").textContent,
+        label: canvas.getAttribute("aria-label"),
+        picture: canvas.toDataURL().slice(-400),
+        isOver: !slider.disabled,
+        sliderText: slider.getAttribute("aria-valuetext"),
+        sliderMax: Number(slider.max),
+        size: [panel.clientWidth, panel.clientHeight],
+      };
+    });
+  }
+
+  waitForPanel(timeout = 60_000) {
+    return this.page.locator(".multirate-ras-live").first().waitFor({ state: "visible", timeout });
+  }
+
+  /** Waits until the live view tells of a step of this kind. */
+  waitForStep(kind) {
+    return this.page.waitForFunction(
+      (kind) => document.querySelector(".multirate-ras-caption")?.textContent.includes(kind),
+      kind,
+      { timeout: 60_000 },
+    );
+  }
+
+  /** From now on, how many different pictures the live view draws; call the answer to stop and count. */
+  async watchPictures() {
+    await this.page.evaluate(() => {
+      window.pictures = new Set();
+      window.watch = setInterval(() => {
+        const canvas = document.querySelector(".multirate-ras-live > canvas");
+        if (canvas) window.pictures.add(canvas.toDataURL());
+      }, 100);
+    });
+    return () => this.page.evaluate(() => (clearInterval(window.watch), window.pictures.size));
+  }
+
+  /** What of a node goes into a saved workflow and into a prompt, and how large it is. */
+  saved(type) {
+    return this.page.evaluate(async (type) => {
+      const node = app.graph.nodes.find((one) => one.type === type);
+      const { output } = await app.graphToPrompt();
+      return {
+        widgets: app.graph.serialize().nodes.find((one) => one.id === node.id).widgets_values.length,
+        inputs: Object.keys(output[node.id].inputs).sort(),
+        size: [...node.size],
+      };
+    }, type);
+  }
+
+  /** The same of a subgraph's node in `window.subgraphNode`, size aside. */
+  savedSubgraph() {
+    return this.page.evaluate(async () => {
+      const { size, order, ...node } = window.subgraphNode.serialize();
+      return { node, inputs: (await app.graphToPrompt()).output };
+    });
+  }
+
+  widgetNames(type) {
+    return this.page.evaluate(
+      (type) => app.graph.nodes.find((one) => one.type === type).widgets.map((one) => one.name),
+      type,
+    );
+  }
+
+  /** How many pictures ComfyUI itself shows in a node. */
+  hostPictures(type) {
+    return this.page.evaluate(
+      (type) => app.graph.nodes.find((one) => one.type === type).imgs?.length ?? 0,
+      type,
+    );
+  }
+
+  /** The pictures in every node that shows some: node type -> how many. */
+  shownPictures() {
+    return this.page.evaluate(() =>
+      Object.fromEntries(
+        app.graph.nodes.filter((one) => one.imgs?.length).map((one) => [one.type, one.imgs.length]),
+      ),
+    );
+  }
+
+  setting(id, value) {
+    return this.page.evaluate(([id, value]) => app.extensionManager.setting.set(id, value), [id, value]);
+  }
+
+  centre(type) {
+    return this.page.evaluate((type) => {
+      const node = app.canvas.graph.nodes.find((one) => one.type === type);
+      app.canvas.centerOnNode(node);
+      app.canvas.setDirty(true, true);
+    }, type);
+  }
+
+  /** Two frames: what was asked for is drawn. */
+  settle(milliseconds = 150) {
+    return this.page.waitForTimeout(milliseconds);
+  }
+
+  screenshot(name) {
+    return this.page.screenshot({ path: path.join(this.job.output, `${name}.png`) });
+  }
+}

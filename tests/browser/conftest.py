@@ -1,0 +1,41 @@
+"""The browser, and one way to send it through a scenario of scenarios.mjs."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from ras_pack.demo.browser import Browser, NoBrowser, find
+from ras_pack.demo.server import fetch
+
+HERE = Path(__file__).parent
+OUTPUT = HERE / "output"
+LIMIT = 300  # seconds for one scenario; a busy machine of two cores needs about 20
+
+
+@pytest.fixture(scope="session")
+def browser() -> Browser:
+    """A Chromium with playwright-core; the reason for skipping where there is none."""
+    try:
+        return find()
+    except NoBrowser as reason:
+        pytest.skip(f"no browser to test in: {reason}")
+
+
+@pytest.fixture(scope="session")
+def drive(browser: Browser, server) -> Callable[..., dict]:
+    """drive(scenario, **job) -> the scenario's report."""
+    OUTPUT.mkdir(exist_ok=True)
+    # Otherwise the templates dialog covers the canvas.
+    fetch(f"{server.url}/settings/Comfy.TutorialCompleted", b"true")
+
+    def send(scenario: str, **job) -> dict:
+        job |= {"scenario": scenario, "url": server.url, "output": str(OUTPUT)}
+        job |= {"chromium": browser.chromium, "playwright": str(browser.playwright)}
+        command = [browser.node, str(HERE / "scenarios.mjs"), json.dumps(job)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        assert done.returncode == 0, f"{scenario}:\n{done.stderr}"
+        return json.loads(done.stdout)
+
+    return send

@@ -1,0 +1,221 @@
+// What the tests do in the browser. Run as `node scenarios.mjs JOB`, JOB being JSON; prints a report as JSON.
+
+import { Browser } from "./comfy_page.mjs";
+
+const scenarios = { load, run, interrupt, turnedOff, leave, downstream, nodes2, subgraph };
+const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // an unchanged graph is not run again
+
+/** Each workflow in turn: does it load, and are all its nodes known? */
+async function load(browser, { workflows }) {
+  const page = await browser.open();
+  const report = {};
+  for (const [name, file] of Object.entries(workflows)) {
+    page.problems.length = 0;
+    await page.load(file);
+    await page.page.evaluate(() => app.canvas.fitViewToSelectionAnimated?.());
+    await page.settle(600);
+    await page.screenshot(`load_${name}`);
+    const unknown = await page.page.evaluate(() =>
+      app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
+    );
+    report[name] = { unknown, problems: [...page.problems] };
+  }
+  return report;
+}
+
+/** A whole run in one client while another one looks on. */
+async function run(browser, { workflow, name, sampler }) {
+  const [page, other] = [await browser.open(), await browser.open()];
+  await prepare(page, workflow, sampler);
+  const before = await page.saved(sampler);
+  const queued = await page.queue();
+  await page.waitForPanel();
+  const seen = await page.watchPictures();
+  await page.waitForStep("regional");
+  await page.settle(100);
+  await page.screenshot(`run_${name}_during`);
+  const end = await queued.end();
+  await page.settle(600);
+  const pictures = await seen();
+  const after = await page.panel();
+  await page.screenshot(`run_${name}_after`);
+  const scrubbed = await scrub(page);
+  await page.screenshot(`run_${name}_scrubbed`);
+  return {
+    end, before, after, scrubbed, pictures,
+    saved: await page.saved(sampler),
+    hostPictures: await page.hostPictures(sampler),
+    shown: await page.shownPictures(),
+    messages: page.messages,
+    otherMessages: other.messages,
+    otherPanel: await other.panel(),
+    problems: [...page.problems, ...other.problems],
+  };
+}
+
+/** By keyboard alone: to the first step, two on, to the last. */
+async function scrub(page) {
+  await page.page.locator(".multirate-ras-timeline input").focus();
+  const found = [];
+  for (const keys of [["Home"], ["ArrowRight", "ArrowRight"], ["End"]]) {
+    for (const key of keys) await page.page.keyboard.press(key);
+    await page.settle(200);
+    found.push(await page.panel());
+  }
+  await page.page.keyboard.press("ArrowLeft");
+  await page.settle(200);
+  return found;
+}
+
+async function interrupt(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await prepare(page, workflow, sampler, { steps: 60 });
+  const before = await page.saved(sampler);
+  const queued = await page.queue();
+  await page.waitForPanel();
+  await page.waitForStep("regional");
+  const during = await page.panel();
+  await page.page.evaluate(() => app.api.interrupt());
+  const end = await queued.end();
+  await page.settle(400);
+  await page.screenshot("interrupted");
+  return {
+    end, before, during,
+    panel: await page.panel(),
+    saved: await page.saved(sampler),
+    messages: page.messages,
+    problems: page.problems,
+  };
+}
+
+/** With the setting off nothing is sent, and ComfyUI's own preview is there; then on again. */
+async function turnedOff(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await prepare(page, workflow, sampler, { steps: 8 });
+  await page.setting("MultirateRAS.LiveView", false);
+  await page.settle(300);
+  const end = await (await page.queue()).end();
+  await page.settle(400);
+  const off = { messages: [...page.messages], panel: await page.panel(), hostPictures: await page.hostPictures(sampler) };
+  await page.setting("MultirateRAS.LiveView", true);
+  await page.settle(300);
+  await page.set(sampler, { seed: NEW_SEED() });
+  await (await page.queue()).end();
+  await page.settle(400);
+  const on = { messages: page.messages, panel: await page.panel(), hostPictures: await page.hostPictures(sampler) };
+  return { end, off, on, problems: page.problems };
+}
+
+/** The node goes away while it samples, then the whole workflow does. */
+async function leave(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  const panels = [];
+  for (const leaving of ["node", "workflow"]) {
+    await prepare(page, workflow, sampler, { steps: 60 });
+    const queued = await page.queue();
+    await page.waitForPanel();
+    if (leaving === "workflow") await page.load(workflow);
+    else {
+      await page.page.evaluate((type) => {
+        app.graph.remove(app.graph.nodes.find((node) => node.type === type));
+      }, sampler);
+    }
+    const before = page.messages.length;
+    while (page.messages.length < before + 2) await page.settle(100);
+    panels.push(await page.panel());
+    await page.page.evaluate(() => app.api.interrupt());
+    await queued.end();
+  }
+  return { panels, problems: page.problems };
+}
+
+/** ComfyUI's own KSampler behind RASPatchModel, put together in the page. */
+async function downstream(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await prepare(page, workflow, sampler);
+  await page.page.evaluate((type) => {
+    const old = app.graph.nodes.find((node) => node.type === type);
+    const [patch, plain] = ["RASPatchModel", "KSampler"].map((one) => LiteGraph.createNode(one));
+    plain.pos = [...old.pos];
+    patch.pos = [old.pos[0], old.pos[1] - 400];
+    app.graph.add(patch);
+    app.graph.add(plain);
+    const from = (name) => old.getInputNode(old.findInputSlot(name));
+    from("model").connect(0, patch, "model");
+    patch.connect(0, plain, "model");
+    for (const name of ["positive", "negative", "latent_image"]) from(name).connect(0, plain, name);
+    for (const name of ["seed", "steps"]) {
+      const value = old.widgets.find((one) => one.name === name).value;
+      plain.widgets.find((one) => one.name === name).value = value;
+    }
+    const decode = app.graph.nodes.find((node) => node.type === "VAEDecode");
+    app.graph.nodes.filter((node) => node.type === "RASMaskPreview").forEach((node) => app.graph.remove(node));
+    app.graph.remove(old);
+    plain.connect(0, decode, "samples");
+    return plain.id;
+  }, sampler);
+  await page.centre("KSampler");
+  const end = await (await page.queue()).end();
+  await page.settle(600);
+  await page.screenshot("downstream");
+  return {
+    end,
+    widgets: await page.widgetNames("KSampler"),
+    panel: await page.panel(),
+    messages: page.messages,
+    problems: page.problems,
+  };
+}
+
+async function nodes2(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await page.setting("Comfy.VueNodes.Enabled", true);
+  try {
+    await prepare(page, workflow, sampler);
+    const end = await (await page.queue()).end();
+    await page.settle(600);
+    await page.screenshot("nodes2");
+    return { end, panel: await page.panel(), messages: page.messages, problems: page.problems };
+  } finally {
+    await page.setting("Comfy.VueNodes.Enabled", false);
+  }
+}
+
+/** The sampler inside a subgraph: nothing breaks, and inside it the view is there. */
+async function subgraph(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await prepare(page, workflow, sampler);
+  await page.page.evaluate((type) => {
+    const node = app.graph.nodes.find((one) => one.type === type);
+    window.subgraphNode = app.graph.convertToSubgraph(new Set([node])).node;
+  }, sampler);
+  await page.settle();
+  const before = await page.savedSubgraph();
+  const end = await (await page.queue()).end();
+  await page.settle(400);
+  await page.screenshot("subgraph_outside");
+  const [outside, nested] = [await page.panel(), await page.savedSubgraph()];
+  await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
+  await page.centre(sampler);
+  await page.settle(600);
+  await page.screenshot("subgraph_inside");
+  const inside = await page.panel();
+  return { end, outside, inside, before, nested, messages: page.messages, problems: page.problems };
+}
+
+/** A short run, yet long enough for several messages. */
+async function prepare(page, workflow, sampler, { steps = 16, size = 320 } = {}) {
+  await page.load(workflow);
+  await page.set(sampler, { seed: NEW_SEED(), steps, start_step: 3, error_reset_every: 5 });
+  await page.set("EmptySD3LatentImage", { width: size, height: size });
+  await page.centre(sampler);
+  await page.settle();
+}
+
+const job = JSON.parse(process.argv[2]);
+const browser = await Browser.launch(job);
+try {
+  process.stdout.write(JSON.stringify(await scenarios[job.scenario](browser, job)));
+} finally {
+  await browser.close();
+}

@@ -1,0 +1,146 @@
+"""The live view as a user sees it: a real ComfyUI, its own front end, a real browser.
+
+Each scenario writes screenshots to tests/browser/output, for a person to look at.
+"""
+
+import base64
+
+import numpy as np
+import pytest
+from ras_pack.demo import run as demo
+from support.server import EXAMPLES
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+SAMPLER = "RASKSampler"
+STEPS = 16
+RESET = 8  # start_step 3 and a reset every 5: steps 8 and 13
+JOB = {"workflow": str(demo.WORKFLOWS["sd3"]), "sampler": SAMPLER}
+
+
+def ours(problems: list[str]) -> list[str]:
+    """What the page complained about that has to do with this pack."""
+    return [text for text in problems if "/extensions/" in text or "multirate" in text]
+
+
+def steps_of(report: dict) -> list[dict]:
+    return [message for message in report["messages"] if message["phase"] == "step"]
+
+
+def active_share(message: dict) -> float:
+    rows, columns = message["grid"]
+    bits = np.unpackbits(np.frombuffer(base64.b64decode(message["mask"]), np.uint8))
+    return bits[: rows * columns].mean()
+
+
+class TestExamples:
+    @pytest.fixture(scope="class")
+    def loaded(self, drive):
+        return drive("load", workflows={path.stem: str(path) for path in sorted(EXAMPLES.glob("*.json"))})
+
+    @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
+    def test_it_loads_without_an_unknown_node_or_an_error_of_ours(self, loaded, name):
+        assert loaded[name]["unknown"] == []
+        assert ours(loaded[name]["problems"]) == []
+
+
+class TestRun:
+    @pytest.fixture(scope="class", params=sorted(demo.WORKFLOWS))
+    def report(self, request, drive):
+        return drive(
+            "run", workflow=str(demo.WORKFLOWS[request.param]), name=request.param, sampler=SAMPLER
+        )  # fmt: skip
+
+    def test_it_ends_well_and_the_page_does_not_complain(self, report):
+        assert report["end"] == "execution_success"
+        assert ours(report["problems"]) == []
+
+    def test_masks_arrive_and_change_while_it_runs(self, report):
+        regional = [message for message in steps_of(report) if message["kind"] == "regional"]
+        assert len({message["mask"] for message in regional}) >= 2
+        for message in regional:
+            assert active_share(message) == pytest.approx(message["share"], abs=1e-3)
+        assert report["pictures"] >= 3
+
+    def test_every_step_is_told_of_live_or_in_brief(self, report):
+        """Messages come at most every quarter second; what they leave out, the next one lists. The last steps
+        may be told of by the end only."""
+        steps = steps_of(report)
+        told = {m["step"] for m in steps} | {step for m in steps for step, *_ in m["untold"]}
+        assert told == set(range(steps[-1]["step"] + 1)) and len(steps) >= 3
+
+    def test_the_timeline_stays_and_goes_by_keyboard(self, report):
+        after = report["after"]
+        assert after["isOver"] and after["sliderMax"] == STEPS
+        assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 25 %")
+        first, third, last = report["scrubbed"]
+        assert first["sliderText"] == f"Step 1 of {STEPS} · dense · 100 % of tokens"
+        assert third["sliderText"].startswith("Step 3 of")
+        assert last["caption"] == after["caption"]
+        assert len({view["picture"] for view in report["scrubbed"]}) == 3
+
+    def test_the_timeline_tells_each_step(self, report):
+        end = report["messages"][-1]
+        kinds = [step["kind"] for step in end["timeline"]]
+        assert end["finished"] and len(kinds) == STEPS
+        assert kinds[:3] == ["dense"] * 3 and kinds[3] == "regional" and kinds[RESET] == "reset"
+
+    def test_masks_and_picture_are_shown_by_their_nodes(self, report):
+        assert report["shown"]["RASMaskPreview"] == 1
+        assert report["shown"]["SaveImage"] == 1
+        assert report["shown"]["PreviewImage"] == STEPS
+
+    def test_the_node_shows_one_picture_and_saves_nothing_of_it(self, report):
+        assert report["hostPictures"] == 0
+        assert report["saved"]["widgets"] == report["before"]["widgets"]
+        assert report["saved"]["inputs"] == report["before"]["inputs"]
+
+    def test_another_client_gets_nothing(self, report):
+        assert report["otherMessages"] == []
+        assert report["otherPanel"] is None
+
+
+def test_an_interrupt_clears_the_view(drive):
+    report = drive("interrupt", **JOB)
+    assert report["end"] == "execution_interrupted"
+    assert report["during"]["caption"]
+    assert report["panel"] is None
+    assert report["saved"]["size"] == report["before"]["size"]
+    assert report["messages"][-1]["finished"] is False
+    assert ours(report["problems"]) == []
+
+
+def test_with_the_setting_off_nothing_is_sent_and_comfyuis_preview_is_there(drive):
+    report = drive("turnedOff", **JOB)
+    assert report["off"] == {"messages": [], "panel": None, "hostPictures": 1}
+    assert report["on"]["messages"] and report["on"]["panel"]
+    assert report["on"]["hostPictures"] == 0
+    assert ours(report["problems"]) == []
+
+
+def test_the_view_goes_with_its_node_and_with_its_workflow(drive):
+    report = drive("leave", **JOB)
+    assert report["panels"] == [None, None]
+    assert ours(report["problems"]) == []
+
+
+def test_comfyuis_own_ksampler_shows_it_behind_the_patch_node(drive):
+    report = drive("downstream", **JOB)
+    assert report["end"] == "execution_success"
+    assert report["widgets"][-1] == "multirate_ras_live"
+    assert report["panel"]["isOver"] and report["messages"][-1]["finished"]
+    assert ours(report["problems"]) == []
+
+
+def test_nodes_2_shows_it_too(drive):
+    report = drive("nodes2", **JOB)
+    assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
+    assert ours(report["problems"]) == []
+
+
+def test_a_subgraphs_node_shows_it_and_saves_nothing_of_it(drive):
+    report = drive("subgraph", **JOB)
+    assert report["end"] == "execution_success"
+    assert report["outside"]["isOver"] and min(report["outside"]["size"]) > 100
+    assert report["nested"] == report["before"]
+    assert ours(report["problems"]) == []

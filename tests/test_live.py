@@ -1,0 +1,221 @@
+"""The live view's messages: who gets them, how often, and what they say."""
+
+import base64
+import logging
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from ras_pack.nodes import live
+from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.live import LiveStep
+from support.families import FAMILIES
+from support.sampling import FAST, STEPS, sample
+
+SD3 = FAMILIES["sd3"]
+ABOUT = {"node": "7", "prompt_id": "p1", "grid": [8, 8], "latent": [16, 16], "patch": 2}
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """ComfyUI's server as far as the live view knows it; `sent` collects (event, message, client)."""
+    instance = SimpleNamespace(
+        client_id="anna", sockets={"anna": None, "ben": None}, last_node_id="7", last_prompt_id="p1", sent=[]
+    )
+    instance.send_sync = lambda event, data, sid=None: instance.sent.append((event, data, sid))
+    module = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+    monkeypatch.setitem(sys.modules, "server", module)
+    monkeypatch.setattr(live, "MIN_INTERVAL", 0.0)
+    monkeypatch.setattr(live, "_watchers", set())
+    return instance
+
+
+def run(callback=None, config=FAST):
+    patched = patch_model(SD3.build(), config, view_factory=live.open_view)
+    sample(patched, SD3, SD3.noise(batch=2), callback=callback)
+    return last_trace(patched)
+
+
+def messages(server) -> list[dict]:
+    return [data for _, data, _ in server.sent]
+
+
+def unpacked(mask: str) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(base64.b64decode(mask), np.uint8)).astype(bool)
+
+
+class TestWhoGetsThem:
+    @pytest.fixture
+    def built(self, monkeypatch) -> list[str]:
+        """The names of the messages that were built."""
+        built = []
+        for name in ("step_message", "end_message"):
+            build = getattr(live, name)
+            monkeypatch.setattr(
+                live, name, lambda x, name=name, build=build: (built.append(name), build(x))[1]
+            )
+        return built
+
+    def test_when_nobody_watches_no_message_is_built(self, server, built):
+        run()
+        assert built == [] and server.sent == []
+
+    def test_a_watcher_who_queued_nothing_gets_nothing(self, server, built):
+        live._watchers.add("ben")
+        run()
+        assert built == [] and server.sent == []
+
+    def test_only_the_client_that_queued_gets_them(self, server, built):
+        live._watchers.update({"anna", "ben"})
+        run()
+        assert {(event, sid) for event, _, sid in server.sent} == {("multirate_ras.live", "anna")}
+        assert built == ["step_message"] * STEPS + ["end_message"]
+
+    def test_a_client_that_left_gets_nothing(self, server, built):
+        live._watchers.add("anna")
+        del server.sockets["anna"]
+        run()
+        assert built == []
+
+    def test_a_prompt_without_a_client_shows_nothing(self, server, built):
+        live._watchers.add("anna")
+        server.client_id = None
+        run()
+        assert built == []
+
+    def test_a_client_that_stops_watching_mid_run_gets_no_more(self, server, built):
+        live._watchers.add("anna")
+        run(callback=lambda step, *_: live._watchers.clear() if step == 1 else None)
+        assert built == ["step_message"] * 2
+
+    def test_without_a_server_there_is_nobody(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "server", None)
+        assert live.open_view(SimpleNamespace(h=8, w=8)) is None
+        live.register_route()
+
+
+class TestWhatTheySay:
+    """FAST: steps 0, 1 and 6 of ten are dense, 6 being a reset; half of 64 tokens in the others."""
+
+    KINDS = ["dense"] * 2 + ["regional"] * 4 + ["reset"] + ["regional"] * 3
+
+    @pytest.fixture
+    def trace(self, server):
+        live._watchers.add("anna")
+        return run()
+
+    def test_each_step_as_it_begins(self, server, trace):
+        steps = messages(server)[:-1]
+        assert [m["step"] for m in steps] == list(range(STEPS))
+        assert [m["kind"] for m in steps] == self.KINDS
+        assert [m["share"] for m in steps] == [1.0 if kind != "regional" else 0.5 for kind in self.KINDS]
+        assert all(m.items() >= ABOUT.items() and m["steps"] == STEPS for m in steps)
+
+    def test_the_mask_is_that_of_the_first_image(self, server, trace):
+        for message, step in zip(messages(server)[:-1], trace.steps, strict=True):
+            if message["kind"] == "regional":
+                assert (unpacked(message["mask"]) == step.active[0].ravel()).all()
+                assert (step.active[0] != step.active[1]).any()
+            else:
+                assert message["mask"] is None
+
+    def test_the_end_tells_all_steps_once_more(self, server, trace):
+        end = messages(server)[-1]
+        assert end["finished"] and (end["steps"], end["regional_steps"]) == (STEPS, 7)
+        assert [step["kind"] for step in end["timeline"]] == self.KINDS
+        assert [s["mask"] for s in end["timeline"]] == [m["mask"] for m in messages(server)[:-1]]
+        # (3 + 7 / 2) / 10
+        assert end["share"] == pytest.approx(0.65)
+
+    def test_a_run_that_breaks_off_says_so(self, server):
+        live._watchers.add("anna")
+
+        def stop(step, *_):
+            if step == 3:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            run(callback=stop)
+        assert messages(server)[-1] == {**ABOUT, "phase": "end", "finished": False}
+
+    def test_an_evaluation_more_in_the_same_step_is_not_told_of(self, server):
+        live._watchers.add("anna")
+        patched = patch_model(SD3.build(), FAST, view_factory=live.open_view)
+        sample(patched, SD3, SD3.noise(), sampler="heun")
+        assert len(last_trace(patched).evaluations) > STEPS
+        assert [m["step"] for m in messages(server)[:-1]] == list(range(STEPS))
+
+    def test_the_picture_is_the_same_as_unwatched(self, server):
+        plain = sample(patch_model(SD3.build(), FAST, view_factory=live.open_view), SD3, SD3.noise())
+        live._watchers.add("anna")
+        watched = sample(patch_model(SD3.build(), FAST, view_factory=live.open_view), SD3, SD3.noise())
+        assert server.sent and torch.equal(plain, watched)
+
+    def test_a_view_that_fails_does_not_cost_the_picture(self, server, caplog):
+        live._watchers.add("anna")
+
+        def broken(*_args, **_kwargs):
+            raise RuntimeError("socket")
+
+        server.send_sync = broken
+        with caplog.at_level(logging.WARNING):
+            assert run().n_steps == STEPS
+        assert sum("no live view" in record.message for record in caplog.records) == 1
+
+    def test_a_server_of_another_kind_does_not_cost_the_picture(self, server, caplog):
+        del server.last_node_id
+        live._watchers.add("anna")
+        with caplog.at_level(logging.WARNING):
+            assert run().n_steps == STEPS
+        assert sum("no live view" in record.message for record in caplog.records) == 1
+
+
+class TestHowOften:
+    def test_four_a_second_at_most_and_none_is_lost(self):
+        """A step takes 0.1 s: 0 is sent at once, 3 as the first at least 0.25 s later, then 6, 9."""
+        sent, read, now = [], [], [0.0]
+        view = live.LiveView({}, sent.append, clock=lambda: now[0])
+        for index in range(10):
+            view.step(LiveStep(index, 10, "regional", 0.5, lambda index=index: read.append(index)))
+            now[0] += 0.1
+        assert [m["step"] for m in sent] == [0, 3, 6, 9]
+        assert [[step for step, *_ in m["untold"]] for m in sent] == [[], [1, 2], [4, 5], [7, 8]]
+        assert sent[1]["untold"][0] == [1, "regional", 0.5]
+        assert read == [0, 3, 6, 9]  # the device is only waited for when a message is sent
+
+    def test_the_end_is_never_held_back(self):
+        sent = []
+        view = live.LiveView({}, sent.append, clock=lambda: 0.0)
+        view.step(LiveStep(0, 2, "dense", 1.0, lambda: None))
+        view.end(None)
+        assert [m["phase"] for m in sent] == ["step", "end"]
+
+
+def test_a_mask_is_packed_row_by_row_from_the_highest_bit():
+    """1000 1010 | 11 and six bits to spare: 0x8A, 0xC0."""
+    mask = np.array([[1, 0, 0, 0, 1], [0, 1, 0, 1, 1]], dtype=bool)
+    assert base64.b64decode(live.pack_mask(mask)) == bytes([0x8A, 0xC0])
+    assert live.pack_mask(None) is None
+
+
+def test_a_full_sized_mask_is_small():
+    assert len(live.pack_mask(np.ones((64, 64), dtype=bool))) == 684  # 512 bytes as base64
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None, [], "x", {}, {"client_id": "a"}, {"enabled": True}, {"client_id": "", "enabled": True},
+        {"client_id": 5, "enabled": True}, {"client_id": "a", "enabled": 1},
+        {"client_id": "a" * 129, "enabled": True},
+    ],
+)  # fmt: skip
+def test_a_wrong_announcement_is_refused(body):
+    with pytest.raises(ValueError, match="announcement"):
+        live.read_announcement(body)
+
+
+def test_an_announcement():
+    assert live.read_announcement({"client_id": "a", "enabled": False}) == ("a", False)

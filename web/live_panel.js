@@ -1,0 +1,201 @@
+// What a sampler node shows of a run: the picture so far with its regions, a line of text, the timeline.
+
+import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
+import { describeStep, Timeline } from "./timeline.js";
+
+const WIDGET = "multirate_ras_live";
+const HIGHEST_PICTURE = 340;
+const BELOW_PICTURE = 86; // two lines of text, timeline and the gaps between
+const LEGEND = "bright: computed · dark: reused";
+const MOST_PREVIEWS = 128; // of some 20 KB each
+const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
+const WIDGET_MARGIN = 10; // ComfyUI's, on each side
+
+export class LivePanel {
+  constructor(node) {
+    this.node = node;
+    this.build();
+    this.start({ latent: [1, 1], grid: [1, 1], patch: 1, steps: 0 });
+    this.mount();
+  }
+
+  // --- a run --------------------------------------------------------------------------------------
+
+  /** A run begins; what is known of the one before is forgotten. */
+  start(message) {
+    const { grid, latent, patch, steps, prompt_id } = message;
+    this.run = { grid, latent, patch, promptId: prompt_id };
+    this.total = steps;
+    this.steps = new Map();
+    this.previews = new Map(); // step index -> Blob
+    this.chosen = 0;
+    this.isRunning = true;
+    this.headline.textContent = LEGEND;
+  }
+
+  /** A step is being computed. */
+  showStep(message) {
+    if (!this.isRunning || message.prompt_id !== this.run.promptId || this.steps.size === 0) {
+      this.start(message);
+      this.fit();
+    }
+    for (const [step, kind, share] of message.untold) this.remember({ step, kind, share });
+    this.remember(message);
+    this.choose(message.step);
+  }
+
+  /** ComfyUI's latent preview of a finished step. */
+  addPreview(step, blob) {
+    this.previews.set(step, blob);
+    if (this.previews.size > MOST_PREVIEWS) this.previews.delete(this.previews.keys().next().value);
+    this.draw();
+  }
+
+  /** The run came to its end: the user may look at each step. */
+  showTimeline(message) {
+    this.isRunning = false;
+    this.total = message.steps;
+    message.timeline.forEach((step) => this.remember(step));
+    this.headline.textContent = describeRun(message);
+    this.choose(message.timeline.at(-1)?.step ?? 0);
+  }
+
+  remember({ step, kind, share, mask }) {
+    const [rows, columns] = this.run.grid;
+    this.steps.set(step, { kind, share, mask: unpackMask(mask, rows * columns) });
+  }
+
+  choose(index) {
+    this.chosen = index;
+    this.place();
+    const step = this.steps.get(index);
+    if (!step) return;
+    const text = describeStep(index, this.total, step);
+    this.caption.textContent = text.replace(" of ", "/"); // nodes may be narrow
+    this.caption.style.setProperty("--kind", COLOURS[step.kind]);
+    this.canvas.setAttribute("aria-label", `${text}. Bright regions are computed, dark ones reused.`);
+    this.timeline.show(this.steps, this.total, index, !this.isRunning);
+    this.draw();
+  }
+
+  async draw() {
+    const step = this.steps.get(this.chosen);
+    if (!step) return;
+    const turn = (this.turn = (this.turn ?? 0) + 1);
+    const picture = await decode(this.previewFor(this.chosen));
+    if (turn === this.turn) drawStep(this.canvas, this.run, step, picture);
+    picture?.close();
+  }
+
+  /** The preview of a step, or of the last one before it: while a step runs, its own is still to come. */
+  previewFor(index) {
+    for (let i = index; i >= 0; i--) {
+      if (this.previews.has(i)) return this.previews.get(i);
+    }
+    return null;
+  }
+
+  // --- its place in the node ------------------------------------------------------------------------
+
+  build() {
+    this.element = document.createElement("div");
+    this.element.className = "multirate-ras-live";
+    this.canvas = document.createElement("canvas");
+    this.canvas.setAttribute("role", "img");
+    this.caption = document.createElement("div");
+    this.caption.className = "multirate-ras-caption";
+    this.headline = document.createElement("div");
+    this.headline.className = "multirate-ras-headline";
+    this.timeline = new Timeline((index) => this.choose(index));
+    this.element.append(this.canvas, this.caption, this.timeline.element, this.headline);
+  }
+
+  mount() {
+    const { node } = this;
+    this.takeOver();
+    this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
+      serialize: false, // not part of a prompt
+      hideOnZoom: false,
+      getMinHeight: () => this.height(),
+    });
+    this.widget.serialize = false; // nor of a saved workflow
+    keepOutOfSubgraph(node);
+    this.heightBefore = node.size[1];
+    this.fit();
+  }
+
+  /** A preview that a run without RAS left in the node makes way; what the node gave out stays. */
+  takeOver() {
+    const { node } = this;
+    const widget = node.widgets?.find((one) => one.name === HOST_PREVIEW);
+    if (!widget || node.images) return;
+    node.imgs = undefined;
+    node.removeWidget(widget);
+  }
+
+  height() {
+    const [height, width] = this.run.latent;
+    const picture = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
+    return Math.round(Math.min(picture, HIGHEST_PICTURE)) + BELOW_PICTURE + 2 * WIDGET_MARGIN;
+  }
+
+  /** Makes room for the picture; a node that the user made larger stays as it is. */
+  fit() {
+    const { node } = this;
+    this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
+    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    node.graph?.setDirtyCanvas(true, true);
+  }
+
+  /** Nodes 2.0 does not always notice a widget that comes late; its node then takes the view directly. */
+  place() {
+    if (this.element.isConnected || !isNodes2()) return;
+    document.querySelector(`[data-testid="node-body-${this.node.id}"]`)?.append(this.element);
+  }
+
+  /** Whether the node can show it at all; in the classic canvas, also when it is out of sight. */
+  get hasPlace() {
+    return this.element.isConnected || !isNodes2();
+  }
+
+  /** Leaves the node as it was. */
+  remove() {
+    const { node } = this;
+    this.turn = NaN; // a drawing under way is not shown any more
+    this.timeline.remove();
+    this.element.remove();
+    if (!node.widgets?.includes(this.widget)) return;
+    node.removeWidget(this.widget);
+    node.setSize([node.size[0], Math.max(this.heightBefore, node.computeSize()[1])]);
+    node.graph?.setDirtyCanvas(true, true);
+  }
+}
+
+const cleanNodes = new WeakSet();
+
+/** A subgraph's node saves the names of all its widgets, also of those that are not serialised. */
+function keepOutOfSubgraph(node) {
+  if (!node.subgraph || cleanNodes.has(node)) return;
+  cleanNodes.add(node);
+  const { onSerialize } = node;
+  node.onSerialize = function (saved) {
+    const answer = onSerialize?.apply(this, arguments);
+    const names = saved.properties?.proxyWidgets;
+    if (Array.isArray(names)) saved.properties.proxyWidgets = names.filter(([, name]) => name !== WIDGET);
+    return answer;
+  };
+}
+
+function isNodes2() {
+  return Boolean(globalThis.LiteGraph?.vueNodesMode);
+}
+
+function describeRun({ share, speedup }) {
+  const tokens = `${Math.round(share * 100)} % of all tokens`;
+  return speedup ? `${tokens} · ${speedup.toFixed(2)}× speed` : tokens;
+}
+
+/** A preview that cannot be decoded is no reason to show nothing. */
+async function decode(blob) {
+  return blob ? createImageBitmap(blob).catch(() => null) : null;
+}

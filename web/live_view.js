@@ -1,0 +1,128 @@
+// The live view: which regions a RAS run computes, in the node that samples, while it runs and afterwards.
+//
+// The server sends messages only to a browser that said it watches, for prompts that this browser queued.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { drop, dropAll, dropRunning, viewOf, views } from "./views.js";
+
+const EVENT = "multirate_ras.live";
+const ROUTE = "/multirate_ras/live";
+const SETTING = "MultirateRAS.LiveView";
+
+const finishedSteps = new Map(); // node id -> steps that the host counted in this run
+let announced = null; // what the server was told last
+let isEnabled = true;
+let promptId = null; // the prompt that runs
+let foreignPromptId = null; // one that was running when another workflow came into view
+
+// Here and not in `setup`: ComfyUI loads extensions before it listens itself, so we are asked first, and the
+// node shows one picture (ours, with the preview in it) instead of two.
+api.addEventListener("b_preview_with_metadata", takePreview);
+
+app.registerExtension({
+  name: "multirate_ras.live_view",
+
+  settings: [
+    {
+      id: SETTING,
+      name: "Multirate RAS: live view",
+      category: ["Multirate RAS", "Sampling", "Live view"],
+      tooltip: "Show in the sampler node which regions each step computes.",
+      type: "boolean",
+      defaultValue: true,
+      onChange: setEnabled,
+    },
+  ],
+
+  setup() {
+    addStyle();
+    api.addEventListener(EVENT, ({ detail }) => receive(detail));
+    api.addEventListener("progress_state", ({ detail }) => countSteps(detail));
+    api.addEventListener("status", announce);
+    api.addEventListener("reconnected", () => announce(true));
+    api.addEventListener("execution_start", ({ detail }) => {
+      promptId = detail.prompt_id;
+      endAll();
+    });
+    // After success nothing is running; after the others nothing may look as if it were.
+    for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
+      api.addEventListener(end, endAll);
+    }
+    announce();
+  },
+
+  beforeConfigureGraph() {
+    foreignPromptId = promptId;
+    dropAll();
+  },
+});
+
+function endAll() {
+  finishedSteps.clear();
+  dropRunning();
+}
+
+// --- with the server ----------------------------------------------------------------------------------
+
+function setEnabled(value) {
+  isEnabled = value !== false;
+  if (!isEnabled) dropAll();
+  announce();
+}
+
+/** Says whether this browser watches; again after a lost connection, when the server may be a new one. */
+async function announce(again = false) {
+  const client_id = api.clientId;
+  const news = `${client_id} ${isEnabled}`;
+  if (!client_id || (news === announced && again !== true)) return;
+  announced = news;
+  try {
+    await api.fetchApi(ROUTE, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ client_id, enabled: isEnabled }),
+    });
+  } catch {
+    announced = null; // the server is away; the next status message tries again
+  }
+}
+
+function receive(message) {
+  if (!isEnabled || message.prompt_id === foreignPromptId) return;
+  if (message.phase === "step") {
+    viewOf(message.node)?.each((panel) => panel.showStep(message));
+  } else if (message.finished) {
+    views.get(message.node)?.each((panel) => panel.showTimeline(message));
+  } else {
+    drop(message.node);
+  }
+}
+
+function countSteps({ prompt_id, nodes }) {
+  for (const [key, state] of Object.entries(nodes)) {
+    const id = state.display_node_id ?? key;
+    finishedSteps.set(id, state.value);
+    // A node that now samples without RAS has no use for the timeline of the run before.
+    const view = views.get(id);
+    const isSampling = state.state === "running" && state.value > 0;
+    if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) drop(id);
+  }
+}
+
+/** The host's preview of a node that shows the live view goes into that view instead. */
+function takePreview(event) {
+  const { blob, displayNodeId } = event.detail;
+  const view = views.get(displayNodeId);
+  if (!view?.isRunning) return;
+  const step = Math.max((finishedSteps.get(displayNodeId) ?? 1) - 1, 0);
+  view.each((panel) => panel.addPreview(step, blob));
+  if (view.hasPlace) event.stopImmediatePropagation();
+}
+
+function addStyle() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("./live_view.css", import.meta.url).href;
+  document.head.append(link);
+}

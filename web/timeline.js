@@ -1,0 +1,98 @@
+// The steps of a run as bars, with a slider over them that works by mouse and by keyboard.
+
+import { COLOURS } from "./mask_overlay.js";
+
+const HEIGHT = 34;
+const MARKER = 6; // height of the triangle under the chosen step
+const KEYS = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"]);
+
+export const KIND_TEXT = { regional: "regional", dense: "dense", reset: "error reset" };
+
+/** A sentence for one step of `total`. */
+export function describeStep(index, total, step) {
+  return `Step ${index + 1} of ${total} · ${KIND_TEXT[step.kind]} · ${Math.round(step.share * 100)} % of tokens`;
+}
+
+export class Timeline {
+  /** @param onChoose called with a step's index when the user moves the slider */
+  constructor(onChoose) {
+    this.element = document.createElement("div");
+    this.element.className = "multirate-ras-timeline";
+    this.bars = document.createElement("canvas");
+    this.slider = document.createElement("input");
+    this.slider.type = "range";
+    this.slider.min = this.slider.step = "1";
+    this.slider.setAttribute("aria-label", "Step of the last run");
+    this.slider.addEventListener("input", () => onChoose(Number(this.slider.value) - 1));
+    keepToItself(this.slider);
+    this.element.append(this.bars, this.slider);
+    this.resized = new ResizeObserver(() => this.draw());
+    this.resized.observe(this.element);
+    this.show(new Map(), 0, 0, false);
+  }
+
+  /**
+   * @param steps step index -> { kind, share }
+   * @param total steps of the run
+   * @param chosen index of the step in view
+   * @param isOver whether the user may choose
+   */
+  show(steps, total, chosen, isOver) {
+    Object.assign(this, { steps, total, chosen });
+    this.slider.disabled = !isOver;
+    this.slider.max = String(Math.max(total, 1));
+    this.slider.value = String(chosen + 1);
+    this.slider.style.setProperty("--thumb", `${100 / Math.max(total, 1)}%`);
+    const step = steps.get(chosen);
+    if (step) this.slider.setAttribute("aria-valuetext", describeStep(chosen, total, step));
+    this.draw();
+  }
+
+  draw() {
+    const width = this.element.clientWidth;
+    if (!width || !this.total) return;
+    const ratio = window.devicePixelRatio || 1;
+    this.bars.width = Math.round(width * ratio);
+    this.bars.height = Math.round(HEIGHT * ratio);
+    const context = this.bars.getContext("2d");
+    context.scale(ratio, ratio);
+    const ink = getComputedStyle(this.element).color;
+    const slot = width / this.total;
+    for (let index = 0; index < this.total; index++) {
+      drawBar(context, index * slot, slot, this.steps.get(index), ink);
+    }
+    drawMarker(context, (this.chosen + 0.5) * slot, ink);
+  }
+
+  /** Nothing of the page points at it any more. */
+  remove() {
+    this.resized.disconnect();
+    this.element.remove();
+  }
+}
+
+/** The height of a bar is the share of tokens; a step that is not known yet leaves a thin line. */
+function drawBar(context, x, slot, step, ink) {
+  const room = HEIGHT - MARKER - 2;
+  const height = step ? Math.max(step.share * room, 2) : 1;
+  context.globalAlpha = step ? 1 : 0.35;
+  context.fillStyle = step ? COLOURS[step.kind] : ink;
+  const gap = slot > 4 ? 1 : 0;
+  context.fillRect(x + gap, room - height, slot - 2 * gap, height);
+  context.globalAlpha = 1;
+}
+
+function drawMarker(context, x, ink) {
+  context.fillStyle = ink;
+  context.beginPath();
+  context.moveTo(x, HEIGHT - MARKER);
+  context.lineTo(x - 5, HEIGHT);
+  context.lineTo(x + 5, HEIGHT);
+  context.fill();
+}
+
+/** The canvas under the node would otherwise move the node, or take the arrow keys for its own. */
+function keepToItself(slider) {
+  slider.addEventListener("pointerdown", (event) => event.stopPropagation());
+  slider.addEventListener("keydown", (event) => KEYS.has(event.key) && event.stopPropagation());
+}
