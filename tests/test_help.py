@@ -45,8 +45,8 @@ def schema_texts(schema) -> dict:
 TEXTS = {node_id: schema_texts(schema) for node_id, schema in SCHEMAS.items()}
 
 
-def locale(language: str) -> dict:
-    return json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+def locale(language: str, name: str = "nodeDefs") -> dict:
+    return json.loads((ROOT / "locales" / language / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def flat(tree: dict, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
@@ -189,6 +189,18 @@ class TestLocales:
             if key[-1] == "tooltip":
                 assert seen.setdefault(english[key], texts[key]) == texts[key], key
 
+    def test_settings_of_the_interface(self):
+        """English says what web/*.js says; the interface looks a setting up with _ for the dots of its id."""
+        scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").rglob("*.js"))
+        ids = {name.replace(".", "_") for name in re.findall(r'"(MultirateRAS\.[\w.]+)"', scripts)}
+        settings = {language: locale(language, "settings") for language in LOCALES}
+        for language in LOCALES:
+            assert set(settings[language]) == ids
+            texts, english = flat(settings[language]), flat(settings["en"])
+            assert texts.keys() == english.keys() and all(texts.values())
+            assert language == "en" or all(texts[key] != english[key] for key in texts)
+        assert [text for text in flat(settings["en"]).values() if f'"{text}"' not in scripts] == []
+
     def test_comfyui_reads_them(self, tmp_path, monkeypatch):
         """Through the host's own reader, with the pack as the only custom node."""
         import folder_paths
@@ -200,3 +212,15 @@ class TestLocales:
         assert {language: set(translations[language]["nodeDefs"]) for language in LOCALES} == {
             language: set(SCHEMAS) for language in LOCALES
         }
+
+
+@pytest.mark.server
+def test_a_server_hands_them_out(server):
+    """Where the interface asks: /i18n, and the folder that the node's module names."""
+    from ras_pack.demo.server import fetch
+
+    nodes = json.loads(fetch(f"{server.url}/i18n"))["zh"]["nodeDefs"]
+    assert nodes["RASTrace"] == locale("zh")["RASTrace"]
+    folder = server.object_info["RASTrace"]["python_module"].split(".")[1]
+    assert fetch(f"{server.url}/extensions/{folder}/docs/RASTrace.md").decode() == page("RASTrace")
+    assert fetch(f"{server.url}/extensions/{folder}/docs/img/summary.jpg").startswith(b"\xff\xd8")
