@@ -12,7 +12,8 @@ import pytest
 import torch
 from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import OVERRIDE, last_trace, patch_model
+from ras_pack.ras_core.hooks import OVERRIDE
+from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.schedule import StepKind
 from support.families import FAMILIES, Family, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     {"errors", "schedule", "config"},
     {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "integrator"},
-    {"adapters", "forward", "state", "sampler", "trace", "live", "render"},
+    {"adapters", "forward", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
     {"host"},
 )
 # Where ras_core may import ComfyUI: its one face to it, and the pack's own networks.

@@ -27,3 +27,8 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
         f"one of: {supported}.",
         "connect a model of one of these families, or remove the node for this model.",
     )
+
+
+def network_of(module: nn.Module) -> nn.Module:
+    """The network itself, also when torch.compile wrapped it."""
+    return getattr(module, "_orig_mod", module)

@@ -1,0 +1,184 @@
+"""The wrappers of one run: around each guided evaluation, and around each call of the network in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .adapters import network_of
+from .adapters.base import ModelAdapter
+from .errors import RegionalAbort
+from .forward import NetworkCall
+from .kv import Branch
+from .live import View, live_step
+from .state import RunState
+
+OVERRIDE = "optimized_attention_override"
+"""The host's name for an attention function that stands in for its own."""
+
+NO_MEMORY = "there is not enough memory for the K/V cache"
+
+# Raised by code that was not written for shortened sequences; anything else is not ours to catch.
+_SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
+
+
+class RunHooks:
+    """The wrappers of one run."""
+
+    def __init__(self, adapter: ModelAdapter, run: RunState, view: View | None = None):
+        self._adapter = adapter
+        self._run = run
+        self._view = view
+
+    def evaluate(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE: one guided evaluation."""
+        sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
+        self._run.begin_evaluation(sigma, time.perf_counter())
+        if self._view is not None:
+            self._view.step(live_step(self._run))
+        try:
+            denoised = executor(x, timestep, model_options or {}, seed)
+        except BaseException:
+            self._run.abandon_evaluation()
+            raise
+        self._run.end_evaluation(x, denoised, sigma)
+        return denoised
+
+    def call(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: dict | None = None,
+        transformer_options: dict | None = None,
+        **kwargs,
+    ) -> Tensor:
+        """APPLY_MODEL: one call of the network for one or more branches."""
+        options = transformer_options or {}
+
+        def forward(control: dict | None, options: dict) -> Tensor:
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+        evaluation = self._run.evaluation
+        if evaluation is None or not self._is_ours(x, options):
+            return forward(control, options)
+        branches = evaluation.branches(options["uuids"], _replaced_blocks(options))
+        network = network_of(executor.class_obj.diffusion_model)
+        if evaluation.active_idx is not None:
+            output = self._try_regional(network, branches, forward, control, options)
+            if output is not None:
+                return output
+        return self._dense(network, branches, forward, control, options)
+
+    def _is_ours(self, x: Tensor, options: dict) -> bool:
+        """Whether this call can be shortened at all; the run goes dense, and says why, where it cannot."""
+        run = self._run
+        if not run.any_regional or run.is_dense:
+            return False
+        if self._adapter.runs_wrappers and options.get("wrappers", {}).get("diffusion_model"):
+            run.go_dense("another node (EasyCache, say) wraps the network and would keep shortened outputs")
+            return False
+        uuids = options.get("uuids")
+        if uuids and x.shape[0] == run.batch * len(uuids) and tuple(x.shape[2:]) == run.grid.size:
+            return True
+        run.go_dense(
+            f"a call covers {tuple(x.shape)}, not the whole latent {run.grid.size} for each conditioning "
+            "(area conditioning, tiling and context windows do this)"
+        )
+        return False
+
+    def _dense(
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: Callable,
+        control: dict | None,
+        options: dict,
+    ) -> Tensor:
+        """All tokens; keeps K/V and output when a regional step may follow."""
+        run = self._run
+        if not run.evaluation.fill_cache:
+            return forward(control, options)
+        if run.evaluation.active_idx is not None:
+            run.warn("a conditioning with nothing cached yet ran dense once")
+        slots = run.kv.begin_fill(branches)
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, inner_override=options.get(OVERRIDE))
+        trouble = None
+        try:
+            with call.placed():
+                output = forward(control, {**options, OVERRIDE: call.attend})
+        except RegionalAbort as surprise:
+            trouble = str(surprise)
+        except torch.cuda.OutOfMemoryError:
+            trouble = NO_MEMORY
+        if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
+            run.go_dense(trouble)
+            return forward(control, options)
+        if call.blocks_seen == 0:
+            run.go_dense("the network's blocks cannot be followed (compiled code runs no hooks placed later)")
+            return output
+        run.kv.end_fill(branches, slots)
+        run.text_rows = max(run.text_rows, call.text_rows)
+        run.kv_bytes = max(run.kv_bytes, run.kv.nbytes())
+        self._keep_output(branches, output)
+        return output
+
+    def _try_regional(
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: Callable,
+        control: dict | None,
+        options: dict,
+    ) -> Tensor | None:
+        """Active tokens only, the rest from the cache; None when this call has to be dense."""
+        run = self._run
+        if not run.is_ready(branches):
+            return None
+        active_idx = run.evaluation.active_idx.repeat(len(branches), 1)
+        slots = run.kv.slots_for(branches)
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, options.get(OVERRIDE))
+        try:
+            shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
+            with call.placed():
+                output = forward(shortened, {**options, OVERRIDE: call.attend})
+        except torch.cuda.OutOfMemoryError:
+            run.go_dense(NO_MEMORY)
+            return None
+        except _SURPRISES as surprise:
+            run.go_dense(f"a regional step failed ({type(surprise).__name__}: {surprise})")
+            return None
+        if not call.gathered:
+            run.go_dense("the main blocks never ran on the active tokens")
+            return output
+        run.evaluation.ran_regional = True
+        return self._merge(branches, active_idx, output)
+
+    def _merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
+        """Fresh output at active tokens, cached output elsewhere: (bb, c, H, W)."""
+        cached = torch.cat([self._run.cached_output[branch] for branch in branches])
+        merged = torch.where(self._run.grid.active_pixels(active_idx), fresh, cached)
+        self._keep_output(branches, merged)
+        return merged
+
+    def _keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
+        for branch, part in zip(branches, output.chunk(len(branches)), strict=True):
+            self._run.cached_output[branch] = part.clone()
+
+
+def _replaced_blocks(options: dict) -> tuple[str, ...]:
+    """Blocks that other patches replace in this call."""
+    return tuple(sorted(map(str, options.get("patches_replace", {}).get("dit", {}))))
