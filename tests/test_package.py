@@ -75,7 +75,7 @@ class TestContents:
             "demo/__init__.py", "demo/loader.py", "demo/prompt.py", "demo/NOTICE", "demo/MODEL_CARD.md",
         }  # fmt: skip
         assert needed - archive == set()
-        folders = ("nodes", "ras_core", "web", "locales", "example_workflows", "demo/weights")
+        folders = ("nodes", "ras_core", "web", "locales", "example_workflows", "subgraphs", "demo/weights")
         assert _git("--cached", *folders) - archive == set()
 
     def test_only_folders_that_were_decided_on(self, archive):

@@ -165,6 +165,37 @@ export class ComfyPage {
     });
   }
 
+  /** Adds a listed blueprint by the front end's own functions, as `window.subgraphNode`; what it then is. */
+  addBlueprint(name) {
+    return this.page.evaluate((name) => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      const store = $pinia._s.get("subgraph");
+      const listed = store.subgraphBlueprints.filter((one) => one.display_name === name);
+      if (listed.length !== 1) throw new Error(`${listed.length} blueprints are called ${name}`);
+      const [{ name: id, category, description }] = listed;
+      const { nodes, definitions } = store.getBlueprint(id);
+      const items = app.canvas._deserializeItems({ nodes, subgraphs: definitions.subgraphs }, { position: [0, 0] });
+      const node = (window.subgraphNode = [...items.nodes.values()][0]);
+      const types = node.subgraph.nodes.map((one) => one.type);
+      return {
+        id, category, description, types,
+        unknown: types.filter((type) => !(type in LiteGraph.registered_node_types)),
+        inputs: node.inputs.map((one) => one.name),
+        outputs: node.outputs.map((one) => one.name),
+        widgets: node.widgets.map((one) => one.name.replace(/^\d+: /, "")),
+      };
+    }, name);
+  }
+
+  /** Sets widgets that `window.subgraphNode` shows for the nodes inside. */
+  setPromoted(values) {
+    return this.page.evaluate((values) => {
+      for (const [name, value] of Object.entries(values)) {
+        window.subgraphNode.widgets.find((one) => one.name.endsWith(`: ${name}`)).value = value;
+      }
+    }, values);
+  }
+
   widgetNames(type) {
     return this.page.evaluate(
       (type) => app.graph.nodes.find((one) => one.type === type).widgets.map((one) => one.name),

@@ -2,7 +2,7 @@
 
 import { Browser } from "./comfy_page.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, leave, downstream, nodes2, subgraph };
+const scenarios = { load, run, interrupt, turnedOff, leave, downstream, nodes2, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // an unchanged graph is not run again
 
 /** Each workflow in turn: does it load, and are all its nodes known? */
@@ -201,6 +201,33 @@ async function subgraph(browser, { workflow, sampler }) {
   await page.screenshot("subgraph_inside");
   const inside = await page.panel();
   return { end, outside, inside, before, nested, messages: page.messages, problems: page.problems };
+}
+
+/** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */
+async function blueprint(browser, { workflow, sampler, blueprint }) {
+  const page = await browser.open();
+  await prepare(page, workflow, sampler);
+  const added = await page.addBlueprint(blueprint);
+  await page.page.evaluate((type) => {
+    const node = window.subgraphNode;
+    const one = (type) => app.graph.nodes.find((other) => other.type === type);
+    const [old, decode, shown] = [one(type), one("VAEDecode"), one("RASMaskPreview")];
+    for (const name of ["model", "positive", "negative", "latent_image"]) {
+      old.getInputNode(old.findInputSlot(name)).connect(0, node, name);
+    }
+    decode.getInputNode(1).connect(1, node, "vae");
+    node.connect(0, one("SaveImage"), "images");
+    node.connect(1, one("PreviewImage"), "images");
+    node.pos = [...old.pos];
+    [old, decode, shown].forEach((other) => app.graph.remove(other));
+  }, sampler);
+  await page.setPromoted({ seed: NEW_SEED(), steps: 9 });
+  await page.settle();
+  const { inputs } = await page.savedSubgraph();
+  const end = await (await page.queue()).end();
+  await page.settle(400);
+  await page.screenshot("blueprint");
+  return { added, inputs, end, shown: await page.shownPictures(), problems: page.problems };
 }
 
 /** A short run, yet long enough for several messages. */

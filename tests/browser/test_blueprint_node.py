@@ -1,0 +1,35 @@
+"""The pack's subgraph blueprint in a real browser: listed, added as a node, and run."""
+
+import pytest
+from ras_pack.demo import run as demo
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+NAME = "RAS sampler"
+STEPS = 9  # as the scenario sets it, through the widget of the subgraph's node
+
+
+@pytest.fixture(scope="module")
+def report(drive) -> dict:
+    return drive("blueprint", workflow=str(demo.WORKFLOWS["sd3"]), sampler="RASKSampler", blueprint=NAME)
+
+
+def test_it_is_listed_and_becomes_a_node_without_a_missing_type(report):
+    added = report["added"]
+    assert added["id"].startswith("SubgraphBlueprint.") and added["category"] == "Subgraph Blueprints"
+    assert added["description"].startswith("Samples with RAS")
+    assert added["types"] == ["RASKSampler", "VAEDecode", "RASMaskPreview"] and added["unknown"] == []
+    assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image"]
+    assert added["outputs"] == ["picture", "summary"]
+    assert added["widgets"] == ["seed", "control_after_generate", "steps", "cfg", "sample_ratio"]
+
+
+def test_a_promoted_widget_sets_the_sampler_inside(report):
+    (sampler,) = [one for one in report["inputs"].values() if one["class_type"] == "RASKSampler"]
+    assert sampler["inputs"]["steps"] == STEPS
+
+
+def test_it_runs_and_gives_picture_and_summary(report):
+    assert report["end"] == "execution_success"
+    assert report["shown"]["SaveImage"] == 1 and report["shown"]["PreviewImage"] == 1
+    assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []
