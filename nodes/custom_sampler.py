@@ -17,7 +17,7 @@ class RASSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="RASSampler",
-            display_name="RAS Sampler",
+            display_name="RAS Multirate Sampler",
             category=CATEGORY,
             description="A sampler for SamplerCustom and SamplerCustomAdvanced that corrects regions when "
             "they are computed again. Use it with a model from RAS Patch Model; on other models it is "

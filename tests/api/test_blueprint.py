@@ -22,8 +22,10 @@ CONTROL = "control_after_generate"  # a widget that the front end puts behind a 
 
 
 @pytest.fixture(scope="module")
-def entry(server) -> dict:
+def entry(server, comfyui) -> dict:
     """What the server tells of the blueprint, with its text."""
+    if not (comfyui / "app" / "subgraph_manager.py").is_file():
+        pytest.skip("this ComfyUI serves no subgraph blueprints yet")
     listed = json.loads(fetch(f"{server.url}/global_subgraphs"))
     (key,) = [key for key, one in listed.items() if one["name"] == NAME]
     assert listed[key]["source"] == "custom_node"

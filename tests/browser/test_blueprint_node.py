@@ -10,7 +10,9 @@ STEPS = 9  # as the scenario sets it, through the widget of the subgraph's node
 
 
 @pytest.fixture(scope="module")
-def report(drive) -> dict:
+def report(drive, comfyui) -> dict:
+    if not (comfyui / "app" / "subgraph_manager.py").is_file():
+        pytest.skip("this ComfyUI serves no subgraph blueprints yet")
     return drive("blueprint", workflow=str(demo.WORKFLOWS["sd3"]), sampler="RASKSampler", blueprint=NAME)
 
 
