@@ -66,8 +66,11 @@ def _temporary_base() -> str:
     return base
 
 
-def setup() -> Path:
-    """Prepare this process: alias package, ComfyUI's modules, CPU, two threads. Returns ComfyUI's path."""
+def setup(cpu: bool = True, threads: int | None = 2, **flags: object) -> Path:
+    """Prepare this process: alias package, ComfyUI's modules, device, threads. Returns ComfyUI's path.
+
+    The programs of bench/ start in the same way; `flags` are ComfyUI's command-line flags by name.
+    """
     os.environ.update(QUIET)
     comfy = comfy_path()
     register_pack()
@@ -75,8 +78,9 @@ def setup() -> Path:
 
     # These must hold before any other comfy module is imported: devices and folders are fixed at import.
     args = importlib.import_module("comfy.cli_args").args
-    args.cpu = True
+    args.cpu = cpu
     args.disable_api_nodes = True
+    vars(args).update(flags)
     if args.base_directory is None:
         args.base_directory = _temporary_base()
     # nodes.py puts comfy/ itself on sys.path, where a utils.py would then shadow ComfyUI's package `utils`.
@@ -84,5 +88,6 @@ def setup() -> Path:
 
     import torch
 
-    torch.set_num_threads(2)
+    if threads:
+        torch.set_num_threads(threads)
     return comfy

@@ -1,0 +1,1 @@
+"""Programs that measure the method. Start `bench/quality.py`; the rest is imported as `ras_pack.bench`."""

@@ -1,0 +1,41 @@
+"""Pareto fronts of quality over cost reduction, and how far one lies above another. Pure arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+Point = tuple[float, float]
+"""(cost reduction, quality); more is better in both."""
+
+
+def pareto(points: Iterable[Point]) -> list[Point]:
+    """The points that no other point beats in both, cheapest last; of equal ones one stays."""
+    front: list[Point] = []
+    for cost, quality in sorted(set(points), reverse=True):
+        if not front or quality > front[-1][1]:
+            front.append((cost, quality))
+    return front[::-1]
+
+
+def at_cost(front: Sequence[Point], cost: float) -> float | None:
+    """Quality of the front at a cost reduction, straight between its points; None beyond its ends.
+
+    To the left of its first point a front holds that point's quality: the cheaper run serves there too.
+    """
+    if not front or cost > front[-1][0]:
+        return None
+    if cost <= front[0][0]:
+        return front[0][1]
+    for (x0, y0), (x1, y1) in zip(front, front[1:], strict=False):
+        if x0 <= cost <= x1:
+            return y0 + (y1 - y0) * (cost - x0) / (x1 - x0)
+    return None
+
+
+def best_at_cost(fronts: dict[str, Sequence[Point]], cost: float) -> tuple[str, float] | None:
+    """The best of several fronts at a cost reduction, with its name."""
+    found = {name: quality for name, front in fronts.items() if (quality := at_cost(front, cost)) is not None}
+    if not found:
+        return None
+    name = max(found, key=found.__getitem__)
+    return name, found[name]

@@ -1,0 +1,85 @@
+"""What one command line settles for all of its cells."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .prompts import Prompt
+
+NOT_IN_RESULTS = ("cache", "real", "batch", "threads")
+"""Options that change where or how fast results are made, and the figures by no more than rounding."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of a measurement.
+
+    Attributes:
+        prompts: one picture each.
+        size: of the pictures, pixels.
+        cfg: guidance scale; 0 takes the source's own default.
+        scheduler: ComfyUI's name.
+        batch: pictures sampled together.
+        default_steps: a dense run of so many steps has cost 1.
+        reference_steps: steps of the converged trajectory.
+        device, dtype, threads: as in setup.start.
+        weights: folder of the demo models' weights; empty for the pack's own.
+        checkpoint: a user's model file; empty for none.
+        cache: folder for converged trajectories.
+        real: folder of real pictures for the Frechet distance; empty for none.
+        plugins: further figures, by name (plugins.py), each with the path of its weights.
+    """
+
+    prompts: tuple[Prompt, ...]
+    size: int = 512
+    cfg: float = 0.0
+    scheduler: str = "simple"
+    batch: int = 64
+    default_steps: int = 28
+    reference_steps: int = 250
+    device: str = "cpu"
+    dtype: str = "auto"
+    threads: int = 0
+    weights: str = ""
+    checkpoint: str = ""
+    cache: str = ""
+    real: str = ""
+    plugins: tuple[tuple[str, str], ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What results of one table must have in common."""
+        values = {k: v for k, v in asdict(self).items() if k not in NOT_IN_RESULTS}
+        texts = [prompt.text for prompt in self.prompts]
+        return {**values, "prompts": f"{len(texts)}:{digest(texts)}"}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for another process."""
+        return asdict(self)
+
+
+def options_from(values: dict[str, Any]) -> Options:
+    """The inverse of `as_dict`, also after JSON."""
+    prompts = tuple(Prompt(**prompt) for prompt in values["prompts"])
+    plugins = tuple((name, path) for name, path in values["plugins"])
+    return Options(**{**values, "prompts": prompts, "plugins": plugins})
+
+
+def digest(value: Any) -> str:
+    """A short hash of anything that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def file_digest(path: Path) -> str:
+    """A short hash of a file's contents; of a very large one, its ends and size."""
+    with path.open("rb") as file:
+        sha = hashlib.sha256(file.read(1 << 24))
+        size = path.stat().st_size
+        if size > 1 << 25:
+            file.seek(-(1 << 24), 2)
+        sha.update(file.read())
+    sha.update(str(size).encode())
+    return sha.hexdigest()[:16]

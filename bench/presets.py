@@ -1,0 +1,88 @@
+"""Lists of cells that answer a question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .cells import ORDER_SAMPLERS, Cell, dense_cells
+
+# 28 over these is the cost reduction: 1, 1.17, 1.33, 1.47, 1.65, 1.87, 2.15, 2.55, 3.1, 3.5, 4.
+FEWER_STEPS = (28, 24, 21, 19, 17, 15, 13, 11, 9, 8, 7)
+BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
+
+# steps, dense start, reset every, share of active tokens, orders
+MULTIRATE: tuple[tuple[int, int, int, float, tuple[int, ...]], ...] = (
+    (28, 4, 4, 0.7, (2,)),
+    (28, 4, 6, 0.6, (2,)),
+    (28, 4, 6, 0.5, (1, 2)),
+    (24, 4, 5, 0.5, (2,)),
+    (28, 4, 4, 0.3, (2,)),
+    (20, 4, 4, 0.6, (2,)),
+    (20, 4, 4, 0.5, (1, 2)),
+    (28, 4, 6, 0.25, (2,)),
+    (20, 4, 4, 0.35, (2,)),
+    (17, 4, 4, 0.5, (1, 2)),
+    (20, 4, 4, 0.25, (1, 2)),
+    (17, 4, 4, 0.3, (2,)),
+    (14, 4, 4, 0.5, (1, 2)),
+    (14, 4, 3, 0.25, (1, 2)),
+    (14, 4, 4, 0.25, (1, 2)),
+    (12, 4, 4, 0.3, (1,)),
+    (14, 4, 5, 0.15, (1,)),
+)  # fmt: skip
+# The settings at which random tokens and the paper's rule are compared: 1.53x, 2.08x, 2.0x, 2.55x.
+COMPARED = ((28, 4, 6, 0.5), (28, 4, 6, 0.25), (20, 4, 4, 0.5), (20, 4, 4, 0.25))
+CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.3), "easycache": (0.1, 0.2, 0.3)}
+
+
+def multirate(
+    family: str, steps: int, start: int, reset: int, ratio: float, order: int, seed: int = 0
+) -> Cell:
+    """A multirate cell in the order in which its settings are spoken of: 28/4/6, 50 %, second order."""
+    sampler = ORDER_SAMPLERS[order]
+    return Cell(family, "multirate", sampler, steps, start=start, reset_every=reset, ratio=ratio, seed=seed)
+
+
+def regional(family: str, method: str, steps: int, start: int, reset: int, ratio: float, seed: int) -> Cell:
+    """A cell of the paper's rule, of random tokens or of change-based selection alone, with Euler."""
+    scale = 0.1 if method == "paper" else 0.0
+    return Cell(
+        family, method, "euler", steps,
+        start=start, reset_every=reset, ratio=ratio, starvation=scale, seed=seed,
+    )  # fmt: skip
+
+
+def front(family: str, seed: int) -> list[Cell]:
+    """The whole front: 70 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
+    cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
+    for steps, start, reset, ratio, orders in MULTIRATE:
+        cells += [multirate(family, steps, start, reset, ratio, order, seed) for order in orders]
+    for method in ("change", "random", "paper"):
+        cells += [regional(family, method, *settings, seed) for settings in COMPARED]
+    for method, thresholds in CACHE_THRESHOLDS.items():
+        cells += [Cell(family, method, threshold=value, seed=seed) for value in thresholds]
+    return [cell for cell in cells if acts(cell)]
+
+
+def quick(family: str, seed: int) -> list[Cell]:
+    """A look at every method, for a few minutes on a CPU."""
+    cells = dense_cells(family, ("euler",), (28, 14), seed)
+    cells += dense_cells(family, ("dpmpp_2m",), (28, 18, 14, 10), seed)
+    cells += dense_cells(family, ("ab2",), (14,), seed)
+    for settings in ((28, 4, 6, 0.5, 2), (20, 4, 4, 0.5, 2), (14, 4, 4, 0.25, 1)):
+        cells.append(multirate(family, *settings, seed))
+    cells += [regional(family, method, 20, 4, 4, 0.5, seed) for method in ("change", "random", "paper")]
+    return [*cells, Cell(family, "lazycache", threshold=0.2, seed=seed)]
+
+
+def acts(cell: Cell) -> bool:
+    """ComfyUI's EasyCache enters by a door that its SD3 network does not have."""
+    return not (cell.method == "easycache" and "sd3" in cell.family)
+
+
+PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {"front": front, "quick": quick}
+
+
+def preset(name: str, families: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """The preset's cells, family after family."""
+    return [cell for family in families for seed in seeds for cell in PRESETS[name](family, seed)]

@@ -1,0 +1,45 @@
+"""Samplers that ComfyUI does not have, in k-diffusion's calling form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def sample_ab2(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict], None] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """Adams-Bashforth of second order on the velocity v = (x - D) / sigma, for uneven steps.
+
+    x' = x + h (v + (v - v_before) h / (2 h_before)), with h the step in sigma; the first step is Euler's.
+
+    Args:
+        model: gives the denoised estimate D, (b, c, H, W), for (x, sigma).
+        x: (b, c, H, W) at the first sigma.
+        sigmas: decreasing noise levels.
+        extra_args: handed to the model.
+        callback: called once a step with i, x, sigma, sigma_hat and denoised.
+        disable: there is no progress bar to disable.
+    """
+    levels = sigmas.tolist()
+    ones = x.new_ones([x.shape[0]])
+    before: tuple[Tensor, float] | None = None
+    for i, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
+        denoised = model(x, sigmas[i] * ones, **(extra_args or {}))
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        velocity, step = (x - denoised) / level, following - level
+        slope = velocity
+        if before is not None:
+            slope = velocity + (velocity - before[0]) * (step / (2 * before[1]))
+        x, before = x + step * slope, (velocity, step)
+    return x
