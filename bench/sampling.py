@@ -12,12 +12,14 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..ras_core.adapters import adapter_for
 from ..ras_core.host import last_trace, patch_model
+from ..ras_core.schedule import StepKind
 from .cells import CACHES, Cell
 from .options import Options
 from .solvers import sample_ab2
@@ -37,6 +39,7 @@ class Sampled:
             out.
         notes: what ran otherwise than planned.
         text_rows: text rows of a picture's call, at most.
+        activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.
     """
 
     latents: Tensor
@@ -44,6 +47,16 @@ class Sampled:
     shares: tuple[float, ...]
     notes: tuple[str, ...]
     text_rows: int
+    activity: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity."""
+
+    shares: list[float]
+    notes: tuple[str, ...] = ()
+    activity: Tensor | None = None
 
 
 @dataclass
@@ -80,23 +93,33 @@ class Studio:
     def cfg(self) -> float:
         return self.options.cfg or self.source.cfg
 
-    def sample(self, cell: Cell, latent: Tensor | None = None, denoise: float = 1.0) -> Sampled:
-        """Make all pictures of a cell, from noise or, with `denoise` below 1, from `latent` (n, c, h, w)."""
-        model = prepare_model(self.source.model, cell)
-        sampler = sampler_of(cell.sampler)
-        sigmas = self.sigmas(cell, denoise)
-        parts, shares, notes = [], [], []
+    def sample(self, cell: Cell, latent: Tensor | None = None, sigmas: Tensor | None = None) -> Sampled:
+        """Make all pictures of a cell.
+
+        Args:
+            cell: how.
+            latent: (n, c, h, w) to start from; without it all is noise.
+            sigmas: noise levels other than the cell's own.
+        """
+        model, sampler = prepare_model(self.source.model, cell), sampler_of(cell.sampler)
+        sigmas = self.sigmas(cell) if sigmas is None else sigmas
+        parts, ran = [], []
         started = self._now()
         for batch in self.batches:
             start = None if latent is None else latent[batch.rows]
             with count_calls(self.source) as calls:
                 parts.append(self.sample_batch(model, sampler, sigmas, batch, cell.seed, start))
-            share, note = self._what_ran(model, cell, calls.rows, len(batch.rows))
-            shares.append(share)
-            notes += [text for text in note if text not in notes]
+            ran.append(self._what_ran(model, cell, calls.rows, len(batch.rows)))
         seconds = self._now() - started
-        text_rows = max(batch.text_rows for batch in self.batches)
-        return Sampled(self.in_order(parts), seconds, _mean_shares(shares), tuple(notes), text_rows)
+        known = [each.activity for each in ran if each.activity is not None]
+        return Sampled(
+            self.in_order(parts),
+            seconds,
+            _mean_shares([each.shares for each in ran]),
+            tuple(dict.fromkeys(note for each in ran for note in each.notes)),
+            max(batch.text_rows for batch in self.batches),
+            self.in_order(known) if len(known) == len(ran) else None,
+        )
 
     @torch.inference_mode()  # as ComfyUI executes nodes
     def sample_batch(
@@ -140,15 +163,14 @@ class Studio:
             with torch.inference_mode():
                 yield part, self.source.decode(latents[part])
 
-    def _what_ran(
-        self, model: ModelPatcher, cell: Cell, rows: int, pictures: int
-    ) -> tuple[list[float], tuple[str, ...]]:
-        """Shares of tokens of a batch's evaluations, and the notes of its trace."""
+    def _what_ran(self, model: ModelPatcher, cell: Cell, rows: int, pictures: int) -> Ran:
         if cell.config() is not None:
             trace = last_trace(model)
-            return [e.active_share for e in trace.evaluations], trace.notes
+            regional = [e.active for e in trace.evaluations if e.kind is StepKind.REGIONAL]
+            activity = torch.from_numpy(np.mean(regional, axis=0)) if regional else None
+            return Ran([e.active_share for e in trace.evaluations], trace.notes, activity)
         branches = 1 if self.cfg == 1.0 else 2  # the host leaves out the negative prompt at guidance 1
-        return [1.0] * round(rows / (branches * pictures)), ()
+        return Ran([1.0] * round(rows / (branches * pictures)))
 
     def _now(self) -> float:
         if self.source.device.type == "cuda":
@@ -183,12 +205,17 @@ def make_batches(
 def conditioning(encoded: Sequence[tuple[Tensor, dict[str, Any]]]) -> list:
     """CONDITIONING of several prompts: their tensors joined along the batch, other values from the first."""
     context = torch.cat([each for each, _ in encoded])
-    first = encoded[0][1]
-    rest = {
-        name: torch.cat([values[name] for _, values in encoded]) if isinstance(value, Tensor) else value
-        for name, value in first.items()
-    }
+    rest = {name: _joined(name, [values[name] for _, values in encoded]) for name in encoded[0][1]}
     return [[context, rest]]
+
+
+def _joined(name: str, values: Sequence[Any]) -> Any:
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    # The host counts a mask's ones, and with another count it would not run both prompts in one call.
+    if name == "attention_mask" and all(bool(value.all()) for value in values):
+        return values[0]
+    return torch.cat(list(values))
 
 
 def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:

@@ -1,0 +1,16 @@
+"""The studies that validate the method, each a command with table and plot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import backgrounds, drift, early_steps, metrics, pareto, start_step
+
+COMMANDS: dict[str, Callable[..., str]] = {
+    "metrics": metrics.run,
+    "start-step": start_step.run,
+    "pareto": pareto.run,
+    "backgrounds": backgrounds.run,
+    "drift": drift.run,
+    "early-steps": early_steps.run,
+}

@@ -1,0 +1,91 @@
+"""The studies on tiny networks: they end with a table, and their figures mean what they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from ras_pack.bench.cells import Cell
+from ras_pack.bench.options import Options
+from ras_pack.bench.prompts import Prompt
+from ras_pack.bench.sampling import Studio
+from ras_pack.bench.sources import load_source
+from ras_pack.bench.validation import metrics
+from ras_pack.bench.validation.backgrounds import converged_sigmas, partial_sigmas
+from ras_pack.bench.validation.drift import compare, relative, watch
+from ras_pack.bench.validation.scenes import make_scenes
+
+FAMILIES = ["random_sd3", "random_sd35_medium", "random_lumina2"]
+
+
+def options_in(folder: Path) -> Options:
+    return Options(
+        (Prompt("red"), Prompt("blue")), size=16, batch=2, default_steps=8, reference_steps=10,
+        cache=str(folder),
+    )  # fmt: skip
+
+
+def studio_of(family: str, folder: Path) -> Studio:
+    options = options_in(folder)
+    return Studio(load_source(family, options), options)
+
+
+class TestMetrics:
+    def test_an_oracle_captures_most_and_random_its_ratio(self, tmp_path):
+        studio = studio_of("random_sd3", tmp_path)
+        captured = metrics.captured_shares(studio, metrics.variants("random_sd3"))
+        for ratio in metrics.RATIOS:
+            best = captured[metrics.ORACLE, ratio]
+            assert all(captured[name, ratio] <= best + 1e-6 for name in metrics.variants("random_sd3"))
+            assert captured["random", ratio] == pytest.approx(ratio, abs=0.05)
+            assert captured["change", ratio] > ratio
+
+
+class TestDrift:
+    @pytest.mark.parametrize("family", FAMILIES)
+    def test_the_probe_sees_the_dense_values(self, family, tmp_path):
+        """Asked about its own state right after a dense step, nothing has strayed; later it has."""
+        studio = studio_of(family, tmp_path)
+        cell = Cell(family, "multirate", "euler", 8, start=3, reset_every=0, ratio=0.5)
+        looks, _ = watch(studio, cell)
+        assert [look.step for look in looks] == [3, 4, 5, 6, 7]
+        assert all(look.cached.float().mean() == 0.5 for look in looks)
+        compare(studio, looks)
+        for part in ("key", "value", "output"):
+            means = [sum(look.errors[part]) / len(look.errors[part]) for look in looks]
+            assert 0 < means[0] and max(means) < 2.0
+        blocks = 3 + 2 * (family == "random_sd35_medium")
+        assert len(looks[0].errors["key"]) == blocks  # one call for both branches
+
+    def test_active_tokens_have_not_strayed_in_the_first_block(self, tmp_path):
+        """The first block's keys depend on the token alone, so a fresh token's are exact."""
+        studio = studio_of("random_sd3", tmp_path)
+        looks, _ = watch(studio, Cell("random_sd3", "multirate", "euler", 6, start=2, ratio=0.5))
+        kept = [(look, dict(look.seen)) for look in looks]
+        for look in looks:
+            look.cached = ~look.cached
+        compare(studio, looks)
+        for look, seen in kept:
+            first = list(seen).index((0, 0, 0))
+            assert look.errors["key"][first] < 1e-5
+
+    def test_relative_error_over_rows(self):
+        exact = torch.tensor([[[3.0, 4.0], [1.0, 1.0]]])
+        stale = exact + torch.tensor([[[0.0, 1.0], [9.0, 9.0]]])
+        assert relative(stale, exact, torch.tensor([[True, False]])) == pytest.approx(0.2)
+
+
+class TestBackgrounds:
+    def test_the_converged_run_starts_where_the_others_do(self, tmp_path):
+        studio = studio_of("random_sd3", tmp_path)
+        first = partial_sigmas(studio, Cell("random_sd3", steps=8))[0]
+        sigmas = converged_sigmas(studio, first)
+        assert sigmas[0] == first and bool((sigmas[1:] < sigmas[:-1]).all()) and sigmas[-1] == 0
+        assert len(sigmas) >= 10
+
+    def test_scenes(self, tmp_path):
+        scenes = make_scenes(options_in(tmp_path), "")
+        assert set(scenes.mask.unique().tolist()) == {0.0, 1.0} and 0.1 < scenes.mask.mean() < 0.5
+        inside = scenes.mask.expand(-1, 3, -1, -1).bool()
+        plain, busy = scenes.pictures["plain"], scenes.pictures["busy"]
+        assert torch.equal(plain[inside], busy[inside])
+        assert busy[~inside].std() > 2 * plain[~inside].std()
