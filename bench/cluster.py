@@ -55,12 +55,14 @@ def ray_runner(address: str, options: Options, workers: int) -> Runner:
 
 
 def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> Measured:
-    on_gpu = options.device == "cuda"
-    resources = {"num_gpus": 1} if on_gpu else {"num_cpus": max(options.threads, 1)}
-    available = ray.cluster_resources().get("GPU" if on_gpu else "CPU", 1)
-    count = workers or max(int(available // next(iter(resources.values()))), 1)
-    remote = ray.remote(**resources)(_worker_class())
-    pool = [remote.remote(options.as_dict()) for _ in range(min(count, len(cells)))]
+    kind, need = ("GPU", 1.0) if options.device == "cuda" else ("CPU", float(max(options.threads, 1)))
+    available = ray.cluster_resources().get(kind, 1.0)
+    count = min(workers or max(int(available / need), 1), len(cells))
+    # More workers than the cluster has room for would wait for ever; asked for by number, they share it.
+    share = min(need, available / count)
+    share = float(int(share)) if share > 1 else share  # Ray takes parts of one, not of several
+    remote = ray.remote(**{f"num_{kind.lower()}s": share})(_worker_class())
+    pool = [remote.remote(options.as_dict()) for _ in range(count)]
     made = _references(ray, pool, cells, options)
     tasks = [_cell_task(cell, options, made) for cell in cells]
     for number, row in _in_turn(ray, pool, tasks):
