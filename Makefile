@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 HOST := $(PYTHON) -m demo.host
 
-.PHONY: help host demo serve test test-browser lint clean
+.PHONY: help host demo serve test test-browser lint bench-quality clean
 
 help:
 	@echo 'make host    build the ComfyUI under .host/ (or use COMFYUI_PATH), with this pack in it'
@@ -13,10 +13,11 @@ help:
 	@echo 'make test    the tests, against that ComfyUI'
 	@echo 'make test-browser   only those in a real browser; its pictures: tests/browser/output/'
 	@echo 'make lint    ruff'
+	@echo 'make bench-quality  quality against cost, a short run: bench/output/quick/'
 	@echo 'make clean   remove .host/ and the output folders'
 
 host:
 	@$(HOST) build
 
-demo serve test test-browser lint clean:
+demo serve test test-browser lint bench-quality clean:
 	@$(HOST) $@ $(ARGS)

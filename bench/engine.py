@@ -21,7 +21,7 @@ from .grids import STRIP, save_strip
 from .options import Options
 from .plugins import PLUGINS, Plugin
 from .real import real_halves
-from .sampling import Sampled, Studio
+from .sampling import Sampled, Studio, sampler_of
 from .sources import load_source
 
 log = logging.getLogger(__name__)
@@ -49,11 +49,7 @@ class Engine:
             self._decoded.clear()
             self._studio = Studio(load_source(family, self.options), self.options)
             self._prepare_figures()
-            warm_up = Studio(self._studio.source, self.options)
-            warm_up.batches = warm_up.batches[:1]
-            warm_up.sample_batch(
-                warm_up.source.model, _euler(), warm_up.sigmas(Cell(family, steps=1)), warm_up.batches[0], 0
-            )
+            self._warm_up(self._studio)
         return self._studio
 
     def reference(self, reference: refs.Reference) -> Tensor:
@@ -96,6 +92,12 @@ class Engine:
             dtype = torch.float16 if many else torch.float32
             self._decoded[reference] = [pictures.to(dtype) for _, pictures in studio.decode(latents)]
         return self._decoded[reference]
+
+    @staticmethod
+    def _warm_up(studio: Studio) -> None:
+        """One step, so that loading and tuning of kernels do not count as the first cell's time."""
+        sigmas = studio.sigmas(Cell(studio.source.family, steps=1))
+        studio.sample_batch(studio.source.model, sampler_of("euler"), sigmas, studio.batches[0], 0)
 
     def _costs(self, studio: Studio, sampled: Sampled, cell: Cell) -> dict[str, Any]:
         network = studio.source.network
@@ -153,9 +155,3 @@ class Engine:
     def _real_pictures(self) -> Sequence[Any]:
         options = self.options
         return real_halves(Path(options.real), options.prompts, options.size, options.batch)
-
-
-def _euler() -> Any:
-    from .sampling import sampler_of
-
-    return sampler_of("euler")

@@ -2,7 +2,7 @@
 
     python3 -m demo.host COMMAND [ARGUMENTS]    (from the repository's root)
 
-Commands: build, python, serve, demo, test, test-browser, lint, clean.
+Commands: build, python, serve, demo, test, test-browser, lint, bench-quality, clean.
 
 `build` makes two parts. Each carries its own stamp, written last, so an interrupted build has none and is
 done over; a part that has lost a file since is made anew.
@@ -591,6 +591,13 @@ def demo(arguments: list[str]) -> int:
     return replace_process([str(host.python), "-m", "demo.run", *arguments], host.environment())
 
 
+def bench_quality(arguments: list[str]) -> int:
+    """The quality harness; without arguments a short sweep."""
+    host = build()
+    program = [str(host.python), str(ROOT / "bench" / "quality.py")]
+    return replace_process([*program, *(arguments or ["sweep", "--preset", "quick"])], host.environment())
+
+
 def need_tools(python: Path) -> None:
     """The tests' own tools; a person's interpreter may lack them."""
     if problem := missing_modules(python, TOOLS):
@@ -660,7 +667,8 @@ def show_python(_arguments: list[str]) -> int:
 
 COMMANDS = {
     **{"build": show_build, "python": show_python, "serve": serve},
-    **{"demo": demo, "test": test, "test-browser": test_browser, "lint": lint, "clean": clean},
+    **{"demo": demo, "test": test, "test-browser": test_browser, "lint": lint},
+    **{"bench-quality": bench_quality, "clean": clean},
 }
 
 

@@ -8,7 +8,6 @@ subject.
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,8 @@ def partial_sigmas(studio: Studio, cell: Cell) -> Tensor:
 
 
 def converged_sigmas(studio: Studio, first: Tensor) -> Tensor:
-    """Many steps from the very same first noise level."""
-    steps = math.ceil(studio.options.reference_steps / DENOISE)
-    every = studio.sigmas(Cell(studio.source.family, steps=steps))
+    """Steps as dense as those of other converged runs, from the very same first noise level."""
+    every = studio.sigmas(Cell(studio.source.family, steps=studio.options.reference_steps))
     return torch.cat([first[None], every[every < first * (1 - 1e-3)]])
 
 

@@ -80,7 +80,7 @@ class TestBackgrounds:
         first = partial_sigmas(studio, Cell("random_sd3", steps=8))[0]
         sigmas = converged_sigmas(studio, first)
         assert sigmas[0] == first and bool((sigmas[1:] < sigmas[:-1]).all()) and sigmas[-1] == 0
-        assert len(sigmas) >= 10
+        assert len(sigmas) >= 6  # 10 steps for the whole way
 
     def test_scenes(self, tmp_path):
         scenes = make_scenes(options_in(tmp_path), "")
