@@ -154,4 +154,4 @@ class Engine:
 
     def _real_pictures(self) -> Sequence[Any]:
         options = self.options
-        return real_halves(Path(options.real), options.prompts, options.size, options.batch)
+        return real_halves(Path(options.real), options.size, options.batch)

@@ -1,7 +1,7 @@
 """Real pictures to compare distributions with, in two halves.
 
 Either a folder of picture files, or the rendered emoji set of the demo models' training (pictures.npy and
-items.json): then the first half shows what the prompts ask for, and the second the other held-out emoji.
+items.json). The files are dealt out in turn, so that both halves are of one kind.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..ras_core.errors import RASError
-from .prompts import Prompt, background_of
+from .prompts import background_of
 
 PICTURES, ITEMS = "pictures.npy", "items.json"
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
-def real_halves(folder: Path, prompts: Sequence[Prompt], size: int, batch: int) -> list[Iterator[Tensor]]:
+def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
     """Two streams of RGB batches (b, 3, size, size) in [0, 1].
 
     Raises:
         RASError: there are no pictures, or too few.
     """
     if (folder / PICTURES).is_file() and (folder / ITEMS).is_file():
-        return [_rendered(folder, rows, size, batch) for rows in _artwork_halves(folder, prompts)]
+        return [_rendered(folder, rows, size, batch) for rows in _artwork_halves(folder)]
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
     if len(files) < 4:
         raise RASError(
@@ -42,17 +42,13 @@ def real_halves(folder: Path, prompts: Sequence[Prompt], size: int, batch: int) 
     return [_opened(files[half::2], size, batch) for half in (0, 1)]
 
 
-def _artwork_halves(folder: Path, prompts: Sequence[Prompt]) -> list[list[int]]:
+def _artwork_halves(folder: Path) -> list[list[int]]:
+    """Held-out pictures only: the models were made to draw the others."""
     from ..demo.train import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
-    asked = {(prompt.hexcode, prompt.style) for prompt in prompts}
     held_out = [i for i, e in enumerate(items) if data.is_held_out(e["hexcode"], e["style"])]
-    matching = [i for i in held_out if (items[i]["hexcode"], items[i]["style"]) in asked]
-    others = [i for i in held_out if (items[i]["hexcode"], items[i]["style"]) not in asked]
-    if len(matching) < 2 or len(others) < 2:  # a user's own prompts
-        return [held_out[0::2], held_out[1::2]]
-    return [matching, others[: max(len(matching), 2)]]
+    return [held_out[0::2], held_out[1::2]]
 
 
 def _rendered(folder: Path, rows: Sequence[int], size: int, batch: int) -> Iterator[Tensor]:

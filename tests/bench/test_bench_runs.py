@@ -7,13 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from ras_pack.bench import references as refs
 from ras_pack.bench.cells import Cell, dense_cells
 from ras_pack.bench.cli import main, parser
 from ras_pack.bench.engine import Engine
+from ras_pack.bench.features import Features, distances
 from ras_pack.bench.options import Options, options_from
 from ras_pack.bench.plugins import parse_plugins
 from ras_pack.bench.prompts import HELD_OUT, Prompt, read_prompts
+from ras_pack.bench.real import real_halves
 from ras_pack.bench.report import gains, report
 from ras_pack.bench.sampling import Studio, make_batches, noise_of
 from ras_pack.bench.sources import load_source
@@ -253,6 +256,31 @@ class TestCommandLine:
     def test_options_reach_another_process_whole(self, options):
         plain = json.loads(json.dumps(options.as_dict()))
         assert options_from(plain) == options
+
+
+class TestRealPictures:
+    def test_files_are_dealt_into_two_halves(self, tmp_path):
+        for number in range(5):
+            Image.new("RGB", (30, 20), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        halves = [torch.cat(list(half)) for half in real_halves(tmp_path, size=8, batch=2)]
+        assert [half.shape for half in halves] == [(3, 3, 8, 8), (2, 3, 8, 8)]
+        assert [round(float(p[0].mean()) * 255 / 50) for half in halves for p in half] == [0, 2, 4, 1, 3]
+
+    def test_too_few_are_told(self, tmp_path):
+        with pytest.raises(RASError, match="0 pictures in"):
+            real_halves(tmp_path, size=8, batch=2)
+
+    def test_distances_to_both_halves(self):
+        """One feature: means 0 and 2 of equal spread, made pictures at 1: both 1 away, floor 4."""
+
+        def at(mean):
+            column = torch.tensor([[-1.0], [1.0]]) + mean
+            return Features(column, 2 * column)
+
+        figures = distances(at(1.0), (at(0.0), at(2.0)))
+        assert (figures["fd"], figures["fd_spread"], figures["fd_floor"]) == pytest.approx((1.0, 0.0, 4.0))
+        assert figures["fd_block4"] == pytest.approx(4.0)
+        assert distances(at(1.0), None) == {}
 
 
 class TestPlugins:
