@@ -32,7 +32,7 @@ MULTIRATE: tuple[tuple[int, int, int, float, tuple[int, ...]], ...] = (
 )  # fmt: skip
 # The settings at which random tokens and the paper's rule are compared: 1.53x, 2.08x, 2.0x, 2.55x.
 COMPARED = ((28, 4, 6, 0.5), (28, 4, 6, 0.25), (20, 4, 4, 0.5), (20, 4, 4, 0.25))
-CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.3), "easycache": (0.1, 0.2, 0.3)}
+CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.4), "easycache": (0.1, 0.2, 0.4)}
 
 
 def multirate(
@@ -60,7 +60,8 @@ def front(family: str, seed: int) -> list[Cell]:
     for method in ("change", "random", "paper"):
         cells += [regional(family, method, *settings, seed) for settings in COMPARED]
     for method, thresholds in CACHE_THRESHOLDS.items():
-        cells += [Cell(family, method, threshold=value, seed=seed) for value in thresholds]
+        for sampler in ("euler", "dpmpp_2m"):
+            cells += [Cell(family, method, sampler, threshold=value, seed=seed) for value in thresholds]
     return [cell for cell in cells if acts(cell)]
 
 

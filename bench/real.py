@@ -7,6 +7,7 @@ items.json). The files are dealt out in turn, so that both halves are of one kin
 from __future__ import annotations
 
 import json
+import os
 import random
 import zlib
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,17 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
             "correct --real, or leave it out: the Frechet distance is skipped then.",
         )
     return [_opened(files[half::2], size, batch) for half in (0, 1)]
+
+
+def render_held_out(archive: Path, out: Path) -> int:
+    """Render the held-out artwork of `emoji.zip` for `--real`; needs resvg-py. Returns how many pictures."""
+    from ..demo.train import data
+
+    items = [item for item in data.read_items(archive) if data.is_held_out(item.hexcode, item.style)]
+    out.mkdir(parents=True, exist_ok=True)
+    data.render_all(archive, items, out / PICTURES, os.cpu_count() or 1)
+    (out / ITEMS).write_text(json.dumps([vars(item) for item in items]), encoding="utf-8")
+    return len(items)
 
 
 def _artwork_halves(folder: Path) -> list[list[int]]:

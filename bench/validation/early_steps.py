@@ -20,9 +20,9 @@ STEPS = 28
 EARLY = (0, 2, 4, 6)
 RESETS = (10, 16, 22)
 RATIOS = (0.5, 0.25, 0.125)
-SMALL_RATIOS = (0.5, 0.125)
+SMALL_RATIOS = (0.25,)
 FEWER = (28, 20, 16, 13, 10, 8)
-SMALL_FEWER = (20, 13, 9)
+SMALL_FEWER = (14, 9)
 
 
 def cells(family: str, small: bool) -> list[Cell]:

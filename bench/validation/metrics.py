@@ -24,9 +24,10 @@ from ..engine import Engine
 from ..options import Options
 from ..plots import bar_plot
 from ..sampling import Studio, sampler_of
-from .common import measured, publish
+from .common import is_small, measured, publish
 
 RATIOS = (0.5, 0.25)
+SMALL_RATIOS = (0.25,)
 ORACLE = "oracle"
 
 
@@ -44,10 +45,11 @@ def variants(family: str) -> dict[str, Cell]:
 
 def run(family: str, options: Options, out: Path) -> str:
     """The study for one family; returns its table."""
+    measured_ratios = SMALL_RATIOS if is_small(options) else RATIOS
     cells = {
         (name, ratio): replace(cell, ratio=ratio)
         for name, cell in variants(family).items()
-        for ratio in RATIOS
+        for ratio in measured_ratios
     }
     rows = dict(zip(cells, measured(list(cells.values()), options, out), strict=True))
     captured = captured_shares(Engine(options).studio(family), variants(family))

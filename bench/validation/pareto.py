@@ -11,11 +11,10 @@ from ..presets import BASELINE_SAMPLERS, front, multirate, regional
 from ..report import curves, gains, points
 from .common import is_small, measured, publish
 
-SMALL_STEPS = (28, 18, 13, 10, 8)
+SMALL_STEPS = (20, 14, 11, 8)
 SMALL_MULTIRATE = (
     (28, 4, 6, 0.5, 2),
     (20, 4, 4, 0.5, 2),
-    (17, 4, 4, 0.5, 2),
     (20, 4, 4, 0.25, 2),
     (14, 4, 3, 0.25, 1),
     (14, 4, 4, 0.25, 1),
