@@ -75,6 +75,7 @@ class Cell:
             return f"{self.method} {self.threshold:g}, {self.sampler} {self.steps} steps"
         resets = "+".join(map(str, self.reset_steps)) or str(self.reset_every)
         kind = f" {self.metric}" if self.method == "paper" else ""
+        kind += f" {self.high_ratio:.0%} from the high end" if self.high_ratio < 1 else ""
         return f"{self.method}{kind} {self.sampler} {self.steps}/{self.start}/{resets} {self.ratio:.0%}"
 
     def config(self) -> RASConfig | None:

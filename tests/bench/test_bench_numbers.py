@@ -1,5 +1,6 @@
 """The harness's arithmetic against numbers worked out by hand."""
 
+import io
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from ras_pack.bench.costs import cost_reduction, sd3_cost_reduction
 from ras_pack.bench.figures import frechet_distance, masked_psnr, psnr, relative_error
 from ras_pack.bench.front import at_cost, best_at_cost, pareto
 from ras_pack.bench.presets import PRESETS, preset
+from ras_pack.bench.progress import Progress
 from ras_pack.bench.solvers import sample_ab2
 from ras_pack.bench.validation.start_step import cells as start_cells
 from ras_pack.bench.validation.start_step import spread_resets
@@ -187,3 +189,17 @@ class TestCells:
         assert spread_resets(7, dense=7, steps=28) == ()
         costs = [sd3_cost_reduction(cell.planned_shares()) for cell in start_cells("sd3", True).values()]
         assert max(costs) == pytest.approx(min(costs))
+
+
+class TestProgress:
+    def test_the_time_to_go_follows_the_work_done_since_the_first_job(self):
+        """Ready and first job: 100 s. Then work 2 in 4 s, so the last work of 5 takes 10 s."""
+        times, out = iter([0.0, 100.0, 104.0, 114.0]), io.StringIO()
+        progress = Progress(3, 8.0, out, clock=lambda: next(times))
+        for work in (1.0, 2.0, 5.0):
+            progress.step(work, "cell")
+        assert out.getvalue().splitlines() == [
+            "[1/3] cell | ...",
+            "[2/3] cell | 10 s to go",
+            "[3/3] cell | done in 114 s",
+        ]
