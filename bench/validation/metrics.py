@@ -19,6 +19,7 @@ from torch import Tensor
 from ...ras_core.adapters import adapter_for
 from ...ras_core.selector import selector_for
 from ...ras_core.tokens import TokenGrid
+from ...ras_core.wishes import Wishes
 from ..cells import Cell
 from ..engine import Engine
 from ..options import Options
@@ -111,7 +112,8 @@ def _captured(
     patch = adapter_for(studio.source.network).patch_size(studio.source.network)
     grid = TokenGrid(*states[0].shape[2:], patch)
     count = round(ratio * grid.n)
-    selector = selector_for(cell.config(), grid, torch.Generator().manual_seed(0)) if cell else None
+    generator = torch.Generator().manual_seed(0)
+    selector = selector_for(cell.config(), grid, generator, Wishes()) if cell else None
     shares = []
     for k in range(len(states) - 1):
         change = grid.pool((estimates[k + 1] - estimates[k]).square().sum(dim=1))  # (b, n)

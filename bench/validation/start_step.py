@@ -16,8 +16,8 @@ from .common import is_small, measured, publish
 
 STEPS = 28
 DENSE = 7
-STARTS = (1, 2, 3, 4, 5, 6, 7)
-SMALL_STARTS = (1, 4, 7)
+STARTS = (2, 3, 4, 5, 6, 7)  # the multirate method needs two
+SMALL_STARTS = (2, 4, 7)
 RATIOS = (0.5, 0.25)
 SMALL_RATIOS = (0.25,)
 
