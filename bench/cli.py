@@ -18,7 +18,7 @@ from .setup import DTYPES, ROOT, pick_device, start
 
 OUTPUT = ROOT / "bench" / "output"
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
-SMALL = {"count": 2, "size": 384, "reference_steps": 200, "batch": 2}
+SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
 """What the options default to on a CPU and on a GPU."""
 
@@ -91,7 +91,7 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2"
     add("--weights", default="", help="folder of the demo models' weights")
     add("--prompts", type=Path, default=HELD_OUT, help="text file with one prompt a line")
     add("--count", type=int, help="how many of the prompts (CPU: 2, GPU: 256)")
-    add("--size", type=int, help="picture size, pixels (CPU: 384, GPU: 512)")
+    add("--size", type=int, help="picture size, pixels (CPU: 320, GPU: 512)")
     add("--batch", type=int, help="pictures sampled together (CPU: 2, GPU: 64)")
     add("--reference-steps", type=int, help="of the converged trajectory (CPU: 200, GPU: 250)")
     add("--cfg", type=float, default=0.0, help="guidance scale (default: 3.5 for the demo models, else 5)")
