@@ -55,7 +55,7 @@ def publish(
     write_description(out, options)
     parts = [f"# {title}\n"]
     for caption, header, rows in tables:
-        parts.append(f"{caption}\n\n{markdown(header, rows)}")
+        parts.append((f"{caption}\n\n" if caption else "") + markdown(header, rows))
         suffix = "" if len(tables) == 1 else f"_{len(parts) - 1}"
         with (out / f"{name}{suffix}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -1,8 +1,8 @@
 """Early dense steps: how many steps have to be dense before the first regional one.
 
 Resets stay where they are, so that only the start differs; the cost differs with it, and the last column
-tells what fewer steps of DPM-Solver++(2M) give at that cost. Step 0 is always dense: nothing is cached
-before.
+tells what fewer steps of DPM-Solver++(2M) give at that cost. Step 0 is always dense, since nothing is cached
+before it, and change is only known after two evaluations: multirate makes no difference between 0 and 2.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ SMALL_FEWER = (14, 9)
 
 
 def cells(family: str, small: bool) -> list[Cell]:
-    """Multirate of second order with every number of early dense steps."""
+    """Multirate of second order and the paper's rule with every number of early dense steps."""
     return [
-        Cell(family, "multirate", "dpmpp_2m", STEPS, start=early, reset_steps=RESETS, ratio=ratio)
+        Cell(family, method, sampler, STEPS, start=early, reset_steps=RESETS, ratio=ratio, starvation=scale)
+        for method, sampler, scale in (("multirate", "dpmpp_2m", 0.0), ("paper", "euler", 0.1))
         for ratio in (SMALL_RATIOS if small else RATIOS)
         for early in EARLY
     ]
@@ -42,11 +43,20 @@ def run(family: str, options: Options, out: Path) -> str:
     front = pareto(points(rows[len(own) :]))
     lines, curves = [], {}
     for cell, row in zip(own, rows[: len(own)], strict=True):
-        lines.append([cell.ratio, cell.start, row["cost_sd3"], row["psnr"], at_cost(front, row["cost_sd3"])])
-        x, y = curves.setdefault(f"{cell.ratio:.1%} active", ([], []))
+        lines.append(
+            [
+                cell.method,
+                cell.ratio,
+                cell.start,
+                row["cost_sd3"],
+                row["psnr"],
+                at_cost(front, row["cost_sd3"]),
+            ]
+        )
+        x, y = curves.setdefault(f"{cell.method}, {cell.ratio:.1%} active", ([], []))
         x.append(cell.start)
         y.append(row["psnr"])
-    header = ["ratio", "early dense steps", "cost", "PSNR dB", "fewer steps at that cost, dB"]
+    header = ["method", "ratio", "early dense steps", "cost", "PSNR dB", "fewer steps at that cost, dB"]
     labels = ("early dense steps", "PSNR to the converged trajectory, dB", f"{family}, {STEPS} steps")
     return publish(
         out, f"early_steps_{family}", f"Early dense steps, {family}", [("", header, lines)],
