@@ -3,15 +3,15 @@
 A cached token keeps its last denoised estimate D over several steps, which is one long first-order step of
 its own. In the exponential form of the flow's ODE, with t = -log sigma,
 
-    dx/dt = D(x, t) - x,    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma;
-    paper, eq. 3)
+    dx/dt = D(x, t) - x
+    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma; paper, eq. 3)
 
 so two corrections come for free, each token with its own history:
 
     fresh token    D is continued along its last slope to the middle of the step (second order, as
-    DPM-Solver++(2M)); stale token    when it is evaluated again after H, its long step is done over with D
-    linear in t between the two
-                   evaluations (trapezoid in exponential form).
+                   DPM-Solver++(2M));
+    stale token    when it is evaluated again after H, its long step is done over with D linear in t
+                   between the two evaluations (trapezoid in exponential form).
 
 Both hold for uneven steps. A token that was fresh all along must not get the second correction: its
 second-order step has made it already.
@@ -20,13 +20,10 @@ second-order step has made it already.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-ActiveMask = Callable[[], Tensor | None]
 
 
 @dataclass

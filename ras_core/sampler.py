@@ -29,8 +29,8 @@ def sample_multirate(
 ) -> Tensor:
     """Integrate from the first sigma to the last, each token with steps of its own.
 
-    Without RAS on the model every token is fresh at every step: order 1 is then Euler and order 2
-        DPM-Solver++(2M).
+    Without RAS on the model every token is fresh at every step: order 1 is then Euler, and order 2 is
+    DPM-Solver++(2M).
 
     Args:
         model: gives the denoised estimate (b, c, H, W) for (x, sigma).
@@ -51,9 +51,8 @@ def sample_multirate(
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         t, t_next = _time(levels[i]), _time(levels[i + 1])
-        if (
-            run is not None and run.evaluations == evaluations
-        ):  # skipped by a step cache: a guess, no evaluation
+        if run is not None and run.evaluations == evaluations:
+            # A step cache skipped the evaluation: its estimate is a guess and belongs in no history.
             x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
             continue
         evaluations = run.evaluations if run is not None else 0

@@ -1,6 +1,4 @@
-"""From the guided results of a run to the active tokens of its next step: the paper's rule and the multirate
-one.
-"""
+"""From the guided results of a run to the active tokens of its next step, by the paper's or our rule."""
 
 from __future__ import annotations
 
@@ -76,7 +74,8 @@ class ChangeSelector(Selector):
     """The tokens whose estimate has most likely moved: rate times staleness, averaged over 3 x 3 tokens.
 
     rate       change of the token's denoised estimate between its last two evaluations, over the sigma
-    between them; staleness  sigma travelled since its last evaluation.
+               between them;
+    staleness  sigma travelled since its last evaluation.
 
     Their product predicts how far the cached estimate is off, which is the local error of the long step that
     a cached token takes. This is not the paper's rule: on a trained model that rule lost to random tokens.

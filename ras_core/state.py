@@ -84,9 +84,7 @@ class RunState:
         self.recorder.end(self.active_idx, self.selector.score)
 
     def _forget_others(self, seen: set[Branch]) -> None:
-        """A conditioning whose turn is over (prompt scheduling) keeps no memory, and no stale cache for
-        later.
-        """
+        """A conditioning whose turn is over (prompt scheduling) keeps no memory and no stale cache."""
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
         for branch in gone:
