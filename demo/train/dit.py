@@ -37,6 +37,7 @@ EMPTY_TEXT_SHARE = 0.1
 TRAINING_SHIFT = 3.0
 UNIFORM_TIME_SHARE = 0.1
 SAMPLE_CFG = 3.5
+LEAST_AGREEMENT = 0.98
 SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 500, 60.0
 GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
 
@@ -52,9 +53,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run: its stages, variants of each picture kept as latents, and prompts a variant."""
+    """A training run: its stages, variants of each picture kept as latents, and prompts a variant.
+
+    Of the steps after the first stage, one in `revisit` goes back to the first stage's size, so that small
+    pictures are not forgotten.
+    """
 
     stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
+    revisit: int = 8
     variants: int = 6
     prompts: int = 4
     sample_steps: int = 28
@@ -92,14 +98,45 @@ def plain_attention(
     return out.transpose(1, 2).flatten(2)
 
 
-def shared_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Rotary angles of the first row for the whole batch, outside of autocast: bf16 would round them."""
+class MixedLinear(nn.Linear):
+    """A linear layer that multiplies in bf16 while training on a GPU, without autocast around the network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x` (..., in) to (..., out), bf16 while training on a GPU, else in the weight's type."""
+        kind = torch.bfloat16 if x.is_cuda and torch.is_grad_enabled() else self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(kind)
+        return F.linear(x.to(kind), self.weight.to(kind), bias)
+
+
+class MixedOperations:
+    """The layers NextDiT is built of, as ComfyUI's `operations` argument takes them."""
+
+    Linear, RMSNorm, LayerNorm = MixedLinear, nn.RMSNorm, nn.LayerNorm
+
+
+def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Rotary angles of the first row for the whole batch, computed once for each number of tokens.
+
+    Compiled code then reads a table; it has no double-precision trigonometry of its own.
+    """
+    tables: dict[int, Tensor] = {}
 
     def wrapped(positions: Tensor) -> Tensor:
-        with torch.autocast(positions.device.type, enabled=False):
-            return function(positions[:1])
+        if positions.shape[1] not in tables:
+            tables[positions.shape[1]] = function(positions[:1].detach())
+        return tables[positions.shape[1]]
 
     return wrapped
+
+
+def plain_rotation(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of queries and keys (b, n, heads, d) by (1, n, 1, d / 2, 2, 2), nothing in place."""
+    return _rotate(q, angles), _rotate(k, angles)
+
+
+def _rotate(x: Tensor, angles: Tensor) -> Tensor:
+    pairs = x.float().unflatten(-1, (-1, 1, 2))
+    return (angles[..., 0] * pairs[..., 0] + angles[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)
 
 
 def build_network(family: str) -> nn.Module:
@@ -111,10 +148,10 @@ def build_network(family: str) -> nn.Module:
         embedders = (network.x_embedder, network.context_embedder)
         mmdit.optimized_attention = plain_attention
     else:
-        network = lumina.NextDiT(**config, operations=nn)
+        network = lumina.NextDiT(**config, operations=MixedOperations)
         embedders = (network.x_embedder, network.cap_embedder)
-        network.rope_embedder.forward = shared_rotation(network.rope_embedder.forward)
-        lumina.optimized_attention_masked = plain_attention
+        network.rope_embedder.forward = fixed_rotation(network.rope_embedder.forward)
+        lumina.optimized_attention_masked, lumina.apply_rope = plain_attention, plain_rotation
     for name, parameter in network.named_parameters():
         _initialise(name, parameter)
     for embedder in embedders:  # the residual stream stays float32 under autocast
@@ -172,9 +209,8 @@ class Trainer:
         )
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.loss_sum, self.history = 0, torch.zeros((), device=device), []
-        self._loss = self._raw_loss
-        if plan.compiled and family == "sd3":  # compiled NextDiT blocks gave wrong gradients, see README
-            self._loss = torch.compile(self._raw_loss, dynamic=False)
+        self._loss = torch.compile(self._raw_loss, dynamic=False) if plan.compiled else self._raw_loss
+        self.autocast = device.type == "cuda" and family == "sd3"  # NextDiT has `MixedLinear`
 
     def _raw_loss(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor) -> Tensor:
         out = predict(self.network, self.family, x, sigma, context, pooled)
@@ -186,7 +222,7 @@ class Trainer:
         sigma, noise = random_sigma(len(latent), self.device), torch.randn_like(latent)
         level = sigma[:, None, None, None]
         x = level * noise + (1 - level) * latent
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return self._loss(x, sigma, context, pooled, noise - latent)
 
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
@@ -205,50 +241,77 @@ class Trainer:
         decay = min(EMA_DECAY, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
-    def warm_up(self) -> None:
-        """Compile every stage on random data; fall back to eager if that fails. Weights are restored."""
-        saved = copy.deepcopy(self.network.state_dict())
-        try:
-            self._try_stages()
-        except Exception:  # the compiler may fail in many ways, eager training always works
-            log.exception("torch.compile failed, training without it")
-            self._loss = self._raw_loss
-            self._try_stages()
-        self.network.load_state_dict(saved)
-        self.average.load_state_dict(saved)
-        self.optimizer.state.clear()
-        self.steps = 0
-        self.loss_sum.zero_()
+    def resume(self, work: Path) -> None:
+        """Go on from the whole state of an earlier call, else from packed weights, if the folder has any."""
+        state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
+        if state.exists():
+            saved = torch.load(state, map_location=self.device)
+            self.network.load_state_dict(saved["network"])
+            self.average.load_state_dict(saved["average"])
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.steps, self.history = saved["steps"], saved["history"]
+        elif packed.exists():
+            weights = {name: tensor.float() for name, tensor in unpack_int8(load_file(packed)).items()}
+            self.network.load_state_dict(weights, strict=False)
+            self.average.load_state_dict(weights, strict=False)
+        log.info(
+            "%s goes on from %s", self.family, next((p for p in (state, packed) if p.exists()), "nothing")
+        )
 
-    def resume(self, checkpoint: Path) -> None:
-        """Go on from packed weights, if the work folder holds some."""
-        if not checkpoint.exists():
+    def save_state(self, work: Path) -> None:
+        """Everything the next call needs to go on as if there had been no break."""
+        state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
+        state |= {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "history": self.history}
+        torch.save(state, work / f"state_{self.family}.pt")
+
+    def check_compiled(self, banks: dict[int, LatentBank]) -> None:
+        """Compile every stage; go back to plain code when that fails or gives another gradient."""
+        if not self.plan.compiled:
             return
-        state = {name: tensor.float() for name, tensor in unpack_int8(load_file(checkpoint)).items()}
-        self.network.load_state_dict(state, strict=False)
-        self.average.load_state_dict(state, strict=False)
-        log.info("%s goes on from %s", self.family, checkpoint)
-
-    def _try_stages(self) -> None:
-        for stage in self.plan.stages:
-            shape = (stage.batch, 16, stage.size // 8, stage.size // 8)
-            numbers = torch.zeros(stage.batch, 16, dtype=torch.long, device=self.device)
-            seconds = 0.0
-            for _ in range(3 if self.plan.compiled else 1):
-                start = time.monotonic()
-                self.step(torch.randn(shape, device=self.device), numbers, 0.0)
-                self.loss_sum.item()
+        try:
+            for stage in self.plan.stages:
+                start, batch = time.monotonic(), self._fixed_batch(banks[stage.size], stage.batch)
+                agreement = self._agreement(batch)
                 seconds = time.monotonic() - start
-            log.info(
-                "%s warm-up at %d px: %.3f s a step of %d", self.family, stage.size, seconds, stage.batch
-            )
+                log.info(
+                    "%s %d px: gradient cosine %.5f, %.0f s", self.family, stage.size, agreement, seconds
+                )
+                if not agreement > LEAST_AGREEMENT:
+                    raise RuntimeError(f"compiled gradient has cosine {agreement} with the plain one")
+        except Exception:  # the compiler may fail in many ways, plain training always works
+            log.exception("%s trains without torch.compile", self.family)
+            self._loss = self._raw_loss
+        self.optimizer.zero_grad(set_to_none=True)
 
-    def train(self, banks: dict[int, LatentBank], deadline: float, checkpoint: Path) -> None:
-        """Train until the deadline (`time.time()`), saving packed weights every minute."""
+    def _fixed_batch(self, bank: LatentBank, batch: int) -> tuple[Tensor, ...]:
+        latent, numbers = bank.draw(batch)
+        context, pooled = embed_numbers(self.table, numbers)
+        sigma, noise = random_sigma(batch, self.device), torch.randn_like(latent)
+        level = sigma[:, None, None, None]
+        return level * noise + (1 - level) * latent, sigma, context, pooled, noise - latent
+
+    def _agreement(self, batch: tuple[Tensor, ...]) -> float:
+        """Cosine between the compiled gradient of a batch and the plain one, summed over small parts."""
+        plain = self._gradient(self._raw_loss, batch, 16)  # first: it also fills the table of rotary angles
+        compiled = self._gradient(self._loss, batch, len(batch[0]))
+        return F.cosine_similarity(compiled, plain, dim=0).item()
+
+    def _gradient(self, function: Callable[..., Tensor], batch: tuple[Tensor, ...], part: int) -> Tensor:
+        self.optimizer.zero_grad(set_to_none=True)
+        for pieces in zip(*(tensor.split(part) for tensor in batch), strict=True):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                loss = function(*pieces)
+            loss.backward()
+        return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
+
+    def train(
+        self, banks: dict[int, LatentBank], deadline: float, checkpoint: Path, span: tuple[float, float]
+    ) -> None:
+        """Train this `span` of the plan until the deadline (`time.time()`), saving weights every minute."""
         start = saved = time.time()
-        seconds, progress = max(1.0, deadline - start), 0.0
-        while progress < 1:
-            stage = next(stage for stage in self.plan.stages if progress < stage.until)
+        seconds, progress = max(1.0, deadline - start), span[0]
+        while progress < span[1]:
+            stage = self._stage(progress)
             self.step(*banks[stage.size].draw(stage.batch), progress)
             if self.steps % SYNC_EVERY == 0:
                 self.loss_sum.item()
@@ -258,8 +321,12 @@ class Trainer:
             if now - saved > SAVE_EVERY_S:
                 save_packed(self.average.state_dict(), checkpoint)
                 saved = now
-            progress = (now - start) / seconds
+            progress = span[0] + (span[1] - span[0]) * (now - start) / seconds
         log.info("%s: %d steps in %.0f s", self.family, self.steps, time.time() - start)
+
+    def _stage(self, progress: float) -> Stage:
+        stage = next((stage for stage in self.plan.stages if progress < stage.until), self.plan.stages[-1])
+        return stage if self.steps % self.plan.revisit else self.plan.stages[0]
 
     def _log(self, stage: Stage, progress: float) -> None:
         loss = self.loss_sum.item() / LOG_EVERY
@@ -383,13 +450,13 @@ def train_family(
     deadline: float,
     work: Path,
     plan: Plan,
+    span: tuple[float, float],
 ) -> None:
-    """Warm up, wait for the autoencoder, encode, train until the deadline, then measure and save."""
+    """Wait for the autoencoder, encode, train a span of the plan until the deadline, measure and save."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     trainer = Trainer(family, device, plan)
-    trainer.warm_up()
-    trainer.resume(work / f"{family}.safetensors")
+    trainer.resume(work)
     while not autoencoder.exists():
         time.sleep(0.5)
     pair = load_autoencoder(autoencoder, device)
@@ -407,11 +474,15 @@ def train_family(
     del train_pictures, test_pictures
     trainer.table = vocabulary.table().to(device)
     log.info("%s: banks of %d latents in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
-    trainer.train(banks, deadline, work / f"{family}.safetensors")
+    figures = {"first_test_loss": fixed_loss(trainer, test_bank)}
+    log.info("%s starts at a loss of %.4f on held-out pictures", family, figures["first_test_loss"])
+    trainer.check_compiled(banks)
+    trainer.train(banks, deadline, work / f"{family}.safetensors", span)
+    trainer.save_state(work)
     state = {name: tensor.half().cpu().contiguous() for name, tensor in trainer.average.state_dict().items()}
     save_file(state, work / f"{family}_fp16.safetensors")
     save_packed(trainer.average.state_dict(), work / f"{family}.safetensors")
-    figures = evaluate(trainer, pair["taesd_decoder"], unseen, work)
+    figures |= evaluate(trainer, pair["taesd_decoder"], unseen, work)
     figures |= {
         "train_loss": fixed_loss(trainer, banks[sizes[-1]]),
         "test_loss": fixed_loss(trainer, test_bank),

@@ -35,6 +35,7 @@ class Options:
     work: Path
     smoke: bool
     autoencoder_seconds: float
+    span: tuple[float, float]
 
     @property
     def autoencoder(self) -> Path:
@@ -90,14 +91,17 @@ def family_stage(options: Options, family: str, deadline: float) -> None:
 
     pictures, items, held_out = _dataset(options.work)
     plan = dit.SMOKE_PLAN if options.smoke else dit.Plan()
-    dit.train_family(family, pictures, items, held_out, options.autoencoder, deadline, options.work, plan)
+    dit.train_family(
+        family, pictures, items, held_out, options.autoencoder, deadline, options.work, plan, options.span
+    )
 
 
 def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subprocess.Popen[bytes]:
     """Run one stage as its own process on one GPU, with its own log file."""
     command = [sys.executable, "-m", "demo.train.train", "--stage", stage, "--archive", str(options.archive)]
     command += ["--work", str(options.work), "--deadline", str(deadline)]
-    command += ["--autoencoder-seconds", str(options.autoencoder_seconds)] + ["--smoke"] * options.smoke
+    command += ["--autoencoder-seconds", str(options.autoencoder_seconds)]
+    command += ["--span", *map(str, options.span)] + ["--smoke"] * options.smoke
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
     with open(options.work / f"{stage}.log", "wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
@@ -147,6 +151,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, logs and weights")
     parser.add_argument("--seconds", type=float, default=1380.0, help="time for everything")
     parser.add_argument("--autoencoder-seconds", type=float, default=200.0)
+    parser.add_argument(
+        "--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the training's plan to run, 0 to 1"
+    )
     parser.add_argument("--smoke", action="store_true", help="few pictures, tiny batches, no compilation")
     parser.add_argument("--stage", choices=("all", "render", "autoencoder", *FAMILY_NAMES), default="all")
     parser.add_argument("--deadline", type=float, default=0.0, help="time.time() at which a stage ends")
@@ -155,7 +162,13 @@ def main() -> None:
         import comfy.cli_args
 
         comfy.cli_args.args.cpu = True
-    options = Options(arguments.archive, arguments.work, arguments.smoke, arguments.autoencoder_seconds)
+    options = Options(
+        arguments.archive,
+        arguments.work,
+        arguments.smoke,
+        arguments.autoencoder_seconds,
+        tuple(arguments.span),
+    )
     if arguments.stage == "all":
         run_all(options, arguments.seconds)
     elif arguments.stage == "render":
