@@ -53,14 +53,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run: its stages, variants of each picture kept as latents, and prompts a variant.
-
-    Of the steps after the first stage, one in `revisit` goes back to the first stage's size, so that small
-    pictures are not forgotten.
-    """
+    """A training run: its stages, variants of each picture kept as latents, and prompts a variant."""
 
     stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
-    revisit: int = 8
     variants: int = 6
     prompts: int = 4
     sample_steps: int = 28
@@ -209,8 +204,30 @@ class Trainer:
         )
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.loss_sum, self.history = 0, torch.zeros((), device=device), []
-        self._loss = torch.compile(self._raw_loss, dynamic=False) if plan.compiled else self._raw_loss
+        self._loss, self.share = self._raw_loss, 1.0
+        if plan.compiled:
+            self._compile()
         self.autocast = device.type == "cuda" and family == "sd3"  # NextDiT has `MixedLinear`
+
+    def _compile(self) -> None:
+        """SD3 as a whole, which takes a minute; NextDiT block by block: as a whole it took over seven."""
+        torch._dynamo.config.recompile_limit = 64
+        if self.family == "sd3":
+            self._loss = torch.compile(self._raw_loss, dynamic=False)
+            return
+        for block in self._blocks():
+            block.compile(dynamic=False)
+
+    def _blocks(self) -> list[nn.Module]:
+        return [
+            module for module in self.network.modules() if isinstance(module, lumina.JointTransformerBlock)
+        ]
+
+    def _stop_compiling(self) -> None:
+        """Back to plain code, which needs more memory: with half the batch."""
+        self._loss, self.share = self._raw_loss, 0.5
+        for block in self._blocks():
+            block._compiled_call_impl = None
 
     def _raw_loss(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor) -> Tensor:
         out = predict(self.network, self.family, x, sigma, context, pooled)
@@ -264,12 +281,12 @@ class Trainer:
         state |= {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "history": self.history}
         torch.save(state, work / f"state_{self.family}.pt")
 
-    def check_compiled(self, banks: dict[int, LatentBank]) -> None:
-        """Compile every stage; go back to plain code when that fails or gives another gradient."""
+    def check_compiled(self, banks: dict[int, LatentBank], begin: float = 0.0) -> None:
+        """Compile the stages after `begin`; plain code again when that fails or gives another gradient."""
         if not self.plan.compiled:
             return
         try:
-            for stage in self.plan.stages:
+            for stage in (stage for stage in self.plan.stages if stage.until > begin):
                 start, batch = time.monotonic(), self._fixed_batch(banks[stage.size], stage.batch)
                 agreement = self._agreement(batch)
                 seconds = time.monotonic() - start
@@ -280,7 +297,7 @@ class Trainer:
                     raise RuntimeError(f"compiled gradient has cosine {agreement} with the plain one")
         except Exception:  # the compiler may fail in many ways, plain training always works
             log.exception("%s trains without torch.compile", self.family)
-            self._loss = self._raw_loss
+            self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _fixed_batch(self, bank: LatentBank, batch: int) -> tuple[Tensor, ...]:
@@ -292,7 +309,8 @@ class Trainer:
 
     def _agreement(self, batch: tuple[Tensor, ...]) -> float:
         """Cosine between the compiled gradient of a batch and the plain one, summed over small parts."""
-        plain = self._gradient(self._raw_loss, batch, 16)  # first: it also fills the table of rotary angles
+        with torch.compiler.set_stance("force_eager"):  # first: it also fills the table of rotary angles
+            plain = self._gradient(self._raw_loss, batch, 16)
         compiled = self._gradient(self._loss, batch, len(batch[0]))
         return F.cosine_similarity(compiled, plain, dim=0).item()
 
@@ -311,8 +329,8 @@ class Trainer:
         start = saved = time.time()
         seconds, progress = max(1.0, deadline - start), span[0]
         while progress < span[1]:
-            stage = self._stage(progress)
-            self.step(*banks[stage.size].draw(stage.batch), progress)
+            stage = next(stage for stage in self.plan.stages if progress < stage.until)
+            self.step(*banks[stage.size].draw(int(stage.batch * self.share)), progress)
             if self.steps % SYNC_EVERY == 0:
                 self.loss_sum.item()
             if self.steps % LOG_EVERY == 0:
@@ -323,10 +341,6 @@ class Trainer:
                 saved = now
             progress = span[0] + (span[1] - span[0]) * (now - start) / seconds
         log.info("%s: %d steps in %.0f s", self.family, self.steps, time.time() - start)
-
-    def _stage(self, progress: float) -> Stage:
-        stage = next((stage for stage in self.plan.stages if progress < stage.until), self.plan.stages[-1])
-        return stage if self.steps % self.plan.revisit else self.plan.stages[0]
 
     def _log(self, stage: Stage, progress: float) -> None:
         loss = self.loss_sum.item() / LOG_EVERY
@@ -476,7 +490,7 @@ def train_family(
     log.info("%s: banks of %d latents in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
     figures = {"first_test_loss": fixed_loss(trainer, test_bank)}
     log.info("%s starts at a loss of %.4f on held-out pictures", family, figures["first_test_loss"])
-    trainer.check_compiled(banks)
+    trainer.check_compiled(banks, span[0])
     trainer.train(banks, deadline, work / f"{family}.safetensors", span)
     trainer.save_state(work)
     state = {name: tensor.half().cpu().contiguous() for name, tensor in trainer.average.state_dict().items()}
