@@ -40,22 +40,22 @@ class TestChange:
         _observe(selector, [1.0, *zeros[1:7], 2.0], 0.6, active=[7])
         assert selector._rate[0, [0, 7]].tolist() == pytest.approx([5.0, 0.0])
         assert selector.select(1, 0.5).tolist() == [[0]]
-        # a corner token has one neighbour here: rate (5 + 0) / 2 over 0.3
-        assert selector.score[0, 0].item() == pytest.approx(0.75)
+        # a corner token has one neighbour here: the root of rate (5 + 0) / 2, times 0.3
+        assert selector.score[0, 0].item() == pytest.approx(2.5**0.5 * 0.3)
 
     def test_smoothing_at_the_border_is_over_the_neighbours_that_exist(self):
         selector = _selector(3)
         _observe(selector, [0, 0, 0], 1.0)
-        _observe(selector, [0.0, 0.0, 3.0], 0.5)
-        selector.select(1, 0.0)
-        assert selector.score[0].tolist() == pytest.approx([0.0, 1.0, 1.5])  # 3 over 3 tokens, 3 over 2
+        _observe(selector, [0.0, 0.0, 6.0], 0.5)
+        selector.select(1, -0.5)  # roots of 12 over 3 tokens and 12 over 2, over a distance of 1
+        assert selector.score[0].tolist() == pytest.approx([0.0, 2.0, 6**0.5])
 
     def test_a_fresh_token_does_not_inherit_the_staleness_of_its_neighbours(self):
-        """Rates 2, 2, 2. Token 1 was evaluated at 0.5 and stays behind the others until it is stale too."""
+        """Rates 4, 4, 4. Token 1 was evaluated at 0.5 and stays behind the others until it is stale too."""
         selector = _selector(3)
         _observe(selector, [0, 0, 0], 1.0)
-        _observe(selector, [0.8, 0.8, 0.8], 0.6)
-        _observe(selector, [0.8, 1.0, 0.8], 0.5, active=[1])
+        _observe(selector, [1.6, 1.6, 1.6], 0.6)
+        _observe(selector, [1.6, 2.0, 1.6], 0.5, active=[1])
         assert selector.select(2, 0.4).tolist() == [[0, 2]]
         assert selector.score[0].tolist() == pytest.approx([0.4, 0.2, 0.4])
 
