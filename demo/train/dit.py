@@ -29,7 +29,7 @@ from .export import pack_int8, save_packed
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATE = 1e-3
+LEARNING_RATES = {"sd3": 1e-3, "lumina2": 2e-4}  # NextDiT diverges at 1e-3, compiled or not
 WARMUP_STEPS = 400
 FLAT_SHARE = 0.5
 EMA_DECAY = 0.9995
@@ -200,7 +200,7 @@ class Trainer:
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+            self.network.parameters(), lr=LEARNING_RATES[family], betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.loss_sum, self.history = 0, torch.zeros((), device=device), []
@@ -245,7 +245,7 @@ class Trainer:
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
         """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
-        rate = LEARNING_RATE * min(1, (self.steps + 1) / WARMUP_STEPS)
+        rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall))))
         loss = self.loss(latent, numbers)
