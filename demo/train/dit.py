@@ -200,7 +200,11 @@ class Trainer:
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=LEARNING_RATES[family], betas=(0.9, 0.99), weight_decay=0.0, fused=True
+            self.network.parameters(),
+            lr=LEARNING_RATES[family],
+            betas=(0.9, 0.99),
+            weight_decay=0.0,
+            fused=True,
         )
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.loss_sum, self.history = 0, torch.zeros((), device=device), []
