@@ -115,7 +115,7 @@ class ChangeSelector(Selector):
         return chosen.sort(dim=1).values
 
     def _need(self, sigma: float) -> Tensor:
-        """Need for an evaluation at `sigma`, (b, n); at the border the mean is over the neighbours that exist.
+        """Need for an evaluation at `sigma`, (b, n); border tokens average over the neighbours that exist.
 
         Only the rate is a noisy measurement. A token's staleness is its own: averaged with it, a fresh token
         among stale ones scores as high as they do, is picked again and again, and its neighbours never.
