@@ -49,13 +49,11 @@ class Variant:
         method: "dense", "ras", "lazycache" or "reference".
         ratio: share of active tokens, for "ras" and "reference".
         graphs: the node's setting cuda_graphs, for "ras".
-        kv_cache: the node's setting, for "ras".
     """
 
     method: str
     ratio: float = 1.0
     graphs: str = "off"
-    kv_cache: str = "auto"
 
     @property
     def key(self) -> str:
@@ -64,8 +62,6 @@ class Variant:
         parts = [self.method, f"{self.ratio:.1%}".replace(".0%", "%")]
         if self.method == "ras":
             parts.append("eager" if self.graphs == "off" else "graph")
-        if self.kv_cache != "auto":
-            parts.append(self.kv_cache)
         return " ".join(parts)
 
 

@@ -91,10 +91,6 @@ def run_case(
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
     found = [bench.measured(each) for each in variants(options.ratios, graphs, reference=False)]
-    if options.reference and case.shape == "sd3_medium":
-        from .reference import reference_variants
-
-        found += reference_variants(bench, options.reference, options.ratios)
     rows = measure_case(bench, found, options.repeats, left)
     del found
     bench.close()
@@ -115,7 +111,6 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--repeats", type=int, default=3, help="timed runs of each variant")
     top.add_argument("--steps", type=int, default=STEPS)
     top.add_argument("--ratios", type=_ratios, default=RATIOS, help="0.5,0.25,0.125")
-    top.add_argument("--reference", type=Path, help="a checkout of microsoft/RAS; needs diffusers")
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")

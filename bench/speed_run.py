@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..nodes.sampler import sample_with_trace
 from ..ras_core.adapters import adapter_for
+from ..ras_core.host import graph_store
 from ..ras_core.trace import Trace
 from .shapes import PIXELS_PER_LATENT, Shape, free
 from .speed_cases import (
@@ -46,6 +47,7 @@ class Measured:
     """What the runs of one variant gave.
 
     Attributes:
+        run, clock, model: what is sampled, and with which clock.
         seconds: sampling time of each timed run, from the first evaluation to the last one's end.
         node_seconds: wall clock of the whole node, with the device waited for.
         steps: per timed run, seconds of each evaluation.
@@ -57,6 +59,7 @@ class Measured:
     variant: Variant
     run: Run
     clock: Clock
+    model: ModelPatcher
     seconds: list[float] = field(default_factory=list)
     node_seconds: list[float] = field(default_factory=list)
     steps: list[list[float]] = field(default_factory=list)
@@ -75,6 +78,8 @@ class Measured:
 
     def warm(self, device: torch.device) -> None:
         """The first run: kernels are chosen in it, and memory is measured."""
+        if (store := graph_store(self.model)) is not None:
+            store.clear()  # memory is this variant's own
         peak = Peak(device)
         laps, _ = self.once(SEED)
         self.warm_up, self.memory = sum(laps), peak.read()
@@ -111,7 +116,7 @@ class Bench:
         clock = Clock(self.device)
         model = clocked(self.model, clock)
         run = {"dense": self._dense, "lazycache": self._lazycache, "ras": self._ras}[variant.method]
-        return Measured(variant, run(model, variant), clock)
+        return Measured(variant, run(model, variant), clock, model)
 
     def _dense(self, model: ModelPatcher, variant: Variant) -> Run:
         from nodes import common_ksampler
@@ -160,7 +165,7 @@ def node_settings(variant: Variant) -> dict[str, Any]:
         "sample_ratio": variant.ratio, "start_step": START_STEP, "end_step": 0, "error_reset_every": 6,
         "error_reset_steps": ",".join(map(str, RESETS)), "metric": "std", "high_ratio": 1.0,
         "starvation_scale": 0.1, "ratio_end": 0.0, "method": "multirate",
-        "cuda_graphs": variant.graphs, "kv_cache": variant.kv_cache,
+        "cuda_graphs": variant.graphs,
     }  # fmt: skip
 
 
@@ -195,7 +200,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured) -> dict[str, Any]:
     variant = each.variant
     row: dict[str, Any] = {
         "case": bench.case.key, "variant": variant.key, "method": variant.method, "ratio": variant.ratio,
-        "graphs": variant.graphs, "kv_cache": variant.kv_cache, "pixels": bench.pixels,
+        "graphs": variant.graphs, "pixels": bench.pixels,
         "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
         "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
     }  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 HEAD = (
-    "case", "variant", "s", "step ms", "regional ms", "speed-up", "ideal", "% of ideal", "peak GiB", "K/V GiB",
+    "case", "variant", "s", "step ms", "regional ms", "speed-up", "ideal", "% ideal", "peak GiB", "K/V GiB",
 )  # fmt: skip
 
 

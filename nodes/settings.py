@@ -6,7 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Graphs, KVPlace, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Graphs, Method, Metric, RASConfig, parse_step_list
 from ..ras_core.host import patch_model
 from .live import open_view
 
@@ -73,11 +73,6 @@ def settings_inputs() -> list[io.Input]:
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
             tooltip="auto: on an NVIDIA GPU regional steps are recorded once and replayed, which makes them "
             "faster, where nothing in the graph forbids it. off: never.",
-        ),
-        io.Combo.Input(
-            "kv_cache", options=list(get_args(KVPlace)), default="auto", optional=True,
-            tooltip="Where keys and values of the picture are kept. gpu: fastest. fp8: half the memory. cpu: "
-            "main memory. off: nothing is kept and every step is dense. auto: the first of these that fits.",
         ),
     ]  # fmt: skip
 

@@ -11,7 +11,6 @@ Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
-KVPlace = Literal["auto", "gpu", "fp8", "cpu", "off"]
 
 MIN_RATIO = 0.05
 
@@ -38,7 +37,6 @@ class RASConfig:
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
-        kv_cache: where keys and values are kept (kv_place.py); "off" runs dense.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -57,7 +55,6 @@ class RASConfig:
     method: Method = "paper"
     corrections: bool = False
     cuda_graphs: Graphs = "auto"
-    kv_cache: KVPlace = "auto"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -73,7 +70,6 @@ class RASConfig:
         _check_choice("starvation", self.starvation, get_args(Starvation))
         _check_choice("method", self.method, get_args(Method))
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
-        _check_choice("kv_cache", self.kv_cache, get_args(KVPlace))
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",

@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The parts of ras_core from the ground up. Each may import from lower floors and from its own.
 FLOORS = (
-    {"errors", "schedule", "config"},
+    {"errors", "schedule", "config", "clock", "graph_rules"},
     {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "integrator"},
-    {"adapters", "forward", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
+    {"adapters", "forward", "graphs", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
     {"host"},
 )
 # Where ras_core may import ComfyUI: its one face to it, and the pack's own networks.
