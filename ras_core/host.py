@@ -70,10 +70,8 @@ def patch_model(
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-        patched.remove_callbacks_with_key(CallbacksMP.ON_DETACH, KEY)
     patch = RASPatch(adapter, config, priority, view_factory)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
-    patched.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
     return patched
 
 
@@ -241,7 +239,16 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
             return None
         store = GraphStore()
         setattr(model.model, GRAPHS, store)
+    _watch_unloading(model)
     return GraphSession(store)
+
+
+def _watch_unloading(model: ModelPatcher | None) -> None:
+    """Be told when the host unloads the model; once a clone is gone it unloads by the one it was made from."""
+    while model is not None:
+        if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
+            model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
+        model = getattr(model, "parent", None)
 
 
 def _end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
