@@ -244,7 +244,7 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Be told when the host unloads the model; once a clone is gone it unloads by the one it was made from."""
+    """Be told when the host unloads the model: once a clone is gone, by the one that it was made from."""
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
             model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
