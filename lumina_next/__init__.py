@@ -1,1 +1,1 @@
-"""Lumina-Next-T2I for ComfyUI: the paper's second model (arXiv 2406.18583), which ComfyUI has no network for."""
+"""Lumina-Next-T2I (arXiv 2406.18583), the second model of the RAS paper: ComfyUI has no network for it."""

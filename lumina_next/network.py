@@ -127,7 +127,7 @@ class LuminaNextDiT(nn.Module):
         return rotary_table((h, w), self.head_dim, *factors, time.device)
 
     def _proportional_scale(self, n: int) -> float:
-        """What self-attention's scale is multiplied by, so that its entropy does not grow with the picture."""
+        """Factor on self-attention's scale, so that its entropy does not grow with the picture."""
         return math.sqrt(math.log(n, self.base_tokens))
 
 

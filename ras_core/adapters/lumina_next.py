@@ -51,6 +51,7 @@ class LuminaNextAdapter(ModelAdapter):
         return CostProfile(
             image_weights=sum(map(linear_weights, layers)) - caption_weights - modulation,
             text_weights=caption_weights,
+            joint_width=0,
             image_width=width,
             cross_width=width,
             final_weights=linear_weights(network.norm_out.linear_2),

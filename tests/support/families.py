@@ -68,9 +68,7 @@ class Family:
         return [[context, {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}]]
 
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
-        return torch.randn(
-            batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed)
-        )
+        return torch.randn(batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def _sd3(**changes: Any) -> Callable[[], dict[str, Any]]:
@@ -125,9 +123,7 @@ FAMILIES = {
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
-FAMILIES = {
-    name: family for name, family in FAMILIES.items() if family.config_class is not None
-}
+FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_class is not None}
 
 
 @torch.no_grad()
