@@ -71,10 +71,10 @@ class PaperSelector(Selector):
 
 
 class ChangeSelector(Selector):
-    """The tokens whose estimate has most likely moved: rate times staleness, averaged over 3 x 3 tokens.
+    """The tokens whose estimate has most likely moved: rate times staleness.
 
     rate       change of the token's denoised estimate between its last two evaluations, over the sigma
-               between them;
+               between them, averaged over 3 x 3 tokens;
     staleness  sigma travelled since its last evaluation.
 
     Their product predicts how far the cached estimate is off, which is the local error of the long step that
@@ -101,21 +101,26 @@ class ChangeSelector(Selector):
         self._rate = torch.where(fresh, moved / travelled.clamp_min(SMALLEST_STEP), self._rate)
         self._sigma = torch.where(fresh, here, self._sigma)
         self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
-        self.score = self._smoothed(sigma)
+        self.score = self._predicted_change(sigma)
 
     def select(self, active_count: int, sigma: float) -> Tensor | None:
         if self.score is None:
             return None
-        self.score = self._smoothed(sigma)
+        self.score = self._predicted_change(sigma)
         worth = self._wishes.without_waste(self.score * self._wishes.weight, last=-1.0)
         order = worth.argsort(dim=1, descending=True, stable=True)
         chosen = order[:, : self._wishes.limit(active_count)]
         return chosen.sort(dim=1).values
 
-    def _smoothed(self, sigma: float) -> Tensor:
-        """Predicted change at `sigma`, (b, n); at the border the mean is over the neighbours that exist."""
-        score = (self._rate * (self._sigma - sigma).abs()).view(-1, 1, self._grid.h, self._grid.w)
-        return F.avg_pool2d(score, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
+    def _predicted_change(self, sigma: float) -> Tensor:
+        """Predicted change at `sigma`, (b, n); at the border the mean is over the neighbours that exist.
+
+        Only the rate is a noisy measurement. A token's staleness is its own: averaged with it, a fresh token
+        among stale ones scores as high as they do, is picked again and again, and its neighbours never.
+        """
+        rate = self._rate.view(-1, 1, self._grid.h, self._grid.w)
+        rate = F.avg_pool2d(rate, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
+        return rate * (self._sigma - sigma).abs()
 
 
 def selector_for(config: RASConfig, grid: TokenGrid, generator: torch.Generator, wishes: Wishes) -> Selector:

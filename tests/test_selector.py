@@ -40,7 +40,7 @@ class TestChange:
         _observe(selector, [1.0, *zeros[1:7], 2.0], 0.6, active=[7])
         assert selector._rate[0, [0, 7]].tolist() == pytest.approx([5.0, 0.0])
         assert selector.select(1, 0.5).tolist() == [[0]]
-        # a corner token has one neighbour here: (5 * 0.3 + 0) / 2
+        # a corner token has one neighbour here: rate (5 + 0) / 2 over 0.3
         assert selector.score[0, 0].item() == pytest.approx(0.75)
 
     def test_smoothing_at_the_border_is_over_the_neighbours_that_exist(self):
@@ -49,6 +49,33 @@ class TestChange:
         _observe(selector, [0.0, 0.0, 3.0], 0.5)
         selector.select(1, 0.0)
         assert selector.score[0].tolist() == pytest.approx([0.0, 1.0, 1.5])  # 3 over 3 tokens, 3 over 2
+
+    def test_a_fresh_token_does_not_inherit_the_staleness_of_its_neighbours(self):
+        """Rates 2, 2, 2. Token 1 was evaluated at 0.5 and stays behind the others until it is stale too."""
+        selector = _selector(3)
+        _observe(selector, [0, 0, 0], 1.0)
+        _observe(selector, [0.8, 0.8, 0.8], 0.6)
+        _observe(selector, [0.8, 1.0, 0.8], 0.5, active=[1])
+        assert selector.select(2, 0.4).tolist() == [[0, 2]]
+        assert selector.score[0].tolist() == pytest.approx([0.4, 0.2, 0.4])
+
+    def test_every_token_returns_in_a_long_run_without_resets(self):
+        """16 tokens, four a step, the slowest at a quarter of the fastest one's rate: nobody waits for more
+        than four times the even share of four steps."""
+        selector = ChangeSelector(TokenGrid(8, 8, 2))
+        rates = (1.0 + torch.arange(16) % 4).view(1, 1, 4, 4)
+        absent, longest, active = torch.zeros(16), 0, None
+        for step in range(100):
+            sigma = 1.0 - step / 100
+            denoised = (rates * (1.0 - sigma)).repeat_interleave(2, 2).repeat_interleave(2, 3)
+            selector.observe(torch.zeros_like(denoised), denoised, sigma, active)
+            active = selector.select(4, sigma - 0.01)
+            absent += 1
+            if active is None:
+                continue
+            absent[active[0]] = 0
+            longest = max(longest, int(absent.max()))
+        assert longest <= 16
 
     def test_a_second_evaluation_at_the_same_sigma_tells_no_rate(self):
         selector = _selector(2)
