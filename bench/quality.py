@@ -19,13 +19,13 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def bootstrap() -> ModuleType:
-    """Make the pack importable as `ras_pack`, by the tests' own mechanism; returns its command line."""
+def bootstrap(program: str = "ras_pack.bench.cli") -> ModuleType:
+    """Make the pack importable as `ras_pack`, by the tests' own mechanism; returns the program's module."""
     hidden = {str(ROOT), str(ROOT / "bench")}  # neither nodes/ nor this folder may shadow other modules
     sys.path[:] = [p for p in sys.path if os.path.realpath(p or ".") not in hidden]
     sys.path.append(str(ROOT / "tests"))
     importlib.import_module("support.comfy").register_pack()
-    return importlib.import_module("ras_pack.bench.cli")
+    return importlib.import_module(program)
 
 
 if __name__ == "__main__":

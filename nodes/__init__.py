@@ -8,6 +8,7 @@ from .compare import RASCompare
 from .custom_sampler import RASSampler
 from .demo import RASDemoModel, RASDemoPrompt
 from .live import register_route
+from .lumina_next import RASLuminaNextLoader
 from .mask_preview import RASMaskPreview
 from .patch_model import RASPatchModel
 from .sampler import RASKSampler
@@ -27,6 +28,7 @@ class MultirateRASExtension(ComfyExtension):
             RASCompare,
             RASDemoModel,
             RASDemoPrompt,
+            RASLuminaNextLoader,
         ]
 
 

@@ -18,7 +18,7 @@ class RASPatchModel(io.ComfyNode):
             category=CATEGORY,
             description="Makes the model sample faster: at most steps only the regions that matter are "
             "computed, the rest reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
-            "Lumina-Image-2.0 and Z-Image.",
+            "Lumina-Image-2.0, Lumina-Next and Z-Image.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
                 *settings_inputs(),

@@ -10,6 +10,7 @@ from .errors import RASError
 Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
+Graphs = Literal["auto", "off"]
 
 MIN_RATIO = 0.05
 
@@ -35,6 +36,7 @@ class RASConfig:
             means; "reference" is the formula of the reference code, where the sign works the other way.
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
+        cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -52,6 +54,7 @@ class RASConfig:
     starvation: Starvation = "corrected"
     method: Method = "paper"
     corrections: bool = False
+    cuda_graphs: Graphs = "auto"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -66,6 +69,7 @@ class RASConfig:
         _check_choice("metric", self.metric, get_args(Metric))
         _check_choice("starvation", self.starvation, get_args(Starvation))
         _check_choice("method", self.method, get_args(Method))
+        _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",

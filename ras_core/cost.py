@@ -17,6 +17,7 @@ class CostProfile:
         text_weights: the same for a text (or padding) token.
         joint_width: sum over blocks of the attention width in which image and text attend together.
         image_width: sum over blocks of the width of attentions among image tokens only.
+        cross_width: sum over blocks of the width of attentions of image tokens to text.
         dense_weights: linear weights that every image token meets at every step, active or not (refiners).
         final_weights: linear weights of the final layer.
     """
@@ -25,6 +26,7 @@ class CostProfile:
     text_weights: int
     joint_width: int
     image_width: int = 0
+    cross_width: int = 0
     dense_weights: int = 0
     dense_width: int = 0
     final_weights: int = 0
@@ -34,7 +36,8 @@ class CostProfile:
         linear = n_active * (self.image_weights + self.final_weights) + n_text * self.text_weights
         linear += n_tokens * self.dense_weights
         attention = 2 * (n_active + n_text) * (n_tokens + n_text) * self.joint_width
-        attention += 2 * n_active * n_tokens * self.image_width + 2 * n_tokens**2 * self.dense_width
+        attention += 2 * n_active * (n_tokens * self.image_width + n_text * self.cross_width)
+        attention += 2 * n_tokens**2 * self.dense_width
         return 2.0 * (linear + attention)
 
 

@@ -140,6 +140,9 @@ class NetworkCall:
     def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
         slot = (self._layer, self._attention)
         self._attention += 1
+        if slot[1] in self._adapter.cross_attentions:
+            self.text_rows = max(self.text_rows, k.shape[token_axis])
+            return k, v
         here = self._active_idx.shape[1] if self.gathered else self._n
         prefix = q.shape[token_axis] - here - self._suffix
         if prefix < 0 or k.shape[token_axis] != q.shape[token_axis]:

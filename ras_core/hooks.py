@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from .adapters import network_of
 from .adapters.base import ModelAdapter
+from .clock import mark
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .kv import Branch
+from .graph_rules import call_obstacle, inspect
+from .graphs import GraphSession
+from .kv import Branch, Sequence, Slot
 from .live import View, live_step
 from .state import RunState
 
@@ -26,13 +29,43 @@ NO_MEMORY = "there is not enough memory for the K/V cache"
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
+@dataclass(frozen=True)
+class HostCall:
+    """One call of the host's model, with its tensors by name, so that others can be put in their place."""
+
+    executor: Any
+    inputs: dict[str, Any]
+
+    def __call__(self, control: dict | None, options: dict, inputs: dict[str, Any] | None = None) -> Tensor:
+        named = dict(self.inputs if inputs is None else inputs)
+        first = [named.pop(name) for name in ("x", "t", "c_concat", "c_crossattn")]
+        return self.executor(*first, control, options, **named)
+
+    @property
+    def is_wrapped(self) -> bool:
+        """Whether others wrap the model's calls beside us."""
+        return len(getattr(self.executor, "wrappers", ())) > 1
+
+    @property
+    def sampling(self) -> object:
+        """What turns a noise level into the network's time."""
+        return getattr(self.executor.class_obj, "model_sampling", None)
+
+
 class RunHooks:
     """The wrappers of one run."""
 
-    def __init__(self, adapter: ModelAdapter, run: RunState, view: View | None = None):
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        run: RunState,
+        view: View | None = None,
+        graphs: GraphSession | None = None,
+    ):
         self._adapter = adapter
         self._run = run
         self._view = view
+        self._graphs = graphs
 
     def evaluate(
         self,
@@ -43,8 +76,10 @@ class RunHooks:
         seed: int | None = None,
     ) -> Tensor:
         """PREDICT_NOISE: one guided evaluation."""
-        sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
-        self._run.begin_evaluation(sigma, time.perf_counter())
+        sigma, self._run.known_sigma = self._run.known_sigma, None
+        if sigma is None:
+            sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
+        self._run.begin_evaluation(sigma, mark(x.device))
         if self._view is not None:
             self._view.step(live_step(self._run))
         try:
@@ -68,10 +103,8 @@ class RunHooks:
     ) -> Tensor:
         """APPLY_MODEL: one call of the network for one or more branches."""
         options = transformer_options or {}
-
-        def forward(control: dict | None, options: dict) -> Tensor:
-            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
-
+        inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
+        forward = HostCall(executor, inputs)
         evaluation = self._run.evaluation
         if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
@@ -104,7 +137,7 @@ class RunHooks:
         self,
         network: nn.Module,
         branches: tuple[Branch, ...],
-        forward: Callable,
+        forward: HostCall,
         control: dict | None,
         options: dict,
     ) -> Tensor:
@@ -115,6 +148,8 @@ class RunHooks:
         if run.evaluation.active_idx is not None:
             run.warn("a conditioning with nothing cached yet ran dense once")
         slots = run.kv.begin_fill(branches)
+        if not slots and (graphs := self._graphs_for(network, forward, control, options)):
+            slots = graphs.lend(branches, forward.inputs)
         call = NetworkCall(self._adapter, network, run.grid.n, slots, inner_override=options.get(OVERRIDE))
         trouble = None
         try:
@@ -124,6 +159,7 @@ class RunHooks:
             trouble = str(surprise)
         except torch.cuda.OutOfMemoryError:
             trouble = NO_MEMORY
+            self._drop_graphs()
         if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
             run.go_dense(trouble)
             return forward(control, options)
@@ -140,7 +176,7 @@ class RunHooks:
         self,
         network: nn.Module,
         branches: tuple[Branch, ...],
-        forward: Callable,
+        forward: HostCall,
         control: dict | None,
         options: dict,
     ) -> Tensor | None:
@@ -150,12 +186,19 @@ class RunHooks:
             return None
         active_idx = run.evaluation.active_idx.repeat(len(branches), 1)
         slots = run.kv.slots_for(branches)
+        if graphs := self._graphs_for(network, forward, control, options):
+            recorded = self._recorded(network, forward, options)
+            output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
+            if output is not None:
+                run.evaluation.ran_regional = True
+                return self._merge(branches, active_idx, output)
         call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, options.get(OVERRIDE))
         try:
             shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
             with call.placed():
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
         except torch.cuda.OutOfMemoryError:
+            self._drop_graphs()
             run.go_dense(NO_MEMORY)
             return None
         except _SURPRISES as surprise:
@@ -166,6 +209,36 @@ class RunHooks:
             return output
         run.evaluation.ran_regional = True
         return self._merge(branches, active_idx, output)
+
+    def _graphs_for(
+        self, network: nn.Module, forward: HostCall, control: dict | None, options: dict
+    ) -> GraphSession | None:
+        """The recordings where this call may use them."""
+        graphs = self._graphs
+        if graphs is None or graphs.obstacle is not None:
+            return None
+        if not graphs.is_ready:
+            graphs.prepare(inspect(network, forward.inputs["x"].device, forward.sampling))
+        if obstacle := call_obstacle(options, control, forward.is_wrapped, options.get(OVERRIDE)):
+            graphs.refuse(obstacle)
+        return None if graphs.obstacle is not None else graphs
+
+    def _recorded(self, network: nn.Module, forward: HostCall, options: dict) -> Callable[..., Tensor]:
+        """A regional call as a function of all that changes from step to step."""
+
+        def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, Sequence]) -> Tensor:
+            inside = NetworkCall(self._adapter, network, self._run.grid.n, slots, active_idx)
+            with inside.placed():
+                output = forward(None, {**options, OVERRIDE: inside.attend}, inputs)
+            if not inside.gathered:
+                raise RegionalAbort("the main blocks never ran on the active tokens")
+            return output
+
+        return call
+
+    def _drop_graphs(self) -> None:
+        if self._graphs is not None:
+            self._graphs.drop()
 
     def _merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
         """Fresh output at active tokens, cached output elsewhere: (bb, c, H, W)."""

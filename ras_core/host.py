@@ -8,7 +8,6 @@ the model itself.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +18,16 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
 from .adapters import adapter_for, network_of
 from .adapters.base import ModelAdapter
+from .clock import mark
 from .config import RASConfig
 from .errors import RASError
+from .graph_rules import may_outlive_run
+from .graphs import GraphSession, GraphStore
 from .hooks import OVERRIDE, RunHooks
 from .live import ViewFactory
 from .sampler import RUN, sample_multirate
@@ -39,6 +41,8 @@ from .wishes import Wishes
 logger = logging.getLogger(__name__)
 
 KEY = "multirate_ras"
+GRAPHS = "_multirate_ras_graphs"
+"""Attribute of the host's model that keeps recorded calls: they read its weights and must not outlive it."""
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 
@@ -156,17 +160,19 @@ class RASPatch:
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
         view = self.view_factory(run.grid) if self.view_factory else None
-        _enter(guider.model_options, run, RunHooks(self.adapter, run, view))
+        graphs = _graph_session(guider.model_patcher, self.config, run)
+        _enter(guider.model_options, run, RunHooks(self.adapter, run, view, graphs))
         sampler, trace = self._corrected(sampler, run), None
         try:
             result = executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
-            self.last_trace = trace = self._finish(network, run)
+            self.last_trace = trace = self._finish(network, run, guider.model_patcher.load_device)
             logger.info(trace.summary())
             return result
         finally:
             run.release()
+            _end_graphs(guider.model_patcher, graphs)
             if view is not None:
                 view.end(trace)
 
@@ -201,13 +207,13 @@ class RASPatch:
         _explain_dense_plan(run)
         return run
 
-    def _finish(self, network: nn.Module, run: RunState) -> Trace:
+    def _finish(self, network: nn.Module, run: RunState, device: torch.device) -> Trace:
         if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
             run.warn(
                 "nothing was accelerated: the model was not evaluated in the way that ComfyUI's guiders do"
             )
         profile = self.adapter.cost_profile(network)
-        return run.recorder.finish(time.perf_counter(), len(run.plan), profile, run.text_rows, run.kv_bytes)
+        return run.recorder.finish(mark(device), len(run.plan), profile, run.text_rows, run.kv_bytes)
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
@@ -216,6 +222,50 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
         return None
     fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
     return fitted.amax(dim=1)
+
+
+def graph_store(model: ModelPatcher) -> GraphStore | None:
+    """What runs of this model have recorded, or None."""
+    return getattr(model.model, GRAPHS, None)
+
+
+def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> GraphSession | None:
+    """Recorded calls for a run; None where the user, the plan or the device rules them out."""
+    if config.cuda_graphs == "off" or run.is_dense or not run.any_regional:
+        return None
+    store = graph_store(model)
+    if store is None:
+        if model.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
+            return None
+        store = GraphStore()
+        setattr(model.model, GRAPHS, store)
+    _watch_unloading(model)
+    return GraphSession(store)
+
+
+def _watch_unloading(model: ModelPatcher | None) -> None:
+    """Be told when the host unloads the model: once a clone is gone, by the one that it was made from."""
+    while model is not None:
+        if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
+            model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
+        model = getattr(model, "parent", None)
+
+
+def _end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
+    """After a run: recordings stay for the next one only where memory is plenty."""
+    if graphs is None:
+        return
+    graphs.close()
+    management, device = comfy.model_management, model.load_device
+    if not may_outlive_run(management.get_free_memory(device), management.get_total_memory(device)):
+        graphs.drop()
+
+
+def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:
+    """The host unloads the model: recordings read from weights that go."""
+    store = graph_store(model)
+    if store is not None and unpatch_all:
+        store.clear()
 
 
 def _enter(model_options: dict, run: RunState, hooks: RunHooks) -> None:

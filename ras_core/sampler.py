@@ -47,6 +47,8 @@ def sample_multirate(
     ones = x.new_ones([x.shape[0]])
     history, fresh_before, evaluations = History.empty(x), None, 0
     for i in trange(len(levels) - 1, disable=disable):
+        if run is not None:
+            run.known_sigma = levels[i]
         denoised = model(x, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .clock import Moment
 from .config import RASConfig
 from .kv import Branch, KVStore
 from .schedule import StepKind, StepPlan, plan_steps, step_of_sigma
@@ -38,6 +39,7 @@ class RunState:
         active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
         evaluations: how many have ended.
         is_dense: a surprise ended regional steps for this run.
+        known_sigma: noise level of the coming evaluation where the sampler tells it; None: read the device.
     """
 
     config: RASConfig
@@ -55,6 +57,7 @@ class RunState:
     is_dense: bool = False
     active_idx: Tensor | None = None
     evaluations: int = 0
+    known_sigma: float | None = None
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
 
     def __post_init__(self) -> None:
@@ -65,7 +68,7 @@ class RunState:
     def any_regional(self) -> bool:
         return any(step.kind is StepKind.REGIONAL for step in self.plan)
 
-    def begin_evaluation(self, sigma: float, now: float) -> None:
+    def begin_evaluation(self, sigma: float, now: Moment) -> None:
         """A guided evaluation starts: find its step and, when that is regional, its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
         self.recorder.begin(plan, sigma, now)

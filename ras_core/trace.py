@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from .clock import Moment, seconds_between
 from .cost import CostProfile, expected_speedup
 from .schedule import StepKind, StepPlan
 from .tokens import TokenGrid
@@ -122,7 +123,7 @@ class _Entry:
 
     plan: StepPlan
     sigma: float
-    started: float
+    started: Moment
     active_idx: Tensor | None = None
     score: Tensor | None = None
 
@@ -136,7 +137,7 @@ class Recorder:
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
 
-    def begin(self, plan: StepPlan, sigma: float, now: float) -> None:
+    def begin(self, plan: StepPlan, sigma: float, now: Moment) -> None:
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
@@ -159,7 +160,7 @@ class Recorder:
         self._notes.append(text)
         return True
 
-    def finish(self, now: float, n_steps: int, profile: CostProfile, n_text: int, kv_bytes: int) -> Trace:
+    def finish(self, now: Moment, n_steps: int, profile: CostProfile, n_text: int, kv_bytes: int) -> Trace:
         evaluations = self._evaluations(now)
         counts = [round(e.active_share * self._grid.n) for e in evaluations]
         return Trace(
@@ -173,11 +174,11 @@ class Recorder:
             notes=tuple(self._notes),
         )
 
-    def _evaluations(self, now: float) -> tuple[Evaluation, ...]:
+    def _evaluations(self, now: Moment) -> tuple[Evaluation, ...]:
         ends = [*(entry.started for entry in self._entries), now][1:]
         return tuple(self._freeze(entry, end) for entry, end in zip(self._entries, ends, strict=True))
 
-    def _freeze(self, entry: _Entry, end: float) -> Evaluation:
+    def _freeze(self, entry: _Entry, end: Moment) -> Evaluation:
         shape = (self._batch, self._grid.h, self._grid.w)
         if entry.active_idx is None:
             active = np.ones(shape, dtype=bool)
@@ -186,7 +187,13 @@ class Recorder:
         score = None if entry.score is None else entry.score.float().cpu().numpy().reshape(shape)
         kind = StepKind.DENSE if entry.active_idx is None else StepKind.REGIONAL
         return Evaluation(
-            entry.plan.index, entry.sigma, kind, entry.plan.is_reset, active, score, end - entry.started
+            entry.plan.index,
+            entry.sigma,
+            kind,
+            entry.plan.is_reset,
+            active,
+            score,
+            seconds_between(entry.started, end),
         )
 
 

@@ -21,6 +21,8 @@ from support.sampling import FAST, STEPS, distance, sample, sample_ras
 NEARLY_ALL = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=0)
 """58 of 64 tokens in eight regional steps of ten: close to dense, and wrong rows would show."""
 
+LORA_LAYERS = ("qkv.weight", "fc1.weight", "w1.weight", "to_q.weight", "linear_1.weight")
+
 
 @pytest.fixture(params=list(FAMILIES))
 def family(request) -> Family:
@@ -114,9 +116,7 @@ class TestLoRA:
     def lora(self, family):
         def patches(model):
             generator = torch.Generator().manual_seed(4)
-            keys = [
-                k for k in model.model.state_dict() if k.endswith(("qkv.weight", "fc1.weight", "w1.weight"))
-            ]
+            keys = [k for k in model.model.state_dict() if k.endswith(LORA_LAYERS)]
             weights = {k: model.model.state_dict()[k] for k in keys}
             return {
                 k: (0.2 * torch.randn(w.shape, generator=generator) * w.std(),) for k, w in weights.items()

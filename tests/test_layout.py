@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The parts of ras_core from the ground up. Each may import from lower floors and from its own.
 FLOORS = (
-    {"errors", "schedule", "config"},
+    {"errors", "schedule", "config", "clock", "graph_rules"},
     {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "integrator"},
-    {"adapters", "forward", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
+    {"adapters", "forward", "graphs", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
     {"host"},
 )
 # Where ras_core may import ComfyUI: its one face to it, and the pack's own networks.
@@ -93,10 +93,17 @@ def test_nodes_meet_the_method_through_few_doors(path):
     assert reached == []
 
 
+@pytest.mark.parametrize("path", modules("lumina_next"), ids=lambda p: p.name)
+def test_a_network_of_the_pack_knows_nothing_of_the_method(path):
+    """It is a model like the host's; only the form of errors is shared."""
+    outside = {name for name in inside(path) if name.split(".")[0] != "lumina_next"}
+    assert outside <= {"ras_core.errors"}
+
+
 def test_the_pack_imports_itself_relatively_only():
     """ComfyUI gives the pack its path as module name, so `import ras_core` works nowhere."""
-    own = {"ras_core", "demo", "multirate_ras", "ras_pack"}
-    files = [*modules("ras_core"), *modules("nodes"), ROOT / "__init__.py"]
+    own = {"ras_core", "lumina_next", "demo", "multirate_ras", "ras_pack"}
+    files = [*modules("ras_core"), *modules("lumina_next"), *modules("nodes"), ROOT / "__init__.py"]
     wrong = [
         (p.name, name) for p in files for level, name in imports(p) if not level and name.split(".")[0] in own
     ]

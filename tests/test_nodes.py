@@ -23,6 +23,7 @@ SETTINGS = [
     ("ratio_end", 0.0),
     ("method", "multirate"),
     ("priority", None),
+    ("cuda_graphs", "auto"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
@@ -40,6 +41,10 @@ INPUTS = {
     "RASMaskPreview": [("trace", None), ("images", None)],
     "RASDemoModel": [("family", "sd3")],
     "RASDemoPrompt": [("text", "noto owl on blue")],
+    "RASLuminaNextLoader": [
+        ("folder", "none"), ("transformer", "from folder"), ("text_encoder", "from folder"),
+        ("vae", "from folder"), ("guidance_channels", "first three"), ("scaling_watershed", 1.0),
+    ],
 }  # fmt: skip
 INPUTS["RASCompare"] = [*INPUTS["RASKSampler"], ("vae", None)]
 OUTPUTS = {
@@ -51,6 +56,7 @@ OUTPUTS = {
     "RASMaskPreview": ["IMAGE", "IMAGE"],
     "RASDemoModel": ["MODEL", "VAE"],
     "RASDemoPrompt": ["CONDITIONING"],
+    "RASLuminaNextLoader": ["MODEL", "CLIP", "VAE"],
 }
 
 

@@ -212,7 +212,7 @@ class TestEffect:
             rows = n + sequence.prefix + sequence.suffix
             assert sequence.key.shape[:2] == sequence.value.shape[:2] == (1, rows)
             assert sequence.key[0, 0].numel() == sequence.value[0, 0].numel() == family.kv_width
-            is_joint = slot[1] == 0
+            is_joint = family.text_in_cache and slot[1] == 0
             assert (sequence.prefix > 0) == is_joint
 
 

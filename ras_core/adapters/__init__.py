@@ -7,9 +7,10 @@ from torch import nn
 from ..errors import RASError
 from .base import ModelAdapter
 from .lumina2 import NextDiTAdapter
+from .lumina_next import LuminaNextAdapter
 from .sd3 import SD3Adapter
 
-ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(), NextDiTAdapter())
+ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(), NextDiTAdapter(), LuminaNextAdapter())
 
 
 def adapter_for(network: nn.Module) -> ModelAdapter:

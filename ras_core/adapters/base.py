@@ -21,12 +21,15 @@ class ModelAdapter(ABC):
         class_name: the host's network class; subclasses of it match too.
         text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor.
         runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
+        cross_attentions: which attentions of a main block, counted from 0, look at the caption only; they
+            are left alone.
     """
 
     family: str
     class_name: str
     text_in_hidden: bool
     runs_wrappers: bool = True
+    cross_attentions: frozenset[int] = frozenset()
 
     @abstractmethod
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:

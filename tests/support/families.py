@@ -14,8 +14,10 @@ from typing import Any
 import comfy.model_patcher
 import comfy.supported_models
 import torch
+from ras_pack.lumina_next.model import LuminaNextConfig
 from torch import Tensor
 
+from support import tiny_lumina_next
 from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS, POOLED_DIM, tiny_sd3_unet_config
 
 
@@ -25,24 +27,35 @@ class Family:
 
     Attributes:
         name: for test ids.
-        model_class: name in comfy.supported_models.
+        model_class: name in comfy.supported_models, or the pack's own class of this kind.
         unet_config: what that class builds the network from.
         pads: the multiple to which the family pads its text and image rows; 1 for none.
         block_attentions: attentions with a K/V cache of their own in each main block.
         kv_width: numbers in one cached key (repeated heads counted once).
+        channels: of its latent.
+        text_in_cache: whether the first attention of a block has text rows.
     """
 
     name: str
-    model_class: str
+    model_class: str | type
     unet_config: Callable[[], dict[str, Any]]
     pads: int = 1
     block_attentions: tuple[int, ...] = (1, 1, 1)
     kv_width: int = 128
+    channels: int = LATENT_CHANNELS
+    text_in_cache: bool = True
 
-    def build(self, seed: int = 0):
-        """A ModelPatcher on the CPU in float32."""
+    @property
+    def config_class(self) -> type | None:
+        """None where this ComfyUI does not have it."""
+        if isinstance(self.model_class, type):
+            return self.model_class
+        return getattr(comfy.supported_models, self.model_class, None)
+
+    def build(self, seed: int = 0, **changes: Any):
+        """A ModelPatcher on the CPU in float32; `changes` are arguments of its network."""
         cpu = torch.device("cpu")
-        config = getattr(comfy.supported_models, self.model_class)(self.unet_config())
+        config = self.config_class({**self.unet_config(), **changes})
         model = config.get_model({}, prefix="", device=cpu)
         draw_weights(model.diffusion_model, seed)
         return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
@@ -55,9 +68,7 @@ class Family:
         return [[context, {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}]]
 
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
-        return torch.randn(
-            batch, LATENT_CHANNELS, height, width, generator=torch.Generator().manual_seed(seed)
-        )
+        return torch.randn(batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 def _sd3(**changes: Any) -> Callable[[], dict[str, Any]]:
@@ -104,12 +115,15 @@ FAMILIES = {
             ),
             pads=32, kv_width=256,
         ),
+        Family(
+            "lumina_next", LuminaNextConfig,
+            lambda: {**tiny_lumina_next.NETWORK_CONFIG, "dtype": torch.float32},
+            kv_width=48, channels=tiny_lumina_next.CHANNELS, text_in_cache=False,
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
-FAMILIES = {
-    name: family for name, family in FAMILIES.items() if hasattr(comfy.supported_models, family.model_class)
-}
+FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_class is not None}
 
 
 @torch.no_grad()

@@ -1,0 +1,148 @@
+"""Checks of recorded regional calls on a GPU: each is a sentence and whether it held."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .progress import say
+from .setup import ROOT, machine, pick_device, start
+
+TOLERANCE = 2e-2  # relative L2 of the latents, half precision through a whole run
+BLOCKS = 4
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 when everything held."""
+    parser = argparse.ArgumentParser(prog="bench/graph_check.py")
+    parser.add_argument("--families", default="", help="comma list; all by default")
+    parser.add_argument("--pixels", type=int, default=512)
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "graph_check.json")
+    options = parser.parse_args(argv)
+    start(pick_device("cuda"))
+    import torch
+
+    from .shapes import SHAPES, free
+
+    wanted = options.families.split(",") if options.families else list(SHAPES)
+    results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "checks": []}
+    with torch.inference_mode():
+        for name in wanted:
+            try:
+                for what, held, detail in checks(_shallow(SHAPES[name]), options.pixels):
+                    _add(results, name, what, held, detail)
+            except Exception as error:
+                _add(results, name, "no exception", False, f"{type(error).__name__}: {error}")
+            free()
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    failed = [check for check in results["checks"] if not check["held"]]
+    print(f"{len(results['checks'])} checks, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
+    """What is checked for one family: sentence, whether it held, numbers."""
+    import comfy.model_management
+    import torch
+
+    from ..ras_core.host import graph_store
+    from .speed_cases import Case, Variant
+    from .speed_run import Bench
+
+    bench = Bench(Case(shape.name, pixels), shape, torch.device("cuda"), pixels)
+    plain, graph = Variant("ras", 0.5), Variant("ras", 0.5, "auto")
+
+    def compare(what: str) -> tuple[str, bool, str]:
+        expected, _ = bench.latent_of(plain)
+        latent, trace = bench.latent_of(graph)
+        error = float((latent - expected).norm() / expected.norm())
+        recorded = graph_store(bench.model)
+        count = recorded.count if recorded else 0
+        detail = f"error {error:.2e}, {count} recordings, {trace.regional_steps} regional, {trace.notes}"
+        if recorded and recorded.trouble:
+            detail += f", {recorded.trouble}"
+        return what, error < TOLERANCE and count > 0 and not trace.notes, detail
+
+    def recordings() -> set[int]:
+        return {id(each) for held in graph_store(bench.model).buffers for each in held.recordings.values()}
+
+    yield compare("recorded and plain agree")
+    first = recordings()
+    yield compare("and in a second run")
+    yield "the second run made no new recording", recordings() == first, str(len(first))
+    bench.latent = shape.latent(pixels, pixels + 128, 1)
+    yield compare("another size")
+    bench.latent = shape.latent(pixels, pixels, 1)
+    yield compare("the first size again")
+    yield _interrupted(bench, graph)
+    yield compare("after an interrupted run")
+    original = bench.model
+    bench.model = _with_patch(original)
+    yield compare("with a LoRA-like patch of the weights")
+    bench.model = original
+    yield compare("without it again")
+    comfy.model_management.unload_all_models()
+    store = graph_store(bench.model)
+    yield "unloading drops the recordings", store.count == 0 and store.nbytes() == 0, str(store.count)
+    yield compare("after the model was unloaded")
+    bench.close()
+
+
+def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
+    import comfy.model_management as management
+    from comfy.patcher_extension import WrappersMP
+
+    from ..ras_core.host import graph_store
+
+    calls = []
+
+    def stop(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 9:
+            raise management.InterruptProcessingException
+        return executor(*args, **kwargs)
+
+    original, bench.model = bench.model, bench.model.clone()
+    bench.model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "stop", stop)
+    try:
+        bench.latent_of(variant)
+        stopped = False
+    except management.InterruptProcessingException:
+        stopped = True
+    bench.model = original
+    lent = any(buffers.is_lent for buffers in graph_store(original).buffers)
+    return "an interrupted run returns its buffers", stopped and not lent, f"stopped {stopped}, lent {lent}"
+
+
+def _with_patch(model: Any) -> Any:
+    """A clone with a difference on every matrix of the first main block."""
+    import torch
+
+    patched = model.clone()
+    block = ("diffusion_model.joint_blocks.0.", "diffusion_model.layers.0.")
+    weights = {
+        name: weight for name, weight in model.model.named_parameters()
+        if name.startswith(block) and weight.ndim == 2
+    }  # fmt: skip
+    patched.add_patches({name: (torch.full_like(w, 1e-2),) for name, w in weights.items()}, 1.0)
+    return patched
+
+
+def _shallow(shape: Any) -> Any:
+    """Few main blocks of the true width."""
+    config = dict(shape.unet_config)
+    config["num_blocks" if shape.model_class == "SD3" else "n_layers"] = BLOCKS
+    if config.get("x_block_self_attn_layers"):
+        config["x_block_self_attn_layers"] = [0, 1]
+    return replace(shape, unet_config=config)
+
+
+def _add(results: dict[str, Any], family: str, what: str, held: bool, detail: str) -> None:
+    results["checks"].append({"family": family, "check": what, "held": bool(held), "detail": detail})
+    say(f"{'ok    ' if held else 'FAILED'} {family}: {what} ({detail})")

@@ -1,0 +1,122 @@
+"""The command line of the speed program: budget, cases, results after every case, a table at the end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ras_core.errors import RASError
+from .progress import say
+from .setup import ROOT, machine, pick_device, start
+from .speed_cases import RATIOS, STEPS, Case, pick_cases, variants
+from .speed_table import table
+
+TINY_PIXELS = 128
+
+
+@dataclass
+class Budget:
+    """Seconds that the whole program may take, from its start on; 0 for no limit."""
+
+    seconds: float
+    started: float
+
+    def left(self) -> float:
+        return self.seconds - (time.perf_counter() - self.started) if self.seconds else float("inf")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    options = parser().parse_args(argv)
+    budget = Budget(options.seconds, time.perf_counter())
+    try:
+        cases = pick_cases(options.cases)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.list:
+        print("\n".join(case.key for case in cases))
+        return 0
+    try:
+        device = "cpu" if options.tiny else pick_device(options.device)
+        start(device, threads=options.threads)
+    except RASError as error:
+        print(error, file=sys.stderr)
+        return 1
+    results = run_cases(cases, device, options, budget)
+    print(table(results))
+    return 0 if any(not row["error"] for row in results["rows"]) else 1
+
+
+def run_cases(cases: Sequence[Case], device: str, options: argparse.Namespace, budget: Budget) -> dict:
+    """All cases that fit into the budget; the file is written anew after each."""
+    results: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d"), "machine": machine(), "steps": options.steps,
+        "tiny": options.tiny, "rows": [], "dropped": [],
+    }  # fmt: skip
+    for case in cases:
+        started = time.perf_counter()
+        if budget.left() < options.reserve:
+            say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
+            results["dropped"].append(case.key)
+        else:
+            results["rows"] += run_case(case, device, options, budget.left)
+            say(f"{case.key}: {time.perf_counter() - started:.0f} s")
+            say(table({**results, "rows": [row for row in results["rows"] if row["case"] == case.key]}))
+        write(options.out, results)
+    return results
+
+
+def run_case(
+    case: Case, device: str, options: argparse.Namespace, left: Callable[[], float]
+) -> list[dict[str, Any]]:
+    """Rows of one case; one row with the error where it cannot be set up."""
+    import torch
+
+    from .shapes import SHAPES, free
+    from .speed_run import Bench, measure_case
+
+    shape = SHAPES[case.shape]
+    try:
+        shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
+        bench = Bench(case, shape, torch.device(device), pixels, options.steps)
+    except Exception as error:
+        free()
+        return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
+    graphs = device == "cuda" or options.tiny
+    found = [bench.measured(each) for each in variants(options.ratios, graphs, reference=False)]
+    rows = measure_case(bench, found, options.repeats, left)
+    del found
+    bench.close()
+    return rows
+
+
+def write(path: Path, results: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="bench/speed.py", description=(__doc__ or "").splitlines()[0])
+    top.add_argument("--cases", default="", help="comma list, by the beginning of their names (--list)")
+    top.add_argument("--list", action="store_true", help="only print the cases")
+    top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
+    top.add_argument("--reserve", type=float, default=10, help="seconds without which no case is begun")
+    top.add_argument("--repeats", type=int, default=3, help="timed runs of each variant")
+    top.add_argument("--steps", type=int, default=STEPS)
+    top.add_argument("--ratios", type=_ratios, default=RATIOS, help="0.5,0.25,0.125")
+    top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    top.add_argument("--threads", type=int, default=0)
+    top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
+    top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")
+    return top
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part.strip())

@@ -1,0 +1,255 @@
+"""Runs of the speed program, through the nodes that users place: one case at a time, all variants beside
+each other.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..nodes.sampler import sample_with_trace
+from ..ras_core.adapters import adapter_for
+from ..ras_core.host import graph_store
+from ..ras_core.trace import Trace
+from .shapes import PIXELS_PER_LATENT, Shape, free
+from .speed_cases import (
+    RESETS,
+    START_STEP,
+    STEPS,
+    Case,
+    Variant,
+    affordable_repeats,
+    ideal_speedup,
+    planned_counts,
+)
+from .timing import Clock, Peak, clocked
+
+CFG = 5.0
+SEED = 7
+LAZYCACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
+"""The node's defaults."""
+
+Run = Callable[[int], "Trace | None"]
+"""Samples once from a seed."""
+
+
+@dataclass
+class Measured:
+    """What the runs of one variant gave.
+
+    Attributes:
+        run, clock, model: what is sampled, and with which clock.
+        seconds: sampling time of each timed run, from the first evaluation to the last one's end.
+        node_seconds: wall clock of the whole node, with the device waited for.
+        steps: per timed run, seconds of each evaluation.
+        warm_up: sampling seconds of the run before them.
+        memory: of that first run.
+        trace: of the last run, where RAS was on.
+    """
+
+    variant: Variant
+    run: Run
+    clock: Clock
+    model: ModelPatcher
+    seconds: list[float] = field(default_factory=list)
+    node_seconds: list[float] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)
+    warm_up: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    trace: Trace | None = None
+    error: str = ""
+
+    def once(self, seed: int) -> tuple[list[float], float]:
+        """Seconds of each evaluation, and of the node."""
+        _wait()
+        started = time.perf_counter()
+        self.trace = self.run(seed)
+        _wait()
+        return self.clock.laps(), time.perf_counter() - started
+
+    def warm(self, device: torch.device) -> None:
+        """The first run: kernels are chosen in it, and memory is measured."""
+        if (store := graph_store(self.model)) is not None:
+            store.clear()  # memory is this variant's own
+        peak = Peak(device)
+        laps, _ = self.once(SEED)
+        self.warm_up, self.memory = sum(laps), peak.read()
+
+    def time(self, seed: int) -> None:
+        laps, wall = self.once(seed)
+        self.seconds.append(sum(laps))
+        self.node_seconds.append(wall)
+        self.steps.append(laps)
+
+
+@dataclass
+class Bench:
+    """A case made ready: its network stands on the device."""
+
+    case: Case
+    shape: Shape
+    device: torch.device
+    pixels: int
+    steps: int = STEPS
+
+    def __post_init__(self) -> None:
+        self.model = self.shape.build(self.device)
+        self.conditionings = [self.shape.conditioning(which) for which in (0, 1)]
+        self.latent = self.shape.latent(self.pixels, self.pixels, self.case.batch)
+        comfy.utils.set_progress_bar_enabled(False)
+        comfy.model_management.load_models_gpu([self.model])
+
+    @property
+    def n_tokens(self) -> int:
+        return (-(-self.pixels // PIXELS_PER_LATENT // 2)) ** 2
+
+    def measured(self, variant: Variant) -> Measured:
+        clock = Clock(self.device)
+        model = clocked(self.model, clock)
+        run = {"dense": self._dense, "lazycache": self._lazycache, "ras": self._ras}[variant.method]
+        return Measured(variant, run(model, variant), clock, model)
+
+    def _dense(self, model: ModelPatcher, variant: Variant) -> Run:
+        from nodes import common_ksampler
+
+        def run(seed: int) -> None:
+            common_ksampler(model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent)
+
+        return run
+
+    def _lazycache(self, model: ModelPatcher, variant: Variant) -> Run:
+        from comfy_extras.nodes_easycache import LazyCacheNode
+
+        return self._dense(LazyCacheNode.execute(model, **LAZYCACHE).args[0], variant)
+
+    def _ras(self, model: ModelPatcher, variant: Variant) -> Run:
+        settings = node_settings(variant)
+
+        def run(seed: int) -> Trace:
+            return sample_with_trace(
+                model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent, 1.0,
+                **settings,
+            )[1]  # fmt: skip
+
+        return run
+
+    def latent_of(self, variant: Variant, seed: int = SEED) -> tuple[Tensor, Trace]:
+        """The latent of a run with RAS, for comparisons."""
+        latent, trace = sample_with_trace(
+            self.model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent, 1.0,
+            **node_settings(variant),
+        )  # fmt: skip
+        return latent["samples"], trace
+
+    def ideal(self, counts: Sequence[int]) -> float:
+        profile = adapter_for(self.model.model.diffusion_model).cost_profile(self.model.model.diffusion_model)
+        return ideal_speedup(profile, self.n_tokens, self.shape.rows_in_network, counts)
+
+    def close(self) -> None:
+        del self.model
+        free()
+
+
+def node_settings(variant: Variant) -> dict[str, Any]:
+    """Settings of RASKSampler for a variant; everything else at its default."""
+    return {
+        "sample_ratio": variant.ratio, "start_step": START_STEP, "end_step": 0, "error_reset_every": 6,
+        "error_reset_steps": ",".join(map(str, RESETS)), "metric": "std", "high_ratio": 1.0,
+        "starvation_scale": 0.1, "ratio_end": 0.0, "method": "multirate",
+        "cuda_graphs": variant.graphs,
+    }  # fmt: skip
+
+
+@torch.inference_mode()
+def measure_case(
+    bench: Bench, found: Sequence[Measured], repeats: int, left: Callable[[], float]
+) -> list[dict[str, Any]]:
+    """One row a variant; variants take turns, so that a drifting clock meets all of them.
+
+    Args:
+        bench: the case.
+        found: its variants, dense first.
+        repeats: timed rounds wanted.
+        left: seconds that may still be spent.
+    """
+    started = time.perf_counter()
+    for each in found:
+        if left() <= 0:
+            each.error = "no time was left"
+            continue
+        _guarded(each, lambda each=each: each.warm(bench.device))
+    per_round = time.perf_counter() - started
+    for number in range(affordable_repeats(per_round, left(), repeats)):
+        for each in found:
+            if not each.error:
+                _guarded(each, lambda each=each, number=number: each.time(SEED + number))
+    return [row_of(bench, each, found[0]) for each in found]
+
+
+def row_of(bench: Bench, each: Measured, dense: Measured) -> dict[str, Any]:
+    """The figures of a variant as plain numbers."""
+    variant = each.variant
+    row: dict[str, Any] = {
+        "case": bench.case.key, "variant": variant.key, "method": variant.method, "ratio": variant.ratio,
+        "graphs": variant.graphs, "pixels": bench.pixels,
+        "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
+        "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
+    }  # fmt: skip
+    if each.error and not each.seconds and not each.warm_up:
+        return row
+    seconds = statistics.median(each.seconds or [each.warm_up])
+    base = statistics.median(dense.seconds or [dense.warm_up])
+    row |= {
+        "seconds": seconds, "all_seconds": each.seconds, "only_warm_up": not each.seconds,
+        "node_seconds": statistics.median(each.node_seconds) if each.node_seconds else None,
+        "warm_up_seconds": each.warm_up, "speedup": base / seconds if seconds else None,
+        "evaluations": len(each.steps[-1]) if each.steps else None, "memory": each.memory,
+    }  # fmt: skip
+    return row | _step_figures(each) | _against_ideal(bench, each, row["speedup"])
+
+
+def _step_figures(each: Measured) -> dict[str, Any]:
+    """Median seconds of dense and of regional steps; the last one, which holds the run's end, is left out."""
+    kinds = [evaluation.kind.value for evaluation in each.trace.evaluations] if each.trace else []
+    found: dict[str, list[float]] = {}
+    for laps in each.steps:
+        for i, seconds in enumerate(laps[1:-1], start=1):
+            found.setdefault(kinds[i] if i < len(kinds) else "dense", []).append(seconds)
+    return {f"{kind}_step_seconds": statistics.median(values) for kind, values in found.items()}
+
+
+def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[str, Any]:
+    trace, variant = each.trace, each.variant
+    if variant.method not in ("ras", "reference") or not speedup:
+        return {}
+    if trace is None:
+        counts = planned_counts(bench.n_tokens, variant.ratio, bench.steps)
+        return {"ideal": (ideal := bench.ideal(counts)), "of_ideal": speedup / ideal}
+    ideal = bench.ideal([round(e.active_share * bench.n_tokens) for e in trace.evaluations])
+    return {
+        "ideal": ideal, "of_ideal": speedup / ideal, "kv_bytes": trace.kv_bytes,
+        "regional_steps": trace.regional_steps, "log_expected": trace.expected_speedup,
+        "log_measured": trace.measured_speedup, "notes": list(trace.notes),
+    }  # fmt: skip
+
+
+def _guarded(each: Measured, work: Callable[[], None]) -> None:
+    """A variant that fails is left out and told of; the others go on."""
+    try:
+        work()
+    except Exception as error:
+        each.error = f"{type(error).__name__}: {error}"[:500]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

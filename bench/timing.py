@@ -1,0 +1,82 @@
+"""Clocks and memory of a device: CUDA events on a GPU, so that measuring waits for nothing."""
+
+from __future__ import annotations
+
+import gc
+import time
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+KEY = "speed_bench_clock"
+
+
+class Clock:
+    """Marks in a run: one at each evaluation's start and one when sampling has ended."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def restart(self) -> None:
+        self._marks = []
+
+    def mark(self) -> None:
+        if not self._on_gpu:
+            self._marks.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append(event)
+
+    def laps(self) -> list[float]:
+        """Seconds from each mark to the next; waits for the device."""
+        if not self._on_gpu:
+            return [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1000 for a, b in zip(self._marks, self._marks[1:], strict=False)]
+
+
+def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
+    """A clone whose runs put their marks on the clock."""
+
+    def run(executor, *args, **kwargs):
+        clock.restart()
+        result = executor(*args, **kwargs)
+        clock.mark()
+        return result
+
+    def evaluate(executor, *args, **kwargs):
+        clock.mark()
+        return executor(*args, **kwargs)
+
+    timed = model.clone()
+    timed.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run)
+    timed.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, evaluate)
+    return timed
+
+
+class Peak:
+    """Memory of a GPU from now on, in bytes; zeros elsewhere.
+
+    Attributes:
+        before, allocated, reserved: allocated at the start, then the highest of both kinds; set by `read`.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self.before = self.allocated = self.reserved = 0
+        if self._on_gpu:
+            gc.collect()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+
+    def read(self) -> dict[str, int]:
+        if self._on_gpu:
+            self.allocated = torch.cuda.max_memory_allocated()
+            self.reserved = torch.cuda.max_memory_reserved()
+        return {"before": self.before, "allocated": self.allocated, "reserved": self.reserved}

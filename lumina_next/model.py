@@ -1,0 +1,96 @@
+"""Lumina-Next as one of ComfyUI's models: settings, conditioning, time, and a patcher around it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_management as model_management
+import comfy.supported_models_base
+import comfy.utils
+import torch
+import torch.nn.functional as F
+from comfy.model_base import BaseModel, ModelType
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .network import LuminaNextDiT
+
+GUIDED_CHANNELS = 3
+
+
+class LuminaNextConfig(comfy.supported_models_base.BASE):
+    """What ComfyUI keeps about a model family."""
+
+    unet_extra_config: dict[str, Any] = {}
+    sampling_settings = {"multiplier": 1.0, "shift": 1.0}
+    latent_format = comfy.latent_formats.SDXL
+    memory_usage_factor = 1.4  # as ComfyUI has it for Lumina-Image-2.0, a network of the same width
+    supported_inference_dtypes = [torch.bfloat16, torch.float32]
+
+    def get_model(
+        self, state_dict: dict[str, Tensor], prefix: str = "", device: torch.device | None = None
+    ) -> LuminaNext:
+        return LuminaNext(self, ModelType.FLOW, device=device, unet_model=LuminaNextDiT)
+
+
+class LuminaNext(BaseModel):
+    """The network with ComfyUI's sampling around it."""
+
+    def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
+        """The plain sigma; nodes that change the shift may bring the thousandfold timestep of SD3 along."""
+        return timestep / getattr(self.model_sampling, "multiplier", 1.0)
+
+    def extra_conds(self, **kwargs) -> dict[str, Any]:
+        """Caption and its mask, in a form that lets captions of different length share a call."""
+        conds = super().extra_conds(**kwargs)
+        caption = kwargs.get("cross_attn")
+        if caption is not None:
+            mask = kwargs.get("attention_mask")
+            mask = torch.ones(caption.shape[:2], dtype=torch.long) if mask is None else mask
+            conds["c_crossattn"] = CaptionCond(caption)
+            conds["attention_mask"] = CaptionCond(mask.to(caption.device))
+        return conds
+
+
+class CaptionCond(comfy.conds.CONDRegular):
+    """Caption rows (b, l, ...); the shorter of two is padded with zeros, which its mask tells apart."""
+
+    def can_concat(self, other: CaptionCond) -> bool:
+        return self.cond.shape[2:] == other.cond.shape[2:] and self.cond.device == other.cond.device
+
+    def concat(self, others: list[CaptionCond]) -> Tensor:
+        rows = [self.cond, *(other.cond for other in others)]
+        longest = max(t.shape[1] for t in rows)
+        return torch.cat([F.pad(t, (0, 0) * (t.ndim - 2) + (0, longest - t.shape[1])) for t in rows])
+
+
+def build_patcher(
+    network_config: dict[str, Any], state: dict[str, Tensor], sampling_settings: dict[str, float]
+) -> ModelPatcher:
+    """MODEL from weights in diffusers' layout, in the precision that ComfyUI picks for its device."""
+    config = LuminaNextConfig(network_config)
+    config.sampling_settings = {**config.sampling_settings, **sampling_settings}
+    load_device = model_management.get_torch_device()
+    offload_device = model_management.unet_offload_device()
+    supported = list(config.supported_inference_dtypes)
+    dtype = model_management.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(state),
+        supported_dtypes=supported,
+        weight_dtype=comfy.utils.weight_dtype(state),
+    )
+    config.set_inference_dtype(dtype, model_management.unet_manual_cast(dtype, load_device, supported))
+    model = config.get_model(state).to(offload_device)
+    model.load_model_weights(dict(state), "")
+    return ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+def guide_first_channels(model: ModelPatcher) -> None:
+    """Guide the first three channels only, as the reference does; the fourth keeps the prompt's estimate."""
+    model.set_model_sampler_post_cfg_function(_keep_last_channel)
+
+
+def _keep_last_channel(args: dict[str, Any]) -> Tensor:
+    guided, cond = args["denoised"][:, :GUIDED_CHANNELS], args["cond_denoised"][:, GUIDED_CHANNELS:]
+    return torch.cat((guided, cond), dim=1)

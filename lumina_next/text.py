@@ -1,0 +1,240 @@
+"""Text for Lumina-Next: Gemma-2B through `transformers`, in the form of ComfyUI's CLIP.
+
+As in the reference, a prompt is put in lower case and cut after 256 tokens, and its rows are what enters the
+last layer.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as model_management
+import comfy.sd
+import torch
+from comfy.sd1_clip import ClipTokenWeightEncoder, SD1Tokenizer, SDTokenizer
+from comfy.supported_models_base import ClipTarget
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from ..ras_core.errors import RASError
+from .files import Header
+
+logger = logging.getLogger(__name__)
+
+NAME = "gemma_2b"
+TOKENIZER = "gemma_2b_tokenizer"
+HEAD_DIM = 256  # of every Gemma of the first generation
+MAX_TOKENS = 256
+LAYER = -2
+PAD, BOS = 0, "<bos>"
+
+
+def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.CLIP:
+    """CLIP of a Gemma file.
+
+    Args:
+        header: of the text encoder's files.
+        tokenizer: tokenizer.json of Gemma.
+        caption_width: what the transformer takes.
+
+    Raises:
+        RASError: not Gemma, another width, or a tokenizer of another model.
+    """
+    sizes = gemma_sizes(header, caption_width)
+    vocabulary = Vocabulary.from_pretrained(tokenizer)
+    if len(vocabulary.get_vocab()) > sizes["vocab_size"]:
+        raise header.part.refuse(
+            f"{header.name} knows {sizes['vocab_size']:,} tokens, its tokenizer {tokenizer.name} has "
+            f"{len(vocabulary.get_vocab()):,}."
+        )
+    state = {_bare(name): tensor for name, tensor in header.load().items() if name != "lm_head.weight"}
+    target = ClipTarget(GemmaTokenizer, GemmaEncoder)
+    target.params = {"sizes": sizes, "state": state}
+    return comfy.sd.CLIP(
+        target,
+        tokenizer_data={TOKENIZER: tokenizer},
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        model_options={"dtype": _dtype(header)},
+    )
+
+
+def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
+    """Arguments of transformers' GemmaConfig, from the shapes.
+
+    Raises:
+        RASError: the file is not a Gemma of the first generation, or of another width.
+    """
+    shapes = {_bare(name): shape for name, shape in header.shapes.items() if name != "lm_head.weight"}
+    try:
+        vocabulary, width = shapes["embed_tokens.weight"]
+        sizes = {
+            "vocab_size": vocabulary,
+            "hidden_size": width,
+            "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
+            "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
+            "num_attention_heads": shapes["layers.0.self_attn.q_proj.weight"][0] // HEAD_DIM,
+            "num_key_value_heads": shapes["layers.0.self_attn.k_proj.weight"][0] // HEAD_DIM,
+            "head_dim": HEAD_DIM,
+        }
+    except (KeyError, ValueError):
+        raise header.wrong_kind() from None
+    if "pre_feedforward_layernorm" in "".join(shapes) or not sizes["num_key_value_heads"]:
+        raise header.wrong_kind()
+    if width != caption_width:
+        raise header.part.refuse(
+            f"{header.name} is {header.kind} of width {width}; this transformer takes {caption_width}."
+        )
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in _gemma_model()(_gemma_config(sizes)).state_dict().items()}
+    Header(header.part, header.paths, shapes, header.dtypes).check(expected)
+    return sizes
+
+
+class Vocabulary:
+    """Gemma's tokenizer.json in the form that ComfyUI's tokenizers ask for."""
+
+    def __init__(self, tokenizer: Tokenizer, bos: int):
+        self._tokenizer = tokenizer
+        self._bos = bos
+
+    @classmethod
+    def from_pretrained(cls, path: Path, **kwargs) -> Vocabulary:
+        """Read a file.
+
+        Raises:
+            RASError: it is missing, cannot be read, or is not Gemma's.
+        """
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library has no class of its own for this
+            raise wrong_tokenizer(f"the tokenizer file {path.name} cannot be read ({error}).") from error
+        bos = tokenizer.token_to_id(BOS)
+        if bos is None:
+            raise wrong_tokenizer(f"the tokenizer file {path.name} has no token {BOS}, so it is not Gemma's.")
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, bos)
+
+    def __call__(self, text: str) -> dict[str, list[int]]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return {"input_ids": [self._bos, *ids]}
+
+    def get_vocab(self) -> dict[str, int]:
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
+
+def wrong_tokenizer(what: str) -> RASError:
+    """The error for a tokenizer; `what` is a sentence about it."""
+    return RASError(
+        what,
+        "tokenizer.json of Gemma-2B, beside the text encoder's file or in the folder's tokenizer/.",
+        "download that file too; Lumina-Next-SFT-diffusers has it in tokenizer/.",
+    )
+
+
+class GemmaSegments(SDTokenizer):
+    """ComfyUI's weight syntax over Gemma's tokens."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
+        path = (tokenizer_data or {})[TOKENIZER]
+        super().__init__(
+            path,
+            max_length=10**8,
+            pad_with_end=False,
+            embedding_key=NAME,
+            tokenizer_class=Vocabulary,
+            has_end_token=False,
+            pad_to_max_length=False,
+            min_length=1,
+        )
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
+        batches = super().tokenize_with_weights(text.lower().strip(), return_word_ids, **kwargs)
+        if any(len(batch) > MAX_TOKENS for batch in batches):
+            logger.warning("Multirate RAS: Lumina-Next reads %d tokens; the rest is cut off.", MAX_TOKENS)
+        return [batch[:MAX_TOKENS] for batch in batches]
+
+
+class GemmaTokenizer(SD1Tokenizer):
+    """What CLIP.tokenize calls."""
+
+    def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
+        super().__init__(embedding_directory, tokenizer_data or {}, name=NAME, tokenizer=GemmaSegments)
+
+
+class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
+    """What CLIP.encode calls: tokens to caption rows and their mask.
+
+    Args:
+        sizes: arguments of transformers' GemmaConfig.
+        state: weights in transformers' names.
+        device, dtype: where and in which type it starts.
+    """
+
+    special_tokens = {"start": 2, "pad": PAD}
+
+    def __init__(
+        self,
+        sizes: dict[str, int],
+        state: dict[str, Tensor],
+        device: torch.device,
+        dtype: torch.dtype,
+        model_options: dict | None = None,
+    ):
+        super().__init__()
+        self.dtypes = {dtype}
+        self.layer = LAYER
+        typed = {name: tensor.to(dtype) for name, tensor in state.items()}
+        gemma = _gemma_model().from_pretrained(
+            None, config=_gemma_config(sizes), state_dict=typed, torch_dtype=dtype
+        )
+        self.gemma = gemma.eval().requires_grad_(False).to(device)
+
+    def set_clip_options(self, options: dict[str, Any]) -> None:
+        """The layer that the CLIPSetLastLayer node asks for."""
+        self.layer = options.get("layer", self.layer)
+
+    def reset_clip_options(self) -> None:
+        self.layer = LAYER
+
+    def encode_token_weights(self, token_weight_pairs: dict[str, list]) -> tuple:
+        """Caption (1, l, d), no pooled vector, and the mask (1, l)."""
+        return super().encode_token_weights(token_weight_pairs[NAME])
+
+    def encode(self, tokens: list[list[int]]) -> tuple[Tensor, None, dict[str, Tensor]]:
+        """Rows of equally many tokens: (b, l, d), with padding told by the mask (b, l)."""
+        ids = torch.tensor(tokens, device=self.gemma.embed_tokens.weight.device)
+        mask = (ids != PAD).long()
+        with torch.no_grad():
+            states = self.gemma(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+        return states.hidden_states[self.layer].float(), None, {"attention_mask": mask}
+
+    def load_sd(self, state: dict[str, Tensor]) -> Any:
+        return self.gemma.load_state_dict(state, strict=False)
+
+
+def _bare(name: str) -> str:
+    """transformers puts `model.` before the names when it saves the language model with its head."""
+    return name.removeprefix("model.")
+
+
+def _dtype(header: Header) -> torch.dtype:
+    """bfloat16 where the device computes in it; Gemma overflows in float16."""
+    device = model_management.text_encoder_device()
+    if model_management.is_device_cpu(device):
+        return torch.float32 if header.dtypes == {"F32"} else torch.bfloat16
+    return torch.bfloat16 if model_management.should_use_bf16(device) else torch.float32
+
+
+def _gemma_model() -> Any:
+    from transformers import GemmaModel  # a second of import time that only this loader needs
+
+    return GemmaModel
+
+
+def _gemma_config(sizes: dict[str, int]) -> Any:
+    from transformers import GemmaConfig
+
+    return GemmaConfig(**sizes)

@@ -1,0 +1,113 @@
+"""RASLuminaNextLoader: the paper's second model, which ComfyUI has no loader for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..lumina_next.files import TEXT_ENCODER, TRANSFORMER, VAE, Part
+from ..lumina_next.loader import Sources, load_lumina_next
+from ..ras_core.errors import RASError
+from .settings import CATEGORY
+
+NO_FOLDER = "none"
+FROM_FOLDER = "from folder"
+FIRST_THREE, ALL = "first three", "all"
+PARTS = (TRANSFORMER, TEXT_ENCODER, VAE)
+
+
+class RASLuminaNextLoader(io.ComfyNode):
+    """Lumina-Next-T2I -> MODEL, CLIP and VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASLuminaNextLoader",
+            display_name="RAS Lumina-Next Loader",
+            category=CATEGORY,
+            description="Loads Lumina-Next-T2I in diffusers' layout as a plain MODEL, CLIP and VAE: a folder "
+            "in models/diffusers, or single files. Nothing is downloaded.",
+            inputs=[
+                io.Combo.Input(
+                    "folder", options=[NO_FOLDER, *diffusers_folders()], default=NO_FOLDER,
+                    tooltip="A folder in models/diffusers with model_index.json, such as "
+                    "Lumina-Next-SFT-diffusers.",
+                ),
+                *(_file_input(part) for part in PARTS),
+                io.Combo.Input(
+                    "guidance_channels", options=[FIRST_THREE, ALL], default=FIRST_THREE,
+                    tooltip="Latent channels that cfg guides. The published pipeline guides the first three "
+                    "of four.",
+                ),
+                io.Float.Input(
+                    "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="For pictures larger than 1024 x 1024: the time (0 noise, 1 image) up to which "
+                    "all positions are stretched; afterwards only coarse ones are. 1 stretches throughout, "
+                    "0.3 keeps more detail.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="A plain MODEL; every sampler node takes it."),
+                io.Clip.Output(display_name="clip", tooltip="Gemma-2B, for CLIP Text Encode."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE that belongs to it."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, folder: str, transformer: str, text_encoder: str, vae: str, guidance_channels: str,
+        scaling_watershed: float,
+    ) -> io.NodeOutput:  # fmt: skip
+        chosen = zip(PARTS, (transformer, text_encoder, vae), strict=True)
+        files = {part.label: _file_path(part, name) for part, name in chosen if name != FROM_FOLDER}
+        sources = Sources(None if folder == NO_FOLDER else _folder_path(folder), files)
+        return io.NodeOutput(
+            *load_lumina_next(
+                sources, guide_all_channels=guidance_channels == ALL, scaling_watershed=scaling_watershed
+            )
+        )
+
+
+def diffusers_folders() -> list[str]:
+    """Folders with a model_index.json in ComfyUI's models/diffusers, by their path in there."""
+    found = []
+    for base in folder_paths.get_folder_paths("diffusers"):
+        for root, folders, files in os.walk(base, followlinks=True):
+            if "model_index.json" in files:
+                found.append(os.path.relpath(root, base))
+                folders.clear()  # its parts hold no further pipelines
+    return sorted(found)
+
+
+def _file_input(part: Part) -> io.Input:
+    return io.Combo.Input(
+        part.label, options=[FROM_FOLDER, *folder_paths.get_filename_list(part.models)], default=FROM_FOLDER,
+        tooltip={
+            "transformer": "A file in models/diffusion_models instead of the folder's transformer.",
+            "text_encoder": "A Gemma-2B file in models/text_encoders instead of the folder's; its "
+            "tokenizer.json has to lie beside it.",
+            "vae": "A file in models/vae instead of the folder's VAE; that of SDXL fits.",
+        }[part.label],
+    )  # fmt: skip
+
+
+def _file_path(part: Part, name: str) -> Path:
+    path = folder_paths.get_full_path(part.models, name)
+    if path is None:
+        raise part.refuse(f"the {part.label} file {name} is not in ComfyUI's models/{part.models}.")
+    return Path(path)
+
+
+def _folder_path(name: str) -> Path:
+    for base in folder_paths.get_folder_paths("diffusers"):
+        path = Path(base) / name
+        if path.is_dir():
+            return path
+    raise RASError(
+        f"the folder {name} is not in ComfyUI's models/diffusers.",
+        "a folder with model_index.json in there.",
+        "put the folder there, or choose single files.",
+    )

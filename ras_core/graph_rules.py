@@ -1,0 +1,101 @@
+"""When a regional call may be recorded as a CUDA graph and replayed. Facts in, decisions out: no device."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SIGHTINGS = 2
+"""A shape is recorded when it comes for the second time: what comes once is not worth it, and the first time
+has chosen the kernels."""
+
+MAX_GRAPHS = 8
+"""Of one model; a ratio that changes from step to step would need one a step."""
+
+KEEP_FREE = 0.25
+"""Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
+
+Signature = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network's modules say, read once a run.
+
+    Attributes:
+        addresses: of all weights; a graph reads from exactly these.
+        obstacle: why nothing can be recorded, or None.
+        sampling: the host's object that turns noise levels into times; it is part of a recorded call.
+    """
+
+    addresses: tuple[int, ...]
+    obstacle: str | None = None
+    sampling: object = None
+
+
+def inspect(network: nn.Module, device: torch.device, sampling: object = None) -> Network:
+    """Look at a network as it stands on `device`.
+
+    ComfyUI marks layers whose weights are cast or moved at each use (low memory, fp8) with
+    `comfy_cast_weights`, and weights that are patched at each use with `weight_function`.
+    """
+    tensors = [*network.parameters(), *network.buffers()]
+    if any(tensor.device != device for tensor in tensors):
+        obstacle = "not all weights are on the device (low memory)"
+    else:
+        obstacle = next(filter(None, map(_module_obstacle, network.modules())), None)
+    return Network(tuple(tensor.data_ptr() for tensor in tensors), obstacle, sampling)
+
+
+def _module_obstacle(module: nn.Module) -> str | None:
+    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
+        return "weights are patched at each use"
+    if getattr(module, "comfy_cast_weights", False):
+        return "weights are cast at each use"
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "somebody else watches the network's layers"
+    return None
+
+
+def call_obstacle(
+    options: Mapping[str, Any], control: object, other_wrappers: bool, inner_override: object
+) -> str | None:
+    """Why a call cannot be recorded: what runs Python code of its own at each step would run only once.
+
+    Args:
+        options: the call's transformer options.
+        control: a ControlNet's residuals, or None.
+        other_wrappers: whether others wrap the call (torch.compile does).
+        inner_override: an attention function that another node put in.
+    """
+    if control is not None:
+        return "a ControlNet takes part"
+    if other_wrappers:
+        return "another node wraps the model's calls (torch.compile does)"
+    if inner_override is not None:
+        return "another node brings its own attention function"
+    if any(options.get(name) for name in ("patches", "patches_replace")):
+        return "another node patches the network"
+    return None
+
+
+def signature(inputs: Mapping[str, Any]) -> Signature | None:
+    """What two calls must share to be replayed from one recording; None for inputs of an unknown kind."""
+    parts: list[Hashable] = [torch.is_inference_mode_enabled()]
+    for name, value in sorted(inputs.items()):
+        if isinstance(value, Tensor):
+            parts.append((name, tuple(value.shape), value.dtype, value.device))
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            parts.append((name, value))
+        else:
+            return None
+    return tuple(parts)
+
+
+def may_outlive_run(free: int, total: int) -> bool:
+    """Whether what graphs hold may stay on the device until the next run, in bytes."""
+    return free >= KEEP_FREE * total

@@ -1,0 +1,161 @@
+"""Recorded regional calls, on a tape that needs no GPU: the same work done again on the same places."""
+
+import copy
+
+import pytest
+import torch
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.graph_rules import call_obstacle, inspect, may_outlive_run, signature
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from support.families import FAMILIES
+from support.sampling import FAST, distance, sample, sample_ras
+
+
+class AgainTape:
+    """Replays by doing the work again: whatever is not in the recording's places stays as it was."""
+
+    def __init__(self):
+        self.recorded = self.replayed = 0
+
+    def record(self, work):
+        self.recorded += 1
+        work()
+
+        def replay():
+            self.replayed += 1
+            work()
+
+        return replay
+
+
+class BrokenTape:
+    def record(self, work):
+        raise RuntimeError("planted")
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request):
+    return FAMILIES[request.param]
+
+
+def _with_store(model, tape):
+    store = GraphStore(lambda: tape)
+    setattr(model.model, GRAPHS, store)
+    return store
+
+
+def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
+    noise, tape = family.noise(), AgainTape()
+    plain, _ = sample_ras(family.build(), family, noise, RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
+    model = family.build()
+    store = _with_store(model, tape)
+    for run in (1, 2):
+        latent, trace = sample_ras(model, family, noise)
+        assert distance(latent, plain) < 2e-5
+        assert trace.regional_steps == 7 and not trace.notes
+        assert tape.recorded == 1
+        # Seven regional steps: the first plain, the second recorded, five replayed; then all seven.
+        assert tape.replayed == {1: 5, 2: 5 + 7}[run]
+    assert store.nbytes() > 0
+
+
+def test_prompts_of_different_length_have_a_recording_each(family):
+    model, tape = family.build(), AgainTape()
+    _with_store(model, tape)
+    prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
+    plain, _ = sample_ras(family.build(), family, family.noise(), **prompts)
+    latent, trace = sample_ras(model, family, family.noise(), **prompts)
+    assert distance(latent, plain) < 2e-5 and not trace.notes
+    assert tape.recorded >= 1 and tape.replayed >= 5
+
+
+def test_another_size_gets_its_own_and_the_first_is_still_good(family):
+    model, tape = family.build(), AgainTape()
+    _with_store(model, tape)
+    patched = patch_model(model, FAST)
+    for size in [(16, 16), (12, 20), (16, 16)]:
+        fresh, _ = sample_ras(family.build(), family, family.noise(*size))
+        assert distance(sample(patched, family, family.noise(*size)), fresh) < 2e-5
+    assert tape.recorded == 2
+
+
+def test_moved_weights_drop_the_recordings():
+    family, tape = FAMILIES["sd3"], AgainTape()
+    model = family.build()
+    _with_store(model, tape)
+    sample_ras(model, family, family.noise())
+    block = model.model.diffusion_model.joint_blocks[0].x_block.attn.qkv
+    block.weight = torch.nn.Parameter(block.weight.detach() * 1.01, requires_grad=False)
+    fresh, _ = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
+    latent, _ = sample_ras(model, family, family.noise())
+    assert distance(latent, fresh) < 2e-5
+    assert tape.recorded == 2
+
+
+def test_unloading_gives_the_memory_back():
+    family = FAMILIES["sd3"]
+    model = family.build()
+    store = _with_store(model, AgainTape())
+    patched = patch_model(model, FAST)
+    sample(patched, family, family.noise())
+    assert store.count == 1
+    patched.detach()
+    assert store.count == 0 and store.nbytes() == 0
+
+
+def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
+    family = FAMILIES["sd3"]
+    plain, _ = sample_ras(family.build(), family, family.noise())
+    model = family.build()
+    _with_store(model, BrokenTape())
+    with caplog.at_level("INFO"):
+        latent, trace = sample_ras(model, family, family.noise())
+    assert torch.equal(latent, plain) and trace.regional_steps == 7
+    assert caplog.text.count("no CUDA graphs") == 1 and "planted" in caplog.text
+
+
+def test_an_interrupted_run_returns_what_it_borrowed():
+    family, tape = FAMILIES["sd3"], AgainTape()
+    model = family.build()
+    store = _with_store(model, tape)
+    patched = patch_model(model, FAST)
+
+    def stop(step, *_):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(patched, family, family.noise(), callback=stop)
+    assert not any(buffers.is_lent for buffers in store.buffers)
+    sample(patched, family, family.noise())
+    assert tape.recorded == 1 and last_trace(patched).regional_steps == 7
+
+
+def test_what_forbids_recording():
+    assert call_obstacle({}, None, False, None) is None
+    assert "ControlNet" in call_obstacle({}, {"output": []}, False, None)
+    assert "compile" in call_obstacle({}, None, True, None)
+    assert "attention" in call_obstacle({}, None, False, print)
+    assert "patches" in call_obstacle({"patches": {"a": 1}}, None, False, None)
+    layer = torch.nn.Linear(2, 2)
+    cpu = torch.device("cpu")
+    assert inspect(layer, cpu).obstacle is None
+    assert "memory" in inspect(layer, torch.device("meta")).obstacle
+    layer.comfy_cast_weights = True
+    assert "cast" in inspect(layer, cpu).obstacle
+    assert may_outlive_run(30, 100) and not may_outlive_run(20, 100)
+
+
+def test_signatures_tell_shapes_and_plain_values_apart():
+    x = torch.zeros(2, 3)
+    assert signature({"x": x, "n": 4}) == signature({"x": torch.ones(2, 3), "n": 4})
+    assert signature({"x": x, "n": 4}) != signature({"x": x, "n": 5})
+    assert signature({"x": x}) != signature({"x": x[:1]})
+    assert signature({"x": [x]}) is None
+
+
+def test_a_copy_of_the_model_starts_without_recordings():
+    store = GraphStore()
+    store.buffers.append(object())
+    assert copy.deepcopy(store).buffers == []
