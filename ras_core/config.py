@@ -37,6 +37,7 @@ class RASConfig:
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
+            No node offers it until it has been checked on a GPU (bench/graph_check.py).
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -54,7 +55,7 @@ class RASConfig:
     starvation: Starvation = "corrected"
     method: Method = "paper"
     corrections: bool = False
-    cuda_graphs: Graphs = "auto"
+    cuda_graphs: Graphs = "off"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
