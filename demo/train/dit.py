@@ -29,7 +29,7 @@ from .export import pack_int8, save_packed
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATES = {"sd3": 1e-3, "lumina2": 2e-4}  # NextDiT diverges at 1e-3, compiled or not
+LEARNING_RATES = {"sd3": 1e-3, "lumina2": 2e-4}  # NextDiT diverged at both, see README
 WARMUP_STEPS = 400
 FLAT_SHARE = 0.5
 EMA_DECAY = 0.9995
