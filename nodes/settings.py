@@ -71,8 +71,8 @@ def settings_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
-            tooltip="auto: on an NVIDIA GPU regional steps are recorded once and replayed, which makes them "
-            "faster, where nothing in the graph forbids it. off: never.",
+            tooltip="auto: on an NVIDIA GPU regional steps are recorded as CUDA graphs and replayed; what "
+            "cannot be recorded runs as with off, and the log says why. off: nothing is recorded.",
         ),
     ]  # fmt: skip
 
