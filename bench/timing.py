@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
-import time
-from typing import Any
+import itertools
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+
+from ..ras_core.clock import Moment, mark, seconds_between
 
 KEY = "speed_bench_clock"
 
@@ -17,26 +18,18 @@ class Clock:
     """Marks in a run: one at each evaluation's start and one when sampling has ended."""
 
     def __init__(self, device: torch.device):
-        self._on_gpu = device.type == "cuda"
-        self._marks: list[Any] = []
+        self._device = device
+        self._marks: list[Moment] = []
 
     def restart(self) -> None:
         self._marks = []
 
     def mark(self) -> None:
-        if not self._on_gpu:
-            self._marks.append(time.perf_counter())
-            return
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        self._marks.append(event)
+        self._marks.append(mark(self._device))
 
     def laps(self) -> list[float]:
         """Seconds from each mark to the next; waits for the device."""
-        if not self._on_gpu:
-            return [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
-        torch.cuda.synchronize()
-        return [a.elapsed_time(b) / 1000 for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        return [seconds_between(*pair) for pair in itertools.pairwise(self._marks)]
 
 
 def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:

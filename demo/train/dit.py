@@ -8,7 +8,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -239,12 +239,18 @@ class Trainer:
 
     def loss(self, latent: Tensor, numbers: Tensor) -> Tensor:
         """Flow-matching loss of one batch."""
+        return self._mixed(self._loss, self.noised(latent, numbers))
+
+    def noised(self, latent: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
+        """What the loss takes: noisy latents, levels, context, pooled vectors and targets."""
         context, pooled = embed_numbers(self.table, numbers)
         sigma, noise = random_sigma(len(latent), self.device), torch.randn_like(latent)
         level = sigma[:, None, None, None]
-        x = level * noise + (1 - level) * latent
+        return level * noise + (1 - level) * latent, sigma, context, pooled, noise - latent
+
+    def _mixed(self, function: Callable[..., Tensor], batch: Sequence[Tensor]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self._loss(x, sigma, context, pooled, noise - latent)
+            return function(*batch)
 
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
         """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
@@ -291,7 +297,7 @@ class Trainer:
             return
         try:
             for stage in (stage for stage in self.plan.stages if stage.until > begin):
-                start, batch = time.monotonic(), self._fixed_batch(banks[stage.size], stage.batch)
+                start, batch = time.monotonic(), self.noised(*banks[stage.size].draw(stage.batch))
                 agreement = self._agreement(batch)
                 seconds = time.monotonic() - start
                 log.info(
@@ -304,13 +310,6 @@ class Trainer:
             self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _fixed_batch(self, bank: LatentBank, batch: int) -> tuple[Tensor, ...]:
-        latent, numbers = bank.draw(batch)
-        context, pooled = embed_numbers(self.table, numbers)
-        sigma, noise = random_sigma(batch, self.device), torch.randn_like(latent)
-        level = sigma[:, None, None, None]
-        return level * noise + (1 - level) * latent, sigma, context, pooled, noise - latent
-
     def _agreement(self, batch: tuple[Tensor, ...]) -> float:
         """Cosine between the compiled gradient of a batch and the plain one, summed over small parts."""
         with torch.compiler.set_stance("force_eager"):  # first: it also fills the table of rotary angles
@@ -321,9 +320,7 @@ class Trainer:
     def _gradient(self, function: Callable[..., Tensor], batch: tuple[Tensor, ...], part: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         for pieces in zip(*(tensor.split(part) for tensor in batch), strict=True):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                loss = function(*pieces)
-            loss.backward()
+            self._mixed(function, pieces).backward()
         return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
 
     def train(
@@ -399,16 +396,14 @@ def sample(
 @torch.no_grad()
 def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
     """Loss of the averaged weights on fixed rows, noise and levels, with text."""
-    device, values = trainer.device, []
+    values = []
     torch.manual_seed(1)
     for first in range(0, min(rows, len(bank.latents)), 32):
         latent = bank.latents[first : first + 32].float()
-        context, pooled = embed_numbers(trainer.table, bank.numbers[first : first + 32, 0].long())
-        sigma, noise = random_sigma(len(latent), device), torch.randn_like(latent)
-        level = sigma[:, None, None, None]
-        x = level * noise + (1 - level) * latent
+        numbers = bank.numbers[first : first + 32, 0].long()
+        x, sigma, context, pooled, target = trainer.noised(latent, numbers)
         out = predict(trainer.average, trainer.family, x, sigma, context, pooled)
-        values.append(F.mse_loss(out, noise - latent).item())
+        values.append(F.mse_loss(out, target).item())
     return sum(values) / len(values)
 
 

@@ -123,7 +123,7 @@ def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> N
 
 
 def run_all(options: Options, seconds: float) -> None:
-    """Render, then train the autoencoder while the transformers warm up, then the transformers."""
+    """Render, then train the autoencoder while the transformers get ready, then the transformers."""
     begun, gpus = time.time(), max(1, torch.cuda.device_count())
     options.work.mkdir(parents=True, exist_ok=True)
     end = begun + seconds - FINAL_SECONDS
