@@ -6,7 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Graphs, Method, Metric, RASConfig, parse_step_list
 from ..ras_core.host import patch_model
 from .live import open_view
 
@@ -68,6 +68,11 @@ def settings_inputs() -> list[io.Input]:
         io.Mask.Input(
             "priority", optional=True,
             tooltip="Regions that matter more to you, such as a face: they are computed more often.",
+        ),
+        io.Combo.Input(
+            "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
+            tooltip="auto: on an NVIDIA GPU regional steps are recorded as CUDA graphs and replayed; what "
+            "cannot be recorded runs as with off, and the log says why. off: nothing is recorded.",
         ),
     ]  # fmt: skip
 

@@ -37,7 +37,6 @@ class RASConfig:
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
-            No node offers it until it has been checked on a GPU (bench/graph_check.py).
 
     Raises:
         RASError: a value out of range, with what is expected.

@@ -23,6 +23,7 @@ SETTINGS = [
     ("ratio_end", 0.0),
     ("method", "multirate"),
     ("priority", None),
+    ("cuda_graphs", "auto"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 

@@ -32,9 +32,9 @@ extension = asyncio.run(pack.comfy_entrypoint())
 nodes = {{node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}}
 model, vae = nodes["RASDemoModel"].execute(family="sd3").args
 nodes["RASDemoPrompt"].execute(text="noto owl on blue")
-patched = nodes["RASPatchModel"].execute(
-    model=model, **{{item.id: item.default for item in nodes["RASPatchModel"].GET_SCHEMA().inputs[1:-1]}}
-)
+inputs = nodes["RASPatchModel"].GET_SCHEMA().inputs
+defaults = {{item.id: item.default for item in inputs if getattr(item, "default", None) is not None}}
+patched = nodes["RASPatchModel"].execute(model=model, **defaults)
 own = [module.__file__ for key, module in sys.modules.items() if key.startswith(name) and module.__file__]
 sys.stdout.write("\\n" + json.dumps({{"nodes": sorted(nodes), "files": own, "web": pack.WEB_DIRECTORY}}))
 """

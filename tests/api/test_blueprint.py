@@ -88,11 +88,11 @@ def test_its_nodes_are_known_and_have_the_slots_that_it_stores(server, subgraph)
 def test_its_values_are_the_defaults(server, subgraph):
     (sampler,) = [node for node in subgraph["nodes"] if node["type"] == "RASKSampler"]
     info = server.object_info["RASKSampler"]
-    names = widgets_of(info)
+    names, inputs = widgets_of(info), {**info["input"]["required"], **info["input"]["optional"]}
     values = dict(zip(names, sampler["widgets_values"], strict=True))
     assert values.pop(CONTROL) == "randomize"
     for name, value in values.items():
-        assert value == info["input"]["required"][name][1]["default"], name
+        assert value == inputs[name][1]["default"], name
 
 
 def test_the_promoted_widgets_are_the_samplers(server, blueprint, subgraph):
