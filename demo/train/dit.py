@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..loader import FAMILIES, POSITION_GRID, SD3_WIDTH, sincos_table, unpack_int8
 from ..prompt import encode_prompt
+from . import lean
 from .autoencoder import build_autoencoder, whole_pictures
 from .collect import Item
 from .data import Vocabulary, embed_numbers, full_prompt, gradient_canvas, prompt_words, random_background
@@ -29,7 +30,7 @@ from .export import pack_int8, save_packed
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATES = {"sd3": 1e-3, "lumina2": 2e-4}  # NextDiT diverged at both, see README
+LEARNING_RATES = {"sd3": 1e-3, "lumina2": 8e-4}
 WARMUP_STEPS = 400
 FLAT_SHARE = 0.5
 EMA_DECAY = 0.9995
@@ -39,6 +40,7 @@ UNIFORM_TIME_SHARE = 0.1
 SAMPLE_CFG = 3.5
 LEAST_AGREEMENT = 0.98
 SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 500, 60.0
+BURST, KEEP_EVERY = 1.25, 10  # a loss of so many times the usual one has diverged; looks between copies
 GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
 
 
@@ -93,22 +95,6 @@ def plain_attention(
     return out.transpose(1, 2).flatten(2)
 
 
-class MixedLinear(nn.Linear):
-    """A linear layer that multiplies in bf16 while training on a GPU, without autocast around the network."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x` (..., in) to (..., out), bf16 while training on a GPU, else in the weight's type."""
-        kind = torch.bfloat16 if x.is_cuda and torch.is_grad_enabled() else self.weight.dtype
-        bias = None if self.bias is None else self.bias.to(kind)
-        return F.linear(x.to(kind), self.weight.to(kind), bias)
-
-
-class MixedOperations:
-    """The layers NextDiT is built of, as ComfyUI's `operations` argument takes them."""
-
-    Linear, RMSNorm, LayerNorm = MixedLinear, nn.RMSNorm, nn.LayerNorm
-
-
 def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Rotary angles of the first row for the whole batch, computed once for each number of tokens.
 
@@ -143,7 +129,7 @@ def build_network(family: str) -> nn.Module:
         embedders = (network.x_embedder, network.context_embedder)
         mmdit.optimized_attention = plain_attention
     else:
-        network = lumina.NextDiT(**config, operations=MixedOperations)
+        network = lumina.NextDiT(**config, operations=nn)
         embedders = (network.x_embedder, network.cap_embedder)
         network.rope_embedder.forward = fixed_rotation(network.rope_embedder.forward)
         lumina.optimized_attention_masked, lumina.apply_rope = plain_attention, plain_rotation
@@ -191,6 +177,46 @@ def random_sigma(batch: int, device: torch.device) -> Tensor:
     return torch.where(torch.rand(batch, device=device) < UNIFORM_TIME_SHARE, uniform, normal)
 
 
+class DivergenceGuard:
+    """Watches a trainer's loss; when it bursts, takes everything back to when it was well, plain and slower.
+
+    Attributes:
+        rate_share: factor on the learning rate.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.rate_share = 1.0
+        self._trainer, self._size, self._usual, self._looks = trainer, 0, math.inf, 0
+        self._kept: list[dict] = []
+
+    def look(self, loss: float, size: int) -> None:
+        """The mean loss of the latest steps, at pictures of this `size`."""
+        if size != self._size:  # losses of another size compare with nothing
+            self._size, self._usual = size, math.inf
+        if not loss < BURST * self._usual:
+            if self._kept:
+                self._take_back(loss)
+            return
+        self._usual = loss if math.isinf(self._usual) else 0.9 * self._usual + 0.1 * loss
+        self._looks += 1
+        if self._looks % KEEP_EVERY == 1:
+            self._kept = [copy.deepcopy(part.state_dict()) for part in self._parts()]
+
+    def _take_back(self, loss: float) -> None:
+        log.warning(
+            "%s: loss %.4f after %.4f at step %d: back to the last good state, plain code, half the rate",
+            self._trainer.family, loss, self._usual, self._trainer.steps,
+        )  # fmt: skip
+        for part, state in zip(self._parts(), self._kept, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+        self._trainer._stop_compiling()
+        self.rate_share *= 0.5
+        self._usual = math.inf
+
+    def _parts(self) -> tuple:
+        return self._trainer.network, self._trainer.average, self._trainer.optimizer
+
+
 class Trainer:
     """Network, optimiser and running average of one family."""
 
@@ -199,6 +225,7 @@ class Trainer:
         self.family, self.device, self.plan = family, device, plan
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
+        self.parts = lean.install(self.network) if family == "lumina2" else {}
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(),
             lr=LEARNING_RATES[family],
@@ -207,31 +234,26 @@ class Trainer:
             fused=True,
         )
         self.table = torch.zeros(1, 64, device=device)
-        self.steps, self.loss_sum, self.history = 0, torch.zeros((), device=device), []
+        self.steps, self.history = 0, []
+        self.loss_sum, self.recent_loss = torch.zeros((), device=device), torch.zeros((), device=device)
         self._loss, self.share = self._raw_loss, 1.0
         if plan.compiled:
             self._compile()
-        self.autocast = device.type == "cuda" and family == "sd3"  # NextDiT has `MixedLinear`
+        self.autocast = device.type == "cuda"
+        self.guard = DivergenceGuard(self)
 
     def _compile(self) -> None:
-        """SD3 as a whole, which takes a minute; NextDiT block by block: as a whole it took over seven."""
+        """SD3 as a whole, which takes a minute; of NextDiT the elementwise parts (lean.py)."""
         torch._dynamo.config.recompile_limit = 64
         if self.family == "sd3":
             self._loss = torch.compile(self._raw_loss, dynamic=False)
-            return
-        for block in self._blocks():
-            block.compile(dynamic=False)
-
-    def _blocks(self) -> list[nn.Module]:
-        return [
-            module for module in self.network.modules() if isinstance(module, lumina.JointTransformerBlock)
-        ]
+        else:
+            self.parts.update(lean.compiled())
 
     def _stop_compiling(self) -> None:
         """Back to plain code, which needs more memory: with half the batch."""
         self._loss, self.share = self._raw_loss, 0.5
-        for block in self._blocks():
-            block._compiled_call_impl = None
+        self.parts.update(lean.PLAIN)
 
     def _raw_loss(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor) -> Tensor:
         out = predict(self.network, self.family, x, sigma, context, pooled)
@@ -255,7 +277,7 @@ class Trainer:
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
         """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
-        rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS)
+        rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall))))
         loss = self.loss(latent, numbers)
@@ -265,6 +287,7 @@ class Trainer:
         self.optimizer.step()
         self.steps += 1
         self.loss_sum += loss.detach()
+        self.recent_loss += loss.detach()
         decay = min(EMA_DECAY, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
@@ -333,7 +356,8 @@ class Trainer:
             stage = next(stage for stage in self.plan.stages if progress < stage.until)
             self.step(*banks[stage.size].draw(int(stage.batch * self.share)), progress)
             if self.steps % SYNC_EVERY == 0:
-                self.loss_sum.item()
+                self.guard.look(self.recent_loss.item() / SYNC_EVERY, stage.size)
+                self.recent_loss.zero_()
             if self.steps % LOG_EVERY == 0:
                 self._log(stage, progress)
             now = time.time()

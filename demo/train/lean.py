@@ -1,0 +1,98 @@
+"""NextDiT's main blocks for training: ComfyUI's arithmetic with the elementwise parts in four functions.
+
+Left as they are, these parts take several times as long as the matrix products, since each small operation
+goes through memory. Each of the four can be compiled by itself; the products and the attention stay the
+libraries'. Norms and the residual stream are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.lumina.model as lumina
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HEAD_EPS = 1e-6
+"""Of the norms of queries and keys: torch's default would follow the precision of the input."""
+
+
+def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMS norm over the last dimension, in float32."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def enter(x: Tensor, weight: Tensor, eps: float, scale: Tensor, kind: torch.dtype) -> Tensor:
+    """What a sublayer reads: `x` (b, n, d) normed and modulated by `scale` (b, d), as `kind`."""
+    return (rms(x, weight, eps) * (1 + scale.float().unsqueeze(1))).to(kind)
+
+
+def leave(x: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor) -> Tensor:
+    """The residual stream `x` (b, n, d) plus a sublayer's output `y`, normed and gated by `gate` (b, d)."""
+    return x + gate.float().tanh().unsqueeze(1) * rms(y, weight, eps)
+
+
+def heads(
+    qkv: Tensor, sizes: tuple[int, int, int], q_weight: Tensor, k_weight: Tensor, angles: Tensor
+) -> tuple[Tensor, ...]:
+    """Queries, keys and values (b, heads, n, head_dim) of `qkv` (b, n, all heads); the first two normed and
+    rotated by `angles` (1, n, 1, head_dim / 2, 2, 2).
+    """
+    q, k, v = (part.unflatten(-1, (-1, q_weight.shape[0])) for part in qkv.split(sizes, dim=-1))
+    q, k = rotate(rms(q, q_weight, HEAD_EPS), angles), rotate(rms(k, k_weight, HEAD_EPS), angles)
+    return tuple(each.to(v.dtype).transpose(1, 2).contiguous() for each in (q, k, v))
+
+
+def rotate(x: Tensor, angles: Tensor) -> Tensor:
+    """Rotary embedding of `x` (b, n, heads, head_dim), as ComfyUI pairs neighbouring numbers."""
+    pairs = x.unflatten(-1, (-1, 1, 2))
+    return (angles[..., 0] * pairs[..., 0] + angles[..., 1] * pairs[..., 1]).flatten(-2)
+
+
+def gated(x1: Tensor, x3: Tensor) -> Tensor:
+    """The middle of the feed-forward layer."""
+    return F.silu(x1) * x3
+
+
+PLAIN: dict[str, Callable[..., Any]] = {"enter": enter, "leave": leave, "heads": heads, "gated": gated}
+
+
+def compiled() -> dict[str, Callable[..., Any]]:
+    """The four functions for torch.compile, each with one kernel for all shapes."""
+    return {name: torch.compile(function, dynamic=True) for name, function in PLAIN.items()}
+
+
+def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Callable[..., Tensor]:
+    """`forward` of a modulated JointTransformerBlock; `parts` is looked up at each call, so it may change."""
+    attention, feed = block.attention, block.feed_forward
+    counts = (attention.n_local_heads, attention.n_local_kv_heads, attention.n_local_kv_heads)
+    sizes = tuple(count * attention.head_dim for count in counts)
+
+    def forward(
+        x: Tensor, x_mask: Tensor | None, freqs_cis: Tensor, adaln_input: Tensor, **options: Any
+    ) -> Tensor:
+        kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        scale_msa, gate_msa, scale_mlp, gate_mlp = block.adaLN_modulation(adaln_input).chunk(4, dim=1)
+        norm1, norm2 = block.attention_norm1, block.attention_norm2
+        h = attention.qkv(parts["enter"](x, norm1.weight, norm1.eps, scale_msa, kind))
+        q, k, v = parts["heads"](h, sizes, attention.q_norm.weight, attention.k_norm.weight, freqs_cis)
+        h = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
+        x = parts["leave"](x, attention.out(h), norm2.weight, norm2.eps, gate_msa)
+        norm1, norm2 = block.ffn_norm1, block.ffn_norm2
+        h = parts["enter"](x, norm1.weight, norm1.eps, scale_mlp, kind)
+        h = feed.w2(parts["gated"](feed.w1(h), feed.w3(h)))
+        return parts["leave"](x, h, norm2.weight, norm2.eps, gate_mlp)
+
+    return forward
+
+
+def install(network: nn.Module) -> dict[str, Callable[..., Any]]:
+    """Let the modulated blocks of `network` compute so; the returned functions may be exchanged in place."""
+    parts = dict(PLAIN)
+    for module in network.modules():
+        if isinstance(module, lumina.JointTransformerBlock) and module.modulation:
+            module.forward = block_forward(module, parts)
+    return parts
