@@ -15,11 +15,12 @@ RATIOS = (0.5, 0.25, 0.125)
 
 @dataclass(frozen=True)
 class Case:
-    """A network, a picture size and a batch."""
+    """A network, a picture size, a batch and the steps of a run."""
 
     shape: str
     pixels: int
     batch: int = 1
+    steps: int = STEPS
 
     @property
     def key(self) -> str:
@@ -31,6 +32,7 @@ CASES = (
     Case("sd3_medium", 1024),
     Case("lumina2", 1024),
     Case("sd35_large", 1024),
+    Case("lumina_next", 1024, steps=30),  # the paper's setting
     Case("sd3_medium", 512),
     Case("sd3_medium", 1536),
     Case("sd35_medium", 1024),
