@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,9 +11,10 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..lumina_next.model import LuminaNextConfig, guide_first_channels
+from .weights import draw_weights
 
 PIXELS_PER_LATENT = 8
 LATENT_CHANNELS = 16
@@ -103,20 +103,6 @@ class Shape:
         )  # fmt: skip
 
 
-@torch.no_grad()
-def draw_weights(network: nn.Module, seed: int) -> None:
-    """Random but tame: each layer keeps its input's scale, and modulation is not zero."""
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    generator = torch.Generator(tensors[0][1].device).manual_seed(seed)
-    for name, tensor in tensors:
-        if tensor.ndim >= 2:
-            tensor.normal_(0.0, 1 / math.sqrt(math.prod(tensor.shape[1:])), generator=generator)
-        else:
-            tensor.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generator)
-        if name == "pos_embed":
-            tensor.normal_(0.0, 0.5, generator=generator)
-
-
 def free() -> None:
     """Let ComfyUI forget its models, and the device their memory."""
     comfy.model_management.unload_all_models()
@@ -161,7 +147,7 @@ _LUMINA_NEXT = {
 _TINY = {
     "SD3": _TINY_MMDIT,
     LUMINA_NEXT: {
-        "hidden_size": 128, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "ffn_size": 256,
+        "hidden_size": 128, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "ffn_size": 512,
         "cross_attention_dim": 64, "sample_size": 16,
     },
     "Lumina2": {**_TINY_BLOCKS, "dim": 128, "n_heads": 4, "n_kv_heads": 2},

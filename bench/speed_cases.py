@@ -11,6 +11,8 @@ STEPS = 28
 START_STEP = 4
 RESETS = (12, 20)
 RATIOS = (0.5, 0.25, 0.125)
+REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
+"""The families of the reference code, and what its published scripts can turn on for each."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,13 @@ class Variant:
         method: "dense", "ras", "lazycache" or "reference".
         ratio: share of active tokens, for "ras" and "reference".
         graphs: the node's setting cuda_graphs, for "ras".
+        option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
     """
 
     method: str
     ratio: float = 1.0
     graphs: str = "off"
+    option: str = ""
 
     @property
     def key(self) -> str:
@@ -64,18 +68,43 @@ class Variant:
         parts = [self.method, f"{self.ratio:.1%}".replace(".0%", "%")]
         if self.method == "ras":
             parts.append("eager" if self.graphs == "off" else "graph")
-        return " ".join(parts)
+        return " ".join([*parts, self.option]).rstrip()
 
 
-def variants(ratios: Sequence[float], graphs: bool, reference: bool) -> list[Variant]:
+def variants(ratios: Sequence[float], graphs: bool) -> list[Variant]:
     """Dense first: everything is measured against it."""
     modes = ("off", "auto") if graphs else ("off",)
     found = [Variant("dense"), Variant("ras", 1.0)]
     found += [Variant("ras", ratio, mode) for ratio in ratios for mode in modes]
     found.append(Variant("lazycache"))
-    if reference:
-        found += [Variant("reference", ratio) for ratio in (1.0, *ratios)]
     return found
+
+
+def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:
+    """What the reference code can do of a case: diffusers' dense pipeline, then RAS.
+
+    It picks the tokens of one picture, so a larger batch is run dense only. Its kernels for SD3 need Triton.
+    For Lumina-Next diffusers attends with a mask, which rules the fast kernels out. The reference's script
+    calls FlashAttention instead, so a dense run with it belongs to the comparison.
+    """
+    option = REFERENCE_OPTIONS.get(case.shape)
+    if option is None:
+        return []
+    found = [Variant("reference")]
+    if case.batch > 1:
+        return found
+    found += [Variant("reference", ratio) for ratio in ratios]
+    if option == "flash":
+        found.append(Variant("reference", option=option))
+    if option == "flash" or on_gpu:
+        found += [Variant("reference", ratio, option=option) for ratio in ratios]
+    return found
+
+
+def own_dense(variant: Variant, found: Iterable[Variant]) -> Variant:
+    """The dense variant that a variant of the reference is measured against: the same attention."""
+    dense = [other for other in found if other.ratio >= 1]
+    return next((other for other in dense if other.option == variant.option), dense[0])
 
 
 def planned_counts(n_tokens: int, ratio: float, steps: int = STEPS) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 from ..ras_core.errors import RASError
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, pick_cases, variants
+from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, variants
 from .speed_table import table
 
 TINY_PIXELS = 128
@@ -79,6 +79,7 @@ def run_case(
     """Rows of one case; one row with the error where it cannot be set up."""
     import torch
 
+    from .reference_rows import reference_rows
     from .shapes import SHAPES, free
     from .speed_run import Bench, measure_case
 
@@ -90,10 +91,14 @@ def run_case(
         free()
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
-    found = [bench.measured(each) for each in variants(options.ratios, graphs, reference=False)]
+    found = [bench.measured(each) for each in variants(options.ratios, graphs)]
     rows = measure_case(bench, found, options.repeats, left)
+    dense = found[0].figures_only()
     del found
     bench.close()
+    asked = reference_variants(case, options.ratios, device == "cuda") if options.reference else []
+    if asked:
+        rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
     return rows
 
 
@@ -113,6 +118,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--ratios", type=_ratios, default=RATIOS, help="0.5,0.25,0.125")
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
+    top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")
     return top

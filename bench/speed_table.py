@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 HEAD = (
-    "case", "variant", "s", "step ms", "regional ms", "speed-up", "ideal", "% ideal", "peak GiB", "K/V GiB",
+    "case", "variant", "s", "step ms", "regional ms", "speed-up", "own", "ideal", "% ideal",
+    "peak GiB", "K/V GiB",
 )  # fmt: skip
 
 
 def table(results: dict[str, Any]) -> str:
-    """One line a variant; speed-ups are against the dense run of the same case, eager."""
+    """One line a variant; speed-ups are against ComfyUI's dense run, eager, and against the program's own."""
     lines = [HEAD, *(_line(row) for row in results["rows"])]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
@@ -30,6 +31,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row.get("dense_step_seconds"), 1, 1000),
         _number(row.get("regional_step_seconds"), 1, 1000),
         _number(row.get("speedup"), 2),
+        _number(row.get("own_speedup"), 2),
         _number(row.get("ideal"), 2),
         _number(row.get("of_ideal"), 1, 100),
         _number(memory.get("allocated"), 2, 2**-30),
