@@ -15,7 +15,7 @@ from ..ras_core.errors import RASError
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
 from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, variants
-from .speed_table import table
+from .speed_table import profile_table, table
 
 TINY_PIXELS = 128
 
@@ -49,9 +49,29 @@ def main(argv: list[str] | None = None) -> int:
     except RASError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.profile:
+        results = run_profiles(cases if options.cases else cases[:1], device, options)
+        print(profile_table(results))
+        return 0 if all(not entry["error"] for entry in results["profiles"]) else 1
     results = run_cases(cases, device, options, budget)
     print(table(results))
     return 0 if any(not row["error"] for row in results["rows"]) else 1
+
+
+def run_profiles(cases: Sequence[Case], device: str, options: argparse.Namespace) -> dict:
+    """Steps of these cases in the profiler; the file is written anew after each."""
+    from .profile_run import STEPS as PROFILED_STEPS
+    from .profile_run import profiles
+
+    found = variants(options.ratios, device == "cuda" or options.tiny)
+    found = [variant for variant in found if variant.method in ("dense", "ras")]
+    results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "profiles": []}
+    for case in cases:
+        bench = make_bench(case, device, options, PROFILED_STEPS)
+        results["profiles"] += profiles(bench, found)
+        bench.close()
+        write(options.out, results)
+    return results
 
 
 def run_cases(cases: Sequence[Case], device: str, options: argparse.Namespace, budget: Budget) -> dict:
@@ -77,16 +97,12 @@ def run_case(
     case: Case, device: str, options: argparse.Namespace, left: Callable[[], float]
 ) -> list[dict[str, Any]]:
     """Rows of one case; one row with the error where it cannot be set up."""
-    import torch
-
     from .reference_rows import reference_rows
-    from .shapes import SHAPES, free
-    from .speed_run import Bench, measure_case
+    from .shapes import free
+    from .speed_run import measure_case
 
-    shape = SHAPES[case.shape]
     try:
-        shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
-        bench = Bench(case, shape, torch.device(device), pixels, options.steps or case.steps)
+        bench = make_bench(case, device, options, options.steps or case.steps)
     except Exception as error:
         free()
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
@@ -100,6 +116,18 @@ def run_case(
     if asked:
         rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
     return rows
+
+
+def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:
+    """The case's network on the device; a tiny one where that was asked for."""
+    import torch
+
+    from .shapes import SHAPES
+    from .speed_run import Bench
+
+    shape = SHAPES[case.shape]
+    shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
+    return Bench(case, shape, torch.device(device), pixels, steps)
 
 
 def write(path: Path, results: dict) -> None:
@@ -119,6 +147,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
     top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
+    top.add_argument("--profile", action="store_true", help="profile steps of --cases (the first) instead")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")
     return top

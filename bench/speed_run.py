@@ -61,8 +61,9 @@ class Bench:
     def n_tokens(self) -> int:
         return (-(-self.pixels // PIXELS_PER_LATENT // 2)) ** 2
 
-    def measured(self, variant: Variant) -> Measured:
-        clock = Clock(self.device)
+    def measured(self, variant: Variant, clock: Clock | None = None) -> Measured:
+        """A variant made ready to run, on a clock of the caller's or one of its own."""
+        clock = clock or Clock(self.device)
         model = clocked(self.model, clock)
         run = {"dense": self._dense, "lazycache": self._lazycache, "ras": self._ras}[variant.method]
 
