@@ -42,6 +42,8 @@ CASES = (
     Case("z_image", 1024),
     Case("lumina2", 1024, 4),
     Case("sd3_medium", 2048),
+    Case("sd3_medium", 1024, 2),
+    Case("sd3_medium", 768),
 )
 
 
@@ -139,6 +141,14 @@ def pick_cases(wanted: str) -> list[Case]:
     exact = {case.key for case in CASES} & set(names)
     loose = tuple(name for name in names if name not in exact)
     return [case for case in CASES if case.key in exact or (loose and case.key.startswith(loose))]
+
+
+def unlike(cases: Iterable[Case]) -> list[Case]:
+    """One case of each network and batch: where all pictures are small, sizes do not tell them apart."""
+    found: dict[tuple[str, int], Case] = {}
+    for case in cases:
+        found.setdefault((case.shape, case.batch), case)
+    return list(found.values())
 
 
 def affordable_repeats(run_seconds: float, left: float, wanted: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 from ..ras_core.errors import RASError
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, variants
+from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, unlike, variants
 from .speed_table import profile_table, table
 
 TINY_PIXELS = 128
@@ -33,13 +33,15 @@ class Budget:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
-    options = parser().parse_args(argv)
+    options = with_defaults(parser().parse_args(argv))
     budget = Budget(options.seconds, time.perf_counter())
     try:
         cases = pick_cases(options.cases)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.tiny:
+        cases = unlike(cases)
     if options.list:
         print("\n".join(case.key for case in cases))
         return 0
@@ -56,6 +58,14 @@ def main(argv: list[str] | None = None) -> int:
     results = run_cases(cases, device, options, budget)
     print(table(results))
     return 0 if any(not row["error"] for row in results["rows"]) else 1
+
+
+def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
+    """Few runs where --tiny only asks whether every path runs."""
+    options.ratios = options.ratios or (RATIOS[:1] if options.tiny else RATIOS)
+    if options.repeats is None:
+        options.repeats = 1 if options.tiny else 3
+    return options
 
 
 def run_profiles(cases: Sequence[Case], device: str, options: argparse.Namespace) -> dict:
@@ -141,9 +151,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--list", action="store_true", help="only print the cases")
     top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
     top.add_argument("--reserve", type=float, default=10, help="seconds without which no case is begun")
-    top.add_argument("--repeats", type=int, default=3, help="timed runs of each variant")
+    top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
     top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")
-    top.add_argument("--ratios", type=_ratios, default=RATIOS, help="0.5,0.25,0.125")
+    top.add_argument("--ratios", type=_ratios, help="0.5,0.25,0.125 by default")
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
     top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")

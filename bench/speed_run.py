@@ -158,6 +158,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
         "warm_up_seconds": each.warm_up, "speedup": base / seconds if seconds else None,
         "own_speedup": own_base / seconds if seconds else None,
         "evaluations": len(each.steps[-1]) if each.steps else None, "memory": each.memory,
+        "step_seconds": [statistics.median(laps) for laps in zip(*each.steps, strict=False)],
     }  # fmt: skip
     return row | _step_figures(each) | _against_ideal(bench, each, row["own_speedup"])
 

@@ -19,8 +19,10 @@ from ras_pack.bench.speed_cases import (
     pick_cases,
     planned_counts,
     reference_variants,
+    unlike,
     variants,
 )
+from ras_pack.bench.speed_plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
 from ras_pack.bench.speed_table import profile_table, table
 from ras_pack.bench.trace_shares import EVALUATION, NETWORK, Segments, step_shares
 from ras_pack.ras_core.cost import CostProfile
@@ -49,6 +51,12 @@ class TestCases:
         ]  # fmt: skip
         with pytest.raises(ValueError, match="no case flux"):
             pick_cases("flux")
+
+    def test_cases_that_only_differ_in_size(self):
+        """The first of each network and batch stays, in its place."""
+        found = unlike(CASES)
+        assert found[0].key == "sd3_medium-1024" and "sd3_medium-1024-b4" in [case.key for case in found]
+        assert not any(case.shape == "sd3_medium" and case.pixels != 1024 for case in found)
 
     def test_every_variant_has_a_name_of_its_own(self):
         found = variants((0.5, 0.125), graphs=True)
@@ -261,3 +269,46 @@ class TestRanges:
             assert NetworkCall.placed is not before[-1]
             raise KeyError
         assert [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed] == before
+
+
+def plotted(case, method, seconds, **changes):
+    row = {"case": case, "variant": f"{method} {changes}", "method": method, "ratio": 1.0, "graphs": "off"}
+    return (
+        row | {"seconds": seconds, "speedup": 4 / seconds, "own_speedup": 8 / seconds, "ideal": 3.0} | changes
+    )
+
+
+class TestPlots:
+    ROWS = [
+        plotted("a", "dense", 4.0), plotted("a", "ras", 3.9), plotted("a", "ras", 3.0, ratio=0.5),
+        plotted("a", "ras", 2.0, ratio=0.5, graphs="auto"), plotted("a", "ras", 1.0, ratio=0.25),
+        plotted("a", "lazycache", 2.0), plotted("a", "reference", 5.0),
+        plotted("a", "reference", 4.0, ratio=0.5), plotted("a", "reference", 3.2, ratio=0.5, option="fused"),
+    ]  # fmt: skip
+
+    def test_bars_of_a_ratio(self):
+        """The reference against its own dense run and at its best, the others against ComfyUI's."""
+        found = bars(self.ROWS, 0.5)
+        assert found == {
+            "eager": {"a": 4 / 3}, "graph": {"a": 2.0}, "lazycache": {"a": 2.0}, "reference": {"a": 2.5},
+        }  # fmt: skip
+        assert bars(self.ROWS, 0.25)["eager"] == {"a": 4.0}
+
+    def test_dense_runs_are_no_bars(self):
+        assert [series_of(row) for row in self.ROWS[:2]] == [None, None]
+        assert series_of(self.ROWS[6]) is None
+
+    def test_what_is_drawn_over_a_size(self):
+        assert ratios_of(self.ROWS) == [0.5, 0.25]
+        assert best_seconds(self.ROWS, 1.0)["method"] == "dense"
+        assert best_seconds(self.ROWS, 0.5)["seconds"] == 2.0
+        assert best_seconds(self.ROWS, 0.125) is None
+        assert ideals(self.ROWS, 0.5) == {"a": 3.0}
+
+    def test_the_later_file_counts_and_rows_without_figures_do_not(self, tmp_path):
+        first, second = tmp_path / "1.json", tmp_path / "2.json"
+        failed = {"case": "a", "variant": "lazycache {}", "error": "no time was left"}
+        first.write_text(json.dumps({"rows": self.ROWS}))
+        second.write_text(json.dumps({"rows": [plotted("a", "dense", 5.0), failed]}))
+        rows = read_rows([first, second])
+        assert len(rows) == len(self.ROWS) and rows[0]["seconds"] == 5.0
