@@ -196,10 +196,10 @@ def step_plot(rows: Sequence[Row], out: Path) -> bool:
         for row in found:
             if row["method"] == "lazycache" or (row["method"] == "ras" and row["ratio"] >= 1):
                 continue
-            is_theirs = row["method"] == "reference"
+            style = "-" if row["method"] != "reference" else ":" if row["option"] else "--"
             ax.plot(
                 [1000 * seconds for seconds in row["step_seconds"][:-1]],  # the last one holds the run's end
-                color=RATIO_COLOURS.get(row["ratio"]), linestyle=(":" if row["option"] else "--") if is_theirs else "-",
+                color=RATIO_COLOURS.get(row["ratio"]), linestyle=style,
                 marker="." if series_of(row) == "graph" else None, linewidth=1, label=row["variant"],
             )  # fmt: skip
         ax.set_ylim(bottom=0)
