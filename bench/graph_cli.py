@@ -6,7 +6,6 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     with torch.inference_mode():
         for name in wanted:
             try:
-                for what, held, detail in checks(_shallow(SHAPES[name]), options.pixels):
+                for what, held, detail in checks(SHAPES[name].shallow(BLOCKS), options.pixels):
                     _add(results, name, what, held, detail)
             except Exception as error:
                 _add(results, name, "no exception", False, f"{type(error).__name__}: {error}")
@@ -132,15 +131,6 @@ def _with_patch(model: Any) -> Any:
     }  # fmt: skip
     patched.add_patches({name: (torch.full_like(w, 1e-2),) for name, w in weights.items()}, 1.0)
     return patched
-
-
-def _shallow(shape: Any) -> Any:
-    """Few main blocks of the true width."""
-    config = dict(shape.unet_config)
-    config["num_blocks" if shape.model_class == "SD3" else "n_layers"] = BLOCKS
-    if config.get("x_block_self_attn_layers"):
-        config["x_block_self_attn_layers"] = [0, 1]
-    return replace(shape, unet_config=config)
 
 
 def _add(results: dict[str, Any], family: str, what: str, held: bool, detail: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +11,16 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from ..lumina_next.model import LuminaNextConfig, guide_first_channels
+from .weights import draw_weights
 
 PIXELS_PER_LATENT = 8
 LATENT_CHANNELS = 16
+LUMINA_NEXT = "LuminaNext"
+_DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
+"""What a family's configuration calls the number of its main blocks; the others say n_layers."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,14 @@ class Shape:
 
     Attributes:
         name: for tables.
-        model_class: name in comfy.supported_models.
+        model_class: name in comfy.supported_models, or LUMINA_NEXT for the pack's own.
         unet_config: what that class builds the network from, without the dtype.
         dtype: precision that ComfyUI runs it in.
         text_rows: of the positive and of the negative prompt; where they differ, ComfyUI makes two calls.
         text_width: numbers in a text row.
         pooled_width: numbers of the pooled text vector, 0 where the family has none.
         multiple: text and image rows are padded to a multiple of it inside the network.
+        channels: of the latent.
     """
 
     name: str
@@ -41,6 +47,7 @@ class Shape:
     text_width: int
     pooled_width: int = 0
     multiple: int = 1
+    channels: int = LATENT_CHANNELS
 
     @property
     def rows_in_network(self) -> tuple[int, ...]:
@@ -59,7 +66,7 @@ class Shape:
     def latent(self, height: int, width: int, batch: int) -> dict[str, Tensor]:
         """An empty LATENT for a picture of this many pixels."""
         size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-        return {"samples": torch.zeros(batch, LATENT_CHANNELS, *size)}
+        return {"samples": torch.zeros(batch, self.channels, *size)}
 
     def build(self, device: torch.device, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
         """A MODEL whose weights are drawn on the device itself.
@@ -67,14 +74,25 @@ class Shape:
         It is never moved to the CPU (its offload device is its own): moving 16 GB would take longer than
         the runs.
         """
-        config = getattr(comfy.supported_models, self.model_class)({**self.unet_config, "dtype": self.dtype})
-        model = config.get_model({}, prefix="", device=device)
+        is_own = self.model_class == LUMINA_NEXT
+        of_class = LuminaNextConfig if is_own else getattr(comfy.supported_models, self.model_class)
+        model = of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
         draw_weights(model.diffusion_model, seed)
-        return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+        if is_own:
+            guide_first_channels(patcher)  # as its loader does by default
+        return patcher
+
+    def shallow(self, blocks: int) -> Shape:
+        """The same family with few main blocks of the true width."""
+        config = {**self.unet_config, _DEPTH.get(self.model_class, "n_layers"): blocks}
+        if config.get("x_block_self_attn_layers"):
+            config["x_block_self_attn_layers"] = [0, 1]
+        return replace(self, unet_config=config)
 
     def tiny(self) -> Shape:
         """The same family at a size that a CPU runs in milliseconds."""
-        small = _TINY_MMDIT if self.model_class == "SD3" else _TINY_NEXTDIT[self.model_class]
+        small = _TINY[self.model_class]
         config = {**self.unet_config, **small}
         if config.get("x_block_self_attn_layers"):
             config["x_block_self_attn_layers"] = [0]
@@ -83,20 +101,6 @@ class Shape:
             pooled_width=64 if self.pooled_width else 0,
             text_rows=tuple(max(rows // 16, 3) for rows in self.text_rows),
         )  # fmt: skip
-
-
-@torch.no_grad()
-def draw_weights(network: nn.Module, seed: int) -> None:
-    """Random but tame: each layer keeps its input's scale, and modulation is not zero."""
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    generator = torch.Generator(tensors[0][1].device).manual_seed(seed)
-    for name, tensor in tensors:
-        if tensor.ndim >= 2:
-            tensor.normal_(0.0, 1 / math.sqrt(math.prod(tensor.shape[1:])), generator=generator)
-        else:
-            tensor.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generator)
-        if name == "pos_embed":
-            tensor.normal_(0.0, 0.5, generator=generator)
 
 
 def free() -> None:
@@ -136,10 +140,19 @@ _TINY_MMDIT = {
     },
 }  # fmt: skip
 _TINY_BLOCKS = {"n_layers": 3, "cap_feat_dim": 64, "axes_dims": [8, 12, 12], "multiple_of": 32}
-_TINY_NEXTDIT = {
+_LUMINA_NEXT = {
+    "in_channels": 4, "hidden_size": 2304, "num_layers": 24, "num_attention_heads": 32, "num_kv_heads": 8,
+    "ffn_size": 6144, "cross_attention_dim": 2048, "out_channels": 8, "sample_size": 128,
+}  # fmt: skip
+_TINY = {
+    "SD3": _TINY_MMDIT,
+    LUMINA_NEXT: {
+        "hidden_size": 128, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "ffn_size": 512,
+        "cross_attention_dim": 64, "sample_size": 16,
+    },
     "Lumina2": {**_TINY_BLOCKS, "dim": 128, "n_heads": 4, "n_kv_heads": 2},
     "ZImage": {**_TINY_BLOCKS, "dim": 256, "n_heads": 8, "n_kv_heads": 8},
-}
+}  # fmt: skip
 
 SHAPES = {
     shape.name: shape
@@ -151,8 +164,9 @@ SHAPES = {
             _mmdit(24, 384, qk_norm="rms", x_block_self_attn_layers=list(range(13))),
             torch.float16, (154, 154), 4096, 2048,
         ),
-        # ComfyUI runs these two in bfloat16.
+        # ComfyUI runs these three in bfloat16. Lumina-Next's prompts are padded to the longer one.
         Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
         Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
+        Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),
     )
 }  # fmt: skip

@@ -11,15 +11,18 @@ STEPS = 28
 START_STEP = 4
 RESETS = (12, 20)
 RATIOS = (0.5, 0.25, 0.125)
+REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
+"""The families of the reference code, and what its published scripts can turn on for each."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, a picture size and a batch."""
+    """A network, a picture size, a batch and the steps of a run."""
 
     shape: str
     pixels: int
     batch: int = 1
+    steps: int = STEPS
 
     @property
     def key(self) -> str:
@@ -31,6 +34,7 @@ CASES = (
     Case("sd3_medium", 1024),
     Case("lumina2", 1024),
     Case("sd35_large", 1024),
+    Case("lumina_next", 1024, steps=30),  # the paper's setting
     Case("sd3_medium", 512),
     Case("sd3_medium", 1536),
     Case("sd35_medium", 1024),
@@ -38,6 +42,8 @@ CASES = (
     Case("z_image", 1024),
     Case("lumina2", 1024, 4),
     Case("sd3_medium", 2048),
+    Case("sd3_medium", 1024, 2),
+    Case("sd3_medium", 768),
 )
 
 
@@ -49,11 +55,13 @@ class Variant:
         method: "dense", "ras", "lazycache" or "reference".
         ratio: share of active tokens, for "ras" and "reference".
         graphs: the node's setting cuda_graphs, for "ras".
+        option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
     """
 
     method: str
     ratio: float = 1.0
     graphs: str = "off"
+    option: str = ""
 
     @property
     def key(self) -> str:
@@ -62,18 +70,43 @@ class Variant:
         parts = [self.method, f"{self.ratio:.1%}".replace(".0%", "%")]
         if self.method == "ras":
             parts.append("eager" if self.graphs == "off" else "graph")
-        return " ".join(parts)
+        return " ".join([*parts, self.option]).rstrip()
 
 
-def variants(ratios: Sequence[float], graphs: bool, reference: bool) -> list[Variant]:
+def variants(ratios: Sequence[float], graphs: bool) -> list[Variant]:
     """Dense first: everything is measured against it."""
     modes = ("off", "auto") if graphs else ("off",)
     found = [Variant("dense"), Variant("ras", 1.0)]
     found += [Variant("ras", ratio, mode) for ratio in ratios for mode in modes]
     found.append(Variant("lazycache"))
-    if reference:
-        found += [Variant("reference", ratio) for ratio in (1.0, *ratios)]
     return found
+
+
+def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:
+    """What the reference code can do of a case: diffusers' dense pipeline, then RAS.
+
+    It picks the tokens of one picture, so a larger batch is run dense only. Its kernels for SD3 need Triton.
+    For Lumina-Next diffusers attends with a mask, which rules the fast kernels out. The reference's script
+    calls FlashAttention instead, so a dense run with it belongs to the comparison.
+    """
+    option = REFERENCE_OPTIONS.get(case.shape)
+    if option is None:
+        return []
+    found = [Variant("reference")]
+    if case.batch > 1:
+        return found
+    found += [Variant("reference", ratio) for ratio in ratios]
+    if option == "flash":
+        found.append(Variant("reference", option=option))
+    if option == "flash" or on_gpu:
+        found += [Variant("reference", ratio, option=option) for ratio in ratios]
+    return found
+
+
+def own_dense(variant: Variant, found: Iterable[Variant]) -> Variant:
+    """The dense variant that a variant of the reference is measured against: the same attention."""
+    dense = [other for other in found if other.ratio >= 1]
+    return next((other for other in dense if other.option == variant.option), dense[0])
 
 
 def planned_counts(n_tokens: int, ratio: float, steps: int = STEPS) -> list[int]:
@@ -108,6 +141,14 @@ def pick_cases(wanted: str) -> list[Case]:
     exact = {case.key for case in CASES} & set(names)
     loose = tuple(name for name in names if name not in exact)
     return [case for case in CASES if case.key in exact or (loose and case.key.startswith(loose))]
+
+
+def unlike(cases: Iterable[Case]) -> list[Case]:
+    """One case of each network and batch: where all pictures are small, sizes do not tell them apart."""
+    found: dict[tuple[str, int], Case] = {}
+    for case in cases:
+        found.setdefault((case.shape, case.batch), case)
+    return list(found.values())
 
 
 def affordable_repeats(run_seconds: float, left: float, wanted: int) -> int:

@@ -14,8 +14,8 @@ from typing import Any
 from ..ras_core.errors import RASError
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, pick_cases, variants
-from .speed_table import table
+from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, unlike, variants
+from .speed_table import profile_table, table
 
 TINY_PIXELS = 128
 
@@ -33,13 +33,15 @@ class Budget:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
-    options = parser().parse_args(argv)
+    options = with_defaults(parser().parse_args(argv))
     budget = Budget(options.seconds, time.perf_counter())
     try:
         cases = pick_cases(options.cases)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.tiny:
+        cases = unlike(cases)
     if options.list:
         print("\n".join(case.key for case in cases))
         return 0
@@ -49,15 +51,43 @@ def main(argv: list[str] | None = None) -> int:
     except RASError as error:
         print(error, file=sys.stderr)
         return 1
+    if options.profile:
+        results = run_profiles(cases if options.cases else cases[:1], device, options)
+        print(profile_table(results))
+        return 0 if all(not entry["error"] for entry in results["profiles"]) else 1
     results = run_cases(cases, device, options, budget)
     print(table(results))
     return 0 if any(not row["error"] for row in results["rows"]) else 1
 
 
+def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
+    """Few runs where --tiny only asks whether every path runs."""
+    options.ratios = options.ratios or (RATIOS[:1] if options.tiny else RATIOS)
+    if options.repeats is None:
+        options.repeats = 1 if options.tiny else 3
+    return options
+
+
+def run_profiles(cases: Sequence[Case], device: str, options: argparse.Namespace) -> dict:
+    """Steps of these cases in the profiler; the file is written anew after each."""
+    from .profile_run import STEPS as PROFILED_STEPS
+    from .profile_run import profiles
+
+    found = variants(options.ratios, device == "cuda" or options.tiny)
+    found = [variant for variant in found if variant.method in ("dense", "ras")]
+    results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "profiles": []}
+    for case in cases:
+        bench = make_bench(case, device, options, PROFILED_STEPS)
+        results["profiles"] += profiles(bench, found)
+        bench.close()
+        write(options.out, results)
+    return results
+
+
 def run_cases(cases: Sequence[Case], device: str, options: argparse.Namespace, budget: Budget) -> dict:
     """All cases that fit into the budget; the file is written anew after each."""
     results: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(), "steps": options.steps,
+        "date": time.strftime("%Y-%m-%d"), "machine": machine(),
         "tiny": options.tiny, "rows": [], "dropped": [],
     }  # fmt: skip
     for case in cases:
@@ -77,24 +107,37 @@ def run_case(
     case: Case, device: str, options: argparse.Namespace, left: Callable[[], float]
 ) -> list[dict[str, Any]]:
     """Rows of one case; one row with the error where it cannot be set up."""
-    import torch
+    from .reference_rows import reference_rows
+    from .shapes import free
+    from .speed_run import measure_case
 
-    from .shapes import SHAPES, free
-    from .speed_run import Bench, measure_case
-
-    shape = SHAPES[case.shape]
     try:
-        shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
-        bench = Bench(case, shape, torch.device(device), pixels, options.steps)
+        bench = make_bench(case, device, options, options.steps or case.steps)
     except Exception as error:
         free()
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
-    found = [bench.measured(each) for each in variants(options.ratios, graphs, reference=False)]
+    found = [bench.measured(each) for each in variants(options.ratios, graphs)]
     rows = measure_case(bench, found, options.repeats, left)
+    dense = found[0].figures_only()
     del found
     bench.close()
+    asked = reference_variants(case, options.ratios, device == "cuda") if options.reference else []
+    if asked:
+        rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
     return rows
+
+
+def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:
+    """The case's network on the device; a tiny one where that was asked for."""
+    import torch
+
+    from .shapes import SHAPES
+    from .speed_run import Bench
+
+    shape = SHAPES[case.shape]
+    shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
+    return Bench(case, shape, torch.device(device), pixels, steps)
 
 
 def write(path: Path, results: dict) -> None:
@@ -108,11 +151,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--list", action="store_true", help="only print the cases")
     top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
     top.add_argument("--reserve", type=float, default=10, help="seconds without which no case is begun")
-    top.add_argument("--repeats", type=int, default=3, help="timed runs of each variant")
-    top.add_argument("--steps", type=int, default=STEPS)
-    top.add_argument("--ratios", type=_ratios, default=RATIOS, help="0.5,0.25,0.125")
+    top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
+    top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")
+    top.add_argument("--ratios", type=_ratios, help="0.5,0.25,0.125 by default")
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
+    top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
+    top.add_argument("--profile", action="store_true", help="profile steps of --cases (the first) instead")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")
     return top

@@ -5,9 +5,8 @@ each other.
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
@@ -20,6 +19,8 @@ from ..nodes.sampler import sample_with_trace
 from ..ras_core.adapters import adapter_for
 from ..ras_core.host import graph_store
 from ..ras_core.trace import Trace
+from .clocked import clocked
+from .measured import SEED, Measured, Run, take_turns
 from .shapes import PIXELS_PER_LATENT, Shape, free
 from .speed_cases import (
     RESETS,
@@ -27,68 +28,14 @@ from .speed_cases import (
     STEPS,
     Case,
     Variant,
-    affordable_repeats,
     ideal_speedup,
     planned_counts,
 )
-from .timing import Clock, Peak, clocked
+from .timing import Clock
 
 CFG = 5.0
-SEED = 7
 LAZYCACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
 """The node's defaults."""
-
-Run = Callable[[int], "Trace | None"]
-"""Samples once from a seed."""
-
-
-@dataclass
-class Measured:
-    """What the runs of one variant gave.
-
-    Attributes:
-        run, clock, model: what is sampled, and with which clock.
-        seconds: sampling time of each timed run, from the first evaluation to the last one's end.
-        node_seconds: wall clock of the whole node, with the device waited for.
-        steps: per timed run, seconds of each evaluation.
-        warm_up: sampling seconds of the run before them.
-        memory: of that first run.
-        trace: of the last run, where RAS was on.
-    """
-
-    variant: Variant
-    run: Run
-    clock: Clock
-    model: ModelPatcher
-    seconds: list[float] = field(default_factory=list)
-    node_seconds: list[float] = field(default_factory=list)
-    steps: list[list[float]] = field(default_factory=list)
-    warm_up: float = 0.0
-    memory: dict[str, int] = field(default_factory=dict)
-    trace: Trace | None = None
-    error: str = ""
-
-    def once(self, seed: int) -> tuple[list[float], float]:
-        """Seconds of each evaluation, and of the node."""
-        _wait()
-        started = time.perf_counter()
-        self.trace = self.run(seed)
-        _wait()
-        return self.clock.laps(), time.perf_counter() - started
-
-    def warm(self, device: torch.device) -> None:
-        """The first run: kernels are chosen in it, and memory is measured."""
-        if (store := graph_store(self.model)) is not None:
-            store.clear()  # memory is this variant's own
-        peak = Peak(device)
-        laps, _ = self.once(SEED)
-        self.warm_up, self.memory = sum(laps), peak.read()
-
-    def time(self, seed: int) -> None:
-        laps, wall = self.once(seed)
-        self.seconds.append(sum(laps))
-        self.node_seconds.append(wall)
-        self.steps.append(laps)
 
 
 @dataclass
@@ -103,6 +50,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.model = self.shape.build(self.device)
+        network = self.model.model.diffusion_model
+        self.profile = adapter_for(network).cost_profile(network)
         self.conditionings = [self.shape.conditioning(which) for which in (0, 1)]
         self.latent = self.shape.latent(self.pixels, self.pixels, self.case.batch)
         comfy.utils.set_progress_bar_enabled(False)
@@ -112,11 +61,17 @@ class Bench:
     def n_tokens(self) -> int:
         return (-(-self.pixels // PIXELS_PER_LATENT // 2)) ** 2
 
-    def measured(self, variant: Variant) -> Measured:
-        clock = Clock(self.device)
+    def measured(self, variant: Variant, clock: Clock | None = None) -> Measured:
+        """A variant made ready to run, on a clock of the caller's or one of its own."""
+        clock = clock or Clock(self.device)
         model = clocked(self.model, clock)
         run = {"dense": self._dense, "lazycache": self._lazycache, "ras": self._ras}[variant.method]
-        return Measured(variant, run(model, variant), clock, model)
+
+        def forget() -> None:
+            if (store := graph_store(model)) is not None:
+                store.clear()
+
+        return Measured(variant, run(model, variant), clock, forget)
 
     def _dense(self, model: ModelPatcher, variant: Variant) -> Run:
         from nodes import common_ksampler
@@ -151,8 +106,7 @@ class Bench:
         return latent["samples"], trace
 
     def ideal(self, counts: Sequence[int]) -> float:
-        profile = adapter_for(self.model.model.diffusion_model).cost_profile(self.model.model.diffusion_model)
-        return ideal_speedup(profile, self.n_tokens, self.shape.rows_in_network, counts)
+        return ideal_speedup(self.profile, self.n_tokens, self.shape.rows_in_network, counts)
 
     def close(self) -> None:
         del self.model
@@ -173,53 +127,48 @@ def node_settings(variant: Variant) -> dict[str, Any]:
 def measure_case(
     bench: Bench, found: Sequence[Measured], repeats: int, left: Callable[[], float]
 ) -> list[dict[str, Any]]:
-    """One row a variant; variants take turns, so that a drifting clock meets all of them.
+    """One row a variant of this process; `left` tells the seconds that may still be spent."""
+    take_turns(found, bench.device, repeats, left)
+    return [row_of(bench, each, found[0], found[0]) for each in found]
+
+
+def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -> dict[str, Any]:
+    """The figures of a variant as plain numbers.
 
     Args:
         bench: the case.
-        found: its variants, dense first.
-        repeats: timed rounds wanted.
-        left: seconds that may still be spent.
+        each: the variant.
+        dense: ComfyUI's dense run, the base of `speedup`.
+        own_dense: the dense run of the same program, the base of `own_speedup`.
     """
-    started = time.perf_counter()
-    for each in found:
-        if left() <= 0:
-            each.error = "no time was left"
-            continue
-        _guarded(each, lambda each=each: each.warm(bench.device))
-    per_round = time.perf_counter() - started
-    for number in range(affordable_repeats(per_round, left(), repeats)):
-        for each in found:
-            if not each.error:
-                _guarded(each, lambda each=each, number=number: each.time(SEED + number))
-    return [row_of(bench, each, found[0]) for each in found]
-
-
-def row_of(bench: Bench, each: Measured, dense: Measured) -> dict[str, Any]:
-    """The figures of a variant as plain numbers."""
     variant = each.variant
     row: dict[str, Any] = {
         "case": bench.case.key, "variant": variant.key, "method": variant.method, "ratio": variant.ratio,
-        "graphs": variant.graphs, "pixels": bench.pixels,
+        "graphs": variant.graphs, "option": variant.option, "pixels": bench.pixels,
         "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
         "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
     }  # fmt: skip
     if each.error and not each.seconds and not each.warm_up:
         return row
     seconds = statistics.median(each.seconds or [each.warm_up])
-    base = statistics.median(dense.seconds or [dense.warm_up])
+    base, own_base = (statistics.median(d.seconds or [d.warm_up]) for d in (dense, own_dense))
     row |= {
         "seconds": seconds, "all_seconds": each.seconds, "only_warm_up": not each.seconds,
         "node_seconds": statistics.median(each.node_seconds) if each.node_seconds else None,
         "warm_up_seconds": each.warm_up, "speedup": base / seconds if seconds else None,
+        "own_speedup": own_base / seconds if seconds else None,
         "evaluations": len(each.steps[-1]) if each.steps else None, "memory": each.memory,
+        "step_seconds": [statistics.median(laps) for laps in zip(*each.steps, strict=False)],
     }  # fmt: skip
-    return row | _step_figures(each) | _against_ideal(bench, each, row["speedup"])
+    return row | _step_figures(each) | _against_ideal(bench, each, row["own_speedup"])
 
 
 def _step_figures(each: Measured) -> dict[str, Any]:
     """Median seconds of dense and of regional steps; the last one, which holds the run's end, is left out."""
-    kinds = [evaluation.kind.value for evaluation in each.trace.evaluations] if each.trace else []
+    if each.trace:
+        kinds = [evaluation.kind.value for evaluation in each.trace.evaluations]
+    else:
+        kinds = ["regional" if count < max(each.counts) else "dense" for count in each.counts]
     found: dict[str, list[float]] = {}
     for laps in each.steps:
         for i, seconds in enumerate(laps[1:-1], start=1):
@@ -232,7 +181,7 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
     if variant.method not in ("ras", "reference") or not speedup:
         return {}
     if trace is None:
-        counts = planned_counts(bench.n_tokens, variant.ratio, bench.steps)
+        counts = each.counts or planned_counts(bench.n_tokens, variant.ratio, bench.steps)
         return {"ideal": (ideal := bench.ideal(counts)), "of_ideal": speedup / ideal}
     ideal = bench.ideal([round(e.active_share * bench.n_tokens) for e in trace.evaluations])
     return {
@@ -240,16 +189,3 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
         "regional_steps": trace.regional_steps, "log_expected": trace.expected_speedup,
         "log_measured": trace.measured_speedup, "notes": list(trace.notes),
     }  # fmt: skip
-
-
-def _guarded(each: Measured, work: Callable[[], None]) -> None:
-    """A variant that fails is left out and told of; the others go on."""
-    try:
-        work()
-    except Exception as error:
-        each.error = f"{type(error).__name__}: {error}"[:500]
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -5,20 +5,63 @@ from __future__ import annotations
 from typing import Any
 
 HEAD = (
-    "case", "variant", "s", "step ms", "regional ms", "speed-up", "ideal", "% ideal", "peak GiB", "K/V GiB",
+    "case", "variant", "s", "step ms", "regional ms", "speed-up", "own", "ideal", "% ideal",
+    "peak GiB", "K/V GiB",
 )  # fmt: skip
 
 
 def table(results: dict[str, Any]) -> str:
-    """One line a variant; speed-ups are against the dense run of the same case, eager."""
+    """One line a variant; speed-ups are against ComfyUI's dense run, eager, and against the program's own."""
     lines = [HEAD, *(_line(row) for row in results["rows"])]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
-    shown = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     about = results["machine"]
     title = f"{about['device']}, torch {about['torch']}, ComfyUI {about['comfyui']}, {results['date']}"
     notes = [f"{row['case']} {row['variant']}: {text}" for row in results["rows"] for text in _notes(row)]
     dropped = [f"dropped: {', '.join(results['dropped'])}"] if results["dropped"] else []
-    return "\n".join([title, *(line.rstrip() for line in shown), *notes, *dropped])
+    return "\n".join([title, *_aligned(lines), *notes, *dropped])
+
+
+def profile_table(results: dict[str, Any]) -> str:
+    """One line a profiled variant, then what waits for the device in it."""
+    head = (
+        "case",
+        "variant",
+        "step ms",
+        "device ms",
+        "own device %",
+        "own host %",
+        "kernels",
+        "waits",
+        "reads",
+    )
+    lines, notes = [head], []
+    for entry in results["profiles"]:
+        lines.append(_profile_line(entry))
+        about = f"{entry['case']} {entry['variant']}"
+        for what in ("device_ms_by", "host_ms_by", "waits", "reads", "waiting_lines"):
+            parts = ", ".join(f"{name} {value:.3g}" for name, value in (entry.get(what) or {}).items())
+            notes += [f"{about}, {what}: {parts}"] if parts else []
+        notes += [f"{about}: {entry['error']}"] if entry["error"] else []
+    return "\n".join([*_aligned(lines), *notes])
+
+
+def _profile_line(entry: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        entry["case"],
+        entry["variant"],
+        _number(entry.get("wall_ms"), 2),
+        _number(entry.get("device_ms"), 2),
+        _number(entry.get("own_device_share"), 1, 100),
+        _number(entry.get("own_host_share"), 1, 100),
+        _number(entry.get("kernels"), 0),
+        _number(sum((entry.get("waits") or {}).values()), 2),
+        _number(sum((entry.get("reads") or {}).values()), 2),
+    )
+
+
+def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    shown = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return [line.rstrip() for line in shown]
 
 
 def _line(row: dict[str, Any]) -> tuple[str, ...]:
@@ -30,6 +73,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row.get("dense_step_seconds"), 1, 1000),
         _number(row.get("regional_step_seconds"), 1, 1000),
         _number(row.get("speedup"), 2),
+        _number(row.get("own_speedup"), 2),
         _number(row.get("ideal"), 2),
         _number(row.get("of_ideal"), 1, 100),
         _number(memory.get("allocated"), 2, 2**-30),

@@ -6,12 +6,8 @@ import gc
 import itertools
 
 import torch
-from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 
 from ..ras_core.clock import Moment, mark, seconds_between
-
-KEY = "speed_bench_clock"
 
 
 class Clock:
@@ -30,25 +26,6 @@ class Clock:
     def laps(self) -> list[float]:
         """Seconds from each mark to the next; waits for the device."""
         return [seconds_between(*pair) for pair in itertools.pairwise(self._marks)]
-
-
-def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
-    """A clone whose runs put their marks on the clock."""
-
-    def run(executor, *args, **kwargs):
-        clock.restart()
-        result = executor(*args, **kwargs)
-        clock.mark()
-        return result
-
-    def evaluate(executor, *args, **kwargs):
-        clock.mark()
-        return executor(*args, **kwargs)
-
-    timed = model.clone()
-    timed.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run)
-    timed.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, evaluate)
-    return timed
 
 
 class Peak:

@@ -1,0 +1,110 @@
+"""Runs of variants beside each other, and what they gave; knows nothing of what is run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from .speed_cases import Variant, affordable_repeats
+from .timing import Clock, Peak
+
+SEED = 7
+
+Run = Callable[[int], Any]
+"""Samples once from a seed; returns the run's trace, or None where there is no such thing."""
+
+
+@dataclass
+class Measured:
+    """What the runs of one variant gave.
+
+    Attributes:
+        variant, run, clock: what is sampled, and with which clock.
+        forget: drops what an earlier variant has left behind.
+        seconds: sampling time of each timed run, from the first evaluation to the last one's end.
+        node_seconds: wall clock of the whole call, with the device waited for.
+        steps: per timed run, seconds of each evaluation.
+        warm_up: sampling seconds of the run before them.
+        memory: of that first run.
+        trace: of the last run, where RAS was on.
+        counts: active tokens of each step, where the run tells them in place of a trace.
+    """
+
+    variant: Variant
+    run: Run
+    clock: Clock
+    forget: Callable[[], None] = lambda: None
+    seconds: list[float] = field(default_factory=list)
+    node_seconds: list[float] = field(default_factory=list)
+    steps: list[list[float]] = field(default_factory=list)
+    warm_up: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    trace: Any = None
+    counts: list[int] = field(default_factory=list)
+    error: str = ""
+
+    def once(self, seed: int) -> tuple[list[float], float]:
+        """Seconds of each evaluation, and of the call."""
+        _wait()
+        started = time.perf_counter()
+        self.trace = self.run(seed)
+        _wait()
+        return self.clock.laps(), time.perf_counter() - started
+
+    def warm(self, device: torch.device) -> None:
+        """The first run: kernels are chosen in it, and memory is measured."""
+        self.forget()  # memory is this variant's own
+        peak = Peak(device)
+        laps, _ = self.once(SEED)
+        self.warm_up, self.memory = sum(laps), peak.read()
+
+    def figures_only(self) -> Measured:
+        """Without the run, which holds a network."""
+        return replace(self, run=lambda seed: None, forget=lambda: None)
+
+    def time(self, seed: int) -> None:
+        laps, wall = self.once(seed)
+        self.seconds.append(sum(laps))
+        self.node_seconds.append(wall)
+        self.steps.append(laps)
+
+
+def take_turns(
+    found: Sequence[Measured], device: torch.device, repeats: int, left: Callable[[], float]
+) -> None:
+    """A first run of each variant, then rounds: a drifting clock meets all of them alike.
+
+    Args:
+        found: the variants, dense first.
+        device: where they run.
+        repeats: timed rounds wanted.
+        left: seconds that may still be spent.
+    """
+    started = time.perf_counter()
+    for each in found:
+        if left() <= 0:
+            each.error = "no time was left"
+            continue
+        _guarded(each, lambda each=each: each.warm(device))
+    per_round = time.perf_counter() - started
+    for number in range(affordable_repeats(per_round, left(), repeats)):
+        for each in found:
+            if not each.error:
+                _guarded(each, lambda each=each, number=number: each.time(SEED + number))
+
+
+def _guarded(each: Measured, work: Callable[[], None]) -> None:
+    """A variant that fails is left out and told of; the others go on."""
+    try:
+        work()
+    except Exception as error:
+        each.error = f"{type(error).__name__}: {error}"[:500]
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,22 @@
+"""Random weights for networks of true shapes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+@torch.no_grad()
+def draw_weights(network: nn.Module, seed: int) -> None:
+    """Random but tame: each layer keeps its input's scale, and modulation is not zero."""
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    generator = torch.Generator(tensors[0][1].device).manual_seed(seed)
+    for name, tensor in tensors:
+        if tensor.ndim >= 2:
+            tensor.normal_(0.0, 1 / math.sqrt(math.prod(tensor.shape[1:])), generator=generator)
+        else:
+            tensor.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generator)
+        if name.endswith("pos_embed"):
+            tensor.normal_(0.0, 0.5, generator=generator)

@@ -1,0 +1,314 @@
+"""The speed program's arithmetic, its jobs for the reference code, and its reading of traces."""
+
+import json
+import sys
+import types
+from types import SimpleNamespace
+
+import pytest
+import torch
+from ras_pack.bench.measured import Measured, take_turns
+from ras_pack.bench.reference_job import Job, diffusers_config, reference_arguments
+from ras_pack.bench.reference_pipelines import load_reference, offer_flash_attention
+from ras_pack.bench.speed_cases import (
+    CASES,
+    Case,
+    Variant,
+    ideal_speedup,
+    own_dense,
+    pick_cases,
+    planned_counts,
+    reference_variants,
+    unlike,
+    variants,
+)
+from ras_pack.bench.speed_plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
+from ras_pack.bench.speed_table import profile_table, table
+from ras_pack.bench.trace_shares import EVALUATION, NETWORK, Segments, step_shares
+from ras_pack.ras_core.cost import CostProfile
+from ras_pack.ras_core.errors import RASError
+
+CPU = torch.device("cpu")
+LUMINA_NEXT = Case("lumina_next", 1024, steps=30)
+JOB = Job(
+    checkout="/x", family="sd3", network={"num_layers": 2}, variants=(Variant("reference", 0.5),),
+    dtype="float16", device="cpu", pixels=1024, batch=1, steps=28, text=(154, 4096, 2048), repeats=3,
+    seconds=100.0,
+)  # fmt: skip
+
+
+class TestCases:
+    def test_lumina_next_has_the_papers_steps_and_place(self):
+        keys = [case.key for case in CASES]
+        assert CASES[keys.index("lumina_next-1024")].steps == 30
+        assert keys.index("lumina_next-1024") == keys.index("sd35_large-1024") + 1
+        assert {case.steps for case in CASES if case.shape != "lumina_next"} == {28}
+
+    def test_cases_by_the_beginning_of_their_names(self):
+        assert [case.key for case in pick_cases("sd3_medium-1024")] == ["sd3_medium-1024"]
+        assert [case.key for case in pick_cases("lumina")] == [
+            "lumina2-1024", "lumina_next-1024", "lumina2-1024-b4",
+        ]  # fmt: skip
+        with pytest.raises(ValueError, match="no case flux"):
+            pick_cases("flux")
+
+    def test_cases_that_only_differ_in_size(self):
+        """The first of each network and batch stays, in its place."""
+        found = unlike(CASES)
+        assert found[0].key == "sd3_medium-1024" and "sd3_medium-1024-b4" in [case.key for case in found]
+        assert not any(case.shape == "sd3_medium" and case.pixels != 1024 for case in found)
+
+    def test_every_variant_has_a_name_of_its_own(self):
+        found = variants((0.5, 0.125), graphs=True)
+        found += reference_variants(LUMINA_NEXT, (0.5, 0.125), on_gpu=True)
+        names = [each.key for each in found]
+        assert len(set(names)) == len(names)
+        assert "reference 12.5% flash" in names and "ras 50% graph" in names and names[0] == "dense"
+
+    def test_counts_and_ideal_by_hand(self):
+        """Six dense steps of 28 and 22 with half the tokens; only image rows cost: 28 / (6 + 11)."""
+        counts = planned_counts(4096, 0.5)
+        assert counts.count(4096) == 6 and counts.count(2048) == 22
+        linear = CostProfile(image_weights=1000, text_weights=0, joint_width=0)
+        assert ideal_speedup(linear, 4096, (154, 154), counts) == pytest.approx(28 / 17)
+
+
+class TestReferenceVariants:
+    def test_sd3(self):
+        """Triton's kernels are left out on a CPU, and RAS where the reference cannot batch."""
+        case = Case("sd3_medium", 1024)
+        assert [v.key for v in reference_variants(case, (0.5,), on_gpu=True)] == [
+            "reference 100%", "reference 50%", "reference 50% fused",
+        ]  # fmt: skip
+        assert [v.key for v in reference_variants(case, (0.5,), on_gpu=False)] == [
+            "reference 100%", "reference 50%",
+        ]  # fmt: skip
+        batch = Case("sd3_medium", 1024, 4)
+        assert [v.key for v in reference_variants(batch, (0.5,), on_gpu=True)] == ["reference 100%"]
+
+    def test_families_that_it_does_not_know(self):
+        assert reference_variants(Case("z_image", 1024), (0.5,), on_gpu=True) == []
+
+    def test_each_is_measured_against_the_same_attention(self):
+        found = reference_variants(LUMINA_NEXT, (0.5,), on_gpu=True)
+        assert own_dense(Variant("reference", 0.5), found).key == "reference 100%"
+        assert own_dense(Variant("reference", 0.5, option="flash"), found).key == "reference 100% flash"
+        sd3 = reference_variants(Case("sd3_medium", 1024), (0.5,), on_gpu=True)
+        assert own_dense(Variant("reference", 0.5, option="fused"), sd3).key == "reference 100%"
+
+
+class TestJob:
+    def test_it_survives_the_way_to_the_other_process(self):
+        assert Job.loads(JOB.dumps()) == JOB
+
+    def test_arguments_of_the_references_own_command_line(self):
+        words = reference_arguments(Variant("reference", 0.25, option="fused"), JOB, 4, (12, 20))
+        pairs = dict(zip(words[:-1:2], words[1:-1:2], strict=True))
+        assert pairs["--sample_ratio"] == "0.25" and pairs["--error_reset_steps"] == "12,20"
+        assert pairs["--scheduler_start_step"] == "4" and pairs["--scheduler_end_step"] == "28"
+        assert words[-1] == "--enable_index_fusion"
+        assert "--enable_index_fusion" not in reference_arguments(JOB.variants[0], JOB, 4, (12, 20))
+
+    def test_networks_of_the_same_size(self):
+        """SD3-medium and Lumina-Next as diffusers' published configurations have them."""
+        from ras_pack.bench.shapes import SHAPES
+
+        sd3 = diffusers_config("sd3", SHAPES["sd3_medium"].unet_config)
+        assert (sd3["num_layers"], sd3["num_attention_heads"], sd3["attention_head_dim"]) == (24, 24, 64)
+        assert (sd3["caption_projection_dim"], sd3["joint_attention_dim"]) == (1536, 4096)
+        assert (sd3["pooled_projection_dim"], sd3["pos_embed_max_size"]) == (2048, 192)
+        lumina = diffusers_config("lumina_next", SHAPES["lumina_next"].unet_config)
+        assert (lumina["hidden_size"], lumina["num_layers"], lumina["num_kv_heads"]) == (2304, 24, 8)
+
+    def test_a_folder_without_the_reference_is_refused(self, tmp_path):
+        with pytest.raises(RASError, match="no src/ras.*github.com/microsoft/RAS"):
+            load_reference(tmp_path)
+
+    def test_a_missing_flash_attention_is_pytorchs(self, monkeypatch):
+        """Grouped heads, rows before heads and the scale, against the formula."""
+        monkeypatch.setitem(sys.modules, "flash_attn", None)
+        offer_flash_attention()
+        q, k, v = torch.randn(2, 5, 4, 8), torch.randn(2, 7, 2, 8), torch.randn(2, 7, 2, 8)
+        found = sys.modules["flash_attn"].flash_attn_func(q, k, v, softmax_scale=0.3)
+        whole = [t.repeat_interleave(2, dim=2) for t in (k, v)]
+        weights = (torch.einsum("bqhe,bkhe->bhqk", q, whole[0]) * 0.3).softmax(-1)
+        torch.testing.assert_close(found, torch.einsum("bhqk,bkhe->bqhe", weights, whole[1]))
+
+    def test_an_installed_one_stays(self, monkeypatch):
+        installed = types.ModuleType("flash_attn")
+        monkeypatch.setitem(sys.modules, "flash_attn", installed)
+        offer_flash_attention()
+        assert sys.modules["flash_attn"] is installed
+
+
+class FakeClock:
+    """Laps of a tenth of a second."""
+
+    def laps(self):
+        return [0.1, 0.1]
+
+
+class TestTurns:
+    def test_a_variant_that_fails_leaves_the_others_alone(self):
+        def broken(seed):
+            raise RuntimeError("no kernel")
+
+        good = Measured(Variant("dense"), lambda seed: None, FakeClock())
+        bad = Measured(Variant("ras", 0.5), broken, FakeClock())
+        take_turns([good, bad], CPU, 2, lambda: float("inf"))
+        assert good.seconds == pytest.approx([0.2, 0.2]) and good.error == ""
+        assert bad.seconds == [] and bad.error == "RuntimeError: no kernel"
+
+    def test_no_time_left(self):
+        each = Measured(Variant("dense"), lambda seed: None, FakeClock())
+        take_turns([each], CPU, 3, lambda: 0.0)
+        assert each.error == "no time was left" and each.steps == []
+
+    def test_what_is_forgotten_before_memory_is_measured(self):
+        done = []
+        each = Measured(Variant("dense"), lambda seed: done.append("run"), FakeClock())
+        each.forget = lambda: done.append("forget")
+        take_turns([each], CPU, 0, lambda: float("inf"))
+        assert done == ["forget", "run"]
+
+
+class TestReferenceRows:
+    def test_both_bases_and_the_share_of_the_ideal(self):
+        """Reference 2 s dense, 1.25 s at half; ComfyUI 1.5 s dense; its own speed-up counts for the ideal."""
+        from ras_pack.bench.speed_run import row_of
+
+        shape = SimpleNamespace(rows_in_network=(154, 154), dtype=torch.float16)
+        bench = SimpleNamespace(
+            case=Case("sd3_medium", 1024), pixels=1024, n_tokens=64, shape=shape, steps=4,
+            ideal=lambda counts: 64 * len(counts) / sum(counts),
+        )  # fmt: skip
+
+        def measured(method, seconds, **changes):
+            found = Measured(Variant(method, **changes), lambda seed: None, FakeClock())
+            found.seconds, found.steps = [seconds], [[seconds / 4] * 4]
+            return found
+
+        ours, theirs = measured("dense", 1.5), measured("reference", 2.0)
+        half = measured("reference", 1.25, ratio=0.5)
+        half.counts = [64, 32, 32, 64]
+        row = row_of(bench, half, ours, theirs)
+        assert row["speedup"] == pytest.approx(1.2) and row["own_speedup"] == pytest.approx(1.6)
+        assert row["ideal"] == pytest.approx(4 / 3) and row["of_ideal"] == pytest.approx(1.2)
+        assert row["regional_step_seconds"] == pytest.approx(1.25 / 4)
+        assert "dense_step_seconds" not in row  # the first step and the last are left out
+        shown = table(
+            {
+                "rows": [row],
+                "dropped": [],
+                "date": "",
+                "machine": dict.fromkeys(("device", "torch", "comfyui")),
+            }
+        )
+        assert "1.20" in shown and "1.60" in shown
+
+
+def span(name, ts, dur, cat="user_annotation", correlation=None):
+    args = {} if correlation is None else {"args": {"correlation": correlation}}
+    return {"name": name, "ts": ts, "dur": dur, "cat": cat, **args}
+
+
+class TestTrace:
+    EVENTS = [
+        span(EVALUATION, 0, 1), span(EVALUATION, 100, 1), span(EVALUATION, 200, 1),
+        span("ras: bookkeeping", 110, 30), span("ras: selection", 120, 10),
+        span("other", 115, 5), {"name": "ras: selection", "ts": 125},
+        span("cudaLaunchKernel", 122, 2, "cuda_runtime", 1), span("sort", 300, 8, "kernel", 1),
+        span("cudaLaunchKernel", 150, 2, "cuda_runtime", 2), span("gemm", 310, 32, "kernel", 2),
+        span("cudaLaunchKernel", 50, 2, "cuda_runtime", 3), span("earlier", 101, 64, "kernel", 3),
+        span("cudaStreamSynchronize", 135, 4, "cuda_runtime"),
+        span("aten::_local_scalar_dense", 160, 1, "cpu_op"),
+        span("aten::_local_scalar_dense", 60, 1, "cpu_op"),
+    ]  # fmt: skip
+
+    def test_times_go_to_the_innermost_range(self):
+        segments = Segments.of([span("ras: a", 0, 10), span("ras: b", 2, 3), span("ras: c", 10, 5)])
+        assert [segments.at(t) for t in (-1, 1, 3, 6, 12, 20)] == [NETWORK, "a", "b", "a", "c", NETWORK]
+        assert segments.times(1, 12) == {"a": 6, "b": 3, "c": 2}
+
+    def test_shares_of_one_step(self):
+        """Host: 30 of 100 us are ours. Device: the sort's 8 of 40, without the step before."""
+        found = step_shares(self.EVENTS, [1])
+        assert found["steps"] == 1 and found["wall_ms"] == pytest.approx(0.1)
+        assert found["own_host_share"] == pytest.approx(0.3)
+        assert found["host_ms_by"]["selection"] == pytest.approx(0.01)
+        assert found["device_ms"] == pytest.approx(0.04)
+        assert found["own_device_share"] == pytest.approx(0.2)
+        assert found["waits"] == {"cudaStreamSynchronize in bookkeeping": 1}
+        assert found["reads"] == {f"aten::_local_scalar_dense in {NETWORK}": 1}
+
+    def test_means_over_steps(self):
+        found = step_shares(self.EVENTS, [0, 1])
+        assert found["own_host_share"] == pytest.approx(0.15)
+        assert found["device_ms"] == pytest.approx((64 + 40) / 2 / 1000)
+        assert found["reads"] == {f"aten::_local_scalar_dense in {NETWORK}": 1}
+
+    def test_a_trace_that_ends_too_early(self):
+        with pytest.raises(ValueError, match="3 evaluations"):
+            step_shares(self.EVENTS, [2])
+
+    def test_without_a_gpu_there_are_no_device_shares(self):
+        host_only = [e for e in self.EVENTS if e.get("cat") in ("user_annotation", "cpu_op")]
+        found = step_shares(host_only, [1])
+        assert found["own_device_share"] is None and found["own_host_share"] == pytest.approx(0.3)
+        entry = {"case": "c", "variant": "v", "error": "", **found}
+        assert "30.0" in profile_table({"profiles": [json.loads(json.dumps(entry))]})
+
+
+class TestRanges:
+    def test_functions_are_put_back(self):
+        from ras_pack.bench.profile_ranges import RANGES, named_ranges
+        from ras_pack.ras_core.forward import NetworkCall
+
+        before = [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed]
+        with pytest.raises(KeyError), named_ranges():
+            assert NetworkCall.placed is not before[-1]
+            raise KeyError
+        assert [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed] == before
+
+
+def plotted(case, method, seconds, **changes):
+    row = {"case": case, "variant": f"{method} {changes}", "method": method, "ratio": 1.0, "graphs": "off"}
+    return (
+        row | {"seconds": seconds, "speedup": 4 / seconds, "own_speedup": 8 / seconds, "ideal": 3.0} | changes
+    )
+
+
+class TestPlots:
+    ROWS = [
+        plotted("a", "dense", 4.0), plotted("a", "ras", 3.9), plotted("a", "ras", 3.0, ratio=0.5),
+        plotted("a", "ras", 2.0, ratio=0.5, graphs="auto"), plotted("a", "ras", 1.0, ratio=0.25),
+        plotted("a", "lazycache", 2.0), plotted("a", "reference", 5.0),
+        plotted("a", "reference", 4.0, ratio=0.5), plotted("a", "reference", 3.2, ratio=0.5, option="fused"),
+    ]  # fmt: skip
+
+    def test_bars_of_a_ratio(self):
+        """The reference against its own dense run and at its best, the others against ComfyUI's."""
+        found = bars(self.ROWS, 0.5)
+        assert found == {
+            "eager": {"a": 4 / 3}, "graph": {"a": 2.0}, "lazycache": {"a": 2.0}, "reference": {"a": 2.5},
+        }  # fmt: skip
+        assert bars(self.ROWS, 0.25)["eager"] == {"a": 4.0}
+
+    def test_dense_runs_are_no_bars(self):
+        assert [series_of(row) for row in self.ROWS[:2]] == [None, None]
+        assert series_of(self.ROWS[6]) is None
+
+    def test_what_is_drawn_over_a_size(self):
+        assert ratios_of(self.ROWS) == [0.5, 0.25]
+        assert best_seconds(self.ROWS, 1.0)["method"] == "dense"
+        assert best_seconds(self.ROWS, 0.5)["seconds"] == 2.0
+        assert best_seconds(self.ROWS, 0.125) is None
+        assert ideals(self.ROWS, 0.5) == {"a": 3.0}
+
+    def test_the_later_file_counts_and_rows_without_figures_do_not(self, tmp_path):
+        first, second = tmp_path / "1.json", tmp_path / "2.json"
+        failed = {"case": "a", "variant": "lazycache {}", "error": "no time was left"}
+        first.write_text(json.dumps({"rows": self.ROWS}))
+        second.write_text(json.dumps({"rows": [plotted("a", "dense", 5.0), failed]}))
+        rows = read_rows([first, second])
+        assert len(rows) == len(self.ROWS) and rows[0]["seconds"] == 5.0
