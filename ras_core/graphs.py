@@ -67,15 +67,25 @@ class Recording:
     active_idx: Tensor
     output: Tensor
     replay: Work
+    away: dict[str, Tensor] = field(default_factory=dict)
+    """What the places hold of inputs that live elsewhere, for a comparison where these live."""
 
     def run(self, inputs: dict[str, Any], active_idx: Tensor) -> Tensor:
         """The output place, (bb, c, H, W): good until the next run of this recording."""
         for name, place in self.inputs.items():
             if isinstance(place, Tensor):
-                place.copy_(inputs[name])
+                self._put(name, place, inputs[name])
         self.active_idx.copy_(active_idx)
         self.replay()
         return self.output
+
+    def _put(self, name: str, place: Tensor, value: Tensor) -> None:
+        known = self.away.get(name)
+        if known is not None and torch.equal(known, value):
+            return  # the host keeps conditionings on the CPU; sending one waits for the device
+        if known is not None:
+            self.away[name] = value.clone()
+        place.copy_(value)
 
 
 @dataclass
@@ -251,12 +261,19 @@ class GraphSession:
 
 
 def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
-    """Record `call` on places of its own; afterwards the output place holds this call's output."""
-    places = {name: each.clone() if isinstance(each, Tensor) else each for name, each in inputs.items()}
+    """Record `call` on places of its own; afterwards the output place holds this call's output.
+
+    All places are on the device of the picture `x`, where the recorded call would otherwise have to bring
+    conditionings from the CPU: no recording can hold that.
+    """
+    device = inputs["x"].device
+    tensors = {name: each for name, each in inputs.items() if isinstance(each, Tensor)}
+    places = inputs | {name: each.to(device, copy=True) for name, each in tensors.items()}
+    away = {name: each.clone() for name, each in tensors.items() if each.device != device}
     index = active_idx.clone()
     output = torch.empty_like(inputs["x"], dtype=torch.float32, memory_format=torch.contiguous_format)
 
     def work() -> None:
         output.copy_(call(places, index, slots))
 
-    return Recording(places, index, output, tape.record(work))
+    return Recording(places, index, output, tape.record(work), away)

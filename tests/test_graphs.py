@@ -6,7 +6,7 @@ import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graph_rules import call_obstacle, inspect, may_outlive_run, signature
-from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.graphs import GraphStore, record
 from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample, sample_ras
@@ -159,3 +159,23 @@ def test_a_copy_of_the_model_starts_without_recordings():
     store = GraphStore()
     store.buffers.append(object())
     assert copy.deepcopy(store).buffers == []
+
+
+def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_then():
+    context = torch.ones(1, 2, 3)
+    seen = []
+
+    def call(inputs, active_idx, slots):
+        seen.append(inputs["context"].device.type)
+        return torch.empty_like(inputs["x"])
+
+    x = torch.empty(1, 4, 8, 8, device="meta")  # stands for another device than the CPU
+    idx = torch.zeros(1, 2, dtype=torch.long, device="meta")
+    recording = record(AgainTape(), {"x": x, "context": context}, idx, {}, call)
+    assert seen == ["meta"]
+    place = recording.inputs["context"] = torch.full_like(context, 7)  # one that can be looked into
+    recording.run({"x": x, "context": context.clone()}, idx)
+    assert place.eq(7).all()
+    for value in (2.0, 1.0):
+        recording.run({"x": x, "context": context * value}, idx)
+        assert place.eq(value).all()

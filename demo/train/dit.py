@@ -217,6 +217,33 @@ class DivergenceGuard:
         return self._trainer.network, self._trainer.average, self._trainer.optimizer
 
 
+class Recorded:
+    """A step as a CUDA graph: launching its thousands of small kernels takes longer than they run."""
+
+    WARM_UP = 3
+
+    def __init__(self, trainer: Trainer, batch: tuple[Tensor, ...]) -> None:
+        self._places = tuple(tensor.clone() for tensor in batch)
+        start, stream = time.monotonic(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # compiles, and lets libraries set up
+            for _ in range(self.WARM_UP):
+                trainer.descend(self._places)
+        torch.cuda.current_stream().wait_stream(stream)
+        trainer.optimizer.zero_grad(set_to_none=True)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = trainer.descend(self._places)
+        log.info("%s: step recorded in %.0f s", trainer.family, time.monotonic() - start)
+
+    def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Replay on this batch; returns the loss, good until the next step."""
+        for place, tensor in zip(self._places, batch, strict=True):
+            place.copy_(tensor)
+        self._graph.replay()
+        return self._loss
+
+
 class Trainer:
     """Network, optimiser and running average of one family."""
 
@@ -226,13 +253,14 @@ class Trainer:
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
+        # On a GPU NextDiT's step is recorded (`Recorded`), for which the rate has to be a tensor.
+        self.is_recorded = device.type == "cuda" and family == "lumina2"
+        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.is_recorded else 1e-3
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            lr=LEARNING_RATES[family],
-            betas=(0.9, 0.99),
-            weight_decay=0.0,
-            fused=True,
-        )
+            self.network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True,
+            capturable=self.is_recorded,
+        )  # fmt: skip
+        self._records: dict[int, Recorded] = {}
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.history = 0, []
         self.loss_sum, self.recent_loss = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -252,6 +280,7 @@ class Trainer:
 
     def _stop_compiling(self) -> None:
         """Back to plain code, which needs more memory: with half the batch."""
+        self._records.clear()
         self._loss, self.share = self._raw_loss, 0.5
         self.parts.update(lean.PLAIN)
 
@@ -278,18 +307,43 @@ class Trainer:
         """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
         rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall))))
-        loss = self.loss(latent, numbers)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        self.optimizer.step()
+        self._set_rate(rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall)))))
+        loss = self._update(self.noised(latent, numbers))
         self.steps += 1
         self.loss_sum += loss.detach()
         self.recent_loss += loss.detach()
         decay = min(EMA_DECAY, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
+
+    def _set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def _update(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """One change of the weights; returns the loss."""
+        if not self.is_recorded:
+            return self.descend(batch)
+        rows = batch[0].shape[-1]
+        if rows not in self._records:
+            try:
+                self._records[rows] = Recorded(self, batch)
+            except Exception:  # the driver may refuse; plain training always works
+                log.exception("%s: a step cannot be recorded, plain steps from here", self.family)
+                self.is_recorded = False
+                return self.descend(batch)
+        return self._records[rows](batch)
+
+    def descend(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """Gradient and optimiser on one batch; returns the loss."""
+        loss = self._mixed(self._loss, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.detach()
 
     def resume(self, work: Path) -> None:
         """Go on from the whole state of an earlier call, else from packed weights, if the folder has any."""
@@ -315,11 +369,11 @@ class Trainer:
         torch.save(state, work / f"state_{self.family}.pt")
 
     def check_compiled(self, banks: dict[int, LatentBank], begin: float = 0.0) -> None:
-        """Compile the stages after `begin`; plain code again when that fails or gives another gradient."""
+        """Compile for the stage at `begin`; plain code again when that fails or gives another gradient."""
         if not self.plan.compiled:
             return
         try:
-            for stage in (stage for stage in self.plan.stages if stage.until > begin):
+            for stage in [stage for stage in self.plan.stages if stage.until > begin][:1]:
                 start, batch = time.monotonic(), self.noised(*banks[stage.size].draw(stage.batch))
                 agreement = self._agreement(batch)
                 seconds = time.monotonic() - start
