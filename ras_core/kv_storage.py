@@ -181,9 +181,7 @@ class HostSequence(Sequence):
     ferry: Ferry
 
     @classmethod
-    def of(
-        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, ferry: Ferry
-    ) -> HostSequence:
+    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, ferry: Ferry) -> HostSequence:
         empty = tuple(_host_empty(t, t.shape, pinned=t.device.type == "cuda") for t in (key, value))
         kept = cls(empty, prefix, suffix, ferry)
         kept.write(key, value)

@@ -6,8 +6,11 @@ import comfy.model_management
 import pytest
 import torch
 from ras_pack.ras_core import host, kv, state
+from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.forward import NetworkCall
 from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import GRAPHS, patch_model
 from ras_pack.ras_core.kv_choice import Needs, Room, choose
 from ras_pack.ras_core.kv_storage import (
@@ -22,8 +25,10 @@ from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras
 
 STORAGES = ("gpu", "fp8", "cpu", "off")
-FP8_ERROR = 0.05
-"""Relative, of a latent: float8's own error is 2.65 %."""
+FP8_ERROR = 0.1
+"""Relative, of a latent after a whole run, in which random weights pick other tokens soon; 0.002 to 0.085."""
+FP8_CALL_ERROR = 0.02
+"""Relative, of one regional call; float8's own error is 2.65 % of a key or value."""
 
 
 @pytest.fixture(params=list(FAMILIES))
@@ -58,13 +63,25 @@ def seen(monkeypatch) -> dict:
     return found
 
 
+def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Tensor:
+    """The denoised estimate of one conditioning, through the host's apply_model."""
+    context, extras = family.conditioning(1)[0]
+    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
+    ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
+    with call.placed():
+        return model.model.apply_model(
+            x, torch.full((x.shape[0],), 0.7), transformer_options={OVERRIDE: call.attend}, **ready
+        )
+
+
 def _settings(storage: str, **changes) -> RASConfig:
     return RASConfig(**{**vars(FAST), "kv_cache": storage, **changes})
 
 
 def _alive() -> list:
-    gc.collect()
-    return [each for each in gc.get_objects() if isinstance(each, (Sequence, Ferry))]
+    """What holds K/V now; nobody has to wait for the garbage collector."""
+    kinds = {Sequence, Float8Sequence, HostSequence, Ferry}
+    return [each for each in gc.get_objects() if type(each) in kinds]
 
 
 def _free(monkeypatch, device: int, main: int) -> None:
@@ -75,8 +92,7 @@ def _free(monkeypatch, device: int, main: int) -> None:
 class TestAgreement:
     """A run whose cache is kept otherwise is the run on the device."""
 
-    @pytest.mark.parametrize("batch", [1, 2])
-    @pytest.mark.parametrize("mode", ["together", "split", "alternating"])
+    @pytest.mark.parametrize(("mode", "batch"), [("together", 1), ("split", 2), ("alternating", 2)])
     def test_main_memory_is_exact_and_float8_close(self, family, batch, mode, monkeypatch):
         """Also where the host groups the two prompts anew from step to step."""
         noise = family.noise(12, 20, batch=batch)
@@ -94,6 +110,23 @@ class TestAgreement:
             assert trace.regional_steps == 7 and not trace.notes
         assert torch.equal(latents["cpu"], latents["gpu"])
         assert 0 < distance(latents["fp8"], latents["gpu"]) < FP8_ERROR
+
+    def test_one_regional_call(self, family):
+        """A third of the tokens active, the rest from a cache that the same picture filled."""
+        model, x, n = family.build(), family.noise(batch=2), 64
+        network = model.model.diffusion_model
+        active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
+        at_active = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(x)
+        outputs = {}
+        for storage in STORAGES:
+            slots, keep = {}, keeper(storage)
+            for tokens in (None, active):
+                call = NetworkCall(adapter_for(network), network, n, slots, tokens, keep=keep)
+                output = _call(model, family, x, call)
+            outputs[storage] = output[at_active]
+        assert torch.equal(outputs["cpu"], outputs["gpu"])
+        assert 0 < distance(outputs["fp8"], outputs["gpu"]) < FP8_CALL_ERROR
+        assert distance(outputs["off"], outputs["gpu"]) > 2 * FP8_CALL_ERROR
 
     @pytest.mark.parametrize("storage", ["fp8", "cpu"])
     def test_prompts_of_different_length(self, family, storage):
@@ -268,15 +301,25 @@ class TestRoom:
 
 
 class TestLifeCycle:
+    @pytest.mark.parametrize("storage", STORAGES)
+    def test_nothing_is_held_after_an_interrupted_run(self, family, storage, request):
+        self._held_nothing(family, storage, "interrupted", request)
+
     @pytest.mark.parametrize("storage", ["auto", *STORAGES])
-    @pytest.mark.parametrize("end", ["done", "interrupted", "failed"])
-    def test_nothing_is_held_after_a_run(self, family, storage, end):
+    @pytest.mark.parametrize("end", ["done", "failed"])
+    def test_nothing_is_held_after_a_run(self, sd3, storage, end, request):
+        self._held_nothing(sd3, storage, end, request)
+
+    def _held_nothing(self, family, storage, end, request):
         def stop(step, *_):
             if step == 4:
                 if storage != "off":
                     assert _alive()
                 raise KeyboardInterrupt if end == "interrupted" else MemoryError("planted")
 
+        gc.collect()
+        gc.disable()
+        request.addfinalizer(gc.enable)
         patched = patch_model(family.build(), _settings(storage))
         if end == "done":
             sample(patched, family, family.noise())
@@ -285,7 +328,7 @@ class TestLifeCycle:
                 sample(patched, family, family.noise(), callback=stop)
         assert _alive() == []
 
-    @pytest.mark.parametrize("storage", STORAGES)
+    @pytest.mark.parametrize("storage", ["fp8", "cpu"])
     def test_a_second_run_equals_a_fresh_model(self, family, storage):
         patched = patch_model(family.build(), _settings(storage))
         for size in [(16, 16), (12, 20), (16, 16)]:
@@ -337,16 +380,15 @@ class TestFerry:
         assert len(buffers) == 2
 
     def test_what_was_under_way_when_a_dense_call_came_is_not_used(self):
-        ferry = Ferry()
-        slots = {}
-        for number in (1.0, 2.0):
-            for layer in (0, 1):
-                full = torch.full((1, 3, 4), number)
+        slots, ferry = {}, Ferry()
+        for number in (10.0, 20.0):
+            for layer in range(3):
+                full = torch.full((1, 3, 4), number + layer)
                 kv.fill(slots, (layer, 0), full, full, 0, 0, lambda *a: HostSequence.of(*a, ferry=ferry))
-            if number == 1.0:
-                self._update(slots, 0)  # brings the second attention on its way, and the call ends here
-        key, _ = self._update(slots, 1)
-        assert key[0, :, 0].tolist() == [2, 9, 2]
+            if number == 10.0:
+                self._update(slots, 1)  # brings the third attention on its way, and the call ends here
+        key, _ = self._update(slots, 2)
+        assert key[0, :, 0].tolist() == [22, 9, 22]
 
     def _update(self, slots, layer):
         fresh = torch.full((1, 1, 4), 9.0)
