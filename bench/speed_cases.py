@@ -49,11 +49,13 @@ class Variant:
         method: "dense", "ras", "lazycache" or "reference".
         ratio: share of active tokens, for "ras" and "reference".
         graphs: the node's setting cuda_graphs, for "ras".
+        kv_cache: the node's setting of that name, for "ras"; the name of a variant does not tell it.
     """
 
     method: str
     ratio: float = 1.0
     graphs: str = "off"
+    kv_cache: str = "gpu"
 
     @property
     def key(self) -> str:

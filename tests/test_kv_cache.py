@@ -1,4 +1,4 @@
-"""The K/V cache in every form: as good as on the device, as large as the arithmetic says, gone after the run."""
+"""The K/V cache in every form: as good as on the device, as large as computed, gone after the run."""
 
 import gc
 
