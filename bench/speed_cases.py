@@ -56,12 +56,14 @@ class Variant:
         ratio: share of active tokens, for "ras" and "reference".
         graphs: the node's setting cuda_graphs, for "ras".
         option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
+        kv_cache: the node's setting of that name, for "ras"; the name of a variant does not tell it.
     """
 
     method: str
     ratio: float = 1.0
     graphs: str = "off"
     option: str = ""
+    kv_cache: str = "gpu"
 
     @property
     def key(self) -> str:

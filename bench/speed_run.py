@@ -119,7 +119,7 @@ def node_settings(variant: Variant) -> dict[str, Any]:
         "sample_ratio": variant.ratio, "start_step": START_STEP, "end_step": 0, "error_reset_every": 6,
         "error_reset_steps": ",".join(map(str, RESETS)), "metric": "std", "high_ratio": 1.0,
         "starvation_scale": 0.1, "ratio_end": 0.0, "method": "multirate",
-        "cuda_graphs": variant.graphs,
+        "cuda_graphs": variant.graphs, "kv_cache": variant.kv_cache,
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Graphs, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Graphs, KVCache, Method, Metric, RASConfig, parse_step_list
 from ..ras_core.host import patch_model
 from .live import open_view
 
@@ -73,6 +73,13 @@ def settings_inputs() -> list[io.Input]:
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
             tooltip="auto: on an NVIDIA GPU regional steps are recorded as CUDA graphs and replayed; what "
             "cannot be recorded runs as with off, and the log says why. off: nothing is recorded.",
+        ),
+        io.Combo.Input(
+            "kv_cache", options=list(get_args(KVCache)), default="auto", optional=True,
+            tooltip="Where the keys and values of skipped regions are kept. gpu: as they are. fp8: half the "
+            "memory, a little less exact. cpu: main memory, exact and slower. auto: the first of these that "
+            "fits, and the log says which. off: nowhere, so computed regions do not see the others; pictures "
+            "fall apart, a baseline for experiments.",
         ),
     ]  # fmt: skip
 

@@ -11,6 +11,7 @@ Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
+KVCache = Literal["auto", "gpu", "fp8", "cpu", "off"]
 
 MIN_RATIO = 0.05
 
@@ -37,6 +38,10 @@ class RASConfig:
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
+        kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
+            bytes, "cpu" in main memory; "auto" takes the first of these that fits into free memory, else the
+            run is dense. "off" keeps none: regional steps attend among active tokens and text only. That is
+            the paper's ablation (table 4b), a baseline for experiments; pictures fall apart.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -55,6 +60,7 @@ class RASConfig:
     method: Method = "paper"
     corrections: bool = False
     cuda_graphs: Graphs = "off"
+    kv_cache: KVCache = "auto"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -70,6 +76,7 @@ class RASConfig:
         _check_choice("starvation", self.starvation, get_args(Starvation))
         _check_choice("method", self.method, get_args(Method))
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
+        _check_choice("kv_cache", self.kv_cache, get_args(KVCache))
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",

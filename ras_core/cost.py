@@ -1,8 +1,8 @@
-"""FLOPs of a step by arithmetic: what a schedule should gain, before and apart from any stop-watch."""
+"""FLOPs of a step and bytes of the K/V cache by arithmetic, before and apart from any measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -39,6 +39,41 @@ class CostProfile:
         attention += 2 * n_active * (n_tokens * self.image_width + n_text * self.cross_width)
         attention += 2 * n_tokens**2 * self.dense_width
         return 2.0 * (linear + attention)
+
+
+@dataclass(frozen=True)
+class CacheProfile:
+    """Width of a key, and of a value, in each attention whose K/V are cached.
+
+    Attributes:
+        joint: attentions in which image and text attend together.
+        image: attentions among image tokens only.
+    """
+
+    joint: tuple[int, ...] = ()
+    image: tuple[int, ...] = ()
+
+    def nbytes(self, n_tokens: int, borders: Sequence[int], itemsize: int, storage: str = "gpu") -> int:
+        """Bytes of the whole cache under a `storage` of kv_storage.py.
+
+        Args:
+            n_tokens: image tokens of the whole picture.
+            borders: text and padding rows of each image in each branch; as many numbers as these.
+            itemsize: bytes of a number as the network computes it.
+        """
+        if storage == "off":
+            return 0
+        image_rows, joint_rows = n_tokens * len(borders), n_tokens * len(borders) + sum(borders)
+        values = 2 * (sum(self.joint) * joint_rows + sum(self.image) * image_rows)
+        if storage != "fp8":
+            return values * itemsize
+        scales = 2 * (len(self.joint) * joint_rows + len(self.image) * image_rows)  # one a row
+        return values + scales * itemsize
+
+    def attention_nbytes(self, n_tokens: int, borders: Sequence[int], itemsize: int) -> int:
+        """Bytes of one attention's K/V as they are, of the largest."""
+        rows = n_tokens * len(borders) + sum(borders)
+        return 2 * max((*self.joint, *self.image), default=0) * rows * itemsize
 
 
 def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_counts: Iterable[int]) -> float:

@@ -33,6 +33,7 @@ class NetworkCall:
         slots: K/V sequences of this call's branches, to fill (dense) or to update (regional).
         active_idx: (bb, n_active) int64 for a regional call, None for a dense one.
         inner_override: an attention override that was there before ours (SageAttention nodes and others).
+        keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class NetworkCall:
         slots: dict[kv.Slot, kv.Sequence],
         active_idx: Tensor | None = None,
         inner_override: AttentionOverride | None = None,
+        keep: kv.Keep | None = kv.Sequence.of,
     ):
         self._adapter = adapter
         self._network = network
@@ -50,6 +52,7 @@ class NetworkCall:
         self._slots = slots
         self._active_idx = active_idx
         self._inner = inner_override
+        self._keep = keep
         self._suffix = adapter.suffix_rows(network, n_tokens)
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
@@ -150,11 +153,13 @@ class NetworkCall:
                 f"attention {slot} got {q.shape[token_axis]} query and {k.shape[token_axis]} key rows"
             )
         self.text_rows = max(self.text_rows, prefix)
+        if self._keep is None:
+            return k, v
         key, value = (self._to_rows(t, token_axis) for t in (k, v))
         if not self.gathered:
-            kv.fill(self._slots, slot, key, value, prefix, self._suffix)
+            kv.fill(self._slots, slot, key, value, prefix, self._suffix, self._keep)
             return k, v
-        whole = kv.update(
+        key, value = kv.update(
             self._slots,
             slot,
             (key, value),
@@ -163,7 +168,7 @@ class NetworkCall:
             (prefix, self._suffix),
             self._index_for(prefix),
         )
-        return self._from_rows(whole.key, token_axis), self._from_rows(whole.value, token_axis)
+        return self._from_rows(key, token_axis), self._from_rows(value, token_axis)
 
     def _index_for(self, prefix: int) -> Tensor:
         if prefix not in self._flat_idx:

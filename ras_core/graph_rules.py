@@ -83,6 +83,11 @@ def call_obstacle(
     return None
 
 
+def storage_obstacle(storage: str | None) -> str | None:
+    """Why a run whose K/V are kept in this way records nothing: recordings read K/V where they stood."""
+    return None if storage == "gpu" else f"its K/V cache is kept in another way ({storage or 'not at all'})"
+
+
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
     """What two calls must share to be replayed from one recording; None for inputs of an unknown kind."""
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]

@@ -150,7 +150,8 @@ class RunHooks:
         slots = run.kv.begin_fill(branches)
         if not slots and (graphs := self._graphs_for(network, forward, control, options)):
             slots = graphs.lend(branches, forward.inputs)
-        call = NetworkCall(self._adapter, network, run.grid.n, slots, inner_override=options.get(OVERRIDE))
+        inner, keep = options.get(OVERRIDE), run.kv.keep
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep)
         trouble = None
         try:
             with call.placed():
@@ -161,6 +162,7 @@ class RunHooks:
             trouble = NO_MEMORY
             self._drop_graphs()
         if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
+            slots.clear()
             run.go_dense(trouble)
             return forward(control, options)
         if call.blocks_seen == 0:
@@ -192,7 +194,8 @@ class RunHooks:
             if output is not None:
                 run.evaluation.ran_regional = True
                 return self._merge(branches, active_idx, output)
-        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, options.get(OVERRIDE))
+        inner, keep = options.get(OVERRIDE), run.kv.keep
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, inner, keep)
         try:
             shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
             with call.placed():

@@ -8,6 +8,7 @@ the model itself.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +27,11 @@ from .adapters.base import ModelAdapter
 from .clock import mark
 from .config import RASConfig
 from .errors import RASError
-from .graph_rules import may_outlive_run
+from .graph_rules import may_outlive_run, storage_obstacle
 from .graphs import GraphSession, GraphStore
 from .hooks import OVERRIDE, RunHooks
+from .kv_choice import Choice, Needs, Room, choose
+from .kv_storage import has_float8
 from .live import ViewFactory
 from .sampler import RUN, sample_multirate
 from .schedule import decreases
@@ -43,6 +46,9 @@ logger = logging.getLogger(__name__)
 KEY = "multirate_ras"
 GRAPHS = "_multirate_ras_graphs"
 """Attribute of the host's model that keeps recorded calls: they read its weights and must not outlive it."""
+
+KEEP_MAIN_MEMORY = 0.25
+"""Share of the free main memory that a K/V cache there leaves to others."""
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 
@@ -162,6 +168,7 @@ class RASPatch:
         view = self.view_factory(run.grid) if self.view_factory else None
         graphs = _graph_session(guider.model_patcher, self.config, run)
         _enter(guider.model_options, run, RunHooks(self.adapter, run, view, graphs))
+        _plan_cache(guider, network, self.adapter, run, graphs)
         sampler, trace = self._corrected(sampler, run), None
         try:
             result = executor(
@@ -275,6 +282,104 @@ def _enter(model_options: dict, run: RunState, hooks: RunHooks) -> None:
         comfy.patcher_extension.add_wrapper_with_key(
             place, KEY, wrapper, model_options, is_model_options=True
         )
+
+
+def _plan_cache(
+    guider: Any, network: nn.Module, adapter: ModelAdapter, run: RunState, graphs: GraphSession | None
+) -> None:
+    """Decide how the run keeps K/V as soon as the host has loaded the run's models (PREPARE_SAMPLING)."""
+    if run.is_dense or not run.any_regional:
+        return
+    wanted = run.config.kv_cache
+    if wanted != "auto":  # also for guiders that load models in a way of their own
+        run.keep_cache_as(wanted)
+
+    def prepare(executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args, **kwargs) -> Any:
+        prepared = executor(model, noise_shape, conds, *args, **kwargs)
+        needs = cache_needs(model, network, adapter, run, _evaluated(guider, conds))
+        held = 0 if graphs is None else graph_store(model).nbytes()  # serves this run, or goes
+        working = working_memory(model, noise_shape)
+        make_room(needs.on_device("gpu" if wanted == "auto" else wanted) - held + working, model.load_device)
+        room = Room(
+            free_device_bytes(model, working) + held, free_host_bytes(), has_float8(model.load_device)
+        )
+        _keep_cache(run, choose(wanted, needs, room), graphs)
+        return prepared
+
+    comfy.patcher_extension.add_wrapper_with_key(
+        WrappersMP.PREPARE_SAMPLING, KEY, prepare, guider.model_options, is_model_options=True
+    )
+
+
+def _keep_cache(run: RunState, choice: Choice, graphs: GraphSession | None) -> None:
+    """Follow a choice, and say it once."""
+    if graphs is not None and (obstacle := storage_obstacle(choice.storage)):
+        graphs.refuse(obstacle)
+        graphs.drop()
+    if choice.storage is None:
+        run.go_dense(choice.reason)
+        return
+    run.keep_cache_as(choice.storage)
+    if choice.is_surprise:
+        run.warn(choice.reason)
+    else:
+        logger.info("Multirate RAS: %s.", choice.reason)
+
+
+def cache_needs(
+    model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, conds: list[dict]
+) -> Needs:
+    """Bytes of the K/V cache of a run over these conditionings, by arithmetic."""
+    suffix = adapter.suffix_rows(network, run.grid.n)
+    texts = [adapter.text_rows(network, _text_rows(cond)) for cond in conds]
+    borders = [text + suffix for text in texts for _ in range(run.batch)]
+    itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
+    profile = adapter.cache_profile(network)
+    return Needs(
+        plain=profile.nbytes(run.grid.n, borders, itemsize),
+        fp8=profile.nbytes(run.grid.n, borders, itemsize, "fp8"),
+        attention=profile.attention_nbytes(run.grid.n, borders, itemsize),
+    )
+
+
+def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
+    """Bytes that the network itself works in, with both branches in one call."""
+    network = model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
+    return int(network + comfy.model_management.extra_reserved_memory())
+
+
+def free_device_bytes(model: ModelPatcher, working: int) -> int:
+    """Bytes of the sampling device that are left for the K/V cache."""
+    return int(comfy.model_management.get_free_memory(model.load_device) - working)
+
+
+def free_host_bytes() -> int:
+    """Bytes of main memory that the K/V cache may take."""
+    return int(comfy.model_management.get_free_memory(torch.device("cpu")) * (1 - KEEP_MAIN_MEMORY))
+
+
+def make_room(nbytes: int, device: torch.device) -> None:
+    """Have the host unload models until so much is free; those that this run uses stay as they are."""
+    management = comfy.model_management
+    if device.type == "cpu":
+        return  # unloading moves weights to main memory, where they are
+    in_use = [loaded for loaded in management.current_loaded_models if loaded.currently_used]
+    management.free_memory(nbytes, device, keep_loaded=in_use)
+
+
+def _evaluated(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:
+    """The conditionings that are evaluated: the host leaves the negative ones out at cfg 1."""
+    is_hosts = getattr(type(guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
+    keeps_all = guider.model_options.get("disable_cfg1_optimization", False)
+    leaves_out = is_hosts and math.isclose(guider.cfg, 1.0) and not keeps_all
+    return [
+        cond for name, group in conds.items() for cond in group if not (leaves_out and name == "negative")
+    ]
+
+
+def _text_rows(cond: dict) -> int:
+    context = cond.get("cross_attn")
+    return 0 if context is None else context.shape[1]
 
 
 def _explain_dense_plan(run: RunState) -> None:

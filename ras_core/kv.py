@@ -11,45 +11,15 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from .errors import RegionalAbort
+from .kv_storage import Keep, Pair, Sequence
 from .tokens import row_index
 
 Branch = Hashable
 Slot = tuple[int, int]
 """Which attention: (main block, how many attentions of that block came before it)."""
-
-
-@dataclass
-class Sequence:
-    """K and V of one attention: (bb, prefix + n + suffix, ...) each."""
-
-    key: Tensor
-    value: Tensor
-    prefix: int
-    suffix: int
-
-    def chunk(self, part: int, parts: int) -> Sequence:
-        """The rows of one branch (a view)."""
-        size = self.key.shape[0] // parts
-        rows = slice(part * size, (part + 1) * size)
-        return Sequence(self.key[rows], self.value[rows], self.prefix, self.suffix)
-
-    def image_only(self) -> Sequence:
-        """Without text and padding rows (a view)."""
-        rows = slice(self.prefix, self.key.shape[1] - self.suffix)
-        return Sequence(self.key[:, rows], self.value[:, rows], 0, 0)
-
-    def with_borders(self, prefix: int, suffix: int) -> Sequence:
-        """The same image rows with room for other numbers of text and padding rows (a copy)."""
-        image = self.image_only()
-        key, value = (_framed(t, prefix, suffix) for t in (image.key, image.value))
-        return Sequence(key, value, prefix, suffix)
-
-    def nbytes(self) -> int:
-        return self.key.nbytes + self.value.nbytes
 
 
 @dataclass
@@ -61,10 +31,16 @@ class _Group:
 
 
 class KVStore:
-    """The K/V cache of one run."""
+    """The K/V cache of one run.
 
-    def __init__(self, n_tokens: int):
+    Args:
+        n_tokens: image tokens of the whole picture.
+        keep: how keys and values are kept; None for a run that keeps none.
+    """
+
+    def __init__(self, n_tokens: int, keep: Keep | None = Sequence.of):
         self.n_tokens = n_tokens
+        self.keep = keep
         self._groups: dict[Branch, _Group] = {}
 
     def __contains__(self, branch: Branch) -> bool:
@@ -112,37 +88,40 @@ class KVStore:
         for branch in branches:
             self._isolate(self._groups[branch])
         parts = [self._groups[branch].slots for branch in branches]
-        joined = _Group(branches, {slot: _concat([part[slot] for part in parts]) for slot in parts[0]})
+        slots = {slot: own.joined([part[slot] for part in parts[1:]]) for slot, own in parts[0].items()}
+        joined = _Group(branches, slots)
         for branch in branches:
             self._groups[branch] = joined
         return joined
 
 
 def fill(
-    slots: dict[Slot, Sequence], slot: Slot, key: Tensor, value: Tensor, prefix: int, suffix: int
+    slots: dict[Slot, Sequence],
+    slot: Slot,
+    key: Tensor,
+    value: Tensor,
+    prefix: int,
+    suffix: int,
+    keep: Keep = Sequence.of,
 ) -> None:
-    """Keep the K/V of a dense call: (bb, r, ...) each, copied, since the host owns its tensors."""
+    """Keep the K/V of a dense call, (bb, r, ...) each, in the way that `keep` does."""
     kept = slots.get(slot)
-    if kept is not None and kept.prefix == prefix and _alike(kept.key, key) and _alike(kept.value, value):
-        kept.key.copy_(key)
-        kept.value.copy_(value)
-        return
-    contiguous = torch.contiguous_format
-    slots[slot] = Sequence(
-        key.clone(memory_format=contiguous), value.clone(memory_format=contiguous), prefix, suffix
-    )
+    if kept is not None and kept.takes(key, value, prefix):
+        kept.write(key, value)
+    else:
+        slots[slot] = keep(key, value, prefix, suffix)
 
 
 def update(
     slots: dict[Slot, Sequence],
     slot: Slot,
-    fresh: tuple[Tensor, Tensor],
+    fresh: Pair,
     active_idx: Tensor,
     n_tokens: int,
     borders: tuple[int, int],
     flat_idx: Tensor | None = None,
-) -> Sequence:
-    """Write a regional call's fresh rows over the cached ones and return the whole sequence.
+) -> Pair:
+    """Write a regional call's fresh rows over the cached ones and return the whole key and value.
 
     Args:
         slots, slot: where.
@@ -151,6 +130,9 @@ def update(
         n_tokens: image tokens of the whole picture.
         borders: rows of text before and of padding after the image rows in this call.
         flat_idx: `row_index` of the above where the caller has it.
+
+    Returns:
+        (bb, prefix + n_tokens + suffix, ...) each; read them before the second `update` after this one.
 
     Raises:
         RegionalAbort: this attention was never seen in a dense call.
@@ -163,29 +145,14 @@ def update(
         sequence = slots[slot] = sequence.with_borders(prefix, suffix)
     if flat_idx is None:
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
-    sequence.key.flatten(0, 1).index_copy_(0, flat_idx, fresh[0].flatten(0, 1))
-    sequence.value.flatten(0, 1).index_copy_(0, flat_idx, fresh[1].flatten(0, 1))
-    return sequence
+    whole = sequence.update(flat_idx, fresh)
+    if (following := _after(slots, slot)) is not None:
+        following.prefetch()
+    return whole
 
 
-def _concat(parts: list[Sequence]) -> Sequence:
-    """Branch after branch; text rows are dropped where their numbers differ, since every call writes them
-    anew.
-    """
-    if len(parts) == 1:
-        return parts[0]
-    if len({(part.prefix, part.suffix) for part in parts}) > 1:
-        parts = [part.image_only() for part in parts]
-    key = torch.cat([part.key for part in parts])
-    value = torch.cat([part.value for part in parts])
-    return Sequence(key, value, parts[0].prefix, parts[0].suffix)
-
-
-def _framed(rows: Tensor, prefix: int, suffix: int) -> Tensor:
-    framed = rows.new_empty((rows.shape[0], prefix + rows.shape[1] + suffix, *rows.shape[2:]))
-    framed[:, prefix : prefix + rows.shape[1]] = rows
-    return framed
-
-
-def _alike(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+def _after(slots: dict[Slot, Sequence], slot: Slot) -> Sequence | None:
+    """The attention that comes next: a dense call filled them in its order."""
+    order = iter(slots)
+    next(each for each in order if each == slot)
+    return slots[following] if (following := next(order, None)) is not None else None

@@ -11,6 +11,7 @@ from torch import Tensor
 from .clock import Moment
 from .config import RASConfig
 from .kv import Branch, KVStore
+from .kv_storage import keeper
 from .schedule import StepKind, StepPlan, plan_steps, step_of_sigma
 from .selector import Selector
 from .tokens import TokenGrid
@@ -63,6 +64,10 @@ class RunState:
     def __post_init__(self) -> None:
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
         self.kv = KVStore(self.grid.n)
+
+    def keep_cache_as(self, storage: str) -> None:
+        """How the K/V cache is kept (kv_storage.py); said before the first call."""
+        self.kv = KVStore(self.grid.n, keeper(storage))
 
     @property
     def any_regional(self) -> bool:

@@ -83,6 +83,11 @@ def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
     return kept.unflatten(0, (sequence.shape[0], -1))
 
 
+def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
+    """Write rows over those at their places: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
+    sequence.flatten(0, 1).index_copy_(0, flat_idx, kept.flatten(0, 1))
+
+
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
     """Put rows back at their places, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
     full = kept.new_zeros((kept.shape[0] * rows, *kept.shape[2:]))

@@ -24,6 +24,7 @@ SETTINGS = [
     ("method", "multirate"),
     ("priority", None),
     ("cuda_graphs", "auto"),
+    ("kv_cache", "auto"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 

@@ -63,15 +63,15 @@ class TestStore:
         store = self._filled([1, 2])
         slots = store.slots_for((1, 2))
         fresh = torch.tensor([[[7.0], [8.0]], [[7.0], [9.0]]])  # text row, one active token
-        whole = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[1], [0]]), 2, (1, 0))
-        assert whole.key[..., 0].tolist() == [[7, 10, 8], [7, 9, 21]]
+        key, _ = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[1], [0]]), 2, (1, 0))
+        assert key[..., 0].tolist() == [[7, 10, 8], [7, 9, 21]]
 
     def test_more_text_than_before(self):
         store = self._filled([1])
         slots = store.slots_for((1,))
         fresh = torch.tensor([[[5.0], [6.0], [8.0]]])
-        whole = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[0]]), 2, (2, 0))
-        assert whole.key[..., 0].tolist() == [[5, 6, 8, 11]]
+        key, _ = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[0]]), 2, (2, 0))
+        assert key[..., 0].tolist() == [[5, 6, 8, 11]]
 
     def test_an_attention_without_a_cache_is_a_surprise(self):
         with pytest.raises(RegionalAbort):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from ..cost import CostProfile
+from ..cost import CacheProfile, CostProfile
 from ..errors import RegionalAbort
 
 Gather = Callable[[Tensor], Tensor]
@@ -60,6 +60,10 @@ class ModelAdapter(ABC):
     def cost_profile(self, network: nn.Module) -> CostProfile:
         """What a token costs in this network."""
 
+    @abstractmethod
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        """What is cached of a token in this network."""
+
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
@@ -75,6 +79,10 @@ class ModelAdapter(ABC):
     def suffix_rows(self, network: nn.Module, n_tokens: int) -> int:
         """Padding rows after the image rows; they are processed at every step."""
         return 0
+
+    def text_rows(self, network: nn.Module, n_text: int) -> int:
+        """Rows that a conditioning of `n_text` rows takes in front of the image rows."""
+        return n_text
 
     def kv_repeat(self, network: nn.Module) -> int:
         """How often the host repeats each K/V head before attention (grouped-query attention)."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..cost import CostProfile, linear_weights
+from ..cost import CacheProfile, CostProfile, linear_weights
 from .base import Gather, ModelAdapter, replace_arg
 
 
@@ -37,6 +37,9 @@ class NextDiTAdapter(ModelAdapter):
         multiple = getattr(network, "pad_tokens_multiple", None)
         return -n_tokens % multiple if multiple else 0
 
+    def text_rows(self, network: nn.Module, n_text: int) -> int:
+        return n_text + self.suffix_rows(network, n_text)  # captions are padded to the same multiple
+
     def kv_repeat(self, network: nn.Module) -> int:
         return network.layers[0].attention.n_rep
 
@@ -58,3 +61,7 @@ class NextDiTAdapter(ModelAdapter):
             dense_width=network.dim * len(network.noise_refiner),
             final_weights=linear_weights(network.final_layer),
         )
+
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        width = network.dim // self.kv_repeat(network)
+        return CacheProfile(joint=(width,) * len(network.layers))

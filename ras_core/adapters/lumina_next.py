@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from ..cost import CostProfile, linear_weights
+from ..cost import CacheProfile, CostProfile, linear_weights
 from .base import Gather, ModelAdapter, replace_arg
 
 
@@ -56,6 +56,10 @@ class LuminaNextAdapter(ModelAdapter):
             cross_width=width,
             final_weights=linear_weights(network.norm_out.linear_2),
         )
+
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        width = network.hidden_size // self.kv_repeat(network)
+        return CacheProfile(image=(width,) * len(network.layers))
 
 
 def _caption_layers(layer: nn.Module) -> tuple[nn.Module, nn.Module]:

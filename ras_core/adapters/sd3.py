@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ..cost import CostProfile, linear_weights
+from ..cost import CacheProfile, CostProfile, linear_weights
 from ..errors import RegionalAbort
 from ..tokens import gather_rows, row_index
 from .base import Gather, ModelAdapter, replace_arg
@@ -64,6 +64,12 @@ class SD3Adapter(ModelAdapter):
             image_width=network.hidden_size * sum(hasattr(block.x_block, "attn2") for block in blocks),
             final_weights=linear_weights(network.final_layer),
         )
+
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        blocks = list(network.joint_blocks)
+        second = [block for block in blocks if hasattr(block.x_block, "attn2")]
+        width = network.hidden_size
+        return CacheProfile(joint=(width,) * len(blocks), image=(width,) * len(second))
 
 
 def _active_rows(

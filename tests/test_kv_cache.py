@@ -1,0 +1,499 @@
+"""The K/V cache in every form: as good as on the device, as large as computed, gone after the run."""
+
+import gc
+
+import comfy.model_management
+import pytest
+import torch
+from ras_pack.ras_core import host, kv, state
+from ras_pack.ras_core.adapters import adapter_for
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.forward import NetworkCall
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.hooks import OVERRIDE
+from ras_pack.ras_core.host import GRAPHS, patch_model
+from ras_pack.ras_core.kv_choice import Needs, Room, choose
+from ras_pack.ras_core.kv_storage import (
+    Ferry,
+    Float8Sequence,
+    HostSequence,
+    Sequence,
+    has_float8,
+    keeper,
+)
+from support.families import FAMILIES, Family
+from support.sampling import FAST, distance, sample, sample_ras
+
+STORAGES = ("gpu", "fp8", "cpu", "off")
+FP8_ERROR = 0.1
+"""Relative, of a latent after a whole run, in which random weights pick other tokens soon; 0.002 to 0.085."""
+FP8_CALL_ERROR = 0.02
+"""Relative, of one regional call; float8's own error is 2.65 % of a key or value."""
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def sd3() -> Family:
+    return FAMILIES["sd3"]
+
+
+@pytest.fixture
+def seen(monkeypatch) -> dict:
+    """What runs decide: arithmetic needs, choices, and the ferries that they make."""
+    found = {"needs": [], "choices": [], "ferries": []}
+
+    def spy(wanted, needs, room):
+        choice = choose(wanted, needs, room)
+        found["needs"].append(needs)
+        found["choices"].append(choice.storage)
+        return choice
+
+    def make(storage):
+        keep = keeper(storage)
+        if storage == "cpu":
+            found["ferries"].append(keep.keywords["ferry"])
+        return keep
+
+    monkeypatch.setattr(host, "choose", spy)
+    monkeypatch.setattr(state, "keeper", make)
+    return found
+
+
+def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Tensor:
+    """The denoised estimate of one conditioning, through the host's apply_model."""
+    context, extras = family.conditioning(1)[0]
+    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
+    ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
+    with call.placed():
+        return model.model.apply_model(
+            x, torch.full((x.shape[0],), 0.7), transformer_options={OVERRIDE: call.attend}, **ready
+        )
+
+
+def _settings(storage: str, **changes) -> RASConfig:
+    return RASConfig(**{**vars(FAST), "kv_cache": storage, **changes})
+
+
+def _alive() -> list:
+    """What holds K/V now; nobody has to wait for the garbage collector."""
+    kinds = {Sequence, Float8Sequence, HostSequence, Ferry}
+    return [each for each in gc.get_objects() if type(each) in kinds]
+
+
+def _free(monkeypatch, device: int, main: int) -> None:
+    monkeypatch.setattr(host, "free_device_bytes", lambda *_: device)
+    monkeypatch.setattr(host, "free_host_bytes", lambda: main)
+
+
+class TestAgreement:
+    """A run whose cache is kept otherwise is the run on the device."""
+
+    @pytest.mark.parametrize(("mode", "batch"), [("together", 1), ("split", 2), ("alternating", 2)])
+    def test_main_memory_is_exact_and_float8_close(self, family, batch, mode, monkeypatch):
+        """Also where the host groups the two prompts anew from step to step."""
+        noise = family.noise(12, 20, batch=batch)
+        latents = {}
+        for storage in ("gpu", "fp8", "cpu"):
+            model, calls = family.build(), []
+
+            def memory_required(*args, calls=calls, **kwargs):
+                calls.append(1)
+                return 1e30 if mode == "split" or len(calls) % 4 < 2 else 0.0
+
+            if mode != "together":
+                monkeypatch.setattr(model.model, "memory_required", memory_required)
+            latents[storage], trace = sample_ras(model, family, noise, _settings(storage))
+            assert trace.regional_steps == 7 and not trace.notes
+        assert torch.equal(latents["cpu"], latents["gpu"])
+        assert 0 < distance(latents["fp8"], latents["gpu"]) < FP8_ERROR
+
+    def test_one_regional_call(self, family):
+        """A third of the tokens active, the rest from a cache that the same picture filled."""
+        model, x, n = family.build(), family.noise(batch=2), 64
+        network = model.model.diffusion_model
+        active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
+        at_active = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(x)
+        outputs = {}
+        for storage in STORAGES:
+            slots, keep = {}, keeper(storage)
+            for tokens in (None, active):
+                call = NetworkCall(adapter_for(network), network, n, slots, tokens, keep=keep)
+                output = _call(model, family, x, call)
+            outputs[storage] = output[at_active]
+        assert torch.equal(outputs["cpu"], outputs["gpu"])
+        assert 0 < distance(outputs["fp8"], outputs["gpu"]) < FP8_CALL_ERROR
+        assert distance(outputs["off"], outputs["gpu"]) > 2 * FP8_CALL_ERROR
+
+    @pytest.mark.parametrize("storage", ["fp8", "cpu"])
+    def test_prompts_of_different_length(self, family, storage):
+        prompts = {"positive": family.conditioning(1, rows=9), "negative": family.conditioning(2, rows=4)}
+        plain, _ = sample_ras(family.build(), family, family.noise(), _settings("gpu"), **prompts)
+        kept, trace = sample_ras(family.build(), family, family.noise(), _settings(storage), **prompts)
+        assert not trace.notes
+        assert distance(kept, plain) < (FP8_ERROR if storage == "fp8" else 1e-9)
+
+    def test_off_attends_among_active_tokens_only(self, family):
+        rows = []
+
+        def other(func, q, k, v, heads, *args, **kwargs):
+            axis = 2 if kwargs.get("skip_reshape") else 1
+            rows.append((q.shape[axis], k.shape[axis]))
+            return func(q, k, v, heads, *args, **kwargs)
+
+        model, noise = family.build(), family.noise()
+        plain, _ = sample_ras(model, family, noise, _settings("gpu"))
+        model.model_options["transformer_options"]["optimized_attention_override"] = other
+        latent, trace = sample_ras(model, family, noise, _settings("off"))
+        assert trace.regional_steps == 7 and trace.kv_bytes == 0 and not trace.notes
+        assert distance(latent, plain) > 0.01
+        among_tokens = [(q, k) for q, k in rows if q == k]
+        assert len({q for q, _ in among_tokens}) > 1  # dense ones and shortened ones
+        text = 0 if family.text_in_cache else 7
+        assert all(k in (q, text) for q, k in rows)
+
+
+class TestBytes:
+    @pytest.mark.parametrize("storage", STORAGES)
+    def test_arithmetic_is_what_is_stored(self, family, storage, seen):
+        noise = family.noise(13, 19, batch=2)
+        prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
+        _, trace = sample_ras(family.build(), family, noise, _settings(storage), **prompts)
+        (needs,) = seen["needs"]
+        expected = {"gpu": needs.plain, "cpu": needs.plain, "fp8": needs.fp8, "off": 0}
+        assert trace.kv_bytes == expected[storage]
+
+    def test_float8_halves_half_precision(self, family, seen):
+        stored = {}
+        for storage in ("gpu", "fp8"):
+            model = family.build(dtype=torch.bfloat16)
+            _, trace = sample_ras(model, family, family.noise(), _settings(storage))
+            stored[storage] = trace.kv_bytes
+        assert [needs.plain for needs in seen["needs"]] == [stored["gpu"]] * 2
+        assert seen["needs"][0].fp8 == stored["fp8"]
+        assert stored["fp8"] == stored["gpu"] // 2 + stored["gpu"] // family.kv_width  # a scale each row
+
+    def test_at_cfg_1_only_one_branch_is_counted(self, family, seen):
+        _, trace = sample_ras(family.build(), family, family.noise(), _settings("gpu"), cfg=1.0)
+        assert trace.kv_bytes == seen["needs"][0].plain
+
+    def test_sd3_medium_at_full_size(self):
+        """24 blocks, K and V of 1,536 half-precision numbers, two prompts, 4,096 image and 154 text rows."""
+        import comfy.ops
+        from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+        from ras_pack.ras_core.adapters import adapter_for
+
+        with torch.device("meta"):
+            network = MMDiT(depth=24, num_patches=36864, operations=comfy.ops.disable_weight_init)
+        profile = adapter_for(network).cache_profile(network)
+        assert profile.nbytes(4096, [0, 0], 2) == 1.125 * 2**30
+        assert profile.nbytes(4096, [154, 154], 2) == 24 * 2 * 2 * (4096 + 154) * 1536 * 2
+
+
+class TestAuto:
+    """With only so much free memory, each run completes, in the form that fits, and says which and why."""
+
+    def _needs(self, family, seen) -> Needs:
+        sample_ras(family.build(), family, family.noise(), _settings("auto"))
+        assert seen["choices"] == ["gpu"]
+        return seen["needs"][0]
+
+    def test_what_fits_is_taken(self, family, seen, monkeypatch, caplog):
+        needs = self._needs(family, seen)
+        in_passing = needs.on_device("cpu")
+        for device, main, storage, words in [
+            (needs.plain, 0, "gpu", None),
+            (needs.plain - 1, 0, "fp8", "kept as fp8"),
+            (max(in_passing, needs.on_device("fp8") - 1), needs.plain, "cpu", "kept in main memory"),
+            (in_passing, needs.plain - 1, None, "not enough memory for the K/V cache"),
+            (in_passing - 1, needs.plain, None, "not enough memory for the K/V cache"),
+        ]:
+            _free(monkeypatch, device, main)
+            if storage == "cpu" and in_passing >= needs.on_device("fp8"):
+                monkeypatch.setattr(host, "has_float8", lambda _: False)  # three layers: half is more
+            caplog.clear()
+            with caplog.at_level("INFO"):
+                latent, trace = sample_ras(family.build(), family, family.noise(), _settings("auto"))
+            assert seen["choices"][-1] == storage
+            assert torch.isfinite(latent).all() and trace.regional_steps == (7 if storage else 0)
+            assert caplog.text.count("K/V cache") >= 1
+            if words is None:
+                assert not trace.notes and "kept on the device" in caplog.text
+            else:
+                assert len(trace.notes) == 1 and words in trace.notes[0] and "free memory" in trace.notes[0]
+                assert caplog.text.count("WARNING") == 1
+
+    def test_a_dense_run_is_the_dense_run(self, family, monkeypatch):
+        _free(monkeypatch, 0, 0)
+        model, noise = family.build(), family.noise()
+        latent, _ = sample_ras(model, family, noise, _settings("auto"))
+        assert torch.equal(latent, sample(model, family, noise))
+
+    def test_dense_settings_decide_nothing(self, sd3, seen):
+        sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto", sample_ratio=1.0))
+        assert seen["choices"] == []
+
+    def test_a_device_without_float8(self, sd3, seen, monkeypatch):
+        monkeypatch.setattr(host, "has_float8", lambda _: False)
+        _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("fp8"))
+        assert trace.regional_steps == 0 and "no float8" in trace.summary()
+        needs = seen["needs"][0]
+        _free(monkeypatch, needs.plain - 1, needs.plain)
+        sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto"))
+        assert seen["choices"][-1] == "cpu"
+
+    def test_this_processor_has_float8_and_an_unknown_device_has_not(self):
+        assert has_float8(torch.device("cpu"))
+        assert not has_float8(torch.device("meta"))
+
+    def test_what_the_user_names_is_taken(self):
+        needs, room = Needs(1000, 500, 10), Room(0, 0)
+        for storage in STORAGES:
+            choice = choose(storage, needs, room)
+            assert choice.storage == storage and not choice.is_surprise
+
+
+class TestRoom:
+    def test_room_is_made_after_the_models_are_loaded_and_before_sampling(self, sd3, seen, monkeypatch):
+        asked, model = [], sd3.build()
+        monkeypatch.setattr(host, "make_room", lambda nbytes, device: asked.append((nbytes, device)))
+        monkeypatch.setattr(host, "free_device_bytes", lambda *_: asked.append("read") or 10**9)
+        sample_ras(model, sd3, sd3.noise(), _settings("auto"))
+        (needs,) = seen["needs"]
+        working = host.working_memory(model, sd3.noise().shape)
+        assert asked == [(needs.plain + working, model.load_device), "read"]
+        assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
+
+    def test_other_models_go_and_the_runs_own_stay(self, sd3, monkeypatch):
+        """The host's own memory manager, told that a GPU is meant, with two models loaded."""
+        management = comfy.model_management
+        ours, other = sd3.build(), sd3.build(seed=1)
+        management.unload_all_models()
+        management.load_models_gpu([other])
+        management.load_models_gpu([ours])
+        loaded = {each.model: each for each in management.current_loaded_models}
+        loaded[other].currently_used = False  # as the host marks it while it loads ours on a GPU
+        host.make_room(2**60, torch.device("cpu"))
+        assert {each.model for each in management.current_loaded_models} == {ours, other}
+
+        class GPU:
+            """Equal to the device that the models are on, and of another type."""
+
+            type = "cuda"
+            __hash__ = None
+
+            def __eq__(self, device):
+                return device == torch.device("cpu")
+
+        monkeypatch.setattr(management, "get_free_memory", lambda *_, **__: (0, 0) if __ else 0)
+        gone = []
+        detach = other.detach
+        monkeypatch.setattr(other, "detach", lambda *args: gone.append(other) or detach(*args))
+        for each in management.current_loaded_models:
+            each.device = GPU()
+        host.make_room(2**60, GPU())
+        assert gone == [other]
+        assert [each.model for each in management.current_loaded_models] == [ours]
+        management.unload_all_models()
+
+
+class TestLifeCycle:
+    @pytest.mark.parametrize("storage", STORAGES)
+    def test_nothing_is_held_after_an_interrupted_run(self, family, storage, request):
+        self._held_nothing(family, storage, "interrupted", request)
+
+    @pytest.mark.parametrize("storage", ["auto", *STORAGES])
+    @pytest.mark.parametrize("end", ["done", "failed"])
+    def test_nothing_is_held_after_a_run(self, sd3, storage, end, request):
+        self._held_nothing(sd3, storage, end, request)
+
+    def _held_nothing(self, family, storage, end, request):
+        def stop(step, *_):
+            if step == 4:
+                if storage != "off":
+                    assert _alive()
+                raise KeyboardInterrupt if end == "interrupted" else MemoryError("planted")
+
+        gc.collect()
+        gc.disable()
+        request.addfinalizer(gc.enable)
+        patched = patch_model(family.build(), _settings(storage))
+        if end == "done":
+            sample(patched, family, family.noise())
+        else:
+            with pytest.raises((KeyboardInterrupt, MemoryError)):
+                sample(patched, family, family.noise(), callback=stop)
+        assert _alive() == []
+
+    @pytest.mark.parametrize("storage", ["fp8", "cpu"])
+    def test_a_second_run_equals_a_fresh_model(self, family, storage):
+        patched = patch_model(family.build(), _settings(storage))
+        for size in [(16, 16), (12, 20), (16, 16)]:
+            fresh, _ = sample_ras(family.build(), family, family.noise(*size), _settings(storage))
+            assert torch.equal(sample(patched, family, family.noise(*size)), fresh)
+
+    @pytest.mark.parametrize("storage", ["gpu", "fp8", "cpu"])
+    def test_memory_that_runs_out_is_given_back_before_the_dense_call(self, sd3, storage, monkeypatch):
+        """The third attention finds no memory: the two before it must not burden the call made again."""
+        filled, held = [], []
+        fill = kv.fill
+
+        def third_fails(*args):
+            filled.append(1)
+            if len(filled) == 3:
+                raise comfy.model_management.OOM_EXCEPTION("planted")
+            fill(*args)
+
+        def look(module, args):
+            if len(filled) == 3:
+                held.append(len([each for each in _alive() if isinstance(each, Sequence)]))
+
+        monkeypatch.setattr(kv, "fill", third_fails)
+        model = sd3.build()
+        model.model.diffusion_model.final_layer.register_forward_pre_hook(look)
+        _, trace = sample_ras(model, sd3, sd3.noise(), _settings(storage))
+        assert "not enough memory" in trace.summary() and trace.regional_steps == 0
+        assert held and held[0] == 0
+
+
+class TestFerry:
+    def test_every_sequence_but_a_calls_first_is_under_way_before_it_is_asked_for(self, family, seen):
+        _, trace = sample_ras(family.build(), family, family.noise(), _settings("cpu"))
+        assert trace.regional_steps == 7
+        assert seen["ferries"][-1].late == 7
+
+    def test_two_places_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
+        """Sequences that come by: each is in one of two buffers, which grow to the largest."""
+        buffers = set()
+        fetch = Ferry.fetch
+
+        def spy(self, sequence, device):
+            place = fetch(self, sequence, device)
+            buffers.add(place[0].untyped_storage().data_ptr())
+            return place
+
+        monkeypatch.setattr(Ferry, "fetch", spy)
+        sample_ras(family.build(), family, family.noise(), _settings("cpu"))
+        assert len(buffers) == 2
+
+    def test_what_was_under_way_when_a_dense_call_came_is_not_used(self):
+        slots, ferry = {}, Ferry()
+        for number in (10.0, 20.0):
+            for layer in range(3):
+                full = torch.full((1, 3, 4), number + layer)
+                kv.fill(slots, (layer, 0), full, full, 0, 0, lambda *a: HostSequence.of(*a, ferry=ferry))
+            if number == 10.0:
+                self._update(slots, 1)  # brings the third attention on its way, and the call ends here
+        key, _ = self._update(slots, 2)
+        assert key[0, :, 0].tolist() == [22, 9, 22]
+
+    def _update(self, slots, layer):
+        fresh = torch.full((1, 1, 4), 9.0)
+        return kv.update(slots, (layer, 0), (fresh, fresh), torch.tensor([[1]]), 3, (0, 0))
+
+
+class TestForms:
+    """Cutting, joining and writing by small numbers; float8 has three bits after the first."""
+
+    KEEP = {
+        "gpu": Sequence.of,
+        "fp8": Float8Sequence.of,
+        "cpu": lambda *rows: HostSequence.of(*rows, ferry=Ferry()),
+    }
+
+    @pytest.fixture(params=list(KEEP))
+    def keep(self, request):
+        return self.KEEP[request.param]
+
+    def _rows(self, *firsts: float) -> torch.Tensor:
+        """(branches, 3, 2, 2): row j of branch i is firsts[i] * 2^j; every value has one bit."""
+        powers = torch.tensor([1.0, 2.0, 4.0])[None, :, None, None]
+        return torch.tensor(firsts)[:, None, None, None] * powers * torch.ones(1, 1, 2, 2)
+
+    def test_cut_and_joined(self, keep):
+        whole = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 1, 0)
+        first, second = whole.chunk(0, 2), whole.chunk(1, 2)
+        key, value = second.joined([first]).read()
+        assert torch.equal(key, self._rows(8.0, 1.0)) and torch.equal(value, self._rows(32.0, 16.0))
+        wider = first.with_borders(3, 1)
+        assert (wider.prefix, wider.suffix) == (3, 1)
+        assert torch.equal(wider.read()[0][:, 3:-1], self._rows(1.0)[:, 1:])
+        both = wider.joined([second])
+        assert both.prefix == both.suffix == 0
+        assert torch.equal(both.read()[1], self._rows(16.0, 32.0)[:, 1:])
+        assert type(both) is type(whole)
+
+    def test_fresh_rows_are_kept_and_attended_to(self, keep):
+        kept = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 0, 0)
+        fresh = torch.full((2, 1, 2, 2), 3.1)
+        key, value = kept.update(torch.tensor([1, 5]), (fresh, fresh * 2))
+        assert torch.equal(key[0, 1], fresh[0, 0]) and torch.equal(value[1, 2], 2 * fresh[0, 0])
+        assert key[:, :, 0, 0].tolist() == [[1, pytest.approx(3.1), 4], [8, 16, pytest.approx(3.1)]]
+        again, _ = kept.update(torch.tensor([0, 3]), (fresh, fresh))
+        assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads what was kept
+
+    def test_written_over_in_place_where_it_fits(self, keep):
+        kept = keep(self._rows(1.0), self._rows(1.0), 0, 0)
+        assert kept.takes(self._rows(2.0), self._rows(2.0), 0)
+        assert not kept.takes(self._rows(2.0), self._rows(2.0), 1)
+        assert not kept.takes(self._rows(2.0, 3.0), self._rows(2.0, 3.0), 0)
+        assert not kept.takes(self._rows(2.0).half(), self._rows(2.0).half(), 0)
+        kept.write(self._rows(2.0), self._rows(4.0))
+        assert torch.equal(kept.read()[0], self._rows(2.0))
+        assert torch.equal(kept.read()[1], self._rows(4.0))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+    def test_float8_is_as_good_for_tiny_and_for_huge_rows(self, dtype):
+        """A scale for each row: one float8 value covers 2^-9 to 448, and rows lie far outside of it."""
+        generator = torch.Generator().manual_seed(0)
+        rows = torch.randn(2, 4, 64, generator=generator)
+        rows = (rows * torch.tensor([1e-4, 1.0, 100.0, 8000.0])[None, :, None]).to(dtype)
+        rows[0, 1] = 0.0
+        key, value = Float8Sequence.of(rows, -rows, 0, 0).read()
+        assert key.dtype == dtype and torch.equal(key[0, 1], rows[0, 1])
+        for row in range(1, 8):
+            own, kept = rows.flatten(0, 1)[row].float(), key.flatten(0, 1)[row].float()
+            assert row == 1 or distance(kept, own) < 0.035
+        assert torch.equal(value, -key)
+
+
+class _Tape:
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, work):
+        self.recorded += 1
+        work()
+        return work
+
+
+class TestGraphs:
+    """Recorded calls read K/V where they stood: only the plain form can be recorded."""
+
+    @pytest.mark.parametrize("storage", STORAGES)
+    def test_only_the_plain_cache_is_recorded(self, family, storage, caplog):
+        model, tape = family.build(), _Tape()
+        setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+        with caplog.at_level("INFO"):
+            _, trace = sample_ras(model, family, family.noise(), _settings(storage))
+        assert trace.regional_steps == 7 and not trace.notes
+        assert tape.recorded == (1 if storage == "gpu" else 0)
+        assert caplog.text.count("no CUDA graphs") == (0 if storage == "gpu" else 1)
+        assert ("kept in another way" in caplog.text) == (storage != "gpu")
+
+    def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
+        model, tape = sd3.build(), _Tape()
+        store = GraphStore(lambda: tape)
+        setattr(model.model, GRAPHS, store)
+        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        sample_ras(model, sd3, sd3.noise(), _settings("auto"))
+        assert store.nbytes() == seen["needs"][0].plain
+        _free(monkeypatch, 0, 0)  # all that the cache needs is what the recordings hold
+        sample_ras(model, sd3, sd3.noise(), _settings("auto"))
+        assert seen["choices"] == ["gpu", "gpu"] and tape.recorded == 1
+        _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
+        assert seen["choices"][-1] is None and trace.regional_steps == 0
+        assert store.nbytes() == 0
