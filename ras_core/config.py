@@ -11,6 +11,7 @@ Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
+Budget = Literal["fixed", "adaptive"]
 
 MIN_RATIO = 0.05
 
@@ -37,6 +38,9 @@ class RASConfig:
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
+        budget: "fixed" processes `sample_ratio` of the tokens in every regional step; "adaptive" lets the
+            share follow the predicted change, with the same average and dense steps paid from it (budget.py).
+            It needs the multirate method, and knows no `error_reset_every`.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -55,6 +59,7 @@ class RASConfig:
     method: Method = "paper"
     corrections: bool = False
     cuda_graphs: Graphs = "off"
+    budget: Budget = "fixed"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -70,6 +75,13 @@ class RASConfig:
         _check_choice("starvation", self.starvation, get_args(Starvation))
         _check_choice("method", self.method, get_args(Method))
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
+        _check_choice("budget", self.budget, get_args(Budget))
+        if self.budget == "adaptive" and self.method != "multirate":
+            raise RASError(
+                f"budget = 'adaptive' with method = {self.method!r}, whose metric predicts no change.",
+                "budget = 'adaptive' with method = 'multirate', or budget = 'fixed'.",
+                "set method to multirate, or budget to fixed.",
+            )
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",
