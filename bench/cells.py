@@ -29,7 +29,8 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); adaptive (the same with the adaptive budget, which knows no `reset_every`); change (its selection alone); paper; random tokens; ComfyUI's LazyCache, EasyCache.
+            integrator); adaptive (the same with the adaptive budget, which knows no `reset_every`); change
+            (the selection alone); paper; random tokens; ComfyUI's LazyCache, EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio, ratio_end, metric, high_ratio, starvation: as in RASConfig.

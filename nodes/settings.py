@@ -6,7 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Graphs, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Budget, Graphs, Method, Metric, RASConfig, parse_step_list
 from ..ras_core.host import patch_model
 from .live import open_view
 
@@ -73,6 +73,12 @@ def settings_inputs() -> list[io.Input]:
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
             tooltip="auto: on an NVIDIA GPU regional steps are recorded as CUDA graphs and replayed; what "
             "cannot be recorded runs as with off, and the log says why. off: nothing is recorded.",
+        ),
+        io.Combo.Input(
+            "budget", options=list(get_args(Budget)), default="fixed", optional=True,
+            tooltip="fixed: every regional step computes sample_ratio of the tokens. adaptive: sample_ratio "
+            "is the average; steps in which much changes get more, up to a dense step, quiet ones less. It "
+            "replaces error_reset_every (not error_reset_steps) and needs the method multirate.",
         ),
     ]  # fmt: skip
 

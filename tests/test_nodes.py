@@ -24,6 +24,7 @@ SETTINGS = [
     ("method", "multirate"),
     ("priority", None),
     ("cuda_graphs", "auto"),
+    ("budget", "fixed"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
