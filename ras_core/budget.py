@@ -43,6 +43,10 @@ class Purse:
         self._demands: dict[int, float] = {}  # step: logarithm of its demand
         self.left = sum(shares)
 
+    def is_open(self, step: int) -> bool:
+        """Whether there is anything left to decide at this step."""
+        return step <= self._open[-1]
+
     def decide(self, planned: StepPlan, demand: float | None) -> StepPlan:
         """What a step becomes; called once a step, in order.
 

@@ -125,8 +125,12 @@ class RunState:
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
 
     def _plan_of(self, step: int) -> StepPlan:
-        """The step's plan, which an adaptive budget settles at the step's first evaluation."""
-        if self.purse is None or self.is_dense or step in self._decided:
+        """The step's plan, which an adaptive budget settles at the step's first evaluation.
+
+        That reads one number from the device, and none after the last step that the purse pays for. Earlier
+        dense steps are read too: they show how fast the demand falls.
+        """
+        if self.purse is None or self.is_dense or step in self._decided or not self.purse.is_open(step):
             return self.plan[step]
         self._decided.add(step)
         demand = self.selector.demand(self.sigmas[step], self.sigmas[step + 1])

@@ -93,6 +93,10 @@ class TestPurse:
         plan = _plan(28, start_step=4, error_reset_every=6)
         assert all(step.kind is StepKind.REGIONAL for step in plan[4:])
 
+    def test_nothing_is_left_to_decide_after_the_window(self):
+        purse = Purse(_plan(10, end_step=6))
+        assert [purse.is_open(step) for step in range(10)] == [True] * 6 + [False] * 4
+
     def test_unknown_or_no_demand_is_no_obstacle(self):
         """A run that stands still, or has told nothing, follows the expectation."""
         expected = _decided(_plan(12), _expected(12))

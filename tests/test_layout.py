@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # The parts of ras_core from the ground up. Each may import from lower floors and from its own.
 FLOORS = (
     {"errors", "schedule", "config", "clock", "graph_rules"},
-    {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "integrator"},
+    {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "integrator", "budget"},
     {"adapters", "forward", "graphs", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
     {"host"},
 )
