@@ -18,7 +18,7 @@ from .schedule import StepKind, StepPlan
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Shares that a step may get. Few of them, so that recorded CUDA graphs serve again (graph_rules.py)."""
 
-EMPHASIS = 2.0
+EMPHASIS = 1.5
 """Power of the demand that the share follows. Above 1: early errors grow on their way to the picture."""
 
 EXPECTED_DECLINE = 0.13

@@ -34,21 +34,21 @@ def _expected(n_steps: int) -> list[float]:
 
 
 class TestPurse:
-    def test_a_purse_is_divided_by_the_square_of_the_demand(self):
+    def test_a_purse_is_divided_by_the_power_of_the_demand(self):
         """Four steps, two open: 2 * 0.5 to spend. From one to the next the demand falls to 0.13 ** (1 / 4),
-        its square to 0.3606; so the first gets 1 / 1.3606 = 0.735, level 0.75, and the last the rest."""
+        its power 1.5 to 0.465; so the first gets 1 / 1.465 = 0.683, level 0.75, and the last the rest."""
         shares = [step.ratio for step in _decided(_plan(4), [None, None, 5.0, 3.0])]
         assert shares == [1.0, 1.0, 0.75, 0.25]
 
     def test_few_tokens_when_little_moves(self):
-        """At step 10 of 28 a tenth of the expected demand, a hundredth of its square: the lowest level."""
+        """At step 10 of 28 a tenth of the expected demand, 0.03 of its power 1.5: the lowest level."""
         plan, demands = _plan(28, start_step=4), _expected(28)
         usual = _decided(plan, demands)[10].ratio
         demands[10] /= 10
         assert usual > LEVELS[0] and _decided(plan, demands)[10].ratio == LEVELS[0]
 
     def test_a_dense_step_when_much_moves(self):
-        """Three times the expected demand, nine times its square."""
+        """Three times the expected demand, 5.2 times its power 1.5."""
         plan, demands = _plan(28, start_step=4), _expected(28)
         assert _decided(plan, demands)[10].kind is StepKind.REGIONAL
         demands[10] *= 3
@@ -58,8 +58,7 @@ class TestPurse:
     def test_it_spends_early(self):
         """A falling demand alone moves the purse to the first half, without any periodic reset."""
         shares = [step.ratio for step in _decided(_plan(28, start_step=4, sample_ratio=0.25), _expected(28))]
-        assert shares[4:] == sorted(shares[4:], reverse=True)
-        assert sum(shares[4:16]) >= 3 * sum(shares[16:])
+        assert sum(shares[4:16]) > 2.5 * sum(shares[16:]) and shares[4] >= 0.75
 
     @pytest.mark.parametrize("ratio", [0.15, 0.25, 0.35, 0.5, 0.7])
     @pytest.mark.parametrize("shape", ["falling", "flat", "rising", "noisy", "late"])
