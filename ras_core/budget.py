@@ -18,8 +18,10 @@ from .schedule import StepKind, StepPlan
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Shares that a step may get. Few of them, so that recorded CUDA graphs serve again (graph_rules.py)."""
 
-EMPHASIS = 1.5
-"""Power of the demand that the share follows. Above 1: early errors grow on their way to the picture."""
+EMPHASIS = 2.0
+"""Power of the demand that the share follows where nearly all tokens are cached; it falls to 0 with their
+number. At half of the tokens it is the 1 of the reasoning above. With fewer of them, the steps in which much
+moves need more than that: their errors grow on the way to the picture."""
 
 EXPECTED_DECLINE = 0.13
 """Demand at the end of a run over that at its start, until its own measurements say otherwise."""
@@ -39,6 +41,7 @@ class Purse:
         shares = [step.ratio for step in plan if step.kind is StepKind.REGIONAL]
         self._open = [step.index for step in plan if step.kind is StepKind.REGIONAL]
         self._levels = (min(LEVELS[0], *shares), *LEVELS[1:])
+        self._power = EMPHASIS * (1.0 - sum(shares) / len(shares))
         self._expected_slope = math.log(EXPECTED_DECLINE) / len(plan)
         self._demands: dict[int, float] = {}  # step: logarithm of its demand
         self.left = sum(shares)
@@ -67,7 +70,7 @@ class Purse:
     def _share(self, step: int) -> float:
         """The step's part of what is left, by its demand and the demand expected of the steps after it."""
         ahead = [other - step for other in self._open if other >= step]
-        needs = [math.exp(EMPHASIS * value) for value in self._forecast(step, ahead)]
+        needs = [math.exp(self._power * value) for value in self._forecast(step, ahead)]
         low, high = 0.0, 1.0 / min(needs)
         for _ in range(50):
             price = (low + high) / 2

@@ -34,21 +34,27 @@ def _expected(n_steps: int) -> list[float]:
 
 
 class TestPurse:
-    def test_a_purse_is_divided_by_the_power_of_the_demand(self):
-        """Four steps, two open: 2 * 0.5 to spend. From one to the next the demand falls to 0.13 ** (1 / 4),
-        its power 1.5 to 0.465; so the first gets 1 / 1.465 = 0.683, level 0.75, and the last the rest."""
-        shares = [step.ratio for step in _decided(_plan(4), [None, None, 5.0, 3.0])]
-        assert shares == [1.0, 1.0, 0.75, 0.25]
+    def test_half_of_the_tokens_are_divided_by_the_demand(self):
+        """Five steps, three open: 1.5 to spend. From one to the next the demand falls to 0.13 ** (1 / 5) =
+        0.665, so the first gets 1.5 / (1 + 0.665 + 0.442) = 0.71, level 0.75. Of the other 0.75 the second
+        gets 1 / (1 + 0.665), 0.45 and so level 0.5, and the last the rest."""
+        shares = [step.ratio for step in _decided(_plan(5), _expected(5))]
+        assert shares == [1.0, 1.0, 0.75, 0.5, 0.25]
+
+    def test_a_quarter_of_them_by_its_power_one_and_a_half(self):
+        """0.5 to spend; 0.600 ** 1.5 = 0.465, so 0.5 / 1.465 = 0.341, level 0.375, and the last the rest."""
+        shares = [step.ratio for step in _decided(_plan(4, sample_ratio=0.25), [None, None, 5.0, 3.0])]
+        assert shares == [1.0, 1.0, 0.375, 0.125]
 
     def test_few_tokens_when_little_moves(self):
-        """At step 10 of 28 a tenth of the expected demand, 0.03 of its power 1.5: the lowest level."""
-        plan, demands = _plan(28, start_step=4), _expected(28)
+        """At step 10 of 28 a tenth of the expected demand: the lowest level."""
+        plan, demands = _plan(28, start_step=4, sample_ratio=0.25), _expected(28)
         usual = _decided(plan, demands)[10].ratio
         demands[10] /= 10
         assert usual > LEVELS[0] and _decided(plan, demands)[10].ratio == LEVELS[0]
 
     def test_a_dense_step_when_much_moves(self):
-        """Three times the expected demand, 5.2 times its power 1.5."""
+        """Three times the expected demand."""
         plan, demands = _plan(28, start_step=4), _expected(28)
         assert _decided(plan, demands)[10].kind is StepKind.REGIONAL
         demands[10] *= 3
