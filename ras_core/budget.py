@@ -29,6 +29,9 @@ EXPECTED_DECLINE = 0.13
 TRUST = 40.0
 """What the expectation weighs beside the measured steps, as a sum of squared distances in steps."""
 
+FARTHEST = 20.0
+"""Bound of the logarithm of a need: a broken or endless forecast must not end a run with an overflow."""
+
 
 class Purse:
     """Decides step after step, from plain numbers.
@@ -55,9 +58,10 @@ class Purse:
 
         Args:
             planned: the step in the fixed plan. Dense ones stay, and are not paid from the purse.
-            demand: mean root of the predicted change over tokens and images; None or 0 where none is known.
+            demand: mean root of the predicted change over tokens and images; None where it is not known. One
+                that is not a positive number tells nothing either.
         """
-        if demand:
+        if demand is not None and 0 < demand < math.inf:
             self._demands[planned.index] = math.log(demand)
         if planned.kind is StepKind.DENSE:
             return planned
@@ -70,9 +74,10 @@ class Purse:
     def _share(self, step: int) -> float:
         """The step's part of what is left, by its demand and the demand expected of the steps after it."""
         ahead = [other - step for other in self._open if other >= step]
-        needs = [math.exp(self._power * value) for value in self._forecast(step, ahead)]
+        powers = [self._power * value for value in self._forecast(step, ahead)]
+        needs = [math.exp(min(max(power, -FARTHEST), FARTHEST)) for power in powers]
         low, high = 0.0, 1.0 / min(needs)
-        for _ in range(50):
+        for _ in range(80):
             price = (low + high) / 2
             spent = sum(min(max(price * need, self._levels[0]), 1.0) for need in needs)
             low, high = (price, high) if spent < self.left else (low, price)

@@ -105,7 +105,15 @@ class TestPurse:
     def test_unknown_or_no_demand_is_no_obstacle(self):
         """A run that stands still, or has told nothing, follows the expectation."""
         expected = _decided(_plan(12), _expected(12))
-        assert _decided(_plan(12), [None] * 12) == _decided(_plan(12), [0.0] * 12) == expected
+        for nothing in (None, 0.0, math.nan, math.inf):
+            assert _decided(_plan(12), [nothing] * 12) == expected
+
+    @pytest.mark.parametrize("factor", [0.1, 10.0])
+    def test_a_steep_demand_in_a_long_run(self, factor):
+        """Ten times more or less at each of 300 steps: forecast to the end, it is beyond a number's range."""
+        demands = [factor ** min(step, 100) for step in range(300)]
+        shares = [step.ratio for step in _decided(_plan(300, sample_ratio=0.25), demands)[2:]]
+        assert sum(shares) == pytest.approx(0.25 * 298, rel=0.01)
 
     def test_the_levels_leave_room_among_the_recorded_graphs(self):
         assert len(LEVELS) <= 6 < MAX_GRAPHS and LEVELS[-1] == 1.0
