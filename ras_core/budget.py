@@ -18,6 +18,10 @@ from .schedule import StepKind, StepPlan
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
 """Shares that a step may get. Few of them, so that recorded CUDA graphs serve again (graph_rules.py)."""
 
+FLOOR = 0.5
+"""Lowest share of a step, of the average. Late steps move little, but nothing
+corrects them any more: half of that floor cost up to a decibel."""
+
 EMPHASIS = 2.0
 """Power of the demand that the share follows where nearly all tokens are cached; it falls to 0 with their
 number. At half of the tokens it is the 1 of the reasoning above. With fewer of them, the steps in which much
@@ -43,8 +47,9 @@ class Purse:
     def __init__(self, plan: Sequence[StepPlan]):
         shares = [step.ratio for step in plan if step.kind is StepKind.REGIONAL]
         self._open = [step.index for step in plan if step.kind is StepKind.REGIONAL]
-        self._levels = (min(LEVELS[0], *shares), *LEVELS[1:])
-        self._power = EMPHASIS * (1.0 - sum(shares) / len(shares))
+        average = sum(shares) / len(shares)
+        self._levels = levels_for(average)
+        self._power = EMPHASIS * (1.0 - average)
         self._expected_slope = math.log(EXPECTED_DECLINE) / len(plan)
         self._demands: dict[int, float] = {}  # step: logarithm of its demand
         self.left = sum(shares)
@@ -101,3 +106,9 @@ class Purse:
         affordable = self.left - to_come * self._levels[0] + 1e-9
         levels = [level for level in self._levels if level <= affordable] or [self._levels[0]]
         return min(levels, key=lambda level: abs(level - share))
+
+
+def levels_for(average: float) -> tuple[float, ...]:
+    """The shares of a run, lowest first: half of the average, and the levels above it."""
+    lowest = round(FLOOR * average, 6)  # the same for all runs of a ratio, whatever a sum's last digit
+    return (lowest, *(level for level in LEVELS if level > lowest))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ras_pack.ras_core.budget import EXPECTED_DECLINE, LEVELS, Purse
+from ras_pack.ras_core.budget import EXPECTED_DECLINE, LEVELS, Purse, levels_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.graph_rules import MAX_GRAPHS
@@ -79,14 +79,14 @@ class TestPurse:
             "late": [0.1] * 20 + [1.0] * 8,
         }[shape]
         window = [step.ratio for step in _decided(_plan(28, start_step=4, sample_ratio=ratio), demands)[4:]]
-        assert set(window) <= set(LEVELS)
+        assert set(window) <= set(levels_for(ratio))
         assert ratio * 24 - 0.25 <= sum(window) <= ratio * 24 + 1e-9  # never more, and at most a level less
 
-    def test_a_ratio_below_the_lowest_level_is_a_level_itself(self):
-        """24 steps of 0.05 cannot pay for anything else."""
-        assert {s.ratio for s in _decided(_plan(28, start_step=4, sample_ratio=0.05), _expected(28))[4:]} == {
-            0.05
-        }
+    def test_the_smallest_ratio_still_follows_the_demand(self):
+        """24 steps of 0.05: half of that is the floor, and the rest goes to the first ones."""
+        window = [s.ratio for s in _decided(_plan(28, start_step=4, sample_ratio=0.05), _expected(28))[4:]]
+        assert set(window) == {0.025, 0.125}
+        assert sum(window) == pytest.approx(1.2, abs=0.1)
 
     def test_explicit_resets_stay_and_cost_nothing_more(self):
         """As with the fixed budget: 8 steps, 2 and 5 dense, five regional steps of 0.5 to pay for."""
@@ -116,7 +116,10 @@ class TestPurse:
         assert sum(shares) == pytest.approx(0.25 * 298, rel=0.01)
 
     def test_the_levels_leave_room_among_the_recorded_graphs(self):
-        assert len(LEVELS) <= 6 < MAX_GRAPHS and LEVELS[-1] == 1.0
+        assert levels_for(0.5) == (0.25, 0.375, 0.5, 0.75, 1.0)
+        assert levels_for(0.25) == LEVELS
+        assert levels_for(0.1) == (0.05, *LEVELS)
+        assert all(len(levels_for(ratio)) - 1 < MAX_GRAPHS for ratio in (0.05, 0.1, 0.3, 0.9))  # 1 is dense
 
 
 def test_the_demand_is_the_mean_root_of_the_predicted_change():
@@ -149,7 +152,7 @@ class TestRuns:
     def test_the_trace_tells_what_was_done(self, run):
         _, trace = run
         shares = [step.active_share for step in trace.steps]
-        assert shares[:2] == [1.0, 1.0] and set(shares) <= set(LEVELS) and len(set(shares)) > 2
+        assert shares[:2] == [1.0, 1.0] and set(shares) <= set(levels_for(0.5)) and len(set(shares)) > 2
         assert 4.75 <= sum(shares[2:]) <= 5.0
         for step in trace.steps[2:]:
             assert step.is_reset == (step.active_share == 1.0) == (step.kind is StepKind.DENSE)
