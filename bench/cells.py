@@ -13,9 +13,10 @@ from ..ras_core.config import Metric, RASConfig
 from ..ras_core.errors import RASError
 from ..ras_core.schedule import plan_steps
 
-CellMethod = Literal["dense", "multirate", "change", "paper", "random", "lazycache", "easycache"]
+CellMethod = Literal["dense", "multirate", "adaptive", "change", "paper", "random", "lazycache", "easycache"]
 METHODS: tuple[str, ...] = get_args(CellMethod)
-REGIONAL = ("multirate", "change", "paper", "random")
+REGIONAL = ("multirate", "adaptive", "change", "paper", "random")
+CORRECTED = ("multirate", "adaptive")
 CACHES = ("lazycache", "easycache")
 ORDER_SAMPLERS = {1: "euler", 2: "dpmpp_2m"}
 """In RASKSampler these samplers are the corrected integrator of first and second order."""
@@ -28,7 +29,8 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); change (its selection alone); paper; random tokens; ComfyUI's LazyCache, EasyCache.
+            integrator); adaptive (the same with the adaptive budget, which knows no `reset_every`); change
+            (the selection alone); paper; random tokens; ComfyUI's LazyCache, EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio, ratio_end, metric, high_ratio, starvation: as in RASConfig.
@@ -83,8 +85,10 @@ class Cell:
         if self.method not in REGIONAL:
             return None
         own = {"metric": "random" if self.method == "random" else self.metric, "method": "paper"}
-        if self.method in ("multirate", "change"):
-            own = {"method": "multirate", "corrections": self.method == "multirate"}
+        if self.method in (*CORRECTED, "change"):
+            own = {"method": "multirate", "corrections": self.method in CORRECTED}
+        if self.method == "adaptive":
+            own["budget"] = "adaptive"
         return RASConfig(
             sample_ratio=self.ratio,
             start_step=self.start,
@@ -97,7 +101,10 @@ class Cell:
         )
 
     def planned_shares(self) -> list[float]:
-        """Share of the tokens of each step, as planned; a cache's skipped steps are not known before."""
+        """Share of the tokens of each step, as planned.
+
+        A cache's skipped steps are not known before. An adaptive budget divides the same sum otherwise.
+        """
         config = self.config()
         if config is None:
             return [1.0] * self.steps
@@ -146,11 +153,12 @@ def grid(
         elif method in CACHES:
             made = [replace(base, threshold=threshold) for threshold in thresholds]
         else:
-            own = [ORDER_SAMPLERS[order] for order in orders] if method == "multirate" else ["euler"]
+            own = [ORDER_SAMPLERS[order] for order in orders] if method in CORRECTED else ["euler"]
+            own_resets = (0,) if method == "adaptive" else resets
             scale = 0.1 if method == "paper" else 0.0
             made = [
                 replace(base, sampler=s, start=start, reset_every=reset, ratio=ratio, starvation=scale)
-                for s, start, reset, ratio in itertools.product(own, starts, resets, ratios)
+                for s, start, reset, ratio in itertools.product(own, starts, own_resets, ratios)
             ]
         cells.update((cell.key, cell) for cell in made)
     return list(cells.values())

@@ -12,6 +12,7 @@ Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
 KVCache = Literal["auto", "gpu", "fp8", "cpu", "off"]
+Budget = Literal["fixed", "adaptive"]
 
 MIN_RATIO = 0.05
 
@@ -42,6 +43,9 @@ class RASConfig:
             bytes, "cpu" in main memory; "auto" takes the first of these that fits into free memory, else the
             run is dense. "off" keeps none: regional steps attend among active tokens and text only. That is
             the paper's ablation (table 4b), a baseline for experiments; pictures fall apart.
+        budget: "fixed" processes `sample_ratio` of the tokens in every regional step; "adaptive" lets the
+            share follow the predicted change, with the same average and dense steps paid from it (budget.py).
+            It needs the multirate method, and knows no `error_reset_every`.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -61,6 +65,7 @@ class RASConfig:
     corrections: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: KVCache = "auto"
+    budget: Budget = "fixed"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -77,6 +82,13 @@ class RASConfig:
         _check_choice("method", self.method, get_args(Method))
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
         _check_choice("kv_cache", self.kv_cache, get_args(KVCache))
+        _check_choice("budget", self.budget, get_args(Budget))
+        if self.budget == "adaptive" and self.method != "multirate":
+            raise RASError(
+                f"budget = 'adaptive' with method = {self.method!r}, whose metric predicts no change.",
+                "budget = 'adaptive' with method = 'multirate', or budget = 'fixed'.",
+                "set method to multirate, or budget to fixed.",
+            )
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",

@@ -78,7 +78,7 @@ class RunHooks:
         """PREDICT_NOISE: one guided evaluation."""
         sigma, self._run.known_sigma = self._run.known_sigma, None
         if sigma is None:
-            sigma = float(timestep.flatten()[0])  # the one read of the device in an evaluation
+            sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
         self._run.begin_evaluation(sigma, mark(x.device))
         if self._view is not None:
             self._view.step(live_step(self._run))

@@ -46,6 +46,10 @@ class Selector(ABC):
         n_active is `active_count`, or less where an inpaint mask leaves fewer tokens worth computing.
         """
 
+    def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
+        """How much is about to change between two noise levels: one number on the device; None if unknown."""
+        return None
+
 
 class PaperSelector(Selector):
     """Equation 1: metric of the last output, weighted by how often a token was dropped."""
@@ -114,15 +118,23 @@ class ChangeSelector(Selector):
         chosen = order[:, : self._wishes.limit(active_count)]
         return chosen.sort(dim=1).values
 
+    def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
+        """Mean over tokens and images of the root of the change that is predicted for the step."""
+        if self.score is None:
+            return None
+        return (self._smooth_rate() * (sigma - sigma_next)).sqrt().mean()
+
     def _need(self, sigma: float) -> Tensor:
         """Need for an evaluation at `sigma`, (b, n); border tokens average over the neighbours that exist.
 
         Only the rate is a noisy measurement. A token's staleness is its own: averaged with it, a fresh token
         among stale ones scores as high as they do, is picked again and again, and its neighbours never.
         """
+        return self._smooth_rate().sqrt() * (self._sigma - sigma).abs()
+
+    def _smooth_rate(self) -> Tensor:  # (b, n)
         rate = self._rate.view(-1, 1, self._grid.h, self._grid.w)
-        rate = F.avg_pool2d(rate, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
-        return rate.sqrt() * (self._sigma - sigma).abs()
+        return F.avg_pool2d(rate, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
 
 
 def selector_for(config: RASConfig, grid: TokenGrid, generator: torch.Generator, wishes: Wishes) -> Selector:

@@ -12,7 +12,18 @@ ROOT = Path(__file__).resolve().parents[1]
 # The parts of ras_core from the ground up. Each may import from lower floors and from its own.
 FLOORS = (
     {"errors", "schedule", "config", "clock", "graph_rules", "kv_choice"},
-    {"tokens", "selection", "selector", "wishes", "metric", "cost", "kv", "kv_storage", "integrator"},
+    {
+        "tokens",
+        "selection",
+        "selector",
+        "wishes",
+        "metric",
+        "cost",
+        "kv",
+        "kv_storage",
+        "integrator",
+        "budget",
+    },
     {"adapters", "forward", "graphs", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
     {"host"},
 )

@@ -25,6 +25,7 @@ SETTINGS = [
     ("priority", None),
     ("cuda_graphs", "auto"),
     ("kv_cache", "auto"),
+    ("budget", "fixed"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
