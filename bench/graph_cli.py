@@ -48,13 +48,12 @@ def main(argv: list[str] | None = None) -> int:
 def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     """What is checked for one family: sentence, whether it held, numbers."""
     import comfy.model_management
-    import torch
 
     from ..ras_core.host import graph_store
     from .speed_cases import Case, Variant
     from .speed_run import Bench
 
-    bench = Bench(Case(shape.name, pixels), shape, torch.device("cuda"), pixels)
+    bench = Bench(Case(shape.name, pixels), shape, comfy.model_management.get_torch_device(), pixels)
     plain, graph = Variant("ras", 0.5), Variant("ras", 0.5, "auto")
 
     def compare(what: str) -> tuple[str, bool, str]:

@@ -47,13 +47,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
     """One row a storage; the second run of each is timed, in the first memory is read."""
-    import torch
+
+    import comfy.model_management
 
     from .speed_cases import Case, Variant
     from .speed_run import Bench
     from .timing import Peak
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = comfy.model_management.get_torch_device()
     bench = Bench(Case(shape.name, pixels), shape, device, pixels)
     expected = None
     for storage in STORAGES:

@@ -15,27 +15,49 @@ BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 MULTIRATE: tuple[tuple[int, int, int, float, tuple[int, ...]], ...] = (
     (28, 4, 6, 0.5, (2,)),  # 1.53x
     (22, 4, 4, 0.75, (2,)),
-    (28, 3, 0, 0.6, (2,)),
-    (24, 4, 5, 0.5, (2,)),
+    (28, 6, 0, 0.5, (2,)),
+    (28, 8, 0, 0.5, (2,)),
+    (28, 10, 0, 0.35, (2,)),
+    (28, 12, 0, 0.25, (2,)),
     (20, 4, 4, 0.5, (1, 2)),  # 2.0x
+    (28, 6, 0, 0.3, (1, 2)),
+    (28, 7, 0, 0.25, (2,)),
+    (28, 8, 0, 0.2, (2,)),
+    (28, 9, 0, 0.125, (2,)),
+    (24, 6, 0, 0.35, (2,)),
     (17, 4, 0, 0.75, (2,)),
     (24, 4, 6, 0.35, (2,)),
     (17, 4, 4, 0.5, (2,)),
     (20, 4, 4, 0.25, (2,)),  # 2.5x
     (14, 4, 4, 0.6, (2,)),
-    (24, 3, 0, 0.35, (2,)),
+    (28, 5, 0, 0.2, (2,)),
+    (28, 6, 0, 0.15, (2,)),
+    (28, 7, 0, 0.1, (2,)),
+    (24, 5, 0, 0.25, (2,)),
     (14, 4, 4, 0.5, (1, 2)),
     (14, 4, 0, 0.5, (2,)),  # 3.0x
     (17, 4, 0, 0.35, (2,)),
     (17, 4, 6, 0.25, (2,)),
-    (14, 4, 3, 0.25, (1,)),
+    (28, 4, 0, 0.125, (1, 2)),
+    (28, 5, 0, 0.1, (2,)),
+    (24, 5, 0, 0.125, (2,)),
+    (20, 4, 0, 0.25, (2,)),
     (14, 4, 4, 0.25, (1, 2)),
-    (12, 4, 0, 0.5, (1,)),  # 3.5x
+    (28, 4, 0, 0.08, (1, 2)),  # 3.5x
+    (24, 4, 0, 0.125, (2,)),
+    (20, 4, 0, 0.15, (2,)),
     (14, 4, 0, 0.35, (1, 2)),
     (14, 4, 5, 0.15, (1,)),
 )
-# The settings at which random tokens and the paper's rule are compared: 1.53x, 2.08x, 2.0x, 2.55x.
-COMPARED = ((28, 4, 6, 0.5), (28, 4, 6, 0.25), (20, 4, 4, 0.5), (20, 4, 4, 0.25))
+# The settings at which random tokens and the paper's rule are compared: 1.5x and 2x, with resets and without.
+COMPARED = (
+    (28, 4, 6, 0.5),
+    (28, 8, 0, 0.5),
+    (28, 4, 6, 0.25),
+    (28, 6, 0, 0.3),
+    (28, 7, 0, 0.25),
+    (20, 4, 4, 0.5),
+)
 # The adaptive budget, second order: steps, dense start, mean share of active tokens.
 ADAPTIVE = (
     (28, 4, 0.5),  # 1.65x
@@ -74,7 +96,7 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
 
 
 def front(family: str, seed: int) -> list[Cell]:
-    """The whole front: 78 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
+    """The whole front: 98 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     for steps, start, reset, ratio, orders in MULTIRATE:
         cells += [multirate(family, steps, start, reset, ratio, order, seed) for order in orders]

@@ -130,14 +130,14 @@ def run_case(
 
 def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:
     """The case's network on the device; a tiny one where that was asked for."""
-    import torch
+    import comfy.model_management
 
     from .shapes import SHAPES
     from .speed_run import Bench
 
     shape = SHAPES[case.shape]
     shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
-    return Bench(case, shape, torch.device(device), pixels, steps)
+    return Bench(case, shape, comfy.model_management.get_torch_device(), pixels, steps)
 
 
 def write(path: Path, results: dict) -> None:

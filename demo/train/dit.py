@@ -39,7 +39,7 @@ TRAINING_SHIFT = 3.0
 UNIFORM_TIME_SHARE = 0.1
 SAMPLE_CFG = 3.5
 LEAST_AGREEMENT = 0.98
-SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 500, 60.0
+SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 250, 60.0
 BURST, KEEP_EVERY = 1.25, 10  # a loss of so many times the usual one has diverged; looks between copies
 GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
 
@@ -76,12 +76,12 @@ class LatentBank:
     latents: Tensor
     numbers: Tensor
 
-    def draw(self, batch: int) -> tuple[Tensor, Tensor]:
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A random batch of latents and word numbers, some of them empty."""
-        device = self.latents.device
-        row = torch.randint(len(self.latents), (batch,), device=device)
-        prompt = torch.randint(self.numbers.shape[1], (batch,), device=device)
-        keep = torch.rand(batch, 1, device=device) >= EMPTY_TEXT_SHARE
+        chance = {"device": self.latents.device, "generator": generator}
+        row = torch.randint(len(self.latents), (batch,), **chance)
+        prompt = torch.randint(self.numbers.shape[1], (batch,), **chance)
+        keep = torch.rand(batch, 1, **chance) >= EMPTY_TEXT_SHARE
         return self.latents[row].float(), self.numbers[row, prompt].long() * keep
 
 
@@ -170,11 +170,12 @@ def shift_time(u: Tensor, shift: float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def random_sigma(batch: int, device: torch.device) -> Tensor:
+def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
     """Shifted logit-normal noise levels, one in ten uniform so that both ends are seen."""
-    normal = shift_time(torch.sigmoid(torch.randn(batch, device=device)), TRAINING_SHIFT)
-    uniform = torch.rand(batch, device=device)
-    return torch.where(torch.rand(batch, device=device) < UNIFORM_TIME_SHARE, uniform, normal)
+    chance = {"device": generator.device, "generator": generator}
+    normal = shift_time(torch.sigmoid(torch.randn(batch, **chance)), TRAINING_SHIFT)
+    uniform = torch.rand(batch, **chance)
+    return torch.where(torch.rand(batch, **chance) < UNIFORM_TIME_SHARE, uniform, normal)
 
 
 class DivergenceGuard:
@@ -224,15 +225,12 @@ class Recorded:
 
     def __init__(self, trainer: Trainer, batch: tuple[Tensor, ...]) -> None:
         self._places = tuple(tensor.clone() for tensor in batch)
-        start, stream = time.monotonic(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compiles, and lets libraries set up
-            for _ in range(self.WARM_UP):
-                trainer.descend(self._places)
-        torch.cuda.current_stream().wait_stream(stream)
+        start = time.monotonic()
+        for _ in range(self.WARM_UP):  # compiles, and lets libraries set up
+            trainer.descend(self._places)
         trainer.optimizer.zero_grad(set_to_none=True)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
             self._loss = trainer.descend(self._places)
         log.info("%s: step recorded in %.0f s", trainer.family, time.monotonic() - start)
 
@@ -250,6 +248,9 @@ class Trainer:
     def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
         torch.manual_seed(0)
         self.family, self.device, self.plan = family, device, plan
+        # Its own: the default one belongs to a recorded step, and to a recording that failed.
+        self.generator = torch.Generator(device)
+        self.generator.seed()
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
@@ -295,7 +296,8 @@ class Trainer:
     def noised(self, latent: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
         """What the loss takes: noisy latents, levels, context, pooled vectors and targets."""
         context, pooled = embed_numbers(self.table, numbers)
-        sigma, noise = random_sigma(len(latent), self.device), torch.randn_like(latent)
+        sigma = random_sigma(len(latent), self.generator)
+        noise = torch.randn(latent.shape, device=self.device, generator=self.generator)
         level = sigma[:, None, None, None]
         return level * noise + (1 - level) * latent, sigma, context, pooled, noise - latent
 
@@ -374,7 +376,10 @@ class Trainer:
             return
         try:
             for stage in [stage for stage in self.plan.stages if stage.until > begin][:1]:
-                start, batch = time.monotonic(), self.noised(*banks[stage.size].draw(stage.batch))
+                start, batch = (
+                    time.monotonic(),
+                    self.noised(*banks[stage.size].draw(stage.batch, self.generator)),
+                )
                 agreement = self._agreement(batch)
                 seconds = time.monotonic() - start
                 log.info(
@@ -390,7 +395,7 @@ class Trainer:
     def _agreement(self, batch: tuple[Tensor, ...]) -> float:
         """Cosine between the compiled gradient of a batch and the plain one, summed over small parts."""
         with torch.compiler.set_stance("force_eager"):  # first: it also fills the table of rotary angles
-            plain = self._gradient(self._raw_loss, batch, 16)
+            plain = self._gradient(self._raw_loss, batch, 64)
         compiled = self._gradient(self._loss, batch, len(batch[0]))
         return F.cosine_similarity(compiled, plain, dim=0).item()
 
@@ -408,7 +413,7 @@ class Trainer:
         seconds, progress = max(1.0, deadline - start), span[0]
         while progress < span[1]:
             stage = next(stage for stage in self.plan.stages if progress < stage.until)
-            self.step(*banks[stage.size].draw(int(stage.batch * self.share)), progress)
+            self.step(*banks[stage.size].draw(int(stage.batch * self.share), self.generator), progress)
             if self.steps % SYNC_EVERY == 0:
                 self.guard.look(self.recent_loss.item() / SYNC_EVERY, stage.size)
                 self.recent_loss.zero_()
@@ -475,13 +480,14 @@ def sample(
 def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
     """Loss of the averaged weights on fixed rows, noise and levels, with text."""
     values = []
-    torch.manual_seed(1)
+    trainer.generator.manual_seed(1)
     for first in range(0, min(rows, len(bank.latents)), 32):
         latent = bank.latents[first : first + 32].float()
         numbers = bank.numbers[first : first + 32, 0].long()
         x, sigma, context, pooled, target = trainer.noised(latent, numbers)
         out = predict(trainer.average, trainer.family, x, sigma, context, pooled)
         values.append(F.mse_loss(out, target).item())
+    trainer.generator.seed()
     return sum(values) / len(values)
 
 
@@ -546,6 +552,10 @@ def train_family(
     """Wait for the autoencoder, encode, train a span of the plan until the deadline, measure and save."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if device.type == "cuda":  # gradients are summed on the stream of their first use, which no
+        torch.cuda.set_stream(
+            torch.cuda.Stream()
+        )  # recording can leave: everything is on one, not the default
     trainer = Trainer(family, device, plan)
     trainer.resume(work)
     while not autoencoder.exists():

@@ -20,29 +20,33 @@ HEAD_EPS = 1e-6
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last dimension, in float32."""
+    """RMS norm over the last dimension, in float32; `weight` has a row for each picture.
+
+    With one row for all, compiled code would sum its gradient over all tokens of a batch in a single block.
+    """
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 def enter(x: Tensor, weight: Tensor, eps: float, scale: Tensor, kind: torch.dtype) -> Tensor:
-    """What a sublayer reads: `x` (b, n, d) normed and modulated by `scale` (b, d), as `kind`."""
-    return (rms(x, weight, eps) * (1 + scale.float().unsqueeze(1))).to(kind)
+    """What a sublayer reads: `x` (b, n, d) normed by `weight` and modulated by `scale` (b, d), as `kind`."""
+    return (rms(x, weight.unsqueeze(1), eps) * (1 + scale.float().unsqueeze(1))).to(kind)
 
 
 def leave(x: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor) -> Tensor:
     """The residual stream `x` (b, n, d) plus a sublayer's output `y`, normed and gated by `gate` (b, d)."""
-    return x + gate.float().tanh().unsqueeze(1) * rms(y, weight, eps)
+    return x + gate.float().tanh().unsqueeze(1) * rms(y, weight.unsqueeze(1), eps)
 
 
 def heads(
     qkv: Tensor, sizes: tuple[int, int, int], q_weight: Tensor, k_weight: Tensor, angles: Tensor
 ) -> tuple[Tensor, ...]:
-    """Queries, keys and values (b, heads, n, head_dim) of `qkv` (b, n, all heads); the first two normed and
-    rotated by `angles` (1, n, 1, head_dim / 2, 2, 2).
+    """Queries, keys and values (b, heads, n, head_dim) of `qkv` (b, n, all heads); the first two normed by
+    weights (b, head_dim) and rotated by `angles` (1, n, 1, head_dim / 2, 2, 2).
     """
-    q, k, v = (part.unflatten(-1, (-1, q_weight.shape[0])) for part in qkv.split(sizes, dim=-1))
-    q, k = rotate(rms(q, q_weight, HEAD_EPS), angles), rotate(rms(k, k_weight, HEAD_EPS), angles)
+    q, k, v = (part.unflatten(-1, (-1, q_weight.shape[1])) for part in qkv.split(sizes, dim=-1))
+    q = rotate(rms(q, q_weight[:, None, None], HEAD_EPS), angles)
+    k = rotate(rms(k, k_weight[:, None, None], HEAD_EPS), angles)
     return tuple(each.to(v.dtype).transpose(1, 2).contiguous() for each in (q, k, v))
 
 
@@ -67,7 +71,7 @@ def compiled() -> dict[str, Callable[..., Any]]:
 
 def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Callable[..., Tensor]:
     """`forward` of a modulated JointTransformerBlock; `parts` is looked up at each call, so it may change."""
-    attention, feed = block.attention, block.feed_forward
+    attention, feed, eps = block.attention, block.feed_forward, block.attention_norm1.eps
     counts = (attention.n_local_heads, attention.n_local_kv_heads, attention.n_local_kv_heads)
     sizes = tuple(count * attention.head_dim for count in counts)
 
@@ -76,15 +80,17 @@ def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Cal
     ) -> Tensor:
         kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         scale_msa, gate_msa, scale_mlp, gate_mlp = block.adaLN_modulation(adaln_input).chunk(4, dim=1)
-        norm1, norm2 = block.attention_norm1, block.attention_norm2
-        h = attention.qkv(parts["enter"](x, norm1.weight, norm1.eps, scale_msa, kind))
-        q, k, v = parts["heads"](h, sizes, attention.q_norm.weight, attention.k_norm.weight, freqs_cis)
+
+        def rows(norm: nn.Module) -> Tensor:
+            return norm.weight.expand(len(x), -1)
+
+        h = attention.qkv(parts["enter"](x, rows(block.attention_norm1), eps, scale_msa, kind))
+        q, k, v = parts["heads"](h, sizes, rows(attention.q_norm), rows(attention.k_norm), freqs_cis)
         h = F.scaled_dot_product_attention(q, k, v, enable_gqa=True).transpose(1, 2).flatten(2)
-        x = parts["leave"](x, attention.out(h), norm2.weight, norm2.eps, gate_msa)
-        norm1, norm2 = block.ffn_norm1, block.ffn_norm2
-        h = parts["enter"](x, norm1.weight, norm1.eps, scale_mlp, kind)
+        x = parts["leave"](x, attention.out(h), rows(block.attention_norm2), eps, gate_msa)
+        h = parts["enter"](x, rows(block.ffn_norm1), eps, scale_mlp, kind)
         h = feed.w2(parts["gated"](feed.w1(h), feed.w3(h)))
-        return parts["leave"](x, h, norm2.weight, norm2.eps, gate_mlp)
+        return parts["leave"](x, h, rows(block.ffn_norm2), eps, gate_mlp)
 
     return forward
 
