@@ -123,7 +123,7 @@ def speedup_plot(rows: Sequence[Row], out: Path) -> bool:
         ax.set_ylabel("speed-up")
         ax.set_title(f"{ratio:.1%} of the tokens active in regional steps".replace(".0%", "%"))
         ax.grid(axis="y", alpha=0.3)
-    axes[0, 0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=5)
+    axes[0, 0].legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     axes[-1, 0].set_xticks(range(len(cases)), cases, rotation=20, ha="right")
     _save(plt, fig, out)
     return True

@@ -209,6 +209,19 @@ class TestReport:
             row["fd"], row["fd_spread"] = (9.0 if row["method"] == "multirate" else 8.0), 0.5
         assert all(gain.verdict == "no" for gain in gains(rows, "sd3") if gain.gain is not None)
 
+    def test_a_setting_that_keeps_the_distribution_counts_though_another_is_nearer(self):
+        """At 3x: 30 dB with a worse distance, 25 dB with the same one; fewer steps 20 dB."""
+        rows = self.rows([
+            ("dense", "euler", 28, 1.0, 33.0), ("dense", "euler", 9, 3.0, 20.0),
+            ("multirate", "dpmpp_2m", 28, 3.0, 30.0), ("adaptive", "dpmpp_2m", 20, 3.1, 25.0),
+        ])  # fmt: skip
+        for row in rows:
+            row["fd"], row["fd_spread"] = (9.0 if row["psnr"] == 30.0 else 8.0), 0.5
+        found = {gain.cost: gain for gain in gains(rows, "sd3")}[3.0]
+        assert found.setting.startswith("multirate") and found.gain == pytest.approx(10.0)
+        assert found.kept.startswith("adaptive") and found.kept_gain == pytest.approx(5.0)
+        assert found.verdict == "yes"
+
     def test_seeds_are_averaged(self):
         rows = self.rows([("multirate", "dpmpp_2m", 28, 2.0, 30.0), ("multirate", "dpmpp_2m", 28, 2.0, 32.0)])
         rows[1]["seed"] = 1
