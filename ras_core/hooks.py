@@ -77,6 +77,9 @@ class RunHooks:
     ) -> Tensor:
         """PREDICT_NOISE: one guided evaluation."""
         sigma, self._run.known_sigma = self._run.known_sigma, None
+        if sigma is None and self._view is None and not self._run.any_regional:
+            self._run.record_plain_evaluation(timestep.flatten()[:1].clone(), mark(x.device))
+            return executor(x, timestep, model_options or {}, seed)
         if sigma is None:
             sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
         self._run.begin_evaluation(sigma, mark(x.device))

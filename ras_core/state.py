@@ -84,6 +84,13 @@ class RunState:
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
+    def record_plain_evaluation(self, sigma: Tensor, now: Moment) -> None:
+        """An evaluation of a run without regional steps: its noise level (1,) is read when all is over, so
+        that the device is never waited for.
+        """
+        self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
+        self.evaluations += 1
+
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
         """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""

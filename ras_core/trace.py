@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,8 +121,8 @@ class Trace:
 class _Entry:
     """An evaluation while the run goes on; tensors stay on the device until the end."""
 
-    plan: StepPlan
-    sigma: float
+    plan: StepPlan | Callable[[float], StepPlan]
+    sigma: float | Tensor
     started: Moment
     active_idx: Tensor | None = None
     score: Tensor | None = None
@@ -137,7 +137,8 @@ class Recorder:
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
 
-    def begin(self, plan: StepPlan, sigma: float, now: Moment) -> None:
+    def begin(self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Moment) -> None:
+        """An evaluation begins; where its noise level is still on the device, `plan` tells its step later."""
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
@@ -186,11 +187,13 @@ class Recorder:
             active = self._grid.active_mask(entry.active_idx).cpu().numpy().reshape(shape)
         score = None if entry.score is None else entry.score.float().cpu().numpy().reshape(shape)
         kind = StepKind.DENSE if entry.active_idx is None else StepKind.REGIONAL
+        sigma = float(entry.sigma)
+        plan = entry.plan(sigma) if callable(entry.plan) else entry.plan
         return Evaluation(
-            entry.plan.index,
-            entry.sigma,
+            plan.index,
+            sigma,
             kind,
-            entry.plan.is_reset,
+            plan.is_reset,
             active,
             score,
             seconds_between(entry.started, end),

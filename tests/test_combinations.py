@@ -10,6 +10,7 @@ import comfy.samplers
 import numpy as np
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.hooks import OVERRIDE
@@ -77,6 +78,26 @@ class TestSchedule:
     def test_a_dense_run_by_request_needs_no_warning(self, family, caplog):
         _, trace = sample_ras(family.build(), family, family.noise(), RASConfig(sample_ratio=1.0))
         assert not trace.notes and "WARNING" not in caplog.text
+
+    def test_a_dense_run_by_request_reads_nothing_from_the_device_on_its_way(self, sd3, monkeypatch):
+        """Each read makes the host wait for the device; the trace is whole all the same."""
+        reads = []
+        read = torch.Tensor.__float__
+        monkeypatch.setattr(torch.Tensor, "__float__", lambda t: (reads.append(1), read(t))[1])
+        counts = []
+
+        def count(executor, *args, **kwargs):
+            counts.append(len(reads))
+            return executor(*args, **kwargs)
+
+        for config in (RASConfig(sample_ratio=1.0), FAST):
+            model, noise = sd3.build(), sd3.noise()
+            model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "count", count)
+            counts.clear()
+            _, trace = sample_ras(model, sd3, noise, config)
+            assert [evaluation.step for evaluation in trace.evaluations] == list(range(STEPS))
+            assert trace.evaluations[0].sigma == 1.0 and trace.evaluations[-1].sigma < 0.5
+            assert (counts[-1] - counts[0] >= STEPS - 1) == (config is FAST)
 
     def test_a_schedule_that_stands_still_keeps_the_plain_sampler(self, sd3):
         """A very low denoise repeats noise levels: dense, and then not with the corrected sampler either."""
