@@ -1,6 +1,6 @@
-"""The demo: one picture dense and with RAS, made in a real ComfyUI from the example workflow.
+"""The demo: a picture of each family dense and with RAS, made in a real ComfyUI from the example workflow.
 
-    make demo                          every family whose workflow ships
+    make demo                          both families
     make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
 
 A short warm-up run loads the model and tunes kernels, so that the two timed runs that follow (dense, then
@@ -174,7 +174,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--families", default="sd3", help="comma-separated: sd3, lumina2 (whose demo model is rougher)"
+        "--families", default=",".join(shipped_families()), help="comma-separated; default: %(default)s"
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the pictures")
     parser.add_argument("--seed", type=int, help="instead of the workflow's")

@@ -26,6 +26,7 @@ from .adapters import adapter_for, network_of
 from .adapters.base import ModelAdapter
 from .clock import mark
 from .config import RASConfig
+from .cost import expected_speedup
 from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
 from .graphs import GraphSession, GraphStore
@@ -34,7 +35,7 @@ from .kv_choice import Choice, Needs, Room, choose
 from .kv_storage import has_float8
 from .live import ViewFactory
 from .sampler import RUN, sample_multirate
-from .schedule import decreases
+from .schedule import StepKind, decreases
 from .selector import selector_for
 from .state import RunState
 from .tokens import TokenGrid
@@ -296,7 +297,9 @@ def _plan_cache(
 
     def prepare(executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args, **kwargs) -> Any:
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
-        needs = cache_needs(model, network, adapter, run, _evaluated(guider, conds))
+        evaluated = _evaluated(guider, conds)
+        _log_estimate(network, adapter, run, evaluated)
+        needs = cache_needs(model, network, adapter, run, evaluated)
         held = 0 if graphs is None else graph_store(model).nbytes()  # serves this run, or goes
         working = working_memory(model, noise_shape)
         make_room(needs.on_device("gpu" if wanted == "auto" else wanted) - held + working, model.load_device)
@@ -324,6 +327,20 @@ def _keep_cache(run: RunState, choice: Choice, graphs: GraphSession | None) -> N
         run.warn(choice.reason)
     else:
         logger.info("Multirate RAS: %s.", choice.reason)
+
+
+def _log_estimate(network: nn.Module, adapter: ModelAdapter, run: RunState, conds: list[dict]) -> None:
+    """What the plan should gain by arithmetic, before the run (an adaptive budget spends the same)."""
+    n_text = max((adapter.text_rows(network, _text_rows(cond)) for cond in conds), default=0)
+    counts = [
+        run.grid.n if step.kind is StepKind.DENSE else step.active_count(run.grid.n) for step in run.plan
+    ]
+    gain = expected_speedup(adapter.cost_profile(network), run.grid.n, n_text, counts)
+    regional = sum(step.kind is StepKind.REGIONAL for step in run.plan)
+    logger.info(
+        "Multirate RAS: %d of %d steps are to be regional, speed-up %.2fx by arithmetic.",
+        regional, len(counts), gain,
+    )  # fmt: skip
 
 
 def cache_needs(
