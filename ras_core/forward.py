@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from . import kv
 from .adapters.base import ModelAdapter
 from .errors import RegionalAbort
+from .grouped import GroupedAttention
 from .tokens import gather_rows, row_index, scatter_rows
 
 AttentionOverride = Callable[..., Tensor]
@@ -34,6 +35,7 @@ class NetworkCall:
         active_idx: (bb, n_active) int64 for a regional call, None for a dense one.
         inner_override: an attention override that was there before ours (SageAttention nodes and others).
         keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
+        grouped: attends to cached K/V heads without repeating them, where it can.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class NetworkCall:
         active_idx: Tensor | None = None,
         inner_override: AttentionOverride | None = None,
         keep: kv.Keep | None = kv.Sequence.of,
+        grouped: GroupedAttention | None = None,
     ):
         self._adapter = adapter
         self._network = network
@@ -53,6 +56,7 @@ class NetworkCall:
         self._active_idx = active_idx
         self._inner = inner_override
         self._keep = keep
+        self._grouped = grouped if inner_override is None else None
         self._suffix = adapter.suffix_rows(network, n_tokens)
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
@@ -89,7 +93,13 @@ class NetworkCall:
     ) -> Tensor:
         """The host's attention override: pass on, with the cache merged in for the main blocks."""
         if self._layer is not None:
-            k, v = self._with_cache(q, k, v, 2 if kwargs.get("skip_reshape") else 1)
+            by_head = bool(kwargs.get("skip_reshape"))
+            k, v = self._with_cache(q, k, v, 2 if by_head else 1)
+            if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
+                output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
+                if output is not None:
+                    return output
+                k, v = self._repeated(k), self._repeated(v)
         if self._inner is not None:
             return self._inner(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
@@ -182,6 +192,7 @@ class NetworkCall:
         return t.movedim(2, 1)[:, :, :: self._kv_repeat]  # (bb, heads, r, e) -> (bb, r, kv_heads, e)
 
     def _from_rows(self, t: Tensor, token_axis: int) -> Tensor:
-        if token_axis == 1:
-            return t
-        return t.repeat_interleave(self._kv_repeat, dim=2).movedim(1, 2)
+        return t.movedim(1, token_axis)
+
+    def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)
+        return t.movedim(1, 2).repeat_interleave(self._kv_repeat, dim=2).movedim(2, 1)

@@ -16,6 +16,7 @@ from .errors import RegionalAbort
 from .forward import NetworkCall
 from .graph_rules import call_obstacle, inspect
 from .graphs import GraphSession
+from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
 from .live import View, live_step
 from .state import RunState
@@ -61,11 +62,13 @@ class RunHooks:
         run: RunState,
         view: View | None = None,
         graphs: GraphSession | None = None,
+        grouped: GroupedAttention | None = None,
     ):
         self._adapter = adapter
         self._run = run
         self._view = view
         self._graphs = graphs
+        self._grouped = grouped
 
     def evaluate(
         self,
@@ -198,7 +201,9 @@ class RunHooks:
                 run.evaluation.ran_regional = True
                 return self._merge(branches, active_idx, output)
         inner, keep = options.get(OVERRIDE), run.kv.keep
-        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, inner, keep)
+        call = NetworkCall(
+            self._adapter, network, run.grid.n, slots, active_idx, inner, keep, grouped=self._grouped
+        )
         try:
             shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
             with call.placed():
@@ -233,7 +238,9 @@ class RunHooks:
         """A regional call as a function of all that changes from step to step."""
 
         def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, Sequence]) -> Tensor:
-            inside = NetworkCall(self._adapter, network, self._run.grid.n, slots, active_idx)
+            inside = NetworkCall(
+                self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped
+            )
             with inside.placed():
                 output = forward(None, {**options, OVERRIDE: inside.attend}, inputs)
             if not inside.gathered:

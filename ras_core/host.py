@@ -7,6 +7,7 @@ the model itself.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.ops
 import comfy.patcher_extension
 import comfy.sampler_helpers
 import comfy.samplers
@@ -30,6 +32,7 @@ from .cost import expected_speedup
 from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
 from .graphs import GraphSession, GraphStore
+from .grouped import GroupedAttention
 from .hooks import OVERRIDE, RunHooks
 from .kv_choice import Choice, Needs, Room, choose
 from .kv_storage import has_float8
@@ -168,7 +171,8 @@ class RASPatch:
             )
         view = self.view_factory(run.grid) if self.view_factory else None
         graphs = _graph_session(guider.model_patcher, self.config, run)
-        _enter(guider.model_options, run, RunHooks(self.adapter, run, view, graphs))
+        hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention())
+        _enter(guider.model_options, run, hooks)
         _plan_cache(guider, network, self.adapter, run, graphs)
         sampler, trace = self._corrected(sampler, run), None
         try:
@@ -230,6 +234,12 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
         return None
     fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
     return fitted.amax(dim=1)
+
+
+def grouped_attention() -> GroupedAttention | None:
+    """The host's PyTorch attention without repeated heads; None where it cannot be called so."""
+    plain = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)  # what wrap_attn hands on
+    return GroupedAttention.of(plain, comfy.ops.scaled_dot_product_attention)
 
 
 def graph_store(model: ModelPatcher) -> GraphStore | None:

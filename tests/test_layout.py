@@ -23,6 +23,7 @@ FLOORS = (
         "kv_storage",
         "integrator",
         "budget",
+        "grouped",
     },
     {"adapters", "forward", "graphs", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
     {"host"},

@@ -1,0 +1,173 @@
+"""Cached K/V heads that several query heads share: no repeats where the host's function allows it."""
+
+import comfy.ldm.lumina.model
+import comfy.ldm.modules.attention as host_attention
+import pytest
+import ras_pack.lumina_next.network
+import torch
+import torch.nn.functional as F
+from ras_pack.ras_core import host
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.grouped import GroupedAttention, _same_kernel
+from ras_pack.ras_core.hooks import OVERRIDE
+from support.families import FAMILIES
+from support.sampling import FAST, distance, sample_ras
+
+GROUPED = [name for name in ("lumina2", "lumina_next") if name in FAMILIES]
+FLOAT = 2e-5
+PLAIN = host_attention.attention_pytorch.__wrapped__
+CALLS = 7 * 3  # seven regional steps, three layers with one such attention each, both branches in one call
+
+
+@pytest.fixture
+def count(monkeypatch) -> list[bool]:
+    """The networks on the host's PyTorch attention; for each call that was offered, whether it was taken."""
+    function = host_attention.attention_pytorch
+    monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
+    monkeypatch.setattr(ras_pack.lumina_next.network, "optimized_attention", function)
+    offered, call = [], GroupedAttention.__call__
+
+    def counted(self, *args, **kwargs):
+        output = call(self, *args, **kwargs)
+        offered.append(output is not None)
+        return output
+
+    monkeypatch.setattr(GroupedAttention, "__call__", counted)
+    return offered
+
+
+def _repeating(family, monkeypatch, **settings):
+    """The same run with repeated heads."""
+    with monkeypatch.context() as patch:
+        patch.setattr(host, "grouped_attention", lambda: None)
+        return sample_ras(family.build(), family, family.noise(13, 19, batch=2), **settings)[0]
+
+
+def _run(family, **settings):
+    latent, trace = sample_ras(family.build(), family, family.noise(13, 19, batch=2), **settings)
+    assert trace.regional_steps == 7 and not trace.notes
+    return latent
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_every_regional_attention_is_grouped_and_gives_the_same(name, count, monkeypatch):
+    family = FAMILIES[name]
+    latent = _run(family)
+    assert count == [True] * CALLS
+    assert distance(latent, _repeating(family, monkeypatch)) < FLOAT
+    assert len(count) == CALLS  # the other run really repeated
+
+
+@pytest.mark.parametrize("storage", ["fp8", "cpu"])
+def test_storages_that_hand_out_buffers(storage, count, monkeypatch):
+    family = FAMILIES["lumina2"]
+    config = RASConfig(**{**vars(FAST), "kv_cache": storage})
+    latent = _run(family, config=config)
+    assert count == [True] * CALLS
+    assert distance(latent, _repeating(family, monkeypatch, config=config)) < FLOAT
+
+
+@pytest.mark.parametrize("name", [name for name in ("z_image", "sd3") if name in FAMILIES])
+def test_families_without_shared_heads_are_left_alone(name, count):
+    _run(FAMILIES[name])
+    assert count == []
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_recorded_calls_are_grouped_too(name, count):
+    class AgainTape:
+        def record(self, work):
+            work()
+            return work
+
+    family = FAMILIES[name]
+    plain = _run(family)
+    count.clear()
+    model = family.build()
+    setattr(model.model, host.GRAPHS, GraphStore(AgainTape))
+    latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
+    # Recording does its step twice: as what is recorded, and as the replay.
+    assert not trace.notes and len(count) >= CALLS and all(count)
+    assert distance(latent, plain) < FLOAT
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_another_function_of_the_host_gets_repeated_heads(name, count, monkeypatch):
+    family, function = FAMILIES[name], host_attention.attention_sub_quad
+    grouped = _run(family)
+    count.clear()
+    monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
+    monkeypatch.setattr(ras_pack.lumina_next.network, "optimized_attention", function)
+    assert distance(_run(family), grouped) < FLOAT
+    assert count == [False] * CALLS
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_another_override_gets_repeated_heads(name, count):
+    family = FAMILIES[name]
+    grouped, heads = _run(family), set()
+    count.clear()
+
+    def other(func, q, k, v, *args, **kwargs):
+        heads.add((q.shape[1] == k.shape[1], q.shape[1] == v.shape[1]))
+        return func(q, k, v, *args, **kwargs)
+
+    model = family.build()
+    model.model_options["transformer_options"][OVERRIDE] = other
+    latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
+    assert trace.regional_steps == 7 and count == [] and heads == {(True, True)}
+    assert distance(latent, grouped) < FLOAT
+
+
+class TestOneCall:
+    q, k = torch.randn(2, 4, 5, 8), torch.randn(2, 9, 2, 8).movedim(1, 2)
+    v = torch.randn(2, 9, 2, 8).movedim(1, 2)
+
+    @pytest.fixture
+    def grouped(self) -> GroupedAttention:
+        return host.grouped_attention()
+
+    @pytest.mark.parametrize("layout", [{}, {"skip_output_reshape": True}], ids=["rows", "heads"])
+    @pytest.mark.parametrize("args", [(), (None,), (None, None)])
+    def test_the_layout_is_the_hosts(self, grouped, layout, args):
+        kwargs = {"skip_reshape": True, "transformer_options": {}, "_inside_attn_wrapper": True, **layout}
+        k, v = (t.repeat_interleave(2, dim=1) for t in (self.k, self.v))
+        expected = PLAIN(self.q, k, v, 4, *args, **kwargs)
+        given = grouped(PLAIN, self.q, self.k, self.v, *args, **kwargs)
+        assert given.shape == expected.shape
+        assert distance(given, expected) < 1e-6
+
+    @pytest.mark.parametrize(
+        ("args", "kwargs"),
+        [
+            ((torch.zeros(5, 9),), {}),
+            ((None, torch.float32), {}),
+            ((None, None, True), {}),
+            ((), {"mask": torch.zeros(5, 9)}),
+            ((), {"attn_precision": torch.float32}),
+            ((), {"skip_reshape": False}),
+            ((), {"scale": 0.5}),
+        ],
+    )
+    def test_what_is_not_plain_is_left_to_the_host(self, grouped, args, kwargs):
+        assert grouped(PLAIN, self.q, self.k, self.v, *args, **{"skip_reshape": True, **kwargs}) is None
+
+    def test_other_functions_and_devices_are_left_to_the_host(self, grouped):
+        assert grouped(lambda *_: None, self.q, self.k, self.v, skip_reshape=True) is None
+        away = (t.to("meta") for t in (self.q, self.k, self.v))
+        assert grouped(PLAIN, *away, skip_reshape=True) is None
+
+    def test_a_kernel_that_takes_no_grouped_heads_is_not_traded_for_another(self, grouped, monkeypatch):
+        """In float32 on a GPU: memory-efficient for repeated heads, all weights in one tensor for grouped."""
+        assert _same_kernel(self.q, self.k, self.v)
+        monkeypatch.setattr(
+            torch, "_fused_sdp_choice", lambda q, k, v, enable_gqa=False: 0 if enable_gqa else 2
+        )
+        assert grouped(PLAIN, self.q, self.k, self.v, skip_reshape=True) is None
+
+    def test_a_torch_that_knows_no_grouped_heads_or_runs_a_stand_in(self, monkeypatch):
+        assert GroupedAttention.of(PLAIN, lambda q, k, v: q) is None
+        own = F.scaled_dot_product_attention
+        monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: own(*args, **kwargs))
+        assert host.grouped_attention() is None
