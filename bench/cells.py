@@ -13,10 +13,12 @@ from ..ras_core.config import Metric, RASConfig
 from ..ras_core.errors import RASError
 from ..ras_core.schedule import plan_steps
 
-CellMethod = Literal["dense", "multirate", "adaptive", "change", "paper", "random", "lazycache", "easycache"]
+CellMethod = Literal[
+    "dense", "multirate", "adaptive", "forecast", "change", "paper", "random", "lazycache", "easycache"
+]
 METHODS: tuple[str, ...] = get_args(CellMethod)
-REGIONAL = ("multirate", "adaptive", "change", "paper", "random")
-CORRECTED = ("multirate", "adaptive")
+REGIONAL = ("multirate", "adaptive", "forecast", "change", "paper", "random")
+CORRECTED = ("multirate", "adaptive", "forecast")
 CACHES = ("lazycache", "easycache")
 ORDER_SAMPLERS = {1: "euler", 2: "dpmpp_2m"}
 """In RASKSampler these samplers are the corrected integrator of first and second order."""
@@ -29,8 +31,9 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); adaptive (the same with the adaptive budget, which knows no `reset_every`); change
-            (the selection alone); paper; random tokens; ComfyUI's LazyCache, EasyCache.
+            integrator); adaptive (the same with the adaptive budget, which knows no `reset_every`); forecast
+            (multirate with kv_cache = forecast); change (the selection alone); paper; random tokens;
+            ComfyUI's LazyCache, EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio, ratio_end, metric, high_ratio, starvation: as in RASConfig.
@@ -89,6 +92,8 @@ class Cell:
             own = {"method": "multirate", "corrections": self.method in CORRECTED}
         if self.method == "adaptive":
             own["budget"] = "adaptive"
+        if self.method == "forecast":
+            own["kv_cache"] = "forecast"
         return RASConfig(
             sample_ratio=self.ratio,
             start_step=self.start,

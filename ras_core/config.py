@@ -11,7 +11,7 @@ Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
-KVCache = Literal["auto", "gpu", "fp8", "cpu", "off"]
+KVCache = Literal["auto", "gpu", "fp8", "cpu", "off", "forecast"]
 Budget = Literal["fixed", "adaptive"]
 
 MIN_RATIO = 0.05
@@ -42,7 +42,9 @@ class RASConfig:
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
             bytes, "cpu" in main memory; "auto" takes the first of these that fits into free memory, else the
             run is dense. "off" keeps none: regional steps attend among active tokens and text only. That is
-            the paper's ablation (table 4b), a baseline for experiments; pictures fall apart.
+            the paper's ablation (table 4b), a baseline for experiments; pictures fall apart. "forecast" keeps
+            twice the bytes of "gpu", and continues keys and values along their last change
+            (kv_forecast.py).
         budget: "fixed" processes `sample_ratio` of the tokens in every regional step; "adaptive" lets the
             share follow the predicted change, with the same average and dense steps paid from it (budget.py).
             It needs the multirate method, and knows no `error_reset_every`.

@@ -19,6 +19,7 @@ from . import kv
 from .adapters.base import ModelAdapter
 from .errors import RegionalAbort
 from .grouped import GroupedAttention
+from .kv_forecast import Ahead, ForecastSequence
 from .tokens import gather_rows, row_index, scatter_rows
 
 AttentionOverride = Callable[..., Tensor]
@@ -36,6 +37,7 @@ class NetworkCall:
         inner_override: an attention override that was there before ours (SageAttention nodes and others).
         keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
         grouped: attends to cached K/V heads without repeating them, where it can.
+        sigma: (bb,) noise level; only a cache whose rows are continued asks for it.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class NetworkCall:
         inner_override: AttentionOverride | None = None,
         keep: kv.Keep | None = kv.Sequence.of,
         grouped: GroupedAttention | None = None,
+        sigma: Tensor | None = None,
     ):
         self._adapter = adapter
         self._network = network
@@ -65,7 +68,10 @@ class NetworkCall:
         self._positions: tuple[Tensor, Tensor] | None = (
             None  # last position tensor seen, and its gathered rows
         )
+        self._sigma = sigma
+        self._weights: tuple[Tensor, Tensor] | None = None  # for continuing cached rows
         self._flat_idx: dict[int, Tensor] = {}  # by number of text rows
+        self._ahead: dict[int, Ahead] = {}  # the same
         self.text_rows = 0
         self.blocks_seen = 0
 
@@ -83,6 +89,7 @@ class NetworkCall:
                 handles.append(block.register_forward_pre_hook(self._before_block(layer), with_kwargs=True))
             final = self._adapter.final_layer(self._network)
             handles.append(final.register_forward_hook(self._after_final))
+            self._pass_time()
             yield
         finally:
             for handle in handles:
@@ -103,6 +110,12 @@ class NetworkCall:
         if self._inner is not None:
             return self._inner(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
+
+    def _pass_time(self) -> None:
+        if self._active_idx is not None:
+            self._weights = kv.weights_ahead(self._slots, self._sigma, self._active_idx)
+        elif self._keep == ForecastSequence.of:
+            kv.pass_time(self._slots, self._sigma, self._n)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -177,6 +190,7 @@ class NetworkCall:
             self._n,
             (prefix, self._suffix),
             self._index_for(prefix),
+            self._ahead_for(prefix),
         )
         return self._from_rows(key, token_axis), self._from_rows(value, token_axis)
 
@@ -184,6 +198,11 @@ class NetworkCall:
         if prefix not in self._flat_idx:
             self._flat_idx[prefix] = row_index(self._active_idx, self._n, prefix, self._suffix)
         return self._flat_idx[prefix]
+
+    def _ahead_for(self, prefix: int) -> Ahead | None:
+        if self._weights is not None and prefix not in self._ahead:
+            self._ahead[prefix] = Ahead(*self._weights, prefix, self._suffix)
+        return self._ahead.get(prefix)
 
     def _to_rows(self, t: Tensor, token_axis: int) -> Tensor:
         """Tokens to axis 1, and grouped-query heads that the host repeated kept once."""

@@ -85,7 +85,9 @@ def call_obstacle(
 
 def storage_obstacle(storage: str | None) -> str | None:
     """Why a run whose K/V are kept in this way records nothing: recordings read K/V where they stood."""
-    return None if storage == "gpu" else f"its K/V cache is kept in another way ({storage or 'not at all'})"
+    if storage in ("gpu", "forecast"):
+        return None
+    return f"its K/V cache is kept in another way ({storage or 'not at all'})"
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:

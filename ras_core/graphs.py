@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .graph_rules import MAX_GRAPHS, SIGHTINGS, Network, Signature, signature
 from .kv import Branch, Sequence, Slot
+from .kv_forecast import TIMES
 
 logger = logging.getLogger(__name__)
 
@@ -176,13 +177,19 @@ class GraphSession:
             self.obstacle = reason
             logger.info("Multirate RAS: no CUDA graphs in this run: %s.", reason)
 
-    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any]) -> Slots:
-        """K/V slots of an earlier run for a dense call to fill, so that its recordings fit; or none."""
+    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], forecasts: bool = False) -> Slots:
+        """K/V slots of an earlier run for a dense call to fill, so that its recordings fit; or none.
+
+        Those whose rows are continued serve only runs that want that (`forecasts`).
+        """
         wanted = None if self.obstacle else signature(inputs)
         for buffers in self._store.buffers:
-            if wanted is not None and not buffers.is_lent and buffers.signature == wanted:
+            fits = buffers.signature == wanted and (TIMES in buffers.slots) == forecasts
+            if wanted is not None and not buffers.is_lent and fits:
                 buffers.is_lent = True
                 self._lent[branches] = buffers
+                for sequence in buffers.slots.values():
+                    sequence.forget()
                 return dict(buffers.slots)
         return {}
 

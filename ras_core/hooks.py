@@ -155,9 +155,10 @@ class RunHooks:
             run.warn("a conditioning with nothing cached yet ran dense once")
         slots = run.kv.begin_fill(branches)
         if not slots and (graphs := self._graphs_for(network, forward, control, options)):
-            slots = graphs.lend(branches, forward.inputs)
+            slots = graphs.lend(branches, forward.inputs, run.kv.forecasts)
         inner, keep = options.get(OVERRIDE), run.kv.keep
-        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep)
+        sigma = forward.inputs["t"]
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep, sigma=sigma)
         trouble = None
         try:
             with call.placed():
@@ -202,8 +203,9 @@ class RunHooks:
                 return self._merge(branches, active_idx, output)
         inner, keep = options.get(OVERRIDE), run.kv.keep
         call = NetworkCall(
-            self._adapter, network, run.grid.n, slots, active_idx, inner, keep, grouped=self._grouped
-        )
+            self._adapter, network, run.grid.n, slots, active_idx, inner, keep, self._grouped,
+            forward.inputs["t"],
+        )  # fmt: skip
         try:
             shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
             with call.placed():
@@ -239,8 +241,9 @@ class RunHooks:
 
         def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, Sequence]) -> Tensor:
             inside = NetworkCall(
-                self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped
-            )
+                self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped,
+                sigma=inputs["t"],
+            )  # fmt: skip
             with inside.placed():
                 output = forward(None, {**options, OVERRIDE: inside.attend}, inputs)
             if not inside.gathered:

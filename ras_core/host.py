@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .adapters import adapter_for, network_of
 from .adapters.base import ModelAdapter
 from .clock import mark
-from .config import RASConfig
+from .config import KVCache, RASConfig
 from .cost import expected_speedup
 from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
@@ -55,6 +55,8 @@ KEEP_MAIN_MEMORY = 0.25
 """Share of the free main memory that a K/V cache there leaves to others."""
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
+STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
+"""Samplers that add no noise and evaluate once a step: a token's last change tells of its next one."""
 
 
 def patch_model(
@@ -173,7 +175,7 @@ class RASPatch:
         graphs = _graph_session(guider.model_patcher, self.config, run)
         hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention())
         _enter(guider.model_options, run, hooks)
-        _plan_cache(guider, network, self.adapter, run, graphs)
+        _plan_cache(guider, network, self.adapter, run, graphs, _wanted_cache(self.config, sampler))
         sampler, trace = self._corrected(sampler, run), None
         try:
             result = executor(
@@ -192,7 +194,7 @@ class RASPatch:
         """The multirate integrator in place of a sampler that has one of its order; others as they are."""
         if not self.config.corrections or run.is_dense or not run.any_regional:
             return sampler
-        order = CORRECTED_ORDERS.get(getattr(getattr(sampler, "sampler_function", None), "__name__", ""))
+        order = CORRECTED_ORDERS.get(_name_of(sampler))
         if order is None:
             logger.info(
                 "Multirate RAS: this sampler has no corrected form; only the selection of regions applies."
@@ -295,13 +297,29 @@ def _enter(model_options: dict, run: RunState, hooks: RunHooks) -> None:
         )
 
 
+def _name_of(sampler: Any) -> str:
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
+
+
+def _wanted_cache(config: RASConfig, sampler: Any) -> KVCache:
+    """The user's wish; noise that a sampler adds cannot be forecast."""
+    if config.kv_cache != "forecast" or _name_of(sampler) in STEADY_SAMPLERS:
+        return config.kv_cache
+    logger.info("Multirate RAS: kv_cache = forecast is for euler and dpmpp_2m; here it works as gpu.")
+    return "gpu"
+
+
 def _plan_cache(
-    guider: Any, network: nn.Module, adapter: ModelAdapter, run: RunState, graphs: GraphSession | None
+    guider: Any,
+    network: nn.Module,
+    adapter: ModelAdapter,
+    run: RunState,
+    graphs: GraphSession | None,
+    wanted: KVCache,
 ) -> None:
     """Decide how the run keeps K/V as soon as the host has loaded the run's models (PREPARE_SAMPLING)."""
     if run.is_dense or not run.any_regional:
         return
-    wanted = run.config.kv_cache
     if wanted != "auto":  # also for guiders that load models in a way of their own
         run.keep_cache_as(wanted)
 
@@ -365,6 +383,7 @@ def cache_needs(
     return Needs(
         plain=profile.nbytes(run.grid.n, borders, itemsize),
         fp8=profile.nbytes(run.grid.n, borders, itemsize, "fp8"),
+        forecast=profile.nbytes(run.grid.n, borders, itemsize, "forecast"),
         attention=profile.attention_nbytes(run.grid.n, borders, itemsize),
     )
 

@@ -10,16 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
 from .errors import RegionalAbort
-from .kv_storage import Keep, Pair, Sequence
+from .kv_forecast import TIMES, Ahead, ForecastSequence, Times
+from .kv_storage import Ferry, Float8Sequence, HostSequence, Keep, Pair, Sequence
 from .tokens import row_index
 
 Branch = Hashable
 Slot = tuple[int, int]
 """Which attention: (main block, how many attentions of that block came before it)."""
+
+
+def keeper(storage: str) -> Keep | None:
+    """How a run keeps keys and values under a setting of `kv_cache`; None for "off"."""
+    if storage == "cpu":
+        return partial(HostSequence.of, ferry=Ferry())
+    return {
+        "gpu": Sequence.of, "fp8": Float8Sequence.of, "off": None, "forecast": ForecastSequence.of,
+    }[storage]  # fmt: skip
 
 
 @dataclass
@@ -45,6 +56,11 @@ class KVStore:
 
     def __contains__(self, branch: Branch) -> bool:
         return branch in self._groups
+
+    @property
+    def forecasts(self) -> bool:
+        """Whether cached rows are continued, which takes two evaluations of them."""
+        return self.keep == ForecastSequence.of
 
     def nbytes(self) -> int:
         groups = {id(group): group for group in self._groups.values()}
@@ -120,6 +136,7 @@ def update(
     n_tokens: int,
     borders: tuple[int, int],
     flat_idx: Tensor | None = None,
+    ahead: Ahead | None = None,
 ) -> Pair:
     """Write a regional call's fresh rows over the cached ones and return the whole key and value.
 
@@ -130,6 +147,7 @@ def update(
         n_tokens: image tokens of the whole picture.
         borders: rows of text before and of padding after the image rows in this call.
         flat_idx: `row_index` of the above where the caller has it.
+        ahead: how far rows are continued, in the form that can do that (kv_forecast.py).
 
     Returns:
         (bb, prefix + n_tokens + suffix, ...) each; read them before the second `update` after this one.
@@ -145,10 +163,29 @@ def update(
         sequence = slots[slot] = sequence.with_borders(prefix, suffix)
     if flat_idx is None:
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
-    whole = sequence.update(flat_idx, fresh)
+    whole = (
+        sequence.update(flat_idx, fresh) if ahead is None else sequence.update_ahead(flat_idx, fresh, ahead)
+    )
     if (following := _after(slots, slot)) is not None:
         following.prefetch()
     return whole
+
+
+def pass_time(slots: dict[Slot, Sequence], sigma: Tensor, n_tokens: int) -> None:
+    """Note that a dense call at sigma, (bb,), evaluates all tokens."""
+    if TIMES not in slots:
+        slots[TIMES] = Times.start(sigma, n_tokens)
+    slots[TIMES].pass_all(sigma)
+
+
+def weights_ahead(
+    slots: dict[Slot, Sequence], sigma: Tensor, active_idx: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """Note that a regional call at sigma, (bb,), evaluates these tokens: weights as `Times.pass_active`
+    gives them; None in forms that continue nothing.
+    """
+    times = slots.get(TIMES)
+    return None if times is None else times.pass_active(sigma, active_idx)
 
 
 def _after(slots: dict[Slot, Sequence], slot: Slot) -> Sequence | None:

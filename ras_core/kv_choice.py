@@ -14,17 +14,21 @@ class Needs:
     """Bytes of a run's cache by arithmetic (cost.CacheProfile).
 
     Attributes:
-        plain, fp8: under these storages.
+        plain, fp8, forecast: under these storages.
         attention: K and V of one attention as they are, in passing.
     """
 
     plain: int
     fp8: int
     attention: int
+    forecast: int = 0
 
     def on_device(self, storage: str) -> int:
         """What a storage takes of the sampling device's memory."""
-        passing = {"fp8": self.fp8 + self.attention, "cpu": 2 * self.attention, "off": 0}
+        passing = {
+            "fp8": self.fp8 + self.attention, "cpu": 2 * self.attention, "off": 0,
+            "forecast": self.forecast + self.attention,
+        }  # fmt: skip
         return passing.get(storage, self.plain)
 
 
@@ -77,6 +81,7 @@ def _kept(storage: str, needs: Needs) -> str:
         "gpu": f"the K/V cache of {_gib(needs.plain)} is kept on the device",
         "fp8": f"the K/V cache is kept as fp8 ({_gib(needs.fp8)})",
         "cpu": f"the K/V cache of {_gib(needs.plain)} is kept in main memory",
+        "forecast": f"the K/V cache of {_gib(needs.forecast)} is kept on the device, with its last change",
         "off": "no K/V cache: active tokens attend among themselves and to text only",
     }[storage]
 

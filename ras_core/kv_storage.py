@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Series
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -77,6 +76,9 @@ class Sequence:
 
     def prefetch(self) -> None:
         """`update` comes next."""
+
+    def forget(self) -> None:
+        """Another run begins: no memory of how rows have changed."""
 
     def chunk(self, part: int, parts: int) -> Sequence:
         """The rows of one branch (a view)."""
@@ -314,13 +316,6 @@ class Ferry:
 
 Keep = Callable[[Tensor, Tensor, int, int], Sequence]
 """Keeps the key and value of a dense call, (bb, r, ...) each, given the rows of text and of padding."""
-
-
-def keeper(storage: str) -> Keep | None:
-    """How a run keeps keys and values under a setting of `kv_cache`; None for "off"."""
-    if storage == "cpu":
-        return partial(HostSequence.of, ferry=Ferry())
-    return {"gpu": Sequence.of, "fp8": Float8Sequence.of, "off": None}[storage]
 
 
 def has_float8(device: torch.device) -> bool:

@@ -11,8 +11,7 @@ from torch import Tensor
 from .budget import Purse
 from .clock import Moment
 from .config import RASConfig
-from .kv import Branch, KVStore
-from .kv_storage import keeper
+from .kv import Branch, KVStore, keeper
 from .schedule import StepKind, StepPlan, plan_steps, step_of_sigma
 from .selector import Selector
 from .tokens import TokenGrid
@@ -163,7 +162,8 @@ class RunState:
         """K/V are worth keeping only when this step or the next one can use them."""
         if self.is_dense:
             return False
-        return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + 2])
+        ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations
+        return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + ahead])
 
 
 @dataclass

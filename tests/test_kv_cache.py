@@ -12,19 +12,20 @@ from ras_pack.ras_core.forward import NetworkCall
 from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import GRAPHS, patch_model
+from ras_pack.ras_core.kv import keeper
 from ras_pack.ras_core.kv_choice import Needs, Room, choose
+from ras_pack.ras_core.kv_forecast import ForecastSequence
 from ras_pack.ras_core.kv_storage import (
     Ferry,
     Float8Sequence,
     HostSequence,
     Sequence,
     has_float8,
-    keeper,
 )
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras
 
-STORAGES = ("gpu", "fp8", "cpu", "off")
+STORAGES = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
 """Relative, of a latent after a whole run, in which random weights pick other tokens soon; 0.002 to 0.085."""
 FP8_CALL_ERROR = 0.02
@@ -80,7 +81,7 @@ def _settings(storage: str, **changes) -> RASConfig:
 
 def _alive() -> list:
     """What holds K/V now; nobody has to wait for the garbage collector."""
-    kinds = {Sequence, Float8Sequence, HostSequence, Ferry}
+    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Ferry}
     return [each for each in gc.get_objects() if type(each) in kinds]
 
 
@@ -118,7 +119,7 @@ class TestAgreement:
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
         at_active = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(x)
         outputs = {}
-        for storage in STORAGES:
+        for storage in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(storage)
             for tokens in (None, active):
                 call = NetworkCall(adapter_for(network), network, n, slots, tokens, keep=keep)
@@ -164,6 +165,7 @@ class TestBytes:
         _, trace = sample_ras(family.build(), family, noise, _settings(storage), **prompts)
         (needs,) = seen["needs"]
         expected = {"gpu": needs.plain, "cpu": needs.plain, "fp8": needs.fp8, "off": 0}
+        expected["forecast"] = needs.forecast
         assert trace.kv_bytes == expected[storage]
 
     def test_float8_halves_half_precision(self, family, seen):
@@ -328,7 +330,7 @@ class TestLifeCycle:
                 sample(patched, family, family.noise(), callback=stop)
         assert _alive() == []
 
-    @pytest.mark.parametrize("storage", ["fp8", "cpu"])
+    @pytest.mark.parametrize("storage", ["fp8", "cpu", "forecast"])
     def test_a_second_run_equals_a_fresh_model(self, family, storage):
         patched = patch_model(family.build(), _settings(storage))
         for size in [(16, 16), (12, 20), (16, 16)]:
@@ -402,6 +404,7 @@ class TestForms:
         "gpu": Sequence.of,
         "fp8": Float8Sequence.of,
         "cpu": lambda *rows: HostSequence.of(*rows, ferry=Ferry()),
+        "forecast": ForecastSequence.of,
     }
 
     @pytest.fixture(params=list(KEEP))
@@ -471,18 +474,19 @@ class _Tape:
 
 
 class TestGraphs:
-    """Recorded calls read K/V where they stood: only the plain form can be recorded."""
+    """Recorded calls read K/V where they stood: only forms that leave them there can be recorded."""
 
     @pytest.mark.parametrize("storage", STORAGES)
-    def test_only_the_plain_cache_is_recorded(self, family, storage, caplog):
+    def test_only_a_cache_that_stays_in_place_is_recorded(self, family, storage, caplog):
         model, tape = family.build(), _Tape()
         setattr(model.model, GRAPHS, GraphStore(lambda: tape))
         with caplog.at_level("INFO"):
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
         assert trace.regional_steps == 7 and not trace.notes
-        assert tape.recorded == (1 if storage == "gpu" else 0)
-        assert caplog.text.count("no CUDA graphs") == (0 if storage == "gpu" else 1)
-        assert ("kept in another way" in caplog.text) == (storage != "gpu")
+        stays = storage in ("gpu", "forecast")
+        assert tape.recorded == (1 if stays else 0)
+        assert caplog.text.count("no CUDA graphs") == (0 if stays else 1)
+        assert ("kept in another way" in caplog.text) == (not stays)
 
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), _Tape()

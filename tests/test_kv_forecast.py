@@ -1,0 +1,270 @@
+"""Keys and values continued along their last change: the rule by hand, and its effect in real networks."""
+
+import comfy.sample
+import pytest
+import torch
+from ras_pack.demo import loader
+from ras_pack.demo.prompt import encode_prompt
+from ras_pack.ras_core import host, kv_forecast
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.kv import KVStore, keeper, pass_time, update, weights_ahead
+from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
+from ras_pack.ras_core.tokens import row_index
+from support.families import FAMILIES, Family
+from support.sampling import FAST, distance, sample, sample_ras
+
+FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
+PLAIN = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+SLOT = (0, 0)
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request) -> Family:
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def sd3() -> Family:
+    return FAMILIES["sd3"]
+
+
+def _at(*sigmas: float) -> torch.Tensor:
+    return torch.tensor(sigmas)
+
+
+class TestTimes:
+    def _after_two_dense_calls(self) -> Times:
+        times = Times.start(_at(1.0), 3)
+        times.pass_all(_at(1.0))
+        times.pass_all(_at(0.8))
+        return times
+
+    def test_weights_are_time_gone_over_time_between_evaluations(self):
+        times = self._after_two_dense_calls()
+        weight, before = times.pass_active(_at(0.7), torch.tensor([[1]]))
+        assert weight[0].tolist() == pytest.approx([0.5, 0.0, 0.5]) and before[0].tolist() == [
+            pytest.approx(0.5)
+        ]
+        weight, before = times.pass_active(_at(0.5), torch.tensor([[0]]))
+        # 0.3 after a span of 0.2; token 1 was evaluated at 0.8 and 0.7, 0.2 ago; token 2 as token 0 was.
+        assert before[0].tolist() == [pytest.approx(1.5)]
+        assert weight[0].tolist() == pytest.approx([0.0, 2.0, 1.5])
+
+    def test_a_token_that_was_evaluated_once_has_no_weight(self):
+        times = Times.start(_at(1.0), 2)
+        times.pass_all(_at(1.0))
+        weight, before = times.pass_active(_at(0.5), torch.tensor([[0]]))
+        assert weight.tolist() == [[0.0, 0.0]] and before.tolist() == [[0.0]]
+
+    def test_far_from_the_last_evaluation_the_weight_is_bounded(self):
+        times = Times.start(_at(1.0), 2)
+        times.pass_all(_at(1.0))
+        times.pass_all(_at(0.99))
+        weight, _ = times.pass_active(_at(0.1), torch.tensor([[0]]))
+        assert weight.tolist() == [[0.0, FARTHEST]]
+
+    def test_a_noise_level_that_rises_is_no_time(self):
+        times = self._after_two_dense_calls()
+        weight, before = times.pass_active(_at(0.9), torch.tensor([[1]]))
+        assert weight.tolist() == [[0.0, 0.0, 0.0]] and before.tolist() == [[0.0]]
+
+    def test_another_run_begins(self):
+        times = self._after_two_dense_calls()
+        times.forget()
+        times.pass_all(_at(1.0))
+        assert times.pass_active(_at(0.5), torch.tensor([[0]]))[0].tolist() == [[0.0, 0.0, 0.0]]
+
+
+class TestRows:
+    """One attention with two text rows and four tokens, whose rows go straight in sigma."""
+
+    N, PREFIX = 4, 2
+    BASE = torch.tensor([5.0, 6.0, 1.0, 2.0, 3.0, 4.0])[None, :, None] * torch.ones(1, 1, 2)
+    SLOPE = torch.tensor([9.0, 9.0, 1.0, -2.0, 0.5, 3.0])[None, :, None] * torch.tensor([1.0, 2.0])
+
+    def _truth(self, sigma: float) -> torch.Tensor:
+        return self.BASE + self.SLOPE * sigma
+
+    def _slots(self) -> dict:
+        slots = {}
+        for sigma in (1.0, 0.8):
+            pass_time(slots, _at(sigma), self.N)
+            if SLOT in slots:
+                slots[SLOT].write(self._truth(sigma), -self._truth(sigma))
+            else:
+                slots[SLOT] = ForecastSequence.of(self._truth(sigma), -self._truth(sigma), self.PREFIX, 0)
+        return slots
+
+    def _step(self, slots: dict, sigma: float, active: list[int], fresh: torch.Tensor | None = None):
+        active_idx = torch.tensor([active])
+        ahead = Ahead(*weights_ahead(slots, _at(sigma), active_idx), self.PREFIX, 0)
+        places = row_index(active_idx, self.N, self.PREFIX, 0)
+        rows = self._truth(sigma)[:, places] if fresh is None else fresh
+        return update(slots, SLOT, (rows, -rows), active_idx, self.N, (self.PREFIX, 0), places, ahead)
+
+    def test_straight_rows_are_continued_exactly(self):
+        slots = self._slots()
+        for sigma, active in ((0.7, [1, 3]), (0.5, [0, 1]), (0.2, [2])):
+            key, value = self._step(slots, sigma, active)
+            torch.testing.assert_close(key, self._truth(sigma))
+            torch.testing.assert_close(value, -self._truth(sigma))
+
+    def test_what_is_kept_is_what_was_evaluated(self):
+        slots = self._slots()
+        self._step(slots, 0.7, [1, 3])
+        key, _ = slots[SLOT].read()
+        expected = self._truth(0.8)
+        expected[:, [0, 1, 3, 5]] = self._truth(0.7)[:, [0, 1, 3, 5]]  # text and two tokens
+        torch.testing.assert_close(key, expected)
+
+    def test_rows_that_turn_back_end_the_forecast(self):
+        slots = self._slots()
+        fresh = self._truth(0.9)[:, [0, 1, 3, 5]]  # the way they came
+        key, _ = self._step(slots, 0.7, [1, 3], fresh)
+        torch.testing.assert_close(key[:, [2, 4]], self._truth(0.8)[:, [2, 4]])
+
+    def test_rows_that_go_half_as_far_halve_it(self):
+        slots = self._slots()
+        fresh = self._truth(0.75)[:, [0, 1, 3, 5]]
+        key, _ = self._step(slots, 0.7, [1, 3], fresh)
+        torch.testing.assert_close(key[:, [2, 4]], self._truth(0.75)[:, [2, 4]])
+
+    def test_rows_that_go_farther_do_not_stretch_it(self):
+        slots = self._slots()
+        fresh = self._truth(0.5)[:, [0, 1, 3, 5]]
+        key, _ = self._step(slots, 0.7, [1, 3], fresh)
+        torch.testing.assert_close(key[:, [2, 4]], self._truth(0.7)[:, [2, 4]])
+
+    def test_without_a_forecast_fresh_rows_are_all_that_changes(self):
+        slots = self._slots()
+        key, _ = slots[SLOT].update(torch.tensor([3]), (torch.zeros(1, 1, 2), torch.zeros(1, 1, 2)))
+        expected = self._truth(0.8)
+        expected[:, 3] = 0
+        torch.testing.assert_close(key, expected)
+
+    def test_calls_are_regrouped_with_their_times(self):
+        """Two conditionings in one call, then in two, then in one again."""
+        store = KVStore(self.N, keeper("forecast"))
+        assert store.forecasts and not KVStore(self.N, keeper("gpu")).forecasts
+        slots = store.begin_fill(("a", "b"))
+        for sigma in (1.0, 0.8):
+            both = self._truth(sigma) * torch.tensor([1.0, 2.0])[:, None, None]
+            pass_time(slots, _at(sigma, sigma), self.N)
+            if SLOT in slots:
+                slots[SLOT].write(both, both)
+            else:
+                slots[SLOT] = store.keep(both, both, self.PREFIX, 0)
+        store.end_fill(("a", "b"), slots)
+        for name, factor in (("a", 1.0), ("b", 2.0)):
+            own = store.slots_for((name,))
+            places = row_index(torch.tensor([[1]]), self.N, self.PREFIX, 0)
+            ahead = Ahead(*weights_ahead(own, _at(0.7), torch.tensor([[1]])), self.PREFIX, 0)
+            rows = factor * self._truth(0.7)[:, places]
+            args = (own, SLOT, (rows, rows), torch.tensor([[1]]), self.N, (self.PREFIX, 0), places, ahead)
+            torch.testing.assert_close(update(*args)[0], factor * self._truth(0.7))
+        last, span = store.slots_for(("b", "a"))[TIMES].tensors
+        torch.testing.assert_close(last, torch.tensor([[0.8, 0.7, 0.8, 0.8]] * 2))
+        torch.testing.assert_close(span, torch.tensor([[0.2, 0.1, 0.2, 0.2]] * 2))
+
+
+class TestRuns:
+    def test_it_acts_on_every_family_and_costs_what_arithmetic_says(self, family, monkeypatch):
+        # Random weights may move so wildly with the noise level that no forecast would be confirmed.
+        monkeypatch.setattr(kv_forecast, "_confirmed", lambda forecast, _: torch.ones(len(forecast)))
+        noise = family.noise(13, 19, batch=2)
+        plain, before = sample_ras(family.build(), family, noise, PLAIN)
+        latent, trace = sample_ras(family.build(), family, noise, FORECAST)
+        assert trace.regional_steps == before.regional_steps == 7 and not trace.notes
+        assert distance(latent, plain) > 1e-5
+        tokens = 7 * 10 * 2 * 2  # of two pictures in two branches, with two float32 each
+        assert trace.kv_bytes == 2 * before.kv_bytes + 8 * tokens
+
+    def test_all_tokens_active_is_the_dense_run(self, family):
+        model = family.build()
+        whole = RASConfig(**{**vars(FORECAST), "sample_ratio": 1.0})
+        assert torch.equal(
+            sample_ras(model, family, family.noise(), whole)[0], sample(model, family, family.noise())
+        )
+
+    def test_a_sampler_that_adds_noise_gets_the_plain_cache(self, sd3, caplog):
+        with caplog.at_level("INFO"):
+            latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST, sampler="euler_ancestral")
+        plain, before = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN, sampler="euler_ancestral")
+        assert torch.equal(latent, plain) and trace.kv_bytes == before.kv_bytes
+        assert caplog.text.count("kv_cache = forecast is for euler and dpmpp_2m") == 1
+
+    def test_two_dense_calls_are_kept_before_the_first_regional_one(self, sd3, monkeypatch):
+        """With one, nothing could be forecast before a token comes up for the second time."""
+        weights = []
+        pass_active = Times.pass_active
+        monkeypatch.setattr(
+            Times, "pass_active", lambda *args: weights.append(pass_active(*args)) or weights[-1]
+        )
+        sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST)
+        assert (weights[0][0] > 0).float().mean() == pytest.approx(0.5)  # those that are not active
+
+
+class _Tape:
+    def __init__(self):
+        self.recorded = 0
+
+    def record(self, work):
+        self.recorded += 1
+        work()
+        return work
+
+
+class TestRecordings:
+    @pytest.fixture(autouse=True)
+    def _kept(self, monkeypatch):
+        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+
+    def test_replayed_runs_equal_each_other_and_the_eager_one(self, family):
+        eager, _ = sample_ras(family.build(), family, family.noise(), FORECAST)
+        model, tape = family.build(), _Tape()
+        setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+        for _ in range(3):
+            latent, trace = sample_ras(model, family, family.noise(), FORECAST)
+            torch.testing.assert_close(latent, eager)
+            assert not trace.notes
+        assert tape.recorded == 1
+
+    def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
+        plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
+        model, tape = sd3.build(), _Tape()
+        setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+        sample_ras(model, sd3, sd3.noise(), FORECAST)
+        latent, _ = sample_ras(model, sd3, sd3.noise(), PLAIN)
+        torch.testing.assert_close(latent, plain)
+        assert tape.recorded == 2
+
+
+@pytest.mark.parametrize("name", loader.FAMILIES)
+def test_trained_models_come_closer_to_the_dense_run(name):
+    model, _ = loader.load_demo_model(name)
+    context, pooled = encode_prompt("noto grinning face on blue")
+    extras = {"pooled_output": pooled, "attention_mask": torch.ones(context.shape[:2], dtype=torch.long)}
+    empty = torch.zeros(1, 16, 32, 32)
+
+    @torch.inference_mode()
+    def run(patched):
+        return comfy.sample.sample(
+            patched, comfy.sample.prepare_noise(empty, 7), 20, 3.5, "dpmpp_2m", "simple",
+            [[context, extras]], [[context * 0, extras]], empty, disable_pbar=True, seed=7,
+        )  # fmt: skip
+
+    def with_ras(storage):
+        config = RASConfig(
+            method="multirate", corrections=True, sample_ratio=0.5, start_step=6, error_reset_every=0,
+            kv_cache=storage,
+        )  # fmt: skip
+        patched = patch_model(model, config)
+        latent = run(patched)
+        assert last_trace(patched).regional_steps == 14
+        return latent
+
+    dense = run(model)
+    plain, forecast = distance(with_ras("gpu"), dense), distance(with_ras("forecast"), dense)
+    assert forecast < 0.9 * plain
