@@ -91,6 +91,9 @@ def take_turns(
             continue
         _guarded(each, lambda each=each: each.warm(device))
     per_round = time.perf_counter() - started
+    for each in found:
+        if each.variant.graphs != "off" and not each.error:  # the others' beginnings dropped its recordings
+            _guarded(each, lambda each=each: each.once(SEED))
     for number in range(affordable_repeats(per_round, left(), repeats)):
         for each in found:
             if not each.error:

@@ -13,61 +13,77 @@ BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 
 # steps, dense start, reset every, share of active tokens, orders
 MULTIRATE: tuple[tuple[int, int, int, float, tuple[int, ...]], ...] = (
-    (28, 4, 6, 0.5, (2,)),  # 1.53x
-    (22, 4, 4, 0.75, (2,)),
+    (28, 4, 6, 0.5, (2,)),  # 1.5x
     (28, 6, 0, 0.5, (2,)),
     (28, 8, 0, 0.5, (2,)),
-    (28, 10, 0, 0.35, (2,)),
-    (28, 12, 0, 0.25, (2,)),
-    (20, 4, 4, 0.5, (1, 2)),  # 2.0x
+    (20, 6, 0, 0.6, (2,)),  # 2x
+    (20, 4, 4, 0.5, (2,)),
+    (22, 6, 0, 0.5, (2,)),
+    (24, 6, 0, 0.4, (2,)),
+    (28, 6, 0, 0.35, (2,)),
     (28, 6, 0, 0.3, (1, 2)),
     (28, 7, 0, 0.25, (2,)),
     (28, 8, 0, 0.2, (2,)),
-    (28, 9, 0, 0.125, (2,)),
-    (24, 6, 0, 0.35, (2,)),
-    (17, 4, 0, 0.75, (2,)),
-    (24, 4, 6, 0.35, (2,)),
-    (17, 4, 4, 0.5, (2,)),
     (20, 4, 4, 0.25, (2,)),  # 2.5x
-    (14, 4, 4, 0.6, (2,)),
+    (20, 6, 0, 0.35, (2,)),
+    (17, 5, 0, 0.5, (2,)),
     (28, 5, 0, 0.2, (2,)),
     (28, 6, 0, 0.15, (2,)),
     (28, 7, 0, 0.1, (2,)),
-    (24, 5, 0, 0.25, (2,)),
-    (14, 4, 4, 0.5, (1, 2)),
-    (14, 4, 0, 0.5, (2,)),  # 3.0x
+    (14, 5, 0, 0.5, (2,)),
+    (14, 4, 0, 0.5, (2,)),  # 3x
     (17, 4, 0, 0.35, (2,)),
-    (17, 4, 6, 0.25, (2,)),
-    (28, 4, 0, 0.125, (1, 2)),
+    (28, 4, 0, 0.125, (2,)),
     (28, 5, 0, 0.1, (2,)),
     (24, 5, 0, 0.125, (2,)),
     (20, 4, 0, 0.25, (2,)),
-    (14, 4, 4, 0.25, (1, 2)),
+    (12, 4, 0, 0.5, (2,)),
     (28, 4, 0, 0.08, (1, 2)),  # 3.5x
     (24, 4, 0, 0.125, (2,)),
     (20, 4, 0, 0.15, (2,)),
     (14, 4, 0, 0.35, (1, 2)),
-    (14, 4, 5, 0.15, (1,)),
+    (11, 4, 0, 0.5, (2,)),
+)
+# With kv_cache = forecast, second order: steps, dense start, share of active tokens; no resets.
+FORECAST = (
+    (28, 8, 0.5),  # 1.5x
+    (28, 6, 0.5),
+    (20, 6, 0.6),  # 2x
+    (22, 6, 0.5),
+    (24, 6, 0.4),
+    (28, 6, 0.35),
+    (28, 6, 0.3),
+    (20, 6, 0.35),  # 2.5x
+    (17, 5, 0.5),
+    (28, 6, 0.2),
+    (28, 6, 0.15),
+    (24, 6, 0.15),
+    (20, 6, 0.25),
+    (14, 5, 0.5),  # 3x
+    (14, 4, 0.5),
+    (28, 5, 0.1),
+    (20, 5, 0.2),
+    (12, 4, 0.5),
+    (14, 4, 0.35),  # 3.5x
+    (11, 4, 0.5),
+    (20, 5, 0.1),
+    (28, 4, 0.08),
 )
 # The settings at which random tokens and the paper's rule are compared: 1.5x and 2x, with resets and without.
 COMPARED = (
     (28, 4, 6, 0.5),
     (28, 8, 0, 0.5),
-    (28, 4, 6, 0.25),
     (28, 6, 0, 0.3),
-    (28, 7, 0, 0.25),
     (20, 4, 4, 0.5),
 )
 # The adaptive budget, second order: steps, dense start, mean share of active tokens.
 ADAPTIVE = (
     (28, 4, 0.5),  # 1.65x
     (28, 6, 0.35),
-    (20, 4, 0.5),
+    (20, 6, 0.5),
     (28, 4, 0.25),  # 2.5x
-    (28, 4, 0.2),
     (20, 4, 0.3),
-    (20, 4, 0.2),
-    (17, 4, 0.2),
+    (14, 4, 0.5),
 )
 BUDGET_RATIOS = (0.5, 0.35, 0.25, 0.15)
 CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.4), "easycache": (0.1, 0.2, 0.4)}
@@ -79,6 +95,11 @@ def multirate(
     """A multirate cell in the order in which its settings are spoken of: 28/4/6, 50 %, second order."""
     sampler = ORDER_SAMPLERS[order]
     return Cell(family, "multirate", sampler, steps, start=start, reset_every=reset, ratio=ratio, seed=seed)
+
+
+def forecast(family: str, steps: int, start: int, ratio: float, order: int = 2, seed: int = 0) -> Cell:
+    """A multirate cell without resets whose cached keys and values are continued: 28/6, 50 %."""
+    return Cell(family, "forecast", ORDER_SAMPLERS[order], steps, start=start, ratio=ratio, seed=seed)
 
 
 def adaptive(family: str, steps: int, start: int, ratio: float, order: int = 2, seed: int = 0) -> Cell:
@@ -96,13 +117,14 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
 
 
 def front(family: str, seed: int) -> list[Cell]:
-    """The whole front: 98 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
+    """The whole front: 112 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
+    cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:
         cells += [multirate(family, steps, start, reset, ratio, order, seed) for order in orders]
-    cells += [adaptive(family, *settings, seed=seed) for settings in ADAPTIVE]
-    for method in ("change", "random", "paper"):
+    for method in ("paper", "random", "change"):
         cells += [regional(family, method, *settings, seed) for settings in COMPARED]
+    cells += [adaptive(family, *settings, seed=seed) for settings in ADAPTIVE]
     for method, thresholds in CACHE_THRESHOLDS.items():
         for sampler in ("euler", "dpmpp_2m"):
             cells += [Cell(family, method, sampler, threshold=value, seed=seed) for value in thresholds]

@@ -110,8 +110,8 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
 
 
 def _ours(groups: dict[str, list[Row]]) -> list[Row]:
-    """The method with either budget."""
-    return [*groups.get("multirate", []), *groups.get("adaptive", [])]
+    """The method with either budget, and with continued keys and values."""
+    return [row for name in ("multirate", "adaptive", "forecast") for row in groups.get(name, [])]
 
 
 def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:

@@ -159,6 +159,20 @@ class TestTurns:
         assert good.seconds == pytest.approx([0.2, 0.2]) and good.error == ""
         assert bad.seconds == [] and bad.error == "RuntimeError: no kernel"
 
+    def test_recordings_that_others_dropped_are_made_anew_before_time_is_taken(self):
+        """Each variant's beginning forgets what all have recorded; a timed run must find its recordings."""
+        recorded, timed = set(), []
+
+        def variant(ratio, graphs):
+            def run(seed):
+                timed.append((ratio, ratio in recorded))
+                recorded.add(ratio)
+
+            return Measured(Variant("ras", ratio, graphs), run, FakeClock(), recorded.clear)
+
+        take_turns([variant(0.5, "auto"), variant(0.25, "auto")], CPU, 1, lambda: float("inf"))
+        assert timed[-2:] == [(0.5, True), (0.25, True)]
+
     def test_no_time_left(self):
         each = Measured(Variant("dense"), lambda seed: None, FakeClock())
         take_turns([each], CPU, 3, lambda: 0.0)
