@@ -32,18 +32,19 @@ def settings_inputs() -> list[io.Input]:
             "1 runs every step dense, exactly as without RAS.",
         ),
         io.Int.Input(
-            "start_step", default=4, min=0, max=10000,
-            tooltip="First step that may be regional. The steps before it are dense and set the composition; "
-            "fewer than 4 costs a lot of quality.",
+            "start_step", default=6, min=0, max=10000,
+            tooltip="First step that may be regional. The steps before it are dense and set the composition: "
+            "6 to 8 of 28; fewer than 4 costs a lot of quality.",
         ),
         io.Int.Input(
             "end_step", default=0, min=0, max=10000,
             tooltip="First step that is dense again for good. 0: regional steps may go on to the end.",
         ),
         io.Int.Input(
-            "error_reset_every", default=6, min=0, max=10000,
+            "error_reset_every", default=0, min=0, max=10000,
             tooltip="A dense step every so many steps after start_step (start 4 and 6: steps 10, 16, 22 "
-            "...) clears the error of regions that were not computed. 4 to 6 is a good range; 0: none.",
+            "...) clears the error of regions that were not computed. 0: none; with multirate the same number "
+            "of dense steps does more at the start. 4 to 6 for method paper and for 50 steps and more.",
         ),
         io.String.Input(
             "error_reset_steps", default="",
@@ -87,8 +88,10 @@ def settings_inputs() -> list[io.Input]:
             "kv_cache", options=list(get_args(KVCache)), default="auto", optional=True,
             tooltip="Where the keys and values of skipped regions are kept. gpu: as they are. fp8: half the "
             "memory, a little less exact. cpu: main memory, exact and slower. auto: the first of these that "
-            "fits, and the log says which. off: nowhere, so computed regions do not see the others; pictures "
-            "fall apart, a baseline for experiments.",
+            "fits, and the log says which. forecast: twice the memory of gpu and somewhat slower; they go on "
+            "along their last change, which comes closer to the dense picture (euler and dpmpp_2m). off: "
+            "nowhere, so computed regions do not see the others; pictures fall apart, a baseline for "
+            "experiments.",
         ),
         io.Combo.Input(
             "budget", options=list(get_args(Budget)), default="fixed", optional=True,

@@ -13,9 +13,9 @@ from support.sampling import sample
 
 SETTINGS = [
     ("sample_ratio", 0.5),
-    ("start_step", 4),
+    ("start_step", 6),
     ("end_step", 0),
-    ("error_reset_every", 6),
+    ("error_reset_every", 0),
     ("error_reset_steps", ""),
     ("metric", "std"),
     ("high_ratio", 1.0),
@@ -93,7 +93,8 @@ def _execute_host(sample, model, inputs):
 
 
 def _settings(**changes):
-    return {**dict(SETTINGS), **changes}
+    """The defaults, with a plan for runs of eight steps."""
+    return {**dict(SETTINGS), "start_step": 4, "error_reset_every": 6, **changes}
 
 
 @pytest.fixture
