@@ -575,7 +575,7 @@ def serve(arguments: list[str]) -> int:
             "Stop the other program, or choose a port: make serve ARGS='--port 8189'."
         )
     command = serve_command(host, arguments)
-    say("host: starting ComfyUI; open http://127.0.0.1:8188 when it says so, stop it with Ctrl-C")
+    say("host: starting ComfyUI; open the address that it gives at the end, stop it with Ctrl-C")
     return replace_process(command, host.environment())
 
 

@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 from .host import PACK, Host, HostError, distrust, link_pack, venv_python
@@ -47,9 +48,19 @@ def tail(log: Path, lines: int = 40) -> str:
 class Server:
     """A running ComfyUI. Use it as a context manager: it is stopped whatever happens."""
 
-    def __init__(self, host: Host, base: Path, log: Path, flags: tuple[str, ...] = ()) -> None:
-        """`base` is the directory to work in; `log` gets what the server prints; `flags` go to main.py."""
-        self.host, self.base, self.log, self.flags = host, base, log, flags
+    def __init__(
+        self,
+        host: Host,
+        base: Path,
+        log: Path,
+        flags: tuple[str, ...] = (),
+        install: Callable[[Path], None] = link_pack,
+    ) -> None:
+        """`base` is the directory to work in; `log` gets what the server prints; `flags` go to main.py.
+
+        `install` puts the pack into the custom_nodes folder that it is given.
+        """
+        self.host, self.base, self.log, self.flags, self._install = host, base, log, flags, install
         self.port = 0
         self._process: subprocess.Popen | None = None
 
@@ -75,7 +86,7 @@ class Server:
     def __enter__(self) -> Server:
         for folder in FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
-        link_pack(self.base / "custom_nodes")
+        self._install(self.base / "custom_nodes")
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self.port = free_port()
         try:

@@ -1,15 +1,11 @@
-"""The archive that the registry would hold: what .comfyignore leaves, and that it is enough."""
+"""The archive that the registry would hold: what .comfyignore leaves. api/test_archive_server.py runs it."""
 
-import json
-import os
 import re
-import shutil
 import struct
-import subprocess
-import sys
 
 import pytest
-from support.comfy import ROOT, comfy_path
+from support.archive import archive_files, tracked
+from support.comfy import ROOT
 
 try:
     import tomllib
@@ -18,42 +14,11 @@ except ModuleNotFoundError:  # Python 3.10
 
 RAW = "https://raw.githubusercontent.com/multirate-ras/multirate-ras/main/"
 
-IMPORT = """
-import asyncio, importlib.util, json, sys
-sys.path.insert(0, {support!r})
-from support import comfy
-comfy.setup()
-name = {folder!r}.replace(".", "_x_")
-spec = importlib.util.spec_from_file_location(name, {folder!r} + "/__init__.py")
-pack = importlib.util.module_from_spec(spec)
-sys.modules[name] = pack
-spec.loader.exec_module(pack)
-extension = asyncio.run(pack.comfy_entrypoint())
-nodes = {{node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}}
-model, vae = nodes["RASDemoModel"].execute(family="sd3").args
-nodes["RASDemoPrompt"].execute(text="noto owl on blue")
-inputs = nodes["RASPatchModel"].GET_SCHEMA().inputs
-defaults = {{item.id: item.default for item in inputs if getattr(item, "default", None) is not None}}
-patched = nodes["RASPatchModel"].execute(model=model, **defaults)
-own = [module.__file__ for key, module in sys.modules.items() if key.startswith(name) and module.__file__]
-sys.stdout.write("\\n" + json.dumps({{"nodes": sorted(nodes), "files": own, "web": pack.WEB_DIRECTORY}}))
-"""
-
-
-def _git(*arguments: str) -> set[str]:
-    """Paths that git lists. Its own exclude rules are the syntax of .comfyignore."""
-    try:
-        command = ["git", "ls-files", "-z", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("not a git checkout")
-    return {name for name in done.stdout.decode().split("\0") if name and (ROOT / name).is_file()}
-
 
 @pytest.fixture(scope="module")
 def archive() -> set[str]:
     """The tracked files that an archive holds, as `comfy node pack` chooses them."""
-    return _git("--cached") - _git("--cached", "--ignored", "--exclude-from=.comfyignore")
+    return archive_files()
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +44,7 @@ class TestContents:
             "nodes", "ras_core", "lumina_next", "web", "locales", "example_workflows", "subgraphs",
             "demo/weights",
         )  # fmt: skip
-        assert _git("--cached", *folders) - archive == set()
+        assert tracked("--cached", *folders) - archive == set()
 
     def test_only_folders_that_were_decided_on(self, archive):
         """A new folder has to be thought about: does it travel?"""
@@ -98,29 +63,6 @@ class TestContents:
 
     def test_it_stays_small(self, archive):
         assert sum((ROOT / name).stat().st_size for name in archive) < 50 * 2**20
-
-
-@pytest.mark.slow
-def test_the_archive_alone_is_enough(archive, tmp_path):
-    """Imported by ComfyUI's rules from a copy without the rest: nodes, demo model, patch."""
-    folder = tmp_path / "multirate-ras"
-    for name in archive:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, folder / name)
-    code = IMPORT.format(support=str(ROOT / "tests"), folder=str(folder))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={**os.environ, "COMFYUI_PATH": str(comfy_path())},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = json.loads(done.stdout.rsplit("\n", 1)[-1])
-    assert len(result["nodes"]) == 9
-    assert all(path.startswith(str(folder)) for path in result["files"])
-    assert (folder / result["web"] / "docs" / "RASPatchModel.md").is_file()
 
 
 class TestMetadata:

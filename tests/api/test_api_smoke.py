@@ -1,9 +1,6 @@
 """The pack through ComfyUI's own loader and HTTP API: what a browser gets to see, and one whole run."""
 
-import io
-
 import pytest
-from PIL import Image
 from ras_pack.demo import run as demo
 from ras_pack.demo.client import ComfyError
 
@@ -46,14 +43,10 @@ def small_run(request, server):
     return server, result, seen
 
 
-def opened(server, reference: dict) -> Image.Image:
-    return Image.open(io.BytesIO(server.client.image(reference)))
-
-
 def test_an_example_gives_a_picture(small_run):
     server, result, _ = small_run
     (picture,) = result.images(demo.PICTURE)
-    image = opened(server, picture).convert("RGB")
+    image = server.picture(picture).convert("RGB")
     assert image.size == (256, 256)
     assert any(low < high for low, high in image.getextrema())  # not one flat colour
 
@@ -62,7 +55,7 @@ def test_an_example_gives_a_mask_frame_a_step_and_a_summary(small_run):
     server, result, _ = small_run
     assert len(result.images(demo.FRAMES)) == STEPS
     (summary,) = result.images(demo.SUMMARY)
-    assert min(opened(server, summary).size) > 0
+    assert min(server.picture(summary).size) > 0
 
 
 def test_an_example_reports_its_numbers(small_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -61,9 +62,14 @@ def autoencoder_weights(channels: int = 4) -> dict[str, torch.Tensor]:
     """A tiny autoencoder: the same interface as SDXL's at a hundredth of the size."""
     from comfy.taesd.taesd import TAESD
 
-    torch.manual_seed(3)
-    vae = TAESD(latent_channels=channels)
-    return {name: t.clone() for name, t in vae.state_dict().items()}
+    generator = torch.Generator().manual_seed(3)
+    shapes = {name: t.shape for name, t in TAESD(latent_channels=channels).state_dict().items()}
+    weights = {}
+    for name in sorted(shapes):  # ComfyUI leaves the network's own weights as the memory was
+        values = torch.randn(shapes[name], generator=generator)
+        weights[name] = values / math.sqrt(values[0].numel()) if values.ndim > 1 else 0.1 * values
+    weights["vae_scale"], weights["vae_shift"] = torch.tensor(1.0), torch.tensor(0.0)
+    return weights
 
 
 def write_tokenizer(path: Path, words: tuple[str, ...] = WORDS) -> None:

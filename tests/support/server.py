@@ -1,17 +1,19 @@
 """One real ComfyUI server for the tests, in a temporary directory, with the pack loaded as a custom node."""
 
+import io
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from PIL import Image
 from ras_pack.demo.client import Client
-from ras_pack.demo.host import ROOT, TREE, Host
-from ras_pack.demo.server import Server
+from ras_pack.demo.host import ROOT, TREE, Host, link_pack
+from ras_pack.demo.server import Server, fetch
 
 EXAMPLES = ROOT / "example_workflows"
 
@@ -33,14 +35,26 @@ class RunningServer:
         """An example workflow as the browser saved it."""
         return json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
 
+    def read(self, path: str) -> object:
+        """What the server answers at a path, from its JSON."""
+        return json.loads(self.fetch(path))
+
+    def fetch(self, path: str) -> bytes:
+        """What the server answers at a path."""
+        return fetch(f"{self.url}{path}")
+
+    def picture(self, reference: dict) -> Image.Image:
+        """A picture that a run has made."""
+        return Image.open(io.BytesIO(self.client.image(reference)))
+
 
 @contextmanager
-def running_server(comfyui: Path) -> Iterator[RunningServer]:
-    """Start ComfyUI's main.py with the pack, on the CPU, and stop it in the end."""
+def running_server(comfyui: Path, install: Callable[[Path], None] = link_pack) -> Iterator[RunningServer]:
+    """Start ComfyUI's main.py on the CPU, stop it in the end; `install` puts the pack into custom_nodes."""
     # The interpreter that runs the tests has what ComfyUI needs; `make test` makes it the host's.
     host = Host(comfyui, Path(sys.executable), ours=comfyui == TREE)
     with tempfile.TemporaryDirectory(prefix="ras-server-", ignore_cleanup_errors=True) as base:
         log = Path(base) / "server.log"
         flags = ("--cpu", "--preview-method", "latent2rgb")
-        with Server(host, Path(base), log, flags) as server:
+        with Server(host, Path(base), log, flags, install) as server:
             yield RunningServer(server.url, log, Client(server.url))

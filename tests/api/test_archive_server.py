@@ -1,0 +1,129 @@
+"""The registry's archive, unpacked into a fresh ComfyUI: what it registers, serves and draws.
+
+What has to be there is read from this checkout, not from the archive: a folder that the archive lacks fails.
+"""
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+from ras_pack.demo import run as demo
+from ras_pack.demo.client import to_api
+from ras_pack.demo.host import PACK
+from support import lumina_next_files
+from support.archive import ROOT, archive_files, tracked, write_archive
+from support.server import running_server
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+STEPS = 6
+LUMINA_NEXT = ROOT / "tests" / "data" / "ras_lumina_next_tiny.json"
+
+
+@pytest.fixture(scope="module")
+def unpacked(comfyui, tmp_path_factory):
+    """A server of its own, which has the archive and not this checkout."""
+
+    def unpack(custom_nodes: Path) -> None:
+        with zipfile.ZipFile(archive) as opened:
+            opened.extractall(custom_nodes / PACK)
+
+    archive = write_archive(tmp_path_factory.mktemp("archive") / "node.zip")
+    with running_server(comfyui, unpack) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(unpacked) -> Path:
+    return unpacked.log.parent / "custom_nodes" / PACK
+
+
+def ours(pattern: str) -> list[str]:
+    """Files of this checkout, of which there has to be one."""
+    found = sorted(tracked("--cached", f":(glob){pattern}"))
+    assert found, pattern
+    return found
+
+
+def test_it_is_the_archive_that_loads_without_a_complaint(unpacked, folder):
+    lines = unpacked.log.read_text(errors="replace").splitlines()
+    (told,) = [line for line in lines if line.endswith(PACK) and " seconds" in line]
+    assert told.endswith(f": {folder.resolve()}") and "FAILED" not in told
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {name for name in files if "__pycache__" not in name} == archive_files()
+
+
+def test_every_module_that_travels_is_imported(unpacked, folder):
+    """When the server starts; bytecode tells. One that only tests, training or a benchmark need has none."""
+    modules = sorted(folder.rglob("*.py"))
+    unused = [path for path in modules if not [*path.parent.glob(f"__pycache__/{path.stem}.*.pyc")]]
+    if unused == modules:
+        pytest.skip("this Python writes no bytecode")
+    assert unused == []
+
+
+def test_every_node_registers(unpacked):
+    info = unpacked.object_info
+    registered = {name for name, one in info.items() if one["python_module"] == f"custom_nodes.{PACK}"}
+    assert registered == {Path(name).stem for name in ours("web/docs/*.md")}
+
+
+def test_scripts_help_and_pictures_are_served(unpacked):
+    told = set(unpacked.read("/extensions"))
+    for name in ours("web/**"):
+        path = f"/extensions/{PACK}/{name.removeprefix('web/')}"
+        assert unpacked.fetch(path) == (ROOT / name).read_bytes()
+        assert path in told or not name.endswith(".js")
+
+
+@pytest.mark.parametrize("kind", ["nodeDefs", "settings"])
+def test_texts_are_served_in_every_language(unpacked, kind):
+    served = unpacked.read("/i18n")
+    for name in ours(f"locales/*/{kind}.json"):
+        texts = json.loads((ROOT / name).read_text(encoding="utf-8"))
+        assert texts.items() <= served[Path(name).parent.name][kind].items()
+
+
+def test_templates_are_served(unpacked):
+    files = ours("example_workflows/*")
+    listed = unpacked.read("/workflow_templates")[PACK]
+    assert set(listed) == {Path(name).stem for name in files}
+    for name in files:
+        path = f"/api/workflow_templates/{PACK}/{Path(name).name}"
+        assert unpacked.fetch(path) == (ROOT / name).read_bytes()
+
+
+def test_the_blueprint_is_listed(unpacked, comfyui):
+    if not (comfyui / "app" / "subgraph_manager.py").is_file():
+        pytest.skip("this ComfyUI serves no subgraph blueprints yet")
+    listed = {one["name"] for one in unpacked.read("/global_subgraphs").values()}
+    assert {Path(name).stem for name in ours("subgraphs/*.json")} <= listed
+
+
+def drawn(server, prompt) -> dict:
+    """Run a prompt that saves one picture, see that it is one, and return the trace's numbers."""
+    result = server.client.run(prompt, timeout=120)
+    (reference,) = result.images(demo.only(prompt, "SaveImage"))
+    extrema = server.picture(reference).convert("RGB").getextrema()
+    assert any(low < high for low, high in extrema), extrema  # not one flat colour
+    (stats,) = result.ui("ras")
+    return stats
+
+
+@pytest.mark.parametrize("family", sorted(demo.WORKFLOWS))
+def test_a_demo_template_gives_a_picture(unpacked, folder, family):
+    """At 256 px and few steps: 2 dense ones, 4 regional ones with a quarter of the tokens."""
+    text = (folder / demo.WORKFLOWS[family].relative_to(ROOT)).read_text(encoding="utf-8")
+    prompt = demo.with_size(to_api(json.loads(text), unpacked.object_info), 256)
+    prompt = demo.with_sampler(prompt, steps=STEPS, start_step=2, error_reset_every=0, sample_ratio=0.25)
+    stats = drawn(unpacked, prompt)
+    assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (STEPS, 4, [])
+
+
+def test_lumina_next_gives_a_picture(unpacked):
+    """Its weights are not in the archive; tiny random ones arrive while the server runs, as a user's do."""
+    lumina_next_files.write_folder(unpacked.log.parent / "models" / "diffusers" / "tiny-lumina-next")
+    workflow = json.loads(LUMINA_NEXT.read_text(encoding="utf-8"))
+    stats = drawn(unpacked, to_api(workflow, unpacked.client.object_info()))
+    assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (8, 6, [])
