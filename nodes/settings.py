@@ -43,8 +43,9 @@ def settings_inputs() -> list[io.Input]:
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000,
             tooltip="A dense step every so many steps after start_step (start 4 and 6: steps 10, 16, 22 "
-            "...) clears the error of regions that were not computed. 0: none; with multirate the same number "
-            "of dense steps does more at the start. 4 to 6 for method paper and for 50 steps and more.",
+            "...) clears the error of regions that were not computed. 0: none; with multirate the same "
+            "number of dense steps does more at the start. 4 to 6 for method paper and for 50 steps and "
+            "more.",
         ),
         io.String.Input(
             "error_reset_steps", default="",
