@@ -220,8 +220,8 @@ class GraphSession:
         return output
 
     def close(self) -> None:
-        """The run is over: what it borrowed goes back."""
-        for buffers in self._lent.values():
+        """The run is over: all goes back, also buffers of calls that were grouped anew on the way."""
+        for buffers in self._store.buffers:
             buffers.is_lent = False
         self._lent.clear()
 
