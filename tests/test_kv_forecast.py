@@ -231,6 +231,16 @@ class TestRecordings:
             assert not trace.notes
         assert tape.recorded == 1
 
+    def test_a_broken_run_does_not_spoil_the_next(self, sd3):
+        """With one dense step, the next run's rows come before those that its first call overwrites."""
+        config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
+        fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
+        model = sd3.build()
+        setattr(model.model, GRAPHS, GraphStore(_Tape))
+        sample_ras(model, sd3, sd3.noise() * torch.nan, config)
+        latent, _ = sample_ras(model, sd3, sd3.noise(), config)
+        torch.testing.assert_close(latent, fine)
+
     def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
         model, tape = sd3.build(), _Tape()
