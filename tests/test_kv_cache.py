@@ -14,7 +14,7 @@ from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import GRAPHS, patch_model
 from ras_pack.ras_core.kv import keeper
 from ras_pack.ras_core.kv_choice import Needs, Room, choose
-from ras_pack.ras_core.kv_forecast import ForecastSequence
+from ras_pack.ras_core.kv_forecast import ForecastSequence, Times
 from ras_pack.ras_core.kv_storage import (
     Ferry,
     Float8Sequence,
@@ -81,7 +81,7 @@ def _settings(storage: str, **changes) -> RASConfig:
 
 def _alive() -> list:
     """What holds K/V now; nobody has to wait for the garbage collector."""
-    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Ferry}
+    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Times, Ferry}
     return [each for each in gc.get_objects() if type(each) in kinds]
 
 
