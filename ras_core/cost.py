@@ -65,7 +65,7 @@ class CacheProfile:
             return 0
         image_rows, joint_rows = n_tokens * len(borders), n_tokens * len(borders) + sum(borders)
         values = 2 * (sum(self.joint) * joint_rows + sum(self.image) * image_rows)
-        if storage == "forecast":  # each row's last change too, and two times of each token
+        if storage == "forecast":  # each row as it was before too, and two float32 of each token
             return 2 * values * itemsize + 8 * image_rows
         if storage != "fp8":
             return values * itemsize

@@ -98,6 +98,11 @@ class Buffers:
     recordings: dict[int, Recording] = field(default_factory=dict)
     is_lent: bool = False
 
+    @property
+    def forecasts(self) -> bool:
+        """Whether their rows are continued."""
+        return TIMES in self.slots
+
     def are(self, slots: Slots) -> bool:
         """Whether these are the very tensors of `slots`."""
         return self.slots.keys() == slots.keys() and all(
@@ -136,9 +141,10 @@ class GraphStore:
     def count(self) -> int:
         return sum(len(buffers.recordings) for buffers in self.buffers)
 
-    def nbytes(self) -> int:
-        """K/V bytes held between runs."""
-        return sum(sequence.nbytes() for each in self.buffers for sequence in each.slots.values())
+    def nbytes(self, forecasts: bool | None = None) -> int:
+        """K/V bytes held between runs: all, or those that serve runs with forecasts, or without."""
+        kind = [each for each in self.buffers if forecasts in (None, each.forecasts)]
+        return sum(sequence.nbytes() for each in kind for sequence in each.slots.values())
 
     def stand_on(self, network: Network) -> None:
         """A run begins on these weights; recordings that read from others are dropped."""
@@ -184,7 +190,7 @@ class GraphSession:
         """
         wanted = None if self.obstacle else signature(inputs)
         for buffers in self._store.buffers:
-            fits = buffers.signature == wanted and (TIMES in buffers.slots) == forecasts
+            fits = buffers.signature == wanted and buffers.forecasts == forecasts
             if wanted is not None and not buffers.is_lent and fits:
                 buffers.is_lent = True
                 self._lent[branches] = buffers
@@ -220,8 +226,8 @@ class GraphSession:
         return output
 
     def close(self) -> None:
-        """The run is over: what it borrowed goes back."""
-        for buffers in self._lent.values():
+        """The run is over: all goes back, also buffers of calls that were grouped anew on the way."""
+        for buffers in self._store.buffers:
             buffers.is_lent = False
         self._lent.clear()
 

@@ -328,7 +328,8 @@ def _plan_cache(
         evaluated = _evaluated(guider, conds)
         _log_estimate(network, adapter, run, evaluated)
         needs = cache_needs(model, network, adapter, run, evaluated)
-        held = 0 if graphs is None else graph_store(model).nbytes()  # serves this run, or goes
+        # What recordings hold serves this run, or goes.
+        held = 0 if graphs is None else graph_store(model).nbytes(forecasts=wanted == "forecast")
         working = working_memory(model, noise_shape)
         make_room(needs.on_device("gpu" if wanted == "auto" else wanted) - held + working, model.load_device)
         room = Room(

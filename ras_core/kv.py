@@ -75,7 +75,11 @@ class KVStore:
             self._groups.pop(branch, None)
 
     def begin_fill(self, branches: tuple[Branch, ...]) -> dict[Slot, Sequence]:
-        """Slots to write a dense call's K/V into; buffers of the same grouping are written over."""
+        """Slots to write a dense call's K/V into; buffers of the same grouping are written over, and those of
+        another are kept where they tell how rows change.
+        """
+        if self.forecasts and all(branch in self for branch in branches):
+            return self.slots_for(branches)
         group = self._groups.get(branches[0])
         if group is not None and group.branches == branches:
             return group.slots

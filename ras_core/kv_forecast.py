@@ -72,6 +72,11 @@ class ForecastSequence(Sequence):
         )
         return key, value
 
+    def forget(self) -> None:
+        """Another run begins; what went wrong in the last one must not come back with a weight of 0."""
+        for rows in self.tensors[:2]:
+            rows.zero_()  # the first dense call makes of it what was before
+
     @property
     def _halves(self) -> tuple[Pair, Pair]:
         """What is kept, and what was before."""

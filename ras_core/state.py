@@ -159,7 +159,7 @@ class RunState:
         return self._selected[1]
 
     def _is_cache_needed(self, plan: StepPlan) -> bool:
-        """K/V are worth keeping only when this step or the next one can use them."""
+        """K/V are worth keeping only when this step or one of the next can use them."""
         if self.is_dense:
             return False
         ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations

@@ -132,6 +132,25 @@ def test_an_interrupted_run_returns_what_it_borrowed():
     assert tape.recorded == 1 and last_trace(patched).regional_steps == 7
 
 
+@pytest.mark.parametrize("storage", ["gpu", "forecast"])
+def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(storage, monkeypatch):
+    """Three steps with both prompts in a call, three with one each: each change makes new buffers."""
+    sd3 = FAMILIES["sd3"]
+    model, calls = sd3.build(), []
+
+    def memory_required(*args, **kwargs):
+        calls.append(1)
+        return 1e30 if len(calls) % 6 < 3 else 0.0
+
+    monkeypatch.setattr(model.model, "memory_required", memory_required)
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    store = _with_store(model, AgainTape())
+    config = RASConfig(**{**vars(FAST), "kv_cache": storage})
+    _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)
+    assert len(store.buffers) > 3 and not trace.notes
+    assert not any(buffers.is_lent for buffers in store.buffers)
+
+
 def test_what_forbids_recording():
     assert call_obstacle({}, None, False, None) is None
     assert "ControlNet" in call_obstacle({}, {"output": []}, False, None)

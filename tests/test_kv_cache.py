@@ -14,7 +14,7 @@ from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import GRAPHS, patch_model
 from ras_pack.ras_core.kv import keeper
 from ras_pack.ras_core.kv_choice import Needs, Room, choose
-from ras_pack.ras_core.kv_forecast import ForecastSequence
+from ras_pack.ras_core.kv_forecast import ForecastSequence, Times
 from ras_pack.ras_core.kv_storage import (
     Ferry,
     Float8Sequence,
@@ -81,7 +81,7 @@ def _settings(storage: str, **changes) -> RASConfig:
 
 def _alive() -> list:
     """What holds K/V now; nobody has to wait for the garbage collector."""
-    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Ferry}
+    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Times, Ferry}
     return [each for each in gc.get_objects() if type(each) in kinds]
 
 
@@ -501,3 +501,19 @@ class TestGraphs:
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"][-1] is None and trace.regional_steps == 0
         assert store.nbytes() == 0
+
+    @pytest.mark.parametrize(("first", "then"), [("forecast", "gpu"), ("gpu", "forecast")])
+    def test_buffers_that_cannot_serve_a_run_are_no_room(self, sd3, monkeypatch, first, then):
+        """Rows that are continued and rows that are not stand in buffers of their own."""
+        asked = []
+        monkeypatch.setattr(host, "make_room", lambda nbytes, device: asked.append(nbytes))
+        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(host, "working_memory", lambda *_: 0)
+        model = sd3.build()
+        setattr(model.model, GRAPHS, GraphStore(_Tape))
+        for storage in (then, first, then, then):
+            if len(asked) == 1:
+                getattr(model.model, GRAPHS).clear()
+            sample_ras(model, sd3, sd3.noise(), _settings(storage))
+        alone, _, after, again = asked
+        assert after == alone > again

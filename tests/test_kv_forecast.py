@@ -13,7 +13,7 @@ from ras_pack.ras_core.kv import KVStore, keeper, pass_time, update, weights_ahe
 from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
 from ras_pack.ras_core.tokens import row_index
 from support.families import FAMILIES, Family
-from support.sampling import FAST, distance, sample, sample_ras
+from support.sampling import FAST, distance, sample_ras
 
 FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
 PLAIN = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
@@ -181,12 +181,32 @@ class TestRuns:
         tokens = 7 * 10 * 2 * 2  # of two pictures in two branches, with two float32 each
         assert trace.kv_bytes == 2 * before.kv_bytes + 8 * tokens
 
-    def test_all_tokens_active_is_the_dense_run(self, family):
-        model = family.build()
-        whole = RASConfig(**{**vars(FORECAST), "sample_ratio": 1.0})
-        assert torch.equal(
-            sample_ras(model, family, family.noise(), whole)[0], sample(model, family, family.noise())
+    @pytest.mark.parametrize("start", [0, 1, 2])
+    def test_what_nothing_confirms_is_the_plain_cache(self, family, start, monkeypatch):
+        """Weights of fresh rows and of text are exact, and so is every row's way through the cache."""
+        monkeypatch.setattr(kv_forecast, "_confirmed", lambda forecast, _: torch.zeros(len(forecast)))
+        noise = family.noise(13, 19, batch=2)
+        forecast, plain = (
+            sample_ras(family.build(), family, noise, RASConfig(**{**vars(config), "start_step": start}))
+            for config in (FORECAST, PLAIN)
         )
+        assert torch.equal(forecast[0], plain[0]) and forecast[1].regional_steps > 0
+
+    @pytest.mark.parametrize("rows", [7, 4])
+    def test_prompts_grouped_anew_by_dense_steps_keep_their_past(self, family, rows, monkeypatch):
+        """The host takes two prompts together or one by one, as memory allows: two steps each here."""
+        prompts = {"positive": family.conditioning(1, rows=7), "negative": family.conditioning(2, rows=rows)}
+        together, _ = sample_ras(family.build(), family, family.noise(), FORECAST, **prompts)
+        model, calls = family.build(), []
+
+        def memory_required(*args, **kwargs):
+            calls.append(1)
+            return 1e30 if len(calls) % 4 < 2 else 0.0
+
+        monkeypatch.setattr(model.model, "memory_required", memory_required)
+        alternating, trace = sample_ras(model, family, family.noise(), FORECAST, **prompts)
+        assert len(calls) > 10 and not trace.notes
+        assert distance(alternating, together) < 1e-5
 
     def test_a_sampler_that_adds_noise_gets_the_plain_cache(self, sd3, caplog):
         with caplog.at_level("INFO"):
@@ -230,6 +250,16 @@ class TestRecordings:
             torch.testing.assert_close(latent, eager)
             assert not trace.notes
         assert tape.recorded == 1
+
+    def test_a_broken_run_does_not_spoil_the_next(self, sd3):
+        """With one dense step, the next run's rows come before those that its first call overwrites."""
+        config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
+        fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
+        model = sd3.build()
+        setattr(model.model, GRAPHS, GraphStore(_Tape))
+        sample_ras(model, sd3, sd3.noise() * torch.nan, config)
+        latent, _ = sample_ras(model, sd3, sd3.noise(), config)
+        torch.testing.assert_close(latent, fine)
 
     def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
