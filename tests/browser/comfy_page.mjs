@@ -220,6 +220,17 @@ export class ComfyPage {
     );
   }
 
+  /** Titles of nodes that lie on each other, in pairs; sizes are those after loading. */
+  overlaps() {
+    return this.page.evaluate(() => {
+      const boxes = app.graph.nodes.map((node) => ({ title: node.title, box: [...node.getBounding()] }));
+      const apart = ([x, y, w, h], [u, v, s, t]) => x + w <= u || u + s <= x || y + h <= v || v + t <= y;
+      return boxes.flatMap((one, i) =>
+        boxes.slice(i + 1).filter((two) => !apart(one.box, two.box)).map((two) => [one.title, two.title]),
+      );
+    });
+  }
+
   setting(id, value) {
     return this.page.evaluate(([id, value]) => app.extensionManager.setting.set(id, value), [id, value]);
   }

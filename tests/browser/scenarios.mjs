@@ -5,9 +5,11 @@ import { Browser } from "./comfy_page.mjs";
 const scenarios = { load, run, interrupt, turnedOff, leave, downstream, nodes2, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // an unchanged graph is not run again
 
-/** Each workflow in turn: does it load, and are all its nodes known? */
+/** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
 async function load(browser, { workflows }) {
   const page = await browser.open();
+  await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // words in the screenshots
+  await page.setting("Comfy.Minimap.Visible", false);
   const report = {};
   for (const [name, file] of Object.entries(workflows)) {
     page.problems.length = 0;
@@ -18,7 +20,7 @@ async function load(browser, { workflows }) {
     const unknown = await page.page.evaluate(() =>
       app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
     );
-    report[name] = { unknown, problems: [...page.problems] };
+    report[name] = { unknown, overlaps: await page.overlaps(), problems: [...page.problems] };
   }
   return report;
 }

@@ -43,6 +43,10 @@ class TestExamples:
         assert loaded[name]["unknown"] == []
         assert ours(loaded[name]["problems"]) == []
 
+    @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
+    def test_no_node_lies_on_another(self, loaded, name):
+        assert loaded[name]["overlaps"] == []
+
 
 class TestRun:
     @pytest.fixture(scope="class", params=sorted(demo.WORKFLOWS))
@@ -72,7 +76,7 @@ class TestRun:
     def test_the_timeline_stays_and_goes_by_keyboard(self, report):
         after = report["after"]
         assert after["isOver"] and after["sliderMax"] == STEPS
-        assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 25 %")
+        assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 30 %")
         first, third, last = report["scrubbed"]
         assert first["sliderText"] == f"Step 1 of {STEPS} · dense · 100 % of tokens"
         assert third["sliderText"].startswith("Step 3 of")

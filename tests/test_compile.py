@@ -1,0 +1,75 @@
+"""torch.compile, as ComfyUI's node applies it: compiled code runs no hooks that come later."""
+
+import pytest
+import torch
+import torch._dynamo
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host import last_trace, patch_model
+from support.families import FAMILIES
+from support.sampling import FAST, distance, sample
+
+
+FAMILY = FAMILIES["sd3"]  # one is enough, and compiling is slow: the hooks are the same for all
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+class _Backend:
+    """Runs what it gets as it is, and counts."""
+
+    def __init__(self):
+        self.compiled = self.ran = 0
+
+    def __call__(self, graph, inputs):
+        self.compiled += 1
+
+        def run(*args):
+            self.ran += 1
+            return graph(*args)
+
+        return run
+
+
+def _compiled(model, backend):
+    compiled = model.clone()
+    set_torch_compile_wrapper(compiled, backend=backend)
+    return compiled
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_regional_steps_run_and_a_second_run_compiles_nothing(order):
+    noise, backend = FAMILY.noise(), _Backend()
+    expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise)
+    if order == "before":
+        patched = patch_model(_compiled(FAMILY.build(), backend), FAST)
+    else:
+        patched = _compiled(patch_model(FAMILY.build(), FAST), backend)
+    compiled = []
+    for _ in range(2):
+        latent = sample(patched, FAMILY, noise)
+        trace = last_trace(patched)
+        assert trace.regional_steps == 7 and not trace.notes
+        assert distance(latent, expected) < 1e-4
+        compiled.append(backend.compiled)
+    assert compiled[0] == compiled[1] <= _compilations_without_ras()
+    assert backend.ran >= 2  # step 0 of each run: from step 1 on the cache is filled or used
+
+
+def _compilations_without_ras() -> int:
+    torch._dynamo.reset()
+    backend = _Backend()
+    sample(_compiled(FAMILY.build(), backend), FAMILY, FAMILY.noise(), steps=2)
+    return backend.compiled
+
+
+def test_a_dense_plan_is_compiled_whole():
+    backend, model, noise = _Backend(), FAMILY.build(), FAMILY.noise()
+    patched = patch_model(_compiled(model, backend), RASConfig(sample_ratio=1.0))
+    assert distance(sample(patched, FAMILY, noise, steps=4), sample(model, FAMILY, noise, steps=4)) < 1e-4
+    assert backend.ran >= 4
