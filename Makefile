@@ -8,7 +8,7 @@ HOST := $(PYTHON) -m demo.host
 
 help:
 	@echo 'make host    build the ComfyUI under .host/ (or use COMFYUI_PATH), with this pack in it'
-	@echo 'make demo    one picture dense and with RAS, masks, times: demo/output/'
+	@echo 'make demo    one picture of each demo model dense and with RAS, masks, times: demo/output/'
 	@echo 'make serve   the same ComfyUI for a browser: http://127.0.0.1:8188'
 	@echo 'make test    the tests, against that ComfyUI'
 	@echo 'make test-browser   only those in a real browser; its pictures: tests/browser/output/'
