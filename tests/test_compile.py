@@ -9,7 +9,6 @@ from ras_pack.ras_core.host import last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample
 
-
 FAMILY = FAMILIES["sd3"]  # one is enough, and compiling is slow: the hooks are the same for all
 
 
