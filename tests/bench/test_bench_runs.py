@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import inspect
 import json
 from dataclasses import replace
 
@@ -70,6 +71,10 @@ class TestRows:
         assert row["evaluations"] < 6 and row["cost_sd3"] == pytest.approx(6 / row["evaluations"], rel=0.3)
 
     def test_easycache_acts_where_it_can(self, options):
+        from comfy_extras.nodes_easycache import EasyCacheHolder
+
+        if "output_channels" not in inspect.signature(EasyCacheHolder).parameters:
+            pytest.skip("EasyCache of this ComfyUI (0.3.64) fails on such latents, without this pack too")
         family = "random_lumina2"
         row = Engine(options).row(Cell(family, "easycache", steps=6, threshold=3.0))
         assert row["evaluations"] < 6
