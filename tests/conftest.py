@@ -13,11 +13,25 @@ try:
 except comfy.ComfyNotFound as error:
     raise pytest.UsageError(str(error)) from None
 
+from support.families import FAMILIES, Family  # noqa: E402  (needs ComfyUI)
+
 
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """The ComfyUI tree the tests run against."""
     return COMFYUI
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> Family:
+    """Every supported family in turn, as a tiny model."""
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def sd3() -> Family:
+    """Where one family is enough."""
+    return FAMILIES["sd3"]
 
 
 @pytest.fixture(autouse=True)

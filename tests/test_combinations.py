@@ -16,23 +16,13 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.schedule import StepKind
-from support.families import FAMILIES, Family, draw_weights
+from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 
 NEARLY_ALL = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=0)
 """58 of 64 tokens in eight regional steps of ten: close to dense, and wrong rows would show."""
 
 LORA_LAYERS = ("qkv.weight", "fc1.weight", "w1.weight", "to_q.weight", "linear_1.weight")
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def sd3() -> Family:
-    return FAMILIES["sd3"]
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)

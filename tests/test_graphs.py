@@ -10,33 +10,12 @@ from ras_pack.ras_core.graphs import GraphStore, record
 from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample, sample_ras
-
-
-class AgainTape:
-    """Replays by doing the work again: whatever is not in the recording's places stays as it was."""
-
-    def __init__(self):
-        self.recorded = self.replayed = 0
-
-    def record(self, work):
-        self.recorded += 1
-        work()
-
-        def replay():
-            self.replayed += 1
-            work()
-
-        return replay
+from support.tape import AgainTape
 
 
 class BrokenTape:
     def record(self, work):
         raise RuntimeError("planted")
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request):
-    return FAMILIES[request.param]
 
 
 def _with_store(model, tape):

@@ -22,24 +22,15 @@ from ras_pack.ras_core.kv_storage import (
     Sequence,
     has_float8,
 )
-from support.families import FAMILIES, Family
+from support.families import Family
 from support.sampling import FAST, distance, sample, sample_ras
+from support.tape import AgainTape
 
 STORAGES = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
 """Relative, of a latent after a whole run, in which random weights pick other tokens soon; 0.002 to 0.085."""
 FP8_CALL_ERROR = 0.02
 """Relative, of one regional call; float8's own error is 2.65 % of a key or value."""
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def sd3() -> Family:
-    return FAMILIES["sd3"]
 
 
 @pytest.fixture
@@ -463,22 +454,12 @@ class TestForms:
         assert torch.equal(value, -key)
 
 
-class _Tape:
-    def __init__(self):
-        self.recorded = 0
-
-    def record(self, work):
-        self.recorded += 1
-        work()
-        return work
-
-
 class TestGraphs:
     """Recorded calls read K/V where they stood: only forms that leave them there can be recorded."""
 
     @pytest.mark.parametrize("storage", STORAGES)
     def test_only_a_cache_that_stays_in_place_is_recorded(self, family, storage, caplog):
-        model, tape = family.build(), _Tape()
+        model, tape = family.build(), AgainTape()
         setattr(model.model, GRAPHS, GraphStore(lambda: tape))
         with caplog.at_level("INFO"):
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
@@ -489,7 +470,7 @@ class TestGraphs:
         assert ("kept in another way" in caplog.text) == (not stays)
 
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
-        model, tape = sd3.build(), _Tape()
+        model, tape = sd3.build(), AgainTape()
         store = GraphStore(lambda: tape)
         setattr(model.model, GRAPHS, store)
         monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
@@ -510,7 +491,7 @@ class TestGraphs:
         monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
         monkeypatch.setattr(host, "working_memory", lambda *_: 0)
         model = sd3.build()
-        setattr(model.model, GRAPHS, GraphStore(_Tape))
+        setattr(model.model, GRAPHS, GraphStore(AgainTape))
         for storage in (then, first, then, then):
             if len(asked) == 1:
                 getattr(model.model, GRAPHS).clear()

@@ -12,22 +12,12 @@ from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
 from ras_pack.ras_core.kv import KVStore, keeper, pass_time, update, weights_ahead
 from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
 from ras_pack.ras_core.tokens import row_index
-from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample_ras
+from support.tape import AgainTape
 
 FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
 PLAIN = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
 SLOT = (0, 0)
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request) -> Family:
-    return FAMILIES[request.param]
-
-
-@pytest.fixture
-def sd3() -> Family:
-    return FAMILIES["sd3"]
 
 
 def _at(*sigmas: float) -> torch.Tensor:
@@ -226,16 +216,6 @@ class TestRuns:
         assert (weights[0][0] > 0).float().mean() == pytest.approx(0.5)  # those that are not active
 
 
-class _Tape:
-    def __init__(self):
-        self.recorded = 0
-
-    def record(self, work):
-        self.recorded += 1
-        work()
-        return work
-
-
 class TestRecordings:
     @pytest.fixture(autouse=True)
     def _kept(self, monkeypatch):
@@ -243,7 +223,7 @@ class TestRecordings:
 
     def test_replayed_runs_equal_each_other_and_the_eager_one(self, family):
         eager, _ = sample_ras(family.build(), family, family.noise(), FORECAST)
-        model, tape = family.build(), _Tape()
+        model, tape = family.build(), AgainTape()
         setattr(model.model, GRAPHS, GraphStore(lambda: tape))
         for _ in range(3):
             latent, trace = sample_ras(model, family, family.noise(), FORECAST)
@@ -256,14 +236,14 @@ class TestRecordings:
         config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
         fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
         model = sd3.build()
-        setattr(model.model, GRAPHS, GraphStore(_Tape))
+        setattr(model.model, GRAPHS, GraphStore(AgainTape))
         sample_ras(model, sd3, sd3.noise() * torch.nan, config)
         latent, _ = sample_ras(model, sd3, sd3.noise(), config)
         torch.testing.assert_close(latent, fine)
 
     def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
-        model, tape = sd3.build(), _Tape()
+        model, tape = sd3.build(), AgainTape()
         setattr(model.model, GRAPHS, GraphStore(lambda: tape))
         sample_ras(model, sd3, sd3.noise(), FORECAST)
         latent, _ = sample_ras(model, sd3, sd3.noise(), PLAIN)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from support.comfy import ROOT
-from support.families import FAMILIES
 from support.sampling import sample
 
 SETTINGS = [
@@ -74,11 +73,6 @@ def nodes():
     yield {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_node_list())}
     for loaded in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
         del sys.modules[loaded]
-
-
-@pytest.fixture
-def sd3():
-    return FAMILIES["sd3"]
 
 
 def _execute(node, **arguments):

@@ -15,16 +15,11 @@ from ras_pack.ras_core.forward import NetworkCall
 from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.schedule import StepKind
-from support.families import FAMILIES, Family
+from support.families import Family
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 
 SIZES = {"square": (16, 16), "wide": (12, 20), "odd": (13, 19)}
 FLOAT = 2e-5  # float32 rounding through a whole run
-
-
-@pytest.fixture(params=list(FAMILIES))
-def family(request) -> Family:
-    return FAMILIES[request.param]
 
 
 def _tokens(size: tuple[int, int]) -> int:
