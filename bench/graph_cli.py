@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
 def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     """What is checked for one family: sentence, whether it held, numbers."""
     import comfy.model_management
+    from comfy_extras.nodes_torch_compile import TorchCompileModel
 
     from ..ras_core.host import graph_store
     from .speed_cases import Case, Variant
@@ -85,6 +86,9 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     yield compare("with a LoRA-like patch of the weights")
     bench.model = original
     yield compare("without it again")
+    bench.model = TorchCompileModel.execute(original, "eager").args[0]
+    yield compare("behind torch.compile")
+    bench.model = original
     comfy.model_management.unload_all_models()
     store = graph_store(bench.model)
     yield "unloading drops the recordings", store.count == 0 and store.nbytes() == 0, str(store.count)

@@ -57,6 +57,7 @@ class Variant:
         graphs: the node's setting cuda_graphs, for "ras".
         option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
         kv_cache: the node's setting of that name, for "ras"; the name of a variant does not tell it.
+        compiled: the backend of ComfyUI's TorchCompileModel, which stands before; "" for none.
     """
 
     method: str
@@ -64,23 +65,28 @@ class Variant:
     graphs: str = "off"
     option: str = ""
     kv_cache: str = "gpu"
+    compiled: str = ""
 
     @property
     def key(self) -> str:
-        if self.method in ("dense", "lazycache"):
-            return self.method
-        parts = [self.method, f"{self.ratio:.1%}".replace(".0%", "%")]
+        parts = [self.method]
+        if self.method in ("ras", "reference"):
+            parts.append(f"{self.ratio:.1%}".replace(".0%", "%"))
         if self.method == "ras":
             parts.append("eager" if self.graphs == "off" else "graph")
-        return " ".join([*parts, self.option]).rstrip()
+        parts += [self.option, self.compiled and f"compiled ({self.compiled})"]
+        return " ".join(part for part in parts if part)
 
 
-def variants(ratios: Sequence[float], graphs: bool) -> list[Variant]:
-    """Dense first: everything is measured against it."""
+def variants(ratios: Sequence[float], graphs: bool, compiled: str = "") -> list[Variant]:
+    """Dense first: everything is measured against it. `compiled` adds those with this backend."""
     modes = ("off", "auto") if graphs else ("off",)
     found = [Variant("dense"), Variant("ras", 1.0)]
     found += [Variant("ras", ratio, mode) for ratio in ratios for mode in modes]
     found.append(Variant("lazycache"))
+    if compiled:
+        found.append(Variant("dense", compiled=compiled))
+        found += [Variant("ras", ratio, modes[-1], compiled=compiled) for ratio in ratios]
     return found
 
 

@@ -117,7 +117,7 @@ def run_case(
         free()
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
-    found = [bench.measured(each) for each in variants(options.ratios, graphs)]
+    found = [bench.measured(each) for each in variants(options.ratios, graphs, options.compile)]
     rows = measure_case(bench, found, options.repeats, left)
     dense = found[0].figures_only()
     del found
@@ -157,6 +157,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
     top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
+    top.add_argument(
+        "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
+        help="and with ComfyUI's TorchCompileModel before",
+    )  # fmt: skip
     top.add_argument("--profile", action="store_true", help="profile steps of --cases (the first) instead")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")

@@ -65,6 +65,10 @@ class Bench:
         """A variant made ready to run, on a clock of the caller's or one of its own."""
         clock = clock or Clock(self.device)
         model = clocked(self.model, clock)
+        if variant.compiled:
+            from comfy_extras.nodes_torch_compile import TorchCompileModel
+
+            model = TorchCompileModel.execute(model, variant.compiled).args[0]
         run = {"dense": self._dense, "lazycache": self._lazycache, "ras": self._ras}[variant.method]
 
         def forget() -> None:
@@ -144,7 +148,8 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
     variant = each.variant
     row: dict[str, Any] = {
         "case": bench.case.key, "variant": variant.key, "method": variant.method, "ratio": variant.ratio,
-        "graphs": variant.graphs, "option": variant.option, "pixels": bench.pixels,
+        "graphs": variant.graphs, "option": variant.option, "compiled": variant.compiled,
+        "pixels": bench.pixels,
         "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
         "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
     }  # fmt: skip

@@ -9,9 +9,8 @@ The network's forward is the host's. torch's own hooks do the rest, for one call
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from . import kv
 from .adapters.base import ModelAdapter
+from .compiled import as_written
 from .errors import RegionalAbort
 from .grouped import GroupedAttention
 from .kv_forecast import Ahead, ForecastSequence
@@ -92,7 +92,7 @@ class NetworkCall:
             final = self._adapter.final_layer(self._network)
             handles.append(final.register_forward_hook(self._after_final))
             self._pass_time()
-            with _as_written():
+            with as_written():
                 yield
         finally:
             for handle in handles:
@@ -218,12 +218,3 @@ class NetworkCall:
 
     def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)
         return t.movedim(1, 2).repeat_interleave(self._kv_repeat, dim=2).movedim(2, 1)
-
-
-def _as_written() -> AbstractContextManager[Any]:
-    """Compiled networks run their own code in the body: hooks come and go, and with each change of them the
-    compiler would break the network into more pieces, up to its limit.
-    """
-    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):  # before torch 2.6
-        return nullcontext()
-    return torch.compiler.set_stance("force_eager")

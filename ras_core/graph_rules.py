@@ -69,13 +69,13 @@ def call_obstacle(
     Args:
         options: the call's transformer options.
         control: a ControlNet's residuals, or None.
-        other_wrappers: whether others wrap the call (torch.compile does).
+        other_wrappers: whether others wrap the call.
         inner_override: an attention function that another node put in.
     """
     if control is not None:
         return "a ControlNet takes part"
     if other_wrappers:
-        return "another node wraps the model's calls (torch.compile does)"
+        return "another node wraps the model's calls"
     if inner_override is not None:
         return "another node brings its own attention function"
     if any(options.get(name) for name in ("patches", "patches_replace")):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .adapters import network_of
 from .adapters.base import ModelAdapter
 from .clock import mark
+from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
 from .graph_rules import call_obstacle, inspect
@@ -42,10 +43,9 @@ class HostCall:
         first = [named.pop(name) for name in ("x", "t", "c_concat", "c_crossattn")]
         return self.executor(*first, control, options, **named)
 
-    @property
-    def is_wrapped(self) -> bool:
-        """Whether others wrap the model's calls beside us."""
-        return len(getattr(self.executor, "wrappers", ())) > 1
+    def is_wrapped(self, options: dict) -> bool:
+        """Whether others wrap the model's calls beside us, and do more than compile it."""
+        return len(getattr(self.executor, "wrappers", ())) - wrappers_that_compile(options) > 1
 
     @property
     def sampling(self) -> object:
@@ -232,7 +232,7 @@ class RunHooks:
             return None
         if not graphs.is_ready:
             graphs.prepare(inspect(network, forward.inputs["x"].device, forward.sampling))
-        if obstacle := call_obstacle(options, control, forward.is_wrapped, options.get(OVERRIDE)):
+        if obstacle := call_obstacle(options, control, forward.is_wrapped(options), options.get(OVERRIDE)):
             graphs.refuse(obstacle)
         return None if graphs.obstacle is not None else graphs
 

@@ -5,9 +5,11 @@ import torch
 import torch._dynamo
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample
+from support.tape import AgainTape
 
 FAMILY = FAMILIES["sd3"]  # one is enough, and compiling is slow: the hooks are the same for all
 
@@ -42,13 +44,15 @@ def _compiled(model, backend):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_regional_steps_run_and_a_second_run_compiles_nothing(order):
-    noise, backend = FAMILY.noise(), _Backend()
+def test_regional_steps_run_and_are_recorded_and_a_second_run_compiles_nothing(order):
+    noise, backend, tape = FAMILY.noise(), _Backend(), AgainTape()
     expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise)
+    model = FAMILY.build()
+    setattr(model.model, GRAPHS, GraphStore(lambda: tape))
     if order == "before":
-        patched = patch_model(_compiled(FAMILY.build(), backend), FAST)
+        patched = patch_model(_compiled(model, backend), FAST)
     else:
-        patched = _compiled(patch_model(FAMILY.build(), FAST), backend)
+        patched = _compiled(patch_model(model, FAST), backend)
     compiled = []
     for _ in range(2):
         latent = sample(patched, FAMILY, noise)
@@ -57,6 +61,7 @@ def test_regional_steps_run_and_a_second_run_compiles_nothing(order):
         assert distance(latent, expected) < 1e-4
         compiled.append(backend.compiled)
     assert compiled[0] == compiled[1] <= _compilations_without_ras()
+    assert (tape.recorded, tape.replayed) == (1, 5 + 7)
     assert backend.ran >= 2  # step 0 of each run: from step 1 on the cache is filled or used
 
 

@@ -133,7 +133,7 @@ def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(storage, monkeypa
 def test_what_forbids_recording():
     assert call_obstacle({}, None, False, None) is None
     assert "ControlNet" in call_obstacle({}, {"output": []}, False, None)
-    assert "compile" in call_obstacle({}, None, True, None)
+    assert "wraps" in call_obstacle({}, None, True, None)
     assert "attention" in call_obstacle({}, None, False, print)
     assert "patches" in call_obstacle({"patches": {"a": 1}}, None, False, None)
     layer = torch.nn.Linear(2, 2)
