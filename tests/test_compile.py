@@ -5,11 +5,10 @@ import torch
 import torch._dynamo
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graphs import GraphStore
-from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.host import last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample
-from support.tape import AgainTape
+from support.tape import AgainTape, record_on
 
 FAMILY = FAMILIES["sd3"]  # one is enough, and compiling is slow: the hooks are the same for all
 
@@ -48,7 +47,7 @@ def test_regional_steps_run_and_are_recorded_and_a_second_run_compiles_nothing(o
     noise, backend, tape = FAMILY.noise(), _Backend(), AgainTape()
     expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise)
     model = FAMILY.build()
-    setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+    record_on(model, tape)
     if order == "before":
         patched = patch_model(_compiled(model, backend), FAST)
     else:

@@ -7,10 +7,10 @@ import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graph_rules import call_obstacle, inspect, may_outlive_run, signature
 from ras_pack.ras_core.graphs import GraphStore, record
-from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.host import last_trace, patch_model
 from support.families import FAMILIES
-from support.sampling import FAST, distance, sample, sample_ras
-from support.tape import AgainTape
+from support.sampling import FAST, distance, sample, sample_ras, split_prompts
+from support.tape import AgainTape, record_on
 
 
 class BrokenTape:
@@ -18,17 +18,11 @@ class BrokenTape:
         raise RuntimeError("planted")
 
 
-def _with_store(model, tape):
-    store = GraphStore(lambda: tape)
-    setattr(model.model, GRAPHS, store)
-    return store
-
-
 def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
     noise, tape = family.noise(), AgainTape()
     plain, _ = sample_ras(family.build(), family, noise, RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     model = family.build()
-    store = _with_store(model, tape)
+    store = record_on(model, tape)
     for run in (1, 2):
         latent, trace = sample_ras(model, family, noise)
         assert distance(latent, plain) < 2e-5
@@ -41,7 +35,7 @@ def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family)
 
 def test_prompts_of_different_length_have_a_recording_each(family):
     model, tape = family.build(), AgainTape()
-    _with_store(model, tape)
+    record_on(model, tape)
     prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
     plain, _ = sample_ras(family.build(), family, family.noise(), **prompts)
     latent, trace = sample_ras(model, family, family.noise(), **prompts)
@@ -51,7 +45,7 @@ def test_prompts_of_different_length_have_a_recording_each(family):
 
 def test_another_size_gets_its_own_and_the_first_is_still_good(family):
     model, tape = family.build(), AgainTape()
-    _with_store(model, tape)
+    record_on(model, tape)
     patched = patch_model(model, FAST)
     for size in [(16, 16), (12, 20), (16, 16)]:
         fresh, _ = sample_ras(family.build(), family, family.noise(*size))
@@ -62,7 +56,7 @@ def test_another_size_gets_its_own_and_the_first_is_still_good(family):
 def test_moved_weights_drop_the_recordings():
     family, tape = FAMILIES["sd3"], AgainTape()
     model = family.build()
-    _with_store(model, tape)
+    record_on(model, tape)
     sample_ras(model, family, family.noise())
     block = model.model.diffusion_model.joint_blocks[0].x_block.attn.qkv
     block.weight = torch.nn.Parameter(block.weight.detach() * 1.01, requires_grad=False)
@@ -75,7 +69,7 @@ def test_moved_weights_drop_the_recordings():
 def test_unloading_gives_the_memory_back():
     family = FAMILIES["sd3"]
     model = family.build()
-    store = _with_store(model, AgainTape())
+    store = record_on(model, AgainTape())
     patched = patch_model(model, FAST)
     sample(patched, family, family.noise())
     assert store.count == 1
@@ -87,7 +81,7 @@ def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
     family = FAMILIES["sd3"]
     plain, _ = sample_ras(family.build(), family, family.noise())
     model = family.build()
-    _with_store(model, BrokenTape())
+    record_on(model, BrokenTape())
     with caplog.at_level("INFO"):
         latent, trace = sample_ras(model, family, family.noise())
     assert torch.equal(latent, plain) and trace.regional_steps == 7
@@ -97,7 +91,7 @@ def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
 def test_an_interrupted_run_returns_what_it_borrowed():
     family, tape = FAMILIES["sd3"], AgainTape()
     model = family.build()
-    store = _with_store(model, tape)
+    store = record_on(model, tape)
     patched = patch_model(model, FAST)
 
     def stop(step, *_):
@@ -112,18 +106,12 @@ def test_an_interrupted_run_returns_what_it_borrowed():
 
 
 @pytest.mark.parametrize("storage", ["gpu", "forecast"])
-def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(storage, monkeypatch):
+def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, monkeypatch):
     """Three steps with both prompts in a call, three with one each: each change makes new buffers."""
-    sd3 = FAMILIES["sd3"]
-    model, calls = sd3.build(), []
-
-    def memory_required(*args, **kwargs):
-        calls.append(1)
-        return 1e30 if len(calls) % 6 < 3 else 0.0
-
-    monkeypatch.setattr(model.model, "memory_required", memory_required)
+    model = sd3.build()
+    split_prompts(monkeypatch, model, every=3)
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
-    store = _with_store(model, AgainTape())
+    store = record_on(model, AgainTape())
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
     _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)
     assert len(store.buffers) > 3 and not trace.notes

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from ras_pack.ras_core import host
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.grouped import GroupedAttention, _same_kernel
 from ras_pack.ras_core.hooks import OVERRIDE
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample_ras
+from support.tape import AgainTape, record_on
 
 GROUPED = [name for name in ("lumina2", "lumina_next") if name in FAMILIES]
 FLOAT = 2e-5
@@ -76,16 +76,11 @@ def test_families_without_shared_heads_are_left_alone(name, count):
 
 @pytest.mark.parametrize("name", GROUPED)
 def test_recorded_calls_are_grouped_too(name, count):
-    class AgainTape:
-        def record(self, work):
-            work()
-            return work
-
     family = FAMILIES[name]
     plain = _run(family)
     count.clear()
     model = family.build()
-    setattr(model.model, host.GRAPHS, GraphStore(AgainTape))
+    record_on(model, AgainTape())
     latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
     # Recording does its step twice: as what is recorded, and as the replay.
     assert not trace.notes and len(count) >= CALLS and all(count)

@@ -9,9 +9,8 @@ from ras_pack.ras_core import host, kv, state
 from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.hooks import OVERRIDE
-from ras_pack.ras_core.host import GRAPHS, patch_model
+from ras_pack.ras_core.host import patch_model
 from ras_pack.ras_core.kv import keeper
 from ras_pack.ras_core.kv_choice import Needs, Room, choose
 from ras_pack.ras_core.kv_forecast import ForecastSequence, Times
@@ -23,8 +22,8 @@ from ras_pack.ras_core.kv_storage import (
     has_float8,
 )
 from support.families import Family
-from support.sampling import FAST, distance, sample, sample_ras
-from support.tape import AgainTape
+from support.sampling import FAST, distance, sample, sample_ras, split_prompts
+from support.tape import AgainTape, record_on
 
 STORAGES = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
@@ -90,14 +89,9 @@ class TestAgreement:
         noise = family.noise(12, 20, batch=batch)
         latents = {}
         for storage in ("gpu", "fp8", "cpu"):
-            model, calls = family.build(), []
-
-            def memory_required(*args, calls=calls, **kwargs):
-                calls.append(1)
-                return 1e30 if mode == "split" or len(calls) % 4 < 2 else 0.0
-
+            model = family.build()
             if mode != "together":
-                monkeypatch.setattr(model.model, "memory_required", memory_required)
+                split_prompts(monkeypatch, model, every=2 if mode == "alternating" else 0)
             latents[storage], trace = sample_ras(model, family, noise, _settings(storage))
             assert trace.regional_steps == 7 and not trace.notes
         assert torch.equal(latents["cpu"], latents["gpu"])
@@ -460,7 +454,7 @@ class TestGraphs:
     @pytest.mark.parametrize("storage", STORAGES)
     def test_only_a_cache_that_stays_in_place_is_recorded(self, family, storage, caplog):
         model, tape = family.build(), AgainTape()
-        setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+        record_on(model, tape)
         with caplog.at_level("INFO"):
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
         assert trace.regional_steps == 7 and not trace.notes
@@ -471,8 +465,7 @@ class TestGraphs:
 
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), AgainTape()
-        store = GraphStore(lambda: tape)
-        setattr(model.model, GRAPHS, store)
+        store = record_on(model, tape)
         monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert store.nbytes() == seen["needs"][0].plain
@@ -491,10 +484,10 @@ class TestGraphs:
         monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
         monkeypatch.setattr(host, "working_memory", lambda *_: 0)
         model = sd3.build()
-        setattr(model.model, GRAPHS, GraphStore(AgainTape))
+        store = record_on(model, AgainTape())
         for storage in (then, first, then, then):
             if len(asked) == 1:
-                getattr(model.model, GRAPHS).clear()
+                store.clear()
             sample_ras(model, sd3, sd3.noise(), _settings(storage))
         alone, _, after, again = asked
         assert after == alone > again

@@ -7,13 +7,12 @@ from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
 from ras_pack.ras_core import host, kv_forecast
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graphs import GraphStore
-from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv import KVStore, keeper, pass_time, update, weights_ahead
 from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
 from ras_pack.ras_core.tokens import row_index
-from support.sampling import FAST, distance, sample_ras
-from support.tape import AgainTape
+from support.sampling import FAST, distance, sample_ras, split_prompts
+from support.tape import AgainTape, record_on
 
 FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
 PLAIN = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
@@ -187,13 +186,8 @@ class TestRuns:
         """The host takes two prompts together or one by one, as memory allows: two steps each here."""
         prompts = {"positive": family.conditioning(1, rows=7), "negative": family.conditioning(2, rows=rows)}
         together, _ = sample_ras(family.build(), family, family.noise(), FORECAST, **prompts)
-        model, calls = family.build(), []
-
-        def memory_required(*args, **kwargs):
-            calls.append(1)
-            return 1e30 if len(calls) % 4 < 2 else 0.0
-
-        monkeypatch.setattr(model.model, "memory_required", memory_required)
+        model = family.build()
+        calls = split_prompts(monkeypatch, model, every=2)
         alternating, trace = sample_ras(model, family, family.noise(), FORECAST, **prompts)
         assert len(calls) > 10 and not trace.notes
         assert distance(alternating, together) < 1e-5
@@ -224,7 +218,7 @@ class TestRecordings:
     def test_replayed_runs_equal_each_other_and_the_eager_one(self, family):
         eager, _ = sample_ras(family.build(), family, family.noise(), FORECAST)
         model, tape = family.build(), AgainTape()
-        setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+        record_on(model, tape)
         for _ in range(3):
             latent, trace = sample_ras(model, family, family.noise(), FORECAST)
             torch.testing.assert_close(latent, eager)
@@ -236,7 +230,7 @@ class TestRecordings:
         config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
         fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
         model = sd3.build()
-        setattr(model.model, GRAPHS, GraphStore(AgainTape))
+        record_on(model, AgainTape())
         sample_ras(model, sd3, sd3.noise() * torch.nan, config)
         latent, _ = sample_ras(model, sd3, sd3.noise(), config)
         torch.testing.assert_close(latent, fine)
@@ -244,7 +238,7 @@ class TestRecordings:
     def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
         model, tape = sd3.build(), AgainTape()
-        setattr(model.model, GRAPHS, GraphStore(lambda: tape))
+        record_on(model, tape)
         sample_ras(model, sd3, sd3.noise(), FORECAST)
         latent, _ = sample_ras(model, sd3, sd3.noise(), PLAIN)
         torch.testing.assert_close(latent, plain)

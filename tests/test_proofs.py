@@ -16,7 +16,7 @@ from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.schedule import StepKind
 from support.families import Family
-from support.sampling import FAST, STEPS, distance, sample, sample_ras
+from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
 
 SIZES = {"square": (16, 16), "wide": (12, 20), "odd": (13, 19)}
 FLOAT = 2e-5  # float32 rounding through a whole run
@@ -136,15 +136,7 @@ class TestReality:
     def test_conditionings_in_separate_calls_equal_one_call(self, family, mode, monkeypatch):
         model, noise = family.build(), family.noise(batch=2)
         together, _ = sample_ras(model, family, noise)
-        calls = []
-
-        def memory_required(
-            *args, **kwargs
-        ):  # more than there is: the host then evaluates one conditioning a call
-            calls.append(1)
-            return 1e30 if mode == "split" or len(calls) % 4 < 2 else 0.0
-
-        monkeypatch.setattr(model.model, "memory_required", memory_required)
+        calls = split_prompts(monkeypatch, model, every=2 if mode == "alternating" else 0)
         # The host's estimate is also what the choice of a cache looks at; here it is about grouping only.
         config = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
         apart, trace = sample_ras(model, family, noise, config)

@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
+import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import last_trace, patch_model
@@ -45,6 +46,25 @@ def sample_ras(model, family: Family, noise: Tensor, config: RASConfig = FAST, *
     patched = patch_model(model, config)
     latent = sample(patched, family, noise, **kwargs)
     return latent, last_trace(patched)
+
+
+def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -> list:
+    """Let the model ask for more memory than there is: the host then evaluates one prompt a call.
+
+    Args:
+        every: steps after which the host changes between that and one call for all; 0 for never.
+
+    Returns:
+        A list that grows by one whenever the host asks.
+    """
+    asked = []
+
+    def memory_required(*args: Any, **kwargs: Any) -> float:
+        asked.append(1)
+        return 1e30 if not every or len(asked) % (2 * every) < every else 0.0
+
+    monkeypatch.setattr(model.model, "memory_required", memory_required)
+    return asked
 
 
 def distance(a: Tensor, b: Tensor) -> float:

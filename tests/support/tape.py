@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.host import GRAPHS
 
 
 class AgainTape:
@@ -20,3 +24,10 @@ class AgainTape:
             work()
 
         return replay
+
+
+def record_on(model: Any, tape: Any) -> GraphStore:
+    """Runs of this model record on the tape; gives where its recordings are kept."""
+    store = GraphStore(lambda: tape)
+    setattr(model.model, GRAPHS, store)
+    return store
