@@ -76,3 +76,14 @@ def test_a_dense_plan_is_compiled_whole():
     patched = patch_model(_compiled(model, backend), RASConfig(sample_ratio=1.0))
     assert distance(sample(patched, FAMILY, noise, steps=4), sample(model, FAMILY, noise, steps=4)) < 1e-4
     assert backend.ran >= 4
+
+
+@pytest.mark.parametrize("part", ["apply_model", "diffusion_model"])
+def test_what_other_nodes_compile(part):
+    """More than the network, where nothing can be switched off, or the network in its place in the model."""
+    noise, model = FAMILY.noise(), FAMILY.build()
+    expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise, steps=4)
+    setattr(model.model, part, torch.compile(getattr(model.model, part), backend="eager"))
+    patched = patch_model(model, FAST)
+    assert distance(sample(patched, FAMILY, noise, steps=4), expected) < 1e-4
+    assert last_trace(patched).regional_steps == 2 and not last_trace(patched).notes
