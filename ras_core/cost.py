@@ -13,12 +13,11 @@ class CostProfile:
     """Multiply-adds of a network per token.
 
     Attributes:
-        image_weights: linear weights that an image token meets in the main blocks.
+        image_weights: linear weights that an image token meets in the blocks.
         text_weights: the same for a text (or padding) token.
         joint_width: sum over blocks of the attention width in which image and text attend together.
         image_width: sum over blocks of the width of attentions among image tokens only.
         cross_width: sum over blocks of the width of attentions of image tokens to text.
-        dense_weights: linear weights that every image token meets at every step, active or not (refiners).
         final_weights: linear weights of the final layer.
     """
 
@@ -27,17 +26,13 @@ class CostProfile:
     joint_width: int
     image_width: int = 0
     cross_width: int = 0
-    dense_weights: int = 0
-    dense_width: int = 0
     final_weights: int = 0
 
     def step_flops(self, n_tokens: int, n_active: int, n_text: int) -> float:
         """FLOPs of one branch of one image: queries of active tokens, keys and values of all (equation 2)."""
         linear = n_active * (self.image_weights + self.final_weights) + n_text * self.text_weights
-        linear += n_tokens * self.dense_weights
         attention = 2 * (n_active + n_text) * (n_tokens + n_text) * self.joint_width
         attention += 2 * n_active * (n_tokens * self.image_width + n_text * self.cross_width)
-        attention += 2 * n_tokens**2 * self.dense_width
         return 2.0 * (linear + attention)
 
 
@@ -53,20 +48,24 @@ class CacheProfile:
     joint: tuple[int, ...] = ()
     image: tuple[int, ...] = ()
 
-    def nbytes(self, n_tokens: int, borders: Sequence[int], itemsize: int, storage: str = "gpu") -> int:
+    def nbytes(
+        self, n_tokens: int, borders: Sequence[int], itemsize: int, storage: str = "gpu", padding: int = 0
+    ) -> int:
         """Bytes of the whole cache under a `storage` of kv_storage.py.
 
         Args:
             n_tokens: image tokens of the whole picture.
             borders: text and padding rows of each image in each branch; as many numbers as these.
             itemsize: bytes of a number as the network computes it.
+            padding: how many of the border rows are padding, which attentions without text have as well.
         """
         if storage == "off":
             return 0
-        image_rows, joint_rows = n_tokens * len(borders), n_tokens * len(borders) + sum(borders)
+        image_rows = (n_tokens + padding) * len(borders)
+        joint_rows = n_tokens * len(borders) + sum(borders)
         values = 2 * (sum(self.joint) * joint_rows + sum(self.image) * image_rows)
         if storage == "forecast":  # each row as it was before too, and two float32 of each token
-            return 2 * values * itemsize + 8 * image_rows
+            return 2 * values * itemsize + 8 * n_tokens * len(borders)
         if storage != "fp8":
             return values * itemsize
         scales = 2 * (len(self.joint) * joint_rows + len(self.image) * image_rows)  # one a row

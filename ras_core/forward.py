@@ -1,6 +1,6 @@
 """One call of the host's own network, with the three interventions placed around it and taken away again.
 
-gather     before the first main block only the active image tokens stay;
+gather     before the first block only the active image tokens stay;
 attention  fresh K/V rows are written into the cache, and the whole cache is attended to;
 scatter    the final layer's rows go back to their places.
 
@@ -65,6 +65,7 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
+        self._n_refiners = len(adapter.refiner_blocks(network))
         self._hidden: tuple[int, Tensor] | None = None  # rows of the whole sequence, their flat index
         self._positions: tuple[Tensor, Tensor] | None = (
             None  # last position tensor seen, and its gathered rows
@@ -78,7 +79,7 @@ class NetworkCall:
 
     @property
     def gathered(self) -> bool:
-        """Whether the main blocks really ran on the active tokens only."""
+        """Whether the blocks really run on the active tokens only."""
         return self._hidden is not None
 
     @contextmanager
@@ -86,7 +87,7 @@ class NetworkCall:
         """Hooks in place for the body; all gone afterwards, whatever happened in it."""
         handles = []
         try:
-            for layer, block in enumerate(self._adapter.main_blocks(self._network)):
+            for layer, block in enumerate(self._adapter.blocks(self._network)):
                 handles.append(block.register_forward_pre_hook(self._before_block(layer), with_kwargs=True))
             final = self._adapter.final_layer(self._network)
             handles.append(final.register_forward_hook(self._after_final))
@@ -100,7 +101,7 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The host's attention override: pass on, with the cache merged in for the main blocks."""
+        """The host's attention override: pass on, with the cache merged in for the blocks."""
         if self._layer is not None:
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
@@ -126,14 +127,22 @@ class NetworkCall:
             if self._active_idx is None:
                 return None
             return self._adapter.map_block_inputs(
-                args, kwargs, self._gather_hidden_once(), self._gather_positions
+                args, kwargs, self._hidden_change(layer), self._gather_positions
             )
 
         return hook
 
-    def _gather_hidden_once(self) -> Callable[[Tensor], Tensor] | None:
-        """The gather for the first main block that runs; later blocks get what it left."""
-        return None if self.gathered else self._gather_hidden
+    def _hidden_change(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+        """The gather for the first block that runs; later blocks get what it left."""
+        if not self.gathered:
+            return self._gather_hidden
+        return self._note_text if 0 < layer == self._n_refiners else None
+
+    def _note_text(self, hidden: Tensor) -> Tensor:
+        """After refiners, which see no text, the host puts its rows in front: (bb, r_kept, d), as it is."""
+        prefix = hidden.shape[1] - self._active_idx.shape[1] - self._suffix
+        self._hidden = (prefix + self._n + self._suffix, self._index_for(prefix))
+        return hidden
 
     def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
         rows = hidden.shape[1]
@@ -146,9 +155,8 @@ class NetworkCall:
             raise RegionalAbort(
                 f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
             )
-        flat_idx = row_index(self._active_idx, self._n, prefix, self._suffix)
-        self._hidden = (rows, flat_idx)
-        return gather_rows(hidden, flat_idx)
+        self._hidden = (rows, self._index_for(prefix))
+        return gather_rows(hidden, self._hidden[1])
 
     def _gather_positions(self, positions: Tensor) -> Tensor:  # (bb or 1, r, ...) -> (bb, r_kept, ...)
         if self._positions is None or self._positions[0] is not positions:

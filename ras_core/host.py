@@ -381,10 +381,14 @@ def cache_needs(
     borders = [text + suffix for text in texts for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
     profile = adapter.cache_profile(network)
+    plain, fp8, forecast = (
+        profile.nbytes(run.grid.n, borders, itemsize, storage, suffix)
+        for storage in ("gpu", "fp8", "forecast")
+    )
     return Needs(
-        plain=profile.nbytes(run.grid.n, borders, itemsize),
-        fp8=profile.nbytes(run.grid.n, borders, itemsize, "fp8"),
-        forecast=profile.nbytes(run.grid.n, borders, itemsize, "forecast"),
+        plain=plain,
+        fp8=fp8,
+        forecast=forecast,
         attention=profile.attention_nbytes(run.grid.n, borders, itemsize),
     )
 

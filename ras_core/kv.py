@@ -21,7 +21,7 @@ from .tokens import row_index
 
 Branch = Hashable
 Slot = tuple[int, int]
-"""Which attention: (main block, how many attentions of that block came before it)."""
+"""Which attention: (block, counted from the first that is shortened, how many attentions in it came before)."""
 
 
 def keeper(storage: str) -> Keep | None:

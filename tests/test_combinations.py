@@ -379,7 +379,7 @@ class TestOtherPatches:
         """Compiled code does not run hooks that were placed later: dense, and said once."""
         model, noise = family.build(), family.noise()
         network = model.model.diffusion_model
-        for block in adapter_for(network).main_blocks(network):
+        for block in adapter_for(network).blocks(network):
             block.register_forward_pre_hook = lambda *args, **kwargs: _NoHandle()
         latent, trace = sample_ras(model, family, noise)
         assert distance(latent, sample(model, family, noise)) < 1e-5

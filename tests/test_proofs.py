@@ -163,7 +163,8 @@ class TestEffect:
     def test_rows_that_enter_every_block_and_every_cache(self, family, size):
         model, noise, n = family.build(), family.noise(*size), _tokens(size)
         adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
-        rows = {layer: [] for layer in range(3)}
+        blocks, refiners = adapter.blocks(network), len(adapter.refiner_blocks(network))
+        rows = {layer: [] for layer in range(len(blocks))}
         hidden = 1 if adapter.class_name == "MMDiT" else 0
 
         def counter(layer):
@@ -172,7 +173,7 @@ class TestEffect:
         # forward hooks run after ours, on what the block really got
         handles = [
             block.register_forward_hook(lambda m, args, out, layer=layer: counter(layer)(m, args))
-            for layer, block in enumerate(adapter.main_blocks(network))
+            for layer, block in enumerate(blocks)
         ]
         _, trace = sample_ras(model, family, noise)
         for handle in handles:
@@ -182,11 +183,12 @@ class TestEffect:
             text += -7 % family.pads  # captions are padded too
         padding = -n % family.pads
         by_step = [n - n // 2 if step not in (0, 1, 6) else n for step in range(STEPS)]
-        for layer in range(3):
-            assert rows[layer] == [text + active + padding for active in by_step]
+        for layer in rows:
+            before = text if layer >= refiners else 0
+            assert rows[layer] == [before + active + padding for active in by_step]
         assert trace.token_share == pytest.approx(sum(by_step) / (n * STEPS))
 
-    def test_every_attention_of_the_main_blocks_has_its_cache(self, family):
+    def test_every_attention_of_the_blocks_has_its_cache(self, family):
         model, x, n = family.build(), family.noise(), 64
         network = model.model.diffusion_model
         slots = {}
@@ -201,7 +203,7 @@ class TestEffect:
             rows = n + sequence.prefix + sequence.suffix
             assert sequence.key.shape[:2] == sequence.value.shape[:2] == (1, rows)
             assert sequence.key[0, 0].numel() == sequence.value[0, 0].numel() == family.kv_width
-            is_joint = family.text_in_cache and slot[1] == 0
+            is_joint = family.text_in_cache and slot[1] == 0 and slot[0] >= family.refiners
             assert (sequence.prefix > 0) == is_joint
 
 

@@ -21,7 +21,7 @@ class ModelAdapter(ABC):
         class_name: the host's network class; subclasses of it match too.
         text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor.
         runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
-        cross_attentions: which attentions of a main block, counted from 0, look at the caption only; they
+        cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
             are left alone.
     """
 
@@ -35,6 +35,14 @@ class ModelAdapter(ABC):
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         """The blocks that a regional step runs on active tokens only, in order."""
 
+    def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        """Blocks of the same form before the main ones, which see the image rows without the text."""
+        return ()
+
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """All blocks that run on active tokens, in the order in which the network runs them."""
+        return [*self.refiner_blocks(network), *self.main_blocks(network)]
+
     @abstractmethod
     def final_layer(self, network: nn.Module) -> nn.Module:
         """The layer whose output rows are the image tokens' patches."""
@@ -47,12 +55,11 @@ class ModelAdapter(ABC):
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
     ) -> tuple[tuple, dict]:
-        """A main block's inputs with rows gathered.
+        """A block's inputs with rows gathered.
 
         Args:
             args, kwargs: as the host passes them to the block.
-            gather_hidden: for the tensor that holds the image rows; None when an earlier block's was
-                gathered.
+            gather_hidden: for the tensor that holds the image rows; None where it needs no change.
             gather_positions: for position tensors that the host passes to every block.
         """
 

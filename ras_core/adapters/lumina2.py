@@ -13,11 +13,11 @@ from .base import Gather, ModelAdapter, replace_arg
 class NextDiTAdapter(ModelAdapter):
     """Caption and image rows form one sequence, [caption | image | padding].
 
-    Two refiner blocks for the image and two for the caption come before the main layers and run on all tokens
-    at
-    every step: they have no K/V cache, see few rows of 30 (2 of 28 layers' work), and give active tokens
-    neighbours that are up to date. Rotary positions go to every layer and are gathered for each. Z-Image pads
-    the image rows to a multiple; padding rows are processed at every step, like text.
+    Two refiner blocks for the image and two for the caption come before the main layers. Those for the image
+    are a fourteenth of the work and run on active tokens like the layers (measured: 0.1 dB less than with all
+    tokens in them); those for the caption are small and left alone. Rotary positions go to every layer and
+    are gathered for each. Z-Image pads the image rows to a multiple; padding rows are processed at every
+    step, like text.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"
@@ -26,6 +26,9 @@ class NextDiTAdapter(ModelAdapter):
 
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         return network.layers
+
+    def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        return network.noise_refiner
 
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.final_layer
@@ -54,14 +57,13 @@ class NextDiTAdapter(ModelAdapter):
     def cost_profile(self, network: nn.Module) -> CostProfile:
         weights = sum(linear_weights(layer) for layer in network.layers)
         return CostProfile(
-            image_weights=weights,
+            image_weights=weights + sum(linear_weights(layer) for layer in network.noise_refiner),
             text_weights=weights,
             joint_width=network.dim * len(network.layers),
-            dense_weights=sum(linear_weights(layer) for layer in network.noise_refiner),
-            dense_width=network.dim * len(network.noise_refiner),
+            image_width=network.dim * len(network.noise_refiner),
             final_weights=linear_weights(network.final_layer),
         )
 
     def cache_profile(self, network: nn.Module) -> CacheProfile:
         width = network.dim // self.kv_repeat(network)
-        return CacheProfile(joint=(width,) * len(network.layers))
+        return CacheProfile(joint=(width,) * len(network.layers), image=(width,) * len(network.noise_refiner))

@@ -30,7 +30,8 @@ class Family:
         model_class: name in comfy.supported_models, or the pack's own class of this kind.
         unet_config: what that class builds the network from.
         pads: the multiple to which the family pads its text and image rows; 1 for none.
-        block_attentions: attentions with a K/V cache of their own in each main block.
+        refiners: blocks for the image rows alone, before the main ones.
+        block_attentions: attentions with a K/V cache of their own in each block.
         kv_width: numbers in one cached key (repeated heads counted once).
         channels: of its latent.
         text_in_cache: whether the first attention of a block has text rows.
@@ -40,6 +41,7 @@ class Family:
     model_class: str | type
     unet_config: Callable[[], dict[str, Any]]
     pads: int = 1
+    refiners: int = 0
     block_attentions: tuple[int, ...] = (1, 1, 1)
     kv_width: int = 128
     channels: int = LATENT_CHANNELS
@@ -105,7 +107,7 @@ FAMILIES = {
             "sd35_medium", "SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]),
             block_attentions=(2, 2, 1),
         ),
-        Family("lumina2", "Lumina2", _nextdit(), kv_width=64),
+        Family("lumina2", "Lumina2", _nextdit(), refiners=2, block_attentions=(1,) * 5, kv_width=64),
         Family(
             "z_image", "ZImage",
             # Its modulation has 256 channels, so that is the smallest width.
@@ -113,7 +115,7 @@ FAMILIES = {
                 dim=256, n_heads=8, n_kv_heads=8, pad_tokens_multiple=32,
                 z_image_modulation=True, time_scale=1000.0,
             ),
-            pads=32, kv_width=256,
+            pads=32, refiners=2, block_attentions=(1,) * 5, kv_width=256,
         ),
         Family(
             "lumina_next", LuminaNextConfig,
