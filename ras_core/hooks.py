@@ -264,8 +264,8 @@ class RunHooks:
         return merged
 
     def _keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
-        for branch, part in zip(branches, output.chunk(len(branches)), strict=True):
-            self._run.cached_output[branch] = part.clone()
+        for branch, part in zip(branches, output.clone().chunk(len(branches)), strict=True):
+            self._run.cached_output[branch] = part
 
 
 def _replaced_blocks(options: dict) -> tuple[str, ...]:

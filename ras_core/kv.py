@@ -21,7 +21,7 @@ from .tokens import row_index
 
 Branch = Hashable
 Slot = tuple[int, int]
-"""Which attention: (block, counted from the first that is shortened, how many attentions in it came before)."""
+"""Which attention: (block, from the first that is shortened on; how many attentions in it came before)."""
 
 
 def keeper(storage: str) -> Keep | None:
@@ -170,7 +170,7 @@ def update(
     whole = (
         sequence.update(flat_idx, fresh) if ahead is None else sequence.update_ahead(flat_idx, fresh, ahead)
     )
-    if (following := _after(slots, slot)) is not None:
+    if sequence.is_fetched and (following := _after(slots, slot)) is not None:
         following.prefetch()
     return whole
 

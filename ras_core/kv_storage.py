@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Sequence as Series
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class Sequence:
     tensors: tuple[Tensor, ...]
     prefix: int
     suffix: int
+    is_fetched: ClassVar[bool] = False
+    """Whether `prefetch` does anything."""
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int) -> Sequence:
@@ -181,6 +184,7 @@ class HostSequence(Sequence):
     """
 
     ferry: Ferry
+    is_fetched: ClassVar[bool] = True
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, ferry: Ferry) -> HostSequence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -92,6 +93,7 @@ class ChangeSelector(Selector):
         self._estimate: Tensor | None = None  # (b, c, H, W) each token's last own estimate
         self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
         self._rate: Tensor | None = None  # (b, n)
+        self._urge: Tensor | None = None  # (b, n) square root of the smoothed rate
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         denoised = denoised.float()
@@ -107,6 +109,7 @@ class ChangeSelector(Selector):
         self._rate = torch.where(fresh, moved / travelled.clamp_min(SMALLEST_STEP), self._rate)
         self._sigma = torch.where(fresh, here, self._sigma)
         self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
+        self._urge = self._smooth_rate().sqrt()
         self.score = self._need(sigma)
 
     def select(self, active_count: int, sigma: float) -> Tensor | None:
@@ -122,7 +125,7 @@ class ChangeSelector(Selector):
         """Mean over tokens and images of the root of the change that is predicted for the step."""
         if self.score is None:
             return None
-        return (self._smooth_rate() * (sigma - sigma_next)).sqrt().mean()
+        return self._urge.mean() * math.sqrt(max(sigma - sigma_next, 0.0))
 
     def _need(self, sigma: float) -> Tensor:
         """Need for an evaluation at `sigma`, (b, n); border tokens average over the neighbours that exist.
@@ -130,7 +133,7 @@ class ChangeSelector(Selector):
         Only the rate is a noisy measurement. A token's staleness is its own: averaged with it, a fresh token
         among stale ones scores as high as they do, is picked again and again, and its neighbours never.
         """
-        return self._smooth_rate().sqrt() * (self._sigma - sigma).abs()
+        return self._urge * (self._sigma - sigma).abs()
 
     def _smooth_rate(self) -> Tensor:  # (b, n)
         rate = self._rate.view(-1, 1, self._grid.h, self._grid.w)

@@ -44,9 +44,11 @@ class TokenGrid:
 
     def active_pixels(self, active_idx: Tensor) -> Tensor:
         """Latent pixels of the active tokens: (b, n_active) int64 -> (b, 1, H, W) bool."""
-        mask = self.active_mask(active_idx).view(-1, 1, self.h, self.w)
-        pixels = mask.repeat_interleave(self.patch, dim=2).repeat_interleave(self.patch, dim=3)
-        return pixels[:, :, : self.height, : self.width]
+        mask = self.active_mask(active_idx).view(-1, 1, self.h, 1, self.w, 1)
+        pixels = mask.expand(*mask.shape[:3], self.patch, self.w, self.patch)
+        return pixels.reshape(-1, 1, self.h * self.patch, self.w * self.patch)[
+            :, :, : self.height, : self.width
+        ]
 
     def active_mask(self, active_idx: Tensor) -> Tensor:
         """(b, n_active) int64 -> (b, n) bool."""
