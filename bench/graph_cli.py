@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,9 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     bench = Bench(Case(shape.name, pixels), shape, comfy.model_management.get_torch_device(), pixels)
     plain, graph = Variant("ras", 0.5), Variant("ras", 0.5, "auto")
 
-    def compare(what: str) -> tuple[str, bool, str]:
-        expected, _ = bench.latent_of(plain)
-        latent, trace = bench.latent_of(graph)
+    def compare(what: str, kv_cache: str = "gpu") -> tuple[str, bool, str]:
+        expected, _ = bench.latent_of(replace(plain, kv_cache=kv_cache))
+        latent, trace = bench.latent_of(replace(graph, kv_cache=kv_cache))
         error = float((latent - expected).norm() / expected.norm())
         recorded = graph_store(bench.model)
         count = recorded.count if recorded else 0
@@ -89,6 +90,8 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     bench.model = TorchCompileModel.execute(original, "eager").args[0]
     yield compare("behind torch.compile")
     bench.model = original
+    for kv_cache in ("fp8", "forecast"):
+        yield compare(f"with kv_cache = {kv_cache}", kv_cache)
     comfy.model_management.unload_all_models()
     store = graph_store(bench.model)
     yield "unloading drops the recordings", store.count == 0 and store.nbytes() == 0, str(store.count)

@@ -56,7 +56,7 @@ class Variant:
         ratio: share of active tokens, for "ras" and "reference".
         graphs: the node's setting cuda_graphs, for "ras".
         option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
-        kv_cache: the node's setting of that name, for "ras"; the name of a variant does not tell it.
+        kv_cache: the node's setting of that name, for "ras".
         compiled: the backend of ComfyUI's TorchCompileModel, which stands before; "" for none.
     """
 
@@ -74,12 +74,17 @@ class Variant:
             parts.append(f"{self.ratio:.1%}".replace(".0%", "%"))
         if self.method == "ras":
             parts.append("eager" if self.graphs == "off" else "graph")
+            parts.append("" if self.kv_cache == "gpu" else self.kv_cache)
         parts += [self.option, self.compiled and f"compiled ({self.compiled})"]
         return " ".join(part for part in parts if part)
 
 
-def variants(ratios: Sequence[float], graphs: bool, compiled: str = "") -> list[Variant]:
-    """Dense first: everything is measured against it. `compiled` adds those with this backend."""
+def variants(
+    ratios: Sequence[float], graphs: bool, compiled: str = "", storages: Sequence[str] = ()
+) -> list[Variant]:
+    """Dense first: everything is measured against it. `compiled` adds those with this backend, `storages`
+    those with these settings of kv_cache.
+    """
     modes = ("off", "auto") if graphs else ("off",)
     found = [Variant("dense"), Variant("ras", 1.0)]
     found += [Variant("ras", ratio, mode) for ratio in ratios for mode in modes]
@@ -87,6 +92,7 @@ def variants(ratios: Sequence[float], graphs: bool, compiled: str = "") -> list[
     if compiled:
         found.append(Variant("dense", compiled=compiled))
         found += [Variant("ras", ratio, modes[-1], compiled=compiled) for ratio in ratios]
+    found += [Variant("ras", ratio, modes[-1], kv_cache=each) for ratio in ratios for each in storages]
     return found
 
 

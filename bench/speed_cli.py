@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from ..ras_core.config import KVCache
 from ..ras_core.errors import RASError
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, unlike, variants
+from .speed_cases import RATIOS, STEPS, Case, Variant, pick_cases, reference_variants, unlike, variants
 from .speed_table import profile_table, table
 
 TINY_PIXELS = 128
@@ -117,7 +118,7 @@ def run_case(
         free()
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
-    found = [bench.measured(each) for each in variants(options.ratios, graphs, options.compile)]
+    found = [bench.measured(each) for each in _variants(options, graphs)]
     rows = measure_case(bench, found, options.repeats, left)
     dense = found[0].figures_only()
     del found
@@ -126,6 +127,10 @@ def run_case(
     if asked:
         rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
     return rows
+
+
+def _variants(options: argparse.Namespace, graphs: bool) -> list[Variant]:
+    return variants(options.ratios, graphs, options.compile, options.kv_cache)
 
 
 def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:
@@ -161,10 +166,22 @@ def parser() -> argparse.ArgumentParser:
         "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
         help="and with ComfyUI's TorchCompileModel before",
     )  # fmt: skip
+    top.add_argument(
+        "--kv-cache", type=_storages, default=(), metavar="NAMES",
+        help="and with these settings of kv_cache: fp8,forecast,cpu",
+    )  # fmt: skip
     top.add_argument("--profile", action="store_true", help="profile steps of --cases (the first) instead")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")
     return top
+
+
+def _storages(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if unknown := sorted(set(names) - set(get_args(KVCache))):
+        known = ", ".join(get_args(KVCache))
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is no kv_cache; there are {known}")
+    return names
 
 
 def _ratios(text: str) -> tuple[float, ...]:

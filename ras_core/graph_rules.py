@@ -19,6 +19,9 @@ MAX_GRAPHS = 8
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
+STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
+"""Settings of `kv_cache` whose tensors are never exchanged during a run."""
+
 Signature = tuple[Hashable, ...]
 
 
@@ -85,7 +88,7 @@ def call_obstacle(
 
 def storage_obstacle(storage: str | None) -> str | None:
     """Why a run whose K/V are kept in this way records nothing: recordings read K/V where they stood."""
-    if storage in ("gpu", "forecast"):
+    if storage in STAYS_IN_PLACE:
         return None
     return f"its K/V cache is kept in another way ({storage or 'not at all'})"
 

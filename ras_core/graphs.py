@@ -9,6 +9,7 @@ are only good while these stay there.
 from __future__ import annotations
 
 import logging
+import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,6 @@ from torch import Tensor
 
 from .graph_rules import MAX_GRAPHS, SIGHTINGS, Network, Signature, signature
 from .kv import Branch, Sequence, Slot
-from .kv_forecast import TIMES
 
 logger = logging.getLogger(__name__)
 
@@ -99,14 +99,14 @@ class Buffers:
     is_lent: bool = False
 
     @property
-    def forecasts(self) -> bool:
-        """Whether their rows are continued."""
-        return TIMES in self.slots
+    def storage(self) -> str:
+        """How their rows are kept."""
+        return next(iter(self.slots.values())).storage
 
     def are(self, slots: Slots) -> bool:
         """Whether these are the very tensors of `slots`."""
         return self.slots.keys() == slots.keys() and all(
-            own.key is slots[slot].key and own.value is slots[slot].value and own.prefix == slots[slot].prefix
+            own.prefix == slots[slot].prefix and all(map(operator.is_, own.tensors, slots[slot].tensors))
             for slot, own in self.slots.items()
         )
 
@@ -141,9 +141,9 @@ class GraphStore:
     def count(self) -> int:
         return sum(len(buffers.recordings) for buffers in self.buffers)
 
-    def nbytes(self, forecasts: bool | None = None) -> int:
-        """K/V bytes held between runs: all, or those that serve runs with forecasts, or without."""
-        kind = [each for each in self.buffers if forecasts in (None, each.forecasts)]
+    def nbytes(self, storage: str | None = None) -> int:
+        """K/V bytes held between runs: all, or those kept in one way."""
+        kind = [each for each in self.buffers if storage in (None, each.storage)]
         return sum(sequence.nbytes() for each in kind for sequence in each.slots.values())
 
     def stand_on(self, network: Network) -> None:
@@ -183,14 +183,13 @@ class GraphSession:
             self.obstacle = reason
             logger.info("Multirate RAS: no CUDA graphs in this run: %s.", reason)
 
-    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], forecasts: bool = False) -> Slots:
-        """K/V slots of an earlier run for a dense call to fill, so that its recordings fit; or none.
-
-        Those whose rows are continued serve only runs that want that (`forecasts`).
+    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], storage: str = "gpu") -> Slots:
+        """K/V slots of an earlier run that kept its rows in this way, for a dense call to fill, so that its
+        recordings fit; or none.
         """
         wanted = None if self.obstacle else signature(inputs)
         for buffers in self._store.buffers:
-            fits = buffers.signature == wanted and buffers.forecasts == forecasts
+            fits = buffers.signature == wanted and buffers.storage == storage
             if wanted is not None and not buffers.is_lent and fits:
                 buffers.is_lent = True
                 self._lent[branches] = buffers
@@ -230,6 +229,10 @@ class GraphSession:
         for buffers in self._store.buffers:
             buffers.is_lent = False
         self._lent.clear()
+
+    def keep_only(self, storage: str) -> None:
+        """Memory is short: buffers kept in another way than this run's go."""
+        self._store.buffers = [each for each in self._store.buffers if each.storage == storage]
 
     def drop(self) -> None:
         """Memory is short: everything goes."""

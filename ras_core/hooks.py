@@ -155,7 +155,7 @@ class RunHooks:
             run.warn("a conditioning with nothing cached yet ran dense once")
         slots = run.kv.begin_fill(branches)
         if not slots and (graphs := self._graphs_for(network, forward, control, options)):
-            slots = graphs.lend(branches, forward.inputs, run.kv.forecasts)
+            slots = graphs.lend(branches, forward.inputs, run.kv.storage)
         inner, keep = options.get(OVERRIDE), run.kv.keep
         sigma = forward.inputs["t"]
         call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep, sigma=sigma)

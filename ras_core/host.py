@@ -329,9 +329,10 @@ def _plan_cache(
         _log_estimate(network, adapter, run, evaluated)
         needs = cache_needs(model, network, adapter, run, evaluated)
         # What recordings hold serves this run, or goes.
-        held = 0 if graphs is None else graph_store(model).nbytes(forecasts=wanted == "forecast")
+        first = "gpu" if wanted == "auto" else wanted
+        held = 0 if graphs is None else graph_store(model).nbytes(first)
         working = working_memory(model, noise_shape)
-        make_room(needs.on_device("gpu" if wanted == "auto" else wanted) - held + working, model.load_device)
+        make_room(needs.on_device(first) - held + working, model.load_device)
         room = Room(
             free_device_bytes(model, working) + held, free_host_bytes(), has_float8(model.load_device)
         )
@@ -352,6 +353,8 @@ def _keep_cache(run: RunState, choice: Choice, graphs: GraphSession | None) -> N
         run.go_dense(choice.reason)
         return
     run.keep_cache_as(choice.storage)
+    if graphs is not None and choice.is_surprise:
+        graphs.keep_only(choice.storage)
     if choice.is_surprise:
         run.warn(choice.reason)
     else:

@@ -46,12 +46,16 @@ class KVStore:
 
     Args:
         n_tokens: image tokens of the whole picture.
-        keep: how keys and values are kept; None for a run that keeps none.
+        storage: how keys and values are kept, as `kv_cache` names it; "off" for a run that keeps none.
+
+    Attributes:
+        keep: what keeps the K/V of a dense call, or None.
     """
 
-    def __init__(self, n_tokens: int, keep: Keep | None = Sequence.of):
+    def __init__(self, n_tokens: int, storage: str = "gpu"):
         self.n_tokens = n_tokens
-        self.keep = keep
+        self.storage = storage
+        self.keep = keeper(storage)
         self._groups: dict[Branch, _Group] = {}
 
     def __contains__(self, branch: Branch) -> bool:
@@ -60,7 +64,7 @@ class KVStore:
     @property
     def forecasts(self) -> bool:
         """Whether cached rows are continued, which takes two evaluations of them."""
-        return self.keep == ForecastSequence.of
+        return self.storage == ForecastSequence.storage
 
     def nbytes(self) -> int:
         groups = {id(group): group for group in self._groups.values()}

@@ -15,6 +15,7 @@ rows. Where the past tells nothing, early in a run or in very small pictures, no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class ForecastSequence(Sequence):
 
     `tensors` are key, value, and what each was before, (bb, prefix + n + suffix, ...).
     """
+
+    storage: ClassVar[str] = "forecast"
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int) -> ForecastSequence:
@@ -91,6 +94,8 @@ class Times(Sequence):
     """When tokens were evaluated: `tensors` are the noise level of the last time, and how much it had fallen
     since the time before (0 where there was none), (bb, n) float32 each.
     """
+
+    storage: ClassVar[str] = "forecast"
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:

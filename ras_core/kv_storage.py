@@ -36,6 +36,8 @@ class Sequence:
     tensors: tuple[Tensor, ...]
     prefix: int
     suffix: int
+    storage: ClassVar[str] = "gpu"
+    """The setting of `kv_cache` that keeps rows in this form."""
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""
 
@@ -145,6 +147,8 @@ class Float8Sequence(Sequence):
     `tensors` are bytes of the key, its scales (bb, r) in the key's own dtype, and the same of the value.
     """
 
+    storage: ClassVar[str] = "fp8"
+
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int) -> Float8Sequence:
         return cls((*_to_float8(key), *_to_float8(value)), prefix, suffix)
@@ -184,6 +188,7 @@ class HostSequence(Sequence):
     """
 
     ferry: Ferry
+    storage: ClassVar[str] = "cpu"
     is_fetched: ClassVar[bool] = True
 
     @classmethod

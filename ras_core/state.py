@@ -11,7 +11,7 @@ from torch import Tensor
 from .budget import Purse
 from .clock import Moment
 from .config import RASConfig
-from .kv import Branch, KVStore, keeper
+from .kv import Branch, KVStore
 from .schedule import StepKind, StepPlan, plan_steps, step_of_sigma
 from .selector import Selector
 from .tokens import TokenGrid
@@ -75,7 +75,7 @@ class RunState:
 
     def keep_cache_as(self, storage: str) -> None:
         """How the K/V cache is kept (kv_storage.py); said before the first call."""
-        self.kv = KVStore(self.grid.n, keeper(storage))
+        self.kv = KVStore(self.grid.n, storage)
 
     def begin_evaluation(self, sigma: float, now: Moment) -> None:
         """A guided evaluation starts: find its step and, when that is regional, its active tokens."""

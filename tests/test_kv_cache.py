@@ -5,7 +5,7 @@ import gc
 import comfy.model_management
 import pytest
 import torch
-from ras_pack.ras_core import host, kv, state
+from ras_pack.ras_core import host, kv
 from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.forward import NetworkCall
@@ -50,7 +50,7 @@ def seen(monkeypatch) -> dict:
         return keep
 
     monkeypatch.setattr(host, "choose", spy)
-    monkeypatch.setattr(state, "keeper", make)
+    monkeypatch.setattr(kv, "keeper", make)
     return found
 
 
@@ -458,7 +458,7 @@ class TestGraphs:
         with caplog.at_level("INFO"):
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
         assert trace.regional_steps == 7 and not trace.notes
-        stays = storage in ("gpu", "forecast")
+        stays = storage in ("gpu", "fp8", "forecast")
         assert tape.recorded == (1 if stays else 0)
         assert caplog.text.count("no CUDA graphs") == (0 if stays else 1)
         assert ("kept in another way" in caplog.text) == (not stays)
@@ -475,6 +475,22 @@ class TestGraphs:
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"][-1] is None and trace.regional_steps == 0
         assert store.nbytes() == 0
+
+    def test_where_memory_is_short_a_cache_of_half_the_size_is_recorded_and_the_other_goes(
+        self, sd3, seen, monkeypatch
+    ):
+        model, tape = sd3.build(), AgainTape()
+        store = record_on(model, tape)
+        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
+        needs = seen["needs"][0]
+        assert store.nbytes("gpu") == store.nbytes() == needs.plain
+        # For another size its buffers are of no use, and what is free takes the cache only as fp8.
+        monkeypatch.setattr(host, "free_device_bytes", lambda *_: 2 * needs.plain)
+        _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
+        assert seen["choices"] == ["gpu", "fp8"] and trace.regional_steps == 7
+        assert store.nbytes() == store.nbytes("fp8") == trace.kv_bytes > 0
+        assert tape.recorded == 2
 
     @pytest.mark.parametrize(("first", "then"), [("forecast", "gpu"), ("gpu", "forecast")])
     def test_buffers_that_cannot_serve_a_run_are_no_room(self, sd3, monkeypatch, first, then):

@@ -8,7 +8,7 @@ from ras_pack.demo.prompt import encode_prompt
 from ras_pack.ras_core import host, kv_forecast
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.kv import KVStore, keeper, pass_time, update, weights_ahead
+from ras_pack.ras_core.kv import KVStore, pass_time, update, weights_ahead
 from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
 from ras_pack.ras_core.tokens import row_index
 from support.sampling import FAST, distance, sample_ras, split_prompts
@@ -135,8 +135,8 @@ class TestRows:
 
     def test_calls_are_regrouped_with_their_times(self):
         """Two conditionings in one call, then in two, then in one again."""
-        store = KVStore(self.N, keeper("forecast"))
-        assert store.forecasts and not KVStore(self.N, keeper("gpu")).forecasts
+        store = KVStore(self.N, "forecast")
+        assert store.forecasts and not KVStore(self.N, "gpu").forecasts
         slots = store.begin_fill(("a", "b"))
         for sigma in (1.0, 0.8):
             both = self._truth(sigma) * torch.tensor([1.0, 2.0])[:, None, None]
