@@ -101,7 +101,7 @@ def bar_plot(groups: dict[str, dict[str, float]], labels: tuple[str, str], out: 
     for number, name in enumerate(series):
         x = [i + (number - (len(series) - 1) / 2) * width for i in range(len(groups))]
         ax.bar(x, [bars.get(name, 0.0) for bars in groups.values()], width, label=name)
-    ax.set_xticks(range(len(groups)), list(groups))
+    ax.set_xticks(range(len(groups)), [name.replace(", ", ",\n") for name in groups], fontsize=8)
     ax.set_ylabel(labels[0])
     ax.set_title(labels[1])
     _finish(plt, fig, ax, out)
