@@ -109,7 +109,7 @@ class TestPages:
         text = (ROOT / "README.md").read_text(encoding="utf-8") if text_of == "README" else page(text_of)
         pattern = r"^\|[^|]+\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+)× \|"
         rows = re.findall(pattern, text, re.MULTILINE)
-        assert len(rows) == 6
+        assert len(rows) == 8
         for steps, start, ratio, share, gain in rows:
             expected_share, expected_gain = _expected(int(steps), int(start), float(ratio))
             assert (share, gain) == (f"{100 * expected_share:.1f}", f"{expected_gain:.2f}")
