@@ -65,7 +65,6 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._n_refiners = len(adapter.refiner_blocks(network))
         self._hidden: tuple[int, Tensor] | None = None  # rows of the whole sequence, their flat index
         self._positions: tuple[Tensor, Tensor] | None = (
             None  # last position tensor seen, and its gathered rows
@@ -89,6 +88,8 @@ class NetworkCall:
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):
                 handles.append(block.register_forward_pre_hook(self._before_block(layer), with_kwargs=True))
+            for last in self._adapter.refiner_blocks(self._network)[-1:]:
+                handles.append(last.register_forward_hook(self._after_refiners))
             final = self._adapter.final_layer(self._network)
             handles.append(final.register_forward_hook(self._after_final))
             self._pass_time()
@@ -127,22 +128,14 @@ class NetworkCall:
             if self._active_idx is None:
                 return None
             return self._adapter.map_block_inputs(
-                args, kwargs, self._hidden_change(layer), self._gather_positions
+                args, kwargs, self._gather_hidden_once(), self._gather_positions
             )
 
         return hook
 
-    def _hidden_change(self, layer: int) -> Callable[[Tensor], Tensor] | None:
+    def _gather_hidden_once(self) -> Callable[[Tensor], Tensor] | None:
         """The gather for the first block that runs; later blocks get what it left."""
-        if not self.gathered:
-            return self._gather_hidden
-        return self._note_text if 0 < layer == self._n_refiners else None
-
-    def _note_text(self, hidden: Tensor) -> Tensor:
-        """After refiners, which see no text, the host puts its rows in front: (bb, r_kept, d), as it is."""
-        prefix = hidden.shape[1] - self._active_idx.shape[1] - self._suffix
-        self._hidden = (prefix + self._n + self._suffix, self._index_for(prefix))
-        return hidden
+        return None if self.gathered else self._gather_hidden
 
     def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
         rows = hidden.shape[1]
@@ -168,10 +161,17 @@ class NetworkCall:
         return self._positions[1]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """Whole rows for the host again, zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
         if not self.gathered:
             return None
         rows, flat_idx = self._hidden
-        return scatter_rows(output, flat_idx, rows)  # (bb, r_kept, p*p*c) -> (bb, r, p*p*c)
+        return scatter_rows(output, flat_idx, rows)
+
+    def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        """The same: the host puts text in front of these rows, and the first main block gathers anew."""
+        whole = self._after_final(module, args, output)
+        self._hidden = None
+        return whole
 
     def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
         slot = (self._layer, self._attention)
