@@ -15,7 +15,7 @@ from ..ras_core.config import KVCache
 from ..ras_core.errors import RASError
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, Variant, pick_cases, reference_variants, unlike, variants
+from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, unlike, variants
 from .speed_table import profile_table, table
 
 TINY_PIXELS = 128
@@ -118,7 +118,8 @@ def run_case(
         free()
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
-    found = [bench.measured(each) for each in _variants(options, graphs)]
+    wanted = variants(options.ratios, graphs, options.compile, options.kv_cache)
+    found = [bench.measured(each) for each in wanted]
     rows = measure_case(bench, found, options.repeats, left)
     dense = found[0].figures_only()
     del found
@@ -127,10 +128,6 @@ def run_case(
     if asked:
         rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
     return rows
-
-
-def _variants(options: argparse.Namespace, graphs: bool) -> list[Variant]:
-    return variants(options.ratios, graphs, options.compile, options.kv_cache)
 
 
 def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:

@@ -11,6 +11,7 @@ import inspect
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.ldm.modules.attention
@@ -353,9 +354,9 @@ def _keep_cache(run: RunState, choice: Choice, graphs: GraphSession | None) -> N
         run.go_dense(choice.reason)
         return
     run.keep_cache_as(choice.storage)
-    if graphs is not None and choice.is_surprise:
-        graphs.keep_only(choice.storage)
     if choice.is_surprise:
+        if graphs is not None:
+            graphs.keep_only(choice.storage)
         run.warn(choice.reason)
     else:
         logger.info("Multirate RAS: %s.", choice.reason)
@@ -384,14 +385,11 @@ def cache_needs(
     borders = [text + suffix for text in texts for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
     profile = adapter.cache_profile(network)
-    plain, fp8, forecast = (
-        profile.nbytes(run.grid.n, borders, itemsize, storage, suffix)
-        for storage in ("gpu", "fp8", "forecast")
-    )
+    nbytes = partial(profile.nbytes, run.grid.n, borders, itemsize, padding=suffix)
     return Needs(
-        plain=plain,
-        fp8=fp8,
-        forecast=forecast,
+        plain=nbytes(),
+        fp8=nbytes("fp8"),
+        forecast=nbytes("forecast"),
         attention=profile.attention_nbytes(run.grid.n, borders, itemsize),
     )
 
