@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,11 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     bench.model = original
     for kv_cache in ("fp8", "forecast"):
         yield compare(f"with kv_cache = {kv_cache}", kv_cache)
+    bench.model = _one_prompt_a_call(original)
+    with _counted_begins() as begins:
+        yield compare("with a call for each prompt")
+        yield "whose second call is begun with the first", len(begins) > 10, f"{len(begins)} times"
+    bench.model = original
     comfy.model_management.unload_all_models()
     store = graph_store(bench.model)
     yield "unloading drops the recordings", store.count == 0 and store.nbytes() == 0, str(store.count)
@@ -123,6 +129,37 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
     bench.model = original
     lent = any(buffers.is_lent for buffers in graph_store(original).buffers)
     return "an interrupted run returns its buffers", stopped and not lent, f"stopped {stopped}, lent {lent}"
+
+
+def _one_prompt_a_call(model: Any) -> Any:
+    """A clone for which the host calls the network once for each prompt, as where memory is short."""
+    from comfy.patcher_extension import WrappersMP
+
+    def wrapper(executor: Any, model: Any, conds: list, *args: Any) -> list:
+        return [output for cond in conds for output in executor(model, [cond], *args)]
+
+    apart = model.clone()
+    apart.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "apart", wrapper)
+    return apart
+
+
+@contextmanager
+def _counted_begins() -> Iterator[list]:
+    """A list that grows by one whenever a recorded call is begun early."""
+    from ..ras_core.recording import CudaTape
+
+    begins: list[int] = []
+    begin = CudaTape.begin
+
+    def counted(tape: CudaTape, replay: Any) -> Any:
+        begins.append(1)
+        return begin(tape, replay)
+
+    CudaTape.begin = counted
+    try:
+        yield begins
+    finally:
+        CudaTape.begin = begin
 
 
 def _with_patch(model: Any) -> Any:

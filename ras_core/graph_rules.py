@@ -14,7 +14,10 @@ SIGHTINGS = 2
 has chosen the kernels."""
 
 MAX_GRAPHS = 8
-"""Of one model; a ratio that changes from step to step would need one a step."""
+"""Of one model; a ratio that changes from step to step would need one a step. Older runs' go first."""
+
+MAX_TAPES = 2
+"""Each takes the memory of one call; most runs have one or two calls an evaluation."""
 
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
@@ -84,6 +87,16 @@ def call_obstacle(
     if any(options.get(name) for name in ("patches", "patches_replace")):
         return "another node patches the network"
     return None
+
+
+def share_weights(model_options: Mapping[str, Any], patcher: object) -> bool:
+    """Whether all calls of an evaluation read the same weights.
+
+    Args:
+        model_options: the host's; a wrapper in them runs between its calls, and may do anything.
+        patcher: the host's, as it stands in this run; single conditionings may ask for patches of their own.
+    """
+    return "model_function_wrapper" not in model_options and getattr(patcher, "hook_patches", None) == {}
 
 
 def storage_obstacle(storage: str | None) -> str | None:

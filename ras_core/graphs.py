@@ -1,9 +1,7 @@
 """Regional calls as CUDA graphs: recorded once, then replayed, in one run and over runs.
 
-A regional step is bound by the launches of its many small kernels; a graph launches them all at once. It
-reads and writes fixed places, so each recording has inputs, an output and K/V buffers of its own. The buffers
-are lent to the next run, whose dense steps write into them; weights are read where they stood, so recordings
-are only good while these stay there.
+Each recording has K/V buffers of its own. They are lent to the next run, whose dense steps write into them;
+weights are read where they stood, so recordings are only good while these stay there.
 """
 
 from __future__ import annotations
@@ -11,82 +9,19 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .graph_rules import MAX_GRAPHS, SIGHTINGS, Network, Signature, signature
-from .kv import Branch, Sequence, Slot
+from .graph_rules import MAX_GRAPHS, MAX_TAPES, SIGHTINGS, Network, Signature, signature
+from .kv import Branch
+from .recording import Call, CudaTape, Recording, Slots, Tape, record
+from .side_by_side import SideBySide
 
 logger = logging.getLogger(__name__)
-
-Slots = dict[Slot, Sequence]
-Work = Callable[[], None]
-Call = Callable[[dict[str, Any], Tensor, Slots], Tensor]
-"""The call itself: named inputs, active tokens (bb, n_active) and K/V slots -> output (bb, c, H, W)."""
-
-
-class Tape(Protocol):
-    """What records work and replays it."""
-
-    def record(self, work: Work) -> Work:
-        """Do `work` once, and return what repeats it."""
-
-
-class CudaTape:
-    """torch.cuda's graphs. All recordings share one pool: none leaves a tensor of its own in it."""
-
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
-        self._pool = torch.cuda.graph_pool_handle()
-
-    def record(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
-        current = torch.cuda.current_stream()
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            work()  # libraries set up their workspaces for this stream
-            # "thread_local": ComfyUI's server thread may use the device meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
-        torch.cuda.empty_cache()  # what the first `work` took on that stream
-        return graph.replay
-
-
-@dataclass
-class Recording:
-    """One recorded call: its places, and what fills the output from them."""
-
-    inputs: dict[str, Any]
-    active_idx: Tensor
-    output: Tensor
-    replay: Work
-    away: dict[str, Tensor] = field(default_factory=dict)
-    """What the places hold of inputs that live elsewhere, for a comparison where these live."""
-
-    def run(self, inputs: dict[str, Any], active_idx: Tensor) -> Tensor:
-        """The output place, (bb, c, H, W): good until the next run of this recording."""
-        for name, place in self.inputs.items():
-            if isinstance(place, Tensor):
-                self._put(name, place, inputs[name])
-        self.active_idx.copy_(active_idx)
-        self.replay()
-        return self.output
-
-    def _put(self, name: str, place: Tensor, value: Tensor) -> None:
-        known = self.away.get(name)
-        if known is not None and torch.equal(known, value):
-            return  # the host keeps conditionings on the CPU; sending one waits for the device
-        if known is not None:
-            self.away[name] = value.clone()
-        place.copy_(value)
 
 
 @dataclass
@@ -115,15 +50,16 @@ class GraphStore:
     """What a model's runs have recorded; lives beside the model, and goes when its weights do.
 
     Args:
-        make_tape: makes the tape at the first recording.
+        make_tape: makes a tape where one is needed.
     """
 
     def __init__(self, make_tape: Callable[[], Tape] = CudaTape):
         self._make_tape = make_tape
-        self._tape: Tape | None = None
+        self._tapes: list[Tape] = []
         self._network: Network | None = None
         self.buffers: list[Buffers] = []
         self.trouble: str | None = None
+        self.runs = 0
 
     def __deepcopy__(self, memo: dict) -> GraphStore:
         return GraphStore(self._make_tape)  # a copy of the model stands elsewhere
@@ -131,11 +67,13 @@ class GraphStore:
     def __reduce__(self) -> tuple:
         return (GraphStore, ())
 
-    @property
-    def tape(self) -> Tape:
-        if self._tape is None:
-            self._tape = self._make_tape()
-        return self._tape
+    def tape(self, busy: Sequence[Tape] = ()) -> Tape:
+        """One that is not busy, unless all are."""
+        if idle := next((tape for tape in self._tapes if tape not in busy), None):
+            return idle
+        if len(self._tapes) < MAX_TAPES:
+            self._tapes.append(self._make_tape())
+        return self._tapes[-1]
 
     @property
     def count(self) -> int:
@@ -153,10 +91,26 @@ class GraphStore:
             self.clear()
             self._network = network
 
+    def make_room(self) -> bool:
+        """Whether one more recording may be kept; the one that was not used for longest goes for it, unless
+        this run used it.
+        """
+        if self.count < MAX_GRAPHS:
+            return True
+        kept = [(each.last_run, i, n) for i, b in enumerate(self.buffers) for n, each in b.recordings.items()]
+        last_run, place, active_count = min(kept)
+        if last_run == self.runs:
+            return False
+        buffers = self.buffers[place]
+        del buffers.recordings[active_count]
+        if not buffers.recordings and not buffers.is_lent:
+            del self.buffers[place]
+        return True
+
     def clear(self) -> None:
         """Give all memory back."""
-        self.buffers = []
-        self._tape = self._network = self.trouble = None
+        self.buffers, self._tapes = [], []
+        self._network = self.trouble = None
 
 
 class GraphSession:
@@ -164,9 +118,10 @@ class GraphSession:
 
     def __init__(self, store: GraphStore):
         self._store = store
+        store.runs += 1
         self._lent: dict[tuple[Branch, ...], Buffers] = {}
         self._seen: Counter[tuple[tuple[Branch, ...], int]] = Counter()
-        self.replays = 0
+        self._calls = SideBySide()
         self.obstacle: str | None = None
         self.is_ready = False
 
@@ -216,16 +171,31 @@ class GraphSession:
         recording = buffers.recordings.get(active_count) if buffers else None
         if recording is None:
             self._seen[branches, active_count] += 1
-            if self._seen[branches, active_count] < SIGHTINGS or self._store.count >= MAX_GRAPHS:
+            if self._seen[branches, active_count] < SIGHTINGS or not self._store.make_room():
                 return None
             return self._record(branches, buffers, inputs, active_idx, slots, call)
+        recording.last_run = self._store.runs
         with torch.inference_mode():
-            output = recording.run(inputs, active_idx)
-        self.replays += 1
-        return output
+            return self._calls.run(recording, inputs, active_idx)
+
+    def begin_evaluation(self, share_weights: bool) -> str | None:
+        """Another guided evaluation starts; `share_weights`: all of its calls read the same weights. Returns
+        what went wrong in an earlier one, or None.
+        """
+        return self._calls.begin_evaluation(share_weights)
+
+    def settle(self) -> None:
+        """K/V buffers and outputs may be read and written: the device will have done what was begun early."""
+        self._calls.settle()
+
+    def end(self) -> str | None:
+        """The last evaluation is over; returns what went wrong, or None."""
+        return self._calls.close()
 
     def close(self) -> None:
         """The run is over: all goes back, also buffers of calls that were grouped anew on the way."""
+        self.settle()
+        self._calls = SideBySide()
         for buffers in self._store.buffers:
             buffers.is_lent = False
         self._lent.clear()
@@ -255,15 +225,18 @@ class GraphSession:
             return None
         buffers = buffers or Buffers(key, dict(slots), is_lent=True)
         try:
+            tape = self._store.tape(self._calls.busy)
             with torch.inference_mode():
-                recording = record(self._store.tape, inputs, active_idx, buffers.slots, call)
+                recording = record(tape, inputs, active_idx, buffers.slots, call)
         except Exception as error:  # whatever a driver, a library or another pack may raise
             self._give_up(error)
             return None
         if not buffers.are(slots):
             self.refuse("the K/V buffers changed while they were recorded")
             return None
+        recording.last_run = self._store.runs
         buffers.recordings[active_idx.shape[1]] = recording
+        self._calls.add(recording)
         if branches not in self._lent or self._lent[branches] is not buffers:
             self._lent[branches] = buffers
             self._store.buffers.append(buffers)
@@ -274,22 +247,3 @@ class GraphSession:
         self.close()
         self._store.buffers = []
         self._store.trouble = self.obstacle  # until the weights move: each try costs time
-
-
-def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
-    """Record `call` on places of its own; afterwards the output place holds this call's output.
-
-    All places are on the device of the picture `x`, where the recorded call would otherwise have to bring
-    conditionings from the CPU: no recording can hold that.
-    """
-    device = inputs["x"].device
-    tensors = {name: each for name, each in inputs.items() if isinstance(each, Tensor)}
-    places = inputs | {name: each.to(device, copy=True) for name, each in tensors.items()}
-    away = {name: each.clone() for name, each in tensors.items() if each.device != device}
-    index = active_idx.clone()
-    output = torch.empty_like(inputs["x"], dtype=torch.float32, memory_format=torch.contiguous_format)
-
-    def work() -> None:
-        output.copy_(call(places, index, slots))
-
-    return Recording(places, index, output, tape.record(work), away)

@@ -15,7 +15,7 @@ from .clock import mark
 from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .graph_rules import call_obstacle, inspect
+from .graph_rules import call_obstacle, inspect, share_weights
 from .graphs import GraphSession
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
@@ -85,6 +85,10 @@ class RunHooks:
             return executor(x, timestep, model_options or {}, seed)
         if sigma is None:
             sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
+        if self._graphs is not None:
+            patcher = getattr(getattr(executor.class_obj, "inner_model", None), "current_patcher", None)
+            if trouble := self._graphs.begin_evaluation(share_weights(model_options or {}, patcher)):
+                self._run.go_dense(trouble)
         self._run.begin_evaluation(sigma, mark(x.device))
         if self._view is not None:
             self._view.step(live_step(self._run))
@@ -108,6 +112,8 @@ class RunHooks:
         **kwargs,
     ) -> Tensor:
         """APPLY_MODEL: one call of the network for one or more branches."""
+        if self._graphs is not None:
+            self._graphs.settle()
         options = transformer_options or {}
         inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
         forward = HostCall(executor, inputs)
@@ -121,6 +127,11 @@ class RunHooks:
             if output is not None:
                 return output
         return self._dense(network, branches, forward, control, options)
+
+    def end(self) -> None:
+        """The last evaluation is over."""
+        if self._graphs is not None and (trouble := self._graphs.end()):
+            self._run.warn(trouble)
 
     def _is_ours(self, x: Tensor, options: dict) -> bool:
         """Whether this call can be shortened at all; the run goes dense, and says why, where it cannot."""

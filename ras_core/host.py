@@ -182,6 +182,7 @@ class RASPatch:
             result = executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
+            hooks.end()
             self.last_trace = trace = self._finish(network, run, guider.model_patcher.load_device)
             logger.info(trace.summary())
             return result

@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WIDE = torch.complex128
+"""Rows are copied in elements of 16 bytes where they can be: kernels that copy rows by index take as long for
+one of these as for one half."""
+
 
 @dataclass(frozen=True)
 class TokenGrid:
@@ -81,17 +85,34 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
 
 def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
     """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
-    kept = sequence.flatten(0, 1).index_select(0, flat_idx)
+    (rows,) = _wide(sequence.flatten(0, 1))
+    kept = rows.index_select(0, flat_idx).view(sequence.dtype)
     return kept.unflatten(0, (sequence.shape[0], -1))
 
 
 def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
     """Write rows over those at their places: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
-    sequence.flatten(0, 1).index_copy_(0, flat_idx, kept.flatten(0, 1))
+    rows, fresh = _wide(sequence.flatten(0, 1), kept.flatten(0, 1))
+    rows.index_copy_(0, flat_idx, fresh)
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
     """Put rows back at their places, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
-    full = kept.new_zeros((kept.shape[0] * rows, *kept.shape[2:]))
-    full.index_copy_(0, flat_idx, kept.flatten(0, 1))
-    return full.unflatten(0, (kept.shape[0], rows))
+    full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
+    scatter_into(full, flat_idx, kept)
+    return full
+
+
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same rows, (r, ...) each, in elements of 16 bytes; as they are where one of them does not allow
+    that: a row's length, a stride or the place in memory may not be a multiple.
+    """
+    for t in tensors:
+        if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:
+            return tensors
+        if not (t.is_cuda or t.is_cpu):  # of these it is known that they copy such elements
+            return tensors
+    try:
+        return tuple([t.view(WIDE) for t in tensors])
+    except RuntimeError:  # a stride
+        return tensors

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graph_rules import call_obstacle, inspect, may_outlive_run, signature
-from ras_pack.ras_core.graphs import GraphStore, record
+from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, inspect, may_outlive_run, signature
+from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.recording import record
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -51,6 +52,20 @@ def test_another_size_gets_its_own_and_the_first_is_still_good(family):
         fresh, _ = sample_ras(family.build(), family, family.noise(*size))
         assert distance(sample(patched, family, family.noise(*size)), fresh) < 2e-5
     assert tape.recorded == 2
+
+
+def test_the_ninth_setting_is_recorded_too():
+    """Where there are too many, the one goes that was not used for longest, and its buffers with it."""
+    family, tape = FAMILIES["sd3"], AgainTape()
+    model = family.build()
+    store = record_on(model, tape)
+    ratios = [0.1 * i for i in range(1, 9)]
+    for number, (ratio, size) in enumerate([(0.5, 12), *((ratio, 16) for ratio in ratios), (0.1, 16)], 1):
+        config = RASConfig(**{**vars(FAST), "sample_ratio": ratio})
+        _, trace = sample_ras(model, family, family.noise(size, size), config)
+        assert trace.regional_steps == 7
+        assert tape.recorded == min(number, 9) and store.count == min(number, MAX_GRAPHS)
+        assert len(store.buffers) == {1: 1, 9: 1, 10: 1}.get(number, 2)
 
 
 def test_moved_weights_drop_the_recordings():

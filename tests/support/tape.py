@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs, on any device."""
+"""Stand-ins for CUDA graphs, on any device."""
 
 from __future__ import annotations
 
@@ -8,14 +8,21 @@ from typing import Any
 from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.host import GRAPHS
 
+Work = Callable[[], None]
+
 
 class AgainTape:
-    """Replays by doing the work again: whatever is not in the recording's places stays as it was."""
+    """Replays by doing the work again: whatever is not in the recording's places stays as it was.
+
+    Attributes:
+        begun: replays that were asked for beside other work.
+        waiting: those of them that nobody has waited for.
+    """
 
     def __init__(self):
-        self.recorded = self.replayed = 0
+        self.recorded = self.replayed = self.begun = self.waiting = 0
 
-    def record(self, work: Callable[[], None]) -> Callable[[], None]:
+    def record(self, work: Work) -> Work:
         self.recorded += 1
         work()
 
@@ -25,9 +32,47 @@ class AgainTape:
 
         return replay
 
+    def begin(self, replay: Work) -> Work:
+        """The replay is over before the other work starts."""
+        self.begun += 1
+        self.waiting += 1
+        replay()
+        return self._waited_for
+
+    def _waited_for(self) -> None:
+        self.waiting -= 1
+
+
+class LateTape(AgainTape):
+    """The replay starts when the other work is over."""
+
+    def begin(self, replay: Work) -> Work:
+        waited_for = super().begin(lambda: None)
+
+        def wait() -> None:
+            replay()
+            waited_for()
+
+        return wait
+
+
+class Tapes:
+    """Makes tapes of a kind, and counts what they did."""
+
+    def __init__(self, kind: type[AgainTape] = AgainTape):
+        self._kind = kind
+        self._made: list[AgainTape] = []
+
+    def __call__(self) -> AgainTape:
+        self._made.append(self._kind())
+        return self._made[-1]
+
+    def __getattr__(self, count: str) -> int:
+        return sum(getattr(tape, count) for tape in self._made)
+
 
 def record_on(model: Any, tape: Any) -> GraphStore:
-    """Runs of this model record on the tape; gives where its recordings are kept."""
-    store = GraphStore(lambda: tape)
+    """Runs of this model record on the tape, or on the tapes; gives where its recordings are kept."""
+    store = GraphStore(tape if isinstance(tape, Tapes) else lambda: tape)
     setattr(model.model, GRAPHS, store)
     return store

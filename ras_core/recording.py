@@ -1,0 +1,127 @@
+"""A call recorded once and replayed on fixed places.
+
+A regional step is bound by the launches of its many small kernels; a CUDA graph launches them all at once. It
+reads and writes fixed places, so each recording has inputs and an output of its own, beside K/V buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .kv import Sequence, Slot
+
+Slots = dict[Slot, Sequence]
+Work = Callable[[], None]
+Call = Callable[[dict[str, Any], Tensor, Slots], Tensor]
+"""The call itself: named inputs, active tokens (bb, n_active) and K/V slots -> output (bb, c, H, W)."""
+
+
+class Tape(Protocol):
+    """What records work and replays it. Recordings of one tape must not run at the same time: they share the
+    memory that they work in.
+    """
+
+    def record(self, work: Work) -> Work:
+        """Do `work` once, and return what repeats it."""
+
+    def begin(self, replay: Work) -> Work:
+        """Have the device do a replay beside what it is given next; returns what has it wait for that."""
+
+
+class CudaTape:
+    """torch.cuda's graphs, with a stream and a memory pool of their own. No recording leaves a tensor of its
+    own in the pool.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            work()  # libraries set up their workspaces for this stream
+            # "thread_local": ComfyUI's server thread may use the device meanwhile.
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        torch.cuda.empty_cache()  # what the first `work` took on that stream
+        return graph.replay
+
+    def begin(self, replay: Work) -> Work:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            replay()
+        return lambda: torch.cuda.current_stream().wait_stream(self._stream)
+
+
+@dataclass(eq=False)
+class Recording:
+    """One recorded call: its places, and what fills the output from them."""
+
+    inputs: dict[str, Any]
+    active_idx: Tensor
+    output: Tensor
+    replay: Work
+    tape: Tape
+    away: dict[str, Tensor] = field(default_factory=dict)
+    """What the places hold of inputs that live elsewhere, for a comparison where these live."""
+    last_run: int = 0
+    """Number of the run that used it last."""
+
+    def run(self, inputs: Mapping[str, Any], active_idx: Tensor) -> Tensor:
+        """The output place, (bb, c, H, W): good until the next run of this recording."""
+        self.put(inputs, active_idx)
+        self.replay()
+        return self.output
+
+    def begin(self, inputs: Mapping[str, Any], active_idx: Tensor) -> Work:
+        """The same beside what the device does next, all other inputs as they were; returns what has it wait
+        until the output is there.
+        """
+        self.put(inputs, active_idx)
+        return self.tape.begin(self.replay)
+
+    def put(self, inputs: Mapping[str, Any], active_idx: Tensor) -> None:
+        """Inputs, all or some, into their places."""
+        for name, place in self.inputs.items():
+            if isinstance(place, Tensor) and name in inputs:
+                self._put(name, place, inputs[name])
+        self.active_idx.copy_(active_idx)
+
+    def _put(self, name: str, place: Tensor, value: Tensor) -> None:
+        known = self.away.get(name)
+        if known is not None and torch.equal(known, value):
+            return  # the host keeps conditionings on the CPU; sending one waits for the device
+        if known is not None:
+            self.away[name] = value.clone()
+        place.copy_(value)
+
+
+def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
+    """Record `call` on places of its own; afterwards the output place holds this call's output.
+
+    All places are on the device of the picture `x`, where the recorded call would otherwise have to bring
+    conditionings from the CPU: no recording can hold that.
+    """
+    device = inputs["x"].device
+    tensors = {name: each for name, each in inputs.items() if isinstance(each, Tensor)}
+    places = inputs | {name: each.to(device, copy=True) for name, each in tensors.items()}
+    away = {name: each.clone() for name, each in tensors.items() if each.device != device}
+    index = active_idx.clone()
+    output = torch.empty_like(inputs["x"], dtype=torch.float32, memory_format=torch.contiguous_format)
+
+    def work() -> None:
+        output.copy_(call(places, index, slots))
+
+    return Recording(places, index, output, tape.record(work), tape, away)

@@ -1,0 +1,173 @@
+"""Calls that are begun before the host asks for them: the same picture, and no picture from a wrong guess."""
+
+import comfy.hooks
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.recording import Recording, record
+from ras_pack.ras_core.side_by_side import WRONG_GUESS, SideBySide
+from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
+from support.tape import AgainTape, LateTape, Tapes, record_on
+
+RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
+
+# Of seven regional evaluations the first is plain, the second recorded, the third compared.
+BEGUN_IN_FIRST_RUN = 4
+
+
+def _split(family, monkeypatch, kind):
+    """A model whose host calls the network once for each prompt, its tapes, and its picture without them."""
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    plain_model, model, tapes = family.build(), family.build(), Tapes(kind)
+    for each in (plain_model, model):
+        split_prompts(monkeypatch, each)
+    record_on(model, tapes)
+    return model, tapes, sample_ras(plain_model, family, family.noise(), EAGER)[0]
+
+
+@pytest.mark.parametrize("kind", [AgainTape, LateTape])
+def test_the_picture_is_the_same_whenever_the_device_comes_to_it(family, kind, monkeypatch):
+    model, tapes, plain = _split(family, monkeypatch, kind)
+    for begun in (BEGUN_IN_FIRST_RUN, BEGUN_IN_FIRST_RUN + 6):
+        latent, trace = sample_ras(model, family, family.noise(), RECORDED)
+        assert distance(latent, plain) < 2e-5
+        assert trace.regional_steps == 7 and not trace.notes
+        assert (tapes.begun, tapes.waiting, tapes.recorded) == (begun, 0, 2)
+
+
+@pytest.mark.parametrize("storage", ["fp8", "forecast"])
+def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
+    results = []
+    for graphs in ("off", "auto"):
+        model, tapes = sd3.build(), Tapes(LateTape)
+        split_prompts(monkeypatch, model)
+        record_on(model, tapes)
+        config = RASConfig(**{**vars(FAST), "kv_cache": storage, "cuda_graphs": graphs})
+        results.append(sample_ras(model, sd3, sd3.noise(), config, steps=16)[0])
+    assert tapes.begun > 3
+    assert distance(results[1], results[0]) < 2e-5
+
+
+def test_both_prompts_in_one_call_need_no_guess(family):
+    model, tapes = family.build(), Tapes()
+    record_on(model, tapes)
+    sample_ras(model, family, family.noise(), RECORDED)
+    assert (tapes.begun, tapes.recorded) == (0, 1)
+
+
+class TestWrongGuesses:
+    def _model(self, sd3, kind, shift):
+        """Another pack gives each second call of an evaluation another picture."""
+        model, tapes = sd3.build(), Tapes(kind)
+        record_on(model, tapes)
+        patched = patch_model(model, RECORDED)
+        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", _each_alone(shift))
+        return patched, tapes
+
+    def test_calls_that_always_differ_are_never_begun(self, sd3):
+        latents = []
+        for kind in (AgainTape, _Broken):
+            patched, tapes = self._model(sd3, kind, lambda step: 0.1)
+            latents.append(sample(patched, sd3, sd3.noise()))
+            assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
+            assert tapes.begun == 0 and (tapes.replayed > 0) == (kind is AgainTape)
+        assert distance(*latents) < 2e-5
+
+    def test_calls_that_begin_to_differ_are_noticed(self, sd3, caplog):
+        patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step >= 7))
+        sample(patched, sd3, sd3.noise())
+        assert tapes.begun > 0 and tapes.waiting == 0
+        assert caplog.text.count(WRONG_GUESS) == 1 and "running dense from here" in caplog.text
+        assert last_trace(patched).steps[-1].kind.value == "dense"
+
+    def test_also_in_the_last_step(self, sd3, caplog):
+        patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step == STEPS - 1))
+        sample(patched, sd3, sd3.noise())
+        assert tapes.begun > 0 and caplog.text.count(WRONG_GUESS) == 1
+
+    def test_weights_that_differ_between_prompts(self, sd3, monkeypatch):
+        """ComfyUI's hooks patch the weights for one prompt and take the patch away for the other."""
+        model, tapes, unhooked = _split(sd3, monkeypatch, LateTape)
+        prompts = {"positive": _with_lora(sd3, sd3.conditioning(1)), "negative": sd3.conditioning(2)}
+        plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), EAGER, **prompts)
+        assert distance(plain, unhooked) > 1e-3
+        latent, trace = sample_ras(model, sd3, sd3.noise(), RECORDED, **prompts)
+        assert distance(latent, plain) < 2e-5
+        assert tapes.begun == 0 and tapes.replayed > 0 and not trace.notes
+
+    def test_a_wrapper_that_may_do_anything(self, sd3, monkeypatch):
+        model, tapes, plain = _split(sd3, monkeypatch, AgainTape)
+        patched = patch_model(model, RECORDED)
+        patched.set_model_unet_function_wrapper(
+            lambda apply, given: apply(given["input"], given["timestep"], **given["c"])
+        )
+        assert distance(sample(patched, sd3, sd3.noise()), plain) < 2e-5
+        assert tapes.begun == 0 and tapes.replayed > 0
+
+
+def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3):
+    model, tapes = sd3.build(), Tapes(LateTape)
+    record_on(model, tapes)
+    patched = patch_model(model, RECORDED)
+
+    def stop(step: int) -> float:
+        if step == 8:
+            assert tapes.waiting == 1
+            raise KeyboardInterrupt
+        return 0.0
+
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", _each_alone(stop))
+    with pytest.raises(KeyboardInterrupt):
+        sample(patched, sd3, sd3.noise())
+    assert tapes.begun > 0 and tapes.waiting == 0
+
+
+def test_a_prompt_that_the_host_keeps_elsewhere_is_compared_there():
+    """A new value is known when the output is asked for: the call is done anew, and not begun again."""
+    tapes, calls = Tapes(), SideBySide()
+    x, idx = torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.long)
+
+    def recorded(prompt: float) -> Recording:
+        inputs = {"x": x, "t": torch.ones(1), "prompt": torch.tensor([prompt])}
+        made = record(tapes(), inputs, idx, {}, lambda given, *_: given["x"] + given["prompt"])
+        made.away["prompt"] = inputs["prompt"].clone()  # as where the device is another
+        return made
+
+    first, second = recorded(1.0), recorded(2.0)
+    found = []
+    for step, prompt in enumerate((2.0, 2.0, 3.0, 3.0)):
+        assert calls.begin_evaluation(True) is None
+        now = {"x": x + step, "t": torch.ones(1)}
+        calls.run(first, now | {"prompt": torch.tensor([1.0])}, idx)
+        found.append(float(calls.run(second, now | {"prompt": torch.tensor([prompt])}, idx).mean()))
+    assert found == [2.0, 3.0, 5.0, 6.0]
+    assert tapes.begun == 2 and calls.close() is None
+
+
+class _Broken(AgainTape):
+    def record(self, work):
+        raise RuntimeError("planted")
+
+
+def _each_alone(shift):
+    """Prompts one by one, each on the picture of the one before plus `shift(step)`."""
+    evaluations = []
+
+    def wrapper(executor, model, conds, x_in, timestep, model_options):
+        evaluations.append(1)
+        found = executor(model, conds[:1], x_in, timestep, model_options)
+        shifted = x_in + shift(len(evaluations) - 1)
+        return found + executor(model, conds[1:], shifted, timestep, model_options)
+
+    return wrapper
+
+
+def _with_lora(family, conditioning):
+    """ComfyUI's hook that patches weights while this prompt is evaluated."""
+    name = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
+    weight = family.build().model.get_parameter(f"{name}.weight")
+    hooks = comfy.hooks.create_hook_lora({f"{name}.diff": torch.full_like(weight, 0.05)}, 1.0, 1.0)
+    return comfy.hooks.set_hooks_for_conditioning(conditioning, hooks)
