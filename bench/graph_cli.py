@@ -102,6 +102,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     store = graph_store(bench.model)
     yield "unloading drops the recordings", store.count == 0 and store.nbytes() == 0, str(store.count)
     yield compare("after the model was unloaded")
+    yield _recorded_anew(bench, graph)
     bench.close()
 
 
@@ -129,6 +130,20 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
     bench.model = original
     lent = any(buffers.is_lent for buffers in graph_store(original).buffers)
     return "an interrupted run returns its buffers", stopped and not lent, f"stopped {stopped}, lent {lent}"
+
+
+def _recorded_anew(bench: Any, variant: Any) -> tuple[str, bool, str]:
+    import torch
+
+    from ..ras_core.host import graph_store
+
+    held = []
+    for _ in range(3):
+        graph_store(bench.model).clear()
+        torch.cuda.synchronize()
+        held.append(torch.cuda.memory_allocated())
+        bench.latent_of(variant)
+    return "recording anew leaves no memory behind", held[-1] <= held[0], f"{held} bytes"
 
 
 def _one_prompt_a_call(model: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 HEAD = (
     "case", "variant", "s", "step ms", "regional ms", "speed-up", "own", "ideal", "% ideal",
-    "peak GiB", "K/V GiB",
+    "peak GiB", "taken GiB", "K/V GiB",
 )  # fmt: skip
 
 
@@ -77,6 +77,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row.get("ideal"), 2),
         _number(row.get("of_ideal"), 1, 100),
         _number(memory.get("allocated"), 2, 2**-30),
+        _number(memory.get("taken"), 2, 2**-30),
         _number(row.get("kv_bytes"), 2, 2**-30),
     )
 

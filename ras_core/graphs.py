@@ -50,10 +50,10 @@ class GraphStore:
     """What a model's runs have recorded; lives beside the model, and goes when its weights do.
 
     Args:
-        make_tape: makes a tape where one is needed.
+        make_tape: makes a tape where one is needed, from its number.
     """
 
-    def __init__(self, make_tape: Callable[[], Tape] = CudaTape):
+    def __init__(self, make_tape: Callable[[int], Tape] = CudaTape):
         self._make_tape = make_tape
         self._tapes: list[Tape] = []
         self._network: Network | None = None
@@ -72,7 +72,7 @@ class GraphStore:
         if idle := next((tape for tape in self._tapes if tape not in busy), None):
             return idle
         if len(self._tapes) < MAX_TAPES:
-            self._tapes.append(self._make_tape())
+            self._tapes.append(self._make_tape(len(self._tapes)))
         return self._tapes[-1]
 
     @property

@@ -29,7 +29,7 @@ from .adapters import adapter_for, network_of
 from .adapters.base import ModelAdapter
 from .clock import mark
 from .config import KVCache, RASConfig
-from .cost import expected_speedup
+from .cost import CostProfile, expected_speedup
 from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
 from .graphs import GraphSession, GraphStore
@@ -173,6 +173,7 @@ class RASPatch:
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
         view = self.view_factory(run.grid) if self.view_factory else None
+        profile = self.adapter.cost_profile(network)
         graphs = _graph_session(guider.model_patcher, self.config, run)
         hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention())
         _enter(guider.model_options, run, hooks)
@@ -183,7 +184,7 @@ class RASPatch:
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
             hooks.end()
-            self.last_trace = trace = self._finish(network, run, guider.model_patcher.load_device)
+            self.last_trace = trace = self._finish(profile, run, guider.model_patcher.load_device)
             logger.info(trace.summary())
             return result
         finally:
@@ -223,12 +224,11 @@ class RASPatch:
         _explain_dense_plan(run)
         return run
 
-    def _finish(self, network: nn.Module, run: RunState, device: torch.device) -> Trace:
+    def _finish(self, profile: CostProfile, run: RunState, device: torch.device) -> Trace:
         if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
             run.warn(
                 "nothing was accelerated: the model was not evaluated in the way that ComfyUI's guiders do"
             )
-        profile = self.adapter.cost_profile(network)
         return run.recorder.finish(mark(device), len(run.plan), profile, run.text_rows, run.kv_bytes)
 
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from .tokens import scatter_into
 
 FLOAT8 = torch.float8_e4m3fn
-FLOAT8_MAX = 448.0
+UNDER_FLOAT8_MAX = 2.0**-7
+"""A power of two times this is the scale of numbers below twice that power: codes are below 256, of 448."""
+EXPONENT = 0x7F800000  # bits of a float32
 SMALLEST_SCALE = 2.0**-24  # the smallest number of float16
 
 Pair = tuple[Tensor, Tensor]
@@ -337,8 +339,9 @@ def has_float8(device: torch.device) -> bool:
 
 def _to_float8(rows: Tensor) -> Pair:  # (bb, r, ...) -> bytes (bb, r, ...), scales (bb, r)
     flat = rows.flatten(2)
-    largest = flat.abs().amax(dim=2).float() / FLOAT8_MAX
-    scales = largest.clamp_min(SMALLEST_SCALE).log2().ceil().exp2().to(rows.dtype)
+    largest = torch.linalg.vector_norm(flat, torch.inf, dim=2, dtype=torch.float32)
+    power = (largest.view(torch.int32) & EXPONENT).view(torch.float32)  # of two, at most the largest
+    scales = (power * UNDER_FLOAT8_MAX).clamp_min(SMALLEST_SCALE).to(rows.dtype)
     codes = (flat / scales[..., None]).to(FLOAT8)
     # Cutting, joining and scattering are defined for bytes everywhere, for float8 not.
     return codes.view(torch.uint8).view(rows.shape), scales

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -36,18 +37,23 @@ class Tape(Protocol):
 class CudaTape:
     """torch.cuda's graphs, with a stream and a memory pool of their own. No recording leaves a tensor of its
     own in the pool.
+
+    Args:
+        number: of the tapes that may run at the same time.
     """
 
-    def __init__(self) -> None:
-        self._stream = torch.cuda.Stream()
+    def __init__(self, number: int) -> None:
+        self._stream = _stream(torch.cuda.current_device(), number)
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
+        torch.cuda.empty_cache()  # what is kept for other streams is of no use to this one
         with torch.cuda.stream(self._stream):
             work()  # libraries set up their workspaces for this stream
+            torch.cuda.empty_cache()  # what that took, which the pool cannot use either
             # "thread_local": ComfyUI's server thread may use the device meanwhile.
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
@@ -55,7 +61,6 @@ class CudaTape:
             finally:
                 graph.capture_end()
         current.wait_stream(self._stream)
-        torch.cuda.empty_cache()  # what the first `work` took on that stream
         return graph.replay
 
     def begin(self, replay: Work) -> Work:
@@ -63,6 +68,12 @@ class CudaTape:
         with torch.cuda.stream(self._stream):
             replay()
         return lambda: torch.cuda.current_stream().wait_stream(self._stream)
+
+
+@cache
+def _stream(device: int, number: int) -> torch.cuda.Stream:
+    """The same for all models: libraries give each stream that they see a workspace, and keep it for good."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass(eq=False)

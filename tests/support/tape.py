@@ -63,7 +63,7 @@ class Tapes:
         self._kind = kind
         self._made: list[AgainTape] = []
 
-    def __call__(self) -> AgainTape:
+    def __call__(self, number: int = 0) -> AgainTape:
         self._made.append(self._kind())
         return self._made[-1]
 
@@ -73,6 +73,6 @@ class Tapes:
 
 def record_on(model: Any, tape: Any) -> GraphStore:
     """Runs of this model record on the tape, or on the tapes; gives where its recordings are kept."""
-    store = GraphStore(tape if isinstance(tape, Tapes) else lambda: tape)
+    store = GraphStore(tape if isinstance(tape, Tapes) else lambda number: tape)
     setattr(model.model, GRAPHS, store)
     return store
