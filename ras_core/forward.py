@@ -20,7 +20,7 @@ from .adapters.base import ModelAdapter
 from .compiled import as_written
 from .errors import RegionalAbort
 from .grouped import GroupedAttention
-from .kv_forecast import Ahead, ForecastSequence
+from .kv_forecast import Ahead
 from .tokens import gather_rows, row_index, scatter_rows
 
 AttentionOverride = Callable[..., Tensor]
@@ -38,7 +38,7 @@ class NetworkCall:
         inner_override: an attention override that was there before ours (SageAttention nodes and others).
         keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
         grouped: attends to cached K/V heads without repeating them, where it can.
-        sigma: (bb,) noise level; only a cache whose rows are continued asks for it.
+        sigma: (bb,) noise level, for a cache whose rows are continued; None for a dense call to others.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class NetworkCall:
     def _pass_time(self) -> None:
         if self._active_idx is not None:
             self._weights = kv.weights_ahead(self._slots, self._sigma, self._active_idx)
-        elif self._keep == ForecastSequence.of:
+        elif self._sigma is not None:
             kv.pass_time(self._slots, self._sigma, self._n)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:

@@ -167,8 +167,8 @@ class RunHooks:
         slots = run.kv.begin_fill(branches)
         if not slots and (graphs := self._graphs_for(network, forward, control, options)):
             slots = graphs.lend(branches, forward.inputs, run.kv.storage)
-        inner, keep = options.get(OVERRIDE), run.kv.keep
-        sigma = forward.inputs["t"]
+        inner, keep = options.get(OVERRIDE), run.kv.keep_for(branches)
+        sigma = forward.inputs["t"] if run.kv.forecasts else None
         call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep, sigma=sigma)
         trouble = None
         try:

@@ -338,7 +338,7 @@ def _plan_cache(
         room = Room(
             free_device_bytes(model, working) + held, free_host_bytes(), has_float8(model.load_device)
         )
-        _keep_cache(run, choose(wanted, needs, room), graphs)
+        _keep_cache(run, choose(wanted, needs, room), needs, graphs)
         return prepared
 
     comfy.patcher_extension.add_wrapper_with_key(
@@ -346,7 +346,7 @@ def _plan_cache(
     )
 
 
-def _keep_cache(run: RunState, choice: Choice, graphs: GraphSession | None) -> None:
+def _keep_cache(run: RunState, choice: Choice, needs: Needs, graphs: GraphSession | None) -> None:
     """Follow a choice, and say it once."""
     if graphs is not None and (obstacle := storage_obstacle(choice.storage)):
         graphs.refuse(obstacle)
@@ -354,7 +354,7 @@ def _keep_cache(run: RunState, choice: Choice, graphs: GraphSession | None) -> N
     if choice.storage is None:
         run.go_dense(choice.reason)
         return
-    run.keep_cache_as(choice.storage)
+    run.keep_cache_as(choice.storage, needs.of_a_branch(choice.storage))
     if choice.is_surprise:
         if graphs is not None:
             graphs.keep_only(choice.storage)
@@ -392,6 +392,7 @@ def cache_needs(
         fp8=nbytes("fp8"),
         forecast=nbytes("forecast"),
         attention=profile.attention_nbytes(run.grid.n, borders, itemsize),
+        branches=max(len(conds), 1),
     )
 
 

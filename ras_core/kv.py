@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import RegionalAbort
 from .kv_forecast import TIMES, Ahead, ForecastSequence, Times
 from .kv_storage import Ferry, Float8Sequence, HostSequence, Keep, Pair, Sequence
+from .slab import Slab
 from .tokens import row_index
 
 Branch = Hashable
@@ -47,13 +48,15 @@ class KVStore:
     Args:
         n_tokens: image tokens of the whole picture.
         storage: how keys and values are kept, as `kv_cache` names it; "off" for a run that keeps none.
+        branch_nbytes: what they take of each branch, about; 0 where that is not known.
 
     Attributes:
         keep: what keeps the K/V of a dense call, or None.
     """
 
-    def __init__(self, n_tokens: int, storage: str = "gpu"):
+    def __init__(self, n_tokens: int, storage: str = "gpu", branch_nbytes: int = 0):
         self.n_tokens = n_tokens
+        self._branch_nbytes = branch_nbytes
         self.storage = storage
         self.keep = keeper(storage)
         self._groups: dict[Branch, _Group] = {}
@@ -65,6 +68,12 @@ class KVStore:
     def forecasts(self) -> bool:
         """Whether cached rows are continued, which takes two evaluations of them."""
         return self.storage == ForecastSequence.storage
+
+    def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
+        """As `keep`, for one call: what it keeps on the device comes to stand in one piece of memory."""
+        if self.keep is None or self.storage == HostSequence.storage:
+            return self.keep
+        return partial(self.keep, slab=Slab(self._branch_nbytes * len(branches)))
 
     def nbytes(self) -> int:
         groups = {id(group): group for group in self._groups.values()}

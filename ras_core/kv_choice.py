@@ -16,12 +16,19 @@ class Needs:
     Attributes:
         plain, fp8, forecast: under these storages.
         attention: K and V of one attention as they are, in passing.
+        branches: how many conditionings share these.
     """
 
     plain: int
     fp8: int
     attention: int
     forecast: int = 0
+    branches: int = 1
+
+    def of_a_branch(self, storage: str) -> int:
+        """What each keeps on the device, on average."""
+        kept = {"fp8": self.fp8, "cpu": 0, "off": 0, "forecast": self.forecast}
+        return kept.get(storage, self.plain) // self.branches
 
     def on_device(self, storage: str) -> int:
         """What a storage takes of the sampling device's memory."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kv_storage import Pair, Sequence
+from .slab import Slab
 from .tokens import gather_rows, scatter_into
 
 SAMPLE = 128
@@ -47,10 +48,12 @@ class ForecastSequence(Sequence):
     storage: ClassVar[str] = "forecast"
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int) -> ForecastSequence:
+    def of(
+        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None
+    ) -> ForecastSequence:
         """Keep the K/V of a dense call; nothing was before."""
-        kept = [t.clone(memory_format=torch.contiguous_format) for t in (key, value)]
-        return cls((*kept, *(t.clone() for t in kept)), prefix, suffix)
+        slab = slab or Slab()
+        return cls(tuple(slab.copy(t) for t in (key, value, key, value)), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
         """A dense call's K/V over everything kept."""

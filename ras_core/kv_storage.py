@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .slab import Slab
 from .tokens import scatter_into
 
 FLOAT8 = torch.float8_e4m3fn
@@ -44,10 +45,9 @@ class Sequence:
     """Whether `prefetch` does anything."""
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int) -> Sequence:
+    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None) -> Sequence:
         """Keep the K/V of a dense call: (bb, r, ...) each, copied, since the host owns its tensors."""
-        copies = (t.clone(memory_format=torch.contiguous_format) for t in (key, value))
-        return cls(tuple(copies), prefix, suffix)
+        return cls(_copied((key, value), slab), prefix, suffix)
 
     @property
     def key(self) -> Tensor:
@@ -152,8 +152,10 @@ class Float8Sequence(Sequence):
     storage: ClassVar[str] = "fp8"
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int) -> Float8Sequence:
-        return cls((*_to_float8(key), *_to_float8(value)), prefix, suffix)
+    def of(
+        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None
+    ) -> Float8Sequence:
+        return cls(_copied((*_to_float8(key), *_to_float8(value)), slab), prefix, suffix)
 
     @property
     def value(self) -> Tensor:
@@ -325,7 +327,7 @@ class Ferry:
                 buffer.record_stream(stream)
 
 
-Keep = Callable[[Tensor, Tensor, int, int], Sequence]
+Keep = Callable[..., Sequence]
 """Keeps the key and value of a dense call, (bb, r, ...) each, given the rows of text and of padding."""
 
 
@@ -335,6 +337,11 @@ def has_float8(device: torch.device) -> bool:
         return float(torch.ones(1, device=device).to(FLOAT8).float()) == 1.0
     except (RuntimeError, TypeError, NotImplementedError):
         return False
+
+
+def _copied(tensors: tuple[Tensor, ...], slab: Slab | None) -> tuple[Tensor, ...]:
+    slab = slab or Slab()
+    return tuple(slab.copy(t) for t in tensors)
 
 
 def _to_float8(rows: Tensor) -> Pair:  # (bb, r, ...) -> bytes (bb, r, ...), scales (bb, r)

@@ -73,9 +73,11 @@ class RunState:
         if self.config.budget == "adaptive" and self.any_regional:
             self.purse = Purse(self.plan)
 
-    def keep_cache_as(self, storage: str) -> None:
-        """How the K/V cache is kept (kv_storage.py); said before the first call."""
-        self.kv = KVStore(self.grid.n, storage)
+    def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
+        """How the K/V cache is kept (kv_storage.py), and what it takes of each branch; said before the first
+        call.
+        """
+        self.kv = KVStore(self.grid.n, storage, branch_nbytes)
 
     def begin_evaluation(self, sigma: float, now: Moment) -> None:
         """A guided evaluation starts: find its step and, when that is regional, its active tokens."""

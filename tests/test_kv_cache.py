@@ -11,7 +11,7 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.forward import NetworkCall
 from ras_pack.ras_core.hooks import OVERRIDE
 from ras_pack.ras_core.host import patch_model
-from ras_pack.ras_core.kv import keeper
+from ras_pack.ras_core.kv import TIMES, KVStore, keeper
 from ras_pack.ras_core.kv_choice import Needs, Room, choose
 from ras_pack.ras_core.kv_forecast import ForecastSequence, Times
 from ras_pack.ras_core.kv_storage import (
@@ -21,6 +21,7 @@ from ras_pack.ras_core.kv_storage import (
     Sequence,
     has_float8,
 )
+from ras_pack.ras_core.slab import SPARE, Slab
 from support.families import Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -380,6 +381,53 @@ class TestFerry:
     def _update(self, slots, layer):
         fresh = torch.full((1, 1, 4), 9.0)
         return kv.update(slots, (layer, 0), (fresh, fresh), torch.tensor([[1]]), 3, (0, 0))
+
+
+class TestOnePiece:
+    """What a call keeps stands in one piece of memory, of the size that arithmetic expects."""
+
+    @pytest.fixture
+    def pieces(self, monkeypatch) -> list:
+        """After each dense call, the memory that its keys and values stand in: address -> bytes."""
+        found = []
+        end_fill = KVStore.end_fill
+
+        def spy(store, branches, slots):
+            kept = [t.untyped_storage() for slot, seq in slots.items() if slot != TIMES for t in seq.tensors]
+            found.append({memory.data_ptr(): memory.nbytes() for memory in kept})
+            end_fill(store, branches, slots)
+
+        monkeypatch.setattr(KVStore, "end_fill", spy)
+        return found
+
+    @pytest.mark.parametrize("storage", ["gpu", "fp8", "forecast"])
+    def test_of_the_expected_size(self, family, storage, pieces, seen):
+        _, trace = sample_ras(family.build(), family, family.noise(), _settings(storage))
+        assert pieces and all(len(each) == 1 for each in pieces)
+        assert sum(pieces[0].values()) == seen["needs"][0].of_a_branch(storage) * 2 + SPARE
+        assert trace.kv_bytes <= sum(pieces[0].values())
+
+    def test_more_than_expected_is_kept_all_the_same(self, sd3, pieces, monkeypatch):
+        """Prompts of very different length share their mean."""
+        plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
+        monkeypatch.setattr(Needs, "of_a_branch", lambda *_: 100_000)
+        monkeypatch.setattr("ras_pack.ras_core.slab.SPARE", 0)
+        short, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
+        assert torch.equal(short, plain) and not trace.notes
+        assert len(pieces[-1]) > 1
+
+    def test_too_large_a_piece_is_no_reason_to_give_up(self, monkeypatch):
+        empty = torch.empty
+
+        def full(size, **kwargs):
+            if size:
+                raise torch.cuda.OutOfMemoryError("planted")
+            return empty(size, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "empty", full)
+            copy = Slab(2**20).copy(torch.ones(3))
+        assert copy.tolist() == [1, 1, 1]
 
 
 class TestForms:
