@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .clock import Moment, seconds_between
@@ -176,28 +177,35 @@ class Recorder:
         )
 
     def _evaluations(self, now: Moment) -> tuple[Evaluation, ...]:
-        ends = [*(entry.started for entry in self._entries), now][1:]
-        return tuple(self._freeze(entry, end) for entry, end in zip(self._entries, ends, strict=True))
+        entries = self._entries
+        ends = [*(entry.started for entry in entries), now][1:]
+        indices = [entry.active_idx for entry in entries]
+        masks = _to_host([None if idx is None else self._grid.active_mask(idx) for idx in indices])
+        scores = _to_host([None if entry.score is None else entry.score.float() for entry in entries])
+        return tuple(map(self._freeze, entries, ends, masks, scores))
 
-    def _freeze(self, entry: _Entry, end: Moment) -> Evaluation:
+    def _freeze(
+        self, entry: _Entry, end: Moment, active: np.ndarray | None, score: np.ndarray | None
+    ) -> Evaluation:
         shape = (self._batch, self._grid.h, self._grid.w)
-        if entry.active_idx is None:
-            active = np.ones(shape, dtype=bool)
-        else:
-            active = self._grid.active_mask(entry.active_idx).cpu().numpy().reshape(shape)
-        score = None if entry.score is None else entry.score.float().cpu().numpy().reshape(shape)
-        kind = StepKind.DENSE if entry.active_idx is None else StepKind.REGIONAL
         sigma = float(entry.sigma)
         plan = entry.plan(sigma) if callable(entry.plan) else entry.plan
         return Evaluation(
             plan.index,
             sigma,
-            kind,
+            StepKind.DENSE if active is None else StepKind.REGIONAL,
             plan.is_reset,
-            active,
-            score,
+            np.ones(shape, dtype=bool) if active is None else active.reshape(shape),
+            None if score is None else score.reshape(shape),
             seconds_between(entry.started, end),
         )
+
+
+def _to_host(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
+    """All of them, of one shape, in one transfer."""
+    there = [t for t in tensors if t is not None]
+    here = iter(torch.stack(there).cpu().numpy() if there else ())
+    return [None if t is None else next(here) for t in tensors]
 
 
 def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
