@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from . import kv
@@ -106,6 +107,8 @@ class NetworkCall:
         if self._layer is not None:
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
+            if self._keep is None and self.gathered:
+                args, kwargs = self._with_short_mask(args, kwargs)
             if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
@@ -114,6 +117,17 @@ class NetworkCall:
         if self._inner is not None:
             return self._inner(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
+
+    def _with_short_mask(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The mask of an attention, (bb or 1, ..., r), for active tokens among themselves."""
+        mask = args[0] if args else kwargs.get("mask")
+        rows, flat_idx = self._hidden
+        if mask is None or mask.shape[-1] != rows:
+            return args, kwargs
+        places = flat_idx.view(self._active_idx.shape[0], -1) % rows
+        places = places.view(len(places), *[1] * (mask.ndim - 2), -1)
+        short = torch.take_along_dim(mask, places, dim=-1)
+        return ((short, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": short})
 
     def _pass_time(self) -> None:
         if self._active_idx is not None:

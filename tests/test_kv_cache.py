@@ -22,7 +22,7 @@ from ras_pack.ras_core.kv_storage import (
     has_float8,
 )
 from ras_pack.ras_core.slab import SPARE, Slab
-from support.families import Family
+from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
 
@@ -122,6 +122,20 @@ class TestAgreement:
         kept, trace = sample_ras(family.build(), family, family.noise(), _settings(storage), **prompts)
         assert not trace.notes
         assert distance(kept, plain) < (FP8_ERROR if storage == "fp8" else 1e-9)
+
+    @pytest.mark.parametrize("storage", ["gpu", "off"])
+    def test_a_mask_has_a_number_for_each_row_of_the_whole_sequence(self, storage):
+        """As older versions of ComfyUI give to the image refiners; `off` attends to a part of the rows."""
+        family = FAMILIES["lumina2"]
+        plain, _ = sample_ras(family.build(), family, family.noise(), _settings(storage))
+        model = family.build()
+        for refiner in model.model.diffusion_model.noise_refiner:
+            refiner.attention.register_forward_pre_hook(
+                lambda module, args: (args[0], torch.zeros(1, 1, 64), *args[2:])
+            )
+        masked, trace = sample_ras(model, family, family.noise(), _settings(storage))
+        assert distance(masked, plain) < 1e-5
+        assert trace.regional_steps == 7 and not trace.notes
 
     def test_off_attends_among_active_tokens_only(self, family):
         rows = []
