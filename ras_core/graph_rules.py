@@ -89,13 +89,14 @@ def call_obstacle(
     return None
 
 
-def share_weights(model_options: Mapping[str, Any], patcher: object) -> bool:
+def share_weights(model_options: Mapping[str, Any], guider: object) -> bool:
     """Whether all calls of an evaluation read the same weights.
 
     Args:
         model_options: the host's; a wrapper in them runs between its calls, and may do anything.
-        patcher: the host's, as it stands in this run; single conditionings may ask for patches of their own.
+        guider: the host's, in a run; single conditionings may ask for patches of their own.
     """
+    patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
     return "model_function_wrapper" not in model_options and getattr(patcher, "hook_patches", None) == {}
 
 

@@ -38,6 +38,12 @@ class Buffers:
         """How their rows are kept."""
         return next(iter(self.slots.values())).storage
 
+    @property
+    def places(self) -> frozenset[int]:
+        """Memory that they stand in: of calls that were grouped anew, some may be parts of others."""
+        kept = (t for sequence in self.slots.values() for t in sequence.tensors)
+        return frozenset(t.untyped_storage().data_ptr() for t in kept)
+
     def are(self, slots: Slots) -> bool:
         """Whether these are the very tensors of `slots`."""
         return self.slots.keys() == slots.keys() and all(
@@ -56,6 +62,7 @@ class GraphStore:
     def __init__(self, make_tape: Callable[[int], Tape] = CudaTape):
         self._make_tape = make_tape
         self._tapes: list[Tape] = []
+        self._max_tapes = MAX_TAPES
         self._network: Network | None = None
         self.buffers: list[Buffers] = []
         self.trouble: str | None = None
@@ -71,9 +78,14 @@ class GraphStore:
         """One that is not busy, unless all are."""
         if idle := next((tape for tape in self._tapes if tape not in busy), None):
             return idle
-        if len(self._tapes) < MAX_TAPES:
+        if len(self._tapes) < self._max_tapes:
             self._tapes.append(self._make_tape(len(self._tapes)))
         return self._tapes[-1]
+
+    def keep_first_tape(self) -> bool:
+        """Memory is too short for more than one; False where there is no other anyway."""
+        has_more, self._tapes, self._max_tapes = len(self._tapes) > 1, self._tapes[:1], 1
+        return has_more
 
     @property
     def count(self) -> int:
@@ -91,7 +103,7 @@ class GraphStore:
             self.clear()
             self._network = network
 
-    def make_room(self) -> bool:
+    def has_place(self) -> bool:
         """Whether one more recording may be kept; the one that was not used for longest goes for it, unless
         this run used it.
         """
@@ -109,7 +121,7 @@ class GraphStore:
 
     def clear(self) -> None:
         """Give all memory back."""
-        self.buffers, self._tapes = [], []
+        self.buffers, self._tapes, self._max_tapes = [], [], MAX_TAPES
         self._network = self.trouble = None
 
 
@@ -143,9 +155,13 @@ class GraphSession:
         recordings fit; or none.
         """
         wanted = None if self.obstacle else signature(inputs)
+        if wanted is None:
+            return {}
+        if (own := self._lent.pop(branches, None)) is not None:
+            own.is_lent = False  # these branches were away for a while, and had this before
+        taken = {place for each in self._store.buffers if each.is_lent for place in each.places}
         for buffers in self._store.buffers:
-            fits = buffers.signature == wanted and buffers.storage == storage
-            if wanted is not None and not buffers.is_lent and fits:
+            if buffers.signature == wanted and buffers.storage == storage and not buffers.places & taken:
                 buffers.is_lent = True
                 self._lent[branches] = buffers
                 for sequence in buffers.slots.values():
@@ -171,9 +187,11 @@ class GraphSession:
         recording = buffers.recordings.get(active_count) if buffers else None
         if recording is None:
             self._seen[branches, active_count] += 1
-            if self._seen[branches, active_count] < SIGHTINGS or not self._store.make_room():
+            if self._seen[branches, active_count] < SIGHTINGS or not self._store.has_place():
                 return None
             return self._record(branches, buffers, inputs, active_idx, slots, call)
+        if not recording.fits(inputs):
+            return None
         recording.last_run = self._store.runs
         with torch.inference_mode():
             return self._calls.run(recording, inputs, active_idx)
@@ -190,12 +208,12 @@ class GraphSession:
 
     def end(self) -> str | None:
         """The last evaluation is over; returns what went wrong, or None."""
-        return self._calls.close()
+        return self._calls.end()
 
     def close(self) -> None:
         """The run is over: all goes back, also buffers of calls that were grouped anew on the way."""
-        self.settle()
-        self._calls = SideBySide()
+        self._calls.forget()
+        self._store.buffers = [each for each in self._store.buffers if each.recordings]
         for buffers in self._store.buffers:
             buffers.is_lent = False
         self._lent.clear()
@@ -225,9 +243,8 @@ class GraphSession:
             return None
         buffers = buffers or Buffers(key, dict(slots), is_lent=True)
         try:
-            tape = self._store.tape(self._calls.busy)
             with torch.inference_mode():
-                recording = record(tape, inputs, active_idx, buffers.slots, call)
+                recording = self._recorded(inputs, active_idx, buffers.slots, call)
         except Exception as error:  # whatever a driver, a library or another pack may raise
             self._give_up(error)
             return None
@@ -241,6 +258,14 @@ class GraphSession:
             self._lent[branches] = buffers
             self._store.buffers.append(buffers)
         return recording.output
+
+    def _recorded(self, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
+        try:
+            return record(self._store.tape(self._calls.busy), inputs, active_idx, slots, call)
+        except torch.cuda.OutOfMemoryError:
+            if not self._store.keep_first_tape():
+                raise
+        return record(self._store.tape(), inputs, active_idx, slots, call)
 
     def _give_up(self, error: Exception) -> None:
         self.refuse(f"recording failed ({type(error).__name__}: {str(error)[:200]})")

@@ -86,8 +86,8 @@ class RunHooks:
         if sigma is None:
             sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
         if self._graphs is not None:
-            patcher = getattr(getattr(executor.class_obj, "inner_model", None), "current_patcher", None)
-            if trouble := self._graphs.begin_evaluation(share_weights(model_options or {}, patcher)):
+            shared = share_weights(model_options or {}, executor.class_obj)
+            if trouble := self._graphs.begin_evaluation(shared):
                 self._run.go_dense(trouble)
         self._run.begin_evaluation(sigma, mark(x.device))
         if self._view is not None:
@@ -181,6 +181,7 @@ class RunHooks:
             self._drop_graphs()
         if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
             slots.clear()
+            del call, keep  # which hold the memory for what they would have kept
             run.go_dense(trouble)
             return forward(control, options)
         if call.blocks_seen == 0:

@@ -16,7 +16,7 @@ class Needs:
     Attributes:
         plain, fp8, forecast: under these storages.
         attention: K and V of one attention as they are, in passing.
-        branches: how many conditionings share these.
+        branches: conditionings that these are the sums of.
     """
 
     plain: int

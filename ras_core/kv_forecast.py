@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kv_storage import Pair, Sequence
-from .slab import Slab
+from .slab import Slab, copies
 from .tokens import gather_rows, scatter_into
 
 SAMPLE = 128
@@ -52,8 +52,7 @@ class ForecastSequence(Sequence):
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None
     ) -> ForecastSequence:
         """Keep the K/V of a dense call; nothing was before."""
-        slab = slab or Slab()
-        return cls(tuple(slab.copy(t) for t in (key, value, key, value)), prefix, suffix)
+        return cls(copies((key, value, key, value), slab), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
         """A dense call's K/V over everything kept."""

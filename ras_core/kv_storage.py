@@ -14,12 +14,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .slab import Slab
+from .slab import Slab, copies
 from .tokens import scatter_into
 
 FLOAT8 = torch.float8_e4m3fn
-UNDER_FLOAT8_MAX = 2.0**-7
-"""A power of two times this is the scale of numbers below twice that power: codes are below 256, of 448."""
+SCALE_OF_POWER = 2.0**-7
+"""Numbers below twice a power of two are divided by this times it: codes are 256 at most, of 448."""
 EXPONENT = 0x7F800000  # bits of a float32
 SMALLEST_SCALE = 2.0**-24  # the smallest number of float16
 
@@ -47,7 +47,7 @@ class Sequence:
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None) -> Sequence:
         """Keep the K/V of a dense call: (bb, r, ...) each, copied, since the host owns its tensors."""
-        return cls(_copied((key, value), slab), prefix, suffix)
+        return cls(copies((key, value), slab), prefix, suffix)
 
     @property
     def key(self) -> Tensor:
@@ -155,7 +155,7 @@ class Float8Sequence(Sequence):
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None
     ) -> Float8Sequence:
-        return cls(_copied((*_to_float8(key), *_to_float8(value)), slab), prefix, suffix)
+        return cls(copies((*_to_float8(key), *_to_float8(value)), slab), prefix, suffix)
 
     @property
     def value(self) -> Tensor:
@@ -197,7 +197,7 @@ class HostSequence(Sequence):
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, ferry: Ferry) -> HostSequence:
-        empty = tuple(_host_empty(t, t.shape, pinned=t.device.type == "cuda") for t in (key, value))
+        empty = tuple(host_empty(t, t.shape, pinned=t.device.type == "cuda") for t in (key, value))
         kept = cls(empty, prefix, suffix, ferry)
         kept.write(key, value)
         return kept
@@ -229,7 +229,7 @@ class HostSequence(Sequence):
         self.ferry.prefetch(self)
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return _host_empty(like, shape, pinned=like.is_pinned())
+        return host_empty(like, shape, pinned=like.is_pinned())
 
     def _settle(self) -> None:
         self.ferry.settle()
@@ -328,7 +328,8 @@ class Ferry:
 
 
 Keep = Callable[..., Sequence]
-"""Keeps the key and value of a dense call, (bb, r, ...) each, given the rows of text and of padding."""
+"""Keeps the key and value of a dense call, (bb, r, ...) each, given the rows of text and of padding; and
+where it keeps them on the device: `slab=`, the memory for all that the call keeps."""
 
 
 def has_float8(device: torch.device) -> bool:
@@ -339,16 +340,11 @@ def has_float8(device: torch.device) -> bool:
         return False
 
 
-def _copied(tensors: tuple[Tensor, ...], slab: Slab | None) -> tuple[Tensor, ...]:
-    slab = slab or Slab()
-    return tuple(slab.copy(t) for t in tensors)
-
-
 def _to_float8(rows: Tensor) -> Pair:  # (bb, r, ...) -> bytes (bb, r, ...), scales (bb, r)
     flat = rows.flatten(2)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=2, dtype=torch.float32)
     power = (largest.view(torch.int32) & EXPONENT).view(torch.float32)  # of two, at most the largest
-    scales = (power * UNDER_FLOAT8_MAX).clamp_min(SMALLEST_SCALE).to(rows.dtype)
+    scales = (power * SCALE_OF_POWER).clamp_min(SMALLEST_SCALE).to(rows.dtype)
     codes = (flat / scales[..., None]).to(FLOAT8)
     # Cutting, joining and scattering are defined for bytes everywhere, for float8 not.
     return codes.view(torch.uint8).view(rows.shape), scales
@@ -359,7 +355,7 @@ def _from_float8(codes: Tensor, scales: Tensor) -> Tensor:
     return rows.flatten(2).mul_(scales[..., None]).view(codes.shape)
 
 
-def _host_empty(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
+def host_empty(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
     """Main memory; where no more of it can be pinned, plain, which is slower and right all the same."""
     if pinned:
         try:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .graph_rules import MAX_TAPES
 from .kv import Sequence, Slot
 
 Slots = dict[Slot, Sequence]
@@ -35,32 +36,36 @@ class Tape(Protocol):
 
 
 class CudaTape:
-    """torch.cuda's graphs, with a stream and a memory pool of their own. No recording leaves a tensor of its
-    own in the pool.
+    """torch.cuda's graphs, with a memory pool of their own, in which no recording leaves a tensor.
 
     Args:
-        number: of the tapes that may run at the same time.
+        number: which of a model's tapes, from 0: those with another number have another stream.
     """
 
     def __init__(self, number: int) -> None:
-        self._stream = _stream(torch.cuda.current_device(), number)
+        self._stream = _streams(torch.cuda.current_device())[number]
         self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         torch.cuda.empty_cache()  # what is kept for other streams is of no use to this one
-        with torch.cuda.stream(self._stream):
-            work()  # libraries set up their workspaces for this stream
-            torch.cuda.empty_cache()  # what that took, which the pool cannot use either
-            # "thread_local": ComfyUI's server thread may use the device meanwhile.
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        current.wait_stream(self._stream)
+        try:
+            with torch.cuda.stream(self._stream):
+                return self._capture(work)
+        finally:
+            current.wait_stream(self._stream)
+
+    def _capture(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        work()  # libraries set up their workspaces for this stream
+        torch.cuda.empty_cache()  # what that took, which the pool cannot use either
+        # "thread_local": ComfyUI's server thread may use the device meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
         return graph.replay
 
     def begin(self, replay: Work) -> Work:
@@ -71,9 +76,11 @@ class CudaTape:
 
 
 @cache
-def _stream(device: int, number: int) -> torch.cuda.Stream:
-    """The same for all models: libraries give each stream that they see a workspace, and keep it for good."""
-    return torch.cuda.Stream(device)
+def _streams(device: int) -> tuple[torch.cuda.Stream, ...]:
+    """One for each number, the same for all models: libraries give each stream that they see a workspace, and
+    keep it for good. Made at once, since PyTorch hands out some 32 in turns.
+    """
+    return tuple(torch.cuda.Stream(device) for _ in range(MAX_TAPES))
 
 
 @dataclass(eq=False)
@@ -89,6 +96,12 @@ class Recording:
     """What the places hold of inputs that live elsewhere, for a comparison where these live."""
     last_run: int = 0
     """Number of the run that used it last."""
+
+    def fits(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a call with these inputs can be this one: tensors may have changed, nothing else."""
+        return self.inputs.keys() == inputs.keys() and all(
+            _is_alike(place, inputs[name]) for name, place in self.inputs.items()
+        )
 
     def run(self, inputs: Mapping[str, Any], active_idx: Tensor) -> Tensor:
         """The output place, (bb, c, H, W): good until the next run of this recording."""
@@ -136,3 +149,9 @@ def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots,
         output.copy_(call(places, index, slots))
 
     return Recording(places, index, output, tape.record(work), tape, away)
+
+
+def _is_alike(place: Any, value: Any) -> bool:
+    if isinstance(place, Tensor) and isinstance(value, Tensor):
+        return place.shape == value.shape and place.dtype == value.dtype
+    return not isinstance(place, Tensor) and not isinstance(value, Tensor) and place == value

@@ -2,9 +2,10 @@
 
 Where the host calls the network once for each prompt, a call on few tokens leaves much of the device idle.
 The host asks for the second output only once it has the first, so the second call is begun on a guess: the
-picture and the noise level of the first one, and else what it got the last time. A run first looks whether
-that would have been right. Later guesses are compared with what is then asked for, too. The device keeps the
-results, and they are read when it has come so far: nothing waits for them.
+picture and the noise level of the first one, and else what it got the last time in this run. That is done
+once a call was found to be such; later guesses are compared with what is then asked for, too. The device
+makes the comparisons, and they are read when it has come so far, at the latest two evaluations on: it always
+has work in the meantime.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .kv_storage import host_empty
 from .recording import Recording, Tape, Work
 
 SHARED = ("x", "t")
 """Inputs that are the same in all calls of an evaluation: the picture and its noise level."""
+
+LATEST = 2
+"""Evaluations after which a comparison is waited for."""
 
 WRONG_GUESS = "a call of the network was begun early, and should have had other inputs"
 
@@ -28,9 +33,11 @@ class SideBySide:
     """The recorded calls of one run."""
 
     def __init__(self) -> None:
+        self._evaluations = 0
         self._is_allowed = True
         self._calls: list[Recording] = []  # of this evaluation
         self._order: list[Recording] = []  # of the last one that had any
+        self._used: set[Recording] = set()  # their places hold inputs of this run
         self._begun: set[Recording] = set()
         self._waits: list[Work] = []
         self._checks: list[_Check] = []
@@ -50,13 +57,15 @@ class SideBySide:
         Returns:
             What went wrong in an earlier one, or None.
         """
+        self._evaluations += 1
         self._is_allowed = is_allowed
         self._order, self._calls = self._calls or self._order, []
-        return self._end_evaluation(wait=False)
+        self._begun.clear()
+        return self._read_checks(self._evaluations - LATEST)
 
-    def close(self) -> str | None:
-        """The run is over; returns what went wrong, or None."""
-        return self._end_evaluation(wait=True)
+    def end(self) -> str | None:
+        """The last evaluation is over; returns what went wrong, or None."""
+        return self._read_checks(self._evaluations)
 
     def settle(self) -> None:
         """Have the device wait for what was begun, before it reads or writes what that works on."""
@@ -64,19 +73,29 @@ class SideBySide:
             wait()
         self._waits.clear()
 
+    def forget(self) -> None:
+        """The recordings go; comparisons that are under way stay."""
+        self.settle()
+        self._calls, self._order = [], []
+        self._begun, self._used, self._can_guess = set(), set(), {}
+        for check in self._checks:
+            check.recording = None
+
     def add(self, recording: Recording) -> None:
         """A call of this evaluation that has just been recorded."""
         self._calls.append(recording)
+        self._used.add(recording)
 
     def run(self, recording: Recording, inputs: Mapping[str, Any], active_idx: Tensor) -> Tensor:
-        """A call's output, (bb, c, H, W); those that will follow may be begun with it."""
-        self.settle()
+        """A call's output, (bb, c, H, W); those that will follow may be begun with it. What was begun before
+        is settled.
+        """
         is_begun = recording in self._begun
-        if self._calls and (is_begun or recording not in self._can_guess):
-            is_begun = self._compare(recording, inputs, is_begun) and is_begun
-        elif not self._calls:
+        if not self._calls:
             self._begin_others(recording, inputs, active_idx)
-        self._calls.append(recording)
+        elif is_begun or self._is_open(recording):
+            is_begun = self._compare(recording, inputs, is_begun) and is_begun
+        self.add(recording)
         return recording.output if is_begun else recording.run(inputs, active_idx)
 
     def _begin_others(self, first: Recording, inputs: Mapping[str, Any], active_idx: Tensor) -> None:
@@ -84,58 +103,66 @@ class SideBySide:
             return
         busy = [first.tape]
         for other in self._order[1:]:
-            if self._can_guess.get(other) and other.tape not in busy:
+            if self._can_guess.get(other) and other.tape not in busy and _are_alike(first, other):
                 self._waits.append(other.begin({name: inputs[name] for name in SHARED}, active_idx))
                 self._begun.add(other)
                 busy.append(other.tape)
 
+    def _is_open(self, recording: Recording) -> bool:
+        """Whether it is worth a comparison: a guess would have had the right form, and no more is known."""
+        return (
+            recording in self._used
+            and recording not in self._can_guess
+            and _are_alike(self._calls[0], recording)
+        )
+
     def _compare(self, recording: Recording, inputs: Mapping[str, Any], is_begun: bool) -> bool:
-        """Whether a guess can be right; whether it is comes to light later."""
-        guess = recording.inputs | {name: self._calls[0].inputs[name] for name in SHARED}
-        if not _can_be(guess, recording.away, inputs):
+        """Whether a guess can be right, as far as that is known without the device; the rest comes later."""
+        if any(not torch.equal(known, inputs[name]) for name, known in recording.away.items()):
             self._can_guess[recording] = False
             return False
+        guess = recording.inputs | {name: self._calls[0].inputs[name] for name in SHARED}
         on_device = [name for name, value in guess.items() if isinstance(value, Tensor)]
         differences = [guess[name] != inputs[name] for name in on_device if name not in recording.away]
         found = torch.stack([each.any() for each in differences])
-        self._checks.append(_Check.begin(recording, is_begun, found))
+        self._checks.append(_Check.begin(recording, is_begun, self._evaluations, found))
         return True
 
-    def _end_evaluation(self, wait: bool) -> str | None:
-        self.settle()
-        self._begun.clear()
+    def _read_checks(self, wait_until: int) -> str | None:
+        """Comparisons that the device has made, and those up to an evaluation whether it has or not."""
         trouble, pending = None, []
         for check in self._checks:
-            if not check.is_ready(wait):
+            if not check.is_ready(check.evaluation <= wait_until):
                 pending.append(check)
-            elif check.is_right:
-                self._can_guess.setdefault(check.recording, True)
-            else:
-                self._can_guess[check.recording] = False
-                trouble = WRONG_GUESS if check.was_begun else trouble
+                continue
+            if (guessed := check.recording) is not None:
+                self._can_guess[guessed] = check.is_right and self._can_guess.get(guessed, True)
+            if check.was_begun and not check.is_right:
+                trouble = WRONG_GUESS
         self._checks = pending
         return trouble
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Check:
     """Whether a guess was right, or would have been: known once the device has come so far."""
 
-    recording: Recording
+    recording: Recording | None
     was_begun: bool
+    evaluation: int
     found: Tensor
     event: torch.cuda.Event | None = None
 
     @classmethod
-    def begin(cls, recording: Recording, was_begun: bool, found: Tensor) -> _Check:
-        """`found`, (n,) bool: differences between n inputs, on the device."""
+    def begin(cls, recording: Recording, was_begun: bool, evaluation: int, found: Tensor) -> _Check:
+        """`found`, (n,) bool: differences in n inputs, on the device."""
         if found.device.type != "cuda":
-            return cls(recording, was_begun, found)
-        arrived = torch.empty(found.shape, dtype=torch.bool, pin_memory=True)
+            return cls(recording, was_begun, evaluation, found)
+        arrived = host_empty(found, found.shape, pinned=True)
         arrived.copy_(found, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return cls(recording, was_begun, arrived, event)
+        return cls(recording, was_begun, evaluation, arrived, event)
 
     def is_ready(self, wait: bool) -> bool:
         if self.event is not None and wait:
@@ -147,21 +174,7 @@ class _Check:
         return not bool(self.found.any())
 
 
-def _can_be(guess: Mapping[str, Any], away: Mapping[str, Tensor], inputs: Mapping[str, Any]) -> bool:
-    """Whether a guess is right as far as that is known without the device.
-
-    Args:
-        guess: all inputs of the call.
-        away: those of them that the host keeps elsewhere.
-        inputs: what the call really gets.
-    """
-    for name, value in guess.items():
-        real = inputs.get(name)
-        if isinstance(value, Tensor) != isinstance(real, Tensor):
-            return False
-        if isinstance(value, Tensor):
-            if value.shape != real.shape or (name in away and not torch.equal(away[name], real)):
-                return False
-        elif value != real:
-            return False
-    return True
+def _are_alike(first: Recording, other: Recording) -> bool:
+    """Whether what the first one gets can be put into the other's places."""
+    same = all(first.inputs[name].shape == other.inputs[name].shape for name in SHARED)
+    return same and first.active_idx.shape == other.active_idx.shape

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,9 @@ class Slab:
             return torch.empty(self._nbytes, dtype=torch.uint8, device=device)
         except torch.cuda.OutOfMemoryError:  # there may still be room for the pieces
             return torch.empty(0, dtype=torch.uint8, device=device)
+
+
+def copies(tensors: Iterable[Tensor], slab: Slab | None = None) -> tuple[Tensor, ...]:
+    """Contiguous copies, on a slab where there is one."""
+    slab = slab or Slab()
+    return tuple(slab.copy(t) for t in tensors)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 WIDE = torch.complex128
 """Rows are copied in elements of 16 bytes where they can be: kernels that copy rows by index take as long for
-one of these as for one half."""
+one of these as for one float16."""
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,15 @@ import copy
 
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, inspect, may_outlive_run, signature
-from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.graphs import Buffers, GraphSession, GraphStore
 from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.recording import record
+from ras_pack.ras_core.kv_storage import Sequence
+from ras_pack.ras_core.recording import Recording, record
 from support.families import FAMILIES
-from support.sampling import FAST, distance, sample, sample_ras, split_prompts
+from support.sampling import FAST, distance, in_groups, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
 
 
@@ -66,6 +68,95 @@ def test_the_ninth_setting_is_recorded_too():
         assert trace.regional_steps == 7
         assert tape.recorded == min(number, 9) and store.count == min(number, MAX_GRAPHS)
         assert len(store.buffers) == {1: 1, 9: 1, 10: 1}.get(number, 2)
+
+
+def test_the_recording_that_goes_is_the_one_unused_for_longest():
+    store = _full_store()
+    store.buffers[0].recordings[0].last_run = store.runs = 9  # this run's, and the one recorded first
+    assert store.has_place()
+    assert [len(each.recordings) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
+    assert store.buffers[0].recordings[0].last_run == 9
+    for each in store.buffers[1:]:
+        each.recordings[0].last_run = 9
+    store.buffers.append(_buffers(9))
+    assert not store.has_place()
+
+
+def test_buffers_without_recordings_go_when_the_run_is_over():
+    store = _full_store()
+    session = GraphSession(store)
+    store.buffers[0].is_lent = True
+    assert store.has_place() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
+    session.close()
+    assert len(store.buffers) == MAX_GRAPHS - 1
+
+
+def _buffers(run: int) -> Buffers:
+    recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, AgainTape(), last_run=run)
+    rows = torch.zeros(1, 2, 3)
+    return Buffers((run,), {(0, 0): Sequence.of(rows, rows, 0, 0)}, {0: recording})
+
+
+def _full_store() -> GraphStore:
+    """The most recordings, of one run each."""
+    store = GraphStore(AgainTape)
+    store.buffers = [_buffers(run) for run in range(MAX_GRAPHS)]
+    return store
+
+
+def test_a_recording_is_replayed_only_for_calls_like_its_own():
+    store, x = GraphStore(lambda number: AgainTape()), torch.zeros(1, 1, 2, 2)
+    session, idx, seen = GraphSession(store), torch.zeros(1, 2, dtype=torch.long), []
+
+    def call(inputs, active_idx, slots):
+        seen.append(inputs["n_tokens"])
+        return inputs["x"]
+
+    rows = torch.zeros(1, 2, 3)
+    slots = {(0, 0): Sequence.of(rows, rows, 0, 0)}
+    for n_tokens, is_recorded in ((3, False), (3, True), (3, True), (4, False), (3, True)):
+        inputs = {"x": x, "t": torch.ones(1), "n_tokens": n_tokens}
+        output = session.run(("a",), inputs, idx, slots, call)
+        assert (output is not None) == is_recorded
+    assert set(seen) == {3}
+
+
+def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
+    """After a run whose two prompts came in one call and then in two, recordings exist for both forms, on the
+    same memory; a run with three prompts could use each for others.
+    """
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    three = sd3.conditioning(1) + sd3.conditioning(3) + sd3.conditioning(4)
+    latents = []
+    for graphs in ("off", "auto"):
+        model = sd3.build()
+        record_on(model, AgainTape())
+        config = RASConfig(**{**vars(FAST), "kv_cache": "gpu", "cuda_graphs": graphs})
+        for sizes, positive in (([[2]] * 6 + [[1, 1]] * 14, sd3.conditioning(1)), ([[2, 1, 1]] * 20, three)):
+            patched = patch_model(model, config)
+            grouped = in_groups(sizes.__getitem__)
+            patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", grouped)
+            latents.append(sample(patched, sd3, sd3.noise(), positive=positive, steps=20))
+    assert distance(latents[2], latents[0]) < 2e-5
+    assert distance(latents[3], latents[1]) < 2e-5
+
+
+def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
+    """Guidance that is left out in some steps."""
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    model, evaluations = sd3.build(), []
+    split_prompts(monkeypatch, model)
+    store = record_on(model, AgainTape())
+
+    def at_times(executor, x, timestep, model_options, seed):
+        evaluations.append(1)
+        executor.class_obj.cfg = 1.0 if len(evaluations) % 5 == 3 else 4.0
+        return executor(x, timestep, model_options, seed)
+
+    patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", at_times)
+    sample(patched, sd3, sd3.noise(), steps=40)
+    assert len(store.buffers) == 2 and last_trace(patched).regional_steps > 20
 
 
 def test_moved_weights_drop_the_recordings():

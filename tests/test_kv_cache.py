@@ -1,6 +1,7 @@
 """The K/V cache in every form: as good as on the device, as large as computed, gone after the run."""
 
 import gc
+import weakref
 
 import comfy.model_management
 import pytest
@@ -429,6 +430,28 @@ class TestOnePiece:
         short, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
         assert torch.equal(short, plain) and not trace.notes
         assert len(pieces[-1]) > 1
+
+    def test_it_is_free_again_where_memory_ran_out_on_the_way(self, sd3, monkeypatch):
+        """The call is done again without a cache, in the memory that the cache would have taken."""
+        made, alive = weakref.WeakSet(), []
+        init = Slab.__init__
+
+        def made_known(slab, *args):
+            init(slab, *args)
+            made.add(slab)
+
+        monkeypatch.setattr(Slab, "__init__", made_known)
+        model = sd3.build()
+
+        def full_once(module, args):
+            alive.append(len(made))
+            if len(alive) == 2:  # the second step's call is the first to keep anything
+                raise torch.cuda.OutOfMemoryError("planted")
+
+        model.model.diffusion_model.final_layer.register_forward_pre_hook(full_once)
+        _, trace = sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
+        assert "not enough memory" in trace.summary()
+        assert alive[1] == 1 and set(alive[2:]) == {0}
 
     def test_too_large_a_piece_is_no_reason_to_give_up(self, monkeypatch):
         empty = torch.empty

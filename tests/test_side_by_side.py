@@ -5,17 +5,20 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.recording import Recording, record
-from ras_pack.ras_core.side_by_side import WRONG_GUESS, SideBySide
-from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.hooks import RunHooks
+from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.recording import record
+from ras_pack.ras_core.side_by_side import WRONG_GUESS, SideBySide, _Check
+from support.sampling import FAST, STEPS, distance, in_groups, sample, sample_ras, split_prompts
 from support.tape import AgainTape, LateTape, Tapes, record_on
 
 RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
 EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
 
-# Of seven regional evaluations the first is plain, the second recorded, the third compared.
-BEGUN_IN_FIRST_RUN = 4
+# Of seven regional evaluations the first is plain, the second recorded, the third compared; in another run
+# the first is given its inputs, the second compared.
+BEGUN, BEGUN_LATER = 4, 5
 
 
 def _split(family, monkeypatch, kind):
@@ -31,7 +34,7 @@ def _split(family, monkeypatch, kind):
 @pytest.mark.parametrize("kind", [AgainTape, LateTape])
 def test_the_picture_is_the_same_whenever_the_device_comes_to_it(family, kind, monkeypatch):
     model, tapes, plain = _split(family, monkeypatch, kind)
-    for begun in (BEGUN_IN_FIRST_RUN, BEGUN_IN_FIRST_RUN + 6):
+    for begun in (BEGUN, BEGUN + BEGUN_LATER):
         latent, trace = sample_ras(model, family, family.noise(), RECORDED)
         assert distance(latent, plain) < 2e-5
         assert trace.regional_steps == 7 and not trace.notes
@@ -49,6 +52,98 @@ def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
         results.append(sample_ras(model, sd3, sd3.noise(), config, steps=16)[0])
     assert tapes.begun > 3
     assert distance(results[1], results[0]) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["positive", "negative"])
+def test_a_run_with_another_prompt_begins_calls_too(family, name, monkeypatch):
+    model, tapes, _ = _split(family, monkeypatch, LateTape)
+    plain_model = family.build()
+    split_prompts(monkeypatch, plain_model)
+    sample_ras(model, family, family.noise(), RECORDED)
+    other = {name: family.conditioning(7)}
+    latent, trace = sample_ras(model, family, family.noise(), RECORDED, **other)
+    plain, _ = sample_ras(plain_model, family, family.noise(), EAGER, **other)
+    assert distance(latent, plain) < 2e-5 and not trace.notes
+    assert (tapes.begun, tapes.recorded) == (BEGUN + BEGUN_LATER, 2)
+
+
+def test_three_calls_have_two_tapes(sd3):
+    """The third is not begun early: it shares a tape, which must not be used twice at once."""
+    latents = []
+    for config in (EAGER, RECORDED):
+        model, tapes = sd3.build(), Tapes(LateTape)
+        record_on(model, tapes)
+        patched = patch_model(model, config)
+        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", in_groups(lambda step: [1, 1, 1]))
+        two = sd3.conditioning(1) + sd3.conditioning(3)
+        latents.append(sample(patched, sd3, sd3.noise(), positive=two))
+        assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
+    assert distance(*latents) < 2e-5
+    assert (tapes.begun, tapes.recorded) == (BEGUN, 3)
+
+
+def test_calls_that_are_grouped_anew_on_the_way(sd3, monkeypatch):
+    """A call that was found fit to be begun comes to stand behind one of two prompts, and the reverse."""
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    groups = [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8
+    latents = []
+    for config in (EAGER, RECORDED):
+        model, tapes = sd3.build(), Tapes(LateTape)
+        record_on(model, tapes)
+        patched = patch_model(model, config)
+        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", in_groups(groups.__getitem__))
+        two = sd3.conditioning(1) + sd3.conditioning(3)
+        latents.append(sample(patched, sd3, sd3.noise(), positive=two, steps=len(groups)))
+        assert not last_trace(patched).notes
+    assert distance(*latents) < 2e-5
+    assert tapes.begun > 0 and tapes.waiting == 0
+
+
+def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
+    """Guidance that leaves prompts out in some steps: what was begun for them is waited for all the same."""
+    model, tapes, _ = _split(sd3, monkeypatch, LateTape)
+    patched = patch_model(model, RECORDED)
+    evaluations, calls = [], []
+
+    def sometimes_alone(executor, x, timestep, model_options, seed):
+        evaluations.append(1)
+        executor.class_obj.cfg = 1.0 if len(evaluations) > 7 else 4.0
+        return executor(x, timestep, model_options, seed)
+
+    for name in ("_dense", "_try_regional"):
+        original = getattr(RunHooks, name)
+
+        def watched(*args, original=original):
+            calls.append(tapes.waiting)
+            return original(*args)
+
+        monkeypatch.setattr(RunHooks, name, watched)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", sometimes_alone)
+    sample(patched, sd3, sd3.noise())
+    assert tapes.begun > 0 and not any(calls) and tapes.waiting == 0
+
+
+def test_one_tape_has_to_do_where_memory_is_short(sd3, monkeypatch):
+    class ShortTape(AgainTape):
+        def record(self, work):
+            if made.index(self):
+                raise torch.cuda.OutOfMemoryError("planted")
+            return super().record(work)
+
+    made = []
+
+    def make(number: int) -> ShortTape:
+        made.append(ShortTape())
+        return made[-1]
+
+    model, _, plain = _split(sd3, monkeypatch, AgainTape)
+    store = GraphStore(make)
+    setattr(model.model, GRAPHS, store)
+    for replayed in (2 * 5, 2 * 5 + 2 * 7):
+        latent, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        assert distance(latent, plain) < 2e-5 and not trace.notes
+        assert store.count == 2 and store.trouble is None
+        assert made[0].replayed == replayed and made[0].begun == 0
 
 
 def test_both_prompts_in_one_call_need_no_guess(family):
@@ -82,6 +177,27 @@ class TestWrongGuesses:
         assert tapes.begun > 0 and tapes.waiting == 0
         assert caplog.text.count(WRONG_GUESS) == 1 and "running dense from here" in caplog.text
         assert last_trace(patched).steps[-1].kind.value == "dense"
+
+    def test_at_the_latest_two_evaluations_on(self, sd3, monkeypatch, caplog):
+        """Where this program is far ahead of the device."""
+        monkeypatch.setattr(_Check, "is_ready", lambda check, wait: wait)
+        patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step >= 11))
+        sample(patched, sd3, sd3.noise(), steps=20)
+        assert caplog.text.count(WRONG_GUESS) == 1
+        kinds = [step.kind.value for step in last_trace(patched).steps]
+        assert kinds[11:13] == ["regional"] * 2 and set(kinds[13:]) == {"dense"}
+
+    def test_also_when_the_recordings_are_gone(self):
+        """Memory runs out before the comparison is made."""
+        (first, second), calls, idx = _two_recordings(), SideBySide(), torch.zeros(1, 2, dtype=torch.long)
+        for step, shift in enumerate((0.0, 0.0, 0.0, 1.0)):
+            assert calls.begin_evaluation(True) is None
+            for each, x in ((first, step), (second, step + shift)):
+                calls.settle()
+                now = {"x": torch.full((1, 1, 2, 2), float(x)), "t": torch.ones(1), "prompt": PROMPT}
+                calls.run(each, now, idx)
+        calls.forget()
+        assert calls.end() == WRONG_GUESS
 
     def test_also_in_the_last_step(self, sd3, caplog):
         patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step == STEPS - 1))
@@ -127,24 +243,27 @@ def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3):
 
 def test_a_prompt_that_the_host_keeps_elsewhere_is_compared_there():
     """A new value is known when the output is asked for: the call is done anew, and not begun again."""
-    tapes, calls = Tapes(), SideBySide()
-    x, idx = torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, dtype=torch.long)
-
-    def recorded(prompt: float) -> Recording:
-        inputs = {"x": x, "t": torch.ones(1), "prompt": torch.tensor([prompt])}
-        made = record(tapes(), inputs, idx, {}, lambda given, *_: given["x"] + given["prompt"])
-        made.away["prompt"] = inputs["prompt"].clone()  # as where the device is another
-        return made
-
-    first, second = recorded(1.0), recorded(2.0)
+    (first, second), calls, idx = _two_recordings(), SideBySide(), torch.zeros(1, 2, dtype=torch.long)
+    second.away["prompt"] = PROMPT.clone()  # as where the device is another
     found = []
-    for step, prompt in enumerate((2.0, 2.0, 3.0, 3.0)):
+    for step, prompt in enumerate((1.0, 1.0, 1.0, 3.0, 3.0)):
         assert calls.begin_evaluation(True) is None
-        now = {"x": x + step, "t": torch.ones(1)}
-        calls.run(first, now | {"prompt": torch.tensor([1.0])}, idx)
-        found.append(float(calls.run(second, now | {"prompt": torch.tensor([prompt])}, idx).mean()))
-    assert found == [2.0, 3.0, 5.0, 6.0]
-    assert tapes.begun == 2 and calls.close() is None
+        now = {"x": torch.full((1, 1, 2, 2), float(step)), "t": torch.ones(1)}
+        calls.run(first, now | {"prompt": PROMPT}, idx)
+        calls.settle()
+        found.append(float(calls.run(second, now | {"prompt": PROMPT * prompt}, idx).mean()))
+    assert found == [1.0, 2.0, 3.0, 6.0, 7.0]
+    assert second.tape.begun == 2 and calls.end() is None
+
+
+PROMPT = torch.ones(1)
+
+
+def _two_recordings():
+    """Calls that add a prompt to a picture."""
+    idx = torch.zeros(1, 2, dtype=torch.long)
+    inputs = {"x": torch.zeros(1, 1, 2, 2), "t": torch.ones(1), "prompt": PROMPT}
+    return [record(AgainTape(), inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"]) for _ in "ab"]
 
 
 class _Broken(AgainTape):

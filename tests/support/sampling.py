@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import comfy.sample
@@ -65,6 +66,22 @@ def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -
 
     monkeypatch.setattr(model.model, "memory_required", memory_required)
     return asked
+
+
+def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
+    """Prompts in groups of `sizes(step)`, as the host forms them by free memory; the positive ones' mean."""
+    evaluations = []
+
+    def wrapper(executor, model, conds, x_in, timestep, model_options):
+        evaluations.append(1)
+        singles = [[cond] for group in conds for cond in group]
+        found = []
+        for size in sizes(len(evaluations) - 1):
+            group, singles = singles[:size], singles[size:]
+            found += executor(model, group, x_in, timestep, model_options)
+        return [sum(found[:-1]) / len(found[:-1]), found[-1]]
+
+    return wrapper
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -14,6 +14,8 @@ Work = Callable[[], None]
 class AgainTape:
     """Replays by doing the work again: whatever is not in the recording's places stays as it was.
 
+    As on a GPU, nothing may use a tape while something that was begun on it has not been waited for.
+
     Attributes:
         begun: replays that were asked for beside other work.
         waiting: those of them that nobody has waited for.
@@ -23,10 +25,12 @@ class AgainTape:
         self.recorded = self.replayed = self.begun = self.waiting = 0
 
     def record(self, work: Work) -> Work:
+        assert not self.waiting
         self.recorded += 1
         work()
 
         def replay() -> None:
+            assert not self.waiting
             self.replayed += 1
             work()
 
@@ -34,9 +38,9 @@ class AgainTape:
 
     def begin(self, replay: Work) -> Work:
         """The replay is over before the other work starts."""
+        replay()
         self.begun += 1
         self.waiting += 1
-        replay()
         return self._waited_for
 
     def _waited_for(self) -> None:
@@ -50,8 +54,8 @@ class LateTape(AgainTape):
         waited_for = super().begin(lambda: None)
 
         def wait() -> None:
-            replay()
             waited_for()
+            replay()
 
         return wait
 
