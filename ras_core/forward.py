@@ -108,7 +108,7 @@ class NetworkCall:
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
             if self._keep is None and self.gathered:
-                args, kwargs = self._with_short_mask(args, kwargs)
+                args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
             if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
@@ -118,11 +118,13 @@ class NetworkCall:
             return self._inner(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
 
-    def _with_short_mask(self, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The mask of an attention, (bb or 1, ..., r), for active tokens among themselves."""
+    def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The mask of an attention, (bb or 1, ..., r), for active tokens among themselves; one that is for
+        `n_keys` rows already, as of another attention, is left as it is.
+        """
         mask = args[0] if args else kwargs.get("mask")
         rows, flat_idx = self._hidden
-        if mask is None or mask.shape[-1] != rows:
+        if mask is None or mask.shape[-1] != rows or n_keys == rows:
             return args, kwargs
         places = flat_idx.view(self._active_idx.shape[0], -1) % rows
         places = places.view(len(places), *[1] * (mask.ndim - 2), -1)

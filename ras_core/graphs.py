@@ -157,13 +157,14 @@ class GraphSession:
         wanted = None if self.obstacle else signature(inputs)
         if wanted is None:
             return {}
-        if (own := self._lent.pop(branches, None)) is not None:
-            own.is_lent = False  # these branches were away for a while, and had this before
+        for held in [held for held in self._lent if set(held) <= set(branches)]:
+            self._lent.pop(held).is_lent = False  # these branches have been here before
         taken = {place for each in self._store.buffers if each.is_lent for place in each.places}
         for buffers in self._store.buffers:
             if buffers.signature == wanted and buffers.storage == storage and not buffers.places & taken:
                 buffers.is_lent = True
                 self._lent[branches] = buffers
+                self._calls.forget(buffers.recordings.values())
                 for sequence in buffers.slots.values():
                     sequence.forget()
                 return dict(buffers.slots)
@@ -254,9 +255,10 @@ class GraphSession:
         recording.last_run = self._store.runs
         buffers.recordings[active_idx.shape[1]] = recording
         self._calls.add(recording)
-        if branches not in self._lent or self._lent[branches] is not buffers:
+        known = self._lent.get(branches)
+        if known is not buffers:  # these branches' rows stand elsewhere now
+            self._store.buffers = [each for each in self._store.buffers if each is not known] + [buffers]
             self._lent[branches] = buffers
-            self._store.buffers.append(buffers)
         return recording.output
 
     def _recorded(self, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:

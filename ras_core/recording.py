@@ -100,7 +100,7 @@ class Recording:
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a call with these inputs can be this one: tensors may have changed, nothing else."""
         return self.inputs.keys() == inputs.keys() and all(
-            _is_alike(place, inputs[name]) for name, place in self.inputs.items()
+            _is_alike(self.away.get(name, place), inputs[name]) for name, place in self.inputs.items()
         )
 
     def run(self, inputs: Mapping[str, Any], active_idx: Tensor) -> Tensor:
@@ -151,7 +151,8 @@ def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots,
     return Recording(places, index, output, tape.record(work), tape, away)
 
 
-def _is_alike(place: Any, value: Any) -> bool:
-    if isinstance(place, Tensor) and isinstance(value, Tensor):
-        return place.shape == value.shape and place.dtype == value.dtype
-    return not isinstance(place, Tensor) and not isinstance(value, Tensor) and place == value
+def _is_alike(known: Any, value: Any) -> bool:
+    if isinstance(known, Tensor) and isinstance(value, Tensor):
+        form = (known.shape, known.dtype, known.device)
+        return form == (value.shape, value.dtype, value.device)
+    return not isinstance(known, Tensor) and not isinstance(value, Tensor) and known == value

@@ -10,7 +10,7 @@ has work in the meantime.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +73,16 @@ class SideBySide:
             wait()
         self._waits.clear()
 
-    def forget(self) -> None:
-        """The recordings go; comparisons that are under way stay."""
+    def forget(self, recordings: Iterable[Recording] | None = None) -> None:
+        """These recordings, or all, go or come to serve other calls; comparisons that are under way stay."""
         self.settle()
-        self._calls, self._order = [], []
-        self._begun, self._used, self._can_guess = set(), set(), {}
+        gone = self._used if recordings is None else set(recordings)
+        self._calls = [each for each in self._calls if each not in gone]
+        self._order = [each for each in self._order if each not in gone]
+        self._can_guess = {each: right for each, right in self._can_guess.items() if each not in gone}
         for check in self._checks:
-            check.recording = None
+            check.recording = None if check.recording in gone else check.recording
+        self._begun, self._used = self._begun - gone, self._used - gone
 
     def add(self, recording: Recording) -> None:
         """A call of this evaluation that has just been recorded."""

@@ -141,6 +141,25 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     assert distance(latents[3], latents[1]) < 2e-5
 
 
+def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_time(sd3, monkeypatch):
+    """As where memory is short now and then."""
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    model = sd3.build()
+    store = record_on(model, AgainTape())
+    sizes, held = ([[2]] * 6 + [[1, 1]] * 6) * 5, []
+    regroup = in_groups(sizes.__getitem__)
+
+    def watched(*args):
+        held.append(len(store.buffers))
+        return regroup(*args)
+
+    patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
+    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", watched)
+    sample(patched, sd3, sd3.noise(), steps=len(sizes))
+    assert last_trace(patched).regional_steps > 30 and not last_trace(patched).notes
+    assert max(held) == 3  # for both prompts in a call, and for each
+
+
 def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     """Guidance that is left out in some steps."""
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
@@ -213,14 +232,16 @@ def test_an_interrupted_run_returns_what_it_borrowed():
 
 @pytest.mark.parametrize("storage", ["gpu", "forecast"])
 def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, monkeypatch):
-    """Three steps with both prompts in a call, three with one each: each change makes new buffers."""
-    model = sd3.build()
+    """Three steps with both prompts in a call, three with one each: each change makes new buffers, and those
+    that they replace go.
+    """
+    model, tape = sd3.build(), AgainTape()
     split_prompts(monkeypatch, model, every=3)
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
-    store = record_on(model, AgainTape())
+    store = record_on(model, tape)
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
     _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)
-    assert len(store.buffers) > 3 and not trace.notes
+    assert tape.recorded > 3 and len(store.buffers) == 1 and not trace.notes
     assert not any(buffers.is_lent for buffers in store.buffers)
 
 

@@ -138,6 +138,13 @@ class TestAgreement:
         assert distance(masked, plain) < 1e-5
         assert trace.regional_steps == 7 and not trace.notes
 
+    def test_a_mask_of_another_attention_is_not_touched(self):
+        """Lumina-Next's captions have a mask of their own, here of as many rows as the picture has tokens."""
+        family = FAMILIES["lumina_next"]
+        prompts = {"positive": family.conditioning(1, rows=64), "negative": family.conditioning(2, rows=64)}
+        _, trace = sample_ras(family.build(), family, family.noise(), _settings("off"), **prompts)
+        assert trace.regional_steps == 7 and not trace.notes
+
     def test_off_attends_among_active_tokens_only(self, family):
         rows = []
 

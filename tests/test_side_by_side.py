@@ -256,6 +256,20 @@ def test_a_prompt_that_the_host_keeps_elsewhere_is_compared_there():
     assert second.tape.begun == 2 and calls.end() is None
 
 
+def test_a_recording_that_comes_to_serve_another_call_is_not_begun_with_the_old_inputs():
+    (first, second), calls, idx = _two_recordings(), SideBySide(), torch.zeros(1, 2, dtype=torch.long)
+    for step in range(6):
+        assert calls.begin_evaluation(True) is None
+        if step == 4:
+            calls.forget([second])
+        now = {"x": torch.full((1, 1, 2, 2), float(step)), "t": torch.ones(1)}
+        calls.run(first, now | {"prompt": PROMPT}, idx)
+        calls.settle()
+        output = calls.run(second, now | {"prompt": PROMPT if step < 4 else 3 * PROMPT}, idx)
+        assert float(output.mean()) == step + (1 if step < 4 else 3)
+    assert second.tape.begun == 2 and calls.end() is None
+
+
 PROMPT = torch.ones(1)
 
 
