@@ -106,9 +106,10 @@ class NetworkCall:
         """The host's attention override: pass on, with the cache merged in for the blocks."""
         if self._layer is not None:
             by_head = bool(kwargs.get("skip_reshape"))
-            k, v = self._with_cache(q, k, v, 2 if by_head else 1)
+            token_axis = 2 if by_head else 1
+            k, v = self._with_cache(q, k, v, token_axis)
             if self._keep is None and self.gathered:
-                args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
+                args, kwargs = self._with_short_mask(k.shape[token_axis], args, kwargs)
             if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:

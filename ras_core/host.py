@@ -177,7 +177,8 @@ class RASPatch:
         graphs = _graph_session(guider.model_patcher, self.config, run)
         hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention())
         _enter(guider.model_options, run, hooks)
-        _plan_cache(guider, network, self.adapter, run, graphs, _wanted_cache(self.config, sampler))
+        wanted = _wanted_cache(self.config, sampler)
+        _plan_cache(guider, network, self.adapter, run, profile, graphs, wanted)
         sampler, trace = self._corrected(sampler, run), None
         try:
             result = executor(
@@ -316,6 +317,7 @@ def _plan_cache(
     network: nn.Module,
     adapter: ModelAdapter,
     run: RunState,
+    profile: CostProfile,
     graphs: GraphSession | None,
     wanted: KVCache,
 ) -> None:
@@ -328,7 +330,8 @@ def _plan_cache(
     def prepare(executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args, **kwargs) -> Any:
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
         evaluated = _evaluated(guider, conds)
-        _log_estimate(network, adapter, run, evaluated)
+        n_text = max((adapter.text_rows(network, _text_rows(cond)) for cond in evaluated), default=0)
+        _log_estimate(profile, run, n_text)
         needs = cache_needs(model, network, adapter, run, evaluated)
         # What recordings hold serves this run, or goes.
         first = "gpu" if wanted == "auto" else wanted
@@ -363,13 +366,12 @@ def _keep_cache(run: RunState, choice: Choice, needs: Needs, graphs: GraphSessio
         logger.info("Multirate RAS: %s.", choice.reason)
 
 
-def _log_estimate(network: nn.Module, adapter: ModelAdapter, run: RunState, conds: list[dict]) -> None:
+def _log_estimate(profile: CostProfile, run: RunState, n_text: int) -> None:
     """What the plan should gain by arithmetic, before the run (an adaptive budget spends the same)."""
-    n_text = max((adapter.text_rows(network, _text_rows(cond)) for cond in conds), default=0)
     counts = [
         run.grid.n if step.kind is StepKind.DENSE else step.active_count(run.grid.n) for step in run.plan
     ]
-    gain = expected_speedup(adapter.cost_profile(network), run.grid.n, n_text, counts)
+    gain = expected_speedup(profile, run.grid.n, n_text, counts)
     regional = sum(step.kind is StepKind.REGIONAL for step in run.plan)
     logger.info(
         "Multirate RAS: %d of %d steps are to be regional, speed-up %.2fx by arithmetic.",

@@ -25,18 +25,19 @@ class Needs:
     forecast: int = 0
     branches: int = 1
 
+    def kept(self, storage: str) -> int:
+        """What a storage keeps in the sampling device's memory."""
+        known = {"fp8": self.fp8, "cpu": 0, "off": 0, "forecast": self.forecast}
+        return known.get(storage, self.plain)
+
     def of_a_branch(self, storage: str) -> int:
-        """What each keeps on the device, on average."""
-        kept = {"fp8": self.fp8, "cpu": 0, "off": 0, "forecast": self.forecast}
-        return kept.get(storage, self.plain) // self.branches
+        """The same for one of the branches, on average."""
+        return self.kept(storage) // self.branches
 
     def on_device(self, storage: str) -> int:
-        """What a storage takes of the sampling device's memory."""
-        passing = {
-            "fp8": self.fp8 + self.attention, "cpu": 2 * self.attention, "off": 0,
-            "forecast": self.forecast + self.attention,
-        }  # fmt: skip
-        return passing.get(storage, self.plain)
+        """What a storage takes of that memory, with attentions in passing."""
+        in_passing = {"fp8": 1, "cpu": 2, "forecast": 1}
+        return self.kept(storage) + in_passing.get(storage, 0) * self.attention
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,8 @@ from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
 from ras_pack.ras_core.recording import Recording, record
 from support.families import FAMILIES
-from support.sampling import FAST, distance, in_groups, sample, sample_ras, split_prompts
-from support.tape import AgainTape, record_on
-
-
-class BrokenTape:
-    def record(self, work):
-        raise RuntimeError("planted")
+from support.sampling import FAST, distance, in_groups, positive_alone, sample, sample_ras, split_prompts
+from support.tape import AgainTape, BrokenTape, Tapes, record_on
 
 
 def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
@@ -99,13 +94,13 @@ def _buffers(run: int) -> Buffers:
 
 def _full_store() -> GraphStore:
     """The most recordings, of one run each."""
-    store = GraphStore(AgainTape)
+    store = GraphStore(Tapes())
     store.buffers = [_buffers(run) for run in range(MAX_GRAPHS)]
     return store
 
 
 def test_a_recording_is_replayed_only_for_calls_like_its_own():
-    store, x = GraphStore(lambda number: AgainTape()), torch.zeros(1, 1, 2, 2)
+    store, x = GraphStore(Tapes()), torch.zeros(1, 1, 2, 2)
     session, idx, seen = GraphSession(store), torch.zeros(1, 2, dtype=torch.long), []
 
     def call(inputs, active_idx, slots):
@@ -163,16 +158,11 @@ def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_ti
 def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     """Guidance that is left out in some steps."""
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
-    model, evaluations = sd3.build(), []
+    model = sd3.build()
     split_prompts(monkeypatch, model)
     store = record_on(model, AgainTape())
-
-    def at_times(executor, x, timestep, model_options, seed):
-        evaluations.append(1)
-        executor.class_obj.cfg = 1.0 if len(evaluations) % 5 == 3 else 4.0
-        return executor(x, timestep, model_options, seed)
-
     patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
+    at_times = positive_alone(lambda step: step % 5 == 2)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", at_times)
     sample(patched, sd3, sd3.noise(), steps=40)
     assert len(store.buffers) == 2 and last_trace(patched).regional_steps > 20

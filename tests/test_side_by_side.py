@@ -10,8 +10,17 @@ from ras_pack.ras_core.hooks import RunHooks
 from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
 from ras_pack.ras_core.recording import record
 from ras_pack.ras_core.side_by_side import WRONG_GUESS, SideBySide, _Check
-from support.sampling import FAST, STEPS, distance, in_groups, sample, sample_ras, split_prompts
-from support.tape import AgainTape, LateTape, Tapes, record_on
+from support.sampling import (
+    FAST,
+    STEPS,
+    distance,
+    in_groups,
+    positive_alone,
+    sample,
+    sample_ras,
+    split_prompts,
+)
+from support.tape import AgainTape, BrokenTape, LateTape, Tapes, record_on
 
 RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
 EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
@@ -69,24 +78,23 @@ def test_a_run_with_another_prompt_begins_calls_too(family, name, monkeypatch):
 
 def test_three_calls_have_two_tapes(sd3):
     """The third is not begun early: it shares a tape, which must not be used twice at once."""
-    latents = []
-    for config in (EAGER, RECORDED):
-        model, tapes = sd3.build(), Tapes(LateTape)
-        record_on(model, tapes)
-        patched = patch_model(model, config)
-        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", in_groups(lambda step: [1, 1, 1]))
-        two = sd3.conditioning(1) + sd3.conditioning(3)
-        latents.append(sample(patched, sd3, sd3.noise(), positive=two))
-        assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
-    assert distance(*latents) < 2e-5
+    tapes, traces = _grouped(sd3, [[1, 1, 1]] * STEPS)
+    assert [trace.regional_steps for trace in traces] == [7, 7]
     assert (tapes.begun, tapes.recorded) == (BEGUN, 3)
 
 
 def test_calls_that_are_grouped_anew_on_the_way(sd3, monkeypatch):
     """A call that was found fit to be begun comes to stand behind one of two prompts, and the reverse."""
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
-    groups = [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8
-    latents = []
+    tapes, _ = _grouped(sd3, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
+    assert tapes.begun > 0 and tapes.waiting == 0
+
+
+def _grouped(sd3, groups):
+    """The tapes of a run with three prompts in these groups, whose picture is as without them, and the traces
+    of both runs.
+    """
+    latents, traces = [], []
     for config in (EAGER, RECORDED):
         model, tapes = sd3.build(), Tapes(LateTape)
         record_on(model, tapes)
@@ -94,22 +102,16 @@ def test_calls_that_are_grouped_anew_on_the_way(sd3, monkeypatch):
         patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", in_groups(groups.__getitem__))
         two = sd3.conditioning(1) + sd3.conditioning(3)
         latents.append(sample(patched, sd3, sd3.noise(), positive=two, steps=len(groups)))
-        assert not last_trace(patched).notes
-    assert distance(*latents) < 2e-5
-    assert tapes.begun > 0 and tapes.waiting == 0
+        traces.append(last_trace(patched))
+    assert distance(*latents) < 2e-5 and not any(trace.notes for trace in traces)
+    return tapes, traces
 
 
 def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
     """Guidance that leaves prompts out in some steps: what was begun for them is waited for all the same."""
     model, tapes, _ = _split(sd3, monkeypatch, LateTape)
     patched = patch_model(model, RECORDED)
-    evaluations, calls = [], []
-
-    def sometimes_alone(executor, x, timestep, model_options, seed):
-        evaluations.append(1)
-        executor.class_obj.cfg = 1.0 if len(evaluations) > 7 else 4.0
-        return executor(x, timestep, model_options, seed)
-
+    calls = []
     for name in ("_dense", "_try_regional"):
         original = getattr(RunHooks, name)
 
@@ -118,7 +120,7 @@ def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
             return original(*args)
 
         monkeypatch.setattr(RunHooks, name, watched)
-    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", sometimes_alone)
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", positive_alone(lambda step: step > 6))
     sample(patched, sd3, sd3.noise())
     assert tapes.begun > 0 and not any(calls) and tapes.waiting == 0
 
@@ -164,7 +166,7 @@ class TestWrongGuesses:
 
     def test_calls_that_always_differ_are_never_begun(self, sd3):
         latents = []
-        for kind in (AgainTape, _Broken):
+        for kind in (AgainTape, BrokenTape):
             patched, tapes = self._model(sd3, kind, lambda step: 0.1)
             latents.append(sample(patched, sd3, sd3.noise()))
             assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
@@ -278,11 +280,6 @@ def _two_recordings():
     idx = torch.zeros(1, 2, dtype=torch.long)
     inputs = {"x": torch.zeros(1, 1, 2, 2), "t": torch.ones(1), "prompt": PROMPT}
     return [record(AgainTape(), inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"]) for _ in "ab"]
-
-
-class _Broken(AgainTape):
-    def record(self, work):
-        raise RuntimeError("planted")
 
 
 def _each_alone(shift):

@@ -84,6 +84,18 @@ def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
     return wrapper
 
 
+def positive_alone(when: Callable[[int], bool]) -> Callable:
+    """Guidance that leaves the negative prompt out in evaluations, counted from 0, of which this is true."""
+    evaluations = []
+
+    def wrapper(executor, x, timestep, model_options, seed):
+        executor.class_obj.cfg = 1.0 if when(len(evaluations)) else 4.0
+        evaluations.append(1)
+        return executor(x, timestep, model_options, seed)
+
+    return wrapper
+
+
 def distance(a: Tensor, b: Tensor) -> float:
     """Relative L2."""
     return float((a - b).norm() / b.norm())

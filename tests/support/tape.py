@@ -60,6 +60,13 @@ class LateTape(AgainTape):
         return wait
 
 
+class BrokenTape(AgainTape):
+    """Records nothing."""
+
+    def record(self, work: Work) -> Work:
+        raise RuntimeError("planted")
+
+
 class Tapes:
     """Makes tapes of a kind, and counts what they did."""
 
