@@ -13,9 +13,10 @@ from typing import Any, get_args
 
 from ..ras_core.config import KVCache
 from ..ras_core.errors import RASError
+from ..ras_core.graph_rules import MAX_GRAPHS
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, pick_cases, reference_variants, unlike, variants
+from .speed_cases import RATIOS, STEPS, Case, Variant, pick_cases, reference_variants, unlike, variants
 from .speed_table import profile_table, table
 
 TINY_PIXELS = 128
@@ -119,6 +120,8 @@ def run_case(
         return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
     graphs = device == "cuda" or options.tiny
     wanted = variants(options.ratios, graphs, options.compile, options.kv_cache)
+    if warning := too_many_recordings(wanted, len(set(bench.shape.text_rows))):
+        say(warning)
     found = [bench.measured(each) for each in wanted]
     rows = measure_case(bench, found, options.repeats, left)
     dense = found[0].figures_only()
@@ -128,6 +131,19 @@ def run_case(
     if asked:
         rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
     return rows
+
+
+def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:
+    """What to do where a model keeps fewer recordings than runs in turns need, so that each makes its own
+    anew; nothing otherwise.
+    """
+    needed = calls * sum(each.graphs != "off" for each in wanted)
+    if needed <= MAX_GRAPHS:
+        return ""
+    return (
+        f"Of the {needed} recordings that these runs take turns with, a model keeps {MAX_GRAPHS}: each run "
+        "will record its call anew. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
+    )
 
 
 def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:

@@ -22,7 +22,7 @@ from .compiled import as_written
 from .errors import RegionalAbort
 from .grouped import GroupedAttention
 from .kv_forecast import Ahead
-from .tokens import gather_rows, row_index, scatter_rows
+from .tokens import Places, gather_rows, scatter_rows
 
 AttentionOverride = Callable[..., Tensor]
 
@@ -72,7 +72,7 @@ class NetworkCall:
         )
         self._sigma = sigma
         self._weights: tuple[Tensor, Tensor] | None = None  # for continuing cached rows
-        self._flat_idx: dict[int, Tensor] = {}  # by number of text rows
+        self._places: dict[int, Places] = {}  # by number of text rows
         self._ahead: dict[int, Ahead] = {}  # the same
         self.text_rows = 0
         self.blocks_seen = 0
@@ -165,7 +165,7 @@ class NetworkCall:
             raise RegionalAbort(
                 f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
             )
-        self._hidden = (rows, self._index_for(prefix))
+        self._hidden = (rows, self._places_for(prefix).flat)
         return gather_rows(hidden, self._hidden[1])
 
     def _gather_positions(self, positions: Tensor) -> Tensor:  # (bb or 1, r, ...) -> (bb, r_kept, ...)
@@ -216,15 +216,15 @@ class NetworkCall:
             self._active_idx,
             self._n,
             (prefix, self._suffix),
-            self._index_for(prefix),
+            self._places_for(prefix),
             self._ahead_for(prefix),
         )
         return self._from_rows(key, token_axis), self._from_rows(value, token_axis)
 
-    def _index_for(self, prefix: int) -> Tensor:
-        if prefix not in self._flat_idx:
-            self._flat_idx[prefix] = row_index(self._active_idx, self._n, prefix, self._suffix)
-        return self._flat_idx[prefix]
+    def _places_for(self, prefix: int) -> Places:
+        if prefix not in self._places:
+            self._places[prefix] = Places.of(self._active_idx, self._n, prefix, self._suffix)
+        return self._places[prefix]
 
     def _ahead_for(self, prefix: int) -> Ahead | None:
         if self._weights is not None and prefix not in self._ahead:
@@ -238,7 +238,7 @@ class NetworkCall:
         return t.movedim(2, 1)[:, :, :: self._kv_repeat]  # (bb, heads, r, e) -> (bb, r, kv_heads, e)
 
     def _from_rows(self, t: Tensor, token_axis: int) -> Tensor:
-        return t.movedim(1, token_axis)
+        return t if token_axis == 1 else t.movedim(1, token_axis)
 
     def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)
         return t.movedim(1, 2).repeat_interleave(self._kv_repeat, dim=2).movedim(2, 1)

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .adapters import adapter_for, network_of
 from .adapters.base import ModelAdapter
 from .clock import mark
+from .conditionings import brought
 from .config import KVCache, RASConfig
 from .cost import CostProfile, expected_speedup
 from .errors import RASError
@@ -177,6 +178,7 @@ class RASPatch:
         graphs = _graph_session(guider.model_patcher, self.config, run)
         hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention())
         _enter(guider.model_options, run, hooks)
+        _bring_conditionings(guider.model_options, run, guider.model_patcher.load_device)
         wanted = _wanted_cache(self.config, sampler)
         _plan_cache(guider, network, self.adapter, run, profile, graphs, wanted)
         sampler, trace = self._corrected(sampler, run), None
@@ -298,6 +300,20 @@ def _enter(model_options: dict, run: RunState, hooks: RunHooks) -> None:
         comfy.patcher_extension.add_wrapper_with_key(
             place, KEY, wrapper, model_options, is_model_options=True
         )
+
+
+def _bring_conditionings(model_options: dict, run: RunState, device: torch.device) -> None:
+    """Have the sampler find the run's conditionings on the device (SAMPLER_SAMPLE)."""
+    if run.is_dense or not run.any_regional:
+        return
+
+    def sample(executor: Any, guider: Any, *args, **kwargs) -> Any:
+        guider.conds = brought(guider.conds, device)
+        return executor(guider, *args, **kwargs)
+
+    comfy.patcher_extension.add_wrapper_with_key(
+        WrappersMP.SAMPLER_SAMPLE, KEY, sample, model_options, is_model_options=True
+    )
 
 
 def _name_of(sampler: Any) -> str:

@@ -18,7 +18,7 @@ from .errors import RegionalAbort
 from .kv_forecast import TIMES, Ahead, ForecastSequence, Times
 from .kv_storage import Ferry, Float8Sequence, HostSequence, Keep, Pair, Sequence
 from .slab import Slab
-from .tokens import row_index
+from .tokens import Places
 
 Branch = Hashable
 Slot = tuple[int, int]
@@ -152,7 +152,7 @@ def update(
     active_idx: Tensor,
     n_tokens: int,
     borders: tuple[int, int],
-    flat_idx: Tensor | None = None,
+    places: Places | None = None,
     ahead: Ahead | None = None,
 ) -> Pair:
     """Write a regional call's fresh rows over the cached ones and return the whole key and value.
@@ -163,7 +163,7 @@ def update(
         active_idx: (bb, n_active) int64.
         n_tokens: image tokens of the whole picture.
         borders: rows of text before and of padding after the image rows in this call.
-        flat_idx: `row_index` of the above where the caller has it.
+        places: those of the above where the caller has them.
         ahead: how far rows are continued, in the form that can do that (kv_forecast.py).
 
     Returns:
@@ -178,11 +178,9 @@ def update(
     sequence = slots[slot]
     if (sequence.prefix, sequence.suffix) != borders:
         sequence = slots[slot] = sequence.with_borders(prefix, suffix)
-    if flat_idx is None:
-        flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
-    whole = (
-        sequence.update(flat_idx, fresh) if ahead is None else sequence.update_ahead(flat_idx, fresh, ahead)
-    )
+    if places is None:
+        places = Places.of(active_idx, n_tokens, prefix, suffix)
+    whole = sequence.update(places, fresh) if ahead is None else sequence.update_ahead(places, fresh, ahead)
     if sequence.is_fetched and (following := _after(slots, slot)) is not None:
         following.prefetch()
     return whole

@@ -21,9 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .fused import fused_for
 from .kv_storage import Pair, Sequence
 from .slab import Slab, copies
-from .tokens import gather_rows, scatter_into
+from .tokens import Places, gather_rows, scatter_into
 
 SAMPLE = 128
 """Fresh rows, about, by which a forecast is judged."""
@@ -60,17 +61,20 @@ class ForecastSequence(Sequence):
             before.copy_(kept)
             kept.copy_(fresh)
 
-    def update(self, flat_idx: Tensor, fresh: Pair) -> Pair:
+    def update(self, places: Places, fresh: Pair) -> Pair:
         """Keep fresh rows, and give the whole K and V as they were evaluated."""
         for new, kept, before in zip(fresh, *self._halves, strict=True):
-            scatter_into(before, flat_idx, gather_rows(kept, flat_idx))
-            scatter_into(kept, flat_idx, new)
+            scatter_into(before, places.flat, gather_rows(kept, places.flat))
+            scatter_into(kept, places.flat, new)
         return self.key, self.value
 
-    def update_ahead(self, flat_idx: Tensor, fresh: Pair, ahead: Ahead) -> Pair:
+    def update_ahead(self, places: Places, fresh: Pair, ahead: Ahead) -> Pair:
         """As `update`, and gives K and V continued to now as far as fresh rows confirm it."""
-        ahead.judge(self._halves, fresh, flat_idx)
-        self.update(flat_idx, fresh)
+        ahead.judge(self._halves, fresh, places)
+        fused = fused_for(*fresh)
+        if fused is not None:
+            return fused.continue_rows(self._halves, places, fresh, ahead.weights)
+        self.update(places, fresh)
         key, value = (
             torch.lerp(before, kept, weight.view(*weight.shape, *[1] * (kept.ndim - 2)))
             for kept, before, weight in zip(*self._halves, ahead.weights, strict=True)
@@ -144,38 +148,42 @@ class Ahead:
         prefix, suffix: rows of text before and of padding after the image rows.
 
     Attributes:
-        weights: of keys and of values, (bb, prefix + n + suffix) each: from the evaluation before the last
-            (0) over the last (1) to now.
+        weights: (2, bb, prefix + n + suffix), of keys and of values: from the evaluation before the last (0)
+            over the last (1) to now.
     """
 
-    weights: Pair
+    weights: Tensor
 
     def __init__(self, weight: Tensor, before: Tensor, prefix: int, suffix: int):
         self._weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
-        self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride]
+        self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._asked = 0
 
-    def judge(self, halves: tuple[Pair, Pair], fresh: Pair, flat_idx: Tensor) -> None:
+    def judge(self, halves: tuple[Pair, Pair], fresh: Pair, places: Places) -> None:
         """One attention's fresh rows tell how good their own forecasts were.
 
         Args:
             halves: key and value of all rows as last evaluated, and as before that, (bb, r, ...) each.
             fresh: key and value of fresh rows, (bb, r_kept, ...).
-            flat_idx: (bb * r_kept,) their places.
+            places: where these stand.
         """
         is_due = self._asked % JUDGED_EVERY == 0
         self._asked += 1
         if not is_due:
             return
-        places = flat_idx.view(len(self._trial), -1)[:, :: self._stride].flatten()
+        fused = fused_for(*fresh)
+        if fused is not None:
+            self.weights = fused.weigh(halves, places, fresh, self._weight, self._trial, self._stride)
+            return
+        sample = places.flat.view(len(self._trial), -1)[:, :: self._stride].flatten()
         weights = []
         for kept, before, new in zip(*halves, fresh, strict=True):
-            last, earlier = (gather_rows(rows, places).flatten(2).float() for rows in (kept, before))
+            last, earlier = (gather_rows(rows, sample).flatten(2).float() for rows in (kept, before))
             moved = new[:, :: self._stride].flatten(2).float() - last
             gain = _confirmed((last - earlier) * self._trial[..., None], moved)
             weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
-        self.weights = (weights[0], weights[1])
+        self.weights = torch.stack(weights)
 
 
 def _weight(gone: Tensor, span: Tensor) -> Tensor:

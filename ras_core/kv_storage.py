@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from collections.abc import Sequence as Series
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .fused import fused_for
 from .slab import Slab, copies
-from .tokens import scatter_into
+from .tokens import Landing, Places, scatter_into
 
 FLOAT8 = torch.float8_e4m3fn
 SCALE_OF_POWER = 2.0**-7
@@ -39,6 +40,7 @@ class Sequence:
     tensors: tuple[Tensor, ...]
     prefix: int
     suffix: int
+    _landings: tuple[Landing, ...] = field(default=(), init=False, repr=False, compare=False)
     storage: ClassVar[str] = "gpu"
     """The setting of `kv_cache` that keeps rows in this form."""
     is_fetched: ClassVar[bool] = False
@@ -66,15 +68,11 @@ class Sequence:
         self.key.copy_(key)
         self.value.copy_(value)
 
-    def update(self, flat_idx: Tensor, fresh: Pair) -> Pair:
-        """Keep fresh rows, and give the whole K and V with them.
-
-        Args:
-            flat_idx: (bb * r_kept,) int64, their places (tokens.row_index).
-            fresh: (bb, r_kept, ...) each.
-        """
-        scatter_into(self.key, flat_idx, fresh[0])
-        scatter_into(self.value, flat_idx, fresh[1])
+    def update(self, places: Places, fresh: Pair) -> Pair:
+        """Keep fresh rows, (bb, r_kept, ...) each, and give the whole K and V with them."""
+        self._landings = self._landings or tuple(map(Landing, self.tensors))
+        for landing, rows in zip(self._landings, fresh, strict=True):
+            landing.put(places.flat, rows)
         return self.key, self.value
 
     def read(self) -> Pair:
@@ -169,15 +167,23 @@ class Float8Sequence(Sequence):
         )
 
     def write(self, key: Tensor, value: Tensor) -> None:
+        fused = fused_for(key, value)
+        if fused is not None:
+            fused.encode_float8(key, *self.tensors[:2])
+            fused.encode_float8(value, *self.tensors[2:])
+            return
         for kept, new in zip(self.tensors, (*_to_float8(key), *_to_float8(value)), strict=True):
             kept.copy_(new)
 
-    def update(self, flat_idx: Tensor, fresh: Pair) -> Pair:
+    def update(self, places: Places, fresh: Pair) -> Pair:
+        fused = fused_for(*fresh)
+        if fused is not None:
+            return fused.update_float8(self.tensors, places, fresh)
         whole = self.read()
         for kept, new in zip(self.tensors, (*_to_float8(fresh[0]), *_to_float8(fresh[1])), strict=True):
-            scatter_into(kept, flat_idx, new)
+            scatter_into(kept, places.flat, new)
         for t, rows in zip(whole, fresh, strict=True):
-            scatter_into(t, flat_idx, rows)
+            scatter_into(t, places.flat, rows)
         return whole
 
     def read(self) -> Pair:
@@ -214,10 +220,10 @@ class HostSequence(Sequence):
             here.copy_(new)
         self.ferry.store(self, place)
 
-    def update(self, flat_idx: Tensor, fresh: Pair) -> Pair:
+    def update(self, places: Places, fresh: Pair) -> Pair:
         place = self.ferry.fetch(self, fresh[0].device)
         for here, rows in zip(place, fresh, strict=True):
-            scatter_into(here, flat_idx, rows)
+            scatter_into(here, places.flat, rows)
         self.ferry.store(self, place)
         return place
 
@@ -341,6 +347,11 @@ def has_float8(device: torch.device) -> bool:
 
 
 def _to_float8(rows: Tensor) -> Pair:  # (bb, r, ...) -> bytes (bb, r, ...), scales (bb, r)
+    fused = fused_for(rows, rows)
+    if fused is not None:
+        codes, scales = rows.new_empty(rows.shape, dtype=torch.uint8), rows.new_empty(rows.shape[:2])
+        fused.encode_float8(rows, codes, scales)
+        return codes, scales
     flat = rows.flatten(2)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=2, dtype=torch.float32)
     power = (largest.view(torch.int32) & EXPONENT).view(torch.float32)  # of two, at most the largest

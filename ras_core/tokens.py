@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -83,6 +84,31 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
     return (within + torch.arange(bb, device=active_idx.device)[:, None] * rows).flatten()
 
 
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a regional call stand in the whole sequence, (bb, rows, ...).
+
+    Attributes:
+        flat: (bb * r_kept,) int64, as `row_index` gives them.
+        total: bb * rows.
+    """
+
+    flat: Tensor
+    total: int
+
+    @classmethod
+    def of(cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Places:
+        """Arguments as of `row_index`."""
+        rows = prefix + n_tokens + suffix
+        return cls(row_index(active_idx, n_tokens, prefix, suffix), len(active_idx) * rows)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(total,) int32: which row of the call stands at a place, -1 where none does."""
+        numbers = torch.arange(len(self.flat), device=self.flat.device, dtype=torch.int32)
+        return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
+
+
 def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
     """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
     (rows,) = _wide(sequence.flatten(0, 1))
@@ -94,6 +120,26 @@ def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
     """Write rows over those at their places: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
     rows, fresh = _wide(sequence.flatten(0, 1), kept.flatten(0, 1))
     rows.index_copy_(0, flat_idx, fresh)
+
+
+class Landing:
+    """Rows of a contiguous sequence, (bb, r, ...), that are written over again and again: as `scatter_into`,
+    with the sequence looked at once.
+    """
+
+    def __init__(self, sequence: Tensor):
+        self._rows = sequence.flatten(0, 1)
+        self._wide = _wide(self._rows)[0]
+
+    def put(self, flat_idx: Tensor, fresh: Tensor) -> None:
+        """Write (bb, r_kept, ...) rows to their places."""
+        if self._wide is not self._rows:
+            try:
+                self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
+                return
+            except RuntimeError:  # a stride, or the place in memory
+                pass
+        self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:

@@ -1,12 +1,17 @@
 """Shared set-up: a real ComfyUI on the CPU, the pack as `ras_pack`, and no way out to the network."""
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support import comfy
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where Triton's own functions are defined (test_fused.py)
 
 try:
     COMFYUI = comfy.setup()

@@ -23,6 +23,7 @@ from ras_pack.ras_core.kv_storage import (
     has_float8,
 )
 from ras_pack.ras_core.slab import SPARE, Slab
+from ras_pack.ras_core.tokens import Places
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -509,10 +510,10 @@ class TestForms:
     def test_fresh_rows_are_kept_and_attended_to(self, keep):
         kept = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 0, 0)
         fresh = torch.full((2, 1, 2, 2), 3.1)
-        key, value = kept.update(torch.tensor([1, 5]), (fresh, fresh * 2))
+        key, value = kept.update(Places(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
         assert torch.equal(key[0, 1], fresh[0, 0]) and torch.equal(value[1, 2], 2 * fresh[0, 0])
         assert key[:, :, 0, 0].tolist() == [[1, pytest.approx(3.1), 4], [8, 16, pytest.approx(3.1)]]
-        again, _ = kept.update(torch.tensor([0, 3]), (fresh, fresh))
+        again, _ = kept.update(Places(torch.tensor([0, 3]), 6), (fresh, fresh))
         assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads what was kept
 
     def test_written_over_in_place_where_it_fits(self, keep):

@@ -10,7 +10,7 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv import KVStore, pass_time, update, weights_ahead
 from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
-from ras_pack.ras_core.tokens import row_index
+from ras_pack.ras_core.tokens import Places
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
 
@@ -89,8 +89,8 @@ class TestRows:
     def _step(self, slots: dict, sigma: float, active: list[int], fresh: torch.Tensor | None = None):
         active_idx = torch.tensor([active])
         ahead = Ahead(*weights_ahead(slots, _at(sigma), active_idx), self.PREFIX, 0)
-        places = row_index(active_idx, self.N, self.PREFIX, 0)
-        rows = self._truth(sigma)[:, places] if fresh is None else fresh
+        places = Places.of(active_idx, self.N, self.PREFIX, 0)
+        rows = self._truth(sigma)[:, places.flat] if fresh is None else fresh
         return update(slots, SLOT, (rows, -rows), active_idx, self.N, (self.PREFIX, 0), places, ahead)
 
     def test_straight_rows_are_continued_exactly(self):
@@ -128,7 +128,8 @@ class TestRows:
 
     def test_without_a_forecast_fresh_rows_are_all_that_changes(self):
         slots = self._slots()
-        key, _ = slots[SLOT].update(torch.tensor([3]), (torch.zeros(1, 1, 2), torch.zeros(1, 1, 2)))
+        nothing = torch.zeros(1, 1, 2)
+        key, _ = slots[SLOT].update(Places(torch.tensor([3]), 6), (nothing, nothing))
         expected = self._truth(0.8)
         expected[:, 3] = 0
         torch.testing.assert_close(key, expected)
@@ -148,9 +149,9 @@ class TestRows:
         store.end_fill(("a", "b"), slots)
         for name, factor in (("a", 1.0), ("b", 2.0)):
             own = store.slots_for((name,))
-            places = row_index(torch.tensor([[1]]), self.N, self.PREFIX, 0)
+            places = Places.of(torch.tensor([[1]]), self.N, self.PREFIX, 0)
             ahead = Ahead(*weights_ahead(own, _at(0.7), torch.tensor([[1]])), self.PREFIX, 0)
-            rows = factor * self._truth(0.7)[:, places]
+            rows = factor * self._truth(0.7)[:, places.flat]
             args = (own, SLOT, (rows, rows), torch.tensor([[1]]), self.N, (self.PREFIX, 0), places, ahead)
             torch.testing.assert_close(update(*args)[0], factor * self._truth(0.7))
         last, span = store.slots_for(("b", "a"))[TIMES].tensors

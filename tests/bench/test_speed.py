@@ -22,6 +22,7 @@ from ras_pack.bench.speed_cases import (
     unlike,
     variants,
 )
+from ras_pack.bench.speed_cli import too_many_recordings
 from ras_pack.bench.speed_plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
 from ras_pack.bench.speed_table import profile_table, table
 from ras_pack.bench.trace_shares import EVALUATION, NETWORK, Segments, step_shares
@@ -72,6 +73,11 @@ class TestCases:
         assert counts.count(4096) == 6 and counts.count(2048) == 22
         linear = CostProfile(image_weights=1000, text_weights=0, joint_width=0)
         assert ideal_speedup(linear, 4096, (154, 154), counts) == pytest.approx(28 / 17)
+
+
+def test_more_recordings_than_a_model_keeps_are_told_of():
+    wanted = variants((0.5, 0.25, 0.125), True, "", ("fp8",))
+    assert not too_many_recordings(wanted, 1) and "12 recordings" in too_many_recordings(wanted, 2)
 
 
 class TestReferenceVariants:
