@@ -93,6 +93,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     bench.model = original
     for kv_cache in ("fp8", "forecast"):
         yield compare(f"with kv_cache = {kv_cache}", kv_cache)
+    yield _kernels_agree(bench, plain)
     bench.model = _one_prompt_a_call(original)
     with _counted_begins() as begins:
         yield compare("with a call for each prompt")
@@ -104,6 +105,23 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     yield compare("after the model was unloaded")
     yield _recorded_anew(bench, graph)
     bench.close()
+
+
+def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
+    """fp8 rows by Triton's kernels and by PyTorch's operations, which are the same to the last bit."""
+    from ..ras_core import fused
+
+    rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
+    used = fused.fused_for(rows, rows) is not None
+    latent, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
+    devices, fused.DEVICES = fused.DEVICES, "none"
+    try:
+        expected, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
+    finally:
+        fused.DEVICES = devices
+    error = float((latent - expected).norm() / expected.norm())
+    detail = f"used {used}, error {error:.2e}"
+    return "Triton's kernels agree with PyTorch", used and error < TOLERANCE, detail
 
 
 def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:

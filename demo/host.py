@@ -67,7 +67,7 @@ PACKAGES = (
     "torchsde>=0.2.6",
     "tqdm>=4.66",
     "transformers>=4.50.3",
-    "triton>=3.2; sys_platform == 'linux'",  # PyTorch's builds for GPUs bring it; tests interpret its kernels
+    "triton>=3.3; sys_platform == 'linux'",  # PyTorch's builds for GPUs bring it; tests interpret its kernels
     "yarl>=1.18",
     "pip",
     "pytest==9.2.0",

@@ -22,7 +22,8 @@ def brought(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str, 
     """The same conditionings with what the network gets on the device; those given stay as they are.
 
     Args:
-        conds: of a guider, by name, after the host has encoded them for its model.
+        conds: of a guider, by name, after the host has encoded them for its model. Lists of tensors, which no
+            supported family has, stay where they are.
         device: where the network runs.
     """
     try:

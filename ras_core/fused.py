@@ -2,7 +2,8 @@
 
 What PyTorch does with these rows in five to twelve operations, each of which reads and writes them all, one
 kernel does at once. Each function here has a twin in kv_storage.py or kv_forecast.py that takes its place
-elsewhere, and gives the same numbers.
+elsewhere. float8 rows come out the same to the last bit; forecasts, whose sums run in another order, to
+rounding.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Pair = tuple[Tensor, Tensor]
 
 BLOCK = 1024
 """Weights that a program of `weigh` makes."""
+
+DEVICES = "cuda"
+"""Type of the devices that have kernels; AMD's go by the same name."""
 
 WARPS = 2
 """Of a program for a row: fastest for rows of 768 to 2432 numbers on an H100, by a little."""
@@ -69,7 +73,7 @@ class Fused:
             halves: key and value of all rows as last evaluated, and as before that, (bb, rows, ...) each.
             places: where fresh rows stand.
             fresh: (bb, r_kept, ...) each.
-            weights: (2, bb, rows) of keys and of values.
+            weights: (2, bb, rows) of keys and of values; those of fresh rows have to be 1.
         """
         (key, value), (key_before, value_before) = halves
         new_key, new_value = _alike(*fresh)
@@ -117,9 +121,9 @@ class Fused:
 
 def fused_for(key: Tensor, value: Tensor) -> Fused | None:
     """The kernels for keys and values, (bb, r, ...) each; None where PyTorch's operations have to do."""
-    if key.device.type != "cuda" or not are_fit(key, value) or torch.compiler.is_compiling():
+    if key.device.type != DEVICES or not are_fit(key, value) or torch.compiler.is_compiling():
         return None
-    return _on(key.device)
+    return _on(key.device, key.dtype)
 
 
 def are_fit(key: Tensor, value: Tensor) -> bool:
@@ -128,34 +132,36 @@ def are_fit(key: Tensor, value: Tensor) -> bool:
 
 
 @cache
-def _on(device: torch.device) -> Fused | None:
-    """Kernels that compile for a device and are right there; the log says why there are none."""
+def _on(device: torch.device, dtype: torch.dtype) -> Fused | None:
+    """Kernels that compile for numbers of a type on a device and are right there; the log says why there are
+    none.
+    """
     try:
         from . import kernels
+
+        fused = Fused(kernels)
+        if gives_known_numbers(fused, device, dtype):
+            return fused
+        problem = "they give wrong numbers"
+    except torch.cuda.OutOfMemoryError:
+        raise  # it says nothing of the kernels, and the run knows what to do
     except ImportError:
-        logger.info("Multirate RAS: there is no Triton; kv_cache = fp8 and forecast take longer.")
-        return None
-    fused = Fused(kernels)
-    try:
-        problem = None if gives_known_numbers(fused, device) else "they give wrong numbers"
-    except Exception as error:  # a compiler, a driver, a GPU that it does not know
+        problem = "there is no Triton"
+    except Exception as error:  # an old Triton, a compiler, a driver, a GPU that it does not know
         problem = _first_line(error)
-    if problem is None:
-        return fused
     logger.info(
-        "Multirate RAS: Triton's kernels do not work on %s (%s); kv_cache = fp8 and forecast take longer.",
-        device,
-        problem,
-    )
+        "Multirate RAS: no kernels for %s on %s (%s); kv_cache = fp8 and forecast take longer.",
+        dtype, device, problem,
+    )  # fmt: skip
     return None
 
 
-def gives_known_numbers(fused: Fused, device: torch.device) -> bool:
+def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) -> bool:
     """A picture with one fresh row of two, in each kernel."""
     places = Places(torch.tensor([1], device=device), 2)
-    old = torch.tensor([[[-3.0, 0.5, 1.0], [7.0, 7.0, 7.0]]], device=device, dtype=torch.float16)
-    new = torch.tensor([[[2.0, 4.0, 6.0]]], device=device, dtype=torch.float16)
-    expected = torch.tensor([[[-3.0, 0.5, 1.0], [2.0, 4.0, 6.0]]], device=device, dtype=torch.float16)
+    old = torch.tensor([[[-3.0, 0.5, 1.0], [7.0, 7.0, 7.0]]], device=device, dtype=dtype)
+    new = torch.tensor([[[2.0, 4.0, 6.0]]], device=device, dtype=dtype)
+    expected = torch.tensor([[[-3.0, 0.5, 1.0], [2.0, 4.0, 6.0]]], device=device, dtype=dtype)
     codes, scales = torch.empty_like(old, dtype=torch.uint8), old.new_empty(1, 2)
     fused.encode_float8(old, codes, scales)
     kept = (codes, scales, codes.clone(), scales.clone())

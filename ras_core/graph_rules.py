@@ -25,6 +25,9 @@ KEEP_FREE = 0.25
 STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
 """Settings of `kv_cache` whose tensors are never exchanged during a run."""
 
+BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function")
+"""The host's options for functions of others that make the calls of an evaluation."""
+
 Signature = tuple[Hashable, ...]
 
 
@@ -89,15 +92,18 @@ def call_obstacle(
     return None
 
 
-def share_weights(model_options: Mapping[str, Any], guider: object) -> bool:
-    """Whether all calls of an evaluation read the same weights.
+def calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
+    """Whether the calls of an evaluation follow each other with nothing of others between them, on the same
+    weights.
 
     Args:
-        model_options: the host's; a wrapper in them runs between its calls, and may do anything.
+        model_options: the host's; functions in them that run between its calls may do anything.
         guider: the host's, in a run; single conditionings may ask for patches of their own.
     """
+    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
+    between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]
     patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
-    return "model_function_wrapper" not in model_options and getattr(patcher, "hook_patches", None) == {}
+    return not any(between) and getattr(patcher, "hook_patches", None) == {}
 
 
 def storage_obstacle(storage: str | None) -> str | None:

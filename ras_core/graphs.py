@@ -197,11 +197,11 @@ class GraphSession:
         with torch.inference_mode():
             return self._calls.run(recording, inputs, active_idx)
 
-    def begin_evaluation(self, share_weights: bool) -> str | None:
-        """Another guided evaluation starts; `share_weights`: all of its calls read the same weights. Returns
-        what went wrong in an earlier one, or None.
+    def begin_evaluation(self, calls_are_plain: bool) -> str | None:
+        """Another guided evaluation starts; `calls_are_plain`: the host makes its calls one after the other,
+        on the same weights. Returns what went wrong in an earlier one, or None.
         """
-        return self._calls.begin_evaluation(share_weights)
+        return self._calls.begin_evaluation(calls_are_plain)
 
     def settle(self) -> None:
         """K/V buffers and outputs may be read and written: the device will have done what was begun early."""

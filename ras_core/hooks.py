@@ -15,7 +15,7 @@ from .clock import mark
 from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .graph_rules import call_obstacle, inspect, share_weights
+from .graph_rules import call_obstacle, calls_are_plain, inspect
 from .graphs import GraphSession
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
@@ -86,8 +86,8 @@ class RunHooks:
         if sigma is None:
             sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
         if self._graphs is not None:
-            shared = share_weights(model_options or {}, executor.class_obj)
-            if trouble := self._graphs.begin_evaluation(shared):
+            are_plain = calls_are_plain(model_options or {}, executor.class_obj)
+            if trouble := self._graphs.begin_evaluation(are_plain):
                 self._run.go_dense(trouble)
         self._run.begin_evaluation(sigma, mark(x.device))
         if self._view is not None:

@@ -308,8 +308,11 @@ def _bring_conditionings(model_options: dict, run: RunState, device: torch.devic
         return
 
     def sample(executor: Any, guider: Any, *args, **kwargs) -> Any:
-        guider.conds = brought(guider.conds, device)
-        return executor(guider, *args, **kwargs)
+        given, guider.conds = guider.conds, brought(guider.conds, device)
+        try:
+            return executor(guider, *args, **kwargs)
+        finally:
+            guider.conds = given  # a guider may outlive its run
 
     comfy.patcher_extension.add_wrapper_with_key(
         WrappersMP.SAMPLER_SAMPLE, KEY, sample, model_options, is_model_options=True

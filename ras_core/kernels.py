@@ -1,8 +1,9 @@
 """Triton's kernels for rows of the K/V cache. Only `fused.py` imports this: Triton may not be there.
 
-A program of theirs is one row of one key or value. Whole tensors are contiguous, (bb, rows, ...), and their
-rows DIM numbers long; fresh rows come as the network made them, in heads of HEAD numbers, with three strides:
-from one picture to the next, from row to row, from head to head. WIDTH is DIM rounded up to a power of two.
+A program is one row of one key or value, but for `weigh`. Whole tensors are contiguous, (bb, rows, ...), and
+their rows DIM numbers long; fresh rows come as the network made them, in heads of HEAD numbers, with three
+strides: from one picture to the next, from row to row, from head to head. WIDTH is DIM rounded up to a power
+of two.
 """
 
 from __future__ import annotations

@@ -70,6 +70,10 @@ class Sequence:
 
     def update(self, places: Places, fresh: Pair) -> Pair:
         """Keep fresh rows, (bb, r_kept, ...) each, and give the whole K and V with them."""
+        if torch.compiler.is_compiling():  # which follows no exception of an unfit view
+            for kept, rows in zip(self.tensors, fresh, strict=True):
+                scatter_into(kept, places.flat, rows)
+            return self.key, self.value
         self._landings = self._landings or tuple(map(Landing, self.tensors))
         for landing, rows in zip(self._landings, fresh, strict=True):
             landing.put(places.flat, rows)

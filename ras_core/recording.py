@@ -93,7 +93,9 @@ class Recording:
     replay: Work
     tape: Tape
     away: dict[str, Tensor] = field(default_factory=dict)
-    """What the places hold of inputs that live elsewhere, for a comparison where these live."""
+    """What the places hold of inputs that live elsewhere, for a comparison where these live. A run brings its
+    conditionings to the device (conditionings.py), but other packs' guiders may not let it.
+    """
     last_run: int = 0
     """Number of the run that used it last."""
 
@@ -126,7 +128,7 @@ class Recording:
     def _put(self, name: str, place: Tensor, value: Tensor) -> None:
         known = self.away.get(name)
         if known is not None and torch.equal(known, value):
-            return  # the host keeps conditionings on the CPU; sending one waits for the device
+            return  # sending one waits for the device
         if known is not None:
             self.away[name] = value.clone()
         place.copy_(value)

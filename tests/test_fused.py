@@ -4,12 +4,13 @@ import importlib
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 from ras_pack import ras_core
-from ras_pack.ras_core import fused, kv_forecast, kv_storage
+from ras_pack.ras_core import fused
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.fused import Fused, fused_for, gives_known_numbers
 from ras_pack.ras_core.kv_forecast import Ahead, ForecastSequence
@@ -36,10 +37,11 @@ def use(kernels, monkeypatch):
     """Sets whether caches use the kernels, on any device."""
 
     def switch(on: bool) -> None:
-        for module in (kv_storage, kv_forecast):
-            monkeypatch.setattr(module, "fused_for", lambda *_: kernels if on else None)
+        monkeypatch.setattr(fused, "DEVICES", DEVICE.type if on else "none")
 
-    return switch
+    fused._on.cache_clear()
+    yield switch
+    fused._on.cache_clear()
 
 
 def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -67,15 +69,17 @@ def test_places_know_what_stands_where():
 
 
 def test_the_check_before_use_holds_here_and_finds_wrong_numbers(kernels, monkeypatch):
-    assert gives_known_numbers(kernels, DEVICE)
-    for name in ("update_float8", "continue_rows"):
-        right = getattr(Fused, name)
+    assert all(gives_known_numbers(kernels, DEVICE, dtype) for dtype in DTYPES)
+    faults = {
+        "encode_float8": lambda right: lambda fused, rows, *kept: right(fused, rows + 1, *kept),
+        "update_float8": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
+        "continue_rows": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
+        "weigh": lambda right: lambda *args: torch.ones_like(right(*args)),
+    }
+    for name, fault in faults.items():
         with monkeypatch.context() as patch:
-            patch.setattr(Fused, name, lambda *args, right=right: tuple(t + 1 for t in right(*args)))
-            assert not gives_known_numbers(kernels, DEVICE)
-    with monkeypatch.context() as patch:
-        patch.setattr(Fused, "weigh", lambda *args: torch.ones(2, 1, 2, device=DEVICE))
-        assert not gives_known_numbers(kernels, DEVICE)
+            patch.setattr(Fused, name, fault(getattr(Fused, name)))
+            assert not gives_known_numbers(kernels, DEVICE, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -208,6 +212,15 @@ def test_what_one_kernel_cannot_take():
     assert fused_for(rows, rows) is None  # on the CPU
 
 
+def test_kernels_that_work_are_used_and_no_others(use):
+    rows = torch.zeros(1, 2, 4, device=DEVICE)
+    use(True)
+    assert isinstance(fused_for(rows, rows), Fused)
+    assert fused_for(rows, rows.half()) is None
+    use(False)
+    assert fused_for(rows, rows) is None
+
+
 COMPILE = """
 import importlib.util, sys
 import triton
@@ -258,7 +271,7 @@ class TestWithoutTriton:
         monkeypatch.delattr(ras_core, "kernels", raising=False)
         monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kernels", None)
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE) is None and fused._on(DEVICE) is None
+            assert fused._on(DEVICE, torch.half) is None and fused._on(DEVICE, torch.half) is None
         assert sum("there is no Triton" in record.message for record in caplog.records) == 1
 
     def test_kernels_that_do_not_compile_are_left(self, kernels, monkeypatch, caplog):
@@ -266,11 +279,29 @@ class TestWithoutTriton:
             fused, "gives_known_numbers", lambda *_: (_ for _ in ()).throw(RuntimeError("no compiler"))
         )
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE) is None
+            assert fused._on(DEVICE, torch.half) is None
         assert "RuntimeError: no compiler" in caplog.text
+
+    def test_a_triton_that_is_broken_is_left(self, monkeypatch, caplog):
+        monkeypatch.delattr(ras_core, "kernels", raising=False)
+        monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kernels", raising=False)
+        monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+        with caplog.at_level("INFO"):
+            assert fused._on(DEVICE, torch.half) is None
+        assert "no kernels for" in caplog.text
+
+    def test_too_little_memory_says_nothing_of_the_kernels(self, kernels, monkeypatch):
+        def full(*_):
+            raise torch.cuda.OutOfMemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "gives_known_numbers", full)
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                fused._on(DEVICE, torch.half)
+        assert fused._on(DEVICE, torch.half) is not None
 
     def test_kernels_that_give_wrong_numbers_are_left(self, kernels, monkeypatch, caplog):
         monkeypatch.setattr(fused, "gives_known_numbers", lambda *_: False)
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE) is None
+            assert fused._on(DEVICE, torch.half) is None
         assert "wrong numbers" in caplog.text

@@ -12,7 +12,16 @@ from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
 from ras_pack.ras_core.recording import Recording, record
 from support.families import FAMILIES
-from support.sampling import FAST, distance, in_groups, positive_alone, sample, sample_ras, split_prompts
+from support.sampling import (
+    FAST,
+    between_calls,
+    distance,
+    in_groups,
+    positive_alone,
+    sample,
+    sample_ras,
+    split_prompts,
+)
 from support.tape import AgainTape, BrokenTape, Tapes, record_on
 
 
@@ -129,8 +138,7 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
         config = RASConfig(**{**vars(FAST), "kv_cache": "gpu", "cuda_graphs": graphs})
         for sizes, positive in (([[2]] * 6 + [[1, 1]] * 14, sd3.conditioning(1)), ([[2, 1, 1]] * 20, three)):
             patched = patch_model(model, config)
-            grouped = in_groups(sizes.__getitem__)
-            patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", grouped)
+            between_calls(monkeypatch, in_groups(sizes.__getitem__))
             latents.append(sample(patched, sd3, sd3.noise(), positive=positive, steps=20))
     assert distance(latents[2], latents[0]) < 2e-5
     assert distance(latents[3], latents[1]) < 2e-5
@@ -149,7 +157,7 @@ def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_ti
         return regroup(*args)
 
     patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
-    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", watched)
+    between_calls(monkeypatch, watched)
     sample(patched, sd3, sd3.noise(), steps=len(sizes))
     assert last_trace(patched).regional_steps > 30 and not last_trace(patched).notes
     assert max(held) == 3  # for both prompts in a call, and for each

@@ -13,6 +13,7 @@ from ras_pack.ras_core.side_by_side import WRONG_GUESS, SideBySide, _Check
 from support.sampling import (
     FAST,
     STEPS,
+    between_calls,
     distance,
     in_groups,
     positive_alone,
@@ -76,9 +77,9 @@ def test_a_run_with_another_prompt_begins_calls_too(family, name, monkeypatch):
     assert (tapes.begun, tapes.recorded) == (BEGUN + BEGUN_LATER, 2)
 
 
-def test_three_calls_have_two_tapes(sd3):
+def test_three_calls_have_two_tapes(sd3, monkeypatch):
     """The third is not begun early: it shares a tape, which must not be used twice at once."""
-    tapes, traces = _grouped(sd3, [[1, 1, 1]] * STEPS)
+    tapes, traces = _grouped(sd3, monkeypatch, [[1, 1, 1]] * STEPS)
     assert [trace.regional_steps for trace in traces] == [7, 7]
     assert (tapes.begun, tapes.recorded) == (BEGUN, 3)
 
@@ -86,11 +87,11 @@ def test_three_calls_have_two_tapes(sd3):
 def test_calls_that_are_grouped_anew_on_the_way(sd3, monkeypatch):
     """A call that was found fit to be begun comes to stand behind one of two prompts, and the reverse."""
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
-    tapes, _ = _grouped(sd3, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
+    tapes, _ = _grouped(sd3, monkeypatch, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
     assert tapes.begun > 0 and tapes.waiting == 0
 
 
-def _grouped(sd3, groups):
+def _grouped(sd3, monkeypatch, groups):
     """The tapes of a run with three prompts in these groups, whose picture is as without them, and the traces
     of both runs.
     """
@@ -99,7 +100,7 @@ def _grouped(sd3, groups):
         model, tapes = sd3.build(), Tapes(LateTape)
         record_on(model, tapes)
         patched = patch_model(model, config)
-        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", in_groups(groups.__getitem__))
+        between_calls(monkeypatch, in_groups(groups.__getitem__))
         two = sd3.conditioning(1) + sd3.conditioning(3)
         latents.append(sample(patched, sd3, sd3.noise(), positive=two, steps=len(groups)))
         traces.append(last_trace(patched))
@@ -156,12 +157,16 @@ def test_both_prompts_in_one_call_need_no_guess(family):
 
 
 class TestWrongGuesses:
+    @pytest.fixture(autouse=True)
+    def _monkeypatch(self, monkeypatch):
+        self._patch = monkeypatch
+
     def _model(self, sd3, kind, shift):
-        """Another pack gives each second call of an evaluation another picture."""
+        """Each second call of an evaluation gets another picture."""
         model, tapes = sd3.build(), Tapes(kind)
         record_on(model, tapes)
         patched = patch_model(model, RECORDED)
-        patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", _each_alone(shift))
+        between_calls(self._patch, _each_alone(shift))
         return patched, tapes
 
     def test_calls_that_always_differ_are_never_begun(self, sd3):
@@ -216,6 +221,29 @@ class TestWrongGuesses:
         assert distance(latent, plain) < 2e-5
         assert tapes.begun == 0 and tapes.replayed > 0 and not trace.notes
 
+    def test_other_packs_functions_between_the_calls(self, sd3, monkeypatch):
+        """One that changes a prompt on the way: what was begun would have had the old one."""
+
+        def negated(executor, model, conds, x_in, timestep, model_options):
+            evaluations.append(1)
+            for each in conds[1] if len(evaluations) > 8 else ():
+                inputs = {**each["model_conds"]}
+                prompt = inputs["c_crossattn"]
+                inputs["c_crossattn"] = prompt._copy_with(-prompt.cond)
+                conds = [conds[0], [{**each, "model_conds": inputs}]]
+            return executor(model, conds, x_in, timestep, model_options)
+
+        latents = []
+        for config in (EAGER, RECORDED):
+            evaluations = []
+            model, tapes, _ = _split(sd3, monkeypatch, AgainTape)
+            patched = patch_model(model, config)
+            patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", negated)
+            latents.append(sample(patched, sd3, sd3.noise()))
+            assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
+        assert distance(*latents) < 2e-5
+        assert tapes.begun == 0 and tapes.replayed > 0
+
     def test_a_wrapper_that_may_do_anything(self, sd3, monkeypatch):
         model, tapes, plain = _split(sd3, monkeypatch, AgainTape)
         patched = patch_model(model, RECORDED)
@@ -226,7 +254,7 @@ class TestWrongGuesses:
         assert tapes.begun == 0 and tapes.replayed > 0
 
 
-def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3):
+def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3, monkeypatch):
     model, tapes = sd3.build(), Tapes(LateTape)
     record_on(model, tapes)
     patched = patch_model(model, RECORDED)
@@ -237,7 +265,7 @@ def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3):
             raise KeyboardInterrupt
         return 0.0
 
-    patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", _each_alone(stop))
+    between_calls(monkeypatch, _each_alone(stop))
     with pytest.raises(KeyboardInterrupt):
         sample(patched, sd3, sd3.noise())
     assert tapes.begun > 0 and tapes.waiting == 0

@@ -55,12 +55,14 @@ def test_it_is_the_archive_that_loads_without_a_complaint(unpacked, folder):
 
 
 def test_every_module_that_travels_is_imported(unpacked, folder):
-    """When the server starts; bytecode tells. One that only tests, training or a benchmark need has none."""
+    """When the server starts; bytecode tells. One that only tests, training or a benchmark need has none, and
+    the kernels for GPUs have none here.
+    """
     modules = sorted(folder.rglob("*.py"))
     unused = [path for path in modules if not [*path.parent.glob(f"__pycache__/{path.stem}.*.pyc")]]
     if unused == modules:
         pytest.skip("this Python writes no bytecode")
-    assert unused == []
+    assert [path.relative_to(folder).as_posix() for path in unused] == ["ras_core/kernels.py"]
 
 
 def test_every_node_registers(unpacked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.sample
@@ -14,6 +15,9 @@ from ras_pack.ras_core.host import last_trace, patch_model
 from torch import Tensor
 
 from support.families import Family
+
+CALC_COND_BATCH = comfy.samplers._calc_cond_batch
+"""The host's own."""
 
 STEPS = 10
 FAST = RASConfig(cuda_graphs="auto", sample_ratio=0.5, start_step=2, error_reset_every=4)
@@ -66,6 +70,11 @@ def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -
 
     monkeypatch.setattr(model.model, "memory_required", memory_required)
     return asked
+
+
+def between_calls(monkeypatch: pytest.MonkeyPatch, wrapper: Callable) -> None:
+    """Let `wrapper` make the calls of each evaluation as if the host's own code did."""
+    monkeypatch.setattr(comfy.samplers, "_calc_cond_batch", partial(wrapper, CALC_COND_BATCH))
 
 
 def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
