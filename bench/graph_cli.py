@@ -94,6 +94,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     for kv_cache in ("fp8", "forecast"):
         yield compare(f"with kv_cache = {kv_cache}", kv_cache)
     yield _kernels_agree(bench, plain)
+    yield _recording_fails(bench, plain, graph)
     bench.model = _one_prompt_a_call(original)
     with _counted_begins() as begins:
         yield compare("with a call for each prompt")
@@ -122,6 +123,36 @@ def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
     error = float((latent - expected).norm() / expected.norm())
     detail = f"used {used}, error {error:.2e}"
     return "Triton's kernels agree with PyTorch", used and error < TOLERANCE, detail
+
+
+def _recording_fails(bench: Any, plain: Any, graph: Any) -> tuple[str, bool, str]:
+    """Half-way through a captured call, whose tensors must not outlive the capture."""
+    import torch
+
+    from ..ras_core.forward import NetworkCall
+    from ..ras_core.host import graph_store
+
+    original, planted = NetworkCall.attend, []
+
+    def failing(call: Any, *args: Any, **kwargs: Any) -> Any:
+        output = original(call, *args, **kwargs)
+        if torch.cuda.is_current_stream_capturing() and call.blocks_seen == BLOCKS - 1:
+            planted.append(1)
+            raise RuntimeError("planted")
+        return output
+
+    graph_store(bench.model).clear()
+    expected, _ = bench.latent_of(plain)
+    NetworkCall.attend = failing
+    try:
+        latent, trace = bench.latent_of(graph)
+    finally:
+        NetworkCall.attend = original
+    count, trouble = graph_store(bench.model).count, graph_store(bench.model).trouble
+    graph_store(bench.model).clear()
+    error = float((latent - expected).norm() / expected.norm())
+    held = bool(planted) and error < TOLERANCE and count == 0 and trace.regional_steps > 0 and not trace.notes
+    return "a recording that fails half-way leaves the run as it is", held, f"error {error:.2e}, {trouble}"
 
 
 def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:

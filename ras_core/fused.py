@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,10 @@ class Fused:
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Rows (bb, r, ...) as bytes of the same shape and scales (bb, r), both contiguous."""
         rows = _headed(rows)
+        strides, form = self._form((rows,), codes)
         with torch.cuda.device_of(rows):
             self._kernels.encode_float8[(scales.numel(),)](
-                rows, codes, scales, rows.shape[1], *rows.stride()[:3], **_form(rows)
+                *_addresses(rows, codes, scales), rows.shape[1], *strides, **form
             )
 
     def update_float8(self, kept: tuple[Tensor, ...], places: Places, fresh: Pair) -> Pair:
@@ -59,10 +61,11 @@ class Fused:
         """
         key, value = _alike(*fresh)
         whole = tuple(codes.new_empty(codes.shape, dtype=key.dtype) for codes in kept[::2])
+        strides, form = self._form((key, value), *whole, kept[0], kept[2])
         with torch.cuda.device_of(key):
             self._kernels.update_float8[(kept[1].numel(), 2)](
-                kept[0], kept[1], key, whole[0], kept[2], kept[3], value, whole[1], places.inverse,
-                key.shape[1], *key.stride()[:3], *value.stride()[:3], **_form(key),
+                *_addresses(*kept[:2], key, whole[0], *kept[2:], value, whole[1], places.inverse),
+                key.shape[1], *strides, **form,
             )  # fmt: skip
         return whole
 
@@ -78,11 +81,11 @@ class Fused:
         (key, value), (key_before, value_before) = halves
         new_key, new_value = _alike(*fresh)
         whole = torch.empty_like(key), torch.empty_like(value)
+        strides, form = self._form((new_key, new_value), *whole, *halves[0], *halves[1])
         with torch.cuda.device_of(key):
             self._kernels.continue_rows[(weights[0].numel(), 2)](
-                key, key_before, new_key, whole[0], value, value_before, new_value, whole[1], weights,
-                places.inverse, new_key.shape[1], *new_key.stride()[:3], *new_value.stride()[:3],
-                **_form(new_key),
+                *_addresses(key, key_before, new_key, whole[0], value, value_before, new_value, whole[1]),
+                *_addresses(weights, places.inverse), new_key.shape[1], *strides, **form,
             )  # fmt: skip
         return whole
 
@@ -108,15 +111,39 @@ class Fused:
         sums = trial.new_empty(2, pictures, samples, 2)
         weights = new_key.new_empty(2, *weight.shape)
         blocks = -(-weight.shape[1] // BLOCK)
+        strides, form = self._form((new_key, new_value), *halves[0], *halves[1])
         with torch.cuda.device_of(key):
             self._kernels.compare[(samples, pictures, 2)](
-                key, key_before, new_key, value, value_before, new_value, trial, sums, places.flat,
-                new_key.shape[1], stride, *new_key.stride()[:3], *new_value.stride()[:3], **_form(new_key),
+                *_addresses(key, key_before, new_key, value, value_before, new_value),
+                *_addresses(trial, sums, places.flat), new_key.shape[1], stride, *strides, **form,
             )  # fmt: skip
             self._kernels.weigh[(2 * pictures, blocks)](
-                sums, weight, weights, samples, weight.shape[1], SAMPLES=_power(samples), BLOCK=BLOCK
-            )
+                *_addresses(sums, weight, weights), samples, weight.shape[1],
+                TYPE=self._type(weights), SAMPLES=_power(samples), BLOCK=BLOCK,
+            )  # fmt: skip
         return weights
+
+    def _form(self, fresh: tuple[Tensor, ...], *whole: Tensor) -> tuple[list[int], dict[str, Any]]:
+        """Strides of fresh rows, (bb, r, heads, e) each, and what kernels are compiled for.
+
+        Args:
+            fresh: a key and a value, or one of them.
+            whole: contiguous tensors whose rows are read or written beside them.
+        """
+        heads, size = fresh[0].shape[2:]
+        unit = 16 // fresh[0].element_size()
+        strides = [stride for rows in fresh for stride in rows.stride()[:3]]
+        is_odd = heads * size % 16 or any(t.data_ptr() % 16 for t in (*fresh, *whole))
+        if is_odd or any(stride % unit for stride in strides):
+            unit = 1
+        return [stride // unit for stride in strides], {
+            "TYPE": self._type(fresh[0]), "UNIT": unit, "DIM": heads * size, "HEAD": size,
+            "WIDTH": _power(heads * size), "num_warps": WARPS,
+        }  # fmt: skip
+
+    def _type(self, t: Tensor) -> Any:
+        """Triton's name for the type of a tensor's numbers."""
+        return getattr(self._kernels.tl, str(t.dtype).removeprefix("torch."))
 
 
 def fused_for(key: Tensor, value: Tensor) -> Fused | None:
@@ -203,10 +230,8 @@ def _headed(rows: Tensor) -> Tensor:
     return rows if rows.stride(3) == 1 else rows.contiguous()
 
 
-def _form(rows: Tensor) -> dict[str, int]:
-    """What kernels are compiled for: (bb, r, heads, e)."""
-    heads, size = rows.shape[2:]
-    return {"DIM": heads * size, "HEAD": size, "WIDTH": _power(heads * size), "num_warps": WARPS}
+def _addresses(*tensors: Tensor) -> list[int]:
+    return [t.data_ptr() for t in tensors]
 
 
 def _power(number: int) -> int:

@@ -6,6 +6,7 @@ reads and writes fixed places, so each recording has inputs and an output of its
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -64,6 +65,9 @@ class CudaTape:
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
             work()
+        except BaseException as error:
+            let_go(error)
+            raise
         finally:
             graph.capture_end()
         return graph.replay
@@ -73,6 +77,15 @@ class CudaTape:
         with torch.cuda.stream(self._stream):
             replay()
         return lambda: torch.cuda.current_stream().wait_stream(self._stream)
+
+
+def let_go(error: BaseException | None) -> None:
+    """Free what the frames of a failed call hold. Tensors that were made in a capture have to go before it
+    ends: with cudaMallocAsync the process would end with them.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 @cache

@@ -1,6 +1,7 @@
 """Recorded regional calls, on a tape that needs no GPU: the same work done again on the same places."""
 
 import copy
+import weakref
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, inspect, ma
 from ras_pack.ras_core.graphs import Buffers, GraphSession, GraphStore
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
-from ras_pack.ras_core.recording import Recording, record
+from ras_pack.ras_core.recording import Recording, let_go, record
 from support.families import FAMILIES
 from support.sampling import (
     FAST,
@@ -290,3 +291,32 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
     for value in (2.0, 1.0):
         recording.run({"x": x, "context": context * value}, idx)
         assert place.eq(value).all()
+
+
+def test_what_a_failed_recording_made_goes_with_it():
+    """While the error, with its frames, lives on."""
+    made = []
+
+    class Held:
+        pass
+
+    def inner():
+        held = Held()
+        made.append(weakref.ref(held))
+        raise ValueError("first")
+
+    def outer():
+        held = Held()
+        made.append(weakref.ref(held))
+        try:
+            inner()
+        except ValueError as error:
+            raise RuntimeError("second") from error
+
+    try:
+        outer()
+    except RuntimeError as error:
+        caught = error
+        assert all(each() is not None for each in made)
+        let_go(error)
+    assert len(made) == 2 and all(each() is None for each in made) and str(caught) == "second"
