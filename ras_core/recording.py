@@ -6,7 +6,6 @@ reads and writes fixed places, so each recording has inputs and an output of its
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -63,13 +62,16 @@ class CudaTape:
         torch.cuda.empty_cache()  # what that took, which the pool cannot use either
         # "thread_local": ComfyUI's server thread may use the device meanwhile.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        failure = None
         try:
             work()
         except BaseException as error:
-            let_go(error)
-            raise
-        finally:
+            failure = without_frames(error)
+        try:
             graph.capture_end()
+        finally:
+            if failure is not None:
+                raise failure
         return graph.replay
 
     def begin(self, replay: Work) -> Work:
@@ -79,13 +81,15 @@ class CudaTape:
         return lambda: torch.cuda.current_stream().wait_stream(self._stream)
 
 
-def let_go(error: BaseException | None) -> None:
-    """Free what the frames of a failed call hold. Tensors that were made in a capture have to go before it
-    ends: with cudaMallocAsync the process would end with them.
+def without_frames(error: BaseException) -> BaseException:
+    """The same error, with nothing of where it came from: frames hold tensors, and those that were made in a
+    capture have to go before it ends. With cudaMallocAsync the process would end with them.
     """
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
 
 
 @cache

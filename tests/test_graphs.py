@@ -1,17 +1,18 @@
 """Recorded regional calls, on a tape that needs no GPU: the same work done again on the same places."""
 
 import copy
-import weakref
+import gc
 
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.forward import NetworkCall
 from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, inspect, may_outlive_run, signature
 from ras_pack.ras_core.graphs import Buffers, GraphSession, GraphStore
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
-from ras_pack.ras_core.recording import Recording, let_go, record
+from ras_pack.ras_core.recording import Recording, record, without_frames
 from support.families import FAMILIES
 from support.sampling import (
     FAST,
@@ -293,30 +294,41 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
         assert place.eq(value).all()
 
 
-def test_what_a_failed_recording_made_goes_with_it():
-    """While the error, with its frames, lives on."""
-    made = []
+def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
+    """As where a capture ends: not a tick later, and without the help of the garbage collector."""
+    left = []
 
-    class Held:
-        pass
+    class Watched(AgainTape):
+        def record(self, work):
+            gc.collect()
+            before = {id(each) for each in _tensors()}
+            gc.disable()
+            try:
+                work()
+            except RuntimeError as error:
+                failure = without_frames(error)
+            finally:
+                gc.enable()
+            left.extend(tuple(each.shape) for each in _tensors() if id(each) not in before)
+            raise failure
 
-    def inner():
-        held = Held()
-        made.append(weakref.ref(held))
-        raise ValueError("first")
+    def failing(call, *args, **kwargs):
+        output = attend(call, *args, **kwargs)
+        if is_recording() and call.blocks_seen == 2:
+            raise RuntimeError("planted")
+        return output
 
-    def outer():
-        held = Held()
-        made.append(weakref.ref(held))
-        try:
-            inner()
-        except ValueError as error:
-            raise RuntimeError("second") from error
+    def is_recording():
+        return not gc.isenabled()
 
-    try:
-        outer()
-    except RuntimeError as error:
-        caught = error
-        assert all(each() is not None for each in made)
-        let_go(error)
-    assert len(made) == 2 and all(each() is None for each in made) and str(caught) == "second"
+    attend = NetworkCall.attend
+    model = family.build()
+    store = record_on(model, Watched())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NetworkCall, "attend", failing)
+        _, trace = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
+    assert left == [] and "planted" in store.trouble and trace.regional_steps == 7 and not trace.notes
+
+
+def _tensors():
+    return [each for each in gc.get_objects() if type(each) is torch.Tensor]
