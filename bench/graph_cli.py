@@ -95,8 +95,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
         yield compare(f"with kv_cache = {kv_cache}", kv_cache)
     yield _kernels_agree(bench, plain)
     yield _recording_fails(bench, plain, graph)
-    bench.model = _one_prompt_a_call(original)
-    with _counted_begins() as begins:
+    with _one_prompt_a_call(), _counted_begins() as begins:
         yield compare("with a call for each prompt")
         yield "whose second call is begun with the first", len(begins) > 10, f"{len(begins)} times"
     bench.model = original
@@ -195,16 +194,21 @@ def _recorded_anew(bench: Any, variant: Any) -> tuple[str, bool, str]:
     return "recording anew leaves no memory behind", held[-1] <= held[0], f"{held} bytes"
 
 
-def _one_prompt_a_call(model: Any) -> Any:
-    """A clone for which the host calls the network once for each prompt, as where memory is short."""
-    from comfy.patcher_extension import WrappersMP
+@contextmanager
+def _one_prompt_a_call() -> Iterator[None]:
+    """The host calls the network once for each prompt, as where memory is short."""
+    import comfy.samplers
 
-    def wrapper(executor: Any, model: Any, conds: list, *args: Any) -> list:
-        return [output for cond in conds for output in executor(model, [cond], *args)]
+    original = comfy.samplers._calc_cond_batch
 
-    apart = model.clone()
-    apart.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "apart", wrapper)
-    return apart
+    def apart(model: Any, conds: list, *args: Any) -> list:
+        return [output for cond in conds for output in original(model, [cond], *args)]
+
+    comfy.samplers._calc_cond_batch = apart
+    try:
+        yield
+    finally:
+        comfy.samplers._calc_cond_batch = original
 
 
 @contextmanager
