@@ -67,12 +67,14 @@ PACKAGES = (
     "torchsde>=0.2.6",
     "tqdm>=4.66",
     "transformers>=4.50.3",
-    "triton>=3.3; sys_platform == 'linux'",  # PyTorch's builds for GPUs bring it; tests interpret its kernels
     "yarl>=1.18",
     "pip",
     "pytest==9.2.0",
     "pytest-xdist==3.8.0",
     "ruff==0.17.6",
+)
+TRITON = (
+    "triton>=3.3"  # for tests only: they interpret the kernels that PyTorch's builds for GPUs run with it
 )
 TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
 TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
@@ -614,12 +616,35 @@ def test(arguments: list[str]) -> int:
     host = build()
     need_tools(host.python)
     if not arguments:
+        offer_triton(host.python)
         try:
             browser.prepare()
         except browser.NoBrowser as reason:
             say(f"host: the tests in a browser will be skipped: {reason}")
     command = [str(host.python), "-m", "pytest", *(arguments or ["tests", *side_by_side(host.python)])]
     return replace_process(command, host.environment())
+
+
+def offer_triton(python: Path) -> None:
+    """Install Triton in our own interpreter, in which its kernels can be tried without a GPU; where it cannot be
+    had, their tests are skipped.
+    """
+    if python != venv_python() or sys.platform != "linux" or not missing_modules(python, ("triton",)):
+        return
+    say("host: installing Triton, to test the kernels for GPUs (large: 290 MB)")
+    command = [
+        *pip(),
+        "install",
+        "--progress-bar",
+        "off",
+        "--no-compile",
+        "--disable-pip-version-check",
+        TRITON,
+    ]
+    try:
+        run(command, "Installing Triton", "The tests of the kernels are skipped without it.")
+    except HostError as reason:
+        say(f"host: {reason}")
 
 
 def side_by_side(python: Path) -> list[str]:

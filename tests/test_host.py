@@ -426,3 +426,40 @@ class TestBrowser:
         )
         with pytest.raises(browser.NoBrowser, match="no Chromium"):
             browser.prepare()
+
+
+class TestTriton:
+    """The tests' own package for kernels, in our interpreter only."""
+
+    @pytest.fixture
+    def commands(self, monkeypatch):
+        found = []
+        monkeypatch.setattr(host, "run", lambda command, *_: found.append(command))
+        monkeypatch.setattr(host, "pip", lambda: ["pip"])
+        monkeypatch.setattr(host.sys, "platform", "linux")
+        monkeypatch.setattr(host, "missing_modules", lambda *_: "it lacks triton")
+        return found
+
+    def test_it_is_installed_where_it_lacks(self, commands):
+        host.offer_triton(host.venv_python())
+        assert [command[-1] for command in commands] == [host.TRITON]
+
+    def test_a_persons_interpreter_is_left_alone(self, commands, tmp_path):
+        host.offer_triton(tmp_path / "python")
+        assert not commands
+
+    def test_what_is_there_or_cannot_be_is_not_asked_for(self, commands, monkeypatch):
+        monkeypatch.setattr(host.sys, "platform", "darwin")
+        host.offer_triton(host.venv_python())
+        monkeypatch.setattr(host.sys, "platform", "linux")
+        monkeypatch.setattr(host, "missing_modules", lambda *_: None)
+        host.offer_triton(host.venv_python())
+        assert not commands
+
+    def test_without_it_the_tests_go_on(self, commands, monkeypatch, capsys):
+        def fail(*_):
+            raise host.HostError("no network")
+
+        monkeypatch.setattr(host, "run", fail)
+        host.offer_triton(host.venv_python())
+        assert "no network" in capsys.readouterr().err
