@@ -73,9 +73,7 @@ PACKAGES = (
     "pytest-xdist==3.8.0",
     "ruff==0.17.6",
 )
-TRITON = (
-    "triton>=3.3"  # for tests only: they interpret the kernels that PyTorch's builds for GPUs run with it
-)
+TRITON = "triton>=3.3"  # for the tests, which interpret kernels; PyTorch's builds for GPUs bring it along
 TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
 TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
 IMPORTS = (
@@ -626,23 +624,15 @@ def test(arguments: list[str]) -> int:
 
 
 def offer_triton(python: Path) -> None:
-    """Install Triton in our own interpreter, in which its kernels can be tried without a GPU; where it cannot be
-    had, their tests are skipped.
+    """Install Triton in our own interpreter, where it makes up for a GPU; if it cannot be had, the tests of
+    kernels are skipped.
     """
     if python != venv_python() or sys.platform != "linux" or not missing_modules(python, ("triton",)):
         return
     say("host: installing Triton, to test the kernels for GPUs (large: 290 MB)")
-    command = [
-        *pip(),
-        "install",
-        "--progress-bar",
-        "off",
-        "--no-compile",
-        "--disable-pip-version-check",
-        TRITON,
-    ]
+    install = [*pip(), "install", "--progress-bar", "off", "--no-compile", "--disable-pip-version-check"]
     try:
-        run(command, "Installing Triton", "The tests of the kernels are skipped without it.")
+        run([*install, TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
     except HostError as reason:
         say(f"host: {reason}")
 
