@@ -114,11 +114,11 @@ def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
     used = fused.fused_for(rows, rows) is not None
     latent, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
-    devices, fused.DEVICES = fused.DEVICES, "none"
+    usual, fused.DEVICE_TYPE = fused.DEVICE_TYPE, "none"
     try:
         expected, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
     finally:
-        fused.DEVICES = devices
+        fused.DEVICE_TYPE = usual
     error = float((latent - expected).norm() / expected.norm())
     detail = f"used {used}, error {error:.2e}"
     return "Triton's kernels agree with PyTorch", used and error < TOLERANCE, detail

@@ -25,8 +25,8 @@ Pair = tuple[Tensor, Tensor]
 BLOCK = 1024
 """Weights that a program of `weigh` makes."""
 
-DEVICES = "cuda"
-"""Type of the devices that have kernels; AMD's go by the same name."""
+DEVICE_TYPE = "cuda"
+"""Of devices that have kernels; AMD's go by the same name."""
 
 WARPS = 2
 """Of a program for a row: fastest for rows of 768 to 2432 numbers on an H100, by a little."""
@@ -148,7 +148,7 @@ class Fused:
 
 def fused_for(key: Tensor, value: Tensor) -> Fused | None:
     """The kernels for keys and values, (bb, r, ...) each; None where PyTorch's operations have to do."""
-    if key.device.type != DEVICES or not are_fit(key, value) or torch.compiler.is_compiling():
+    if key.device.type != DEVICE_TYPE or not are_fit(key, value) or torch.compiler.is_compiling():
         return None
     return _on(key.device, key.dtype)
 
@@ -184,11 +184,12 @@ def _on(device: torch.device, dtype: torch.dtype) -> Fused | None:
 
 
 def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) -> bool:
-    """A picture with one fresh row of two, in each kernel."""
+    """A picture with one fresh row of two, in each kernel. Rows are long enough to be read in wide pieces."""
     places = Places(torch.tensor([1], device=device), 2)
-    old = torch.tensor([[[-3.0, 0.5, 1.0], [7.0, 7.0, 7.0]]], device=device, dtype=dtype)
-    new = torch.tensor([[[2.0, 4.0, 6.0]]], device=device, dtype=dtype)
-    expected = torch.tensor([[[-3.0, 0.5, 1.0], [2.0, 4.0, 6.0]]], device=device, dtype=dtype)
+    rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
+    expected = torch.tensor([rows], device=device, dtype=dtype)
+    new, old = expected[:, 1:], expected.clone()
+    old[:, 1] = 7.0
     codes, scales = torch.empty_like(old, dtype=torch.uint8), old.new_empty(1, 2)
     fused.encode_float8(old, codes, scales)
     kept = (codes, scales, codes.clone(), scales.clone())

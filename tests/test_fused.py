@@ -37,7 +37,7 @@ def use(kernels, monkeypatch):
     """Sets whether caches use the kernels, on any device."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(fused, "DEVICES", DEVICE.type if on else "none")
+        monkeypatch.setattr(fused, "DEVICE_TYPE", DEVICE.type if on else "none")
 
     fused._on.cache_clear()
     yield switch
