@@ -24,6 +24,7 @@ B, N, PREFIX, SUFFIX, KEPT = 2, 9, 2, 1, 4
 ROWS = PREFIX + N + SUFFIX
 ACTIVE = torch.tensor([[0, 3, 4, 8], [1, 2, 5, 6]], device=DEVICE)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+LAYOUTS = [((24,), "rows"), ((2, 16), "rows"), ((2, 16), "heads"), ((3, 5), "heads")]
 
 
 @pytest.fixture(scope="module")
@@ -115,12 +116,11 @@ def test_what_is_no_number_stays_none(use):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(24,), (2, 16), (3, 5)], ids=str)
-@pytest.mark.parametrize("form", ["rows", "heads"])
+@pytest.mark.parametrize(("shape", "form"), LAYOUTS, ids=str)
 class TestAgreement:
     def _fresh(self, shape, dtype, form, seed):
         fresh = tuple(_rows(PREFIX + KEPT + SUFFIX, shape, dtype, seed + each) for each in (0, 1))
-        return tuple(map(_by_heads, fresh)) if form == "heads" and len(shape) == 2 else fresh
+        return tuple(map(_by_heads, fresh)) if form == "heads" else fresh
 
     def test_float8_rows(self, use, shape, dtype, form):
         outcomes = []
@@ -176,8 +176,8 @@ def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
     for on in (False, True):
         use(on)
-        latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(8, 6), config)
-        assert trace.regional_steps == 7 and not trace.notes
+        latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(8, 6), config, steps=5)
+        assert trace.regional_steps == 3 and not trace.notes
         latents.append(latent)
         assert bool(calls) == on
     assert distance(*latents) < 1e-4
