@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .kv_cli import distance
 from .progress import say
 from .setup import ROOT, machine, pick_device, start
 
@@ -62,7 +63,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     def compare(what: str, kv_cache: str = "gpu") -> tuple[str, bool, str]:
         expected, _ = bench.latent_of(replace(plain, kv_cache=kv_cache))
         latent, trace = bench.latent_of(replace(graph, kv_cache=kv_cache))
-        error = float((latent - expected).norm() / expected.norm())
+        error = distance(latent, expected)
         recorded = graph_store(bench.model)
         count = recorded.count if recorded else 0
         detail = f"error {error:.2e}, {count} recordings, {trace.regional_steps} regional, {trace.notes}"
@@ -119,7 +120,7 @@ def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
         expected, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
     finally:
         fused.DEVICE_TYPE = usual
-    error = float((latent - expected).norm() / expected.norm())
+    error = distance(latent, expected)
     detail = f"used {used}, error {error:.2e}"
     return "Triton's kernels agree with PyTorch", used and error < TOLERANCE, detail
 
@@ -149,7 +150,7 @@ def _recording_fails(bench: Any, plain: Any, graph: Any) -> tuple[str, bool, str
         NetworkCall.attend = original
     count, trouble = graph_store(bench.model).count, graph_store(bench.model).trouble
     graph_store(bench.model).clear()
-    error = float((latent - expected).norm() / expected.norm())
+    error = distance(latent, expected)
     held = bool(planted) and error < TOLERANCE and count == 0 and trace.regional_steps > 0 and not trace.notes
     return "a recording that fails half-way leaves the run as it is", held, f"error {error:.2e}, {trouble}"
 

@@ -63,7 +63,7 @@ def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
         memory = peak.read()
         again, timed = bench.latent_of(variant)
         expected = latent if expected is None else expected
-        error, repeat = _distance(latent, expected), _distance(again, latent)
+        error, repeat = distance(latent, expected), distance(again, latent)
         regional = [e.seconds for e in timed.evaluations[1:] if e.kind.value == "regional"]
         yield {
             "family": shape.name, "kv_cache": storage, "error": error, "repeat_error": repeat,
@@ -75,5 +75,6 @@ def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
     bench.close()
 
 
-def _distance(a: Any, b: Any) -> float:
+def distance(a: Any, b: Any) -> float:
+    """Relative L2 of two latents."""
     return float((a - b).norm() / b.norm())

@@ -344,10 +344,15 @@ def pip() -> list[str]:
     return own
 
 
+def pip_install() -> list[str]:
+    """The beginning of a command that installs into `.host/venv`."""
+    return [*pip(), "install", "--progress-bar", "off", "--no-compile", "--disable-pip-version-check"]
+
+
 def install_packages() -> str | None:
     """Install everything, torchvision last; returns what does not import."""
     say("host: installing packages (PyTorch is the large one)")
-    install = [*pip(), "install", "--progress-bar", "off", "--no-compile", "--disable-pip-version-check"]
+    install = pip_install()
     advice = "Check the network and pip's settings (pip config list), then run the same command again."
     run([*install, *PACKAGES], "Installing the packages", advice)
     install_torchvision([*install, "--no-deps"], advice)
@@ -630,9 +635,8 @@ def offer_triton(python: Path) -> None:
     if python != venv_python() or sys.platform != "linux" or not missing_modules(python, ("triton",)):
         return
     say("host: installing Triton, to test the kernels for GPUs (large: 290 MB)")
-    install = [*pip(), "install", "--progress-bar", "off", "--no-compile", "--disable-pip-version-check"]
     try:
-        run([*install, TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
+        run([*pip_install(), TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
     except HostError as reason:
         say(f"host: {reason}")
 

@@ -16,11 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .tokens import Places
+from .tokens import Pair, Places
 
 logger = logging.getLogger(__name__)
-
-Pair = tuple[Tensor, Tensor]
 
 BLOCK = 1024
 """Weights that a program of `weigh` makes."""

@@ -15,6 +15,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import kv_storage
+
 # float8_e4m3fn by its bits, since not every GPU that Triton knows has instructions for it.
 NAN = tl.constexpr(0x7F)
 SIGN = tl.constexpr(0x80)
@@ -24,9 +26,9 @@ DENORMAL = tl.constexpr(16384.0)  # a float32 of this size has the steps of smal
 DENORMAL_BITS = tl.constexpr(0x46800000)
 HALF_STEP = tl.constexpr(0x7FFFF)  # of a float8's mantissa in a float32, less one
 
-EXPONENT = tl.constexpr(0x7F800000)  # as in kv_storage.py, with what follows
-SCALE_OF_POWER = tl.constexpr(2.0**-7)
-SMALLEST_SCALE = tl.constexpr(2.0**-24)
+EXPONENT = tl.constexpr(kv_storage.EXPONENT)
+SCALE_OF_POWER = tl.constexpr(kv_storage.SCALE_OF_POWER)
+SMALLEST_SCALE = tl.constexpr(kv_storage.SMALLEST_SCALE)
 
 
 @triton.jit
@@ -47,6 +49,20 @@ def _fresh_row(
     start = ((place // kept) * by_picture + (place % kept) * by_row) * UNIT
     pointers = _at(first, TYPE, UNIT) + start + (cols // HEAD) * by_head * UNIT + cols % HEAD
     return tl.load(pointers, mask=cols < DIM, other=0.0)
+
+
+@triton.jit
+def _fresh_row_of(
+    is_key, key_first, value_first, place, kept, key_by_picture, key_by_row, key_by_head,
+    value_by_picture, value_by_row, value_by_head, cols,
+    TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    """The same, of keys or of values."""
+    return _fresh_row(
+        tl.where(is_key, key_first, value_first), place, kept,
+        tl.where(is_key, key_by_picture, value_by_picture), tl.where(is_key, key_by_row, value_by_row),
+        tl.where(is_key, key_by_head, value_by_head), cols, TYPE, UNIT, DIM, HEAD,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -127,10 +143,9 @@ def update_float8(
     at = number * DIM + cols
     place = tl.load(_at(place_of, tl.int32) + number).to(tl.int64)
     if place >= 0:
-        row = _fresh_row(
-            tl.where(is_key, key_fresh, value_fresh), place, kept,
-            tl.where(is_key, key_by_picture, value_by_picture), tl.where(is_key, key_by_row, value_by_row),
-            tl.where(is_key, key_by_head, value_by_head), cols, TYPE, UNIT, DIM, HEAD,
+        row = _fresh_row_of(
+            is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
+            value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
         )  # fmt: skip
         tl.store(whole + at, row, mask=inside)
         _encode_row(row, at, number, codes, scales, inside)
@@ -164,10 +179,9 @@ def continue_rows(
     known = tl.load(last + at, mask=inside, other=0.0)
     place = tl.load(_at(place_of, tl.int32) + number).to(tl.int64)
     if place >= 0:
-        row = _fresh_row(
-            tl.where(is_key, key_fresh, value_fresh), place, kept,
-            tl.where(is_key, key_by_picture, value_by_picture), tl.where(is_key, key_by_row, value_by_row),
-            tl.where(is_key, key_by_head, value_by_head), cols, TYPE, UNIT, DIM, HEAD,
+        row = _fresh_row_of(
+            is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
+            value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
         )  # fmt: skip
         tl.store(before + at, known, mask=inside)
         tl.store(last + at, row, mask=inside)
@@ -204,10 +218,9 @@ def compare(
     before = _at(tl.where(is_key, key_before, value_before), TYPE, UNIT)
     end = tl.load(last + at, mask=inside, other=0.0).to(tl.float32)
     start = tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
-    row = _fresh_row(
-        tl.where(is_key, key_fresh, value_fresh), place, kept,
-        tl.where(is_key, key_by_picture, value_by_picture), tl.where(is_key, key_by_row, value_by_row),
-        tl.where(is_key, key_by_head, value_by_head), cols, TYPE, UNIT, DIM, HEAD,
+    row = _fresh_row_of(
+        is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
+        value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
     )  # fmt: skip
     forecast = (end - start) * tl.load(_at(trial, tl.float32) + number)
     sums = _at(sums, tl.float32) + 2 * (tl.program_id(2) * tl.num_programs(1) * tl.num_programs(0) + number)

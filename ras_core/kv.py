@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .errors import RegionalAbort
 from .kv_forecast import TIMES, Ahead, ForecastSequence, Times
-from .kv_storage import Ferry, Float8Sequence, HostSequence, Keep, Pair, Sequence
+from .kv_storage import Ferry, Float8Sequence, HostSequence, Keep, Sequence
 from .slab import Slab
-from .tokens import Places
+from .tokens import Pair, Places
 
 Branch = Hashable
 Slot = tuple[int, int]

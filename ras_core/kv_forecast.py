@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .fused import fused_for
-from .kv_storage import Pair, Sequence
+from .kv_storage import Sequence
 from .slab import Slab, copies
-from .tokens import Places, gather_rows, scatter_into
+from .tokens import Pair, Places, gather_rows, scatter_into
 
 SAMPLE = 128
 """Fresh rows, about, by which a forecast is judged."""

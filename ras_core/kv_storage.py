@@ -16,16 +16,13 @@ from torch import Tensor
 
 from .fused import fused_for
 from .slab import Slab, copies
-from .tokens import Landing, Places, scatter_into
+from .tokens import Landing, Pair, Places, scatter_into
 
 FLOAT8 = torch.float8_e4m3fn
 SCALE_OF_POWER = 2.0**-7
 """Numbers below twice a power of two are divided by this times it: codes are 256 at most, of 448."""
 EXPONENT = 0x7F800000  # bits of a float32
 SMALLEST_SCALE = 2.0**-24  # the smallest number of float16
-
-Pair = tuple[Tensor, Tensor]
-"""A key and a value, (bb, r, ...) each."""
 
 
 @dataclass

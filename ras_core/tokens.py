@@ -9,6 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Pair = tuple[Tensor, Tensor]
+"""A key and a value, (bb, r, ...) each."""
+
 WIDE = torch.complex128
 """Rows are copied in elements of 16 bytes where they can be: kernels that copy rows by index take as long for
 one of these as for one float16."""

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from support import comfy
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where Triton's own functions are defined (test_fused.py)
 
 try:
     COMFYUI = comfy.setup()
 except comfy.ComfyNotFound as error:
     raise pytest.UsageError(str(error)) from None
+
+import torch  # noqa: E402  (after what setup has libraries read)
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where Triton's own functions are defined (test_fused.py)
 
 from support.families import FAMILIES, Family  # noqa: E402  (needs ComfyUI)
 

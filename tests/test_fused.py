@@ -18,7 +18,7 @@ from ras_pack.ras_core.kv_storage import Float8Sequence, _from_float8, _to_float
 from ras_pack.ras_core.tokens import Places
 from support.sampling import FAST, distance, sample_ras
 
-PACK = Path(fused.__file__).parents[1]
+TESTS = Path(__file__).parent
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 B, N, PREFIX, SUFFIX, KEPT = 2, 9, 2, 1, 4
 ROWS = PREFIX + N + SUFFIX
@@ -222,14 +222,15 @@ def test_kernels_that_work_are_used_and_no_others(use):
 
 
 COMPILE = """
-import importlib.util, sys
+import importlib, sys
+sys.path.append(sys.argv[1])
+from support.comfy import register_pack
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-spec = importlib.util.spec_from_file_location("kernels", sys.argv[1])
-kernels = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(kernels)
+register_pack()
+kernels = importlib.import_module("ras_pack.ras_core.kernels")
 constants = {"DIM": 1536, "HEAD": 64, "WIDTH": 2048, "SAMPLES": 256, "BLOCK": 1024}
 constants |= {"TYPE": getattr(kernels.tl, sys.argv[2]), "UNIT": int(sys.argv[3])}
 counts = {"kept", "stride", "samples", "rows"}
@@ -258,7 +259,7 @@ def test_kernels_compile_for_gpus_that_are_not_here(kernels, dtype, unit):
     where they allow that.
     """
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, str(PACK / "ras_core" / "kernels.py"), dtype, str(unit)]
+    command = [sys.executable, "-c", COMPILE, str(TESTS), dtype, str(unit)]
     done = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(done.stdout.split()) == 5
