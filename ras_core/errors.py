@@ -12,3 +12,7 @@ class RASError(ValueError):
 
 class RegionalAbort(RuntimeError):
     """Raised inside a regional call that cannot go on; the caller runs the call again with all tokens."""
+
+
+class NotResident(RuntimeError):
+    """Raised where a capture finds a weight evicted; the call runs eagerly, and another attempt may follow."""

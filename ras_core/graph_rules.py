@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .residency import Residency, is_evictable, same_contents, tensors_of
+
 SIGHTINGS = 2
 """A shape is recorded when it comes for the second time: what comes once is not worth it, and the first time
 has chosen the kernels."""
@@ -21,6 +23,9 @@ MAX_TAPES = 2
 
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
+
+MAX_MISSES = 4
+"""Of a run: how often weights may be found evicted before it stops looking."""
 
 STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
 """Settings of `kv_cache` whose tensors are never exchanged during a run."""
@@ -36,35 +41,51 @@ class Network:
     """What a network's modules say, read once a run.
 
     Attributes:
-        addresses: of all weights; a graph reads from exactly these.
+        tensors: all weights and buffers that are not evictable; a graph reads from exactly these.
         obstacle: why nothing can be recorded, or None.
         sampling: the host's object that turns noise levels into times; it is part of a recorded call.
+        residency: the evictable weights, or None where there are none (dynamic VRAM is off).
     """
 
-    addresses: tuple[int, ...]
+    tensors: tuple[Tensor, ...]
     obstacle: str | None = None
     sampling: object = None
+    residency: Residency | None = None
+
+    def is_read_alike(self, other: Network) -> bool:
+        """Whether what was recorded on this network reads the right numbers for the other. ComfyUI makes the small
+        tensors of evictable networks anew for each run: theirs have to hold the same.
+        """
+        if self.sampling is not other.sampling or (self.residency is None) != (other.residency is None):
+            return False
+        if self.residency is None or other.residency is None:
+            return [t.data_ptr() for t in self.tensors] == [t.data_ptr() for t in other.tensors]
+        return self.residency.identity == other.residency.identity and same_contents(self.tensors, other.tensors)
 
 
 def inspect(network: nn.Module, device: torch.device, sampling: object = None) -> Network:
     """Look at a network as it stands on `device`.
 
-    ComfyUI marks layers whose weights are cast or moved at each use (low memory, fp8) with
-    `comfy_cast_weights`, and weights that are patched at each use with `weight_function`.
+    ComfyUI casts or patches some weights at each use. A cast of what is on the device is an operation like any
+    other; `weight_function` is code of others.
     """
-    tensors = [*network.parameters(), *network.buffers()]
-    if any(tensor.device != device for tensor in tensors):
+    modules = list(network.modules())
+    evictable = [module for module in modules if is_evictable(module, device)]
+    others = set(modules) - set(evictable)
+    if isinstance(sampling, nn.Module):
+        others |= set(sampling.modules())
+    tensors = tuple(part for module in others for part in tensors_of(module))
+    residency = Residency.of(evictable, device) if evictable else None
+    if (evictable and residency is None) or any(tensor.device != device for tensor in tensors):
         obstacle = "not all weights are on the device (low memory)"
     else:
-        obstacle = next(filter(None, map(_module_obstacle, network.modules())), None)
-    return Network(tuple(tensor.data_ptr() for tensor in tensors), obstacle, sampling)
+        obstacle = next(filter(None, map(_module_obstacle, modules)), None)
+    return Network(tensors, obstacle, sampling, residency)
 
 
 def _module_obstacle(module: nn.Module) -> str | None:
     if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
         return "weights are patched at each use"
-    if getattr(module, "comfy_cast_weights", False):
-        return "weights are cast at each use"
     if module._forward_hooks or module._forward_pre_hooks:
         return "somebody else watches the network's layers"
     return None

@@ -10,15 +10,18 @@ import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .graph_rules import MAX_GRAPHS, MAX_TAPES, SIGHTINGS, Network, Signature, signature
+from .errors import NotResident
+from .graph_rules import MAX_GRAPHS, MAX_MISSES, MAX_TAPES, SIGHTINGS, Network, Signature, signature
 from .kv import Branch
 from .recording import Call, CudaTape, Recording, Slots, Tape, record
+from .residency import Preset, Residency
 from .side_by_side import SideBySide
 
 logger = logging.getLogger(__name__)
@@ -98,10 +101,9 @@ class GraphStore:
 
     def stand_on(self, network: Network) -> None:
         """A run begins on these weights; recordings that read from others are dropped."""
-        known = self._network
-        if known is None or known.addresses != network.addresses or known.sampling is not network.sampling:
+        if self._network is None or not self._network.is_read_alike(network):
             self.clear()
-            self._network = network
+            self._network = network  # whose small tensors stay alive, since recordings read them
 
     def has_place(self) -> bool:
         """Whether one more recording may be kept; the one that was not used for longest goes for it, unless
@@ -128,8 +130,10 @@ class GraphStore:
 class GraphSession:
     """One run's dealings with the store."""
 
-    def __init__(self, store: GraphStore):
+    def __init__(self, store: GraphStore, preset: Preset | None = None):
         self._store = store
+        self._preset = preset
+        self._weights: Residency | None = None
         store.runs += 1
         self._lent: dict[tuple[Branch, ...], Buffers] = {}
         self._seen: Counter[tuple[tuple[Branch, ...], int]] = Counter()
@@ -140,6 +144,7 @@ class GraphSession:
     def prepare(self, network: Network) -> None:
         """Before the run's first call: do the recordings fit the weights as they stand?"""
         self.is_ready = True
+        self._weights = network.residency
         self._store.stand_on(network)
         if obstacle := network.obstacle or self._store.trouble:
             self.refuse(obstacle)
@@ -179,7 +184,7 @@ class GraphSession:
         call: Call,
     ) -> Tensor | None:
         """The call's output by a recording, made now where it is time; None when it has to run as ever."""
-        if self.obstacle is not None:
+        if self.obstacle is not None or not self._weights_are_there():
             return None
         active_count = active_idx.shape[1]
         buffers = self._lent.get(branches)
@@ -194,8 +199,31 @@ class GraphSession:
         if not recording.fits(inputs):
             return None
         recording.last_run = self._store.runs
-        with torch.inference_mode():
-            return self._calls.run(recording, inputs, active_idx)
+        with torch.inference_mode(), self._weights_held() as whole:
+            return self._calls.run(recording, inputs, active_idx) if whole else None
+
+    def _weights_are_there(self) -> bool:
+        """Whether weights that may be evicted are all in place, as far as the last look tells."""
+        weights = self._weights
+        if weights is None or weights.is_proved:
+            return True
+        if weights.misses > MAX_MISSES:
+            self.refuse("the device's memory is too short to keep all weights there")
+            return False
+        if not weights.prove():
+            weights.misses += 1
+            return False
+        if obstacle := weights.obstacle:
+            self.refuse(obstacle)
+        return self.obstacle is None
+
+    def _weights_held(self) -> AbstractContextManager[bool]:
+        return nullcontext(True) if self._weights is None else self._weights.held()
+
+    def _weights_captured(self) -> AbstractContextManager[None]:
+        if self._weights is None or self._preset is None:
+            return nullcontext()
+        return self._weights.captured(self._preset)
 
     def begin_evaluation(self, calls_are_plain: bool) -> str | None:
         """Another guided evaluation starts; `calls_are_plain`: the host makes its calls one after the other,
@@ -246,6 +274,8 @@ class GraphSession:
         try:
             with torch.inference_mode():
                 recording = self._recorded(inputs, active_idx, buffers.slots, call)
+        except NotResident:
+            return None
         except Exception as error:  # whatever a driver, a library or another pack may raise
             self._give_up(error)
             return None
@@ -263,11 +293,13 @@ class GraphSession:
 
     def _recorded(self, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
         try:
-            return record(self._store.tape(self._calls.busy), inputs, active_idx, slots, call)
+            return record(
+                self._store.tape(self._calls.busy), inputs, active_idx, slots, call, self._weights_captured
+            )
         except torch.cuda.OutOfMemoryError:
             if not self._store.keep_first_tape():
                 raise
-        return record(self._store.tape(), inputs, active_idx, slots, call)
+        return record(self._store.tape(), inputs, active_idx, slots, call, self._weights_captured)
 
     def _give_up(self, error: Exception) -> None:
         self.refuse(f"recording failed ({type(error).__name__}: {str(error)[:200]})")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -265,7 +266,22 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
         store = GraphStore()
         setattr(model.model, GRAPHS, store)
     _watch_unloading(model)
-    return GraphSession(store)
+    return GraphSession(store, resident_weights)
+
+
+@contextmanager
+def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
+    """Have layers of an evictable network (dynamic VRAM) find their weights without asking the driver, in the way of
+    ComfyUI's own prefetching; false where one of them is not resident.
+    """
+    from comfy.model_prefetch import cleanup_prefetched_modules  # of hosts with dynamic VRAM only
+
+    layers = list(layers)
+    try:
+        comfy.ops.cast_modules_with_vbar(layers, None, device, None, True)
+        yield all(layer._prefetch["resident"] for layer in layers)
+    finally:
+        cleanup_prefetched_modules(layers)
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
@@ -425,7 +441,24 @@ def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
 
 def free_device_bytes(model: ModelPatcher, working: int) -> int:
     """Bytes of the sampling device that are left for the K/V cache."""
-    return int(comfy.model_management.get_free_memory(model.load_device) - working)
+    free = comfy.model_management.get_free_memory(model.load_device) - working
+    if is_dynamic(model):  # its weights come when they are used, and take the place of others'
+        free += evictable_bytes(model.load_device) - model.model_size()
+    return int(free)
+
+
+def is_dynamic(model: ModelPatcher) -> bool:
+    """Whether ComfyUI loads this model's weights when they are used (dynamic VRAM)."""
+    return bool(getattr(model, "is_dynamic", bool)())
+
+
+def evictable_bytes(device: torch.device) -> int:
+    """Bytes of weights that ComfyUI evicts where memory is short."""
+    if not getattr(getattr(comfy, "memory_management", None), "aimdo_enabled", False):
+        return 0
+    from comfy_aimdo.model_vbar import vbars_analyze  # of hosts with dynamic VRAM only
+
+    return vbars_analyze(device.index)
 
 
 def free_host_bytes() -> int:

@@ -7,6 +7,7 @@ reads and writes fixed places, so each recording has inputs and an output of its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -19,6 +20,8 @@ from .kv import Sequence, Slot
 
 Slots = dict[Slot, Sequence]
 Work = Callable[[], None]
+Around = Callable[[], AbstractContextManager[None]]
+"""What a capture is done inside of."""
 Call = Callable[[dict[str, Any], Tensor, Slots], Tensor]
 """The call itself: named inputs, active tokens (bb, n_active) and K/V slots -> output (bb, c, H, W)."""
 
@@ -28,8 +31,8 @@ class Tape(Protocol):
     memory that they work in.
     """
 
-    def record(self, work: Work) -> Work:
-        """Do `work` once, and return what repeats it."""
+    def record(self, work: Work, around: Around = nullcontext) -> Work:
+        """Do `work` once, inside `around`, and return what repeats it."""
 
     def begin(self, replay: Work) -> Work:
         """Have the device do a replay beside what it is given next; returns what has it wait for that."""
@@ -46,20 +49,25 @@ class CudaTape:
         self._stream = _streams(torch.cuda.current_device())[number]
         self._pool = torch.cuda.graph_pool_handle()
 
-    def record(self, work: Work) -> Work:
+    def record(self, work: Work, around: Around = nullcontext) -> Work:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
         torch.cuda.empty_cache()  # what is kept for other streams is of no use to this one
         try:
             with torch.cuda.stream(self._stream):
-                return self._capture(work)
+                return self._capture(work, around)
         finally:
             current.wait_stream(self._stream)
 
-    def _capture(self, work: Work) -> Work:
-        graph = torch.cuda.CUDAGraph()
+    def _capture(self, work: Work, around: Around) -> Work:
         work()  # libraries set up their workspaces for this stream
         torch.cuda.empty_cache()  # what that took, which the pool cannot use either
+        with around():
+            torch.cuda.synchronize()
+            return self._captured(work)
+
+    def _captured(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
         # "thread_local": ComfyUI's server thread may use the device meanwhile.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         failure = None
@@ -151,7 +159,14 @@ class Recording:
         place.copy_(value)
 
 
-def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
+def record(
+    tape: Tape,
+    inputs: dict[str, Any],
+    active_idx: Tensor,
+    slots: Slots,
+    call: Call,
+    around: Around = nullcontext,
+) -> Recording:
     """Record `call` on places of its own; afterwards the output place holds this call's output.
 
     All places are on the device of the picture `x`, where the recorded call would otherwise have to bring
@@ -167,7 +182,7 @@ def record(tape: Tape, inputs: dict[str, Any], active_idx: Tensor, slots: Slots,
     def work() -> None:
         output.copy_(call(places, index, slots))
 
-    return Recording(places, index, output, tape.record(work), tape, away)
+    return Recording(places, index, output, tape.record(work, around), tape, away)
 
 
 def _is_alike(known: Any, value: Any) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.host import GRAPHS
+from ras_pack.ras_core.recording import Around
 
 Work = Callable[[], None]
 
@@ -24,10 +26,11 @@ class AgainTape:
     def __init__(self):
         self.recorded = self.replayed = self.begun = self.waiting = 0
 
-    def record(self, work: Work) -> Work:
+    def record(self, work: Work, around: Around = nullcontext) -> Work:
         assert not self.waiting
         self.recorded += 1
-        work()
+        with around():
+            work()
 
         def replay() -> None:
             assert not self.waiting
@@ -63,7 +66,7 @@ class LateTape(AgainTape):
 class BrokenTape(AgainTape):
     """Records nothing."""
 
-    def record(self, work: Work) -> Work:
+    def record(self, work: Work, around: Around = nullcontext) -> Work:
         raise RuntimeError("planted")
 
 
