@@ -1,0 +1,73 @@
+"""Noise levels that are expected instead of read: right for samplers in order, noticed where one leaves it."""
+
+import pytest
+import torch
+from ras_pack.ras_core.noise_levels import LATEST, LEARNED, NoiseLevels
+
+SCHEDULE = torch.linspace(1, 0, 13).tolist()
+
+
+class Late:
+    """A number that arrives as late as the rules allow."""
+
+    def __init__(self, level, expected):
+        self._level, self._expected = level, expected
+
+    def has_arrived(self, wait):
+        return wait
+
+    @property
+    def is_right(self):
+        return abs(float(self._level) - self._expected) < 1e-6
+
+
+def read(levels, transfer=Late):
+    """What is taken for each level."""
+    reader = NoiseLevels(SCHEDULE, transfer)
+    return [reader.read(torch.tensor([level])) for level in levels]
+
+
+def test_a_sampler_in_order_is_expected_to_go_on_in_it():
+    class Unread(torch.Tensor):
+        def __float__(self):
+            raise AssertionError("the program would wait for the device")
+
+    reader = NoiseLevels(SCHEDULE, Late)
+    for level in SCHEDULE[:LEARNED]:
+        assert reader.read(torch.tensor([level])) == level
+    assert reader.read(torch.tensor([SCHEDULE[LEARNED]]).as_subclass(Unread)) == SCHEDULE[LEARNED]
+
+
+def test_the_whole_schedule_comes_out_also_from_a_first_level_that_the_host_moved():
+    assert read(SCHEDULE[:-1]) == SCHEDULE[:-1]
+    assert read([0.9999, *SCHEDULE[1:-1]])[1:] == SCHEDULE[1:-1]
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [level for level in SCHEDULE[:-1] for _ in (0, 1)],  # two evaluations a step
+        [0.97 * level for level in SCHEDULE[:-1]],  # shifted, as other packs' samplers do
+        [(a + b) / 2 for a, b in zip(SCHEDULE, SCHEDULE[1:], strict=False)],
+    ],
+)
+def test_other_orders_are_read_from_the_first(levels):
+    assert read(levels) == pytest.approx(levels)
+
+
+def test_a_sampler_that_leaves_the_order_is_noticed_and_read_from_then_on():
+    left = LEARNED + 2
+    levels = [*SCHEDULE[:left], *[level + 0.01 for level in SCHEDULE[left:-1]]]
+    found = read(levels)
+    assert found[left + LATEST :] == pytest.approx(levels[left + LATEST :])
+    assert found[:left] == SCHEDULE[:left]
+
+
+def test_more_evaluations_than_levels_are_read():
+    levels = [*SCHEDULE[:-1], 0.05, 0.02]
+    assert read(levels)[-1] == pytest.approx(0.02)
+
+
+def test_where_reading_waits_for_nothing_every_level_is_read():
+    levels = [*SCHEDULE[:5], 0.123]
+    assert read(levels, transfer=None) == pytest.approx(levels)
