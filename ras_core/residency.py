@@ -11,8 +11,10 @@ serial that changes when it is mapped anew, and each layer remembers the serials
    something was evicted: that call runs eagerly, which loads what is missing, and a new proof follows.
 4. `captured` does the same around a capture, in which layers must take their weights without a call of the driver.
 
-Pins are held from a check to the launch only: eviction waits for the device before it unmaps a page, and a range
-that is pinned for long loses its place in ComfyUI's order of eviction.
+5. `preset` spares an eager call the driver calls of each layer, some 10 us a layer, by the same two steps.
+
+Pins are held for a launch or a call only: eviction waits for the device before it unmaps a page, and an allocation that
+meets pinned pages where memory is short makes ComfyUI treat the range as the next to evict (its watermark falls).
 """
 
 from __future__ import annotations
@@ -52,6 +54,12 @@ class Pages(Protocol):
     def set_watermark_limit(self, nbytes: int) -> None:
         """Nothing below this offset is evicted; 0 lifts the limit."""
 
+    def get_watermark(self) -> int:
+        """Pages from the beginning that ComfyUI means to keep."""
+
+    def prioritize(self) -> None:
+        """Evict from this range last, and keep all of its pages if possible."""
+
 
 class Residency:
     """The evictable weights of one network in one run.
@@ -70,6 +78,7 @@ class Residency:
         low = min(address for address, _ in parts)
         self._range = low, max(address + nbytes for address, nbytes in parts) - low
         self._serials: bytes | None = None
+        self._may_preset = True
         self.identity = (pages.base_addr, *parts, *map(_form, layers))
         self.misses = 0
 
@@ -141,6 +150,41 @@ class Residency:
             raise NotResident
 
     @contextmanager
+    def preset(self, preset: Preset) -> Iterator[None]:
+        """Have each layer take its weights without the driver in an eager call, if all are in place."""
+        if not self.is_proved or not self._may_preset:
+            yield
+            return
+        with self.held() as whole:
+            given = self._given_by(preset) if whole else {}
+            for layer, what in given.items():
+                layer.__dict__[PREFETCH] = what
+            try:
+                yield
+            finally:
+                for layer in given:
+                    layer.__dict__.pop(PREFETCH, None)
+        self._look_for_pressure()
+
+    def _given_by(self, preset: Preset) -> dict[nn.Module, dict]:
+        """What ComfyUI would give each layer, in the form that it gives one of them: for all, this way takes no call
+        of the driver.
+        """
+        first = self._layers[0]
+        with preset([first], self._device) as resident:
+            form = dict(getattr(first, PREFETCH)) if resident else None
+        if form is None or form.keys() != {"signature", "resident"}:
+            self._may_preset = False
+            return {}
+        return {layer: {**form, "signature": layer._v_signature} for layer in self._layers}
+
+    def _look_for_pressure(self) -> None:
+        """Somebody needed memory while all was pinned: that must not happen again in this run."""
+        if self._pages.get_watermark() * PAGE < sum(self._range) - self._pages.base_addr:
+            self._may_preset = False
+            self._pages.prioritize()
+
+    @contextmanager
     def _pinned(self) -> Iterator[bytes | None]:
         serials = self._pages.fault(*self._range)
         try:
@@ -171,7 +215,10 @@ class Residency:
             self._pages.set_watermark_limit(0)
 
 
-_NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit")
+PREFETCH = "_prefetch"
+"""Attribute in which ComfyUI gives a layer weights ahead of its use."""
+
+_NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
 
 
 def is_evictable(module: nn.Module, device: torch.device) -> bool:

@@ -1,5 +1,7 @@
 """Evictable weights (ComfyUI's dynamic VRAM): what proves that they are in place, and what shows that they are not."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
@@ -188,3 +190,51 @@ def test_contents_are_compared_whatever_their_size_and_type(size):
     assert not same_contents(known, [known[0].half(), *known[1:]])
     nan = torch.full((size,), float("nan"))
     assert same_contents([nan], [nan.clone()]), "bytes are compared, not numbers"
+
+
+def test_an_eager_call_finds_all_weights_given_and_nothing_stays(pages, layers):
+    weights = used(layers)
+    with weights.preset(preset):
+        assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is given without a proof"
+    assert weights.prove()
+    with weights.preset(preset):
+        assert all(pages.pins[:2])
+        for layer in layers:
+            assert layer._prefetch["resident"] and layer._prefetch["signature"] is layer._v_signature
+    assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
+    with pytest.raises(KeyboardInterrupt), weights.preset(preset):
+        raise KeyboardInterrupt
+    assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
+
+
+def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
+    weights = used(layers)
+    assert weights.prove() and pages.evict(0)
+    with weights.preset(preset):
+        assert not any(hasattr(layer, "_prefetch") for layer in layers)
+    assert not weights.is_proved and not pinned(pages)
+
+
+def test_memory_that_is_needed_in_an_eager_call_ends_such_calls(pages, layers):
+    weights = used(layers)
+    assert weights.prove()
+    with weights.preset(preset):
+        assert not pages.evict(0) and pages.watermark == 0
+    assert pages.watermark == len(pages.serials), "ComfyUI means to keep these weights again"
+    assert weights.prove()
+    with weights.preset(preset):
+        assert not any(hasattr(layer, "_prefetch") for layer in layers)
+
+
+def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
+    @contextmanager
+    def newer(given, device):
+        with preset(given, device) as resident:
+            for layer in given:
+                layer._prefetch["buffer"] = None
+            yield resident
+
+    weights = used(layers)
+    assert weights.prove()
+    with weights.preset(newer):
+        assert not any(hasattr(layer, "_prefetch") for layer in layers)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from types import SimpleNamespace
-
 import torch
 from torch import nn
 
@@ -26,6 +24,7 @@ class FakePages:
         self.pins = [0] * n_pages
         self.limit = 0
         self.is_full = False
+        self.watermark = n_pages
         self._next = 1
 
     def fault(self, address: int, nbytes: int) -> list[int] | None:
@@ -46,9 +45,18 @@ class FakePages:
     def set_watermark_limit(self, nbytes: int) -> None:
         self.limit = nbytes
 
+    def get_watermark(self) -> int:
+        return self.watermark
+
+    def prioritize(self) -> None:
+        self.watermark = len(self.serials)
+
     def evict(self, page: int) -> bool:
         """What an allocation of somebody may do, unless the page is pinned or below the limit."""
-        if self.pins[page] or (page + 1) * PAGE <= self.limit:
+        if (page + 1) * PAGE <= self.limit:
+            return False
+        self.watermark = min(self.watermark, page)
+        if self.pins[page]:
             return False
         self.serials[page] = 0
         return True
@@ -85,9 +93,9 @@ def preset(layers, device):
     for layer in layers:
         pages, address, nbytes = layer._v
         serials = pages.fault(address, nbytes)
-        layer._prefetch = SimpleNamespace(resident=bytes(serials) == bytes(layer._v_signature))
+        layer._prefetch = {"signature": serials, "resident": bytes(serials) == bytes(layer._v_signature)}
     try:
-        yield all(layer._prefetch.resident for layer in layers)
+        yield all(layer._prefetch["resident"] for layer in layers)
     finally:
         for layer in layers:
             del layer._prefetch
