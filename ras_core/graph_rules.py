@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 SIGHTINGS = 2
 """A shape is recorded when it comes for the second time: what comes once is not worth it, and the first time
@@ -25,49 +25,31 @@ KEEP_FREE = 0.25
 STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
 """Settings of `kv_cache` whose tensors are never exchanged during a run."""
 
-BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function")
-"""The host's options for functions of others that make the calls of an evaluation."""
+MULTIGPU = "multigpu_clones"
+"""The host's option for copies of the model on other devices, which it calls in threads."""
+
+BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
+"""The host's options for functions of others that make the calls of an evaluation, and for threads."""
+
+ADVANCES = ("forecast",)
+"""Settings of `kv_cache` whose rows know the evaluation before: a call done twice would move them on twice."""
 
 Signature = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
-class Network:
-    """What a network's modules say, read once a run.
+class GraphReport:
+    """What a run did with recordings.
 
     Attributes:
-        addresses: of all weights; a graph reads from exactly these.
-        obstacle: why nothing can be recorded, or None.
-        sampling: the host's object that turns noise levels into times; it is part of a recorded call.
+        captured: calls that were recorded.
+        replayed: evaluations whose calls of the network were all replayed.
+        reason: why nothing could be recorded, at all or from some step on; or None.
     """
 
-    addresses: tuple[int, ...]
-    obstacle: str | None = None
-    sampling: object = None
-
-
-def inspect(network: nn.Module, device: torch.device, sampling: object = None) -> Network:
-    """Look at a network as it stands on `device`.
-
-    ComfyUI marks layers whose weights are cast or moved at each use (low memory, fp8) with
-    `comfy_cast_weights`, and weights that are patched at each use with `weight_function`.
-    """
-    tensors = [*network.parameters(), *network.buffers()]
-    if any(tensor.device != device for tensor in tensors):
-        obstacle = "not all weights are on the device (low memory)"
-    else:
-        obstacle = next(filter(None, map(_module_obstacle, network.modules())), None)
-    return Network(tuple(tensor.data_ptr() for tensor in tensors), obstacle, sampling)
-
-
-def _module_obstacle(module: nn.Module) -> str | None:
-    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
-        return "weights are patched at each use"
-    if getattr(module, "comfy_cast_weights", False):
-        return "weights are cast at each use"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "somebody else watches the network's layers"
-    return None
+    captured: int
+    replayed: int
+    reason: str | None = None
 
 
 def call_obstacle(

@@ -15,11 +15,12 @@ from .clock import mark
 from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .graph_rules import call_obstacle, calls_are_plain, inspect
-from .graphs import GraphSession
+from .graph_rules import MULTIGPU, call_obstacle, calls_are_plain
+from .graphs import GraphSession, NetworkGraphs, RowsAdvanced
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
 from .live import View, live_step
+from .network_identity import inspect
 from .state import RunState
 
 OVERRIDE = "optimized_attention_override"
@@ -69,6 +70,7 @@ class RunHooks:
         self._view = view
         self._graphs = graphs
         self._grouped = grouped
+        self._networks: list[nn.Module] = []  # that this run has called
 
     def evaluate(
         self,
@@ -83,6 +85,8 @@ class RunHooks:
         if sigma is None and self._view is None and not self._run.any_regional:
             self._run.record_plain_evaluation(timestep.flatten()[:1].clone(), mark(x.device))
             return executor(x, timestep, model_options or {}, seed)
+        if (model_options or {}).get(MULTIGPU) and not self._run.is_dense:
+            self._refuse_threads()
         if sigma is None:
             sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
         if self._graphs is not None:
@@ -113,15 +117,16 @@ class RunHooks:
     ) -> Tensor:
         """APPLY_MODEL: one call of the network for one or more branches."""
         if self._graphs is not None:
-            self._graphs.settle()
+            self._graphs.begin_call(executor.class_obj)
         options = transformer_options or {}
         inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
         forward = HostCall(executor, inputs)
         evaluation = self._run.evaluation
         if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
-        branches = evaluation.branches(options["uuids"], _replaced_blocks(options))
         network = network_of(executor.class_obj.diffusion_model)
+        variant = (self._number_of(network), _replaced_blocks(options))
+        branches = evaluation.branches(options["uuids"], variant)
         if evaluation.active_idx is not None:
             output = self._try_regional(network, branches, forward, control, options)
             if output is not None:
@@ -207,12 +212,14 @@ class RunHooks:
             return None
         active_idx = run.evaluation.active_idx.repeat(len(branches), 1)
         slots = run.kv.slots_for(branches)
-        if graphs := self._graphs_for(network, forward, control, options):
-            recorded = self._recorded(network, forward, options)
-            output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
-            if output is not None:
-                run.evaluation.ran_regional = True
-                return self._merge(branches, active_idx, output)
+        try:
+            output = self._by_recording(network, branches, forward, control, options, active_idx, slots)
+        except RowsAdvanced:
+            run.kv.drop(branches)
+            return None
+        if output is not None:
+            run.evaluation.ran_regional = True
+            return self._merge(branches, active_idx, output)
         inner, keep = options.get(OVERRIDE), run.kv.keep
         call = NetworkCall(
             self._adapter, network, run.grid.n, slots, active_idx, inner, keep, self._grouped,
@@ -235,18 +242,57 @@ class RunHooks:
         run.evaluation.ran_regional = True
         return self._merge(branches, active_idx, output)
 
+    def _by_recording(
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: HostCall,
+        control: dict | None,
+        options: dict,
+        active_idx: Tensor,
+        slots: dict[Slot, Sequence],
+    ) -> Tensor | None:
+        """A regional call's output by a recording, or None.
+
+        Raises:
+            RowsAdvanced: the call can neither be replayed nor done on these K/V rows.
+        """
+        output = None
+        if graphs := self._graphs_for(network, forward, control, options):
+            recorded = self._recorded(network, forward, options)
+            output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
+        known = self._graphs and self._graphs.of(forward.executor.class_obj)
+        if output is None and known and known.has_advanced(branches):
+            raise RowsAdvanced("a call was begun early, and is asked for in another form")
+        return output
+
     def _graphs_for(
         self, network: nn.Module, forward: HostCall, control: dict | None, options: dict
-    ) -> GraphSession | None:
+    ) -> NetworkGraphs | None:
         """The recordings where this call may use them."""
-        graphs = self._graphs
+        model = forward.executor.class_obj
+        graphs = self._graphs and self._graphs.of(model)
         if graphs is None or graphs.obstacle is not None:
             return None
         if not graphs.is_ready:
-            graphs.prepare(inspect(network, forward.inputs["x"].device, forward.sampling))
+            graphs.prepare(inspect(network, forward.inputs["x"].device, forward.sampling, model))
         if obstacle := call_obstacle(options, control, forward.is_wrapped(options), options.get(OVERRIDE)):
-            graphs.refuse(obstacle)
+            self._graphs.refuse(obstacle)
         return None if graphs.obstacle is not None else graphs
+
+    def _number_of(self, network: nn.Module) -> int:
+        """Branches of one network have nothing in common with those of another (a guider with two models)."""
+        for number, each in enumerate(self._networks):
+            if each is network:
+                return number
+        self._networks.append(network)
+        return len(self._networks) - 1
+
+    def _refuse_threads(self) -> None:
+        """Before the host calls copies of the model on other devices, each in a thread of its own."""
+        if self._graphs is not None:
+            self._graphs.refuse("the host calls copies of the model on other devices")
+        self._run.go_dense("the host calls copies of the model on several devices at once (multi-GPU)")
 
     def _recorded(self, network: nn.Module, forward: HostCall, options: dict) -> Callable[..., Tensor]:
         """A regional call as a function of all that changes from step to step."""

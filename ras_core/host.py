@@ -33,7 +33,7 @@ from .config import KVCache, RASConfig
 from .cost import CostProfile, expected_speedup
 from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
-from .graphs import GraphSession, GraphStore
+from .graphs import GraphSession, GraphStore, HostSide
 from .grouped import GroupedAttention
 from .hooks import OVERRIDE, RunHooks
 from .kv_choice import Choice, Needs, Room, choose
@@ -258,14 +258,24 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
     """Recorded calls for a run; None where the user, the plan or the device rules them out."""
     if config.cuda_graphs == "off" or run.is_dense or not run.any_regional:
         return None
-    store = graph_store(model)
+    management = comfy.model_management
+    session = GraphSession(
+        HostSide(partial(_store_of, model), interrupts=(management.InterruptProcessingException,))
+    )
+    return None if session.of(model.model) is None else session
+
+
+def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
+    """Where recordings of one of a run's models are kept: on it, since they read its weights."""
+    patcher = main if model is main.model else model.current_patcher
+    store = getattr(model, GRAPHS, None)
     if store is None:
-        if model.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
+        if patcher.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
             return None
         store = GraphStore()
-        setattr(model.model, GRAPHS, store)
-    _watch_unloading(model)
-    return GraphSession(store)
+        setattr(model, GRAPHS, store)
+    _watch_unloading(patcher)
+    return store
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
@@ -281,9 +291,11 @@ def _end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
     if graphs is None:
         return
     graphs.close()
-    management, device = comfy.model_management, model.load_device
-    if not may_outlive_run(management.get_free_memory(device), management.get_total_memory(device)):
-        graphs.drop()
+    management = comfy.model_management
+    for part in graphs.parts:
+        device = part.device or model.load_device
+        if not may_outlive_run(management.get_free_memory(device), management.get_total_memory(device)):
+            part.drop()
 
 
 def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:

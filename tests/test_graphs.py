@@ -8,10 +8,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, inspect, may_outlive_run, signature
-from ras_pack.ras_core.graphs import Buffers, GraphSession, GraphStore
+from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, may_outlive_run, signature
+from ras_pack.ras_core.graphs import Buffers, GraphStore, NetworkGraphs
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
+from ras_pack.ras_core.network_identity import inspect
 from ras_pack.ras_core.recording import Recording, record, without_frames
 from support.families import FAMILIES
 from support.sampling import (
@@ -90,7 +91,7 @@ def test_the_recording_that_goes_is_the_one_unused_for_longest():
 
 def test_buffers_without_recordings_go_when_the_run_is_over():
     store = _full_store()
-    session = GraphSession(store)
+    session = NetworkGraphs(store)
     store.buffers[0].is_lent = True
     assert store.has_place() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
     session.close()
@@ -112,7 +113,7 @@ def _full_store() -> GraphStore:
 
 def test_a_recording_is_replayed_only_for_calls_like_its_own():
     store, x = GraphStore(Tapes()), torch.zeros(1, 1, 2, 2)
-    session, idx, seen = GraphSession(store), torch.zeros(1, 2, dtype=torch.long), []
+    session, idx, seen = NetworkGraphs(store), torch.zeros(1, 2, dtype=torch.long), []
 
     def call(inputs, active_idx, slots):
         seen.append(inputs["n_tokens"])
