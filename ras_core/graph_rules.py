@@ -32,7 +32,7 @@ BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", M
 """The host's options for functions of others that make the calls of an evaluation, and for threads."""
 
 ADVANCES = ("forecast",)
-"""Settings of `kv_cache` whose rows know the evaluation before: a call done twice would move them on twice."""
+"""Settings of `kv_cache` whose rows know the evaluation before: done twice, a call moves them on twice."""
 
 Signature = tuple[Hashable, ...]
 

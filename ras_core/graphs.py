@@ -438,7 +438,7 @@ class NetworkGraphs:
         return record(self._store.tape(), inputs, active_idx, slots, call, attempt)
 
     def _output_of(self, attempt: Attempt, left: Slots, slots: Slots) -> Tensor | None:
-        """What a call has left that could not be recorded: its output and K/V, where its work went through."""
+        """What a call that could not be recorded has left: its output and K/V, where it went through."""
         if attempt.output is None and attempt.has_advanced:
             raise RowsAdvanced("a call that was to be recorded failed in its middle")
         if attempt.output is not None:

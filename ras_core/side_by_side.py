@@ -128,8 +128,8 @@ class SideBySide:
                 busy.append(other.tape)
 
     def _will_be_asked_for(self, other: Recording) -> bool:
-        """Whether the host cannot but make this call as it was recorded, where being wrong is not made good by
-        doing it again: it must be the only one left, with one branch, which nothing can be put together with.
+        """Whether the host cannot but make this call as it was recorded, where a wrong guess is not made good
+        by doing it again: it must be the only one left, of one branch, with nothing to put it together with.
         """
         return not other.advances or (self._asked_before == 2 and other in self._lone and not other.away)
 
