@@ -12,7 +12,7 @@ from torch.profiler import record_function
 
 from ..ras_core import sampler
 from ..ras_core.forward import NetworkCall
-from ..ras_core.graphs import GraphSession
+from ..ras_core.graphs import NetworkGraphs
 from ..ras_core.hooks import RunHooks
 from ..ras_core.selector import ChangeSelector, PaperSelector
 from ..ras_core.state import RunState
@@ -31,8 +31,8 @@ RANGES: tuple[tuple[Any, str, str], ...] = (
     (RunHooks, "_keep_output", "cached output"),
     (sampler, "multirate_step", "integrator"),
     (sampler, "fresh_pixels", "integrator"),
-    (GraphSession, "prepare", "recorded calls"),
-    (GraphSession, "lend", "recorded calls"),
+    (NetworkGraphs, "prepare", "recorded calls"),
+    (NetworkGraphs, "lend", "recorded calls"),
 )
 
 

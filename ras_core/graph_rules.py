@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-from .residency import Residency, is_evictable, same_contents, tensors_of
+from torch import Tensor
 
 SIGHTINGS = 2
 """A shape is recorded when it comes for the second time: what comes once is not worth it, and the first time
@@ -24,71 +22,34 @@ MAX_TAPES = 2
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
-MAX_MISSES = 4
-"""Of a run: how often weights may be found evicted before it stops looking."""
-
 STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
 """Settings of `kv_cache` whose tensors are never exchanged during a run."""
 
-BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function")
-"""The host's options for functions of others that make the calls of an evaluation."""
+MULTIGPU = "multigpu_clones"
+"""The host's option for copies of the model on other devices, which it calls in threads."""
+
+BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
+"""The host's options for functions of others that make the calls of an evaluation, and for threads."""
+
+ADVANCES = ("forecast",)
+"""Settings of `kv_cache` whose rows know the evaluation before: done twice, a call moves them on twice."""
 
 Signature = tuple[Hashable, ...]
 
 
 @dataclass(frozen=True)
-class Network:
-    """What a network's modules say, read once a run.
+class GraphReport:
+    """What a run did with recordings.
 
     Attributes:
-        tensors: all weights and buffers that are not evictable; a graph reads from exactly these.
-        obstacle: why nothing can be recorded, or None.
-        sampling: the host's object that turns noise levels into times; it is part of a recorded call.
-        residency: the evictable weights, or None where there are none (dynamic VRAM is off).
+        captured: calls that were recorded.
+        replayed: evaluations whose calls of the network were all replayed.
+        reason: why nothing could be recorded, at all or from some step on; or None.
     """
 
-    tensors: tuple[Tensor, ...]
-    obstacle: str | None = None
-    sampling: object = None
-    residency: Residency | None = None
-
-    def is_read_alike(self, other: Network) -> bool:
-        """Whether what was recorded on this network reads the right numbers for the other. ComfyUI makes the small
-        tensors of evictable networks anew for each run: theirs have to hold the same.
-        """
-        if self.sampling is not other.sampling or (self.residency is None) != (other.residency is None):
-            return False
-        if self.residency is None or other.residency is None:
-            return [t.data_ptr() for t in self.tensors] == [t.data_ptr() for t in other.tensors]
-        return self.residency.identity == other.residency.identity and same_contents(self.tensors, other.tensors)
-
-
-def inspect(network: nn.Module, device: torch.device, sampling: object = None) -> Network:
-    """Look at a network as it stands on `device`.
-
-    ComfyUI casts or patches some weights at each use. A cast of what is on the device is an operation like any
-    other; `weight_function` is code of others.
-    """
-    modules = list(network.modules())
-    evictable = [module for module in modules if is_evictable(module, device)]
-    others = set(modules) - set(evictable)
-    if isinstance(sampling, nn.Module):
-        others |= set(sampling.modules())
-    tensors = tuple(part for module in others for part in tensors_of(module))
-    residency = Residency.of(evictable, device) if evictable else None
-    if (evictable and residency is None) or any(tensor.device != device for tensor in tensors):
-        obstacle = "not all weights are on the device (low memory)"
-    else:
-        obstacle = next(filter(None, map(_module_obstacle, modules)), None)
-    return Network(tensors, obstacle, sampling, residency)
-
-
-def _module_obstacle(module: nn.Module) -> str | None:
-    if getattr(module, "weight_function", None) or getattr(module, "bias_function", None):
-        return "weights are patched at each use"
-    if module._forward_hooks or module._forward_pre_hooks:
-        return "somebody else watches the network's layers"
-    return None
+    captured: int
+    replayed: int
+    reason: str | None = None
 
 
 def call_obstacle(

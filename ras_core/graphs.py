@@ -1,7 +1,9 @@
 """Regional calls as CUDA graphs: recorded once, then replayed, in one run and over runs.
 
 Each recording has K/V buffers of its own. They are lent to the next run, whose dense steps write into them;
-weights are read where they stood, so recordings are only good while these stay there.
+weights are read where they stood, so recordings are only good while these stay there. What a network's runs
+have recorded lives in a store beside it; a run may call several networks (a guider with two models), and has
+a part for each.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,14 +19,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import NotResident
-from .graph_rules import MAX_GRAPHS, MAX_MISSES, MAX_TAPES, SIGHTINGS, Network, Signature, signature
+from .errors import NotResident, RegionalAbort
+from .graph_rules import (
+    ADVANCES,
+    MAX_GRAPHS,
+    MAX_TAPES,
+    SIGHTINGS,
+    GraphReport,
+    Signature,
+    signature,
+)
 from .kv import Branch
-from .recording import Call, CudaTape, Recording, Slots, Tape, record
-from .residency import Preset, Residency
+from .network_identity import Network
+from .recording import Attempt, Call, CudaTape, Recording, Slots, Tape, record
+from .residency import Residency
 from .side_by_side import SideBySide
 
 logger = logging.getLogger(__name__)
+
+NO_MEMORY = "there is not enough memory"
 
 
 @dataclass
@@ -100,10 +113,10 @@ class GraphStore:
         return sum(sequence.nbytes() for each in kind for sequence in each.slots.values())
 
     def stand_on(self, network: Network) -> None:
-        """A run begins on these weights; recordings that read from others are dropped."""
-        if self._network is None or not self._network.is_read_alike(network):
+        """A run begins on this network as it is; what was recorded when it was another is dropped."""
+        if self._network is None or not self._network.stands_as(network):
             self.clear()
-            self._network = network  # whose small tensors stay alive, since recordings read them
+            self._network = network.to_keep
 
     def has_place(self) -> bool:
         """Whether one more recording may be kept; the one that was not used for longest goes for it, unless
@@ -127,33 +140,164 @@ class GraphStore:
         self._network = self.trouble = None
 
 
-class GraphSession:
-    """One run's dealings with the store."""
+class RowsAdvanced(RegionalAbort):
+    """A call that did not go through has moved K/V rows on: it must not be done again on these."""
 
-    def __init__(self, store: GraphStore, preset: Preset | None = None):
+
+@dataclass(frozen=True)
+class HostSide:
+    """What recordings need to know of the host.
+
+    Attributes:
+        store_of: where the recordings of one of its models are kept; None where it cannot have any.
+        interrupts: what it raises to end a run that the user cancelled.
+        obstacle: why nothing can be recorded just now, or None.
+    """
+
+    store_of: Callable[[Any], GraphStore | None]
+    interrupts: tuple[type[BaseException], ...] = ()
+    obstacle: Callable[[], str | None] = lambda: None
+
+
+class GraphSession:
+    """One run's dealings with recordings: a part for each network that it calls."""
+
+    def __init__(self, host: HostSide):
+        self._host = host
+        self._parts: dict[Any, NetworkGraphs | None] = {}
+        self._refused: str | None = None
+        self._said: set[str] = set()
+        self._asked = self._evaluations = 0
+        self._replayed_before = 0
+
+    def of(self, model: Any) -> NetworkGraphs | None:
+        """The part of a model of the host's; None where there are no recordings of it in this run."""
+        if model not in self._parts:
+            store = self._host.store_of(model)
+            part = None if store is None else NetworkGraphs(store, self._host, model, self._said)
+            if part is not None and self._refused is not None:
+                part.refuse(self._refused)
+            self._parts[model] = part
+        return self._parts[model]
+
+    @property
+    def parts(self) -> list[NetworkGraphs]:
+        return [part for part in self._parts.values() if part is not None]
+
+    @property
+    def report(self) -> GraphReport:
+        """What came of it until now."""
+        reasons = [part.obstacle for part in self.parts if part.obstacle is not None]
+        captured = sum(part.captured for part in self.parts)
+        return GraphReport(captured, self._evaluations + self._is_replayed, next(iter(reasons), None))
+
+    def begin_evaluation(self, calls_are_plain: bool) -> str | None:
+        """Another guided evaluation starts; `calls_are_plain`: the host makes its calls one after the other,
+        on the same weights. Returns what went wrong in an earlier one, or None.
+        """
+        self._evaluations += self._is_replayed
+        self._asked, self._replayed_before = 0, self._replayed
+        return _first(part.begin_evaluation(calls_are_plain) for part in self.parts)
+
+    def begin_call(self, model: Any) -> None:
+        """The host calls a network: K/V buffers and outputs may be read and written, since the device will
+        have done what was begun early.
+        """
+        self._asked += 1
+        for part in self.parts:
+            part.settle()
+        if (part := self._parts.get(model)) is not None:
+            part.begin_call()
+
+    def end(self) -> str | None:
+        """The last evaluation is over; returns what went wrong, or None."""
+        return _first(part.end() for part in self.parts)
+
+    def refuse(self, reason: str) -> None:
+        """No recordings in this run."""
+        self._refused = self._refused or reason
+        for part in self.parts:
+            part.refuse(reason)
+
+    def close(self) -> None:
+        """The run is over."""
+        for part in self.parts:
+            part.close()
+
+    def keep_only(self, storage: str) -> None:
+        """Memory is short: buffers kept in another way than this run's go."""
+        for part in self.parts:
+            part.keep_only(storage)
+
+    def drop(self) -> None:
+        """Memory is short: everything goes."""
+        self._refused = self._refused or NO_MEMORY
+        for part in self.parts:
+            part.drop()
+
+    @property
+    def _replayed(self) -> int:
+        return sum(part.replayed for part in self.parts)
+
+    @property
+    def _is_replayed(self) -> bool:
+        """Whether all calls of this evaluation were."""
+        return 0 < self._asked == self._replayed - self._replayed_before
+
+
+class NetworkGraphs:
+    """One run's dealings with the store of one network.
+
+    Attributes:
+        model: the host's, which the network is part of.
+        network: as it was at the run's first call of it; None before.
+        obstacle: why nothing is recorded or replayed, or no more; None where it is.
+        captured, replayed: calls.
+    """
+
+    def __init__(
+        self,
+        store: GraphStore,
+        host: HostSide | None = None,
+        model: Any = None,
+        said: set[str] | None = None,
+    ):
         self._store = store
-        self._preset = preset
-        self._weights: Residency | None = None
+        self._said = set() if said is None else said  # by this run, about any network
         store.runs += 1
+        self._host = host or HostSide(lambda model: store)
         self._lent: dict[tuple[Branch, ...], Buffers] = {}
         self._seen: Counter[tuple[tuple[Branch, ...], int]] = Counter()
         self._calls = SideBySide()
+        self.model = model
+        self.network: Network | None = None
         self.obstacle: str | None = None
-        self.is_ready = False
+        self.captured = self.replayed = 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this run has looked at the network."""
+        return self.network is not None
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the network is called, once that is known."""
+        return self.network and self.network.device
 
     def prepare(self, network: Network) -> None:
-        """Before the run's first call: do the recordings fit the weights as they stand?"""
-        self.is_ready = True
-        self._weights = network.residency
+        """Before the run's first call of the network: do the recordings fit it as it is?"""
+        self.network = network
         self._store.stand_on(network)
         if obstacle := network.obstacle or self._store.trouble:
             self.refuse(obstacle)
 
     def refuse(self, reason: str) -> None:
-        """No recordings in this run; said once."""
+        """No recordings of this network in this run; said once."""
         if self.obstacle is None:
             self.obstacle = reason
-            logger.info("Multirate RAS: no CUDA graphs in this run: %s.", reason)
+            if reason not in self._said:
+                logger.info("Multirate RAS: no CUDA graphs in this run: %s.", reason)
+            self._said.add(reason)
 
     def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], storage: str = "gpu") -> Slots:
         """K/V slots of an earlier run that kept its rows in this way, for a dense call to fill, so that its
@@ -183,7 +327,11 @@ class GraphSession:
         slots: Slots,
         call: Call,
     ) -> Tensor | None:
-        """The call's output by a recording, made now where it is time; None when it has to run as ever."""
+        """The call's output by a recording, made now where it is time; None when it has to run as ever.
+
+        Raises:
+            RowsAdvanced: the call's rows are not what they were before it: it has to start from none.
+        """
         if self.obstacle is not None or not self._weights_are_there():
             return None
         active_count = active_idx.shape[1]
@@ -200,40 +348,56 @@ class GraphSession:
             return None
         recording.last_run = self._store.runs
         with torch.inference_mode(), self._weights_held() as whole:
-            return self._calls.run(recording, inputs, active_idx) if whole else None
+            if not whole:
+                return None
+            output = self._calls.run(recording, inputs, active_idx, len(branches))
+        self.replayed += 1
+        return output
+
+    @property
+    def _weights(self) -> Residency | None:
+        """The network's weights that may be evicted."""
+        return self.network and self.network.residency
 
     def _weights_are_there(self) -> bool:
         """Whether weights that may be evicted are all in place, as far as the last look tells."""
         weights = self._weights
         if weights is None or weights.is_proved:
             return True
-        if weights.misses > MAX_MISSES:
-            self.refuse("the device's memory is too short to keep all weights there")
-            return False
-        if not weights.prove():
-            weights.misses += 1
+        if not weights.look():
+            if weights.is_hopeless:
+                self.refuse("the device's memory is too short to keep all weights there")
             return False
         if obstacle := weights.obstacle:
             self.refuse(obstacle)
-        return self.obstacle is None
+        return obstacle is None
 
     def _weights_held(self) -> AbstractContextManager[bool]:
         return nullcontext(True) if self._weights is None else self._weights.held()
 
     def _weights_captured(self) -> AbstractContextManager[None]:
-        if self._weights is None or self._preset is None:
-            return nullcontext()
-        return self._weights.captured(self._preset)
+        return nullcontext() if self._weights is None else self._weights.captured()
 
     def begin_evaluation(self, calls_are_plain: bool) -> str | None:
-        """Another guided evaluation starts; `calls_are_plain`: the host makes its calls one after the other,
-        on the same weights. Returns what went wrong in an earlier one, or None.
-        """
+        """As `GraphSession.begin_evaluation`."""
         return self._calls.begin_evaluation(calls_are_plain)
 
+    def begin_call(self) -> None:
+        """The host calls this network."""
+        self._calls.begin_call()
+
     def settle(self) -> None:
-        """K/V buffers and outputs may be read and written: the device will have done what was begun early."""
+        """Have the device wait for what was begun early."""
         self._calls.settle()
+
+    def has_advanced(self, branches: tuple[Branch, ...]) -> bool:
+        """Whether rows of these branches were moved on by a call that was begun early, and not asked for in
+        that form.
+        """
+        return any(
+            set(branches) & set(held) and self._calls.has_advanced(buffers.recordings.values())
+            for held, buffers in self._lent.items()
+        )
 
     def end(self) -> str | None:
         """The last evaluation is over; returns what went wrong, or None."""
@@ -255,7 +419,7 @@ class GraphSession:
         """Memory is short: everything goes."""
         self.close()
         self._store.clear()
-        self.obstacle = self.obstacle or "there is not enough memory"
+        self.obstacle = self.obstacle or NO_MEMORY
 
     def _record(
         self,
@@ -267,42 +431,68 @@ class GraphSession:
         call: Call,
     ) -> Tensor | None:
         key = signature(inputs)
-        if key is None:
-            self.refuse("the network gets inputs of an unknown kind")
+        obstacle = "the network gets inputs of an unknown kind" if key is None else self._host.obstacle()
+        if obstacle is not None:
+            self.refuse(obstacle)
             return None
         buffers = buffers or Buffers(key, dict(slots), is_lent=True)
+        attempt = Attempt(buffers.storage in ADVANCES)
         try:
             with torch.inference_mode():
-                recording = self._recorded(inputs, active_idx, buffers.slots, call)
+                recording = self._recorded(inputs, active_idx, buffers.slots, call, attempt)
+        except self._host.interrupts:
+            raise
         except NotResident:
-            return None
+            recording = None
         except Exception as error:  # whatever a driver, a library or another pack may raise
             self._give_up(error)
-            return None
-        if not buffers.are(slots):
+            recording = None
+        if recording is not None and not buffers.are(slots):
             self.refuse("the K/V buffers changed while they were recorded")
-            return None
+            recording = None
+        if recording is None:
+            return self._output_of(attempt, buffers.slots, slots)
+        self.captured += 1
         recording.last_run = self._store.runs
         buffers.recordings[active_idx.shape[1]] = recording
-        self._calls.add(recording)
+        self._calls.add(recording, len(branches))
         known = self._lent.get(branches)
         if known is not buffers:  # these branches' rows stand elsewhere now
             self._store.buffers = [each for each in self._store.buffers if each is not known] + [buffers]
             self._lent[branches] = buffers
         return recording.output
 
-    def _recorded(self, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call) -> Recording:
+    def _recorded(
+        self, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call, attempt: Attempt
+    ) -> Recording | None:
+        """The call recorded; None where that has to wait until it comes again."""
         try:
             return record(
-                self._store.tape(self._calls.busy), inputs, active_idx, slots, call, self._weights_captured
-            )
+                self._store.tape(self._calls.busy), inputs, active_idx, slots, call, attempt,
+                self._weights_captured,
+            )  # fmt: skip
         except torch.cuda.OutOfMemoryError:
             if not self._store.keep_first_tape():
                 raise
-        return record(self._store.tape(), inputs, active_idx, slots, call, self._weights_captured)
+        if attempt.has_advanced:
+            return None
+        return record(self._store.tape(), inputs, active_idx, slots, call, attempt, self._weights_captured)
+
+    def _output_of(self, attempt: Attempt, left: Slots, slots: Slots) -> Tensor | None:
+        """What a call that could not be recorded has left: its output and K/V, where it went through."""
+        if attempt.output is None and attempt.has_advanced:
+            raise RowsAdvanced("a call that was to be recorded failed in its middle")
+        if attempt.output is not None:
+            slots.update(left)
+        return attempt.output
 
     def _give_up(self, error: Exception) -> None:
         self.refuse(f"recording failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
         self._store.trouble = self.obstacle  # until the weights move: each try costs time
+
+
+def _first(found: Iterable[str | None]) -> str | None:
+    """The first one that is there; all are asked."""
+    return next(filter(None, list(found)), None)

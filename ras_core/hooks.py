@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,14 @@ from .clock import mark
 from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .graph_rules import call_obstacle, calls_are_plain, inspect
-from .graphs import GraphSession
+from .graph_rules import MULTIGPU, call_obstacle, calls_are_plain
+from .graphs import GraphSession, NetworkGraphs, RowsAdvanced
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
 from .live import View, live_step
+from .network_identity import inspect
+from .noise_levels import NoiseLevels
+from .residency import EvictableWeights
 from .state import RunState
 
 OVERRIDE = "optimized_attention_override"
@@ -63,12 +67,16 @@ class RunHooks:
         view: View | None = None,
         graphs: GraphSession | None = None,
         grouped: GroupedAttention | None = None,
+        weights: EvictableWeights | None = None,
     ):
+        self._weights = weights
         self._adapter = adapter
         self._run = run
         self._view = view
         self._graphs = graphs
         self._grouped = grouped
+        self._levels = NoiseLevels(run.sigmas)
+        self._networks: list[nn.Module] = []  # that this run has called
 
     def evaluate(
         self,
@@ -83,8 +91,10 @@ class RunHooks:
         if sigma is None and self._view is None and not self._run.any_regional:
             self._run.record_plain_evaluation(timestep.flatten()[:1].clone(), mark(x.device))
             return executor(x, timestep, model_options or {}, seed)
+        if (model_options or {}).get(MULTIGPU) and not self._run.is_dense:
+            self._refuse_threads()
         if sigma is None:
-            sigma = float(timestep.flatten()[0])  # the one read of the device, but for an adaptive budget's
+            sigma = self._levels.read(timestep.flatten()[:1])
         if self._graphs is not None:
             are_plain = calls_are_plain(model_options or {}, executor.class_obj)
             if trouble := self._graphs.begin_evaluation(are_plain):
@@ -113,15 +123,16 @@ class RunHooks:
     ) -> Tensor:
         """APPLY_MODEL: one call of the network for one or more branches."""
         if self._graphs is not None:
-            self._graphs.settle()
+            self._graphs.begin_call(executor.class_obj)
         options = transformer_options or {}
         inputs = {"x": x, "t": t, "c_concat": c_concat, "c_crossattn": c_crossattn, **kwargs}
         forward = HostCall(executor, inputs)
         evaluation = self._run.evaluation
         if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
-        branches = evaluation.branches(options["uuids"], _replaced_blocks(options))
         network = network_of(executor.class_obj.diffusion_model)
+        variant = (self._number_of(network), _replaced_blocks(options))
+        branches = evaluation.branches(options["uuids"], variant)
         if evaluation.active_idx is not None:
             output = self._try_regional(network, branches, forward, control, options)
             if output is not None:
@@ -207,12 +218,14 @@ class RunHooks:
             return None
         active_idx = run.evaluation.active_idx.repeat(len(branches), 1)
         slots = run.kv.slots_for(branches)
-        if graphs := self._graphs_for(network, forward, control, options):
-            recorded = self._recorded(network, forward, options)
-            output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
-            if output is not None:
-                run.evaluation.ran_regional = True
-                return self._merge(branches, active_idx, output)
+        try:
+            output = self._by_recording(network, branches, forward, control, options, active_idx, slots)
+        except RowsAdvanced:
+            run.kv.drop(branches)
+            return None
+        if output is not None:
+            run.evaluation.ran_regional = True
+            return self._merge(branches, active_idx, output)
         inner, keep = options.get(OVERRIDE), run.kv.keep
         call = NetworkCall(
             self._adapter, network, run.grid.n, slots, active_idx, inner, keep, self._grouped,
@@ -220,7 +233,7 @@ class RunHooks:
         )  # fmt: skip
         try:
             shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
-            with call.placed():
+            with call.placed(), self._weights_given(network, active_idx.device):
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
         except torch.cuda.OutOfMemoryError:
             self._drop_graphs()
@@ -235,18 +248,65 @@ class RunHooks:
         run.evaluation.ran_regional = True
         return self._merge(branches, active_idx, output)
 
+    def _by_recording(
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: HostCall,
+        control: dict | None,
+        options: dict,
+        active_idx: Tensor,
+        slots: dict[Slot, Sequence],
+    ) -> Tensor | None:
+        """A regional call's output by a recording, or None.
+
+        Raises:
+            RowsAdvanced: the call can neither be replayed nor done on these K/V rows.
+        """
+        output = None
+        if graphs := self._graphs_for(network, forward, control, options):
+            recorded = self._recorded(network, forward, options)
+            output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
+        known = self._graphs and self._graphs.of(forward.executor.class_obj)
+        if output is None and known and known.has_advanced(branches):
+            raise RowsAdvanced("a call was begun early, and is asked for in another form")
+        return output
+
     def _graphs_for(
         self, network: nn.Module, forward: HostCall, control: dict | None, options: dict
-    ) -> GraphSession | None:
+    ) -> NetworkGraphs | None:
         """The recordings where this call may use them."""
-        graphs = self._graphs
+        model = forward.executor.class_obj
+        graphs = self._graphs and self._graphs.of(model)
         if graphs is None or graphs.obstacle is not None:
             return None
         if not graphs.is_ready:
-            graphs.prepare(inspect(network, forward.inputs["x"].device, forward.sampling))
+            device = forward.inputs["x"].device
+            weights = self._weights and self._weights.of(network, device)
+            graphs.prepare(inspect(network, device, forward.sampling, model, weights))
         if obstacle := call_obstacle(options, control, forward.is_wrapped(options), options.get(OVERRIDE)):
-            graphs.refuse(obstacle)
+            self._graphs.refuse(obstacle)
         return None if graphs.obstacle is not None else graphs
+
+    def _weights_given(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+        """An eager call takes evictable weights at once; a dense one works in more memory, which these may
+        have to make room for.
+        """
+        return nullcontext() if self._weights is None else self._weights.given(network, device)
+
+    def _number_of(self, network: nn.Module) -> int:
+        """Branches of one network have nothing in common with those of another (a guider with two models)."""
+        for number, each in enumerate(self._networks):
+            if each is network:
+                return number
+        self._networks.append(network)
+        return len(self._networks) - 1
+
+    def _refuse_threads(self) -> None:
+        """Before the host calls copies of the model on other devices, each in a thread of its own."""
+        if self._graphs is not None:
+            self._graphs.refuse("the host calls copies of the model on other devices")
+        self._run.go_dense("the host calls copies of the model on several devices at once (multi-GPU)")
 
     def _recorded(self, network: nn.Module, forward: HostCall, options: dict) -> Callable[..., Tensor]:
         """A regional call as a function of all that changes from step to step."""

@@ -34,12 +34,13 @@ from .config import KVCache, RASConfig
 from .cost import CostProfile, expected_speedup
 from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
-from .graphs import GraphSession, GraphStore
+from .graphs import GraphSession, GraphStore, HostSide
 from .grouped import GroupedAttention
 from .hooks import OVERRIDE, RunHooks
 from .kv_choice import Choice, Needs, Room, choose
 from .kv_storage import has_float8
 from .live import ViewFactory
+from .residency import EvictableWeights
 from .sampler import RUN, sample_multirate
 from .schedule import StepKind, decreases
 from .selector import selector_for
@@ -177,7 +178,8 @@ class RASPatch:
         view = self.view_factory(run.grid) if self.view_factory else None
         profile = self.adapter.cost_profile(network)
         graphs = _graph_session(guider.model_patcher, self.config, run)
-        hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention())
+        weights = EvictableWeights(resident_weights)
+        hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention(), weights)
         _enter(guider.model_options, run, hooks)
         _bring_conditionings(guider.model_options, run, guider.model_patcher.load_device)
         wanted = _wanted_cache(self.config, sampler)
@@ -259,20 +261,17 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
     """Recorded calls for a run; None where the user, the plan or the device rules them out."""
     if config.cuda_graphs == "off" or run.is_dense or not run.any_regional:
         return None
-    store = graph_store(model)
-    if store is None:
-        if model.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
-            return None
-        store = GraphStore()
-        setattr(model.model, GRAPHS, store)
-    _watch_unloading(model)
-    return GraphSession(store, resident_weights)
+    management = comfy.model_management
+    session = GraphSession(
+        HostSide(partial(_store_of, model), interrupts=(management.InterruptProcessingException,))
+    )
+    return None if session.of(model.model) is None else session
 
 
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
-    """Have layers of an evictable network (dynamic VRAM) find their weights without asking the driver, in the way of
-    ComfyUI's own prefetching; false where one of them is not resident.
+    """Have layers of an evictable network (dynamic VRAM) find their weights without asking the driver, in the
+    way of ComfyUI's own prefetching; false where one of them is not resident.
     """
     from comfy.model_prefetch import cleanup_prefetched_modules  # of hosts with dynamic VRAM only
 
@@ -282,6 +281,19 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
         yield all(layer._prefetch["resident"] for layer in layers)
     finally:
         cleanup_prefetched_modules(layers)
+
+
+def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
+    """Where recordings of one of a run's models are kept: on it, since they read its weights."""
+    patcher = main if model is main.model else model.current_patcher
+    store = getattr(model, GRAPHS, None)
+    if store is None:
+        if patcher.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
+            return None
+        store = GraphStore()
+        setattr(model, GRAPHS, store)
+    _watch_unloading(patcher)
+    return store
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
@@ -297,9 +309,11 @@ def _end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
     if graphs is None:
         return
     graphs.close()
-    management, device = comfy.model_management, model.load_device
-    if not may_outlive_run(management.get_free_memory(device), management.get_total_memory(device)):
-        graphs.drop()
+    management = comfy.model_management
+    for part in graphs.parts:
+        device = part.device or model.load_device
+        if not may_outlive_run(management.get_free_memory(device), management.get_total_memory(device)):
+            part.drop()
 
 
 def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:
@@ -372,7 +386,7 @@ def _plan_cache(
         first = "gpu" if wanted == "auto" else wanted
         held = 0 if graphs is None else graph_store(model).nbytes(first)
         working = working_memory(model, noise_shape)
-        make_room(needs.on_device(first) - held + working, model.load_device)
+        make_room(needs.on_device(first) - held, model, working)
         room = Room(
             free_device_bytes(model, working) + held, free_host_bytes(), has_float8(model.load_device)
         )
@@ -454,7 +468,8 @@ def is_dynamic(model: ModelPatcher) -> bool:
 
 def evictable_bytes(device: torch.device) -> int:
     """Bytes of weights that ComfyUI evicts where memory is short."""
-    if not getattr(getattr(comfy, "memory_management", None), "aimdo_enabled", False):
+    memory = getattr(comfy, "memory_management", None)
+    if not getattr(memory, "aimdo_enabled", False):
         return 0
     from comfy_aimdo.model_vbar import vbars_analyze  # of hosts with dynamic VRAM only
 
@@ -466,13 +481,17 @@ def free_host_bytes() -> int:
     return int(comfy.model_management.get_free_memory(torch.device("cpu")) * (1 - KEEP_MAIN_MEMORY))
 
 
-def make_room(nbytes: int, device: torch.device) -> None:
-    """Have the host unload models until so much is free; those that this run uses stay as they are."""
-    management = comfy.model_management
+def make_room(nbytes: int, model: ModelPatcher, working: int) -> None:
+    """Have the host unload models until so many bytes are left for the K/V cache; those that this run uses
+    stay as they are.
+    """
+    management, device = comfy.model_management, model.load_device
     if device.type == "cpu":
         return  # unloading moves weights to main memory, where they are
+    short = nbytes - free_device_bytes(model, working)
     in_use = [loaded for loaded in management.current_loaded_models if loaded.currently_used]
-    management.free_memory(nbytes, device, keep_loaded=in_use)
+    if short > 0 or not is_dynamic(model):
+        management.free_memory(management.get_free_memory(device) + short, device, keep_loaded=in_use)
 
 
 def _evaluated(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:

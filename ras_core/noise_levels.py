@@ -1,10 +1,11 @@
 """The noise level of each evaluation, as a number, without waiting for the device where the order is clear.
 
-A sampler hands its noise level over as a tensor on the device. Reading it waits until the device has done all that it
-was given, and the device then waits for the program: at every step an H100 is idle for some 2 ms, of 13 that a step
-on an eighth of SD3-medium's tokens takes at 1024 px. Most samplers evaluate once at each level of the schedule. Where
-a run has begun like that, the next level is expected to be the next evaluation's; the device's own number is read a
-little later, when it is there. A sampler that leaves the order is noticed then, and its levels are read as they come.
+A sampler hands its noise level over as a tensor on the device. Reading it waits until the device has done all
+that it was given, and the device then waits for the program: at every step an H100 is idle for some 2 ms, of
+13 that a step on an eighth of SD3-medium's tokens takes at 1024 px. Most samplers evaluate once at each level
+of the schedule. Where a run has begun like that, the next level is expected to be the next evaluation's; the
+device's own number is read a little later, when it is there. A sampler that leaves the order is noticed then,
+and its levels are read as they come.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class NoiseLevels:
 
     Args:
         schedule: its levels.
-        transfer: brings a number from the device while work goes on; None: the one for CUDA devices, and elsewhere
+        transfer: brings a number from the device while work goes on; None: the one for CUDA devices, and
+            elsewhere
             none, since reading a number waits for nothing there.
     """
 

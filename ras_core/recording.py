@@ -32,7 +32,7 @@ class Tape(Protocol):
     """
 
     def record(self, work: Work, around: Around = nullcontext) -> Work:
-        """Do `work` once, inside `around`, and return what repeats it."""
+        """Do `work` once, capture it inside `around`, and return what repeats it."""
 
     def begin(self, replay: Work) -> Work:
         """Have the device do a replay beside what it is given next; returns what has it wait for that."""
@@ -123,6 +123,8 @@ class Recording:
     """
     last_run: int = 0
     """Number of the run that used it last."""
+    advances: bool = False
+    """Whether K/V rows know the evaluation before, so that doing it twice moves them on twice."""
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a call with these inputs can be this one: tensors may have changed, nothing else."""
@@ -159,15 +161,37 @@ class Recording:
         place.copy_(value)
 
 
+@dataclass
+class Attempt:
+    """How far a call came that was to be recorded: its work is done once before the capture.
+
+    Attributes:
+        moves_rows: whether doing it twice is another thing than doing it once.
+        is_begun: whether it has started.
+        output: what it left, (bb, c, H, W), once it went through.
+    """
+
+    moves_rows: bool = False
+    is_begun: bool = False
+    output: Tensor | None = None
+
+    @property
+    def has_advanced(self) -> bool:
+        """Whether K/V rows may be further than before."""
+        return self.moves_rows and self.is_begun
+
+
 def record(
     tape: Tape,
     inputs: dict[str, Any],
     active_idx: Tensor,
     slots: Slots,
     call: Call,
+    attempt: Attempt | None = None,
     around: Around = nullcontext,
 ) -> Recording:
-    """Record `call` on places of its own; afterwards the output place holds this call's output.
+    """Record `call` on places of its own; afterwards the output place holds this call's output. `attempt` is
+    told how far it came, also where it fails; `around` is what the capture itself is done inside of.
 
     All places are on the device of the picture `x`, where the recorded call would otherwise have to bring
     conditionings from the CPU: no recording can hold that.
@@ -179,10 +203,15 @@ def record(
     index = active_idx.clone()
     output = torch.empty_like(inputs["x"], dtype=torch.float32, memory_format=torch.contiguous_format)
 
-    def work() -> None:
-        output.copy_(call(places, index, slots))
+    attempt = attempt or Attempt()
 
-    return Recording(places, index, output, tape.record(work, around), tape, away)
+    def work() -> None:
+        attempt.is_begun = True
+        output.copy_(call(places, index, slots))
+        attempt.output = output
+
+    replay = tape.record(work, around)
+    return Recording(places, index, output, replay, tape, away, advances=attempt.moves_rows)
 
 
 def _is_alike(known: Any, value: Any) -> bool:

@@ -1,26 +1,27 @@
 """Whether weights that ComfyUI may evict (its dynamic VRAM) stand where CUDA graphs read them.
 
-With dynamic VRAM a network's large weights live in one range of addresses, reserved for the model's life. A weight
-is copied there when its layer runs; any allocation of the process may evict pages of 32 MiB again. Each page has a
-serial that changes when it is mapped anew, and each layer remembers the serials of the pages that it was copied to.
+With dynamic VRAM a network's large weights live in one range of addresses, reserved for the model's life. A
+weight is copied there when its layer runs; any allocation of the process may evict pages of 32 MiB again.
+Each page has a serial that changes when it is mapped anew, and each layer remembers the serials of the pages
+that it was copied to.
 
 1. `Residency.of` finds these layers and their range, once a run.
-2. `prove` compares what each layer remembers with the pages' serials: all equal means that every weight is in its
-   place, patched as this run wants it (a changed LoRA makes layers forget). Done after a call of the network.
-3. `held` pins the range around a replay and compares its serials with those of the proof. One that differs means that
-   something was evicted: that call runs eagerly, which loads what is missing, and a new proof follows.
-4. `captured` does the same around a capture, in which layers must take their weights without a call of the driver.
+2. `prove` compares what each layer remembers with the pages' serials. All equal means that every weight is
+   in place, patched as this run wants it: a changed LoRA makes layers forget. A call has to come first.
+3. `held` pins the range around a replay and compares its serials with those of the proof. One that differs
+   means that something was evicted: that call runs eagerly, which loads what is missing; a new proof follows.
+4. `captured` does the same around a capture, in which no layer may call the driver.
+5. `given` spares an eager call the driver calls of each layer, by the same two steps.
 
-5. `preset` spares an eager call the driver calls of each layer, some 10 us a layer, by the same two steps.
-
-Pins are held for a launch or a call only: eviction waits for the device before it unmaps a page, and an allocation that
-meets pinned pages where memory is short makes ComfyUI treat the range as the next to evict (its watermark falls).
+Pins are held for a launch or a call only: eviction waits for the device before it unmaps a page, and an
+allocation that meets pinned pages where memory is short makes ComfyUI treat the range as the next to evict
+(its watermark falls).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -28,14 +29,18 @@ from torch import Tensor, nn
 
 from .errors import NotResident
 
+MAX_MISSES = 4
+"""Of a run: how often weights may be found evicted before it stops looking."""
+
 PAGE = 2**25
 """Bytes of a page."""
 
 SMALL = 2**16
 """Bytes; tensors up to this size are compared in one operation."""
 
-Preset = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[bool]]
-"""Gives layers their resident weights for the body, so that none asks the driver; false: one is not resident."""
+Prefetch = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[bool]]
+"""Gives layers their resident weights for the body, so that none asks the driver; false: one is not resident.
+"""
 
 
 class Pages(Protocol):
@@ -44,8 +49,8 @@ class Pages(Protocol):
     base_addr: int
 
     def fault(self, address: int, nbytes: int) -> Any | None:
-        """Pin this part of the range, and map what is missing of it; returns the serials of its pages, or None
-        where memory is short.
+        """Pin this part of the range, and map what is missing of it; returns the serials of its pages, or
+        None where memory is short.
         """
 
     def unpin(self, address: int, nbytes: int) -> None:
@@ -68,9 +73,11 @@ class Residency:
         pages: the range that all of them are in.
         layers: modules with a part of it.
         device: where the network runs.
+        prefetch: gives layers their weights ahead of their use.
     """
 
-    def __init__(self, pages: Pages, layers: tuple[nn.Module, ...], device: torch.device):
+    def __init__(self, pages: Pages, layers: tuple[nn.Module, ...], device: torch.device, prefetch: Prefetch):
+        self._prefetch = prefetch
         self._pages = pages
         self._layers = layers
         self._device = device
@@ -83,13 +90,13 @@ class Residency:
         self.misses = 0
 
     @classmethod
-    def of(cls, layers: Sequence[nn.Module], device: torch.device) -> Residency | None:
+    def of(cls, layers: Sequence[nn.Module], device: torch.device, prefetch: Prefetch) -> Residency | None:
         """None where these layers are in more than one range, or in one that cannot be pinned."""
         ranges = {id(layer._v[0]): layer._v[0] for layer in layers}
         pages = next(iter(ranges.values()), None)
         if len(ranges) != 1 or not all(hasattr(pages, name) for name in _NEEDED):
             return None
-        return cls(pages, tuple(layers), device)
+        return cls(pages, tuple(layers), device, prefetch)
 
     def __len__(self) -> int:
         """How many layers."""
@@ -99,6 +106,17 @@ class Residency:
     def is_proved(self) -> bool:
         """Whether all weights were in place at the last look, and none was found evicted since."""
         return self._serials is not None
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether weights were evicted so often that it is not worth another look in this run."""
+        return self.misses > MAX_MISSES
+
+    def look(self) -> bool:
+        """Whether all weights are in place, as far as is known; before a call."""
+        if not self.is_proved and not self.is_hopeless:
+            self.misses += not self.prove()
+        return self.is_proved
 
     def prove(self) -> bool:
         """Look at every layer: some microseconds each."""
@@ -133,7 +151,7 @@ class Residency:
             yield whole
 
     @contextmanager
-    def captured(self, preset: Preset) -> Iterator[None]:
+    def captured(self) -> Iterator[None]:
         """Pin all weights for a capture in the body, and have each layer take its own without the driver.
 
         Raises:
@@ -142,7 +160,7 @@ class Residency:
         if not self.prove():
             raise NotResident
         with self.held() as whole, self._kept_from_eviction():
-            with preset(self._layers, self._device) as resident:
+            with self._prefetch(self._layers, self._device) as resident:
                 if not (whole and resident):
                     raise NotResident
                 yield
@@ -150,13 +168,13 @@ class Residency:
             raise NotResident
 
     @contextmanager
-    def preset(self, preset: Preset) -> Iterator[None]:
+    def given(self) -> Iterator[None]:
         """Have each layer take its weights without the driver in an eager call, if all are in place."""
-        if not self.is_proved or not self._may_preset:
+        if not self._may_preset or not self.look():
             yield
             return
         with self.held() as whole:
-            given = self._given_by(preset) if whole else {}
+            given = self._gifts() if whole else {}
             for layer, what in given.items():
                 layer.__dict__[PREFETCH] = what
             try:
@@ -166,12 +184,12 @@ class Residency:
                     layer.__dict__.pop(PREFETCH, None)
         self._look_for_pressure()
 
-    def _given_by(self, preset: Preset) -> dict[nn.Module, dict]:
-        """What ComfyUI would give each layer, in the form that it gives one of them: for all, this way takes no call
-        of the driver.
+    def _gifts(self) -> dict[nn.Module, dict]:
+        """What ComfyUI would give each layer, in the form that it gives one of them: for all, this way takes
+        no call of the driver.
         """
         first = self._layers[0]
-        with preset([first], self._device) as resident:
+        with self._prefetch([first], self._device) as resident:
             form = dict(getattr(first, PREFETCH)) if resident else None
         if form is None or form.keys() != {"signature", "resident"}:
             self._may_preset = False
@@ -219,6 +237,30 @@ PREFETCH = "_prefetch"
 """Attribute in which ComfyUI gives a layer weights ahead of its use."""
 
 _NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
+
+
+class EvictableWeights:
+    """Those of all networks that one run calls.
+
+    Args:
+        prefetch: gives layers their weights ahead of their use.
+    """
+
+    def __init__(self, prefetch: Prefetch):
+        self._prefetch = prefetch
+        self._known: dict[nn.Module, Residency | None] = {}
+
+    def of(self, network: nn.Module, device: torch.device) -> Residency | None:
+        """None where it has none, or they cannot be pinned."""
+        if network not in self._known:
+            layers = [module for module in network.modules() if is_evictable(module, device)]
+            self._known[network] = Residency.of(layers, device, self._prefetch)
+        return self._known[network]
+
+    def given(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+        """For an eager call of the network in the body."""
+        weights = self.of(network, device)
+        return nullcontext() if weights is None else weights.given()
 
 
 def is_evictable(module: nn.Module, device: torch.device) -> bool:

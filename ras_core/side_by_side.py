@@ -37,6 +37,8 @@ class SideBySide:
         self._is_allowed = True
         self._calls: list[Recording] = []  # of this evaluation
         self._order: list[Recording] = []  # of the last one that had any
+        self._asked = self._asked_before = 0  # calls of this evaluation and of the last one, recorded or not
+        self._lone: set[Recording] = set()  # that serve one branch in this run
         self._used: set[Recording] = set()  # their places hold inputs of this run
         self._begun: set[Recording] = set()
         self._waits: list[Work] = []
@@ -59,9 +61,18 @@ class SideBySide:
         """
         self._evaluations += 1
         self._is_allowed = is_allowed
+        self._asked, self._asked_before = 0, self._asked
         self._order, self._calls = self._calls or self._order, []
         self._begun.clear()
         return self._read_checks(self._evaluations - LATEST)
+
+    def begin_call(self) -> None:
+        """The host calls the network."""
+        self._asked += 1
+
+    def has_advanced(self, recordings: Iterable[Recording]) -> bool:
+        """Whether one of these was begun, and its K/V rows with it, but not asked for in this evaluation."""
+        return any(each in self._begun and each.advances and each not in self._calls for each in recordings)
 
     def end(self) -> str | None:
         """The last evaluation is over; returns what went wrong, or None."""
@@ -82,14 +93,18 @@ class SideBySide:
         self._can_guess = {each: right for each, right in self._can_guess.items() if each not in gone}
         for check in self._checks:
             check.recording = None if check.recording in gone else check.recording
-        self._begun, self._used = self._begun - gone, self._used - gone
+        self._begun, self._used, self._lone = self._begun - gone, self._used - gone, self._lone - gone
 
-    def add(self, recording: Recording) -> None:
+    def add(self, recording: Recording, n_branches: int = 1) -> None:
         """A call of this evaluation that has just been recorded."""
         self._calls.append(recording)
         self._used.add(recording)
+        if n_branches == 1:
+            self._lone.add(recording)
 
-    def run(self, recording: Recording, inputs: Mapping[str, Any], active_idx: Tensor) -> Tensor:
+    def run(
+        self, recording: Recording, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
+    ) -> Tensor:
         """A call's output, (bb, c, H, W); those that will follow may be begun with it. What was begun before
         is settled.
         """
@@ -98,7 +113,7 @@ class SideBySide:
             self._begin_others(recording, inputs, active_idx)
         elif is_begun or self._is_open(recording):
             is_begun = self._compare(recording, inputs, is_begun) and is_begun
-        self.add(recording)
+        self.add(recording, n_branches)
         return recording.output if is_begun else recording.run(inputs, active_idx)
 
     def _begin_others(self, first: Recording, inputs: Mapping[str, Any], active_idx: Tensor) -> None:
@@ -106,10 +121,17 @@ class SideBySide:
             return
         busy = [first.tape]
         for other in self._order[1:]:
-            if self._can_guess.get(other) and other.tape not in busy and _are_alike(first, other):
+            is_free = other.tape not in busy and self._will_be_asked_for(other)
+            if is_free and self._can_guess.get(other) and _are_alike(first, other):
                 self._waits.append(other.begin({name: inputs[name] for name in SHARED}, active_idx))
                 self._begun.add(other)
                 busy.append(other.tape)
+
+    def _will_be_asked_for(self, other: Recording) -> bool:
+        """Whether the host cannot but make this call as it was recorded, where a wrong guess is not made good
+        by doing it again: it must be the only one left, of one branch, with nothing to put it together with.
+        """
+        return not other.advances or (self._asked_before == 2 and other in self._lone and not other.away)
 
     def _is_open(self, recording: Recording) -> bool:
         """Whether it is worth a comparison: a guess would have had the right form, and no more is known."""

@@ -2,16 +2,18 @@
 
 import copy
 import gc
+from contextlib import nullcontext
 
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, inspect, may_outlive_run, signature
-from ras_pack.ras_core.graphs import Buffers, GraphSession, GraphStore
+from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, may_outlive_run, signature
+from ras_pack.ras_core.graphs import Buffers, GraphStore, NetworkGraphs
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
+from ras_pack.ras_core.network_identity import inspect
 from ras_pack.ras_core.recording import Recording, record, without_frames
 from support.families import FAMILIES
 from support.sampling import (
@@ -24,11 +26,11 @@ from support.sampling import (
     sample_ras,
     split_prompts,
 )
-from support.tape import AgainTape, BrokenTape, Tapes, record_on
+from support.tape import BrokenTape, FrozenTape, Tapes, record_on
 
 
 def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
-    noise, tape = family.noise(), AgainTape()
+    noise, tape = family.noise(), FrozenTape()
     plain, _ = sample_ras(family.build(), family, noise, RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     model = family.build()
     store = record_on(model, tape)
@@ -43,7 +45,7 @@ def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family)
 
 
 def test_prompts_of_different_length_have_a_recording_each(family):
-    model, tape = family.build(), AgainTape()
+    model, tape = family.build(), FrozenTape()
     record_on(model, tape)
     prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
     plain, _ = sample_ras(family.build(), family, family.noise(), **prompts)
@@ -53,7 +55,7 @@ def test_prompts_of_different_length_have_a_recording_each(family):
 
 
 def test_another_size_gets_its_own_and_the_first_is_still_good(family):
-    model, tape = family.build(), AgainTape()
+    model, tape = family.build(), FrozenTape()
     record_on(model, tape)
     patched = patch_model(model, FAST)
     for size in [(16, 16), (12, 20), (16, 16)]:
@@ -64,7 +66,7 @@ def test_another_size_gets_its_own_and_the_first_is_still_good(family):
 
 def test_the_ninth_setting_is_recorded_too():
     """Where there are too many, the one goes that was not used for longest, and its buffers with it."""
-    family, tape = FAMILIES["sd3"], AgainTape()
+    family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     store = record_on(model, tape)
     ratios = [0.1 * i for i in range(1, 9)]
@@ -90,7 +92,7 @@ def test_the_recording_that_goes_is_the_one_unused_for_longest():
 
 def test_buffers_without_recordings_go_when_the_run_is_over():
     store = _full_store()
-    session = GraphSession(store)
+    session = NetworkGraphs(store)
     store.buffers[0].is_lent = True
     assert store.has_place() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
     session.close()
@@ -98,7 +100,7 @@ def test_buffers_without_recordings_go_when_the_run_is_over():
 
 
 def _buffers(run: int) -> Buffers:
-    recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, AgainTape(), last_run=run)
+    recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
     rows = torch.zeros(1, 2, 3)
     return Buffers((run,), {(0, 0): Sequence.of(rows, rows, 0, 0)}, {0: recording})
 
@@ -112,7 +114,7 @@ def _full_store() -> GraphStore:
 
 def test_a_recording_is_replayed_only_for_calls_like_its_own():
     store, x = GraphStore(Tapes()), torch.zeros(1, 1, 2, 2)
-    session, idx, seen = GraphSession(store), torch.zeros(1, 2, dtype=torch.long), []
+    session, idx, seen = NetworkGraphs(store), torch.zeros(1, 2, dtype=torch.long), []
 
     def call(inputs, active_idx, slots):
         seen.append(inputs["n_tokens"])
@@ -136,7 +138,7 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     latents = []
     for graphs in ("off", "auto"):
         model = sd3.build()
-        record_on(model, AgainTape())
+        record_on(model, FrozenTape())
         config = RASConfig(**{**vars(FAST), "kv_cache": "gpu", "cuda_graphs": graphs})
         for sizes, positive in (([[2]] * 6 + [[1, 1]] * 14, sd3.conditioning(1)), ([[2, 1, 1]] * 20, three)):
             patched = patch_model(model, config)
@@ -150,7 +152,7 @@ def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_ti
     """As where memory is short now and then."""
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
     model = sd3.build()
-    store = record_on(model, AgainTape())
+    store = record_on(model, FrozenTape())
     sizes, held = ([[2]] * 6 + [[1, 1]] * 6) * 5, []
     regroup = in_groups(sizes.__getitem__)
 
@@ -170,7 +172,7 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
     model = sd3.build()
     split_prompts(monkeypatch, model)
-    store = record_on(model, AgainTape())
+    store = record_on(model, FrozenTape())
     patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
     at_times = positive_alone(lambda step: step % 5 == 2)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", at_times)
@@ -179,7 +181,7 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
 
 
 def test_moved_weights_drop_the_recordings():
-    family, tape = FAMILIES["sd3"], AgainTape()
+    family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     record_on(model, tape)
     sample_ras(model, family, family.noise())
@@ -194,7 +196,7 @@ def test_moved_weights_drop_the_recordings():
 def test_unloading_gives_the_memory_back():
     family = FAMILIES["sd3"]
     model = family.build()
-    store = record_on(model, AgainTape())
+    store = record_on(model, FrozenTape())
     patched = patch_model(model, FAST)
     sample(patched, family, family.noise())
     assert store.count == 1
@@ -214,7 +216,7 @@ def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
 
 
 def test_an_interrupted_run_returns_what_it_borrowed():
-    family, tape = FAMILIES["sd3"], AgainTape()
+    family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     store = record_on(model, tape)
     patched = patch_model(model, FAST)
@@ -235,7 +237,7 @@ def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, mon
     """Three steps with both prompts in a call, three with one each: each change makes new buffers, and those
     that they replace go.
     """
-    model, tape = sd3.build(), AgainTape()
+    model, tape = sd3.build(), FrozenTape()
     split_prompts(monkeypatch, model, every=3)
     monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
     store = record_on(model, tape)
@@ -256,7 +258,9 @@ def test_what_forbids_recording():
     assert inspect(layer, cpu).obstacle is None
     assert "memory" in inspect(layer, torch.device("meta")).obstacle
     layer.comfy_cast_weights = True
-    assert "cast" in inspect(layer, cpu).obstacle
+    assert inspect(layer, cpu).obstacle is None, "a cast is an operation like any other"
+    layer.weight_function = [torch.clone]
+    assert "patched" in inspect(layer, cpu).obstacle
     assert may_outlive_run(30, 100) and not may_outlive_run(20, 100)
 
 
@@ -284,7 +288,7 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
 
     x = torch.empty(1, 4, 8, 8, device="meta")  # stands for another device than the CPU
     idx = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    recording = record(AgainTape(), {"x": x, "context": context}, idx, {}, call)
+    recording = record(FrozenTape(), {"x": x, "context": context}, idx, {}, call)
     assert seen == ["meta"]
     place = recording.inputs["context"] = torch.full_like(context, 7)  # one that can be looked into
     recording.run({"x": x, "context": context.clone()}, idx)
@@ -298,8 +302,8 @@ def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
     """As where a capture ends: not a tick later, and without the help of the garbage collector."""
     left = []
 
-    class Watched(AgainTape):
-        def record(self, work):
+    class Watched(FrozenTape):
+        def record(self, work, around=nullcontext):
             gc.collect()
             before = {id(each) for each in _tensors()}
             gc.disable()

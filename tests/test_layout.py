@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # The parts of ras_core from the ground up. Each may import from lower floors and from its own.
 FLOORS = (
-    {"errors", "schedule", "config", "clock", "graph_rules", "kv_choice"},
+    {"errors", "schedule", "config", "clock", "graph_rules", "kv_choice", "network_identity"},
     {
         "tokens",
         "selection",

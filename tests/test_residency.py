@@ -1,13 +1,15 @@
-"""Evictable weights (ComfyUI's dynamic VRAM): what proves that they are in place, and what shows that they are not."""
+"""Evictable weights (ComfyUI's dynamic VRAM): what proves that they are in place, and what shows that they
+are not.
+"""
 
 from contextlib import contextmanager
 
 import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
-from ras_pack.ras_core.graph_rules import inspect
-from ras_pack.ras_core.residency import Residency, is_evictable, same_contents
-from support.pages import PAGE, FakePages, layer_on, preset, use
+from ras_pack.ras_core.network_identity import inspect
+from ras_pack.ras_core.residency import EvictableWeights, Residency, is_evictable, same_contents
+from support.pages import PAGE, FakePages, layer_on, prefetch, use
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -27,7 +29,7 @@ def layers(pages):
 def used(layers) -> Residency:
     for layer in layers:
         use(layer)
-    return Residency.of(layers, CPU)
+    return Residency.of(layers, CPU, prefetch)
 
 
 def pinned(pages) -> bool:
@@ -35,7 +37,7 @@ def pinned(pages) -> bool:
 
 
 def test_all_weights_in_place_are_proved_by_their_pages(pages, layers):
-    weights = Residency.of(layers, CPU)
+    weights = Residency.of(layers, CPU, prefetch)
     assert not weights.prove() and weights.resident == 0
     weights = used(layers)
     assert weights.prove() and weights.is_proved and weights.resident == len(weights) == 3
@@ -99,7 +101,7 @@ def test_a_hold_ends_with_an_error_in_its_body(pages, layers):
 
 def test_a_capture_pins_its_weights_keeps_them_and_takes_them_at_once(pages, layers):
     weights = used(layers)
-    with weights.captured(preset):
+    with weights.captured():
         assert all(pages.pins[:2]) and all(hasattr(layer, "_prefetch") for layer in layers)
         pins, pages.pins = pages.pins, [0] * len(pages.pins)
         assert not pages.evict(0) and not pages.evict(1), "the limit keeps them though nothing is pinned"
@@ -112,25 +114,25 @@ def test_a_capture_is_refused_where_weights_are_evicted(pages, layers, when):
     weights = used(layers)
     if when == "before":
         pages.evict(0)
-    with pytest.raises(NotResident), weights.captured(preset):
+    with pytest.raises(NotResident), weights.captured():
         assert when == "in"
         pages.serials[1] = 99  # evicted and mapped anew, against all pins
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
 def test_an_error_in_a_capture_leaves_nothing_pinned(pages, layers):
-    with pytest.raises(ValueError), used(layers).captured(preset):
+    with pytest.raises(ValueError), used(layers).captured():
         raise ValueError
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
 def test_layers_in_two_ranges_or_in_an_unknown_one_cannot_be_held(pages):
-    assert Residency.of([layer_on(pages, 0), layer_on(FakePages(base_addr=0), 0)], CPU) is None
-    assert Residency.of([layer_on(pages, 0)], CPU) is not None
+    assert Residency.of([layer_on(pages, 0), layer_on(FakePages(base_addr=0), 0)], CPU, prefetch) is None
+    assert Residency.of([layer_on(pages, 0)], CPU, prefetch) is not None
     unknown = layer_on(pages, 0)
     unknown._v = (object(), 0, 1)
-    assert Residency.of([unknown], CPU) is None
-    assert Residency.of([], CPU) is None
+    assert Residency.of([unknown], CPU, prefetch) is None
+    assert Residency.of([], CPU, prefetch) is None
 
 
 def test_scales_in_main_memory_are_an_obstacle(layers):
@@ -148,34 +150,38 @@ def test_a_layer_takes_its_weight_from_the_range_only_where_it_is_not_on_the_dev
     assert not is_evictable(nn.Linear(4, 4, device="meta"), CPU)
 
 
+def look_at(network):
+    return inspect(network, CPU, residency=EvictableWeights(prefetch).of(network, CPU))
+
+
 def network_on(pages: FakePages) -> nn.Sequential:
     """An evictable layer, and small tensors that are made anew for each run."""
     return nn.Sequential(layer_on(pages, 0), nn.LayerNorm(4)).requires_grad_(False)
 
 
-def test_a_network_is_read_alike_where_its_small_tensors_hold_the_same(pages):
+def test_a_network_stands_as_where_its_small_tensors_hold_the_same(pages):
     network = network_on(pages)
-    first = inspect(network, CPU)
+    first = look_at(network)
     assert first.obstacle is None and first.residency is not None
     network[1].weight = nn.Parameter(network[1].weight.clone(), requires_grad=False)
-    assert first.is_read_alike(inspect(network, CPU))
+    assert first.stands_as(look_at(network))
     network[1].weight[2] += 1
-    assert not first.is_read_alike(inspect(network, CPU))
+    assert not first.stands_as(look_at(network))
 
 
 def test_a_network_is_not_read_alike_on_other_addresses_or_without_dynamic_vram(pages):
     network = network_on(pages)
-    first = inspect(network, CPU)
+    first = look_at(network)
     network[0]._v = (pages, pages.base_addr + 512, 1024)
-    assert not first.is_read_alike(inspect(network, CPU))
+    assert not first.stands_as(look_at(network))
     network[0].weight = nn.Parameter(torch.zeros(4, 4))
-    assert not first.is_read_alike(inspect(network, CPU))
+    assert not first.stands_as(look_at(network))
 
 
 def test_evictable_weights_of_an_unknown_kind_are_low_memory(pages):
     network = network_on(pages)
     network[0]._v = (object(), 0, 1)
-    assert "low memory" in inspect(network, CPU).obstacle
+    assert "low memory" in look_at(network).obstacle
 
 
 @pytest.mark.parametrize("size", [8, 2**20])
@@ -194,15 +200,16 @@ def test_contents_are_compared_whatever_their_size_and_type(size):
 
 def test_an_eager_call_finds_all_weights_given_and_nothing_stays(pages, layers):
     weights = used(layers)
-    with weights.preset(preset):
+    layers[0]._v_signature = None
+    with weights.given():
         assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is given without a proof"
-    assert weights.prove()
-    with weights.preset(preset):
+    use(layers[0])
+    with weights.given():
         assert all(pages.pins[:2])
         for layer in layers:
             assert layer._prefetch["resident"] and layer._prefetch["signature"] is layer._v_signature
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
-    with pytest.raises(KeyboardInterrupt), weights.preset(preset):
+    with pytest.raises(KeyboardInterrupt), weights.given():
         raise KeyboardInterrupt
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
@@ -210,7 +217,7 @@ def test_an_eager_call_finds_all_weights_given_and_nothing_stays(pages, layers):
 def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
     weights = used(layers)
     assert weights.prove() and pages.evict(0)
-    with weights.preset(preset):
+    with weights.given():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
     assert not weights.is_proved and not pinned(pages)
 
@@ -218,23 +225,24 @@ def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
 def test_memory_that_is_needed_in_an_eager_call_ends_such_calls(pages, layers):
     weights = used(layers)
     assert weights.prove()
-    with weights.preset(preset):
+    with weights.given():
         assert not pages.evict(0) and pages.watermark == 0
     assert pages.watermark == len(pages.serials), "ComfyUI means to keep these weights again"
     assert weights.prove()
-    with weights.preset(preset):
+    with weights.given():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
 def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
     @contextmanager
     def newer(given, device):
-        with preset(given, device) as resident:
+        with prefetch(given, device) as resident:
             for layer in given:
                 layer._prefetch["buffer"] = None
             yield resident
 
-    weights = used(layers)
-    assert weights.prove()
-    with weights.preset(newer):
+    for layer in layers:
+        use(layer)
+    weights = Residency.of(layers, CPU, newer)
+    with weights.given():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)

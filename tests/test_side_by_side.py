@@ -21,7 +21,7 @@ from support.sampling import (
     sample_ras,
     split_prompts,
 )
-from support.tape import AgainTape, BrokenTape, LateTape, Tapes, record_on
+from support.tape import BrokenTape, FrozenLateTape, FrozenTape, Tapes, record_on
 
 RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
 EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
@@ -41,7 +41,7 @@ def _split(family, monkeypatch, kind):
     return model, tapes, sample_ras(plain_model, family, family.noise(), EAGER)[0]
 
 
-@pytest.mark.parametrize("kind", [AgainTape, LateTape])
+@pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
 def test_the_picture_is_the_same_whenever_the_device_comes_to_it(family, kind, monkeypatch):
     model, tapes, plain = _split(family, monkeypatch, kind)
     for begun in (BEGUN, BEGUN + BEGUN_LATER):
@@ -55,7 +55,7 @@ def test_the_picture_is_the_same_whenever_the_device_comes_to_it(family, kind, m
 def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
     results = []
     for graphs in ("off", "auto"):
-        model, tapes = sd3.build(), Tapes(LateTape)
+        model, tapes = sd3.build(), Tapes(FrozenLateTape)
         split_prompts(monkeypatch, model)
         record_on(model, tapes)
         config = RASConfig(**{**vars(FAST), "kv_cache": storage, "cuda_graphs": graphs})
@@ -66,7 +66,7 @@ def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
 
 @pytest.mark.parametrize("name", ["positive", "negative"])
 def test_a_run_with_another_prompt_begins_calls_too(family, name, monkeypatch):
-    model, tapes, _ = _split(family, monkeypatch, LateTape)
+    model, tapes, _ = _split(family, monkeypatch, FrozenLateTape)
     plain_model = family.build()
     split_prompts(monkeypatch, plain_model)
     sample_ras(model, family, family.noise(), RECORDED)
@@ -97,7 +97,7 @@ def _grouped(sd3, monkeypatch, groups):
     """
     latents, traces = [], []
     for config in (EAGER, RECORDED):
-        model, tapes = sd3.build(), Tapes(LateTape)
+        model, tapes = sd3.build(), Tapes(FrozenLateTape)
         record_on(model, tapes)
         patched = patch_model(model, config)
         between_calls(monkeypatch, in_groups(groups.__getitem__))
@@ -110,7 +110,7 @@ def _grouped(sd3, monkeypatch, groups):
 
 def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
     """Guidance that leaves prompts out in some steps: what was begun for them is waited for all the same."""
-    model, tapes, _ = _split(sd3, monkeypatch, LateTape)
+    model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
     patched = patch_model(model, RECORDED)
     calls = []
     for name in ("_dense", "_try_regional"):
@@ -127,11 +127,11 @@ def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
 
 
 def test_one_tape_has_to_do_where_memory_is_short(sd3, monkeypatch):
-    class ShortTape(AgainTape):
-        def record(self, work):
+    class ShortTape(FrozenTape):
+        def record(self, work, *around):
             if made.index(self):
                 raise torch.cuda.OutOfMemoryError("planted")
-            return super().record(work)
+            return super().record(work, *around)
 
     made = []
 
@@ -139,7 +139,7 @@ def test_one_tape_has_to_do_where_memory_is_short(sd3, monkeypatch):
         made.append(ShortTape())
         return made[-1]
 
-    model, _, plain = _split(sd3, monkeypatch, AgainTape)
+    model, _, plain = _split(sd3, monkeypatch, FrozenTape)
     store = GraphStore(make)
     setattr(model.model, GRAPHS, store)
     for replayed in (2 * 5, 2 * 5 + 2 * 7):
@@ -171,15 +171,15 @@ class TestWrongGuesses:
 
     def test_calls_that_always_differ_are_never_begun(self, sd3):
         latents = []
-        for kind in (AgainTape, BrokenTape):
+        for kind in (FrozenTape, BrokenTape):
             patched, tapes = self._model(sd3, kind, lambda step: 0.1)
             latents.append(sample(patched, sd3, sd3.noise()))
             assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
-            assert tapes.begun == 0 and (tapes.replayed > 0) == (kind is AgainTape)
+            assert tapes.begun == 0 and (tapes.replayed > 0) == (kind is FrozenTape)
         assert distance(*latents) < 2e-5
 
     def test_calls_that_begin_to_differ_are_noticed(self, sd3, caplog):
-        patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step >= 7))
+        patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step >= 7))
         sample(patched, sd3, sd3.noise())
         assert tapes.begun > 0 and tapes.waiting == 0
         assert caplog.text.count(WRONG_GUESS) == 1 and "running dense from here" in caplog.text
@@ -188,7 +188,7 @@ class TestWrongGuesses:
     def test_at_the_latest_two_evaluations_on(self, sd3, monkeypatch, caplog):
         """Where this program is far ahead of the device."""
         monkeypatch.setattr(_Check, "is_ready", lambda check, wait: wait)
-        patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step >= 11))
+        patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step >= 11))
         sample(patched, sd3, sd3.noise(), steps=20)
         assert caplog.text.count(WRONG_GUESS) == 1
         kinds = [step.kind.value for step in last_trace(patched).steps]
@@ -207,13 +207,13 @@ class TestWrongGuesses:
         assert calls.end() == WRONG_GUESS
 
     def test_also_in_the_last_step(self, sd3, caplog):
-        patched, tapes = self._model(sd3, AgainTape, lambda step: 0.1 * (step == STEPS - 1))
+        patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step == STEPS - 1))
         sample(patched, sd3, sd3.noise())
         assert tapes.begun > 0 and caplog.text.count(WRONG_GUESS) == 1
 
     def test_weights_that_differ_between_prompts(self, sd3, monkeypatch):
         """ComfyUI's hooks patch the weights for one prompt and take the patch away for the other."""
-        model, tapes, unhooked = _split(sd3, monkeypatch, LateTape)
+        model, tapes, unhooked = _split(sd3, monkeypatch, FrozenLateTape)
         prompts = {"positive": _with_lora(sd3, sd3.conditioning(1)), "negative": sd3.conditioning(2)}
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), EAGER, **prompts)
         assert distance(plain, unhooked) > 1e-3
@@ -236,7 +236,7 @@ class TestWrongGuesses:
         latents = []
         for config in (EAGER, RECORDED):
             evaluations = []
-            model, tapes, _ = _split(sd3, monkeypatch, AgainTape)
+            model, tapes, _ = _split(sd3, monkeypatch, FrozenTape)
             patched = patch_model(model, config)
             patched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "other", negated)
             latents.append(sample(patched, sd3, sd3.noise()))
@@ -245,7 +245,7 @@ class TestWrongGuesses:
         assert tapes.begun == 0 and tapes.replayed > 0
 
     def test_a_wrapper_that_may_do_anything(self, sd3, monkeypatch):
-        model, tapes, plain = _split(sd3, monkeypatch, AgainTape)
+        model, tapes, plain = _split(sd3, monkeypatch, FrozenTape)
         patched = patch_model(model, RECORDED)
         patched.set_model_unet_function_wrapper(
             lambda apply, given: apply(given["input"], given["timestep"], **given["c"])
@@ -255,7 +255,7 @@ class TestWrongGuesses:
 
 
 def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3, monkeypatch):
-    model, tapes = sd3.build(), Tapes(LateTape)
+    model, tapes = sd3.build(), Tapes(FrozenLateTape)
     record_on(model, tapes)
     patched = patch_model(model, RECORDED)
 
@@ -307,7 +307,7 @@ def _two_recordings():
     """Calls that add a prompt to a picture."""
     idx = torch.zeros(1, 2, dtype=torch.long)
     inputs = {"x": torch.zeros(1, 1, 2, 2), "t": torch.ones(1), "prompt": PROMPT}
-    return [record(AgainTape(), inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"]) for _ in "ab"]
+    return [record(FrozenTape(), inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"]) for _ in "ab"]
 
 
 def _each_alone(shift):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -88,7 +89,7 @@ def use(layer: nn.Module, device: torch.device | str = "cpu") -> None:
 
 
 @contextmanager
-def preset(layers, device):
+def prefetch(layers, device):
     """Stands in for ComfyUI's prefetching of resident layers."""
     for layer in layers:
         pages, address, nbytes = layer._v

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ras_pack.ras_core.graphs import GraphStore
 from ras_pack.ras_core.host import GRAPHS
 from ras_pack.ras_core.recording import Around
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
 
 Work = Callable[[], None]
 
@@ -30,14 +35,19 @@ class AgainTape:
         assert not self.waiting
         self.recorded += 1
         with around():
-            work()
+            repeat = self.once(work)
 
         def replay() -> None:
             assert not self.waiting
             self.replayed += 1
-            work()
+            repeat()
 
         return replay
+
+    def once(self, work: Work) -> Work:
+        """Do the work, and return what repeats it."""
+        work()
+        return work
 
     def begin(self, replay: Work) -> Work:
         """The replay is over before the other work starts."""
@@ -63,6 +73,24 @@ class LateTape(AgainTape):
         return wait
 
 
+class FrozenTape(AgainTape):
+    """Repeats the tensor operations of the work, on the memory of the first time and without running Python
+    again, as a CUDA graph does. Whatever Python would read or decide otherwise by then does not show: other
+    code, other networks, weights at other addresses, other numbers.
+
+    As during a capture, Python may not read a value of a tensor.
+    """
+
+    def once(self, work: Work) -> Work:
+        with _Log() as log:
+            work()
+        return log.repeat
+
+
+class FrozenLateTape(LateTape, FrozenTape):
+    """A frozen tape on which what was begun starts when the other work is over."""
+
+
 class BrokenTape(AgainTape):
     """Records nothing."""
 
@@ -70,10 +98,29 @@ class BrokenTape(AgainTape):
         raise RuntimeError("planted")
 
 
+class FailingTape(AgainTape):
+    """Does the work, as a capture is preceded by it, and then fails `failures` times.
+
+    Attributes:
+        failures: how often it will still fail.
+        error: what it raises.
+    """
+
+    failures = 1
+    error: BaseException = RuntimeError("planted after the work")
+
+    def once(self, work: Work) -> Work:
+        work()
+        if self.failures:
+            self.failures -= 1
+            raise self.error
+        return work
+
+
 class Tapes:
     """Makes tapes of a kind, and counts what they did."""
 
-    def __init__(self, kind: type[AgainTape] = AgainTape):
+    def __init__(self, kind: Callable[[], AgainTape] = AgainTape):
         self._kind = kind
         self._made: list[AgainTape] = []
 
@@ -90,3 +137,72 @@ def record_on(model: Any, tape: Any) -> GraphStore:
     store = GraphStore(tape if isinstance(tape, Tapes) else lambda number: tape)
     setattr(model.model, GRAPHS, store)
     return store
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """One operation, with the memory that it read and wrote.
+
+    Attributes:
+        results: tensors of the first time, and the place of each among what the function returns; views of
+            its inputs are left out, since they see what is written there.
+    """
+
+    function: Callable[..., Any]
+    args: tuple
+    kwargs: dict[str, Any]
+    results: tuple[tuple[int, Tensor], ...]
+
+    def repeat(self) -> None:
+        found, _ = tree_flatten(self.function(*self.args, **self.kwargs))
+        for place, result in self.results:
+            result.copy_(found[place])
+
+
+class _Log(TorchDispatchMode):
+    """Logs each operation that makes or changes memory."""
+
+    READS_VALUES = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._operations: list[_Operation] = []
+
+    @torch.inference_mode()
+    def repeat(self) -> None:
+        for operation in self._operations:
+            operation.repeat()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name
+        if name in self.READS_VALUES:
+            raise RuntimeError(f"{name} reads a value, which no capture can wait for")
+        kwargs = kwargs or {}
+        found = function(*args, **kwargs)
+        known = _memory((args, kwargs))
+        results = tuple(
+            (place, _alias(each))
+            for place, each in enumerate(tree_flatten(found)[0])
+            if isinstance(each, Tensor) and _address(each) not in known
+        )
+        if results or function._schema.is_mutable:
+            frozen_args, frozen_kwargs = tree_map(_alias, (args, kwargs))
+            self._operations.append(_Operation(function, frozen_args, frozen_kwargs, results))
+        return found
+
+
+def _alias(value: Any) -> Any:
+    """The same memory by another tensor: one whose data are exchanged later still stands for what was."""
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _memory(values: Any) -> set[int]:
+    return {_address(each) for each in _tensors(values)}
+
+
+def _tensors(values: Any) -> Iterable[Tensor]:
+    return (each for each in tree_flatten(values)[0] if isinstance(each, Tensor))
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,410 @@
+"""What is recorded on one network, or under one code, is never replayed for another."""
+
+import time
+import weakref
+from types import SimpleNamespace
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.graph_rules import MAX_GRAPHS
+from ras_pack.ras_core.graphs import GraphStore
+from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.network_identity import inspect
+from support.sampling import FAST, between_calls, distance, in_groups, sample, sample_ras, split_prompts
+from support.tape import FailingTape, FrozenLateTape, FrozenTape, Tapes, record_on
+
+RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
+FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
+FORECAST_EAGER = RASConfig(**{**vars(FORECAST), "cuda_graphs": "off"})
+CPU = torch.device("cpu")
+MLP = "joint_blocks.1.x_block.mlp"
+
+
+@pytest.fixture(autouse=True)
+def _keep_recordings(monkeypatch):
+    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+
+
+class TestInspect:
+    @pytest.fixture
+    def network(self, sd3):
+        return sd3.build().model.diffusion_model
+
+    def _same(self, network, before):
+        return before.stands_as(inspect(network, CPU)) and inspect(network, CPU).stands_as(before)
+
+    def test_nothing_has_changed(self, network):
+        assert inspect(network, CPU).obstacle is None
+        assert self._same(network, inspect(network, CPU))
+
+    def test_a_forward_of_others_and_the_way_back(self, network):
+        before, mlp = inspect(network, CPU), network.get_submodule(MLP)
+        original = mlp.forward
+        mlp.forward = lambda x: original(x) * 2
+        assert not self._same(network, before)
+        assert "another node's code" in inspect(network, CPU).obstacle
+        mlp.forward = original  # as hosts do when a patch goes
+        assert self._same(network, before) and inspect(network, CPU).obstacle is None
+
+    def test_another_function_of_a_module(self, network):
+        before = inspect(network, CPU)
+        network.joint_blocks[0].x_block.pre_attention = lambda *args: None
+        assert not self._same(network, before)
+
+    def test_another_module_of_the_same_weights(self, network):
+        before, mlp = inspect(network, CPU), network.get_submodule(MLP)
+        mlp.act = torch.nn.SiLU()
+        assert not self._same(network, before) and inspect(network, CPU).obstacle is None
+
+    def test_the_same_module_at_another_place(self, network):
+        network.get_submodule(MLP).act = torch.nn.SiLU()
+        before = inspect(network, CPU)
+        first, second = (network.joint_blocks[i].x_block.mlp for i in (0, 1))
+        first.act, second.act = second.act, first.act
+        assert not self._same(network, before)
+
+    def test_a_patched_class_and_a_patched_helper_of_its_file(self, network, monkeypatch):
+        before, block = inspect(network, CPU), type(network.joint_blocks[0])
+        monkeypatch.setattr(block, "forward", lambda *args, **kwargs: None)
+        assert not self._same(network, before)
+        monkeypatch.undo()
+        assert self._same(network, before)
+        monkeypatch.setattr(f"{block.__module__}.optimized_attention", lambda *args, **kwargs: None)
+        assert not self._same(network, before)
+
+    def test_weights_at_the_same_address_in_another_form(self, network):
+        before, layer = inspect(network, CPU), network.joint_blocks[0].x_block.attn.proj
+        layer.weight = torch.nn.Parameter(layer.weight.detach().t(), requires_grad=False)
+        assert not self._same(network, before)
+
+    def test_the_hosts_model_around_it(self, network):
+        owner = SimpleNamespace(manual_cast_dtype=None)
+        before = inspect(network, CPU, None, owner)
+        assert before.stands_as(inspect(network, CPU, None, owner))
+        owner.manual_cast_dtype = torch.float16
+        assert not before.stands_as(inspect(network, CPU, None, owner))
+
+    def test_graphs_of_the_hosts_own(self, network):
+        network.joint_blocks[0]._comfy_graph = {"graph": object()}
+        assert "graphs of its own" in inspect(network, CPU).obstacle
+
+    def test_what_is_gone_is_not_kept_alive(self, network):
+        weights = torch.nn.Linear(2, 2)
+        network.get_submodule(MLP).act = weights
+        held, gone = inspect(network, CPU), weakref.ref(weights)
+        network.get_submodule(MLP).act = torch.nn.SiLU()
+        del weights
+        assert gone() is None and not self._same(network, held)
+
+    def test_a_thousand_modules_in_a_few_milliseconds(self):
+        network = torch.nn.Sequential(
+            *(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2)) for _ in range(350))
+        )
+        took = []
+        for _ in range(10):
+            start = time.thread_time()
+            inspect(network, CPU)
+            took.append(time.thread_time() - start)
+        assert len(list(network.modules())) > 1000 and min(took) < 0.015  # 3 ms on a quiet machine
+
+
+def guider_of(positive, negative):
+    """The host's guider with a model for each prompt."""
+    extras = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+    if not hasattr(extras, "Guider_DualModel"):
+        pytest.skip("this ComfyUI has no guider with two models")
+    return extras.Guider_DualModel(positive, negative)
+
+
+@torch.inference_mode()
+def sample_with_two(family, config, positive, negative, noise=None):
+    """A run with one model for the positive prompt, patched, and one for the negative."""
+    noise = family.noise() if noise is None else noise
+    patched = patch_model(positive, config)
+    guider = guider_of(patched, negative)
+    guider.set_conds(family.conditioning(1), family.conditioning(2))
+    guider.set_cfg(4.0)
+    sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 10)
+    sampler = comfy.samplers.sampler_object("euler")
+    latent = guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=5)
+    return latent, last_trace(patched)
+
+
+class TestTwoModels:
+    @pytest.mark.parametrize("record_negative", [True, False])
+    def test_a_model_exchanged_behind_the_guider(self, sd3, record_negative):
+        a, b, c = (sd3.build(seed) for seed in (0, 1, 2))
+        plain = {id(each): sample_with_two(sd3, EAGER, a, each)[0] for each in (b, c)}
+        tapes = Tapes(FrozenTape)
+        for each in (a, b, c) if record_negative else (a,):
+            record_on(each, tapes)
+        for negative in (b, c, b, c):
+            latent, trace = sample_with_two(sd3, RECORDED, a, negative)
+            assert distance(latent, plain[id(negative)]) < 2e-5
+            assert trace.regional_steps == 7 and not trace.notes
+        assert tapes.recorded == (3 if record_negative else 1) and tapes.replayed > 0
+
+    def test_each_model_has_its_own_recordings_and_as_many_as_one(self, sd3):
+        a, b = sd3.build(0), sd3.build(1)
+        stores = [record_on(each, Tapes(FrozenTape)) for each in (a, b)]
+        for i in range(MAX_GRAPHS + 1):
+            config = RASConfig(**{**vars(RECORDED), "sample_ratio": 0.1 + 0.05 * i})
+            sample_with_two(sd3, config, a, b)
+        assert [store.count for store in stores] == [MAX_GRAPHS] * 2
+
+    def test_one_that_cannot_be_recorded_leaves_the_other_alone(self, sd3, caplog):
+        a, b = sd3.build(0), sd3.build(1)
+        tapes = [Tapes(FrozenTape), Tapes(FrozenTape)]
+        for each, tape in zip((a, b), tapes, strict=True):
+            record_on(each, tape)
+        b.model.diffusion_model.x_embedder.register_forward_hook(lambda *args: None)
+        with caplog.at_level("INFO"):
+            sample_with_two(sd3, RECORDED, a, b)
+        assert [tape.recorded for tape in tapes] == [1, 0]
+        assert caplog.text.count("no CUDA graphs") == 1
+
+    def test_the_same_prompt_on_both_models(self, sd3):
+        """Its keys and values on one are nothing to the other, also where one is left out in some steps."""
+        a, b = sd3.build(0), sd3.build(1)
+        results = []
+        for config in (EAGER, RECORDED):
+            for each in (a, b):
+                record_on(each, Tapes(FrozenTape))
+            patched = patch_model(a, config)
+            prompt = sd3.conditioning(1)
+            guider = guider_of(patched, b)
+            guider.set_conds(prompt, prompt)
+            guider.set_cfg(4.0)
+            evaluations = []
+
+            def at_times(executor, *args, seen=evaluations):
+                seen.append(1)
+                executor.class_obj.cfg = 1.0 if len(seen) == 4 else 4.0
+                return executor(*args)
+
+            patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", at_times)
+            sigmas = comfy.samplers.calculate_sigmas(a.get_model_object("model_sampling"), "simple", 10)
+            sampler, noise = comfy.samplers.sampler_object("euler"), sd3.noise()
+            with torch.inference_mode():
+                results.append(
+                    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, disable_pbar=True, seed=5)
+                )
+        assert distance(*results) < 2e-5
+
+    def test_unloading_either_gives_its_memory_back(self, sd3):
+        a, b = sd3.build(0), sd3.build(1)
+        stores = [record_on(each, Tapes(FrozenTape)) for each in (a, b)]
+        sample_with_two(sd3, RECORDED, a, b)
+        assert [store.count for store in stores] == [1, 1]
+        b.detach()
+        assert [store.count for store in stores] == [1, 0]
+        a.detach()
+        assert [store.count for store in stores] == [0, 0]
+
+
+class TestOtherCode:
+    def _check(self, sd3, variants, recorded):
+        """Runs of a model and of its variants, twice in turns, are as without recordings."""
+        model = variants[0]
+        tape = FrozenTape()
+        plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]
+        assert min(distance(each, plain[0]) for each in plain[1:]) > 1e-3
+        record_on(model, tape)
+        for _ in range(2):
+            for each, expected in zip(variants, plain, strict=True):
+                latent, trace = sample_ras(each, sd3, sd3.noise(), RECORDED)
+                assert distance(latent, expected) < 2e-5
+                assert trace.regional_steps == 7 and not trace.notes
+        assert tape.recorded == recorded and tape.replayed > 0
+
+    def test_a_bypass_lora_on_and_off(self, sd3):
+        adapters = pytest.importorskip("comfy.weight_adapter")
+        if not hasattr(adapters, "BypassInjectionManager"):
+            pytest.skip("this ComfyUI has no bypass LoRA")
+        model = sd3.build()
+        strong, weak = (_with_bypass_lora(model, strength) for strength in (1.0, 0.5))
+        self._check(sd3, [model, strong, weak], recorded=6)
+
+    def test_an_object_patch_on_and_off(self, sd3):
+        model = sd3.build()
+        patched = model.clone()
+        mlp = model.model.diffusion_model.get_submodule(MLP)
+        forward = mlp.forward
+        patched.add_object_patch(f"diffusion_model.{MLP}.forward", lambda x: forward(x) * 1.5)
+        self._check(sd3, [model, patched], recorded=2)
+
+    def test_an_exchanged_layer(self, sd3):
+        model = sd3.build()
+        patched = model.clone()
+        patched.add_object_patch(f"diffusion_model.{MLP}.act", torch.nn.SiLU())
+        self._check(sd3, [model, patched], recorded=4)
+
+    def test_a_patched_class(self, sd3, monkeypatch):
+        model, tape = sd3.build(), FrozenTape()
+        plain, _ = sample_ras(model, sd3, sd3.noise(), EAGER)
+        kind = type(model.model.diffusion_model.get_submodule(MLP))
+        record_on(model, tape)
+        sample_ras(model, sd3, sd3.noise(), RECORDED)
+        original = kind.forward
+        monkeypatch.setattr(kind, "forward", lambda *args: original(*args) * 1.5)
+        other, _ = sample_ras(model, sd3, sd3.noise(), EAGER)
+        latent, _ = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        assert distance(other, plain) > 1e-3 and distance(latent, other) < 2e-5
+
+
+def _with_bypass_lora(model, strength):
+    import comfy.sd
+
+    generator, rank, name = torch.Generator().manual_seed(1), 2, "joint_blocks.1.x_block.attn.proj"
+    rows, columns = model.model.diffusion_model.get_submodule(name).weight.shape
+    key = f"diffusion_model.{name}"
+    lora = {
+        f"{key}.lora_up.weight": torch.randn(rows, rank, generator=generator) * 0.3,
+        f"{key}.lora_down.weight": torch.randn(rank, columns, generator=generator) * 0.3,
+    }
+    patched, _ = comfy.sd.load_bypass_lora_for_models(model, None, lora, strength, 0)
+    assert patched.injections
+    return patched
+
+
+class TestForecastRows:
+    """They move on once an evaluation: the change of a row is that since the evaluation before."""
+
+    @pytest.mark.parametrize(
+        "groups",
+        [
+            [[1, 1, 1]] * 8 + [[2, 1]] * 6 + [[1, 2]] * 6,
+            [[1, 2]] * 8 + [[1, 1, 1]] * 6 + [[2, 1]] * 6,
+            ([[1, 2]] * 5 + [[1, 1, 1]] * 4) * 3,
+            [[2, 1]] * 9 + [[1, 2]] * 9,
+        ],
+    )
+    @pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
+    def test_prompts_that_are_grouped_anew(self, sd3, kind, groups, monkeypatch):
+        latents, two = [], sd3.conditioning(1) + sd3.conditioning(3)
+        for config in (FORECAST_EAGER, FORECAST):
+            model, tapes = sd3.build(), Tapes(kind)
+            record_on(model, tapes)
+            between_calls(monkeypatch, in_groups(groups.__getitem__))
+            steps = len(groups)
+            latent, trace = sample_ras(model, sd3, sd3.noise(), config, positive=two, steps=steps)
+            latents.append(latent)
+            assert not trace.notes
+        assert tapes.replayed > 0 and distance(*latents) < 2e-5
+
+    def test_two_prompts_are_still_begun_early(self, sd3, monkeypatch):
+        model, tapes = sd3.build(), Tapes(FrozenLateTape)
+        split_prompts(monkeypatch, model)
+        record_on(model, tapes)
+        _, trace = sample_ras(model, sd3, sd3.noise(), FORECAST)
+        assert tapes.begun == 4 and not trace.notes
+
+    @pytest.mark.parametrize("error", [RuntimeError, torch.cuda.OutOfMemoryError])
+    def test_a_recording_that_fails_after_its_work(self, sd3, error):
+        model = sd3.build()
+        plain, _ = sample_ras(model, sd3, sd3.noise(), FORECAST_EAGER, steps=16)
+        tape = FailingTape()
+        tape.error = error("planted")
+        record_on(model, tape)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), FORECAST, steps=16)
+        assert distance(latent, plain) < 2e-5 and not trace.notes and not tape.failures
+
+    def test_a_second_tape_without_memory(self, sd3, monkeypatch):
+        """What was to be recorded there has run once, and is recorded on the first when it comes again."""
+        model, tapes = sd3.build(), []
+
+        def make(number):
+            tapes.append(FailingTape() if number else FrozenTape())
+            if number:
+                tapes[-1].error = torch.cuda.OutOfMemoryError("planted")
+            return tapes[-1]
+
+        split_prompts(monkeypatch, model)
+        plain, _ = sample_ras(model, sd3, sd3.noise(), FORECAST_EAGER, steps=16)
+        store = GraphStore(make)
+        setattr(model.model, GRAPHS, store)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), FORECAST, steps=16)
+        assert distance(latent, plain) < 2e-5 and not trace.notes
+        assert store.count == 2 and store.trouble is None and not tapes[1].failures
+
+    def test_a_recording_that_fails_in_the_middle_of_its_work(self, sd3):
+        """Half of its rows have moved on: the call starts anew from none."""
+
+        class HalfTape(FrozenTape):
+            def once(self, work):
+                mlp = network.get_submodule(MLP)
+                forward, mlp.forward = mlp.forward, fail
+                try:
+                    return super().once(work)
+                finally:
+                    mlp.forward = forward
+
+        def fail(x):
+            raise RuntimeError("planted")
+
+        model = sd3.build()
+        network = model.model.diffusion_model
+        store = record_on(model, HalfTape())
+        dense, _ = sample_ras(model, sd3, sd3.noise(), RASConfig(sample_ratio=1.0))
+        eager, _ = sample_ras(model, sd3, sd3.noise(), FORECAST_EAGER)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), FORECAST)
+        assert "planted" in store.trouble and distance(latent, dense) < distance(eager, dense)
+        assert trace.regional_steps == 6  # the other one is dense
+        assert trace.notes == ("a conditioning with nothing cached yet ran dense once",)
+
+
+class TestInterrupts:
+    @pytest.mark.parametrize(
+        "interrupt", [comfy.model_management.InterruptProcessingException, KeyboardInterrupt]
+    )
+    @pytest.mark.parametrize("where", ["record", "replay"])
+    def test_they_end_the_run(self, sd3, interrupt, where):
+        model = sd3.build()
+        plain, _ = sample_ras(model, sd3, sd3.noise(), EAGER)
+        armed = [True]
+
+        class Interrupted(FrozenTape):
+            def once(self, work):
+                repeat = super().once(work)
+                self._raise_in("record")
+
+                def again():
+                    self._raise_in("replay")
+                    repeat()
+
+                return again
+
+            def _raise_in(self, name):
+                if armed and name == where:
+                    armed.clear()
+                    raise interrupt
+
+        tape = Interrupted()
+        store = record_on(model, tape)
+        with pytest.raises(interrupt):
+            sample_ras(model, sd3, sd3.noise(), RECORDED)
+        assert store.trouble is None and not any(each.is_lent for each in store.buffers)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        assert distance(latent, plain) < 2e-5 and not trace.notes
+        assert store.count == 1 and tape.replayed > 0
+
+
+def test_copies_of_the_model_on_other_devices(sd3, caplog):
+    """ComfyUI calls them in threads, each with a part of the prompts: nothing of ours takes part."""
+    model, tape = sd3.build(), FrozenTape()
+    record_on(model, tape)
+    dense = sample(model, sd3, sd3.noise())
+    patched = patch_model(model, RECORDED)
+    patched.model_options["multigpu_clones"] = {CPU: patched}
+    with caplog.at_level("INFO"):
+        latent = sample(patched, sd3, sd3.noise())
+    assert distance(latent, dense) < 2e-5
+    trace = last_trace(patched)
+    assert trace.regional_steps == 0 and len(trace.notes) == 1 and "multi-GPU" in trace.notes[0]
+    assert caplog.text.count("multi-GPU") == 2  # the warning, and the run's summary
+    assert (tape.recorded, tape.replayed) == (0, 0)
