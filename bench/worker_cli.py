@@ -58,6 +58,7 @@ def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]
     from .shapes import free
     from .speed_run import measure_case, too_many_recordings
 
+    profile = None  # one for all: the same work is to be done, whatever the weights are kept in
     for weights in dict.fromkeys(variant.weights for variant in job.variants):
         group = [variant for variant in job.variants if variant.weights == weights]
         if warning := too_many_recordings(group, len(set(shape_of(job).text_rows))):
@@ -69,6 +70,7 @@ def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]
             about = {"case": job.case.key, "variant": group[0].key, "weights": weights}
             yield {"rows": [about | {"error": f"{type(error).__name__}: {error}"[:500]}]}
             continue
+        bench.profile = profile = profile or bench.profile
         found = [bench.measured(each) for each in group]
         rows = measure_case(bench, found, job.repeats, left)
         dense = found[0].figures_only()
