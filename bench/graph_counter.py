@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +15,14 @@ class GraphCounter:
     """Counts from `install` on; zeros where torch has no CUDA graphs.
 
     Install it before the first capture: a graph's bound methods may be kept.
+
+    Attributes:
+        before_replay: called in each replay before the graph is launched, for faults to be planted.
     """
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self.before_replay: Callable[[], None] = lambda: None
 
     def install(self) -> GraphCounter:
         graph = getattr(torch.cuda, "CUDAGraph", None)
@@ -29,6 +34,8 @@ class GraphCounter:
     def _counting(self, name: str, original: Any) -> Any:
         def counted(graph: Any, *args: Any, **kwargs: Any) -> Any:
             self._counts[name] += 1
+            if name == "replay":
+                self.before_replay()
             return original(graph, *args, **kwargs)
 
         return counted

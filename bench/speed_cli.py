@@ -124,12 +124,12 @@ def run_case(
         return
     with scratch(options) as folder:
         job = first_job(case, options, folder, budget.left())
-        made = ask(job, options, log) if job.files else {}
+        made = ask(job, log) if job.files else {}
         failed = made.get("failed", {}) | ({"default": made["error"]} if made.get("error") else {})
         results["dropped"] += [f"{case.key} {kind} ({why})" for kind, why in failed.items()]
         for flags in ways_to_start(case, options, has_dynamic, failed):
             run = replace(measuring(job, options, failed), flags=(*job.flags, *flags), seconds=budget.left())
-            add_report(results, case, ask(run, options, log))
+            add_report(results, case, ask(run, log))
             write(options.out, results)
             job = replace(job, reference="")  # it knows nothing of dynamic VRAM
     say(f"{case.key}: {time.perf_counter() - started:.0f} s")
@@ -189,7 +189,7 @@ def scratch(options: argparse.Namespace) -> Any:
         yield Path(folder)
 
 
-def ask(job: SpeedJob, options: argparse.Namespace, log: IO[str]) -> dict[str, Any]:
+def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
     """The report of a process with this job; `error` in it where the process did not end well."""
     if job.action == "make" and knows_dynamic_vram(comfyui_path()):
         job = replace(job, flags=(*job.flags, DISABLE_DYNAMIC))
@@ -204,7 +204,7 @@ def ask(job: SpeedJob, options: argparse.Namespace, log: IO[str]) -> dict[str, A
             command, input=job.dumps(), text=True, stdout=log, stderr=log, timeout=limit, check=False
         )
         if done.returncode:
-            error = f"{job.action} ended with status {done.returncode}: {last_line(options.out, start)}"
+            error = f"{job.action} ended with status {done.returncode}: {last_line(log, start)}"
     except subprocess.TimeoutExpired:
         error = f"{job.action} took more than {limit:.0f} s"
     report = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
@@ -214,8 +214,9 @@ def ask(job: SpeedJob, options: argparse.Namespace, log: IO[str]) -> dict[str, A
     return report
 
 
-def last_line(out: Path, start: int) -> str:
-    with out.with_suffix(".log").open(encoding="utf-8", errors="replace") as file:
+def last_line(log: IO[str], start: int) -> str:
+    """The last one that was written to a log since `start`."""
+    with Path(log.name).open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
     return lines[-1] if lines else "it said nothing"

@@ -50,7 +50,9 @@ def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
     paths = {kind: folder / name for kind, name in job.files.items()}
     failed = make_files(shape_of(job), paths, comfy.model_management.get_torch_device())
     sizes = {kind: path.stat().st_size for kind, path in paths.items() if path.exists()}
-    yield {"failed": failed, "sizes": sizes, "make_seconds": time.perf_counter() - started}
+    total = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
+    seconds = time.perf_counter() - started
+    yield {"failed": failed, "sizes": sizes, "make_seconds": seconds, "total": total}
 
 
 def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
