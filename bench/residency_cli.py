@@ -19,7 +19,7 @@ from ..ras_core.errors import RASError
 from .hosting import DISABLE_DYNAMIC, comfyui_path, has_dynamic_vram, knows_dynamic_vram, start_as_main
 from .progress import say
 from .speed_cases import Case
-from .speed_cli import ROOT, SHARED_MEMORY, ask, last_line
+from .speed_cli import ROOT, ask, last_line, shared_memory
 from .speed_job import SpeedJob
 
 FILES = ("default", "lora", "scaled_fp8", "int8_convrot")
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "checks": []}
     chosen = [name.strip() for name in options.only.split(",") if name.strip()]
-    parent = SHARED_MEMORY if SHARED_MEMORY.is_dir() and not options.tiny else None
+    parent = None if options.tiny else shared_memory(20 * GIB)
     with (
         tempfile.TemporaryDirectory(prefix="ras-residency-", dir=parent) as folder,
         options.out.with_suffix(".log").open("w", encoding="utf-8") as log,
@@ -197,7 +197,8 @@ def work(job: dict[str, Any]) -> int:
     start_as_main(job["flags"], job["threads"])
     import comfyui_version
 
-    from .residency_checks import CHECKS, Scene, run_check
+    from .residency_checks import CHECKS, run_check
+    from .residency_scene import Scene
 
     scene = Scene(Path(job["folder"]), job["tiny"])
     report: dict[str, Any] = {

@@ -44,6 +44,10 @@ ROOM = 40 * 2**30
 """Bytes that a case's files may take: a network of 16 GB, and copies in other layouts."""
 
 TINY_STEPS = 14
+
+MOST = 1800
+"""Seconds that one process may take without --seconds."""
+
 GRACE = 60
 """Seconds for starting and ending, over those that a process may take."""
 
@@ -182,11 +186,15 @@ def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]
 @contextmanager
 def scratch(options: argparse.Namespace) -> Any:
     """A folder for a case's files, removed with them."""
-    parent = options.scratch
-    if parent is None and not options.tiny and SHARED_MEMORY.is_dir():
-        parent = SHARED_MEMORY if shutil.disk_usage(SHARED_MEMORY).free > ROOM else None
+    parent = options.scratch or (None if options.tiny else shared_memory(ROOM))
     with tempfile.TemporaryDirectory(prefix="ras-speed-", dir=parent) as folder:
         yield Path(folder)
+
+
+def shared_memory(nbytes: int) -> Path | None:
+    """The folder of shared memory where it has this room, else None."""
+    has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > nbytes
+    return SHARED_MEMORY if has_room else None
 
 
 def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
     if job.action == "make" and knows_dynamic_vram(comfyui_path()):
         job = replace(job, flags=(*job.flags, DISABLE_DYNAMIC))
     say(f"{job.case.key}: {job.action} {' '.join(job.flags)}")
-    limit = None if job.seconds == float("inf") else max(job.seconds, 0) + GRACE
+    limit = min(max(job.seconds, 0), MOST) + GRACE
     out = Path(job.folder) / "report.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "bench" / "speed_worker.py"), str(out)]
