@@ -101,6 +101,11 @@ class Shape:
             config["x_block_self_attn_layers"] = [0, 1]
         return replace(self, unet_config=config)
 
+    def as_detected(self) -> Shape:
+        """With the number of blocks that ComfyUI's loader takes an SD3 network of this width for."""
+        config = {name: value for name, value in self.unet_config.items() if name != "num_blocks"}
+        return replace(self, unet_config=config)
+
     def tiny(self) -> Shape:
         """The same family at a size that a CPU runs in milliseconds."""
         config = {**self.unet_config, **_TINY[self.model_class]}
@@ -144,7 +149,7 @@ _Z_IMAGE = {
     "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
 }  # fmt: skip
 _TINY_MMDIT = {
-    "depth": 2, "adm_in_channels": 64, "num_patches": 32**2, "pos_embed_max_size": 32,
+    "depth": 2, "num_blocks": 3, "adm_in_channels": 64, "num_patches": 32**2, "pos_embed_max_size": 32,
     "context_embedder_config": {
         "target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128},
     },

@@ -107,7 +107,8 @@ def shape_of(job: SpeedJob) -> Any:
     from .shapes import SHAPES
 
     shape = SHAPES[job.case.shape]
-    return shape.tiny() if job.tiny else shape
+    shape = shape.tiny() if job.tiny else shape
+    return shape.as_detected() if job.files else shape
 
 
 def open_bench(job: SpeedJob, weights: str) -> Bench:
