@@ -126,7 +126,7 @@ def make_files(
             seconds=90.0, folder=str(folder), files={kind: f"{name}_{kind}.safetensors" for kind in kinds},
         )  # fmt: skip
         found = ask(job, log)
-        if found.get("error") or found.get("failed"):
+        if found.get("error") or "default" in found.get("failed", {}):
             return {**found, "error": found.get("error") or f"no files: {found['failed']}"}
         report |= {key: found[key] for key in ("machine", "total")}
         report["seconds"] += found["make_seconds"]

@@ -103,7 +103,13 @@ class Scene:
         return SHAPES[name].tiny() if self.tiny else SHAPES[name]
 
     def model(self, kind: str = "default", weight_dtype: str = "default") -> Any:
-        """The network by UNETLoader, loaded once."""
+        """The network by UNETLoader, loaded once.
+
+        Raises:
+            Skip: there is no such file, because this ComfyUI has no such layout.
+        """
+        if not (self.folder / f"network_{kind}.safetensors").exists():
+            raise Skip(f"no {kind} file could be made")
         if (key := f"{kind} {weight_dtype}") not in self.models:
             with torch.inference_mode():
                 found = nodes.UNETLoader().load_unet(f"network_{kind}.safetensors", weight_dtype)[0]
