@@ -11,19 +11,41 @@ KEY = "speed_bench_clock"
 
 
 def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
-    """A clone whose runs put their marks on the clock."""
+    """A clone whose runs are timed by the clock: each evaluation, and the stages around them."""
 
     def run(executor, *args, **kwargs):
         clock.restart()
+        clock.enter("set-up")
+        result = executor(*args, **kwargs)
+        clock.enter("return")
+        return result
+
+    def prepare(executor, *args, **kwargs):
+        clock.enter("loading")
+        result = executor(*args, **kwargs)
+        clock.enter("conditionings")
+        return result
+
+    def sample(executor, *args, **kwargs):
+        clock.enter("first evaluation")
         result = executor(*args, **kwargs)
         clock.mark()
+        clock.enter("end of run")
         return result
 
     def evaluate(executor, *args, **kwargs):
+        clock.enter("sampling")
         clock.mark()
-        return executor(*args, **kwargs)
+        result = executor(*args, **kwargs)
+        clock.enqueued()
+        return result
 
     timed = model.clone()
-    timed.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, run)
-    timed.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, evaluate)
+    for place, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, run),
+        (WrappersMP.PREPARE_SAMPLING, prepare),
+        (WrappersMP.SAMPLER_SAMPLE, sample),
+        (WrappersMP.PREDICT_NOISE, evaluate),
+    ):
+        timed.add_wrapper_with_key(place, KEY, wrapper)
     return timed

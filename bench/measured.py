@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from .pack_log import logged
 from .speed_cases import Variant, affordable_repeats
-from .timing import Clock, Peak
+from .timing import Clock, Peak, Stages
 
 SEED = 7
 
@@ -26,18 +27,26 @@ class Measured:
         variant, run, clock: what is sampled, and with which clock.
         forget: drops what an earlier variant has left behind.
         seconds: sampling time of each timed run, from the first evaluation to the last one's end.
-        node_seconds: wall clock of the whole call, with the device waited for.
+        node_seconds: wall clock of the whole call of the sampler node, with the device waited for.
+        stages: seconds of that call by stage, sampling included, of a run of their own.
+        enqueue: CPU seconds of each evaluation of that run.
         steps: per timed run, seconds of each evaluation.
         warm_up: sampling seconds of the run before them.
         memory: of that first run.
         trace: of the last run, where RAS was on.
         counts: active tokens of each step, where the run tells them in place of a trace.
+        recordings: kept by the model after the first run, which finds none.
+        graphs: CUDA graphs captured and replayed in the last run.
+        log: what the pack logged in the first run, apart from its closing line.
     """
 
     variant: Variant
     run: Run
     clock: Clock
     forget: Callable[[], None] = lambda: None
+    count_recordings: Callable[[], int] = lambda: 0
+    count_graphs: Callable[[], dict[str, int]] = dict
+    end_node: Callable[[], None] = lambda: None
     seconds: list[float] = field(default_factory=list)
     node_seconds: list[float] = field(default_factory=list)
     steps: list[list[float]] = field(default_factory=list)
@@ -45,26 +54,50 @@ class Measured:
     memory: dict[str, int] = field(default_factory=dict)
     trace: Any = None
     counts: list[int] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
+    enqueue: list[float] = field(default_factory=list)
+    recordings: int = 0
+    graphs: dict[str, int] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
     error: str = ""
 
     def once(self, seed: int) -> tuple[list[float], float]:
         """Seconds of each evaluation, and of the call."""
         _wait()
+        self.count_graphs()
         started = time.perf_counter()
         self.trace = self.run(seed)
         _wait()
-        return self.clock.laps(), time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.graphs = self.count_graphs()
+        self.end_node()
+        return self.clock.laps(), seconds
 
     def warm(self, device: torch.device) -> None:
         """The first run: kernels are chosen in it, and memory is measured."""
         self.forget()  # memory is this variant's own
         peak = Peak(device)
-        laps, _ = self.once(SEED)
-        self.warm_up, self.memory = sum(laps), peak.read()
+        with logged() as lines:
+            laps, _ = self.once(SEED)
+        self.warm_up, self.memory, self.log = sum(laps), peak.read(), lines
+        self.recordings = self.count_recordings()
+
+    def stage(self, seed: int) -> None:
+        """A run by stages, which also captures again what other variants' first runs dropped."""
+        stages = self.clock.stages = Stages(self.clock.device)
+        try:
+            stages.enter("before sampling")
+            self.trace = self.run(seed)
+            stages.enter("end of node")
+            self.end_node()
+            stages.enter("")
+        finally:
+            self.clock.stages = None
+        self.stages, self.enqueue = stages.seconds, stages.enqueue
 
     def figures_only(self) -> Measured:
         """Without the run, which holds a network."""
-        return replace(self, run=lambda seed: None, forget=lambda: None)
+        return replace(self, run=lambda seed: None, forget=lambda: None, count_recordings=lambda: 0)
 
     def time(self, seed: int) -> None:
         laps, wall = self.once(seed)
@@ -76,7 +109,7 @@ class Measured:
 def take_turns(
     found: Sequence[Measured], device: torch.device, repeats: int, left: Callable[[], float]
 ) -> None:
-    """A first run of each variant, then rounds: a drifting clock meets all of them alike.
+    """A first run of each variant, one by stages, then rounds: a drifting clock meets all of them alike.
 
     Args:
         found: the variants, dense first.
@@ -92,8 +125,8 @@ def take_turns(
         _guarded(each, lambda each=each: each.warm(device))
     per_round = time.perf_counter() - started
     for each in found:
-        if each.variant.graphs != "off" and not each.error:  # the others' beginnings dropped its recordings
-            _guarded(each, lambda each=each: each.once(SEED))
+        if repeats and not each.error:
+            _guarded(each, lambda each=each: each.stage(SEED))
     for number in range(affordable_repeats(per_round, left(), repeats)):
         for each in found:
             if not each.error:

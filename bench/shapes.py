@@ -1,4 +1,4 @@
-"""Networks of true shapes with random weights, made where they run."""
+"""Networks of true shapes with random weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.supported_models
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..lumina_next.model import LuminaNextConfig, guide_first_channels
 from .weights import draw_weights
@@ -68,20 +68,31 @@ class Shape:
         size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
         return {"samples": torch.zeros(batch, self.channels, *size)}
 
+    def network(self, device: torch.device, seed: int = 0) -> nn.Module:
+        """The network alone, with weights drawn on the device. Not under dynamic VRAM, where new networks
+        hold no weights.
+        """
+        network = self._model(device).diffusion_model
+        draw_weights(network, seed)
+        return network
+
     def build(self, device: torch.device, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
-        """A MODEL whose weights are drawn on the device itself.
+        """A MODEL made in this process, for checks and for what ComfyUI's loader does not detect.
 
         It is never moved to the CPU (its offload device is its own): moving 16 GB would take longer than
         the runs.
         """
-        is_own = self.model_class == LUMINA_NEXT
-        of_class = LuminaNextConfig if is_own else getattr(comfy.supported_models, self.model_class)
-        model = of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
+        model = self._model(device)
         draw_weights(model.diffusion_model, seed)
         patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
-        if is_own:
+        if self.model_class == LUMINA_NEXT:
             guide_first_channels(patcher)  # as its loader does by default
         return patcher
+
+    def _model(self, device: torch.device) -> Any:
+        is_own = self.model_class == LUMINA_NEXT
+        of_class = LuminaNextConfig if is_own else getattr(comfy.supported_models, self.model_class)
+        return of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
 
     def shallow(self, blocks: int) -> Shape:
         """The same family with few main blocks of the true width."""
@@ -90,10 +101,14 @@ class Shape:
             config["x_block_self_attn_layers"] = [0, 1]
         return replace(self, unet_config=config)
 
+    def as_detected(self) -> Shape:
+        """With the number of blocks that ComfyUI's loader takes an SD3 network of this width for."""
+        config = {name: value for name, value in self.unet_config.items() if name != "num_blocks"}
+        return replace(self, unet_config=config)
+
     def tiny(self) -> Shape:
         """The same family at a size that a CPU runs in milliseconds."""
-        small = _TINY[self.model_class]
-        config = {**self.unet_config, **small}
+        config = {**self.unet_config, **_TINY[self.model_class]}
         if config.get("x_block_self_attn_layers"):
             config["x_block_self_attn_layers"] = [0]
         return replace(

@@ -4,13 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..ras_core.cost import CostProfile
+if TYPE_CHECKING:
+    from ..ras_core.cost import CostProfile  # imports torch, which ComfyUI has to load first
 
 STEPS = 28
 START_STEP = 4
 RESETS = (12, 20)
 RATIOS = (0.5, 0.25, 0.125)
+EAGER_RATIO = 0.25
+"""The ratio at which runs without CUDA graphs are timed."""
+
+WEIGHTS = ("default", "fp8", "lora", "scaled_fp8", "int8", "int8_convrot")
+"""How a network's weights are loaded: the file as it is, the loader's weight_dtype fp8_e4m3fn, with a LoRA,
+or from a file in one of ComfyUI's quantised layouts."""
+
+DEFAULT_CASES = "sd3_medium-1024,sd35_large-1024,lumina2-1024,z_image-1024"
+DEFAULT_WEIGHTS = {"sd3_medium-1024": WEIGHTS}
+"""By case; the others load the file as it is, in fp8, and with a LoRA."""
+
 REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
 """The families of the reference code, and what its published scripts can turn on for each."""
 
@@ -58,6 +71,7 @@ class Variant:
         option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
         kv_cache: the node's setting of that name, for "ras".
         compiled: the backend of ComfyUI's TorchCompileModel, which stands before; "" for none.
+        weights: one of WEIGHTS.
     """
 
     method: str
@@ -66,6 +80,7 @@ class Variant:
     option: str = ""
     kv_cache: str = "gpu"
     compiled: str = ""
+    weights: str = "default"
 
     @property
     def key(self) -> str:
@@ -76,24 +91,62 @@ class Variant:
             parts.append("eager" if self.graphs == "off" else "graph")
             parts.append("" if self.kv_cache == "gpu" else self.kv_cache)
         parts += [self.option, self.compiled and f"compiled ({self.compiled})"]
+        parts.append("" if self.weights == "default" else self.weights)
         return " ".join(part for part in parts if part)
 
 
 def variants(
-    ratios: Sequence[float], graphs: bool, compiled: str = "", storages: Sequence[str] = ()
+    ratios: Sequence[float],
+    graphs: bool,
+    compiled: str = "",
+    storages: Sequence[str] = (),
+    more: bool = False,
 ) -> list[Variant]:
-    """Dense first: everything is measured against it. `compiled` adds those with this backend, `storages`
-    those with these settings of kv_cache.
+    """What is run on the file as it is. Dense first: everything is measured against it.
+
+    Args:
+        ratios: shares of active tokens.
+        graphs: whether the device has CUDA graphs.
+        compiled: adds runs with this backend.
+        storages: adds runs with these settings of kv_cache.
+        more: adds runs with all tokens, every ratio without graphs, and LazyCache.
     """
-    modes = ("off", "auto") if graphs else ("off",)
-    found = [Variant("dense"), Variant("ras", 1.0)]
-    found += [Variant("ras", ratio, mode) for ratio in ratios for mode in modes]
-    found.append(Variant("lazycache"))
+    mode = "auto" if graphs else "off"
+    found = [Variant("dense")]
+    found += [Variant("ras", ratio, mode) for ratio in ratios]
+    found += [Variant("ras", ratio) for ratio in (ratios if more else eager_ratios(ratios)) if graphs]
+    if more:
+        found += [Variant("ras", 1.0), Variant("lazycache")]
     if compiled:
         found.append(Variant("dense", compiled=compiled))
-        found += [Variant("ras", ratio, modes[-1], compiled=compiled) for ratio in ratios]
-    found += [Variant("ras", ratio, modes[-1], kv_cache=each) for ratio in ratios for each in storages]
+        found += [Variant("ras", ratio, mode, compiled=compiled) for ratio in ratios]
+    found += [Variant("ras", ratio, mode, kv_cache=each) for ratio in ratios for each in storages]
     return found
+
+
+def eager_ratios(ratios: Sequence[float]) -> Sequence[float]:
+    """EAGER_RATIO where it is among the ratios, else the first of them."""
+    return [EAGER_RATIO] if EAGER_RATIO in ratios else ratios[:1]
+
+
+def other_weights(ratios: Sequence[float], graphs: bool, weights: str) -> list[Variant]:
+    """What is run on the same network with other weights, dense first."""
+    mode = "auto" if graphs else "off"
+    return [Variant("dense", weights=weights), *(Variant("ras", r, mode, weights=weights) for r in ratios)]
+
+
+def weights_of(case: Case, wanted: Sequence[str], tiny: bool = False) -> Sequence[str]:
+    """The weights that a case is run with: those asked for, or its own."""
+    if not loads_from_file(case, tiny):
+        return WEIGHTS[:1]
+    return wanted or (WEIGHTS if tiny else DEFAULT_WEIGHTS.get(case.key, WEIGHTS[:3]))
+
+
+def loads_from_file(case: Case, tiny: bool = False) -> bool:
+    """Whether ComfyUI's loader detects the network by its file. It knows Lumina 2 and Z-Image at their own
+    widths only; Lumina-Next is the pack's.
+    """
+    return case.shape.startswith("sd3") or (case.shape != "lumina_next" and not tiny)
 
 
 def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:
@@ -141,13 +194,13 @@ def ideal_speedup(
 
 
 def pick_cases(wanted: str) -> list[Case]:
-    """ "sd3_medium-512,lumina2" -> cases whose key begins with one of these; all for an empty text.
+    """ "sd3_medium-512,lumina2" -> cases whose key begins with one of these; all for an empty text or "all".
 
     Raises:
         ValueError: a name that fits no case.
     """
     names = [name.strip() for name in wanted.split(",") if name.strip()]
-    if not names:
+    if not names or names == ["all"]:
         return list(CASES)
     unknown = [name for name in names if not any(case.key.startswith(name) for case in CASES)]
     if unknown:

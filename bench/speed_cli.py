@@ -1,25 +1,55 @@
-"""The command line of the speed program: budget, cases, results after every case, a table at the end."""
+"""The command line of the speed program: cases, one process for each way to start ComfyUI, results after
+every process, a table at the end.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import IO, Any, get_args
 
 from ..ras_core.config import KVCache
 from ..ras_core.errors import RASError
-from ..ras_core.graph_rules import MAX_GRAPHS
+from .hosting import DISABLE_DYNAMIC, comfyui_path, knows_dynamic_vram
 from .progress import say
-from .setup import ROOT, machine, pick_device, start
-from .speed_cases import RATIOS, STEPS, Case, Variant, pick_cases, reference_variants, unlike, variants
+from .speed_cases import (
+    DEFAULT_CASES,
+    RATIOS,
+    STEPS,
+    WEIGHTS,
+    Case,
+    loads_from_file,
+    other_weights,
+    pick_cases,
+    unlike,
+    variants,
+    weights_of,
+)
+from .speed_job import Action, SpeedJob, files_for
 from .speed_table import profile_table, table
 
-TINY_PIXELS = 128
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the fastest place for files of 16 GB)
+ROOM = 40 * 2**30
+"""Bytes that a case's files may take: a network of 16 GB, and copies in other layouts."""
+
+TINY_STEPS = 14
+
+MOST = 1800
+"""Seconds that one process may take without --seconds."""
+
+GRACE = 60
+"""Seconds for starting and ending, over those that a process may take."""
 
 
 @dataclass
@@ -45,135 +75,200 @@ def main(argv: list[str] | None = None) -> int:
     if options.tiny:
         cases = unlike(cases)
     if options.list:
-        print("\n".join(case.key for case in cases))
+        print("\n".join(case.key for case in pick_cases("all")))
         return 0
     try:
-        device = "cpu" if options.tiny else pick_device(options.device)
-        start(device, threads=options.threads)
+        has_dynamic = knows_dynamic_vram(comfyui_path())
     except RASError as error:
         print(error, file=sys.stderr)
         return 1
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    date = time.strftime("%Y-%m-%d")
+    results: dict[str, Any] = {"date": date, "tiny": options.tiny, "rows": [], "dropped": []}
+    with options.out.with_suffix(".log").open("w", encoding="utf-8") as log:
+        for case in cases:
+            run_case(case, options, has_dynamic, budget, results, log)
     if options.profile:
-        results = run_profiles(cases if options.cases else cases[:1], device, options)
         print(profile_table(results))
-        return 0 if all(not entry["error"] for entry in results["profiles"]) else 1
-    results = run_cases(cases, device, options, budget)
+        entries = results.get("profiles", [])
+        return 0 if entries and all(not entry["error"] for entry in entries) else 1
     print(table(results))
     return 0 if any(not row["error"] for row in results["rows"]) else 1
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """Few runs where --tiny only asks whether every path runs."""
-    options.ratios = options.ratios or (RATIOS[:1] if options.tiny else RATIOS)
+    """Few runs where --tiny only asks whether every path runs, or --quick for a first look."""
+    is_short = options.tiny or options.quick
+    options.ratios = options.ratios or (RATIOS[1:2] if is_short else RATIOS)
     if options.repeats is None:
-        options.repeats = 1 if options.tiny else 3
+        options.repeats = 1 if is_short else 3
+    if options.weights is None:
+        options.weights = ("default",) if options.quick and not options.tiny else ()
+    if options.tiny and options.device == "auto":
+        options.device = "cpu"
+    if not options.cases:
+        options.cases = "sd3_medium-1024" if options.tiny or options.profile else DEFAULT_CASES
     return options
 
 
-def run_profiles(cases: Sequence[Case], device: str, options: argparse.Namespace) -> dict:
-    """Steps of these cases in the profiler; the file is written anew after each."""
-    from .profile_run import STEPS as PROFILED_STEPS
-    from .profile_run import profiles
-
-    found = variants(options.ratios, device == "cuda" or options.tiny)
-    found = [variant for variant in found if variant.method in ("dense", "ras")]
-    results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "profiles": []}
-    for case in cases:
-        bench = make_bench(case, device, options, PROFILED_STEPS)
-        results["profiles"] += profiles(bench, found)
-        bench.close()
-        write(options.out, results)
-    return results
-
-
-def run_cases(cases: Sequence[Case], device: str, options: argparse.Namespace, budget: Budget) -> dict:
-    """All cases that fit into the budget; the file is written anew after each."""
-    results: dict[str, Any] = {
-        "date": time.strftime("%Y-%m-%d"), "machine": machine(),
-        "tiny": options.tiny, "rows": [], "dropped": [],
-    }  # fmt: skip
-    for case in cases:
-        started = time.perf_counter()
-        if budget.left() < options.reserve:
-            say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
-            results["dropped"].append(case.key)
-        else:
-            results["rows"] += run_case(case, device, options, budget.left)
-            say(f"{case.key}: {time.perf_counter() - started:.0f} s")
-            say(table({**results, "rows": [row for row in results["rows"] if row["case"] == case.key]}))
-        write(options.out, results)
-    return results
-
-
 def run_case(
-    case: Case, device: str, options: argparse.Namespace, left: Callable[[], float]
-) -> list[dict[str, Any]]:
-    """Rows of one case; one row with the error where it cannot be set up."""
-    from .reference_rows import reference_rows
-    from .shapes import free
-    from .speed_run import measure_case
+    case: Case,
+    options: argparse.Namespace,
+    has_dynamic: bool,
+    budget: Budget,
+    results: dict[str, Any],
+    log: IO[str],
+) -> None:
+    """A case in all its processes; the file of results is written after each."""
+    started = time.perf_counter()
+    if budget.left() < options.reserve:
+        say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
+        results["dropped"].append(case.key)
+        write(options.out, results)
+        return
+    with scratch(options) as folder:
+        job = first_job(case, options, folder, budget.left())
+        made = ask(job, log) if job.files else {}
+        failed = made.get("failed", {}) | ({"default": made["error"]} if made.get("error") else {})
+        results["dropped"] += [f"{case.key} {kind} ({why})" for kind, why in failed.items()]
+        for flags in ways_to_start(case, options, has_dynamic, failed):
+            run = replace(measuring(job, options, failed), flags=(*job.flags, *flags), seconds=budget.left())
+            add_report(results, case, ask(run, log))
+            write(options.out, results)
+            job = replace(job, reference="")  # it knows nothing of dynamic VRAM
+    say(f"{case.key}: {time.perf_counter() - started:.0f} s")
+    if not options.profile:
+        say(table({**results, "rows": [row for row in results["rows"] if row["case"] == case.key]}))
 
-    try:
-        bench = make_bench(case, device, options, options.steps or case.steps)
-    except Exception as error:
-        free()
-        return [{"case": case.key, "variant": "dense", "error": f"{type(error).__name__}: {error}"[:500]}]
-    graphs = device == "cuda" or options.tiny
-    wanted = variants(options.ratios, graphs, options.compile, options.kv_cache)
-    if warning := too_many_recordings(wanted, len(set(bench.shape.text_rows))):
-        say(warning)
-    found = [bench.measured(each) for each in wanted]
-    rows = measure_case(bench, found, options.repeats, left)
-    dense = found[0].figures_only()
-    del found
-    bench.close()
-    asked = reference_variants(case, options.ratios, device == "cuda") if options.reference else []
-    if asked:
-        rows += reference_rows(bench, dense, asked, options.reference, options.repeats, left())
-    return rows
 
-
-def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:
-    """What to do where a model keeps fewer recordings than runs in turns need, so that each makes its own
-    anew; nothing otherwise.
+def ways_to_start(
+    case: Case, options: argparse.Namespace, has_dynamic: bool, failed: dict[str, str]
+) -> list[tuple[str, ...]]:
+    """Flags for ComfyUI: as it starts, then without dynamic VRAM, where its version has it. Under dynamic
+    VRAM a network can only come from a file.
     """
-    needed = calls * sum(each.graphs != "off" for each in wanted)
-    if needed <= MAX_GRAPHS:
-        return ""
-    return (
-        f"Of the {needed} recordings that these runs take turns with, a model keeps {MAX_GRAPHS}: each run "
-        "will record its call anew. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
-    )
+    if "default" in failed:
+        return []
+    if not has_dynamic:
+        return [()]
+    ways = {"on": [()], "off": [(DISABLE_DYNAMIC,)], "both": [(), (DISABLE_DYNAMIC,)]}[options.dynamic_vram]
+    return ways if loads_from_file(case, options.tiny) else [(DISABLE_DYNAMIC,)]
 
 
-def make_bench(case: Case, device: str, options: argparse.Namespace, steps: int) -> Any:
-    """The case's network on the device; a tiny one where that was asked for."""
-    import comfy.model_management
+def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: float) -> SpeedJob:
+    """The job that makes the case's files."""
+    weights = tuple(weights_of(case, options.weights, options.tiny))
+    from_file = loads_from_file(case, options.tiny)
+    own = ("--cpu",) if options.device == "cpu" else ()
+    graphs = options.device != "cpu" or options.tiny
+    found = variants(options.ratios, graphs, options.compile, options.kv_cache, options.more)
+    found = found if "default" in weights else []
+    for each in weights:
+        found += other_weights(options.ratios, graphs, each) if each != "default" else []
+    return SpeedJob(
+        action="make", case=case, tiny=options.tiny, device=options.device,
+        flags=(*own, *shlex.split(options.flags)), threads=options.threads,
+        steps=options.steps or (TINY_STEPS if options.tiny else case.steps), repeats=options.repeats,
+        seconds=seconds, folder=str(folder),
+        files=files_for(case, weights) if from_file else {}, variants=tuple(found),
+        reference=str(options.reference or ""), ratios=tuple(options.ratios),
+    )  # fmt: skip
 
-    from .shapes import SHAPES
-    from .speed_run import Bench
 
-    shape = SHAPES[case.shape]
-    shape, pixels = (shape.tiny(), TINY_PIXELS) if options.tiny else (shape, case.pixels)
-    return Bench(case, shape, comfy.model_management.get_torch_device(), pixels, steps)
+def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]) -> SpeedJob:
+    """The job that runs what the first one has made."""
+    action: Action = "profile" if options.profile else "measure"
+    steps = 11 if options.profile else job.steps  # profile_run.STEPS, which imports torch
+    left = tuple(variant for variant in job.variants if variant.weights not in failed)
+    return replace(job, action=action, steps=steps, variants=left)
+
+
+@contextmanager
+def scratch(options: argparse.Namespace) -> Any:
+    """A folder for a case's files, removed with them."""
+    parent = options.scratch or (None if options.tiny else shared_memory(ROOM))
+    with tempfile.TemporaryDirectory(prefix="ras-speed-", dir=parent) as folder:
+        yield Path(folder)
+
+
+def shared_memory(nbytes: int) -> Path | None:
+    """The folder of shared memory where it has this room, else None."""
+    has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > nbytes
+    return SHARED_MEMORY if has_room else None
+
+
+def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
+    """The report of a process with this job; `error` in it where the process did not end well."""
+    if job.action == "make" and knows_dynamic_vram(comfyui_path()):
+        job = replace(job, flags=(*job.flags, DISABLE_DYNAMIC))
+    say(f"{job.case.key}: {job.action} {' '.join(job.flags)}")
+    limit = min(max(job.seconds, 0), MOST) + GRACE
+    out = Path(job.folder) / "report.json"
+    out.unlink(missing_ok=True)
+    command = [sys.executable, str(ROOT / "bench" / "speed_worker.py"), str(out)]
+    start, error = log.tell(), ""
+    try:
+        done = subprocess.run(
+            command, input=job.dumps(), text=True, stdout=log, stderr=log, timeout=limit, check=False
+        )
+        if done.returncode:
+            error = f"{job.action} ended with status {done.returncode}: {last_line(log, start)}"
+    except subprocess.TimeoutExpired:
+        error = f"{job.action} took more than {limit:.0f} s"
+    report = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if error:
+        say(error)
+        report["error"] = error[:500]
+    return report
+
+
+def last_line(log: IO[str], start: int) -> str:
+    """The last one that was written to a log since `start`."""
+    with Path(log.name).open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def add_report(results: dict[str, Any], case: Case, report: dict[str, Any]) -> None:
+    """Rows, profiles and what tells of the machine."""
+    if "machine" in report:
+        results.setdefault("machine", report["machine"])
+        results["comfyui"] = report["machine"]["comfyui"]
+        results["dynamic_vram"] = sorted({*results.get("dynamic_vram", []), report["dynamic_vram"]})
+    results["rows"] += report.get("rows", [])
+    if "profiles" in report:
+        results["profiles"] = results.get("profiles", []) + report["profiles"]
+    if report.get("error"):
+        results["rows"].append({"case": case.key, "variant": "", "error": report["error"]})
 
 
 def write(path: Path, results: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench/speed.py", description=(__doc__ or "").splitlines()[0])
-    top.add_argument("--cases", default="", help="comma list, by the beginning of their names (--list)")
+    top.add_argument(
+        "--cases", default="",
+        help=f"comma list, by the beginning of their names, or all; {DEFAULT_CASES} by default",
+    )  # fmt: skip
     top.add_argument("--list", action="store_true", help="only print the cases")
     top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
-    top.add_argument("--reserve", type=float, default=10, help="seconds without which no case is begun")
+    top.add_argument("--reserve", type=float, default=30, help="seconds without which no case is begun")
+    top.add_argument("--quick", action="store_true", help="one timed run, 25 %% only, the file as it is")
     top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
     top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")
     top.add_argument("--ratios", type=_ratios, help="0.5,0.25,0.125 by default")
+    top.add_argument("--weights", type=_weights, help=f"comma list of {', '.join(WEIGHTS)}")
+    top.add_argument(
+        "--dynamic-vram", choices=("both", "on", "off"), default="both", help="how ComfyUI is started"
+    )
+    top.add_argument("--flags", default="", help="further command-line flags for ComfyUI, in one argument")
+    top.add_argument("--scratch", type=Path, help="folder for checkpoints; shared memory where it has room")
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
+    top.add_argument("--more", action="store_true", help="and LazyCache, all tokens, no graphs")
     top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
     top.add_argument(
         "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
@@ -183,18 +278,25 @@ def parser() -> argparse.ArgumentParser:
         "--kv-cache", type=_storages, default=(), metavar="NAMES",
         help="and with these settings of kv_cache: fp8,forecast,cpu",
     )  # fmt: skip
-    top.add_argument("--profile", action="store_true", help="profile steps of --cases (the first) instead")
+    top.add_argument("--profile", action="store_true", help="profile steps of --cases instead")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=ROOT / "bench" / "output" / "speed.json")
     return top
 
 
-def _storages(text: str) -> tuple[str, ...]:
+def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
-    if unknown := sorted(set(names) - set(get_args(KVCache))):
-        known = ", ".join(get_args(KVCache))
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is no kv_cache; there are {known}")
+    if unknown := sorted(set(names) - set(known)):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is no {what}; there are {', '.join(known)}")
     return names
+
+
+def _storages(text: str) -> tuple[str, ...]:
+    return _names(text, get_args(KVCache), "kv_cache")
+
+
+def _weights(text: str) -> tuple[str, ...]:
+    return _names(text, WEIGHTS, "kind of weights")
 
 
 def _ratios(text: str) -> tuple[float, ...]:

@@ -42,12 +42,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Rows with figures; where two files have the same case and variant, the later one's."""
+    """Rows with figures; where two files have the same case and variant, the later one's. With rows of both
+    ways to start ComfyUI in one file, those with dynamic VRAM count: it starts so.
+    """
     found: dict[tuple[str, str], Row] = {}
     for path in paths:
-        for row in json.loads(path.read_text(encoding="utf-8"))["rows"]:
-            if row.get("seconds"):
-                found[row["case"], row["variant"]] = row
+        rows = [row for row in json.loads(path.read_text(encoding="utf-8"))["rows"] if row.get("seconds")]
+        for row in sorted(rows, key=lambda row: bool(row.get("dynamic_vram"))):
+            found[row["case"], row["variant"]] = row
     return list(found.values())
 
 

@@ -4,22 +4,27 @@ each other.
 
 from __future__ import annotations
 
+import operator
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import comfyui_version
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..nodes.sampler import sample_with_trace
+from ..nodes.patch_model import RASPatchModel
 from ..ras_core.adapters import adapter_for
-from ..ras_core.host import graph_store
+from ..ras_core.graph_rules import MAX_GRAPHS
+from ..ras_core.host import graph_store, last_trace
 from ..ras_core.trace import Trace
 from .clocked import clocked
+from .graph_counter import GraphCounter
+from .hosting import end_node, has_dynamic_vram
 from .measured import SEED, Measured, Run, take_turns
 from .shapes import PIXELS_PER_LATENT, Shape, free
 from .speed_cases import (
@@ -34,28 +39,37 @@ from .speed_cases import (
 from .timing import Clock
 
 CFG = 5.0
+graphs_since_last_call = GraphCounter().install().take
 LAZYCACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
 """The node's defaults."""
 
 
 @dataclass
 class Bench:
-    """A case made ready: its network stands on the device."""
+    """A case made ready.
+
+    Attributes:
+        model: as a loader node gave it; without one the network is made in this process.
+    """
 
     case: Case
     shape: Shape
     device: torch.device
     pixels: int
     steps: int = STEPS
+    model: ModelPatcher | None = None
 
     def __post_init__(self) -> None:
-        self.model = self.shape.build(self.device)
+        is_built = self.model is None
+        if is_built:
+            self.model = self.shape.build(self.device)
         network = self.model.model.diffusion_model
         self.profile = adapter_for(network).cost_profile(network)
         self.conditionings = [self.shape.conditioning(which) for which in (0, 1)]
         self.latent = self.shape.latent(self.pixels, self.pixels, self.case.batch)
         comfy.utils.set_progress_bar_enabled(False)
-        comfy.model_management.load_models_gpu([self.model])
+        if is_built:
+            comfy.model_management.load_models_gpu([self.model])
 
     @property
     def n_tokens(self) -> int:
@@ -75,15 +89,29 @@ class Bench:
             if (store := graph_store(model)) is not None:
                 store.clear()
 
-        return Measured(variant, run(model, variant), clock, forget)
+        def count() -> int:
+            store = graph_store(model)
+            return 0 if store is None else store.count
+
+        return Measured(
+            variant, run(model, variant), clock, forget, count, graphs_since_last_call, end_node
+        )  # fmt: skip
 
     def _dense(self, model: ModelPatcher, variant: Variant) -> Run:
-        from nodes import common_ksampler
+        sample = self._sampler_node(model)
+        return lambda seed: sample(seed) and None
 
-        def run(seed: int) -> None:
-            common_ksampler(model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent)
+    def _sampler_node(self, model: ModelPatcher) -> Callable[[int], dict[str, Tensor]]:
+        from nodes import KSampler
 
-        return run
+        node = KSampler()
+
+        def sample(seed: int) -> dict[str, Tensor]:
+            return node.sample(
+                model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent
+            )[0]  # fmt: skip
+
+        return sample
 
     def _lazycache(self, model: ModelPatcher, variant: Variant) -> Run:
         from comfy_extras.nodes_easycache import LazyCacheNode
@@ -91,23 +119,20 @@ class Bench:
         return self._dense(LazyCacheNode.execute(model, **LAZYCACHE).args[0], variant)
 
     def _ras(self, model: ModelPatcher, variant: Variant) -> Run:
-        settings = node_settings(variant)
+        patched = with_ras(model, variant)
+        sample = self._sampler_node(patched)
 
         def run(seed: int) -> Trace:
-            return sample_with_trace(
-                model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent, 1.0,
-                **settings,
-            )[1]  # fmt: skip
+            sample(seed)
+            return last_trace(patched)
 
         return run
 
     def latent_of(self, variant: Variant, seed: int = SEED) -> tuple[Tensor, Trace]:
         """The latent of a run with RAS, for comparisons."""
-        latent, trace = sample_with_trace(
-            self.model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent, 1.0,
-            **node_settings(variant),
-        )  # fmt: skip
-        return latent["samples"], trace
+        patched = with_ras(self.model, variant)
+        latent = self._sampler_node(patched)(seed)
+        return latent["samples"], last_trace(patched)
 
     def ideal(self, counts: Sequence[int]) -> float:
         return ideal_speedup(self.profile, self.n_tokens, self.shape.rows_in_network, counts)
@@ -117,14 +142,32 @@ class Bench:
         free()
 
 
+def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
+    """The model as the node RASPatchModel gives it."""
+    return RASPatchModel.execute(model, **node_settings(variant)).args[0]
+
+
 def node_settings(variant: Variant) -> dict[str, Any]:
-    """Settings of RASKSampler for a variant; everything else at its default."""
+    """Settings of RASPatchModel for a variant; everything else at its default."""
     return {
         "sample_ratio": variant.ratio, "start_step": START_STEP, "end_step": 0, "error_reset_every": 6,
         "error_reset_steps": ",".join(map(str, RESETS)), "metric": "std", "high_ratio": 1.0,
         "starvation_scale": 0.1, "ratio_end": 0.0, "method": "multirate",
         "cuda_graphs": variant.graphs, "kv_cache": variant.kv_cache,
     }  # fmt: skip
+
+
+def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:
+    """What to do where a model keeps fewer recordings than runs in turns need, so that each makes its own
+    anew; nothing otherwise.
+    """
+    needed = calls * sum(each.graphs != "off" for each in wanted)
+    if needed <= MAX_GRAPHS:
+        return ""
+    return (
+        f"Of the {needed} recordings that these runs take turns with, a model keeps {MAX_GRAPHS}: each run "
+        "will record its call anew. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
+    )
 
 
 @torch.inference_mode()
@@ -149,7 +192,8 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
     row: dict[str, Any] = {
         "case": bench.case.key, "variant": variant.key, "method": variant.method, "ratio": variant.ratio,
         "graphs": variant.graphs, "option": variant.option, "compiled": variant.compiled,
-        "pixels": bench.pixels,
+        "weights": variant.weights, "comfyui": comfyui_version.__version__,
+        "dynamic_vram": has_dynamic_vram(), "pixels": bench.pixels,
         "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
         "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
     }  # fmt: skip
@@ -162,22 +206,35 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
         "node_seconds": statistics.median(each.node_seconds) if each.node_seconds else None,
         "warm_up_seconds": each.warm_up, "speedup": base / seconds if seconds else None,
         "own_speedup": own_base / seconds if seconds else None,
+        "overhead_seconds": _overhead(each), "stages": each.stages, "recordings": each.recordings,
+        "cuda_graphs": each.graphs, "log": each.log,
         "evaluations": len(each.steps[-1]) if each.steps else None, "memory": each.memory,
         "step_seconds": [statistics.median(laps) for laps in zip(*each.steps, strict=False)],
     }  # fmt: skip
     return row | _step_figures(each) | _against_ideal(bench, each, row["own_speedup"])
 
 
-def _step_figures(each: Measured) -> dict[str, Any]:
-    """Median seconds of dense and of regional steps; the last one, which holds the run's end, is left out."""
+def _overhead(each: Measured) -> float | None:
+    """Median seconds of a whole call of the sampler node over its sampling."""
+    around = list(map(operator.sub, each.node_seconds, each.seconds))
+    return statistics.median(around) if around else None
+
+
+def _kinds(each: Measured) -> list[str]:
     if each.trace:
-        kinds = [evaluation.kind.value for evaluation in each.trace.evaluations]
-    else:
-        kinds = ["regional" if count < max(each.counts) else "dense" for count in each.counts]
+        return [evaluation.kind.value for evaluation in each.trace.evaluations]
+    return ["regional" if count < max(each.counts) else "dense" for count in each.counts]
+
+
+def _step_figures(each: Measured) -> dict[str, Any]:
+    """Median seconds of dense and of regional steps, and of the CPU in them; the last step is left out."""
+    kinds = _kinds(each)
     found: dict[str, list[float]] = {}
     for laps in each.steps:
         for i, seconds in enumerate(laps[1:-1], start=1):
             found.setdefault(kinds[i] if i < len(kinds) else "dense", []).append(seconds)
+    for i, seconds in enumerate(each.enqueue[1:-1], start=1):
+        found.setdefault(f"{kinds[i] if i < len(kinds) else 'dense'}_cpu", []).append(seconds)
     return {f"{kind}_step_seconds": statistics.median(values) for kind, values in found.items()}
 
 
@@ -193,4 +250,16 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
         "ideal": ideal, "of_ideal": speedup / ideal, "kv_bytes": trace.kv_bytes,
         "regional_steps": trace.regional_steps, "log_expected": trace.expected_speedup,
         "log_measured": trace.measured_speedup, "notes": list(trace.notes),
+        "trace_graphs": plain(getattr(trace, "graphs", None)),
     }  # fmt: skip
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold of a trace's report."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 HEAD = (
-    "case", "variant", "s", "step ms", "regional ms", "speed-up", "own", "ideal", "% ideal",
-    "peak GiB", "taken GiB", "K/V GiB",
+    "case", "dynamic", "variant", "s", "step ms", "regional ms", "CPU ms", "speed-up", "own", "ideal",
+    "% ideal", "around ms", "graphs", "replays", "peak GiB", "taken GiB", "K/V GiB",
 )  # fmt: skip
 
 
 def table(results: dict[str, Any]) -> str:
     """One line a variant; speed-ups are against ComfyUI's dense run, eager, and against the program's own."""
     lines = [HEAD, *(_line(row) for row in results["rows"])]
-    about = results["machine"]
+    about = results.get("machine") or dict.fromkeys(("device", "torch", "comfyui"), "?")
     title = f"{about['device']}, torch {about['torch']}, ComfyUI {about['comfyui']}, {results['date']}"
     notes = [f"{row['case']} {row['variant']}: {text}" for row in results["rows"] for text in _notes(row)]
     dropped = [f"dropped: {', '.join(results['dropped'])}"] if results["dropped"] else []
@@ -68,15 +68,20 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
     memory = row.get("memory") or {}
     return (
         row["case"],
+        {True: "on", False: "off"}.get(row.get("dynamic_vram"), "-"),
         row["variant"],
         _number(row.get("seconds"), 3),
         _number(row.get("dense_step_seconds"), 1, 1000),
         _number(row.get("regional_step_seconds"), 1, 1000),
+        _number(row.get("regional_cpu_step_seconds", row.get("dense_cpu_step_seconds")), 1, 1000),
         _number(row.get("speedup"), 2),
         _number(row.get("own_speedup"), 2),
         _number(row.get("ideal"), 2),
         _number(row.get("of_ideal"), 1, 100),
-        _number(memory.get("allocated"), 2, 2**-30),
+        _number(row.get("overhead_seconds"), 0, 1000),
+        _number(row.get("recordings"), 0),
+        _number((row.get("cuda_graphs") or {}).get("replays"), 0),
+        _number(memory.get("peak", memory.get("allocated")), 2, 2**-30),
         _number(memory.get("taken"), 2, 2**-30),
         _number(row.get("kv_bytes"), 2, 2**-30),
     )

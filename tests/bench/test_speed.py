@@ -22,8 +22,8 @@ from ras_pack.bench.speed_cases import (
     unlike,
     variants,
 )
-from ras_pack.bench.speed_cli import too_many_recordings
 from ras_pack.bench.speed_plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
+from ras_pack.bench.speed_run import too_many_recordings
 from ras_pack.bench.speed_table import profile_table, table
 from ras_pack.bench.trace_shares import EVALUATION, NETWORK, Segments, step_shares
 from ras_pack.ras_core.cost import CostProfile
@@ -150,6 +150,9 @@ class TestJob:
 
 class FakeClock:
     """Laps of a tenth of a second."""
+
+    device = CPU
+    stages = None
 
     def laps(self):
         return [0.1, 0.1]

@@ -1,0 +1,129 @@
+"""Checkpoints and LoRAs with random weights of true shapes, as files that ComfyUI's loader nodes read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .shapes import Shape, free
+from .tensor_file import write_tensors
+
+BLOCKS = ("joint_blocks.", "layers.")
+"""How the names of main blocks begin, in the families that ComfyUI's loader detects."""
+
+LORA_RANK = 16
+LORA_SCALE = 0.3
+"""Of a random LoRA: its product is that much of a weight's size."""
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A layout of ComfyUI's own.
+
+    Attributes:
+        format: its name in a checkpoint and in comfy.quant_ops.
+        options: of the layout's `quantize`.
+        extra: further keys of a layer's entry in the checkpoint.
+        multiple: of a layer's widths, which the layout needs.
+    """
+
+    format: str
+    options: Mapping[str, Any]
+    extra: Mapping[str, Any]
+    multiple: int = 16
+
+
+QUANTISED = {
+    "scaled_fp8": Quantised("float8_e4m3fn", {"scale": "recalculate"}, {}),
+    "int8": Quantised("int8_tensorwise", {}, {}),
+    "int8_convrot": Quantised(
+        "int8_tensorwise",
+        {"per_channel": True, "convrot": True, "convrot_groupsize": 256},
+        {"convrot": True, "convrot_groupsize": 256},
+        multiple=256,
+    ),
+}
+
+
+def make_files(
+    shape: Shape, wanted: Mapping[str, Path], device: torch.device, seed: int = 0
+) -> dict[str, str]:
+    """Make the files of a network.
+
+    Args:
+        shape: the network's.
+        wanted: path by kind: "default", "lora" or a key of QUANTISED.
+        device: where weights are drawn.
+        seed: of the weights.
+
+    Returns:
+        For each kind that could not be made, why.
+    """
+    network = shape.network(device, seed)
+    tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
+    failed = {}
+    with torch.inference_mode():
+        for kind, path in wanted.items():
+            try:
+                _make(kind, path, tensors, device)
+            except Exception as error:
+                failed[kind] = f"{type(error).__name__}: {error}"[:300]
+                path.unlink(missing_ok=True)
+    del network, tensors
+    free()
+    return failed
+
+
+def _make(kind: str, path: Path, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    if kind == "default":
+        write_tensors(path, tensors)
+    elif kind == "lora":
+        write_tensors(path, dict(_lora(tensors, device)))
+    else:
+        write_tensors(path, *_quantised(tensors, QUANTISED[kind]))
+
+
+def main_layers(tensors: Mapping[str, Tensor], multiple: int = 16) -> list[str]:
+    """Names of the linear layers in the main blocks that LoRAs and quantised checkpoints touch: attention and
+    feed-forward, not modulation.
+    """
+    return [
+        name.removesuffix(".weight")
+        for name, tensor in tensors.items()
+        if name.startswith(BLOCKS) and name.endswith(".weight") and tensor.ndim == 2
+        if "adaLN" not in name and all(size % multiple == 0 for size in tensor.shape)
+    ]
+
+
+def _lora(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator(device).manual_seed(1)
+    for layer in main_layers(tensors):
+        weight = tensors[f"{layer}.weight"]
+        up = torch.empty(weight.shape[0], LORA_RANK, dtype=weight.dtype, device=device)
+        down = torch.empty(LORA_RANK, weight.shape[1], dtype=weight.dtype, device=device)
+        # Weights have a standard deviation of 1 / sqrt(width): so has the product, times LORA_SCALE.
+        up.normal_(0.0, LORA_SCALE / LORA_RANK**0.5, generator=generator)
+        down.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
+        name = f"diffusion_model.{layer}"
+        yield f"{name}.lora_up.weight", up
+        yield f"{name}.lora_down.weight", down
+        yield f"{name}.alpha", torch.tensor(float(LORA_RANK))
+
+
+def _quantised(tensors: Mapping[str, Tensor], how: Quantised) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The checkpoint in one of ComfyUI's layouts: its tensors, and the file's metadata."""
+    from comfy import quant_ops
+
+    layout = quant_ops.get_layout_class(quant_ops.QUANT_ALGOS[how.format]["comfy_tensor_layout"])
+    found, layers = dict(tensors), main_layers(tensors, how.multiple)
+    for layer in layers:
+        data, params = layout.quantize(tensors[f"{layer}.weight"], **how.options)
+        found |= {f"{layer}.weight": data, f"{layer}.weight_scale": params.scale}
+    about = {"format_version": "1.0", "layers": dict.fromkeys(layers, {"format": how.format, **how.extra})}
+    return found, {"_quantization_metadata": json.dumps(about)}

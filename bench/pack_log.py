@@ -1,0 +1,31 @@
+"""What the pack logs while something runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PREFIX = "Multirate RAS: "
+
+
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The pack's messages, each once, without its prefix; complete when the block has ended."""
+    lines: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if text.startswith(PREFIX) and text.removeprefix(PREFIX) not in lines:
+                lines.append(text.removeprefix(PREFIX))
+
+    logger = logging.getLogger(__package__.rpartition(".")[0])
+    handler, level = Handler(), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,0 +1,244 @@
+"""The speed program's files and processes: checkpoints, jobs, how ComfyUI is started, whole tiny runs."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import safetensors
+import torch
+from ras_pack.bench.checkpoints import make_files
+from ras_pack.bench.graph_counter import GraphCounter
+from ras_pack.bench.hosting import DISABLE_DYNAMIC, knows_dynamic_vram, start_as_main
+from ras_pack.bench.measured import Measured
+from ras_pack.bench.shapes import SHAPES
+from ras_pack.bench.speed_cases import (
+    WEIGHTS,
+    Case,
+    Variant,
+    loads_from_file,
+    other_weights,
+    variants,
+    weights_of,
+)
+from ras_pack.bench.speed_cli import parser, ways_to_start, with_defaults
+from ras_pack.bench.speed_job import SpeedJob, files_for
+from ras_pack.bench.speed_plots import read_rows
+from ras_pack.bench.tensor_file import write_tensors
+from ras_pack.bench.timing import Clock, Stages
+from ras_pack.ras_core.errors import RASError
+
+CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
+SD3 = Case("sd3_medium", 1024)
+
+
+class TestVariants:
+    def test_names_tell_variants_of_all_weights_apart(self):
+        found = variants((0.5, 0.25), graphs=True, more=True)
+        for weights in WEIGHTS[1:]:
+            found += other_weights((0.5, 0.25), True, weights)
+        assert len({each.key for each in found}) == len(found)
+        assert "ras 50% graph lora" in [each.key for each in found]
+
+    def test_graphs_are_left_off_at_one_ratio_only(self):
+        found = [v.ratio for v in variants((0.5, 0.25, 0.125), graphs=True) if v.graphs == "off"]
+        assert found == [1.0, 0.25]  # dense, and the eager run
+
+    def test_without_graphs_no_variant_comes_twice(self):
+        found = [each.key for each in variants((0.5, 0.25), graphs=False)]
+        assert found == ["dense", "ras 50% eager", "ras 25% eager"]
+
+    def test_weights_of_a_case(self):
+        assert weights_of(SD3, ()) == WEIGHTS
+        assert weights_of(Case("lumina2", 1024), ()) == ("default", "fp8", "lora")
+        assert weights_of(Case("lumina2", 1024), ("int8",)) == ("int8",)
+        assert weights_of(Case("lumina_next", 1024), ("fp8",)) == ("default",)
+
+    def test_what_the_loader_detects(self):
+        assert loads_from_file(SD3, tiny=True) and loads_from_file(Case("z_image", 1024))
+        assert not loads_from_file(Case("z_image", 1024), tiny=True)
+        assert not loads_from_file(Case("lumina_next", 1024))
+
+
+class TestJobs:
+    def test_a_job_survives_the_way_to_its_process(self):
+        job = SpeedJob(
+            action="measure", case=SD3, tiny=True, device="cpu", flags=("--cpu",), threads=1, steps=14,
+            repeats=1, seconds=float("inf"), folder="/x", files={"default": "a.safetensors"},
+            variants=(Variant("ras", 0.5, weights="fp8"),), ratios=(0.5,),
+        )  # fmt: skip
+        assert SpeedJob.loads(job.dumps()) == job
+
+    def test_one_file_serves_several_kinds_of_weights(self):
+        assert files_for(SD3, ("default", "fp8", "lora")) == {
+            "default": "sd3_medium_default.safetensors", "lora": "sd3_medium_lora.safetensors",
+        }  # fmt: skip
+        assert list(files_for(SD3, ("scaled_fp8",))) == ["scaled_fp8"]
+        assert list(files_for(SD3, ("lora",))) == ["default", "lora"]
+
+    def test_ways_to_start(self):
+        options = with_defaults(parser().parse_args([]))
+        assert ways_to_start(SD3, options, True, {}) == [(), (DISABLE_DYNAMIC,)]
+        assert ways_to_start(SD3, options, False, {}) == [()]
+        assert ways_to_start(Case("lumina_next", 1024), options, True, {}) == [(DISABLE_DYNAMIC,)]
+        assert ways_to_start(SD3, options, True, {"default": "no room"}) == []
+
+
+class TestStart:
+    def test_torch_must_not_be_there_before(self):
+        with pytest.raises(RASError, match="torch has been imported"):
+            start_as_main()
+
+    def test_dynamic_vram_is_known_by_its_flag(self, tmp_path):
+        (tmp_path / "comfy").mkdir()
+        file = tmp_path / "comfy" / "cli_args.py"
+        file.write_text('parser.add_argument("--highvram")')
+        assert not knows_dynamic_vram(tmp_path)
+        file.write_text(f'parser.add_argument("{DISABLE_DYNAMIC}")')
+        assert knows_dynamic_vram(tmp_path)
+
+
+class TestFiles:
+    def test_every_type_comes_back(self, tmp_path):
+        tensors = {
+            "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
+            "eight": torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn),
+            "scale": torch.tensor(0.5),
+            "int": torch.tensor([[1, -3]], dtype=torch.int8),
+            "turned": torch.arange(4.0).reshape(2, 2).t(),
+        }
+        size = write_tensors(tmp_path / "x.safetensors", tensors, {"about": "it"})
+        assert (tmp_path / "x.safetensors").stat().st_size == size
+        with safetensors.safe_open(tmp_path / "x.safetensors", "pt") as file:
+            assert file.metadata() == {"about": "it"}
+            for name, tensor in tensors.items():
+                found = file.get_tensor(name)
+                assert found.dtype == tensor.dtype and torch.equal(found.float(), tensor.float())
+
+    def test_checkpoint_and_lora(self, tmp_path):
+        """The product of a LoRA is LORA_SCALE of a weight's size: 0.3, for 16 products of random numbers."""
+        paths = {kind: tmp_path / kind for kind in ("default", "lora")}
+        assert make_files(SHAPES["sd3_medium"].tiny(), paths, CPU) == {}
+        with safetensors.safe_open(paths["default"], "pt") as file:
+            weight = file.get_tensor("joint_blocks.0.x_block.mlp.fc1.weight")
+        with safetensors.safe_open(paths["lora"], "pt") as file:
+            layer = "diffusion_model.joint_blocks.0.x_block.mlp.fc1"
+            up, down = (file.get_tensor(f"{layer}.lora_{end}.weight") for end in ("up", "down"))
+            assert not any("adaLN" in name for name in file.keys())  # noqa: SIM118 (no mapping)
+        assert up.shape == (weight.shape[0], 16) and down.shape == (16, weight.shape[1])
+        assert float((up @ down).std() / weight.std()) == pytest.approx(0.3, rel=0.2)
+
+    def test_quantised_layouts_hold_the_weights(self, tmp_path):
+        quant_ops = pytest.importorskip("comfy.quant_ops")
+        if not hasattr(quant_ops, "get_layout_class"):
+            pytest.skip("this ComfyUI has no layouts of its own")
+        paths = {kind: tmp_path / kind for kind in ("default", "scaled_fp8", "int8")}
+        assert make_files(SHAPES["sd3_medium"].tiny(), paths, CPU) == {}
+        layer = "joint_blocks.0.x_block.mlp.fc1"
+        with safetensors.safe_open(paths["default"], "pt") as file:
+            weight = file.get_tensor(f"{layer}.weight")
+        for kind in ("scaled_fp8", "int8"):
+            with safetensors.safe_open(paths[kind], "pt") as file:
+                about = json.loads(file.metadata()["_quantization_metadata"])["layers"]
+                data = file.get_tensor(f"{layer}.weight").float() * file.get_tensor(f"{layer}.weight_scale")
+            assert about[layer]["format"] and f"{layer}.bias" not in about
+            assert float((data - weight).norm() / weight.norm()) < 0.05
+
+    def test_a_kind_that_fails_leaves_the_others_alone(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("ras_pack.bench.checkpoints.LORA_RANK", -1)
+        paths = {kind: tmp_path / kind for kind in ("default", "lora")}
+        failed = make_files(SHAPES["sd3_medium"].tiny(), paths, CPU)
+        assert list(failed) == ["lora"] and paths["default"].exists() and not paths["lora"].exists()
+
+
+class TestCounting:
+    def test_captures_and_replays_since_the_last_call(self, monkeypatch):
+        graph = type("CUDAGraph", (), {"capture_end": lambda self: None, "replay": lambda self: "done"})
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", graph, raising=False)
+        counter, kept = GraphCounter().install(), []
+        counter.before_replay = lambda: kept.append(1)
+        one = graph()
+        one.capture_end()
+        replay = one.replay
+        assert replay() == "done" and replay() == "done"
+        assert counter.take() == {"captures": 1, "replays": 2} and len(kept) == 2
+        assert counter.take() == {"captures": 0, "replays": 0}
+
+    def test_stages_add_up_and_evaluations_are_told_apart(self):
+        stages = Stages(CPU)
+        for name in ("before sampling", "sampling", "sampling", "end", ""):
+            stages.enter(name)
+            if name == "sampling":
+                stages.enqueued()
+        assert list(stages.seconds) == ["before sampling", "sampling", "end"]
+        assert len(stages.enqueue) == 2 and all(value >= 0 for value in stages.seconds.values())
+
+    def test_a_run_by_stages_does_not_count(self):
+        clock = Clock(CPU)
+
+        def run(seed):
+            clock.enter("sampling")
+            clock.enqueued()
+
+        each = Measured(Variant("dense"), run, clock)
+        each.stage(1)
+        assert list(each.stages) == ["before sampling", "sampling", "end of node"]
+        assert each.seconds == [] and len(each.enqueue) == 1 and clock.stages is None
+
+
+def test_plots_take_the_host_as_it_starts(tmp_path):
+    row = {"case": "a", "variant": "dense", "seconds": 1.0}
+    rows = [row | {"dynamic_vram": True}, row | {"dynamic_vram": False, "seconds": 2.0}]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    assert [each["seconds"] for each in read_rows([tmp_path / "x.json"])] == [1.0]
+
+
+def program(name: str, *arguments: str) -> SimpleNamespace:
+    """A program of bench/ in a process of its own."""
+    command = [sys.executable, str(ROOT / "bench" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.mark.slow
+def test_the_whole_speed_program(tmp_path):
+    """Files are made, loaded by ComfyUI's nodes and sampled, in processes that start as its main.py does."""
+    out = tmp_path / "speed.json"
+    done = program(
+        "speed.py", "--tiny", "--dynamic-vram", "on", "--weights", "default,fp8,lora", "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr[-2000:] + out.with_suffix(".log").read_text()[-3000:]
+    results = json.loads(out.read_text())
+    assert results["comfyui"] and results["dynamic_vram"] == [False]  # none on a CPU
+    rows = {row["variant"]: row for row in results["rows"]}
+    assert list(rows) == [
+        "dense", "ras 25% graph", "ras 25% eager", "dense fp8", "ras 25% graph fp8", "dense lora",
+        "ras 25% graph lora",
+    ]  # fmt: skip
+    assert not any(row["error"] for row in rows.values()) and results["dropped"] == []
+    eager = rows["ras 25% eager"]
+    assert eager["regional_steps"] == 9  # of 14, steps 0 to 3 and 12 are dense
+    assert eager["dynamic_vram"] is False and eager["comfyui"] == results["comfyui"]
+    assert eager["regional_cpu_step_seconds"] > 0 and eager["overhead_seconds"] > 0
+    assert {"loading", "sampling", "end of run"} < set(eager["stages"])
+    assert "ras 25% graph lora" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_whole_residency_program(tmp_path):
+    """On a CPU graphs are stand-ins, and a failing check ends the program with status 1."""
+    out = tmp_path / "residency.json"
+    checks = (
+        "replay_equals_eager",
+        "eviction_between_steps",
+        "lora_changes",
+        "exception_in_capture",
+        "two_nodes",
+    )
+    done = program("residency_check.py", "--tiny", "--only", ",".join(checks), "--out", str(out))
+    assert done.returncode == 0, done.stdout[-2000:] + out.with_suffix(".log").read_text()[-3000:]
+    found = {check["name"]: check["held"] for check in json.loads(out.read_text())["checks"]}
+    assert found == {"make": True, **dict.fromkeys(checks, True), "eviction_between_steps": None}
+    assert "ok dynamic: two_nodes" in done.stdout and "6 checks, 0 failed" in done.stdout
