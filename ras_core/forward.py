@@ -75,7 +75,7 @@ class NetworkCall:
         self._places: dict[int, Places] = {}  # by number of text rows
         self._ahead: dict[int, Ahead] = {}  # the same
         self.text_rows = 0
-        self.blocks_seen = 0
+        self.blocks_seen = self.attentions_seen = 0
 
     @property
     def gathered(self) -> bool:
@@ -105,6 +105,7 @@ class NetworkCall:
     ) -> Tensor:
         """The host's attention override: pass on, with the cache merged in for the blocks."""
         if self._layer is not None:
+            self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
             token_axis = 2 if by_head else 1
             k, v = self._with_cache(q, k, v, token_axis)

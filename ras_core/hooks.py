@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +20,9 @@ from .graph_rules import MULTIGPU, call_obstacle, calls_are_plain
 from .graphs import GraphSession, NetworkGraphs, RowsAdvanced
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
+from .kv_storage import Keep
 from .live import View, live_step
-from .network_identity import inspect
+from .network_identity import CORE_GRAPH, inspect
 from .noise_levels import NoiseLevels
 from .residency import EvictableWeights
 from .state import RunState
@@ -68,6 +69,7 @@ class RunHooks:
         graphs: GraphSession | None = None,
         grouped: GroupedAttention | None = None,
         weights: EvictableWeights | None = None,
+        pause: Callable[[], AbstractContextManager] | None = None,
     ):
         self._weights = weights
         self._adapter = adapter
@@ -76,6 +78,8 @@ class RunHooks:
         self._graphs = graphs
         self._grouped = grouped
         self._levels = NoiseLevels(run.sigmas)
+        self._pause = pause  # around memory that outlives a call
+        self._seen: dict[Hashable, tuple[int, int]] = {}  # blocks and attentions of a dense call, by variant
         self._networks: list[nn.Module] = []  # that this run has called
 
     def evaluate(
@@ -178,7 +182,7 @@ class RunHooks:
         slots = run.kv.begin_fill(branches)
         if not slots and (graphs := self._graphs_for(network, forward, control, options)):
             slots = graphs.lend(branches, forward.inputs, run.kv.storage)
-        inner, keep = options.get(OVERRIDE), run.kv.keep_for(branches)
+        inner, keep = options.get(OVERRIDE), self._outside(run.kv.keep_for(branches))
         sigma = forward.inputs["t"] if run.kv.forecasts else None
         call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep, sigma=sigma)
         trouble = None
@@ -197,6 +201,9 @@ class RunHooks:
             return forward(control, options)
         if call.blocks_seen == 0:
             run.go_dense("the network's blocks cannot be followed (compiled code runs no hooks placed later)")
+            return output
+        if missed := self._missed(network, branches, call):
+            run.go_dense(missed)
             return output
         run.kv.end_fill(branches, slots)
         run.text_rows = max(run.text_rows, call.text_rows)
@@ -245,6 +252,9 @@ class RunHooks:
         if not call.gathered:
             run.go_dense("the main blocks never ran on the active tokens")
             return output
+        if missed := self._missed(network, branches, call):
+            run.go_dense(missed)
+            return None
         run.evaluation.ran_regional = True
         return self._merge(branches, active_idx, output)
 
@@ -265,7 +275,7 @@ class RunHooks:
         """
         output = None
         if graphs := self._graphs_for(network, forward, control, options):
-            recorded = self._recorded(network, forward, options)
+            recorded = self._recorded(network, branches, forward, options)
             output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
         known = self._graphs and self._graphs.of(forward.executor.class_obj)
         if output is None and known and known.has_advanced(branches):
@@ -308,7 +318,9 @@ class RunHooks:
             self._graphs.refuse("the host calls copies of the model on other devices")
         self._run.go_dense("the host calls copies of the model on several devices at once (multi-GPU)")
 
-    def _recorded(self, network: nn.Module, forward: HostCall, options: dict) -> Callable[..., Tensor]:
+    def _recorded(
+        self, network: nn.Module, branches: tuple[Branch, ...], forward: HostCall, options: dict
+    ) -> Callable[..., Tensor]:
         """A regional call as a function of all that changes from step to step."""
 
         def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, Sequence]) -> Tensor:
@@ -320,9 +332,38 @@ class RunHooks:
                 output = forward(None, {**options, OVERRIDE: inside.attend}, inputs)
             if not inside.gathered:
                 raise RegionalAbort("the main blocks never ran on the active tokens")
+            if missed := self._missed(network, branches, inside):
+                raise RegionalAbort(missed)
             return output
 
         return call
+
+    def _missed(self, network: nn.Module, branches: tuple[Branch, ...], call: NetworkCall) -> str | None:
+        """What of the network ran without us in a call: something replayed or compiled stood in for it. The
+        first dense call of a kind shows what there is to see.
+        """
+        seen, blocks = (call.blocks_seen, call.attentions_seen), self._adapter.blocks(network)
+        if any(vars(block).get(CORE_GRAPH) for block in blocks) and seen[0] < len(blocks):
+            expected = (len(blocks), seen[1])
+        else:
+            expected = self._seen.setdefault(branches[0][1], seen)  # the variant
+        if seen == expected:
+            return None
+        return (
+            f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions could be followed "
+            "(graphs of ComfyUI's own run no hooks)"
+        )
+
+    def _outside(self, keep: Keep | None) -> Keep | None:
+        """What keeps K/V does so outside of the host's own records of memory."""
+        if keep is None or self._pause is None:
+            return keep
+
+        def paused(*args: Any, **kwargs: Any) -> Sequence:
+            with self._pause():
+                return keep(*args, **kwargs)
+
+        return paused
 
     def _drop_graphs(self) -> None:
         if self._graphs is not None:

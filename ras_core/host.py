@@ -26,6 +26,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
+from . import host_compiler
 from .adapters import adapter_for, network_of
 from .adapters.base import ModelAdapter
 from .clock import mark
@@ -178,19 +179,20 @@ class RASPatch:
         view = self.view_factory(run.grid) if self.view_factory else None
         profile = self.adapter.cost_profile(network)
         graphs = _graph_session(guider.model_patcher, self.config, run)
-        weights = EvictableWeights(resident_weights)
-        hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention(), weights)
+        weights, pause = EvictableWeights(resident_weights), host_compiler.pause()
+        hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention(), weights, pause)
         _enter(guider.model_options, run, hooks)
         _bring_conditionings(guider.model_options, run, guider.model_patcher.load_device)
         wanted = _wanted_cache(self.config, sampler)
         _plan_cache(guider, network, self.adapter, run, profile, graphs, wanted)
         sampler, trace = self._corrected(sampler, run), None
         try:
-            result = executor(
-                noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
-            )
+            with host_compiler.compiler_off(run.any_regional and not run.is_dense):
+                result = executor(
+                    noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
+                )
             hooks.end()
-            self.last_trace = trace = self._finish(profile, run, guider.model_patcher.load_device)
+            self.last_trace = trace = self._finish(profile, run, guider.model_patcher.load_device, graphs)
             logger.info(trace.summary())
             return result
         finally:
@@ -230,12 +232,15 @@ class RASPatch:
         _explain_dense_plan(run)
         return run
 
-    def _finish(self, profile: CostProfile, run: RunState, device: torch.device) -> Trace:
+    def _finish(
+        self, profile: CostProfile, run: RunState, device: torch.device, graphs: GraphSession | None
+    ) -> Trace:
         if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
             run.warn(
                 "nothing was accelerated: the model was not evaluated in the way that ComfyUI's guiders do"
             )
-        return run.recorder.finish(mark(device), len(run.plan), profile, run.text_rows, run.kv_bytes)
+        report = None if graphs is None else graphs.report
+        return run.recorder.finish(mark(device), len(run.plan), profile, run.text_rows, run.kv_bytes, report)
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
@@ -263,7 +268,11 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
         return None
     management = comfy.model_management
     session = GraphSession(
-        HostSide(partial(_store_of, model), interrupts=(management.InterruptProcessingException,))
+        HostSide(
+            partial(_store_of, model),
+            interrupts=(management.InterruptProcessingException,),
+            obstacle=host_compiler.recording_obstacle,
+        )
     )
     return None if session.of(model.model) is None else session
 

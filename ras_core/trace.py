@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .clock import Moment, seconds_between
 from .cost import CostProfile, expected_speedup
+from .graph_rules import GraphReport
 from .schedule import StepKind, StepPlan
 from .tokens import TokenGrid
 
@@ -57,6 +58,7 @@ class Trace:
         seconds: sampling time from the first evaluation on; loading the model is not in it.
         kv_bytes: size of the K/V cache at its largest.
         notes: why anything ran dense that was planned regional, and other surprises.
+        graphs: what was captured and replayed as CUDA graphs; None where none were wanted or possible.
     """
 
     grid: TokenGrid
@@ -67,6 +69,7 @@ class Trace:
     seconds: float
     kv_bytes: int
     notes: tuple[str, ...] = field(default=())
+    graphs: GraphReport | None = None
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
@@ -95,7 +98,14 @@ class Trace:
             f"{self.token_share:.0%} of tokens processed, speed-up expected {self.expected_speedup:.2f}x, "
             f"measured {measured}"
         )
-        return "; ".join([line, *self.notes])
+        return "; ".join(filter(None, [line, self._graphs_line(), *self.notes]))
+
+    def _graphs_line(self) -> str | None:
+        total = sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
+        if self.graphs is None or not total:
+            return None
+        line = f"{self.graphs.replayed} of {total} regional steps replayed as CUDA graphs"
+        return f"{line} ({self.graphs.reason})" if self.graphs.reason else line
 
     def as_dict(self) -> dict:
         """Plain numbers for a user interface."""
@@ -110,6 +120,7 @@ class Trace:
             "kv_bytes": self.kv_bytes,
             "grid": [self.grid.h, self.grid.w],
             "notes": list(self.notes),
+            "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [
                 {"step": e.step, "sigma": e.sigma, "kind": e.kind.value, "reset": e.is_reset,
                  "active_share": e.active_share, "seconds": e.seconds}
@@ -162,7 +173,15 @@ class Recorder:
         self._notes.append(text)
         return True
 
-    def finish(self, now: Moment, n_steps: int, profile: CostProfile, n_text: int, kv_bytes: int) -> Trace:
+    def finish(
+        self,
+        now: Moment,
+        n_steps: int,
+        profile: CostProfile,
+        n_text: int,
+        kv_bytes: int,
+        graphs: GraphReport | None = None,
+    ) -> Trace:
         evaluations = self._evaluations(now)
         counts = [round(e.active_share * self._grid.n) for e in evaluations]
         return Trace(
@@ -174,6 +193,7 @@ class Recorder:
             seconds=sum(e.seconds for e in evaluations),
             kv_bytes=kv_bytes,
             notes=tuple(self._notes),
+            graphs=graphs,
         )
 
     def _evaluations(self, now: Moment) -> tuple[Evaluation, ...]:

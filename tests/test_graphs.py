@@ -9,7 +9,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.graph_rules import MAX_GRAPHS, call_obstacle, may_outlive_run, signature
+from ras_pack.ras_core.graph_rules import MAX_GRAPHS, GraphReport, call_obstacle, may_outlive_run, signature
 from ras_pack.ras_core.graphs import Buffers, GraphStore, NetworkGraphs
 from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.kv_storage import Sequence
@@ -41,7 +41,44 @@ def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family)
         assert tape.recorded == 1
         # Seven regional steps: the first plain, the second recorded, five replayed; then all seven.
         assert tape.replayed == {1: 5, 2: 5 + 7}[run]
+        assert trace.graphs == {1: GraphReport(1, 5), 2: GraphReport(0, 7)}[run]
+        assert f"{trace.graphs.replayed} of 7 regional steps replayed as CUDA graphs" in trace.summary()
     assert store.nbytes() > 0
+
+
+def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
+    """Prompts one by one: both are recorded in the second regional step, and replayed in five."""
+    model = sd3.build()
+    split_prompts(monkeypatch, model)
+    record_on(model, Tapes(FrozenTape))
+    _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
+    assert trace.graphs == GraphReport(2, 5)
+    assert trace.as_dict()["graphs"] == {"captured": 2, "replayed": 5, "reason": None}
+
+
+def test_where_none_are_wanted_there_is_no_report(sd3):
+    model = sd3.build()
+    record_on(model, FrozenTape())
+    _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
+    assert trace.graphs is None and "CUDA graphs" not in trace.summary()
+
+
+def test_graphs_that_end_on_the_way_say_why(sd3):
+    model = sd3.build()
+    record_on(model, FrozenTape())
+    patched, evaluations = patch_model(model, FAST), []
+
+    def controlled(executor, *args, **kwargs):
+        evaluations.append(1)
+        if len(evaluations) == 9:
+            args[5]["patches"] = {"other": [print]}
+        return executor(*args, **kwargs)
+
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "torch.compile", controlled)
+    sample(patched, sd3, sd3.noise())
+    trace = last_trace(patched)
+    assert trace.graphs == GraphReport(1, 3, "another node patches the network")
+    assert "3 of 7 regional steps replayed as CUDA graphs (another node patches" in trace.summary()
 
 
 def test_prompts_of_different_length_have_a_recording_each(family):
@@ -212,6 +249,8 @@ def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
     with caplog.at_level("INFO"):
         latent, trace = sample_ras(model, family, family.noise())
     assert torch.equal(latent, plain) and trace.regional_steps == 7
+    assert trace.graphs == GraphReport(0, 0, "recording failed (RuntimeError: planted)")
+    assert "0 of 7 regional steps replayed as CUDA graphs (recording failed" in trace.summary()
     assert caplog.text.count("no CUDA graphs") == 1 and "planted" in caplog.text
 
 

@@ -26,10 +26,10 @@ FLOORS = (
         "grouped",
     },
     {"adapters", "forward", "graphs", "hooks", "state", "sampler", "trace", "live", "render", "compare"},
-    {"host"},
+    {"host", "host_compiler"},
 )
-# Where ras_core may import ComfyUI: its one face to it, and the pack's own networks.
-KNOWS_COMFY = {"host", "networks"}
+# Where ras_core may import ComfyUI: its face to it (with names of later versions), the pack's own networks.
+KNOWS_COMFY = {"host", "host_compiler", "networks"}
 COMFY = {
     "comfy",
     "comfy_api",
