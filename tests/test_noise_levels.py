@@ -1,4 +1,4 @@
-"""Noise levels that are expected instead of read: right for samplers in order, noticed where one leaves it."""
+"""Noise levels that are expected, not read: right for samplers in order, noticed where one leaves it."""
 
 import pytest
 import torch
