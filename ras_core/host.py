@@ -36,7 +36,7 @@ from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
 from .graphs import GraphSession, GraphStore, HostSide
 from .grouped import GroupedAttention
-from .hooks import OVERRIDE, RunHooks
+from .hooks import OVERRIDE, SEVERAL_DEVICES, RunHooks
 from .kv_choice import Choice, Needs, Room, choose
 from .kv_storage import has_float8
 from .live import ViewFactory
@@ -56,6 +56,9 @@ GRAPHS = "_multirate_ras_graphs"
 
 KEEP_MAIN_MEMORY = 0.25
 """Share of the free main memory that a K/V cache there leaves to others."""
+
+MULTIGPU = "multigpu"
+"""The host's key for copies of a model on other devices."""
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
@@ -174,6 +177,8 @@ class RASPatch:
             return executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
+        if guider.model_patcher.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
+            run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None
         profile = self.adapter.cost_profile(network)
         graphs = _graph_session(guider.model_patcher, self.config, run)
@@ -278,6 +283,8 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
     """Where recordings of one of a run's models are kept: on it, since they read its weights."""
     patcher = main if model is main.model else model.current_patcher
     store = getattr(model, GRAPHS, None)
+    if patcher is None:
+        return None
     if store is None:
         if patcher.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
             return None
