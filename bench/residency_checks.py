@@ -294,7 +294,7 @@ def unload_frees_all(scene: Scene) -> Outcome:
     loaded = sum(vbar.loaded_size() for each in scene.models.values() for vbar in scene.vbars(each))
     store, allocated = graph_store(model), torch.cuda.memory_allocated()
     kept = 0 if store is None else store.count
-    held = loaded == 0 and kept == 0 and allocated < 64 * 2**20
+    held = loaded == 0 and kept == 0 and allocated < 128 * 2**20  # each stream keeps a workspace of cuBLAS
     expected = scene.eager("default", model)
     outcome = compared(expected, scene.run(model), scene.run(model))
     detail = (

@@ -32,6 +32,8 @@ OVERRIDE = "optimized_attention_override"
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
+SEVERAL_DEVICES = "the host calls copies of the model on several devices at once (multi-GPU)"
+
 # Raised by code that was not written for shortened sequences; anything else is not ours to catch.
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
@@ -135,6 +137,11 @@ class RunHooks:
         if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
         network = network_of(executor.class_obj.diffusion_model)
+        if not self._adapter.matches(network):
+            self._run.go_dense(
+                f"the guider also calls a network of another family ({type(network).__name__})"
+            )
+            return forward(control, options)
         variant = (self._number_of(network), _replaced_blocks(options))
         branches = evaluation.branches(options["uuids"], variant)
         if evaluation.active_idx is not None:
@@ -315,8 +322,8 @@ class RunHooks:
     def _refuse_threads(self) -> None:
         """Before the host calls copies of the model on other devices, each in a thread of its own."""
         if self._graphs is not None:
-            self._graphs.refuse("the host calls copies of the model on other devices")
-        self._run.go_dense("the host calls copies of the model on several devices at once (multi-GPU)")
+            self._graphs.refuse("the run is dense")
+        self._run.go_dense(SEVERAL_DEVICES)
 
     def _recorded(
         self, network: nn.Module, branches: tuple[Branch, ...], forward: HostCall, options: dict

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import comfy.cli_args
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.ops
@@ -37,7 +38,7 @@ from .errors import RASError
 from .graph_rules import may_outlive_run, storage_obstacle
 from .graphs import GraphSession, GraphStore, HostSide
 from .grouped import GroupedAttention
-from .hooks import OVERRIDE, RunHooks
+from .hooks import OVERRIDE, SEVERAL_DEVICES, RunHooks
 from .kv_choice import Choice, Needs, Room, choose
 from .kv_storage import has_float8
 from .live import ViewFactory
@@ -58,6 +59,9 @@ GRAPHS = "_multirate_ras_graphs"
 
 KEEP_MAIN_MEMORY = 0.25
 """Share of the free main memory that a K/V cache there leaves to others."""
+
+MULTIGPU = "multigpu"
+"""The host's key for copies of a model on other devices."""
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
@@ -176,9 +180,11 @@ class RASPatch:
             return executor(
                 noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed, **kwargs
             )
+        if guider.model_patcher.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
+            run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None
         profile = self.adapter.cost_profile(network)
-        graphs = _graph_session(guider.model_patcher, self.config, run)
+        graphs = _graph_session(guider.model_patcher, self.config, run, noise.shape)
         weights, pause = EvictableWeights(resident_weights), host_compiler.pause()
         hooks = RunHooks(self.adapter, run, view, graphs, grouped_attention(), weights, pause)
         _enter(guider.model_options, run, hooks)
@@ -262,7 +268,9 @@ def graph_store(model: ModelPatcher) -> GraphStore | None:
     return getattr(model.model, GRAPHS, None)
 
 
-def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> GraphSession | None:
+def _graph_session(
+    model: ModelPatcher, config: RASConfig, run: RunState, noise_shape: torch.Size
+) -> GraphSession | None:
     """Recorded calls for a run; None where the user, the plan or the device rules them out."""
     if config.cuda_graphs == "off" or run.is_dense or not run.any_regional:
         return None
@@ -271,10 +279,21 @@ def _graph_session(model: ModelPatcher, config: RASConfig, run: RunState) -> Gra
         HostSide(
             partial(_store_of, model),
             interrupts=(management.InterruptProcessingException,),
-            obstacle=host_compiler.recording_obstacle,
+            obstacle=partial(_recording_obstacle, model, noise_shape),
         )
     )
     return None if session.of(model.model) is None else session
+
+
+def _recording_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | None:
+    """Why nothing may be recorded just now, or None."""
+    if is_dynamic(model):
+        # Where memory is short, ComfyUI evicts weights and waits for the device, which ends a capture.
+        unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
+        needed = model.model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
+        if unused - in_pool - headroom_bytes() < needed:
+            return "there is too little free memory to capture a call"
+    return host_compiler.recording_obstacle()
 
 
 @contextmanager
@@ -296,6 +315,8 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
     """Where recordings of one of a run's models are kept: on it, since they read its weights."""
     patcher = main if model is main.model else model.current_patcher
     store = getattr(model, GRAPHS, None)
+    if patcher is None:
+        return None
     if store is None:
         if patcher.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
             return None
@@ -466,8 +487,13 @@ def free_device_bytes(model: ModelPatcher, working: int) -> int:
     """Bytes of the sampling device that are left for the K/V cache."""
     free = comfy.model_management.get_free_memory(model.load_device) - working
     if is_dynamic(model):  # its weights come when they are used, and take the place of others'
-        free += evictable_bytes(model.load_device) - model.model_size()
+        free += evictable_bytes(model.load_device) - model.model_size() - headroom_bytes()
     return int(free)
+
+
+def headroom_bytes() -> int:
+    """Bytes that ComfyUI has been told to leave free (dynamic VRAM)."""
+    return int(getattr(comfy.cli_args.args, "vram_headroom", 0) * 2**30)
 
 
 def is_dynamic(model: ModelPatcher) -> bool:

@@ -20,12 +20,23 @@ from torch import Tensor, nn
 
 from .residency import Residency, is_evictable, same_contents, tensors_of
 
-WEIGHT_PATCHES = ("weight_function", "bias_function")
-"""Attributes in which ComfyUI lists functions that patch a layer's weights at each use. A cast at each use is
-an operation like any other, where the weights are on the device."""
-
 CORE_GRAPH = "_comfy_graph"
 """Attribute in which ComfyUI keeps a graph of its own for a module."""
+
+CAST = "comfy_cast_weights"
+"""Attribute that makes a layer cast its weights at each use. ComfyUI's own layers do so by operations like any
+others, where the weights are on the device; those of other packs (GGUF) may fetch them from anywhere."""
+
+OBSTACLES = {
+    "weight_function": "weights are patched at each use",
+    "bias_function": "weights are patched at each use",
+    CAST: "another pack's layers unpack their weights at each use",
+    CORE_GRAPH: "ComfyUI replays graphs of its own in this network",
+}
+"""Attributes of ComfyUI's layers, and what it means that one is set."""
+
+COMPILED = "_compiled_call_impl"
+"""Attribute in which torch keeps what it calls in a module's place."""
 
 HOST, TORCH = "comfy.", "torch."
 """Beginnings of the names of files whose code in a layer's place does the same at each call."""
@@ -93,21 +104,18 @@ def inspect(
     moving = set(evictable)
     others = [*(each for each in modules if each not in moving), *_modules_of(sampling)]
     tensors = tuple(tensor for module in others for tensor in tensors_of(module))
-    kinds = list(dict.fromkeys(map(type, modules)))
-    functions = {kind: _function_names(kind) for kind in kinds}
-    replaced = [
-        (place, *each)
-        for place, module in enumerate(modules)
-        for each in _replaced_code(module, functions[type(module)])
-    ]
+    kinds = {kind: _Kind.of(kind) for kind in dict.fromkeys(map(type, modules))}
+    marked = [(i, each) for i, each in enumerate(modules) if not kinds[type(each)].own.isdisjoint(vars(each))]
+    replaced = [(i, *code) for i, each in marked for code in _replaced_code(each, kinds[type(each)])]
     if (evictable and residency is None) or any(tensor.device != device for tensor in tensors):
         obstacle = "not all weights are on the device (low memory)"
     else:
-        obstacle = next(filter(None, map(_module_obstacle, modules)), None) or _code_obstacle(replaced)
+        found = (_module_obstacle(module, kinds[type(module)]) for module in modules)
+        obstacle = next(filter(None, found), None) or _code_obstacle(replaced) or _kind_obstacle(tensors)
     code = (
         tuple(map(ref, modules)),
         tuple(map(type, modules)),
-        tuple(map(_class_code, kinds)),
+        tuple(kind.code for kind in kinds.values()),
         tuple((place, name, _reference(each), _read_by(each)) for place, name, each in replaced),
         tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE) if owner is not None else (),
     )
@@ -136,30 +144,46 @@ def _form(tensor: Tensor) -> tuple[Hashable, ...]:
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 
-def _module_obstacle(module: nn.Module) -> str | None:
-    if any(_attribute(module, name) for name in WEIGHT_PATCHES):
-        return "weights are patched at each use"
+@dataclass(frozen=True)
+class _Kind:
+    """What modules of one class have in common.
+
+    Attributes:
+        code: the class's functions, and those of the file in which it is written.
+        marks: names among `OBSTACLES` that the class sets.
+        own: names that say something where a single module has an attribute of its own for them.
+    """
+
+    code: tuple[Hashable, ...]
+    marks: frozenset[str]
+    own: frozenset[str]
+
+    @classmethod
+    def of(cls, kind: type) -> _Kind:
+        functions = (n for each in kind.__mro__ for n, value in vars(each).items() if callable(value))
+        harmless = {CAST} if _is_by(kind, HOST, TORCH) else set()
+        marks = (name for name in OBSTACLES if getattr(kind, name, None))
+        own = frozenset([*functions, *OBSTACLES, COMPILED])
+        return cls(_class_code(kind), frozenset(marks) - harmless, own - harmless)
+
+
+def _module_obstacle(module: nn.Module, kind: _Kind) -> str | None:
+    own = module.__dict__
+    if kind.marks or not kind.own.isdisjoint(own):
+        for name, obstacle in OBSTACLES.items():
+            if own.get(name, name in kind.marks) and name in kind.own:
+                return obstacle
     if module._forward_hooks or module._forward_pre_hooks:
         return "somebody else watches the network's layers"
-    if module.__dict__.get(CORE_GRAPH):
-        return "ComfyUI replays graphs of its own in this network"
     return None
 
 
-def _attribute(module: nn.Module, name: str) -> Any:
-    """As `getattr`, without nn.Module's slow way to find that there is none."""
-    own = module.__dict__
-    return own[name] if name in own else getattr(type(module), name, None)
-
-
-def _replaced_code(module: nn.Module, functions: frozenset[str]) -> Iterator[tuple[str, Any]]:
+def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
     """Attributes of this one module that stand in for its class's functions (bypass LoRA, object patches)."""
     own = module.__dict__
-    for name in own.keys() & functions:
-        if not _is_own(module, name, own[name]):
+    for name in own.keys() & kind.own - OBSTACLES.keys():
+        if own[name] is not None and not _is_own(module, name, own[name]):
             yield name, own[name]
-    if own.get("_compiled_call_impl") is not None:
-        yield "_compiled_call_impl", own["_compiled_call_impl"]
 
 
 def _is_own(module: nn.Module, name: str, code: Any) -> bool:
@@ -167,10 +191,6 @@ def _is_own(module: nn.Module, name: str, code: Any) -> bool:
     return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
         type(module), name, None
     )  # fmt: skip
-
-
-def _function_names(kind: type) -> frozenset[str]:
-    return frozenset(n for each in kind.__mro__ for n, value in vars(each).items() if callable(value))
 
 
 def _class_code(kind: type) -> tuple[Hashable, ...]:
@@ -186,6 +206,12 @@ def _code_obstacle(replaced: Sequence[tuple[int, str, Any]]) -> str | None:
     if all(_is_by(code, HOST, TORCH) for *_, code in replaced):
         return None
     return "another node's code stands in for some of the network's layers"
+
+
+def _kind_obstacle(tensors: Sequence[Tensor]) -> str | None:
+    """Tensors of other packs (GGUF's) do at each use what no recording knows of."""
+    strange = next((type(t) for t in tensors if not _is_by(type(t), HOST, "torch")), None)
+    return strange and f"weights are of an unknown kind ({strange.__name__})"
 
 
 def _is_by(code: Any, *names: str) -> bool:

@@ -6,8 +6,9 @@ reads and writes fixed places, so each recording has inputs and an output of its
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol
@@ -74,13 +75,20 @@ class CudaTape:
         try:
             work()
         except BaseException as error:
-            failure = without_frames(error)
+            failure = kept_forever(error) if is_broken_by(error) else without_frames(error)
         try:
             graph.capture_end()
-        finally:
-            if failure is not None:
-                raise failure
+        except BaseException as error:
+            self._leave_pool()
+            failure = failure or error
+        if failure is not None:
+            raise failure
         return graph.replay
+
+    def _leave_pool(self) -> None:
+        """A capture that could not be ended may have left the allocator at work for it."""
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
     def begin(self, replay: Work) -> Work:
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -95,6 +103,24 @@ def without_frames(error: BaseException) -> BaseException:
     """
     each: BaseException | None = error
     while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
+def is_broken_by(error: BaseException) -> bool:
+    """Whether an error of the driver has ended a capture before its time."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in str(error)
+
+
+def kept_forever(error: BaseException) -> BaseException:
+    """The same error, whose frames stay alive for good. Tensors made in a broken capture have an address and no
+    memory: to give that back is an error in a place where the process ends with it.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if each.__traceback__ is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(each.__traceback__))
         each.__traceback__ = None
         each = each.__cause__ or each.__context__
     return error

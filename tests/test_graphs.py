@@ -298,6 +298,12 @@ def test_what_forbids_recording():
     assert "memory" in inspect(layer, torch.device("meta")).obstacle
     layer.comfy_cast_weights = True
     assert inspect(layer, cpu).obstacle is None, "a cast is an operation like any other"
+    foreign = type("PackedLinear", (torch.nn.Linear,), {"comfy_cast_weights": True, "__module__": "gguf.ops"})
+    assert "another pack" in inspect(foreign(2, 2), cpu).obstacle
+    packed = type("PackedTensor", (torch.Tensor,), {"__module__": "gguf.ops"})
+    holder = torch.nn.Module()
+    holder.register_buffer("packed", torch.zeros(2).as_subclass(packed))
+    assert "PackedTensor" in inspect(holder, cpu).obstacle
     layer.weight_function = [torch.clone]
     assert "patched" in inspect(layer, cpu).obstacle
     assert may_outlive_run(30, 100) and not may_outlive_run(20, 100)
