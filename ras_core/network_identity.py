@@ -24,8 +24,8 @@ CORE_GRAPH = "_comfy_graph"
 """Attribute in which ComfyUI keeps a graph of its own for a module."""
 
 CAST = "comfy_cast_weights"
-"""Attribute that makes a layer cast its weights at each use. ComfyUI's own layers do so by operations like any
-others, where the weights are on the device; those of other packs (GGUF) may fetch them from anywhere."""
+"""Attribute that makes a layer cast its weights at each use. ComfyUI's own layers do so by operations like
+any others, where the weights are on the device; those of other packs (GGUF) may fetch them from anywhere."""
 
 OBSTACLES = {
     "weight_function": "weights are patched at each use",

@@ -114,7 +114,8 @@ def is_broken_by(error: BaseException) -> bool:
 
 
 def kept_forever(error: BaseException) -> BaseException:
-    """The same error, whose frames stay alive for good. Tensors made in a broken capture have an address and no
+    """The same error, whose frames stay alive for good. Tensors made in a broken capture have an address and
+    no
     memory: to give that back is an error in a place where the process ends with it.
     """
     each: BaseException | None = error
