@@ -58,7 +58,7 @@ class Fused:
             fresh: (bb, r_kept, ...) each.
         """
         key, value = _alike(*fresh)
-        whole = tuple(codes.new_empty(codes.shape, dtype=key.dtype) for codes in kept[::2])
+        whole = tuple(places.scratch.empty(i, codes, key.dtype) for i, codes in enumerate(kept[::2]))
         strides, form = self._form((key, value), *whole, kept[0], kept[2])
         with torch.cuda.device_of(key):
             self._kernels.update_float8[(kept[1].numel(), 2)](
@@ -78,7 +78,7 @@ class Fused:
         """
         (key, value), (key_before, value_before) = halves
         new_key, new_value = _alike(*fresh)
-        whole = torch.empty_like(key), torch.empty_like(value)
+        whole = tuple(places.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
         strides, form = self._form((new_key, new_value), *whole, *halves[0], *halves[1])
         with torch.cuda.device_of(key):
             self._kernels.continue_rows[(weights[0].numel(), 2)](
@@ -183,7 +183,7 @@ def _on(device: torch.device, dtype: torch.dtype) -> Fused | None:
 
 def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) -> bool:
     """A picture with one fresh row of two, in each kernel. Rows are long enough to be read in wide pieces."""
-    places = Places(torch.tensor([1], device=device), 2)
+    at_start, at_end = (torch.tensor([row], device=device) for row in (0, 1))
     rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
     expected = torch.tensor([rows], device=device, dtype=dtype)
     new, old = expected[:, 1:], expected.clone()
@@ -191,10 +191,11 @@ def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) 
     codes, scales = torch.empty_like(old, dtype=torch.uint8), old.new_empty(1, 2)
     fused.encode_float8(old, codes, scales)
     kept = (codes, scales, codes.clone(), scales.clone())
-    first = fused.update_float8(kept, places, (new, new))
-    again = fused.update_float8(kept, Places(torch.tensor([0], device=device), 2), (old[:, :1], old[:, :1]))
+    first = fused.update_float8(kept, Places(at_end, 2), (new, new))
+    again = fused.update_float8(kept, Places(at_start, 2), (old[:, :1], old[:, :1]))
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=device)
+    places = Places(at_end, 2)
     weights = fused.weigh(halves, places, (2 * old[:, 1:], old[:, 1:]), weight, weight[:, :1] / 2, 1)
     ahead = fused.continue_rows(halves, places, (new, new), weights)
     results = (*first, *again, ahead[1], halves[0][0])
