@@ -215,7 +215,7 @@ class NetworkCall:
         if k.shape[token_axis] != rows:
             raise RegionalAbort(f"attention {slot} got {rows} query and {k.shape[token_axis]} key rows")
         if self._hidden is None or self._keep is None:
-            return self._dense(slot, k, v, token_axis)
+            return self._from_call(slot, k, v, token_axis)
         borders = self._borders.get(rows) or self._borders_of(rows)
         fresh = k, v
         if token_axis == 2:
@@ -225,7 +225,7 @@ class NetworkCall:
         )
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
-    def _dense(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
+    def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
         """An attention that reads nothing from the cache: a dense call's fill it."""
         prefix = self._prefix_of(k.shape[token_axis])
         if self._keep is not None:
