@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,9 +23,25 @@ from .compiled import as_written
 from .errors import RegionalAbort
 from .grouped import GroupedAttention
 from .kv_forecast import Ahead
-from .tokens import Places, gather_rows, scatter_rows
+from .slab import Scratch
+from .tokens import Places, gather_rows, rows_first, scatter_rows
 
 AttentionOverride = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class _Borders:
+    """What a regional call knows of its attentions with one number of rows.
+
+    Attributes:
+        rows: of text before and of padding after the active tokens.
+        places: where all these rows stand in the whole sequence.
+        ahead: how far cached rows are continued; None in forms that continue nothing.
+    """
+
+    rows: tuple[int, int]
+    places: Places
+    ahead: Ahead | None
 
 
 class NetworkCall:
@@ -73,7 +90,8 @@ class NetworkCall:
         self._sigma = sigma
         self._weights: tuple[Tensor, Tensor] | None = None  # for continuing cached rows
         self._places: dict[int, Places] = {}  # by number of text rows
-        self._ahead: dict[int, Ahead] = {}  # the same
+        self._borders: dict[int, _Borders] = {}  # by number of rows in a regional attention
+        self._scratch = Scratch()
         self.text_rows = 0
         self.blocks_seen = self.attentions_seen = 0
 
@@ -107,10 +125,9 @@ class NetworkCall:
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
-            token_axis = 2 if by_head else 1
-            k, v = self._with_cache(q, k, v, token_axis)
+            k, v = self._with_cache(q, k, v, 2 if by_head else 1)
             if self._keep is None and self.gathered:
-                args, kwargs = self._with_short_mask(k.shape[token_axis], args, kwargs)
+                args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
             if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
@@ -140,20 +157,18 @@ class NetworkCall:
             kv.pass_time(self._slots, self._sigma, self._n)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
+        is_dense, change = self._active_idx is None, self._adapter.map_block_inputs
+        positions = self._gather_positions
+
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             self._layer, self._attention = layer, 0
             self.blocks_seen += 1
-            if self._active_idx is None:
+            if is_dense:
                 return None
-            return self._adapter.map_block_inputs(
-                args, kwargs, self._gather_hidden_once(), self._gather_positions
-            )
+            # The first block that runs gets its rows gathered; later ones get what it left.
+            return change(args, kwargs, self._gather_hidden if self._hidden is None else None, positions)
 
         return hook
-
-    def _gather_hidden_once(self) -> Callable[[Tensor], Tensor] | None:
-        """The gather for the first block that runs; later blocks get what it left."""
-        return None if self.gathered else self._gather_hidden
 
     def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
         rows = hidden.shape[1]
@@ -197,49 +212,48 @@ class NetworkCall:
         if slot[1] in self._adapter.cross_attentions:
             self.text_rows = max(self.text_rows, k.shape[token_axis])
             return k, v
-        here = self._active_idx.shape[1] if self.gathered else self._n
-        prefix = q.shape[token_axis] - here - self._suffix
-        if prefix < 0 or k.shape[token_axis] != q.shape[token_axis]:
-            raise RegionalAbort(
-                f"attention {slot} got {q.shape[token_axis]} query and {k.shape[token_axis]} key rows"
-            )
-        self.text_rows = max(self.text_rows, prefix)
-        if self._keep is None:
-            return k, v
-        key, value = (self._to_rows(t, token_axis) for t in (k, v))
-        if not self.gathered:
-            kv.fill(self._slots, slot, key, value, prefix, self._suffix, self._keep)
-            return k, v
-        key, value = kv.update(
-            self._slots,
-            slot,
-            (key, value),
-            self._active_idx,
-            self._n,
-            (prefix, self._suffix),
-            self._places_for(prefix),
-            self._ahead_for(prefix),
+        rows = q.shape[token_axis]
+        if k.shape[token_axis] != rows:
+            raise RegionalAbort(f"attention {slot} got {rows} query and {k.shape[token_axis]} key rows")
+        if self._hidden is None or self._keep is None:
+            return self._from_call(slot, k, v, token_axis)
+        borders = self._borders.get(rows) or self._borders_of(rows)
+        fresh = k, v
+        if token_axis == 2:
+            fresh = rows_first(k, self._kv_repeat), rows_first(v, self._kv_repeat)
+        whole = kv.update(
+            self._slots, slot, fresh, self._active_idx, self._n, borders.rows, borders.places, borders.ahead
         )
-        return self._from_rows(key, token_axis), self._from_rows(value, token_axis)
+        return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
+
+    def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
+        """An attention that reads nothing from the cache: a dense call's fill it."""
+        prefix = self._prefix_of(k.shape[token_axis])
+        if self._keep is not None:
+            by_head = token_axis == 2
+            key, value = (rows_first(t, self._kv_repeat) if by_head else t for t in (k, v))
+            kv.fill(self._slots, slot, key, value, prefix, self._suffix, self._keep)
+        return k, v
+
+    def _prefix_of(self, rows: int) -> int:
+        """Text rows of an attention with so many rows."""
+        here = self._n if self._hidden is None else self._active_idx.shape[1]
+        prefix = rows - here - self._suffix
+        if prefix < 0:
+            raise RegionalAbort(f"an attention of block {self._layer} got {rows} rows for {here} tokens")
+        self.text_rows = max(self.text_rows, prefix)
+        return prefix
+
+    def _borders_of(self, rows: int) -> _Borders:
+        prefix = self._prefix_of(rows)
+        ahead = None if self._weights is None else Ahead(*self._weights, prefix, self._suffix)
+        self._borders[rows] = borders = _Borders((prefix, self._suffix), self._places_for(prefix), ahead)
+        return borders
 
     def _places_for(self, prefix: int) -> Places:
         if prefix not in self._places:
-            self._places[prefix] = Places.of(self._active_idx, self._n, prefix, self._suffix)
+            self._places[prefix] = Places.of(self._active_idx, self._n, prefix, self._suffix, self._scratch)
         return self._places[prefix]
-
-    def _ahead_for(self, prefix: int) -> Ahead | None:
-        if self._weights is not None and prefix not in self._ahead:
-            self._ahead[prefix] = Ahead(*self._weights, prefix, self._suffix)
-        return self._ahead.get(prefix)
-
-    def _to_rows(self, t: Tensor, token_axis: int) -> Tensor:
-        """Tokens to axis 1, and grouped-query heads that the host repeated kept once."""
-        if token_axis == 1:
-            return t
-        return t.movedim(2, 1)[:, :, :: self._kv_repeat]  # (bb, heads, r, e) -> (bb, r, kv_heads, e)
-
-    def _from_rows(self, t: Tensor, token_axis: int) -> Tensor:
-        return t if token_axis == 1 else t.movedim(1, token_axis)
 
     def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)
         return t.movedim(1, 2).repeat_interleave(self._kv_repeat, dim=2).movedim(2, 1)

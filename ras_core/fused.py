@@ -9,6 +9,7 @@ rounding.
 from __future__ import annotations
 
 import logging
+from collections.abc import Hashable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -39,14 +40,16 @@ class Fused:
 
     def __init__(self, kernels: ModuleType):
         self._kernels = kernels
+        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of fresh rows
 
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Rows (bb, r, ...) as bytes of the same shape and scales (bb, r), both contiguous."""
-        rows = _headed(rows)
-        strides, form = self._form((rows,), codes)
+        rows = _readable(rows)
+        at, codes_at, scales_at = _addresses(rows, codes, scales)
+        strides, form = self._form((rows,), at | codes_at)
         with torch.cuda.device_of(rows):
             self._kernels.encode_float8[(scales.numel(),)](
-                *_addresses(rows, codes, scales), rows.shape[1], *strides, **form
+                at, codes_at, scales_at, rows.shape[1], *strides, **form
             )
 
     def update_float8(self, kept: tuple[Tensor, ...], places: Places, fresh: Pair) -> Pair:
@@ -57,13 +60,15 @@ class Fused:
             places: where fresh rows stand.
             fresh: (bb, r_kept, ...) each.
         """
-        key, value = _alike(*fresh)
-        whole = tuple(codes.new_empty(codes.shape, dtype=key.dtype) for codes in kept[::2])
-        strides, form = self._form((key, value), *whole, kept[0], kept[2])
+        key, value = _readable_pair(*fresh)
+        whole = tuple(places.scratch.empty(i, codes, key.dtype) for i, codes in enumerate(kept[::2]))
+        (key_at, value_at), (key_to, value_to) = _addresses(key, value), _addresses(*whole)
+        codes, scales, value_codes, value_scales = _addresses(*kept)
+        strides, form = self._form((key, value), key_at | value_at | key_to | value_to | codes | value_codes)
         with torch.cuda.device_of(key):
             self._kernels.update_float8[(kept[1].numel(), 2)](
-                *_addresses(*kept[:2], key, whole[0], *kept[2:], value, whole[1], places.inverse),
-                key.shape[1], *strides, **form,
+                codes, scales, key_at, key_to, value_codes, value_scales, value_at, value_to,
+                places.inverse.data_ptr(), key.shape[1], *strides, **form,
             )  # fmt: skip
         return whole
 
@@ -76,13 +81,15 @@ class Fused:
             fresh: (bb, r_kept, ...) each.
             weights: (2, bb, rows) of keys and of values; those of fresh rows have to be 1.
         """
-        (key, value), (key_before, value_before) = halves
-        new_key, new_value = _alike(*fresh)
-        whole = torch.empty_like(key), torch.empty_like(value)
-        strides, form = self._form((new_key, new_value), *whole, *halves[0], *halves[1])
-        with torch.cuda.device_of(key):
+        new_key, new_value = _readable_pair(*fresh)
+        whole = tuple(places.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
+        (key_at, value_at), (key_to, value_to) = _addresses(new_key, new_value), _addresses(*whole)
+        (key, value), (key_before, value_before) = (_addresses(*half) for half in halves)
+        everything = key | value | key_before | value_before | key_at | value_at | key_to | value_to
+        strides, form = self._form((new_key, new_value), everything)
+        with torch.cuda.device_of(new_key):
             self._kernels.continue_rows[(weights[0].numel(), 2)](
-                *_addresses(key, key_before, new_key, whole[0], value, value_before, new_value, whole[1]),
+                key, key_before, key_at, key_to, value, value_before, value_at, value_to,
                 *_addresses(weights, places.inverse), new_key.shape[1], *strides, **form,
             )  # fmt: skip
         return whole
@@ -103,40 +110,49 @@ class Fused:
             weight: (bb, rows) float32 of the last change.
             trial: (bb, samples) float32, of every `stride`th fresh row before it was evaluated.
         """
-        (key, value), (key_before, value_before) = halves
-        new_key, new_value = _alike(*fresh)
-        pictures, samples = trial.shape
-        sums = trial.new_empty(2, pictures, samples, 2)
+        new_key, new_value = _readable_pair(*fresh)
+        images, samples = trial.shape
+        sums = trial.new_empty(2, images, samples, 2)
         weights = new_key.new_empty(2, *weight.shape)
         blocks = -(-weight.shape[1] // BLOCK)
-        strides, form = self._form((new_key, new_value), *halves[0], *halves[1])
-        with torch.cuda.device_of(key):
-            self._kernels.compare[(samples, pictures, 2)](
-                *_addresses(key, key_before, new_key, value, value_before, new_value),
+        key_at, value_at = _addresses(new_key, new_value)
+        (key, value), (key_before, value_before) = (_addresses(*half) for half in halves)
+        everything = key | value | key_before | value_before | key_at | value_at
+        strides, form = self._form((new_key, new_value), everything)
+        with torch.cuda.device_of(new_key):
+            self._kernels.compare[(samples, images, 2)](
+                key, key_before, key_at, value, value_before, value_at,
                 *_addresses(trial, sums, places.flat), new_key.shape[1], stride, *strides, **form,
             )  # fmt: skip
-            self._kernels.weigh[(2 * pictures, blocks)](
+            self._kernels.weigh[(2 * images, blocks)](
                 *_addresses(sums, weight, weights), samples, weight.shape[1],
                 TYPE=self._type(weights), SAMPLES=_power(samples), BLOCK=BLOCK,
             )  # fmt: skip
         return weights
 
-    def _form(self, fresh: tuple[Tensor, ...], *whole: Tensor) -> tuple[list[int], dict[str, Any]]:
-        """Strides of fresh rows, (bb, r, heads, e) each, and what kernels are compiled for.
+    def _form(self, fresh: tuple[Tensor, ...], addresses: int) -> tuple[list[int], dict[str, Any]]:
+        """Strides of fresh rows and what kernels are compiled for, worked out once for each layout.
 
         Args:
-            fresh: a key and a value, or one of them.
-            whole: contiguous tensors whose rows are read or written beside them.
+            fresh: a key and a value, or one of them, as `_readable_pair` gives them.
+            addresses: of these and of all whole tensors whose rows are read or written, joined by "or".
         """
-        heads, size = fresh[0].shape[2:]
-        unit = 16 // fresh[0].element_size()
-        strides = [stride for rows in fresh for stride in rows.stride()[:3]]
-        is_odd = heads * size % 16 or any(t.data_ptr() % 16 for t in (*fresh, *whole))
-        if is_odd or any(stride % unit for stride in strides):
+        layout = (addresses % 16, fresh[0].dtype, *((t.shape, t.stride()) for t in fresh))
+        if (form := self._forms.get(layout)) is None:
+            form = self._forms[layout] = self._form_of(fresh, bool(addresses % 16))
+        return form
+
+    def _form_of(self, fresh: tuple[Tensor, ...], is_odd: bool) -> tuple[list[int], dict[str, Any]]:
+        """A key in one piece beside a value in heads, as SD3's code has them, is read in heads too."""
+        heads = max(t.shape[2] if t.ndim == 4 else 1 for t in fresh)
+        dim = fresh[0].shape[2:].numel()
+        size, unit = dim // heads, 16 // fresh[0].element_size()
+        strides = [stride for t in fresh for stride in _strides(t, heads, size)]
+        if is_odd or dim % 16 or any(stride % unit for stride in strides):
             unit = 1
         return [stride // unit for stride in strides], {
-            "TYPE": self._type(fresh[0]), "UNIT": unit, "DIM": heads * size, "HEAD": size,
-            "WIDTH": _power(heads * size), "num_warps": WARPS,
+            "TYPE": self._type(fresh[0]), "UNIT": unit, "DIM": dim, "HEAD": size,
+            "WIDTH": _power(dim), "num_warps": WARPS,
         }  # fmt: skip
 
     def _type(self, t: Tensor) -> Any:
@@ -183,7 +199,7 @@ def _on(device: torch.device, dtype: torch.dtype) -> Fused | None:
 
 def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) -> bool:
     """A picture with one fresh row of two, in each kernel. Rows are long enough to be read in wide pieces."""
-    places = Places(torch.tensor([1], device=device), 2)
+    at_start, at_end = (torch.tensor([row], device=device) for row in (0, 1))
     rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
     expected = torch.tensor([rows], device=device, dtype=dtype)
     new, old = expected[:, 1:], expected.clone()
@@ -191,10 +207,11 @@ def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) 
     codes, scales = torch.empty_like(old, dtype=torch.uint8), old.new_empty(1, 2)
     fused.encode_float8(old, codes, scales)
     kept = (codes, scales, codes.clone(), scales.clone())
-    first = fused.update_float8(kept, places, (new, new))
-    again = fused.update_float8(kept, Places(torch.tensor([0], device=device), 2), (old[:, :1], old[:, :1]))
+    first = fused.update_float8(kept, Places(at_end, 2), (new, new))
+    again = fused.update_float8(kept, Places(at_start, 2), (old[:, :1], old[:, :1]))
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=device)
+    places = Places(at_end, 2)
     weights = fused.weigh(halves, places, (2 * old[:, 1:], old[:, 1:]), weight, weight[:, :1] / 2, 1)
     ahead = fused.continue_rows(halves, places, (new, new), weights)
     results = (*first, *again, ahead[1], halves[0][0])
@@ -213,20 +230,24 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def _alike(key: Tensor, value: Tensor) -> Pair:
-    """Both with the same heads: SD3's code has values in heads, and keys in one piece."""
-    key, value = _headed(key), _headed(value)
-    if key.shape == value.shape:
-        return key, value
-    heads = max(key.shape[2:], value.shape[2:])
-    return key.flatten(2).unflatten(2, heads), value.flatten(2).unflatten(2, heads)
-
-
-def _headed(rows: Tensor) -> Tensor:
-    """(bb, r, ...) -> (bb, r, heads, e), numbers of a head next to each other; a copy only where need be."""
-    rows = rows[:, :, None] if rows.ndim == 3 else rows
+def _readable(rows: Tensor) -> Tensor:
+    """(bb, r, d) or (bb, r, heads, e), numbers of a head next to each other; a copy only where need be."""
     rows = rows.flatten(3) if rows.ndim > 4 else rows
-    return rows if rows.stride(3) == 1 else rows.contiguous()
+    return rows if rows.stride(-1) == 1 else rows.contiguous()
+
+
+def _readable_pair(key: Tensor, value: Tensor) -> Pair:
+    """Both so that they can be read in the same heads."""
+    key, value = _readable(key), _readable(value)
+    if key.ndim == value.ndim == 4 and key.shape != value.shape:
+        return key.contiguous(), value.contiguous()
+    return key, value
+
+
+def _strides(rows: Tensor, heads: int, size: int) -> tuple[int, int, int]:
+    """From one image to the next, from row to row, from head to head of rows read in so many heads."""
+    has_these = rows.ndim == 4 and rows.shape[2] == heads
+    return rows.stride(0), rows.stride(1), rows.stride(2) if has_these else size
 
 
 def _addresses(*tensors: Tensor) -> list[int]:

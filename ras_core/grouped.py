@@ -7,7 +7,7 @@ attention takes such heads as they are; it is called in the host's stead where t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from types import BuiltinFunctionType
 
 import torch
@@ -36,6 +36,7 @@ class GroupedAttention:
     def __init__(self, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor]):
         self._plain = plain
         self._sdpa = sdpa
+        self._known: dict[Hashable, bool] = {}  # by form of q, k and v
 
     @classmethod
     def of(cls, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor]) -> GroupedAttention | None:
@@ -64,18 +65,27 @@ class GroupedAttention:
         Returns:
             (bb, r, heads * e), or (bb, heads, r, e) where the host asks for that.
         """
-        if func is not self._plain or not _is_plain(args, kwargs) or not _same_kernel(q, k, v):
+        if func is not self._plain or not _is_plain(args, kwargs) or not self._keeps_kernel(q, k, v):
             return None
         output = self._sdpa(q, k, v, enable_gqa=True)
         return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
 
+    def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
+        """As `_same_kernel`, asked once for all attentions of one form: the answer takes six operations."""
+        form = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
+        if (known := self._known.get(form)) is None:
+            known = self._known[form] = _same_kernel(q, k, v)
+        return known
+
 
 def _is_plain(args: tuple, kwargs: dict) -> bool:
     """Heads on an axis of their own, no mask, no wish for a precision, and nothing unknown."""
-    mask_and_precision = (*args, kwargs.get("mask"), kwargs.get("attn_precision"))
+    mask = args[0] if args else kwargs.get("mask")
+    precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")
     return (
-        len(args) <= 2
-        and all(given is None for given in mask_and_precision)
+        mask is None
+        and precision is None
+        and len(args) <= 2
         and bool(kwargs.get("skip_reshape"))
         and kwargs.keys() <= KNOWN
     )

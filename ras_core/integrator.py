@@ -48,13 +48,15 @@ class History:
         never = torch.full_like(x[:, :1], -torch.inf)
         return cls(x, x, x, never, never)
 
-    def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor) -> History:
-        """The history once the pixels of `fresh`, (b, 1, H, W) bool, were evaluated at time t."""
+    def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor | None = None) -> History:
+        """The history once the pixels of `fresh`, (b, 1, H, W) bool, or all were evaluated at time t."""
+        if fresh is None:
+            return History(d=d, d_before=self.d, x=x, t=torch.full_like(self.t, t), t_before=self.t)
         return History(
             d=torch.where(fresh, d, self.d),
             d_before=torch.where(fresh, self.d, self.d_before),
             x=torch.where(fresh, x, self.x),
-            t=torch.where(fresh, torch.full_like(self.t, t), self.t),
+            t=self.t.masked_fill(fresh, t),
             t_before=torch.where(fresh, self.t, self.t_before),
         )
 
@@ -62,22 +64,25 @@ class History:
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
     """Exact solution of dx/dt = D - x over h for constant D."""
     # A number stays on the host: making a tensor of it on a GPU would wait for the GPU.
-    decay = math.exp(-h) if isinstance(h, float) else torch.exp(-h)
-    return decay * x + (1 - decay) * d
+    if isinstance(h, float):
+        decay = math.exp(-h)
+        return (x * decay).add_(d * (1 - decay))
+    decay = h.neg().exp_()
+    return (decay * x).add_((1 - decay) * d)
 
 
 def second_order_estimate(history: History, h: float) -> Tensor:
     """D in the middle of the coming step of length h, along the slope of the last two evaluations."""
     span = history.t - history.t_before  # inf where there is no slope yet: D stays
-    return history.d + (history.d - history.d_before) / span * (h / 2)
+    return ((history.d - history.d_before) / span).mul_(h / 2).add_(history.d)
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
     """Where a token arrives at time t if D went linearly from its last evaluation to `d`: (b, c, H, W)."""
     span = t - history.t
     safe = span.clamp_min(1e-6)
-    weight = (safe - 1 + torch.exp(-safe)) / safe
-    return advance(history.x, history.d, span) + (d - history.d) * weight
+    weight = (safe - 1).add_(safe.neg().exp_()).div_(safe)
+    return advance(history.x, history.d, span).add_((d - history.d) * weight)
 
 
 def multirate_step(
@@ -85,8 +90,8 @@ def multirate_step(
     x: Tensor,
     d: Tensor,
     times: tuple[float, float],
-    fresh: Tensor,
-    stale: Tensor,
+    fresh: Tensor | None,
+    stale: Tensor | None,
     order: int,
 ) -> tuple[History, Tensor]:
     """One step of all tokens.
@@ -96,19 +101,21 @@ def multirate_step(
         x: (b, c, H, W) state at this step's start.
         d: (b, c, H, W) denoised estimate there; of cached tokens it is their old one.
         times: this step's start and end.
-        fresh: (b, 1, H, W) bool, tokens evaluated at this step.
-        stale: (b, 1, H, W) bool, tokens that were not evaluated at the step before.
+        fresh: (b, 1, H, W) bool, tokens evaluated at this step; None for all.
+        stale: (b, 1, H, W) bool, tokens that were not evaluated at the step before; None for none.
         order: 1, or 2 for a second-order step of fresh tokens.
 
     Returns:
         The new history, and the state at the next step's start.
     """
     t, t_next = times
-    returned = fresh & stale
-    x = torch.where(returned, redo_long_step(history, d, t), x)
+    if stale is not None:
+        returned = stale if fresh is None else fresh & stale
+        x = torch.where(returned, redo_long_step(history, d, t), x)
     history = history.after(x, d, t, fresh)
     h = t_next - t
     target = history.d
     if order == 2:
-        target = torch.where(fresh, second_order_estimate(history, h), target)
+        ahead = second_order_estimate(history, h)
+        target = ahead if fresh is None else torch.where(fresh, ahead, target)
     return history, advance(x, target, h)

@@ -172,11 +172,10 @@ def update(
     Raises:
         RegionalAbort: this attention was never seen in a dense call.
     """
-    if slot not in slots:
+    sequence, (prefix, suffix) = slots.get(slot), borders
+    if sequence is None:
         raise RegionalAbort(f"attention {slot} has no cached keys and values")
-    prefix, suffix = borders
-    sequence = slots[slot]
-    if (sequence.prefix, sequence.suffix) != borders:
+    if sequence.prefix != prefix or sequence.suffix != suffix:
         sequence = slots[slot] = sequence.with_borders(prefix, suffix)
     if places is None:
         places = Places.of(active_idx, n_tokens, prefix, suffix)

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fused import fused_for
+from .fused import Fused, fused_for
 from .kv_storage import Sequence
 from .slab import Slab, copies
 from .tokens import Pair, Places, gather_rows, scatter_into
@@ -63,23 +63,32 @@ class ForecastSequence(Sequence):
 
     def update(self, places: Places, fresh: Pair) -> Pair:
         """Keep fresh rows, and give the whole K and V as they were evaluated."""
-        for new, kept, before in zip(fresh, *self._halves, strict=True):
-            scatter_into(before, places.flat, gather_rows(kept, places.flat))
-            scatter_into(kept, places.flat, new)
-        return self.key, self.value
+        for number, rows in enumerate(fresh):
+            self._remember(number, places)
+            self._put(number, places, rows)
+        return self.tensors[:2]
 
     def update_ahead(self, places: Places, fresh: Pair, ahead: Ahead) -> Pair:
         """As `update`, and gives K and V continued to now as far as fresh rows confirm it."""
-        ahead.judge(self._halves, fresh, places)
-        fused = fused_for(*fresh)
+        halves, fused = self._halves, fused_for(*fresh)
+        ahead.judge(halves, fresh, places, fused)
         if fused is not None:
-            return fused.continue_rows(self._halves, places, fresh, ahead.weights)
+            return fused.continue_rows(halves, places, fresh, ahead.weights)
         self.update(places, fresh)
-        key, value = (
-            torch.lerp(before, kept, weight.view(*weight.shape, *[1] * (kept.ndim - 2)))
-            for kept, before, weight in zip(*self._halves, ahead.weights, strict=True)
-        )
-        return key, value
+        (key, value), (key_before, value_before) = halves
+        whole = tuple(places.scratch.empty(i, t, t.dtype) for i, t in enumerate((key, value)))
+        torch.lerp(key_before, key, ahead.weights_like(0, key), out=whole[0])
+        torch.lerp(value_before, value, ahead.weights_like(1, value), out=whole[1])
+        return whole
+
+    def _remember(self, number: int, places: Places) -> None:
+        """Rows that are about to be written over become what was before."""
+        kept, before = self.tensors[number], self.tensors[number + 2]
+        if torch.compiler.is_compiling():
+            scatter_into(before, places.flat, gather_rows(kept, places.flat))
+        else:
+            writers = self._writers or self._make_writers()
+            writers[number].move(places.flat, writers[number + 2])
 
     def forget(self) -> None:
         """Another run begins; what went wrong in the last one must not come back with a weight of 0."""
@@ -159,31 +168,48 @@ class Ahead:
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._asked = 0
+        self._sample: Tensor | None = None  # places of the rows that are looked at
+        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by which and its number of axes
 
-    def judge(self, halves: tuple[Pair, Pair], fresh: Pair, places: Places) -> None:
+    def weights_like(self, which: int, rows: Tensor) -> Tensor:
+        """`weights` of keys (0) or values (1) with as many axes as `rows`, (bb, r, ...)."""
+        if (view := self._views.get((which, rows.ndim))) is None:
+            weight = self.weights[which]
+            view = self._views[which, rows.ndim] = weight.view(*weight.shape, *[1] * (rows.ndim - 2))
+        return view
+
+    def judge(
+        self, halves: tuple[Pair, Pair], fresh: Pair, places: Places, fused: Fused | None = None
+    ) -> None:
         """One attention's fresh rows tell how good their own forecasts were.
 
         Args:
             halves: key and value of all rows as last evaluated, and as before that, (bb, r, ...) each.
             fresh: key and value of fresh rows, (bb, r_kept, ...).
             places: where these stand.
+            fused: kernels for rows like these.
         """
         is_due = self._asked % JUDGED_EVERY == 0
         self._asked += 1
         if not is_due:
             return
-        fused = fused_for(*fresh)
+        self._views.clear()
         if fused is not None:
             self.weights = fused.weigh(halves, places, fresh, self._weight, self._trial, self._stride)
             return
-        sample = places.flat.view(len(self._trial), -1)[:, :: self._stride].flatten()
+        if self._sample is None:
+            self._sample = places.flat.view(len(self._trial), -1)[:, :: self._stride].flatten()
         weights = []
         for kept, before, new in zip(*halves, fresh, strict=True):
-            last, earlier = (gather_rows(rows, sample).flatten(2).float() for rows in (kept, before))
+            last, earlier = self._sampled(kept), self._sampled(before)
             moved = new[:, :: self._stride].flatten(2).float() - last
             gain = _confirmed((last - earlier) * self._trial[..., None], moved)
             weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
         self.weights = torch.stack(weights)
+
+    def _sampled(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, samples, d) float32
+        found = rows.flatten(0, 1).index_select(0, self._sample)
+        return found.view(*self._trial.shape, -1).float()
 
 
 def _weight(gone: Tensor, span: Tensor) -> Tensor:

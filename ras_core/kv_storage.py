@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .fused import fused_for
 from .slab import Slab, copies
-from .tokens import Landing, Pair, Places, scatter_into
+from .tokens import Pair, Places, RowWriter, scatter_into
 
 FLOAT8 = torch.float8_e4m3fn
 SCALE_OF_POWER = 2.0**-7
@@ -37,7 +37,8 @@ class Sequence:
     tensors: tuple[Tensor, ...]
     prefix: int
     suffix: int
-    _landings: tuple[Landing, ...] = field(default=(), init=False, repr=False, compare=False)
+    _writers: tuple[RowWriter, ...] = field(default=(), init=False, repr=False, compare=False)
+    _by_head: Pair | None = field(default=None, init=False, repr=False, compare=False)
     storage: ClassVar[str] = "gpu"
     """The setting of `kv_cache` that keeps rows in this form."""
     is_fetched: ClassVar[bool] = False
@@ -71,10 +72,18 @@ class Sequence:
             for kept, rows in zip(self.tensors, fresh, strict=True):
                 scatter_into(kept, places.flat, rows)
             return self.key, self.value
-        self._landings = self._landings or tuple(map(Landing, self.tensors))
-        for landing, rows in zip(self._landings, fresh, strict=True):
-            landing.put(places.flat, rows)
-        return self.key, self.value
+        key, value = self._writers or self._make_writers()
+        key.put(places.flat, fresh[0])
+        value.put(places.flat, fresh[1])
+        return self.tensors
+
+    def heads_first(self, whole: Pair) -> Pair:
+        """What `update` or `update_ahead` gave, with heads before rows: (bb, heads, rows, e), views."""
+        if whole[0] is not self.tensors[0]:
+            return whole[0].transpose(1, 2), whole[1].transpose(1, 2)
+        if self._by_head is None:
+            self._by_head = whole[0].transpose(1, 2), whole[1].transpose(1, 2)
+        return self._by_head
 
     def read(self) -> Pair:
         """The whole K and V."""
@@ -119,6 +128,18 @@ class Sequence:
 
     def nbytes(self) -> int:
         return sum(t.nbytes for t in self.tensors)
+
+    def _make_writers(self) -> tuple[RowWriter, ...]:
+        """One for each of `tensors`, made when the first is needed."""
+        self._writers = tuple(map(RowWriter, self.tensors))
+        return self._writers
+
+    def _put(self, number: int, places: Places, fresh: Tensor) -> None:
+        """Fresh rows into the `number`th of `tensors`."""
+        if torch.compiler.is_compiling():
+            scatter_into(self.tensors[number], places.flat, fresh)
+        else:
+            (self._writers or self._make_writers())[number].put(places.flat, fresh)
 
     def _framed(self, rows: Tensor, prefix: int, suffix: int) -> Tensor:
         framed = self._empty(rows, (rows.shape[0], prefix + rows.shape[1] + suffix, *rows.shape[2:]))
@@ -180,9 +201,13 @@ class Float8Sequence(Sequence):
         fused = fused_for(*fresh)
         if fused is not None:
             return fused.update_float8(self.tensors, places, fresh)
-        whole = self.read()
-        for kept, new in zip(self.tensors, (*_to_float8(fresh[0]), *_to_float8(fresh[1])), strict=True):
-            scatter_into(kept, places.flat, new)
+        memory = places.scratch
+        whole = tuple(
+            _from_float8(*self.tensors[2 * i : 2 * i + 2], memory.empty(i, self.tensors[2 * i], rows.dtype))
+            for i, rows in enumerate(fresh)
+        )
+        for number, new in enumerate((*_to_float8(fresh[0]), *_to_float8(fresh[1]))):
+            self._put(number, places, new)
         for t, rows in zip(whole, fresh, strict=True):
             scatter_into(t, places.flat, rows)
         return whole
@@ -355,16 +380,19 @@ def _to_float8(rows: Tensor) -> Pair:  # (bb, r, ...) -> bytes (bb, r, ...), sca
         return codes, scales
     flat = rows.flatten(2)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=2, dtype=torch.float32)
-    power = (largest.view(torch.int32) & EXPONENT).view(torch.float32)  # of two, at most the largest
-    scales = (power * SCALE_OF_POWER).clamp_min(SMALLEST_SCALE).to(rows.dtype)
+    largest.view(torch.int32).bitwise_and_(EXPONENT)  # now a power of two, at most the largest
+    scales = largest.mul_(SCALE_OF_POWER).clamp_min_(SMALLEST_SCALE).to(rows.dtype)
     codes = (flat / scales[..., None]).to(FLOAT8)
     # Cutting, joining and scattering are defined for bytes everywhere, for float8 not.
     return codes.view(torch.uint8).view(rows.shape), scales
 
 
-def _from_float8(codes: Tensor, scales: Tensor) -> Tensor:
-    rows = codes.view(FLOAT8).to(scales.dtype)
-    return rows.flatten(2).mul_(scales[..., None]).view(codes.shape)
+def _from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Rows as `_to_float8` got them, in memory of the caller's where there is some."""
+    numbers = codes.view(FLOAT8)
+    rows = numbers.to(scales.dtype) if rows is None else rows.copy_(numbers)
+    rows.flatten(2).mul_(scales[..., None])
+    return rows
 
 
 def host_empty(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:

@@ -58,19 +58,17 @@ def sample_multirate(
             x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
             continue
         evaluations = run.evaluations if run is not None else 0
-        fresh = fresh_pixels(run, x)
-        stale = torch.zeros_like(fresh) if fresh_before is None else ~fresh_before
+        fresh = fresh_pixels(run)
+        stale = None if fresh_before is None else ~fresh_before
         step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the estimate itself is the answer
         history, x = multirate_step(history, x, denoised, (t, t_next), fresh, stale, step_order)
         fresh_before = fresh
     return x
 
 
-def fresh_pixels(run: RunState | None, x: Tensor) -> Tensor:
-    """Latent pixels that the last evaluation computed: (b, 1, H, W) bool."""
-    if run is None or run.active_idx is None:
-        return torch.ones_like(x[:, :1], dtype=torch.bool)
-    return run.grid.active_pixels(run.active_idx)
+def fresh_pixels(run: RunState | None) -> Tensor | None:
+    """Latent pixels that the last evaluation computed: (b, 1, H, W) bool; None for all."""
+    return None if run is None else run.active_pixels
 
 
 def _time(sigma: float) -> float:

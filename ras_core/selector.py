@@ -97,17 +97,18 @@ class ChangeSelector(Selector):
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         denoised = denoised.float()
-        here = torch.full((denoised.shape[0], self._grid.n), sigma, device=denoised.device)
         if self._estimate is None:
-            self._estimate, self._sigma, self._rate = denoised.clone(), here, torch.zeros_like(here)
+            self._estimate = denoised.clone()
+            self._sigma = torch.full((denoised.shape[0], self._grid.n), sigma, device=denoised.device)
+            self._rate = torch.zeros_like(self._sigma)
             return
-        travelled = (self._sigma - here).abs()
-        moved = self._grid.pool((denoised - self._estimate).pow(2).sum(dim=1)).sqrt()
+        travelled = (self._sigma - sigma).abs()
+        moved = self._grid.pool((denoised - self._estimate).square_().sum(dim=1)).sqrt()
         fresh = travelled > SMALLEST_STEP
         if active_idx is not None:
             fresh &= self._grid.active_mask(active_idx)
-        self._rate = torch.where(fresh, moved / travelled.clamp_min(SMALLEST_STEP), self._rate)
-        self._sigma = torch.where(fresh, here, self._sigma)
+        self._rate = torch.where(fresh, moved.div_(travelled.clamp_min_(SMALLEST_STEP)), self._rate)
+        self._sigma = self._sigma.masked_fill(fresh, sigma)
         self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
         self._urge = self._smooth_rate().sqrt()
         self.score = self._need(sigma)
@@ -116,7 +117,8 @@ class ChangeSelector(Selector):
         if self.score is None:
             return None
         self.score = self._need(sigma)
-        worth = self._wishes.without_waste(self.score * self._wishes.weight, last=-1.0)
+        score = self.score if self._wishes.priority is None else self.score * self._wishes.weight
+        worth = self._wishes.without_waste(score, last=-1.0)
         order = worth.argsort(dim=1, descending=True, stable=True)
         chosen = order[:, : self._wishes.limit(active_count)]
         return chosen.sort(dim=1).values
@@ -133,7 +135,7 @@ class ChangeSelector(Selector):
         Only the rate is a noisy measurement. A token's staleness is its own: averaged with it, a fresh token
         among stale ones scores as high as they do, is picked again and again, and its neighbours never.
         """
-        return self._urge * (self._sigma - sigma).abs()
+        return (self._sigma - sigma).abs_().mul_(self._urge)
 
     def _smooth_rate(self) -> Tensor:  # (b, n)
         rate = self._rate.view(-1, 1, self._grid.h, self._grid.w)

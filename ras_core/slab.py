@@ -1,4 +1,4 @@
-"""Memory for keys and values, in one piece."""
+"""Memory for keys and values: in one piece what is kept, in the same piece what is read once."""
 
 from __future__ import annotations
 
@@ -49,3 +49,26 @@ def copies(tensors: Iterable[Tensor], slab: Slab | None = None) -> tuple[Tensor,
     """Contiguous copies, on a slab where there is one."""
     slab = slab or Slab()
     return tuple(slab.copy(t) for t in tensors)
+
+
+class Scratch:
+    """Memory for what one attention of a call reads, and the next one writes over: allocated once a call."""
+
+    def __init__(self) -> None:
+        self._memory: dict[int, Tensor] = {}
+        self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+
+    def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor of this shape and device, good until the next one of the same number."""
+        key = number, like.shape, dtype
+        if (view := self._views.get(key)) is None:
+            view = self._views[key] = self._taken(number, like, dtype)
+        return view
+
+    def _taken(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        nbytes = like.numel() * dtype.itemsize
+        memory = self._memory.get(number)
+        if memory is None or memory.numel() < nbytes or memory.device != like.device:
+            self._views = {key: view for key, view in self._views.items() if key[0] != number}
+            memory = self._memory[number] = like.new_empty(nbytes, dtype=torch.uint8)
+        return memory[:nbytes].view(dtype).view(like.shape)

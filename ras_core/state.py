@@ -65,6 +65,7 @@ class RunState:
     known_sigma: float | None = None
     _decided: set[int] = field(default_factory=set)  # steps whose plan is final
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
+    _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
 
     def __post_init__(self) -> None:
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
@@ -103,6 +104,17 @@ class RunState:
         if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
             self.selector.observe(x, denoised, sigma, self.active_idx)
         self.recorder.end(self.active_idx, self.selector.score)
+
+    @property
+    def active_pixels(self) -> Tensor | None:
+        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None for all."""
+        return None if self.active_idx is None else self.pixels_of(self.active_idx)
+
+    def pixels_of(self, active_idx: Tensor) -> Tensor:
+        """Latent pixels of a selection of this run, (b, n_active) -> (b, 1, H, W) bool; made once a step."""
+        if self._pixels is None or self._pixels[0] is not active_idx:
+            self._pixels = (active_idx, self.grid.active_pixels(active_idx))
+        return self._pixels[1]
 
     def _forget_others(self, seen: set[Branch]) -> None:
         """A conditioning whose turn is over (prompt scheduling) keeps no memory and no stale cache."""

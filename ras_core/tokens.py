@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .slab import Scratch
 
 Pair = tuple[Tensor, Tensor]
 """A key and a value, (bb, r, ...) each."""
@@ -76,15 +78,17 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
         (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
         axes.
     """
-    bb = active_idx.shape[0]
+    bb, device = active_idx.shape[0], active_idx.device
     rows = prefix + n_tokens + suffix
-    parts = [active_idx + prefix]
+    parts = [active_idx + prefix if prefix else active_idx]
     if prefix:
-        parts.insert(0, torch.arange(prefix, device=active_idx.device).expand(bb, -1))
+        parts.insert(0, torch.arange(prefix, device=device).expand(bb, -1))
     if suffix:
-        parts.append(torch.arange(prefix + n_tokens, rows, device=active_idx.device).expand(bb, -1))
-    within = torch.cat(parts, dim=1)  # (bb, prefix + n_active + suffix)
-    return (within + torch.arange(bb, device=active_idx.device)[:, None] * rows).flatten()
+        parts.append(torch.arange(prefix + n_tokens, rows, device=device).expand(bb, -1))
+    within = torch.cat(parts, dim=1) if len(parts) > 1 else active_idx  # (bb, prefix + n_active + suffix)
+    if bb > 1:
+        within = within + torch.arange(0, bb * rows, rows, device=device)[:, None]
+    return within.flatten()
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,21 @@ class Places:
     Attributes:
         flat: (bb * r_kept,) int64, as `row_index` gives them.
         total: bb * rows.
+        scratch: the call's.
     """
 
     flat: Tensor
     total: int
+    scratch: Scratch = field(default_factory=Scratch, repr=False, compare=False)
 
     @classmethod
-    def of(cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Places:
+    def of(
+        cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
+    ) -> Places:
         """Arguments as of `row_index`."""
         rows = prefix + n_tokens + suffix
-        return cls(row_index(active_idx, n_tokens, prefix, suffix), len(active_idx) * rows)
+        flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
+        return cls(flat_idx, len(active_idx) * rows, scratch or Scratch())
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -125,24 +134,48 @@ def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
     rows.index_copy_(0, flat_idx, fresh)
 
 
-class Landing:
-    """Rows of a contiguous sequence, (bb, r, ...), that are written over again and again: as `scatter_into`,
-    with the sequence looked at once.
+class RowWriter:
+    """Rows of a contiguous sequence, (bb, r, ...), that are read and written again and again: as
+    `gather_rows` and `scatter_into`, with the sequence looked at once.
     """
 
     def __init__(self, sequence: Tensor):
         self._rows = sequence.flatten(0, 1)
         self._wide = _wide(self._rows)[0]
+        self._is_wide = self._wide is not self._rows
 
     def put(self, flat_idx: Tensor, fresh: Tensor) -> None:
         """Write (bb, r_kept, ...) rows to their places."""
-        if self._wide is not self._rows:
+        if self._is_wide:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
                 return
-            except RuntimeError:  # a stride, or the place in memory
-                pass
+            except RuntimeError:  # a stride, or the place in memory; the next ones will be no better
+                self._is_wide = False
         self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
+
+    def move(self, flat_idx: Tensor, target: RowWriter) -> None:
+        """Copy rows to the same places of a sequence of the same shape and type."""
+        here, there = self._wide, target._wide
+        if here.dtype != there.dtype:  # only one of them stands at a multiple of 16 bytes
+            here, there = self._rows, target._rows
+        there.index_copy_(0, flat_idx, here.index_select(0, flat_idx))
+
+    def take(self, flat_idx: Tensor) -> Tensor:
+        """Rows at some places, (r_kept, ...); a new tensor."""
+        return self._wide.index_select(0, flat_idx).view(self._rows.dtype)
+
+
+def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
+    """A view with rows before heads, (bb, heads, r, e) -> (bb, r, heads / repeats, e), and of `repeats` equal
+    heads, which follow each other, only one.
+    """
+    if repeats == 1:
+        return by_head.transpose(1, 2)
+    bb, heads, rows, size = by_head.shape
+    of_image, of_head, of_row, of_number = by_head.stride()
+    strides = (of_image, of_row, of_head * repeats, of_number)
+    return by_head.as_strided((bb, rows, heads // repeats, size), strides)
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:

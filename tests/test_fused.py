@@ -184,12 +184,13 @@ def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
 
 
 @pytest.mark.parametrize("storage", [Float8Sequence, ForecastSequence])
-def test_values_in_heads_beside_keys_in_one_piece(use, storage):
-    """As SD3's code in ComfyUI has them."""
+@pytest.mark.parametrize("shapes", [((32,), (2, 16)), ((4, 8), (2, 16))], ids=str)
+def test_keys_and_values_that_are_cut_differently(use, storage, shapes):
+    """SD3's code in ComfyUI has values in heads, and keys in one piece."""
     outcomes = []
     for on in (False, True):
         use(on)
-        key, value = _rows(ROWS, (32,), torch.float16, 1), _rows(ROWS, (2, 16), torch.float16, 2)
+        key, value = _rows(ROWS, shapes[0], torch.float16, 1), _rows(ROWS, shapes[1], torch.float16, 2)
         fresh = tuple(t[:, : PREFIX + KEPT + SUFFIX].contiguous() for t in (key * 2, value * 3))
         assert fused.are_fit(*fresh)
         sequence = storage.of(key, value, PREFIX, SUFFIX)

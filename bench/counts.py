@@ -1,0 +1,96 @@
+"""Counts of what a piece of work asks of the CPU: operations, allocations, Python calls."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of some work, or of one step of it on average.
+
+    Attributes:
+        operations: of PyTorch, as they reach the device's code; views are among them.
+        views: operations that only look at memory anew: no kernel, no memory.
+        allocations: operations whose result stands in memory of its own.
+        functions: calls of Python functions.
+        builtins: calls of functions in C from Python.
+    """
+
+    operations: float = 0
+    views: float = 0
+    allocations: float = 0
+    functions: float = 0
+    builtins: float = 0
+
+    @property
+    def kernels(self) -> float:
+        """Operations that do something on the device."""
+        return self.operations - self.views
+
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
+    def __truediv__(self, number: float) -> Counts:
+        return Counts(*(getattr(self, f.name) / number for f in fields(self)))
+
+
+@dataclass
+class OperationCounter(TorchDispatchMode):
+    """Counts operations of its thread while it is entered.
+
+    Attributes:
+        by_name: how often each came.
+    """
+
+    operations: int = 0
+    views: int = 0
+    allocations: int = 0
+    by_name: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_memory(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        is_new = any(_memory(t) not in given for t in tree_leaves(result) if isinstance(t, Tensor))
+        self.operations += 1
+        self.allocations += is_new
+        self.views += not is_new and not func._schema.is_mutable
+        self.by_name[str(func)] += 1
+        return result
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(self.operations, self.views, self.allocations)
+
+
+@contextmanager
+def counted_functions() -> Iterator[Counter[str]]:
+    """Counts calls of Python functions ("call") and of functions in C ("c_call") in the body."""
+    found: Counter[str] = Counter()
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        found[event] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        yield found
+    finally:
+        sys.setprofile(before)
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage()._cdata
