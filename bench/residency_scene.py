@@ -143,9 +143,11 @@ class Scene:
             finally:
                 end_node()
 
-    def run(self, model: Any, graphs: str = "auto", ratio: float = 0.5, **kwargs: Any) -> Ran:
+    def run(
+        self, model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu", **kwargs: Any
+    ) -> Ran:
         """A run with RAS."""
-        patched = ras(model, graphs, ratio)
+        patched = ras(model, graphs, ratio, kv_cache)
         self.counter.take()
         with logged() as lines:
             latent = self.sample(patched, **kwargs)
@@ -170,12 +172,12 @@ class Scene:
             store.clear()
 
 
-def ras(model: Any, graphs: str = "auto", ratio: float = 0.5) -> Any:
-    """The model as RASPatchModel gives it, every value fixed that could follow free memory."""
+def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:
+    """The model as RASPatchModel gives it, by default with no value that could follow free memory."""
     return RASPatchModel.execute(
         model, sample_ratio=ratio, start_step=START, end_step=0, error_reset_every=0,
         error_reset_steps=str(RESET), metric="std", high_ratio=1.0, starvation_scale=0.1, ratio_end=0.0,
-        method="multirate", cuda_graphs=graphs, kv_cache="gpu",
+        method="multirate", cuda_graphs=graphs, kv_cache=kv_cache,
     ).args[0]  # fmt: skip
 
 

@@ -416,7 +416,7 @@ def _plan_cache(
         first = "gpu" if wanted == "auto" else wanted
         held = 0 if graphs is None else graph_store(model).nbytes(first)
         working = working_memory(model, noise_shape)
-        make_room(needs.on_device(first) - held, model, working)
+        make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
         room = Room(
             free_device_bytes(model, working) + held, free_host_bytes(), has_float8(model.load_device)
         )
@@ -485,10 +485,17 @@ def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
 
 def free_device_bytes(model: ModelPatcher, working: int) -> int:
     """Bytes of the sampling device that are left for the K/V cache."""
-    free = comfy.model_management.get_free_memory(model.load_device) - working
-    if is_dynamic(model):  # its weights come when they are used, and take the place of others'
-        free += evictable_bytes(model.load_device) - model.model_size() - headroom_bytes()
-    return int(free)
+    free = comfy.model_management.get_free_memory(model.load_device)
+    return int(free + evictable_room(model) - working)
+
+
+def evictable_room(model: ModelPatcher) -> int:
+    """Bytes that will be free beside those that are: under dynamic VRAM the model's weights come when they
+    are used, and take the place of those of others. Negative where they need more than these leave.
+    """
+    if not is_dynamic(model):
+        return 0
+    return evictable_bytes(model.load_device) - model.model_size() - headroom_bytes()
 
 
 def headroom_bytes() -> int:
@@ -516,17 +523,13 @@ def free_host_bytes() -> int:
     return int(comfy.model_management.get_free_memory(torch.device("cpu")) * (1 - KEEP_MAIN_MEMORY))
 
 
-def make_room(nbytes: int, model: ModelPatcher, working: int) -> None:
-    """Have the host unload models until so many bytes are left for the K/V cache; those that this run uses
-    stay as they are.
-    """
-    management, device = comfy.model_management, model.load_device
+def make_room(nbytes: int, device: torch.device) -> None:
+    """Have the host unload models until so much is free; those that this run uses stay as they are."""
+    management = comfy.model_management
     if device.type == "cpu":
         return  # unloading moves weights to main memory, where they are
-    short = nbytes - free_device_bytes(model, working)
     in_use = [loaded for loaded in management.current_loaded_models if loaded.currently_used]
-    if short > 0 or not is_dynamic(model):
-        management.free_memory(management.get_free_memory(device) + short, device, keep_loaded=in_use)
+    management.free_memory(nbytes, device, keep_loaded=in_use)
 
 
 def _evaluated(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:

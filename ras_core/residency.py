@@ -43,6 +43,10 @@ Prefetch = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[
 """
 
 
+Exchange = tuple[dict[str, Any], str, Any]
+"""A dictionary, one of its keys, and the value that it gets for a while."""
+
+
 class Pages(Protocol):
     """A model's range of evictable addresses, as comfy-aimdo's ModelVBAR has it."""
 
@@ -173,28 +177,27 @@ class Residency:
         if not self._may_preset or not self.look():
             yield
             return
-        with self.held() as whole:
-            given = self._gifts() if whole else {}
-            for layer, what in given.items():
-                layer.__dict__[PREFETCH] = what
-            try:
-                yield
-            finally:
-                for layer in given:
-                    layer.__dict__.pop(PREFETCH, None)
+        with self.held() as whole, exchanged(self._gifts() if whole else []):
+            yield
         self._look_for_pressure()
 
-    def _gifts(self) -> dict[nn.Module, dict]:
-        """What ComfyUI would give each layer, in the form that it gives one of them: for all, this way takes
-        no call of the driver.
+    def _gifts(self) -> list[Exchange]:
+        """What has layers use their weights where they are. Those that cast nothing get them in the place of
+        their own, as they have them without dynamic VRAM; the others what ComfyUI would prefetch for them.
         """
-        first = self._layers[0]
-        with self._prefetch([first], self._device) as resident:
-            form = dict(getattr(first, PREFETCH)) if resident else None
-        if form is None or form.keys() != {"signature", "resident"}:
-            self._may_preset = False
-            return {}
-        return {layer: {**form, "signature": layer._v_signature} for layer in self._layers}
+        plain = [layer for layer in self._layers if _is_plain(layer)]
+        gifts = [each for layer in plain for each in _as_own(layer)]
+        if len(plain) == len(self._layers):
+            return gifts
+        others = [layer for layer in self._layers if not _is_plain(layer)]
+        with self._prefetch(others[:1], self._device) as resident:
+            form = dict(getattr(others[0], PREFETCH)) if resident else {}
+        if form.keys() != {"signature", "resident"}:
+            self._may_preset = False  # a later form, which this one does not know
+            return []
+        return gifts + [
+            (layer.__dict__, PREFETCH, {**form, "signature": layer._v_signature}) for layer in others
+        ]
 
     def _look_for_pressure(self) -> None:
         """Somebody needed memory while all was pinned: that must not happen again in this run."""
@@ -233,10 +236,44 @@ class Residency:
             self._pages.set_watermark_limit(0)
 
 
+CAST = "comfy_cast_weights"
+"""Attribute with which ComfyUI has a layer fetch its weights at each use."""
+
 PREFETCH = "_prefetch"
 """Attribute in which ComfyUI gives a layer weights ahead of its use."""
 
 _NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
+
+
+@contextmanager
+def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
+    """These dictionaries with other values for the body."""
+    before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
+    for held, name, value in exchanges:
+        held[name] = value
+    try:
+        yield
+    finally:
+        for held, name, value in before:
+            if value is _NOTHING:
+                held.pop(name, None)
+            else:
+                held[name] = value
+
+
+_NOTHING = object()
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's class casts nothing: only dynamic VRAM has this one fetch its weights."""
+    weights = (layer._v_weight, getattr(layer, "_v_bias", None))
+    return getattr(type(layer), CAST, True) is False and all(type(t) in (Tensor, type(None)) for t in weights)
+
+
+def _as_own(layer: nn.Module) -> list[Exchange]:
+    weights = {"weight": layer._v_weight, "bias": getattr(layer, "_v_bias", None)}
+    own = [(layer._parameters, name, t) for name, t in weights.items() if t is not None]
+    return [(layer.__dict__, CAST, False), *own]
 
 
 class EvictableWeights:

@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import comfy.cli_args
 import comfy.model_management
 import pytest
 import torch
@@ -600,3 +601,41 @@ class TestGraphs:
             sample_ras(model, sd3, sd3.noise(), _settings(storage))
         alone, _, after, again = asked
         assert after == alone > again
+
+
+class TestDynamicVRAM:
+    """Weights that come when they are used, and go when others need the memory."""
+
+    @pytest.fixture
+    def model(self, sd3, monkeypatch):
+        model = sd3.build()
+        monkeypatch.setattr(model, "is_dynamic", lambda: True, raising=False)
+        monkeypatch.setattr(host, "evictable_bytes", lambda device: 700)
+        monkeypatch.setattr(model, "model_size", lambda: 1000)
+        free = {False: 5000, True: (5000, 0)}  # True: with what of it is PyTorch's
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda _, both=False: free[both])
+        monkeypatch.setattr(comfy.cli_args.args, "vram_headroom", 0.0, raising=False)
+        return model
+
+    def test_room_is_what_is_left_beside_all_of_the_models_own_weights(self, model):
+        assert host.free_device_bytes(model, 100) == 5000 + 700 - 1000 - 100
+
+    def test_what_comfyui_is_told_to_leave_free_is_no_room(self, model, monkeypatch):
+        monkeypatch.setattr(comfy.cli_args.args, "vram_headroom", 1.0)
+        assert host.free_device_bytes(model, 0) == 5000 + 700 - 1000 - 2**30
+
+    def test_a_model_that_does_not_fit_runs_dense(self, sd3, model, monkeypatch):
+        monkeypatch.setattr(model, "model_size", lambda: 10**12)
+        _, trace = sample_ras(model, sd3, sd3.noise(), _settings("auto"))
+        assert trace.regional_steps == 0
+        assert any("not enough memory for the K/V cache" in note for note in trace.notes)
+
+    def test_nothing_is_captured_where_an_eviction_could_end_it(self, model, monkeypatch):
+        free = [10**12, 0]
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: tuple(free))
+        shape = torch.Size([1, 16, 16, 16])
+        assert host._recording_obstacle(model, shape) is None
+        free[1] = 10**12  # all of it is PyTorch's own pool, which a capture cannot use
+        assert "too little free memory" in host._recording_obstacle(model, shape)
+        monkeypatch.setattr(model, "is_dynamic", lambda: False)
+        assert host._recording_obstacle(model, shape) is None

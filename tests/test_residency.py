@@ -4,6 +4,7 @@ are not.
 
 from contextlib import contextmanager
 
+import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
@@ -212,6 +213,27 @@ def test_an_eager_call_finds_all_weights_given_and_nothing_stays(pages, layers):
     with pytest.raises(KeyboardInterrupt), weights.given():
         raise KeyboardInterrupt
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
+
+
+def test_a_layer_that_casts_nothing_runs_on_its_resident_weight_as_on_its_own(pages):
+    layer = layer_on(pages, 0, kind=comfy.ops.disable_weight_init.Linear)
+    layer.comfy_cast_weights = True  # as ComfyUI marks the layers of dynamic VRAM
+    use(layer)
+    layer._v_weight, layer._v_bias = torch.randn(4, 4), torch.randn(4)
+    own, x = dict(layer._parameters), torch.randn(2, 4)
+    weights = Residency.of([layer], CPU, prefetch)
+    with weights.given():
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, layer._v_weight, layer._v_bias))
+    assert layer.comfy_cast_weights and layer._parameters == own and not hasattr(layer, "_prefetch")
+
+
+@pytest.mark.parametrize("kind", [comfy.ops.manual_cast.Linear, nn.Linear])
+def test_a_layer_that_casts_or_is_not_comfyuis_keeps_its_own_way(pages, kind):
+    layer = layer_on(pages, 0, kind=kind)
+    use(layer)
+    own = dict(layer._parameters)
+    with Residency.of([layer], CPU, prefetch).given():
+        assert layer._parameters == own and layer._prefetch["resident"]
 
 
 def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):

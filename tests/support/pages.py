@@ -67,9 +67,9 @@ class FakePages:
         return range(first // PAGE, -(-(first + nbytes) // PAGE))
 
 
-def layer_on(pages: FakePages, offset: int, nbytes: int = 1024) -> nn.Module:
+def layer_on(pages: FakePages, offset: int, nbytes: int = 1024, kind: type = nn.Linear) -> nn.Module:
     """A layer whose weight is in main memory until it is used."""
-    layer = nn.Linear(4, 4, device="meta")
+    layer = kind(4, 4, device="meta").requires_grad_(False)
     layer._v = (pages, pages.base_addr + offset, nbytes)
     layer._v_signature = None
     return layer
