@@ -41,6 +41,9 @@ class Counts:
     def __sub__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
 
+    def __mul__(self, number: float) -> Counts:
+        return Counts(*(getattr(self, f.name) * number for f in fields(self)))
+
     def __truediv__(self, number: float) -> Counts:
         return Counts(*(getattr(self, f.name) / number for f in fields(self)))
 
