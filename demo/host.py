@@ -135,7 +135,10 @@ IMPORTS = (
 TOOLS = ("pytest", "ruff")
 OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combinations, demo models, HTTP API
     f"tests/{name}.py"
-    for name in ("test_proofs", "test_nodes", "test_combinations", "test_demo_model", "api/test_api_smoke")
+    for name in (
+        *("test_proofs", "test_nodes", "test_combinations", "test_demo_model"),
+        *("api/test_api_smoke", "api/test_templates"),
+    )
 )
 
 
