@@ -747,7 +747,11 @@ def side_by_side(python: Path) -> list[str]:
     """Arguments for two test processes, which halve the time on two cores, where pytest-xdist is at hand."""
     if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
         return []
-    return ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
+    arguments = ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
+    if python == venv_python():  # another's pytest-xdist may be too old to know it
+        # In the order of names the browser comes early; it takes longest and leaves the processor to others.
+        arguments.append("--no-loadscope-reorder")
+    return arguments
 
 
 def test_browser(arguments: list[str]) -> int:
