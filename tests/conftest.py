@@ -10,7 +10,7 @@ import pytest
 from support import comfy
 
 try:
-    COMFYUI = comfy.setup()
+    COMFYUI = comfy.setup(threads=1)  # a second one gains nothing on models this small
 except comfy.ComfyNotFound as error:
     raise pytest.UsageError(str(error)) from None
 

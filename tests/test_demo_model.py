@@ -59,6 +59,43 @@ class TestFamily:
             loader.load_demo_model(family)
 
 
+def _shipped_with(monkeypatch, change) -> None:
+    """Let `change` alter the tensors of the transformer's file as they are read."""
+    read = loader.read_weights
+
+    def changed(name):
+        state = read(name)
+        if name != loader.AUTOENCODER_FILE:
+            change(state)
+        return state
+
+    monkeypatch.setattr(loader, "read_weights", changed)
+
+
+def test_a_weight_that_the_network_does_not_have_is_left_out(monkeypatch, caplog):
+    """As ComfyUI dropped Lumina 2's unused `norm_final`."""
+    _shipped_with(monkeypatch, lambda state: state.update({"gone.weight": torch.ones(4)}))
+    with caplog.at_level("DEBUG"):
+        model, _ = loader.load_demo_model("lumina2")
+    assert "gone.weight" in caplog.text and "unexpected" not in caplog.text
+    assert torch.isfinite(_sample(model, steps=2)).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("x_embedder.weight"),
+        lambda state: state.update({"x_embedder.weight": state["x_embedder.weight"][:, :-1]}),
+        lambda state: state.update({"renamed.weight": state.pop("x_embedder.weight")}),
+    ],
+    ids=["missing", "another shape", "renamed"],
+)
+def test_a_weight_that_the_network_needs_is_named(monkeypatch, change):
+    _shipped_with(monkeypatch, change)
+    with pytest.raises(ValueError, match="1 tensors .* first 'x_embedder.weight'.* Reinstall"):
+        loader.load_demo_model("lumina2")
+
+
 def test_what_ships_is_small():
     """At most 24 MiB for SD3 with the autoencoder, and 12 MiB for Lumina 2."""
     size = {path.stem: path.stat().st_size / 2**20 for path in loader.WEIGHTS_DIR.glob("*.safetensors")}

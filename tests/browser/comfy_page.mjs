@@ -149,8 +149,10 @@ export class ComfyPage {
     return this.page.evaluate(async (type) => {
       const node = app.graph.nodes.find((one) => one.type === type);
       const { output } = await app.graphToPrompt();
+      // A node's id is a string; a saved one may be a number.
+      const { widgets_values } = app.graph.serialize().nodes.find((one) => String(one.id) === String(node.id));
       return {
-        widgets: app.graph.serialize().nodes.find((one) => one.id === node.id).widgets_values.length,
+        widgets: widgets_values.length,
         inputs: Object.keys(output[node.id].inputs).sort(),
         size: [...node.size],
       };
@@ -182,7 +184,7 @@ export class ComfyPage {
         unknown: types.filter((type) => !(type in LiteGraph.registered_node_types)),
         inputs: node.inputs.map((one) => one.name),
         outputs: node.outputs.map((one) => one.name),
-        widgets: node.widgets.map((one) => one.name.replace(/^\d+: /, "")),
+        widgets: node.widgets.map((one) => one.name),
       };
     }, name);
   }
@@ -191,7 +193,7 @@ export class ComfyPage {
   setPromoted(values) {
     return this.page.evaluate((values) => {
       for (const [name, value] of Object.entries(values)) {
-        window.subgraphNode.widgets.find((one) => one.name.endsWith(`: ${name}`)).value = value;
+        window.subgraphNode.widgets.find((one) => one.name === name).value = value;
       }
     }, values);
   }
@@ -204,20 +206,18 @@ export class ComfyPage {
   }
 
   /** How many pictures ComfyUI itself shows in a node. */
-  hostPictures(type) {
-    return this.page.evaluate(
-      (type) => app.graph.nodes.find((one) => one.type === type).imgs?.length ?? 0,
-      type,
-    );
+  async hostPictures(type) {
+    return (await this.shownPictures())[type] ?? 0;
   }
 
-  /** The pictures in every node that shows some: node type -> how many. */
+  /** The pictures that ComfyUI itself shows, in every node that has some: node type -> how many. */
   shownPictures() {
-    return this.page.evaluate(() =>
-      Object.fromEntries(
-        app.graph.nodes.filter((one) => one.imgs?.length).map((one) => [one.type, one.imgs.length]),
-      ),
-    );
+    return this.page.evaluate(() => {
+      const inPage = (node) => document.querySelectorAll(`[data-node-id="${node.id}"] img`);
+      const shown = (node) => (LiteGraph.vueNodesMode ? inPage(node) : node.imgs)?.length ?? 0;
+      const counts = app.graph.nodes.map((node) => [node.type, shown(node)]);
+      return Object.fromEntries(counts.filter(([, count]) => count > 0));
+    });
   }
 
   /** Titles of nodes that lie on each other, in pairs; sizes are those after loading. */

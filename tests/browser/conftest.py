@@ -23,15 +23,24 @@ def browser() -> Browser:
         pytest.skip(f"no browser to test in: {reason}")
 
 
+@pytest.fixture(scope="session", params=["classic", "nodes2"])
+def nodes(request: pytest.FixtureRequest) -> str:
+    """The kind of nodes that the front end shows: those drawn on a canvas, and Nodes 2.0."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
-def drive(browser: Browser, server) -> Callable[..., dict]:
+def drive(nodes: str, browser: Browser, server) -> Callable[..., dict]:
     """drive(scenario, **job) -> the scenario's report."""
-    OUTPUT.mkdir(exist_ok=True)
+    output = OUTPUT / nodes
+    output.mkdir(parents=True, exist_ok=True)
     # Otherwise the templates dialog covers the canvas.
     fetch(f"{server.url}/settings/Comfy.TutorialCompleted", b"true")
+    nodes2 = json.dumps(nodes == "nodes2").encode()
 
     def send(scenario: str, **job) -> dict:
-        job |= {"scenario": scenario, "url": server.url, "output": str(OUTPUT)}
+        fetch(f"{server.url}/settings/Comfy.VueNodes.Enabled", nodes2)
+        job |= {"scenario": scenario, "url": server.url, "output": str(output)}
         job |= {"chromium": browser.chromium, "playwright": str(browser.playwright)}
         command = [browser.node, str(HERE / "scenarios.mjs"), json.dumps(job)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)

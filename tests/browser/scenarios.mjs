@@ -2,7 +2,7 @@
 
 import { Browser } from "./comfy_page.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, leave, downstream, nodes2, subgraph, blueprint };
+const scenarios = { load, run, interrupt, turnedOff, leave, downstream, otherNodes, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // an unchanged graph is not run again
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
@@ -30,9 +30,9 @@ async function run(browser, { workflow, name, sampler }) {
   const [page, other] = [await browser.open(), await browser.open()];
   await prepare(page, workflow, sampler);
   const before = await page.saved(sampler);
+  const seen = await page.watchPictures(); // from the start: on a busy machine the page draws once a second
   const queued = await page.queue();
   await page.waitForPanel();
-  const seen = await page.watchPictures();
   await page.waitForStep("regional");
   await page.settle(100);
   await page.screenshot(`run_${name}_during`);
@@ -45,6 +45,7 @@ async function run(browser, { workflow, name, sampler }) {
   await page.screenshot(`run_${name}_scrubbed`);
   return {
     end, before, after, scrubbed, pictures,
+    isNodes2: await page.page.evaluate(() => Boolean(LiteGraph.vueNodesMode)),
     saved: await page.saved(sampler),
     hostPictures: await page.hostPictures(sampler),
     shown: await page.shownPictures(),
@@ -169,18 +170,16 @@ async function downstream(browser, { workflow, sampler }) {
   };
 }
 
-async function nodes2(browser, { workflow, sampler }) {
+/** The user changes to the other kind of nodes in an open page. */
+async function otherNodes(browser, { workflow, sampler }) {
   const page = await browser.open();
-  await page.setting("Comfy.VueNodes.Enabled", true);
-  try {
-    await prepare(page, workflow, sampler);
-    const end = await (await page.queue()).end();
-    await page.settle(600);
-    await page.screenshot("nodes2");
-    return { end, panel: await page.panel(), messages: page.messages, problems: page.problems };
-  } finally {
-    await page.setting("Comfy.VueNodes.Enabled", false);
-  }
+  const isNodes2 = await page.page.evaluate(() => LiteGraph.vueNodesMode);
+  await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
+  await prepare(page, workflow, sampler);
+  const end = await (await page.queue()).end();
+  await page.settle(600);
+  await page.screenshot("other_nodes");
+  return { end, panel: await page.panel(), messages: page.messages, problems: page.problems };
 }
 
 /** The sampler inside a subgraph: nothing breaks, and inside it the view is there. */

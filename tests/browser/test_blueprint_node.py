@@ -21,9 +21,10 @@ def test_it_is_listed_and_becomes_a_node_without_a_missing_type(report):
     assert added["id"].startswith("SubgraphBlueprint.") and added["category"] == "Subgraph Blueprints"
     assert added["description"].startswith("Samples with RAS")
     assert added["types"] == ["RASKSampler", "VAEDecode", "RASMaskPreview"] and added["unknown"] == []
-    assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image"]
+    # The front end makes an input of each promoted widget, and leaves a seed's control inside.
+    assert added["widgets"] == ["seed", "steps", "cfg", "sample_ratio"]
+    assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image", *added["widgets"]]
     assert added["outputs"] == ["picture", "summary"]
-    assert added["widgets"] == ["seed", "control_after_generate", "steps", "cfg", "sample_ratio"]
 
 
 def test_a_promoted_widget_sets_the_sampler_inside(report):

@@ -55,8 +55,9 @@ class TestRun:
             "run", workflow=str(demo.WORKFLOWS[request.param]), name=request.param, sampler=SAMPLER
         )  # fmt: skip
 
-    def test_it_ends_well_and_the_page_does_not_complain(self, report):
+    def test_it_ends_well_and_the_page_does_not_complain(self, report, nodes):
         assert report["end"] == "execution_success"
+        assert report["isNodes2"] == (nodes == "nodes2")
         assert ours(report["problems"]) == []
 
     def test_masks_arrive_and_change_while_it_runs(self, report):
@@ -75,7 +76,7 @@ class TestRun:
 
     def test_the_timeline_stays_and_goes_by_keyboard(self, report):
         after = report["after"]
-        assert after["isOver"] and after["sliderMax"] == STEPS
+        assert after["isOver"] and after["sliderMax"] == STEPS and min(after["size"]) > 100
         assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 30 %")
         first, third, last = report["scrubbed"]
         assert first["sliderText"] == f"Step 1 of {STEPS} · dense · 100 % of tokens"
@@ -136,8 +137,9 @@ def test_comfyuis_own_ksampler_shows_it_behind_the_patch_node(drive):
     assert ours(report["problems"]) == []
 
 
-def test_nodes_2_shows_it_too(drive):
-    report = drive("nodes2", **JOB)
+def test_it_is_shown_after_a_change_to_the_other_kind_of_nodes(drive):
+    """From classic nodes to Nodes 2.0, and back."""
+    report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
     assert ours(report["problems"]) == []
 

@@ -7,6 +7,7 @@ path of the network shows in its output.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -130,10 +131,9 @@ FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_c
 
 @torch.no_grad()
 def draw_weights(network: torch.nn.Module, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    state = dict(network.named_parameters()) | dict(network.named_buffers())
-    for name in sorted(state):
-        tensor = state[name]
+    """Each tensor's values follow from its name alone: a ComfyUI that knows one fewer has the same others."""
+    for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         draw = torch.randn(tensor.shape, generator=generator)
         if tensor.ndim >= 2:
             draw /= math.sqrt(math.prod(tensor.shape[1:])) if "pos_embed" not in name else 2.0

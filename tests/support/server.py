@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 from ras_pack.demo.client import Client
-from ras_pack.demo.host import ROOT, TREE, Host, link_pack
+from ras_pack.demo.host import ROOT, Host, is_ours, link_pack
 from ras_pack.demo.server import Server, fetch
 
 EXAMPLES = ROOT / "example_workflows"
@@ -52,7 +52,7 @@ class RunningServer:
 def running_server(comfyui: Path, install: Callable[[Path], None] = link_pack) -> Iterator[RunningServer]:
     """Start ComfyUI's main.py on the CPU, stop it in the end; `install` puts the pack into custom_nodes."""
     # The interpreter that runs the tests has what ComfyUI needs; `make test` makes it the host's.
-    host = Host(comfyui, Path(sys.executable), ours=comfyui == TREE)
+    host = Host(comfyui, Path(sys.executable), ours=is_ours(comfyui))
     with tempfile.TemporaryDirectory(prefix="ras-server-", ignore_cleanup_errors=True) as base:
         log = Path(base) / "server.log"
         flags = ("--cpu", "--preview-method", "latent2rgb")

@@ -1,0 +1,52 @@
+"""Every shipped template, run by a real server; small models stand in for the checkpoints that a user has."""
+
+import pytest
+from ras_pack.demo import run as demo
+from ras_pack.demo.client import Prompt, to_api
+from support import lumina_next_files
+from support.server import EXAMPLES
+
+pytestmark = pytest.mark.server
+
+STEPS = 6
+TEMPLATES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
+LUMINA_NEXT = "RASLuminaNextLoader"
+TEXTS = ("text", "user_prompt")  # of ComfyUI's text encoders
+
+
+def with_demo_model(prompt: Prompt, family: str) -> Prompt:
+    """The demo model and its prompts in the place of a checkpoint and ComfyUI's text encoders."""
+    (loader,) = demo.nodes_of(prompt, "CheckpointLoaderSimple")
+    prompt[loader] = {"class_type": "RASDemoModel", "inputs": {"family": family}}
+    for key, node in prompt.items():
+        if node["inputs"].get("clip") == [loader, 1]:
+            (text,) = [node["inputs"][name] for name in TEXTS if name in node["inputs"]]
+            prompt[key] = {"class_type": "RASDemoPrompt", "inputs": {"text": text}}
+        elif node["inputs"].get("vae") == [loader, 2]:
+            node["inputs"]["vae"] = [loader, 1]
+    return prompt
+
+
+def shortened(prompt: Prompt) -> Prompt:
+    """Two dense steps, then four with half of the tokens, at 256 px."""
+    for node in prompt.values():
+        for name, value in {"steps": STEPS, "start_step": 2, "sample_ratio": 0.5}.items():
+            if name in node["inputs"]:
+                node["inputs"][name] = value
+    return demo.with_size(prompt, 256)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_gives_its_picture_and_its_trace(server, name):
+    prompt = to_api(server.workflow(f"{name}.json"), server.object_info)
+    if loaders := demo.nodes_of(prompt, LUMINA_NEXT):
+        lumina_next_files.write_folder(server.log.parent / "models" / "diffusers" / "tiny-lumina-next")
+        prompt[loaders[0]]["inputs"]["folder"] = "tiny-lumina-next"
+    elif not demo.nodes_of(prompt, "RASDemoModel"):
+        prompt = with_demo_model(prompt, "lumina2" if "lumina2" in name else "sd3")
+    result = server.client.run(shortened(prompt), timeout=120)
+    (picture,) = result.images(demo.only(prompt, "SaveImage"))
+    extrema = server.picture(picture).convert("RGB").getextrema()
+    assert any(low < high for low, high in extrema)  # not one flat colour
+    (stats,) = result.ui("ras")
+    assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (STEPS, 4, [])
