@@ -34,7 +34,12 @@ BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", M
 ADVANCES = ("forecast",)
 """Settings of `kv_cache` whose rows know the evaluation before: done twice, a call moves them on twice."""
 
+RESIDUAL = "control."
+"""Beginning of the names that a ControlNet's residuals get among the inputs of a call."""
+
 Signature = tuple[Hashable, ...]
+Form = tuple[int | str, ...]
+"""What tells recordings on the same K/V buffers apart: active tokens of an image, names of residuals."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +57,14 @@ class GraphReport:
     reason: str | None = None
 
 
-def call_obstacle(
-    options: Mapping[str, Any], control: object, other_wrappers: bool, inner_override: object
-) -> str | None:
+def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_override: object) -> str | None:
     """Why a call cannot be recorded: what runs Python code of its own at each step would run only once.
 
     Args:
         options: the call's transformer options.
-        control: a ControlNet's residuals, or None.
         other_wrappers: whether others wrap the call.
         inner_override: an attention function that another node put in.
     """
-    if control is not None:
-        return "a ControlNet takes part"
     if other_wrappers:
         return "another node wraps the model's calls"
     if inner_override is not None:
@@ -93,6 +93,16 @@ def storage_obstacle(storage: str | None) -> str | None:
     if storage in STAYS_IN_PLACE:
         return None
     return f"its K/V cache is kept in another way ({storage or 'not at all'})"
+
+
+def form_of(active_count: int, inputs: Mapping[str, Any]) -> Form:
+    """The form of a regional call. ControlNets may begin and end within a run."""
+    return (active_count, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
+
+
+def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs that dense calls have as well."""
+    return {name: value for name, value in inputs.items() if not name.startswith(RESIDUAL)}
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:

@@ -25,9 +25,12 @@ from .graph_rules import (
     MAX_GRAPHS,
     MAX_TAPES,
     SIGHTINGS,
+    Form,
     GraphReport,
     Signature,
+    form_of,
     signature,
+    without_residuals,
 )
 from .kv import Branch
 from .network_identity import Network
@@ -42,11 +45,11 @@ NO_MEMORY = "there is not enough memory"
 
 @dataclass
 class Buffers:
-    """K/V buffers of one group of branches, and the recordings that use them, by their active count."""
+    """K/V buffers of one group of branches, and the recordings that use them, by their form."""
 
     signature: Signature
     slots: Slots
-    recordings: dict[int, Recording] = field(default_factory=dict)
+    recordings: dict[Form, Recording] = field(default_factory=dict)
     is_lent: bool = False
 
     @property
@@ -125,11 +128,11 @@ class GraphStore:
         if self.count < MAX_GRAPHS:
             return True
         kept = [(each.last_run, i, n) for i, b in enumerate(self.buffers) for n, each in b.recordings.items()]
-        last_run, place, active_count = min(kept)
+        last_run, place, form = min(kept)
         if last_run == self.runs:
             return False
         buffers = self.buffers[place]
-        del buffers.recordings[active_count]
+        del buffers.recordings[form]
         if not buffers.recordings and not buffers.is_lent:
             del self.buffers[place]
         return True
@@ -267,7 +270,7 @@ class NetworkGraphs:
         store.runs += 1
         self._host = host or HostSide(lambda model: store)
         self._lent: dict[tuple[Branch, ...], Buffers] = {}
-        self._seen: Counter[tuple[tuple[Branch, ...], int]] = Counter()
+        self._seen: Counter[tuple[tuple[Branch, ...], Form]] = Counter()
         self._calls = SideBySide()
         self.model = model
         self.network: Network | None = None
@@ -334,14 +337,14 @@ class NetworkGraphs:
         """
         if self.obstacle is not None or not self._weights_are_there():
             return None
-        active_count = active_idx.shape[1]
+        form = form_of(active_idx.shape[1], inputs)
         buffers = self._lent.get(branches)
         if buffers is None or not buffers.are(slots):
             buffers = None
-        recording = buffers.recordings.get(active_count) if buffers else None
+        recording = buffers.recordings.get(form) if buffers else None
         if recording is None:
-            self._seen[branches, active_count] += 1
-            if self._seen[branches, active_count] < SIGHTINGS or not self._store.has_place():
+            self._seen[branches, form] += 1
+            if self._seen[branches, form] < SIGHTINGS or not self._store.has_place():
                 return None
             return self._record(branches, buffers, inputs, active_idx, slots, call)
         if not recording.fits(inputs):
@@ -430,12 +433,12 @@ class NetworkGraphs:
         slots: Slots,
         call: Call,
     ) -> Tensor | None:
-        key = signature(inputs)
-        obstacle = "the network gets inputs of an unknown kind" if key is None else self._host.obstacle()
+        unknown = "the network gets inputs of an unknown kind"
+        obstacle = unknown if signature(inputs) is None else self._host.obstacle()
         if obstacle is not None:
             self.refuse(obstacle)
             return None
-        buffers = buffers or Buffers(key, dict(slots), is_lent=True)
+        buffers = buffers or Buffers(signature(without_residuals(inputs)), dict(slots), is_lent=True)
         attempt = Attempt(buffers.storage in ADVANCES)
         try:
             with torch.inference_mode():
@@ -454,7 +457,7 @@ class NetworkGraphs:
             return self._output_of(attempt, buffers.slots, slots)
         self.captured += 1
         recording.last_run = self._store.runs
-        buffers.recordings[active_idx.shape[1]] = recording
+        buffers.recordings[form_of(active_idx.shape[1], inputs)] = recording
         self._calls.add(recording, len(branches))
         known = self._lent.get(branches)
         if known is not buffers:  # these branches' rows stand elsewhere now

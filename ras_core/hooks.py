@@ -16,7 +16,7 @@ from .clock import mark
 from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .graph_rules import MULTIGPU, call_obstacle, calls_are_plain
+from .graph_rules import MULTIGPU, RESIDUAL, call_obstacle, calls_are_plain, without_residuals
 from .graphs import GraphSession, NetworkGraphs, RowsAdvanced
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
@@ -58,6 +58,16 @@ class HostCall:
     def sampling(self) -> object:
         """What turns a noise level into the network's time."""
         return getattr(self.executor.class_obj, "model_sampling", None)
+
+
+def residuals_of(control: dict | None) -> dict[str, Tensor | None]:
+    """A ControlNet's residuals as inputs of a call, by name."""
+    return {f"{RESIDUAL}{i}": each for i, each in enumerate((control or {}).get("output", ()))}
+
+
+def with_residuals(control: dict | None, inputs: dict[str, Any]) -> dict | None:
+    """The same ControlNet with residuals from the inputs of a call."""
+    return control and {**control, "output": [inputs[name] for name in residuals_of(control)]}
 
 
 class RunHooks:
@@ -187,7 +197,7 @@ class RunHooks:
         if run.evaluation.active_idx is not None:
             run.warn("a conditioning with nothing cached yet ran dense once")
         slots = run.kv.begin_fill(branches)
-        if not slots and (graphs := self._graphs_for(network, forward, control, options)):
+        if not slots and (graphs := self._graphs_for(network, forward, options)):
             slots = graphs.lend(branches, forward.inputs, run.kv.storage)
         inner, keep = options.get(OVERRIDE), self._outside(run.kv.keep_for(branches))
         sigma = forward.inputs["t"] if run.kv.forecasts else None
@@ -233,7 +243,12 @@ class RunHooks:
         active_idx = run.evaluation.active_idx.repeat(len(branches), 1)
         slots = run.kv.slots_for(branches)
         try:
-            output = self._by_recording(network, branches, forward, control, options, active_idx, slots)
+            shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
+        except _SURPRISES as surprise:
+            run.go_dense(f"a regional step failed ({type(surprise).__name__}: {surprise})")
+            return None
+        try:
+            output = self._by_recording(network, branches, forward, shortened, options, active_idx, slots)
         except RowsAdvanced:
             run.kv.drop(branches)
             return None
@@ -246,7 +261,6 @@ class RunHooks:
             forward.inputs["t"],
         )  # fmt: skip
         try:
-            shortened = self._adapter.gather_control(control, options, active_idx, run.grid.n)
             with call.placed(), self._weights_given(network, active_idx.device):
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
         except torch.cuda.OutOfMemoryError:
@@ -275,23 +289,22 @@ class RunHooks:
         active_idx: Tensor,
         slots: dict[Slot, Sequence],
     ) -> Tensor | None:
-        """A regional call's output by a recording, or None.
+        """A regional call's output by a recording, or None; `control` has the active tokens' residuals.
 
         Raises:
             RowsAdvanced: the call can neither be replayed nor done on these K/V rows.
         """
         output = None
-        if graphs := self._graphs_for(network, forward, control, options):
-            recorded = self._recorded(network, branches, forward, options)
-            output = graphs.run(branches, forward.inputs, active_idx, slots, recorded)
+        if graphs := self._graphs_for(network, forward, options):
+            recorded = self._recorded(network, branches, forward, control, options)
+            inputs = forward.inputs | residuals_of(control)
+            output = graphs.run(branches, inputs, active_idx, slots, recorded)
         known = self._graphs and self._graphs.of(forward.executor.class_obj)
         if output is None and known and known.has_advanced(branches):
             raise RowsAdvanced("a call was begun early, and is asked for in another form")
         return output
 
-    def _graphs_for(
-        self, network: nn.Module, forward: HostCall, control: dict | None, options: dict
-    ) -> NetworkGraphs | None:
+    def _graphs_for(self, network: nn.Module, forward: HostCall, options: dict) -> NetworkGraphs | None:
         """The recordings where this call may use them."""
         model = forward.executor.class_obj
         graphs = self._graphs and self._graphs.of(model)
@@ -301,7 +314,7 @@ class RunHooks:
             device = forward.inputs["x"].device
             weights = self._weights and self._weights.of(network, device)
             graphs.prepare(inspect(network, device, forward.sampling, model, weights))
-        if obstacle := call_obstacle(options, control, forward.is_wrapped(options), options.get(OVERRIDE)):
+        if obstacle := call_obstacle(options, forward.is_wrapped(options), options.get(OVERRIDE)):
             self._graphs.refuse(obstacle)
         return None if graphs.obstacle is not None else graphs
 
@@ -326,7 +339,12 @@ class RunHooks:
         self._run.go_dense(SEVERAL_DEVICES)
 
     def _recorded(
-        self, network: nn.Module, branches: tuple[Branch, ...], forward: HostCall, options: dict
+        self,
+        network: nn.Module,
+        branches: tuple[Branch, ...],
+        forward: HostCall,
+        control: dict | None,
+        options: dict,
     ) -> Callable[..., Tensor]:
         """A regional call as a function of all that changes from step to step."""
 
@@ -336,7 +354,8 @@ class RunHooks:
                 sigma=inputs["t"],
             )  # fmt: skip
             with inside.placed():
-                output = forward(None, {**options, OVERRIDE: inside.attend}, inputs)
+                placed = with_residuals(control, inputs)
+                output = forward(placed, {**options, OVERRIDE: inside.attend}, without_residuals(inputs))
             if not inside.gathered:
                 raise RegionalAbort("the main blocks never ran on the active tokens")
             if missed := self._missed(network, branches, inside):

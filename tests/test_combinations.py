@@ -18,7 +18,9 @@ from ras_pack.ras_core.host import last_trace, patch_model
 from ras_pack.ras_core.schedule import StepKind
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
+from support.tape import FrozenTape, record_on
 
+EAGER = RASConfig(**{**vars(FAST), "cuda_graphs": "off"})
 NEARLY_ALL = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=0)
 """58 of 64 tokens in eight regional steps of ten: close to dense, and wrong rows would show."""
 
@@ -215,6 +217,23 @@ class TestControlNet:
         latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(batch=2), positive=positive, negative=negative)
         assert trace.regional_steps == 7 and not trace.notes
         assert torch.isfinite(latent).all()
+
+    @pytest.mark.parametrize("end_percent", [1.0, 0.5])
+    def test_calls_with_residuals_are_recorded(self, sd3, conditioned, end_percent):
+        """Residuals differ at each step, and a ControlNet that ends makes calls of another form."""
+        noise, model, tape = sd3.noise(), sd3.build(), FrozenTape()
+        record_on(model, tape)
+        conds = dict(zip(("positive", "negative"), conditioned(end_percent=end_percent), strict=True))
+        expected, _ = sample_ras(sd3.build(), sd3, noise, EAGER, **conds)
+        replays = []
+        for _ in range(2):
+            latent, trace = sample_ras(model, sd3, noise, **conds)
+            assert distance(latent, expected) < 2e-5 and not trace.notes
+            replays.append(trace.graphs.replayed)
+        assert tape.recorded == (1 if end_percent == 1.0 else 2)
+        assert replays == [7 - 2 * tape.recorded, 7], (
+            "of each form the first is eager and the second captured"
+        )
 
     def test_residuals_of_an_unknown_form_run_dense_and_say_so(self, sd3, conditioned, caplog):
         model, noise = sd3.build(), sd3.noise()

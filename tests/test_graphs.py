@@ -287,11 +287,10 @@ def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, mon
 
 
 def test_what_forbids_recording():
-    assert call_obstacle({}, None, False, None) is None
-    assert "ControlNet" in call_obstacle({}, {"output": []}, False, None)
-    assert "wraps" in call_obstacle({}, None, True, None)
-    assert "attention" in call_obstacle({}, None, False, print)
-    assert "patches" in call_obstacle({"patches": {"a": 1}}, None, False, None)
+    assert call_obstacle({}, False, None) is None
+    assert "wraps" in call_obstacle({}, True, None)
+    assert "attention" in call_obstacle({}, False, print)
+    assert "patches" in call_obstacle({"patches": {"a": 1}}, False, None)
     layer = torch.nn.Linear(2, 2)
     cpu = torch.device("cpu")
     assert inspect(layer, cpu).obstacle is None
