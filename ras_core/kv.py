@@ -167,7 +167,8 @@ def update(
         ahead: how far rows are continued, in the form that can do that (kv_forecast.py).
 
     Returns:
-        (bb, prefix + n_tokens + suffix, ...) each; read them before the second `update` after this one.
+        (bb, prefix + n_tokens + suffix, ...) each; read them before the next `update` of the call, which may
+        write over them.
 
     Raises:
         RegionalAbort: this attention was never seen in a dense call.

@@ -102,3 +102,21 @@ class TestByHand:
             1.0,
             0.0,
         ]
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_all_fresh_and_none_stale_need_no_masks(self, order):
+        """To the last bit what masks of ones and zeros give."""
+        draw = torch.Generator().manual_seed(1)
+        x, d, d_before, x_before = torch.randn(4, 2, 3, 4, 4, generator=draw)
+        t, t_before = torch.rand(2, 2, 1, 4, 4, generator=draw)
+        history = History(d_before, x_before, x, t + 0.5, t_before)
+        ones = torch.ones(2, 1, 4, 4, dtype=torch.bool)
+        some = torch.rand(2, 1, 4, 4, generator=draw) > 0.5
+        for fresh, stale in ((None, None), (None, some), (some, None)):
+            masks = ones if fresh is None else fresh, ~ones if stale is None else stale
+            expected, state = multirate_step(history, x, d, (1.6, 1.9), *masks, order)
+            found, own_state = multirate_step(history, x, d, (1.6, 1.9), fresh, stale, order)
+            assert torch.equal(state, own_state)
+            assert all(
+                torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values(), strict=True)
+            )

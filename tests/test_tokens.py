@@ -5,7 +5,8 @@ import torch
 from ras_pack.ras_core import kv
 from ras_pack.ras_core.cost import CostProfile, expected_speedup
 from ras_pack.ras_core.errors import RegionalAbort
-from ras_pack.ras_core.tokens import TokenGrid, gather_rows, row_index, scatter_rows
+from ras_pack.ras_core.slab import Scratch
+from ras_pack.ras_core.tokens import RowWriter, TokenGrid, gather_rows, row_index, rows_first, scatter_rows
 
 
 class TestRows:
@@ -20,6 +21,48 @@ class TestRows:
         index = row_index(self.ACTIVE, 4, 1, 1)
         back = scatter_rows(gather_rows(self.SEQUENCE, index), index, 6)
         assert back[..., 0].tolist() == [[0, 1, 0, 0, 4, 5], [6, 0, 8, 9, 0, 11]]
+
+    @pytest.mark.parametrize("text", [0, 2])
+    @pytest.mark.parametrize("padding", [0, 3])
+    @pytest.mark.parametrize("images", [1, 3])
+    def test_an_index_counts_from_the_first_image_on(self, text, padding, images):
+        active, rows = [[3, 0]] * images, text + 4 + padding
+        kept = [*range(text), text + 3, text, *range(text + 4, rows)]
+        expected = [image * rows + row for image in range(images) for row in kept]
+        assert row_index(torch.tensor(active), 4, text, padding).tolist() == expected
+
+    @pytest.mark.parametrize("width", [8, 6], ids=["wide", "narrow"])
+    @pytest.mark.parametrize("step", [1, 2], ids=["close", "apart"])
+    def test_a_writer_puts_and_moves_what_scatter_and_gather_do(self, width, step):
+        """Rows of 32 bytes are written in elements of 16, if numbers of a fresh one stand side by side."""
+        kept, before = (
+            torch.arange(2 * 3 * 8.0).view(2, 3, 8)[..., :width].contiguous(),
+            torch.zeros(2, 3, width),
+        )
+        index, fresh = torch.tensor([1, 5]), torch.full((2, 1, 2 * width), 7.0)[..., ::step][..., :width]
+        expected, old = kept.clone(), kept.flatten(0, 1)[index]
+        expected.flatten(0, 1)[index] = 7.0
+        writer = RowWriter(kept)
+        for _ in range(2):
+            writer.move(index, RowWriter(before))
+            writer.put(index, fresh)
+            assert torch.equal(kept, expected)
+        assert torch.equal(before.flatten(0, 1)[index], fresh.flatten(0, 1)) and not torch.equal(old, fresh)
+
+    def test_one_of_the_heads_that_are_equal(self):
+        heads = torch.arange(2 * 2 * 3 * 4).view(2, 2, 3, 4)  # two images, two heads, three rows
+        repeated = heads.movedim(1, 2).repeat_interleave(2, dim=2).movedim(2, 1)
+        assert torch.equal(rows_first(repeated, 2), heads.movedim(1, 2))
+        assert torch.equal(rows_first(heads), heads.movedim(1, 2))
+        assert rows_first(repeated, 2).data_ptr() == repeated.data_ptr()
+
+    def test_scratch_is_one_memory_for_all_shapes(self):
+        scratch, large, small = Scratch(), torch.zeros(2, 9, 4), torch.zeros(2, 5, 4)
+        first = scratch.empty(0, large, torch.float32)
+        assert scratch.empty(0, large, torch.float32) is first
+        assert scratch.empty(0, small, torch.float32).data_ptr() == first.data_ptr()
+        assert scratch.empty(1, small, torch.float32).data_ptr() != first.data_ptr()
+        assert scratch.empty(0, torch.zeros(3, 9, 4), torch.float16).shape == (3, 9, 4)
 
 
 class TestGrid:
