@@ -91,5 +91,10 @@ def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
     return sum(
         layer.in_features * layer.out_features
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Linear) and skip not in name
+        if _is_linear(layer) and skip not in name
     )
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    """ComfyUI's layers with quantised weights are none of torch's."""
+    return isinstance(layer, nn.Linear) or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))

@@ -1,9 +1,10 @@
 """Rows, grids and the K/V store, by small integers."""
 
+import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core import kv
-from ras_pack.ras_core.cost import CostProfile, expected_speedup
+from ras_pack.ras_core.cost import CostProfile, expected_speedup, linear_weights
 from ras_pack.ras_core.errors import RegionalAbort
 from ras_pack.ras_core.slab import Scratch
 from ras_pack.ras_core.tokens import RowWriter, TokenGrid, gather_rows, row_index, rows_first, scatter_rows
@@ -169,3 +170,15 @@ class TestCost:
             counts = [4096 if step in dense else int(4096 * ratio) for step in range(28)]
             speedups.append(expected_speedup(profile, 4096, 154, counts))
         assert speedups == pytest.approx([1.61, 2.31, 2.96], abs=0.015)
+
+
+@pytest.mark.parametrize("operations", ["disable_weight_init", "manual_cast", "mixed"])
+def test_linear_layers_count_in_whatever_form_comfyui_makes_them(operations):
+    kinds = {"mixed": getattr(comfy.ops, "mixed_precision_ops", lambda: None)} | {
+        name: lambda name=name: getattr(comfy.ops, name) for name in ("disable_weight_init", "manual_cast")
+    }
+    if (kind := kinds[operations]()) is None:
+        pytest.skip("this ComfyUI has no quantised layers")
+    network = torch.nn.Module()
+    network.mlp, network.adaLN_modulation = kind.Linear(3, 5), kind.Linear(3, 7)
+    assert linear_weights(network) == 15
