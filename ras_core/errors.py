@@ -15,4 +15,4 @@ class RegionalAbort(RuntimeError):
 
 
 class NotResident(RuntimeError):
-    """Raised where a capture finds a weight evicted: the call runs eagerly, another attempt may follow."""
+    """Raised when a capture finds a weight evicted: the call runs eagerly, and may be captured later."""

@@ -31,12 +31,12 @@ AttentionOverride = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class _Borders:
-    """What a regional call knows of its attentions with one number of rows.
+    """What a regional call's attentions with the same number of rows have in common.
 
     Attributes:
-        rows: of text before and of padding after the active tokens.
-        places: where all these rows stand in the whole sequence.
-        ahead: how far cached rows are continued; None in forms that continue nothing.
+        rows: numbers of text rows before and of padding rows after the active tokens.
+        places: indices of all these rows in the whole sequence.
+        ahead: how far cached rows are extrapolated; None if the cache does not extrapolate.
     """
 
     rows: tuple[int, int]
@@ -165,7 +165,7 @@ class NetworkCall:
             self.blocks_seen += 1
             if is_dense:
                 return None
-            # The first block that runs gets its rows gathered; later ones get what it left.
+            # Gather rows for the first block that runs; later blocks get what it returns.
             return change(args, kwargs, self._gather_hidden if self._hidden is None else None, positions)
 
         return hook
@@ -227,7 +227,7 @@ class NetworkCall:
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
-        """An attention that reads nothing from the cache: a dense call's fill it."""
+        """K and V of an attention that reads nothing from the cache; in a dense call they fill it."""
         prefix = self._prefix_of(k.shape[token_axis])
         if self._keep is not None:
             by_head = token_axis == 2
@@ -236,7 +236,7 @@ class NetworkCall:
         return k, v
 
     def _prefix_of(self, rows: int) -> int:
-        """Text rows of an attention with so many rows."""
+        """Number of text rows in an attention with this many rows."""
         here = self._n if self._hidden is None else self._active_idx.shape[1]
         prefix = rows - here - self._suffix
         if prefix < 0:

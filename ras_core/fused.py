@@ -40,7 +40,7 @@ class Fused:
 
     def __init__(self, kernels: ModuleType):
         self._kernels = kernels
-        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of fresh rows
+        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of the fresh rows
 
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Rows (bb, r, ...) as bytes of the same shape and scales (bb, r), both contiguous."""
@@ -131,11 +131,11 @@ class Fused:
         return weights
 
     def _form(self, fresh: tuple[Tensor, ...], addresses: int) -> tuple[list[int], dict[str, Any]]:
-        """Strides of fresh rows and what kernels are compiled for, worked out once for each layout.
+        """Strides of fresh rows and the constants that kernels are compiled for; computed once per layout.
 
         Args:
-            fresh: a key and a value, or one of them, as `_readable_pair` gives them.
-            addresses: of these and of all whole tensors whose rows are read or written, joined by "or".
+            fresh: a key and a value, or one of them, as `_readable_pair` returns them.
+            addresses: bitwise OR of the addresses of these and of every tensor that is read or written.
         """
         layout = (addresses % 16, fresh[0].dtype, *((t.shape, t.stride()) for t in fresh))
         if (form := self._forms.get(layout)) is None:
@@ -143,7 +143,7 @@ class Fused:
         return form
 
     def _form_of(self, fresh: tuple[Tensor, ...], is_odd: bool) -> tuple[list[int], dict[str, Any]]:
-        """A key in one piece beside a value in heads, as SD3's code has them, is read in heads too."""
+        """As `_form`. A key without a head axis is read by head if the value has one, as in SD3."""
         heads = max(t.shape[2] if t.ndim == 4 else 1 for t in fresh)
         dim = fresh[0].shape[2:].numel()
         size, unit = dim // heads, 16 // fresh[0].element_size()
@@ -231,13 +231,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _readable(rows: Tensor) -> Tensor:
-    """(bb, r, d) or (bb, r, heads, e), numbers of a head next to each other; a copy only where need be."""
+    """(bb, r, d) or (bb, r, heads, e) with the last axis contiguous; copies only if necessary."""
     rows = rows.flatten(3) if rows.ndim > 4 else rows
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _readable_pair(key: Tensor, value: Tensor) -> Pair:
-    """Both so that they can be read in the same heads."""
+    """Both in layouts that can be read with the same heads."""
     key, value = _readable(key), _readable(value)
     if key.ndim == value.ndim == 4 and key.shape != value.shape:
         return key.contiguous(), value.contiguous()
@@ -245,7 +245,7 @@ def _readable_pair(key: Tensor, value: Tensor) -> Pair:
 
 
 def _strides(rows: Tensor, heads: int, size: int) -> tuple[int, int, int]:
-    """From one image to the next, from row to row, from head to head of rows read in so many heads."""
+    """Strides between images, rows and heads, for rows read as `heads` heads of this size."""
     has_these = rows.ndim == 4 and rows.shape[2] == heads
     return rows.stride(0), rows.stride(1), rows.stride(2) if has_these else size
 

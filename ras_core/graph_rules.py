@@ -26,30 +26,30 @@ STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
 """Settings of `kv_cache` whose tensors are never exchanged during a run."""
 
 MULTIGPU = "multigpu_clones"
-"""The host's option for copies of the model on other devices, which it calls in threads."""
+"""ComfyUI's option for copies of the model on other devices, which it calls in threads."""
 
 BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
-"""The host's options for functions of others that make the calls of an evaluation, and for threads."""
+"""ComfyUI's options that let other code, or several threads, make the calls of an evaluation."""
 
 ADVANCES = ("forecast",)
-"""Settings of `kv_cache` whose rows know the evaluation before: done twice, a call moves them on twice."""
+"""Settings of `kv_cache` whose rows depend on the last evaluation: a call run twice advances them twice."""
 
 RESIDUAL = "control."
-"""Beginning of the names that a ControlNet's residuals get among the inputs of a call."""
+"""Prefix of a ControlNet's residuals among the inputs of a call."""
 
 Signature = tuple[Hashable, ...]
 Form = tuple[int | str, ...]
-"""What tells recordings on the same K/V buffers apart: active tokens of an image, names of residuals."""
+"""What tells graphs on the same K/V buffers apart: active tokens per image, names of residuals."""
 
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What a run did with recordings.
+    """What a run did with CUDA graphs.
 
     Attributes:
-        captured: calls that were recorded.
-        replayed: evaluations whose calls of the network were all replayed.
-        reason: why nothing could be recorded, at all or from some step on; or None.
+        captured: calls that were captured.
+        replayed: evaluations whose network calls were all replayed.
+        reason: why nothing could be captured, at all or from some step on; or None.
     """
 
     captured: int
@@ -58,7 +58,7 @@ class GraphReport:
 
 
 def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_override: object) -> str | None:
-    """Why a call cannot be recorded: what runs Python code of its own at each step would run only once.
+    """Why a call cannot be captured: code that must run at each step would run only once.
 
     Args:
         options: the call's transformer options.
@@ -96,17 +96,17 @@ def storage_obstacle(storage: str | None) -> str | None:
 
 
 def form_of(active_count: int, inputs: Mapping[str, Any]) -> Form:
-    """The form of a regional call. ControlNets may begin and end within a run."""
+    """The form of a regional call. It can change within a run, where a ControlNet starts or ends."""
     return (active_count, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
 
 
 def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that dense calls have as well."""
+    """The inputs that dense calls share."""
     return {name: value for name, value in inputs.items() if not name.startswith(RESIDUAL)}
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
-    """What two calls must share to be replayed from one recording; None for inputs of an unknown kind."""
+    """What two calls must share to be replayed from one graph; None for inputs of an unknown type."""
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]
     for name, value in sorted(inputs.items()):
         if isinstance(value, Tensor):

@@ -1,9 +1,9 @@
-"""Regional calls as CUDA graphs: recorded once, then replayed, in one run and over runs.
+"""Regional calls as CUDA graphs: captured once, then replayed, within a run and across runs.
 
-Each recording has K/V buffers of its own. They are lent to the next run, whose dense steps write into them;
-weights are read where they stood, so recordings are only good while these stay there. What a network's runs
-have recorded lives in a store beside it; a run may call several networks (a guider with two models), and has
-a part for each.
+Each graph has K/V buffers of its own. They are lent to the next run, whose dense steps write into them.
+Weights are read at the addresses they had during capture, so graphs are valid only while weights stay there.
+The graphs of a network's runs are kept in a store beside it; a run may call several networks (a guider with
+two models), and has a part for each.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ NO_MEMORY = "there is not enough memory"
 
 @dataclass
 class Buffers:
-    """K/V buffers of one group of branches, and the recordings that use them, by their form."""
+    """K/V buffers of one group of branches, and the graphs that use them, by form."""
 
     signature: Signature
     slots: Slots
@@ -116,15 +116,13 @@ class GraphStore:
         return sum(sequence.nbytes() for each in kind for sequence in each.slots.values())
 
     def stand_on(self, network: Network) -> None:
-        """A run begins on this network as it is; what was recorded when it was another is dropped."""
-        if self._network is None or not self._network.stands_as(network):
+        """A run starts on this network; drop graphs that were captured on a different one."""
+        if self._network is None or not self._network.matches(network):
             self.clear()
             self._network = network.to_keep
 
     def has_place(self) -> bool:
-        """Whether one more recording may be kept; the one that was not used for longest goes for it, unless
-        this run used it.
-        """
+        """Whether one more graph may be kept; evicts the least recently used, unless this run used it."""
         if self.count < MAX_GRAPHS:
             return True
         kept = [(each.last_run, i, n) for i, b in enumerate(self.buffers) for n, each in b.recordings.items()]
@@ -144,17 +142,17 @@ class GraphStore:
 
 
 class RowsAdvanced(RegionalAbort):
-    """A call that did not go through has moved K/V rows on: it must not be done again on these."""
+    """A call that did not complete has advanced its K/V rows: it must not be run again on these."""
 
 
 @dataclass(frozen=True)
 class HostSide:
-    """What recordings need to know of the host.
+    """What graphs need to know of ComfyUI.
 
     Attributes:
-        store_of: where the recordings of one of its models are kept; None where it cannot have any.
-        interrupts: what it raises to end a run that the user cancelled.
-        obstacle: why nothing can be recorded just now, or None.
+        store_of: gives the store of a model's graphs; None if it cannot have any.
+        interrupts: exceptions that ComfyUI raises when the user cancels a run.
+        obstacle: says why nothing can be captured right now, or None.
     """
 
     store_of: Callable[[Any], GraphStore | None]
@@ -163,7 +161,7 @@ class HostSide:
 
 
 class GraphSession:
-    """One run's dealings with recordings: a part for each network that it calls."""
+    """The CUDA graphs of one run: a part for each network that it calls."""
 
     def __init__(self, host: HostSide):
         self._host = host
@@ -174,7 +172,7 @@ class GraphSession:
         self._replayed_before = 0
 
     def of(self, model: Any) -> NetworkGraphs | None:
-        """The part of a model of the host's; None where there are no recordings of it in this run."""
+        """The part of one of ComfyUI's models; None if it gets no graphs in this run."""
         if model not in self._parts:
             store = self._host.store_of(model)
             part = None if store is None else NetworkGraphs(store, self._host, model, self._said)
@@ -189,22 +187,22 @@ class GraphSession:
 
     @property
     def report(self) -> GraphReport:
-        """What came of it until now."""
+        """What was captured and replayed so far."""
         reasons = [part.obstacle for part in self.parts if part.obstacle is not None]
         captured = sum(part.captured for part in self.parts)
         return GraphReport(captured, self._evaluations + self._is_replayed, next(iter(reasons), None))
 
     def begin_evaluation(self, calls_are_plain: bool) -> str | None:
-        """Another guided evaluation starts; `calls_are_plain`: the host makes its calls one after the other,
-        on the same weights. Returns what went wrong in an earlier one, or None.
+        """The next guided evaluation starts; `calls_are_plain`: ComfyUI makes its calls one after the other,
+        on the same weights. Returns what went wrong in an earlier evaluation, or None.
         """
         self._evaluations += self._is_replayed
         self._asked, self._replayed_before = 0, self._replayed
         return _first(part.begin_evaluation(calls_are_plain) for part in self.parts)
 
     def begin_call(self, model: Any) -> None:
-        """The host calls a network: K/V buffers and outputs may be read and written, since the device will
-        have done what was begun early.
+        """ComfyUI calls a network. The device first waits for replays that were launched early, so that K/V
+        buffers and outputs may be read and written.
         """
         self._asked += 1
         for part in self.parts:
@@ -217,7 +215,7 @@ class GraphSession:
         return _first(part.end() for part in self.parts)
 
     def refuse(self, reason: str) -> None:
-        """No recordings in this run."""
+        """Use no graphs in this run."""
         self._refused = self._refused or reason
         for part in self.parts:
             part.refuse(reason)
@@ -228,12 +226,12 @@ class GraphSession:
             part.close()
 
     def keep_only(self, storage: str) -> None:
-        """Memory is short: buffers kept in another way than this run's go."""
+        """Memory is short: free buffers whose storage differs from this run's."""
         for part in self.parts:
             part.keep_only(storage)
 
     def drop(self) -> None:
-        """Memory is short: everything goes."""
+        """Memory is short: free everything."""
         self._refused = self._refused or NO_MEMORY
         for part in self.parts:
             part.drop()
@@ -244,18 +242,18 @@ class GraphSession:
 
     @property
     def _is_replayed(self) -> bool:
-        """Whether all calls of this evaluation were."""
+        """Whether all calls of this evaluation were replayed."""
         return 0 < self._asked == self._replayed - self._replayed_before
 
 
 class NetworkGraphs:
-    """One run's dealings with the store of one network.
+    """One network's CUDA graphs during one run, kept in the network's store.
 
     Attributes:
-        model: the host's, which the network is part of.
-        network: as it was at the run's first call of it; None before.
-        obstacle: why nothing is recorded or replayed, or no more; None where it is.
-        captured, replayed: calls.
+        model: ComfyUI's model that contains the network.
+        network: its description at the run's first call; None before.
+        obstacle: why nothing is captured or replayed (any more); None if nothing prevents it.
+        captured, replayed: numbers of calls.
     """
 
     def __init__(
@@ -266,7 +264,7 @@ class NetworkGraphs:
         said: set[str] | None = None,
     ):
         self._store = store
-        self._said = set() if said is None else said  # by this run, about any network
+        self._said = set() if said is None else said  # reasons logged by this run, for any network
         store.runs += 1
         self._host = host or HostSide(lambda model: store)
         self._lent: dict[tuple[Branch, ...], Buffers] = {}
@@ -279,23 +277,23 @@ class NetworkGraphs:
 
     @property
     def is_ready(self) -> bool:
-        """Whether this run has looked at the network."""
+        """Whether this run has inspected the network."""
         return self.network is not None
 
     @property
     def device(self) -> torch.device | None:
-        """Where the network is called, once that is known."""
+        """Where the network runs, once that is known."""
         return self.network and self.network.device
 
     def prepare(self, network: Network) -> None:
-        """Before the run's first call of the network: do the recordings fit it as it is?"""
+        """Before the run's first call of the network: drop graphs that do not fit its present state."""
         self.network = network
         self._store.stand_on(network)
         if obstacle := network.obstacle or self._store.trouble:
             self.refuse(obstacle)
 
     def refuse(self, reason: str) -> None:
-        """No recordings of this network in this run; said once."""
+        """Use no graphs of this network in this run; log the reason once."""
         if self.obstacle is None:
             self.obstacle = reason
             if reason not in self._said:
@@ -303,8 +301,8 @@ class NetworkGraphs:
             self._said.add(reason)
 
     def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], storage: str = "gpu") -> Slots:
-        """K/V slots of an earlier run that kept its rows in this way, for a dense call to fill, so that its
-        recordings fit; or none.
+        """K/V slots of an earlier run with the same storage, for a dense call to fill, so that the run's
+        graphs can be replayed; empty if there are none.
         """
         wanted = None if self.obstacle else signature(inputs)
         if wanted is None:
@@ -330,12 +328,12 @@ class NetworkGraphs:
         slots: Slots,
         call: Call,
     ) -> Tensor | None:
-        """The call's output by a recording, made now where it is time; None when it has to run as ever.
+        """Replay the call, capturing it first if due. Returns its output, or None if it must run eagerly.
 
         Raises:
-            RowsAdvanced: the call's rows are not what they were before it: it has to start from none.
+            RowsAdvanced: the call's K/V rows have been advanced: it has to run again without any.
         """
-        if self.obstacle is not None or not self._weights_are_there():
+        if self.obstacle is not None or not self._weights_are_resident():
             return None
         form = form_of(active_idx.shape[1], inputs)
         buffers = self._lent.get(branches)
@@ -359,17 +357,17 @@ class NetworkGraphs:
 
     @property
     def _weights(self) -> Residency | None:
-        """The network's weights that may be evicted."""
+        """The network's evictable weights."""
         return self.network and self.network.residency
 
-    def _weights_are_there(self) -> bool:
-        """Whether weights that may be evicted are all in place, as far as the last look tells."""
+    def _weights_are_resident(self) -> bool:
+        """Whether all evictable weights are resident, as far as the last check tells."""
         weights = self._weights
         if weights is None or weights.is_proved:
             return True
         if not weights.look():
             if weights.is_hopeless:
-                self.refuse("the device's memory is too short to keep all weights there")
+                self.refuse("there is too little GPU memory to keep all weights resident")
             return False
         if obstacle := weights.obstacle:
             self.refuse(obstacle)
@@ -386,16 +384,16 @@ class NetworkGraphs:
         return self._calls.begin_evaluation(calls_are_plain)
 
     def begin_call(self) -> None:
-        """The host calls this network."""
+        """ComfyUI calls this network."""
         self._calls.begin_call()
 
     def settle(self) -> None:
-        """Have the device wait for what was begun early."""
+        """Have the device wait for replays that were launched early."""
         self._calls.settle()
 
     def has_advanced(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether rows of these branches were moved on by a call that was begun early, and not asked for in
-        that form.
+        """Whether a call that was launched early, and then not requested in that form, has advanced K/V rows
+        of these branches.
         """
         return any(
             set(branches) & set(held) and self._calls.has_advanced(buffers.recordings.values())
@@ -407,7 +405,7 @@ class NetworkGraphs:
         return self._calls.end()
 
     def close(self) -> None:
-        """The run is over: all goes back, also buffers of calls that were grouped anew on the way."""
+        """The run is over: take back all buffers, also those of calls that were regrouped during the run."""
         self._calls.forget()
         self._store.buffers = [each for each in self._store.buffers if each.recordings]
         for buffers in self._store.buffers:
@@ -415,11 +413,11 @@ class NetworkGraphs:
         self._lent.clear()
 
     def keep_only(self, storage: str) -> None:
-        """Memory is short: buffers kept in another way than this run's go."""
+        """Memory is short: free buffers whose storage differs from this run's."""
         self._store.buffers = [each for each in self._store.buffers if each.storage == storage]
 
     def drop(self) -> None:
-        """Memory is short: everything goes."""
+        """Memory is short: free everything."""
         self.close()
         self._store.clear()
         self.obstacle = self.obstacle or NO_MEMORY
@@ -433,7 +431,7 @@ class NetworkGraphs:
         slots: Slots,
         call: Call,
     ) -> Tensor | None:
-        unknown = "the network gets inputs of an unknown kind"
+        unknown = "the network gets inputs of an unknown type"
         obstacle = unknown if signature(inputs) is None else self._host.obstacle()
         if obstacle is not None:
             self.refuse(obstacle)
@@ -447,11 +445,11 @@ class NetworkGraphs:
             raise
         except NotResident:
             recording = None
-        except Exception as error:  # whatever a driver, a library or another pack may raise
+        except Exception as error:  # anything a driver, a library or another pack may raise
             self._give_up(error)
             recording = None
         if recording is not None and not buffers.are(slots):
-            self.refuse("the K/V buffers changed while they were recorded")
+            self.refuse("the K/V buffers were replaced during the capture")
             recording = None
         if recording is None:
             return self._output_of(attempt, buffers.slots, slots)
@@ -460,7 +458,7 @@ class NetworkGraphs:
         buffers.recordings[form_of(active_idx.shape[1], inputs)] = recording
         self._calls.add(recording, len(branches))
         known = self._lent.get(branches)
-        if known is not buffers:  # these branches' rows stand elsewhere now
+        if known is not buffers:  # these branches' rows are in other buffers now
             self._store.buffers = [each for each in self._store.buffers if each is not known] + [buffers]
             self._lent[branches] = buffers
         return recording.output
@@ -468,7 +466,7 @@ class NetworkGraphs:
     def _recorded(
         self, inputs: dict[str, Any], active_idx: Tensor, slots: Slots, call: Call, attempt: Attempt
     ) -> Recording | None:
-        """The call recorded; None where that has to wait until it comes again."""
+        """Capture the call; None if that has to wait until the call comes again."""
         try:
             return record(
                 self._store.tape(self._calls.busy), inputs, active_idx, slots, call, attempt,
@@ -482,20 +480,20 @@ class NetworkGraphs:
         return record(self._store.tape(), inputs, active_idx, slots, call, attempt, self._weights_captured)
 
     def _output_of(self, attempt: Attempt, left: Slots, slots: Slots) -> Tensor | None:
-        """What a call that could not be recorded has left: its output and K/V, where it went through."""
+        """The output of a call that could not be captured, if it completed; its K/V go to `slots` then."""
         if attempt.output is None and attempt.has_advanced:
-            raise RowsAdvanced("a call that was to be recorded failed in its middle")
+            raise RowsAdvanced("a call failed halfway while it was being captured")
         if attempt.output is not None:
             slots.update(left)
         return attempt.output
 
     def _give_up(self, error: Exception) -> None:
-        self.refuse(f"recording failed ({type(error).__name__}: {str(error)[:200]})")
+        self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
-        self._store.trouble = self.obstacle  # until the weights move: each try costs time
+        self._store.trouble = self.obstacle  # until the weights move: each attempt costs time
 
 
 def _first(found: Iterable[str | None]) -> str | None:
-    """The first one that is there; all are asked."""
+    """The first that is not None; evaluates all."""
     return next(filter(None, list(found)), None)

@@ -71,7 +71,7 @@ class GroupedAttention:
         return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
 
     def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """As `_same_kernel`, asked once for all attentions of one form: the answer takes six operations."""
+        """As `_same_kernel`, cached for all attentions of one form: finding out takes six operations."""
         form = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
         if (known := self._known.get(form)) is None:
             known = self._known[form] = _same_kernel(q, k, v)

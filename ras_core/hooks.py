@@ -32,7 +32,7 @@ OVERRIDE = "optimized_attention_override"
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
-SEVERAL_DEVICES = "the host calls copies of the model on several devices at once (multi-GPU)"
+SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parallel (multi-GPU)"
 
 # Raised by code that was not written for shortened sequences; anything else is not ours to catch.
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
@@ -61,12 +61,12 @@ class HostCall:
 
 
 def residuals_of(control: dict | None) -> dict[str, Tensor | None]:
-    """A ControlNet's residuals as inputs of a call, by name."""
+    """A ControlNet's residuals as named inputs of a call."""
     return {f"{RESIDUAL}{i}": each for i, each in enumerate((control or {}).get("output", ()))}
 
 
 def with_residuals(control: dict | None, inputs: dict[str, Any]) -> dict | None:
-    """The same ControlNet with residuals from the inputs of a call."""
+    """The same control, with its residuals replaced by those among the inputs of a call."""
     return control and {**control, "output": [inputs[name] for name in residuals_of(control)]}
 
 
@@ -90,9 +90,9 @@ class RunHooks:
         self._graphs = graphs
         self._grouped = grouped
         self._levels = NoiseLevels(run.sigmas)
-        self._pause = pause  # around memory that outlives a call
+        self._pause = pause  # around allocations that outlive a call
         self._seen: dict[Hashable, tuple[int, int]] = {}  # blocks and attentions of a dense call, by variant
-        self._networks: list[nn.Module] = []  # that this run has called
+        self._networks: list[nn.Module] = []  # called by this run
 
     def evaluate(
         self,
@@ -261,7 +261,7 @@ class RunHooks:
             forward.inputs["t"],
         )  # fmt: skip
         try:
-            with call.placed(), self._weights_given(network, active_idx.device):
+            with call.placed(), self._weights_preset(network, active_idx.device):
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
         except torch.cuda.OutOfMemoryError:
             self._drop_graphs()
@@ -289,10 +289,11 @@ class RunHooks:
         active_idx: Tensor,
         slots: dict[Slot, Sequence],
     ) -> Tensor | None:
-        """A regional call's output by a recording, or None; `control` has the active tokens' residuals.
+        """A regional call's output from a CUDA graph, or None if it must run eagerly. `control` has the
+        residuals of the active tokens.
 
         Raises:
-            RowsAdvanced: the call can neither be replayed nor done on these K/V rows.
+            RowsAdvanced: the call can neither be replayed nor run eagerly on these K/V rows.
         """
         output = None
         if graphs := self._graphs_for(network, forward, options):
@@ -301,11 +302,11 @@ class RunHooks:
             output = graphs.run(branches, inputs, active_idx, slots, recorded)
         known = self._graphs and self._graphs.of(forward.executor.class_obj)
         if output is None and known and known.has_advanced(branches):
-            raise RowsAdvanced("a call was begun early, and is asked for in another form")
+            raise RowsAdvanced("a call was launched early, but requested in another form")
         return output
 
     def _graphs_for(self, network: nn.Module, forward: HostCall, options: dict) -> NetworkGraphs | None:
-        """The recordings where this call may use them."""
+        """The network's graphs, if this call may use them."""
         model = forward.executor.class_obj
         graphs = self._graphs and self._graphs.of(model)
         if graphs is None or graphs.obstacle is not None:
@@ -318,14 +319,14 @@ class RunHooks:
             self._graphs.refuse(obstacle)
         return None if graphs.obstacle is not None else graphs
 
-    def _weights_given(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """An eager call takes evictable weights at once; a dense one works in more memory, which these may
-        have to make room for.
+    def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+        """Preset evictable weights for an eager regional call. Not for a dense one: it needs more working
+        memory, for which weights may have to be evicted.
         """
-        return nullcontext() if self._weights is None else self._weights.given(network, device)
+        return nullcontext() if self._weights is None else self._weights.preset(network, device)
 
     def _number_of(self, network: nn.Module) -> int:
-        """Branches of one network have nothing in common with those of another (a guider with two models)."""
+        """Number the networks, to keep the branches of two networks apart (a guider with two models)."""
         for number, each in enumerate(self._networks):
             if each is network:
                 return number
@@ -333,7 +334,7 @@ class RunHooks:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Before the host calls copies of the model on other devices, each in a thread of its own."""
+        """Run dense: ComfyUI is about to call copies of the model on other devices, one thread each."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)
@@ -365,8 +366,8 @@ class RunHooks:
         return call
 
     def _missed(self, network: nn.Module, branches: tuple[Branch, ...], call: NetworkCall) -> str | None:
-        """What of the network ran without us in a call: something replayed or compiled stood in for it. The
-        first dense call of a kind shows what there is to see.
+        """Which part of the network ran without our hooks in a call, because a graph or compiled code ran
+        in its place; None if nothing did. The first dense call of each variant shows what to expect.
         """
         seen, blocks = (call.blocks_seen, call.attentions_seen), self._adapter.blocks(network)
         if any(vars(block).get(CORE_GRAPH) for block in blocks) and seen[0] < len(blocks):
@@ -377,11 +378,11 @@ class RunHooks:
             return None
         return (
             f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions could be followed "
-            "(graphs of ComfyUI's own run no hooks)"
+            "(ComfyUI's own graphs run no hooks)"
         )
 
     def _outside(self, keep: Keep | None) -> Keep | None:
-        """What keeps K/V does so outside of the host's own records of memory."""
+        """`keep`, with its allocations outside ComfyUI's compiler."""
         if keep is None or self._pause is None:
             return keep
 

@@ -61,7 +61,7 @@ KEEP_MAIN_MEMORY = 0.25
 """Share of the free main memory that a K/V cache there leaves to others."""
 
 MULTIGPU = "multigpu"
-"""The host's key for copies of a model on other devices."""
+"""ComfyUI's key for copies of a model on other devices."""
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
@@ -271,7 +271,7 @@ def graph_store(model: ModelPatcher) -> GraphStore | None:
 def _graph_session(
     model: ModelPatcher, config: RASConfig, run: RunState, noise_shape: torch.Size
 ) -> GraphSession | None:
-    """Recorded calls for a run; None where the user, the plan or the device rules them out."""
+    """CUDA graphs for a run; None if the user, the plan or the device rules them out."""
     if config.cuda_graphs == "off" or run.is_dense or not run.any_regional:
         return None
     management = comfy.model_management
@@ -286,9 +286,9 @@ def _graph_session(
 
 
 def _recording_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | None:
-    """Why nothing may be recorded just now, or None."""
+    """Why nothing can be captured right now, or None."""
     if is_dynamic(model):
-        # Where memory is short, ComfyUI evicts weights and waits for the device, which ends a capture.
+        # If memory is short, ComfyUI evicts weights and waits for the device, which invalidates a capture.
         unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
         needed = model.model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
         if unused - in_pool - headroom_bytes() < needed:
@@ -298,10 +298,10 @@ def _recording_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | N
 
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
-    """Have layers of an evictable network (dynamic VRAM) find their weights without asking the driver, in the
-    way of ComfyUI's own prefetching; false where one of them is not resident.
+    """Let layers under dynamic VRAM find their weights without calling the driver, the way ComfyUI prefetches
+    them. Yields False if one of them is not resident.
     """
-    from comfy.model_prefetch import cleanup_prefetched_modules  # of hosts with dynamic VRAM only
+    from comfy.model_prefetch import cleanup_prefetched_modules  # only with dynamic VRAM
 
     layers = list(layers)
     try:
@@ -312,7 +312,7 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
 
 
 def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
-    """Where recordings of one of a run's models are kept: on it, since they read its weights."""
+    """The store of the graphs of one of a run's models: kept on the model, since they read its weights."""
     patcher = main if model is main.model else model.current_patcher
     store = getattr(model, GRAPHS, None)
     if patcher is None:
@@ -490,8 +490,8 @@ def free_device_bytes(model: ModelPatcher, working: int) -> int:
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes that will be free beside those that are: under dynamic VRAM the model's weights come when they
-    are used, and take the place of those of others. Negative where they need more than these leave.
+    """Bytes that eviction will add to the free ones. Under dynamic VRAM the model's weights are loaded when
+    they are used, and other models' weights are evicted for them. Negative if that frees less than they need.
     """
     if not is_dynamic(model):
         return 0
@@ -499,21 +499,21 @@ def evictable_room(model: ModelPatcher) -> int:
 
 
 def headroom_bytes() -> int:
-    """Bytes that ComfyUI has been told to leave free (dynamic VRAM)."""
+    """Bytes that the user told ComfyUI to leave free (dynamic VRAM)."""
     return int(getattr(comfy.cli_args.args, "vram_headroom", 0) * 2**30)
 
 
 def is_dynamic(model: ModelPatcher) -> bool:
-    """Whether ComfyUI loads this model's weights when they are used (dynamic VRAM)."""
+    """Whether ComfyUI loads this model's weights only when they are used (dynamic VRAM)."""
     return bool(getattr(model, "is_dynamic", bool)())
 
 
 def evictable_bytes(device: torch.device) -> int:
-    """Bytes of weights that ComfyUI evicts where memory is short."""
+    """Bytes of weights that ComfyUI can evict when memory is short."""
     memory = getattr(comfy, "memory_management", None)
     if not getattr(memory, "aimdo_enabled", False):
         return 0
-    from comfy_aimdo.model_vbar import vbars_analyze  # of hosts with dynamic VRAM only
+    from comfy_aimdo.model_vbar import vbars_analyze  # only with dynamic VRAM
 
     return vbars_analyze(device.index)
 

@@ -1,9 +1,9 @@
-"""ComfyUI's own graphs and compiler (0.33 and later), by names that may be absent.
+"""ComfyUI's own CUDA graphs and compiler (0.33 and later); earlier versions lack these names.
 
-Its compiler gives the memory of a network's blocks fixed places, in the order in which it is allocated, and a
-step on fewer tokens allocates another amount: it is off while a run of ours lasts. Where it is on all the
-same, buffers that outlive a call are made outside of it, and nothing is recorded. Its graphs replay blocks
-without the hooks in them (hooks.py notices that).
+The compiler assigns fixed addresses to the allocations of a network's blocks, in the order in which they are
+made. A step on fewer tokens allocates another amount, so the compiler is off during our runs. If it is active
+all the same, buffers that outlive a call are allocated outside it, and nothing is captured. ComfyUI's graphs
+replay blocks without running the hooks in them (hooks.py detects that).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SWITCHES = ("disable_comfy_compiler", "disable_cuda_graphs")
 
 @contextmanager
 def compiler_off(is_wanted: bool) -> Iterator[None]:
-    """The host compiles and records nothing of its own in the body, if wanted; then as before."""
+    """Switch off ComfyUI's own compiler and graphs for the body, if wanted, then restore the settings."""
     args = comfy.cli_args.args
     before = {name: getattr(args, name) for name in SWITCHES if is_wanted and hasattr(args, name)}
     try:
@@ -37,8 +37,8 @@ def compiler_off(is_wanted: bool) -> Iterator[None]:
 
 
 def pause() -> Callable[[], AbstractContextManager] | None:
-    """What keeps memory that is allocated in its body out of the host's fixed places, for long use; None
-    where the host has nothing of the kind.
+    """A context manager for allocations that outlive a call: the compiler assigns them no fixed address.
+    None if this ComfyUI has no compiler.
     """
     pause_malloc_graph = _prefetch("pause_malloc_graph")
     if pause_malloc_graph is None:
@@ -48,8 +48,8 @@ def pause() -> Callable[[], AbstractContextManager] | None:
 
 
 def recording_obstacle() -> str | None:
-    """Why nothing may be recorded now, or None: allocations of this thread are being recorded already."""
-    by_thread = _prefetch("MALLOC_GRAPHS")  # one a thread; an earlier form lists the active ones
+    """Why nothing can be captured now, or None: ComfyUI's compiler is tracking this thread's allocations."""
+    by_thread = _prefetch("MALLOC_GRAPHS")  # one per thread; an earlier version lists the active ones
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None
     if getattr(own, "_comfy_active", False) or _prefetch("ACTIVE_MALLOC_GRAPHS"):
         return "ComfyUI's compiler is at work"

@@ -167,8 +167,8 @@ def update(
         ahead: how far rows are continued, in the form that can do that (kv_forecast.py).
 
     Returns:
-        (bb, prefix + n_tokens + suffix, ...) each; read them before the next `update` of the call, which may
-        write over them.
+        (bb, prefix + n_tokens + suffix, ...) each; read them before the call's next `update`, which may
+        overwrite them.
 
     Raises:
         RegionalAbort: this attention was never seen in a dense call.

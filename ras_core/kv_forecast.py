@@ -82,7 +82,7 @@ class ForecastSequence(Sequence):
         return whole
 
     def _remember(self, number: int, places: Places) -> None:
-        """Rows that are about to be written over become what was before."""
+        """Keep rows that are about to be overwritten as those of the evaluation before."""
         kept, before = self.tensors[number], self.tensors[number + 2]
         if torch.compiler.is_compiling():
             scatter_into(before, places.flat, gather_rows(kept, places.flat))
@@ -168,11 +168,11 @@ class Ahead:
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._asked = 0
-        self._sample: Tensor | None = None  # places of the rows that are looked at
-        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by which and its number of axes
+        self._sample: Tensor | None = None  # indices of the rows that are compared
+        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by half and number of axes
 
     def weights_like(self, which: int, rows: Tensor) -> Tensor:
-        """`weights` of keys (0) or values (1) with as many axes as `rows`, (bb, r, ...)."""
+        """`weights` of keys (0) or values (1), viewed with as many axes as `rows`, (bb, r, ...)."""
         if (view := self._views.get((which, rows.ndim))) is None:
             weight = self.weights[which]
             view = self._views[which, rows.ndim] = weight.view(*weight.shape, *[1] * (rows.ndim - 2))
@@ -187,7 +187,7 @@ class Ahead:
             halves: key and value of all rows as last evaluated, and as before that, (bb, r, ...) each.
             fresh: key and value of fresh rows, (bb, r_kept, ...).
             places: where these stand.
-            fused: kernels for rows like these.
+            fused: Triton kernels for such rows, if available.
         """
         is_due = self._asked % JUDGED_EVERY == 0
         self._asked += 1

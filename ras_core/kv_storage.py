@@ -78,7 +78,7 @@ class Sequence:
         return self.tensors
 
     def heads_first(self, whole: Pair) -> Pair:
-        """What `update` or `update_ahead` gave, with heads before rows: (bb, heads, rows, e), views."""
+        """The result of `update` or `update_ahead` as views with heads before rows: (bb, heads, rows, e)."""
         if whole[0] is not self.tensors[0]:
             return whole[0].transpose(1, 2), whole[1].transpose(1, 2)
         if self._by_head is None:
@@ -130,12 +130,12 @@ class Sequence:
         return sum(t.nbytes for t in self.tensors)
 
     def _make_writers(self) -> tuple[RowWriter, ...]:
-        """One for each of `tensors`, made when the first is needed."""
+        """One for each of `tensors`, made on first use."""
         self._writers = tuple(map(RowWriter, self.tensors))
         return self._writers
 
     def _put(self, number: int, places: Places, fresh: Tensor) -> None:
-        """Fresh rows into the `number`th of `tensors`."""
+        """Write fresh rows into the `number`th of `tensors`."""
         if torch.compiler.is_compiling():
             scatter_into(self.tensors[number], places.flat, fresh)
         else:
@@ -388,7 +388,7 @@ def _to_float8(rows: Tensor) -> Pair:  # (bb, r, ...) -> bytes (bb, r, ...), sca
 
 
 def _from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Rows as `_to_float8` got them, in memory of the caller's where there is some."""
+    """Undo `_to_float8`, writing into `rows` if given."""
     numbers = codes.view(FLOAT8)
     rows = numbers.to(scales.dtype) if rows is None else rows.copy_(numbers)
     rows.flatten(2).mul_(scales[..., None])

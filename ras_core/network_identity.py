@@ -1,9 +1,9 @@
-"""What a recorded call has read of its network: where weights stood, and which code ran on them.
+"""What a captured call depends on: the addresses of the network's weights, and the code that ran on them.
 
-A recording repeats what the device did. Whatever Python would do otherwise by now, a LoRA that replaces a
-layer's `forward`, an exchanged layer, a patched class, passes it by; so all of that is compared before one is
-used again. References are weak where what they point to may be large: no identity is taken over by another
-object at the same address, and nothing is kept alive.
+A CUDA graph repeats what the device did. It misses whatever Python would do differently by now: a LoRA that
+replaces a layer's `forward`, an exchanged layer, a patched class. So all of that is compared before a graph
+is reused. Objects that may be large are referenced weakly: nothing is kept alive, and a new object at the
+same address is not mistaken for the old one.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from .residency import Residency, is_evictable, same_contents, tensors_of
 
 CORE_GRAPH = "_comfy_graph"
-"""Attribute in which ComfyUI keeps a graph of its own for a module."""
+"""Attribute in which ComfyUI keeps its own CUDA graph of a module."""
 
 CAST = "comfy_cast_weights"
-"""Attribute that makes a layer cast its weights at each use. ComfyUI's own layers do so by operations like
-any others, where the weights are on the device; those of other packs (GGUF) may fetch them from anywhere."""
+"""Attribute that makes a layer cast its weights at each use. If the weights are on the device, ComfyUI's own
+layers cast them with ordinary operations; those of other packs (GGUF) may fetch them from anywhere."""
 
 OBSTACLES = {
     "weight_function": "weights are patched at each use",
@@ -33,35 +33,34 @@ OBSTACLES = {
     CAST: "another pack's layers unpack their weights at each use",
     CORE_GRAPH: "ComfyUI replays graphs of its own in this network",
 }
-"""Attributes of ComfyUI's layers, and what it means that one is set."""
+"""Attributes of ComfyUI's layers, and what it means for one to be set."""
 
 COMPILED = "_compiled_call_impl"
-"""Attribute in which torch keeps what it calls in a module's place."""
+"""Attribute in which torch keeps the compiled function that it calls instead of a module."""
 
 HOST, TORCH = "comfy.", "torch."
-"""Beginnings of the names of files whose code in a layer's place does the same at each call."""
+"""Prefixes of modules whose code, when it replaces a layer's, does the same at each call."""
 
 OWNER_CODE = ("_apply_model", "process_timestep", "get_dtype_inference", "manual_cast_dtype")
-"""Attributes of the host's model, around the network, that take part in a recorded call."""
+"""Attributes of ComfyUI's model, which wraps the network, that take part in a captured call."""
 
 DEPTH = 4
-"""Objects from a layer's replaced code to the tensors that it reads: method, hook, adapter, list."""
+"""How many references lead from replaced code to the tensors that it reads: method, hook, adapter, list."""
 
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """What a network's modules say, read once a run.
+    """A network as its modules describe it, read once per run.
 
     Attributes:
-        addresses: of all weights and buffers, with their form; a graph reads from exactly these.
-        obstacle: why nothing can be recorded, or None.
-        sampling: the host's object that turns noise levels into times; it is part of a recorded call.
-        code: what else a recorded call depends on: modules, their classes, and code that replaces theirs.
-        device: where it is called.
-        loose: tensors of a network with evictable weights that are not evicted. ComfyUI makes them, all
-            small, anew
-            for each run; a graph reads those of the run that it was captured in.
-        residency: the weights that ComfyUI may evict; None where there are none (no dynamic VRAM).
+        addresses: of all weights and buffers, with dtype, shape and strides; a graph reads exactly these.
+        obstacle: why nothing can be captured, or None.
+        sampling: ComfyUI's object that turns noise levels into times; it is part of a captured call.
+        code: what else a captured call depends on: modules, their classes, and code that replaces theirs.
+        device: where the network is called.
+        loose: under dynamic VRAM, the tensors that are not evictable. They are small, and ComfyUI makes new
+            ones for each run; a graph reads those of the run that it was captured in.
+        residency: the weights that ComfyUI may evict; None if there are none (no dynamic VRAM).
     """
 
     addresses: tuple[Hashable, ...]
@@ -72,14 +71,14 @@ class Network:
     loose: tuple[Tensor, ...] = ()
     residency: Residency | None = None
 
-    def stands_as(self, other: Network) -> bool:
-        """Whether a call that was recorded on one is a call of the other."""
+    def matches(self, other: Network) -> bool:
+        """Whether a graph captured on one may be replayed on the other."""
         is_same = self.sampling is other.sampling and self.code == other.code
         return is_same and self.addresses == other.addresses and same_contents(self.loose, other.loose)
 
     @property
     def to_keep(self) -> Network:
-        """What later runs are compared with: it keeps no layer alive."""
+        """A copy for comparison with later runs; it keeps no layer alive."""
         return replace(self, residency=None)
 
 
@@ -90,14 +89,14 @@ def inspect(
     owner: object = None,
     residency: Residency | None = None,
 ) -> Network:
-    """Look at a network as it stands on `device`.
+    """Describe a network in its present state.
 
     Args:
-        network: the host's network.
+        network: ComfyUI's network.
         device: where calls run.
-        sampling: the host's object that turns noise levels into times.
-        owner: the host's model around the network.
-        residency: its weights that may be evicted, where they can be pinned.
+        sampling: ComfyUI's object that turns noise levels into times.
+        owner: ComfyUI's model, which wraps the network.
+        residency: its evictable weights, if they can be pinned.
     """
     modules = _modules(network)
     evictable = [module for module in modules if is_evictable(module, device)]
@@ -116,7 +115,7 @@ def inspect(
         tuple(map(ref, modules)),
         tuple(map(type, modules)),
         tuple(kind.code for kind in kinds.values()),
-        tuple((place, name, _reference(each), _read_by(each)) for place, name, each in replaced),
+        tuple((number, name, _reference(each), _read_by(each)) for number, name, each in replaced),
         tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE) if owner is not None else (),
     )
     if residency is None:
@@ -125,13 +124,13 @@ def inspect(
 
 
 def _modules(network: nn.Module) -> list[nn.Module]:
-    """Each once, in order; `nn.Module.modules` spends its time on their names."""
-    found, open_ends = {}, [network]
-    while open_ends:
-        module = open_ends.pop()
+    """Each module once, in order. `nn.Module.modules` is slower: it builds all their names."""
+    found, pending = {}, [network]
+    while pending:
+        module = pending.pop()
         if module not in found:
             found[module] = None
-            open_ends += [each for each in reversed(module._modules.values()) if each is not None]
+            pending += [each for each in reversed(module._modules.values()) if each is not None]
     return list(found)
 
 
@@ -149,9 +148,9 @@ class _Kind:
     """What modules of one class have in common.
 
     Attributes:
-        code: the class's functions, and those of the file in which it is written.
-        marks: names among `OBSTACLES` that the class sets.
-        own: names that say something where a single module has an attribute of its own for them.
+        code: the functions of the class and of the file that defines it.
+        marks: names in `OBSTACLES` that the class sets.
+        own: names that matter if a single module overrides them with an attribute of its own.
     """
 
     code: tuple[Hashable, ...]
@@ -174,12 +173,12 @@ def _module_obstacle(module: nn.Module, kind: _Kind) -> str | None:
             if own.get(name, name in kind.marks) and name in kind.own:
                 return obstacle
     if module._forward_hooks or module._forward_pre_hooks:
-        return "somebody else watches the network's layers"
+        return "the network's layers have forward hooks from elsewhere"
     return None
 
 
 def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
-    """Attributes of this one module that stand in for its class's functions (bypass LoRA, object patches)."""
+    """Attributes of this one module that override its class's functions (bypass LoRA, object patches)."""
     own = module.__dict__
     for name in own.keys() & kind.own - OBSTACLES.keys():
         if own[name] is not None and not _is_own(module, name, own[name]):
@@ -187,14 +186,14 @@ def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(module: nn.Module, name: str, code: Any) -> bool:
-    """Whether this is the class's own, as it stands after somebody took a patch away again."""
+    """Whether this is the class's own function, as a patch leaves it behind when it is removed."""
     return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
         type(module), name, None
     )  # fmt: skip
 
 
 def _class_code(kind: type) -> tuple[Hashable, ...]:
-    """The functions of a class, and those that the file has in which it is written."""
+    """The functions of a class and its bases, and those of the files that define them."""
     classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
     files = [sys.modules.get(each.__module__) for each in classes if not _is_by(each, TORCH)]
     held = [vars(each) for each in (*classes, *filter(None, files))]
@@ -202,14 +201,14 @@ def _class_code(kind: type) -> tuple[Hashable, ...]:
 
 
 def _code_obstacle(replaced: Sequence[tuple[int, str, Any]]) -> str | None:
-    """Code of others may do something else at each step; a recording would do the same for good."""
+    """Other code may do something else at each step; a graph would repeat what it did when captured."""
     if all(_is_by(code, HOST, TORCH) for *_, code in replaced):
         return None
-    return "another node's code stands in for some of the network's layers"
+    return "another node's code replaces some of the network's layers"
 
 
 def _kind_obstacle(tensors: Sequence[Tensor]) -> str | None:
-    """Tensors of other packs (GGUF's) do at each use what no recording knows of."""
+    """Tensor classes of other packs (GGUF's) run code at each use that a graph would miss."""
     strange = next((type(t) for t in tensors if not _is_by(type(t), HOST, "torch")), None)
     return strange and f"weights are of an unknown kind ({strange.__name__})"
 
@@ -223,18 +222,18 @@ def _reference(code: Any) -> Hashable:
         return _reference(code.__self__), code.__func__
     try:
         return ref(code)
-    except TypeError:  # a number, a string, None: as they are
+    except TypeError:  # a number, a string, None: compared by value
         return code
 
 
 def _read_by(code: Any) -> tuple[Hashable, ...]:
-    """Tensors, by address and form, and numbers that replaced code of the host's reads."""
-    found, open_ends = [], [code] if _is_by(code, HOST) else []
+    """What ComfyUI's replacement code reads: tensors, by address and layout, and numbers."""
+    found, pending = [], [code] if _is_by(code, HOST) else []
     for _ in range(DEPTH):
-        values = [value for each in open_ends for value in _held_by(each)]
+        values = [value for each in pending for value in _held_by(each)]
         found += [_form(each) for each in values if isinstance(each, Tensor)]
         found += [each for each in values if isinstance(each, (bool, int, float))]
-        open_ends = [each for each in values if not isinstance(each, (Tensor, nn.Module))]
+        pending = [each for each in values if not isinstance(each, (Tensor, nn.Module))]
     return tuple(found)
 
 

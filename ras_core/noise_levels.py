@@ -1,11 +1,11 @@
-"""The noise level of each evaluation, as a number, without waiting for the device where the order is clear.
+"""The noise level of each evaluation as a Python float, without synchronizing where it can be predicted.
 
-A sampler hands its noise level over as a tensor on the device. Reading it waits until the device has done all
-that it was given, and the device then waits for the program: at every step an H100 is idle for some 2 ms, of
-13 that a step on an eighth of SD3-medium's tokens takes at 1024 px. Most samplers evaluate once at each level
-of the schedule. Where a run has begun like that, the next level is expected to be the next evaluation's; the
-device's own number is read a little later, when it is there. A sampler that leaves the order is noticed then,
-and its levels are read as they come.
+A sampler passes its noise level as a tensor on the device. Reading it waits for all enqueued work, and the
+device then idles until the CPU has enqueued more: some 2 ms per step on an H100, where a step on an eighth
+of SD3-medium's tokens takes 13 ms at 1024 px. Most samplers evaluate once at each level of the schedule, in
+order. Once a run has started that way, each evaluation is assumed to use the next level; the actual number
+is copied asynchronously and checked when it arrives. If a sampler departs from the order, that check notices,
+and from then on every level is read synchronously.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 LEARNED = 3
-"""Evaluations in the schedule's order before the next one is expected to follow."""
+"""How many evaluations must follow the schedule before levels are predicted."""
 
 LATEST = 2
-"""Evaluations after which a number is waited for."""
+"""Number of unchecked predictions at which the oldest is waited for."""
 
 TOLERANCE = 1e-5
-"""Relative difference of two numbers for the same level."""
+"""Relative difference up to which two numbers are the same level."""
 
 
 class NoiseLevels:
@@ -31,9 +31,8 @@ class NoiseLevels:
 
     Args:
         schedule: its levels.
-        transfer: brings a number from the device while work goes on; None: the one for CUDA devices, and
-            elsewhere
-            none, since reading a number waits for nothing there.
+        transfer: copies a number from the device asynchronously. None: `Arriving` on CUDA devices; elsewhere
+            levels are read directly, since that waits for nothing.
     """
 
     def __init__(self, schedule: Sequence[float], transfer: type[Arriving] | None = None):
@@ -44,7 +43,7 @@ class NoiseLevels:
         self._pending: deque[Arriving] = deque()
 
     def read(self, level: Tensor) -> float:
-        """The level of the evaluation that begins, (1,) on any device."""
+        """The level, (1,) on any device, of the evaluation that is about to start."""
         expected = self._expected(level)
         if expected is None:
             found = float(level)
@@ -56,20 +55,22 @@ class NoiseLevels:
         return found
 
     def _expected(self, level: Tensor) -> float | None:
-        """The next level where it is clear; None where it has to be read."""
+        """The predicted level, or None if it has to be read."""
         self._in_order = self._in_order and self._are_right()
         if not self._in_order or (self._transfer is None and level.device.type != "cuda"):
             return None
         return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) else None
 
     def _is_next(self, found: float) -> bool:
-        """The first level may differ: ComfyUI moves it where a model knows no level so high."""
+        """Whether the schedule goes on with this level. The first may differ: ComfyUI changes it if the model
+        knows no level that high.
+        """
         return self._next == 0 or (
             self._next < len(self._schedule) and _is_same(found, self._schedule[self._next])
         )
 
     def _are_right(self) -> bool:
-        """Whether expectations held, as far as their numbers have arrived; old ones are waited for."""
+        """Whether the predictions that can be checked by now were right; waits for the oldest if need be."""
         while self._pending and self._pending[0].has_arrived(len(self._pending) >= LATEST):
             if not self._pending.popleft().is_right:
                 return False
@@ -77,7 +78,7 @@ class NoiseLevels:
 
 
 class Arriving:
-    """A number on its way from a CUDA device, and what it is expected to be."""
+    """An asynchronous copy of a number from a CUDA device, and the value predicted for it."""
 
     def __init__(self, level: Tensor, expected: float):
         self._expected = expected

@@ -22,7 +22,7 @@ from .kv import Sequence, Slot
 Slots = dict[Slot, Sequence]
 Work = Callable[[], None]
 Around = Callable[[], AbstractContextManager[None]]
-"""What a capture is done inside of."""
+"""Gives the context manager that a capture runs inside."""
 Call = Callable[[dict[str, Any], Tensor, Slots], Tensor]
 """The call itself: named inputs, active tokens (bb, n_active) and K/V slots -> output (bb, c, H, W)."""
 
@@ -33,10 +33,12 @@ class Tape(Protocol):
     """
 
     def record(self, work: Work, around: Around = nullcontext) -> Work:
-        """Do `work` once, capture it inside `around`, and return what repeats it."""
+        """Do `work` once, capture it inside `around`, and return a function that replays it."""
 
     def begin(self, replay: Work) -> Work:
-        """Have the device do a replay beside what it is given next; returns what has it wait for that."""
+        """Launch the replay in parallel with what is enqueued next. Returns a function that makes the current
+        stream wait for it.
+        """
 
 
 class CudaTape:
@@ -86,7 +88,7 @@ class CudaTape:
         return graph.replay
 
     def _leave_pool(self) -> None:
-        """A capture that could not be ended may have left the allocator at work for it."""
+        """A capture that failed to end may have left the allocator still allocating to its pool."""
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
@@ -109,14 +111,13 @@ def without_frames(error: BaseException) -> BaseException:
 
 
 def is_broken_by(error: BaseException) -> bool:
-    """Whether an error of the driver has ended a capture before its time."""
+    """Whether this is a driver error, which has invalidated the capture."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in str(error)
 
 
 def kept_forever(error: BaseException) -> BaseException:
-    """The same error, whose frames stay alive for good. Tensors made in a broken capture have an address and
-    no
-    memory: to give that back is an error in a place where the process ends with it.
+    """The same error, with its frames kept alive for good. Tensors made in a broken capture have an address
+    but no memory; freeing them would raise an error that terminates the process.
     """
     each: BaseException | None = error
     while each is not None:
@@ -151,7 +152,7 @@ class Recording:
     last_run: int = 0
     """Number of the run that used it last."""
     advances: bool = False
-    """Whether K/V rows know the evaluation before, so that doing it twice moves them on twice."""
+    """Whether K/V rows depend on the last evaluation, so that running the call twice advances them twice."""
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a call with these inputs can be this one: tensors may have changed, nothing else."""
@@ -190,12 +191,12 @@ class Recording:
 
 @dataclass
 class Attempt:
-    """How far a call came that was to be recorded: its work is done once before the capture.
+    """How far a call got that was to be captured; it runs once before the capture.
 
     Attributes:
-        moves_rows: whether doing it twice is another thing than doing it once.
+        moves_rows: whether running it advances K/V rows, so that running it twice differs from once.
         is_begun: whether it has started.
-        output: what it left, (bb, c, H, W), once it went through.
+        output: its output, (bb, c, H, W), once it has completed.
     """
 
     moves_rows: bool = False
@@ -204,7 +205,7 @@ class Attempt:
 
     @property
     def has_advanced(self) -> bool:
-        """Whether K/V rows may be further than before."""
+        """Whether K/V rows may have been advanced."""
         return self.moves_rows and self.is_begun
 
 
@@ -217,11 +218,11 @@ def record(
     attempt: Attempt | None = None,
     around: Around = nullcontext,
 ) -> Recording:
-    """Record `call` on places of its own; afterwards the output place holds this call's output. `attempt` is
-    told how far it came, also where it fails; `around` is what the capture itself is done inside of.
+    """Capture `call` on input and output buffers of its own; afterwards the output buffer holds this call's
+    output. `attempt` tracks how far the call got, even if it fails; the capture itself runs inside `around`.
 
-    All places are on the device of the picture `x`, where the recorded call would otherwise have to bring
-    conditionings from the CPU: no recording can hold that.
+    All buffers are on the device of the image `x`. Conditionings on the CPU are copied there first, since a
+    graph cannot capture that copy.
     """
     device = inputs["x"].device
     tensors = {name: each for name, each in inputs.items() if isinstance(each, Tensor)}

@@ -1,21 +1,22 @@
-"""Whether weights that ComfyUI may evict (its dynamic VRAM) stand where CUDA graphs read them.
+"""Whether weights that ComfyUI may evict (its dynamic VRAM) are resident where CUDA graphs read them.
 
-With dynamic VRAM a network's large weights live in one range of addresses, reserved for the model's life. A
-weight is copied there when its layer runs; any allocation of the process may evict pages of 32 MiB again.
-Each page has a serial that changes when it is mapped anew, and each layer remembers the serials of the pages
-that it was copied to.
+Under dynamic VRAM a network's large weights live in one address range, reserved for the model's lifetime. A
+weight is copied into it when its layer runs; any allocation in the process may evict it again, in pages of
+32 MiB. Each page has a serial number that changes whenever the page is remapped, and each layer remembers the
+serials of the pages that its weights were copied to.
 
-1. `Residency.of` finds these layers and their range, once a run.
-2. `prove` compares what each layer remembers with the pages' serials. All equal means that every weight is
-   in place, patched as this run wants it: a changed LoRA makes layers forget. A call has to come first.
-3. `held` pins the range around a replay and compares its serials with those of the proof. One that differs
-   means that something was evicted: that call runs eagerly, which loads what is missing; a new proof follows.
-4. `captured` does the same around a capture, in which no layer may call the driver.
-5. `given` spares an eager call the driver calls of each layer, by the same two steps.
+1. `Residency.of` finds these layers and their range, once per run.
+2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
+   is resident and patched as this run wants it: changing a LoRA makes layers forget their serials. The
+   network must have run once before.
+3. `held` pins the range around a replay and compares its serials with those of the proof. A mismatch means
+   that something was evicted: the call runs eagerly, which loads what is missing, and a new proof follows.
+4. `captured` does the same around a capture, during which no layer may call the driver.
+5. `preset` spares an eager call the driver calls of each layer, with the same proof and pin.
 
-Pins are held for a launch or a call only: eviction waits for the device before it unmaps a page, and an
-allocation that meets pinned pages where memory is short makes ComfyUI treat the range as the next to evict
-(its watermark falls).
+Pins last for one launch or one call only. That is enough, because eviction waits for the device before it
+unmaps a page. They must not last longer, because an allocation that meets pinned pages while memory is short
+makes ComfyUI evict from this range next (its watermark drops).
 """
 
 from __future__ import annotations
@@ -30,54 +31,53 @@ from torch import Tensor, nn
 from .errors import NotResident
 
 MAX_MISSES = 4
-"""Of a run: how often weights may be found evicted before it stops looking."""
+"""How often a run may find weights evicted before it stops checking."""
 
 PAGE = 2**25
-"""Bytes of a page."""
+"""Bytes per page."""
 
 SMALL = 2**16
-"""Bytes; tensors up to this size are compared in one operation."""
+"""Bytes; tensors up to this size are concatenated and compared in one operation."""
 
 Prefetch = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[bool]]
-"""Gives layers their resident weights for the body, so that none asks the driver; false: one is not resident.
-"""
-
+"""Hands layers their resident weights for the body, so that none calls the driver; yields False if one is not
+resident."""
 
 Exchange = tuple[dict[str, Any], str, Any]
-"""A dictionary, one of its keys, and the value that it gets for a while."""
+"""A dictionary, one of its keys, and the value to store there temporarily."""
 
 
 class Pages(Protocol):
-    """A model's range of evictable addresses, as comfy-aimdo's ModelVBAR has it."""
+    """A model's evictable address range; the interface of comfy-aimdo's ModelVBAR."""
 
     base_addr: int
 
     def fault(self, address: int, nbytes: int) -> Any | None:
-        """Pin this part of the range, and map what is missing of it; returns the serials of its pages, or
-        None where memory is short.
+        """Pin this part of the range, mapping the pages that are missing. Returns the serials of its pages,
+        or None if memory is short.
         """
 
     def unpin(self, address: int, nbytes: int) -> None:
         """Undo one `fault` of the same part."""
 
     def set_watermark_limit(self, nbytes: int) -> None:
-        """Nothing below this offset is evicted; 0 lifts the limit."""
+        """Never evict below this offset; 0 lifts the limit."""
 
     def get_watermark(self) -> int:
-        """Pages from the beginning that ComfyUI means to keep."""
+        """How many pages, counted from the start, ComfyUI means to keep."""
 
     def prioritize(self) -> None:
-        """Evict from this range last, and keep all of its pages if possible."""
+        """Evict from this range last, and keep all its pages if possible."""
 
 
 class Residency:
     """The evictable weights of one network in one run.
 
     Args:
-        pages: the range that all of them are in.
-        layers: modules with a part of it.
+        pages: the range that holds all of them.
+        layers: the modules whose weights are in it.
         device: where the network runs.
-        prefetch: gives layers their weights ahead of their use.
+        prefetch: hands layers their weights before they are used.
     """
 
     def __init__(self, pages: Pages, layers: tuple[nn.Module, ...], device: torch.device, prefetch: Prefetch):
@@ -95,7 +95,7 @@ class Residency:
 
     @classmethod
     def of(cls, layers: Sequence[nn.Module], device: torch.device, prefetch: Prefetch) -> Residency | None:
-        """None where these layers are in more than one range, or in one that cannot be pinned."""
+        """None if these layers span more than one range, or their range cannot be pinned."""
         ranges = {id(layer._v[0]): layer._v[0] for layer in layers}
         pages = next(iter(ranges.values()), None)
         if len(ranges) != 1 or not all(hasattr(pages, name) for name in _NEEDED):
@@ -103,27 +103,27 @@ class Residency:
         return cls(pages, tuple(layers), device, prefetch)
 
     def __len__(self) -> int:
-        """How many layers."""
+        """Number of layers."""
         return len(self._layers)
 
     @property
     def is_proved(self) -> bool:
-        """Whether all weights were in place at the last look, and none was found evicted since."""
+        """Whether the last proof found all weights resident, and no check has found one evicted since."""
         return self._serials is not None
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether weights were evicted so often that it is not worth another look in this run."""
+        """Whether weights were evicted so often that checking again in this run is not worth it."""
         return self.misses > MAX_MISSES
 
     def look(self) -> bool:
-        """Whether all weights are in place, as far as is known; before a call."""
+        """Whether all weights are resident, as far as is known. Call it before each call of the network."""
         if not self.is_proved and not self.is_hopeless:
             self.misses += not self.prove()
         return self.is_proved
 
     def prove(self) -> bool:
-        """Look at every layer: some microseconds each."""
+        """Check every layer; takes a few microseconds per layer."""
         with self._pinned() as serials:
             whole = serials is not None and all(map(self._is_resident, self._layers))
         self._serials = serials if whole else None
@@ -131,13 +131,13 @@ class Residency:
 
     @property
     def resident(self) -> int:
-        """How many layers have their weights in place now."""
+        """How many layers have resident weights now."""
         with self._pinned() as serials:
             return 0 if serials is None else sum(map(self._is_resident, self._layers))
 
     @property
     def obstacle(self) -> str | None:
-        """Why these weights cannot be recorded although they are in place, or None; known after a proof."""
+        """Why these weights cannot be captured although they are resident, or None; valid after a proof."""
         for layer in self._layers:
             weights = (layer._v_weight, getattr(layer, "_v_bias", None))
             if any(tensor.device != self._device for each in weights for tensor in _parts(each)):
@@ -146,7 +146,7 @@ class Residency:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Pin all weights for the body. False: one was evicted since the proof, which no longer holds."""
+        """Pin all weights for the body. Yields False, and voids the proof, if one was evicted since."""
         with self._pinned() as serials:
             whole = serials is not None and serials == self._serials
             if not whole:
@@ -156,10 +156,10 @@ class Residency:
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Pin all weights for a capture in the body, and have each layer take its own without the driver.
+        """Pin all weights for a capture in the body, and let layers use them without calling the driver.
 
         Raises:
-            NotResident: they are not all in place, before or after the body.
+            NotResident: not all weights are resident before the body, or after it.
         """
         if not self.prove():
             raise NotResident
@@ -172,35 +172,35 @@ class Residency:
             raise NotResident
 
     @contextmanager
-    def given(self) -> Iterator[None]:
-        """Have each layer take its weights without the driver in an eager call, if all are in place."""
+    def preset(self) -> Iterator[None]:
+        """For an eager call in the body: if all weights are resident, layers use them without the driver."""
         if not self._may_preset or not self.look():
             yield
             return
-        with self.held() as whole, exchanged(self._gifts() if whole else []):
+        with self.held() as whole, exchanged(self._presets() if whole else []):
             yield
         self._look_for_pressure()
 
-    def _gifts(self) -> list[Exchange]:
-        """What has layers use their weights where they are. Those that cast nothing get them in the place of
-        their own, as they have them without dynamic VRAM; the others what ComfyUI would prefetch for them.
+    def _presets(self) -> list[Exchange]:
+        """What makes layers use their resident weights. A layer that casts nothing gets them as its own
+        parameters, as without dynamic VRAM; any other gets what ComfyUI would prefetch for it.
         """
         plain = [layer for layer in self._layers if _is_plain(layer)]
-        gifts = [each for layer in plain for each in _as_own(layer)]
+        presets = [each for layer in plain for each in _as_own(layer)]
         if len(plain) == len(self._layers):
-            return gifts
+            return presets
         others = [layer for layer in self._layers if not _is_plain(layer)]
         with self._prefetch(others[:1], self._device) as resident:
             form = dict(getattr(others[0], PREFETCH)) if resident else {}
         if form.keys() != {"signature", "resident"}:
-            self._may_preset = False  # a later form, which this one does not know
+            self._may_preset = False  # a later ComfyUI prefetches in a form that is unknown here
             return []
-        return gifts + [
+        return presets + [
             (layer.__dict__, PREFETCH, {**form, "signature": layer._v_signature}) for layer in others
         ]
 
     def _look_for_pressure(self) -> None:
-        """Somebody needed memory while all was pinned: that must not happen again in this run."""
+        """Preset no more in this run if an allocation ran into the pinned pages."""
         if self._pages.get_watermark() * PAGE < sum(self._range) - self._pages.base_addr:
             self._may_preset = False
             self._pages.prioritize()
@@ -227,7 +227,7 @@ class Residency:
 
     @contextmanager
     def _kept_from_eviction(self) -> Iterator[None]:
-        """An eviction waits for the device, which a capture must not."""
+        """Prevent eviction during a capture: evicting waits for the device, which would invalidate it."""
         end = self._range[0] + self._range[1] - self._pages.base_addr
         self._pages.set_watermark_limit(-(-end // PAGE) * PAGE)
         try:
@@ -237,17 +237,17 @@ class Residency:
 
 
 CAST = "comfy_cast_weights"
-"""Attribute with which ComfyUI has a layer fetch its weights at each use."""
+"""Attribute that makes a ComfyUI layer fetch its weights at each use."""
 
 PREFETCH = "_prefetch"
-"""Attribute in which ComfyUI gives a layer weights ahead of its use."""
+"""Attribute in which ComfyUI hands a layer its weights before it runs."""
 
 _NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
 
 
 @contextmanager
 def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
-    """These dictionaries with other values for the body."""
+    """Swap these values in for the body, then restore the old ones."""
     before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
     for held, name, value in exchanges:
         held[name] = value
@@ -265,7 +265,7 @@ _NOTHING = object()
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's class casts nothing: only dynamic VRAM has this one fetch its weights."""
+    """Whether a layer's class casts nothing, so that only dynamic VRAM makes it fetch its weights."""
     weights = (layer._v_weight, getattr(layer, "_v_bias", None))
     return getattr(type(layer), CAST, True) is False and all(type(t) in (Tensor, type(None)) for t in weights)
 
@@ -277,10 +277,10 @@ def _as_own(layer: nn.Module) -> list[Exchange]:
 
 
 class EvictableWeights:
-    """Those of all networks that one run calls.
+    """The evictable weights of all networks that one run calls.
 
     Args:
-        prefetch: gives layers their weights ahead of their use.
+        prefetch: hands layers their weights before they are used.
     """
 
     def __init__(self, prefetch: Prefetch):
@@ -288,26 +288,26 @@ class EvictableWeights:
         self._known: dict[nn.Module, Residency | None] = {}
 
     def of(self, network: nn.Module, device: torch.device) -> Residency | None:
-        """None where it has none, or they cannot be pinned."""
+        """Those of one network; None if it has none, or they cannot be pinned."""
         if network not in self._known:
             layers = [module for module in network.modules() if is_evictable(module, device)]
             self._known[network] = Residency.of(layers, device, self._prefetch)
         return self._known[network]
 
-    def given(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """For an eager call of the network in the body."""
+    def preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+        """As `Residency.preset`, for an eager call of the network in the body."""
         weights = self.of(network, device)
-        return nullcontext() if weights is None else weights.given()
+        return nullcontext() if weights is None else weights.preset()
 
 
 def is_evictable(module: nn.Module, device: torch.device) -> bool:
-    """Whether a layer takes its weight from such a range when it runs on `device`."""
+    """Whether a layer takes its weight from an evictable range when it runs on `device`."""
     weight = getattr(module, "weight", None)
     return hasattr(module, "_v") and weight is not None and weight.device != device
 
 
 def same_contents(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
-    """Whether two lists of tensors on one device hold the same bytes; reads the device once."""
+    """Whether two lists of tensors on one device hold the same bytes; synchronizes with the device once."""
     if [_layout(t) for t in known] != [_layout(t) for t in given]:
         return False
     pairs = [(a, b) for a, b in zip(known, given, strict=True) if a.data_ptr() != b.data_ptr()]
@@ -321,7 +321,7 @@ def same_contents(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """A module's own weights and buffers; of quantised ones the tensors that they consist of."""
+    """A module's own weights and buffers; a quantised one as the tensors that it consists of."""
     for each in (*module._parameters.values(), *module._buffers.values()):
         yield from _parts(each)
 
@@ -340,7 +340,7 @@ def _form(layer: nn.Module) -> tuple:
 
 
 def _parts(weight: Any) -> Iterator[Tensor]:
-    """A weight, or the tensors that a quantised one consists of."""
+    """The weight itself, or the tensors that a quantised one consists of."""
     flatten = getattr(weight, "__tensor_flatten__", None)
     if isinstance(weight, Tensor) and flatten is not None:
         for name in flatten()[0]:

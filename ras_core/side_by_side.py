@@ -1,11 +1,11 @@
-"""Recorded calls of one evaluation, side by side.
+"""Captured calls of one evaluation, replayed in parallel.
 
-Where the host calls the network once for each prompt, a call on few tokens leaves much of the device idle.
-The host asks for the second output only once it has the first, so the second call is begun on a guess: the
-picture and the noise level of the first one, and else what it got the last time in this run. That is done
-once a call was found to be such; later guesses are compared with what is then asked for, too. The device
-makes the comparisons, and they are read when it has come so far, at the latest two evaluations on: it always
-has work in the meantime.
+If ComfyUI calls the network once per prompt, a call on few tokens leaves much of the device idle. ComfyUI
+requests the second output only once it has the first, so the second call is launched on a guess: the image and
+the noise level of the first one, and otherwise its own inputs from the last time in this run. A call is only
+guessed once such a guess was seen to be right; every guess is then compared with the actual request. The device
+makes the comparisons, and they are read asynchronously, at most two evaluations later: it never runs idle for
+them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHARED = ("x", "t")
 LATEST = 2
 """Evaluations after which a comparison is waited for."""
 
-WRONG_GUESS = "a call of the network was begun early, and should have had other inputs"
+WRONG_GUESS = "a call of the network was launched early with the wrong inputs"
 
 
 class SideBySide:
@@ -37,8 +37,8 @@ class SideBySide:
         self._is_allowed = True
         self._calls: list[Recording] = []  # of this evaluation
         self._order: list[Recording] = []  # of the last one that had any
-        self._asked = self._asked_before = 0  # calls of this evaluation and of the last one, recorded or not
-        self._lone: set[Recording] = set()  # that serve one branch in this run
+        self._asked = self._asked_before = 0  # calls of this evaluation and of the last one, captured or not
+        self._lone: set[Recording] = set()  # those that serve a single branch in this run
         self._used: set[Recording] = set()  # their places hold inputs of this run
         self._begun: set[Recording] = set()
         self._waits: list[Work] = []
@@ -67,11 +67,11 @@ class SideBySide:
         return self._read_checks(self._evaluations - LATEST)
 
     def begin_call(self) -> None:
-        """The host calls the network."""
+        """ComfyUI calls the network."""
         self._asked += 1
 
     def has_advanced(self, recordings: Iterable[Recording]) -> bool:
-        """Whether one of these was begun, and its K/V rows with it, but not asked for in this evaluation."""
+        """Whether one of these was launched early and has advanced its K/V rows, but was not requested."""
         return any(each in self._begun and each.advances and each not in self._calls for each in recordings)
 
     def end(self) -> str | None:
@@ -105,8 +105,8 @@ class SideBySide:
     def run(
         self, recording: Recording, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
     ) -> Tensor:
-        """A call's output, (bb, c, H, W); those that will follow may be begun with it. What was begun before
-        is settled.
+        """A call's output, (bb, c, H, W). Calls that are expected to follow may be launched with it; those
+        launched earlier are settled.
         """
         is_begun = recording in self._begun
         if not self._calls:
@@ -128,8 +128,9 @@ class SideBySide:
                 busy.append(other.tape)
 
     def _will_be_asked_for(self, other: Recording) -> bool:
-        """Whether the host cannot but make this call as it was recorded, where a wrong guess is not made good
-        by doing it again: it must be the only one left, of one branch, with nothing to put it together with.
+        """Whether ComfyUI is certain to make this call in the captured form. Only calls that advance K/V rows
+        need that, since running them again does not undo a wrong guess. Such a call must be the only one
+        left, of a single branch, with nothing that it could be batched with.
         """
         return not other.advances or (self._asked_before == 2 and other in self._lone and not other.away)
 

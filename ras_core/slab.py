@@ -1,4 +1,4 @@
-"""Memory for keys and values: in one piece what is kept, in the same piece what is read once."""
+"""Memory for keys and values: one block for what is kept, one reused buffer for what is read once."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def copies(tensors: Iterable[Tensor], slab: Slab | None = None) -> tuple[Tensor,
 
 
 class Scratch:
-    """Memory for what one attention of a call reads, and the next one writes over: allocated once a call."""
+    """Memory that one attention of a call reads and the next one overwrites; allocated once per call."""
 
     def __init__(self) -> None:
         self._memory: dict[int, Tensor] = {}
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of this shape and device, good until the next one of the same number."""
+        """A contiguous tensor with the shape and device of `like`, valid until the next with this number."""
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)

@@ -111,7 +111,7 @@ class RunState:
         return None if self.active_idx is None else self.pixels_of(self.active_idx)
 
     def pixels_of(self, active_idx: Tensor) -> Tensor:
-        """Latent pixels of a selection of this run, (b, n_active) -> (b, 1, H, W) bool; made once a step."""
+        """Latent pixels of selected tokens, (b, n_active) -> (b, 1, H, W) bool; computed once per step."""
         if self._pixels is None or self._pixels[0] is not active_idx:
             self._pixels = (active_idx, self.grid.active_pixels(active_idx))
         return self._pixels[1]

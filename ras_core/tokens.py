@@ -98,7 +98,7 @@ class Places:
     Attributes:
         flat: (bb * r_kept,) int64, as `row_index` gives them.
         total: bb * rows.
-        scratch: the call's.
+        scratch: the call's scratch memory.
     """
 
     flat: Tensor
@@ -135,8 +135,8 @@ def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
 
 
 class RowWriter:
-    """Rows of a contiguous sequence, (bb, r, ...), that are read and written again and again: as
-    `gather_rows` and `scatter_into`, with the sequence looked at once.
+    """Reads and writes rows of a contiguous sequence, (bb, r, ...), many times: as `gather_rows` and
+    `scatter_into`, but the layout of the sequence is inspected only once.
     """
 
     def __init__(self, sequence: Tensor):
@@ -150,25 +150,25 @@ class RowWriter:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
                 return
-            except RuntimeError:  # a stride, or the place in memory; the next ones will be no better
+            except RuntimeError:  # strides or alignment; later rows will be no better
                 self._is_wide = False
         self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
 
     def move(self, flat_idx: Tensor, target: RowWriter) -> None:
-        """Copy rows to the same places of a sequence of the same shape and type."""
+        """Copy rows to the same indices of a sequence of the same shape and dtype."""
         here, there = self._wide, target._wide
-        if here.dtype != there.dtype:  # only one of them stands at a multiple of 16 bytes
+        if here.dtype != there.dtype:  # only one of them is aligned to 16 bytes
             here, there = self._rows, target._rows
         there.index_copy_(0, flat_idx, here.index_select(0, flat_idx))
 
     def take(self, flat_idx: Tensor) -> Tensor:
-        """Rows at some places, (r_kept, ...); a new tensor."""
+        """The rows at these indices as a new tensor, (r_kept, ...)."""
         return self._wide.index_select(0, flat_idx).view(self._rows.dtype)
 
 
 def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
-    """A view with rows before heads, (bb, heads, r, e) -> (bb, r, heads / repeats, e), and of `repeats` equal
-    heads, which follow each other, only one.
+    """A view with rows before heads, (bb, heads, r, e) -> (bb, r, heads / repeats, e), that keeps one of each
+    `repeats` consecutive equal heads.
     """
     if repeats == 1:
         return by_head.transpose(1, 2)

@@ -58,7 +58,7 @@ class Trace:
         seconds: sampling time from the first evaluation on; loading the model is not in it.
         kv_bytes: size of the K/V cache at its largest.
         notes: why anything ran dense that was planned regional, and other surprises.
-        graphs: what was captured and replayed as CUDA graphs; None where none were wanted or possible.
+        graphs: what was captured and replayed as CUDA graphs; None if they were off or impossible.
     """
 
     grid: TokenGrid

@@ -241,7 +241,7 @@ def test_unloading_gives_the_memory_back():
     assert store.count == 0 and store.nbytes() == 0
 
 
-def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
+def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
     family = FAMILIES["sd3"]
     plain, _ = sample_ras(family.build(), family, family.noise())
     model = family.build()
@@ -249,8 +249,8 @@ def test_a_failure_to_record_is_told_once_and_the_run_goes_on(caplog):
     with caplog.at_level("INFO"):
         latent, trace = sample_ras(model, family, family.noise())
     assert torch.equal(latent, plain) and trace.regional_steps == 7
-    assert trace.graphs == GraphReport(0, 0, "recording failed (RuntimeError: planted)")
-    assert "0 of 7 regional steps replayed as CUDA graphs (recording failed" in trace.summary()
+    assert trace.graphs == GraphReport(0, 0, "capture failed (RuntimeError: planted)")
+    assert "0 of 7 regional steps replayed as CUDA graphs (capture failed" in trace.summary()
     assert caplog.text.count("no CUDA graphs") == 1 and "planted" in caplog.text
 
 

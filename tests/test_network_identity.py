@@ -37,7 +37,7 @@ class TestInspect:
         return sd3.build().model.diffusion_model
 
     def _same(self, network, before):
-        return before.stands_as(inspect(network, CPU)) and inspect(network, CPU).stands_as(before)
+        return before.matches(inspect(network, CPU)) and inspect(network, CPU).stands_as(before)
 
     def test_nothing_has_changed(self, network):
         assert inspect(network, CPU).obstacle is None
@@ -86,9 +86,9 @@ class TestInspect:
     def test_the_hosts_model_around_it(self, network):
         owner = SimpleNamespace(manual_cast_dtype=None)
         before = inspect(network, CPU, None, owner)
-        assert before.stands_as(inspect(network, CPU, None, owner))
+        assert before.matches(inspect(network, CPU, None, owner))
         owner.manual_cast_dtype = torch.float16
-        assert not before.stands_as(inspect(network, CPU, None, owner))
+        assert not before.matches(inspect(network, CPU, None, owner))
 
     def test_graphs_of_the_hosts_own(self, network):
         network.joint_blocks[0]._comfy_graph = {"graph": object()}

@@ -165,18 +165,18 @@ def test_a_network_stands_as_where_its_small_tensors_hold_the_same(pages):
     first = look_at(network)
     assert first.obstacle is None and first.residency is not None
     network[1].weight = nn.Parameter(network[1].weight.clone(), requires_grad=False)
-    assert first.stands_as(look_at(network))
+    assert first.matches(look_at(network))
     network[1].weight[2] += 1
-    assert not first.stands_as(look_at(network))
+    assert not first.matches(look_at(network))
 
 
 def test_a_network_is_not_read_alike_on_other_addresses_or_without_dynamic_vram(pages):
     network = network_on(pages)
     first = look_at(network)
     network[0]._v = (pages, pages.base_addr + 512, 1024)
-    assert not first.stands_as(look_at(network))
+    assert not first.matches(look_at(network))
     network[0].weight = nn.Parameter(torch.zeros(4, 4))
-    assert not first.stands_as(look_at(network))
+    assert not first.matches(look_at(network))
 
 
 def test_evictable_weights_of_an_unknown_kind_are_low_memory(pages):
@@ -199,18 +199,18 @@ def test_contents_are_compared_whatever_their_size_and_type(size):
     assert same_contents([nan], [nan.clone()]), "bytes are compared, not numbers"
 
 
-def test_an_eager_call_finds_all_weights_given_and_nothing_stays(pages, layers):
+def test_an_eager_call_finds_all_weights_preset_and_nothing_stays(pages, layers):
     weights = used(layers)
     layers[0]._v_signature = None
-    with weights.given():
+    with weights.preset():
         assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is given without a proof"
     use(layers[0])
-    with weights.given():
+    with weights.preset():
         assert all(pages.pins[:2])
         for layer in layers:
             assert layer._prefetch["resident"] and layer._prefetch["signature"] is layer._v_signature
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
-    with pytest.raises(KeyboardInterrupt), weights.given():
+    with pytest.raises(KeyboardInterrupt), weights.preset():
         raise KeyboardInterrupt
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
@@ -222,7 +222,7 @@ def test_a_layer_that_casts_nothing_runs_on_its_resident_weight_as_on_its_own(pa
     layer._v_weight, layer._v_bias = torch.randn(4, 4), torch.randn(4)
     own, x = dict(layer._parameters), torch.randn(2, 4)
     weights = Residency.of([layer], CPU, prefetch)
-    with weights.given():
+    with weights.preset():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer._v_weight, layer._v_bias))
     assert layer.comfy_cast_weights and layer._parameters == own and not hasattr(layer, "_prefetch")
 
@@ -232,14 +232,14 @@ def test_a_layer_that_casts_or_is_not_comfyuis_keeps_its_own_way(pages, kind):
     layer = layer_on(pages, 0, kind=kind)
     use(layer)
     own = dict(layer._parameters)
-    with Residency.of([layer], CPU, prefetch).given():
+    with Residency.of([layer], CPU, prefetch).preset():
         assert layer._parameters == own and layer._prefetch["resident"]
 
 
 def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
     weights = used(layers)
     assert weights.prove() and pages.evict(0)
-    with weights.given():
+    with weights.preset():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
     assert not weights.is_proved and not pinned(pages)
 
@@ -247,11 +247,11 @@ def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
 def test_memory_that_is_needed_in_an_eager_call_ends_such_calls(pages, layers):
     weights = used(layers)
     assert weights.prove()
-    with weights.given():
+    with weights.preset():
         assert not pages.evict(0) and pages.watermark == 0
     assert pages.watermark == len(pages.serials), "ComfyUI means to keep these weights again"
     assert weights.prove()
-    with weights.given():
+    with weights.preset():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
@@ -266,5 +266,5 @@ def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
     for layer in layers:
         use(layer)
     weights = Residency.of(layers, CPU, newer)
-    with weights.given():
+    with weights.preset():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
