@@ -15,22 +15,22 @@ from .shapes import Shape, free
 from .tensor_file import write_tensors
 
 BLOCKS = ("joint_blocks.", "layers.")
-"""How the names of main blocks begin, in the families that ComfyUI's loader detects."""
+"""Name prefixes of main blocks, in the families that ComfyUI's loader detects."""
 
 LORA_RANK = 16
 LORA_SCALE = 0.3
-"""Of a random LoRA: its product is that much of a weight's size."""
+"""Size of a random LoRA's product, relative to the weight."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A layout of ComfyUI's own.
+    """One of ComfyUI's quantised layouts.
 
     Attributes:
         format: its name in a checkpoint and in comfy.quant_ops.
-        options: of the layout's `quantize`.
+        options: arguments of the layout's `quantize`.
         extra: further keys of a layer's entry in the checkpoint.
-        multiple: of a layer's widths, which the layout needs.
+        multiple: the layout needs layer widths to be multiples of this.
     """
 
     format: str
@@ -54,16 +54,16 @@ QUANTISED = {
 def make_files(
     shape: Shape, wanted: Mapping[str, Path], device: torch.device, seed: int = 0
 ) -> dict[str, str]:
-    """Make the files of a network.
+    """Write the files of a network.
 
     Args:
-        shape: the network's.
+        shape: of the network.
         wanted: path by kind: "default", "lora" or a key of QUANTISED.
         device: where weights are drawn.
         seed: of the weights.
 
     Returns:
-        For each kind that could not be made, why.
+        Why, for each kind that could not be made.
     """
     network = shape.network(device, seed)
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
@@ -107,7 +107,7 @@ def _lora(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple
         weight = tensors[f"{layer}.weight"]
         up = torch.empty(weight.shape[0], LORA_RANK, dtype=weight.dtype, device=device)
         down = torch.empty(LORA_RANK, weight.shape[1], dtype=weight.dtype, device=device)
-        # Weights have a standard deviation of 1 / sqrt(width): so has the product, times LORA_SCALE.
+        # Weights have a standard deviation of 1 / sqrt(width); the product has LORA_SCALE times that.
         up.normal_(0.0, LORA_SCALE / LORA_RANK**0.5, generator=generator)
         down.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
         name = f"diffusion_model.{layer}"

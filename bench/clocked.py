@@ -11,7 +11,7 @@ KEY = "speed_bench_clock"
 
 
 def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
-    """A clone whose runs are timed by the clock: each evaluation, and the stages around them."""
+    """A clone whose runs are timed by the clock: every evaluation, and the stages around them."""
 
     def run(executor, *args, **kwargs):
         clock.restart()

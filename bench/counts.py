@@ -1,4 +1,4 @@
-"""Counts of what a piece of work asks of the CPU: operations, allocations, Python calls."""
+"""Count what work costs the CPU: operations, allocations, Python calls."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Counts:
-    """Of some work, or of one step of it on average.
+    """Counts for some work, or the average for one step of it.
 
     Attributes:
-        operations: of PyTorch, as they reach the device's code; views are among them.
-        views: operations that only look at memory anew: no kernel, no memory.
-        allocations: operations whose result stands in memory of its own.
-        functions: calls of Python functions.
-        builtins: calls of functions in C from Python.
+        operations: PyTorch operations as the dispatcher hands them to the device; includes views.
+        views: operations that only reinterpret memory: no kernel, no allocation.
+        allocations: operations whose result has its own memory.
+        functions: calls to Python functions.
+        builtins: calls from Python to functions in C.
     """
 
     operations: float = 0
@@ -35,7 +35,7 @@ class Counts:
 
     @property
     def kernels(self) -> float:
-        """Operations that do something on the device."""
+        """Operations that run something on the device."""
         return self.operations - self.views
 
     def __sub__(self, other: Counts) -> Counts:
@@ -50,10 +50,10 @@ class Counts:
 
 @dataclass
 class OperationCounter(TorchDispatchMode):
-    """Counts operations of its thread while it is entered.
+    """Counts this thread's operations while it is entered.
 
     Attributes:
-        by_name: how often each came.
+        by_name: number of calls of each operation.
     """
 
     operations: int = 0
@@ -81,7 +81,7 @@ class OperationCounter(TorchDispatchMode):
 
 @contextmanager
 def counted_functions() -> Iterator[Counter[str]]:
-    """Counts calls of Python functions ("call") and of functions in C ("c_call") in the body."""
+    """Count calls to Python functions ("call") and to functions in C ("c_call") in the body."""
     found: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:

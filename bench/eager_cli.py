@@ -1,4 +1,4 @@
-"""Eager regional steps beside steps of the host alone on as many rows: a row of a table for each form."""
+"""Eager regional steps against ComfyUI's own steps on as many rows: a table row per form of the cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="to time each family for")
     options = parser.parse_args(argv)
     start("cpu", threads=1)
-    # ComfyUI's choice on GPUs; it is made when the module of attentions is imported.
+    # ComfyUI's choice on GPUs; it is made when the attention module is imported.
     importlib.import_module("comfy.cli_args").args.use_pytorch_cross_attention = True
     from .eager_run import HEADER, costs, line
 

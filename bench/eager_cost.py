@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What regional steps cost beyond the host's own work where nothing is recorded: operations, allocations,
-Python calls and seconds of one core.
+"""What eager regional steps cost beyond ComfyUI's own work: operations, allocations, Python calls and
+seconds of one core.
 
     python bench/eager_cost.py
     python bench/eager_cost.py --families sd3_medium --kv-cache gpu,fp8 --seconds 5
 
-Networks have their full depth and very few, narrow rows, so that arithmetic takes no time and what remains is
-what limits eager steps on a GPU. No GPU is needed.
+Networks have their full depth but very few, narrow rows. Arithmetic then takes almost no time, and what
+remains is the CPU overhead that limits eager steps on a GPU. No GPU is needed.
 """
 
 from __future__ import annotations

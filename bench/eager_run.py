@@ -1,4 +1,4 @@
-"""Runs of narrow networks, step by step: what a step asks of the CPU."""
+"""Runs of narrow networks, step by step: what a step costs the CPU."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .shapes import SHAPES, Shape
 STEPS = 12
 START_STEP = 4
 WATCHED = range(START_STEP + 1, STEPS - 1)
-"""Steps that are looked at: the first regional one and the run's last are left out."""
+"""Steps that are measured: all regional ones but the first and the run's last."""
 
 SIDE, SHARE = 16, 4
-"""Latent pixels along the side of the image, and how many times fewer tokens a regional step computes."""
+"""Latent pixels along one side of the image; factor by which a regional step has fewer tokens."""
 
 DEPTH = {"sd3_medium": 24, "sd35_large": 38, "sd35_medium": 24, "lumina2": 26, "z_image": 30}
 
@@ -34,7 +34,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one step: seconds of one core, and what they went into."""
+    """Cost of one step: seconds of one core, and what they were spent on."""
 
     seconds: float
     counts: Counts
@@ -62,7 +62,7 @@ class Runner:
     seconds: list[float] = field(default_factory=list)
 
     def counts(self) -> Counts:
-        """Of a step on average."""
+        """Average counts per step."""
         with OperationCounter() as counter:
             marks = self.run(lambda: counter.counts)
         with counted_functions() as found:
@@ -72,12 +72,12 @@ class Runner:
         return replace(of_torch, functions=of_python.functions, builtins=of_python.builtins)
 
     def time(self) -> None:
-        """Adds one run's steps to `seconds`."""
+        """Append the seconds of one run's steps to `seconds`."""
         marks = self.run(time.thread_time)
         self.seconds += [marks[i] - marks[i - 1] for i in WATCHED]
 
     def run(self, read: Callable[[], Any]) -> list[Any]:
-        """What `read` gave as each step's estimate was there."""
+        """What `read` returned at the end of each step."""
         marks: list[Any] = []
         latent = torch.zeros(1, self.shape.channels, self.side, self.side)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
@@ -90,12 +90,12 @@ class Runner:
 
 @torch.inference_mode()
 def costs(name: str, storages: Sequence[str], seconds: float) -> list[Cost]:
-    """A step of the host alone on as many tokens, then regional steps with the K/V cache kept in each way.
+    """ComfyUI's own step on as many tokens, then regional steps with the K/V cache in each form.
 
     Args:
-        name: of a family, as in DEPTH.
+        name: a family, as in DEPTH.
         storages: settings of `kv_cache`.
-        seconds: to time all of them for, in turns.
+        seconds: how long to time them, all in turns.
     """
     shape = narrow(name)
     model = shape.build(torch.device("cpu"))
@@ -115,13 +115,13 @@ def costs(name: str, storages: Sequence[str], seconds: float) -> list[Cost]:
     while time.perf_counter() < end:
         for runner in runners:
             runner.time()
-    # The quietest fifth: others use this machine too.
+    # The fastest fifth: other processes use this machine too.
     quiet = [statistics.quantiles(runner.seconds or [0.0, 0.0], n=5)[0] for runner in runners]
     return list(map(Cost, quiet, counts))
 
 
 def narrow(name: str) -> Shape:
-    """A network of a family's depth, on very few narrow rows."""
+    """A network with its family's depth and very few, narrow rows."""
     tiny = SHAPES[name].tiny()
     depth = "num_blocks" if "num_blocks" in tiny.unet_config else "n_layers"
     return replace(tiny, unet_config={**tiny.unet_config, depth: DEPTH[name]})

@@ -1,4 +1,4 @@
-"""Count the CUDA graphs that are captured and launched in this process, whoever does it."""
+"""Count the CUDA graphs that are captured and replayed in this process, by whatever code."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ COUNTED = ("capture_end", "replay")
 
 
 class GraphCounter:
-    """Counts from `install` on; zeros where torch has no CUDA graphs.
+    """Counts from `install` on; zeros if torch has no CUDA graphs.
 
-    Install it before the first capture: a graph's bound methods may be kept.
+    Install it before the first capture, since other code may keep a graph's bound methods.
 
     Attributes:
-        before_replay: called in each replay before the graph is launched, for faults to be planted.
+        before_replay: called in each replay before the launch, to inject faults.
     """
 
     def __init__(self) -> None:

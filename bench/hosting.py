@@ -1,8 +1,8 @@
 """Start ComfyUI in this process as its main.py does, with everything but the server.
 
-Importing ComfyUI's `main` does the work: the allocator, comfy-aimdo and the dynamic patcher are set up by
-the installed version itself, whatever that version does. Must come before anything that imports torch,
-because torch reads the allocator's settings when it is loaded.
+Importing ComfyUI's `main` does the work: the installed version sets up the allocator, comfy-aimdo and the
+dynamic patcher in its own way. Must come before anything that imports torch, because torch reads the
+allocator's settings when it is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ QUIET = ("--disable-api-nodes", "--disable-all-custom-nodes")
 
 
 def comfyui_path() -> Path:
-    """The ComfyUI in COMFYUI_PATH, or the one of the dev environment.
+    """The ComfyUI in COMFYUI_PATH, or that of the dev environment.
 
     Raises:
         RASError: there is none.
@@ -88,7 +88,7 @@ def has_dynamic_vram() -> bool:
 
 
 def end_node() -> None:
-    """What ComfyUI's executor does when a node has ended, where its version does that."""
+    """Do what ComfyUI's executor does when a node has finished, if this version does anything."""
     if not has_dynamic_vram():
         return
     importlib.import_module("comfy.model_management").reset_cast_buffers()

@@ -21,23 +21,23 @@ Run = Callable[[int], Any]
 
 @dataclass
 class Measured:
-    """What the runs of one variant gave.
+    """Measurements of one variant's runs.
 
     Attributes:
-        variant, run, clock: what is sampled, and with which clock.
-        forget: drops what an earlier variant has left behind.
+        variant, run, clock: what is sampled, and the clock that times it.
+        forget: drops what an earlier variant left behind.
         seconds: sampling time of each timed run, from the first evaluation to the last one's end.
-        node_seconds: wall clock of the whole call of the sampler node, with the device waited for.
-        stages: seconds of that call by stage, sampling included, of a run of their own.
+        node_seconds: wall-clock time of the whole call of the sampler node, synchronized at its end.
+        stages: seconds of that call by stage, sampling included, from a separate run.
         enqueue: CPU seconds of each evaluation of that run.
-        steps: per timed run, seconds of each evaluation.
-        warm_up: sampling seconds of the run before them.
+        steps: seconds of each evaluation, per timed run.
+        warm_up: sampling seconds of the first run.
         memory: of that first run.
-        trace: of the last run, where RAS was on.
+        trace: of the last run, if RAS was on.
         counts: active tokens of each step, where the run tells them in place of a trace.
-        recordings: kept by the model after the first run, which finds none.
+        recordings: graphs that the model keeps after the first run, which starts with none.
         graphs: CUDA graphs captured and replayed in the last run.
-        log: what the pack logged in the first run, apart from its closing line.
+        log: what the pack logged in the first run, except for its summary.
     """
 
     variant: Variant
@@ -83,7 +83,7 @@ class Measured:
         self.recordings = self.count_recordings()
 
     def stage(self, seed: int) -> None:
-        """A run by stages, which also captures again what other variants' first runs dropped."""
+        """Time a run by stages; it also captures again what other variants' first runs dropped."""
         stages = self.clock.stages = Stages(self.clock.device)
         try:
             stages.enter("before sampling")
@@ -109,7 +109,7 @@ class Measured:
 def take_turns(
     found: Sequence[Measured], device: torch.device, repeats: int, left: Callable[[], float]
 ) -> None:
-    """A first run of each variant, one by stages, then rounds: a drifting clock meets all of them alike.
+    """Run each variant once, once by stages, then in rounds, so that clock drift affects all of them alike.
 
     Args:
         found: the variants, dense first.

@@ -1,4 +1,4 @@
-"""What the pack logs while something runs."""
+"""What the pack logs during a piece of work."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "Multirate RAS: "
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """The pack's messages, each once, without its prefix; complete when the block has ended."""
+    """The pack's messages, each once and without its prefix; complete at the end of the body."""
     lines: list[str] = []
 
     class Handler(logging.Handler):

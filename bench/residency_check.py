@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Do CUDA graphs under ComfyUI's dynamic VRAM give the images of eager runs, whatever happens to the weights?
+"""Do CUDA graphs under dynamic VRAM give the same images as eager runs, whatever happens to the weights?
 
     python bench/residency_check.py --out bench/output/residency.json
     python bench/residency_check.py --tiny      # the program itself, on a CPU
 
-Needs an NVIDIA GPU and takes about five minutes. One line a check, `ok`, `FAIL` or `skip`; exit status 1
-after any failure. Run it with the Python of a ComfyUI, and name that ComfyUI in COMFYUI_PATH.
+Needs an NVIDIA GPU and takes about five minutes. Prints a line per check, `ok`, `FAIL` or `skip`; exits
+with status 1 if any failed. Run it with the Python of a ComfyUI, and name that ComfyUI in COMFYUI_PATH.
 """
 
 from __future__ import annotations

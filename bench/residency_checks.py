@@ -1,7 +1,7 @@
-"""The residency program's checks: each says whether it held (None: skipped) and with which numbers.
+"""The residency program's checks: each returns whether it passed (None: skipped) and its numbers.
 
-Runs with `cuda_graphs` auto are compared with runs of the same seed without graphs, to the last bit. Faults
-are planted in the attention function that SD3's blocks call, in a replay, or between two steps.
+Runs with `cuda_graphs` auto are compared bit for bit with runs of the same seed without graphs. Faults are
+injected in the attention function that SD3's blocks call, in a replay, or between two steps.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ FAULT_STEP = 5
 """A regional step, replayed: the first regional call is eager, the second captured."""
 
 SECONDS = 60
-"""A check that takes longer ends its process."""
+"""A check that takes longer has its process terminated."""
 
 Outcome = tuple[bool | None, str]
 
 
 def run_check(check: Callable[[Scene], Outcome], scene: Scene) -> Outcome:
-    """A check's outcome; no page of any network may be pinned after it."""
+    """Run a check. It also fails if it leaves a page of any network pinned."""
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     started = time.perf_counter()
     try:
@@ -50,7 +50,7 @@ def run_check(check: Callable[[Scene], Outcome], scene: Scene) -> Outcome:
 
 
 def compared(expected: Tensor, *runs: Ran, records: bool = True) -> Outcome:
-    """Whether all runs gave these very bits, and whether graphs were captured and replayed in them."""
+    """Whether all runs gave exactly these bits, and captured and replayed graphs."""
     errors = [float((run.latent - expected).norm() / expected.norm()) for run in runs]
     is_equal = all(torch.equal(run.latent, expected) for run in runs)
     captures, replays = sum(run.captures for run in runs), sum(run.replays for run in runs)
@@ -69,7 +69,7 @@ def _reasons(runs: tuple[Ran, ...]) -> str:
 
 
 def replay_equals_eager(scene: Scene) -> Outcome:
-    """(a) Two runs with graphs, the second of which may replay only."""
+    """(a) Two runs with graphs; the second must only replay."""
     model = scene.model()
     expected = scene.eager("default", model)
     scene.forget(model)
@@ -79,7 +79,7 @@ def replay_equals_eager(scene: Scene) -> Outcome:
 
 
 def eviction_between_steps(scene: Scene) -> Outcome:
-    """(b) A ballast takes the memory of weights between two replayed steps."""
+    """(b) A ballast evicts weights between two replayed steps."""
     model = scene.model()
     expected, evicted = scene.eager("default", model), []
 
@@ -88,7 +88,7 @@ def eviction_between_steps(scene: Scene) -> Outcome:
             evicted.append(evict(scene, model))
 
     if not torch.equal(scene.sample(model, callback=callback), scene.sample(model)):
-        raise Skip("ComfyUI's own image changes when weights are evicted in a run, without this pack too")
+        raise Skip("ComfyUI's own image changes when weights are evicted in a run, even without this pack")
     evicted.clear()
     runs = scene.run(model), scene.run(model, callback=callback), scene.run(model)
     held, detail = compared(expected, *runs)
@@ -98,7 +98,7 @@ def eviction_between_steps(scene: Scene) -> Outcome:
 
 
 def eviction_between_runs(scene: Scene) -> Outcome:
-    """Recordings outlive a run after which the weights are evicted and loaded again."""
+    """Weights are evicted after a run and loaded again: its graphs stay valid."""
     model = scene.model()
     expected = scene.eager("default", model)
     first = scene.run(model)
@@ -108,7 +108,7 @@ def eviction_between_runs(scene: Scene) -> Outcome:
 
 
 def ballast_in_capture(scene: Scene) -> Outcome:
-    """(c) Another thread takes the memory while a call is captured."""
+    """(c) Another thread allocates all memory during a capture."""
     if not has_dynamic_vram():
         raise Skip("no dynamic VRAM")
     model, failures = scene.model(), []
@@ -137,7 +137,7 @@ def ballast_in_capture(scene: Scene) -> Outcome:
 
 
 def too_little_memory(scene: Scene) -> Outcome:
-    """(d) With less memory than the network nothing is recorded, and a step is no slower than a dense one."""
+    """(d) With less memory than the network, nothing is captured, and no step is slower than a dense one."""
     if not has_dynamic_vram():
         raise Skip("no dynamic VRAM")
     model = scene.model()
@@ -146,7 +146,7 @@ def too_little_memory(scene: Scene) -> Outcome:
     runs = [scene.run(model, kv_cache="auto") for _ in range(2)]
     patched = ras(model, kv_cache="auto")
     times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(6):  # in turns: weights that stream in at each step make times uneven
+    for _ in range(6):  # in turns, since weights that stream in at each step make timings noisy
         for with_ras, each in ((False, model), (True, patched)):
             times[with_ras].append(_seconds(lambda each=each: scene.sample(each)))
     dense, mixed = min(times[False]), min(times[True])
@@ -166,7 +166,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def lora_changes(scene: Scene) -> Outcome:
-    """(e) A LoRA added, its strength changed, removed: each run as without graphs."""
+    """(e) A LoRA is added, changed in strength, removed: each run is as without graphs."""
     base = scene.model()
     outcomes = []
     for key, strength in (
@@ -199,7 +199,7 @@ def other_models_between(scene: Scene) -> Outcome:
 
 
 def free_all_but(model: Any) -> None:
-    """Unload everything else, as a workflow with a text encoder does."""
+    """Unload all other models, as a workflow with a text encoder does."""
     management = comfy.model_management
     loaded = [each for each in management.current_loaded_models if each.model is not None]
     keep = [each for each in loaded if each.model.model is model.model]
@@ -207,7 +207,7 @@ def free_all_but(model: Any) -> None:
 
 
 def interrupt_between_steps(scene: Scene) -> Outcome:
-    """(g) Cancel, as the host's progress bar raises it."""
+    """(g) The user cancels between steps; ComfyUI raises that in its progress bar."""
 
     def callback(step: int, *args: Any) -> None:
         if step == FAULT_STEP:
@@ -217,7 +217,7 @@ def interrupt_between_steps(scene: Scene) -> Outcome:
 
 
 def interrupt_in_capture(scene: Scene) -> Outcome:
-    """(g) Cancel while a call is captured: it ends the run, and the next one records."""
+    """(g) The user cancels during a capture: the run ends, and the next one captures."""
     scene.forget(scene.model())
 
     def run(model: Any) -> None:
@@ -230,7 +230,7 @@ def interrupt_in_capture(scene: Scene) -> Outcome:
 
 
 def exception_in_capture(scene: Scene) -> Outcome:
-    """(g) A capture that fails leaves the run as it is."""
+    """(g) A failed capture does not change the run's result."""
     model = scene.model()
     expected = scene.eager("default", model)
     scene.forget(model)
@@ -244,7 +244,7 @@ def exception_in_capture(scene: Scene) -> Outcome:
 
 
 def interrupt_in_replay(scene: Scene) -> Outcome:
-    """(g) Cancel in a replay, between the check of the weights and the launch."""
+    """(g) The user cancels in a replay, between the check of the weights and the launch."""
 
     def run(model: Any) -> None:
         with scene.counter.planted(_raiser(InterruptProcessingException())):
@@ -255,7 +255,7 @@ def interrupt_in_replay(scene: Scene) -> Outcome:
 
 
 def exception_in_replay(scene: Scene) -> Outcome:
-    """(g) A launch that fails: the run ends with the error or goes on eagerly, later ones are right."""
+    """(g) A launch fails: the run ends with the error or continues eagerly; later runs are right."""
     model, failed = scene.model(), []
     expected = scene.eager("default", model)
     scene.run(model)
@@ -272,7 +272,7 @@ def exception_in_replay(scene: Scene) -> Outcome:
 
 
 def out_of_memory_in_capture(scene: Scene) -> Outcome:
-    """(h) The device has no memory for a capture."""
+    """(h) The device runs out of memory in a capture."""
     model = scene.model()
     if scene.device.type != "cuda":
         raise Skip("no GPU")
@@ -288,7 +288,7 @@ def out_of_memory_in_capture(scene: Scene) -> Outcome:
 
 
 def unload_frees_all(scene: Scene) -> Outcome:
-    """(h) After a run with graphs, unloading gives all memory back; comes last."""
+    """(h) Unloading after a run with graphs frees all memory; must be the last check."""
     if scene.device.type != "cuda":
         raise Skip("no GPU")
     model = scene.model()
@@ -300,7 +300,7 @@ def unload_frees_all(scene: Scene) -> Outcome:
     loaded = sum(vbar.loaded_size() for each in scene.models.values() for vbar in scene.vbars(each))
     store, allocated = graph_store(model), torch.cuda.memory_allocated()
     kept = 0 if store is None else store.count
-    held = loaded == 0 and kept == 0 and allocated < 128 * 2**20  # each stream keeps a workspace of cuBLAS
+    held = loaded == 0 and kept == 0 and allocated < 128 * 2**20  # each stream keeps a cuBLAS workspace
     expected = scene.eager("default", model)
     outcome = compared(expected, scene.run(model), scene.run(model))
     detail = (
@@ -329,7 +329,7 @@ def two_sizes(scene: Scene) -> Outcome:
 
 
 def time_of_check(scene: Scene) -> Outcome:
-    """(l) Fault of the whole range, comparison of its serials, and unpinning take under 0.1 ms."""
+    """(l) Pinning the whole range, comparing its serials and unpinning takes under 0.1 ms."""
     model = scene.model()
     scene.run(model)
     vbars = scene.vbars(model)
@@ -358,10 +358,10 @@ def time_of_check(scene: Scene) -> Outcome:
 
 
 def _held_seconds(model: Any, device: torch.device) -> float:
-    """Seconds of the pack's own check."""
+    """Seconds that the pack's own check takes."""
     weights = EvictableWeights(resident_weights).of(model.model.diffusion_model, device)
     if not weights.prove():
-        raise Skip("not all weights are in place")
+        raise Skip("not all weights are resident")
 
     def check() -> None:
         with weights.held():
@@ -388,14 +388,14 @@ def int8_convrot(scene: Scene) -> Outcome:
 def _other_weights(scene: Scene, kind: str, weight_dtype: str = "default") -> Outcome:
     model = scene.model(kind, weight_dtype)
     expected = scene.eager(f"{kind} {weight_dtype}", model)
-    # Without dynamic VRAM such weights are cast at each use, which the pack does not record.
+    # Without dynamic VRAM such weights are cast at each use, which the pack does not capture.
     outcome = compared(expected, scene.run(model), scene.run(model), records=has_dynamic_vram())
     free_all_but(scene.model())
     return outcome
 
 
 def _stopped(scene: Scene, run: Callable[[Any], Any]) -> Outcome:
-    """A run that cancelling ends, then two that record."""
+    """A run that is cancelled, then two with graphs."""
     model = scene.model()
     expected = scene.eager("default", model)
     try:
@@ -416,7 +416,7 @@ def _raiser(error: BaseException) -> Callable[[], None]:
 
 
 def _all(outcomes: list[Outcome], also: bool = True) -> Outcome:
-    """All held; the detail is the first failure's, or the last one's."""
+    """Whether all passed; the detail is that of the first failure, or else of the last check."""
     bad = [detail for held, detail in outcomes if not held]
     return also and not bad, bad[0] if bad else outcomes[-1][1]
 

@@ -1,5 +1,5 @@
-"""The residency program's command line: makes the files, then runs the groups of checks, each in a process
-of its own that starts ComfyUI with the group's flags.
+"""The residency program's command line. It makes the files, then runs each group of checks in its own
+process, which starts ComfyUI with the group's flags.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .speed_job import SpeedJob
 
 FILES = ("default", "lora", "scaled_fp8", "int8_convrot")
 LEFT_FREE = 4.0
-"""GiB that the group `small` leaves to the process: less than a network of 4 GiB and what it works in."""
+"""GiB that the group `small` leaves to its process: less than a 4 GiB network and its working memory need."""
 
 GIB = 2**30
 
@@ -34,10 +34,10 @@ class Group:
     """Checks that share a process.
 
     Attributes:
-        name: of the group.
-        flags: ComfyUI's.
+        name: the group's name.
+        flags: ComfyUI's command-line flags.
         checks: names in residency_checks.CHECKS.
-        seconds: that it may take.
+        seconds: time limit.
     """
 
     name: str
@@ -59,12 +59,12 @@ WITHOUT = (
 
 
 def groups(total: int) -> list[Group]:
-    """All groups, for a device of so many bytes."""
+    """All groups, for a device with `total` bytes of memory."""
     headroom = f"{max(total / GIB - LEFT_FREE, 1.0):.1f}"
     brief = ("replay_equals_eager", "eviction_between_steps")
     return [
         Group("dynamic", (), MAIN, 170.0),
-        # A broken capture leaves the allocator of its process unfit for others.
+        # A broken capture leaves its process's allocator unusable for other checks.
         Group("ballast", (), ("ballast_in_capture",)),
         Group("out of memory", (), ("out_of_memory_in_capture",)),
         Group("without", (DISABLE_DYNAMIC,), WITHOUT, 90.0),
@@ -114,7 +114,7 @@ def is_wanted(group: Group, options: argparse.Namespace) -> bool:
 def make_files(
     folder: Path, options: argparse.Namespace, log: IO[str], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    """The network that is checked in all its files, and another one to run between."""
+    """Make all files of the network under test, and those of another network to run in between."""
     report: dict[str, Any] = {"seconds": 0.0}
     files = {
         "network": ("sd3_medium", FILES),
@@ -144,7 +144,7 @@ def run_group(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """A group's checks. One that ends the process has failed; those after it get a process of their own."""
+    """Run a group's checks. One that kills the process has failed; those after it run in a new process."""
     out, until = folder / "checks.json", time.perf_counter() + group.seconds
     flags = [*group.flags, *(["--cpu"] if options.tiny else [])]
     say(f"{group.name}: {' '.join(flags)}")
@@ -168,7 +168,7 @@ def run_group(
 
 
 def start_group(job: dict[str, Any], seconds: float, log: IO[str]) -> str:
-    """Run a group's process; returns how it ended where that was not well."""
+    """Run a group's process. Returns how it ended, or None if it succeeded."""
     Path(job["out"]).unlink(missing_ok=True)
     command = [sys.executable, str(ROOT / "bench" / "residency_check.py"), "--worker", json.dumps(job)]
     try:
@@ -186,7 +186,7 @@ def add(
     detail: str,
     dynamic: bool | None = None,
 ) -> None:
-    """Print a check's line and keep it; `held` is None for one that was skipped."""
+    """Print and keep a check's result; `held` is None if it was skipped."""
     word = "skip" if held is None else "ok" if held else "FAIL"
     print(f"{word} {group}: {name} {detail}", flush=True)
     results["checks"].append(

@@ -1,5 +1,5 @@
 """What the residency program's checks run: a network from a file, sampled with and without CUDA graphs, and
-the ways to disturb it.
+ways to disturb it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ PAGE = 32 * 2**20
 """Bytes of a page of evictable weights."""
 
 RECORDING = [False]
-"""Whether a stand-in tape records."""
+"""Whether a stand-in tape is capturing."""
 
 
 class Skip(Exception):
-    """Why a check makes no sense here."""
+    """Raised with the reason why a check does not apply here."""
 
 
 @dataclass
@@ -72,9 +72,9 @@ class Counter:
 
     @contextmanager
     def planted(self, action: Callable[[], None]) -> Iterator[None]:
-        """Call `action` in each replay, before the device is given its work."""
+        """Call `action` in each replay, before the launch."""
         if self.tapes is not None:
-            raise Skip("replays of stand-in tapes have no door")
+            raise Skip("replays of stand-in tapes cannot be intercepted")
         self._cuda.before_replay = action
         try:
             yield
@@ -103,7 +103,7 @@ class Scene:
         return SHAPES[name].tiny() if self.tiny else SHAPES[name]
 
     def model(self, kind: str = "default", weight_dtype: str = "default") -> Any:
-        """The network by UNETLoader, loaded once.
+        """The network from UNETLoader, loaded once.
 
         Raises:
             Skip: there is no such file, because this ComfyUI has no such layout.
@@ -154,9 +154,9 @@ class Scene:
         return Ran(latent, last_trace(patched), *self.counter.take(), lines)
 
     def eager(self, key: str, model: Any, ratio: float = 0.5, **kwargs: Any) -> Tensor:
-        """The latent without graphs, made once by `key`."""
+        """The latent without graphs, sampled once per `key`."""
         full = (key, ratio, *sorted(kwargs.items()))
-        if not self.expected:  # a process's first run differs in its last bits, with this pack or without
+        if not self.expected:  # a process's first run differs in its last bits, with or without this pack
             self.sample(model)
             self.run(model, "off", ratio, **kwargs)
         if full not in self.expected:
@@ -167,13 +167,13 @@ class Scene:
         return list(getattr(model.model, "dynamic_vbars", {}).values())
 
     def forget(self, model: Any) -> None:
-        """Drop the model's recordings."""
+        """Drop the model's graphs."""
         if (store := graph_store(model)) is not None:
             store.clear()
 
 
 def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:
-    """The model as RASPatchModel gives it, by default with no value that could follow free memory."""
+    """The model from RASPatchModel; by default no setting depends on how much memory is free."""
     return RASPatchModel.execute(
         model, sample_ratio=ratio, start_step=START, end_step=0, error_reset_every=0,
         error_reset_steps=str(RESET), metric="std", high_ratio=1.0, starvation_scale=0.1, ratio_end=0.0,
@@ -182,18 +182,18 @@ def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "g
 
 
 def pinned_pages(scene: Scene) -> int:
-    """Pages of all loaded networks that are pinned."""
+    """Number of pinned pages of all loaded networks."""
     return count_pages(scene, 2)
 
 
 def count_pages(scene: Scene, bit: int, models: Any = None) -> int:
-    """Pages with this bit of their state set: 1 for resident, 2 for pinned."""
+    """Number of pages with this bit of their state set: 1 for resident, 2 for pinned."""
     vbars = [vbar for model in models or scene.models.values() for vbar in scene.vbars(model)]
     return sum(bool(page & bit) for vbar in vbars for page in vbar.get_residency())
 
 
 def evict(scene: Scene, model: Any) -> int:
-    """Take nearly all memory once; returns the pages of the model's weights that went."""
+    """Allocate nearly all memory once. Returns how many pages of the model's weights were evicted."""
     vbars = scene.vbars(model)
     if not vbars:
         raise Skip("no dynamic VRAM")
@@ -207,7 +207,7 @@ def evict(scene: Scene, model: Any) -> int:
 
 
 def ballast(*sizes: int) -> None:
-    """Allocate the first of these numbers of bytes that succeeds, and give it back."""
+    """Allocate the first of these numbers of bytes that succeeds, and free it."""
     for nbytes in sizes:
         try:
             torch.empty(nbytes, dtype=torch.uint8, device="cuda")
@@ -220,7 +220,7 @@ def ballast(*sizes: int) -> None:
 
 @contextmanager
 def in_capture(action: Callable[[], Any]) -> Iterator[list[int]]:
-    """Call `action` once in a captured call, in its second attention; the list has an entry once it was."""
+    """Call `action` once during a capture, in the second attention; the list then gets an entry."""
     original, seen, done = mmdit.optimized_attention, [], []
 
     def attention(*args: Any, **kwargs: Any) -> Tensor:

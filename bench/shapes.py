@@ -69,7 +69,7 @@ class Shape:
         return {"samples": torch.zeros(batch, self.channels, *size)}
 
     def network(self, device: torch.device, seed: int = 0) -> nn.Module:
-        """The network alone, with weights drawn on the device. Not under dynamic VRAM, where new networks
+        """The network alone, with weights drawn on the device. Not for dynamic VRAM, under which new networks
         hold no weights.
         """
         network = self._model(device).diffusion_model
@@ -102,7 +102,7 @@ class Shape:
         return replace(self, unet_config=config)
 
     def as_detected(self) -> Shape:
-        """With the number of blocks that ComfyUI's loader takes an SD3 network of this width for."""
+        """With the number of blocks that ComfyUI's loader infers from an SD3 network's width."""
         config = {name: value for name, value in self.unet_config.items() if name != "num_blocks"}
         return replace(self, unet_config=config)
 

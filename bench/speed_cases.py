@@ -22,7 +22,7 @@ or from a file in one of ComfyUI's quantised layouts."""
 
 DEFAULT_CASES = "sd3_medium-1024,sd35_large-1024,lumina2-1024,z_image-1024"
 DEFAULT_WEIGHTS = {"sd3_medium-1024": WEIGHTS}
-"""By case; the others load the file as it is, in fp8, and with a LoRA."""
+"""By case; other cases load the file as it is, in fp8, and with a LoRA."""
 
 REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
 """The families of the reference code, and what its published scripts can turn on for each."""
@@ -70,7 +70,7 @@ class Variant:
         graphs: the node's setting cuda_graphs, for "ras".
         option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
         kv_cache: the node's setting of that name, for "ras".
-        compiled: the backend of ComfyUI's TorchCompileModel, which stands before; "" for none.
+        compiled: the backend of ComfyUI's TorchCompileModel node upstream; "" for none.
         weights: one of WEIGHTS.
     """
 
@@ -102,7 +102,7 @@ def variants(
     storages: Sequence[str] = (),
     more: bool = False,
 ) -> list[Variant]:
-    """What is run on the file as it is. Dense first: everything is measured against it.
+    """What is run on the file as it is. Dense first, as the baseline for everything else.
 
     Args:
         ratios: shares of active tokens.
@@ -125,12 +125,12 @@ def variants(
 
 
 def eager_ratios(ratios: Sequence[float]) -> Sequence[float]:
-    """EAGER_RATIO where it is among the ratios, else the first of them."""
+    """EAGER_RATIO if it is among the ratios, else the first of them."""
     return [EAGER_RATIO] if EAGER_RATIO in ratios else ratios[:1]
 
 
 def other_weights(ratios: Sequence[float], graphs: bool, weights: str) -> list[Variant]:
-    """What is run on the same network with other weights, dense first."""
+    """What is run with other weights of the same network, dense first."""
     mode = "auto" if graphs else "off"
     return [Variant("dense", weights=weights), *(Variant("ras", r, mode, weights=weights) for r in ratios)]
 
@@ -143,8 +143,8 @@ def weights_of(case: Case, wanted: Sequence[str], tiny: bool = False) -> Sequenc
 
 
 def loads_from_file(case: Case, tiny: bool = False) -> bool:
-    """Whether ComfyUI's loader detects the network by its file. It knows Lumina 2 and Z-Image at their own
-    widths only; Lumina-Next is the pack's.
+    """Whether ComfyUI's loader detects the network from its file. It knows Lumina 2 and Z-Image at their
+    original widths only; Lumina-Next is the pack's own.
     """
     return case.shape.startswith("sd3") or (case.shape != "lumina_next" and not tiny)
 

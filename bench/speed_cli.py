@@ -1,5 +1,5 @@
-"""The command line of the speed program: cases, one process for each way to start ComfyUI, results after
-every process, a table at the end.
+"""The command line of the speed program: cases, a process for each way to start ComfyUI, results written
+after every process, a table at the end.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ MOST = 1800
 """Seconds that one process may take without --seconds."""
 
 GRACE = 60
-"""Seconds for starting and ending, over those that a process may take."""
+"""Extra seconds that a process gets for starting and ending."""
 
 
 @dataclass
@@ -97,7 +97,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """Few runs where --tiny only asks whether every path runs, or --quick for a first look."""
+    """Fill in defaults: few runs for --tiny, which only checks that every path runs, and for --quick."""
     is_short = options.tiny or options.quick
     options.ratios = options.ratios or (RATIOS[1:2] if is_short else RATIOS)
     if options.repeats is None:
@@ -119,7 +119,7 @@ def run_case(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """A case in all its processes; the file of results is written after each."""
+    """Run a case in all its processes; write the results after each."""
     started = time.perf_counter()
     if budget.left() < options.reserve:
         say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
@@ -135,7 +135,7 @@ def run_case(
             run = replace(measuring(job, options, failed), flags=(*job.flags, *flags), seconds=budget.left())
             add_report(results, case, ask(run, log))
             write(options.out, results)
-            job = replace(job, reference="")  # it knows nothing of dynamic VRAM
+            job = replace(job, reference="")  # it does not depend on dynamic VRAM
     say(f"{case.key}: {time.perf_counter() - started:.0f} s")
     if not options.profile:
         say(table({**results, "rows": [row for row in results["rows"] if row["case"] == case.key]}))
@@ -144,8 +144,8 @@ def run_case(
 def ways_to_start(
     case: Case, options: argparse.Namespace, has_dynamic: bool, failed: dict[str, str]
 ) -> list[tuple[str, ...]]:
-    """Flags for ComfyUI: as it starts, then without dynamic VRAM, where its version has it. Under dynamic
-    VRAM a network can only come from a file.
+    """Sets of flags for ComfyUI: its defaults, then without dynamic VRAM, if its version has that. Under
+    dynamic VRAM a network can only come from a file.
     """
     if "default" in failed:
         return []
@@ -176,7 +176,7 @@ def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: fl
 
 
 def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]) -> SpeedJob:
-    """The job that runs what the first one has made."""
+    """The job that runs what the first one made."""
     action: Action = "profile" if options.profile else "measure"
     steps = 11 if options.profile else job.steps  # profile_run.STEPS, which imports torch
     left = tuple(variant for variant in job.variants if variant.weights not in failed)
@@ -185,20 +185,20 @@ def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]
 
 @contextmanager
 def scratch(options: argparse.Namespace) -> Any:
-    """A folder for a case's files, removed with them."""
+    """A folder for a case's files, deleted afterwards."""
     parent = options.scratch or (None if options.tiny else shared_memory(ROOM))
     with tempfile.TemporaryDirectory(prefix="ras-speed-", dir=parent) as folder:
         yield Path(folder)
 
 
 def shared_memory(nbytes: int) -> Path | None:
-    """The folder of shared memory where it has this room, else None."""
+    """The shared-memory folder if it has this much room, else None."""
     has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > nbytes
     return SHARED_MEMORY if has_room else None
 
 
 def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
-    """The report of a process with this job; `error` in it where the process did not end well."""
+    """Run a job in a process and return its report, with an `error` if the process failed."""
     if job.action == "make" and knows_dynamic_vram(comfyui_path()):
         job = replace(job, flags=(*job.flags, DISABLE_DYNAMIC))
     say(f"{job.case.key}: {job.action} {' '.join(job.flags)}")
@@ -223,7 +223,7 @@ def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
 
 
 def last_line(log: IO[str], start: int) -> str:
-    """The last one that was written to a log since `start`."""
+    """The last line written to a log since `start`."""
     with Path(log.name).open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
@@ -231,7 +231,7 @@ def last_line(log: IO[str], start: int) -> str:
 
 
 def add_report(results: dict[str, Any], case: Case, report: dict[str, Any]) -> None:
-    """Rows, profiles and what tells of the machine."""
+    """Take over rows, profiles and the description of the machine."""
     if "machine" in report:
         results.setdefault("machine", report["machine"])
         results["comfyui"] = report["machine"]["comfyui"]
@@ -255,7 +255,7 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument("--list", action="store_true", help="only print the cases")
     top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
-    top.add_argument("--reserve", type=float, default=30, help="seconds without which no case is begun")
+    top.add_argument("--reserve", type=float, default=30, help="seconds that starting a case needs")
     top.add_argument("--quick", action="store_true", help="one timed run, 25 %% only, the file as it is")
     top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
     top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")

@@ -1,4 +1,4 @@
-"""What the speed program asks of a process that runs ComfyUI: one case, in one way to start it. Pure."""
+"""A job for a process that runs ComfyUI: one case, with one way to start ComfyUI. Pure."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class SpeedJob:
         device: "cuda" or "cpu".
         flags: ComfyUI's command-line flags.
         threads: for torch; 0 leaves torch's choice.
-        steps: of a run.
-        repeats: timed runs.
-        seconds: that may be spent; infinite for no limit.
-        folder: with the files.
-        files: name in the folder by kind: "default", "lora" or a quantised layout. Empty where the network
-            is made in the process itself.
+        steps: sampling steps per run.
+        repeats: number of timed runs.
+        seconds: time limit; infinite for none.
+        folder: where the files are.
+        files: file names in it by kind: "default", "lora" or a quantised layout. Empty if the network is
+            made in the process itself.
         variants: what is run, grouped by weights, dense first in each group.
-        reference: a folder with microsoft/RAS, or "".
+        reference: a checkout of microsoft/RAS, or "".
         ratios: for the reference.
     """
 
@@ -62,7 +62,7 @@ class SpeedJob:
 
 
 def file_of(weights: str) -> str:
-    """The kind of file that a network with these weights is loaded from."""
+    """The kind of file that these weights are loaded from."""
     return "default" if weights in ("fp8", "lora") else weights
 
 

@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Rows with figures; where two files have the same case and variant, the later one's. With rows of both
-    ways to start ComfyUI in one file, those with dynamic VRAM count: it starts so.
+    """Rows with figures; if two files have the same case and variant, the later file's. If a file has rows
+    with and without dynamic VRAM, those with it count, since that is ComfyUI's default.
     """
     found: dict[tuple[str, str], Row] = {}
     for path in paths:

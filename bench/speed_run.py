@@ -46,10 +46,10 @@ LAZYCACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95,
 
 @dataclass
 class Bench:
-    """A case made ready.
+    """A case that is ready to run.
 
     Attributes:
-        model: as a loader node gave it; without one the network is made in this process.
+        model: from a loader node; without one the network is made in this process.
     """
 
     case: Case
@@ -143,7 +143,7 @@ class Bench:
 
 
 def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
-    """The model as the node RASPatchModel gives it."""
+    """The model from the node RASPatchModel."""
     return RASPatchModel.execute(model, **node_settings(variant)).args[0]
 
 
@@ -158,15 +158,15 @@ def node_settings(variant: Variant) -> dict[str, Any]:
 
 
 def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:
-    """What to do where a model keeps fewer recordings than runs in turns need, so that each makes its own
-    anew; nothing otherwise.
+    """Advice if a model keeps fewer graphs than runs in turns need, so that each run captures again; else
+    empty.
     """
     needed = calls * sum(each.graphs != "off" for each in wanted)
     if needed <= MAX_GRAPHS:
         return ""
     return (
-        f"Of the {needed} recordings that these runs take turns with, a model keeps {MAX_GRAPHS}: each run "
-        "will record its call anew. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
+        f"Of the {needed} CUDA graphs that these runs take turns with, a model keeps {MAX_GRAPHS}: each run "
+        "will capture its calls again. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
     )
 
 
@@ -215,7 +215,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
 
 
 def _overhead(each: Measured) -> float | None:
-    """Median seconds of a whole call of the sampler node over its sampling."""
+    """Median seconds that a call of the sampler node takes beyond its sampling."""
     around = list(map(operator.sub, each.node_seconds, each.seconds))
     return statistics.median(around) if around else None
 
@@ -227,7 +227,7 @@ def _kinds(each: Measured) -> list[str]:
 
 
 def _step_figures(each: Measured) -> dict[str, Any]:
-    """Median seconds of dense and of regional steps, and of the CPU in them; the last step is left out."""
+    """Median seconds and CPU seconds of dense and of regional steps; the last step is left out."""
     kinds = _kinds(each)
     found: dict[str, list[float]] = {}
     for laps in each.steps:
@@ -255,7 +255,7 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a trace's report."""
+    """A trace's report, reduced to what JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Started by bench/speed.py with a job on standard input, in a process of its own; not by people."""
+"""A process of bench/speed.py, which sends it a job on standard input. Not to be started by hand."""
 
 from __future__ import annotations
 

@@ -14,11 +14,11 @@ from ..ras_core.clock import Moment, mark, seconds_between
 
 @dataclass
 class Stages:
-    """What a call of the sampler node consists of, the device waited for between stages and evaluations.
+    """Stages of a call of the sampler node, with a device synchronization between stages and evaluations.
 
     Attributes:
         seconds: by stage, in order.
-        enqueue: seconds of the CPU in each evaluation, which starts on an idle device.
+        enqueue: CPU seconds of each evaluation, which starts on an idle device.
     """
 
     device: torch.device
@@ -28,7 +28,7 @@ class Stages:
     _since: float = 0.0
 
     def enter(self, name: str) -> None:
-        """A stage begins, which ends the one before."""
+        """A stage starts, which ends the one before."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -37,15 +37,15 @@ class Stages:
         self._name, self._since = name, now
 
     def enqueued(self) -> None:
-        """The CPU is done with the evaluation that began last."""
+        """The CPU has enqueued the evaluation that started last."""
         self.enqueue.append(time.perf_counter() - self._since)
 
 
 class Clock:
-    """Marks in a run: one at each evaluation's start and one when sampling has ended.
+    """Timestamps in a run: one at the start of each evaluation and one when sampling has ended.
 
     Attributes:
-        stages: told of every stage while it is set, for runs whose whole time does not count.
+        stages: if set, notified of every stage; only for runs whose total time does not count.
     """
 
     stages: Stages | None = None
@@ -74,13 +74,13 @@ class Clock:
 
 
 class Peak:
-    """Memory of a GPU from now on, in bytes; zeros elsewhere.
+    """GPU memory from now on, in bytes; zeros on other devices.
 
     Attributes:
-        before, allocated, reserved: allocated at the start, then the highest of both kinds; set by `read`.
-        taken: by all that runs on the device, at the time of `read`: the allocator keeps what it has taken,
-            and CUDA graphs have memory that is in none of the other numbers.
-        peak: `allocated`, and the weights that dynamic VRAM keeps outside of torch's allocator.
+        before, allocated, reserved: allocated at the start, then the peaks of both; set by `read`.
+        taken: used on the device by all processes at the time of `read`. The allocator keeps what it has
+            reserved, and CUDA graphs have memory that none of the other numbers includes.
+        peak: `allocated` plus the weights that dynamic VRAM keeps outside torch's allocator.
     """
 
     def __init__(self, device: torch.device):

@@ -1,4 +1,4 @@
-"""A process of the speed program: starts ComfyUI as a user's is, then does one job."""
+"""A process of the speed program: starts ComfyUI the way a user does, then does one job."""
 
 from __future__ import annotations
 
@@ -56,11 +56,11 @@ def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
 
 
 def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    """Rows of the case, one group of weights after the other."""
+    """Rows of the case, one group of weights after another."""
     from .shapes import free
     from .speed_run import measure_case, too_many_recordings
 
-    profile = None  # one for all: the same work is to be done, whatever the weights are kept in
+    profile = None  # one for all: the work to be done is the same, whatever format the weights are in
     for weights in dict.fromkeys(variant.weights for variant in job.variants):
         group = [variant for variant in job.variants if variant.weights == weights]
         if warning := too_many_recordings(group, len(set(shape_of(job).text_rows))):
@@ -86,7 +86,7 @@ def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]
 
 
 def reference(job: SpeedJob, bench: Bench, dense: Any, left: Callable[[], float]) -> list[dict[str, Any]]:
-    """Rows of the reference code beside a closed case."""
+    """Rows of the reference code, once the case's own are done."""
     from .reference_rows import reference_rows
     from .speed_cases import reference_variants
 
@@ -112,7 +112,7 @@ def shape_of(job: SpeedJob) -> Any:
 
 
 def open_bench(job: SpeedJob, weights: str) -> Bench:
-    """The case with a network from ComfyUI's loader nodes, or made here where they do not know it."""
+    """The case with a network from ComfyUI's loader nodes, or made here if they do not know it."""
     import comfy.model_management
     import torch
 
@@ -120,7 +120,7 @@ def open_bench(job: SpeedJob, weights: str) -> Bench:
 
     device = comfy.model_management.get_torch_device()
     pixels = TINY_PIXELS if job.tiny else job.case.pixels
-    with torch.inference_mode():  # as ComfyUI executes its loaders
+    with torch.inference_mode():  # as ComfyUI runs its loader nodes
         model = load(job, weights) if job.files else None
     return Bench(job.case, shape_of(job), device, pixels, job.steps, model)
 
