@@ -1,11 +1,11 @@
 """Captured calls of one evaluation, replayed in parallel.
 
 If ComfyUI calls the network once per prompt, a call on few tokens leaves much of the device idle. ComfyUI
-requests the second output only once it has the first, so the second call is launched on a guess: the image and
-the noise level of the first one, and otherwise its own inputs from the last time in this run. A call is only
-guessed once such a guess was seen to be right; every guess is then compared with the actual request. The device
-makes the comparisons, and they are read asynchronously, at most two evaluations later: it never runs idle for
-them.
+requests the second output only once it has the first, so the second call is launched on a guess: the image
+and the noise level of the first one, and otherwise its own inputs from the last time in this run. A call is
+guessed only once such a guess would have been right, and each guess is then compared with the actual request.
+The device makes the comparisons; they are read asynchronously, at most two evaluations later, so that it
+never runs idle for them.
 """
 
 from __future__ import annotations

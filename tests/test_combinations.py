@@ -220,7 +220,7 @@ class TestControlNet:
 
     @pytest.mark.parametrize("end_percent", [1.0, 0.5])
     def test_calls_with_residuals_are_recorded(self, sd3, conditioned, end_percent):
-        """Residuals differ at each step, and a ControlNet that ends makes calls of another form."""
+        """Residuals differ at each step, and when a ControlNet ends, calls change their form."""
         noise, model, tape = sd3.noise(), sd3.build(), FrozenTape()
         record_on(model, tape)
         conds = dict(zip(("positive", "negative"), conditioned(end_percent=end_percent), strict=True))

@@ -1,4 +1,4 @@
-"""What a regional step asks of the CPU beyond the host's own code, where nothing is recorded."""
+"""What an eager regional step costs the CPU beyond ComfyUI's own code."""
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.attention as host_attention
@@ -21,18 +21,18 @@ DEPTH = {"SD3": "num_blocks", "Lumina2": "n_layers", "ZImage": "n_layers"}
 """What a family's configuration calls the number of its main blocks; the pack's own says num_layers."""
 
 Bound = tuple[float, float, float]
-"""Operations of PyTorch, those of them that do something on the device, and those that allocate."""
+"""PyTorch operations: all, those that run something on the device, and those that allocate."""
 
 OF_AN_ATTENTION: dict[str, Bound] = {"gpu": (8, 2, 0), "fp8": (58, 24, 8), "forecast": (45, 24, 18)}
-"""By form of the cache, without Triton's kernels; a forecast is judged in every second one."""
+"""By form of the cache, without Triton kernels; a forecast is judged in every second attention."""
 
 OF_A_CALL: dict[str, Bound] = {"gpu": (55, 12, 10), "fp8": (71, 16, 14), "forecast": (112, 36, 34)}
-"""What a call takes besides; some of it where an older ComfyUI gives a mask to the image refiners."""
+"""What a call costs in addition; partly because an older ComfyUI passes a mask to the image refiners."""
 
 
 @pytest.fixture(autouse=True)
 def _pytorch_attention(monkeypatch):
-    """As on a GPU; where heads are shared, other functions get them repeated."""
+    """As on a GPU; other attention functions get shared heads repeated."""
     function = host_attention.attention_pytorch
     monkeypatch.setattr(comfy.ldm.modules.diffusionmodules.mmdit, "optimized_attention", function)
     monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
@@ -41,7 +41,7 @@ def _pytorch_attention(monkeypatch):
 
 @torch.inference_mode()
 def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
-    """Of a regional call on 16 of 64 tokens, and of the host's own on an image of 16."""
+    """Counts of a regional call on 16 of 64 tokens, and of ComfyUI's own call on an image of 16."""
     name = DEPTH.get(family.model_class, "num_layers")
     model = family.build(**{name: depth})
     network, slots = model.model.diffusion_model, {}
@@ -71,7 +71,7 @@ def _apply(model, family: Family, side: int, options: dict, sigma: float, counte
 
 @pytest.mark.parametrize("storage", OF_AN_ATTENTION)
 def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, storage):
-    """Networks of two depths: what the deeper one takes more is its attentions', and the rest the call's."""
+    """Two depths: what the deeper network costs more is due to its attentions, the rest to the call."""
     (shallow, host_shallow), (deep, host_deep) = (_calls(family, storage, depth) for depth in DEPTHS)
     of_one = ((deep - shallow) - (host_deep - host_shallow)) / (DEPTHS[1] - DEPTHS[0])
     besides = shallow - host_shallow - of_one * sum(family.block_attentions)
@@ -81,7 +81,7 @@ def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, 
 
 
 def test_grouped_heads_are_asked_for_once_a_form(monkeypatch):
-    """The answer takes six operations, and is the same in all layers."""
+    """Finding out takes six operations, and the answer is the same in all layers."""
     asked, ask = [], grouped._same_kernel
     monkeypatch.setattr(grouped, "_same_kernel", lambda *tensors: asked.append(1) or ask(*tensors))
     _calls(FAMILIES["lumina2"], "gpu", 4)

@@ -47,7 +47,7 @@ def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family)
 
 
 def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
-    """Prompts one by one: both are recorded in the second regional step, and replayed in five."""
+    """Prompts one by one: both are captured in the second regional step, and replayed in five."""
     model = sd3.build()
     split_prompts(monkeypatch, model)
     record_on(model, Tapes(FrozenTape))

@@ -1,4 +1,4 @@
-"""ComfyUI's own graphs and compiler, by stand-ins of the names that its later versions have."""
+"""ComfyUI's own graphs and compiler, with stand-ins for names that only later versions have."""
 
 import sys
 import threading
@@ -23,7 +23,7 @@ DENSE = RASConfig(sample_ratio=1.0)
 
 @pytest.fixture
 def prefetch(monkeypatch):
-    """The host's module, with what a test puts into it."""
+    """ComfyUI's module, with what a test puts into it."""
     module = sys.modules.get(host_compiler.PREFETCH) or ModuleType(host_compiler.PREFETCH)
     monkeypatch.setitem(sys.modules, host_compiler.PREFETCH, module)
     return lambda name, value: monkeypatch.setattr(module, name, value, raising=False)
@@ -197,13 +197,13 @@ class TestSwallowedHooks:
         assert [step.kind.value for step in trace.steps[4:]] == ["dense"] * 6
 
     def test_from_the_first_call_on(self, sd3):
-        """The host's graph is of an earlier run."""
+        """ComfyUI's graph is from an earlier run."""
         latent, dense, trace = self._run(sd3, 0, self._hooks, is_known=True)
         assert "2 of 3 blocks" in trace.notes[0] and trace.regional_steps == 0
         assert distance(latent, dense) < 2e-5
 
     def test_the_answer_is_the_dense_one(self, sd3):
-        """Silent from the first regional step on: all that follows is as without the pack."""
+        """Silent from the first regional step on: everything after it is as without the pack."""
         latent, dense, trace = self._run(sd3, 2, self._override)
         assert trace.regional_steps == 0 and distance(latent, dense) < 2e-5
         assert torch.isfinite(latent).all()

@@ -105,7 +105,7 @@ class TestByHand:
 
     @pytest.mark.parametrize("order", [1, 2])
     def test_all_fresh_and_none_stale_need_no_masks(self, order):
-        """To the last bit what masks of ones and zeros give."""
+        """Bit-identical to masks of ones and zeros."""
         draw = torch.Generator().manual_seed(1)
         x, d, d_before, x_before = torch.randn(4, 2, 3, 4, 4, generator=draw)
         t, t_before = torch.rand(2, 2, 1, 4, 4, generator=draw)

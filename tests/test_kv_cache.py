@@ -31,7 +31,7 @@ from support.tape import AgainTape, record_on
 
 STORAGES = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
-"""Relative, of a latent after a whole run, in which random weights pick other tokens soon; 0.001 to 0.08."""
+"""Relative, of a latent after a whole run, where random weights soon select other tokens; 0.001 to 0.08."""
 FP8_CALL_ERROR = 0.02
 """Relative, of one regional call; float8's own error is 2.65 % of a key or value."""
 
@@ -604,7 +604,7 @@ class TestGraphs:
 
 
 class TestDynamicVRAM:
-    """Weights that come when they are used, and go when others need the memory."""
+    """Weights that are loaded when used and evicted when others need the memory."""
 
     @pytest.fixture
     def model(self, sd3, monkeypatch):

@@ -1,4 +1,4 @@
-"""What is recorded on one network, or under one code, is never replayed for another."""
+"""A graph captured on one network, or with one code, is never replayed for another."""
 
 import time
 import weakref
@@ -170,7 +170,7 @@ class TestTwoModels:
         assert caplog.text.count("no CUDA graphs") == 1
 
     def test_the_same_prompt_on_both_models(self, sd3):
-        """Its keys and values on one are nothing to the other, also where one is left out in some steps."""
+        """Keys and values of one mean nothing to the other, even if one is left out in some steps."""
         a, b = sd3.build(0), sd3.build(1)
         results = []
         for config in (EAGER, RECORDED):
@@ -217,7 +217,7 @@ class TestTwoModels:
 
 class TestOtherCode:
     def _check(self, sd3, variants, recorded):
-        """Runs of a model and of its variants, twice in turns, are as without recordings."""
+        """Runs of a model and its variants, twice in turns, are as without graphs."""
         model = variants[0]
         tape = FrozenTape()
         plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]
@@ -281,8 +281,8 @@ def _with_bypass_lora(model, strength):
 
 
 class TestForecastRows:
-    """They move on once an evaluation: the change of a row is that since the evaluation before. (Of the tiny
-    models this one's rows are those that a forecast changes most.)
+    """They advance once per evaluation: a row's change is that since the previous evaluation. (Of the tiny
+    models, this is the one whose rows a forecast changes most.)
     """
 
     @pytest.fixture
@@ -328,7 +328,7 @@ class TestForecastRows:
         assert distance(latent, plain) < 2e-5 and not trace.notes and not tape.failures
 
     def test_a_second_tape_without_memory(self, lumina2, monkeypatch):
-        """What was to be recorded there has run once, and is recorded on the first when it comes again."""
+        """The call has run once already; when it comes again, it is captured on the first tape."""
         model, tapes = lumina2.build(), []
 
         def make(number):
@@ -346,7 +346,7 @@ class TestForecastRows:
         assert store.count == 2 and store.trouble is None and not tapes[1].failures
 
     def test_a_recording_that_fails_in_the_middle_of_its_work(self, lumina2):
-        """Half of its rows have moved on: the call starts anew from none."""
+        """Half of its rows have advanced: the call runs again without any cached rows."""
 
         class HalfTape(FrozenTape):
             def once(self, work):
@@ -408,7 +408,7 @@ class TestInterrupts:
 
 
 def test_copies_of_the_model_on_other_devices(sd3, caplog):
-    """ComfyUI calls them in threads, each with a part of the prompts: nothing of ours takes part."""
+    """ComfyUI calls them in threads, each with some of the prompts: the pack stays out of it."""
     model, tape = sd3.build(), FrozenTape()
     record_on(model, tape)
     dense = sample(model, sd3, sd3.noise())

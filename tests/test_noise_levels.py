@@ -1,4 +1,4 @@
-"""Noise levels that are expected, not read: right for samplers in order, noticed where one leaves it."""
+"""Predicted noise levels: right for samplers that follow the schedule, noticed when one departs from it."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ SCHEDULE = torch.linspace(1, 0, 13).tolist()
 
 
 class Late:
-    """A number that arrives as late as the rules allow."""
+    """A number that arrives as late as is allowed."""
 
     def __init__(self, level, expected):
         self._level, self._expected = level, expected
@@ -22,7 +22,7 @@ class Late:
 
 
 def read(levels, transfer=Late):
-    """What is taken for each level."""
+    """The value used for each level."""
     reader = NoiseLevels(SCHEDULE, transfer)
     return [reader.read(torch.tensor([level])) for level in levels]
 

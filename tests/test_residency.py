@@ -1,4 +1,4 @@
-"""Evictable weights (ComfyUI's dynamic VRAM): what proves that they are in place, and what shows that they
+"""Evictable weights (ComfyUI's dynamic VRAM): what proves that they are resident, and what shows that they
 are not.
 """
 
@@ -55,7 +55,7 @@ def test_a_layer_on_an_evicted_page_is_not_in_place_though_the_page_is_back(page
     weights = used(layers)
     assert weights.prove()
     pages.evict(1)
-    pages.fault(pages.base_addr + PAGE, 1)  # somebody maps it anew, empty
+    pages.fault(pages.base_addr + PAGE, 1)  # remapped, but empty
     pages.unpin(pages.base_addr + PAGE, 1)
     assert not weights.prove() and weights.resident == 1
 
@@ -156,7 +156,7 @@ def look_at(network):
 
 
 def network_on(pages: FakePages) -> nn.Sequential:
-    """An evictable layer, and small tensors that are made anew for each run."""
+    """An evictable layer, and small tensors that are new in each run."""
     return nn.Sequential(layer_on(pages, 0), nn.LayerNorm(4)).requires_grad_(False)
 
 
@@ -203,7 +203,7 @@ def test_an_eager_call_finds_all_weights_preset_and_nothing_stays(pages, layers)
     weights = used(layers)
     layers[0]._v_signature = None
     with weights.preset():
-        assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is given without a proof"
+        assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is preset without a proof"
     use(layers[0])
     with weights.preset():
         assert all(pages.pins[:2])

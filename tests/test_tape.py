@@ -1,4 +1,4 @@
-"""The frozen tape itself: it repeats operations on tensors, and nothing else."""
+"""The frozen tape itself: it repeats tensor operations and nothing else."""
 
 import pytest
 import torch

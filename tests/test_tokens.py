@@ -35,7 +35,7 @@ class TestRows:
     @pytest.mark.parametrize("width", [8, 6], ids=["wide", "narrow"])
     @pytest.mark.parametrize("step", [1, 2], ids=["close", "apart"])
     def test_a_writer_puts_and_moves_what_scatter_and_gather_do(self, width, step):
-        """Rows of 32 bytes are written in elements of 16, if numbers of a fresh one stand side by side."""
+        """Rows of 32 bytes are written as 16-byte elements if fresh rows are contiguous."""
         kept, before = (
             torch.arange(2 * 3 * 8.0).view(2, 3, 8)[..., :width].contiguous(),
             torch.zeros(2, 3, width),

@@ -15,7 +15,7 @@ TEXTS = ("text", "user_prompt")  # of ComfyUI's text encoders
 
 
 def with_demo_model(prompt: Prompt, family: str) -> Prompt:
-    """The demo model and its prompts in the place of a checkpoint and ComfyUI's text encoders."""
+    """The demo model and its prompts instead of a checkpoint and ComfyUI's text encoders."""
     (loader,) = demo.nodes_of(prompt, "CheckpointLoaderSimple")
     prompt[loader] = {"class_type": "RASDemoModel", "inputs": {"family": family}}
     for key, node in prompt.items():

@@ -131,7 +131,7 @@ FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_c
 
 @torch.no_grad()
 def draw_weights(network: torch.nn.Module, seed: int) -> None:
-    """Each tensor's values follow from its name alone: a ComfyUI that knows one fewer has the same others."""
+    """Each tensor's values depend on its name alone, so a ComfyUI with one fewer has the same others."""
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         draw = torch.randn(tensor.shape, generator=generator)

@@ -11,12 +11,12 @@ PAGE = 2**25
 
 
 class FakePages:
-    """A range of pages that behaves as comfy-aimdo's: serials change when a page is mapped anew.
+    """A range of pages that behaves like comfy-aimdo's: a page's serial changes when it is remapped.
 
     Attributes:
-        pins: by page, how often it is pinned.
+        pins: how often each page is pinned.
         limit: the watermark limit in bytes.
-        is_full: nothing can be mapped any more.
+        is_full: no more pages can be mapped.
     """
 
     def __init__(self, n_pages: int = 4, base_addr: int = 7 * PAGE):
@@ -53,7 +53,7 @@ class FakePages:
         self.watermark = len(self.serials)
 
     def evict(self, page: int) -> bool:
-        """What an allocation of somebody may do, unless the page is pinned or below the limit."""
+        """What any allocation may do, unless the page is pinned or below the limit."""
         if (page + 1) * PAGE <= self.limit:
             return False
         self.watermark = min(self.watermark, page)
@@ -76,7 +76,7 @@ def layer_on(pages: FakePages, offset: int, nbytes: int = 1024, kind: type = nn.
 
 
 def use(layer: nn.Module, device: torch.device | str = "cpu") -> None:
-    """What ComfyUI does when a layer runs: its weight is copied where it is not resident."""
+    """What ComfyUI does when a layer runs: it copies the weight to the device if it is not resident."""
     pages, address, nbytes = layer._v
     serials = pages.fault(address, nbytes)
     if serials is None:

@@ -45,7 +45,7 @@ class AgainTape:
         return replay
 
     def once(self, work: Work) -> Work:
-        """Do the work, and return what repeats it."""
+        """Do the work, and return a function that repeats it."""
         work()
         return work
 
@@ -74,11 +74,11 @@ class LateTape(AgainTape):
 
 
 class FrozenTape(AgainTape):
-    """Repeats the tensor operations of the work, on the memory of the first time and without running Python
-    again, as a CUDA graph does. Whatever Python would read or decide otherwise by then does not show: other
-    code, other networks, weights at other addresses, other numbers.
+    """Repeats the tensor operations of the work on the same memory, without running Python again, as a CUDA
+    graph does. It misses whatever Python would read or decide differently by then: other code, other
+    networks, weights at other addresses, other numbers.
 
-    As during a capture, Python may not read a value of a tensor.
+    As during a capture, Python must not read a tensor's value.
     """
 
     def once(self, work: Work) -> Work:
@@ -88,7 +88,7 @@ class FrozenTape(AgainTape):
 
 
 class FrozenLateTape(LateTape, FrozenTape):
-    """A frozen tape on which what was begun starts when the other work is over."""
+    """A frozen tape whose early launches only run once the other work is over."""
 
 
 class BrokenTape(AgainTape):
@@ -99,7 +99,7 @@ class BrokenTape(AgainTape):
 
 
 class FailingTape(AgainTape):
-    """Does the work, as a capture is preceded by it, and then fails `failures` times.
+    """Does the work, as happens before a capture, and then fails, `failures` times in all.
 
     Attributes:
         failures: how often it will still fail.
@@ -141,7 +141,7 @@ def record_on(model: Any, tape: Any) -> GraphStore:
 
 @dataclass(frozen=True)
 class _Operation:
-    """One operation, with the memory that it read and wrote.
+    """One operation, and the memory that it read and wrote.
 
     Attributes:
         results: tensors of the first time, and the place of each among what the function returns; views of
@@ -192,7 +192,7 @@ class _Log(TorchDispatchMode):
 
 
 def _alias(value: Any) -> Any:
-    """The same memory by another tensor: one whose data are exchanged later still stands for what was."""
+    """Another tensor on the same memory, which stays valid if the data of the first are swapped later."""
     return value.detach() if isinstance(value, Tensor) else value
 
 
