@@ -118,18 +118,8 @@ TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
 TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
 IMPORTS = (
     *("torch", "torchvision", "torchaudio", "torchsde", "transformers", "tokenizers", "sentencepiece"),
-    *(
-        "numpy",
-        "scipy",
-        "PIL",
-        "av",
-        "safetensors",
-        "einops",
-        "comfy_kitchen",
-        "comfy_aimdo.control",
-        "simpleeval",
-    ),
-    *("aiohttp", "yarl", "yaml", "psutil", "tqdm", "requests", "blake3", "filelock"),
+    *("numpy", "scipy", "PIL", "av", "safetensors", "einops", "comfy_kitchen", "comfy_aimdo.control"),
+    *("aiohttp", "yarl", "yaml", "psutil", "tqdm", "requests", "blake3", "filelock", "simpleeval"),
     *("alembic", "sqlalchemy", "pydantic", "pydantic_settings", "comfyui_frontend_package"),
 )
 TOOLS = ("pytest", "ruff")
