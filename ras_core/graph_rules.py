@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,9 @@ MAX_TAPES = 2
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
+KEEP_FREE_DYNAMIC = 0.5
+"""The same under dynamic VRAM: ComfyUI then evicts weights for other models, and unloads nothing for them."""
+
 STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
 """Settings of `kv_cache` whose tensors are never exchanged during a run."""
 
@@ -38,7 +41,13 @@ RESIDUAL = "control."
 """Prefix of a ControlNet's residuals among the inputs of a call."""
 
 Signature = tuple[Hashable, ...]
-Form = tuple[int | str, ...]
+NOT_READ = {
+    *("uuids", "sigmas", "sample_sigmas"),  # of the call, which networks get as inputs too
+    *("wrappers", "callbacks", "patches", "patches_replace"),  # `call_obstacle` looks at these
+}
+"""Transformer options that do not change what a captured call computes."""
+
+Form = tuple[Hashable, ...]
 """What tells graphs on the same K/V buffers apart: active tokens per image, names of residuals."""
 
 
@@ -95,9 +104,35 @@ def storage_obstacle(storage: str | None) -> str | None:
     return f"its K/V cache is kept in another way ({storage or 'not at all'})"
 
 
-def form_of(active_count: int, inputs: Mapping[str, Any]) -> Form:
-    """The form of a regional call. It can change within a run, where a ControlNet starts or ends."""
-    return (active_count, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
+def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()) -> Form:
+    """The form of a regional call, with its options as `frozen_options` gives them. ControlNets may begin and
+    end within a run.
+    """
+    return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
+
+
+def frozen_options(options: Mapping[str, Any], own: Collection[str] = ()) -> Hashable:
+    """What a network may read of a call's transformer options, to compare; a graph repeats what it read once.
+
+    Args:
+        options: the call's.
+        own: names that this pack sets.
+
+    Raises:
+        TypeError: with the name of an option that cannot be compared.
+    """
+    read = sorted(name for name in options if name not in NOT_READ and name not in own)
+    return tuple((name, _frozen(name, options[name])) for name in read)
+
+
+def _frozen(name: str, value: Any) -> Hashable:
+    if value is None or isinstance(value, (bool, int, float, str, torch.dtype, torch.device)):
+        return value
+    if isinstance(value, Mapping):
+        return tuple((str(key), _frozen(name, each)) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return tuple(_frozen(name, each) for each in value)
+    raise TypeError(name)
 
 
 def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,6 +153,6 @@ def signature(inputs: Mapping[str, Any]) -> Signature | None:
     return tuple(parts)
 
 
-def may_outlive_run(free: int, total: int) -> bool:
+def may_outlive_run(free: int, total: int, is_dynamic: bool = False) -> bool:
     """Whether what graphs hold may stay on the device until the next run, in bytes."""
-    return free >= KEEP_FREE * total
+    return free >= (KEEP_FREE_DYNAMIC if is_dynamic else KEEP_FREE) * total

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,7 +126,7 @@ class GraphStore:
         if self.count < MAX_GRAPHS:
             return True
         kept = [(each.last_run, i, n) for i, b in enumerate(self.buffers) for n, each in b.recordings.items()]
-        last_run, place, form = min(kept)
+        last_run, place, form = min(kept, key=operator.itemgetter(0, 1))
         if last_run == self.runs:
             return False
         buffers = self.buffers[place]
@@ -327,6 +327,7 @@ class NetworkGraphs:
         active_idx: Tensor,
         slots: Slots,
         call: Call,
+        options: Hashable = (),
     ) -> Tensor | None:
         """Replay the call, capturing it first if due. Returns its output, or None if it must run eagerly.
 
@@ -335,7 +336,7 @@ class NetworkGraphs:
         """
         if self.obstacle is not None or not self._weights_are_resident():
             return None
-        form = form_of(active_idx.shape[1], inputs)
+        form = form_of(active_idx.shape[1], inputs, options)
         buffers = self._lent.get(branches)
         if buffers is None or not buffers.are(slots):
             buffers = None
@@ -344,7 +345,7 @@ class NetworkGraphs:
             self._seen[branches, form] += 1
             if self._seen[branches, form] < SIGHTINGS or not self._store.has_place():
                 return None
-            return self._record(branches, buffers, inputs, active_idx, slots, call)
+            return self._record(branches, buffers, inputs, active_idx, slots, call, form)
         if not recording.fits(inputs):
             return None
         recording.last_run = self._store.runs
@@ -430,6 +431,7 @@ class NetworkGraphs:
         active_idx: Tensor,
         slots: Slots,
         call: Call,
+        form: Form,
     ) -> Tensor | None:
         unknown = "the network gets inputs of an unknown type"
         obstacle = unknown if signature(inputs) is None else self._host.obstacle()
@@ -455,7 +457,7 @@ class NetworkGraphs:
             return self._output_of(attempt, buffers.slots, slots)
         self.captured += 1
         recording.last_run = self._store.runs
-        buffers.recordings[form_of(active_idx.shape[1], inputs)] = recording
+        buffers.recordings[form] = recording
         self._calls.add(recording, len(branches))
         known = self._lent.get(branches)
         if known is not buffers:  # these branches' rows are in other buffers now

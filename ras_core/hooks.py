@@ -16,7 +16,7 @@ from .clock import mark
 from .compiled import wrappers_that_compile
 from .errors import RegionalAbort
 from .forward import NetworkCall
-from .graph_rules import MULTIGPU, RESIDUAL, call_obstacle, calls_are_plain, without_residuals
+from .graph_rules import MULTIGPU, RESIDUAL, call_obstacle, calls_are_plain, frozen_options, without_residuals
 from .graphs import GraphSession, NetworkGraphs, RowsAdvanced
 from .grouped import GroupedAttention
 from .kv import Branch, Sequence, Slot
@@ -25,6 +25,7 @@ from .live import View, live_step
 from .network_identity import CORE_GRAPH, inspect
 from .noise_levels import NoiseLevels
 from .residency import EvictableWeights
+from .sampler import RUN
 from .state import RunState
 
 OVERRIDE = "optimized_attention_override"
@@ -33,6 +34,8 @@ OVERRIDE = "optimized_attention_override"
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
 SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parallel (multi-GPU)"
+
+LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations count to other steps"
 
 # Raised by code that was not written for shortened sequences; anything else is not ours to catch.
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
@@ -111,6 +114,8 @@ class RunHooks:
             self._refuse_threads()
         if sigma is None:
             sigma = self._levels.read(timestep.flatten()[:1])
+            if self._levels.was_wrong:
+                self._run.warn(LEFT_ORDER)
         if self._graphs is not None:
             are_plain = calls_are_plain(model_options or {}, executor.class_obj)
             if trouble := self._graphs.begin_evaluation(are_plain):
@@ -299,7 +304,12 @@ class RunHooks:
         if graphs := self._graphs_for(network, forward, options):
             recorded = self._recorded(network, branches, forward, control, options)
             inputs = forward.inputs | residuals_of(control)
-            output = graphs.run(branches, inputs, active_idx, slots, recorded)
+            try:
+                read = frozen_options(options, own=(OVERRIDE, RUN))
+            except TypeError as name:
+                graphs.refuse(f"another node sets an option of an unknown kind ({name})")
+            else:
+                output = graphs.run(branches, inputs, active_idx, slots, recorded, read)
         known = self._graphs and self._graphs.of(forward.executor.class_obj)
         if output is None and known and known.has_advanced(branches):
             raise RowsAdvanced("a call was launched early, but requested in another form")
@@ -376,9 +386,12 @@ class RunHooks:
             expected = self._seen.setdefault(branches[0][1], seen)  # the variant
         if seen == expected:
             return None
+        has_graphs = any(vars(block).get(CORE_GRAPH) for block in blocks)
+        others = "another node skips or replaces the others"
+        cause = "ComfyUI's own graphs run no hooks" if has_graphs else others
         return (
             f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions could be followed "
-            "(ComfyUI's own graphs run no hooks)"
+            f"({cause})"
         )
 
     def _outside(self, keep: Keep | None) -> Keep | None:

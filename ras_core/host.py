@@ -42,7 +42,7 @@ from .hooks import OVERRIDE, SEVERAL_DEVICES, RunHooks
 from .kv_choice import Choice, Needs, Room, choose
 from .kv_storage import has_float8
 from .live import ViewFactory
-from .residency import EvictableWeights
+from .residency import PREFETCH, EvictableWeights
 from .sampler import RUN, sample_multirate
 from .schedule import StepKind, decreases
 from .selector import selector_for
@@ -301,14 +301,26 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
     """Let layers under dynamic VRAM find their weights without calling the driver, the way ComfyUI prefetches
     them. Yields False if one of them is not resident.
     """
-    from comfy.model_prefetch import cleanup_prefetched_modules  # only with dynamic VRAM
-
     layers = list(layers)
     try:
         comfy.ops.cast_modules_with_vbar(layers, None, device, None, True)
         yield all(layer._prefetch["resident"] for layer in layers)
     finally:
-        cleanup_prefetched_modules(layers)
+        for layer in layers:
+            _take_prefetched(layer)
+
+
+def _take_prefetched(layer: nn.Module) -> None:
+    """Undo ComfyUI's prefetching of one layer. Its own function for that takes other arguments in later
+    versions, and what it leaves would count as resident for good.
+    """
+    prefetched = layer.__dict__.pop(PREFETCH, None)
+    for name in ("weight_lowvram_function", "bias_lowvram_function"):
+        if (patch := getattr(layer, name, None)) is not None:
+            patch.clear_prepared()
+    if prefetched is not None and prefetched["signature"] is not None:
+        pages, address, nbytes = layer._v
+        pages.unpin(address, nbytes)
 
 
 def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
@@ -342,7 +354,8 @@ def _end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
     management = comfy.model_management
     for part in graphs.parts:
         device = part.device or model.load_device
-        if not may_outlive_run(management.get_free_memory(device), management.get_total_memory(device)):
+        free, total = management.get_free_memory(device), management.get_total_memory(device)
+        if not may_outlive_run(free, total, is_dynamic(model)):
             part.drop()
 
 
@@ -495,7 +508,11 @@ def evictable_room(model: ModelPatcher) -> int:
     """
     if not is_dynamic(model):
         return 0
-    return evictable_bytes(model.load_device) - model.model_size() - headroom_bytes()
+    loaded = comfy.model_management.current_loaded_models
+    in_use = [each.model for each in loaded if each.currently_used and each.device == model.load_device]
+    needed = {id(each.model): each for each in (*in_use, model) if each is not None and is_dynamic(each)}
+    sizes = sum(each.model_size() for each in needed.values())
+    return evictable_bytes(model.load_device) - sizes - headroom_bytes()
 
 
 def headroom_bytes() -> int:

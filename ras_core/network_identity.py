@@ -103,8 +103,9 @@ def inspect(
     moving = set(evictable)
     others = [*(each for each in modules if each not in moving), *_modules_of(sampling)]
     tensors = tuple(tensor for module in others for tensor in tensors_of(module))
-    kinds = {kind: _Kind.of(kind) for kind in dict.fromkeys(map(type, modules))}
-    marked = [(i, each) for i, each in enumerate(modules) if not kinds[type(each)].own.isdisjoint(vars(each))]
+    run = [*modules, *_modules_of(sampling)]
+    kinds = {kind: _Kind.of(kind) for kind in dict.fromkeys(map(type, run))}
+    marked = [(i, each) for i, each in enumerate(run) if not kinds[type(each)].own.isdisjoint(vars(each))]
     replaced = [(i, *code) for i, each in marked for code in _replaced_code(each, kinds[type(each)])]
     if (evictable and residency is None) or any(tensor.device != device for tensor in tensors):
         obstacle = "not all weights are on the device (low memory)"
@@ -116,11 +117,17 @@ def inspect(
         tuple(map(type, modules)),
         tuple(kind.code for kind in kinds.values()),
         tuple((number, name, _reference(each), _read_by(each)) for number, name, each in replaced),
-        tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE) if owner is not None else (),
+        _owner_code(owner) if owner is not None else (),
     )
     if residency is None:
         return Network(tuple(map(_form, tensors)), obstacle, sampling, code, device)
     return Network(residency.identity, obstacle, sampling, code, device, tensors, residency)
+
+
+def _owner_code(owner: object) -> tuple[Hashable, ...]:
+    """Code of ComfyUI's model around the network: of its class, and what replaces it on this one."""
+    own = tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE)
+    return own + (_class_code(type(owner)) if isinstance(owner, nn.Module) else ())
 
 
 def _modules(network: nn.Module) -> list[nn.Module]:

@@ -29,6 +29,9 @@ TOLERANCE = 1e-5
 class NoiseLevels:
     """The noise levels of one run.
 
+    Attributes:
+        was_wrong: a prediction proved wrong, one or two evaluations later.
+
     Args:
         schedule: its levels.
         transfer: copies a number from the device asynchronously. None: `Arriving` on CUDA devices; elsewhere
@@ -40,6 +43,7 @@ class NoiseLevels:
         self._transfer = transfer
         self._next = 0
         self._in_order = True
+        self.was_wrong = False
         self._pending: deque[Arriving] = deque()
 
     def read(self, level: Tensor) -> float:
@@ -59,7 +63,8 @@ class NoiseLevels:
         self._in_order = self._in_order and self._are_right()
         if not self._in_order or (self._transfer is None and level.device.type != "cuda"):
             return None
-        return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) else None
+        # The last level is no evaluation's: it is where the run ends.
+        return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) - 1 else None
 
     def _is_next(self, found: float) -> bool:
         """Whether the schedule goes on with this level. The first may differ: ComfyUI changes it if the model
@@ -73,6 +78,7 @@ class NoiseLevels:
         """Whether the predictions that can be checked by now were right; waits for the oldest if need be."""
         while self._pending and self._pending[0].has_arrived(len(self._pending) >= LATEST):
             if not self._pending.popleft().is_right:
+                self.was_wrong = True
                 return False
         return True
 

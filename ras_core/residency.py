@@ -147,12 +147,12 @@ class Residency:
     @contextmanager
     def held(self) -> Iterator[bool]:
         """Pin all weights for the body. Yields False, and voids the proof, if one was evicted since."""
-        with self._pinned() as serials:
-            whole = serials is not None and serials == self._serials
-            if not whole:
-                self._serials = None
-                self.misses += 1
+        whole = self._pin_if_whole()
+        try:
             yield whole
+        finally:
+            if whole:
+                self._pages.unpin(*self._range)
 
     @contextmanager
     def captured(self) -> Iterator[None]:
@@ -177,9 +177,15 @@ class Residency:
         if not self._may_preset or not self.look():
             yield
             return
-        with self.held() as whole, exchanged(self._presets() if whole else []):
-            yield
-        self._look_for_pressure()
+        if not self._pin_if_whole():
+            yield  # with nothing pinned: this call has to load what is missing
+            return
+        try:
+            with exchanged(self._presets()):
+                yield
+        finally:
+            self._look_for_pressure()  # before unpinning, which frees pages above the watermark
+            self._pages.unpin(*self._range)
 
     def _presets(self) -> list[Exchange]:
         """What makes layers use their resident weights. A layer that casts nothing gets them as its own
@@ -207,12 +213,31 @@ class Residency:
 
     @contextmanager
     def _pinned(self) -> Iterator[bytes | None]:
-        serials = self._pages.fault(*self._range)
+        serials = self._fault()
         try:
-            yield None if serials is None else bytes(serials)
+            yield serials
         finally:
             if serials is not None:
                 self._pages.unpin(*self._range)
+
+    def _fault(self) -> bytes | None:
+        """Pin the range; None, and nothing pinned, if memory is short or the driver refuses."""
+        try:
+            serials = self._pages.fault(*self._range)
+        except RuntimeError:
+            return None
+        return None if serials is None else bytes(serials)
+
+    def _pin_if_whole(self) -> bool:
+        """Pin the range if nothing was evicted since the proof; otherwise the proof no longer holds."""
+        serials = self._fault()
+        if serials is not None and serials == self._serials:
+            return True
+        if serials is not None:
+            self._pages.unpin(*self._range)
+        self._serials = None
+        self.misses += 1
+        return False
 
     def _is_resident(self, layer: nn.Module) -> bool:
         remembered = getattr(layer, "_v_signature", None)

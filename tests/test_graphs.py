@@ -306,6 +306,7 @@ def test_what_forbids_recording():
     layer.weight_function = [torch.clone]
     assert "patched" in inspect(layer, cpu).obstacle
     assert may_outlive_run(30, 100) and not may_outlive_run(20, 100)
+    assert may_outlive_run(60, 100, is_dynamic=True) and not may_outlive_run(40, 100, is_dynamic=True)
 
 
 def test_signatures_tell_shapes_and_plain_values_apart():

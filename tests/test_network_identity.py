@@ -37,7 +37,7 @@ class TestInspect:
         return sd3.build().model.diffusion_model
 
     def _same(self, network, before):
-        return before.matches(inspect(network, CPU)) and inspect(network, CPU).stands_as(before)
+        return before.matches(inspect(network, CPU)) and inspect(network, CPU).matches(before)
 
     def test_nothing_has_changed(self, network):
         assert inspect(network, CPU).obstacle is None
@@ -430,3 +430,59 @@ def test_copies_that_the_model_brings_along_are_known_before_the_run(sd3, caplog
     with caplog.at_level("INFO"):
         sample(patched, sd3, sd3.noise())
     assert "multi-GPU" in last_trace(patched).notes[0] and "by arithmetic" not in caplog.text
+
+
+class TestWhatACallReadsBesideItsNetwork:
+    """Changed between two runs on one tape: the second one must come out as an eager run does."""
+
+    def _second_run(self, family, change):
+        model, noise = family.build(), family.noise()
+        record_on(model, FrozenTape())
+        first, _ = sample_ras(model, family, noise, RECORDED)
+        changed = change(model) or model
+        eager, _ = sample_ras(changed, family, noise, EAGER)
+        assert distance(eager, first) > 1e-3, "the change changes something"
+        latent, trace = sample_ras(changed, family, noise, RECORDED)
+        assert distance(latent, eager) < 2e-5
+        return trace
+
+    def test_options_that_the_network_reads(self):
+        def scaled(model):
+            clone = model.clone()
+            if not hasattr(clone, "set_model_rope_options"):
+                pytest.skip("this ComfyUI scales no positions")
+            clone.set_model_rope_options(
+                scale_x=2.0, shift_x=0.0, scale_y=2.0, shift_y=0.0, scale_t=1.0, shift_t=0.0
+            )
+            return clone
+
+        assert self._second_run(FAMILIES["lumina2"], scaled).graphs.replayed > 0
+
+    def test_an_option_of_an_unknown_kind_is_not_captured(self, sd3):
+        model = sd3.build()
+        record_on(model, FrozenTape())
+        model.model_options["transformer_options"]["somebodys"] = object()
+        _, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        assert "unknown kind (somebodys)" in trace.graphs.reason and trace.regional_steps == 7
+
+    def test_code_of_the_models_class(self, sd3, monkeypatch):
+        def exchange(model):
+            kind = type(model.model)
+            original = kind._apply_model
+            monkeypatch.setattr(kind, "_apply_model", lambda *args, **kwargs: original(*args, **kwargs) * 1.1)
+
+        self._second_run(sd3, exchange)
+
+    @pytest.mark.parametrize("on", ["class", "instance"])
+    def test_code_of_the_noise_schedule(self, sd3, monkeypatch, on):
+        def exchange(model):
+            sampling = model.model.model_sampling
+            original = type(sampling).calculate_denoised
+            if on == "class":
+                monkeypatch.setattr(
+                    type(sampling), "calculate_denoised", lambda self, *args: original(self, *args) * 1.1
+                )
+            else:
+                sampling.calculate_denoised = lambda *args: original(sampling, *args) * 1.1
+
+        self._second_run(sd3, exchange)

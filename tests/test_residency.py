@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import comfy.ops
 import pytest
 import torch
+from ras_pack.ras_core import host
 from ras_pack.ras_core.errors import NotResident
 from ras_pack.ras_core.network_identity import inspect
 from ras_pack.ras_core.residency import EvictableWeights, Residency, is_evictable, same_contents
@@ -55,6 +56,7 @@ def test_a_layer_on_an_evicted_page_is_not_in_place_though_the_page_is_back(page
     weights = used(layers)
     assert weights.prove()
     pages.evict(1)
+    pages.prioritize()
     pages.fault(pages.base_addr + PAGE, 1)  # remapped, but empty
     pages.unpin(pages.base_addr + PAGE, 1)
     assert not weights.prove() and weights.resident == 1
@@ -70,6 +72,7 @@ def test_a_hold_sees_an_eviction_since_the_proof_and_the_next_use_heals_it(pages
     with weights.held() as whole:
         assert not whole
     assert weights.misses == 1 and not weights.is_proved and not pinned(pages)
+    pages.prioritize()  # as when ComfyUI loads the model for the next run
     for layer in layers:
         use(layer)
     assert weights.prove()
@@ -241,6 +244,7 @@ def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
     assert weights.prove() and pages.evict(0)
     with weights.preset():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
+        assert not pinned(pages), "this call has to load weights, and may need what is pinned"
     assert not weights.is_proved and not pinned(pages)
 
 
@@ -268,3 +272,43 @@ def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
     weights = Residency.of(layers, CPU, newer)
     with weights.preset():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
+
+
+def test_the_watermark_is_restored_before_pages_above_it_are_unpinned_also_after_an_error(pages, layers):
+    """Unpinning a page above the watermark frees it: the whole model would have to be loaded again."""
+    weights = used(layers)
+    assert weights.prove()
+    with pytest.raises(torch.cuda.OutOfMemoryError), weights.preset():
+        assert not pages.evict(0)
+        raise torch.cuda.OutOfMemoryError("planted")
+    assert weights.prove() and not pinned(pages)
+
+
+def test_a_range_that_the_driver_refuses_is_not_whole(pages, layers, monkeypatch):
+    weights = used(layers)
+    assert weights.prove()
+
+    def fault(address, nbytes):
+        raise RuntimeError("Fault failed: 2")
+
+    monkeypatch.setattr(pages, "fault", fault)
+    with weights.held() as whole:
+        assert not whole
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_comfyui_prefetches_is_taken_back_whatever_its_own_function_expects(
+    pages, layers, monkeypatch, whole
+):
+    """`cleanup_prefetched_modules` has other arguments from 0.33.1 on."""
+
+    def cast(modules, dtype, device, bias_dtype, non_blocking):
+        for layer in modules:
+            serials = pages.fault(*layer._v[1:])
+            layer._prefetch = {"signature": serials, "resident": whole}
+
+    used(layers)
+    monkeypatch.setattr(comfy.ops, "cast_modules_with_vbar", cast, raising=False)
+    with host.resident_weights(layers, CPU) as resident:
+        assert resident is whole and any(pages.pins)
+    assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)

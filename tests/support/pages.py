@@ -30,7 +30,7 @@ class FakePages:
 
     def fault(self, address: int, nbytes: int) -> list[int] | None:
         pages = self._pages(address, nbytes)
-        if self.is_full and any(self.serials[page] == 0 for page in pages):
+        if pages.stop > self.watermark or (self.is_full and any(self.serials[page] == 0 for page in pages)):
             return None
         for page in pages:
             if self.serials[page] == 0:
@@ -42,6 +42,8 @@ class FakePages:
         for page in self._pages(address, nbytes):
             self.pins[page] -= 1
             assert self.pins[page] >= 0, "unpinned more often than pinned"
+            if not self.pins[page] and page >= self.watermark:
+                self.serials[page] = 0
 
     def set_watermark_limit(self, nbytes: int) -> None:
         self.limit = nbytes
