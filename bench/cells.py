@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from ..ras_core.config import Metric, RASConfig
 from ..ras_core.errors import RASError
-from ..ras_core.schedule import plan_steps
+from ..ras_core.method.schedule import plan_steps
 
 CellMethod = Literal[
     "dense", "multirate", "adaptive", "forecast", "change", "paper", "random", "lazycache", "easycache"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ras_core.cost import CostProfile
+from ..ras_core.models.cost import CostProfile
 
 DEFAULT_STEPS = 28
 

@@ -13,7 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..ras_core.config import RASConfig
-from ..ras_core.host import last_trace, patch_model
+from ..ras_core.host.patch import last_trace, patch_model
 from .counts import Counts, OperationCounter, counted_functions
 from .shapes import SHAPES, Shape
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..ras_core.adapters import adapter_for
-from ..ras_core.tokens import TokenGrid
+from ..ras_core.method.grid import TokenGrid
+from ..ras_core.models import adapter_for
 from . import references as refs
 from .cells import Cell
 from .costs import cost_reduction, sd3_cost_reduction

@@ -53,7 +53,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     import comfy.model_management
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
-    from ..ras_core.host import graph_store
+    from ..ras_core.host.patch import graph_store
     from .speed_cases import Case, Variant
     from .speed_run import Bench
 
@@ -110,7 +110,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
 
 def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
     """fp8 rows by Triton's kernels and by PyTorch's operations, which are the same to the last bit."""
-    from ..ras_core import fused
+    from ..ras_core.kv import triton_launch as fused
 
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
     used = fused.fused_for(rows, rows) is not None
@@ -129,8 +129,8 @@ def _recording_fails(bench: Any, plain: Any, graph: Any) -> tuple[str, bool, str
     """Half-way through a captured call, whose tensors must not outlive the capture."""
     import torch
 
-    from ..ras_core.forward import NetworkCall
-    from ..ras_core.host import graph_store
+    from ..ras_core.host.patch import graph_store
+    from ..ras_core.run.partial_forward import NetworkCall
 
     original, planted = NetworkCall.attend, []
 
@@ -159,7 +159,7 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
     import comfy.model_management as management
     from comfy.patcher_extension import WrappersMP
 
-    from ..ras_core.host import graph_store
+    from ..ras_core.host.patch import graph_store
 
     calls = []
 
@@ -184,7 +184,7 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
 def _recorded_anew(bench: Any, variant: Any) -> tuple[str, bool, str]:
     import torch
 
-    from ..ras_core.host import graph_store
+    from ..ras_core.host.patch import graph_store
 
     held = []
     for _ in range(3):
@@ -215,7 +215,7 @@ def _one_prompt_a_call() -> Iterator[None]:
 @contextmanager
 def _counted_begins() -> Iterator[list]:
     """A list that grows by one whenever a recorded call is begun early."""
-    from ..ras_core.recording import CudaTape
+    from ..ras_core.graphs.capture import CudaTape
 
     begins: list[int] = []
     begin = CudaTape.begin

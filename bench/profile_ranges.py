@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from ..ras_core import sampler
-from ..ras_core.forward import NetworkCall
-from ..ras_core.graphs import NetworkGraphs
-from ..ras_core.hooks import RunHooks
-from ..ras_core.selector import ChangeSelector, PaperSelector
-from ..ras_core.state import RunState
+from ..ras_core.graphs.session import NetworkGraphs
+from ..ras_core.method.selector import ChangeSelector, PaperSelector
+from ..ras_core.run import sampler
+from ..ras_core.run.network_calls import RunHooks
+from ..ras_core.run.partial_forward import NetworkCall
+from ..ras_core.run.state import RunState
 from .timing import Clock
 from .trace_shares import EVALUATION, PREFIX
 

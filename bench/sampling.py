@@ -17,9 +17,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..ras_core.adapters import adapter_for
-from ..ras_core.host import last_trace, patch_model
-from ..ras_core.schedule import StepKind
+from ..ras_core.host.patch import last_trace, patch_model
+from ..ras_core.method.schedule import StepKind
+from ..ras_core.models import adapter_for
 from .cells import CACHES, Cell
 from .options import Options
 from .solvers import sample_ab2

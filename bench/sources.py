@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..demo import loader
 from ..demo.prompt import encode_prompt
-from ..ras_core.adapters import adapter_for
 from ..ras_core.errors import RASError
-from ..ras_core.host import network_of
+from ..ras_core.host.patch import network_of
+from ..ras_core.models import adapter_for
 from .options import Options, file_digest
 
 RANDOM = "random_"

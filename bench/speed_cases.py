@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..ras_core.cost import CostProfile  # imports torch, which ComfyUI has to load first
+    from ..ras_core.models.cost import CostProfile
 
 STEPS = 28
 START_STEP = 4

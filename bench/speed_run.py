@@ -18,10 +18,10 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..nodes.patch_model import RASPatchModel
-from ..ras_core.adapters import adapter_for
-from ..ras_core.graph_rules import MAX_GRAPHS
-from ..ras_core.host import graph_store, last_trace
-from ..ras_core.trace import Trace
+from ..ras_core.graphs.eligibility import MAX_GRAPHS
+from ..ras_core.host.patch import graph_store, last_trace
+from ..ras_core.models import adapter_for
+from ..ras_core.run.trace import Trace
 from .clocked import clocked
 from .graph_counter import GraphCounter
 from .hosting import end_node, has_dynamic_vram

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..ras_core.clock import Moment, mark, seconds_between
+from ..ras_core.run.timing import Moment, mark, seconds_between
 
 
 @dataclass

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..ras_core.compare import comparison_picture, difference
-from ..ras_core.render import summary_picture
-from ..ras_core.trace import Trace
+from ..ras_core.render.comparison import comparison_picture, difference
+from ..ras_core.render.masks import summary_picture
+from ..ras_core.run.trace import Trace
 from .sampler import sample_with_trace, sampler_inputs
 from .settings import CATEGORY, settings_inputs
 

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from aiohttp import web
 
-from ..ras_core.live import LiveStep, View, kind_name
-from ..ras_core.trace import Evaluation, Trace
+from ..ras_core.run.live import LiveStep, View, kind_name
+from ..ras_core.run.trace import Evaluation, Trace
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..ras_core.render import mask_frames, summary_picture
+from ..ras_core.render.masks import mask_frames, summary_picture
 from .settings import CATEGORY, TraceType
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..ras_core.host import last_trace
-from ..ras_core.trace import Trace
+from ..ras_core.host.patch import last_trace
+from ..ras_core.run.trace import Trace
 from .settings import CATEGORY, TraceType, patched, settings_inputs
 
 

@@ -6,17 +6,8 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import (
-    MIN_RATIO,
-    Budget,
-    Graphs,
-    KVCache,
-    Method,
-    Metric,
-    RASConfig,
-    parse_step_list,
-)
-from ..ras_core.host import patch_model
+from ..ras_core.config import MIN_RATIO, Budget, Graphs, KVCache, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.host.patch import patch_model
 from .live import open_view
 
 CATEGORY = "Multirate RAS"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host import last_trace
+from ..ras_core.host.patch import last_trace
 from .settings import CATEGORY, TraceType
 
 

@@ -8,7 +8,7 @@ Letters used in shapes throughout the package:
     r         rows of a sequence inside the network: text, image and padding tokens together
     d         width of a row
     c, H, W   channels and size of the latent; h, w: the token grid; p: the patch size
-An index is always in token space (row-major over h, w) outside tokens.py.
+An index is always in token space (row-major over h, w) outside rows.py.
 
 Words: one sampler invocation is a run, one sigma interval a step, one guided model evaluation an evaluation,
 one model forward a call, one conditioning of a call a branch.

@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ras_pack.ras_core.budget import EXPECTED_DECLINE, LEVELS, Purse, levels_for
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.errors import RASError
-from ras_pack.ras_core.graph_rules import MAX_GRAPHS
-from ras_pack.ras_core.schedule import StepKind, plan_steps
-from ras_pack.ras_core.selector import ChangeSelector
-from ras_pack.ras_core.tokens import TokenGrid
+from ras_pack.ras_core.graphs.eligibility import MAX_GRAPHS
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.schedule import StepKind, plan_steps
+from ras_pack.ras_core.method.selector import ChangeSelector
+from ras_pack.ras_core.method.token_budget import EXPECTED_DECLINE, LEVELS, Purse, levels_for
 from support.families import FAMILIES
 from support.sampling import sample_ras
 

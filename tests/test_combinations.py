@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.hooks import OVERRIDE
-from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.schedule import StepKind
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.method.schedule import StepKind
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 from support.tape import FrozenTape, record_on
@@ -429,7 +429,7 @@ class TestOtherPatches:
 
     def test_too_little_memory_runs_dense_and_says_so(self, family, caplog, monkeypatch):
         import comfy.model_management
-        from ras_pack.ras_core import kv
+        from ras_pack.ras_core.kv import store as kv
 
         def full(*args):
             raise comfy.model_management.OOM_EXCEPTION("planted")

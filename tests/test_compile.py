@@ -5,7 +5,7 @@ import torch
 import torch._dynamo
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample
 from support.tape import AgainTape, record_on

@@ -4,10 +4,11 @@ import comfy.conds
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from ras_pack.ras_core import conditionings, host
-from ras_pack.ras_core.conditionings import brought
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.host import conditionings
+from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host.conditionings import brought
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.sampling import FAST, distance, sample, sample_ras
 
 ELSEWHERE = torch.device("meta")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.tiny_sd3 import (
     build_tiny_sd3,
     conformity_inputs,

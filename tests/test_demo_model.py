@@ -6,7 +6,7 @@ import pytest
 import torch
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.sampling import FAST, distance
 
 

@@ -7,13 +7,13 @@ import pytest
 import ras_pack.lumina_next.network
 import torch
 from ras_pack.bench.counts import Counts, OperationCounter, counted_functions
-from ras_pack.ras_core import grouped
-from ras_pack.ras_core.adapters import adapter_for
-from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.hooks import OVERRIDE
-from ras_pack.ras_core.host import grouped_attention
-from ras_pack.ras_core.kv import keeper
-from ras_pack.ras_core.slab import Scratch
+from ras_pack.ras_core.host.patch import grouped_attention
+from ras_pack.ras_core.kv.store import keeper
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.rows import Scratch
+from ras_pack.ras_core.run import grouped_attention as grouped
+from ras_pack.ras_core.run.network_calls import OVERRIDE
+from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES, Family
 
 DEPTHS = (3, 5)

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from ras_pack import ras_core
-from ras_pack.ras_core import fused
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.fused import Fused, fused_for, gives_known_numbers
-from ras_pack.ras_core.kv_forecast import Ahead, ForecastSequence
-from ras_pack.ras_core.kv_storage import Float8Sequence, _from_float8, _to_float8
-from ras_pack.ras_core.tokens import Places
+from ras_pack.ras_core.kv import triton_launch as fused
+from ras_pack.ras_core.kv.forecast import Ahead, ForecastSequence
+from ras_pack.ras_core.kv.storage import Float8Sequence, _from_float8, _to_float8
+from ras_pack.ras_core.kv.triton_launch import Fused, fused_for, gives_known_numbers
+from ras_pack.ras_core.rows import Places
 from support.sampling import FAST, distance, sample_ras
 
 TESTS = Path(__file__).parent
@@ -30,7 +30,7 @@ LAYOUTS = [((24,), "rows"), ((2, 16), "rows"), ((2, 16), "heads"), ((3, 5), "hea
 @pytest.fixture(scope="module")
 def kernels() -> Fused:
     pytest.importorskip("triton", reason="Triton is not installed")
-    return Fused(importlib.import_module("ras_pack.ras_core.kernels"))
+    return Fused(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
 
 
 @pytest.fixture
@@ -231,7 +231,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 register_pack()
-kernels = importlib.import_module("ras_pack.ras_core.kernels")
+kernels = importlib.import_module("ras_pack.ras_core.kv.triton_kernels")
 constants = {"DIM": 1536, "HEAD": 64, "WIDTH": 2048, "SAMPLES": 256, "BLOCK": 1024}
 constants |= {"TYPE": getattr(kernels.tl, sys.argv[2]), "UNIT": int(sys.argv[3])}
 counts = {"kept", "stride", "samples", "rows"}
@@ -275,7 +275,7 @@ class TestWithoutTriton:
 
     def test_it_says_so_once(self, monkeypatch, caplog):
         monkeypatch.delattr(ras_core, "kernels", raising=False)
-        monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kernels", None)
+        monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", None)
         with caplog.at_level("INFO"):
             assert fused._on(DEVICE, torch.half) is None and fused._on(DEVICE, torch.half) is None
         assert sum("there is no Triton" in record.message for record in caplog.records) == 1
@@ -290,7 +290,7 @@ class TestWithoutTriton:
 
     def test_a_triton_that_is_broken_is_left(self, monkeypatch, caplog):
         monkeypatch.delattr(ras_core, "kernels", raising=False)
-        monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kernels", raising=False)
+        monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
         with caplog.at_level("INFO"):
             assert fused._on(DEVICE, torch.half) is None

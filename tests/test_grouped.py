@@ -6,10 +6,10 @@ import pytest
 import ras_pack.lumina_next.network
 import torch
 import torch.nn.functional as F
-from ras_pack.ras_core import host
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.grouped import GroupedAttention, _same_kernel
-from ras_pack.ras_core.hooks import OVERRIDE
+from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.run.grouped_attention import GroupedAttention, _same_kernel
+from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample_ras
 from support.tape import AgainTape, record_on

@@ -123,8 +123,8 @@ class TestPages:
 def _expected(steps: int, start: int, ratio: float) -> tuple[float, float]:
     """Share of tokens, and gain over 28 dense steps, for SD3-medium at 1024 px with 154 text tokens."""
     config = importlib.import_module(f"{PACK}.ras_core.config")
-    cost = importlib.import_module(f"{PACK}.ras_core.cost")
-    schedule = importlib.import_module(f"{PACK}.ras_core.schedule")
+    cost = importlib.import_module(f"{PACK}.ras_core.models.cost")
+    schedule = importlib.import_module(f"{PACK}.ras_core.method.schedule")
     n_tokens = 64 * 64
     settings = config.RASConfig(sample_ratio=ratio, start_step=start, error_reset_every=0)
     counts = [step.active_count(n_tokens) for step in schedule.plan_steps(steps, settings)]
@@ -137,7 +137,7 @@ def _sd3_medium():
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
-    adapters = importlib.import_module(f"{PACK}.ras_core.adapters")
+    adapters = importlib.import_module(f"{PACK}.ras_core.models")
     network = MMDiT(
         input_size=None, num_patches=192 * 192, pos_embed_max_size=192, pos_embed_scaling_factor=None,
         patch_size=2, in_channels=16, depth=24, adm_in_channels=2048,

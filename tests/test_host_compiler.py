@@ -9,10 +9,10 @@ import comfy.cli_args
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from ras_pack.ras_core import host_compiler
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.slab import Slab
+from ras_pack.ras_core.host import compiler as host_compiler
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.kv.arena import Slab
 from support.sampling import FAST, distance, sample, sample_ras
 from support.tape import FrozenTape, record_on
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from ras_pack.ras_core.integrator import (
+from ras_pack.ras_core.method.integrator import (
     History,
     advance,
     multirate_step,

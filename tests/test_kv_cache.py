@@ -7,24 +7,19 @@ import comfy.cli_args
 import comfy.model_management
 import pytest
 import torch
-from ras_pack.ras_core import host, kv
-from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.hooks import OVERRIDE
-from ras_pack.ras_core.host import patch_model
-from ras_pack.ras_core.kv import TIMES, KVStore, keeper
-from ras_pack.ras_core.kv_choice import Needs, Room, choose
-from ras_pack.ras_core.kv_forecast import ForecastSequence, Times
-from ras_pack.ras_core.kv_storage import (
-    Ferry,
-    Float8Sequence,
-    HostSequence,
-    Sequence,
-    has_float8,
-)
-from ras_pack.ras_core.slab import SPARE, Slab
-from ras_pack.ras_core.tokens import Places
+from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host.patch import patch_model
+from ras_pack.ras_core.kv import store as kv
+from ras_pack.ras_core.kv.arena import SPARE, Slab
+from ras_pack.ras_core.kv.choose import Needs, Room, choose
+from ras_pack.ras_core.kv.forecast import ForecastSequence, Times
+from ras_pack.ras_core.kv.storage import Ferry, Float8Sequence, HostSequence, Sequence, has_float8
+from ras_pack.ras_core.kv.store import TIMES, KVStore, keeper
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.run.network_calls import OVERRIDE
+from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -196,7 +191,7 @@ class TestBytes:
         """24 blocks, K and V of 1,536 half-precision numbers, two prompts, 4,096 image and 154 text rows."""
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
-        from ras_pack.ras_core.adapters import adapter_for
+        from ras_pack.ras_core.models import adapter_for
 
         with torch.device("meta"):
             network = MMDiT(depth=24, num_patches=36864, operations=comfy.ops.disable_weight_init)
@@ -435,7 +430,7 @@ class TestOnePiece:
         """Prompts of very different length share their mean."""
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
         monkeypatch.setattr(Needs, "of_a_branch", lambda *_: 100_000)
-        monkeypatch.setattr("ras_pack.ras_core.slab.SPARE", 0)
+        monkeypatch.setattr("ras_pack.ras_core.kv.arena.SPARE", 0)
         short, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
         assert torch.equal(short, plain) and not trace.notes
         assert len(pieces[-1]) > 1

@@ -5,12 +5,13 @@ import pytest
 import torch
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
-from ras_pack.ras_core import host, kv_forecast
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.kv import KVStore, pass_time, update, weights_ahead
-from ras_pack.ras_core.kv_forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
-from ras_pack.ras_core.tokens import Places
+from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.kv import forecast as kv_forecast
+from ras_pack.ras_core.kv.forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
+from ras_pack.ras_core.kv.store import KVStore, pass_time, update, weights_ahead
+from ras_pack.ras_core.rows import Places
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from ras_pack.nodes import live
-from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.live import LiveStep
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.run.live import LiveStep
 from support.families import FAMILIES
 from support.sampling import FAST, STEPS, sample
 

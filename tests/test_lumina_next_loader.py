@@ -12,7 +12,7 @@ import folder_paths
 import pytest
 import torch
 from ras_pack.nodes.lumina_next import RASLuminaNextLoader
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support import lumina_next_files as files
 from support import tiny_lumina_next as tiny
 from support.sampling import FAST, distance

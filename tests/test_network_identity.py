@@ -10,10 +10,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graph_rules import MAX_GRAPHS
-from ras_pack.ras_core.graphs import GraphStore
-from ras_pack.ras_core.host import GRAPHS, last_trace, patch_model
-from ras_pack.ras_core.network_identity import inspect
+from ras_pack.ras_core.graphs.eligibility import MAX_GRAPHS
+from ras_pack.ras_core.graphs.network_identity import inspect
+from ras_pack.ras_core.graphs.session import GraphStore
+from ras_pack.ras_core.host.patch import GRAPHS, last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, between_calls, distance, in_groups, sample, sample_ras, split_prompts
 from support.tape import FailingTape, FrozenLateTape, FrozenTape, Tapes, record_on
@@ -28,7 +28,7 @@ MLP = "joint_blocks.1.x_block.mlp"
 
 @pytest.fixture(autouse=True)
 def _keep_recordings(monkeypatch):
-    monkeypatch.setattr("ras_pack.ras_core.host.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
 
 
 class TestInspect:

@@ -255,7 +255,7 @@ class TestSampling:
 
 class TestCompare:
     def test_numbers_by_hand(self, nodes):
-        from ras_pack.ras_core.compare import difference, psnr, ssim
+        from ras_pack.ras_core.render.comparison import difference, psnr, ssim
 
         a, b = np.zeros((16, 16, 3)), np.full((16, 16, 3), 0.1)
         assert psnr(a, b) == pytest.approx(20.0) and psnr(a, a) == 100.0

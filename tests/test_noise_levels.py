@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ras_pack.ras_core.noise_levels import LATEST, LEARNED, NoiseLevels
+from ras_pack.ras_core.run.noise_levels import LATEST, LEARNED, NoiseLevels
 
 SCHEDULE = torch.linspace(1, 0, 13).tolist()
 

@@ -3,7 +3,7 @@
 import pytest
 from ras_pack.ras_core.config import RASConfig, parse_step_list
 from ras_pack.ras_core.errors import RASError
-from ras_pack.ras_core.schedule import StepKind, decreases, plan_steps, step_of_sigma
+from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, step_of_sigma
 
 
 def _dense(n_steps: int, **settings) -> list[int]:

@@ -8,13 +8,13 @@ import weakref
 
 import pytest
 import torch
-from ras_pack.ras_core import host
-from ras_pack.ras_core.adapters import adapter_for
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.forward import NetworkCall
-from ras_pack.ras_core.hooks import OVERRIDE
-from ras_pack.ras_core.host import last_trace, patch_model
-from ras_pack.ras_core.schedule import StepKind
+from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.method.schedule import StepKind
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.run.network_calls import OVERRIDE
+from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import Family
 from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
 

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import comfy.ops
 import pytest
 import torch
-from ras_pack.ras_core import host
 from ras_pack.ras_core.errors import NotResident
-from ras_pack.ras_core.network_identity import inspect
-from ras_pack.ras_core.residency import EvictableWeights, Residency, is_evictable, same_contents
+from ras_pack.ras_core.graphs.network_identity import inspect
+from ras_pack.ras_core.graphs.residency import EvictableWeights, Residency, is_evictable, same_contents
+from ras_pack.ras_core.host import patch as host
 from support.pages import PAGE, FakePages, layer_on, prefetch, use
 from torch import nn
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.metric import region_metric
-from ras_pack.ras_core.selection import count_drops, select_active
-from ras_pack.ras_core.tokens import TokenGrid
-from ras_pack.ras_core.wishes import Wishes
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.metric import region_metric
+from ras_pack.ras_core.method.preferences import Wishes
+from ras_pack.ras_core.method.selection import count_drops, select_active
 
 
 def _generator() -> torch.Generator:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from ras_pack.ras_core.selector import ChangeSelector
-from ras_pack.ras_core.tokens import TokenGrid
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.selector import ChangeSelector
 
 
 def _estimates(values: list[float]) -> torch.Tensor:

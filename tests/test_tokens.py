@@ -3,11 +3,11 @@
 import comfy.ops
 import pytest
 import torch
-from ras_pack.ras_core import kv
-from ras_pack.ras_core.cost import CostProfile, expected_speedup, linear_weights
 from ras_pack.ras_core.errors import RegionalAbort
-from ras_pack.ras_core.slab import Scratch
-from ras_pack.ras_core.tokens import RowWriter, TokenGrid, gather_rows, row_index, rows_first, scatter_rows
+from ras_pack.ras_core.kv import store as kv
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.models.cost import CostProfile, expected_speedup, linear_weights
+from ras_pack.ras_core.rows import RowWriter, Scratch, gather_rows, row_index, rows_first, scatter_rows
 
 
 class TestRows:
@@ -151,7 +151,7 @@ class TestCost:
         """By hand: 24 blocks of 24 d^2 FLOPs a token and stream, and attention; 154 text tokens."""
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
-        from ras_pack.ras_core.adapters import adapter_for
+        from ras_pack.ras_core.models import adapter_for
 
         with torch.device("meta"):
             network = MMDiT(

@@ -15,8 +15,8 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...ras_core.adapters import adapter_for
-from ...ras_core.tokens import TokenGrid
+from ...ras_core.method.grid import TokenGrid
+from ...ras_core.models import adapter_for
 from ..cells import Cell
 from ..engine import Engine
 from ..figures import psnr

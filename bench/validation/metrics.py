@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ras_core.adapters import adapter_for
-from ...ras_core.selector import selector_for
-from ...ras_core.tokens import TokenGrid
-from ...ras_core.wishes import Wishes
+from ...ras_core.method.grid import TokenGrid
+from ...ras_core.method.preferences import Wishes
+from ...ras_core.method.selector import selector_for
+from ...ras_core.models import adapter_for
 from ..cells import Cell
 from ..engine import Engine
 from ..options import Options

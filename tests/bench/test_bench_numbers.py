@@ -16,8 +16,8 @@ from ras_pack.bench.solvers import sample_ab2
 from ras_pack.bench.validation.start_step import cells as start_cells
 from ras_pack.bench.validation.start_step import spread_resets
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.cost import CostProfile
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.models.cost import CostProfile
 
 
 class TestFigures:

@@ -26,8 +26,8 @@ from ras_pack.bench.speed_plots import bars, best_seconds, ideals, ratios_of, re
 from ras_pack.bench.speed_run import too_many_recordings
 from ras_pack.bench.speed_table import profile_table, table
 from ras_pack.bench.trace_shares import EVALUATION, NETWORK, Segments, step_shares
-from ras_pack.ras_core.cost import CostProfile
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.models.cost import CostProfile
 
 CPU = torch.device("cpu")
 LUMINA_NEXT = Case("lumina_next", 1024, steps=30)
@@ -286,7 +286,7 @@ class TestTrace:
 class TestRanges:
     def test_functions_are_put_back(self):
         from ras_pack.bench.profile_ranges import RANGES, named_ranges
-        from ras_pack.ras_core.forward import NetworkCall
+        from ras_pack.ras_core.run.partial_forward import NetworkCall
 
         before = [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed]
         with pytest.raises(KeyError), named_ranges():

@@ -11,7 +11,7 @@ import comfy.samplers
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import last_trace, patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from torch import Tensor
 
 from support.families import Family

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ras_pack.ras_core.graphs import GraphStore
-from ras_pack.ras_core.host import GRAPHS
-from ras_pack.ras_core.recording import Around
+from ras_pack.ras_core.graphs.capture import Around
+from ras_pack.ras_core.graphs.session import GraphStore
+from ras_pack.ras_core.host.patch import GRAPHS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map

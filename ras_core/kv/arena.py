@@ -1,0 +1,51 @@
+"""Memory for keys and values: one block for what is kept, one reused buffer for what is read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+ALIGNED = 512
+"""Bytes; where the pieces of PyTorch's own allocator begin."""
+
+SPARE = 2**18
+"""Bytes for the ends of some hundreds of pieces."""
+
+
+class Slab:
+    """The memory of all keys and values that one call keeps, taken at once.
+
+    Taken one by one, among the tensors that the network works in, they leave gaps that fit nothing else: a
+    third of the cache's size for SD3-medium at 1024 px.
+
+    Args:
+        nbytes: what the call is expected to keep; what is beyond that is taken one by one, or all if 0.
+    """
+
+    def __init__(self, nbytes: int = 0):
+        self._nbytes = nbytes + SPARE if nbytes else 0
+        self._left: Tensor | None = None
+
+    def copy(self, t: Tensor) -> Tensor:
+        """A contiguous copy of any tensor."""
+        if self._left is None:
+            self._left = self._taken(t.device)
+        end = -(-t.nbytes // ALIGNED) * ALIGNED
+        if end > self._left.numel() or t.device != self._left.device:
+            return t.clone(memory_format=torch.contiguous_format)
+        piece, self._left = self._left[: t.nbytes], self._left[end:]
+        return piece.view(t.dtype).view(t.shape).copy_(t)
+
+    def _taken(self, device: torch.device) -> Tensor:
+        try:
+            return torch.empty(self._nbytes, dtype=torch.uint8, device=device)
+        except torch.cuda.OutOfMemoryError:  # there may still be room for the pieces
+            return torch.empty(0, dtype=torch.uint8, device=device)
+
+
+def copies(tensors: Iterable[Tensor], slab: Slab | None = None) -> tuple[Tensor, ...]:
+    """Contiguous copies, on a slab where there is one."""
+    slab = slab or Slab()
+    return tuple(slab.copy(t) for t in tensors)

@@ -1,0 +1,249 @@
+"""Triton's kernels for rows of the K/V cache. Only `fused.py` imports this: Triton may not be there.
+
+A program is one row of one key or value, but for `weigh`. Whole tensors are contiguous, (bb, rows, ...), and
+their rows DIM numbers long; fresh rows come as the network made them, in heads of HEAD numbers, with three
+strides: from one picture to the next, from row to row, from head to head. WIDTH is DIM rounded up to a power
+of two.
+
+Tensors come as addresses of numbers of the type TYPE, and strides in units of UNIT numbers. Where that is not
+1, it is 16 bytes, and all addresses of rows are multiples of it. Addresses, since Triton would look up whose
+memory a tensor's is: while a CUDA graph is captured with cudaMallocAsync, nobody knows.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from . import storage as kv_storage
+
+# float8_e4m3fn by its bits, since not every GPU that Triton knows has instructions for it.
+NAN = tl.constexpr(0x7F)
+SIGN = tl.constexpr(0x80)
+SMALLEST_NORMAL = tl.constexpr(0x3C800000)  # 2 ** -6 as a float32
+BIAS = tl.constexpr(120 << 3)  # of exponents: a float32's less a float8's
+DENORMAL = tl.constexpr(16384.0)  # a float32 of this size has the steps of small float8 numbers, 2 ** -9
+DENORMAL_BITS = tl.constexpr(0x46800000)
+HALF_STEP = tl.constexpr(0x7FFFF)  # of a float8's mantissa in a float32, less one
+
+EXPONENT = tl.constexpr(kv_storage.EXPONENT)
+SCALE_OF_POWER = tl.constexpr(kv_storage.SCALE_OF_POWER)
+SMALLEST_SCALE = tl.constexpr(kv_storage.SMALLEST_SCALE)
+
+
+@triton.jit
+def _at(address, TYPE: tl.constexpr, UNIT: tl.constexpr = 1):
+    """A pointer."""
+    pointer = address.to(tl.pointer_type(TYPE))
+    if UNIT > 1:
+        pointer = tl.multiple_of(pointer, 16)
+    return pointer
+
+
+@triton.jit
+def _fresh_row(
+    first, place, kept, by_picture, by_row, by_head, cols,
+    TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    """Row `place` of (bb * kept) fresh ones."""
+    start = ((place // kept) * by_picture + (place % kept) * by_row) * UNIT
+    pointers = _at(first, TYPE, UNIT) + start + (cols // HEAD) * by_head * UNIT + cols % HEAD
+    return tl.load(pointers, mask=cols < DIM, other=0.0)
+
+
+@triton.jit
+def _fresh_row_of(
+    is_key, key_first, value_first, place, kept, key_by_picture, key_by_row, key_by_head,
+    value_by_picture, value_by_row, value_by_head, cols,
+    TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    """The same, of keys or of values."""
+    return _fresh_row(
+        tl.where(is_key, key_first, value_first), place, kept,
+        tl.where(is_key, key_by_picture, value_by_picture), tl.where(is_key, key_by_row, value_by_row),
+        tl.where(is_key, key_by_head, value_by_head), cols, TYPE, UNIT, DIM, HEAD,
+    )  # fmt: skip
+
+
+@triton.jit
+def _scale(row):
+    """The power of two by which a row is divided."""
+    largest = tl.max(tl.abs(row), axis=0)
+    power = (largest.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True)
+    return tl.maximum(power * SCALE_OF_POWER, SMALLEST_SCALE)
+
+
+@triton.jit
+def _encoded(numbers):
+    """float32 -> float8 as bytes, to the nearest, to even ones between two."""
+    bits = numbers.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    normal = ((size + HALF_STEP + ((size >> 20) & 1)) >> 20) - BIAS
+    small = (tl.abs(numbers) + DENORMAL).to(tl.int32, bitcast=True) - DENORMAL_BITS
+    code = tl.where(size < SMALLEST_NORMAL, small, normal)
+    code = tl.where(numbers == numbers, code, NAN)
+    return (code | ((bits >> 24) & SIGN)).to(tl.uint8)
+
+
+@triton.jit
+def _decoded(codes, scale):
+    """float8 as bytes -> float32, times a scale: as a float16 with the same bits a code is 2 ** -8 of it."""
+    code = codes.to(tl.int32)
+    bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
+    numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
+    return tl.where((code & NAN) == NAN, float("nan"), numbers) * scale
+
+
+@triton.jit
+def _encode_row(row, at, number, codes, scales, inside):
+    numbers = row.to(tl.float32)
+    scale = _scale(numbers)
+    tl.store(scales + number, scale.to(scales.dtype.element_ty))
+    inverse = 1.0 / scale  # exact, and so is what it multiplies
+    tl.store(codes + at, _encoded(numbers * inverse), mask=inside)
+
+
+@triton.jit
+def encode_float8(
+    fresh: tl.int64, codes: tl.int64, scales: tl.int64,
+    kept, by_picture: tl.int64, by_row: tl.int64, by_head: tl.int64,
+    TYPE: tl.constexpr, UNIT: tl.constexpr,
+    DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """All rows of (bb, kept, ...) as codes and scales. Grid: (bb * kept,)."""
+    number = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    row = _fresh_row(
+        fresh, number, kept, by_picture, by_row, by_head, cols, TYPE, UNIT, DIM, HEAD
+    )  # fmt: skip
+    codes, scales = _at(codes, tl.uint8, UNIT), _at(scales, TYPE)
+    _encode_row(row, number * DIM + cols, number, codes, scales, cols < DIM)
+
+
+@triton.jit
+def update_float8(
+    key_codes: tl.int64, key_scales: tl.int64, key_fresh: tl.int64, key_whole: tl.int64,
+    value_codes: tl.int64, value_scales: tl.int64, value_fresh: tl.int64, value_whole: tl.int64,
+    place_of: tl.int64, kept,
+    key_by_picture: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
+    value_by_picture: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
+    TYPE: tl.constexpr, UNIT: tl.constexpr,
+    DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Fresh rows into codes and scales; all rows, fresh ones as they came, into the whole.
+    Grid: (bb * rows, 2).
+    """
+    is_key = tl.program_id(1) == 0
+    codes = _at(tl.where(is_key, key_codes, value_codes), tl.uint8, UNIT)
+    scales = _at(tl.where(is_key, key_scales, value_scales), TYPE)
+    whole = _at(tl.where(is_key, key_whole, value_whole), TYPE, UNIT)
+    number = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    inside = cols < DIM
+    at = number * DIM + cols
+    place = tl.load(_at(place_of, tl.int32) + number).to(tl.int64)
+    if place >= 0:
+        row = _fresh_row_of(
+            is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
+            value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
+        )  # fmt: skip
+        tl.store(whole + at, row, mask=inside)
+        _encode_row(row, at, number, codes, scales, inside)
+    else:
+        scale = tl.load(scales + number).to(tl.float32)
+        cached = _decoded(tl.load(codes + at, mask=inside, other=0), scale)
+        tl.store(whole + at, cached.to(TYPE), mask=inside)
+
+
+@triton.jit
+def continue_rows(
+    key_last: tl.int64, key_before: tl.int64, key_fresh: tl.int64, key_whole: tl.int64,
+    value_last: tl.int64, value_before: tl.int64, value_fresh: tl.int64, value_whole: tl.int64,
+    weights: tl.int64, place_of: tl.int64, kept,
+    key_by_picture: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
+    value_by_picture: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
+    TYPE: tl.constexpr, UNIT: tl.constexpr,
+    DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Fresh rows are kept, with what was before; all rows, cached ones continued, into the whole. Weights are
+    (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
+    """
+    is_key = tl.program_id(1) == 0
+    last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
+    before = _at(tl.where(is_key, key_before, value_before), TYPE, UNIT)
+    whole = _at(tl.where(is_key, key_whole, value_whole), TYPE, UNIT)
+    number = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    inside = cols < DIM
+    at = number * DIM + cols
+    known = tl.load(last + at, mask=inside, other=0.0)
+    place = tl.load(_at(place_of, tl.int32) + number).to(tl.int64)
+    if place >= 0:
+        row = _fresh_row_of(
+            is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
+            value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
+        )  # fmt: skip
+        tl.store(before + at, known, mask=inside)
+        tl.store(last + at, row, mask=inside)
+        tl.store(whole + at, row, mask=inside)
+    else:
+        weight = tl.load(_at(weights, TYPE) + tl.program_id(1) * tl.num_programs(0) + number)
+        end = known.to(tl.float32)
+        change = end - tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
+        ahead = end + change * (weight.to(tl.float32) - 1.0)
+        tl.store(whole + at, ahead.to(TYPE), mask=inside)
+
+
+@triton.jit
+def compare(
+    key_last: tl.int64, key_before: tl.int64, key_fresh: tl.int64,
+    value_last: tl.int64, value_before: tl.int64, value_fresh: tl.int64,
+    trial: tl.int64, sums: tl.int64, flat_idx: tl.int64, kept, stride,
+    key_by_picture: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
+    value_by_picture: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
+    TYPE: tl.constexpr, UNIT: tl.constexpr,
+    DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """What fresh rows say of their own forecasts: sums (2, bb, samples, 2), of keys and of values, of
+    forecast times real move and of forecast squared. Grid: (samples, bb, 2).
+    """
+    is_key = tl.program_id(2) == 0
+    sample, picture = tl.program_id(0), tl.program_id(1)
+    number = picture * tl.num_programs(0) + sample  # among the samples of all pictures
+    cols = tl.arange(0, WIDTH)
+    inside = cols < DIM
+    place = (picture * kept + sample * stride).to(tl.int64)
+    at = tl.load(_at(flat_idx, tl.int64) + place) * DIM + cols
+    last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
+    before = _at(tl.where(is_key, key_before, value_before), TYPE, UNIT)
+    end = tl.load(last + at, mask=inside, other=0.0).to(tl.float32)
+    start = tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
+    row = _fresh_row_of(
+        is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
+        value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
+    )  # fmt: skip
+    forecast = (end - start) * tl.load(_at(trial, tl.float32) + number)
+    sums = _at(sums, tl.float32) + 2 * (tl.program_id(2) * tl.num_programs(1) * tl.num_programs(0) + number)
+    tl.store(sums, tl.sum(forecast * (row.to(tl.float32) - end), axis=0))
+    tl.store(sums + 1, tl.sum(forecast * forecast, axis=0))
+
+
+@triton.jit
+def weigh(
+    sums: tl.int64, weight: tl.int64, weights: tl.int64, samples, rows,
+    TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as kv_forecast.py has
+    them. Grid: (2 * bb, rows / BLOCK).
+    """
+    which, pictures = tl.program_id(0), tl.num_programs(0) // 2
+    each = tl.arange(0, SAMPLES)
+    at = _at(sums, tl.float32) + (which * samples + each) * 2
+    agreement = tl.sum(tl.load(at, mask=each < samples, other=0.0), axis=0)
+    squares = tl.sum(tl.load(at + 1, mask=each < samples, other=0.0), axis=0)
+    gain = tl.minimum(tl.maximum(agreement / tl.maximum(squares, 1e-9), 0.0), 1.0)
+    row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < rows
+    of_token = _at(weight, tl.float32) + (which % pictures) * rows + row
+    ahead = 1.0 + tl.load(of_token, mask=inside, other=0.0) * gain
+    tl.store(_at(weights, TYPE) + which * rows + row, ahead.to(TYPE), mask=inside)

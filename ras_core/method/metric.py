@@ -1,0 +1,34 @@
+"""The region metric: how the guided model output ranks tokens (paper, equation 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..config import Metric
+from .grid import TokenGrid
+
+
+def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: torch.Generator) -> Tensor:
+    """Rank value of every token, in float32.
+
+    "std" is equation 1's term: the standard deviation over channels at each latent pixel, averaged over the
+    token's pixels. "l2norm" takes the norm over channels instead (paper, supplement). "random" is the
+    baseline: the same draw for every image, so that a batch equals its single runs.
+
+    Args:
+        noise: (b, c, H, W), guided prediction of the direction from picture to noise.
+        metric: which of the three.
+        grid: token grid of the latent.
+        generator: source of the draw for "random" (CPU).
+
+    Returns:
+        (b, n) float32.
+    """
+    if metric == "random":
+        draw = torch.rand(1, grid.n, generator=generator)
+        return draw.to(noise.device).expand(noise.shape[0], -1)
+    noise = noise.float()
+    if metric == "std":
+        return grid.pool(noise.std(dim=1))
+    return grid.pool(noise.norm(dim=1))

@@ -1,0 +1,106 @@
+"""Which step is dense and which is regional: planned once a run, asked everywhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from ..config import RASConfig
+
+# An evaluation's sigma may differ from the schedule's by rounding (samplers that work in log space).
+SIGMA_TOLERANCE = 1e-4
+
+
+class StepKind(Enum):
+    """How many tokens a step processes."""
+
+    DENSE = "dense"
+    REGIONAL = "regional"
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step of a run.
+
+    Attributes:
+        index: position in the run, from 0.
+        kind: dense or regional.
+        ratio: share of the image tokens to process; 1 for a dense step.
+        is_reset: a dense step placed to clear the error of the cached tokens (paper, section 3.4).
+    """
+
+    index: int
+    kind: StepKind
+    ratio: float = 1.0
+    is_reset: bool = False
+
+    def active_count(self, n_tokens: int) -> int:
+        """Tokens to process of `n_tokens`; the cached share is rounded down, as in the reference code."""
+        if self.kind is StepKind.DENSE:
+            return n_tokens
+        cached = int((1.0 - self.ratio) * n_tokens + 1e-6)
+        return min(max(n_tokens - cached, 1), n_tokens)
+
+
+def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
+    """Plan a run of `n_steps` steps (paper, section 3.4).
+
+    Step 0 is always dense, and with the multirate method step 1: there is nothing to go on from before. The
+    window [start_step, end_step) is half-open in every place, which the reference code is not. An adaptive
+    budget decides at each regional step of this plan what it really becomes (budget.py).
+    """
+    window = _regional_window(n_steps, config)
+    resets = {step for step in _reset_steps(n_steps, config) if step in window}
+    regional = [step for step in window if step not in resets]
+    ratios = dict(zip(regional, _ratios(len(regional), config), strict=True))
+    return tuple(_plan_one(step, ratios.get(step, 1.0), step in resets) for step in range(n_steps))
+
+
+def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
+    """The step whose interval holds `sigma`; on a tie the step that starts there.
+
+    Args:
+        sigmas: the run's decreasing schedule, one value more than there are steps.
+        sigma: noise level of an evaluation. Samplers may evaluate between two values of the schedule, or just
+            below its first value, so intervals are matched and not values.
+    """
+    last = len(sigmas) - 2
+    step = 0
+    while step < last and sigmas[step + 1] * (1.0 + SIGMA_TOLERANCE) >= sigma:
+        step += 1
+    return step
+
+
+def decreases(sigmas: Sequence[float]) -> bool:
+    """Whether the schedule goes from noise to picture all the way, which regional steps assume."""
+    return all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
+
+
+def _regional_window(n_steps: int, config: RASConfig) -> range:
+    end = min(config.end_step, n_steps) if config.end_step else n_steps
+    # The change of an estimate needs two of them; the paper's metric needs one output.
+    earliest = 2 if config.method == "multirate" else 1
+    return range(max(config.start_step, earliest), end)
+
+
+def _reset_steps(n_steps: int, config: RASConfig) -> Sequence[int]:
+    if config.error_reset_steps:
+        return config.error_reset_steps
+    if config.error_reset_every == 0 or config.budget == "adaptive":
+        return ()
+    return range(config.start_step + config.error_reset_every, n_steps, config.error_reset_every)
+
+
+def _ratios(count: int, config: RASConfig) -> list[float]:
+    """The ratio of each regional step, first to last."""
+    if config.ratio_end == 0 or count < 2:
+        return [config.sample_ratio] * count
+    slope = (config.ratio_end - config.sample_ratio) / (count - 1)
+    return [config.sample_ratio + slope * i for i in range(count)]
+
+
+def _plan_one(step: int, ratio: float, is_reset: bool) -> StepPlan:
+    if ratio < 1.0:
+        return StepPlan(step, StepKind.REGIONAL, ratio)
+    return StepPlan(step, StepKind.DENSE, is_reset=is_reset)

@@ -1,0 +1,107 @@
+"""What the method must know about a network: a few facts, no copy of its forward."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from ..errors import RegionalAbort
+from .cost import CacheProfile, CostProfile
+
+Gather = Callable[[Tensor], Tensor]
+
+
+class ModelAdapter(ABC):
+    """One family of diffusion transformers.
+
+    Attributes:
+        family: name for messages.
+        class_name: the host's network class; subclasses of it match too.
+        text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor.
+        runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
+        cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
+            are left alone.
+    """
+
+    family: str
+    class_name: str
+    text_in_hidden: bool
+    runs_wrappers: bool = True
+    cross_attentions: frozenset[int] = frozenset()
+
+    @abstractmethod
+    def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        """The blocks that a regional step runs on active tokens only, in order."""
+
+    def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        """Blocks of the same form before the main ones, which see the image rows without the text."""
+        return ()
+
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """All blocks that run on active tokens, in the order in which the network runs them."""
+        return [*self.refiner_blocks(network), *self.main_blocks(network)]
+
+    @abstractmethod
+    def final_layer(self, network: nn.Module) -> nn.Module:
+        """The layer whose output rows are the image tokens' patches."""
+
+    @abstractmethod
+    def patch_size(self, network: nn.Module) -> int:
+        """Latent pixels along one side of a token."""
+
+    @abstractmethod
+    def map_block_inputs(
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+    ) -> tuple[tuple, dict]:
+        """A block's inputs with rows gathered.
+
+        Args:
+            args, kwargs: as the host passes them to the block.
+            gather_hidden: for the tensor that holds the image rows; None where it needs no change.
+            gather_positions: for position tensors that the host passes to every block.
+        """
+
+    @abstractmethod
+    def cost_profile(self, network: nn.Module) -> CostProfile:
+        """What a token costs in this network."""
+
+    @abstractmethod
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        """What is cached of a token in this network."""
+
+    def gather_control(
+        self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
+    ) -> dict | None:
+        """A ControlNet's residuals for the active tokens only.
+
+        Raises:
+            RegionalAbort: residuals of a form that is not known; the call then runs on all tokens.
+        """
+        if control is None:
+            return None
+        raise RegionalAbort(f"a ControlNet on {self.family} gives residuals of an unknown form")
+
+    def suffix_rows(self, network: nn.Module, n_tokens: int) -> int:
+        """Padding rows after the image rows; they are processed at every step."""
+        return 0
+
+    def text_rows(self, network: nn.Module, n_text: int) -> int:
+        """Rows that a conditioning of `n_text` rows takes in front of the image rows."""
+        return n_text
+
+    def kv_repeat(self, network: nn.Module) -> int:
+        """How often the host repeats each K/V head before attention (grouped-query attention)."""
+        return 1
+
+    def matches(self, network: nn.Module) -> bool:
+        """By class name, so that no host module is imported and a renamed module is still found."""
+        return any(cls.__name__ == self.class_name for cls in type(network).__mro__)
+
+
+def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:
+    """Change one argument, however the host passed it."""
+    if name in kwargs:
+        return args, {**kwargs, name: change(kwargs[name])}
+    return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs

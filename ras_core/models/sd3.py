@@ -1,0 +1,82 @@
+"""SD3, SD3.5 large and SD3.5 medium: the host's MMDiT."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ..errors import RegionalAbort
+from ..rows import gather_rows, row_index
+from .base import Gather, ModelAdapter, replace_arg
+from .cost import CacheProfile, CostProfile, linear_weights
+
+
+class SD3Adapter(ModelAdapter):
+    """Text and image have tensors of their own in a block and meet in its attention, text rows first.
+
+    SD3.5 medium adds an attention among image tokens only in some blocks: it comes second in its block, and
+    has no text rows.
+    """
+
+    family = "SD3 / SD3.5 (MMDiT)"
+    class_name = "MMDiT"
+    text_in_hidden = False
+    runs_wrappers = False
+
+    def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        return network.joint_blocks
+
+    def final_layer(self, network: nn.Module) -> nn.Module:
+        return network.final_layer
+
+    def patch_size(self, network: nn.Module) -> int:
+        return network.patch_size
+
+    def map_block_inputs(
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+    ) -> tuple[tuple, dict]:
+        if gather_hidden is None:
+            return args, kwargs
+        return replace_arg(args, kwargs, 1, "x", gather_hidden)
+
+    def gather_control(
+        self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
+    ) -> dict | None:
+        """The host adds `control["output"][i]`, (bb, n, d) each, to the image rows after block i."""
+        if control is None:
+            return None
+        if ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):
+            raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
+        unknown = [name for name, residuals in control.items() if residuals and name != "output"]
+        if unknown:
+            raise RegionalAbort(f"a ControlNet gives residuals for {unknown}, of which nothing is known")
+        flat_idx = row_index(active_idx, n_tokens, 0, 0)
+        residuals = [_active_rows(each, flat_idx, active_idx, n_tokens) for each in control.get("output", [])]
+        return {**control, "output": residuals}
+
+    def cost_profile(self, network: nn.Module) -> CostProfile:
+        blocks = list(network.joint_blocks)
+        return CostProfile(
+            image_weights=sum(linear_weights(block.x_block) for block in blocks),
+            text_weights=sum(linear_weights(block.context_block) for block in blocks),
+            joint_width=network.hidden_size * len(blocks),
+            image_width=network.hidden_size * sum(hasattr(block.x_block, "attn2") for block in blocks),
+            final_weights=linear_weights(network.final_layer),
+        )
+
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        blocks = list(network.joint_blocks)
+        second = [block for block in blocks if hasattr(block.x_block, "attn2")]
+        width = network.hidden_size
+        return CacheProfile(joint=(width,) * len(blocks), image=(width,) * len(second))
+
+
+def _active_rows(
+    residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int
+) -> Tensor | None:
+    if residual is None:
+        return None
+    if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
+        raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
+    return gather_rows(residual, flat_idx)

@@ -1,0 +1,226 @@
+"""Pictures of a trace: one frame a step, and a summary that is readable at a glance.
+
+Colours are from the Okabe-Ito set and cividis, which people with any colour vision can tell apart.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..method.schedule import StepKind
+from ..run.trace import Evaluation, Trace
+
+PIXELS_PER_TOKEN = 16
+MAX_IMAGES = 4
+
+BACKGROUND = (24, 26, 31)
+TEXT = (232, 234, 240)
+FAINT = (110, 116, 130)
+ACTIVE = (230, 159, 0)
+DENSE = (86, 180, 233)
+RESET = (204, 121, 167)
+SCORE = (240, 228, 66)
+CIVIDIS = np.array(
+    [(0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56)],
+    dtype=np.float32,
+)
+
+
+def mask_frames(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
+    """One frame a step: active regions as they are, cached ones dimmed, and a line that says what the step
+    was.
+
+    Args:
+        trace: a finished run.
+        pictures: (b, H, W, 3) float in [0, 1] to lay the masks over, or None.
+
+    Returns:
+        (steps, height, width, 3) float32 in [0, 1]; up to four images of a batch side by side.
+    """
+    backdrops = _backdrops(trace, pictures)
+    if not trace.steps:
+        return backdrops[:1].astype(np.float32) / 255.0
+    return np.stack([_frame(trace, step, backdrops) for step in trace.steps])
+
+
+def summary_picture(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
+    """How often each region was computed, and the run by step: (1, height, width, 3) float32 in [0, 1]."""
+    height, width, margin = 720, 1080, 28
+    canvas = Image.new("RGB", (width, height), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    draw.text((margin, 18), _headline(trace), fill=TEXT, font=font(20))
+    draw.text((margin, 46), _subline(trace), fill=FAINT, font=font(15))
+    _draw_maps(canvas, draw, trace, pictures, (margin, 78, width - margin, 408))
+    _draw_timeline(draw, trace, (margin + 52, 452, width - margin - 52, height - 84))
+    _draw_legend(draw, (margin, height - 36))
+    return np.asarray(canvas, dtype=np.float32)[None] / 255.0
+
+
+def _backdrops(trace: Trace, pictures: np.ndarray | None) -> np.ndarray:
+    """(b, height, width, 3) uint8 under the masks, one for each image of the batch that is shown."""
+    batch = min(trace.steps[0].active.shape[0] if trace.steps else 1, MAX_IMAGES)
+    height, width = trace.grid.h * PIXELS_PER_TOKEN, trace.grid.w * PIXELS_PER_TOKEN
+    if pictures is None:
+        return np.full((batch, height, width, 3), 150, dtype=np.uint8)
+    chosen = [pictures[min(i, len(pictures) - 1)] for i in range(batch)]
+    return np.stack([fit(as_uint8(picture), width, height) for picture in chosen])
+
+
+def _frame(trace: Trace, step: Evaluation, backdrops: np.ndarray) -> np.ndarray:
+    panels = [_panel(step, step.active[i], backdrop) for i, backdrop in enumerate(backdrops)]
+    body = np.concatenate(panels, axis=1)
+    footer = Image.new("RGB", (body.shape[1], 32), BACKGROUND)
+    ImageDraw.Draw(footer).text((10, 6), _caption(trace, step), fill=_colour(step), font=font(16))
+    return np.concatenate([body, np.asarray(footer)], axis=0).astype(np.float32) / 255.0
+
+
+def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
+    """Cached tokens dark and grey; active ones in full colour with an outline around each region."""
+    mask = np.kron(active, np.ones((PIXELS_PER_TOKEN, PIXELS_PER_TOKEN), dtype=bool))
+    grey = backdrop.mean(axis=2, keepdims=True) * 0.28 + np.array(BACKGROUND) * 0.4
+    panel = np.where(mask[..., None], backdrop, grey.astype(np.uint8))
+    panel[_outline(mask)] = _colour(step)
+    return panel
+
+
+def _outline(mask: np.ndarray) -> np.ndarray:
+    """The two-pixel inner border of the mask's regions, picture edges included."""
+    inner = np.pad(mask, 2)
+    shifts = [np.roll(inner, offset, axis) for axis in (0, 1) for offset in (-2, -1, 1, 2)]
+    return mask & ~np.logical_and.reduce(shifts)[2:-2, 2:-2]
+
+
+def _caption(trace: Trace, step: Evaluation) -> str:
+    return (
+        f"step {step.step + 1} of {trace.n_steps}   {_kind_name(step)}   "
+        f"{step.active_share:.0%} of tokens   sigma {step.sigma:.3f}"
+    )
+
+
+def _kind_name(step: Evaluation) -> str:
+    if step.kind is StepKind.REGIONAL:
+        return "regional"
+    return "error reset (dense)" if step.is_reset else "dense"
+
+
+def _colour(step: Evaluation) -> tuple[int, int, int]:
+    if step.kind is StepKind.REGIONAL:
+        return ACTIVE
+    return RESET if step.is_reset else DENSE
+
+
+def _headline(trace: Trace) -> str:
+    return (
+        f"{trace.regional_steps} of {trace.n_steps} steps regional, "
+        f"{trace.token_share:.0%} of tokens processed"
+    )
+
+
+def _subline(trace: Trace) -> str:
+    measured = f"{trace.measured_speedup:.2f}x" if trace.measured_speedup else "n/a"
+    text = (
+        f"speed-up expected {trace.expected_speedup:.2f}x, measured {measured}; "
+        f"sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
+    )
+    return "; ".join([text, *trace.notes])
+
+
+def _draw_maps(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, trace: Trace, pictures: np.ndarray | None, box: tuple
+) -> None:
+    """The picture (where given) beside the map of how often each region was computed."""
+    left, top, right, bottom = box
+    if not trace.steps:
+        return
+    share = np.mean([step.active for step in trace.steps], axis=0)  # (b, h, w)
+    tiles = [] if pictures is None else [as_uint8(pictures[0])]
+    span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))
+    tiles += [_heat(share[i], span) for i in range(min(len(share), MAX_IMAGES))]
+    x = left
+    for tile in tiles:
+        width = round((bottom - top) * trace.grid.w / trace.grid.h)
+        width = min(width, (right - left - 90) // len(tiles) - 12)
+        canvas.paste(Image.fromarray(fit(tile, width, bottom - top)), (x, top))
+        x += width + 12
+    _draw_colour_bar(canvas, draw, (min(x + 4, right - 120), top, bottom), span)
+
+
+def _draw_colour_bar(
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], span: tuple[float, float]
+) -> None:
+    """The colours of the map; its range is that of the run, since dense steps lift every region."""
+    x, top, bottom = place
+    ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
+    canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
+    for place_on_bar in (1.0, 0.5, 0.0):
+        label = f"{span[0] + place_on_bar * (span[1] - span[0]):.0%}"
+        draw.text((x + 20, top + (1 - place_on_bar) * (bottom - top - 16)), label, fill=TEXT, font=font(13))
+    draw.text((x, bottom + 6), "of steps computed", fill=FAINT, font=font(13))
+
+
+def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
+    """A bar a step for the active share, and the mean region score as a line (right axis)."""
+    left, top, right, bottom = box
+    steps = trace.steps
+    slot = (right - left) / max(len(steps), 1)
+    for share in (0.0, 0.5, 1.0):
+        y = bottom - share * (bottom - top)
+        draw.line((left, y, right, y), fill=(52, 56, 66))
+        draw.text((left - 8, y), f"{share:.0%}", fill=FAINT, font=font(13), anchor="rm")
+    for i, step in enumerate(steps):
+        x = left + i * slot
+        y = bottom - step.active_share * (bottom - top)
+        draw.rectangle((x + 1, y, x + max(slot - 2, 2), bottom), fill=_colour(step))
+        if i % max(len(steps) // 14, 1) == 0:
+            draw.text((x + slot / 2, bottom + 6), str(step.step + 1), fill=FAINT, font=font(13), anchor="ma")
+    _draw_scores(draw, steps, box, slot)
+    draw.text((left - 52, top - 30), "tokens processed, step by step", fill=TEXT, font=font(15))
+
+
+def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: tuple, slot: float) -> None:
+    left, top, right, bottom = box
+    means = [(i, float(step.score.mean())) for i, step in enumerate(steps) if step.score is not None]
+    if len(means) < 2:
+        return
+    peak = max(value for _, value in means) or 1.0
+    points = [(left + (i + 0.5) * slot, bottom - value / peak * (bottom - top)) for i, value in means]
+    draw.line(points, fill=BACKGROUND, width=5)
+    draw.line(points, fill=SCORE, width=2)
+    draw.text((right + 8, top), f"{peak:.2f}", fill=SCORE, font=font(13), anchor="lm")
+    draw.text((right + 8, bottom), "0", fill=SCORE, font=font(13), anchor="lm")
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
+    x, y = place
+    entries = [(DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional")]
+    entries.append((SCORE, "mean region score (right axis)"))
+    for colour, label in entries:
+        draw.rectangle((x, y + 3, x + 12, y + 15), fill=colour)
+        draw.text((x + 18, y), label, fill=TEXT, font=font(14))
+        x += 46 + round(draw.textlength(label, font=font(14)))
+
+
+def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
+    """(h, w) within `span` -> (h, w, 3) uint8 on the cividis ramp."""
+    position = np.clip((share - span[0]) / (span[1] - span[0]), 0, 1) * (len(CIVIDIS) - 1)
+    low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
+    part = (position - low)[..., None]
+    return (CIVIDIS[low] * (1 - part) + CIVIDIS[low + 1] * part).astype(np.uint8)
+
+
+def fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    enlarges = picture.shape[0] < height
+    filter_ = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(picture).resize((width, height), filter_))
+
+
+def as_uint8(picture: np.ndarray) -> np.ndarray:
+    return (np.clip(picture[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one size only
+        return ImageFont.load_default()

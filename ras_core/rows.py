@@ -1,0 +1,173 @@
+"""Rows of a sequence inside the network: which belong to active tokens, how they are gathered and written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+Pair = tuple[Tensor, Tensor]
+"""A key and a value, (bb, r, ...) each."""
+
+WIDE = torch.complex128
+"""Rows are copied in elements of 16 bytes where they can be: kernels that copy rows by index take as long for
+one of these as for one float16."""
+
+
+class Scratch:
+    """Memory that one attention of a call reads and the next one overwrites; allocated once per call."""
+
+    def __init__(self) -> None:
+        self._memory: dict[int, Tensor] = {}
+        self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
+
+    def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor with the shape and device of `like`, valid until the next with this number."""
+        key = number, like.shape, dtype
+        if (view := self._views.get(key)) is None:
+            view = self._views[key] = self._taken(number, like, dtype)
+        return view
+
+    def _taken(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
+        nbytes = like.numel() * dtype.itemsize
+        memory = self._memory.get(number)
+        if memory is None or memory.numel() < nbytes or memory.device != like.device:
+            self._views = {key: view for key, view in self._views.items() if key[0] != number}
+            memory = self._memory[number] = like.new_empty(nbytes, dtype=torch.uint8)
+        return memory[:nbytes].view(dtype).view(like.shape)
+
+
+def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Tensor:
+    """Rows of a sequence [prefix | image | suffix] that stay when only the active image tokens do.
+
+    Args:
+        active_idx: (bb, n_active) int64, token indices.
+        n_tokens: image tokens of the whole sequence.
+        prefix, suffix: rows before and after the image tokens (text, padding); they always stay.
+
+    Returns:
+        (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
+        axes.
+    """
+    bb, device = active_idx.shape[0], active_idx.device
+    rows = prefix + n_tokens + suffix
+    parts = [active_idx + prefix if prefix else active_idx]
+    if prefix:
+        parts.insert(0, torch.arange(prefix, device=device).expand(bb, -1))
+    if suffix:
+        parts.append(torch.arange(prefix + n_tokens, rows, device=device).expand(bb, -1))
+    within = torch.cat(parts, dim=1) if len(parts) > 1 else active_idx  # (bb, prefix + n_active + suffix)
+    if bb > 1:
+        within = within + torch.arange(0, bb * rows, rows, device=device)[:, None]
+    return within.flatten()
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the rows of a regional call stand in the whole sequence, (bb, rows, ...).
+
+    Attributes:
+        flat: (bb * r_kept,) int64, as `row_index` gives them.
+        total: bb * rows.
+        scratch: the call's scratch memory.
+    """
+
+    flat: Tensor
+    total: int
+    scratch: Scratch = field(default_factory=Scratch, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
+    ) -> Places:
+        """Arguments as of `row_index`."""
+        rows = prefix + n_tokens + suffix
+        flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
+        return cls(flat_idx, len(active_idx) * rows, scratch or Scratch())
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(total,) int32: which row of the call stands at a place, -1 where none does."""
+        numbers = torch.arange(len(self.flat), device=self.flat.device, dtype=torch.int32)
+        return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
+
+
+def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
+    """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
+    (rows,) = _wide(sequence.flatten(0, 1))
+    kept = rows.index_select(0, flat_idx).view(sequence.dtype)
+    return kept.unflatten(0, (sequence.shape[0], -1))
+
+
+def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
+    """Write rows over those at their places: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
+    rows, fresh = _wide(sequence.flatten(0, 1), kept.flatten(0, 1))
+    rows.index_copy_(0, flat_idx, fresh)
+
+
+class RowWriter:
+    """Reads and writes rows of a contiguous sequence, (bb, r, ...), many times: as `gather_rows` and
+    `scatter_into`, but the layout of the sequence is inspected only once.
+    """
+
+    def __init__(self, sequence: Tensor):
+        self._rows = sequence.flatten(0, 1)
+        self._wide = _wide(self._rows)[0]
+        self._is_wide = self._wide is not self._rows
+
+    def put(self, flat_idx: Tensor, fresh: Tensor) -> None:
+        """Write (bb, r_kept, ...) rows to their places."""
+        if self._is_wide:
+            try:
+                self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
+                return
+            except RuntimeError:  # strides or alignment; later rows will be no better
+                self._is_wide = False
+        self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
+
+    def move(self, flat_idx: Tensor, target: RowWriter) -> None:
+        """Copy rows to the same indices of a sequence of the same shape and dtype."""
+        here, there = self._wide, target._wide
+        if here.dtype != there.dtype:  # only one of them is aligned to 16 bytes
+            here, there = self._rows, target._rows
+        there.index_copy_(0, flat_idx, here.index_select(0, flat_idx))
+
+    def take(self, flat_idx: Tensor) -> Tensor:
+        """The rows at these indices as a new tensor, (r_kept, ...)."""
+        return self._wide.index_select(0, flat_idx).view(self._rows.dtype)
+
+
+def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
+    """A view with rows before heads, (bb, heads, r, e) -> (bb, r, heads / repeats, e), that keeps one of each
+    `repeats` consecutive equal heads.
+    """
+    if repeats == 1:
+        return by_head.transpose(1, 2)
+    bb, heads, rows, size = by_head.shape
+    of_image, of_head, of_row, of_number = by_head.stride()
+    strides = (of_image, of_row, of_head * repeats, of_number)
+    return by_head.as_strided((bb, rows, heads // repeats, size), strides)
+
+
+def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
+    """Put rows back at their places, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
+    full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
+    scatter_into(full, flat_idx, kept)
+    return full
+
+
+def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same rows, (r, ...) each, in elements of 16 bytes; as they are where one of them does not allow
+    that: a row's length, a stride or the place in memory may not be a multiple.
+    """
+    for t in tensors:
+        if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:
+            return tensors
+        if not (t.is_cuda or t.is_cpu):  # of these it is known that they copy such elements
+            return tensors
+    try:
+        return tuple([t.view(WIDE) for t in tensors])
+    except RuntimeError:  # a stride
+        return tensors

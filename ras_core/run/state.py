@@ -1,0 +1,216 @@
+"""The state of one run: born when sampling starts, gone when it ends."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..config import RASConfig
+from ..kv.store import Branch, KVStore
+from ..method.grid import TokenGrid
+from ..method.schedule import StepKind, StepPlan, plan_steps, step_of_sigma
+from ..method.selector import Selector
+from ..method.token_budget import Purse
+from .timing import Moment
+from .trace import Recorder
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunState:
+    """Everything that a run carries from one evaluation to the next.
+
+    Attributes:
+        config: the user's settings.
+        sigmas: the run's schedule as plain numbers.
+        grid: token grid of the latent.
+        batch: images in the batch.
+        selector: picks the active tokens of regional steps.
+        recorder: collects the trace.
+        plan: one entry a step; an adaptive budget replaces an entry when its step begins.
+        purse: pays for the regional steps of an adaptive budget; None with a fixed one.
+        kv: K/V cache, per branch.
+        any_regional: whether the plan of the start has a regional step.
+        cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
+        text_rows: text rows of the longest call, for the cost arithmetic.
+        kv_bytes: size of the K/V cache at its largest.
+        evaluation: the evaluation under way.
+        active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
+        evaluations: how many have ended.
+        is_dense: a surprise ended regional steps for this run.
+        known_sigma: noise level of the coming evaluation where the sampler tells it; None: read the device.
+    """
+
+    config: RASConfig
+    sigmas: list[float]
+    grid: TokenGrid
+    batch: int
+    selector: Selector
+    recorder: Recorder
+    plan: tuple[StepPlan, ...] = ()
+    purse: Purse | None = None
+    kv: KVStore = field(init=False)
+    any_regional: bool = field(init=False)
+    cached_output: dict[Branch, Tensor] = field(default_factory=dict)
+    text_rows: int = 0
+    kv_bytes: int = 0
+    evaluation: EvaluationState | None = None
+    is_dense: bool = False
+    active_idx: Tensor | None = None
+    evaluations: int = 0
+    known_sigma: float | None = None
+    _decided: set[int] = field(default_factory=set)  # steps whose plan is final
+    _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
+    _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
+
+    def __post_init__(self) -> None:
+        self.plan = plan_steps(len(self.sigmas) - 1, self.config)
+        self.kv = KVStore(self.grid.n)
+        self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
+        if self.config.budget == "adaptive" and self.any_regional:
+            self.purse = Purse(self.plan)
+
+    def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
+        """How the K/V cache is kept (kv_storage.py), and what it takes of each branch; said before the first
+        call.
+        """
+        self.kv = KVStore(self.grid.n, storage, branch_nbytes)
+
+    def begin_evaluation(self, sigma: float, now: Moment) -> None:
+        """A guided evaluation starts: find its step and, when that is regional, its active tokens."""
+        plan = self._plan_of(step_of_sigma(self.sigmas, sigma))
+        self.recorder.begin(plan, sigma, now)
+        self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
+
+    def record_plain_evaluation(self, sigma: Tensor, now: Moment) -> None:
+        """An evaluation of a run without regional steps: its noise level (1,) is read when all is over, so
+        that the device is never waited for.
+        """
+        self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
+        self.evaluations += 1
+
+    @torch.no_grad()  # some samplers are called outside inference mode
+    def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
+        """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
+        evaluation = self.evaluation
+        self.evaluation = None
+        self._forget_others(evaluation.seen)
+        self.evaluations += 1
+        self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
+        if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
+            self.selector.observe(x, denoised, sigma, self.active_idx)
+        self.recorder.end(self.active_idx, self.selector.score)
+
+    @property
+    def active_pixels(self) -> Tensor | None:
+        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None for all."""
+        return None if self.active_idx is None else self.pixels_of(self.active_idx)
+
+    def pixels_of(self, active_idx: Tensor) -> Tensor:
+        """Latent pixels of selected tokens, (b, n_active) -> (b, 1, H, W) bool; computed once per step."""
+        if self._pixels is None or self._pixels[0] is not active_idx:
+            self._pixels = (active_idx, self.grid.active_pixels(active_idx))
+        return self._pixels[1]
+
+    def _forget_others(self, seen: set[Branch]) -> None:
+        """A conditioning whose turn is over (prompt scheduling) keeps no memory and no stale cache."""
+        gone = [branch for branch in self.cached_output if seen and branch not in seen]
+        self.kv.drop(tuple(gone))
+        for branch in gone:
+            del self.cached_output[branch]
+
+    def abandon_evaluation(self) -> None:
+        """The evaluation failed; the exception goes on to the host."""
+        self.evaluation = None
+
+    def go_dense(self, reason: str) -> None:
+        """No more regional steps in this run, with one visible warning."""
+        self.is_dense = True
+        self.release()
+        if self.evaluation is not None:
+            self.evaluation.fill_cache = False
+        self.warn(f"running dense from here: {reason}")
+
+    def release(self) -> None:
+        """Let go of everything large."""
+        self.kv = KVStore(self.grid.n)
+        self.cached_output.clear()
+
+    def warn(self, text: str) -> None:
+        """One visible warning for each surprise of a run."""
+        if self.recorder.note(text):
+            logger.warning("Multirate RAS: %s", text)
+
+    def is_ready(self, branches: tuple[Branch, ...]) -> bool:
+        """Whether all these branches have a cache to go on from."""
+        return all(branch in self.kv and branch in self.cached_output for branch in branches)
+
+    def _plan_of(self, step: int) -> StepPlan:
+        """The step's plan, which an adaptive budget settles at the step's first evaluation.
+
+        That reads one number from the device, and none after the last step that the purse pays for. Earlier
+        dense steps are read too: they show how fast the demand falls.
+        """
+        if self.purse is None or self.is_dense or step in self._decided or not self.purse.is_open(step):
+            return self.plan[step]
+        self._decided.add(step)
+        demand = self.selector.demand(self.sigmas[step], self.sigmas[step + 1])
+        decided = self.purse.decide(self.plan[step], None if demand is None else float(demand))
+        self.plan = (*self.plan[:step], decided, *self.plan[step + 1 :])
+        return decided
+
+    def _active_tokens(self, plan: StepPlan) -> Tensor | None:
+        """Selected once a step: all evaluations of a step work on the same tokens."""
+        if plan.kind is StepKind.DENSE or self.is_dense:
+            return None
+        if self._selected is None or self._selected[0] != plan.index:
+            active = self.selector.select(plan.active_count(self.grid.n), self.sigmas[plan.index])
+            self._selected = (plan.index, active)
+        return self._selected[1]
+
+    def _is_cache_needed(self, plan: StepPlan) -> bool:
+        """K/V are worth keeping only when this step or one of the next can use them."""
+        if self.is_dense:
+            return False
+        ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations
+        return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + ahead])
+
+
+@dataclass
+class EvaluationState:
+    """One evaluation: its plan, and how often each branch was called in it.
+
+    Attributes:
+        plan: the step it belongs to.
+        active_idx: (b, n_active) for a regional evaluation, None for a dense one.
+        fill_cache: whether dense calls keep their K/V.
+        ran_regional: at least one call really processed active tokens only.
+        seen: branches called so far.
+    """
+
+    plan: StepPlan
+    active_idx: Tensor | None
+    fill_cache: bool
+    ran_regional: bool = False
+    seen: set[Branch] = field(default_factory=set)
+    _calls: dict[object, int] = field(default_factory=dict)
+
+    def branches(self, uuids: list, variant: object) -> tuple[Branch, ...]:
+        """Identity of the branches of a call.
+
+        Args:
+            uuids: its conditionings.
+            variant: which blocks are replaced in it. Guidance may evaluate a conditioning twice, with blocks
+                left out (skip-layer guidance); what such a pass caches is of no use to another.
+        """
+        named = []
+        for uuid in uuids:
+            ordinal = self._calls.get((uuid, variant), 0)
+            self._calls[uuid, variant] = ordinal + 1
+            named.append((uuid, variant, ordinal))
+        self.seen.update(named)
+        return tuple(named)

@@ -1,0 +1,241 @@
+"""What a run did: recorded while it runs, frozen when it ends."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..graphs.eligibility import GraphReport
+from ..method.grid import TokenGrid
+from ..method.schedule import StepKind, StepPlan
+from ..models.cost import CostProfile, expected_speedup
+from .timing import Moment, seconds_between
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One guided evaluation of the model.
+
+    Attributes:
+        step: index of the step it belongs to.
+        sigma: noise level.
+        kind: what it really was, which may be dense although the plan said regional.
+        is_reset: a planned error-reset step.
+        active: (b, h, w) bool, tokens processed.
+        score: (b, h, w) float32, region metric of the guided output it left, or None.
+        seconds: wall-clock time until the next evaluation began.
+    """
+
+    step: int
+    sigma: float
+    kind: StepKind
+    is_reset: bool
+    active: np.ndarray
+    score: np.ndarray | None
+    seconds: float
+
+    @property
+    def active_share(self) -> float:
+        return float(self.active.mean())
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A finished run.
+
+    Attributes:
+        grid: token grid of the latent.
+        n_steps: steps of the run.
+        evaluations: in order; samplers of higher order have several a step.
+        expected_speedup: by FLOPs against a dense run of the same evaluations.
+        measured_speedup: by the clock, a dense evaluation of this run being the unit; None without one to
+            measure.
+        seconds: sampling time from the first evaluation on; loading the model is not in it.
+        kv_bytes: size of the K/V cache at its largest.
+        notes: why anything ran dense that was planned regional, and other surprises.
+        graphs: what was captured and replayed as CUDA graphs; None if they were off or impossible.
+    """
+
+    grid: TokenGrid
+    n_steps: int
+    evaluations: tuple[Evaluation, ...]
+    expected_speedup: float
+    measured_speedup: float | None
+    seconds: float
+    kv_bytes: int
+    notes: tuple[str, ...] = field(default=())
+    graphs: GraphReport | None = None
+
+    @classmethod
+    def empty(cls, reason: str) -> Trace:
+        """The trace of a run that had nothing for the method to do."""
+        return cls(TokenGrid(1, 1, 1), 0, (), 1.0, None, 0.0, 0, (reason,))
+
+    @property
+    def steps(self) -> tuple[Evaluation, ...]:
+        """The last evaluation of each step."""
+        return tuple({evaluation.step: evaluation for evaluation in self.evaluations}.values())
+
+    @property
+    def regional_steps(self) -> int:
+        return sum(step.kind is StepKind.REGIONAL for step in self.steps)
+
+    @property
+    def token_share(self) -> float:
+        """Share of the image tokens processed, over all evaluations."""
+        return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
+
+    def summary(self) -> str:
+        """The closing line of a run."""
+        measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
+        line = (
+            f"Multirate RAS: {self.regional_steps} of {self.n_steps} steps regional, "
+            f"{self.token_share:.0%} of tokens processed, speed-up expected {self.expected_speedup:.2f}x, "
+            f"measured {measured}"
+        )
+        return "; ".join(filter(None, [line, self._graphs_line(), *self.notes]))
+
+    def _graphs_line(self) -> str | None:
+        total = sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
+        if self.graphs is None or not total:
+            return None
+        line = f"{self.graphs.replayed} of {total} regional steps replayed as CUDA graphs"
+        return f"{line} ({self.graphs.reason})" if self.graphs.reason else line
+
+    def as_dict(self) -> dict:
+        """Plain numbers for a user interface."""
+        return {
+            "steps": self.n_steps,
+            "evaluations": len(self.evaluations),
+            "regional_steps": self.regional_steps,
+            "token_share": self.token_share,
+            "expected_speedup": self.expected_speedup,
+            "measured_speedup": self.measured_speedup,
+            "seconds": self.seconds,
+            "kv_bytes": self.kv_bytes,
+            "grid": [self.grid.h, self.grid.w],
+            "notes": list(self.notes),
+            "graphs": None if self.graphs is None else asdict(self.graphs),
+            "timeline": [
+                {"step": e.step, "sigma": e.sigma, "kind": e.kind.value, "reset": e.is_reset,
+                 "active_share": e.active_share, "seconds": e.seconds}
+                for e in self.evaluations
+            ],
+        }  # fmt: skip
+
+
+@dataclass
+class _Entry:
+    """An evaluation while the run goes on; tensors stay on the device until the end."""
+
+    plan: StepPlan | Callable[[float], StepPlan]
+    sigma: float | Tensor
+    started: Moment
+    active_idx: Tensor | None = None
+    score: Tensor | None = None
+
+
+class Recorder:
+    """Collects a run's evaluations without waiting for the device."""
+
+    def __init__(self, grid: TokenGrid, batch: int):
+        self._grid = grid
+        self._batch = batch
+        self._entries: list[_Entry] = []
+        self._notes: list[str] = []
+
+    def begin(self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Moment) -> None:
+        """An evaluation begins; where its noise level is still on the device, `plan` tells its step later."""
+        self._entries.append(_Entry(plan, sigma, now))
+
+    def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
+        """The evaluation that began last is over; `active_idx` is None when it was dense."""
+        entry = self._entries[-1]
+        entry.active_idx, entry.score = active_idx, score
+
+    @property
+    def any_regional(self) -> bool:
+        return any(entry.active_idx is not None for entry in self._entries)
+
+    @property
+    def any_note(self) -> bool:
+        return bool(self._notes)
+
+    def note(self, text: str) -> bool:
+        """Remember a surprise; False when it is known already."""
+        if text in self._notes:
+            return False
+        self._notes.append(text)
+        return True
+
+    def finish(
+        self,
+        now: Moment,
+        n_steps: int,
+        profile: CostProfile,
+        n_text: int,
+        kv_bytes: int,
+        graphs: GraphReport | None = None,
+    ) -> Trace:
+        evaluations = self._evaluations(now)
+        counts = [round(e.active_share * self._grid.n) for e in evaluations]
+        return Trace(
+            grid=self._grid,
+            n_steps=n_steps,
+            evaluations=evaluations,
+            expected_speedup=expected_speedup(profile, self._grid.n, n_text, counts),
+            measured_speedup=measured_speedup(evaluations),
+            seconds=sum(e.seconds for e in evaluations),
+            kv_bytes=kv_bytes,
+            notes=tuple(self._notes),
+            graphs=graphs,
+        )
+
+    def _evaluations(self, now: Moment) -> tuple[Evaluation, ...]:
+        entries = self._entries
+        ends = [*(entry.started for entry in entries), now][1:]
+        indices = [entry.active_idx for entry in entries]
+        masks = _to_host([None if idx is None else self._grid.active_mask(idx) for idx in indices])
+        scores = _to_host([None if entry.score is None else entry.score.float() for entry in entries])
+        return tuple(map(self._freeze, entries, ends, masks, scores))
+
+    def _freeze(
+        self, entry: _Entry, end: Moment, active: np.ndarray | None, score: np.ndarray | None
+    ) -> Evaluation:
+        shape = (self._batch, self._grid.h, self._grid.w)
+        sigma = float(entry.sigma)
+        plan = entry.plan(sigma) if callable(entry.plan) else entry.plan
+        return Evaluation(
+            plan.index,
+            sigma,
+            StepKind.DENSE if active is None else StepKind.REGIONAL,
+            plan.is_reset,
+            np.ones(shape, dtype=bool) if active is None else active.reshape(shape),
+            None if score is None else score.reshape(shape),
+            seconds_between(entry.started, end),
+        )
+
+
+def _to_host(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
+    """All of them, of one shape, in one transfer."""
+    there = [t for t in tensors if t is not None]
+    here = iter(torch.stack(there).cpu().numpy() if there else ())
+    return [None if t is None else next(here) for t in tensors]
+
+
+def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
+    """Time of an all-dense run over this run's time, with the median dense evaluation as the unit.
+
+    The first evaluation is left out where others can stand in: it holds the loading and tuning of kernels.
+    """
+    later = evaluations[1:]
+    dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
+    if not dense or not any(e.kind is StepKind.REGIONAL for e in later):
+        return None
+    total = sum(e.seconds for e in later)
+    return statistics.median(dense) * len(later) / total if total > 0 else None
