@@ -37,17 +37,18 @@ class RASConfig:
         starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
             means; "reference" is the formula of the reference code, where the sign works the other way.
         method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
-        corrections: let the multirate integrator replace the euler and dpmpp_2m samplers (integrator.py).
+        corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
+            (method/integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
             bytes, "cpu" in main memory; "auto" takes the first of these that fits into free memory, else the
             run is dense. "off" keeps none: regional steps attend among active tokens and text only. That is
             the paper's ablation (table 4b), a baseline for experiments; pictures fall apart. "forecast" keeps
             twice the bytes of "gpu", and continues keys and values along their last change
-            (kv_forecast.py).
+            (kv/forecast.py).
         budget: "fixed" processes `sample_ratio` of the tokens in every regional step; "adaptive" lets the
-            share follow the predicted change, with the same average and dense steps paid from it (budget.py).
-            It needs the multirate method, and knows no `error_reset_every`.
+            share follow the predicted change, with the same average and dense steps paid from it
+            (method/token_budget.py). It needs the multirate method, and knows no `error_reset_every`.
 
     Raises:
         RASError: a value out of range, with what is expected.

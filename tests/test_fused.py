@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ras_pack import ras_core
+from ras_pack.ras_core import kv
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.kv import triton_launch as fused
 from ras_pack.ras_core.kv.forecast import Ahead, ForecastSequence
@@ -274,7 +274,7 @@ class TestWithoutTriton:
         fused._on.cache_clear()
 
     def test_it_says_so_once(self, monkeypatch, caplog):
-        monkeypatch.delattr(ras_core, "kernels", raising=False)
+        monkeypatch.delattr(kv, "triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", None)
         with caplog.at_level("INFO"):
             assert fused._on(DEVICE, torch.half) is None and fused._on(DEVICE, torch.half) is None
@@ -289,7 +289,7 @@ class TestWithoutTriton:
         assert "RuntimeError: no compiler" in caplog.text
 
     def test_a_triton_that_is_broken_is_left(self, monkeypatch, caplog):
-        monkeypatch.delattr(ras_core, "kernels", raising=False)
+        monkeypatch.delattr(kv, "triton_kernels", raising=False)
         monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
         with caplog.at_level("INFO"):

@@ -147,7 +147,7 @@ class Recording:
     tape: Tape
     away: dict[str, Tensor] = field(default_factory=dict)
     """What the places hold of inputs that live elsewhere, for a comparison where these live. A run brings its
-    conditionings to the device (conditionings.py), but other packs' guiders may not let it.
+    conditionings to the device (host/conditionings.py), but other packs' guiders may not let it.
     """
     last_run: int = 0
     """Number of the run that used it last."""

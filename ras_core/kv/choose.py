@@ -54,7 +54,7 @@ class Choice:
     """A decision, and why.
 
     Attributes:
-        storage: one of kv_storage.py; None: the run has to be dense.
+        storage: one of kv/storage.py; None: the run has to be dense.
         reason: one sentence for the log.
         is_surprise: it is not the first choice of what the user asked for.
     """

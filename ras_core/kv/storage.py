@@ -16,13 +16,8 @@ from torch import Tensor
 
 from ..rows import Pair, Places, RowWriter, scatter_into
 from .arena import Slab, copies
+from .float8_format import EXPONENT, FLOAT8, SCALE_OF_POWER, SMALLEST_SCALE
 from .triton_launch import fused_for
-
-FLOAT8 = torch.float8_e4m3fn
-SCALE_OF_POWER = 2.0**-7
-"""Numbers below twice a power of two are divided by this times it: codes are 256 at most, of 448."""
-EXPONENT = 0x7F800000  # bits of a float32
-SMALLEST_SCALE = 2.0**-24  # the smallest number of float16
 
 
 @dataclass

@@ -164,7 +164,7 @@ def update(
         n_tokens: image tokens of the whole picture.
         borders: rows of text before and of padding after the image rows in this call.
         places: those of the above where the caller has them.
-        ahead: how far rows are continued, in the form that can do that (kv_forecast.py).
+        ahead: how far rows are continued, in the form that can do that (kv/forecast.py).
 
     Returns:
         (bb, prefix + n_tokens + suffix, ...) each; read them before the call's next `update`, which may

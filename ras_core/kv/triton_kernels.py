@@ -1,4 +1,4 @@
-"""Triton's kernels for rows of the K/V cache. Only `fused.py` imports this: Triton may not be there.
+"""Triton's kernels for rows of the K/V cache. Only `triton_launch` imports this: Triton may not be there.
 
 A program is one row of one key or value, but for `weigh`. Whole tensors are contiguous, (bb, rows, ...), and
 their rows DIM numbers long; fresh rows come as the network made them, in heads of HEAD numbers, with three
@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import storage as kv_storage
+from . import float8_format
 
 # float8_e4m3fn by its bits, since not every GPU that Triton knows has instructions for it.
 NAN = tl.constexpr(0x7F)
@@ -26,9 +26,9 @@ DENORMAL = tl.constexpr(16384.0)  # a float32 of this size has the steps of smal
 DENORMAL_BITS = tl.constexpr(0x46800000)
 HALF_STEP = tl.constexpr(0x7FFFF)  # of a float8's mantissa in a float32, less one
 
-EXPONENT = tl.constexpr(kv_storage.EXPONENT)
-SCALE_OF_POWER = tl.constexpr(kv_storage.SCALE_OF_POWER)
-SMALLEST_SCALE = tl.constexpr(kv_storage.SMALLEST_SCALE)
+EXPONENT = tl.constexpr(float8_format.EXPONENT)
+SCALE_OF_POWER = tl.constexpr(float8_format.SCALE_OF_POWER)
+SMALLEST_SCALE = tl.constexpr(float8_format.SMALLEST_SCALE)
 
 
 @triton.jit
@@ -233,7 +233,7 @@ def weigh(
     sums: tl.int64, weight: tl.int64, weights: tl.int64, samples, rows,
     TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as kv_forecast.py has
+    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as kv/forecast.py has
     them. Grid: (2 * bb, rows / BLOCK).
     """
     which, pictures = tl.program_id(0), tl.num_programs(0) // 2

@@ -1,7 +1,7 @@
 """Rows of the K/V cache in one pass over memory, by Triton's kernels where Triton works on the device.
 
 What PyTorch does with these rows in five to twelve operations, each of which reads and writes them all, one
-kernel does at once. Each function here has a twin in kv_storage.py or kv_forecast.py that takes its place
+kernel does at once. Each function here has a twin in kv/storage.py or kv/forecast.py that takes its place
 elsewhere. float8 rows come out the same to the last bit; forecasts, whose sums run in another order, to
 rounding.
 """

@@ -48,7 +48,7 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
 
     Step 0 is always dense, and with the multirate method step 1: there is nothing to go on from before. The
     window [start_step, end_step) is half-open in every place, which the reference code is not. An adaptive
-    budget decides at each regional step of this plan what it really becomes (budget.py).
+    budget decides at each regional step of this plan what it really becomes (method/token_budget.py).
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}

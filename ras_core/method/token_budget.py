@@ -16,7 +16,7 @@ from dataclasses import replace
 from .schedule import StepKind, StepPlan
 
 LEVELS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)
-"""Shares that a step may get. Few of them, so that recorded CUDA graphs serve again (graph_rules.py)."""
+"""Shares that a step may get. Few of them, so that CUDA graphs serve again (graphs/eligibility.py)."""
 
 FLOOR = 0.5
 """Lowest share of a step, of the average. Late steps move little, but nothing

@@ -1,4 +1,14 @@
-"""From a network to the adapter that knows it."""
+"""What a network must state to take part: one adapter a family, and the registry that finds it.
+
+Read `base` (what there is to state), then `sd3`, `lumina2` or `lumina_next`; `cost` has their FLOPs and
+cache bytes. README.md tells how to add a family.
+
+1. `adapter_for` finds the adapter of a network, or refuses the network in three parts.
+2. The adapter says which modules are blocks, where text and padding rows are, and how block inputs are
+   gathered.
+
+Imports: rows, errors.
+"""
 
 from __future__ import annotations
 

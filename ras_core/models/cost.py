@@ -51,7 +51,7 @@ class CacheProfile:
     def nbytes(
         self, n_tokens: int, borders: Sequence[int], itemsize: int, storage: str = "gpu", padding: int = 0
     ) -> int:
-        """Bytes of the whole cache under a `storage` of kv_storage.py.
+        """Bytes of the whole cache under a `storage` of kv/storage.py.
 
         Args:
             n_tokens: image tokens of the whole picture.

@@ -1,4 +1,4 @@
-"""The multirate sampler: k-diffusion's calling form, integrator.py's mathematics."""
+"""The multirate sampler: k-diffusion's calling form, method/integrator.py's mathematics."""
 
 from __future__ import annotations
 
