@@ -77,7 +77,7 @@ class TestCases:
 
 def test_more_recordings_than_a_model_keeps_are_told_of():
     wanted = variants((0.5, 0.25, 0.125), True, "", ("fp8",))
-    assert not too_many_recordings(wanted, 1) and "12 recordings" in too_many_recordings(wanted, 2)
+    assert not too_many_recordings(wanted, 1) and "12 CUDA graphs" in too_many_recordings(wanted, 2)
 
 
 class TestReferenceVariants:
