@@ -274,9 +274,9 @@ _NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark"
 def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
     """Swap these values in for the body, then restore the old ones."""
     before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
-    for held, name, value in exchanges:
-        held[name] = value
     try:
+        for held, name, value in exchanges:
+            held[name] = value
         yield
     finally:
         for held, name, value in before:
