@@ -158,6 +158,19 @@ class TestErrors:
         message = self._message(nodes, unet)
         assert "UNetModel" in message and "MMDiT" in message and "NextDiT" in message
 
+    @pytest.mark.parametrize(
+        "module, name", [("comfy.ldm.aura.mmdit", "MMDiT"), ("comfy.ldm.lumina.model", "NextDiTPixelSpace")]
+    )
+    def test_a_network_that_only_looks_like_a_supported_one(self, nodes, sd3, module, name):
+        """AuraFlow's class has the name of SD3's, and Z-Image in pixel space is a subclass of Z-Image's."""
+        kind = getattr(importlib.import_module(module), name, None)
+        if kind is None:
+            pytest.skip("this ComfyUI has no such network")
+        model, network = sd3.build(), kind.__new__(kind)
+        torch.nn.Module.__init__(network)
+        model.add_object_patch("diffusion_model", network)
+        assert f"{name} ({module})" in self._message(nodes, model)
+
     def test_a_list_of_steps_that_is_none(self, nodes, sd3):
         assert "'a', 'b'" in self._message(nodes, sd3.build(), error_reset_steps="a,b")
 

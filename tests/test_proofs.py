@@ -165,7 +165,7 @@ class TestEffect:
         adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
         blocks, refiners = adapter.blocks(network), len(adapter.refiner_blocks(network))
         rows = {layer: [] for layer in range(len(blocks))}
-        hidden = 1 if adapter.class_name == "MMDiT" else 0
+        hidden = 1 if adapter.family.startswith("SD3") else 0
 
         def counter(layer):
             return lambda module, args: rows[layer].append(args[hidden].shape[1])

@@ -34,7 +34,7 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
             return adapter
     supported = ", ".join(adapter.family for adapter in ADAPTERS)
     raise RASError(
-        f"the model's network is {type(network).__name__}.",
+        f"the model's network is {type(network).__name__} ({type(network).__module__}).",
         f"one of: {supported}.",
         "connect a model of one of these families, or remove the node for this model.",
     )

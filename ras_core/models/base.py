@@ -18,7 +18,8 @@ class ModelAdapter(ABC):
 
     Attributes:
         family: name for messages.
-        class_name: the host's network class; subclasses of it match too.
+        classes: the network classes it was tested with, as ends of dotted names ("lumina.model.NextDiT"). A
+            subclass may be another network, and two families may name a class alike.
         text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor.
         runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
         cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
@@ -26,7 +27,7 @@ class ModelAdapter(ABC):
     """
 
     family: str
-    class_name: str
+    classes: tuple[str, ...]
     text_in_hidden: bool
     runs_wrappers: bool = True
     cross_attentions: frozenset[int] = frozenset()
@@ -96,8 +97,9 @@ class ModelAdapter(ABC):
         return 1
 
     def matches(self, network: nn.Module) -> bool:
-        """By class name, so that no host module is imported and a renamed module is still found."""
-        return any(cls.__name__ == self.class_name for cls in type(network).__mro__)
+        """Whether this is exactly one of `classes`; no module of ComfyUI is imported to see that."""
+        full = f".{type(network).__module__}.{type(network).__qualname__}"
+        return any(full.endswith(f".{each}") for each in self.classes)
 
 
 def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:

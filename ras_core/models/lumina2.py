@@ -21,7 +21,7 @@ class NextDiTAdapter(ModelAdapter):
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"
-    class_name = "NextDiT"
+    classes = ("lumina.model.NextDiT",)
     text_in_hidden = True
 
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:

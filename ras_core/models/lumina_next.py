@@ -19,7 +19,7 @@ class LuminaNextAdapter(ModelAdapter):
     """
 
     family = "Lumina-Next"
-    class_name = "LuminaNextDiT"
+    classes = ("lumina_next.network.LuminaNextDiT",)
     text_in_hidden = False
     cross_attentions = frozenset({1})
 

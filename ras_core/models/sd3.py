@@ -20,7 +20,7 @@ class SD3Adapter(ModelAdapter):
     """
 
     family = "SD3 / SD3.5 (MMDiT)"
-    class_name = "MMDiT"
+    classes = ("diffusionmodules.mmdit.OpenAISignatureMMDITWrapper", "diffusionmodules.mmdit.MMDiT")
     text_in_hidden = False
     runs_wrappers = False
 
