@@ -12,7 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import compiler as host_compiler
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.kv.arena import Slab
+from ras_pack.ras_core.kv.arena import Arena
 from support.sampling import FAST, distance, sample, sample_ras
 from support.tape import FrozenTape, record_on
 
@@ -92,13 +92,13 @@ class TestPause:
                 yield
 
         prefetch("pause_malloc_graph", with_sync if knows_sync else without)
-        copy = Slab.copy
+        copy = Arena.copy
 
         def watched(*args):
             allocated.append(bool(paused))
             return copy(*args)
 
-        monkeypatch.setattr(Slab, "copy", watched)
+        monkeypatch.setattr(Arena, "copy", watched)
         _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), EAGER)
         assert trace.regional_steps == 7 and allocated and all(allocated) and not paused
         assert set(given) == {knows_sync}

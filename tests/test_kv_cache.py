@@ -11,10 +11,10 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import patch as host
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import store as kv
-from ras_pack.ras_core.kv.arena import SPARE, Slab
+from ras_pack.ras_core.kv.arena import SPARE, Arena
 from ras_pack.ras_core.kv.choose import Needs, Room, choose
 from ras_pack.ras_core.kv.forecast import ForecastSequence, Times
-from ras_pack.ras_core.kv.storage import Ferry, Float8Sequence, HostSequence, Sequence, has_float8
+from ras_pack.ras_core.kv.storage import Float8Sequence, HostSequence, Offloader, Sequence, has_float8
 from ras_pack.ras_core.kv.store import TIMES, KVStore, keeper
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import Places
@@ -33,8 +33,8 @@ FP8_CALL_ERROR = 0.02
 
 @pytest.fixture
 def seen(monkeypatch) -> dict:
-    """What runs decide: arithmetic needs, choices, and the ferries that they make."""
-    found = {"needs": [], "choices": [], "ferries": []}
+    """What runs decide: arithmetic needs, choices, and the offloaders that they make."""
+    found = {"needs": [], "choices": [], "offloaders": []}
 
     def spy(wanted, needs, room):
         choice = choose(wanted, needs, room)
@@ -45,7 +45,7 @@ def seen(monkeypatch) -> dict:
     def make(storage):
         keep = keeper(storage)
         if storage == "cpu":
-            found["ferries"].append(keep.keywords["ferry"])
+            found["offloaders"].append(keep.keywords["offloader"])
         return keep
 
     monkeypatch.setattr(host, "choose", spy)
@@ -70,7 +70,7 @@ def _settings(storage: str, **changes) -> RASConfig:
 
 def _alive() -> list:
     """What holds K/V now; nobody has to wait for the garbage collector."""
-    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Times, Ferry}
+    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Times, Offloader}
     return [each for each in gc.get_objects() if type(each) in kinds]
 
 
@@ -366,32 +366,34 @@ class TestLifeCycle:
         assert held and held[0] == 0
 
 
-class TestFerry:
+class TestOffloader:
     def test_every_sequence_but_a_calls_first_is_under_way_before_it_is_asked_for(self, family, seen):
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("cpu"))
         assert trace.regional_steps == 7
-        assert seen["ferries"][-1].late == 7
+        assert seen["offloaders"][-1].late == 7
 
     def test_two_places_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
         """Sequences that come by: each is in one of two buffers, which grow to the largest."""
         buffers = set()
-        fetch = Ferry.fetch
+        fetch = Offloader.fetch
 
         def spy(self, sequence, device):
             place = fetch(self, sequence, device)
             buffers.add(place[0].untyped_storage().data_ptr())
             return place
 
-        monkeypatch.setattr(Ferry, "fetch", spy)
+        monkeypatch.setattr(Offloader, "fetch", spy)
         sample_ras(family.build(), family, family.noise(), _settings("cpu"))
         assert len(buffers) == 2
 
     def test_what_was_under_way_when_a_dense_call_came_is_not_used(self):
-        slots, ferry = {}, Ferry()
+        slots, offloader = {}, Offloader()
         for number in (10.0, 20.0):
             for layer in range(3):
                 full = torch.full((1, 3, 4), number + layer)
-                kv.fill(slots, (layer, 0), full, full, 0, 0, lambda *a: HostSequence.of(*a, ferry=ferry))
+                kv.fill(
+                    slots, (layer, 0), full, full, 0, 0, lambda *a: HostSequence.of(*a, offloader=offloader)
+                )
             if number == 10.0:
                 self._update(slots, 1)  # brings the third attention on its way, and the call ends here
         key, _ = self._update(slots, 2)
@@ -438,13 +440,13 @@ class TestOnePiece:
     def test_it_is_free_again_where_memory_ran_out_on_the_way(self, sd3, monkeypatch):
         """The call is done again without a cache, in the memory that the cache would have taken."""
         made, alive = weakref.WeakSet(), []
-        init = Slab.__init__
+        init = Arena.__init__
 
-        def made_known(slab, *args):
-            init(slab, *args)
-            made.add(slab)
+        def made_known(arena, *args):
+            init(arena, *args)
+            made.add(arena)
 
-        monkeypatch.setattr(Slab, "__init__", made_known)
+        monkeypatch.setattr(Arena, "__init__", made_known)
         model = sd3.build()
 
         def full_once(module, args):
@@ -467,7 +469,7 @@ class TestOnePiece:
 
         with monkeypatch.context() as patch:
             patch.setattr(torch, "empty", full)
-            copy = Slab(2**20).copy(torch.ones(3))
+            copy = Arena(2**20).copy(torch.ones(3))
         assert copy.tolist() == [1, 1, 1]
 
 
@@ -477,7 +479,7 @@ class TestForms:
     KEEP = {
         "gpu": Sequence.of,
         "fp8": Float8Sequence.of,
-        "cpu": lambda *rows: HostSequence.of(*rows, ferry=Ferry()),
+        "cpu": lambda *rows: HostSequence.of(*rows, offloader=Offloader()),
         "forecast": ForecastSequence.of,
     }
 

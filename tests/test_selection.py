@@ -5,7 +5,7 @@ import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.metric import region_metric
-from ras_pack.ras_core.method.preferences import Wishes
+from ras_pack.ras_core.method.preferences import Preferences
 from ras_pack.ras_core.method.selection import count_drops, select_active
 
 
@@ -102,7 +102,7 @@ class TestStarvation:
         ]
 
 
-class TestWishes:
+class TestPreferences:
     """Both ends of the metric know what is favoured and what is thrown away."""
 
     GRID = TokenGrid(32, 32, 2)
@@ -115,24 +115,24 @@ class TestWishes:
     @pytest.mark.parametrize("scale", [0.1, 10.0])
     @pytest.mark.parametrize("high_ratio", [0.0, 0.5, 1.0])
     def test_what_is_thrown_away_never_becomes_active(self, high_ratio, scale):
-        wishes = Wishes.of(self.GRID, None, self._mask())
-        assert wishes.needed_count == 12 * 12  # eight tokens and a margin of two on each side
+        preferences = Preferences.of(self.GRID, None, self._mask())
+        assert preferences.needed_count == 12 * 12  # eight tokens and a margin of two on each side
         config = RASConfig(high_ratio=high_ratio, starvation_scale=scale)
         metric, drops = torch.rand(1, 256, generator=_generator()), torch.zeros(1, 256, dtype=torch.int32)
         for _ in range(30):
-            active = select_active(metric, drops, 64, config, wishes)
-            assert wishes.needed.gather(1, active).all()
+            active = select_active(metric, drops, 64, config, preferences)
+            assert preferences.needed.gather(1, active).all()
             drops = count_drops(drops, active)
 
     @pytest.mark.parametrize("high_ratio", [0.0, 0.5, 1.0])
     def test_favoured_tokens_are_active_more_often(self, high_ratio):
-        wishes = Wishes.of(self.GRID, self._mask(), None)
+        preferences = Preferences.of(self.GRID, self._mask(), None)
         metric = torch.rand(1, 256, generator=_generator()) * 0.1 + 1.0
         drops = torch.zeros(1, 256, dtype=torch.int32)
-        active = select_active(metric, drops, 64, RASConfig(high_ratio=high_ratio), wishes)
-        assert wishes.priority.gather(1, active).all()  # all 64 tokens of the mask come first
+        active = select_active(metric, drops, 64, RASConfig(high_ratio=high_ratio), preferences)
+        assert preferences.priority.gather(1, active).all()  # all 64 tokens of the mask come first
 
-    def test_without_wishes_nothing_changes(self):
+    def test_without_preferences_nothing_changes(self):
         metric, drops = torch.rand(2, 64, generator=_generator()), torch.zeros(2, 64, dtype=torch.int32)
         plain = select_active(metric, drops, 16, RASConfig(high_ratio=0.5))
-        assert torch.equal(select_active(metric, drops, 16, RASConfig(high_ratio=0.5), Wishes()), plain)
+        assert torch.equal(select_active(metric, drops, 16, RASConfig(high_ratio=0.5), Preferences()), plain)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...ras_core.method.grid import TokenGrid
-from ...ras_core.method.preferences import Wishes
+from ...ras_core.method.preferences import Preferences
 from ...ras_core.method.selector import selector_for
 from ...ras_core.models import adapter_for
 from ..cells import Cell
@@ -113,7 +113,7 @@ def _captured(
     grid = TokenGrid(*states[0].shape[2:], patch)
     count = round(ratio * grid.n)
     generator = torch.Generator().manual_seed(0)
-    selector = selector_for(cell.config(), grid, generator, Wishes()) if cell else None
+    selector = selector_for(cell.config(), grid, generator, Preferences()) if cell else None
     shares = []
     for k in range(len(states) - 1):
         change = grid.pool((estimates[k + 1] - estimates[k]).square().sum(dim=1))  # (b, n)

@@ -35,7 +35,7 @@ from ..graphs.session import GraphSession, GraphStore, HostSide
 from ..kv.choose import Choice, Needs, Room, choose
 from ..kv.storage import has_float8
 from ..method.grid import TokenGrid
-from ..method.preferences import Wishes
+from ..method.preferences import Preferences
 from ..method.schedule import StepKind, decreases
 from ..method.selector import selector_for
 from ..models import adapter_for, network_of
@@ -232,8 +232,10 @@ class RASPatch:
         grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0])
         generator = torch.Generator().manual_seed((seed or 0) % 2**63)
-        wishes = Wishes.of(grid, *(_at_latent_size(mask, noise) for mask in (self.priority, denoise_mask)))
-        selector = selector_for(self.config, grid, generator, wishes)
+        preferences = Preferences.of(
+            grid, *(_at_latent_size(mask, noise) for mask in (self.priority, denoise_mask))
+        )
+        selector = selector_for(self.config, grid, generator, preferences)
         run = RunState(self.config, sigmas.tolist(), grid, noise.shape[0], selector, recorder)
         _explain_dense_plan(run)
         return run
@@ -397,7 +399,7 @@ def _name_of(sampler: Any) -> str:
 
 
 def _wanted_cache(config: RASConfig, sampler: Any) -> KVCache:
-    """The user's wish; noise that a sampler adds cannot be forecast."""
+    """The user's setting; noise that a sampler adds cannot be forecast."""
     if config.kv_cache != "forecast" or _name_of(sampler) in STEADY_SAMPLERS:
         return config.kv_cache
     logger.info("Multirate RAS: kv_cache = forecast is for euler and dpmpp_2m; here it works as gpu.")

@@ -14,7 +14,7 @@ SPARE = 2**18
 """Bytes for the ends of some hundreds of pieces."""
 
 
-class Slab:
+class Arena:
     """The memory of all keys and values that one call keeps, taken at once.
 
     Taken one by one, among the tensors that the network works in, they leave gaps that fit nothing else: a
@@ -45,7 +45,7 @@ class Slab:
             return torch.empty(0, dtype=torch.uint8, device=device)
 
 
-def copies(tensors: Iterable[Tensor], slab: Slab | None = None) -> tuple[Tensor, ...]:
-    """Contiguous copies, on a slab where there is one."""
-    slab = slab or Slab()
-    return tuple(slab.copy(t) for t in tensors)
+def copies(tensors: Iterable[Tensor], arena: Arena | None = None) -> tuple[Tensor, ...]:
+    """Contiguous copies, in an arena if there is one."""
+    arena = arena or Arena()
+    return tuple(arena.copy(t) for t in tensors)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rows import Pair, Places, gather_rows, scatter_into
-from .arena import Slab, copies
+from .arena import Arena, copies
 from .storage import Sequence
 from .triton_launch import Fused, fused_for
 
@@ -50,10 +50,10 @@ class ForecastSequence(Sequence):
 
     @classmethod
     def of(
-        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None
+        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastSequence:
         """Keep the K/V of a dense call; nothing was before."""
-        return cls(copies((key, value, key, value), slab), prefix, suffix)
+        return cls(copies((key, value, key, value), arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
         """A dense call's K/V over everything kept."""

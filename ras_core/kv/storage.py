@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..rows import Pair, Places, RowWriter, scatter_into
-from .arena import Slab, copies
+from .arena import Arena, copies
 from .float8_format import EXPONENT, FLOAT8, SCALE_OF_POWER, SMALLEST_SCALE
 from .triton_launch import fused_for
 
@@ -40,9 +40,9 @@ class Sequence:
     """Whether `prefetch` does anything."""
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None) -> Sequence:
+    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None) -> Sequence:
         """Keep the K/V of a dense call: (bb, r, ...) each, copied, since the host owns its tensors."""
-        return cls(copies((key, value), slab), prefix, suffix)
+        return cls(copies((key, value), arena), prefix, suffix)
 
     @property
     def key(self) -> Tensor:
@@ -168,9 +168,9 @@ class Float8Sequence(Sequence):
 
     @classmethod
     def of(
-        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, slab: Slab | None = None
+        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> Float8Sequence:
-        return cls(copies((*_to_float8(key), *_to_float8(value)), slab), prefix, suffix)
+        return cls(copies((*_to_float8(key), *_to_float8(value)), arena), prefix, suffix)
 
     @property
     def value(self) -> Tensor:
@@ -213,19 +213,21 @@ class Float8Sequence(Sequence):
 
 @dataclass
 class HostSequence(Sequence):
-    """K and V in main memory, pinned where the device is a GPU; a ferry brings them and takes them back.
+    """K and V in main memory, pinned if the device is a GPU. An offloader copies them to the device and back.
 
-    `ferry` belongs to the run. What is kept is exact.
+    The offloader belongs to the run. What is kept is exact.
     """
 
-    ferry: Ferry
+    offloader: Offloader
     storage: ClassVar[str] = "cpu"
     is_fetched: ClassVar[bool] = True
 
     @classmethod
-    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, ferry: Ferry) -> HostSequence:
+    def of(
+        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, offloader: Offloader
+    ) -> HostSequence:
         empty = tuple(host_empty(t, t.shape, pinned=t.device.type == "cuda") for t in (key, value))
-        kept = cls(empty, prefix, suffix, ferry)
+        kept = cls(empty, prefix, suffix, offloader)
         kept.write(key, value)
         return kept
 
@@ -236,16 +238,16 @@ class HostSequence(Sequence):
         )
 
     def write(self, key: Tensor, value: Tensor) -> None:
-        place = self.ferry.place(self, key.device)
+        place = self.offloader.place(self, key.device)
         for here, new in zip(place, (key, value), strict=True):
             here.copy_(new)
-        self.ferry.store(self, place)
+        self.offloader.store(self, place)
 
     def update(self, places: Places, fresh: Pair) -> Pair:
-        place = self.ferry.fetch(self, fresh[0].device)
+        place = self.offloader.fetch(self, fresh[0].device)
         for here, rows in zip(place, fresh, strict=True):
             scatter_into(here, places.flat, rows)
-        self.ferry.store(self, place)
+        self.offloader.store(self, place)
         return place
 
     def read(self) -> Pair:
@@ -253,16 +255,16 @@ class HostSequence(Sequence):
         return self.key, self.value
 
     def prefetch(self) -> None:
-        self.ferry.prefetch(self)
+        self.offloader.prefetch(self)
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         return host_empty(like, shape, pinned=like.is_pinned())
 
     def _settle(self) -> None:
-        self.ferry.settle()
+        self.offloader.settle()
 
 
-class Ferry:
+class Offloader:
     """Moves sequences between main memory and two places on the device, beside the device's own work.
 
     While an attention reads one place, the next sequence comes into the other; all waiting is the device's,
@@ -356,7 +358,7 @@ class Ferry:
 
 Keep = Callable[..., Sequence]
 """Keeps the key and value of a dense call, (bb, r, ...) each, given the rows of text and of padding; and
-where it keeps them on the device: `slab=`, the memory for all that the call keeps."""
+where it keeps them on the device: `arena=`, the memory for all that the call keeps."""
 
 
 def has_float8(device: torch.device) -> bool:

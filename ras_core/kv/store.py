@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..errors import RegionalAbort
 from ..rows import Pair, Places
-from .arena import Slab
+from .arena import Arena
 from .forecast import TIMES, Ahead, ForecastSequence, Times
-from .storage import Ferry, Float8Sequence, HostSequence, Keep, Sequence
+from .storage import Float8Sequence, HostSequence, Keep, Offloader, Sequence
 
 Branch = Hashable
 Slot = tuple[int, int]
@@ -28,7 +28,7 @@ Slot = tuple[int, int]
 def keeper(storage: str) -> Keep | None:
     """How a run keeps keys and values under a setting of `kv_cache`; None for "off"."""
     if storage == "cpu":
-        return partial(HostSequence.of, ferry=Ferry())
+        return partial(HostSequence.of, offloader=Offloader())
     return {
         "gpu": Sequence.of, "fp8": Float8Sequence.of, "off": None, "forecast": ForecastSequence.of,
     }[storage]  # fmt: skip
@@ -73,7 +73,7 @@ class KVStore:
         """As `keep`, for one call: what it keeps on the device comes to stand in one piece of memory."""
         if self.keep is None or self.storage == HostSequence.storage:
             return self.keep
-        return partial(self.keep, slab=Slab(self._branch_nbytes * len(branches)))
+        return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
 
     def nbytes(self) -> int:
         groups = {id(group): group for group in self._groups.values()}

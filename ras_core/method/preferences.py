@@ -19,7 +19,7 @@ PRIORITY_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
-class Wishes:
+class Preferences:
     """Token by token.
 
     Attributes:
@@ -33,7 +33,7 @@ class Wishes:
     needed_count: int | None = None
 
     @classmethod
-    def of(cls, grid: TokenGrid, priority: Tensor | None, mask: Tensor | None) -> Wishes:
+    def of(cls, grid: TokenGrid, priority: Tensor | None, mask: Tensor | None) -> Preferences:
         """From pictures of the latent's size.
 
         Args:

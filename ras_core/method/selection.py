@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from ..config import RASConfig
-from .preferences import Wishes
+from .preferences import Preferences
 
 
 def select_active(
-    metric: Tensor, drop_count: Tensor, active_count: int, config: RASConfig, wishes: Wishes | None = None
+    metric: Tensor,
+    drop_count: Tensor,
+    active_count: int,
+    config: RASConfig,
+    preferences: Preferences | None = None,
 ) -> Tensor:
     """Indices of the active tokens, sorted by position.
 
@@ -29,8 +33,8 @@ def select_active(
         drop_count: (b, n) int, how often each token has been cached so far.
         active_count: tokens to keep, 1 to n.
         config: metric direction and starvation settings.
-        wishes: favoured tokens leave either end, tokens that are thrown away are cached first. The reference
-            formula, which exists to prove conformity, knows none.
+        preferences: favoured tokens leave either end, tokens that are thrown away are cached first. The
+            reference formula, which exists to prove conformity, knows none.
 
     Returns:
         (b, active_count) int64.
@@ -38,7 +42,7 @@ def select_active(
     if config.starvation == "reference":
         cached = _cached_reference(metric, drop_count, active_count, config)
     else:
-        cached = _cached_corrected(metric, drop_count, active_count, config, wishes or Wishes())
+        cached = _cached_corrected(metric, drop_count, active_count, config, preferences or Preferences())
     # A sort of the mask yields the active positions in order without reading anything back to the host.
     mask = torch.zeros_like(metric, dtype=torch.int8).scatter_(1, cached, 1)
     return mask.argsort(dim=1, stable=True)[:, :active_count]
@@ -50,16 +54,16 @@ def count_drops(drop_count: Tensor, active_idx: Tensor) -> Tensor:
 
 
 def _cached_corrected(
-    metric: Tensor, drop_count: Tensor, active_count: int, config: RASConfig, wishes: Wishes
+    metric: Tensor, drop_count: Tensor, active_count: int, config: RASConfig, preferences: Preferences
 ) -> Tensor:
     n_cached = metric.shape[1] - active_count
     n_high = round(n_cached * config.high_ratio)
     # In logarithms: the product with exp(k D) can neither overflow nor vanish.
     score = metric.clamp_min(torch.finfo(torch.float32).tiny).log()
-    relief = config.starvation_scale * drop_count + torch.as_tensor(wishes.weight).log()
-    high_score = wishes.without_waste(score - relief, last=torch.inf)
+    relief = config.starvation_scale * drop_count + torch.as_tensor(preferences.weight).log()
+    high_score = preferences.without_waste(score - relief, last=torch.inf)
     high = high_score.argsort(dim=1, descending=True, stable=True)[:, :n_high]
-    low_score = wishes.without_waste(score + relief, last=-torch.inf).scatter(1, high, torch.inf)
+    low_score = preferences.without_waste(score + relief, last=-torch.inf).scatter(1, high, torch.inf)
     low = low_score.argsort(dim=1, stable=True)[:, : n_cached - n_high]
     return torch.cat([high, low], dim=1)
 

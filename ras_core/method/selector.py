@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import RASConfig
 from .grid import TokenGrid
 from .metric import region_metric
-from .preferences import Wishes
+from .preferences import Preferences
 from .selection import count_drops, select_active
 
 SMALLEST_STEP = 1e-6  # in sigma; a second evaluation at the same noise level tells nothing about a rate
@@ -27,8 +27,8 @@ class Selector(ABC):
 
     score: Tensor | None = None
 
-    def __init__(self, grid: TokenGrid, wishes: Wishes):
-        self._grid, self._wishes = grid, wishes
+    def __init__(self, grid: TokenGrid, preferences: Preferences):
+        self._grid, self._preferences = grid, preferences
 
     @abstractmethod
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
@@ -55,8 +55,10 @@ class Selector(ABC):
 class PaperSelector(Selector):
     """Equation 1: metric of the last output, weighted by how often a token was dropped."""
 
-    def __init__(self, config: RASConfig, grid: TokenGrid, generator: torch.Generator, wishes: Wishes):
-        super().__init__(grid, wishes)
+    def __init__(
+        self, config: RASConfig, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
+    ):
+        super().__init__(grid, preferences)
         self._config, self._generator = config, generator
         self._drop_count: Tensor | None = None
 
@@ -69,8 +71,8 @@ class PaperSelector(Selector):
             return None
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
-        count = self._wishes.limit(active_count)
-        active = select_active(self.score, self._drop_count, count, self._config, self._wishes)
+        count = self._preferences.limit(active_count)
+        active = select_active(self.score, self._drop_count, count, self._config, self._preferences)
         self._drop_count = count_drops(self._drop_count, active)
         return active
 
@@ -88,8 +90,8 @@ class ChangeSelector(Selector):
     random tokens.
     """
 
-    def __init__(self, grid: TokenGrid, wishes: Wishes | None = None):
-        super().__init__(grid, wishes or Wishes())
+    def __init__(self, grid: TokenGrid, preferences: Preferences | None = None):
+        super().__init__(grid, preferences or Preferences())
         self._estimate: Tensor | None = None  # (b, c, H, W) each token's last own estimate
         self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
         self._rate: Tensor | None = None  # (b, n)
@@ -117,10 +119,10 @@ class ChangeSelector(Selector):
         if self.score is None:
             return None
         self.score = self._need(sigma)
-        score = self.score if self._wishes.priority is None else self.score * self._wishes.weight
-        worth = self._wishes.without_waste(score, last=-1.0)
+        score = self.score if self._preferences.priority is None else self.score * self._preferences.weight
+        worth = self._preferences.without_waste(score, last=-1.0)
         order = worth.argsort(dim=1, descending=True, stable=True)
-        chosen = order[:, : self._wishes.limit(active_count)]
+        chosen = order[:, : self._preferences.limit(active_count)]
         return chosen.sort(dim=1).values
 
     def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
@@ -142,8 +144,10 @@ class ChangeSelector(Selector):
         return F.avg_pool2d(rate, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
 
 
-def selector_for(config: RASConfig, grid: TokenGrid, generator: torch.Generator, wishes: Wishes) -> Selector:
+def selector_for(
+    config: RASConfig, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
+) -> Selector:
     """The selector of a run."""
     if config.method == "multirate":
-        return ChangeSelector(grid, wishes)
-    return PaperSelector(config, grid, generator, wishes)
+        return ChangeSelector(grid, preferences)
+    return PaperSelector(config, grid, generator, preferences)
