@@ -1,13 +1,13 @@
 # Set up a GPU machine without network: source it, it sets COMFYUI_PATH and PYTHONPATH.
 #
-#     . bench/bare_machine.sh [CARRIED] [TARGET]      (CARRIED: .carry, TARGET: /tmp/bare by default)
+#     . bench/bare_machine.sh FOLDER [TARGET]      (TARGET: bare/ in the folder for temporary files by default)
 #
-# CARRIED holds wheels/*.whl (what ComfyUI imports and the machine's Python lacks) and comfyui-*.tar.gz (a tree
+# FOLDER holds wheels/*.whl (what ComfyUI imports and the machine's Python lacks) and comfyui-*.tar.gz (a tree
 # ComfyUI/). Expected on the machine: Python with pip, a CUDA build of torch, torchvision, torchaudio, transformers,
 # aiohttp and the like. Nothing is installed into that Python. A second call does only what is missing.
 
 bare_machine() {
-    local carried=${1:-.carry} target=${2:-/tmp/bare} python=${PYTHON:-python3}
+    local carried=${1:?a folder with wheels and ComfyUI} target=${2:-${TMPDIR:-/tmp}/bare} python=${PYTHON:-python3}
     mkdir -p "$target/site" || return
     if [ ! -e "$target/installed" ]; then
         "$python" -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --disable-pip-version-check \
