@@ -42,7 +42,7 @@ NO_MEMORY = "there is not enough memory for the K/V cache"
 
 SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parallel (multi-GPU)"
 
-LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations count to other steps"
+LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations were assigned to wrong steps"
 
 # Raised by code that was not written for shortened sequences; anything else is not ours to catch.
 _SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
@@ -387,15 +387,15 @@ class RunHooks:
         in its place; None if nothing did. The first dense call of each variant shows what to expect.
         """
         seen, blocks = (call.blocks_seen, call.attentions_seen), self._adapter.blocks(network)
-        if any(vars(block).get(CORE_GRAPH) for block in blocks) and seen[0] < len(blocks):
+        has_graphs = any(vars(block).get(CORE_GRAPH) for block in blocks)
+        if has_graphs and seen[0] < len(blocks):
             expected = (len(blocks), seen[1])
         else:
             expected = self._seen.setdefault(branches[0][1], seen)  # the variant
         if seen == expected:
             return None
-        has_graphs = any(vars(block).get(CORE_GRAPH) for block in blocks)
-        others = "another node skips or replaces the others"
-        cause = "ComfyUI's own graphs run no hooks" if has_graphs else others
+        by_others = "another node skips or replaces the rest"
+        cause = "ComfyUI's own graphs run no hooks" if has_graphs else by_others
         return (
             f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions could be followed "
             f"({cause})"

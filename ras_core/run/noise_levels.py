@@ -29,13 +29,13 @@ TOLERANCE = 1e-5
 class NoiseLevels:
     """The noise levels of one run.
 
-    Attributes:
-        was_wrong: a prediction proved wrong, one or two evaluations later.
-
     Args:
         schedule: its levels.
         transfer: copies a number from the device asynchronously. None: `Arriving` on CUDA devices; elsewhere
             levels are read directly, since that waits for nothing.
+
+    Attributes:
+        was_wrong: whether a prediction has proved wrong.
     """
 
     def __init__(self, schedule: Sequence[float], transfer: type[Arriving] | None = None):
