@@ -22,6 +22,7 @@ from ..graphs.eligibility import (
 from ..graphs.network_identity import CORE_GRAPH, inspect
 from ..graphs.residency import EvictableWeights
 from ..graphs.session import GraphSession, NetworkGraphs, RowsAdvanced
+from ..graphs.weight_casts import quick_casts
 from ..kv.storage import Keep
 from ..kv.store import Branch, Sequence, Slot
 from ..models import network_of
@@ -371,7 +372,7 @@ class RunHooks:
                 self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped,
                 sigma=inputs["t"],
             )  # fmt: skip
-            with inside.placed():
+            with quick_casts(network), inside.placed():
                 placed = with_residuals(control, inputs)
                 output = forward(placed, {**options, OVERRIDE: inside.attend}, without_residuals(inputs))
             if not inside.gathered:
