@@ -17,7 +17,7 @@ from ras_pack.ras_core.kv.float8 import Float8Rows, from_float8, to_float8
 from ras_pack.ras_core.kv.forecast import ForecastRows
 from ras_pack.ras_core.kv.triton_check import gives_known_numbers, kernels_for
 from ras_pack.ras_core.kv.triton_launch import RowKernels
-from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras
 
 TESTS = Path(__file__).parent
@@ -55,8 +55,8 @@ def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torc
     return (rows * sizes.view(B, n, *[1] * len(shape))).to(DEVICE, dtype)
 
 
-def _places() -> Places:
-    return Places.of(ACTIVE, N, PREFIX, SUFFIX)
+def _places() -> RowIndex:
+    return RowIndex.of(ACTIVE, N, PREFIX, SUFFIX)
 
 
 def _by_heads(rows: torch.Tensor) -> torch.Tensor:

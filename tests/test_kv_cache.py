@@ -23,7 +23,7 @@ from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.kv.spec import CacheSize
 from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.rows import RowIndex
 from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES, Family
@@ -407,7 +407,7 @@ class TestOffloader:
 
     def _update(self, slots, layer):
         fresh = torch.full((1, 1, 4), 9.0)
-        return kv.update(slots, (layer, 0), (fresh, fresh), (0, 0), Places(torch.tensor([1]), 3))
+        return kv.update(slots, (layer, 0), (fresh, fresh), (0, 0), RowIndex(torch.tensor([1]), 3))
 
 
 class TestOnePiece:
@@ -514,10 +514,10 @@ class TestForms:
     def test_fresh_rows_are_kept_and_attended_to(self, keep):
         kept = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 0, 0)
         fresh = torch.full((2, 1, 2, 2), 3.1)
-        key, value = kept.update(Places(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
+        key, value = kept.update(RowIndex(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
         assert torch.equal(key[0, 1], fresh[0, 0]) and torch.equal(value[1, 2], 2 * fresh[0, 0])
         assert key[:, :, 0, 0].tolist() == [[1, pytest.approx(3.1), 4], [8, 16, pytest.approx(3.1)]]
-        again, _ = kept.update(Places(torch.tensor([0, 3]), 6), (fresh, fresh))
+        again, _ = kept.update(RowIndex(torch.tensor([0, 3]), 6), (fresh, fresh))
         assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads what was kept
 
     def test_written_over_in_place_where_it_fits(self, keep):

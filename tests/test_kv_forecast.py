@@ -13,7 +13,7 @@ from ras_pack.ras_core.kv.extrapolation import FARTHEST, TIMES, Extrapolation, T
 from ras_pack.ras_core.kv.forecast import ForecastRows
 from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.kv.update import extrapolation_weights, pass_time, update
-from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
 
@@ -92,7 +92,7 @@ class TestRows:
     def _step(self, slots: dict, sigma: float, active: list[int], fresh: torch.Tensor | None = None):
         active_idx = torch.tensor([active])
         extrapolation = Extrapolation(*extrapolation_weights(slots, _at(sigma), active_idx), self.PREFIX, 0)
-        places = Places.of(active_idx, self.N, self.PREFIX, 0)
+        places = RowIndex.of(active_idx, self.N, self.PREFIX, 0)
         rows = self._truth(sigma)[:, places.flat] if fresh is None else fresh
         return update(slots, SLOT, (rows, -rows), (self.PREFIX, 0), places, extrapolation)
 
@@ -132,7 +132,7 @@ class TestRows:
     def test_without_a_forecast_fresh_rows_are_all_that_changes(self):
         slots = self._slots()
         nothing = torch.zeros(1, 1, 2)
-        key, _ = slots[SLOT].update(Places(torch.tensor([3]), 6), (nothing, nothing))
+        key, _ = slots[SLOT].update(RowIndex(torch.tensor([3]), 6), (nothing, nothing))
         expected = self._truth(0.8)
         expected[:, 3] = 0
         torch.testing.assert_close(key, expected)
@@ -152,7 +152,7 @@ class TestRows:
         store.end_fill(("a", "b"), slots)
         for name, factor in (("a", 1.0), ("b", 2.0)):
             own = store.slots_for((name,))
-            places = Places.of(torch.tensor([[1]]), self.N, self.PREFIX, 0)
+            places = RowIndex.of(torch.tensor([[1]]), self.N, self.PREFIX, 0)
             extrapolation = Extrapolation(
                 *extrapolation_weights(own, _at(0.7), torch.tensor([[1]])), self.PREFIX, 0
             )

@@ -9,7 +9,7 @@ from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models.cost import CostProfile, expected_speedup, linear_weights
 from ras_pack.ras_core.rows import (
-    Places,
+    RowIndex,
     RowWriter,
     Scratch,
     gather_rows,
@@ -98,7 +98,7 @@ class TestStore:
         store.end_fill(tuple(branches), slots)
 
     def _update(self, slots, fresh, active, text):
-        index = Places.of(torch.tensor(active), 2, text, 0)
+        index = RowIndex.of(torch.tensor(active), 2, text, 0)
         return kv.update(slots, (0, 0), (fresh, fresh), (text, 0), index)
 
     def _keys(self, store, branches):

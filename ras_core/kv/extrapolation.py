@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..rows import Pair, Places
+from ..rows import Pair, RowIndex
 from .plain import KVRows
 from .triton_launch import RowKernels
 
@@ -105,7 +105,7 @@ class Extrapolation:
         return view
 
     def judge(
-        self, halves: tuple[Pair, Pair], fresh: Pair, index: Places, kernels: RowKernels | None = None
+        self, halves: tuple[Pair, Pair], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
     ) -> None:
         """Set `weights` by how good the forecasts of one attention's fresh rows were, if a judgement is due.
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..rows import Pair, Places, scatter_into
+from ..rows import Pair, RowIndex, scatter_into
 from .arena import Arena, copies
 from .float8_format import EXPONENT, FLOAT8, SCALE_OF_POWER, SMALLEST_SCALE
 from .plain import KVRows
@@ -56,7 +56,7 @@ class Float8Rows(KVRows):
         for kept, new in zip(self.tensors, (*to_float8(key), *to_float8(value)), strict=True):
             kept.copy_(new)
 
-    def update(self, index: Places, fresh: Pair) -> Pair:
+    def update(self, index: RowIndex, fresh: Pair) -> Pair:
         kernels = kernels_for(*fresh)
         if kernels is not None:
             return kernels.update_float8(self.tensors, index, fresh)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..rows import Pair, Places, gather_rows, scatter_into
+from ..rows import Pair, RowIndex, gather_rows, scatter_into
 from .arena import Arena, copies
 from .extrapolation import Extrapolation
 from .plain import KVRows
@@ -49,14 +49,14 @@ class ForecastRows(KVRows):
             before.copy_(kept)
             kept.copy_(fresh)
 
-    def update(self, index: Places, fresh: Pair) -> Pair:
+    def update(self, index: RowIndex, fresh: Pair) -> Pair:
         """Write fresh rows, and return the whole K and V as they were evaluated."""
         for number, rows in enumerate(fresh):
             self._remember(number, index)
             self._put(number, index, rows)
         return self.tensors[:2]
 
-    def update_extrapolated(self, index: Places, fresh: Pair, extrapolation: Extrapolation) -> Pair:
+    def update_extrapolated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
         """As `update`, but returns K and V extrapolated to now as far as fresh rows confirm it."""
         halves, kernels = self._halves, kernels_for(*fresh)
         extrapolation.judge(halves, fresh, index, kernels)
@@ -69,7 +69,7 @@ class ForecastRows(KVRows):
         torch.lerp(value_before, value, extrapolation.weights_like(1, value), out=whole[1])
         return whole
 
-    def _remember(self, number: int, index: Places) -> None:
+    def _remember(self, number: int, index: RowIndex) -> None:
         """Keep rows that are about to be overwritten as those of the evaluation before."""
         kept, before = self.tensors[number], self.tensors[number + 2]
         if torch.compiler.is_compiling():

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..rows import Pair, Places, scatter_into
+from ..rows import Pair, RowIndex, scatter_into
 from .plain import Keep, KVRows
 from .spec import KVFormat
 
@@ -51,7 +51,7 @@ class MainMemoryRows(KVRows):
             buffer.copy_(new)
         self.offloader.store(self, buffers)
 
-    def update(self, index: Places, fresh: Pair) -> Pair:
+    def update(self, index: RowIndex, fresh: Pair) -> Pair:
         buffers = self.offloader.fetch(self, fresh[0].device)
         for buffer, rows in zip(buffers, fresh, strict=True):
             scatter_into(buffer, index.flat, rows)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..rows import Pair, Places, RowWriter, scatter_into
+from ..rows import Pair, RowIndex, RowWriter, scatter_into
 from .arena import Arena, copies
 
 
@@ -63,7 +63,7 @@ class KVRows:
         self.key.copy_(key)
         self.value.copy_(value)
 
-    def update(self, index: Places, fresh: Pair) -> Pair:
+    def update(self, index: RowIndex, fresh: Pair) -> Pair:
         """Write fresh rows, (bb, r_kept, ...) each, and return the whole K and V with them."""
         if torch.compiler.is_compiling():  # the compiler cannot follow RowWriter's exception
             for kept, rows in zip(self.tensors, fresh, strict=True):
@@ -131,7 +131,7 @@ class KVRows:
         self._writers = tuple(map(RowWriter, self.tensors))
         return self._writers
 
-    def _put(self, number: int, index: Places, fresh: Tensor) -> None:
+    def _put(self, number: int, index: RowIndex, fresh: Tensor) -> None:
         """Write fresh rows into the `number`th of `tensors`."""
         if torch.compiler.is_compiling():
             scatter_into(self.tensors[number], index.flat, fresh)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..rows import Places
+from ..rows import RowIndex
 from .triton_launch import RowKernels
 
 logger = logging.getLogger(__name__)
@@ -69,14 +69,14 @@ def _float8_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool
     codes, scales = torch.empty_like(old, dtype=torch.uint8), old.new_empty(1, 2)
     kernels.encode_float8(old, codes, scales)
     kept = (codes, scales, codes.clone(), scales.clone())
-    first = kernels.update_float8(kept, Places(at_end, 2), (new, new))
-    again = kernels.update_float8(kept, Places(at_start, 2), (old[:, :1], old[:, :1]))
+    first = kernels.update_float8(kept, RowIndex(at_end, 2), (new, new))
+    again = kernels.update_float8(kept, RowIndex(at_start, 2), (old[:, :1], old[:, :1]))
     return all(torch.equal(result, expected) for result in (*first, *again))
 
 
 def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool:
     """Keys move as forecast, and values stay."""
-    new, index = expected[:, 1:], Places(torch.tensor([1], device=old.device), 2)
+    new, index = expected[:, 1:], RowIndex(torch.tensor([1], device=old.device), 2)
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=old.device)
     weights = kernels.weigh(halves, index, (2 * old[:, 1:], old[:, 1:]), weight, weight[:, :1] / 2, 1)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..rows import Pair, Places
+from ..rows import Pair, RowIndex
 
 BLOCK = 1024
 """Weights that one program of `weigh` computes."""
@@ -44,7 +44,7 @@ class RowKernels:
                 at, codes_at, scales_at, rows.shape[1], *strides, **form
             )
 
-    def update_float8(self, kept: tuple[Tensor, ...], index: Places, fresh: Pair) -> Pair:
+    def update_float8(self, kept: tuple[Tensor, ...], index: RowIndex, fresh: Pair) -> Pair:
         """Write fresh rows, and return the whole K and V with them as they came.
 
         Args:
@@ -65,7 +65,7 @@ class RowKernels:
         return whole
 
     def extrapolate_rows(
-        self, halves: tuple[Pair, Pair], index: Places, fresh: Pair, weights: Tensor
+        self, halves: tuple[Pair, Pair], index: RowIndex, fresh: Pair, weights: Tensor
     ) -> Pair:
         """Write fresh rows, keep those that they replace, and return the whole K and V with cached rows
         extrapolated.
@@ -92,7 +92,7 @@ class RowKernels:
     def weigh(
         self,
         halves: tuple[Pair, Pair],
-        index: Places,
+        index: RowIndex,
         fresh: Pair,
         weight: Tensor,
         trial: Tensor,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..errors import RegionalAbort
-from ..rows import Pair, Places
+from ..rows import Pair, RowIndex
 from .extrapolation import TIMES, Extrapolation, Times
 from .plain import Keep, KVRows, Slot, Slots
 
@@ -31,7 +31,7 @@ def update(
     slot: Slot,
     fresh: Pair,
     borders: tuple[int, int],
-    index: Places,
+    index: RowIndex,
     extrapolation: Extrapolation | None = None,
 ) -> Pair:
     """Write a regional call's fresh rows over the cached ones and return the whole key and value.

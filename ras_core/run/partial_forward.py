@@ -21,7 +21,7 @@ from ..errors import RegionalAbort
 from ..kv import update as kv
 from ..kv.extrapolation import Extrapolation
 from ..models.base import ModelAdapter
-from ..rows import Places, Scratch, gather_rows, rows_first, scatter_rows
+from ..rows import RowIndex, Scratch, gather_rows, rows_first, scatter_rows
 from .grouped_attention import GroupedAttention
 from .torch_compile import as_written
 
@@ -39,7 +39,7 @@ class _Borders:
     """
 
     rows: tuple[int, int]
-    places: Places
+    places: RowIndex
     ahead: Extrapolation | None
 
 
@@ -88,7 +88,7 @@ class NetworkCall:
         )
         self._sigma = sigma
         self._weights: tuple[Tensor, Tensor] | None = None  # for continuing cached rows
-        self._places: dict[int, Places] = {}  # by number of text rows
+        self._places: dict[int, RowIndex] = {}  # by number of text rows
         self._borders: dict[int, _Borders] = {}  # by number of rows in a regional attention
         self._scratch = Scratch()
         self.text_rows = 0
@@ -247,9 +247,9 @@ class NetworkCall:
         self._borders[rows] = borders = _Borders((prefix, self._suffix), self._places_for(prefix), ahead)
         return borders
 
-    def _places_for(self, prefix: int) -> Places:
+    def _places_for(self, prefix: int) -> RowIndex:
         if prefix not in self._places:
-            self._places[prefix] = Places.of(self._active_idx, self._n, prefix, self._suffix, self._scratch)
+            self._places[prefix] = RowIndex.of(self._active_idx, self._n, prefix, self._suffix, self._scratch)
         return self._places[prefix]
 
     def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)
