@@ -110,16 +110,16 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
 
 def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
     """fp8 rows by Triton's kernels and by PyTorch's operations, which are the same to the last bit."""
-    from ..ras_core.kv import triton_launch as fused
+    from ..ras_core.kv import triton_check
 
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
-    used = fused.fused_for(rows, rows) is not None
+    used = triton_check.kernels_for(rows, rows) is not None
     latent, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
-    usual, fused.DEVICE_TYPE = fused.DEVICE_TYPE, "none"
+    usual, triton_check.DEVICE_TYPE = triton_check.DEVICE_TYPE, "none"
     try:
         expected, _ = bench.latent_of(replace(plain, kv_cache="fp8"))
     finally:
-        fused.DEVICE_TYPE = usual
+        triton_check.DEVICE_TYPE = usual
     error = distance(latent, expected)
     detail = f"used {used}, error {error:.2e}"
     return "Triton's kernels agree with PyTorch", used and error < TOLERANCE, detail

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
-from ..ras_core.config import KVCache
 from ..ras_core.errors import RASError
+from ..ras_core.kv.formats import setting_names
 from .hosting import DISABLE_DYNAMIC, comfyui_path, knows_dynamic_vram
 from .progress import say
 from .speed_cases import (
@@ -292,7 +292,7 @@ def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def _storages(text: str) -> tuple[str, ...]:
-    return _names(text, get_args(KVCache), "kv_cache")
+    return _names(text, setting_names(), "kv_cache")
 
 
 def _weights(text: str) -> tuple[str, ...]:

@@ -65,8 +65,8 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the rows of a regional call stand in the whole sequence, (bb, rows, ...).
+class RowIndex:
+    """Which rows of the whole sequence, (bb, rows, ...), a regional call computes.
 
     Attributes:
         flat: (bb * r_kept,) int64, as `row_index` gives them.
@@ -81,7 +81,7 @@ class Places:
     @classmethod
     def of(
         cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
-    ) -> Places:
+    ) -> RowIndex:
         """Arguments as of `row_index`."""
         rows = prefix + n_tokens + suffix
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
@@ -89,7 +89,7 @@ class Places:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(total,) int32: which row of the call stands at a place, -1 where none does."""
+        """(total,) int32: for each row of the sequence its number among the call's rows, or -1."""
         numbers = torch.arange(len(self.flat), device=self.flat.device, dtype=torch.int32)
         return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
 

@@ -429,7 +429,7 @@ class TestOtherPatches:
 
     def test_too_little_memory_runs_dense_and_says_so(self, family, caplog, monkeypatch):
         import comfy.model_management
-        from ras_pack.ras_core.kv import store as kv
+        from ras_pack.ras_core.kv import update as kv
 
         def full(*args):
             raise comfy.model_management.OOM_EXCEPTION("planted")

@@ -19,7 +19,7 @@ from ras_pack.ras_core.graphs.eligibility import (
 from ras_pack.ras_core.graphs.network_identity import inspect
 from ras_pack.ras_core.graphs.session import Buffers, GraphStore, NetworkGraphs
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.kv.storage import Sequence
+from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES
 from support.sampling import (
@@ -145,7 +145,7 @@ def test_buffers_without_recordings_go_when_the_run_is_over():
 def _buffers(run: int) -> Buffers:
     recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
     rows = torch.zeros(1, 2, 3)
-    return Buffers((run,), {(0, 0): Sequence.of(rows, rows, 0, 0)}, {0: recording})
+    return Buffers((run,), {(0, 0): KVRows.of(rows, rows, 0, 0)}, {0: recording})
 
 
 def _full_store() -> GraphStore:
@@ -164,7 +164,7 @@ def test_a_recording_is_replayed_only_for_calls_like_its_own():
         return inputs["x"]
 
     rows = torch.zeros(1, 2, 3)
-    slots = {(0, 0): Sequence.of(rows, rows, 0, 0)}
+    slots = {(0, 0): KVRows.of(rows, rows, 0, 0)}
     for n_tokens, is_recorded in ((3, False), (3, True), (3, True), (4, False), (3, True)):
         inputs = {"x": x, "t": torch.ones(1), "n_tokens": n_tokens}
         output = session.run(("a",), inputs, idx, slots, call)

@@ -10,14 +10,20 @@ import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import patch as host
 from ras_pack.ras_core.host.patch import patch_model
-from ras_pack.ras_core.kv import store as kv
+from ras_pack.ras_core.kv import store as kv_store
+from ras_pack.ras_core.kv import update as kv
 from ras_pack.ras_core.kv.arena import SPARE, Arena
 from ras_pack.ras_core.kv.choose import Needs, Room, choose
-from ras_pack.ras_core.kv.forecast import ForecastSequence, Times
-from ras_pack.ras_core.kv.storage import Float8Sequence, HostSequence, Offloader, Sequence, has_float8
-from ras_pack.ras_core.kv.store import TIMES, KVStore, keeper
+from ras_pack.ras_core.kv.extrapolation import TIMES, Times
+from ras_pack.ras_core.kv.float8 import Float8Rows, has_float8
+from ras_pack.ras_core.kv.forecast import ForecastRows
+from ras_pack.ras_core.kv.formats import FORMATS, keeper
+from ras_pack.ras_core.kv.main_memory import MainMemoryRows, Offloader
+from ras_pack.ras_core.kv.plain import KVRows
+from ras_pack.ras_core.kv.spec import CacheSize
+from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.rows import RowIndex
 from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES, Family
@@ -49,7 +55,7 @@ def seen(monkeypatch) -> dict:
         return keep
 
     monkeypatch.setattr(host, "choose", spy)
-    monkeypatch.setattr(kv, "keeper", make)
+    monkeypatch.setattr(kv_store, "keeper", make)
     return found
 
 
@@ -70,7 +76,7 @@ def _settings(storage: str, **changes) -> RASConfig:
 
 def _alive() -> list:
     """What holds K/V now; nobody has to wait for the garbage collector."""
-    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Times, Offloader}
+    kinds = {KVRows, Float8Rows, MainMemoryRows, ForecastRows, Times, Offloader}
     return [each for each in gc.get_objects() if type(each) in kinds]
 
 
@@ -169,9 +175,8 @@ class TestBytes:
         prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
         _, trace = sample_ras(family.build(), family, noise, _settings(storage), **prompts)
         (needs,) = seen["needs"]
-        expected = {"gpu": needs.plain, "cpu": needs.plain, "fp8": needs.fp8, "off": 0}
-        expected["forecast"] = needs.forecast
-        assert trace.kv_bytes == expected[storage]
+        assert trace.kv_bytes == FORMATS[storage].nbytes(needs.size)
+        assert needs.kept(storage) == (0 if storage == "cpu" else trace.kv_bytes)
 
     def test_float8_halves_half_precision(self, family, seen):
         stored = {}
@@ -179,13 +184,13 @@ class TestBytes:
             model = family.build(dtype=torch.bfloat16)
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
             stored[storage] = trace.kv_bytes
-        assert [needs.plain for needs in seen["needs"]] == [stored["gpu"]] * 2
-        assert seen["needs"][0].fp8 == stored["fp8"]
+        assert [needs.kept("gpu") for needs in seen["needs"]] == [stored["gpu"]] * 2
+        assert seen["needs"][0].kept("fp8") == stored["fp8"]
         assert stored["fp8"] == stored["gpu"] // 2 + stored["gpu"] // family.kv_width  # a scale each row
 
     def test_at_cfg_1_only_one_branch_is_counted(self, family, seen):
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("gpu"), cfg=1.0)
-        assert trace.kv_bytes == seen["needs"][0].plain
+        assert trace.kv_bytes == seen["needs"][0].kept("gpu")
 
     def test_sd3_medium_at_full_size(self):
         """24 blocks, K and V of 1,536 half-precision numbers, two prompts, 4,096 image and 154 text rows."""
@@ -196,8 +201,8 @@ class TestBytes:
         with torch.device("meta"):
             network = MMDiT(depth=24, num_patches=36864, operations=comfy.ops.disable_weight_init)
         profile = adapter_for(network).cache_profile(network)
-        assert profile.nbytes(4096, [0, 0], 2) == 1.125 * 2**30
-        assert profile.nbytes(4096, [154, 154], 2) == 24 * 2 * 2 * (4096 + 154) * 1536 * 2
+        assert 2 * profile.counts(4096, [0, 0])[0] == 1.125 * 2**30
+        assert 2 * profile.counts(4096, [154, 154])[0] == 24 * 2 * 2 * (4096 + 154) * 1536 * 2
 
 
 class TestAuto:
@@ -212,11 +217,11 @@ class TestAuto:
         needs = self._needs(family, seen)
         in_passing = needs.on_device("cpu")
         for device, main, storage, words in [
-            (needs.plain, 0, "gpu", None),
-            (needs.plain - 1, 0, "fp8", "kept as fp8"),
-            (max(in_passing, needs.on_device("fp8") - 1), needs.plain, "cpu", "kept in main memory"),
-            (in_passing, needs.plain - 1, None, "not enough memory for the K/V cache"),
-            (in_passing - 1, needs.plain, None, "not enough memory for the K/V cache"),
+            (needs.kept("gpu"), 0, "gpu", None),
+            (needs.kept("gpu") - 1, 0, "fp8", "kept as fp8"),
+            (max(in_passing, needs.on_device("fp8") - 1), needs.kept("gpu"), "cpu", "kept in main memory"),
+            (in_passing, needs.kept("gpu") - 1, None, "not enough memory for the K/V cache"),
+            (in_passing - 1, needs.kept("gpu"), None, "not enough memory for the K/V cache"),
         ]:
             _free(monkeypatch, device, main)
             if storage == "cpu" and in_passing >= needs.on_device("fp8"):
@@ -248,7 +253,7 @@ class TestAuto:
         _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("fp8"))
         assert trace.regional_steps == 0 and "no float8" in trace.summary()
         needs = seen["needs"][0]
-        _free(monkeypatch, needs.plain - 1, needs.plain)
+        _free(monkeypatch, needs.kept("gpu") - 1, needs.kept("gpu"))
         sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto"))
         assert seen["choices"][-1] == "cpu"
 
@@ -257,7 +262,7 @@ class TestAuto:
         assert not has_float8(torch.device("meta"))
 
     def test_what_the_user_names_is_taken(self):
-        needs, room = Needs(1000, 500, 10), Room(0, 0)
+        needs, room = Needs(CacheSize(500, 5, 5, 5, 2)), Room(0, 0)
         for storage in STORAGES:
             choice = choose(storage, needs, room)
             assert choice.storage == storage and not choice.is_surprise
@@ -271,7 +276,7 @@ class TestRoom:
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         (needs,) = seen["needs"]
         working = host.working_memory(model, sd3.noise().shape)
-        assert asked == [(needs.plain + working, model.load_device), "read"]
+        assert asked == [(needs.kept("gpu") + working, model.load_device), "read"]
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
     def test_other_models_go_and_the_runs_own_stay(self, sd3, monkeypatch):
@@ -356,7 +361,7 @@ class TestLifeCycle:
 
         def look(module, args):
             if len(filled) == 3:
-                held.append(len([each for each in _alive() if isinstance(each, Sequence)]))
+                held.append(len([each for each in _alive() if isinstance(each, KVRows)]))
 
         monkeypatch.setattr(kv, "fill", third_fails)
         model = sd3.build()
@@ -372,19 +377,19 @@ class TestOffloader:
         assert trace.regional_steps == 7
         assert seen["offloaders"][-1].late == 7
 
-    def test_two_places_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
-        """Sequences that come by: each is in one of two buffers, which grow to the largest."""
-        buffers = set()
+    def test_two_buffers_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
+        """The rows of each attention are copied to one of two buffers, which grow to the largest."""
+        addresses = set()
         fetch = Offloader.fetch
 
-        def spy(self, sequence, device):
-            place = fetch(self, sequence, device)
-            buffers.add(place[0].untyped_storage().data_ptr())
-            return place
+        def spy(self, rows, device):
+            buffers = fetch(self, rows, device)
+            addresses.add(buffers[0].untyped_storage().data_ptr())
+            return buffers
 
         monkeypatch.setattr(Offloader, "fetch", spy)
         sample_ras(family.build(), family, family.noise(), _settings("cpu"))
-        assert len(buffers) == 2
+        assert len(addresses) == 2
 
     def test_what_was_under_way_when_a_dense_call_came_is_not_used(self):
         slots, offloader = {}, Offloader()
@@ -392,8 +397,9 @@ class TestOffloader:
             for layer in range(3):
                 full = torch.full((1, 3, 4), number + layer)
                 kv.fill(
-                    slots, (layer, 0), full, full, 0, 0, lambda *a: HostSequence.of(*a, offloader=offloader)
-                )
+                    slots, (layer, 0), (full, full), (0, 0),
+                    lambda *a: MainMemoryRows.of(*a, offloader=offloader),
+                )  # fmt: skip
             if number == 10.0:
                 self._update(slots, 1)  # brings the third attention on its way, and the call ends here
         key, _ = self._update(slots, 2)
@@ -401,7 +407,7 @@ class TestOffloader:
 
     def _update(self, slots, layer):
         fresh = torch.full((1, 1, 4), 9.0)
-        return kv.update(slots, (layer, 0), (fresh, fresh), torch.tensor([[1]]), 3, (0, 0))
+        return kv.update(slots, (layer, 0), (fresh, fresh), (0, 0), RowIndex(torch.tensor([1]), 3))
 
 
 class TestOnePiece:
@@ -477,10 +483,10 @@ class TestForms:
     """Cutting, joining and writing by small numbers; float8 has three bits after the first."""
 
     KEEP = {
-        "gpu": Sequence.of,
-        "fp8": Float8Sequence.of,
-        "cpu": lambda *rows: HostSequence.of(*rows, offloader=Offloader()),
-        "forecast": ForecastSequence.of,
+        "gpu": KVRows.of,
+        "fp8": Float8Rows.of,
+        "cpu": lambda *rows: MainMemoryRows.of(*rows, offloader=Offloader()),
+        "forecast": ForecastRows.of,
     }
 
     @pytest.fixture(params=list(KEEP))
@@ -508,10 +514,10 @@ class TestForms:
     def test_fresh_rows_are_kept_and_attended_to(self, keep):
         kept = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 0, 0)
         fresh = torch.full((2, 1, 2, 2), 3.1)
-        key, value = kept.update(Places(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
+        key, value = kept.update(RowIndex(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
         assert torch.equal(key[0, 1], fresh[0, 0]) and torch.equal(value[1, 2], 2 * fresh[0, 0])
         assert key[:, :, 0, 0].tolist() == [[1, pytest.approx(3.1), 4], [8, 16, pytest.approx(3.1)]]
-        again, _ = kept.update(Places(torch.tensor([0, 3]), 6), (fresh, fresh))
+        again, _ = kept.update(RowIndex(torch.tensor([0, 3]), 6), (fresh, fresh))
         assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads what was kept
 
     def test_written_over_in_place_where_it_fits(self, keep):
@@ -531,7 +537,7 @@ class TestForms:
         rows = torch.randn(2, 4, 64, generator=generator)
         rows = (rows * torch.tensor([1e-4, 1.0, 100.0, 8000.0])[None, :, None]).to(dtype)
         rows[0, 1] = 0.0
-        key, value = Float8Sequence.of(rows, -rows, 0, 0).read()
+        key, value = Float8Rows.of(rows, -rows, 0, 0).read()
         assert key.dtype == dtype and torch.equal(key[0, 1], rows[0, 1])
         for row in range(1, 8):
             own, kept = rows.flatten(0, 1)[row].float(), key.flatten(0, 1)[row].float()
@@ -559,7 +565,7 @@ class TestGraphs:
         store = record_on(model, tape)
         monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
-        assert store.nbytes() == seen["needs"][0].plain
+        assert store.nbytes() == seen["needs"][0].kept("gpu")
         _free(monkeypatch, 0, 0)  # all that the cache needs is what the recordings hold
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert seen["choices"] == ["gpu", "gpu"] and tape.recorded == 1
@@ -575,9 +581,9 @@ class TestGraphs:
         monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
         needs = seen["needs"][0]
-        assert store.nbytes("gpu") == store.nbytes() == needs.plain
+        assert store.nbytes("gpu") == store.nbytes() == needs.kept("gpu")
         # For another size its buffers are of no use, and what is free takes the cache only as fp8.
-        monkeypatch.setattr(host, "free_device_bytes", lambda *_: 2 * needs.plain)
+        monkeypatch.setattr(host, "free_device_bytes", lambda *_: 2 * needs.kept("gpu"))
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"] == ["gpu", "fp8"] and trace.regional_steps == 7
         assert store.nbytes() == store.nbytes("fp8") == trace.kv_bytes > 0

@@ -4,10 +4,19 @@ import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import RegionalAbort
-from ras_pack.ras_core.kv import store as kv
+from ras_pack.ras_core.kv import update as kv
+from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models.cost import CostProfile, expected_speedup, linear_weights
-from ras_pack.ras_core.rows import RowWriter, Scratch, gather_rows, row_index, rows_first, scatter_rows
+from ras_pack.ras_core.rows import (
+    RowIndex,
+    RowWriter,
+    Scratch,
+    gather_rows,
+    row_index,
+    rows_first,
+    scatter_rows,
+)
 
 
 class TestRows:
@@ -77,7 +86,7 @@ class TestGrid:
 class TestStore:
     def _filled(self, branches, text=1):
         """A store with one attention; K of branch i, image row j is 10 i + j."""
-        store = kv.KVStore(2)
+        store = KVStore(2)
         self._fill(store, branches, text)
         return store
 
@@ -85,8 +94,12 @@ class TestStore:
         values = [[-1] * text + [10 * b, 10 * b + 1] for b in branches]
         slots = store.begin_fill(tuple(branches))
         key = torch.tensor(values, dtype=torch.float32)[..., None]
-        kv.fill(slots, (0, 0), key, key + 100, text, 0)
+        kv.fill(slots, (0, 0), (key, key + 100), (text, 0))
         store.end_fill(tuple(branches), slots)
+
+    def _update(self, slots, fresh, active, text):
+        index = RowIndex.of(torch.tensor(active), 2, text, 0)
+        return kv.update(slots, (0, 0), (fresh, fresh), (text, 0), index)
 
     def _keys(self, store, branches):
         return store.slots_for(tuple(branches))[0, 0].image_only().key[..., 0].tolist()
@@ -107,19 +120,19 @@ class TestStore:
         store = self._filled([1, 2])
         slots = store.slots_for((1, 2))
         fresh = torch.tensor([[[7.0], [8.0]], [[7.0], [9.0]]])  # text row, one active token
-        key, _ = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[1], [0]]), 2, (1, 0))
+        key, _ = self._update(slots, fresh, [[1], [0]], 1)
         assert key[..., 0].tolist() == [[7, 10, 8], [7, 9, 21]]
 
     def test_more_text_than_before(self):
         store = self._filled([1])
         slots = store.slots_for((1,))
         fresh = torch.tensor([[[5.0], [6.0], [8.0]]])
-        key, _ = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[0]]), 2, (2, 0))
+        key, _ = self._update(slots, fresh, [[0]], 2)
         assert key[..., 0].tolist() == [[5, 6, 8, 11]]
 
     def test_an_attention_without_a_cache_is_a_surprise(self):
         with pytest.raises(RegionalAbort):
-            kv.update({}, (0, 0), (torch.zeros(1, 1, 1),) * 2, torch.tensor([[0]]), 2, (0, 0))
+            self._update({}, torch.zeros(1, 1, 1), [[0]], 0)
 
     def test_refilling_reuses_the_buffers(self):
         store = self._filled([1, 2])

@@ -1,7 +1,8 @@
 """Everything that bears ComfyUI's names; the only package of ras_core that imports it.
 
 Read `patch` (the wrapper that a node attaches, memory planning, CUDA graphs of a model), `conditionings`
-(on the device for a run), `compiler` (ComfyUI's own graphs and compiler, of later versions).
+(on the device for a run), `compiler` (ComfyUI's own graphs and compiler, of later versions), `options` (of
+the nodes' settings).
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
 2. When sampling starts, that wrapper makes the run and adds wrappers to the run's copy of the model

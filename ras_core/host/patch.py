@@ -27,13 +27,15 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import Tensor, nn
 
-from ..config import KVCache, RASConfig
+from ..config import RASConfig
 from ..errors import RASError
 from ..graphs.eligibility import may_outlive_run, storage_obstacle
 from ..graphs.residency import PREFETCH, EvictableWeights
 from ..graphs.session import GraphSession, GraphStore, HostSide
-from ..kv.choose import Choice, Needs, Room, choose
-from ..kv.storage import has_float8
+from ..kv.choose import Choice, Needs, Room, check_setting, choose, for_sampler
+from ..kv.float8 import has_float8
+from ..kv.formats import AUTO, first_choice
+from ..kv.spec import CacheSize
 from ..method.grid import TokenGrid
 from ..method.preferences import Preferences
 from ..method.schedule import StepKind, decreases
@@ -83,9 +85,11 @@ def patch_model(
         view_factory: gives each run somebody who watches it, or None.
 
     Raises:
-        RASError: the model's network is not supported, or this ComfyUI lacks what the method enters by.
+        RASError: the model's network is not supported, this ComfyUI lacks what the method enters by, or there
+            is no such `kv_cache`.
     """
     check_host()
+    check_setting(config.kv_cache)
     adapter = adapter_for(network_of(model.get_model_object("diffusion_model")))
     patched = model.clone()
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
@@ -398,12 +402,15 @@ def _name_of(sampler: Any) -> str:
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
-def _wanted_cache(config: RASConfig, sampler: Any) -> KVCache:
-    """The user's setting; noise that a sampler adds cannot be forecast."""
-    if config.kv_cache != "forecast" or _name_of(sampler) in STEADY_SAMPLERS:
-        return config.kv_cache
-    logger.info("Multirate RAS: kv_cache = forecast is for euler and dpmpp_2m; here it works as gpu.")
-    return "gpu"
+def _wanted_cache(config: RASConfig, sampler: Any) -> str:
+    """The user's setting, or what stands in for it with a sampler that adds noise."""
+    wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
+    if wanted != config.kv_cache:
+        logger.info(
+            "Multirate RAS: kv_cache = %s is for euler and dpmpp_2m; here it works as %s.",
+            config.kv_cache, wanted,
+        )  # fmt: skip
+    return wanted
 
 
 def _plan_cache(
@@ -413,12 +420,12 @@ def _plan_cache(
     run: RunState,
     profile: CostProfile,
     graphs: GraphSession | None,
-    wanted: KVCache,
+    wanted: str,
 ) -> None:
     """Decide how the run keeps K/V as soon as the host has loaded the run's models (PREPARE_SAMPLING)."""
     if run.is_dense or not run.any_regional:
         return
-    if wanted != "auto":  # also for guiders that load models in a way of their own
+    if wanted != AUTO:  # also for guiders that load models in a way of their own
         run.keep_cache_as(wanted)
 
     def prepare(executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args, **kwargs) -> Any:
@@ -428,7 +435,7 @@ def _plan_cache(
         _log_estimate(profile, run, n_text)
         needs = cache_needs(model, network, adapter, run, evaluated)
         # What recordings hold serves this run, or goes.
-        first = "gpu" if wanted == "auto" else wanted
+        first = first_choice(wanted).name
         held = 0 if graphs is None else graph_store(model).nbytes(first)
         working = working_memory(model, noise_shape)
         make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
@@ -476,20 +483,15 @@ def _log_estimate(profile: CostProfile, run: RunState, n_text: int) -> None:
 def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, conds: list[dict]
 ) -> Needs:
-    """Bytes of the K/V cache of a run over these conditionings, by arithmetic."""
+    """What the K/V cache of a run over these conditionings takes, by arithmetic."""
     suffix = adapter.suffix_rows(network, run.grid.n)
     texts = [adapter.text_rows(network, _text_rows(cond)) for cond in conds]
     borders = [text + suffix for text in texts for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
     profile = adapter.cache_profile(network)
-    nbytes = partial(profile.nbytes, run.grid.n, borders, itemsize, padding=suffix)
-    return Needs(
-        plain=nbytes(),
-        fp8=nbytes("fp8"),
-        forecast=nbytes("forecast"),
-        attention=profile.attention_nbytes(run.grid.n, borders, itemsize),
-        branches=max(len(conds), 1),
-    )
+    numbers, rows, largest = profile.counts(run.grid.n, borders, suffix)
+    size = CacheSize(numbers, rows, run.grid.n * len(borders), largest, itemsize)
+    return Needs(size, max(len(conds), 1))
 
 
 def working_memory(model: ModelPatcher, noise_shape: Any) -> int:

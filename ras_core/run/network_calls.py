@@ -23,8 +23,8 @@ from ..graphs.network_identity import CORE_GRAPH, inspect
 from ..graphs.residency import EvictableWeights
 from ..graphs.session import GraphSession, NetworkGraphs, RowsAdvanced
 from ..graphs.weight_casts import quick_casts
-from ..kv.storage import Keep
-from ..kv.store import Branch, Sequence, Slot
+from ..kv.plain import Keep, KVRows, Slot
+from ..kv.store import Branch
 from ..models import network_of
 from ..models.base import ModelAdapter
 from .grouped_attention import GroupedAttention
@@ -300,7 +300,7 @@ class RunHooks:
         control: dict | None,
         options: dict,
         active_idx: Tensor,
-        slots: dict[Slot, Sequence],
+        slots: dict[Slot, KVRows],
     ) -> Tensor | None:
         """A regional call's output from a CUDA graph, or None if it must run eagerly. `control` has the
         residuals of the active tokens.
@@ -367,7 +367,7 @@ class RunHooks:
     ) -> Callable[..., Tensor]:
         """A regional call as a function of all that changes from step to step."""
 
-        def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, Sequence]) -> Tensor:
+        def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, KVRows]) -> Tensor:
             inside = NetworkCall(
                 self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped,
                 sigma=inputs["t"],
@@ -407,7 +407,7 @@ class RunHooks:
         if keep is None or self._pause is None:
             return keep
 
-        def paused(*args: Any, **kwargs: Any) -> Sequence:
+        def paused(*args: Any, **kwargs: Any) -> KVRows:
             with self._pause():
                 return keep(*args, **kwargs)
 

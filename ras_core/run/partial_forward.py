@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
-from ..kv import store as kv
-from ..kv.forecast import Ahead
+from ..kv import update as kv
+from ..kv.extrapolation import Extrapolation
 from ..models.base import ModelAdapter
-from ..rows import Places, Scratch, gather_rows, rows_first, scatter_rows
+from ..rows import RowIndex, Scratch, gather_rows, rows_first, scatter_rows
 from .grouped_attention import GroupedAttention
 from .torch_compile import as_written
 
@@ -39,8 +39,8 @@ class _Borders:
     """
 
     rows: tuple[int, int]
-    places: Places
-    ahead: Ahead | None
+    places: RowIndex
+    ahead: Extrapolation | None
 
 
 class NetworkCall:
@@ -63,10 +63,10 @@ class NetworkCall:
         adapter: ModelAdapter,
         network: nn.Module,
         n_tokens: int,
-        slots: dict[kv.Slot, kv.Sequence],
+        slots: dict[kv.Slot, kv.KVRows],
         active_idx: Tensor | None = None,
         inner_override: AttentionOverride | None = None,
-        keep: kv.Keep | None = kv.Sequence.of,
+        keep: kv.Keep | None = kv.KVRows.of,
         grouped: GroupedAttention | None = None,
         sigma: Tensor | None = None,
     ):
@@ -88,7 +88,7 @@ class NetworkCall:
         )
         self._sigma = sigma
         self._weights: tuple[Tensor, Tensor] | None = None  # for continuing cached rows
-        self._places: dict[int, Places] = {}  # by number of text rows
+        self._places: dict[int, RowIndex] = {}  # by number of text rows
         self._borders: dict[int, _Borders] = {}  # by number of rows in a regional attention
         self._scratch = Scratch()
         self.text_rows = 0
@@ -151,7 +151,7 @@ class NetworkCall:
 
     def _pass_time(self) -> None:
         if self._active_idx is not None:
-            self._weights = kv.weights_ahead(self._slots, self._sigma, self._active_idx)
+            self._weights = kv.extrapolation_weights(self._slots, self._sigma, self._active_idx)
         elif self._sigma is not None:
             kv.pass_time(self._slots, self._sigma, self._n)
 
@@ -220,9 +220,7 @@ class NetworkCall:
         fresh = k, v
         if token_axis == 2:
             fresh = rows_first(k, self._kv_repeat), rows_first(v, self._kv_repeat)
-        whole = kv.update(
-            self._slots, slot, fresh, self._active_idx, self._n, borders.rows, borders.places, borders.ahead
-        )
+        whole = kv.update(self._slots, slot, fresh, borders.rows, borders.places, borders.ahead)
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
@@ -231,7 +229,7 @@ class NetworkCall:
         if self._keep is not None:
             by_head = token_axis == 2
             key, value = (rows_first(t, self._kv_repeat) if by_head else t for t in (k, v))
-            kv.fill(self._slots, slot, key, value, prefix, self._suffix, self._keep)
+            kv.fill(self._slots, slot, (key, value), (prefix, self._suffix), self._keep)
         return k, v
 
     def _prefix_of(self, rows: int) -> int:
@@ -245,13 +243,13 @@ class NetworkCall:
 
     def _borders_of(self, rows: int) -> _Borders:
         prefix = self._prefix_of(rows)
-        ahead = None if self._weights is None else Ahead(*self._weights, prefix, self._suffix)
+        ahead = None if self._weights is None else Extrapolation(*self._weights, prefix, self._suffix)
         self._borders[rows] = borders = _Borders((prefix, self._suffix), self._places_for(prefix), ahead)
         return borders
 
-    def _places_for(self, prefix: int) -> Places:
+    def _places_for(self, prefix: int) -> RowIndex:
         if prefix not in self._places:
-            self._places[prefix] = Places.of(self._active_idx, self._n, prefix, self._suffix, self._scratch)
+            self._places[prefix] = RowIndex.of(self._active_idx, self._n, prefix, self._suffix, self._scratch)
         return self._places[prefix]
 
     def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)

@@ -75,7 +75,7 @@ class RunState:
             self.purse = Purse(self.plan)
 
     def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
-        """How the K/V cache is kept (kv/storage.py), and what it takes of each branch; said before the first
+        """How the K/V cache is kept (kv/formats.py), and what it takes of each branch; said before the first
         call.
         """
         self.kv = KVStore(self.grid.n, storage, branch_nbytes)
