@@ -19,7 +19,7 @@ from ras_pack.ras_core.kv.store import TIMES, KVStore, keeper
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import Places
 from ras_pack.ras_core.run.network_calls import OVERRIDE
-from ras_pack.ras_core.run.partial_forward import NetworkCall
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -106,7 +106,7 @@ class TestAgreement:
         for storage in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(storage)
             for tokens in (None, active):
-                call = NetworkCall(adapter_for(network), network, n, slots, tokens, keep=keep)
+                call = NetworkCall(adapter_for(network), network, n, slots, tokens, CallContext(keep=keep))
                 output = _call(model, family, x, call)
             outputs[storage] = output[at_active]
         assert torch.equal(outputs["cpu"], outputs["gpu"])

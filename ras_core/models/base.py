@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
 from .cost import CacheProfile, CostProfile
 
+ALL: Final = -1
+"""As a number of suffix rows: all rows that are not of the image come after it, however many there are."""
+
+Inputs = Mapping[str, Any]
+"""Inputs of one call of the host's model, by name."""
+
+NO_INPUTS: Final[Inputs] = MappingProxyType({})
+"""Where rows are planned before any call."""
+
 Gather = Callable[[Tensor], Tensor]
+
+
+class GatherPositions(Protocol):
+    """Keeps the active rows of a position table."""
+
+    def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
+        """Rows on `axis`, images of the batch (or a single one for all of them) on axis 0."""
 
 
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
+    Each tensor inside the network is [prefix | image | suffix] along its rows. Only the suffix is stated: the
+    prefix is what remains of the tensor's own rows, so it may differ between hidden rows, position tables,
+    attentions and the final layer's output.
+
     Attributes:
         family: name for messages.
         classes: the network classes it was tested with, as ends of dotted names ("lumina.model.NextDiT"). A
             subclass may be another network, and two families may name a class alike.
-        text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor.
+        text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor. Only
+            a check: rows before the image where none are expected make the run dense.
         runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
         cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
             are left alone.
@@ -54,14 +77,15 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def map_block_inputs(
-        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
         """A block's inputs with rows gathered.
 
         Args:
             args, kwargs: as the host passes them to the block.
-            gather_hidden: for the tensor that holds the image rows; None where it needs no change.
-            gather_positions: for position tensors that the host passes to every block.
+            gather_hidden: for the tensor that holds the image rows, on axis 1; None where it needs no change.
+            gather_positions: for position tables that the host passes to every block, with the axis of their
+                rows. A table that is forgotten does not always fail: some hosts cut it to the first rows.
         """
 
     @abstractmethod
@@ -84,8 +108,17 @@ class ModelAdapter(ABC):
             return None
         raise RegionalAbort(f"a ControlNet on {self.family} gives residuals of an unknown form")
 
-    def suffix_rows(self, network: nn.Module, n_tokens: int) -> int:
-        """Padding rows after the image rows; they are processed at every step."""
+    def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
+        """Rows after the image rows (padding, say); they are processed at every step.
+
+        Args:
+            network: the host's network.
+            n_tokens: image tokens of the whole image.
+            inputs: of the call; reference images may add rows.
+
+        Returns:
+            Their number, or `ALL`.
+        """
         return 0
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:

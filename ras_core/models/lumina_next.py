@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .base import Gather, ModelAdapter, replace_arg
+from .base import Gather, GatherPositions, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
 
@@ -36,7 +36,7 @@ class LuminaNextAdapter(ModelAdapter):
         return network.layers[0].attn1.kv_repeat
 
     def map_block_inputs(
-        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
         """A layer is called with (x, rotary, caption, condition, call)."""
         if gather_hidden is not None:

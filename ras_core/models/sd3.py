@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import RegionalAbort
 from ..rows import gather_rows, row_index
-from .base import Gather, ModelAdapter, replace_arg
+from .base import Gather, GatherPositions, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
 
@@ -34,7 +34,7 @@ class SD3Adapter(ModelAdapter):
         return network.patch_size
 
     def map_block_inputs(
-        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
         if gather_hidden is None:
             return args, kwargs

@@ -29,7 +29,7 @@ from ..models.base import ModelAdapter
 from .grouped_attention import GroupedAttention
 from .live import View, live_step
 from .noise_levels import NoiseLevels
-from .partial_forward import NetworkCall
+from .partial_forward import CallContext, NetworkCall
 from .sampler import RUN
 from .state import RunState
 from .timing import mark
@@ -213,7 +213,8 @@ class RunHooks:
             slots = graphs.lend(branches, forward.inputs, run.kv.storage)
         inner, keep = options.get(OVERRIDE), self._outside(run.kv.keep_for(branches))
         sigma = forward.inputs["t"] if run.kv.forecasts else None
-        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep, sigma=sigma)
+        context = CallContext(forward.inputs, sigma, keep, inner)
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, context)
         trouble = None
         try:
             with call.placed():
@@ -225,7 +226,7 @@ class RunHooks:
             self._drop_graphs()
         if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
             slots.clear()
-            del call, keep  # which hold the memory for what they would have kept
+            del call, context, keep  # which hold the memory for what they would have kept
             run.go_dense(trouble)
             return forward(control, options)
         if call.blocks_seen == 0:
@@ -267,11 +268,10 @@ class RunHooks:
         if output is not None:
             run.evaluation.ran_regional = True
             return self._merge(branches, active_idx, output)
-        inner, keep = options.get(OVERRIDE), run.kv.keep
-        call = NetworkCall(
-            self._adapter, network, run.grid.n, slots, active_idx, inner, keep, self._grouped,
-            forward.inputs["t"],
-        )  # fmt: skip
+        context = CallContext(
+            forward.inputs, forward.inputs["t"], run.kv.keep, options.get(OVERRIDE), self._grouped
+        )
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, context)
         try:
             with call.placed(), self._weights_preset(network, active_idx.device):
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
@@ -367,10 +367,8 @@ class RunHooks:
         """A regional call as a function of all that changes from step to step."""
 
         def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, Sequence]) -> Tensor:
-            inside = NetworkCall(
-                self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped,
-                sigma=inputs["t"],
-            )  # fmt: skip
+            context = CallContext(inputs, inputs["t"], grouped=self._grouped)
+            inside = NetworkCall(self._adapter, network, self._run.grid.n, slots, active_idx, context)
             with inside.placed():
                 placed = with_residuals(control, inputs)
                 output = forward(placed, {**options, OVERRIDE: inside.attend}, without_residuals(inputs))

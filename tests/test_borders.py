@@ -1,0 +1,250 @@
+"""The boundary to a network: borders of each tensor by its own rows.
+
+Flux and HiDream have no adapter in the pack. Small ones here show that the boundary carries what the
+supported families do not have: text that joins the image between two kinds of blocks, position tables with
+their rows on another axis, reference images after the image, and text behind it.
+"""
+
+import dataclasses
+
+import comfy.ldm.flux.model
+import comfy.ldm.hidream.model
+import comfy.ops
+import pytest
+import torch
+from ras_pack.ras_core.errors import RegionalAbort
+from ras_pack.ras_core.kv.store import Sequence
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.models.base import ALL, ModelAdapter, replace_arg
+from ras_pack.ras_core.run.active_rows import ActiveRows, borders_of
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
+from support.families import FAMILIES, draw_weights
+from support.sampling import distance
+
+SIZE, N, BATCH = (12, 10), 30, 2  # 6 x 5 tokens
+FLOAT = 2e-5
+TINY = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+
+
+class Blocks(ModelAdapter):
+    """What the adapters of this file share; they take part in no run, so they have no cost."""
+
+    text_in_hidden = False
+
+    def final_layer(self, network):
+        return network.final_layer
+
+    def patch_size(self, network):
+        return network.patch_size
+
+    def cost_profile(self, network):
+        raise NotImplementedError
+
+    cache_profile = cost_profile
+
+
+class Flux(Blocks):
+    """Text of its own in the first blocks, in front of the image in the others; position tables
+    (b, 1, r, ...) for both; reference images after the image.
+    """
+
+    family, classes = "Flux", ("flux.model.Flux",)
+
+    def main_blocks(self, network):
+        return [*network.double_blocks, *network.single_blocks]
+
+    def suffix_rows(self, network, n_tokens, inputs=()):
+        references = inputs["ref_latents"] if "ref_latents" in inputs else ()
+        return sum(TokenGrid(*each.shape[2:], network.patch_size).n for each in references)
+
+    def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
+        if gather_hidden is not None:
+            args, kwargs = replace_arg(args, kwargs, 0, "img", gather_hidden)
+        return replace_arg(args, kwargs, 2, "pe", lambda table: gather_positions(table, axis=2))
+
+
+class HiDream(Blocks):
+    """The image first, then text, of which each block has other rows."""
+
+    family, classes = "HiDream", ("hidream.model.HiDreamImageTransformer2DModel",)
+
+    def main_blocks(self, network):
+        return [*network.double_stream_blocks, *network.single_stream_blocks]
+
+    def suffix_rows(self, network, n_tokens, inputs=()):
+        return ALL
+
+    def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
+        if gather_hidden is not None:
+            args, kwargs = replace_arg(args, kwargs, 0, "image_tokens", gather_hidden)
+        return replace_arg(args, kwargs, 4, "rope", gather_positions)
+
+
+def _flux():
+    settings = {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 48, "hidden_size": 64,
+        "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2, "axes_dim": [8, 12, 12],
+        "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+    }  # fmt: skip
+    known = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
+    settings = {name: value for name, value in settings.items() if name in known}
+    return comfy.ldm.flux.model.Flux(**TINY, **settings)
+
+
+def _hidream():
+    return comfy.ldm.hidream.model.HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=16, num_layers=2, num_single_layers=2,
+        attention_head_dim=32, num_attention_heads=2, caption_channels=[48, 48], text_emb_dim=32,
+        num_routed_experts=2, num_activated_experts=1,
+        axes_dims_rope=(16, 8, 8), max_resolution=(32, 32),
+        llama_layers=[0, 1, 1, 1], **TINY,
+    )  # fmt: skip
+
+
+def _randn(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _flux_inputs(**more):
+    return {
+        "timestep": torch.full((BATCH,), 0.7), "context": _randn(BATCH, 7, 48, seed=1),
+        "y": _randn(BATCH, 32, seed=2), "guidance": torch.full((BATCH,), 3.5), **more,
+    }  # fmt: skip
+
+
+def _hidream_inputs():
+    llama = _randn(BATCH, 2, 5, 48, seed=1)
+    return {
+        "t": torch.full((BATCH,), 700.0), "context": _randn(BATCH, 7, 48, seed=3),
+        "y": _randn(BATCH, 32, seed=2), "encoder_hidden_states_llama3": llama,
+    }  # fmt: skip
+
+
+CASES = {
+    "flux": (Flux, _flux, _flux_inputs),
+    "flux_kontext": (Flux, _flux, lambda: _flux_inputs(ref_latents=[_randn(BATCH, 16, 12, 8, seed=5)])),
+    "hidream": (HiDream, _hidream, _hidream_inputs),
+}
+
+
+class Case:
+    """A network, its adapter, and calls of it."""
+
+    def __init__(self, name: str):
+        adapter, build, inputs = CASES[name]
+        self.adapter, self.network, self.inputs = adapter(), build(), inputs()
+        draw_weights(self.network, 0)
+        self.x = _randn(BATCH, 16, *SIZE, seed=4)
+        self.slots = {}
+
+    @torch.no_grad()
+    def call(self, active=None, adapter=None) -> torch.Tensor:
+        context = CallContext(self.inputs)
+        call = NetworkCall(adapter or self.adapter, self.network, N, self.slots, active, context)
+        with call.placed():
+            output = self.plain({"optimized_attention_override": call.attend})
+        assert call.gathered is (active is not None)
+        return output
+
+    @torch.no_grad()
+    def plain(self, options=None) -> torch.Tensor:
+        return self.network(self.x, **self.inputs, transformer_options=options or {})
+
+
+@pytest.fixture(params=list(CASES))
+def case(request) -> Case:
+    return Case(request.param)
+
+
+class TestEachTensorHasItsOwnBorders:
+    def test_a_dense_call_changes_nothing(self, case):
+        assert torch.equal(case.call(), case.plain())
+
+    def test_a_third_of_the_tokens_give_their_dense_output(self, case):
+        dense = case.call()
+        order = [
+            torch.randperm(N, generator=torch.Generator().manual_seed(i))[: N // 3] for i in range(BATCH)
+        ]
+        active = torch.stack(order)
+        regional = case.call(active)
+        mask = TokenGrid(*SIZE, 2).active_pixels(active).expand_as(dense)
+        assert distance(regional[mask], dense[mask]) < FLOAT
+        assert distance(regional[~mask], dense[~mask]) > 0.01
+
+    def test_all_tokens_in_shuffled_order_equal_the_dense_call(self, case):
+        dense = case.call()
+        for sequence in case.slots.values():
+            image = slice(sequence.prefix, sequence.prefix + N)
+            sequence.key[:, image] = sequence.value[:, image] = torch.nan
+        order = [torch.randperm(N, generator=torch.Generator().manual_seed(i)) for i in range(BATCH)]
+        assert distance(case.call(torch.stack(order)), dense) < FLOAT
+
+    def test_positions_that_are_not_gathered_show(self, case):
+        """The two proofs above can fail; some networks cut a table that is too long, without an error."""
+
+        class Forgets(type(case.adapter)):
+            def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
+                return super().map_block_inputs(args, kwargs, gather_hidden, lambda table, axis=1: table)
+
+        dense, active = case.call(), torch.arange(1, N, 3).expand(BATCH, -1)
+        try:
+            regional = case.call(active, Forgets())
+        except RuntimeError:
+            return
+        mask = TokenGrid(*SIZE, 2).active_pixels(active).expand_as(dense)
+        assert distance(regional[mask], dense[mask]) > 0.01
+
+    def test_what_the_cache_holds(self):
+        """Seven text rows, 30 of the image, 24 of a reference; HiDream: text and two times five of Llama."""
+        kept = {}
+        for name in CASES:
+            case = Case(name)
+            case.call()
+            kept[name] = {(each.prefix, each.suffix) for each in case.slots.values()}
+        assert kept == {"flux": {(7, 0)}, "flux_kontext": {(7, 24)}, "hidream": {(0, 17)}}
+
+
+class TestBorders:
+    @pytest.mark.parametrize(
+        ("rows", "suffix", "expected"),
+        [(30, 0, (0, 0)), (39, 2, (7, 2)), (39, ALL, (0, 9)), (30, ALL, (0, 0))],
+    )
+    def test_the_prefix_is_what_remains(self, rows, suffix, expected):
+        assert borders_of(rows, 30, suffix, "a tensor") == expected
+
+    @pytest.mark.parametrize(("rows", "suffix"), [(29, 0), (31, 2), (29, ALL)])
+    def test_too_few_rows(self, rows, suffix):
+        with pytest.raises(RegionalAbort, match=f"a tensor has {rows} rows, too few for 30 image tokens"):
+            borders_of(rows, 30, suffix, "a tensor")
+
+    def test_tables_of_different_length_and_axis(self):
+        """Two images, three tokens; the second image's active ones are 2 and 0."""
+        rows = ActiveRows(torch.tensor([[1], [2]]), 3, suffix=1)
+        table = torch.arange(6).view(1, 6, 1)  # two text rows, three tokens, one row of padding
+        assert rows.gather_table(table, 1)[..., 0].tolist() == [[0, 1, 3, 5], [0, 1, 4, 5]]
+        by_head = torch.arange(4).view(1, 1, 4, 1).expand(1, 2, 4, 1)  # no text; rows on axis 2
+        assert rows.gather_table(by_head, 2)[:, 1, :, 0].tolist() == [[1, 3], [2, 3]]
+
+    def test_output_rows_return_to_their_tokens(self):
+        rows = ActiveRows(torch.tensor([[2]]), 3, suffix=0)
+        with_text, without = torch.tensor([[[7.0], [8.0]]]), torch.tensor([[[8.0]]])
+        assert rows.scatter(with_text)[0, :, 0].tolist() == [7, 0, 0, 8]
+        assert rows.scatter(without)[0, :, 0].tolist() == [0, 0, 8]
+
+    def test_a_mask_loses_the_columns_of_cached_tokens(self):
+        rows = ActiveRows(torch.tensor([[2, 0]]), 3, suffix=0)
+        mask = torch.arange(4).view(1, 1, 4)  # one text row
+        assert rows.short_mask(mask, 3)[0, 0].tolist() == [0, 3, 1]
+        assert rows.short_mask(mask, 4) is mask
+        assert rows.short_mask(mask[..., :2], 3)[0, 0].tolist() == [0, 1]  # another attention's
+
+    def test_rows_where_no_text_is_expected_make_the_run_dense(self):
+        """SD3 has no text in the image's tensor, so a row more would be somebody else's."""
+        model = FAMILIES["sd3"].build()
+        network = model.model.diffusion_model
+        slots = {(0, 0): Sequence.of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), 0, 0)}
+        call = NetworkCall(adapter_for(network), network, 4, slots, torch.tensor([[1]]))
+        with pytest.raises(RegionalAbort, match="not 4 image tokens"):
+            call._gather_hidden(torch.zeros(1, 5, 2))
+        assert not call.gathered
