@@ -1,4 +1,4 @@
-"""The boundary to a network: borders of each tensor by its own rows.
+"""The boundary to a network: borders of each tensor by its own rows, and networks that are refused.
 
 Flux and HiDream have no adapter in the pack. Small ones here show that the boundary carries what the
 supported families do not have: text that joins the image between two kinds of blocks, position tables with
@@ -7,20 +7,22 @@ their rows on another axis, reference images after the image, and text behind it
 
 import dataclasses
 
+import comfy.ldm.aura.mmdit
 import comfy.ldm.flux.model
 import comfy.ldm.hidream.model
+import comfy.ldm.lumina.model
 import comfy.ops
 import pytest
 import torch
-from ras_pack.ras_core.errors import RegionalAbort
+from ras_pack.ras_core.errors import RASError, RegionalAbort
 from ras_pack.ras_core.kv.store import Sequence
 from ras_pack.ras_core.method.grid import TokenGrid
-from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.models import ADAPTERS, adapter_for
 from ras_pack.ras_core.models.base import ALL, ModelAdapter, replace_arg
 from ras_pack.ras_core.run.active_rows import ActiveRows, borders_of
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, draw_weights
-from support.sampling import distance
+from support.sampling import distance, sample, sample_ras
 
 SIZE, N, BATCH = (12, 10), 30, 2  # 6 x 5 tokens
 FLOAT = 2e-5
@@ -248,3 +250,47 @@ class TestBorders:
         with pytest.raises(RegionalAbort, match="not 4 image tokens"):
             call._gather_hidden(torch.zeros(1, 5, 2))
         assert not call.gathered
+
+
+class TestRefusal:
+    def test_a_network_with_the_name_of_a_supported_one(self):
+        network = comfy.ldm.aura.mmdit.MMDiT(
+            in_channels=4, out_channels=4, dim=64, n_layers=4, n_double_layers=2, n_heads=2,
+            global_conddim=64, cond_seq_dim=48, max_seq=256, **TINY,
+        )  # fmt: skip
+        with pytest.raises(RASError) as refused:
+            adapter_for(network)
+        assert str(refused.value) == (
+            "Multirate RAS: the model's network is MMDiT (comfy.ldm.aura.mmdit), which is not supported. "
+            "Expected: one of: SD3 / SD3.5 (MMDiT), Lumina-Image-2.0 / Z-Image (NextDiT), Lumina-Next. "
+            "What to do: connect a model of one of these families, or remove the node for this model."
+        )
+
+    def test_a_subclass_of_a_supported_one(self):
+        network_class = getattr(comfy.ldm.lumina.model, "NextDiTPixelSpace", None)
+        if network_class is None:
+            pytest.skip("this ComfyUI has no pixel-space NextDiT")
+        config = FAMILIES["lumina2"].unet_config()
+        del config["image_model"], config["dtype"]
+        network = network_class(decoder_hidden_size=32, decoder_num_res_blocks=1, **config, **TINY)
+        with pytest.raises(RASError, match=r"NextDiTPixelSpace \(comfy.ldm.lumina.model\), which is not supp"):
+            adapter_for(network)
+
+    def test_a_case_that_would_go_wrong_silently_runs_dense_with_its_sentence(self, family, monkeypatch):
+        """The adapter sees the inputs of the call and its options."""
+        asked = []
+
+        def refusal(self, network, inputs, options):
+            asked.append((type(network).__name__, inputs["x"].shape[0], sorted(options["cond_or_uncond"])))
+            return "each frame has a timestep of its own"
+
+        model, noise = family.build(), family.noise()
+        dense = sample(model, family, noise)
+        monkeypatch.setattr(type(adapter_for(model.model.diffusion_model)), "refusal", refusal)
+        latent, trace = sample_ras(model, family, noise)
+        assert torch.equal(latent, dense)
+        assert trace.notes == ("running dense from here: each frame has a timestep of its own",)
+        assert asked == [(type(model.model.diffusion_model).__name__, 2, [0, 1])]
+
+    def test_no_family_refuses_a_plain_call(self):
+        assert [each.refusal(None, {}, {}) for each in ADAPTERS] == [None] * len(ADAPTERS)

@@ -121,6 +121,19 @@ class ModelAdapter(ABC):
         """
         return 0
 
+    def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
+        """Why a call of this network must process all tokens, as a sentence for the log; None if it need not.
+
+        For what would go wrong without an error: a timestep for each row or frame, row indices among the
+        inputs. Anything that raises with fewer rows makes the run dense by itself.
+
+        Args:
+            network: the host's network.
+            inputs: of the call.
+            options: its transformer options.
+        """
+        return None
+
     def text_rows(self, network: nn.Module, n_text: int) -> int:
         """Rows that a conditioning of `n_text` rows takes in front of the image rows."""
         return n_text

@@ -159,10 +159,8 @@ class RunHooks:
         if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
         network = network_of(executor.class_obj.diffusion_model)
-        if not self._adapter.matches(network):
-            self._run.go_dense(
-                f"the guider also calls a network of another family ({type(network).__name__})"
-            )
+        if reason := self._refusal(network, inputs, options):
+            self._run.go_dense(reason)
             return forward(control, options)
         variant = (self._number_of(network), _replaced_blocks(options))
         branches = evaluation.branches(options["uuids"], variant)
@@ -171,6 +169,12 @@ class RunHooks:
             if output is not None:
                 return output
         return self._dense(network, branches, forward, control, options)
+
+    def _refusal(self, network: nn.Module, inputs: dict[str, Any], options: dict) -> str | None:
+        """Why this network cannot process a part of the tokens in this call, or None."""
+        if not self._adapter.matches(network):
+            return f"the guider also calls a network of another family ({type(network).__name__})"
+        return self._adapter.refusal(network, inputs, options)
 
     def end(self) -> None:
         """The last evaluation is over."""
