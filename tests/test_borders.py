@@ -19,6 +19,7 @@ from ras_pack.ras_core.kv.store import Sequence
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import ADAPTERS, adapter_for
 from ras_pack.ras_core.models.base import ALL, ModelAdapter, replace_arg
+from ras_pack.ras_core.run import network_calls
 from ras_pack.ras_core.run.active_rows import ActiveRows, borders_of
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, draw_weights
@@ -141,17 +142,17 @@ class Case:
         self.slots = {}
 
     @torch.no_grad()
-    def call(self, active=None, adapter=None) -> torch.Tensor:
+    def call(self, active=None, adapter=None, **control) -> torch.Tensor:
         context = CallContext(self.inputs)
         call = NetworkCall(adapter or self.adapter, self.network, N, self.slots, active, context)
         with call.placed():
-            output = self.plain({"optimized_attention_override": call.attend})
+            output = self.plain({"optimized_attention_override": call.attend}, **control)
         assert call.gathered is (active is not None)
         return output
 
     @torch.no_grad()
-    def plain(self, options=None) -> torch.Tensor:
-        return self.network(self.x, **self.inputs, transformer_options=options or {})
+    def plain(self, options=None, **control) -> torch.Tensor:
+        return self.network(self.x, **self.inputs, **control, transformer_options=options or {})
 
 
 @pytest.fixture(params=list(CASES))
@@ -250,6 +251,65 @@ class TestBorders:
         with pytest.raises(RegionalAbort, match="not 4 image tokens"):
             call._gather_hidden(torch.zeros(1, 5, 2))
         assert not call.gathered
+
+
+class TestControl:
+    """Residuals of a ControlNet in the form that ComfyUI's Flux takes, for two blocks of each kind."""
+
+    ACTIVE = torch.arange(1, N, 3).expand(BATCH, -1)
+
+    def _control(self):
+        first, second = (0.3 * _randn(BATCH, N, 64, seed=seed) for seed in (7, 8))
+        return {"input": [first, None], "output": [None, second]}
+
+    @pytest.mark.parametrize("name", ["flux", "flux_kontext"])
+    def test_each_token_gets_its_own_residual(self, name):
+        case, control = Case(name), self._control()
+        plain, dense = case.plain(), case.call(control=control)
+        gathered = case.adapter.gather_control(control, {}, self.ACTIVE, N)
+        regional = case.call(self.ACTIVE, control=gathered)
+        mask = TokenGrid(*SIZE, 2).active_pixels(self.ACTIVE).expand_as(dense)
+        assert distance(regional[mask], dense[mask]) < FLOAT
+        assert distance(regional[mask], plain[mask]) > 0.01
+
+    @pytest.mark.parametrize(
+        "unknown",
+        [
+            {"middle": [torch.zeros(BATCH, N, 8)]},
+            {"output": [torch.zeros(BATCH, N + 1, 8)]},
+            {"output": [torch.zeros(1, N, 8)]},
+            {"input": [torch.zeros(BATCH, 8, 6, 5)]},
+        ],
+    )
+    def test_any_other_form_makes_the_call_dense(self, unknown):
+        with pytest.raises(RegionalAbort, match="a ControlNet"):
+            Flux().gather_control(unknown, {}, self.ACTIVE, N)
+
+    def test_sd3_takes_no_input_list(self):
+        sd3 = adapter_for(FAMILIES["sd3"].build().model.diffusion_model)
+        with pytest.raises(RegionalAbort, match=r"residuals for \['input'\]"):
+            sd3.gather_control(self._control(), {}, self.ACTIVE, N)
+
+    def test_no_control_and_empty_lists(self):
+        assert Flux().gather_control(None, {}, self.ACTIVE, N) is None
+        empty = {"input": [], "output": [], "middle": []}
+        assert Flux().gather_control(empty, {}, self.ACTIVE, N) == empty
+
+    def test_residuals_of_both_lists_are_inputs_of_a_captured_call(self):
+        """A replay would otherwise read the residuals of the step that was captured."""
+        control = self._control()
+        inputs = network_calls.residuals_of(control)
+        assert sorted(inputs) == [
+            "control.input.0",
+            "control.input.1",
+            "control.output.0",
+            "control.output.1",
+        ]
+        later = {name: each if each is None else each + 1 for name, each in inputs.items()}
+        replaced = network_calls.with_residuals(control, later)
+        assert replaced["input"] == [later["control.input.0"], None]
+        assert replaced["output"] == [None, later["control.output.1"]]
+        assert network_calls.with_residuals(None, {}) is None
 
 
 class TestRefusal:

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
+from ..rows import gather_rows, row_index
 from .cost import CacheProfile, CostProfile
 
 ALL: Final = -1
@@ -45,6 +46,7 @@ class ModelAdapter(ABC):
         text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor. Only
             a check: rows before the image where none are expected make the run dense.
         runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
+        control_lists: names of the lists in which a ControlNet gives residuals for the image rows.
         cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
             are left alone.
     """
@@ -53,6 +55,7 @@ class ModelAdapter(ABC):
     classes: tuple[str, ...]
     text_in_hidden: bool
     runs_wrappers: bool = True
+    control_lists: tuple[str, ...] = ("input", "output")
     cross_attentions: frozenset[int] = frozenset()
 
     @abstractmethod
@@ -101,12 +104,28 @@ class ModelAdapter(ABC):
     ) -> dict | None:
         """A ControlNet's residuals for the active tokens only.
 
+        The lists of `control_lists` hold (bb, n, d) for the image rows, or None, for one block after another.
+
+        Args:
+            control: residuals by the name of their list; None without a ControlNet.
+            options: the call's transformer options.
+            active_idx: (bb, n_active) int64.
+            n_tokens: image tokens of the whole image.
+
         Raises:
             RegionalAbort: residuals of a form that is not known; the call then runs on all tokens.
         """
         if control is None:
             return None
-        raise RegionalAbort(f"a ControlNet on {self.family} gives residuals of an unknown form")
+        unknown = [name for name, each in control.items() if each and name not in self.control_lists]
+        if unknown:
+            raise RegionalAbort(f"a ControlNet gives residuals for {unknown}, of which nothing is known")
+        flat_idx = row_index(active_idx, n_tokens, 0, 0)
+        return control | {
+            name: [_active_rows(each, flat_idx, active_idx, n_tokens) for each in control[name]]
+            for name in self.control_lists
+            if control.get(name)
+        }
 
     def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
         """Rows after the image rows (padding, say); they are processed at every step.
@@ -146,6 +165,16 @@ class ModelAdapter(ABC):
         """Whether this is exactly one of `classes`; no module of ComfyUI is imported to see that."""
         full = f".{type(network).__module__}.{type(network).__qualname__}"
         return any(full.endswith(f".{each}") for each in self.classes)
+
+
+def _active_rows(
+    residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int
+) -> Tensor | None:
+    if residual is None:
+        return None
+    if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
+        raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
+    return gather_rows(residual, flat_idx)
 
 
 def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:

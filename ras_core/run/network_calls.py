@@ -72,12 +72,19 @@ class HostCall:
 
 def residuals_of(control: dict | None) -> dict[str, Tensor | None]:
     """A ControlNet's residuals as named inputs of a call."""
-    return {f"{RESIDUAL}{i}": each for i, each in enumerate((control or {}).get("output", ()))}
+    return {
+        f"{RESIDUAL}{name}.{i}": each
+        for name, residuals in (control or {}).items()
+        for i, each in enumerate(residuals or ())
+    }
 
 
 def with_residuals(control: dict | None, inputs: dict[str, Any]) -> dict | None:
     """The same control, with its residuals replaced by those among the inputs of a call."""
-    return control and {**control, "output": [inputs[name] for name in residuals_of(control)]}
+    return control and {
+        name: [inputs[f"{RESIDUAL}{name}.{i}"] for i in range(len(residuals or ()))]
+        for name, residuals in control.items()
+    }
 
 
 class RunHooks:
