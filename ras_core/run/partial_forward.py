@@ -98,9 +98,7 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._positions: tuple[Tensor, int, Tensor] | None = (
-            None  # last table, axis of its rows, its kept rows
-        )
+        self._positions: tuple[Tensor, int, Tensor] | None = None  # last table, its axis, its kept rows
         self._weights: tuple[Tensor, Tensor] | None = None  # for extrapolating cached rows
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
@@ -215,16 +213,8 @@ class NetworkCall:
         fresh = k, v
         if token_axis == 2:
             fresh = rows_first(k, self._kv_repeat), rows_first(v, self._kv_repeat)
-        whole = kv.update(
-            self._slots,
-            slot,
-            fresh,
-            self._active_idx,
-            self._n,
-            known.borders,
-            known.index,
-            known.extrapolation,
-        )
+        written = (self._slots, slot, fresh, self._active_idx, self._n)
+        whole = kv.update(*written, known.borders, known.index, known.extrapolation)
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
