@@ -54,9 +54,9 @@ def _open_view(grid: Any) -> View | None:
     about = {
         "node": node,
         "prompt_id": getattr(server, "last_prompt_id", None),
-        "grid": [grid.h, grid.w],
-        "latent": [grid.height, grid.width],
-        "patch": grid.patch,
+        "grid": list(grid.shape[-2:]),
+        "latent": list(grid.size[-2:]),
+        "patch": list(grid.patch[-2:]),
     }
     return LiveView(
         about, partial(server.send_sync, EVENT, sid=client), partial(_is_watching, server, client)
@@ -158,8 +158,14 @@ def _timeline_entry(step: Evaluation) -> dict[str, Any]:
 
 
 def pack_mask(mask: np.ndarray | None) -> str | None:
-    """(h, w) bool -> eight tokens a byte, row by row, the first in the highest bit; as base64."""
-    return None if mask is None else base64.b64encode(np.packbits(mask.ravel()).tobytes()).decode("ascii")
+    """(h, w) bool -> eight tokens a byte, row by row, the first in the highest bit; as base64.
+
+    Of (t, h, w) it is the first latent frame, the one that ComfyUI's previews show.
+    """
+    if mask is None:
+        return None
+    frame = mask.reshape(-1, *mask.shape[-2:])[0]
+    return base64.b64encode(np.packbits(frame.ravel()).tobytes()).decode("ascii")
 
 
 # --- the server -------------------------------------------------------------------------------------

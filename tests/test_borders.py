@@ -39,7 +39,7 @@ class Blocks(ModelAdapter):
         return network.final_layer
 
     def patch_size(self, network):
-        return network.patch_size
+        return (network.patch_size, network.patch_size)
 
     def cost_profile(self, network):
         raise NotImplementedError
@@ -59,7 +59,7 @@ class Flux(Blocks):
 
     def suffix_rows(self, network, n_tokens, inputs=()):
         references = inputs["ref_latents"] if "ref_latents" in inputs else ()
-        return sum(TokenGrid(*each.shape[2:], network.patch_size).n for each in references)
+        return sum(TokenGrid(tuple(each.shape[2:]), self.patch_size(network)).n for each in references)
 
     def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
         if gather_hidden is not None:
@@ -171,7 +171,7 @@ class TestEachTensorHasItsOwnBorders:
         ]
         active = torch.stack(order)
         regional = case.call(active)
-        mask = TokenGrid(*SIZE, 2).active_pixels(active).expand_as(dense)
+        mask = TokenGrid(SIZE, (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
         assert distance(regional[~mask], dense[~mask]) > 0.01
 
@@ -195,7 +195,7 @@ class TestEachTensorHasItsOwnBorders:
             regional = case.call(active, Forgets())
         except RuntimeError:
             return
-        mask = TokenGrid(*SIZE, 2).active_pixels(active).expand_as(dense)
+        mask = TokenGrid(SIZE, (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
     def test_what_the_cache_holds(self):
@@ -268,7 +268,7 @@ class TestControl:
         plain, dense = case.plain(), case.call(control=control)
         gathered = case.adapter.gather_control(control, {}, self.ACTIVE, N)
         regional = case.call(self.ACTIVE, control=gathered)
-        mask = TokenGrid(*SIZE, 2).active_pixels(self.ACTIVE).expand_as(dense)
+        mask = TokenGrid(SIZE, (2, 2)).active_pixels(self.ACTIVE).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
         assert distance(regional[mask], plain[mask]) > 0.01
 
@@ -333,7 +333,9 @@ class TestRefusal:
         config = FAMILIES["lumina2"].unet_config()
         del config["image_model"], config["dtype"]
         network = network_class(decoder_hidden_size=32, decoder_num_res_blocks=1, **config, **TINY)
-        with pytest.raises(RASError, match=r"NextDiTPixelSpace \(comfy.ldm.lumina.model\), which is not supp"):
+        with pytest.raises(
+            RASError, match=r"NextDiTPixelSpace \(comfy.ldm.lumina.model\), which is not supp"
+        ):
             adapter_for(network)
 
     def test_a_case_that_would_go_wrong_silently_runs_dense_with_its_sentence(self, family, monkeypatch):

@@ -101,7 +101,7 @@ class TestAgreement:
         model, x, n = family.build(), family.noise(batch=2), 64
         network = model.model.diffusion_model
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
-        at_active = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(x)
+        at_active = host.TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(x)
         outputs = {}
         for storage in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(storage)

@@ -229,7 +229,7 @@ class RASPatch:
             logger.warning("Multirate RAS: running dense: no picture latent (shape %s).", tuple(noise.shape))
             self.last_trace = Trace.empty("not a picture latent")
             return None
-        grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
+        grid = TokenGrid(tuple(noise.shape[2:]), self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0])
         generator = torch.Generator().manual_seed((seed or 0) % 2**63)
         preferences = Preferences.of(

@@ -75,8 +75,8 @@ class ModelAdapter(ABC):
         """The layer whose output rows are the image tokens' patches."""
 
     @abstractmethod
-    def patch_size(self, network: nn.Module) -> int:
-        """Latent pixels along one side of a token."""
+    def patch_size(self, network: nn.Module) -> tuple[int, ...]:
+        """Latent pixels of a token along each axis of the latent, (h, w) or (t, h, w)."""
 
     @abstractmethod
     def map_block_inputs(

@@ -33,8 +33,8 @@ class NextDiTAdapter(ModelAdapter):
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.final_layer
 
-    def patch_size(self, network: nn.Module) -> int:
-        return network.patch_size
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
 
     def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
         multiple = getattr(network, "pad_tokens_multiple", None)

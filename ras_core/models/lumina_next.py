@@ -29,8 +29,8 @@ class LuminaNextAdapter(ModelAdapter):
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.norm_out
 
-    def patch_size(self, network: nn.Module) -> int:
-        return network.patch_size
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
 
     def kv_repeat(self, network: nn.Module) -> int:
         return network.layers[0].attn1.kv_repeat

@@ -30,8 +30,8 @@ class SD3Adapter(ModelAdapter):
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.final_layer
 
-    def patch_size(self, network: nn.Module) -> int:
-        return network.patch_size
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
 
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions

@@ -26,8 +26,8 @@ class Evaluation:
         sigma: noise level.
         kind: what it really was, which may be dense although the plan said regional.
         is_reset: a planned error-reset step.
-        active: (b, h, w) bool, tokens processed.
-        score: (b, h, w) float32, region metric of the guided output it left, or None.
+        active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
+        score: (b, *shape) float32, region metric of the guided output it left, or None.
         seconds: wall-clock time until the next evaluation began.
     """
 
@@ -74,7 +74,7 @@ class Trace:
     @classmethod
     def empty(cls, reason: str) -> Trace:
         """The trace of a run that had nothing for the method to do."""
-        return cls(TokenGrid(1, 1, 1), 0, (), 1.0, None, 0.0, 0, (reason,))
+        return cls(TokenGrid((1, 1), (1, 1)), 0, (), 1.0, None, 0.0, 0, (reason,))
 
     @property
     def steps(self) -> tuple[Evaluation, ...]:
@@ -118,7 +118,7 @@ class Trace:
             "measured_speedup": self.measured_speedup,
             "seconds": self.seconds,
             "kv_bytes": self.kv_bytes,
-            "grid": [self.grid.h, self.grid.w],
+            "grid": list(self.grid.shape),
             "notes": list(self.notes),
             "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [
@@ -207,7 +207,7 @@ class Recorder:
     def _freeze(
         self, entry: _Entry, end: Moment, active: np.ndarray | None, score: np.ndarray | None
     ) -> Evaluation:
-        shape = (self._batch, self._grid.h, self._grid.w)
+        shape = (self._batch, *self._grid.shape)
         sigma = float(entry.sigma)
         plan = entry.plan(sigma) if callable(entry.plan) else entry.plan
         return Evaluation(
