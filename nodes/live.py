@@ -66,7 +66,7 @@ def _open_view(grid: Any) -> View | None:
 class LiveView:
     """Turns a run into small messages for one browser.
 
-    A view that fails goes silent: it must never cost the picture.
+    A view that fails goes silent: it must never cost the image.
 
     Args:
         about: what all messages of the run say.
@@ -123,7 +123,7 @@ def _give_up() -> None:
 
 
 def step_message(step: LiveStep) -> dict[str, Any]:
-    """A step while the run goes on."""
+    """A step while the run is sampling."""
     return {
         "phase": "step",
         "step": step.index,

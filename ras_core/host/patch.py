@@ -477,7 +477,7 @@ def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, conds: list[dict]
 ) -> Needs:
     """Bytes of the K/V cache of a run over these conditionings, by arithmetic."""
-    suffix = adapter.suffix_rows(network, run.grid.n)
+    suffix = max(adapter.suffix_rows(network, run.grid.n), 0)  # rows after the image by `ALL` are text
     texts = [adapter.text_rows(network, _text_rows(cond)) for cond in conds]
     borders = [text + suffix for text in texts for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize

@@ -18,8 +18,8 @@ class TokenGrid:
     """The grid of patches that the network cuts a latent into, over (h, w) or (t, h, w).
 
     Where the patch does not divide a latent's size, the last tokens along that axis are partly padded, as in
-    the host. What looks at neighbours looks along h and w only: a latent frame holds several video frames, so
-    the token at the same place of the next one may show something else.
+    ComfyUI. What looks at neighbours looks along h and w only: a latent frame holds several video frames, so
+    the token at the same h and w in the next one may show something else.
 
     Attributes:
         size: latent pixels along each axis, (H, W) or (T, H, W).

@@ -21,7 +21,7 @@ class Selector(ABC):
     """Watches guided results and picks active tokens, for each image of the batch.
 
     Attributes:
-        score: (b, n) float32, what the last choice or the next one goes by; None before the first result.
+        score: (b, n) float32, what the last choice or the next one is based on; None before the first result.
     """
 
     score: Tensor | None = None

@@ -17,7 +17,7 @@ ALL: Final = -1
 """As a number of suffix rows: all rows that are not of the image come after it, however many there are."""
 
 Inputs = Mapping[str, Any]
-"""Inputs of one call of the host's model, by name."""
+"""Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
 """Where rows are planned before any call."""
@@ -43,9 +43,9 @@ class ModelAdapter(ABC):
         family: name for messages.
         classes: the network classes it was tested with, as ends of dotted names ("lumina.model.NextDiT"). A
             subclass may be another network, and two families may name a class alike.
-        text_in_hidden: whether text rows stand before the image rows in the main blocks' hidden tensor. Only
+        text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. Only
             a check: rows before the image where none are expected make the run dense.
-        runs_wrappers: whether the host runs other packs' DIFFUSION_MODEL wrappers around this network.
+        runs_wrappers: whether ComfyUI runs other packs' DIFFUSION_MODEL wrappers around this network.
         control_lists: names of the lists in which a ControlNet gives residuals for the image rows.
         cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
             are left alone.
@@ -85,10 +85,10 @@ class ModelAdapter(ABC):
         """A block's inputs with rows gathered.
 
         Args:
-            args, kwargs: as the host passes them to the block.
+            args, kwargs: as the network passes them to the block.
             gather_hidden: for the tensor that holds the image rows, on axis 1; None where it needs no change.
-            gather_positions: for position tables that the host passes to every block, with the axis of their
-                rows. A table that is forgotten does not always fail: some hosts cut it to the first rows.
+            gather_positions: for position tables that every block gets, with the axis of their rows. A table
+                that is forgotten does not always fail: ComfyUI may cut one that is too long.
         """
 
     @abstractmethod
@@ -131,7 +131,7 @@ class ModelAdapter(ABC):
         """Rows after the image rows (padding, say); they are processed at every step.
 
         Args:
-            network: the host's network.
+            network: ComfyUI's network.
             n_tokens: image tokens of the whole image.
             inputs: of the call; reference images may add rows.
 
@@ -147,7 +147,7 @@ class ModelAdapter(ABC):
         inputs. Anything that raises with fewer rows makes the run dense by itself.
 
         Args:
-            network: the host's network.
+            network: ComfyUI's network.
             inputs: of the call.
             options: its transformer options.
         """
@@ -158,7 +158,7 @@ class ModelAdapter(ABC):
         return n_text
 
     def kv_repeat(self, network: nn.Module) -> int:
-        """How often the host repeats each K/V head before attention (grouped-query attention)."""
+        """How often the network repeats each K/V head before attention (grouped-query attention)."""
         return 1
 
     def matches(self, network: nn.Module) -> bool:
@@ -178,7 +178,7 @@ def _active_rows(
 
 
 def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:
-    """Change one argument, however the host passed it."""
+    """Change one argument, passed by position or by name."""
     if name in kwargs:
         return args, {**kwargs, name: change(kwargs[name])}
     return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs

@@ -54,7 +54,7 @@ class CacheProfile:
         """Bytes of the whole cache under a `storage` of kv/storage.py.
 
         Args:
-            n_tokens: image tokens of the whole picture.
+            n_tokens: image tokens of the whole image.
             borders: text and padding rows of each image in each branch; as many numbers as these.
             itemsize: bytes of a number as the network computes it.
             padding: how many of the border rows are padding, which attentions without text have as well.

@@ -1,4 +1,4 @@
-"""Lumina-Image-2.0 and Z-Image: the host's NextDiT."""
+"""Lumina-Image-2.0 and Z-Image: ComfyUI's NextDiT."""
 
 from __future__ import annotations
 

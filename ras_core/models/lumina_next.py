@@ -15,7 +15,7 @@ class LuminaNextAdapter(ModelAdapter):
 
     That one reads rows that no step changes and needs no cache. Rotary positions go to every layer and are
     gathered for each: keys enter the cache after their rotation, as does the paper's own code. The factor on
-    self-attention's scale is worked out from the whole picture before the first layer.
+    self-attention's scale is worked out from the whole image before the first layer.
     """
 
     family = "Lumina-Next"

@@ -1,4 +1,4 @@
-"""SD3, SD3.5 large and SD3.5 medium: the host's MMDiT."""
+"""SD3, SD3.5 large and SD3.5 medium: ComfyUI's MMDiT."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SD3Adapter(ModelAdapter):
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
-        """The host adds `control["output"][i]` to the image rows after block i. A patch may replace block 0
+        """ComfyUI adds `control["output"][i]` to the image rows after block i. A patch may replace block 0
         without running it; rows would then be gathered only after that block's residual.
         """
         if control is not None and ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):

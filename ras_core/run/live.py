@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, for whoever watches it."""
+"""What a run reports while it is sampling, for whoever watches it."""
 
 from __future__ import annotations
 

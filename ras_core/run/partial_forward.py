@@ -1,10 +1,10 @@
-"""One call of the host's own network, with three interventions placed around it and removed again.
+"""One call of ComfyUI's own network, with three interventions placed around it and removed again.
 
 gather     before the first block only the active image tokens stay;
 attention  fresh K/V rows are written into the cache, and the whole cache is attended to;
 scatter    the final layer's rows return to their tokens.
 
-The network's forward is the host's. torch's own hooks do the rest, for one call.
+The network's forward is ComfyUI's. torch's own hooks do the rest, for one call.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CallContext:
     """What surrounds a call of the network.
 
     Attributes:
-        inputs: of the host's model, by name; the adapter may look at them.
+        inputs: of ComfyUI's model, by name; the adapter may look at them.
         sigma: (bb,) noise level, for a cache that extrapolates its rows; None for a dense call to others.
         keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
         override: an attention override that was there before ours (SageAttention nodes and others).
@@ -67,7 +67,7 @@ class NetworkCall:
 
     Args:
         adapter: what this kind of network looks like.
-        network: the host's network.
+        network: ComfyUI's network.
         n_tokens: image tokens of the whole image.
         slots: K/V sequences of this call's branches, to fill (dense) or to update (regional).
         active_idx: (bb, n_active) int64 for a regional call, None for a dense one.
@@ -107,7 +107,7 @@ class NetworkCall:
 
     @contextmanager
     def placed(self) -> Iterator[None]:
-        """Hooks in place for the body; all gone afterwards, whatever happened in it."""
+        """Hooks for the body; all removed afterwards, whatever happened in it."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):
@@ -126,7 +126,7 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The host's attention override: pass on, with the cache merged in for the blocks."""
+        """ComfyUI's attention override: pass on, with the cache merged in for the blocks."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
@@ -189,11 +189,11 @@ class NetworkCall:
         return known[2]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """All rows for the host again, zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
+        """All rows again for the network, zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
         return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """The same: the host puts text in front of these rows, and the first main block gathers again."""
+        """The same: the network puts text in front of these rows, and the first main block gathers again."""
         whole = self._after_final(module, args, output)
         self.gathered = False
         return whole

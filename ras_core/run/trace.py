@@ -131,7 +131,7 @@ class Trace:
 
 @dataclass
 class _Entry:
-    """An evaluation while the run goes on; tensors stay on the device until the end."""
+    """An evaluation while the run is sampling; tensors stay on the device until the end."""
 
     plan: StepPlan | Callable[[float], StepPlan]
     sigma: float | Tensor
@@ -200,8 +200,8 @@ class Recorder:
         entries = self._entries
         ends = [*(entry.started for entry in entries), now][1:]
         indices = [entry.active_idx for entry in entries]
-        masks = _to_host([None if idx is None else self._grid.active_mask(idx) for idx in indices])
-        scores = _to_host([None if entry.score is None else entry.score.float() for entry in entries])
+        masks = _to_cpu([None if idx is None else self._grid.active_mask(idx) for idx in indices])
+        scores = _to_cpu([None if entry.score is None else entry.score.float() for entry in entries])
         return tuple(map(self._freeze, entries, ends, masks, scores))
 
     def _freeze(
@@ -221,7 +221,7 @@ class Recorder:
         )
 
 
-def _to_host(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
+def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
     """All of them, of one shape, in one transfer."""
     there = [t for t in tensors if t is not None]
     here = iter(torch.stack(there).cpu().numpy() if there else ())
