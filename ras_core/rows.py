@@ -94,6 +94,10 @@ class RowIndex:
         return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
 
 
+Places = RowIndex
+"""The former name, which ras_core/kv still uses."""
+
+
 def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
     """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
     (rows,) = _wide(sequence.flatten(0, 1))
@@ -102,7 +106,7 @@ def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
 
 
 def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
-    """Write rows over those at their places: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
+    """Overwrite the rows at these indices: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
     rows, fresh = _wide(sequence.flatten(0, 1), kept.flatten(0, 1))
     rows.index_copy_(0, flat_idx, fresh)
 
@@ -118,7 +122,7 @@ class RowWriter:
         self._is_wide = self._wide is not self._rows
 
     def put(self, flat_idx: Tensor, fresh: Tensor) -> None:
-        """Write (bb, r_kept, ...) rows to their places."""
+        """Write (bb, r_kept, ...) rows to these indices."""
         if self._is_wide:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
@@ -152,7 +156,7 @@ def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
-    """Put rows back at their places, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
+    """Return rows to their indices, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
     full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
     scatter_into(full, flat_idx, kept)
     return full
@@ -160,7 +164,7 @@ def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The same rows, (r, ...) each, in elements of 16 bytes; as they are where one of them does not allow
-    that: a row's length, a stride or the place in memory may not be a multiple.
+    that: a row's length, a stride or the address may not be a multiple.
     """
     for t in tensors:
         if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:

@@ -25,7 +25,7 @@ from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import RowIndex
 from ras_pack.ras_core.run.network_calls import OVERRIDE
-from ras_pack.ras_core.run.partial_forward import NetworkCall
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -107,12 +107,12 @@ class TestAgreement:
         model, x, n = family.build(), family.noise(batch=2), 64
         network = model.model.diffusion_model
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
-        at_active = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(x)
+        at_active = host.TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(x)
         outputs = {}
         for storage in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(storage)
             for tokens in (None, active):
-                call = NetworkCall(adapter_for(network), network, n, slots, tokens, keep=keep)
+                call = NetworkCall(adapter_for(network), network, n, slots, tokens, CallContext(keep=keep))
                 output = _call(model, family, x, call)
             outputs[storage] = output[at_active]
         assert torch.equal(outputs["cpu"], outputs["gpu"])

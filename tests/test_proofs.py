@@ -94,7 +94,7 @@ class TestReality:
             [torch.randperm(n, generator=torch.Generator().manual_seed(i))[: n // 3] for i in range(batch)]
         )
         regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
-        grid = host.TokenGrid(*size, 2)
+        grid = host.TokenGrid(size, (2, 2))
         mask = grid.active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
         assert distance(regional[~mask], dense[~mask]) > 0.01  # those places are filled from the cache later
@@ -109,7 +109,7 @@ class TestReality:
             sequence.value.zero_()
         active = torch.arange(0, n, 3)[None]
         regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
-        mask = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(dense)
+        mask = host.TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)

@@ -77,10 +77,44 @@ class TestRows:
 
 class TestGrid:
     def test_an_odd_size_has_a_last_row_and_column_of_partial_tokens(self):
-        grid = TokenGrid(3, 5, 2)
-        assert (grid.h, grid.w, grid.n) == (2, 3, 6)
+        grid = TokenGrid((3, 5), (2, 2))
+        assert (grid.shape, grid.n) == ((2, 3), 6)
         pixels = grid.active_pixels(torch.tensor([[2, 3]]))[0, 0].int()
         assert pixels.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 0, 0]]
+
+    def test_a_grid_over_time(self):
+        """Three latent frames of 3 x 5 pixels, two of them in a token; the last token is half empty."""
+        grid = TokenGrid((3, 3, 5), (2, 2, 2))
+        assert (grid.shape, grid.n) == ((2, 2, 3), 12)
+        pixels = grid.active_pixels(torch.tensor([[2, 9]]))[0, 0].int()
+        first, last = [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], [[0] * 5, [0] * 5, [1, 1, 0, 0, 0]]
+        assert pixels.tolist() == [first, first, last]
+
+    @pytest.mark.parametrize("size", [(4, 6), (3, 5)])
+    def test_one_frame_is_an_image(self, size):
+        image, frame = TokenGrid(size, (2, 2)), TokenGrid((1, *size), (1, 2, 2))
+        pixels = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+        active = torch.tensor([[0, 3], [1, 5]])
+        assert torch.equal(image.pool(pixels), frame.pool(pixels[:, None]))
+        assert torch.equal(image.active_pixels(active), frame.active_pixels(active)[:, :, 0])
+        values = image.pool(pixels)
+        assert torch.equal(image.smooth(values), frame.smooth(values))
+        assert torch.equal(image.grow(values > 1, 1), frame.grow(values > 1, 1))
+
+    def test_the_mean_over_a_token_leaves_padding_out(self):
+        """One token of 2 x 2 x 2 over 1 x 1 x 2 pixels, and its neighbour along w over a single one."""
+        grid = TokenGrid((1, 1, 3), (2, 2, 2))
+        assert grid.pool(torch.tensor([[[[1.0, 3.0, 7.0]]]])).tolist() == [[2, 7]]
+
+    def test_neighbours_are_those_of_the_same_frame(self):
+        grid = TokenGrid((2, 1, 3), (1, 1, 1))
+        values = torch.tensor([[0.0, 0.0, 6.0, 1.0, 1.0, 1.0]])
+        assert grid.smooth(values).tolist() == [[0, 2, 3, 1, 1, 1]]
+        assert grid.grow(values > 5, 1).int().tolist() == [[0, 1, 1, 0, 0, 0]]
+
+    def test_a_patch_that_does_not_fit_the_latent_is_an_error(self):
+        with pytest.raises(ValueError):
+            _ = TokenGrid((4, 4), (1, 2, 2)).n
 
 
 class TestStore:

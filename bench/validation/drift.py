@@ -138,7 +138,7 @@ def grid_of(studio: Studio) -> TokenGrid:
     """The token grid of the studio's pictures."""
     network = studio.source.network
     _, height, width = studio.source.latent_shape(studio.options.size)
-    return TokenGrid(height, width, adapter_for(network).patch_size(network))
+    return TokenGrid((height, width), adapter_for(network).patch_size(network))
 
 
 def _fill(look: Look, dense: dict[Place, Seen]) -> None:

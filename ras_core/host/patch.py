@@ -233,7 +233,7 @@ class RASPatch:
             logger.warning("Multirate RAS: running dense: no picture latent (shape %s).", tuple(noise.shape))
             self.last_trace = Trace.empty("not a picture latent")
             return None
-        grid = TokenGrid(noise.shape[2], noise.shape[3], self.adapter.patch_size(network))
+        grid = TokenGrid(tuple(noise.shape[2:]), self.adapter.patch_size(network))
         recorder = Recorder(grid, noise.shape[0])
         generator = torch.Generator().manual_seed((seed or 0) % 2**63)
         preferences = Preferences.of(
@@ -483,8 +483,8 @@ def _log_estimate(profile: CostProfile, run: RunState, n_text: int) -> None:
 def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, conds: list[dict]
 ) -> Needs:
-    """What the K/V cache of a run over these conditionings takes, by arithmetic."""
-    suffix = adapter.suffix_rows(network, run.grid.n)
+    """Bytes of the K/V cache of a run over these conditionings, by arithmetic."""
+    suffix = max(adapter.suffix_rows(network, run.grid.n), 0)  # rows after the image by `ALL` are text
     texts = [adapter.text_rows(network, _text_rows(cond)) for cond in conds]
     borders = [text + suffix for text in texts for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize

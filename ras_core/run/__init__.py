@@ -1,9 +1,9 @@
 """One sampler invocation.
 
 Read `state` (what a run carries), `network_calls` (each evaluation and each call of the network),
-`partial_forward` (the three interventions in a call: gather, attention, scatter), `sampler` (the multirate
-integrator as a sampler), `trace` and `live` (what a run reports), `noise_levels`, `timing`,
-`grouped_attention`, `torch_compile`.
+`partial_forward` (the three interventions in a call: gather, attention, scatter), `active_rows` (which rows
+those keep), `sampler` (the multirate integrator as a sampler), `trace` and `live` (what a run reports),
+`noise_levels`, `timing`, `grouped_attention`, `torch_compile`.
 
 1. An evaluation begins: its step is found, and its active tokens if that is regional.
 2. Each call of the network runs dense (filling the cache), regional, or as a replay.

@@ -30,7 +30,7 @@ from ..models.base import ModelAdapter
 from .grouped_attention import GroupedAttention
 from .live import View, live_step
 from .noise_levels import NoiseLevels
-from .partial_forward import NetworkCall
+from .partial_forward import CallContext, NetworkCall
 from .sampler import RUN
 from .state import RunState
 from .timing import mark
@@ -73,12 +73,19 @@ class HostCall:
 
 def residuals_of(control: dict | None) -> dict[str, Tensor | None]:
     """A ControlNet's residuals as named inputs of a call."""
-    return {f"{RESIDUAL}{i}": each for i, each in enumerate((control or {}).get("output", ()))}
+    return {
+        f"{RESIDUAL}{name}.{i}": each
+        for name, residuals in (control or {}).items()
+        for i, each in enumerate(residuals or ())
+    }
 
 
 def with_residuals(control: dict | None, inputs: dict[str, Any]) -> dict | None:
     """The same control, with its residuals replaced by those among the inputs of a call."""
-    return control and {**control, "output": [inputs[name] for name in residuals_of(control)]}
+    return control and {
+        name: [inputs[f"{RESIDUAL}{name}.{i}"] for i in range(len(residuals or ()))]
+        for name, residuals in control.items()
+    }
 
 
 class RunHooks:
@@ -160,10 +167,8 @@ class RunHooks:
         if evaluation is None or not self._is_ours(x, options):
             return forward(control, options)
         network = network_of(executor.class_obj.diffusion_model)
-        if not self._adapter.matches(network):
-            self._run.go_dense(
-                f"the guider also calls a network of another family ({type(network).__name__})"
-            )
+        if reason := self._refusal(network, inputs, options):
+            self._run.go_dense(reason)
             return forward(control, options)
         variant = (self._number_of(network), _replaced_blocks(options))
         branches = evaluation.branches(options["uuids"], variant)
@@ -172,6 +177,12 @@ class RunHooks:
             if output is not None:
                 return output
         return self._dense(network, branches, forward, control, options)
+
+    def _refusal(self, network: nn.Module, inputs: dict[str, Any], options: dict) -> str | None:
+        """Why this network cannot process a part of the tokens in this call, or None."""
+        if not self._adapter.matches(network):
+            return f"the guider also calls a network of another family ({type(network).__name__})"
+        return self._adapter.refusal(network, inputs, options)
 
     def end(self) -> None:
         """The last evaluation is over."""
@@ -214,7 +225,8 @@ class RunHooks:
             slots = graphs.lend(branches, forward.inputs, run.kv.storage)
         inner, keep = options.get(OVERRIDE), self._outside(run.kv.keep_for(branches))
         sigma = forward.inputs["t"] if run.kv.forecasts else None
-        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, inner, keep, sigma=sigma)
+        context = CallContext(forward.inputs, sigma, keep, inner)
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, None, context)
         trouble = None
         try:
             with call.placed():
@@ -226,7 +238,7 @@ class RunHooks:
             self._drop_graphs()
         if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
             slots.clear()
-            del call, keep  # which hold the memory for what they would have kept
+            del call, context, keep  # which hold the memory for what they would have kept
             run.go_dense(trouble)
             return forward(control, options)
         if call.blocks_seen == 0:
@@ -268,11 +280,10 @@ class RunHooks:
         if output is not None:
             run.evaluation.ran_regional = True
             return self._merge(branches, active_idx, output)
-        inner, keep = options.get(OVERRIDE), run.kv.keep
-        call = NetworkCall(
-            self._adapter, network, run.grid.n, slots, active_idx, inner, keep, self._grouped,
-            forward.inputs["t"],
-        )  # fmt: skip
+        context = CallContext(
+            forward.inputs, forward.inputs["t"], run.kv.keep, options.get(OVERRIDE), self._grouped
+        )
+        call = NetworkCall(self._adapter, network, run.grid.n, slots, active_idx, context)
         try:
             with call.placed(), self._weights_preset(network, active_idx.device):
                 output = forward(shortened, {**options, OVERRIDE: call.attend})
@@ -368,10 +379,8 @@ class RunHooks:
         """A regional call as a function of all that changes from step to step."""
 
         def call(inputs: dict[str, Any], active_idx: Tensor, slots: dict[Slot, KVRows]) -> Tensor:
-            inside = NetworkCall(
-                self._adapter, network, self._run.grid.n, slots, active_idx, grouped=self._grouped,
-                sigma=inputs["t"],
-            )  # fmt: skip
+            context = CallContext(inputs, inputs["t"], grouped=self._grouped)
+            inside = NetworkCall(self._adapter, network, self._run.grid.n, slots, active_idx, context)
             with quick_casts(network), inside.placed():
                 placed = with_residuals(control, inputs)
                 output = forward(placed, {**options, OVERRIDE: inside.attend}, without_residuals(inputs))
