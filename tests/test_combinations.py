@@ -74,9 +74,9 @@ class TestSchedule:
     def test_the_log_tells_the_gain_before_the_run_and_the_trace_after_it(self, family, caplog):
         caplog.set_level("INFO")
         _, trace = sample_ras(family.build(), family, family.noise())
-        before, after = caplog.text.index("7 of 10 steps are to be regional"), caplog.text.index("measured")
+        before, after = caplog.text.index("7 of 10 steps planned as regional"), caplog.text.index("measured")
         assert before < after
-        assert f"speed-up {trace.expected_speedup:.2f}x by arithmetic" in caplog.text[before:after]
+        assert f"speed-up {trace.expected_speedup:.2f}x (FLOPs)" in caplog.text[before:after]
 
     def test_a_dense_run_by_request_reads_nothing_from_the_device_on_its_way(self, sd3, monkeypatch):
         """Each read makes the host wait for the device; the trace is whole all the same."""

@@ -7,7 +7,7 @@ import pytest
 import ras_pack.lumina_next.network
 import torch
 from ras_pack.bench.counts import Counts, OperationCounter, counted_functions
-from ras_pack.ras_core.host.patch import grouped_attention
+from ras_pack.ras_core.host.attention import grouped_attention
 from ras_pack.ras_core.kv.store import keeper
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import Scratch

@@ -7,7 +7,7 @@ import ras_pack.lumina_next.network
 import torch
 import torch.nn.functional as F
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import attention, wrappers
 from ras_pack.ras_core.run.grouped_attention import GroupedAttention, _same_kernel
 from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES
@@ -56,7 +56,7 @@ def count(monkeypatch) -> Offered:
 def _repeating(family, monkeypatch, **settings):
     """The same run with repeated heads."""
     with monkeypatch.context() as patch:
-        patch.setattr(host, "grouped_attention", lambda: None)
+        patch.setattr(wrappers, "grouped_attention", lambda: None)
         return sample_ras(family.build(), family, family.noise(13, 19, batch=2), **settings)[0]
 
 
@@ -137,7 +137,7 @@ class TestOneCall:
 
     @pytest.fixture
     def grouped(self) -> GroupedAttention:
-        return host.grouped_attention()
+        return attention.grouped_attention()
 
     @pytest.mark.parametrize("layout", [{}, {"skip_output_reshape": True}], ids=["rows", "heads"])
     @pytest.mark.parametrize("args", [(), (None,), (None, None)])
@@ -181,4 +181,4 @@ class TestOneCall:
         assert GroupedAttention.of(PLAIN, lambda q, k, v: q) is None
         own = F.scaled_dot_product_attention
         monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: own(*args, **kwargs))
-        assert host.grouped_attention() is None
+        assert attention.grouped_attention() is None

@@ -47,7 +47,7 @@ def pause() -> Callable[[], AbstractContextManager] | None:
     return partial(pause_malloc_graph, sync=True) if takes_sync else pause_malloc_graph
 
 
-def recording_obstacle() -> str | None:
+def capture_obstacle() -> str | None:
     """Why nothing can be captured now, or None: ComfyUI's compiler is tracking this thread's allocations."""
     by_thread = _prefetch("MALLOC_GRAPHS")  # one per thread; an earlier version lists the active ones
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None

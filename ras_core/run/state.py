@@ -74,6 +74,11 @@ class RunState:
         if self.config.budget == "adaptive" and self.any_regional:
             self.purse = Purse(self.plan)
 
+    @property
+    def is_regional(self) -> bool:
+        """Whether regional steps are (still) to come in this run's plan."""
+        return self.any_regional and not self.is_dense
+
     def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
         """How the K/V cache is kept (kv/storage.py), and what it takes of each branch; said before the first
         call.
