@@ -13,7 +13,6 @@ from torch.profiler import record_function
 from ..ras_core.graphs.session import NetworkGraphs
 from ..ras_core.method.selector import ChangeSelector, PaperSelector
 from ..ras_core.run import sampler
-from ..ras_core.run.network_calls import RunHooks
 from ..ras_core.run.partial_forward import NetworkCall
 from ..ras_core.run.state import RunState
 from .timing import Clock
@@ -27,8 +26,8 @@ RANGES: tuple[tuple[Any, str, str], ...] = (
     (NetworkCall, "_gather_hidden", "gather and scatter"),
     (NetworkCall, "_gather_positions", "gather and scatter"),
     (NetworkCall, "_after_final", "gather and scatter"),
-    (RunHooks, "_merge", "cached output"),
-    (RunHooks, "_keep_output", "cached output"),
+    (RunState, "merge", "cached output"),
+    (RunState, "keep_output", "cached output"),
     (sampler, "multirate_step", "integrator"),
     (sampler, "fresh_pixels", "integrator"),
     (NetworkGraphs, "prepare", "recorded calls"),

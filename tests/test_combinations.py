@@ -12,10 +12,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 from support.tape import FrozenTape, record_on
@@ -351,7 +351,7 @@ class TestOtherPatches:
             return func(q, k, v, heads, *args, **kwargs)
 
         plain, _ = sample_ras(model, family, noise)
-        model.model_options["transformer_options"][OVERRIDE] = other
+        model.model_options["transformer_options"][ATTENTION] = other
         latent, _ = sample_ras(model, family, noise)
         assert torch.equal(latent, plain)
         assert any(q < k for q, k in rows) and max(k for _, k in rows) >= 64

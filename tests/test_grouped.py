@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import attention, wrappers
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.run.grouped_attention import GroupedAttention, _same_kernel
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample_ras
 from support.tape import AgainTape, record_on
@@ -125,7 +125,7 @@ def test_another_override_gets_repeated_heads(name, count):
         return func(q, k, v, *args, **kwargs)
 
     model = family.build()
-    model.model_options["transformer_options"][OVERRIDE] = other
+    model.model_options["transformer_options"][ATTENTION] = other
     latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
     assert trace.regional_steps == 7 and count == [] and heads == {(True, True)}
     assert distance(latent, grouped) < FLOAT

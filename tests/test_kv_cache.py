@@ -9,6 +9,7 @@ import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import cache_plan, graphs_of_model, memory
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import store as kv
 from ras_pack.ras_core.kv.arena import SPARE, Arena
@@ -19,7 +20,6 @@ from ras_pack.ras_core.kv.store import TIMES, KVStore, keeper
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import Places
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
@@ -61,7 +61,7 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Te
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
     with call.placed():
         return model.model.apply_model(
-            x, torch.full((x.shape[0],), 0.7), transformer_options={OVERRIDE: call.attend}, **ready
+            x, torch.full((x.shape[0],), 0.7), transformer_options={ATTENTION: call.attend}, **ready
         )
 
 

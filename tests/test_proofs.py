@@ -10,11 +10,11 @@ import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import outer_sample
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import Family
 from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
@@ -33,7 +33,7 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = Non
     context, extras = family.conditioning(1)[0]
     conds = base.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
-    options = {} if call is None else {OVERRIDE: call.attend}
+    options = {} if call is None else {ATTENTION: call.attend}
     t = torch.full((x.shape[0],), sigma)
     if call is None:
         return base.apply_model(x, t, transformer_options=options, **ready)

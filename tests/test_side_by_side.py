@@ -10,7 +10,8 @@ from ras_pack.ras_core.graphs.overlap import WRONG_GUESS, SideBySide, _Check
 from ras_pack.ras_core.graphs.session import GraphStore
 from ras_pack.ras_core.host.names import GRAPHS
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.run.network_calls import RunHooks
+from ras_pack.ras_core.run.dense import DenseCalls
+from ras_pack.ras_core.run.regional import RegionalCalls
 from support.sampling import (
     FAST,
     STEPS,
@@ -114,14 +115,14 @@ def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
     model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
     patched = patch_model(model, RECORDED)
     calls = []
-    for name in ("_dense", "_try_regional"):
-        original = getattr(RunHooks, name)
+    for kind in (DenseCalls, RegionalCalls):
+        original = kind.run
 
         def watched(*args, original=original):
             calls.append(tapes.waiting)
             return original(*args)
 
-        monkeypatch.setattr(RunHooks, name, watched)
+        monkeypatch.setattr(kind, "run", watched)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", positive_alone(lambda step: step > 6))
     sample(patched, sd3, sd3.noise())
     assert tapes.begun > 0 and not any(calls) and tapes.waiting == 0

@@ -1,7 +1,7 @@
 """Everything that bears ComfyUI's names; the only package of ras_core that imports it.
 
 Read `patch` (the entrance: what a node attaches) and `outer_sample` (what a run begins from), `wrappers`
-(one run's wrappers), `cache_plan` and `memory` (how the K/V cache is
+(one run's wrappers), `call` (one call of ComfyUI's model), `cache_plan` and `memory` (how the K/V cache is
 kept), `graphs_of_model` (CUDA graphs kept on a model), `samplers`, `conditionings` (on the device for a run),
 `attention`, `compiler` (ComfyUI's own graphs and compiler, of later versions), `requirements`, and `names`
 (ComfyUI's keys).

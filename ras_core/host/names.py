@@ -35,5 +35,8 @@ TEXT = "cross_attn"
 INPUTS = "model_conds"
 """Of what the network gets in a conditioning: objects with a tensor, `cond`, by name."""
 
-MULTIGPU = "multigpu"
-"""Of a model's copies on other devices, among its additional models."""
+RESIDUALS = "output"
+"""Of a ControlNet's residuals, one a block."""
+
+MULTIGPU, MULTIGPU_CLONES = "multigpu", "multigpu_clones"
+"""Of a model's copies on other devices: among its additional models, and in the model options of a run."""

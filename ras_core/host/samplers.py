@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
+import torch
+from torch import Tensor
+from tqdm.auto import trange
 
 from ..config import KVCache, RASConfig
-from ..run.sampler import sample_multirate
+from ..run.sampler import integrate
 from ..run.state import RunState
+from .names import RUN, TRANSFORMER_OPTIONS
 
 logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def sample_multirate(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    order: int = 2,
+    **progress: Any,
+) -> Tensor:
+    """The multirate integrator as a sampler function of k-diffusion.
+
+    Args:
+        model: gives the denoised estimate (b, c, H, W) for (x, sigma).
+        x: (b, c, H, W) at the first sigma.
+        sigmas: decreasing, ending in 0 or above.
+        extra_args: passed to the model; the run's state is found in its transformer options.
+        order: 1 or 2.
+        progress: `callback`, called once a step with i, x, sigma, sigma_hat and denoised; `disable`, for no
+            progress bar.
+    """
+    extra_args, callback = extra_args or {}, progress.get("callback")
+    ones = x.new_ones([x.shape[0]])
+
+    def denoise(i: int, x: Tensor) -> Tensor:
+        denoised = model(x, sigmas[i] * ones, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        return denoised
+
+    run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
+    levels = sigmas.tolist()
+    steps = trange(len(levels) - 1, disable=progress.get("disable"))
+    return integrate(denoise, x, levels, run, order, steps)
+
 
 CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)

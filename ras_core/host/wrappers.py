@@ -7,22 +7,25 @@ from typing import Any
 
 import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
-from torch import nn
+from torch import Tensor, nn
 
+from ..graphs.eligibility import calls_are_plain
 from ..graphs.residency import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
 from ..run.live import View
-from ..run.network_calls import RunHooks
+from ..run.network_calls import NetworkCalls
 from ..run.state import RunState
-from ..run.timing import mark
+from ..run.timing import timestamp
+from ..run.tools import Tools
 from ..run.trace import Trace
 from . import compiler
 from .attention import grouped_attention
 from .cache_plan import CachePlan
+from .call import ModelCall
 from .conditionings import on_device
 from .graphs_of_model import end_graphs, graph_session, resident_weights
-from .names import KEY, RUN, TRANSFORMER_OPTIONS
+from .names import KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS
 from .outer_sample import OuterSample
 from .samplers import cache_for
 
@@ -45,22 +48,45 @@ class RunWrappers:
         self._model = guider.model_patcher
         self._profile = adapter.cost_profile(network)
         self._graphs: GraphSession | None = None
-        self._calls: RunHooks | None = None
+        self._calls: NetworkCalls | None = None
 
     def attach(self, given: OuterSample) -> None:
         """Add the run's wrappers to the options that live as long as it does."""
         run, options = self.run, self._guider.model_options
         self._graphs = graph_session(self._model, run, given.noise.shape)
         weights, pause = EvictableWeights(resident_weights), compiler.pause()
-        attention = grouped_attention()
-        self._calls = RunHooks(self._adapter, run, self._view, self._graphs, attention, weights, pause)
+        grouped = grouped_attention()
+        tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause)
+        self._calls = NetworkCalls(run, tools)
         options[TRANSFORMER_OPTIONS][RUN] = run
-        _attach(options, WrappersMP.PREDICT_NOISE, self._calls.evaluate)
-        _attach(options, WrappersMP.APPLY_MODEL, self._calls.call)
+        _attach(options, WrappersMP.PREDICT_NOISE, self._evaluate)
+        _attach(options, WrappersMP.APPLY_MODEL, self._apply)
         if run.is_regional:
             _attach(options, WrappersMP.SAMPLER_SAMPLE, self._sample)
         wanted = cache_for(given.sampler, run.config)
         CachePlan(self._guider, self._network, self._adapter, run, self._graphs, wanted).attach()
+
+    def _evaluate(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE: one guided evaluation."""
+        options = model_options or {}
+        return self._calls.evaluate(
+            x,
+            timestep,
+            lambda: executor(x, timestep, options, seed),
+            is_parallel=bool(options.get(MULTIGPU_CLONES)),
+            calls_are_plain=calls_are_plain(options, executor.class_obj),
+        )
+
+    def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """APPLY_MODEL: one call of the network for one or more conditionings."""
+        return self._calls.call(ModelCall.of(executor, *args, **kwargs))
 
     def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """SAMPLER_SAMPLE: the sampler finds the run's conditionings on the device."""
@@ -79,7 +105,7 @@ class RunWrappers:
                 "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
             )
         report = None if self._graphs is None else self._graphs.report
-        now = mark(self._model.load_device)
+        now = timestamp(self._model.load_device)
         return run.recorder.finish(now, len(run.plan), self._profile, run.text_rows, run.kv_bytes, report)
 
     def end(self, trace: Trace | None) -> None:
