@@ -178,7 +178,7 @@ class TestOneCall:
         assert grouped(PLAIN, self.q, self.k, self.v, skip_reshape=True) is None
 
     def test_a_torch_that_knows_no_grouped_heads_or_runs_a_stand_in(self, monkeypatch):
-        assert GroupedAttention.of(PLAIN, lambda q, k, v: q) is None
+        assert GroupedAttention.of(PLAIN, lambda q, k, v: q, attention.output_form) is None
         own = F.scaled_dot_product_attention
         monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: own(*args, **kwargs))
         assert attention.grouped_attention() is None

@@ -173,7 +173,7 @@ class RunState:
             del self.cached_output[branch]
 
     def abandon_evaluation(self) -> None:
-        """The evaluation failed; the exception goes on to the host."""
+        """The evaluation failed; the exception is raised to ComfyUI."""
         self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
