@@ -47,11 +47,11 @@ class MarkingClock(Clock):
 def named_ranges() -> Iterator[None]:
     """RANGES and the hooks' own work are named inside."""
     before = {(of, name): getattr(of, name) for of, name, _ in RANGES}
-    before |= {(NetworkCall, name): getattr(NetworkCall, name) for name in ("placed", "_before_block")}
+    before |= {(NetworkCall, name): getattr(NetworkCall, name) for name in ("attached", "_before_block")}
     try:
         for of, name, label in RANGES:
             setattr(of, name, _named(before[of, name], label))
-        NetworkCall.placed = _placed_in_range(before[NetworkCall, "placed"])
+        NetworkCall.attached = _attached_in_range(before[NetworkCall, "attached"])
         NetworkCall._before_block = _hooks_in_range(before[NetworkCall, "_before_block"])
         yield
     finally:
@@ -79,12 +79,12 @@ def _hooks_in_range(before_block: Callable) -> Callable:
     return inside
 
 
-def _placed_in_range(placed: Callable) -> Callable:
-    """Placing hooks and taking them away, without what runs between."""
+def _attached_in_range(attached: Callable) -> Callable:
+    """Attaching and removing hooks, without what runs between."""
 
     @contextmanager
     def inside(call: NetworkCall) -> Iterator[None]:
-        context = placed(call)
+        context = attached(call)
         _named(context.__enter__, "hooks")()
         try:
             yield

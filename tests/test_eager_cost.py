@@ -52,7 +52,7 @@ def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
             adapter_for(network), network, 64, slots, tokens, keep=keeper(storage),
             grouped=grouped_attention(), sigma=torch.full((1,), sigma) if storage == "forecast" else None,
         )  # fmt: skip
-        with call.placed():
+        with call.attached():
             _apply(model, family, 16, {ATTENTION: call.attend}, sigma, counted if sigma == 0.6 else None)
     assert call.gathered
     alone = OperationCounter()

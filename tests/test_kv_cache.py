@@ -59,7 +59,7 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Te
     context, extras = family.conditioning(1)[0]
     conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
-    with call.placed():
+    with call.attached():
         return model.model.apply_model(
             x, torch.full((x.shape[0],), 0.7), transformer_options={ATTENTION: call.attend}, **ready
         )

@@ -37,7 +37,7 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = Non
     t = torch.full((x.shape[0],), sigma)
     if call is None:
         return base.apply_model(x, t, transformer_options=options, **ready)
-    with call.placed():
+    with call.attached():
         return base.apply_model(x, t, transformer_options=options, **ready)
 
 

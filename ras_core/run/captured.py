@@ -92,7 +92,7 @@ class CapturedCalls:
                 self._tools.adapter, call.network, self._n_tokens, slots, active_idx,
                 grouped=self._tools.grouped, sigma=inputs["t"],
             )  # fmt: skip
-            with hooks.placed():
+            with hooks.attached():
                 output = call.forward.on(inputs)(hooks.attend)
             if not hooks.gathered:
                 raise RegionalAbort("the main blocks never ran on the active tokens")

@@ -71,7 +71,7 @@ class DenseCalls:
             self._tools.adapter, call.network, self._run.grid.n, slots, None, forward.other_attention, keep,
             sigma=forward.inputs["t"] if kv.forecasts else None,
         )  # fmt: skip
-        with hooks.placed():
+        with hooks.attached():
             return hooks, forward(hooks.attend)
 
     def _gap(self, call: Call, hooks: NetworkCall) -> str | None:

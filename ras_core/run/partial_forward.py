@@ -100,8 +100,8 @@ class NetworkCall:
         return self._hidden is not None
 
     @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Hooks in place for the body; all gone afterwards, whatever happened in it."""
+    def attached(self) -> Iterator[None]:
+        """Hooks are attached for the body, and removed afterwards whatever happened in it."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):

@@ -67,7 +67,7 @@ class RegionalCalls:
             run.kv.keep, self._tools.grouped, forward.inputs["t"],
         )  # fmt: skip
         try:
-            with hooks.placed(), self._weights_preset(call.network, active_idx.device):
+            with hooks.attached(), self._weights_preset(call.network, active_idx.device):
                 output = forward(hooks.attend)
         except torch.cuda.OutOfMemoryError:
             self._captured.drop()
