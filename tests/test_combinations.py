@@ -452,6 +452,7 @@ class TestOtherPatches:
         latent, trace = sample_ras(model, family, noise)
         assert torch.equal(latent, sample(model, family, noise))
         assert caplog.text.count("nothing was accelerated") == 1 and trace.regional_steps == 0
+        assert "this guider does not call the model through ComfyUI's standard path" in caplog.text
 
 
 def _skip_layers(model, layers: str, start: float, end: float):
