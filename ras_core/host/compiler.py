@@ -3,7 +3,7 @@
 The compiler assigns fixed addresses to the allocations of a network's blocks, in the order in which they are
 made. A step on fewer tokens allocates another amount, so the compiler is off during our runs. If it is active
 all the same, buffers that outlive a call are allocated outside it, and nothing is captured. ComfyUI's graphs
-replay blocks without running the hooks in them (run/network_calls.py detects that).
+replay blocks without running the hooks in them (run/coverage.py detects that).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class RunState:
 
     @property
     def is_regional(self) -> bool:
-        """Whether regional steps are (still) to come in this run's plan."""
+        """Whether the plan has regional steps, and nothing has ended them."""
         return self.any_regional and not self.is_dense
 
     def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
@@ -95,7 +95,7 @@ class RunState:
         self.kv = KVStore(self.grid.n, storage, branch_nbytes)
 
     def sigma_of(self, level: Tensor) -> float:
-        """The noise level, (1,) on the device, of the evaluation that is about to start."""
+        """The noise level, given as (1,), of the evaluation that is about to start; ask once."""
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
             return sigma
