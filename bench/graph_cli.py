@@ -53,7 +53,7 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     import comfy.model_management
     from comfy_extras.nodes_torch_compile import TorchCompileModel
 
-    from ..ras_core.host.patch import graph_store
+    from ..ras_core.host.graphs_of_model import graph_store
     from .speed_cases import Case, Variant
     from .speed_run import Bench
 
@@ -129,7 +129,7 @@ def _recording_fails(bench: Any, plain: Any, graph: Any) -> tuple[str, bool, str
     """Half-way through a captured call, whose tensors must not outlive the capture."""
     import torch
 
-    from ..ras_core.host.patch import graph_store
+    from ..ras_core.host.graphs_of_model import graph_store
     from ..ras_core.run.partial_forward import NetworkCall
 
     original, planted = NetworkCall.attend, []
@@ -159,7 +159,7 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
     import comfy.model_management as management
     from comfy.patcher_extension import WrappersMP
 
-    from ..ras_core.host.patch import graph_store
+    from ..ras_core.host.graphs_of_model import graph_store
 
     calls = []
 
@@ -184,7 +184,7 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
 def _recorded_anew(bench: Any, variant: Any) -> tuple[str, bool, str]:
     import torch
 
-    from ..ras_core.host.patch import graph_store
+    from ..ras_core.host.graphs_of_model import graph_store
 
     held = []
     for _ in range(3):

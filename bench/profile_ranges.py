@@ -13,7 +13,6 @@ from torch.profiler import record_function
 from ..ras_core.graphs.session import NetworkGraphs
 from ..ras_core.method.selector import ChangeSelector, PaperSelector
 from ..ras_core.run import sampler
-from ..ras_core.run.network_calls import RunHooks
 from ..ras_core.run.partial_forward import NetworkCall
 from ..ras_core.run.state import RunState
 from .timing import Clock
@@ -27,8 +26,8 @@ RANGES: tuple[tuple[Any, str, str], ...] = (
     (NetworkCall, "_gather_hidden", "gather and scatter"),
     (NetworkCall, "_gather_positions", "gather and scatter"),
     (NetworkCall, "_after_final", "gather and scatter"),
-    (RunHooks, "_merge", "cached output"),
-    (RunHooks, "_keep_output", "cached output"),
+    (RunState, "merge", "cached output"),
+    (RunState, "keep_output", "cached output"),
     (sampler, "multirate_step", "integrator"),
     (sampler, "fresh_pixels", "integrator"),
     (NetworkGraphs, "prepare", "recorded calls"),
@@ -48,11 +47,11 @@ class MarkingClock(Clock):
 def named_ranges() -> Iterator[None]:
     """RANGES and the hooks' own work are named inside."""
     before = {(of, name): getattr(of, name) for of, name, _ in RANGES}
-    before |= {(NetworkCall, name): getattr(NetworkCall, name) for name in ("placed", "_before_block")}
+    before |= {(NetworkCall, name): getattr(NetworkCall, name) for name in ("attached", "_before_block")}
     try:
         for of, name, label in RANGES:
             setattr(of, name, _named(before[of, name], label))
-        NetworkCall.placed = _placed_in_range(before[NetworkCall, "placed"])
+        NetworkCall.attached = _attached_in_range(before[NetworkCall, "attached"])
         NetworkCall._before_block = _hooks_in_range(before[NetworkCall, "_before_block"])
         yield
     finally:
@@ -80,12 +79,12 @@ def _hooks_in_range(before_block: Callable) -> Callable:
     return inside
 
 
-def _placed_in_range(placed: Callable) -> Callable:
-    """Placing hooks and taking them away, without what runs between."""
+def _attached_in_range(attached: Callable) -> Callable:
+    """Attaching and removing hooks, without what runs between."""
 
     @contextmanager
     def inside(call: NetworkCall) -> Iterator[None]:
-        context = placed(call)
+        context = attached(call)
         _named(context.__enter__, "hooks")()
         try:
             yield

@@ -21,7 +21,8 @@ from torch import Tensor
 import nodes
 
 from ..nodes.patch_model import RASPatchModel
-from ..ras_core.host.patch import graph_store, last_trace
+from ..ras_core.host.graphs_of_model import graph_store
+from ..ras_core.host.patch import last_trace
 from .graph_counter import GraphCounter
 from .hosting import end_node
 from .pack_log import logged

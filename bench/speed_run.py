@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..nodes.patch_model import RASPatchModel
 from ..ras_core.graphs.eligibility import MAX_GRAPHS
-from ..ras_core.host.patch import graph_store, last_trace
+from ..ras_core.host.graphs_of_model import graph_store
+from ..ras_core.host.patch import last_trace
 from ..ras_core.models import adapter_for
 from ..ras_core.run.trace import Trace
 from .clocked import clocked

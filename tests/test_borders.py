@@ -145,7 +145,7 @@ class Case:
     def call(self, active=None, adapter=None, **control) -> torch.Tensor:
         context = CallContext(self.inputs)
         call = NetworkCall(adapter or self.adapter, self.network, N, self.slots, active, context)
-        with call.placed():
+        with call.attached():
             output = self.plain({"optimized_attention_override": call.attend}, **control)
         assert call.gathered is (active is not None)
         return output

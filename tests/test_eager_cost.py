@@ -7,12 +7,12 @@ import pytest
 import ras_pack.lumina_next.network
 import torch
 from ras_pack.bench.counts import Counts, OperationCounter, counted_functions
-from ras_pack.ras_core.host.patch import grouped_attention
+from ras_pack.ras_core.host.attention import grouped_attention
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.kv.formats import keeper
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import Scratch
 from ras_pack.ras_core.run import grouped_attention as grouped
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 
@@ -51,8 +51,8 @@ def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
         level = torch.full((1,), sigma) if storage == "forecast" else None
         context = CallContext(sigma=level, keep=keeper(storage), grouped=grouped_attention())
         call = NetworkCall(adapter_for(network), network, 64, slots, tokens, context)
-        with call.placed():
-            _apply(model, family, 16, {OVERRIDE: call.attend}, sigma, counted if sigma == 0.6 else None)
+        with call.attached():
+            _apply(model, family, 16, {ATTENTION: call.attend}, sigma, counted if sigma == 0.6 else None)
     assert call.gathered
     alone = OperationCounter()
     _apply(model, family, 8, {}, 0.7, alone)

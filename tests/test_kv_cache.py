@@ -8,7 +8,8 @@ import comfy.model_management
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import cache_plan, graphs_of_model, memory
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import store as kv_store
 from ras_pack.ras_core.kv import update as kv
@@ -22,9 +23,9 @@ from ras_pack.ras_core.kv.main_memory import MainMemoryRows, Offloader
 from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.kv.spec import CacheSize
 from ras_pack.ras_core.kv.store import KVStore
+from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import RowIndex
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
@@ -54,7 +55,7 @@ def seen(monkeypatch) -> dict:
             found["offloaders"].append(keep.keywords["offloader"])
         return keep
 
-    monkeypatch.setattr(host, "choose", spy)
+    monkeypatch.setattr(cache_plan, "choose", spy)
     monkeypatch.setattr(kv_store, "keeper", make)
     return found
 
@@ -64,9 +65,9 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Te
     context, extras = family.conditioning(1)[0]
     conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
-    with call.placed():
+    with call.attached():
         return model.model.apply_model(
-            x, torch.full((x.shape[0],), 0.7), transformer_options={OVERRIDE: call.attend}, **ready
+            x, torch.full((x.shape[0],), 0.7), transformer_options={ATTENTION: call.attend}, **ready
         )
 
 
@@ -81,8 +82,8 @@ def _alive() -> list:
 
 
 def _free(monkeypatch, device: int, main: int) -> None:
-    monkeypatch.setattr(host, "free_device_bytes", lambda *_: device)
-    monkeypatch.setattr(host, "free_host_bytes", lambda: main)
+    monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: device)
+    monkeypatch.setattr(cache_plan, "free_main_memory", lambda: main)
 
 
 class TestAgreement:
@@ -107,7 +108,7 @@ class TestAgreement:
         model, x, n = family.build(), family.noise(batch=2), 64
         network = model.model.diffusion_model
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
-        at_active = host.TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(x)
+        at_active = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(x)
         outputs = {}
         for storage in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(storage)
@@ -225,7 +226,7 @@ class TestAuto:
         ]:
             _free(monkeypatch, device, main)
             if storage == "cpu" and in_passing >= needs.on_device("fp8"):
-                monkeypatch.setattr(host, "has_float8", lambda _: False)  # three layers: half is more
+                monkeypatch.setattr(cache_plan, "has_float8", lambda _: False)  # three layers: half is more
             caplog.clear()
             with caplog.at_level("INFO"):
                 latent, trace = sample_ras(family.build(), family, family.noise(), _settings("auto"))
@@ -249,7 +250,7 @@ class TestAuto:
         assert seen["choices"] == []
 
     def test_a_device_without_float8(self, sd3, seen, monkeypatch):
-        monkeypatch.setattr(host, "has_float8", lambda _: False)
+        monkeypatch.setattr(cache_plan, "has_float8", lambda _: False)
         _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("fp8"))
         assert trace.regional_steps == 0 and "no float8" in trace.summary()
         needs = seen["needs"][0]
@@ -271,11 +272,11 @@ class TestAuto:
 class TestRoom:
     def test_room_is_made_after_the_models_are_loaded_and_before_sampling(self, sd3, seen, monkeypatch):
         asked, model = [], sd3.build()
-        monkeypatch.setattr(host, "make_room", lambda nbytes, device: asked.append((nbytes, device)))
-        monkeypatch.setattr(host, "free_device_bytes", lambda *_: asked.append("read") or 10**9)
+        monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append((nbytes, device)))
+        monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: asked.append("read") or 10**9)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         (needs,) = seen["needs"]
-        working = host.working_memory(model, sd3.noise().shape)
+        working = memory.working_memory(model, sd3.noise().shape)
         assert asked == [(needs.kept("gpu") + working, model.load_device), "read"]
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
@@ -288,7 +289,7 @@ class TestRoom:
         management.load_models_gpu([ours])
         loaded = {each.model: each for each in management.current_loaded_models}
         loaded[other].currently_used = False  # as the host marks it while it loads ours on a GPU
-        host.make_room(2**60, torch.device("cpu"))
+        memory.make_room(2**60, torch.device("cpu"))
         assert {each.model for each in management.current_loaded_models} == {ours, other}
 
         class GPU:
@@ -306,7 +307,7 @@ class TestRoom:
         monkeypatch.setattr(other, "detach", lambda *args: gone.append(other) or detach(*args))
         for each in management.current_loaded_models:
             each.device = GPU()
-        host.make_room(2**60, GPU())
+        memory.make_room(2**60, GPU())
         assert gone == [other]
         assert [each.model for each in management.current_loaded_models] == [ours]
         management.unload_all_models()
@@ -563,7 +564,7 @@ class TestGraphs:
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), AgainTape()
         store = record_on(model, tape)
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert store.nbytes() == seen["needs"][0].kept("gpu")
         _free(monkeypatch, 0, 0)  # all that the cache needs is what the recordings hold
@@ -578,12 +579,12 @@ class TestGraphs:
     ):
         model, tape = sd3.build(), AgainTape()
         store = record_on(model, tape)
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
         needs = seen["needs"][0]
         assert store.nbytes("gpu") == store.nbytes() == needs.kept("gpu")
         # For another size its buffers are of no use, and what is free takes the cache only as fp8.
-        monkeypatch.setattr(host, "free_device_bytes", lambda *_: 2 * needs.kept("gpu"))
+        monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: 2 * needs.kept("gpu"))
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"] == ["gpu", "fp8"] and trace.regional_steps == 7
         assert store.nbytes() == store.nbytes("fp8") == trace.kv_bytes > 0
@@ -593,9 +594,9 @@ class TestGraphs:
     def test_buffers_that_cannot_serve_a_run_are_no_room(self, sd3, monkeypatch, first, then):
         """Rows that are continued and rows that are not stand in buffers of their own."""
         asked = []
-        monkeypatch.setattr(host, "make_room", lambda nbytes, device: asked.append(nbytes))
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
-        monkeypatch.setattr(host, "working_memory", lambda *_: 0)
+        monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(cache_plan, "working_memory", lambda *_: 0)
         model = sd3.build()
         store = record_on(model, AgainTape())
         for storage in (then, first, then, then):
@@ -613,7 +614,7 @@ class TestDynamicVRAM:
     def model(self, sd3, monkeypatch):
         model = sd3.build()
         monkeypatch.setattr(model, "is_dynamic", lambda: True, raising=False)
-        monkeypatch.setattr(host, "evictable_bytes", lambda device: 700)
+        monkeypatch.setattr(memory, "evictable_bytes", lambda device: 700)
         monkeypatch.setattr(model, "model_size", lambda: 1000)
         free = {False: 5000, True: (5000, 0)}  # True: with what of it is PyTorch's
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda _, both=False: free[both])
@@ -621,11 +622,11 @@ class TestDynamicVRAM:
         return model
 
     def test_room_is_what_is_left_beside_all_of_the_models_own_weights(self, model):
-        assert host.free_device_bytes(model, 100) == 5000 + 700 - 1000 - 100
+        assert memory.free_device_bytes(model, 100) == 5000 + 700 - 1000 - 100
 
     def test_what_comfyui_is_told_to_leave_free_is_no_room(self, model, monkeypatch):
         monkeypatch.setattr(comfy.cli_args.args, "vram_headroom", 1.0)
-        assert host.free_device_bytes(model, 0) == 5000 + 700 - 1000 - 2**30
+        assert memory.free_device_bytes(model, 0) == 5000 + 700 - 1000 - 2**30
 
     def test_a_model_that_does_not_fit_runs_dense(self, sd3, model, monkeypatch):
         monkeypatch.setattr(model, "model_size", lambda: 10**12)
@@ -637,8 +638,8 @@ class TestDynamicVRAM:
         free = [10**12, 0]
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: tuple(free))
         shape = torch.Size([1, 16, 16, 16])
-        assert host._recording_obstacle(model, shape) is None
+        assert graphs_of_model.capture_obstacle(model, shape) is None
         free[1] = 10**12  # all of it is PyTorch's own pool, which a capture cannot use
-        assert "too little free memory" in host._recording_obstacle(model, shape)
+        assert "too little free memory" in graphs_of_model.capture_obstacle(model, shape)
         monkeypatch.setattr(model, "is_dynamic", lambda: False)
-        assert host._recording_obstacle(model, shape) is None
+        assert graphs_of_model.capture_obstacle(model, shape) is None

@@ -6,7 +6,7 @@ import torch
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import graphs_of_model
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv import extrapolation as kv_extrapolation
 from ras_pack.ras_core.kv.extrapolation import FARTHEST, TIMES, Extrapolation, Times
@@ -219,7 +219,7 @@ class TestRuns:
 class TestRecordings:
     @pytest.fixture(autouse=True)
     def _kept(self, monkeypatch):
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
 
     def test_replayed_runs_equal_each_other_and_the_eager_one(self, family):
         eager, _ = sample_ras(family.build(), family, family.noise(), FORECAST)

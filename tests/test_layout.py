@@ -124,6 +124,25 @@ def test_only_the_host_part_knows_comfyui(path):
     assert not comfy or own in KNOWS_COMFY, f"{own} imports {comfy}"
 
 
+@pytest.mark.parametrize(
+    "path",
+    [path for part in ("method", "kv", "run", "render") for path in modules(f"ras_core/{part}")],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_comfyuis_keys_stand_in_the_host_part(path):
+    keys = strings(ROOT / "ras_core" / "host" / "names.py")
+    assert len(keys) > 10 and strings(path) & keys == set()
+
+
+def strings(path: Path) -> set[str]:
+    """The words that a file has as strings."""
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
+    }
+
+
 @pytest.mark.parametrize("path", modules("nodes"), ids=lambda p: p.name)
 def test_nodes_meet_the_method_through_few_doors(path):
     """Nodes are faces: they never reach below the host part into selection, tokens, state or adapters."""

@@ -16,7 +16,7 @@ from ras_pack.ras_core.models.cost import CostProfile
 from ras_pack.ras_core.render import masks
 from ras_pack.ras_core.render.masks import mask_frames, summary_image
 from ras_pack.ras_core.run.live import LiveStep, live_step
-from ras_pack.ras_core.run.timing import mark
+from ras_pack.ras_core.run.timing import timestamp
 from ras_pack.ras_core.run.trace import Recorder
 from support.families import FAMILIES
 from support.sampling import FAST, STEPS, sample
@@ -218,10 +218,10 @@ class TestOverTime:
         recorder = Recorder(self.GRID, batch=2)
         plans = (StepPlan(0, StepKind.DENSE), StepPlan(1, StepKind.REGIONAL, 0.2))
         for plan, active in zip(plans, (None, self.ACTIVE), strict=True):
-            recorder.begin(plan, 1.0, mark(torch.device("cpu")))
+            recorder.begin(plan, 1.0, timestamp(torch.device("cpu")))
             recorder.end(active, torch.rand(2, self.GRID.n))
         profile = CostProfile(image_weights=1, text_weights=0, joint_width=0)
-        return recorder.finish(mark(torch.device("cpu")), 2, profile, 0, 0)
+        return recorder.finish(timestamp(torch.device("cpu")), 2, profile, 0, 0)
 
     def test_a_trace_has_the_grids_axes(self, trace):
         dense, regional = trace.steps

@@ -17,9 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...ras_core.host.names import RUN
 from ...ras_core.method.grid import TokenGrid
 from ...ras_core.models import adapter_for
-from ...ras_core.run.sampler import RUN
 from ..sources import Source
 
 Place = tuple[int, int, int]

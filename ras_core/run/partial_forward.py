@@ -106,8 +106,8 @@ class NetworkCall:
         self.blocks_seen = self.attentions_seen = 0
 
     @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Hooks for the body; all removed afterwards, whatever happened in it."""
+    def attached(self) -> Iterator[None]:
+        """Hooks are attached for the body, and removed afterwards whatever happened in it."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):

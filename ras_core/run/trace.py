@@ -14,7 +14,7 @@ from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan
 from ..models.cost import CostProfile, expected_speedup
-from .timing import Moment, seconds_between
+from .timing import Timestamp, seconds_between
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Entry:
 
     plan: StepPlan | Callable[[float], StepPlan]
     sigma: float | Tensor
-    started: Moment
+    started: Timestamp
     active_idx: Tensor | None = None
     score: Tensor | None = None
 
@@ -149,7 +149,9 @@ class Recorder:
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
 
-    def begin(self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Moment) -> None:
+    def begin(
+        self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
+    ) -> None:
         """An evaluation begins; where its noise level is still on the device, `plan` tells its step later."""
         self._entries.append(_Entry(plan, sigma, now))
 
@@ -175,7 +177,7 @@ class Recorder:
 
     def finish(
         self,
-        now: Moment,
+        now: Timestamp,
         n_steps: int,
         profile: CostProfile,
         n_text: int,
@@ -196,7 +198,7 @@ class Recorder:
             graphs=graphs,
         )
 
-    def _evaluations(self, now: Moment) -> tuple[Evaluation, ...]:
+    def _evaluations(self, now: Timestamp) -> tuple[Evaluation, ...]:
         entries = self._entries
         ends = [*(entry.started for entry in entries), now][1:]
         indices = [entry.active_idx for entry in entries]
@@ -205,7 +207,7 @@ class Recorder:
         return tuple(map(self._freeze, entries, ends, masks, scores))
 
     def _freeze(
-        self, entry: _Entry, end: Moment, active: np.ndarray | None, score: np.ndarray | None
+        self, entry: _Entry, end: Timestamp, active: np.ndarray | None, score: np.ndarray | None
     ) -> Evaluation:
         shape = (self._batch, *self._grid.shape)
         sigma = float(entry.sigma)

@@ -288,11 +288,11 @@ class TestRanges:
         from ras_pack.bench.profile_ranges import RANGES, named_ranges
         from ras_pack.ras_core.run.partial_forward import NetworkCall
 
-        before = [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed]
+        before = [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.attached]
         with pytest.raises(KeyError), named_ranges():
-            assert NetworkCall.placed is not before[-1]
+            assert NetworkCall.attached is not before[-1]
             raise KeyError
-        assert [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed] == before
+        assert [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.attached] == before
 
 
 def plotted(case, method, seconds, **changes):
