@@ -94,10 +94,6 @@ class RowIndex:
         return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
 
 
-Places = RowIndex
-"""The former name, which ras_core/kv still uses."""
-
-
 def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
     """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
     (rows,) = _wide(sequence.flatten(0, 1))

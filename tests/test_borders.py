@@ -15,11 +15,12 @@ import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import RASError, RegionalAbort
+from ras_pack.ras_core.graphs.eligibility import RESIDUAL
+from ras_pack.ras_core.host.call import ARGUMENTS, ModelCall
 from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import ADAPTERS, adapter_for
 from ras_pack.ras_core.models.base import ALL, ModelAdapter, replace_arg
-from ras_pack.ras_core.run import network_calls
 from ras_pack.ras_core.run.active_rows import ActiveRows, borders_of
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, draw_weights
@@ -298,18 +299,18 @@ class TestControl:
     def test_residuals_of_both_lists_are_inputs_of_a_captured_call(self):
         """A replay would otherwise read the residuals of the step that was captured."""
         control = self._control()
-        inputs = network_calls.residuals_of(control)
-        assert sorted(inputs) == [
+        call = ModelCall(lambda *args, **kwargs: args[4], dict.fromkeys(ARGUMENTS[:4]), control, {})
+        residuals = {name: each for name, each in call.captured_inputs.items() if name.startswith(RESIDUAL)}
+        assert sorted(residuals) == [
             "control.input.0",
             "control.input.1",
             "control.output.0",
             "control.output.1",
         ]
-        later = {name: each if each is None else each + 1 for name, each in inputs.items()}
-        replaced = network_calls.with_residuals(control, later)
+        later = {name: each if each is None else each + 1 for name, each in residuals.items()}
+        replaced = call.on(call.captured_inputs | later)()
         assert replaced["input"] == [later["control.input.0"], None]
         assert replaced["output"] == [None, later["control.output.1"]]
-        assert network_calls.with_residuals(None, {}) is None
 
 
 class TestRefusal:

@@ -52,9 +52,9 @@ def test_an_attention_function_is_added_for_one_call_only():
 def test_residuals_are_inputs_of_a_captured_call():
     call = ModelCall.of(answer, X, T, control=CONTROL)
     inputs = call.captured_inputs
-    assert inputs == call.inputs | {f"{RESIDUAL}0": RESIDUALS, f"{RESIDUAL}1": None}
+    assert inputs == call.inputs | {f"{RESIDUAL}output.0": RESIDUALS, f"{RESIDUAL}output.1": None}
     other = torch.ones_like(RESIDUALS)
-    args, kwargs = call.on(inputs | {f"{RESIDUAL}0": other})()
+    args, kwargs = call.on(inputs | {f"{RESIDUAL}output.0": other})()
     assert args[4] == {"output": [other, None]} and kwargs == {} and CONTROL["output"][0] is RESIDUALS
 
 

@@ -3,8 +3,8 @@
 Read `patch` (the entrance: what a node attaches) and `outer_sample` (what a run begins from), `wrappers`
 (one run's wrappers), `call` (one call of ComfyUI's model), `cache_plan` and `memory` (how the K/V cache is
 kept), `graphs_of_model` (CUDA graphs kept on a model), `samplers`, `conditionings` (on the device for a run),
-`attention`, `compiler` (ComfyUI's own graphs and compiler, of later versions), `requirements`, and `names`
-(ComfyUI's keys).
+`attention`, `compiler` (ComfyUI's own graphs and compiler, of later versions), `requirements`, `options`
+(of the nodes' settings), and `names` (ComfyUI's keys).
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
 2. When sampling starts, that wrapper begins a run and attaches the run's wrappers to its copy of the model

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config import RASConfig
-from ..kv.storage import Sequence
-from ..kv.store import Branch, KVStore, Slot
+from ..kv.plain import Slots
+from ..kv.store import Branch, KVStore
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan, plan_steps, step_of_sigma
 from ..method.selector import Selector
@@ -129,7 +129,7 @@ class RunState:
             self.selector.observe(x, denoised, sigma, self.active_idx)
         self.recorder.end(self.active_idx, self.selector.score)
 
-    def end_fill(self, branches: tuple[Branch, ...], slots: dict[Slot, Sequence], text_rows: int) -> None:
+    def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
         """A dense call has filled the K/V of these branches."""
         self.kv.end_fill(branches, slots)
         self.text_rows = max(self.text_rows, text_rows)
