@@ -6,7 +6,7 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Budget, Graphs, KVCache, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Graphs, KVCache, Method, Metric, RASConfig, parse_step_list
 from ..ras_core.host.patch import patch_model
 from .live import open_view
 
@@ -84,12 +84,6 @@ def settings_inputs() -> list[io.Input]:
             "along their last change, which comes closer to the dense picture (euler and dpmpp_2m). off: "
             "nowhere, so computed regions do not see the others; pictures fall apart, a baseline for "
             "experiments.",
-        ),
-        io.Combo.Input(
-            "budget", options=list(get_args(Budget)), default="fixed", optional=True,
-            tooltip="fixed: every regional step computes sample_ratio of the tokens. adaptive: sample_ratio "
-            "is the average; steps in which much changes get more, up to a dense step, quiet ones less. It "
-            "replaces error_reset_every (not error_reset_steps) and needs the method multirate.",
         ),
     ]  # fmt: skip
 

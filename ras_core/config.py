@@ -12,7 +12,6 @@ Starvation = Literal["corrected", "reference"]
 Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
 KVCache = Literal["auto", "gpu", "fp8", "cpu", "off", "forecast"]
-Budget = Literal["fixed", "adaptive"]
 
 MIN_RATIO = 0.05
 
@@ -46,9 +45,6 @@ class RASConfig:
             the paper's ablation (table 4b), a baseline for experiments; pictures fall apart. "forecast" keeps
             twice the bytes of "gpu", and continues keys and values along their last change
             (kv/forecast.py).
-        budget: "fixed" processes `sample_ratio` of the tokens in every regional step; "adaptive" lets the
-            share follow the predicted change, with the same average and dense steps paid from it
-            (method/token_budget.py). It needs the multirate method, and knows no `error_reset_every`.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -68,7 +64,6 @@ class RASConfig:
     corrections: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: KVCache = "auto"
-    budget: Budget = "fixed"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
@@ -85,13 +80,6 @@ class RASConfig:
         _check_choice("method", self.method, get_args(Method))
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
         _check_choice("kv_cache", self.kv_cache, get_args(KVCache))
-        _check_choice("budget", self.budget, get_args(Budget))
-        if self.budget == "adaptive" and self.method != "multirate":
-            raise RASError(
-                f"budget = 'adaptive' with method = {self.method!r}, whose metric predicts no change.",
-                "budget = 'adaptive' with method = 'multirate', or budget = 'fixed'.",
-                "set method to multirate, or budget to fixed.",
-            )
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",

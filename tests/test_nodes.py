@@ -24,7 +24,6 @@ SETTINGS = [
     ("priority", None),
     ("cuda_graphs", "auto"),
     ("kv_cache", "auto"),
-    ("budget", "fixed"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 

@@ -461,7 +461,7 @@ def _keep_cache(run: RunState, choice: Choice, needs: Needs, graphs: GraphSessio
 
 
 def _log_estimate(profile: CostProfile, run: RunState, n_text: int) -> None:
-    """What the plan should gain by arithmetic, before the run (an adaptive budget spends the same)."""
+    """What the plan should gain by arithmetic, before the run."""
     counts = [
         run.grid.n if step.kind is StepKind.DENSE else step.active_count(run.grid.n) for step in run.plan
     ]

@@ -47,8 +47,7 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
     Step 0 is always dense, and with the multirate method step 1: there is nothing to go on from before. The
-    window [start_step, end_step) is half-open in every place, which the reference code is not. An adaptive
-    budget decides at each regional step of this plan what it really becomes (method/token_budget.py).
+    window [start_step, end_step) is half-open in every place, which the reference code is not.
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}
@@ -87,7 +86,7 @@ def _regional_window(n_steps: int, config: RASConfig) -> range:
 def _reset_steps(n_steps: int, config: RASConfig) -> Sequence[int]:
     if config.error_reset_steps:
         return config.error_reset_steps
-    if config.error_reset_every == 0 or config.budget == "adaptive":
+    if config.error_reset_every == 0:
         return ()
     return range(config.start_step + config.error_reset_every, n_steps, config.error_reset_every)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -46,10 +45,6 @@ class Selector(ABC):
 
         n_active is `active_count`, or less where an inpaint mask leaves fewer tokens worth computing.
         """
-
-    def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
-        """How much is about to change between two noise levels: one number on the device; None if unknown."""
-        return None
 
 
 class PaperSelector(Selector):
@@ -124,12 +119,6 @@ class ChangeSelector(Selector):
         order = worth.argsort(dim=1, descending=True, stable=True)
         chosen = order[:, : self._preferences.limit(active_count)]
         return chosen.sort(dim=1).values
-
-    def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
-        """Mean over tokens and images of the root of the change that is predicted for the step."""
-        if self.score is None:
-            return None
-        return self._urge.mean() * math.sqrt(max(sigma - sigma_next, 0.0))
 
     def _need(self, sigma: float) -> Tensor:
         """Need for an evaluation at `sigma`, (b, n); border tokens average over the neighbours that exist.
