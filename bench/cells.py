@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from ..ras_core.config import Metric, RASConfig
+from ..ras_core.config import Metric, PaperSettings, RASConfig
 from ..ras_core.errors import RASError
 from ..ras_core.method.schedule import plan_steps
 
@@ -35,7 +35,8 @@ class Cell:
             random tokens; ComfyUI's LazyCache, EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
-        start, reset_every, reset_steps, ratio, ratio_end, metric, high_ratio, starvation: as in RASConfig.
+        start, reset_every, reset_steps, ratio: as in RASConfig.
+        ratio_end, metric, high_ratio, starvation: as in PaperSettings, for paper and random.
         threshold: reuse threshold of LazyCache and EasyCache.
         seed: of the noise.
     """
@@ -86,20 +87,20 @@ class Cell:
         """The node's settings for this cell; None where no RAS node takes part."""
         if self.method not in REGIONAL:
             return None
-        own = {"metric": "random" if self.method == "random" else self.metric, "method": "paper"}
-        if self.method in (*CORRECTED, "change"):
-            own = {"method": "multirate", "corrections": self.method in CORRECTED}
-        if self.method == "forecast":
-            own["kv_cache"] = "forecast"
-        return RASConfig(
-            sample_ratio=self.ratio,
-            start_step=self.start,
-            error_reset_every=self.reset_every,
-            error_reset_steps=self.reset_steps,
+        common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
+        if self.method in ("paper", "random"):
+            return RASConfig(**common, paper=self._paper_settings())
+        kv_cache = "forecast" if self.method == "forecast" else "auto"
+        corrections = self.method in CORRECTED
+        return RASConfig(**common, dense_steps=self.reset_steps, corrections=corrections, kv_cache=kv_cache)
+
+    def _paper_settings(self) -> PaperSettings:
+        return PaperSettings(
+            metric="random" if self.method == "random" else self.metric,
             high_ratio=self.high_ratio,
             starvation_scale=self.starvation,
             ratio_end=self.ratio_end,
-            **own,
+            error_reset_steps=self.reset_steps,
         )
 
     def planned_shares(self) -> list[float]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import RASConfig
+from ..config import PaperSettings, RASConfig
 from .grid import TokenGrid
 from .metric import region_metric
 from .preferences import Preferences
@@ -51,15 +51,15 @@ class PaperSelector(Selector):
     """Equation 1: metric of the last output, weighted by how often a token was dropped."""
 
     def __init__(
-        self, config: RASConfig, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
+        self, settings: PaperSettings, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
     ):
         super().__init__(grid, preferences)
-        self._config, self._generator = config, generator
+        self._settings, self._generator = settings, generator
         self._drop_count: Tensor | None = None
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         noise = (x.float() - denoised.float()) / max(sigma, 1e-8)
-        self.score = region_metric(noise, self._config.metric, self._grid, self._generator)
+        self.score = region_metric(noise, self._settings.metric, self._grid, self._generator)
 
     def select(self, active_count: int, sigma: float) -> Tensor | None:
         if self.score is None:
@@ -67,7 +67,7 @@ class PaperSelector(Selector):
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
         count = self._preferences.limit(active_count)
-        active = select_active(self.score, self._drop_count, count, self._config, self._preferences)
+        active = select_active(self.score, self._drop_count, count, self._settings, self._preferences)
         self._drop_count = count_drops(self._drop_count, active)
         return active
 
@@ -137,6 +137,6 @@ def selector_for(
     config: RASConfig, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
 ) -> Selector:
     """The selector of a run."""
-    if config.method == "multirate":
+    if config.paper is None:
         return ChangeSelector(grid, preferences)
-    return PaperSelector(config, grid, generator, preferences)
+    return PaperSelector(config.paper, grid, generator, preferences)
