@@ -10,6 +10,9 @@ from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .settings import CATEGORY, TraceType, patched, settings_inputs
 
+SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
+"""Inputs that go to ComfyUI's sampling function under the same names."""
+
 
 class RASKSampler(RefusesRetired):
     """The inputs of KSampler plus those of RASPatchModel -> LATENT and RAS_TRACE."""
@@ -38,25 +41,18 @@ class RASKSampler(RefusesRetired):
         return io.NodeOutput(*sample_with_trace(**inputs))
 
 
-def sample_with_trace(
-    model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
-) -> tuple[dict, Trace]:
-    """LATENT and trace of a run, by ComfyUI's own function: previews, noise and masks are KSampler's."""
+def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
+    """LATENT and trace of a run, by ComfyUI's own function: previews, noise and masks are KSampler's.
+
+    Args:
+        model, latent_image: MODEL and LATENT.
+        inputs: the other values of `sampler_inputs` and `settings_inputs`, by name.
+    """
     from nodes import common_ksampler
 
-    ras_model = patched(model, settings, corrections=settings.get("paper") is None)
-    (latent,) = common_ksampler(
-        ras_model,
-        seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        latent_image,
-        denoise=denoise,
-    )
+    ras_model = patched(model, inputs, corrections=inputs.get("paper") is None)
+    sampling = {name: inputs[name] for name in SAMPLING}
+    (latent,) = common_ksampler(ras_model, latent=latent_image, **sampling)
     return latent, last_trace(ras_model, Trace.empty("the sampler had no step to do"))
 
 

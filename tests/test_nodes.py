@@ -294,7 +294,8 @@ class TestCompare:
         assert ssim(a, b) == pytest.approx(0.0001 / 0.0101) and ssim(a, a) == pytest.approx(1.0)
         assert difference(a, b).max() == pytest.approx(0.4)
 
-    def test_dense_and_ras_side_by_side(self, nodes, sd3, sampler_inputs):
+    @pytest.mark.parametrize("paper", [None, {"ratio_end": 0.25}], ids=["multirate", "paper"])
+    def test_dense_and_ras_side_by_side(self, nodes, sd3, sampler_inputs, paper):
         class Vae:
             """Three channels of the latent, eight times as large."""
 
@@ -302,14 +303,14 @@ class TestCompare:
                 picture = samples[:, :3].movedim(1, -1).sigmoid()
                 return picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
 
-        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **_settings())
+        settings = _settings(paper=paper and _paper(nodes, **paper))
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **settings)
         dense, ras, difference, comparison, summary = result.args
         assert dense.shape == ras.shape == difference.shape == (2, 128, 128, 3)
         assert difference.max() > 0
         assert comparison.ndim == summary.ndim == 4
-        expected = _execute(
-            nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **_settings(sample_ratio=1.0)
-        )
+        settings = _settings(paper=paper and _paper(nodes), sample_ratio=1.0)
+        expected = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)
         assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
         assert result.ui["ras"][0]["regional_steps"] == 4
 
