@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from ..ras_core.config import Metric, RASConfig
+from ..ras_core.config import Metric, PaperSettings, RASConfig
 from ..ras_core.errors import RASError
 from ..ras_core.method.schedule import plan_steps
 
-CellMethod = Literal[
-    "dense", "multirate", "adaptive", "forecast", "change", "paper", "random", "lazycache", "easycache"
-]
+CellMethod = Literal["dense", "multirate", "forecast", "change", "paper", "random", "lazycache", "easycache"]
 METHODS: tuple[str, ...] = get_args(CellMethod)
-REGIONAL = ("multirate", "adaptive", "forecast", "change", "paper", "random")
-CORRECTED = ("multirate", "adaptive", "forecast")
+REGIONAL = ("multirate", "forecast", "change", "paper", "random")
+CORRECTED = ("multirate", "forecast")
+RETIRED = ("adaptive",)
+"""Methods that committed results have and this version does not: rows are read, and cannot be run again."""
 CACHES = ("lazycache", "easycache")
 ORDER_SAMPLERS = {1: "euler", 2: "dpmpp_2m"}
 """In RASKSampler these samplers are the corrected integrator of first and second order."""
@@ -31,12 +31,12 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); adaptive (the same with the adaptive budget, which knows no `reset_every`); forecast
-            (multirate with kv_cache = forecast); change (the selection alone); paper; random tokens;
-            ComfyUI's LazyCache, EasyCache.
+            integrator); forecast (multirate with kv_cache = forecast); change (the selection alone); paper;
+            random tokens; ComfyUI's LazyCache, EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
-        start, reset_every, reset_steps, ratio, ratio_end, metric, high_ratio, starvation: as in RASConfig.
+        start, reset_every, reset_steps, ratio: as in RASConfig.
+        ratio_end, metric, high_ratio, starvation: as in PaperSettings, for paper and random.
         threshold: reuse threshold of LazyCache and EasyCache.
         seed: of the noise.
     """
@@ -57,7 +57,7 @@ class Cell:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
+        if self.method not in (*METHODS, *RETIRED):
             raise RASError(f"method {self.method!r}.", f"one of {', '.join(METHODS)}.", "correct --methods.")
         object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # a list after JSON
 
@@ -87,29 +87,24 @@ class Cell:
         """The node's settings for this cell; None where no RAS node takes part."""
         if self.method not in REGIONAL:
             return None
-        own = {"metric": "random" if self.method == "random" else self.metric, "method": "paper"}
-        if self.method in (*CORRECTED, "change"):
-            own = {"method": "multirate", "corrections": self.method in CORRECTED}
-        if self.method == "adaptive":
-            own["budget"] = "adaptive"
-        if self.method == "forecast":
-            own["kv_cache"] = "forecast"
-        return RASConfig(
-            sample_ratio=self.ratio,
-            start_step=self.start,
-            error_reset_every=self.reset_every,
-            error_reset_steps=self.reset_steps,
+        common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
+        if self.method in ("paper", "random"):
+            return RASConfig(**common, paper=self._paper_settings())
+        kv_cache = "forecast" if self.method == "forecast" else "auto"
+        corrections = self.method in CORRECTED
+        return RASConfig(**common, dense_steps=self.reset_steps, corrections=corrections, kv_cache=kv_cache)
+
+    def _paper_settings(self) -> PaperSettings:
+        return PaperSettings(
+            metric="random" if self.method == "random" else self.metric,
             high_ratio=self.high_ratio,
             starvation_scale=self.starvation,
             ratio_end=self.ratio_end,
-            **own,
+            error_reset_steps=self.reset_steps,
         )
 
     def planned_shares(self) -> list[float]:
-        """Share of the tokens of each step, as planned.
-
-        A cache's skipped steps are not known before. An adaptive budget divides the same sum otherwise.
-        """
+        """Share of the tokens of each step, as planned; a cache's skipped steps are not known before."""
         config = self.config()
         if config is None:
             return [1.0] * self.steps
@@ -159,11 +154,10 @@ def grid(
             made = [replace(base, threshold=threshold) for threshold in thresholds]
         else:
             own = [ORDER_SAMPLERS[order] for order in orders] if method in CORRECTED else ["euler"]
-            own_resets = (0,) if method == "adaptive" else resets
             scale = 0.1 if method == "paper" else 0.0
             made = [
                 replace(base, sampler=s, start=start, reset_every=reset, ratio=ratio, starvation=scale)
-                for s, start, reset, ratio in itertools.product(own, starts, own_resets, ratios)
+                for s, start, reset, ratio in itertools.product(own, starts, resets, ratios)
             ]
         cells.update((cell.key, cell) for cell in made)
     return list(cells.values())

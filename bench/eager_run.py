@@ -103,7 +103,7 @@ def costs(name: str, storages: Sequence[str], seconds: float) -> list[Cost]:
     for storage in storages:
         config = RASConfig(
             sample_ratio=1 / SHARE, start_step=START_STEP, error_reset_every=0, kv_cache=storage,
-            cuda_graphs="off", method="multirate", corrections=True,
+            cuda_graphs="off", corrections=True,
         )  # fmt: skip
         runners.append(Runner(shape, patch_model(model, config), SIDE))
         runners[-1].run(lambda: None)

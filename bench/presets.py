@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
@@ -71,16 +70,6 @@ COMPARED = (
     (28, 6, 0, 0.3),
     (20, 4, 4, 0.5),
 )
-# The adaptive budget, second order: steps, dense start, mean share of active tokens.
-ADAPTIVE = (
-    (28, 4, 0.5),  # 1.65x
-    (28, 6, 0.35),
-    (20, 6, 0.5),
-    (28, 4, 0.25),  # 2.5x
-    (20, 4, 0.3),
-    (14, 4, 0.5),
-)
-BUDGET_RATIOS = (0.5, 0.35, 0.25, 0.15)
 CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.4), "easycache": (0.1, 0.2, 0.4)}
 
 
@@ -97,11 +86,6 @@ def forecast(family: str, steps: int, start: int, ratio: float, order: int = 2, 
     return Cell(family, "forecast", ORDER_SAMPLERS[order], steps, start=start, ratio=ratio, seed=seed)
 
 
-def adaptive(family: str, steps: int, start: int, ratio: float, order: int = 2, seed: int = 0) -> Cell:
-    """An adaptive cell: 28/4, 25 % on average, second order."""
-    return Cell(family, "adaptive", ORDER_SAMPLERS[order], steps, start=start, ratio=ratio, seed=seed)
-
-
 def regional(family: str, method: str, steps: int, start: int, reset: int, ratio: float, seed: int) -> Cell:
     """A cell of the paper's rule, of random tokens or of change-based selection alone, with Euler."""
     scale = 0.1 if method == "paper" else 0.0
@@ -112,14 +96,13 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
 
 
 def front(family: str, seed: int) -> list[Cell]:
-    """The whole front: 107 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
+    """The whole front: 101 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:
         cells += [multirate(family, steps, start, reset, ratio, order, seed) for order in orders]
     for method in ("paper", "random", "change"):
         cells += [regional(family, method, *settings, seed) for settings in COMPARED]
-    cells += [adaptive(family, *settings, seed=seed) for settings in ADAPTIVE]
     for method, thresholds in CACHE_THRESHOLDS.items():
         for sampler in ("euler", "dpmpp_2m"):
             cells += [Cell(family, method, sampler, threshold=value, seed=seed) for value in thresholds]
@@ -137,22 +120,12 @@ def quick(family: str, seed: int) -> list[Cell]:
     return [*cells, Cell(family, "lazycache", threshold=0.2, seed=seed)]
 
 
-def budget(family: str, seed: int) -> list[Cell]:
-    """The adaptive budget against fixed ones of the same cost, without resets, and with them."""
-    cells = dense_cells(family, ("dpmpp_2m",), (28, 19, 14, 11), seed)
-    for start, ratio in itertools.product((4, 6), BUDGET_RATIOS):
-        cells.append(multirate(family, 28, start, 0, ratio, 2, seed))
-        cells.append(adaptive(family, 28, start, ratio, seed=seed))
-    cells += [multirate(family, 28, 4, 6, ratio, 2, seed) for ratio in BUDGET_RATIOS]
-    return cells
-
-
 def acts(cell: Cell) -> bool:
     """ComfyUI's EasyCache enters by a door that its SD3 network does not have."""
     return not (cell.method == "easycache" and "sd3" in cell.family)
 
 
-PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {"front": front, "quick": quick, "budget": budget}
+PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {"front": front, "quick": quick}
 
 
 def preset(name: str, families: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

@@ -110,7 +110,7 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
 
 
 def _ours(groups: dict[str, list[Row]]) -> list[Row]:
-    """The method with either budget, and with continued keys and values."""
+    """The method, with the adaptive budget of older results, and with continued keys and values."""
     return [row for name in ("multirate", "adaptive", "forecast") for row in groups.get(name, [])]
 
 

@@ -176,9 +176,8 @@ class Scene:
 def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:
     """The model from RASPatchModel; by default no setting depends on how much memory is free."""
     return RASPatchModel.execute(
-        model, sample_ratio=ratio, start_step=START, end_step=0, error_reset_every=0,
-        error_reset_steps=str(RESET), metric="std", high_ratio=1.0, starvation_scale=0.1, ratio_end=0.0,
-        method="multirate", cuda_graphs=graphs, kv_cache=kv_cache,
+        model, sample_ratio=ratio, start_step=START, end_step=0, error_reset_every=RESET - START,
+        cuda_graphs=graphs, kv_cache=kv_cache,
     ).args[0]  # fmt: skip
 
 

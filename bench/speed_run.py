@@ -17,10 +17,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..nodes.patch_model import RASPatchModel
+from ..ras_core.config import RASConfig
 from ..ras_core.graphs.eligibility import MAX_GRAPHS
 from ..ras_core.host.graphs_of_model import graph_store
-from ..ras_core.host.patch import last_trace
+from ..ras_core.host.patch import last_trace, patch_model
 from ..ras_core.models import adapter_for
 from ..ras_core.run.trace import Trace
 from .clocked import clocked
@@ -144,18 +144,12 @@ class Bench:
 
 
 def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
-    """The model from the node RASPatchModel."""
-    return RASPatchModel.execute(model, **node_settings(variant)).args[0]
-
-
-def node_settings(variant: Variant) -> dict[str, Any]:
-    """Settings of RASPatchModel for a variant; everything else at its default."""
-    return {
-        "sample_ratio": variant.ratio, "start_step": START_STEP, "end_step": 0, "error_reset_every": 6,
-        "error_reset_steps": ",".join(map(str, RESETS)), "metric": "std", "high_ratio": 1.0,
-        "starvation_scale": 0.1, "ratio_end": 0.0, "method": "multirate",
-        "cuda_graphs": variant.graphs, "kv_cache": variant.kv_cache,
-    }  # fmt: skip
+    """The model as RASPatchModel makes it, with the explicit dense steps of the reference."""
+    config = RASConfig(
+        sample_ratio=variant.ratio, start_step=START_STEP, dense_steps=RESETS,
+        cuda_graphs=variant.graphs, kv_cache=variant.kv_cache,
+    )  # fmt: skip
+    return patch_model(model, config)
 
 
 def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:

@@ -10,6 +10,7 @@ from .demo import RASDemoModel, RASDemoPrompt
 from .live import register_route
 from .lumina_next import RASLuminaNextLoader
 from .mask_preview import RASMaskPreview
+from .paper_settings import RASPaperSettings
 from .patch_model import RASPatchModel
 from .sampler import RASKSampler
 from .trace import RASTrace
@@ -22,6 +23,7 @@ class MultirateRASExtension(ComfyExtension):
         return [
             RASPatchModel,
             RASKSampler,
+            RASPaperSettings,
             RASSampler,
             RASTrace,
             RASMaskPreview,

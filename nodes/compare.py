@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from comfy_api.latest import io, ui
@@ -9,12 +11,13 @@ from comfy_api.latest import io, ui
 from ..ras_core.render.comparison import comparison_image, difference
 from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
+from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .sampler import sample_with_trace, sampler_inputs
 from .settings import CATEGORY, settings_inputs
 
 
-class RASCompare(io.ComfyNode):
-    """The inputs of RASKSampler and a VAE -> both pictures, their difference, and what RAS did."""
+class RASCompare(RefusesRetired):
+    """The inputs of RASKSampler and a VAE -> both images, their difference, and what RAS did."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,7 +25,7 @@ class RASCompare(io.ComfyNode):
             node_id="RASCompare",
             display_name="RAS Compare",
             category=CATEGORY,
-            description="Makes the same picture dense and with RAS and shows both: difference, PSNR, SSIM, "
+            description="Makes the same image dense and with RAS and shows both: difference, PSNR, SSIM, "
             "times and what each step computed. Use it to find settings you like.",
             inputs=[
                 *sampler_inputs(),
@@ -30,24 +33,25 @@ class RASCompare(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Decodes both latents."),
             ],
             outputs=[
-                io.Image.Output(display_name="dense", tooltip="The picture without RAS."),
-                io.Image.Output(display_name="ras", tooltip="The picture with RAS."),
+                io.Image.Output(display_name="dense", tooltip="The image without RAS."),
+                io.Image.Output(display_name="ras", tooltip="The image with RAS."),
                 io.Image.Output(display_name="difference", tooltip="Their absolute difference, times four."),
                 io.Image.Output(
                     display_name="comparison", tooltip="Both, their difference, and the numbers."
                 ),
                 io.Image.Output(display_name="summary", tooltip="What each step of the RAS run computed."),
             ],
+            hidden=[*HIDDEN],
             is_output_node=True,
+            **ACCEPT_ALL,
         )
 
     @classmethod
     def execute(cls, vae, **inputs) -> io.NodeOutput:
-        sample_with_trace(
-            **{**inputs, "steps": 1, "sample_ratio": 1.0}
-        )  # kernels are tuned at the first call
-        dense, dense_trace = _picture(vae, {**inputs, "sample_ratio": 1.0, "ratio_end": 0.0})
-        ras, ras_trace = _picture(vae, inputs)
+        cls.refuse_in_prompt()
+        sample_with_trace(**{**_dense(inputs), "steps": 1})  # kernels are tuned at the first call
+        dense, dense_trace = _image(vae, _dense(inputs))
+        ras, ras_trace = _image(vae, inputs)
         comparison = comparison_image(dense[0], ras[0], (dense_trace, ras_trace))
         summary = summary_image(ras_trace, ras)
         images = [
@@ -57,7 +61,13 @@ class RASCompare(io.ComfyNode):
         return io.NodeOutput(*images, ui={**shown, "ras": [ras_trace.as_dict()]})
 
 
-def _picture(vae, inputs: dict) -> tuple[np.ndarray, Trace]:
+def _dense(inputs: dict) -> dict:
+    """The inputs with every step dense, and the method as it is: the paper's has no corrections."""
+    paper = inputs.get("paper")
+    return {**inputs, "sample_ratio": 1.0, "paper": paper and replace(paper, ratio_end=0.0)}
+
+
+def _image(vae, inputs: dict) -> tuple[np.ndarray, Trace]:
     """(b, H, W, 3) float32 in [0, 1] and the run's trace."""
     latent, trace = sample_with_trace(**inputs)
     decoded = vae.decode(latent["samples"])

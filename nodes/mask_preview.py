@@ -1,4 +1,4 @@
-"""RASMaskPreview: which regions each step computed, as pictures."""
+"""RASMaskPreview: which regions each step computed, as images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RASMaskPreview(io.ComfyNode):
             inputs=[
                 TraceType.Input("trace", tooltip="From RAS KSampler or RAS Trace."),
                 io.Image.Input(
-                    "images", optional=True, tooltip="The finished picture, to lay the masks over. Without "
+                    "images", optional=True, tooltip="The finished image, to lay the masks over. Without "
                     "it they are drawn on grey.",
                 ),
             ],
@@ -40,9 +40,9 @@ class RASMaskPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, images=None) -> io.NodeOutput:
-        pictures = None if images is None else images.float().cpu().numpy()
-        frames = _to_image(mask_frames(trace, pictures))
-        summary = _to_image(summary_image(trace, pictures))
+        arrays = None if images is None else images.float().cpu().numpy()
+        frames = _to_image(mask_frames(trace, arrays))
+        summary = _to_image(summary_image(trace, arrays))
         shown = ui.PreviewImage(summary, cls=cls).as_dict()
         return io.NodeOutput(frames, summary, ui={**shown, "ras": [trace.as_dict()]})
 

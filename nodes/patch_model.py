@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .settings import CATEGORY, patched, settings_inputs
 
 
-class RASPatchModel(io.ComfyNode):
+class RASPatchModel(RefusesRetired):
     """MODEL -> the same MODEL, sampling with RAS."""
 
     @classmethod
@@ -24,8 +25,11 @@ class RASPatchModel(io.ComfyNode):
                 *settings_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with RAS.")],
+            hidden=[*HIDDEN],
+            **ACCEPT_ALL,
         )
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
+        cls.refuse_in_prompt()
         return io.NodeOutput(patched(model, settings))

@@ -7,10 +7,14 @@ from comfy_api.latest import io
 
 from ..ras_core.host.patch import last_trace
 from ..ras_core.run.trace import Trace
+from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .settings import CATEGORY, TraceType, patched, settings_inputs
 
+SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
+"""Inputs that go to ComfyUI's sampling function under the same names."""
 
-class RASKSampler(io.ComfyNode):
+
+class RASKSampler(RefusesRetired):
     """The inputs of KSampler plus those of RASPatchModel -> LATENT and RAS_TRACE."""
 
     @classmethod
@@ -20,42 +24,35 @@ class RASKSampler(io.ComfyNode):
             display_name="RAS KSampler",
             category=CATEGORY,
             description="KSampler with region-adaptive sampling inside; also tells what each step computed.",
-            inputs=[
-                *sampler_inputs(),
-                *settings_inputs(),
-            ],
+            inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 TraceType.Output(
                     display_name="trace", tooltip="What each step computed, for RAS Mask Preview."
                 ),
             ],
+            hidden=[*HIDDEN],
+            **ACCEPT_ALL,
         )
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
+        cls.refuse_in_prompt()
         return io.NodeOutput(*sample_with_trace(**inputs))
 
 
-def sample_with_trace(
-    model, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image, denoise, **settings
-) -> tuple[dict, Trace]:
-    """LATENT and trace of a run, by the host's own function: previews, noise and masks are KSampler's."""
+def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
+    """LATENT and trace of a run, by ComfyUI's own function: previews, noise and masks are KSampler's.
+
+    Args:
+        model, latent_image: MODEL and LATENT.
+        inputs: the other values of `sampler_inputs` and `settings_inputs`, by name.
+    """
     from nodes import common_ksampler
 
-    ras_model = patched(model, settings, corrections=settings["method"] == "multirate")
-    (latent,) = common_ksampler(
-        ras_model,
-        seed,
-        steps,
-        cfg,
-        sampler_name,
-        scheduler,
-        positive,
-        negative,
-        latent_image,
-        denoise=denoise,
-    )
+    ras_model = patched(model, inputs, corrections=inputs.get("paper") is None)
+    sampling = {name: inputs[name] for name in SAMPLING}
+    (latent,) = common_ksampler(ras_model, latent=latent_image, **sampling)
     return latent, last_trace(ras_model, Trace.empty("the sampler had no step to do"))
 
 
@@ -80,9 +77,9 @@ def sampler_inputs() -> list[io.Input]:
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
             tooltip="How noise levels are spread over the steps.",
         ),
-        io.Conditioning.Input("positive", tooltip="What the picture should show."),
-        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
-        io.Latent.Input("latent_image", tooltip="The latent to denoise; its size is the picture's."),
+        io.Conditioning.Input("positive", tooltip="What the image should show."),
+        io.Conditioning.Input("negative", tooltip="What the image should not show."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise; its size is the image's."),
         io.Float.Input(
             "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
             tooltip="1 starts from pure noise; lower values keep the structure of the latent.",

@@ -1,4 +1,4 @@
-"""Settings of the method: frozen, and checked when they are made."""
+"""Settings of a run: frozen, and checked when they are made."""
 
 from __future__ import annotations
 
@@ -9,11 +9,46 @@ from .errors import RASError
 
 Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
-Method = Literal["multirate", "paper"]
 Graphs = Literal["auto", "off"]
-Budget = Literal["fixed", "adaptive"]
 
 MIN_RATIO = 0.05
+
+
+@dataclass(frozen=True)
+class PaperSettings:
+    """What the paper's method has and the multirate method has not.
+
+    Attributes:
+        metric: how regions are ranked, from the guided model output (paper, equation 1).
+        high_ratio: share of the cached tokens taken from the high end of the metric; the rest comes from its
+            low end.
+        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 switches it off.
+        ratio_end: 0 keeps the ratio constant; otherwise it changes linearly from `sample_ratio` to this value
+            over the regional steps (the paper's dynamic sampling ratio).
+        error_reset_steps: explicit error-reset steps, counted from 0; when not empty they replace
+            `error_reset_every`.
+        starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
+            means; "reference" is the formula of the reference code, where the sign works the other way.
+
+    Raises:
+        RASError: a value out of range, with what is expected.
+    """
+
+    metric: Metric = "std"
+    high_ratio: float = 1.0
+    starvation_scale: float = 0.1
+    ratio_end: float = 0.0
+    error_reset_steps: tuple[int, ...] = ()
+    starvation: Starvation = "corrected"
+
+    def __post_init__(self) -> None:
+        _check_choice("metric", self.metric, get_args(Metric))
+        _check_range("high_ratio", self.high_ratio, 0.0, 1.0)
+        _check_range("starvation_scale", self.starvation_scale, 0.0, 10.0)
+        if self.ratio_end != 0:
+            _check_range("ratio_end", self.ratio_end, MIN_RATIO, 1.0, also="or 0 for a constant ratio")
+        _check_counts("error_reset_steps", self.error_reset_steps)
+        _check_choice("starvation", self.starvation, get_args(Starvation))
 
 
 @dataclass(frozen=True)
@@ -26,16 +61,10 @@ class RASConfig:
             3.4).
         end_step: first step that may no longer be regional (half-open window); 0 means to the end.
         error_reset_every: a dense step every so many steps after `start_step`; 0 means none.
-        error_reset_steps: explicit error-reset steps; when not empty they win over `error_reset_every`.
-        metric: region metric made from the guided model output (paper, equation 1).
-        high_ratio: share of the cached tokens taken from the high end of the metric, the rest from its low
-            end.
-        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 switches it off.
-        ratio_end: 0 keeps the ratio constant; otherwise it goes linearly from `sample_ratio` to this value
-            over the regional steps (the paper's dynamic sampling ratio).
-        starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
-            means; "reference" is the formula of the reference code, where the sign works the other way.
-        method: "multirate" picks tokens whose estimate has most likely moved; "paper" ranks by `metric`.
+        paper: None selects tokens whose estimate has most likely changed (the multirate method); settings
+            select the paper's method, which ranks tokens by `paper.metric`.
+        dense_steps: explicit error-reset steps of the multirate method, which replace `error_reset_every`. No
+            node sets them: studies and the comparison with the reference code do.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
         cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
@@ -46,9 +75,6 @@ class RASConfig:
             twice the bytes of "gpu", and extrapolates keys and values along their last change
             (kv/forecast.py). Not checked here: the settings are those of the registry (kv/formats.py), and
             `patch_model` refuses others.
-        budget: "fixed" processes `sample_ratio` of the tokens in every regional step; "adaptive" lets the
-            share follow the predicted change, with the same average and dense steps paid from it
-            (method/token_budget.py). It needs the multirate method, and knows no `error_reset_every`.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -58,44 +84,45 @@ class RASConfig:
     start_step: int = 4
     end_step: int = 0
     error_reset_every: int = 6
-    error_reset_steps: tuple[int, ...] = ()
-    metric: Metric = "std"
-    high_ratio: float = 1.0
-    starvation_scale: float = 0.1
-    ratio_end: float = 0.0
-    starvation: Starvation = "corrected"
-    method: Method = "paper"
+    paper: PaperSettings | None = None
+    dense_steps: tuple[int, ...] = ()
     corrections: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: str = "auto"
-    budget: Budget = "fixed"
 
     def __post_init__(self) -> None:
         _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
-        if self.ratio_end != 0:
-            _check_range("ratio_end", self.ratio_end, MIN_RATIO, 1.0, also="or 0 for a constant ratio")
-        _check_range("high_ratio", self.high_ratio, 0.0, 1.0)
-        _check_range("starvation_scale", self.starvation_scale, 0.0, 10.0)
         for name in ("start_step", "end_step", "error_reset_every"):
-            _check_count(name, getattr(self, name))
-        for step in self.error_reset_steps:
-            _check_count("error_reset_steps", step)
-        _check_choice("metric", self.metric, get_args(Metric))
-        _check_choice("starvation", self.starvation, get_args(Starvation))
-        _check_choice("method", self.method, get_args(Method))
+            _check_counts(name, (getattr(self, name),))
+        _check_counts("dense_steps", self.dense_steps)
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
-        _check_choice("budget", self.budget, get_args(Budget))
-        if self.budget == "adaptive" and self.method != "multirate":
-            raise RASError(
-                f"budget = 'adaptive' with method = {self.method!r}, whose metric predicts no change.",
-                "budget = 'adaptive' with method = 'multirate', or budget = 'fixed'.",
-                "set method to multirate, or budget to fixed.",
-            )
+        self._check_paper()
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",
                 "end_step of 0 (to the end of the run) or greater than start_step.",
                 "set end_step to 0, or use sample_ratio = 1 if you want a dense run.",
+            )
+
+    @property
+    def error_reset_steps(self) -> tuple[int, ...]:
+        """Explicit error-reset steps of the method in use; empty: `error_reset_every` places them."""
+        return self.dense_steps if self.paper is None else self.paper.error_reset_steps
+
+    def _check_paper(self) -> None:
+        if self.paper is None:
+            return
+        if not isinstance(self.paper, PaperSettings):
+            raise RASError(
+                f"paper = {self.paper!r}.",
+                "the output of RASPaperSettings, or nothing for the multirate method.",
+                "connect RASPaperSettings to paper, or disconnect paper.",
+            )
+        if self.dense_steps:
+            raise RASError(
+                f"dense_steps = {self.dense_steps} together with the paper's method.",
+                "dense_steps with the multirate method only.",
+                "use error_reset_steps of PaperSettings.",
             )
 
 
@@ -120,13 +147,13 @@ def _check_range(name: str, value: float, low: float, high: float, also: str = "
     if isinstance(value, (int, float)) and low <= value <= high:
         return
     expected = f"a number from {low:g} to {high:g}{' ' + also if also else ''}."
-    raise RASError(f"{name} = {value!r}.", expected, f"choose {name} within that range.")
+    raise RASError(f"{name} = {value!r}.", expected, f"set {name} to a value in that range.")
 
 
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, int) and value >= 0:
-        return
-    raise RASError(f"{name} = {value!r}.", "a whole number of 0 or more.", f"correct {name}.")
+def _check_counts(name: str, values: tuple[int, ...]) -> None:
+    for value in values:
+        if not isinstance(value, int) or value < 0:
+            raise RASError(f"{name} = {value!r}.", "a whole number of 0 or more.", f"correct {name}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.method.schedule import StepKind
@@ -21,7 +21,7 @@ from support.sampling import FAST, STEPS, distance, sample, sample_ras
 from support.tape import FrozenTape, record_on
 
 EAGER = RASConfig(**{**vars(FAST), "cuda_graphs": "off"})
-NEARLY_ALL = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=0)
+NEARLY_ALL = RASConfig(paper=PaperSettings(), sample_ratio=0.9, start_step=2, error_reset_every=0)
 """58 of 64 tokens in eight regional steps of ten: close to dense, and wrong rows would show."""
 
 LORA_LAYERS = ("qkv.weight", "fc1.weight", "w1.weight", "to_q.weight", "linear_1.weight")
@@ -30,9 +30,8 @@ LORA_LAYERS = ("qkv.weight", "fc1.weight", "w1.weight", "to_q.weight", "linear_1
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
 def test_every_sampler_of_the_host_runs(sampler, sd3):
     model, noise = sd3.build(), sd3.noise(8, 8)
-    latent, trace = sample_ras(
-        model, sd3, noise, RASConfig(start_step=2, error_reset_every=0), sampler=sampler, steps=6
-    )
+    config = RASConfig(paper=PaperSettings(), start_step=2, error_reset_every=0)
+    latent, trace = sample_ras(model, sd3, noise, config, sampler=sampler, steps=6)
     assert torch.isfinite(latent).all()
     assert trace.regional_steps > 0
     assert 0.5 < trace.token_share < 1.0
@@ -62,7 +61,9 @@ class TestSchedule:
 
     def test_too_few_steps_run_dense_and_say_so(self, family, caplog):
         model, noise = family.build(), family.noise()
-        latent, trace = sample_ras(model, family, noise, RASConfig(start_step=4), steps=4)
+        latent, trace = sample_ras(
+            model, family, noise, RASConfig(paper=PaperSettings(), start_step=4), steps=4
+        )
         assert torch.equal(latent, sample(model, family, noise, steps=4))
         assert caplog.text.count("no regional step fits") == 1
         assert "no regional step fits: the run has 4 steps" in trace.summary()
@@ -101,7 +102,7 @@ class TestSchedule:
     def test_a_schedule_that_stands_still_keeps_the_plain_sampler(self, sd3):
         """A very low denoise repeats noise levels: dense, and then not with the corrected sampler either."""
         model, noise = sd3.build(), sd3.noise()
-        config = RASConfig(method="multirate", corrections=True)
+        config = RASConfig(corrections=True)
         arguments = {"steps": 28, "denoise": 0.02, "latent_image": sd3.noise(seed=9)}
         latent, trace = sample_ras(model, sd3, noise, config, **arguments)
         assert any("does not decrease" in note for note in trace.notes)
@@ -272,7 +273,7 @@ class TestConditioning:
             prompt = family.conditioning(10 + i)
             prompt[0][1]["start_percent"], prompt[0][1]["end_percent"] = i / 4, (i + 1) / 4
             prompts += prompt
-        config = RASConfig(start_step=2, error_reset_every=0)
+        config = RASConfig(paper=PaperSettings(), start_step=2, error_reset_every=0)
         _, trace = sample_ras(family.build(), family, family.noise(), config, positive=prompts, steps=20)
         _, one = sample_ras(family.build(), family, family.noise(), config, steps=20)
         assert trace.kv_bytes <= 2 * one.kv_bytes
@@ -310,13 +311,13 @@ class TestConditioning:
         dense = sample(model, family, noise, latent_image=image, noise_mask=mask)
         assert distance(latent, dense) < 0.5
 
-    @pytest.mark.parametrize("method", ["multirate", "paper"])
-    def test_inpainting_never_computes_what_is_thrown_away(self, family, method):
+    @pytest.mark.parametrize("paper", [None, PaperSettings()], ids=["multirate", "paper"])
+    def test_inpainting_never_computes_what_is_thrown_away(self, family, paper):
         """A quarter of the picture: regional steps stay within the mask and its margin of two tokens."""
         model, noise, image = family.build(), family.noise(32, 32), family.noise(32, 32, seed=21)
         mask = torch.zeros(1, 1, 32, 32)
         mask[..., 8:24, 8:24] = 1.0
-        config = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=4, method=method)
+        config = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=4, paper=paper)
         arguments = {"latent_image": image, "noise_mask": mask}
         latent, trace = sample_ras(model, family, noise, config, **arguments)
         inside = np.zeros((16, 16), dtype=bool)
@@ -329,7 +330,7 @@ class TestConditioning:
             model,
             family,
             noise,
-            RASConfig(sample_ratio=0.999, start_step=2, error_reset_every=4),
+            RASConfig(paper=PaperSettings(), sample_ratio=0.999, start_step=2, error_reset_every=4),
             **arguments,
         )
         assert distance(latent[..., 8:24, 8:24], everywhere[..., 8:24, 8:24]) < 0.15
@@ -410,7 +411,7 @@ class TestOtherPatches:
         """It leaves out whole steps; RAS goes on from what it saw last."""
         from comfy_extras.nodes_easycache import LazyCacheNode
 
-        config = RASConfig(sample_ratio=0.5, start_step=2, method="multirate", corrections=corrections)
+        config = RASConfig(sample_ratio=0.5, start_step=2, corrections=corrections)
         cached = LazyCacheNode.execute(patch_model(family.build(), config), 1.5, 0.15, 0.95, False)[0]
         latent = sample(cached, family, family.noise())
         trace = last_trace(cached)

@@ -7,7 +7,7 @@ import comfy.samplers
 import numpy as np
 import pytest
 import torch
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.tiny_sd3 import (
     build_tiny_sd3,
@@ -38,10 +38,11 @@ def test_weights_and_inputs_are_those_the_reference_saw():
 @pytest.mark.parametrize("name", ["half", "quarter", "half_both_ends"])
 def test_active_sets_and_final_latent_equal_the_reference(name):
     run = reference_runs()[name]
-    config = RASConfig(
-        sample_ratio=run.sample_ratio, high_ratio=run.high_ratio, starvation_scale=run.starvation_scale,
-        start_step=run.start_step, error_reset_steps=run.error_reset_steps, starvation="reference",
+    paper = PaperSettings(
+        high_ratio=run.high_ratio, starvation_scale=run.starvation_scale,
+        error_reset_steps=run.error_reset_steps, starvation="reference",
     )  # fmt: skip
+    config = RASConfig(sample_ratio=run.sample_ratio, start_step=run.start_step, paper=paper)
     model = patch_model(build_tiny_sd3(), config)
     latent = model.model.process_latent_in(_sample(model, run, conformity_inputs()))
 

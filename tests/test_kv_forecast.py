@@ -267,9 +267,8 @@ def test_trained_models_come_closer_to_the_dense_run(name):
 
     def with_ras(storage):
         config = RASConfig(
-            method="multirate", corrections=True, sample_ratio=0.5, start_step=6, error_reset_every=0,
-            kv_cache=storage,
-        )  # fmt: skip
+            corrections=True, sample_ratio=0.5, start_step=6, error_reset_every=0, kv_cache=storage
+        )
         patched = patch_model(model, config)
         latent = run(patched)
         assert last_trace(patched).regional_steps == 14

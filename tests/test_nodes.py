@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,16 +16,10 @@ SETTINGS = [
     ("start_step", 6),
     ("end_step", 0),
     ("error_reset_every", 0),
-    ("error_reset_steps", ""),
-    ("metric", "std"),
-    ("high_ratio", 1.0),
-    ("starvation_scale", 0.1),
-    ("ratio_end", 0.0),
-    ("method", "multirate"),
     ("priority", None),
+    ("paper", None),
     ("cuda_graphs", "auto"),
     ("kv_cache", "auto"),
-    ("budget", "fixed"),
 ]
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
@@ -35,6 +30,10 @@ INPUTS = {
         ("scheduler", "simple"), ("positive", None), ("negative", None), ("latent_image", None),
         ("denoise", 1.0),
         *SETTINGS,
+    ],
+    "RASPaperSettings": [
+        ("metric", "std"), ("high_ratio", 1.0), ("starvation_scale", 0.1), ("ratio_end", 0.0),
+        ("error_reset_steps", ""),
     ],
     "RASSampler": [("order", "dpmpp_2m")],
     "RASCompare": [],
@@ -51,6 +50,7 @@ INPUTS["RASCompare"] = [*INPUTS["RASKSampler"], ("vae", None)]
 OUTPUTS = {
     "RASPatchModel": ["MODEL"],
     "RASKSampler": ["LATENT", "RAS_TRACE"],
+    "RASPaperSettings": ["RAS_PAPER"],
     "RASSampler": ["SAMPLER"],
     "RASCompare": ["IMAGE"] * 5,
     "RASTrace": ["LATENT", "RAS_TRACE"],
@@ -89,6 +89,11 @@ def _execute_host(sample, model, inputs):
 def _settings(**changes):
     """The defaults, with a plan for runs of eight steps."""
     return {**dict(SETTINGS), "start_step": 4, "error_reset_every": 6, **changes}
+
+
+def _paper(nodes, **changes):
+    """The output of RASPaperSettings."""
+    return _execute(nodes["RASPaperSettings"], **{**dict(INPUTS["RASPaperSettings"]), **changes})[0]
 
 
 @pytest.fixture
@@ -171,12 +176,25 @@ class TestErrors:
         model.add_object_patch("diffusion_model", network)
         assert f"{name} ({module})" in self._message(nodes, model)
 
-    def test_a_list_of_steps_that_is_none(self, nodes, sd3):
-        assert "'a', 'b'" in self._message(nodes, sd3.build(), error_reset_steps="a,b")
+    @pytest.mark.parametrize(
+        ("changes", "came"),
+        [
+            ({"error_reset_steps": "a,b"}, "'a', 'b'"),
+            ({"ratio_end": 1.2}, "ratio_end = 1.2"),
+            ({"ratio_end": 0.01}, "ratio_end = 0.01"),
+            ({"high_ratio": 1.2}, "high_ratio = 1.2"),
+            ({"metric": "variance"}, "metric = 'variance'"),
+        ],
+    )
+    def test_a_setting_of_the_papers_method_that_cannot_be_used(self, nodes, changes, came):
+        for step in (partial(_paper, nodes), nodes["RASPaperSettings"].validate_inputs):
+            with pytest.raises(ValueError) as caught:
+                step(**changes)
+            message = str(caught.value)
+            assert came in message and "Expected:" in message and "What to do:" in message
 
-    @pytest.mark.parametrize("name", ["sample_ratio", "ratio_end", "high_ratio"])
-    def test_a_ratio_out_of_range(self, nodes, sd3, name):
-        assert f"{name} = 1.2" in self._message(nodes, sd3.build(), **{name: 1.2})
+    def test_a_ratio_out_of_range(self, nodes, sd3):
+        assert "sample_ratio = 1.2" in self._message(nodes, sd3.build(), sample_ratio=1.2)
 
     def test_a_trace_without_a_run(self, nodes, sd3):
         model = sd3.build()
@@ -204,7 +222,7 @@ class TestSampling:
         import nodes as host_nodes
 
         inputs = {**sampler_inputs, "sampler_name": sampler_name}
-        settings = _settings(method="paper")
+        settings = _settings(paper=_paper(nodes))
         latent, trace = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings).args
         patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **settings)[0]
         expected = _execute_host(host_nodes.KSampler().sample, patched, inputs)
@@ -245,8 +263,8 @@ class TestSampling:
     def test_priority_regions_are_computed_more_often(self, nodes, sd3, sampler_inputs):
         mask = torch.zeros(1, 64, 64)
         mask[:, :32] = 1.0
-        for method in ("multirate", "paper"):
-            settings = _settings(method=method, priority=mask)
+        for paper in (None, _paper(nodes)):
+            settings = _settings(paper=paper, priority=mask)
             trace = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)[1]
             often = np.mean([step.active for step in trace.steps[4:]], axis=(0, 1))
             assert often[:4].mean() > 1.5 * often[4:].mean()
@@ -276,7 +294,8 @@ class TestCompare:
         assert ssim(a, b) == pytest.approx(0.0001 / 0.0101) and ssim(a, a) == pytest.approx(1.0)
         assert difference(a, b).max() == pytest.approx(0.4)
 
-    def test_dense_and_ras_side_by_side(self, nodes, sd3, sampler_inputs):
+    @pytest.mark.parametrize("paper", [None, {"ratio_end": 0.25}], ids=["multirate", "paper"])
+    def test_dense_and_ras_side_by_side(self, nodes, sd3, sampler_inputs, paper):
         class Vae:
             """Three channels of the latent, eight times as large."""
 
@@ -284,14 +303,14 @@ class TestCompare:
                 picture = samples[:, :3].movedim(1, -1).sigmoid()
                 return picture.repeat_interleave(8, dim=1).repeat_interleave(8, dim=2)
 
-        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **_settings())
+        settings = _settings(paper=paper and _paper(nodes, **paper))
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **settings)
         dense, ras, difference, comparison, summary = result.args
         assert dense.shape == ras.shape == difference.shape == (2, 128, 128, 3)
         assert difference.max() > 0
         assert comparison.ndim == summary.ndim == 4
-        expected = _execute(
-            nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **_settings(sample_ratio=1.0)
-        )
+        settings = _settings(paper=paper and _paper(nodes), sample_ratio=1.0)
+        expected = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)
         assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
         assert result.ui["ras"][0]["regional_steps"] == 4
 

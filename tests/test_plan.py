@@ -1,13 +1,15 @@
 """Settings and schedule, by hand-counted steps."""
 
 import pytest
-from ras_pack.ras_core.config import RASConfig, parse_step_list
+from ras_pack.ras_core.config import PaperSettings, RASConfig, parse_step_list
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, step_of_sigma
 
 
 def _dense(n_steps: int, **settings) -> list[int]:
-    return [p.index for p in plan_steps(n_steps, RASConfig(**settings)) if p.kind is StepKind.DENSE]
+    """Dense steps of the paper's method, if not told otherwise."""
+    config = RASConfig(**{"paper": PaperSettings(), **settings})
+    return [p.index for p in plan_steps(n_steps, config) if p.kind is StepKind.DENSE]
 
 
 class TestPlan:
@@ -16,7 +18,8 @@ class TestPlan:
         assert [p.index for p in plan_steps(28, RASConfig()) if p.is_reset] == [10, 16, 22]
 
     def test_an_explicit_list_wins_and_steps_past_the_end_are_ignored(self):
-        assert _dense(20, error_reset_steps=(12, 20)) == [0, 1, 2, 3, 12]
+        assert _dense(20, paper=PaperSettings(error_reset_steps=(12, 20))) == [0, 1, 2, 3, 12]
+        assert _dense(20, paper=None, dense_steps=(12, 20)) == [0, 1, 2, 3, 12]
 
     def test_no_resets(self):
         assert _dense(28, error_reset_every=0) == [0, 1, 2, 3]
@@ -29,13 +32,14 @@ class TestPlan:
         assert _dense(5, start_step=0, error_reset_every=0) == [0]
 
     def test_the_multirate_method_needs_two_dense_steps(self):
-        assert _dense(5, start_step=0, error_reset_every=0, method="multirate") == [0, 1]
+        assert _dense(5, start_step=0, error_reset_every=0, paper=None) == [0, 1]
 
     def test_ratio_one_has_no_regional_step(self):
         assert _dense(8, sample_ratio=1.0) == list(range(8))
 
     def test_the_ratio_goes_linearly_over_the_regional_steps(self):
-        plan = plan_steps(8, RASConfig(sample_ratio=0.6, ratio_end=0.2, error_reset_steps=(5,)))
+        paper = PaperSettings(ratio_end=0.2, error_reset_steps=(5,))
+        plan = plan_steps(8, RASConfig(sample_ratio=0.6, paper=paper))
         regional = {p.index: round(p.ratio, 6) for p in plan if p.kind is StepKind.REGIONAL}
         assert regional == {4: 0.6, 6: 0.4, 7: 0.2}
 
@@ -72,19 +76,29 @@ class TestErrors:
             ({"sample_ratio": 0.01}, "sample_ratio = 0.01"),
             ({"sample_ratio": 1.5}, "sample_ratio = 1.5"),
             ({"sample_ratio": float("nan")}, "sample_ratio = nan"),
+            ({"start_step": -1}, "start_step = -1"),
+            ({"dense_steps": (4, -1)}, "dense_steps = -1"),
+            ({"start_step": 6, "end_step": 5}, "end_step = 5 is not after start_step = 6"),
+            ({"paper": "std"}, "paper = 'std'"),
+            ({"paper": PaperSettings(), "dense_steps": (9,)}, "together with the paper's method"),
+        ],
+    )
+    def test_a_value_of_a_run_out_of_range(self, settings, came):
+        _refused(RASConfig, settings, came)
+
+    @pytest.mark.parametrize(
+        ("settings", "came"),
+        [
             ({"ratio_end": 0.01}, "ratio_end = 0.01"),
             ({"high_ratio": -0.1}, "high_ratio = -0.1"),
             ({"starvation_scale": -1.0}, "starvation_scale = -1.0"),
-            ({"start_step": -1}, "start_step = -1"),
             ({"metric": "variance"}, "metric = 'variance'"),
-            ({"start_step": 6, "end_step": 5}, "end_step = 5 is not after start_step = 6"),
+            ({"error_reset_steps": (-1,)}, "error_reset_steps = -1"),
+            ({"starvation": "none"}, "starvation = 'none'"),
         ],
     )
-    def test_a_value_out_of_range(self, settings, came):
-        with pytest.raises(RASError) as caught:
-            RASConfig(**settings)
-        assert came in str(caught.value)
-        assert "Expected:" in str(caught.value) and "What to do:" in str(caught.value)
+    def test_a_value_of_the_papers_method_out_of_range(self, settings, came):
+        _refused(PaperSettings, settings, came)
 
     def test_step_lists(self):
         assert parse_step_list("12, 20 ,4,") == (4, 12, 20)
@@ -97,3 +111,12 @@ class TestErrors:
     def test_settings_hold_still(self):
         with pytest.raises(AttributeError):
             RASConfig().sample_ratio = 0.1
+        with pytest.raises(AttributeError):
+            PaperSettings().metric = "l2norm"
+
+
+def _refused(kind, settings: dict, came: str) -> None:
+    with pytest.raises(RASError) as caught:
+        kind(**settings)
+    assert came in str(caught.value)
+    assert "Expected:" in str(caught.value) and "What to do:" in str(caught.value)

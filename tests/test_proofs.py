@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 import torch
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host import outer_sample
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
@@ -255,7 +255,8 @@ class TestLifeCycle:
 
     def test_two_branches_of_one_graph_do_not_meet(self, family):
         model, noise = family.build(), family.noise()
-        half, quarter = (patch_model(model, RASConfig(sample_ratio=r, start_step=2)) for r in (0.5, 0.25))
+        configs = [RASConfig(paper=PaperSettings(), sample_ratio=r, start_step=2) for r in (0.5, 0.25)]
+        half, quarter = (patch_model(model, config) for config in configs)
         first = sample(half, family, noise)
         sample(quarter, family, noise)
         assert torch.equal(sample(half, family, noise), first)

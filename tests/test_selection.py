@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import PaperSettings
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.metric import region_metric
 from ras_pack.ras_core.method.preferences import Preferences
@@ -16,7 +16,7 @@ def _generator() -> torch.Generator:
 def _select(metric, drops=None, count=2, **settings):
     metric = torch.tensor([metric], dtype=torch.float32)
     drops = torch.zeros_like(metric, dtype=torch.int32) if drops is None else torch.tensor([drops])
-    return select_active(metric, drops, count, RASConfig(**settings))[0].tolist()
+    return select_active(metric, drops, count, PaperSettings(**settings))[0].tolist()
 
 
 class TestMetric:
@@ -64,14 +64,14 @@ class TestSelection:
 
     def test_indices_are_sorted_and_each_image_has_its_own(self):
         metric = torch.tensor([[3.0, 1.0, 2.0], [1.0, 3.0, 2.0]])
-        active = select_active(metric, torch.zeros(2, 3), 2, RASConfig())
+        active = select_active(metric, torch.zeros(2, 3), 2, PaperSettings())
         assert active.tolist() == [[1, 2], [0, 2]]
 
     @pytest.mark.parametrize("high_ratio", [0.0, 0.3, 0.5, 1.0])
     @pytest.mark.parametrize("count", [1, 7, 32, 63, 64])
     def test_the_count_is_exact_at_every_setting(self, high_ratio, count):
         metric = torch.rand(2, 64, generator=_generator())
-        active = select_active(metric, torch.zeros(2, 64), count, RASConfig(high_ratio=high_ratio))
+        active = select_active(metric, torch.zeros(2, 64), count, PaperSettings(high_ratio=high_ratio))
         assert active.shape == (2, count)
         assert all(len(set(row)) == count for row in active.tolist())
 
@@ -79,7 +79,7 @@ class TestSelection:
 class TestStarvation:
     def _longest_absence(self, **settings) -> int:
         """Most steps in a row that any of 1,000 tokens of equal metric stays cached, half being active."""
-        config = RASConfig(**settings)
+        config = PaperSettings(**settings)
         metric, drops = torch.ones(1, 1000), torch.zeros(1, 1000, dtype=torch.int32)
         absent, longest = torch.zeros(1000, dtype=torch.int32), 0
         for _ in range(20):
@@ -104,7 +104,7 @@ class TestStarvation:
     def test_a_large_scale_neither_overflows_nor_vanishes(self):
         drops = torch.full((1, 3), 400, dtype=torch.int32)
         drops[0, 1] = 399
-        assert select_active(torch.ones(1, 3), drops, 2, RASConfig(starvation_scale=10.0)).tolist() == [
+        assert select_active(torch.ones(1, 3), drops, 2, PaperSettings(starvation_scale=10.0)).tolist() == [
             [0, 2]
         ]
 
@@ -124,7 +124,7 @@ class TestPreferences:
     def test_what_is_thrown_away_never_becomes_active(self, high_ratio, scale):
         preferences = Preferences.of(self.GRID, None, self._mask())
         assert preferences.needed_count == 12 * 12  # eight tokens and a margin of two on each side
-        config = RASConfig(high_ratio=high_ratio, starvation_scale=scale)
+        config = PaperSettings(high_ratio=high_ratio, starvation_scale=scale)
         metric, drops = torch.rand(1, 256, generator=_generator()), torch.zeros(1, 256, dtype=torch.int32)
         for _ in range(30):
             active = select_active(metric, drops, 64, config, preferences)
@@ -136,7 +136,7 @@ class TestPreferences:
         preferences = Preferences.of(self.GRID, self._mask(), None)
         metric = torch.rand(1, 256, generator=_generator()) * 0.1 + 1.0
         drops = torch.zeros(1, 256, dtype=torch.int32)
-        active = select_active(metric, drops, 64, RASConfig(high_ratio=high_ratio), preferences)
+        active = select_active(metric, drops, 64, PaperSettings(high_ratio=high_ratio), preferences)
         assert preferences.priority.gather(1, active).all()  # all 64 tokens of the mask come first
 
     def test_over_time(self):
@@ -155,5 +155,7 @@ class TestPreferences:
 
     def test_without_preferences_nothing_changes(self):
         metric, drops = torch.rand(2, 64, generator=_generator()), torch.zeros(2, 64, dtype=torch.int32)
-        plain = select_active(metric, drops, 16, RASConfig(high_ratio=0.5))
-        assert torch.equal(select_active(metric, drops, 16, RASConfig(high_ratio=0.5), Preferences()), plain)
+        plain = select_active(metric, drops, 16, PaperSettings(high_ratio=0.5))
+        assert torch.equal(
+            select_active(metric, drops, 16, PaperSettings(high_ratio=0.5), Preferences()), plain
+        )

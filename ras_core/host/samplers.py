@@ -55,7 +55,12 @@ def sample_multirate(
     return integrate(denoise, x, levels, run, order, steps)
 
 
-CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
+ORDERS = {"dpmpp_2m": 2, "euler": 1}
+"""ComfyUI's samplers that have a multirate form, and its order."""
+
+CORRECTED_ORDERS = {f"sample_{name}": order for name, order in ORDERS.items()}
+"""The same by the names of ComfyUI's sampler functions."""
+
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
 """Samplers that add no noise and evaluate once a step: a token's last change tells of its next one."""
 

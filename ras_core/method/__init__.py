@@ -1,8 +1,8 @@
 """The method: which steps are regional, which tokens are active in them, how each token is integrated.
 
 Read `schedule` (dense and regional steps), `selector` (what a run's selection remembers), `selection` and
-`metric` (the scores), `preferences` (masks of the user), `token_budget` (counts that differ from step to
-step), `integrator` (each token with steps of its own) and `grid` (between latent pixels and tokens).
+`metric` (the scores), `preferences` (masks of the user), `integrator` (each token with steps of its own) and
+`grid` (between latent pixels and tokens).
 
 1. `plan_steps` says which steps of a schedule are dense.
 2. After each evaluation a `Selector` observes the denoised estimate: how fast each token changes.

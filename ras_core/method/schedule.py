@@ -47,8 +47,7 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
     Step 0 is always dense, and with the multirate method step 1: there is nothing to go on from before. The
-    window [start_step, end_step) is half-open in every place, which the reference code is not. An adaptive
-    budget decides at each regional step of this plan what it really becomes (method/token_budget.py).
+    window [start_step, end_step) is half-open in every place, which the reference code is not.
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}
@@ -73,30 +72,31 @@ def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
 
 
 def decreases(sigmas: Sequence[float]) -> bool:
-    """Whether the schedule goes from noise to picture all the way, which regional steps assume."""
+    """Whether the schedule goes from noise to image all the way, which regional steps assume."""
     return all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
 
 
 def _regional_window(n_steps: int, config: RASConfig) -> range:
     end = min(config.end_step, n_steps) if config.end_step else n_steps
     # The change of an estimate needs two of them; the paper's metric needs one output.
-    earliest = 2 if config.method == "multirate" else 1
+    earliest = 2 if config.paper is None else 1
     return range(max(config.start_step, earliest), end)
 
 
 def _reset_steps(n_steps: int, config: RASConfig) -> Sequence[int]:
     if config.error_reset_steps:
         return config.error_reset_steps
-    if config.error_reset_every == 0 or config.budget == "adaptive":
+    if config.error_reset_every == 0:
         return ()
     return range(config.start_step + config.error_reset_every, n_steps, config.error_reset_every)
 
 
 def _ratios(count: int, config: RASConfig) -> list[float]:
     """The ratio of each regional step, first to last."""
-    if config.ratio_end == 0 or count < 2:
+    end = config.paper.ratio_end if config.paper else 0.0
+    if end == 0 or count < 2:
         return [config.sample_ratio] * count
-    slope = (config.ratio_end - config.sample_ratio) / (count - 1)
+    slope = (end - config.sample_ratio) / (count - 1)
     return [config.sample_ratio + slope * i for i in range(count)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import RASConfig
+from ..config import PaperSettings
 from .preferences import Preferences
 
 
@@ -13,7 +13,7 @@ def select_active(
     metric: Tensor,
     drop_count: Tensor,
     active_count: int,
-    config: RASConfig,
+    settings: PaperSettings,
     preferences: Preferences | None = None,
 ) -> Tensor:
     """Indices of the active tokens, sorted by position.
@@ -32,17 +32,17 @@ def select_active(
         metric: (b, n) float32.
         drop_count: (b, n) int, how often each token has been cached so far.
         active_count: tokens to keep, 1 to n.
-        config: metric direction and starvation settings.
+        settings: direction of the metric, and starvation.
         preferences: favoured tokens leave either end, tokens that are thrown away are cached first. The
             reference formula, which exists to prove conformity, knows none.
 
     Returns:
         (b, active_count) int64.
     """
-    if config.starvation == "reference":
-        cached = _cached_reference(metric, drop_count, active_count, config)
+    if settings.starvation == "reference":
+        cached = _cached_reference(metric, drop_count, active_count, settings)
     else:
-        cached = _cached_corrected(metric, drop_count, active_count, config, preferences or Preferences())
+        cached = _cached_corrected(metric, drop_count, active_count, settings, preferences or Preferences())
     # A sort of the mask yields the active positions in order without waiting for the device.
     mask = torch.zeros_like(metric, dtype=torch.int8).scatter_(1, cached, 1)
     return mask.argsort(dim=1, stable=True)[:, :active_count]
@@ -54,13 +54,13 @@ def count_drops(drop_count: Tensor, active_idx: Tensor) -> Tensor:
 
 
 def _cached_corrected(
-    metric: Tensor, drop_count: Tensor, active_count: int, config: RASConfig, preferences: Preferences
+    metric: Tensor, drop_count: Tensor, active_count: int, settings: PaperSettings, preferences: Preferences
 ) -> Tensor:
     n_cached = metric.shape[1] - active_count
-    n_high = round(n_cached * config.high_ratio)
+    n_high = round(n_cached * settings.high_ratio)
     # In logarithms: the product with exp(k D) can neither overflow nor vanish.
     score = metric.clamp_min(torch.finfo(torch.float32).tiny).log()
-    relief = config.starvation_scale * drop_count + torch.as_tensor(preferences.weight).log()
+    relief = settings.starvation_scale * drop_count + torch.as_tensor(preferences.weight).log()
     high_score = preferences.without_waste(score - relief, last=torch.inf)
     high = high_score.argsort(dim=1, descending=True, stable=True)[:, :n_high]
     low_score = preferences.without_waste(score + relief, last=-torch.inf).scatter(1, high, torch.inf)
@@ -68,8 +68,10 @@ def _cached_corrected(
     return torch.cat([high, low], dim=1)
 
 
-def _cached_reference(metric: Tensor, drop_count: Tensor, active_count: int, config: RASConfig) -> Tensor:
+def _cached_reference(
+    metric: Tensor, drop_count: Tensor, active_count: int, settings: PaperSettings
+) -> Tensor:
     n_cached = metric.shape[1] - active_count
-    n_low = int(n_cached * (1 - config.high_ratio))
-    order = (metric * torch.exp(config.starvation_scale * drop_count)).argsort(dim=1, stable=True)
+    n_low = int(n_cached * (1 - settings.high_ratio))
+    order = (metric * torch.exp(settings.starvation_scale * drop_count)).argsort(dim=1, stable=True)
     return torch.cat([order[:, :n_low], order[:, metric.shape[1] - (n_cached - n_low) :]], dim=1)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from ..config import RASConfig
+from ..config import PaperSettings, RASConfig
 from .grid import TokenGrid
 from .metric import region_metric
 from .preferences import Preferences
@@ -46,24 +45,20 @@ class Selector(ABC):
         n_active is `active_count`, or less where an inpaint mask leaves fewer tokens worth computing.
         """
 
-    def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
-        """How much is about to change between two noise levels: one number on the device; None if unknown."""
-        return None
-
 
 class PaperSelector(Selector):
     """Equation 1: metric of the last output, weighted by how often a token was dropped."""
 
     def __init__(
-        self, config: RASConfig, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
+        self, settings: PaperSettings, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
     ):
         super().__init__(grid, preferences)
-        self._config, self._generator = config, generator
+        self._settings, self._generator = settings, generator
         self._drop_count: Tensor | None = None
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         noise = (x.float() - denoised.float()) / max(sigma, 1e-8)
-        self.score = region_metric(noise, self._config.metric, self._grid, self._generator)
+        self.score = region_metric(noise, self._settings.metric, self._grid, self._generator)
 
     def select(self, active_count: int, sigma: float) -> Tensor | None:
         if self.score is None:
@@ -71,7 +66,7 @@ class PaperSelector(Selector):
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
         count = self._preferences.limit(active_count)
-        active = select_active(self.score, self._drop_count, count, self._config, self._preferences)
+        active = select_active(self.score, self._drop_count, count, self._settings, self._preferences)
         self._drop_count = count_drops(self._drop_count, active)
         return active
 
@@ -124,12 +119,6 @@ class ChangeSelector(Selector):
         chosen = order[:, : self._preferences.limit(active_count)]
         return chosen.sort(dim=1).values
 
-    def demand(self, sigma: float, sigma_next: float) -> Tensor | None:
-        """Mean over tokens and images of the root of the change that is predicted for the step."""
-        if self.score is None:
-            return None
-        return self._urge.mean() * math.sqrt(max(sigma - sigma_next, 0.0))
-
     def _need(self, sigma: float) -> Tensor:
         """Need for an evaluation at `sigma`, (b, n); border tokens average over the neighbours that exist.
 
@@ -143,6 +132,6 @@ def selector_for(
     config: RASConfig, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
 ) -> Selector:
     """The selector of a run."""
-    if config.method == "multirate":
+    if config.paper is None:
         return ChangeSelector(grid, preferences)
-    return PaperSelector(config, grid, generator, preferences)
+    return PaperSelector(config.paper, grid, generator, preferences)

@@ -14,7 +14,6 @@ from ..kv.store import Branch, KVStore
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan, plan_steps, step_of_sigma
 from ..method.selector import Selector
-from ..method.token_budget import Purse
 from .evaluation import EvaluationState
 from .noise_levels import NoiseLevels
 from .timing import Timestamp
@@ -38,10 +37,9 @@ class RunState:
         batch: images in the batch.
         selector: picks the active tokens of regional steps.
         recorder: collects the trace.
-        plan: one entry a step; an adaptive budget replaces an entry when its step begins.
-        purse: pays for the regional steps of an adaptive budget; None with a fixed one.
+        plan: one entry a step.
         kv: K/V cache, per branch.
-        any_regional: whether the plan of the start has a regional step.
+        any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
         text_rows: text rows of the longest call, for the cost arithmetic.
         kv_bytes: size of the K/V cache at its largest.
@@ -59,7 +57,6 @@ class RunState:
     selector: Selector
     recorder: Recorder
     plan: tuple[StepPlan, ...] = ()
-    purse: Purse | None = None
     kv: KVStore = field(init=False)
     any_regional: bool = field(init=False)
     cached_output: dict[Branch, Tensor] = field(default_factory=dict)
@@ -70,7 +67,6 @@ class RunState:
     active_idx: Tensor | None = None
     evaluations: int = 0
     known_sigma: float | None = None
-    _decided: set[int] = field(default_factory=set)  # steps whose plan is final
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
     _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
     _levels: NoiseLevels = field(init=False)
@@ -80,8 +76,6 @@ class RunState:
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
         self.kv = KVStore(self.grid.n)
         self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
-        if self.config.budget == "adaptive" and self.any_regional:
-            self.purse = Purse(self.plan)
 
     @property
     def is_regional(self) -> bool:
@@ -106,7 +100,7 @@ class RunState:
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
         """A guided evaluation starts: find its step and, when that is regional, its active tokens."""
-        plan = self._plan_of(step_of_sigma(self.sigmas, sigma))
+        plan = self.plan[step_of_sigma(self.sigmas, sigma)]
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
@@ -197,20 +191,6 @@ class RunState:
     def is_ready(self, branches: tuple[Branch, ...]) -> bool:
         """Whether all these branches have a cache to go on from."""
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
-
-    def _plan_of(self, step: int) -> StepPlan:
-        """The step's plan, which an adaptive budget settles at the step's first evaluation.
-
-        That reads one number from the device, and none after the last step that the purse pays for. Earlier
-        dense steps are read too: they show how fast the demand falls.
-        """
-        if self.purse is None or self.is_dense or step in self._decided or not self.purse.is_open(step):
-            return self.plan[step]
-        self._decided.add(step)
-        demand = self.selector.demand(self.sigmas[step], self.sigmas[step + 1])
-        decided = self.purse.decide(self.plan[step], None if demand is None else float(demand))
-        self.plan = (*self.plan[:step], decided, *self.plan[step + 1 :])
-        return decided
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
         """Selected once a step: all evaluations of a step work on the same tokens."""

@@ -6,7 +6,10 @@ from ras_pack.demo.client import ComfyError
 
 pytestmark = pytest.mark.server
 
-NODES = ("RASPatchModel", "RASKSampler", "RASTrace", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
+NODES = (
+    "RASPatchModel", "RASKSampler", "RASPaperSettings", "RASTrace", "RASMaskPreview", "RASDemoModel",
+    "RASDemoPrompt",
+)  # fmt: skip
 STEPS = 6
 
 
@@ -75,3 +78,23 @@ def test_a_wrong_value_is_refused_with_the_inputs_name(server):
     }
     with pytest.raises(ComfyError, match="RASMaskPreview.*trace"):
         server.client.run(prompt, timeout=30)
+
+
+def test_a_prompt_that_still_asks_for_the_papers_method_by_an_input_is_refused(server):
+    """ComfyUI would pass over the input and run multirate; older versions refuse it when the node runs."""
+    prompt = demo.demo_prompt(server.workflow(demo.WORKFLOWS["sd3"].name), server.object_info)
+    with pytest.raises(ComfyError, match="method = 'paper'.*Expected.*What to do.*RASPaperSettings"):
+        server.client.run(demo.with_sampler(prompt, method="paper"), timeout=60)
+
+
+def test_the_papers_method_runs_from_its_node(server):
+    prompt = demo.demo_prompt(server.workflow(demo.WORKFLOWS["sd3"].name), server.object_info)
+    settings = {"metric": "l2norm", "high_ratio": 1, "starvation_scale": 0.1, "ratio_end": 0.25}
+    prompt["paper"] = {
+        "class_type": "RASPaperSettings",
+        "inputs": {**settings, "error_reset_steps": "4"},
+    }
+    prompt = demo.with_sampler(demo.with_size(prompt, 256), steps=STEPS, start_step=2, paper=["paper", 0])
+    (stats,) = server.client.run(prompt, timeout=120).ui("ras")
+    # Dense: 0, 1 and 4; regional: 2, 3 and 5.
+    assert (stats["regional_steps"], stats["notes"]) == (3, [])

@@ -15,7 +15,7 @@ from ras_pack.bench.progress import Progress
 from ras_pack.bench.solvers import sample_ab2
 from ras_pack.bench.validation.start_step import cells as start_cells
 from ras_pack.bench.validation.start_step import spread_resets
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models.cost import CostProfile
 
@@ -150,13 +150,13 @@ class TestCells:
     def test_settings_of_each_method(self):
         base = Cell("sd3", "paper", start=4, reset_every=6, ratio=0.25, metric="l2norm", starvation=0.1)
         assert base.config() == RASConfig(
-            sample_ratio=0.25, metric="l2norm", method="paper", corrections=False
+            sample_ratio=0.25, paper=PaperSettings(metric="l2norm"), corrections=False
         )
-        assert replace(base, method="random").config().metric == "random"
+        assert replace(base, method="random").config().paper.metric == "random"
         corrected = replace(base, method="multirate").config()
-        assert (corrected.method, corrected.corrections) == ("multirate", True)
+        assert (corrected.paper, corrected.corrections) == (None, True)
         selection = replace(base, method="change").config()
-        assert (selection.method, selection.corrections) == ("multirate", False)
+        assert (selection.paper, selection.corrections) == (None, False)
         assert Cell("sd3").config() is None
 
     def test_a_cell_survives_its_row(self):

@@ -1,0 +1,111 @@
+"""Prompts in API format through ComfyUI's own validation: what a node refuses when a prompt is queued."""
+
+import asyncio
+import importlib
+import inspect
+
+import pytest
+from support.comfy import PACK
+
+SAMPLER = {
+    "seed": 0, "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
+    "sample_ratio": 0.5, "start_step": 2, "end_step": 0, "error_reset_every": 0,
+}  # fmt: skip
+OLD_DEFAULTS = {
+    "error_reset_steps": "", "metric": "std", "high_ratio": 1.0, "starvation_scale": 0.1, "ratio_end": 0.0,
+    "method": "multirate", "budget": "fixed",
+}  # fmt: skip
+PAPER = {
+    "metric": "std", "high_ratio": 1.0, "starvation_scale": 0.1, "ratio_end": 0.0, "error_reset_steps": ""
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    """The pack's nodes where ComfyUI looks them up."""
+    import nodes as comfy_nodes
+
+    extension = asyncio.run(importlib.import_module(f"{PACK}.nodes").comfy_entrypoint())
+    for node in asyncio.run(extension.get_node_list()):
+        monkeypatch.setitem(comfy_nodes.NODE_CLASS_MAPPINGS, node.GET_SCHEMA().node_id, node)
+
+
+def _prompt(sampler: dict, paper: dict) -> dict:
+    """Demo model -> RASKSampler -> RASMaskPreview, with RASPaperSettings."""
+    linked = {
+        "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0],
+        "paper": ["6", 0],
+    }  # fmt: skip
+    size = {"width": 64, "height": 64, "batch_size": 1}
+    return {
+        "1": {"class_type": "RASDemoModel", "inputs": {"family": "sd3"}},
+        "2": {"class_type": "RASDemoPrompt", "inputs": {"text": ""}},
+        "3": {"class_type": "EmptyLatentImage", "inputs": size},
+        "4": {"class_type": "RASKSampler", "inputs": {**SAMPLER, **linked, **sampler}},
+        "5": {"class_type": "RASMaskPreview", "inputs": {"trace": ["4", 1]}},
+        "6": {"class_type": "RASPaperSettings", "inputs": {**PAPER, **paper}},
+    }
+
+
+def _errors(sampler: dict | None = None, paper: dict | None = None) -> dict[str, list[str]]:
+    """What ComfyUI tells of each node that it refuses."""
+    import execution
+
+    prompt = _prompt(sampler or {}, paper or {})
+    extra = {"partial_execution_list": None}
+    known = inspect.signature(execution.validate_prompt).parameters
+    given = {name: value for name, value in extra.items() if name in known}
+    valid, _, _, refused = asyncio.run(execution.validate_prompt("id", prompt, **given))
+    assert valid == (not refused)
+    return {node: [each["details"] for each in told["errors"]] for node, told in refused.items()}
+
+
+def _is_told_what_is_not_in_the_schema() -> bool:
+    return bool(importlib.import_module(f"{PACK}.nodes.retired").ACCEPT_ALL)
+
+
+def test_a_prompt_of_today_is_accepted():
+    assert _errors() == {}
+
+
+def test_inputs_that_are_gone_and_changed_nothing_are_passed_over():
+    assert _errors(OLD_DEFAULTS) == {}
+    assert _errors({**OLD_DEFAULTS, "metric": "random", "high_ratio": 0.5, "control_after_generate": 1}) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"method": "paper"}, "method = 'paper'"),
+        ({"budget": "adaptive"}, "budget = 'adaptive'"),
+        ({"ratio_end": 0.25}, "ratio_end = 0.25"),
+        ({"method": "paper", "error_reset_steps": "12,20"}, "method = 'paper', error_reset_steps = '12,20'"),
+    ],
+)
+def test_inputs_that_are_gone_and_decided_something_are_refused_once(changes, told):
+    """ComfyUI alone would run such a prompt with another method."""
+    if not _is_told_what_is_not_in_the_schema():
+        pytest.skip(
+            "this ComfyUI drops unknown inputs before a node sees them; the node refuses when it runs"
+        )
+    (message,) = _errors({**OLD_DEFAULTS, **changes})["4"]
+    assert told in message and "Expected:" in message and "What to do:" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"error_reset_steps": "a,b"}, "'a', 'b'"),
+        ({"ratio_end": 0.01}, "ratio_end = 0.01"),
+        ({"starvation_scale": 11.0}, "starvation_scale = 11.0"),
+        ({"metric": "variance"}, "metric = 'variance'"),
+    ],
+)
+def test_settings_of_the_papers_method_are_refused_once(changes, told):
+    (message,) = _errors(paper=changes)["6"]
+    assert told in message and "Expected:" in message and "What to do:" in message
+
+
+def test_ranges_of_other_inputs_are_still_comfyuis_to_check():
+    assert _errors({"sample_ratio": 1.5}) == {"4": ["sample_ratio"]}
+    assert _errors({"steps": 0}) == {"4": ["steps"]}
