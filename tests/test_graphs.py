@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graphs.capture import Recording, record, without_frames
+from ras_pack.ras_core.graphs.capture import CapturedCall, RegionalCall, capture
 from ras_pack.ras_core.graphs.eligibility import (
     MAX_GRAPHS,
     GraphReport,
@@ -16,8 +16,10 @@ from ras_pack.ras_core.graphs.eligibility import (
     may_outlive_run,
     signature,
 )
+from ras_pack.ras_core.graphs.network_graphs import NetworkGraphs
 from ras_pack.ras_core.graphs.network_identity import inspect
-from ras_pack.ras_core.graphs.session import Buffers, GraphStore, NetworkGraphs
+from ras_pack.ras_core.graphs.store import Buffers, GraphStore
+from ras_pack.ras_core.graphs.tape import without_frames
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv.storage import Sequence
 from ras_pack.ras_core.run.partial_forward import NetworkCall
@@ -32,19 +34,19 @@ from support.sampling import (
     sample_ras,
     split_prompts,
 )
-from support.tape import BrokenTape, FrozenTape, Tapes, record_on
+from support.tape import BrokenTape, FrozenTape, Tapes, capture_on
 
 
 def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
     noise, tape = family.noise(), FrozenTape()
     plain, _ = sample_ras(family.build(), family, noise, RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     model = family.build()
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     for run in (1, 2):
         latent, trace = sample_ras(model, family, noise)
         assert distance(latent, plain) < 2e-5
         assert trace.regional_steps == 7 and not trace.notes
-        assert tape.recorded == 1
+        assert tape.captured == 1
         # Seven regional steps: the first plain, the second recorded, five replayed; then all seven.
         assert tape.replayed == {1: 5, 2: 5 + 7}[run]
         assert trace.graphs == {1: GraphReport(1, 5), 2: GraphReport(0, 7)}[run]
@@ -56,7 +58,7 @@ def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
     """Prompts one by one: both are captured in the second regional step, and replayed in five."""
     model = sd3.build()
     split_prompts(monkeypatch, model)
-    record_on(model, Tapes(FrozenTape))
+    capture_on(model, Tapes(FrozenTape))
     _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
     assert trace.graphs == GraphReport(2, 5)
     assert trace.as_dict()["graphs"] == {"captured": 2, "replayed": 5, "reason": None}
@@ -64,14 +66,14 @@ def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
 
 def test_where_none_are_wanted_there_is_no_report(sd3):
     model = sd3.build()
-    record_on(model, FrozenTape())
+    capture_on(model, FrozenTape())
     _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     assert trace.graphs is None and "CUDA graphs" not in trace.summary()
 
 
 def test_graphs_that_end_on_the_way_say_why(sd3):
     model = sd3.build()
-    record_on(model, FrozenTape())
+    capture_on(model, FrozenTape())
     patched, evaluations = patch_model(model, FAST), []
 
     def controlled(executor, *args, **kwargs):
@@ -89,63 +91,63 @@ def test_graphs_that_end_on_the_way_say_why(sd3):
 
 def test_prompts_of_different_length_have_a_recording_each(family):
     model, tape = family.build(), FrozenTape()
-    record_on(model, tape)
+    capture_on(model, tape)
     prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
     plain, _ = sample_ras(family.build(), family, family.noise(), **prompts)
     latent, trace = sample_ras(model, family, family.noise(), **prompts)
     assert distance(latent, plain) < 2e-5 and not trace.notes
-    assert tape.recorded >= 1 and tape.replayed >= 5
+    assert tape.captured >= 1 and tape.replayed >= 5
 
 
 def test_another_size_gets_its_own_and_the_first_is_still_good(family):
     model, tape = family.build(), FrozenTape()
-    record_on(model, tape)
+    capture_on(model, tape)
     patched = patch_model(model, FAST)
     for size in [(16, 16), (12, 20), (16, 16)]:
         fresh, _ = sample_ras(family.build(), family, family.noise(*size))
         assert distance(sample(patched, family, family.noise(*size)), fresh) < 2e-5
-    assert tape.recorded == 2
+    assert tape.captured == 2
 
 
-def test_the_ninth_setting_is_recorded_too():
+def test_the_ninth_setting_is_captured_too():
     """Where there are too many, the one goes that was not used for longest, and its buffers with it."""
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     ratios = [0.1 * i for i in range(1, 9)]
     for number, (ratio, size) in enumerate([(0.5, 12), *((ratio, 16) for ratio in ratios), (0.1, 16)], 1):
         config = RASConfig(**{**vars(FAST), "sample_ratio": ratio})
         _, trace = sample_ras(model, family, family.noise(size, size), config)
         assert trace.regional_steps == 7
-        assert tape.recorded == min(number, 9) and store.count == min(number, MAX_GRAPHS)
+        assert tape.captured == min(number, 9) and store.count == min(number, MAX_GRAPHS)
         assert len(store.buffers) == {1: 1, 9: 1, 10: 1}.get(number, 2)
 
 
 def test_the_recording_that_goes_is_the_one_unused_for_longest():
     store = _full_store()
-    store.buffers[0].recordings[0].last_run = store.runs = 9  # this run's, and the one recorded first
-    assert store.has_place()
-    assert [len(each.recordings) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
-    assert store.buffers[0].recordings[0].last_run == 9
+    store.buffers[0].calls[0].last_run = store.runs = 9  # this run's, and the one recorded first
+    assert store.make_room()
+    assert [len(each.calls) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
+    assert store.buffers[0].calls[0].last_run == 9
     for each in store.buffers[1:]:
-        each.recordings[0].last_run = 9
+        each.calls[0].last_run = 9
     store.buffers.append(_buffers(9))
-    assert not store.has_place()
+    assert not store.make_room()
 
 
 def test_buffers_without_recordings_go_when_the_run_is_over():
     store = _full_store()
     session = NetworkGraphs(store)
     store.buffers[0].is_lent = True
-    assert store.has_place() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
+    assert store.make_room() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
     session.close()
     assert len(store.buffers) == MAX_GRAPHS - 1
 
 
 def _buffers(run: int) -> Buffers:
-    recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
+    captured = CapturedCall({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
     rows = torch.zeros(1, 2, 3)
-    return Buffers((run,), {(0, 0): Sequence.of(rows, rows, 0, 0)}, {0: recording})
+    return Buffers((run,), {(0, 0): Sequence.of(rows, rows, 0, 0)}, {0: captured})
 
 
 def _full_store() -> GraphStore:
@@ -165,10 +167,10 @@ def test_a_recording_is_replayed_only_for_calls_like_its_own():
 
     rows = torch.zeros(1, 2, 3)
     slots = {(0, 0): Sequence.of(rows, rows, 0, 0)}
-    for n_tokens, is_recorded in ((3, False), (3, True), (3, True), (4, False), (3, True)):
+    for n_tokens, is_captured in ((3, False), (3, True), (3, True), (4, False), (3, True)):
         inputs = {"x": x, "t": torch.ones(1), "n_tokens": n_tokens}
         output = session.run(("a",), inputs, idx, slots, call)
-        assert (output is not None) == is_recorded
+        assert (output is not None) == is_captured
     assert set(seen) == {3}
 
 
@@ -181,7 +183,7 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     latents = []
     for graphs in ("off", "auto"):
         model = sd3.build()
-        record_on(model, FrozenTape())
+        capture_on(model, FrozenTape())
         config = RASConfig(**{**vars(FAST), "kv_cache": "gpu", "cuda_graphs": graphs})
         for sizes, positive in (([[2]] * 6 + [[1, 1]] * 14, sd3.conditioning(1)), ([[2, 1, 1]] * 20, three)):
             patched = patch_model(model, config)
@@ -195,7 +197,7 @@ def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_ti
     """As where memory is short now and then."""
     monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
     model = sd3.build()
-    store = record_on(model, FrozenTape())
+    store = capture_on(model, FrozenTape())
     sizes, held = ([[2]] * 6 + [[1, 1]] * 6) * 5, []
     regroup = in_groups(sizes.__getitem__)
 
@@ -215,7 +217,7 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
     model = sd3.build()
     split_prompts(monkeypatch, model)
-    store = record_on(model, FrozenTape())
+    store = capture_on(model, FrozenTape())
     patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
     at_times = positive_alone(lambda step: step % 5 == 2)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", at_times)
@@ -226,20 +228,20 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
 def test_moved_weights_drop_the_recordings():
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
-    record_on(model, tape)
+    capture_on(model, tape)
     sample_ras(model, family, family.noise())
     block = model.model.diffusion_model.joint_blocks[0].x_block.attn.qkv
     block.weight = torch.nn.Parameter(block.weight.detach() * 1.01, requires_grad=False)
     fresh, _ = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     latent, _ = sample_ras(model, family, family.noise())
     assert distance(latent, fresh) < 2e-5
-    assert tape.recorded == 2
+    assert tape.captured == 2
 
 
 def test_unloading_gives_the_memory_back():
     family = FAMILIES["sd3"]
     model = family.build()
-    store = record_on(model, FrozenTape())
+    store = capture_on(model, FrozenTape())
     patched = patch_model(model, FAST)
     sample(patched, family, family.noise())
     assert store.count == 1
@@ -251,7 +253,7 @@ def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
     family = FAMILIES["sd3"]
     plain, _ = sample_ras(family.build(), family, family.noise())
     model = family.build()
-    record_on(model, BrokenTape())
+    capture_on(model, BrokenTape())
     with caplog.at_level("INFO"):
         latent, trace = sample_ras(model, family, family.noise())
     assert torch.equal(latent, plain) and trace.regional_steps == 7
@@ -263,7 +265,7 @@ def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
 def test_an_interrupted_run_returns_what_it_borrowed():
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     patched = patch_model(model, FAST)
 
     def stop(step, *_):
@@ -274,7 +276,7 @@ def test_an_interrupted_run_returns_what_it_borrowed():
         sample(patched, family, family.noise(), callback=stop)
     assert not any(buffers.is_lent for buffers in store.buffers)
     sample(patched, family, family.noise())
-    assert tape.recorded == 1 and last_trace(patched).regional_steps == 7
+    assert tape.captured == 1 and last_trace(patched).regional_steps == 7
 
 
 @pytest.mark.parametrize("storage", ["gpu", "forecast"])
@@ -285,10 +287,10 @@ def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, mon
     model, tape = sd3.build(), FrozenTape()
     split_prompts(monkeypatch, model, every=3)
     monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
     _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)
-    assert tape.recorded > 3 and len(store.buffers) == 1 and not trace.notes
+    assert tape.captured > 3 and len(store.buffers) == 1 and not trace.notes
     assert not any(buffers.is_lent for buffers in store.buffers)
 
 
@@ -339,14 +341,14 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
 
     x = torch.empty(1, 4, 8, 8, device="meta")  # stands for another device than the CPU
     idx = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    recording = record(FrozenTape(), {"x": x, "context": context}, idx, {}, call)
+    captured = capture(FrozenTape(), RegionalCall({"x": x, "context": context}, idx, {}, call))
     assert seen == ["meta"]
-    place = recording.inputs["context"] = torch.full_like(context, 7)  # one that can be looked into
-    recording.run({"x": x, "context": context.clone()}, idx)
-    assert place.eq(7).all()
+    buffer = captured.inputs["context"] = torch.full_like(context, 7)  # one that can be looked into
+    captured.run({"x": x, "context": context.clone()}, idx)
+    assert buffer.eq(7).all()
     for value in (2.0, 1.0):
-        recording.run({"x": x, "context": context * value}, idx)
-        assert place.eq(value).all()
+        captured.run({"x": x, "context": context * value}, idx)
+        assert buffer.eq(value).all()
 
 
 def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
@@ -354,7 +356,7 @@ def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
     left = []
 
     class Watched(FrozenTape):
-        def record(self, work, around=nullcontext):
+        def capture(self, work, around=nullcontext):
             gc.collect()
             before = {id(each) for each in _tensors()}
             gc.disable()
@@ -369,16 +371,16 @@ def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
 
     def failing(call, *args, **kwargs):
         output = attend(call, *args, **kwargs)
-        if is_recording() and call.blocks_seen == 2:
+        if is_capturing() and call.blocks_seen == 2:
             raise RuntimeError("planted")
         return output
 
-    def is_recording():
+    def is_capturing():
         return not gc.isenabled()
 
     attend = NetworkCall.attend
     model = family.build()
-    store = record_on(model, Watched())
+    store = capture_on(model, Watched())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NetworkCall, "attend", failing)
         _, trace = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))

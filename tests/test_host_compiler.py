@@ -14,10 +14,10 @@ from ras_pack.ras_core.host import compiler as host_compiler
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv.arena import Arena
 from support.sampling import FAST, distance, sample, sample_ras
-from support.tape import FrozenTape, record_on
+from support.tape import FrozenTape, capture_on
 
-RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
-EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
+CAPTURED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+EAGER = RASConfig(**{**vars(CAPTURED), "cuda_graphs": "off"})
 DENSE = RASConfig(sample_ratio=1.0)
 
 
@@ -111,8 +111,8 @@ class TestPause:
 class TestRecordingBesideIt:
     def _run(self, sd3):
         model, tape = sd3.build(), FrozenTape()
-        record_on(model, tape)
-        _, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        capture_on(model, tape)
+        _, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert trace.regional_steps == 7 and not trace.notes
         return tape, trace.graphs
 
@@ -126,7 +126,7 @@ class TestRecordingBesideIt:
     def test_nothing_is_recorded_while_it_is_at_work(self, sd3, name, graphs, prefetch):
         prefetch(name, graphs())
         tape, report = self._run(sd3)
-        assert tape.recorded == 0 and "compiler is at work" in report.reason
+        assert tape.captured == 0 and "compiler is at work" in report.reason
 
     @pytest.mark.parametrize(
         ("name", "graphs"),
@@ -139,14 +139,14 @@ class TestRecordingBesideIt:
     def test_it_is_where_it_rests(self, sd3, name, graphs, prefetch):
         prefetch(name, graphs())
         tape, report = self._run(sd3)
-        assert tape.recorded == 1 and report.reason is None
+        assert tape.captured == 1 and report.reason is None
 
     def test_not_where_a_block_has_a_graph_of_the_hosts(self, sd3):
         model, tape = sd3.build(), FrozenTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         model.model.diffusion_model.joint_blocks[1]._comfy_graph = {"graph": object()}
-        _, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
-        assert tape.recorded == 0 and "graphs of its own" in trace.graphs.reason
+        _, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
+        assert tape.captured == 0 and "graphs of its own" in trace.graphs.reason
 
 
 class TestSwallowedHooks:

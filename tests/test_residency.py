@@ -9,7 +9,9 @@ import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
 from ras_pack.ras_core.graphs.network_identity import inspect
-from ras_pack.ras_core.graphs.residency import EvictableWeights, Residency, is_evictable, same_contents
+from ras_pack.ras_core.graphs.preset import EvictableWeights, PresetWeights
+from ras_pack.ras_core.graphs.residency import Residency, is_evictable
+from ras_pack.ras_core.graphs.tensors import same_contents
 from ras_pack.ras_core.host import patch as host
 from support.pages import PAGE, FakePages, layer_on, prefetch, use
 from torch import nn
@@ -203,17 +205,17 @@ def test_contents_are_compared_whatever_their_size_and_type(size):
 
 
 def test_an_eager_call_finds_all_weights_preset_and_nothing_stays(pages, layers):
-    weights = used(layers)
+    weights = PresetWeights(used(layers))
     layers[0]._v_signature = None
-    with weights.preset():
+    with weights.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is preset without a proof"
     use(layers[0])
-    with weights.preset():
+    with weights.applied():
         assert all(pages.pins[:2])
         for layer in layers:
             assert layer._prefetch["resident"] and layer._prefetch["signature"] is layer._v_signature
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
-    with pytest.raises(KeyboardInterrupt), weights.preset():
+    with pytest.raises(KeyboardInterrupt), weights.applied():
         raise KeyboardInterrupt
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
@@ -224,8 +226,8 @@ def test_a_layer_that_casts_nothing_runs_on_its_resident_weight_as_on_its_own(pa
     use(layer)
     layer._v_weight, layer._v_bias = torch.randn(4, 4), torch.randn(4)
     own, x = dict(layer._parameters), torch.randn(2, 4)
-    weights = Residency.of([layer], CPU, prefetch)
-    with weights.preset():
+    weights = PresetWeights(Residency.of([layer], CPU, prefetch))
+    with weights.applied():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer._v_weight, layer._v_bias))
     assert layer.comfy_cast_weights and layer._parameters == own and not hasattr(layer, "_prefetch")
 
@@ -235,14 +237,14 @@ def test_a_layer_that_casts_or_is_not_comfyuis_keeps_its_own_way(pages, kind):
     layer = layer_on(pages, 0, kind=kind)
     use(layer)
     own = dict(layer._parameters)
-    with Residency.of([layer], CPU, prefetch).preset():
+    with PresetWeights(Residency.of([layer], CPU, prefetch)).applied():
         assert layer._parameters == own and layer._prefetch["resident"]
 
 
 def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
     weights = used(layers)
     assert weights.prove() and pages.evict(0)
-    with weights.preset():
+    with PresetWeights(weights).applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
         assert not pinned(pages), "this call has to load weights, and may need what is pinned"
     assert not weights.is_proved and not pinned(pages)
@@ -250,12 +252,13 @@ def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
 
 def test_memory_that_is_needed_in_an_eager_call_ends_such_calls(pages, layers):
     weights = used(layers)
+    presets = PresetWeights(weights)
     assert weights.prove()
-    with weights.preset():
+    with presets.applied():
         assert not pages.evict(0) and pages.watermark == 0
     assert pages.watermark == len(pages.serials), "ComfyUI means to keep these weights again"
     assert weights.prove()
-    with weights.preset():
+    with presets.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
@@ -269,8 +272,8 @@ def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
 
     for layer in layers:
         use(layer)
-    weights = Residency.of(layers, CPU, newer)
-    with weights.preset():
+    weights = PresetWeights(Residency.of(layers, CPU, newer))
+    with weights.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
@@ -278,7 +281,7 @@ def test_the_watermark_is_restored_before_pages_above_it_are_unpinned_also_after
     """Unpinning a page above the watermark frees it: the whole model would have to be loaded again."""
     weights = used(layers)
     assert weights.prove()
-    with pytest.raises(torch.cuda.OutOfMemoryError), weights.preset():
+    with pytest.raises(torch.cuda.OutOfMemoryError), PresetWeights(weights).applied():
         assert not pages.evict(0)
         raise torch.cuda.OutOfMemoryError("planted")
     assert weights.prove() and not pinned(pages)

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from ..config import KVCache, RASConfig
 from ..errors import RASError
 from ..graphs.eligibility import may_outlive_run, storage_obstacle
-from ..graphs.residency import PREFETCH, EvictableWeights
-from ..graphs.session import GraphSession, GraphStore, HostSide
+from ..graphs.preset import PREFETCH, EvictableWeights
+from ..graphs.session import GraphSession
+from ..graphs.store import GraphEnvironment, GraphStore
 from ..kv.choose import Choice, Needs, Room, choose
 from ..kv.storage import has_float8
 from ..method.grid import TokenGrid
@@ -278,7 +279,7 @@ def _graph_session(
         return None
     management = comfy.model_management
     session = GraphSession(
-        HostSide(
+        GraphEnvironment(
             partial(_store_of, model),
             interrupts=(management.InterruptProcessingException,),
             obstacle=partial(_recording_obstacle, model, noise_shape),

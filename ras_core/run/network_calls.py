@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
+from ..graphs.capture import RowsAdvanced
+from ..graphs.code_identity import CORE_GRAPH
 from ..graphs.eligibility import (
     MULTIGPU,
     RESIDUAL,
@@ -19,9 +21,10 @@ from ..graphs.eligibility import (
     frozen_options,
     without_residuals,
 )
-from ..graphs.network_identity import CORE_GRAPH, inspect
-from ..graphs.residency import EvictableWeights
-from ..graphs.session import GraphSession, NetworkGraphs, RowsAdvanced
+from ..graphs.network_graphs import NetworkGraphs
+from ..graphs.network_identity import inspect
+from ..graphs.preset import EvictableWeights
+from ..graphs.session import GraphSession
 from ..kv.storage import Keep
 from ..kv.store import Branch, Sequence, Slot
 from ..models import network_of
