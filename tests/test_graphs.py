@@ -11,6 +11,7 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graphs.capture import CapturedCall, RegionalCall, capture
 from ras_pack.ras_core.graphs.eligibility import (
     MAX_GRAPHS,
+    MAX_POSTPONED,
     GraphReport,
     call_obstacle,
     may_outlive_run,
@@ -18,7 +19,8 @@ from ras_pack.ras_core.graphs.eligibility import (
 )
 from ras_pack.ras_core.graphs.network_graphs import NetworkGraphs
 from ras_pack.ras_core.graphs.network_identity import inspect
-from ras_pack.ras_core.graphs.store import Buffers, GraphStore
+from ras_pack.ras_core.graphs.session import GraphSession
+from ras_pack.ras_core.graphs.store import Buffers, GraphEnvironment, GraphStore
 from ras_pack.ras_core.graphs.tape import without_frames
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv.storage import Sequence
@@ -260,6 +262,61 @@ def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
     assert trace.graphs == GraphReport(0, 0, "capture failed (RuntimeError: planted)")
     assert "0 of 7 regional steps replayed as CUDA graphs (capture failed" in trace.summary()
     assert caplog.text.count("no CUDA graphs") == 1 and "planted" in caplog.text
+
+
+class TestMomentaryObstacle:
+    """Too little free memory, say, at the moment when a call is due for capture."""
+
+    def _session(self, store, *obstacles):
+        answers = list(obstacles)
+        environment = GraphEnvironment(lambda model: store, obstacle=lambda: answers.pop(0))
+        self.answers = answers
+        return GraphSession(environment)
+
+    def _run(self, session, n_active):
+        """One call on the same K/V buffers, alone in its evaluation. Returns whether it had a graph."""
+        session.begin_evaluation(True)
+        session.begin_call(MODEL)
+        inputs, idx = {"x": torch.zeros(1, 1, 2, 2)}, torch.zeros(1, n_active, dtype=torch.long)
+        return session.of(MODEL).run(("a",), inputs, idx, self.slots, lambda now, *_: now["x"]) is not None
+
+    @pytest.fixture(autouse=True)
+    def _slots(self):
+        rows = torch.zeros(1, 2, 3)
+        self.slots = {(0, 0): Sequence.of(rows, rows, 0, 0)}
+
+    def test_captured_calls_are_replayed_meanwhile(self, caplog):
+        session = self._session(GraphStore(Tapes(FrozenTape)), None, SHORT, SHORT, None)
+        with caplog.at_level("INFO"):
+            assert [self._run(session, 2) for _ in range(3)] == [
+                False,
+                True,
+                True,
+            ]  # eager, captured, replayed
+            for _ in range(2):
+                self._run(session, 1)
+            assert self._run(session, 2) and session.report == GraphReport(1, 2, SHORT)
+            assert not self._run(session, 1) and self._run(session, 1), "captured at its fourth sighting"
+            assert self._run(session, 1) and self._run(session, 2)
+        assert session.report == GraphReport(2, 4) and not self.answers
+        assert caplog.text.count(SHORT) == 1
+
+    def test_there_are_few_attempts_in_a_run(self):
+        tapes = Tapes(FrozenTape)
+        session = self._session(GraphStore(tapes), *[SHORT] * MAX_POSTPONED)
+        assert not any(self._run(session, 2) for _ in range(3 * MAX_POSTPONED))
+        assert session.report == GraphReport(0, 0, SHORT) and not self.answers
+
+    def test_it_evicts_no_captured_call(self):
+        store = _full_store()
+        store.runs = 9
+        session = self._session(store, SHORT)
+        for _ in range(2):
+            self._run(session, 2)
+        assert store.count == MAX_GRAPHS and not self.answers
+
+
+MODEL, SHORT = object(), "there is too little free memory to capture a call"
 
 
 def test_an_interrupted_run_returns_what_it_borrowed():

@@ -3,8 +3,8 @@
 Read `eligibility` (what may be captured); `network_identity`, `code_identity` and `tensors` (what a graph
 depends on); `pages`, `residency` and `preset` (weights that ComfyUI may evict); `tape` (CUDA graphs) and
 `capture` (one call on buffers of its own); `store` and `leases` (what a model keeps between runs, and what a
-run borrows); `overlap` (replays of one evaluation in parallel); `network_graphs` (one network in one run) and
-`session` (one run).
+run borrows); `sightings` (when a call is due for capture); `overlap` (replays of one evaluation in parallel);
+`network_graphs` (one network in one run) and `session` (one run).
 
 1. At a network's first call of a run `network_identity.inspect` describes it. Graphs that were captured on a
    different one are dropped.

@@ -45,6 +45,11 @@ class RegionalCall:
     branches: tuple[Branch, ...] = ()
     form: Form = ()
 
+    @property
+    def key(self) -> tuple[tuple[Branch, ...], Form]:
+        """The same for calls that one graph may serve."""
+        return self.branches, self.form
+
 
 @dataclass(eq=False)
 class CapturedCall:

@@ -13,6 +13,9 @@ SIGHTINGS = 2
 """A call is captured when its form occurs for the second time: once is not worth a capture, and the first run
 selects the kernels."""
 
+MAX_POSTPONED = 3
+"""How often a run postpones the capture of a call because of something momentary (too little free memory)."""
+
 MAX_GRAPHS = 8
 """Per model. A ratio that changes from step to step would need one per step. Evicted by age."""
 
@@ -58,7 +61,7 @@ class GraphReport:
     Attributes:
         captured: calls that were captured.
         replayed: evaluations whose network calls were all replayed.
-        reason: why nothing could be captured, at all or from some step on; or None.
+        reason: why a call was not captured, or why replays ended; or None.
     """
 
     captured: int

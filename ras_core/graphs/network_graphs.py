@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -15,11 +14,12 @@ from torch import Tensor
 from ..errors import NotResident
 from ..kv.store import Branch
 from .capture import Attempt, CapturedCall, Forward, RegionalCall, Slots
-from .eligibility import ADVANCES, SIGHTINGS, form_of, signature, without_residuals
+from .eligibility import ADVANCES, form_of, signature, without_residuals
 from .leases import Leases
 from .network_identity import Network
 from .overlap import Overlap
 from .residency import Residency
+from .sightings import Sightings
 from .store import Buffers, GraphEnvironment, GraphStore
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class NetworkGraphs:
         self._environment = environment or GraphEnvironment(lambda model: store)
         self._logged = set() if logged is None else logged
         self._leases = Leases(store)
-        self._seen: Counter[Hashable] = Counter()
+        self._sightings = Sightings()
         self._overlap = Overlap()
         self.model = model
         self.network: Network | None = None
@@ -76,6 +76,11 @@ class NetworkGraphs:
     def residency(self) -> Residency | None:
         """The network's evictable weights; None if it has none, or before its first call."""
         return self.network and self.network.residency
+
+    @property
+    def reason(self) -> str | None:
+        """Why calls were not captured or replays ended, or None."""
+        return self.obstacle or self._sightings.postponed
 
     def prepare(self, network: Network) -> None:
         """Before the run's first call of the network: drop graphs that do not fit its present state."""
@@ -183,13 +188,10 @@ class NetworkGraphs:
         weights = self.residency
         if weights is None or weights.is_proved:
             return True
-        if not weights.look():
-            if weights.is_hopeless:
-                self.refuse("there is too little GPU memory to keep all weights resident")
-            return False
+        is_resident = weights.look()
         if obstacle := weights.obstacle:
             self.refuse(obstacle)
-        return obstacle is None
+        return is_resident and obstacle is None
 
     def _weights_held(self) -> AbstractContextManager[bool]:
         return nullcontext(True) if self.residency is None else self.residency.held()
@@ -198,21 +200,20 @@ class NetworkGraphs:
         return nullcontext() if self.residency is None else self.residency.captured()
 
     def _is_due(self, call: RegionalCall) -> bool:
-        """Whether to capture this call now; counts it."""
-        key = call.branches, call.form
-        self._seen[key] += 1
-        if self._seen[key] < SIGHTINGS or not self._store.make_room():
+        """Count this call. Whether to capture it now."""
+        if not self._sightings.is_due(call.key):
             return False
         if signature(call.inputs) is None:
             self.refuse("the network gets inputs of an unknown type")
             return False
-        return True
+        if momentary := self._environment.obstacle():
+            self._sightings.postpone(call.key, momentary)
+            self._log_once("Multirate RAS: a call runs without a CUDA graph for now: %s.", momentary)
+            return False
+        return self._store.make_room()
 
     def _capture(self, call: RegionalCall, buffers: Buffers | None) -> Tensor | None:
         """Capture a call. Returns its output, or None if it must run eagerly."""
-        if obstacle := self._environment.obstacle():
-            self.refuse(obstacle)
-            return None
         if buffers is None:
             buffers = Buffers(signature(without_residuals(call.inputs)), dict(call.slots), is_lent=True)
         attempt = Attempt(buffers.storage in ADVANCES)
@@ -223,6 +224,7 @@ class NetworkGraphs:
         if captured is None:
             return attempt.take_output(buffers.slots, call.slots)
         self.captured += 1
+        self._sightings.succeed(call.key)
         captured.last_run = self._store.runs
         buffers.calls[call.form] = captured
         self._overlap.add(captured, len(call.branches))

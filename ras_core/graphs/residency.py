@@ -110,7 +110,10 @@ class Residency:
 
     @property
     def obstacle(self) -> str | None:
-        """Why these weights cannot be captured although they are resident, or None; valid after a proof."""
+        """Why these weights cannot be captured in this run, as far as the last check tells; or None."""
+        if not self.is_proved:
+            hopeless = "there is too little GPU memory to keep all weights resident"
+            return hopeless if self.is_hopeless else None
         for layer in self.layers:
             weights = (layer._v_weight, getattr(layer, "_v_bias", None))
             if any(tensor.device != self._device for each in weights for tensor in parts_of(each)):

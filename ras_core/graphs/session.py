@@ -41,7 +41,7 @@ class GraphSession:
     @property
     def report(self) -> GraphReport:
         """What was captured and replayed so far."""
-        reasons = [part.obstacle for part in self.parts if part.obstacle is not None]
+        reasons = [part.reason for part in self.parts if part.reason is not None]
         captured = sum(part.captured for part in self.parts)
         return GraphReport(captured, self._evaluations + self._is_replayed, next(iter(reasons), None))
 

@@ -155,7 +155,7 @@ class GraphEnvironment:
     Attributes:
         store_of: the store of a model's captured calls; None if the model cannot have any.
         interrupts: exceptions that ComfyUI raises when the user cancels a run.
-        obstacle: why nothing can be captured at the moment, or None.
+        obstacle: why nothing can be captured right now, or None; asked before each capture.
     """
 
     store_of: Callable[[Any], GraphStore | None]
