@@ -8,12 +8,16 @@ import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
+from ras_pack.ras_core.graphs.eligibility import GraphReport
 from ras_pack.ras_core.graphs.network_identity import inspect
 from ras_pack.ras_core.graphs.preset import EvictableWeights, PresetWeights
 from ras_pack.ras_core.graphs.residency import Residency, is_evictable
+from ras_pack.ras_core.graphs.session import GraphSession
+from ras_pack.ras_core.graphs.store import GraphEnvironment, GraphStore
 from ras_pack.ras_core.graphs.tensors import same_contents
 from ras_pack.ras_core.host import patch as host
 from support.pages import PAGE, FakePages, layer_on, prefetch, use
+from support.tape import FrozenTape, Tapes
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -62,6 +66,41 @@ def test_a_layer_on_an_evicted_page_is_not_in_place_though_the_page_is_back(page
     pages.fault(pages.base_addr + PAGE, 1)  # remapped, but empty
     pages.unpin(pages.base_addr + PAGE, 1)
     assert not weights.prove() and weights.resident == 1
+
+
+@pytest.mark.parametrize("is_proved", [True, False])
+def test_counting_resident_layers_maps_no_pages(pages, layers, is_proved):
+    weights = used(layers)
+    if is_proved:
+        assert weights.prove()
+    assert weights.resident == 3
+    assert pages.evict(1)
+    pages.prioritize()
+    assert weights.resident == 1 and pages.serials[1] == 0 and not pinned(pages)
+
+
+def test_an_older_comfy_aimdo_counts_resident_layers_too(pages, layers, monkeypatch):
+    monkeypatch.delattr(FakePages, "get_residency")
+    weights = used(layers)
+    assert weights.resident == 3
+    pages.evict(1)
+    pages.prioritize()
+    assert weights.resident == 1 and not pinned(pages)
+
+
+def test_the_report_of_a_run_counts_layers_with_evictable_weights(pages, layers):
+    network, model = nn.Sequential(*layers), object()
+    session = GraphSession(GraphEnvironment(lambda _: GraphStore(Tapes(FrozenTape))))
+    part = session.of(model)
+    assert session.report == GraphReport(0, 0) and session.report.details == ""
+    for layer in layers:
+        use(layer)
+    part.prepare(look_at(network))
+    assert session.report == GraphReport(0, 0, None, 3, 3) and session.report.details == ""
+    pages.evict(1)
+    assert session.report == GraphReport(0, 0, None, 1, 3)
+    session.refuse("no memory")
+    assert session.report.details == "no memory, 1 of 3 layers resident"
 
 
 def test_a_hold_sees_an_eviction_since_the_proof_and_the_next_use_heals_it(pages, layers):

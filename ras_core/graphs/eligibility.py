@@ -62,11 +62,23 @@ class GraphReport:
         captured: calls that were captured.
         replayed: evaluations whose network calls were all replayed.
         reason: why a call was not captured, or why replays ended; or None.
+        resident: layers whose evictable weights were resident at the end of the run; None if no weights were
+            evictable (no dynamic VRAM) or no network was inspected.
+        layers: all layers with evictable weights; None as above.
     """
 
     captured: int
     replayed: int
     reason: str | None = None
+    resident: int | None = None
+    layers: int | None = None
+
+    @property
+    def details(self) -> str:
+        """The reason, and the resident layers if some were not, for a log line; may be empty."""
+        is_whole = self.resident == self.layers
+        evicted = None if is_whole else f"{self.resident} of {self.layers} layers resident"
+        return ", ".join(filter(None, [self.reason, evicted]))
 
 
 def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_override: object) -> str | None:

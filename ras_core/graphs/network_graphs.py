@@ -33,11 +33,9 @@ class NetworkGraphs:
     Args:
         store: keeps them between runs.
         environment: answers questions about ComfyUI.
-        model: ComfyUI's model that contains the network.
         logged: reasons that this run has logged, for any network.
 
     Attributes:
-        model: as given.
         network: the network's description at the run's first call; None before.
         obstacle: why nothing is captured or replayed (any more); None if nothing prevents it.
         captured, replayed: numbers of calls.
@@ -47,7 +45,6 @@ class NetworkGraphs:
         self,
         store: GraphStore,
         environment: GraphEnvironment | None = None,
-        model: Any = None,
         logged: set[str] | None = None,
     ):
         store.runs += 1
@@ -57,7 +54,6 @@ class NetworkGraphs:
         self._leases = Leases(store)
         self._sightings = Sightings()
         self._overlap = Overlap()
-        self.model = model
         self.network: Network | None = None
         self.obstacle: str | None = None
         self.captured = self.replayed = 0

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 PAGE = 2**25
 """Bytes per page."""
+
+MAPPED = 1
+"""Bit of a page's state: it is mapped."""
 
 NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
 """What an object must have to be used as `Pages`."""
@@ -35,6 +38,9 @@ class Pages(Protocol):
 
     def get_watermark(self) -> int:
         """How many pages, counted from the start, ComfyUI means to keep."""
+
+    def get_residency(self) -> Sequence[int]:
+        """The state of each page, as bits; absent from older versions."""
 
     def prioritize(self) -> None:
         """Evict from this range last, and keep all its pages if possible."""
@@ -84,6 +90,20 @@ class WeightRange:
             return None
         self._pages.unpin(address, nbytes)
         return bytes(serials)
+
+    def mapped(self) -> Callable[[int, int], bool]:
+        """A function that says whether all pages of one layer's weights are mapped now, given their address
+        and size. An older comfy-aimdo cannot tell; then it says yes.
+        """
+        if not hasattr(self._pages, "get_residency"):
+            return lambda address, nbytes: True
+        states, base = self._pages.get_residency(), self._pages.base_addr
+
+        def is_mapped(address: int, nbytes: int) -> bool:
+            first, last = (address - base) // PAGE, (address - base + nbytes - 1) // PAGE
+            return all(state & MAPPED for state in states[first : last + 1])
+
+        return is_mapped
 
     @contextmanager
     def kept_from_eviction(self) -> Iterator[None]:

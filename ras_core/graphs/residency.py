@@ -104,9 +104,14 @@ class Residency:
 
     @property
     def resident(self) -> int:
-        """How many layers have resident weights now."""
-        with self.range.pinned() as serials:
-            return 0 if serials is None else sum(map(self._is_resident, self.layers))
+        """How many layers have resident weights now. Maps no page, unless comfy-aimdo is too old to tell."""
+        is_mapped = self.range.mapped()
+        mapped = [layer for layer in self.layers if is_mapped(*layer._v[1:])]
+        if self.is_proved and len(mapped) == len(self.layers):
+            with self.range.pinned() as serials:
+                if serials == self._serials:
+                    return len(self.layers)
+        return sum(map(self._is_resident, mapped))
 
     @property
     def obstacle(self) -> str | None:
