@@ -1,4 +1,4 @@
-"""Recorded regional calls, on a tape that needs no GPU: the same work done again on the same places."""
+"""Captured regional calls, on a tape that needs no GPU: it repeats the operations on the same buffers."""
 
 import copy
 import gc
@@ -39,7 +39,7 @@ from support.sampling import (
 from support.tape import BrokenTape, FrozenTape, Tapes, capture_on
 
 
-def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
+def test_captured_and_eager_runs_agree_and_graphs_serve_the_next_run(family):
     noise, tape = family.noise(), FrozenTape()
     plain, _ = sample_ras(family.build(), family, noise, RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     model = family.build()
@@ -49,7 +49,7 @@ def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family)
         assert distance(latent, plain) < 2e-5
         assert trace.regional_steps == 7 and not trace.notes
         assert tape.captured == 1
-        # Seven regional steps: the first plain, the second recorded, five replayed; then all seven.
+        # Seven regional steps: the first eager, the second captured, five replayed; then all seven.
         assert tape.replayed == {1: 5, 2: 5 + 7}[run]
         assert trace.graphs == {1: GraphReport(1, 5), 2: GraphReport(0, 7)}[run]
         assert f"{trace.graphs.replayed} of 7 regional steps replayed as CUDA graphs" in trace.summary()
@@ -67,14 +67,14 @@ def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
     assert trace.as_dict()["graphs"] == {**counts, "resident": None, "layers": None}
 
 
-def test_where_none_are_wanted_there_is_no_report(sd3):
+def test_without_graphs_there_is_no_report(sd3):
     model = sd3.build()
     capture_on(model, FrozenTape())
     _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     assert trace.graphs is None and "CUDA graphs" not in trace.summary()
 
 
-def test_graphs_that_end_on_the_way_say_why(sd3):
+def test_graphs_that_end_during_the_run_say_why(sd3):
     model = sd3.build()
     capture_on(model, FrozenTape())
     patched, evaluations = patch_model(model, FAST), []
@@ -92,7 +92,7 @@ def test_graphs_that_end_on_the_way_say_why(sd3):
     assert "3 of 7 regional steps replayed as CUDA graphs (another node patches" in trace.summary()
 
 
-def test_prompts_of_different_length_have_a_recording_each(family):
+def test_prompts_of_different_length_have_a_graph_each(family):
     model, tape = family.build(), FrozenTape()
     capture_on(model, tape)
     prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
@@ -102,7 +102,7 @@ def test_prompts_of_different_length_have_a_recording_each(family):
     assert tape.captured >= 1 and tape.replayed >= 5
 
 
-def test_another_size_gets_its_own_and_the_first_is_still_good(family):
+def test_another_size_gets_its_own_graph_and_the_first_stays_valid(family):
     model, tape = family.build(), FrozenTape()
     capture_on(model, tape)
     patched = patch_model(model, FAST)
@@ -113,7 +113,7 @@ def test_another_size_gets_its_own_and_the_first_is_still_good(family):
 
 
 def test_the_ninth_setting_is_captured_too():
-    """Where there are too many, the one goes that was not used for longest, and its buffers with it."""
+    """The store evicts the least recently used graph, and its buffers with it."""
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     store = capture_on(model, tape)
@@ -126,9 +126,9 @@ def test_the_ninth_setting_is_captured_too():
         assert len(store.buffers) == {1: 1, 9: 1, 10: 1}.get(number, 2)
 
 
-def test_the_recording_that_goes_is_the_one_unused_for_longest():
+def test_the_least_recently_used_graph_is_evicted():
     store = _full_store()
-    store.buffers[0].calls[0].last_run = store.runs = 9  # this run's, and the one recorded first
+    store.buffers[0].calls[0].last_run = store.runs = 9  # this run's, and the one captured first
     assert store.make_room()
     assert [len(each.calls) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
     assert store.buffers[0].calls[0].last_run == 9
@@ -138,7 +138,7 @@ def test_the_recording_that_goes_is_the_one_unused_for_longest():
     assert not store.make_room()
 
 
-def test_buffers_without_recordings_go_when_the_run_is_over():
+def test_buffers_without_graphs_are_freed_after_the_run():
     store = _full_store()
     session = NetworkGraphs(store)
     store.buffers[0].is_lent = True
@@ -154,13 +154,13 @@ def _buffers(run: int) -> Buffers:
 
 
 def _full_store() -> GraphStore:
-    """The most recordings, of one run each."""
+    """As many graphs as fit, each of another run."""
     store = GraphStore(Tapes())
     store.buffers = [_buffers(run) for run in range(MAX_GRAPHS)]
     return store
 
 
-def test_a_recording_is_replayed_only_for_calls_like_its_own():
+def test_a_graph_is_replayed_only_for_calls_like_its_own():
     store, x = GraphStore(Tapes()), torch.zeros(1, 1, 2, 2)
     session, idx, seen = NetworkGraphs(store), torch.zeros(1, 2, dtype=torch.long), []
 
@@ -177,8 +177,8 @@ def test_a_recording_is_replayed_only_for_calls_like_its_own():
     assert set(seen) == {3}
 
 
-def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
-    """After a run whose two prompts came in one call and then in two, recordings exist for both forms, on the
+def test_parts_of_lent_buffers_are_not_lent_too(sd3, monkeypatch):
+    """After a run whose two prompts came in one call and then in two, graphs exist for both forms, on the
     same memory; a run with three prompts could use each for others.
     """
     monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
@@ -196,8 +196,8 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     assert distance(latents[3], latents[1]) < 2e-5
 
 
-def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_time(sd3, monkeypatch):
-    """As where memory is short now and then."""
+def test_repeated_regrouping_of_calls_holds_no_more_memory(sd3, monkeypatch):
+    """As if memory were short now and then."""
     monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
     model = sd3.build()
     store = capture_on(model, FrozenTape())
@@ -228,7 +228,7 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     assert len(store.buffers) == 2 and last_trace(patched).regional_steps > 20
 
 
-def test_moved_weights_drop_the_recordings():
+def test_moved_weights_drop_the_graphs():
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     capture_on(model, tape)
@@ -252,7 +252,7 @@ def test_unloading_gives_the_memory_back():
     assert store.count == 0 and store.nbytes() == 0
 
 
-def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
+def test_a_failed_capture_is_logged_once_and_the_run_continues(caplog):
     family = FAMILIES["sd3"]
     plain, _ = sample_ras(family.build(), family, family.noise())
     model = family.build()
@@ -338,7 +338,7 @@ def test_an_interrupted_run_returns_what_it_borrowed():
 
 
 @pytest.mark.parametrize("storage", ["gpu", "forecast"])
-def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, monkeypatch):
+def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, storage, monkeypatch):
     """Three steps with both prompts in a call, three with one each: each change makes new buffers, and those
     that they replace go.
     """
@@ -352,7 +352,7 @@ def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, mon
     assert not any(buffers.is_lent for buffers in store.buffers)
 
 
-def test_what_forbids_recording():
+def test_obstacles_to_capture():
     assert call_obstacle({}, False, None) is None
     assert "wraps" in call_obstacle({}, True, None)
     assert "attention" in call_obstacle({}, False, print)
@@ -383,13 +383,13 @@ def test_signatures_tell_shapes_and_plain_values_apart():
     assert signature({"x": [x]}) is None
 
 
-def test_a_copy_of_the_model_starts_without_recordings():
+def test_a_copy_of_the_model_starts_without_graphs():
     store = GraphStore()
     store.buffers.append(object())
     assert copy.deepcopy(store).buffers == []
 
 
-def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_then():
+def test_conditionings_on_the_cpu_are_copied_only_when_they_change():
     context = torch.ones(1, 2, 3)
     seen = []
 
@@ -397,11 +397,11 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
         seen.append(inputs["context"].device.type)
         return torch.empty_like(inputs["x"])
 
-    x = torch.empty(1, 4, 8, 8, device="meta")  # stands for another device than the CPU
+    x = torch.empty(1, 4, 8, 8, device="meta")  # in place of a device other than the CPU
     idx = torch.zeros(1, 2, dtype=torch.long, device="meta")
     captured = capture(FrozenTape(), RegionalCall({"x": x, "context": context}, idx, {}, call))
     assert seen == ["meta"]
-    buffer = captured.inputs["context"] = torch.full_like(context, 7)  # one that can be looked into
+    buffer = captured.inputs["context"] = torch.full_like(context, 7)  # one that can be read
     captured.run({"x": x, "context": context.clone()}, idx)
     assert buffer.eq(7).all()
     for value in (2.0, 1.0):
@@ -409,8 +409,8 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
         assert buffer.eq(value).all()
 
 
-def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
-    """As where a capture ends: not a tick later, and without the help of the garbage collector."""
+def test_tensors_of_a_failed_call_are_freed_when_its_error_is_caught(family):
+    """At the end of a capture: at once, without the garbage collector."""
     left = []
 
     class Watched(FrozenTape):

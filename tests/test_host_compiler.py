@@ -23,7 +23,7 @@ DENSE = RASConfig(sample_ratio=1.0)
 
 @pytest.fixture
 def prefetch(monkeypatch):
-    """ComfyUI's module, with what a test puts into it."""
+    """Sets attributes of ComfyUI's prefetch module for a test."""
     module = sys.modules.get(host_compiler.PREFETCH) or ModuleType(host_compiler.PREFETCH)
     monkeypatch.setitem(sys.modules, host_compiler.PREFETCH, module)
     return lambda name, value: monkeypatch.setattr(module, name, value, raising=False)
@@ -32,7 +32,7 @@ def prefetch(monkeypatch):
 class TestCompilerOff:
     @pytest.fixture
     def switches(self, monkeypatch):
-        """Names that the host has, and what they say in each evaluation."""
+        """Adds the switches to ComfyUI's arguments; returns a function that reads them."""
         for name in host_compiler.SWITCHES:
             monkeypatch.setattr(comfy.cli_args.args, name, False, raising=False)
         return lambda: [getattr(comfy.cli_args.args, name) for name in host_compiler.SWITCHES]
@@ -103,12 +103,12 @@ class TestPause:
         assert trace.regional_steps == 7 and allocated and all(allocated) and not paused
         assert set(given) == {knows_sync}
 
-    def test_nothing_where_the_host_has_nothing(self, monkeypatch):
+    def test_nothing_to_pause_in_an_older_comfyui(self, monkeypatch):
         monkeypatch.delitem(sys.modules, host_compiler.PREFETCH, raising=False)
         assert host_compiler.pause() is None and host_compiler.recording_obstacle() is None
 
 
-class TestRecordingBesideIt:
+class TestCapturesBesidesIt:
     def _run(self, sd3):
         model, tape = sd3.build(), FrozenTape()
         capture_on(model, tape)
@@ -123,7 +123,7 @@ class TestRecordingBesideIt:
             ("ACTIVE_MALLOC_GRAPHS", lambda: {"cuda:0": object()}),
         ],
     )
-    def test_nothing_is_recorded_while_it_is_at_work(self, sd3, name, graphs, prefetch):
+    def test_nothing_is_captured_while_it_is_active(self, sd3, name, graphs, prefetch):
         prefetch(name, graphs())
         tape, report = self._run(sd3)
         assert tape.captured == 0 and "compiler is at work" in report.reason
@@ -136,12 +136,12 @@ class TestRecordingBesideIt:
             ("ACTIVE_MALLOC_GRAPHS", dict),
         ],
     )
-    def test_it_is_where_it_rests(self, sd3, name, graphs, prefetch):
+    def test_calls_are_captured_while_it_is_idle(self, sd3, name, graphs, prefetch):
         prefetch(name, graphs())
         tape, report = self._run(sd3)
         assert tape.captured == 1 and report.reason is None
 
-    def test_not_where_a_block_has_a_graph_of_the_hosts(self, sd3):
+    def test_nothing_is_captured_if_a_block_has_comfyuis_own_graph(self, sd3):
         model, tape = sd3.build(), FrozenTape()
         capture_on(model, tape)
         model.model.diffusion_model.joint_blocks[1]._comfy_graph = {"graph": object()}

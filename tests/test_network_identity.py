@@ -27,7 +27,7 @@ MLP = "joint_blocks.1.x_block.mlp"
 
 
 @pytest.fixture(autouse=True)
-def _keep_recordings(monkeypatch):
+def _keep_graphs(monkeypatch):
     monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
 
 
@@ -43,13 +43,13 @@ class TestInspect:
         assert inspect(network, CPU).obstacle is None
         assert self._same(network, inspect(network, CPU))
 
-    def test_a_forward_of_others_and_the_way_back(self, network):
+    def test_a_replaced_forward_and_its_removal(self, network):
         before, mlp = inspect(network, CPU), network.get_submodule(MLP)
         original = mlp.forward
         mlp.forward = lambda x: original(x) * 2
         assert not self._same(network, before)
         assert "another node's code" in inspect(network, CPU).obstacle
-        mlp.forward = original  # as hosts do when a patch goes
+        mlp.forward = original  # as ComfyUI does when a patch is removed
         assert self._same(network, before) and inspect(network, CPU).obstacle is None
 
     def test_another_function_of_a_module(self, network):
@@ -62,7 +62,7 @@ class TestInspect:
         mlp.act = torch.nn.SiLU()
         assert not self._same(network, before) and inspect(network, CPU).obstacle is None
 
-    def test_the_same_module_at_another_place(self, network):
+    def test_the_same_modules_in_another_order(self, network):
         network.get_submodule(MLP).act = torch.nn.SiLU()
         before = inspect(network, CPU)
         first, second = (network.joint_blocks[i].x_block.mlp for i in (0, 1))
@@ -83,18 +83,18 @@ class TestInspect:
         layer.weight = torch.nn.Parameter(layer.weight.detach().t(), requires_grad=False)
         assert not self._same(network, before)
 
-    def test_the_hosts_model_around_it(self, network):
+    def test_comfyuis_model_around_it(self, network):
         owner = SimpleNamespace(manual_cast_dtype=None)
         before = inspect(network, CPU, None, owner)
         assert before.matches(inspect(network, CPU, None, owner))
         owner.manual_cast_dtype = torch.float16
         assert not before.matches(inspect(network, CPU, None, owner))
 
-    def test_graphs_of_the_hosts_own(self, network):
+    def test_graphs_of_comfyuis_own(self, network):
         network.joint_blocks[0]._comfy_graph = {"graph": object()}
         assert "graphs of its own" in inspect(network, CPU).obstacle
 
-    def test_what_is_gone_is_not_kept_alive(self, network):
+    def test_removed_modules_are_not_kept_alive(self, network):
         weights = torch.nn.Linear(2, 2)
         network.get_submodule(MLP).act = weights
         held, gone = inspect(network, CPU), weakref.ref(weights)
@@ -115,7 +115,7 @@ class TestInspect:
 
 
 def guider_of(positive, negative):
-    """The host's guider with a model for each prompt."""
+    """ComfyUI's guider with a model for each prompt."""
     extras = pytest.importorskip("comfy_extras.nodes_custom_sampler")
     if not hasattr(extras, "Guider_DualModel"):
         pytest.skip("this ComfyUI has no guider with two models")
@@ -150,7 +150,7 @@ class TestTwoModels:
             assert trace.regional_steps == 7 and not trace.notes
         assert tapes.captured == (3 if capture_negative else 1) and tapes.replayed > 0
 
-    def test_each_model_has_its_own_recordings_and_as_many_as_one(self, sd3):
+    def test_each_model_has_its_own_graphs_and_as_many_as_one(self, sd3):
         a, b = sd3.build(0), sd3.build(1)
         stores = [capture_on(each, Tapes(FrozenTape)) for each in (a, b)]
         for i in range(MAX_GRAPHS + 1):
@@ -158,7 +158,7 @@ class TestTwoModels:
             sample_with_two(sd3, config, a, b)
         assert [store.count for store in stores] == [MAX_GRAPHS] * 2
 
-    def test_one_that_cannot_be_recorded_leaves_the_other_alone(self, sd3, caplog):
+    def test_a_model_that_cannot_be_captured_leaves_the_other_alone(self, sd3, caplog):
         a, b = sd3.build(0), sd3.build(1)
         tapes = [Tapes(FrozenTape), Tapes(FrozenTape)]
         for each, tape in zip((a, b), tapes, strict=True):
@@ -170,7 +170,7 @@ class TestTwoModels:
         assert caplog.text.count("no CUDA graphs") == 1
 
     def test_the_same_prompt_on_both_models(self, sd3):
-        """Keys and values of one mean nothing to the other, even if one is left out in some steps."""
+        """Keys and values of one are useless to the other, even if one is left out in some steps."""
         a, b = sd3.build(0), sd3.build(1)
         results = []
         for config in (EAGER, CAPTURED):
@@ -204,7 +204,7 @@ class TestTwoModels:
         assert distance(latent, plain) < 2e-5
         assert len(trace.notes) == 1 and "another family (NextDiT)" in trace.notes[0]
 
-    def test_unloading_either_gives_its_memory_back(self, sd3):
+    def test_unloading_either_frees_its_memory(self, sd3):
         a, b = sd3.build(0), sd3.build(1)
         stores = [capture_on(each, Tapes(FrozenTape)) for each in (a, b)]
         sample_with_two(sd3, CAPTURED, a, b)
@@ -216,8 +216,8 @@ class TestTwoModels:
 
 
 class TestOtherCode:
-    def _check(self, sd3, variants, recorded):
-        """Runs of a model and its variants, twice in turns, are as without graphs."""
+    def _check(self, sd3, variants, captured):
+        """Alternating runs of a model and its variants give what eager runs give."""
         model = variants[0]
         tape = FrozenTape()
         plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]
@@ -228,7 +228,7 @@ class TestOtherCode:
                 latent, trace = sample_ras(each, sd3, sd3.noise(), CAPTURED)
                 assert distance(latent, expected) < 2e-5
                 assert trace.regional_steps == 7 and not trace.notes
-        assert tape.captured == recorded and tape.replayed > 0
+        assert tape.captured == captured and tape.replayed > 0
 
     def test_a_bypass_lora_on_and_off(self, sd3):
         adapters = pytest.importorskip("comfy.weight_adapter")
@@ -236,7 +236,7 @@ class TestOtherCode:
             pytest.skip("this ComfyUI has no bypass LoRA")
         model = sd3.build()
         strong, weak = (_with_bypass_lora(model, strength) for strength in (1.0, 0.5))
-        self._check(sd3, [model, strong, weak], recorded=6)
+        self._check(sd3, [model, strong, weak], captured=6)
 
     def test_an_object_patch_on_and_off(self, sd3):
         model = sd3.build()
@@ -244,13 +244,13 @@ class TestOtherCode:
         mlp = model.model.diffusion_model.get_submodule(MLP)
         forward = mlp.forward
         patched.add_object_patch(f"diffusion_model.{MLP}.forward", lambda x: forward(x) * 1.5)
-        self._check(sd3, [model, patched], recorded=2)
+        self._check(sd3, [model, patched], captured=2)
 
     def test_an_exchanged_layer(self, sd3):
         model = sd3.build()
         patched = model.clone()
         patched.add_object_patch(f"diffusion_model.{MLP}.act", torch.nn.SiLU())
-        self._check(sd3, [model, patched], recorded=4)
+        self._check(sd3, [model, patched], captured=4)
 
     def test_a_patched_class(self, sd3, monkeypatch):
         model, tape = sd3.build(), FrozenTape()
@@ -297,7 +297,7 @@ class TestForecastRows:
         ],
     )
     @pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
-    def test_prompts_that_are_grouped_anew(self, lumina2, kind, groups, monkeypatch):
+    def test_prompts_that_are_regrouped(self, lumina2, kind, groups, monkeypatch):
         latents, two = [], lumina2.conditioning(1) + lumina2.conditioning(3)
         for config in (FORECAST_EAGER, FORECAST):
             model, tapes = lumina2.build(), Tapes(kind)
@@ -309,7 +309,7 @@ class TestForecastRows:
             assert not trace.notes
         assert tapes.replayed > 0 and distance(*latents) < 2e-5
 
-    def test_two_prompts_are_still_begun_early(self, lumina2, monkeypatch):
+    def test_two_prompts_are_still_launched_early(self, lumina2, monkeypatch):
         model, tapes = lumina2.build(), Tapes(FrozenLateTape)
         split_prompts(monkeypatch, model)
         capture_on(model, tapes)
@@ -318,7 +318,7 @@ class TestForecastRows:
         assert tapes.launched == 4 and not trace.notes and distance(latent, plain) < 2e-5
 
     @pytest.mark.parametrize("error", [RuntimeError, torch.cuda.OutOfMemoryError])
-    def test_a_recording_that_fails_after_its_work(self, lumina2, error):
+    def test_a_capture_that_fails_after_its_work(self, lumina2, error):
         model = lumina2.build()
         plain, _ = sample_ras(model, lumina2, lumina2.noise(), FORECAST_EAGER, steps=16)
         tape = FailingTape()
@@ -328,7 +328,7 @@ class TestForecastRows:
         assert distance(latent, plain) < 2e-5 and not trace.notes and not tape.failures
 
     def test_a_second_tape_without_memory(self, lumina2, monkeypatch):
-        """The call has run once already; when it comes again, it is captured on the first tape."""
+        """The call has run once already; the next time it is captured on the first tape."""
         model, tapes = lumina2.build(), []
 
         def make(number):
@@ -345,7 +345,7 @@ class TestForecastRows:
         assert distance(latent, plain) < 2e-5 and not trace.notes
         assert store.count == 2 and store.trouble is None and not tapes[1].failures
 
-    def test_a_recording_that_fails_in_the_middle_of_its_work(self, lumina2):
+    def test_a_capture_that_fails_in_the_middle_of_its_work(self, lumina2):
         """Half of its rows have advanced: the call runs again without any cached rows."""
 
         class HalfTape(FrozenTape):
@@ -408,7 +408,7 @@ class TestInterrupts:
 
 
 def test_copies_of_the_model_on_other_devices(sd3, caplog):
-    """ComfyUI calls them in threads, each with some of the prompts: the pack stays out of it."""
+    """ComfyUI calls them in threads, each with some of the prompts: the pack runs dense."""
     model, tape = sd3.build(), FrozenTape()
     capture_on(model, tape)
     dense = sample(model, sd3, sd3.noise())
@@ -424,7 +424,7 @@ def test_copies_of_the_model_on_other_devices(sd3, caplog):
     assert trace.graphs.reason == "the run is dense"
 
 
-def test_copies_that_the_model_brings_along_are_known_before_the_run(sd3, caplog):
+def test_copies_attached_to_the_model_are_known_before_the_run(sd3, caplog):
     patched = patch_model(sd3.build(), CAPTURED)
     patched.set_additional_models("multigpu", [sd3.build()])
     with caplog.at_level("INFO"):
@@ -432,8 +432,8 @@ def test_copies_that_the_model_brings_along_are_known_before_the_run(sd3, caplog
     assert "multi-GPU" in last_trace(patched).notes[0] and "by arithmetic" not in caplog.text
 
 
-class TestWhatACallReadsBesideItsNetwork:
-    """Changed between two runs on one tape: the second one must come out as an eager run does."""
+class TestWhatACallReadsBesidesItsNetwork:
+    """Changed between two runs on one tape: the second run must give what an eager run gives."""
 
     def _second_run(self, family, change):
         model, noise = family.build(), family.noise()

@@ -9,7 +9,7 @@ def captured(work):
     return FrozenTape().capture(work)
 
 
-def test_values_are_read_anew_and_results_stand_where_they_stood():
+def test_values_are_read_again_and_results_keep_their_addresses():
     x, out = torch.ones(3), torch.empty(3)
     replay = captured(lambda: out.copy_(x * 2 + 1))
     assert out.eq(3).all()
@@ -31,7 +31,7 @@ def test_python_does_not_run_again():
     assert seen == [1] and out.eq(2).all()
 
 
-def test_views_see_what_is_written_under_them():
+def test_views_see_writes_to_their_memory():
     x, out = torch.arange(6.0), torch.empty(2, 3)
 
     def work():
@@ -51,7 +51,7 @@ def test_views_see_what_is_written_under_them():
     assert torch.equal(out, expected())
 
 
-def test_state_outside_moves_on_with_each_replay():
+def test_outside_state_advances_with_each_replay():
     count = torch.zeros(1)
     replay = captured(lambda: count.add_(1))
     replay()
@@ -60,17 +60,17 @@ def test_state_outside_moves_on_with_each_replay():
 
 
 def test_functions_with_several_results_and_out_arguments():
-    x, out, places = torch.tensor([3.0, 1.0, 2.0]), torch.empty(3), torch.empty(3, dtype=torch.long)
+    x, out, indices = torch.tensor([3.0, 1.0, 2.0]), torch.empty(3), torch.empty(3, dtype=torch.long)
 
     def work():
         values, order = x.sort()
         torch.add(values, 1, out=out)
-        places.copy_(order)
+        indices.copy_(order)
 
     replay = captured(work)
     x.copy_(torch.tensor([1.0, 2.0, 0.0]))
     replay()
-    assert out.tolist() == [1, 2, 3] and places.tolist() == [2, 0, 1]
+    assert out.tolist() == [1, 2, 3] and indices.tolist() == [2, 0, 1]
 
 
 @pytest.mark.parametrize("exchange", ["parameter", "data"])
@@ -87,7 +87,7 @@ def test_weights_at_another_address_are_not_seen(exchange):
     assert out.eq(2).all()
 
 
-def test_weights_that_change_where_they_stand_are_seen():
+def test_weights_that_change_in_place_are_seen():
     layer, x, out = torch.nn.Linear(2, 2, bias=False), torch.ones(1, 2), torch.empty(1, 2)
     with torch.no_grad():
         replay = captured(lambda: out.copy_(layer(x)))
