@@ -272,7 +272,7 @@ def test_an_interrupt_between_two_calls_leaves_nothing_in_flight(sd3, monkeypatc
 
 
 def test_a_prompt_on_another_device_is_compared_there():
-    """A new value is known when the output is requested: the call runs again, and is never launched early."""
+    """A new value is known when the output is requested: the call runs again, and no longer early."""
     (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
     second.off_device["prompt"] = PROMPT.clone()  # as if the device were another
     found = []
