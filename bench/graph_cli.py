@@ -64,20 +64,20 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
         expected, _ = bench.latent_of(replace(plain, kv_cache=kv_cache))
         latent, trace = bench.latent_of(replace(graph, kv_cache=kv_cache))
         error = distance(latent, expected)
-        recorded = graph_store(bench.model)
-        count = recorded.count if recorded else 0
+        store = graph_store(bench.model)
+        count = store.count if store else 0
         detail = f"error {error:.2e}, {count} recordings, {trace.regional_steps} regional, {trace.notes}"
-        if recorded and recorded.trouble:
-            detail += f", {recorded.trouble}"
+        if store and store.trouble:
+            detail += f", {store.trouble}"
         return what, error < TOLERANCE and count > 0 and not trace.notes, detail
 
-    def recordings() -> set[int]:
-        return {id(each) for held in graph_store(bench.model).buffers for each in held.recordings.values()}
+    def captured_calls() -> set[int]:
+        return {id(each) for held in graph_store(bench.model).buffers for each in held.calls.values()}
 
     yield compare("recorded and plain agree")
-    first = recordings()
+    first = captured_calls()
     yield compare("and in a second run")
-    yield "the second run made no new recording", recordings() == first, str(len(first))
+    yield "the second run made no new recording", captured_calls() == first, str(len(first))
     bench.latent = shape.latent(pixels, pixels + 128, 1)
     yield compare("another size")
     bench.latent = shape.latent(pixels, pixels, 1)
@@ -95,16 +95,16 @@ def checks(shape: Any, pixels: int) -> Iterator[tuple[str, bool, str]]:
     for kv_cache in ("fp8", "forecast"):
         yield compare(f"with kv_cache = {kv_cache}", kv_cache)
     yield _kernels_agree(bench, plain)
-    yield _recording_fails(bench, plain, graph)
-    with _one_prompt_a_call(), _counted_begins() as begins:
+    yield _capture_fails(bench, plain, graph)
+    with _one_prompt_a_call(), _counted_launches() as launches:
         yield compare("with a call for each prompt")
-        yield "whose second call is begun with the first", len(begins) > 10, f"{len(begins)} times"
+        yield "whose second call is launched with the first", len(launches) > 10, f"{len(launches)} times"
     bench.model = original
     comfy.model_management.unload_all_models()
     store = graph_store(bench.model)
     yield "unloading drops the recordings", store.count == 0 and store.nbytes() == 0, str(store.count)
     yield compare("after the model was unloaded")
-    yield _recorded_anew(bench, graph)
+    yield _captured_again(bench, graph)
     bench.close()
 
 
@@ -125,7 +125,7 @@ def _kernels_agree(bench: Any, plain: Any) -> tuple[str, bool, str]:
     return "Triton's kernels agree with PyTorch", used and error < TOLERANCE, detail
 
 
-def _recording_fails(bench: Any, plain: Any, graph: Any) -> tuple[str, bool, str]:
+def _capture_fails(bench: Any, plain: Any, graph: Any) -> tuple[str, bool, str]:
     """Half-way through a captured call, whose tensors must not outlive the capture."""
     import torch
 
@@ -181,7 +181,7 @@ def _interrupted(bench: Any, variant: Any) -> tuple[str, bool, str]:
     return "an interrupted run returns its buffers", stopped and not lent, f"stopped {stopped}, lent {lent}"
 
 
-def _recorded_anew(bench: Any, variant: Any) -> tuple[str, bool, str]:
+def _captured_again(bench: Any, variant: Any) -> tuple[str, bool, str]:
     import torch
 
     from ..ras_core.host.graphs_of_model import graph_store
@@ -213,22 +213,22 @@ def _one_prompt_a_call() -> Iterator[None]:
 
 
 @contextmanager
-def _counted_begins() -> Iterator[list]:
-    """A list that grows by one whenever a recorded call is begun early."""
-    from ..ras_core.graphs.capture import CudaTape
+def _counted_launches() -> Iterator[list]:
+    """A list that grows by one whenever a captured call is launched early."""
+    from ..ras_core.graphs.tape import CudaTape
 
-    begins: list[int] = []
-    begin = CudaTape.begin
+    launches: list[int] = []
+    launch = CudaTape.launch
 
     def counted(tape: CudaTape, replay: Any) -> Any:
-        begins.append(1)
-        return begin(tape, replay)
+        launches.append(1)
+        return launch(tape, replay)
 
-    CudaTape.begin = counted
+    CudaTape.launch = counted
     try:
-        yield begins
+        yield launches
     finally:
-        CudaTape.begin = begin
+        CudaTape.launch = launch
 
 
 def _with_patch(model: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.profiler import record_function
 
-from ..ras_core.graphs.session import NetworkGraphs
+from ..ras_core.graphs.network_graphs import NetworkGraphs
 from ..ras_core.method.selector import ChangeSelector, PaperSelector
 from ..ras_core.run import sampler
 from ..ras_core.run.partial_forward import NetworkCall

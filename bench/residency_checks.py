@@ -17,7 +17,7 @@ import torch
 from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
-from ..ras_core.graphs.residency import EvictableWeights
+from ..ras_core.graphs.preset import EvictableWeights
 from ..ras_core.host.graphs_of_model import graph_store, resident_weights
 from .hosting import has_dynamic_vram
 from .residency_scene import PAGE, Ran, Scene, Skip, count_pages, evict, in_capture, pinned_pages, ras

@@ -80,14 +80,16 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.worker:
         return work(json.loads(options.worker))
+    chosen, known = names_in(options.only), groups(0)
     try:
+        check_names("--groups", names_in(options.groups), [group.name for group in known])
+        check_names("--only", chosen, [name for group in known for name in group.checks])
         has_dynamic = knows_dynamic_vram(comfyui_path())
     except RASError as error:
         print(error, file=sys.stderr)
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "checks": []}
-    chosen = [name.strip() for name in options.only.split(",") if name.strip()]
     parent = None if options.tiny else shared_memory(20 * GIB)
     with (
         tempfile.TemporaryDirectory(prefix="ras-residency-", dir=parent) as folder,
@@ -106,8 +108,24 @@ def main(argv: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def names_in(comma_list: str) -> list[str]:
+    """The names in a comma list."""
+    return [name.strip() for name in comma_list.split(",") if name.strip()]
+
+
+def check_names(option: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse unknown names.
+
+    Raises:
+        RASError: with the names that are known.
+    """
+    if unknown := [name for name in given if name not in known]:
+        names = ", ".join(dict.fromkeys(known))
+        raise RASError(f"{option} {', '.join(unknown)}.", f"names among: {names}.", f"correct {option}.")
+
+
 def is_wanted(group: Group, options: argparse.Namespace) -> bool:
-    names = [name.strip() for name in options.groups.split(",") if name.strip()]
+    names = names_in(options.groups)
     return group.name in names if names else not options.tiny or group.name == "dynamic"
 
 

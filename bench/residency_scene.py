@@ -34,7 +34,7 @@ START, RESET = 2, 7
 PAGE = 32 * 2**20
 """Bytes of a page of evictable weights."""
 
-RECORDING = [False]
+CAPTURING = [False]
 """Whether a stand-in tape is capturing."""
 
 
@@ -68,7 +68,7 @@ class Counter:
         if self.tapes is None:
             found = self._cuda.take()
             return found["captures"], found["replays"]
-        before, self._before = self._before, (self.tapes.recorded, self.tapes.replayed)
+        before, self._before = self._before, (self.tapes.captured, self.tapes.replayed)
         return self._before[0] - before[0], self._before[1] - before[1]
 
     @contextmanager
@@ -115,7 +115,7 @@ class Scene:
             with torch.inference_mode():
                 found = nodes.UNETLoader().load_unet(f"network_{kind}.safetensors", weight_dtype)[0]
             if self.counter.tapes is not None:
-                _record_on(found, self.counter.tapes)
+                _capture_on(found, self.counter.tapes)
             self.models[key] = found
         return self.models[key]
 
@@ -239,22 +239,22 @@ def in_capture(action: Callable[[], Any]) -> Iterator[list[int]]:
 
 
 def is_capturing() -> bool:
-    return RECORDING[0] or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+    return CAPTURING[0] or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def _tapes() -> Any:
     support = importlib.import_module("support.tape")
 
     class Tape(support.AgainTape):
-        def record(self, *args: Any, **kwargs: Any) -> Any:
-            RECORDING[0] = True
+        def capture(self, *args: Any, **kwargs: Any) -> Any:
+            CAPTURING[0] = True
             try:
-                return super().record(*args, **kwargs)
+                return super().capture(*args, **kwargs)
             finally:
-                RECORDING[0] = False
+                CAPTURING[0] = False
 
     return support.Tapes(Tape)
 
 
-def _record_on(model: Any, tapes: Any) -> None:
-    importlib.import_module("support.tape").record_on(model, tapes)
+def _capture_on(model: Any, tapes: Any) -> None:
+    importlib.import_module("support.tape").capture_on(model, tapes)

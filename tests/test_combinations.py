@@ -18,7 +18,7 @@ from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
-from support.tape import FrozenTape, record_on
+from support.tape import FrozenTape, capture_on
 
 EAGER = RASConfig(**{**vars(FAST), "cuda_graphs": "off"})
 NEARLY_ALL = RASConfig(paper=PaperSettings(), sample_ratio=0.9, start_step=2, error_reset_every=0)
@@ -223,7 +223,7 @@ class TestControlNet:
     def test_calls_with_residuals_are_recorded(self, sd3, conditioned, end_percent):
         """Residuals differ at each step, and when a ControlNet ends, calls change their form."""
         noise, model, tape = sd3.noise(), sd3.build(), FrozenTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         conds = dict(zip(("positive", "negative"), conditioned(end_percent=end_percent), strict=True))
         expected, _ = sample_ras(sd3.build(), sd3, noise, EAGER, **conds)
         replays = []
@@ -231,8 +231,8 @@ class TestControlNet:
             latent, trace = sample_ras(model, sd3, noise, **conds)
             assert distance(latent, expected) < 2e-5 and not trace.notes
             replays.append(trace.graphs.replayed)
-        assert tape.recorded == (1 if end_percent == 1.0 else 2)
-        assert replays == [7 - 2 * tape.recorded, 7], (
+        assert tape.captured == (1 if end_percent == 1.0 else 2)
+        assert replays == [7 - 2 * tape.captured, 7], (
             "of each form the first is eager and the second captured"
         )
 

@@ -8,7 +8,7 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample
-from support.tape import AgainTape, record_on
+from support.tape import AgainTape, capture_on
 
 FAMILY = FAMILIES["sd3"]  # one is enough, and compiling is slow: the hooks are the same for all
 
@@ -47,7 +47,7 @@ def test_regional_steps_run_and_are_recorded_and_a_second_run_compiles_nothing(o
     noise, backend, tape = FAMILY.noise(), _Backend(), AgainTape()
     expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise)
     model = FAMILY.build()
-    record_on(model, tape)
+    capture_on(model, tape)
     if order == "before":
         patched = patch_model(_compiled(model, backend), FAST)
     else:
@@ -60,7 +60,7 @@ def test_regional_steps_run_and_are_recorded_and_a_second_run_compiles_nothing(o
         assert distance(latent, expected) < 1e-4
         compiled.append(backend.compiled)
     assert compiled[0] == compiled[1] <= _compilations_without_ras()
-    assert (tape.recorded, tape.replayed) == (1, 5 + 7)
+    assert (tape.captured, tape.replayed) == (1, 5 + 7)
     assert backend.ran >= 2  # step 0 of each run: from step 1 on the cache is filled or used
 
 

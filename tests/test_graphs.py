@@ -1,4 +1,4 @@
-"""Recorded regional calls, on a tape that needs no GPU: the same work done again on the same places."""
+"""Captured regional calls, on a tape that needs no GPU: it repeats the operations on the same buffers."""
 
 import copy
 import gc
@@ -8,16 +8,20 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graphs.capture import Recording, record, without_frames
+from ras_pack.ras_core.graphs.capture import CapturedCall, RegionalCall, capture
 from ras_pack.ras_core.graphs.eligibility import (
     MAX_GRAPHS,
+    MAX_POSTPONED,
     GraphReport,
     call_obstacle,
     may_outlive_run,
     signature,
 )
+from ras_pack.ras_core.graphs.network_graphs import NetworkGraphs
 from ras_pack.ras_core.graphs.network_identity import inspect
-from ras_pack.ras_core.graphs.session import Buffers, GraphStore, NetworkGraphs
+from ras_pack.ras_core.graphs.session import GraphSession
+from ras_pack.ras_core.graphs.store import Buffers, GraphEnvironment, GraphStore
+from ras_pack.ras_core.graphs.tape import without_frames
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.run.partial_forward import NetworkCall
@@ -32,20 +36,20 @@ from support.sampling import (
     sample_ras,
     split_prompts,
 )
-from support.tape import BrokenTape, FrozenTape, Tapes, record_on
+from support.tape import BrokenTape, FrozenTape, Tapes, capture_on
 
 
-def test_recorded_and_plain_runs_agree_and_recordings_serve_the_next_run(family):
+def test_captured_and_eager_runs_agree_and_graphs_serve_the_next_run(family):
     noise, tape = family.noise(), FrozenTape()
     plain, _ = sample_ras(family.build(), family, noise, RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     model = family.build()
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     for run in (1, 2):
         latent, trace = sample_ras(model, family, noise)
         assert distance(latent, plain) < 2e-5
         assert trace.regional_steps == 7 and not trace.notes
-        assert tape.recorded == 1
-        # Seven regional steps: the first plain, the second recorded, five replayed; then all seven.
+        assert tape.captured == 1
+        # Seven regional steps: the first eager, the second captured, five replayed; then all seven.
         assert tape.replayed == {1: 5, 2: 5 + 7}[run]
         assert trace.graphs == {1: GraphReport(1, 5), 2: GraphReport(0, 7)}[run]
         assert f"{trace.graphs.replayed} of 7 regional steps replayed as CUDA graphs" in trace.summary()
@@ -56,22 +60,23 @@ def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
     """Prompts one by one: both are captured in the second regional step, and replayed in five."""
     model = sd3.build()
     split_prompts(monkeypatch, model)
-    record_on(model, Tapes(FrozenTape))
+    capture_on(model, Tapes(FrozenTape))
     _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
     assert trace.graphs == GraphReport(2, 5)
-    assert trace.as_dict()["graphs"] == {"captured": 2, "replayed": 5, "reason": None}
+    counts = {"captured": 2, "replayed": 5, "reason": None}
+    assert trace.as_dict()["graphs"] == {**counts, "resident": None, "layers": None}
 
 
-def test_where_none_are_wanted_there_is_no_report(sd3):
+def test_without_graphs_there_is_no_report(sd3):
     model = sd3.build()
-    record_on(model, FrozenTape())
+    capture_on(model, FrozenTape())
     _, trace = sample_ras(model, sd3, sd3.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     assert trace.graphs is None and "CUDA graphs" not in trace.summary()
 
 
-def test_graphs_that_end_on_the_way_say_why(sd3):
+def test_graphs_that_end_during_the_run_say_why(sd3):
     model = sd3.build()
-    record_on(model, FrozenTape())
+    capture_on(model, FrozenTape())
     patched, evaluations = patch_model(model, FAST), []
 
     def controlled(executor, *args, **kwargs):
@@ -87,75 +92,75 @@ def test_graphs_that_end_on_the_way_say_why(sd3):
     assert "3 of 7 regional steps replayed as CUDA graphs (another node patches" in trace.summary()
 
 
-def test_prompts_of_different_length_have_a_recording_each(family):
+def test_prompts_of_different_length_have_a_graph_each(family):
     model, tape = family.build(), FrozenTape()
-    record_on(model, tape)
+    capture_on(model, tape)
     prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
     plain, _ = sample_ras(family.build(), family, family.noise(), **prompts)
     latent, trace = sample_ras(model, family, family.noise(), **prompts)
     assert distance(latent, plain) < 2e-5 and not trace.notes
-    assert tape.recorded >= 1 and tape.replayed >= 5
+    assert tape.captured >= 1 and tape.replayed >= 5
 
 
-def test_another_size_gets_its_own_and_the_first_is_still_good(family):
+def test_another_size_gets_its_own_graph_and_the_first_stays_valid(family):
     model, tape = family.build(), FrozenTape()
-    record_on(model, tape)
+    capture_on(model, tape)
     patched = patch_model(model, FAST)
     for size in [(16, 16), (12, 20), (16, 16)]:
         fresh, _ = sample_ras(family.build(), family, family.noise(*size))
         assert distance(sample(patched, family, family.noise(*size)), fresh) < 2e-5
-    assert tape.recorded == 2
+    assert tape.captured == 2
 
 
-def test_the_ninth_setting_is_recorded_too():
-    """Where there are too many, the one goes that was not used for longest, and its buffers with it."""
+def test_the_ninth_setting_is_captured_too():
+    """The store evicts the least recently used graph, and its buffers with it."""
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     ratios = [0.1 * i for i in range(1, 9)]
     for number, (ratio, size) in enumerate([(0.5, 12), *((ratio, 16) for ratio in ratios), (0.1, 16)], 1):
         config = RASConfig(**{**vars(FAST), "sample_ratio": ratio})
         _, trace = sample_ras(model, family, family.noise(size, size), config)
         assert trace.regional_steps == 7
-        assert tape.recorded == min(number, 9) and store.count == min(number, MAX_GRAPHS)
+        assert tape.captured == min(number, 9) and store.count == min(number, MAX_GRAPHS)
         assert len(store.buffers) == {1: 1, 9: 1, 10: 1}.get(number, 2)
 
 
-def test_the_recording_that_goes_is_the_one_unused_for_longest():
+def test_the_least_recently_used_graph_is_evicted():
     store = _full_store()
-    store.buffers[0].recordings[0].last_run = store.runs = 9  # this run's, and the one recorded first
-    assert store.has_place()
-    assert [len(each.recordings) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
-    assert store.buffers[0].recordings[0].last_run == 9
+    store.buffers[0].calls[0].last_run = store.runs = 9  # this run's, and the one captured first
+    assert store.make_room()
+    assert [len(each.calls) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
+    assert store.buffers[0].calls[0].last_run == 9
     for each in store.buffers[1:]:
-        each.recordings[0].last_run = 9
+        each.calls[0].last_run = 9
     store.buffers.append(_buffers(9))
-    assert not store.has_place()
+    assert not store.make_room()
 
 
-def test_buffers_without_recordings_go_when_the_run_is_over():
+def test_buffers_without_graphs_are_freed_after_the_run():
     store = _full_store()
     session = NetworkGraphs(store)
     store.buffers[0].is_lent = True
-    assert store.has_place() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
+    assert store.make_room() and store.count == MAX_GRAPHS - 1 and len(store.buffers) == MAX_GRAPHS
     session.close()
     assert len(store.buffers) == MAX_GRAPHS - 1
 
 
 def _buffers(run: int) -> Buffers:
-    recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
+    captured = CapturedCall({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
     rows = torch.zeros(1, 2, 3)
-    return Buffers((run,), {(0, 0): KVRows.of(rows, rows, 0, 0)}, {0: recording})
+    return Buffers((run,), {(0, 0): KVRows.of(rows, rows, 0, 0)}, {0: captured})
 
 
 def _full_store() -> GraphStore:
-    """The most recordings, of one run each."""
+    """As many graphs as fit, each of another run."""
     store = GraphStore(Tapes())
     store.buffers = [_buffers(run) for run in range(MAX_GRAPHS)]
     return store
 
 
-def test_a_recording_is_replayed_only_for_calls_like_its_own():
+def test_a_graph_is_replayed_only_for_calls_like_its_own():
     store, x = GraphStore(Tapes()), torch.zeros(1, 1, 2, 2)
     session, idx, seen = NetworkGraphs(store), torch.zeros(1, 2, dtype=torch.long), []
 
@@ -165,15 +170,15 @@ def test_a_recording_is_replayed_only_for_calls_like_its_own():
 
     rows = torch.zeros(1, 2, 3)
     slots = {(0, 0): KVRows.of(rows, rows, 0, 0)}
-    for n_tokens, is_recorded in ((3, False), (3, True), (3, True), (4, False), (3, True)):
+    for n_tokens, is_captured in ((3, False), (3, True), (3, True), (4, False), (3, True)):
         inputs = {"x": x, "t": torch.ones(1), "n_tokens": n_tokens}
         output = session.run(("a",), inputs, idx, slots, call)
-        assert (output is not None) == is_recorded
+        assert (output is not None) == is_captured
     assert set(seen) == {3}
 
 
-def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
-    """After a run whose two prompts came in one call and then in two, recordings exist for both forms, on the
+def test_parts_of_lent_buffers_are_not_lent_too(sd3, monkeypatch):
+    """After a run whose two prompts came in one call and then in two, graphs exist for both forms, on the
     same memory; a run with three prompts could use each for others.
     """
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
@@ -181,7 +186,7 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     latents = []
     for graphs in ("off", "auto"):
         model = sd3.build()
-        record_on(model, FrozenTape())
+        capture_on(model, FrozenTape())
         config = RASConfig(**{**vars(FAST), "kv_cache": "gpu", "cuda_graphs": graphs})
         for sizes, positive in (([[2]] * 6 + [[1, 1]] * 14, sd3.conditioning(1)), ([[2, 1, 1]] * 20, three)):
             patched = patch_model(model, config)
@@ -191,11 +196,11 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     assert distance(latents[3], latents[1]) < 2e-5
 
 
-def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_time(sd3, monkeypatch):
-    """As where memory is short now and then."""
+def test_repeated_regrouping_of_calls_holds_no_more_memory(sd3, monkeypatch):
+    """As if memory were short now and then."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
-    store = record_on(model, FrozenTape())
+    store = capture_on(model, FrozenTape())
     sizes, held = ([[2]] * 6 + [[1, 1]] * 6) * 5, []
     regroup = in_groups(sizes.__getitem__)
 
@@ -215,7 +220,7 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     split_prompts(monkeypatch, model)
-    store = record_on(model, FrozenTape())
+    store = capture_on(model, FrozenTape())
     patched = patch_model(model, RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
     at_times = positive_alone(lambda step: step % 5 == 2)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", at_times)
@@ -223,23 +228,23 @@ def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     assert len(store.buffers) == 2 and last_trace(patched).regional_steps > 20
 
 
-def test_moved_weights_drop_the_recordings():
+def test_moved_weights_drop_the_graphs():
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
-    record_on(model, tape)
+    capture_on(model, tape)
     sample_ras(model, family, family.noise())
     block = model.model.diffusion_model.joint_blocks[0].x_block.attn.qkv
     block.weight = torch.nn.Parameter(block.weight.detach() * 1.01, requires_grad=False)
     fresh, _ = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "cuda_graphs": "off"}))
     latent, _ = sample_ras(model, family, family.noise())
     assert distance(latent, fresh) < 2e-5
-    assert tape.recorded == 2
+    assert tape.captured == 2
 
 
 def test_unloading_gives_the_memory_back():
     family = FAMILIES["sd3"]
     model = family.build()
-    store = record_on(model, FrozenTape())
+    store = capture_on(model, FrozenTape())
     patched = patch_model(model, FAST)
     sample(patched, family, family.noise())
     assert store.count == 1
@@ -247,11 +252,11 @@ def test_unloading_gives_the_memory_back():
     assert store.count == 0 and store.nbytes() == 0
 
 
-def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
+def test_a_failed_capture_is_logged_once_and_the_run_continues(caplog):
     family = FAMILIES["sd3"]
     plain, _ = sample_ras(family.build(), family, family.noise())
     model = family.build()
-    record_on(model, BrokenTape())
+    capture_on(model, BrokenTape())
     with caplog.at_level("INFO"):
         latent, trace = sample_ras(model, family, family.noise())
     assert torch.equal(latent, plain) and trace.regional_steps == 7
@@ -260,10 +265,65 @@ def test_a_failed_capture_is_told_once_and_the_run_goes_on(caplog):
     assert caplog.text.count("no CUDA graphs") == 1 and "planted" in caplog.text
 
 
+class TestMomentaryObstacle:
+    """Too little free memory, say, at the moment when a call is due for capture."""
+
+    def _session(self, store, *obstacles):
+        answers = list(obstacles)
+        environment = GraphEnvironment(lambda model: store, obstacle=lambda: answers.pop(0))
+        self.answers = answers
+        return GraphSession(environment)
+
+    def _run(self, session, n_active):
+        """One call on the same K/V buffers, alone in its evaluation. Returns whether it had a graph."""
+        session.begin_evaluation(True)
+        session.begin_call(MODEL)
+        inputs, idx = {"x": torch.zeros(1, 1, 2, 2)}, torch.zeros(1, n_active, dtype=torch.long)
+        return session.of(MODEL).run(("a",), inputs, idx, self.slots, lambda now, *_: now["x"]) is not None
+
+    @pytest.fixture(autouse=True)
+    def _slots(self):
+        rows = torch.zeros(1, 2, 3)
+        self.slots = {(0, 0): KVRows.of(rows, rows, 0, 0)}
+
+    def test_captured_calls_are_replayed_meanwhile(self, caplog):
+        session = self._session(GraphStore(Tapes(FrozenTape)), None, SHORT, SHORT, None)
+        with caplog.at_level("INFO"):
+            assert [self._run(session, 2) for _ in range(3)] == [
+                False,
+                True,
+                True,
+            ]  # eager, captured, replayed
+            for _ in range(2):
+                self._run(session, 1)
+            assert self._run(session, 2) and session.report == GraphReport(1, 2, SHORT)
+            assert not self._run(session, 1) and self._run(session, 1), "captured at its fourth sighting"
+            assert self._run(session, 1) and self._run(session, 2)
+        assert session.report == GraphReport(2, 4) and not self.answers
+        assert caplog.text.count(SHORT) == 1
+
+    def test_there_are_few_attempts_in_a_run(self):
+        tapes = Tapes(FrozenTape)
+        session = self._session(GraphStore(tapes), *[SHORT] * MAX_POSTPONED)
+        assert not any(self._run(session, 2) for _ in range(3 * MAX_POSTPONED))
+        assert session.report == GraphReport(0, 0, SHORT) and not self.answers
+
+    def test_it_evicts_no_captured_call(self):
+        store = _full_store()
+        store.runs = 9
+        session = self._session(store, SHORT)
+        for _ in range(2):
+            self._run(session, 2)
+        assert store.count == MAX_GRAPHS and not self.answers
+
+
+MODEL, SHORT = object(), "there is too little free memory to capture a call"
+
+
 def test_an_interrupted_run_returns_what_it_borrowed():
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     patched = patch_model(model, FAST)
 
     def stop(step, *_):
@@ -274,25 +334,25 @@ def test_an_interrupted_run_returns_what_it_borrowed():
         sample(patched, family, family.noise(), callback=stop)
     assert not any(buffers.is_lent for buffers in store.buffers)
     sample(patched, family, family.noise())
-    assert tape.recorded == 1 and last_trace(patched).regional_steps == 7
+    assert tape.captured == 1 and last_trace(patched).regional_steps == 7
 
 
 @pytest.mark.parametrize("storage", ["gpu", "forecast"])
-def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, monkeypatch):
+def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, storage, monkeypatch):
     """Three steps with both prompts in a call, three with one each: each change makes new buffers, and those
     that they replace go.
     """
     model, tape = sd3.build(), FrozenTape()
     split_prompts(monkeypatch, model, every=3)
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
-    store = record_on(model, tape)
+    store = capture_on(model, tape)
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
     _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)
-    assert tape.recorded > 3 and len(store.buffers) == 1 and not trace.notes
+    assert tape.captured > 3 and len(store.buffers) == 1 and not trace.notes
     assert not any(buffers.is_lent for buffers in store.buffers)
 
 
-def test_what_forbids_recording():
+def test_obstacles_to_capture():
     assert call_obstacle({}, False, None) is None
     assert "wraps" in call_obstacle({}, True, None)
     assert "attention" in call_obstacle({}, False, print)
@@ -323,13 +383,13 @@ def test_signatures_tell_shapes_and_plain_values_apart():
     assert signature({"x": [x]}) is None
 
 
-def test_a_copy_of_the_model_starts_without_recordings():
+def test_a_copy_of_the_model_starts_without_graphs():
     store = GraphStore()
     store.buffers.append(object())
     assert copy.deepcopy(store).buffers == []
 
 
-def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_then():
+def test_conditionings_on_the_cpu_are_copied_only_when_they_change():
     context = torch.ones(1, 2, 3)
     seen = []
 
@@ -337,24 +397,24 @@ def test_conditionings_that_live_on_the_cpu_are_sent_when_they_change_and_only_t
         seen.append(inputs["context"].device.type)
         return torch.empty_like(inputs["x"])
 
-    x = torch.empty(1, 4, 8, 8, device="meta")  # stands for another device than the CPU
+    x = torch.empty(1, 4, 8, 8, device="meta")  # in place of a device other than the CPU
     idx = torch.zeros(1, 2, dtype=torch.long, device="meta")
-    recording = record(FrozenTape(), {"x": x, "context": context}, idx, {}, call)
+    captured = capture(FrozenTape(), RegionalCall({"x": x, "context": context}, idx, {}, call))
     assert seen == ["meta"]
-    place = recording.inputs["context"] = torch.full_like(context, 7)  # one that can be looked into
-    recording.run({"x": x, "context": context.clone()}, idx)
-    assert place.eq(7).all()
+    buffer = captured.inputs["context"] = torch.full_like(context, 7)  # one that can be read
+    captured.run({"x": x, "context": context.clone()}, idx)
+    assert buffer.eq(7).all()
     for value in (2.0, 1.0):
-        recording.run({"x": x, "context": context * value}, idx)
-        assert place.eq(value).all()
+        captured.run({"x": x, "context": context * value}, idx)
+        assert buffer.eq(value).all()
 
 
-def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
-    """As where a capture ends: not a tick later, and without the help of the garbage collector."""
+def test_tensors_of_a_failed_call_are_freed_when_its_error_is_caught(family):
+    """At the end of a capture: at once, without the garbage collector."""
     left = []
 
     class Watched(FrozenTape):
-        def record(self, work, around=nullcontext):
+        def capture(self, work, around=nullcontext):
             gc.collect()
             before = {id(each) for each in _tensors()}
             gc.disable()
@@ -369,16 +429,16 @@ def test_what_a_failed_call_made_is_gone_when_its_error_is_caught(family):
 
     def failing(call, *args, **kwargs):
         output = attend(call, *args, **kwargs)
-        if is_recording() and call.blocks_seen == 2:
+        if is_capturing() and call.blocks_seen == 2:
             raise RuntimeError("planted")
         return output
 
-    def is_recording():
+    def is_capturing():
         return not gc.isenabled()
 
     attend = NetworkCall.attend
     model = family.build()
-    store = record_on(model, Watched())
+    store = capture_on(model, Watched())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NetworkCall, "attend", failing)
         _, trace = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))

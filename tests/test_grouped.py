@@ -12,7 +12,7 @@ from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.run.grouped_attention import GroupedAttention, _same_kernel
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample_ras
-from support.tape import AgainTape, record_on
+from support.tape import AgainTape, capture_on
 
 GROUPED = [name for name in ("lumina2", "lumina_next") if name in FAMILIES]
 FLOAT = 2e-5
@@ -96,7 +96,7 @@ def test_recorded_calls_are_grouped_too(name, count):
     plain = _run(family)
     count.clear()
     model = family.build()
-    record_on(model, AgainTape())
+    capture_on(model, AgainTape())
     latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
     # Recording does its step twice: as what is recorded, and as the replay.
     assert not trace.notes and len(count) + count.masked >= _calls(family) and all(count)

@@ -14,16 +14,16 @@ from ras_pack.ras_core.host import compiler as host_compiler
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv.arena import Arena
 from support.sampling import FAST, distance, sample, sample_ras
-from support.tape import FrozenTape, record_on
+from support.tape import FrozenTape, capture_on
 
-RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
-EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
+CAPTURED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+EAGER = RASConfig(**{**vars(CAPTURED), "cuda_graphs": "off"})
 DENSE = RASConfig(sample_ratio=1.0)
 
 
 @pytest.fixture
 def prefetch(monkeypatch):
-    """ComfyUI's module, with what a test puts into it."""
+    """Sets attributes of ComfyUI's prefetch module for a test."""
     module = sys.modules.get(host_compiler.PREFETCH) or ModuleType(host_compiler.PREFETCH)
     monkeypatch.setitem(sys.modules, host_compiler.PREFETCH, module)
     return lambda name, value: monkeypatch.setattr(module, name, value, raising=False)
@@ -32,7 +32,7 @@ def prefetch(monkeypatch):
 class TestCompilerOff:
     @pytest.fixture
     def switches(self, monkeypatch):
-        """Names that the host has, and what they say in each evaluation."""
+        """Adds the switches to ComfyUI's arguments; returns a function that reads them."""
         for name in host_compiler.SWITCHES:
             monkeypatch.setattr(comfy.cli_args.args, name, False, raising=False)
         return lambda: [getattr(comfy.cli_args.args, name) for name in host_compiler.SWITCHES]
@@ -103,16 +103,16 @@ class TestPause:
         assert trace.regional_steps == 7 and allocated and all(allocated) and not paused
         assert set(given) == {knows_sync}
 
-    def test_nothing_where_the_host_has_nothing(self, monkeypatch):
+    def test_nothing_to_pause_in_an_older_comfyui(self, monkeypatch):
         monkeypatch.delitem(sys.modules, host_compiler.PREFETCH, raising=False)
         assert host_compiler.pause() is None and host_compiler.capture_obstacle() is None
 
 
-class TestRecordingBesideIt:
+class TestCapturesBesidesIt:
     def _run(self, sd3):
         model, tape = sd3.build(), FrozenTape()
-        record_on(model, tape)
-        _, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        capture_on(model, tape)
+        _, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert trace.regional_steps == 7 and not trace.notes
         return tape, trace.graphs
 
@@ -123,10 +123,10 @@ class TestRecordingBesideIt:
             ("ACTIVE_MALLOC_GRAPHS", lambda: {"cuda:0": object()}),
         ],
     )
-    def test_nothing_is_recorded_while_it_is_at_work(self, sd3, name, graphs, prefetch):
+    def test_nothing_is_captured_while_it_is_active(self, sd3, name, graphs, prefetch):
         prefetch(name, graphs())
         tape, report = self._run(sd3)
-        assert tape.recorded == 0 and "compiler is at work" in report.reason
+        assert tape.captured == 0 and "compiler is at work" in report.reason
 
     @pytest.mark.parametrize(
         ("name", "graphs"),
@@ -136,17 +136,17 @@ class TestRecordingBesideIt:
             ("ACTIVE_MALLOC_GRAPHS", dict),
         ],
     )
-    def test_it_is_where_it_rests(self, sd3, name, graphs, prefetch):
+    def test_calls_are_captured_while_it_is_idle(self, sd3, name, graphs, prefetch):
         prefetch(name, graphs())
         tape, report = self._run(sd3)
-        assert tape.recorded == 1 and report.reason is None
+        assert tape.captured == 1 and report.reason is None
 
-    def test_not_where_a_block_has_a_graph_of_the_hosts(self, sd3):
+    def test_nothing_is_captured_if_a_block_has_comfyuis_own_graph(self, sd3):
         model, tape = sd3.build(), FrozenTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         model.model.diffusion_model.joint_blocks[1]._comfy_graph = {"graph": object()}
-        _, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
-        assert tape.recorded == 0 and "graphs of its own" in trace.graphs.reason
+        _, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
+        assert tape.captured == 0 and "graphs of its own" in trace.graphs.reason
 
 
 class TestSwallowedHooks:

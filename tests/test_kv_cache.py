@@ -29,7 +29,7 @@ from ras_pack.ras_core.rows import RowIndex
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
-from support.tape import AgainTape, record_on
+from support.tape import AgainTape, capture_on
 
 STORAGES = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
@@ -552,24 +552,24 @@ class TestGraphs:
     @pytest.mark.parametrize("storage", STORAGES)
     def test_only_a_cache_that_stays_in_place_is_recorded(self, family, storage, caplog):
         model, tape = family.build(), AgainTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         with caplog.at_level("INFO"):
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
         assert trace.regional_steps == 7 and not trace.notes
         stays = storage in ("gpu", "fp8", "forecast")
-        assert tape.recorded == (1 if stays else 0)
+        assert tape.captured == (1 if stays else 0)
         assert caplog.text.count("no CUDA graphs") == (0 if stays else 1)
         assert ("kept in another way" in caplog.text) == (not stays)
 
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), AgainTape()
-        store = record_on(model, tape)
+        store = capture_on(model, tape)
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert store.nbytes() == seen["needs"][0].kept("gpu")
         _free(monkeypatch, 0, 0)  # all that the cache needs is what the recordings hold
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
-        assert seen["choices"] == ["gpu", "gpu"] and tape.recorded == 1
+        assert seen["choices"] == ["gpu", "gpu"] and tape.captured == 1
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"][-1] is None and trace.regional_steps == 0
         assert store.nbytes() == 0
@@ -578,7 +578,7 @@ class TestGraphs:
         self, sd3, seen, monkeypatch
     ):
         model, tape = sd3.build(), AgainTape()
-        store = record_on(model, tape)
+        store = capture_on(model, tape)
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
         needs = seen["needs"][0]
@@ -588,7 +588,7 @@ class TestGraphs:
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"] == ["gpu", "fp8"] and trace.regional_steps == 7
         assert store.nbytes() == store.nbytes("fp8") == trace.kv_bytes > 0
-        assert tape.recorded == 2
+        assert tape.captured == 2
 
     @pytest.mark.parametrize(("first", "then"), [("forecast", "gpu"), ("gpu", "forecast")])
     def test_buffers_that_cannot_serve_a_run_are_no_room(self, sd3, monkeypatch, first, then):
@@ -598,7 +598,7 @@ class TestGraphs:
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         monkeypatch.setattr(cache_plan, "working_memory", lambda *_: 0)
         model = sd3.build()
-        store = record_on(model, AgainTape())
+        store = capture_on(model, AgainTape())
         for storage in (then, first, then, then):
             if len(asked) == 1:
                 store.clear()

@@ -15,7 +15,7 @@ from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.kv.update import extrapolation_weights, pass_time, update
 from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras, split_prompts
-from support.tape import AgainTape, record_on
+from support.tape import AgainTape, capture_on
 
 FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
 PLAIN = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
@@ -224,19 +224,19 @@ class TestRecordings:
     def test_replayed_runs_equal_each_other_and_the_eager_one(self, family):
         eager, _ = sample_ras(family.build(), family, family.noise(), FORECAST)
         model, tape = family.build(), AgainTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         for _ in range(3):
             latent, trace = sample_ras(model, family, family.noise(), FORECAST)
             torch.testing.assert_close(latent, eager)
             assert not trace.notes
-        assert tape.recorded == 1
+        assert tape.captured == 1
 
     def test_a_broken_run_does_not_spoil_the_next(self, sd3):
         """With one dense step, the next run's rows come before those that its first call overwrites."""
         config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
         fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
         model = sd3.build()
-        record_on(model, AgainTape())
+        capture_on(model, AgainTape())
         sample_ras(model, sd3, sd3.noise() * torch.nan, config)
         latent, _ = sample_ras(model, sd3, sd3.noise(), config)
         torch.testing.assert_close(latent, fine)
@@ -244,11 +244,11 @@ class TestRecordings:
     def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
         model, tape = sd3.build(), AgainTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         sample_ras(model, sd3, sd3.noise(), FORECAST)
         latent, _ = sample_ras(model, sd3, sd3.noise(), PLAIN)
         torch.testing.assert_close(latent, plain)
-        assert tape.recorded == 2
+        assert tape.captured == 2
 
 
 @pytest.mark.parametrize("name", loader.FAMILIES)

@@ -9,7 +9,7 @@ from ras_pack.nodes.settings import settings_inputs
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.graphs.eligibility import storage_obstacle
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import graphs_of_model
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import formats
 from ras_pack.ras_core.kv.arena import copies
@@ -19,7 +19,7 @@ from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.kv.spec import CacheSize, KVFormat
 from ras_pack.ras_core.rows import scatter_into
 from support.sampling import FAST, distance, sample_ras, split_prompts
-from support.tape import AgainTape, record_on
+from support.tape import AgainTape, capture_on
 
 SIZE = CacheSize(numbers=1000, rows=10, tokens=5, largest=200, itemsize=2)
 
@@ -156,21 +156,21 @@ class TestFormatOfOnesOwn:
 
     def test_its_calls_are_captured_if_its_tensors_stay_in_place(self, family, monkeypatch):
         eager, _ = sample_ras(family.build(), family, family.noise(), self._settings(cuda_graphs="off"))
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         model, tape = family.build(), AgainTape()
-        store = record_on(model, tape)
+        store = capture_on(model, tape)
         for _ in range(2):
             latent, trace = sample_ras(model, family, family.noise(), self._settings())
             torch.testing.assert_close(latent, eager)
-        assert tape.recorded == 1 and store.nbytes("int8") == store.nbytes() == trace.kv_bytes
+        assert tape.captured == 1 and store.nbytes("int8") == store.nbytes() == trace.kv_bytes
 
     def test_nothing_is_captured_if_they_do_not(self, sd3, monkeypatch):
         assert storage_obstacle("int8") is None
         monkeypatch.setitem(FORMATS, "int8", replace(INT8, stays_in_place=False))
         model, tape = sd3.build(), AgainTape()
-        record_on(model, tape)
+        capture_on(model, tape)
         _, trace = sample_ras(model, sd3, sd3.noise(), self._settings())
-        assert trace.regional_steps == 7 and tape.recorded == 0
+        assert trace.regional_steps == 7 and tape.captured == 0
         assert "another way (int8)" in storage_obstacle("int8")
 
     def test_a_sampler_that_adds_noise_gets_the_plain_cache_if_it_asks_for_that(self, monkeypatch):

@@ -12,15 +12,15 @@ from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graphs.eligibility import MAX_GRAPHS
 from ras_pack.ras_core.graphs.network_identity import inspect
-from ras_pack.ras_core.graphs.session import GraphStore
+from ras_pack.ras_core.graphs.store import GraphStore
 from ras_pack.ras_core.host.names import GRAPHS
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, between_calls, distance, in_groups, sample, sample_ras, split_prompts
-from support.tape import FailingTape, FrozenLateTape, FrozenTape, Tapes, record_on
+from support.tape import FailingTape, FrozenLateTape, FrozenTape, Tapes, capture_on
 
-RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
-EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
+CAPTURED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+EAGER = RASConfig(**{**vars(CAPTURED), "cuda_graphs": "off"})
 FORECAST = RASConfig(**{**vars(FAST), "kv_cache": "forecast"})
 FORECAST_EAGER = RASConfig(**{**vars(FORECAST), "cuda_graphs": "off"})
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ MLP = "joint_blocks.1.x_block.mlp"
 
 
 @pytest.fixture(autouse=True)
-def _keep_recordings(monkeypatch):
+def _keep_graphs(monkeypatch):
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
 
 
@@ -44,13 +44,13 @@ class TestInspect:
         assert inspect(network, CPU).obstacle is None
         assert self._same(network, inspect(network, CPU))
 
-    def test_a_forward_of_others_and_the_way_back(self, network):
+    def test_a_replaced_forward_and_its_removal(self, network):
         before, mlp = inspect(network, CPU), network.get_submodule(MLP)
         original = mlp.forward
         mlp.forward = lambda x: original(x) * 2
         assert not self._same(network, before)
         assert "another node's code" in inspect(network, CPU).obstacle
-        mlp.forward = original  # as hosts do when a patch goes
+        mlp.forward = original  # as ComfyUI does when a patch is removed
         assert self._same(network, before) and inspect(network, CPU).obstacle is None
 
     def test_another_function_of_a_module(self, network):
@@ -63,7 +63,7 @@ class TestInspect:
         mlp.act = torch.nn.SiLU()
         assert not self._same(network, before) and inspect(network, CPU).obstacle is None
 
-    def test_the_same_module_at_another_place(self, network):
+    def test_the_same_modules_in_another_order(self, network):
         network.get_submodule(MLP).act = torch.nn.SiLU()
         before = inspect(network, CPU)
         first, second = (network.joint_blocks[i].x_block.mlp for i in (0, 1))
@@ -84,18 +84,18 @@ class TestInspect:
         layer.weight = torch.nn.Parameter(layer.weight.detach().t(), requires_grad=False)
         assert not self._same(network, before)
 
-    def test_the_hosts_model_around_it(self, network):
+    def test_comfyuis_model_around_it(self, network):
         owner = SimpleNamespace(manual_cast_dtype=None)
         before = inspect(network, CPU, None, owner)
         assert before.matches(inspect(network, CPU, None, owner))
         owner.manual_cast_dtype = torch.float16
         assert not before.matches(inspect(network, CPU, None, owner))
 
-    def test_graphs_of_the_hosts_own(self, network):
+    def test_graphs_of_comfyuis_own(self, network):
         network.joint_blocks[0]._comfy_graph = {"graph": object()}
         assert "graphs of its own" in inspect(network, CPU).obstacle
 
-    def test_what_is_gone_is_not_kept_alive(self, network):
+    def test_removed_modules_are_not_kept_alive(self, network):
         weights = torch.nn.Linear(2, 2)
         network.get_submodule(MLP).act = weights
         held, gone = inspect(network, CPU), weakref.ref(weights)
@@ -116,7 +116,7 @@ class TestInspect:
 
 
 def guider_of(positive, negative):
-    """The host's guider with a model for each prompt."""
+    """ComfyUI's guider with a model for each prompt."""
     extras = pytest.importorskip("comfy_extras.nodes_custom_sampler")
     if not hasattr(extras, "Guider_DualModel"):
         pytest.skip("this ComfyUI has no guider with two models")
@@ -138,45 +138,45 @@ def sample_with_two(family, config, positive, negative, noise=None):
 
 
 class TestTwoModels:
-    @pytest.mark.parametrize("record_negative", [True, False])
-    def test_a_model_exchanged_behind_the_guider(self, sd3, record_negative):
+    @pytest.mark.parametrize("capture_negative", [True, False])
+    def test_a_model_exchanged_behind_the_guider(self, sd3, capture_negative):
         a, b, c = (sd3.build(seed) for seed in (0, 1, 2))
         plain = {id(each): sample_with_two(sd3, EAGER, a, each)[0] for each in (b, c)}
         tapes = Tapes(FrozenTape)
-        for each in (a, b, c) if record_negative else (a,):
-            record_on(each, tapes)
+        for each in (a, b, c) if capture_negative else (a,):
+            capture_on(each, tapes)
         for negative in (b, c, b, c):
-            latent, trace = sample_with_two(sd3, RECORDED, a, negative)
+            latent, trace = sample_with_two(sd3, CAPTURED, a, negative)
             assert distance(latent, plain[id(negative)]) < 2e-5
             assert trace.regional_steps == 7 and not trace.notes
-        assert tapes.recorded == (3 if record_negative else 1) and tapes.replayed > 0
+        assert tapes.captured == (3 if capture_negative else 1) and tapes.replayed > 0
 
-    def test_each_model_has_its_own_recordings_and_as_many_as_one(self, sd3):
+    def test_each_model_has_its_own_graphs_and_as_many_as_one(self, sd3):
         a, b = sd3.build(0), sd3.build(1)
-        stores = [record_on(each, Tapes(FrozenTape)) for each in (a, b)]
+        stores = [capture_on(each, Tapes(FrozenTape)) for each in (a, b)]
         for i in range(MAX_GRAPHS + 1):
-            config = RASConfig(**{**vars(RECORDED), "sample_ratio": 0.1 + 0.05 * i})
+            config = RASConfig(**{**vars(CAPTURED), "sample_ratio": 0.1 + 0.05 * i})
             sample_with_two(sd3, config, a, b)
         assert [store.count for store in stores] == [MAX_GRAPHS] * 2
 
-    def test_one_that_cannot_be_recorded_leaves_the_other_alone(self, sd3, caplog):
+    def test_a_model_that_cannot_be_captured_leaves_the_other_alone(self, sd3, caplog):
         a, b = sd3.build(0), sd3.build(1)
         tapes = [Tapes(FrozenTape), Tapes(FrozenTape)]
         for each, tape in zip((a, b), tapes, strict=True):
-            record_on(each, tape)
+            capture_on(each, tape)
         b.model.diffusion_model.x_embedder.register_forward_hook(lambda *args: None)
         with caplog.at_level("INFO"):
-            sample_with_two(sd3, RECORDED, a, b)
-        assert [tape.recorded for tape in tapes] == [1, 0]
+            sample_with_two(sd3, CAPTURED, a, b)
+        assert [tape.captured for tape in tapes] == [1, 0]
         assert caplog.text.count("no CUDA graphs") == 1
 
     def test_the_same_prompt_on_both_models(self, sd3):
-        """Keys and values of one mean nothing to the other, even if one is left out in some steps."""
+        """Keys and values of one are useless to the other, even if one is left out in some steps."""
         a, b = sd3.build(0), sd3.build(1)
         results = []
-        for config in (EAGER, RECORDED):
+        for config in (EAGER, CAPTURED):
             for each in (a, b):
-                record_on(each, Tapes(FrozenTape))
+                capture_on(each, Tapes(FrozenTape))
             patched = patch_model(a, config)
             prompt = sd3.conditioning(1)
             guider = guider_of(patched, b)
@@ -201,14 +201,14 @@ class TestTwoModels:
     def test_a_negative_model_of_another_family(self, sd3):
         a, b = sd3.build(), FAMILIES["lumina2"].build()
         plain, _ = sample_with_two(sd3, RASConfig(sample_ratio=1.0), a, b)
-        latent, trace = sample_with_two(sd3, RECORDED, a, b)
+        latent, trace = sample_with_two(sd3, CAPTURED, a, b)
         assert distance(latent, plain) < 2e-5
         assert len(trace.notes) == 1 and "another family (NextDiT)" in trace.notes[0]
 
-    def test_unloading_either_gives_its_memory_back(self, sd3):
+    def test_unloading_either_frees_its_memory(self, sd3):
         a, b = sd3.build(0), sd3.build(1)
-        stores = [record_on(each, Tapes(FrozenTape)) for each in (a, b)]
-        sample_with_two(sd3, RECORDED, a, b)
+        stores = [capture_on(each, Tapes(FrozenTape)) for each in (a, b)]
+        sample_with_two(sd3, CAPTURED, a, b)
         assert [store.count for store in stores] == [1, 1]
         b.detach()
         assert [store.count for store in stores] == [1, 0]
@@ -217,19 +217,19 @@ class TestTwoModels:
 
 
 class TestOtherCode:
-    def _check(self, sd3, variants, recorded):
-        """Runs of a model and its variants, twice in turns, are as without graphs."""
+    def _check(self, sd3, variants, captured):
+        """Alternating runs of a model and its variants give what eager runs give."""
         model = variants[0]
         tape = FrozenTape()
         plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]
         assert min(distance(each, plain[0]) for each in plain[1:]) > 1e-3
-        record_on(model, tape)
+        capture_on(model, tape)
         for _ in range(2):
             for each, expected in zip(variants, plain, strict=True):
-                latent, trace = sample_ras(each, sd3, sd3.noise(), RECORDED)
+                latent, trace = sample_ras(each, sd3, sd3.noise(), CAPTURED)
                 assert distance(latent, expected) < 2e-5
                 assert trace.regional_steps == 7 and not trace.notes
-        assert tape.recorded == recorded and tape.replayed > 0
+        assert tape.captured == captured and tape.replayed > 0
 
     def test_a_bypass_lora_on_and_off(self, sd3):
         adapters = pytest.importorskip("comfy.weight_adapter")
@@ -237,7 +237,7 @@ class TestOtherCode:
             pytest.skip("this ComfyUI has no bypass LoRA")
         model = sd3.build()
         strong, weak = (_with_bypass_lora(model, strength) for strength in (1.0, 0.5))
-        self._check(sd3, [model, strong, weak], recorded=6)
+        self._check(sd3, [model, strong, weak], captured=6)
 
     def test_an_object_patch_on_and_off(self, sd3):
         model = sd3.build()
@@ -245,24 +245,24 @@ class TestOtherCode:
         mlp = model.model.diffusion_model.get_submodule(MLP)
         forward = mlp.forward
         patched.add_object_patch(f"diffusion_model.{MLP}.forward", lambda x: forward(x) * 1.5)
-        self._check(sd3, [model, patched], recorded=2)
+        self._check(sd3, [model, patched], captured=2)
 
     def test_an_exchanged_layer(self, sd3):
         model = sd3.build()
         patched = model.clone()
         patched.add_object_patch(f"diffusion_model.{MLP}.act", torch.nn.SiLU())
-        self._check(sd3, [model, patched], recorded=4)
+        self._check(sd3, [model, patched], captured=4)
 
     def test_a_patched_class(self, sd3, monkeypatch):
         model, tape = sd3.build(), FrozenTape()
         plain, _ = sample_ras(model, sd3, sd3.noise(), EAGER)
         kind = type(model.model.diffusion_model.get_submodule(MLP))
-        record_on(model, tape)
-        sample_ras(model, sd3, sd3.noise(), RECORDED)
+        capture_on(model, tape)
+        sample_ras(model, sd3, sd3.noise(), CAPTURED)
         original = kind.forward
         monkeypatch.setattr(kind, "forward", lambda *args: original(*args) * 1.5)
         other, _ = sample_ras(model, sd3, sd3.noise(), EAGER)
-        latent, _ = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        latent, _ = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert distance(other, plain) > 1e-3 and distance(latent, other) < 2e-5
 
 
@@ -298,11 +298,11 @@ class TestForecastRows:
         ],
     )
     @pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
-    def test_prompts_that_are_grouped_anew(self, lumina2, kind, groups, monkeypatch):
+    def test_prompts_that_are_regrouped(self, lumina2, kind, groups, monkeypatch):
         latents, two = [], lumina2.conditioning(1) + lumina2.conditioning(3)
         for config in (FORECAST_EAGER, FORECAST):
             model, tapes = lumina2.build(), Tapes(kind)
-            record_on(model, tapes)
+            capture_on(model, tapes)
             between_calls(monkeypatch, in_groups(groups.__getitem__))
             steps = len(groups)
             latent, trace = sample_ras(model, lumina2, lumina2.noise(), config, positive=two, steps=steps)
@@ -310,26 +310,26 @@ class TestForecastRows:
             assert not trace.notes
         assert tapes.replayed > 0 and distance(*latents) < 2e-5
 
-    def test_two_prompts_are_still_begun_early(self, lumina2, monkeypatch):
+    def test_two_prompts_are_still_launched_early(self, lumina2, monkeypatch):
         model, tapes = lumina2.build(), Tapes(FrozenLateTape)
         split_prompts(monkeypatch, model)
-        record_on(model, tapes)
+        capture_on(model, tapes)
         plain, _ = sample_ras(model, lumina2, lumina2.noise(), FORECAST_EAGER)
         latent, trace = sample_ras(model, lumina2, lumina2.noise(), FORECAST)
-        assert tapes.begun == 4 and not trace.notes and distance(latent, plain) < 2e-5
+        assert tapes.launched == 4 and not trace.notes and distance(latent, plain) < 2e-5
 
     @pytest.mark.parametrize("error", [RuntimeError, torch.cuda.OutOfMemoryError])
-    def test_a_recording_that_fails_after_its_work(self, lumina2, error):
+    def test_a_capture_that_fails_after_its_work(self, lumina2, error):
         model = lumina2.build()
         plain, _ = sample_ras(model, lumina2, lumina2.noise(), FORECAST_EAGER, steps=16)
         tape = FailingTape()
         tape.error = error("planted")
-        record_on(model, tape)
+        capture_on(model, tape)
         latent, trace = sample_ras(model, lumina2, lumina2.noise(), FORECAST, steps=16)
         assert distance(latent, plain) < 2e-5 and not trace.notes and not tape.failures
 
     def test_a_second_tape_without_memory(self, lumina2, monkeypatch):
-        """The call has run once already; when it comes again, it is captured on the first tape."""
+        """The call has run once already; the next time it is captured on the first tape."""
         model, tapes = lumina2.build(), []
 
         def make(number):
@@ -346,7 +346,7 @@ class TestForecastRows:
         assert distance(latent, plain) < 2e-5 and not trace.notes
         assert store.count == 2 and store.trouble is None and not tapes[1].failures
 
-    def test_a_recording_that_fails_in_the_middle_of_its_work(self, lumina2):
+    def test_a_capture_that_fails_in_the_middle_of_its_work(self, lumina2):
         """Half of its rows have advanced: the call runs again without any cached rows."""
 
         class HalfTape(FrozenTape):
@@ -363,7 +363,7 @@ class TestForecastRows:
 
         model = lumina2.build()
         network = model.model.diffusion_model
-        store = record_on(model, HalfTape())
+        store = capture_on(model, HalfTape())
         dense, _ = sample_ras(model, lumina2, lumina2.noise(), RASConfig(sample_ratio=1.0))
         eager, _ = sample_ras(model, lumina2, lumina2.noise(), FORECAST_EAGER)
         latent, trace = sample_ras(model, lumina2, lumina2.noise(), FORECAST)
@@ -376,7 +376,7 @@ class TestInterrupts:
     @pytest.mark.parametrize(
         "interrupt", [comfy.model_management.InterruptProcessingException, KeyboardInterrupt]
     )
-    @pytest.mark.parametrize("where", ["record", "replay"])
+    @pytest.mark.parametrize("where", ["capture", "replay"])
     def test_they_end_the_run(self, sd3, interrupt, where):
         model = sd3.build()
         plain, _ = sample_ras(model, sd3, sd3.noise(), EAGER)
@@ -385,7 +385,7 @@ class TestInterrupts:
         class Interrupted(FrozenTape):
             def once(self, work):
                 repeat = super().once(work)
-                self._raise_in("record")
+                self._raise_in("capture")
 
                 def again():
                     self._raise_in("replay")
@@ -399,21 +399,21 @@ class TestInterrupts:
                     raise interrupt
 
         tape = Interrupted()
-        store = record_on(model, tape)
+        store = capture_on(model, tape)
         with pytest.raises(interrupt):
-            sample_ras(model, sd3, sd3.noise(), RECORDED)
+            sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert store.trouble is None and not any(each.is_lent for each in store.buffers)
-        latent, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert distance(latent, plain) < 2e-5 and not trace.notes
         assert store.count == 1 and tape.replayed > 0
 
 
 def test_copies_of_the_model_on_other_devices(sd3, caplog):
-    """ComfyUI calls them in threads, each with some of the prompts: the pack stays out of it."""
+    """ComfyUI calls them in threads, each with some of the prompts: the pack runs dense."""
     model, tape = sd3.build(), FrozenTape()
-    record_on(model, tape)
+    capture_on(model, tape)
     dense = sample(model, sd3, sd3.noise())
-    patched = patch_model(model, RECORDED)
+    patched = patch_model(model, CAPTURED)
     patched.model_options["multigpu_clones"] = {CPU: patched}
     with caplog.at_level("INFO"):
         latent = sample(patched, sd3, sd3.noise())
@@ -421,29 +421,29 @@ def test_copies_of_the_model_on_other_devices(sd3, caplog):
     trace = last_trace(patched)
     assert trace.regional_steps == 0 and len(trace.notes) == 1 and "multi-GPU" in trace.notes[0]
     assert caplog.text.count("multi-GPU") == 2  # the warning, and the run's summary
-    assert (tape.recorded, tape.replayed) == (0, 0)
+    assert (tape.captured, tape.replayed) == (0, 0)
     assert trace.graphs.reason == "the run is dense"
 
 
-def test_copies_that_the_model_brings_along_are_known_before_the_run(sd3, caplog):
-    patched = patch_model(sd3.build(), RECORDED)
+def test_copies_attached_to_the_model_are_known_before_the_run(sd3, caplog):
+    patched = patch_model(sd3.build(), CAPTURED)
     patched.set_additional_models("multigpu", [sd3.build()])
     with caplog.at_level("INFO"):
         sample(patched, sd3, sd3.noise())
     assert "multi-GPU" in last_trace(patched).notes[0] and "planned as regional" not in caplog.text
 
 
-class TestWhatACallReadsBesideItsNetwork:
-    """Changed between two runs on one tape: the second one must come out as an eager run does."""
+class TestWhatACallReadsBesidesItsNetwork:
+    """Changed between two runs on one tape: the second run must give what an eager run gives."""
 
     def _second_run(self, family, change):
         model, noise = family.build(), family.noise()
-        record_on(model, FrozenTape())
-        first, _ = sample_ras(model, family, noise, RECORDED)
+        capture_on(model, FrozenTape())
+        first, _ = sample_ras(model, family, noise, CAPTURED)
         changed = change(model) or model
         eager, _ = sample_ras(changed, family, noise, EAGER)
         assert distance(eager, first) > 1e-3, "the change changes something"
-        latent, trace = sample_ras(changed, family, noise, RECORDED)
+        latent, trace = sample_ras(changed, family, noise, CAPTURED)
         assert distance(latent, eager) < 2e-5
         return trace
 
@@ -461,9 +461,9 @@ class TestWhatACallReadsBesideItsNetwork:
 
     def test_an_option_of_an_unknown_kind_is_not_captured(self, sd3):
         model = sd3.build()
-        record_on(model, FrozenTape())
+        capture_on(model, FrozenTape())
         model.model_options["transformer_options"]["somebodys"] = object()
-        _, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        _, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert "unknown kind (somebodys)" in trace.graphs.reason and trace.regional_steps == 7
 
     def test_code_of_the_models_class(self, sd3, monkeypatch):

@@ -1,6 +1,4 @@
-"""Evictable weights (ComfyUI's dynamic VRAM): what proves that they are resident, and what shows that they
-are not.
-"""
+"""Evictable weights (ComfyUI's dynamic VRAM): how to tell whether they are resident."""
 
 from contextlib import contextmanager
 
@@ -8,10 +6,16 @@ import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
+from ras_pack.ras_core.graphs.eligibility import GraphReport
 from ras_pack.ras_core.graphs.network_identity import inspect
-from ras_pack.ras_core.graphs.residency import EvictableWeights, Residency, is_evictable, same_contents
+from ras_pack.ras_core.graphs.preset import EvictableWeights, PresetWeights
+from ras_pack.ras_core.graphs.residency import Residency, is_evictable
+from ras_pack.ras_core.graphs.session import GraphSession
+from ras_pack.ras_core.graphs.store import GraphEnvironment, GraphStore
+from ras_pack.ras_core.graphs.tensors import same_contents
 from ras_pack.ras_core.host.graphs_of_model import resident_weights
 from support.pages import PAGE, FakePages, layer_on, prefetch, use
+from support.tape import FrozenTape, Tapes
 from torch import nn
 
 CPU = torch.device("cpu")
@@ -38,7 +42,7 @@ def pinned(pages) -> bool:
     return any(pages.pins) or pages.limit != 0
 
 
-def test_all_weights_in_place_are_proved_by_their_pages(pages, layers):
+def test_resident_weights_are_proved_by_their_pages(pages, layers):
     weights = Residency.of(layers, CPU, prefetch)
     assert not weights.prove() and weights.resident == 0
     weights = used(layers)
@@ -46,13 +50,13 @@ def test_all_weights_in_place_are_proved_by_their_pages(pages, layers):
     assert not pinned(pages)
 
 
-def test_a_layer_that_forgot_is_not_in_place_though_its_page_is_the_same(layers):
+def test_a_layer_that_forgot_its_serials_is_not_resident_on_the_same_page(layers):
     weights = used(layers)
-    layers[1]._v_signature = None  # ComfyUI does so where a LoRA has changed
+    layers[1]._v_signature = None  # as ComfyUI does when a LoRA changes
     assert not weights.prove() and weights.resident == 2
 
 
-def test_a_layer_on_an_evicted_page_is_not_in_place_though_the_page_is_back(pages, layers):
+def test_a_layer_on_a_remapped_page_is_not_resident(pages, layers):
     weights = used(layers)
     assert weights.prove()
     pages.evict(1)
@@ -62,7 +66,42 @@ def test_a_layer_on_an_evicted_page_is_not_in_place_though_the_page_is_back(page
     assert not weights.prove() and weights.resident == 1
 
 
-def test_a_hold_sees_an_eviction_since_the_proof_and_the_next_use_heals_it(pages, layers):
+@pytest.mark.parametrize("is_proved", [True, False])
+def test_counting_resident_layers_maps_no_pages(pages, layers, is_proved):
+    weights = used(layers)
+    if is_proved:
+        assert weights.prove()
+    assert weights.resident == 3
+    assert pages.evict(1)
+    pages.prioritize()
+    assert weights.resident == 1 and pages.serials[1] == 0 and not pinned(pages)
+
+
+def test_an_older_comfy_aimdo_counts_resident_layers_too(pages, layers, monkeypatch):
+    monkeypatch.delattr(FakePages, "get_residency")
+    weights = used(layers)
+    assert weights.resident == 3
+    pages.evict(1)
+    pages.prioritize()
+    assert weights.resident == 1 and not pinned(pages)
+
+
+def test_the_report_of_a_run_counts_layers_with_evictable_weights(pages, layers):
+    network, model = nn.Sequential(*layers), object()
+    session = GraphSession(GraphEnvironment(lambda _: GraphStore(Tapes(FrozenTape))))
+    part = session.of(model)
+    assert session.report == GraphReport(0, 0) and session.report.details == ""
+    for layer in layers:
+        use(layer)
+    part.prepare(look_at(network))
+    assert session.report == GraphReport(0, 0, None, 3, 3) and session.report.details == ""
+    pages.evict(1)
+    assert session.report == GraphReport(0, 0, None, 1, 3)
+    session.refuse("no memory")
+    assert session.report.details == "no memory, 1 of 3 layers resident"
+
+
+def test_a_hold_detects_an_eviction_since_the_proof_and_the_next_use_mends_it(pages, layers):
     weights = used(layers)
     assert weights.prove()
     with weights.held() as whole:
@@ -80,7 +119,7 @@ def test_a_hold_sees_an_eviction_since_the_proof_and_the_next_use_heals_it(pages
         assert whole
 
 
-def test_a_hold_where_memory_is_short_is_a_miss(pages, layers):
+def test_a_hold_with_too_little_memory_is_a_miss(pages, layers):
     weights = used(layers)
     assert weights.prove()
     pages.evict(0)
@@ -103,7 +142,7 @@ def test_a_hold_ends_with_an_error_in_its_body(pages, layers):
     assert not pinned(pages)
 
 
-def test_a_capture_pins_its_weights_keeps_them_and_takes_them_at_once(pages, layers):
+def test_a_capture_pins_prefetches_and_keeps_its_weights(pages, layers):
     weights = used(layers)
     with weights.captured():
         assert all(pages.pins[:2]) and all(hasattr(layer, "_prefetch") for layer in layers)
@@ -114,13 +153,13 @@ def test_a_capture_pins_its_weights_keeps_them_and_takes_them_at_once(pages, lay
 
 
 @pytest.mark.parametrize("when", ["before", "in"])
-def test_a_capture_is_refused_where_weights_are_evicted(pages, layers, when):
+def test_a_capture_is_refused_if_weights_are_evicted(pages, layers, when):
     weights = used(layers)
     if when == "before":
         pages.evict(0)
     with pytest.raises(NotResident), weights.captured():
         assert when == "in"
-        pages.serials[1] = 99  # evicted and mapped anew, against all pins
+        pages.serials[1] = 99  # evicted and remapped, against all pins
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
@@ -130,7 +169,7 @@ def test_an_error_in_a_capture_leaves_nothing_pinned(pages, layers):
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
-def test_layers_in_two_ranges_or_in_an_unknown_one_cannot_be_held(pages):
+def test_layers_in_two_ranges_or_an_unknown_one_cannot_be_pinned(pages):
     assert Residency.of([layer_on(pages, 0), layer_on(FakePages(base_addr=0), 0)], CPU, prefetch) is None
     assert Residency.of([layer_on(pages, 0)], CPU, prefetch) is not None
     unknown = layer_on(pages, 0)
@@ -146,7 +185,7 @@ def test_scales_in_main_memory_are_an_obstacle(layers):
     assert "main memory" in weights.obstacle
 
 
-def test_a_layer_takes_its_weight_from_the_range_only_where_it_is_not_on_the_device_anyway(pages):
+def test_a_weight_on_the_device_is_not_evictable(pages):
     layer = layer_on(pages, 0)
     assert is_evictable(layer, CPU)
     layer.weight = nn.Parameter(torch.zeros(4, 4))
@@ -163,7 +202,7 @@ def network_on(pages: FakePages) -> nn.Sequential:
     return nn.Sequential(layer_on(pages, 0), nn.LayerNorm(4)).requires_grad_(False)
 
 
-def test_a_network_stands_as_where_its_small_tensors_hold_the_same(pages):
+def test_a_network_matches_if_its_small_tensors_hold_the_same(pages):
     network = network_on(pages)
     first = look_at(network)
     assert first.obstacle is None and first.residency is not None
@@ -173,7 +212,7 @@ def test_a_network_stands_as_where_its_small_tensors_hold_the_same(pages):
     assert not first.matches(look_at(network))
 
 
-def test_a_network_is_not_read_alike_on_other_addresses_or_without_dynamic_vram(pages):
+def test_a_network_does_not_match_at_other_addresses_or_without_dynamic_vram(pages):
     network = network_on(pages)
     first = look_at(network)
     network[0]._v = (pages, pages.base_addr + 512, 1024)
@@ -189,7 +228,7 @@ def test_evictable_weights_of_an_unknown_kind_are_low_memory(pages):
 
 
 @pytest.mark.parametrize("size", [8, 2**20])
-def test_contents_are_compared_whatever_their_size_and_type(size):
+def test_contents_of_any_size_and_type_are_compared(size):
     known = [torch.arange(size, dtype=dtype) for dtype in (torch.float32, torch.int64)] + [torch.tensor(1.0)]
     assert same_contents(known, known) and same_contents(known, [t.clone() for t in known])
     for i, last in enumerate(known):
@@ -202,64 +241,65 @@ def test_contents_are_compared_whatever_their_size_and_type(size):
     assert same_contents([nan], [nan.clone()]), "bytes are compared, not numbers"
 
 
-def test_an_eager_call_finds_all_weights_preset_and_nothing_stays(pages, layers):
-    weights = used(layers)
+def test_an_eager_call_finds_all_weights_preset_and_leaves_none(pages, layers):
+    weights = PresetWeights(used(layers))
     layers[0]._v_signature = None
-    with weights.preset():
+    with weights.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers), "nothing is preset without a proof"
     use(layers[0])
-    with weights.preset():
+    with weights.applied():
         assert all(pages.pins[:2])
         for layer in layers:
             assert layer._prefetch["resident"] and layer._prefetch["signature"] is layer._v_signature
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
-    with pytest.raises(KeyboardInterrupt), weights.preset():
+    with pytest.raises(KeyboardInterrupt), weights.applied():
         raise KeyboardInterrupt
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
-def test_a_layer_that_casts_nothing_runs_on_its_resident_weight_as_on_its_own(pages):
+def test_a_layer_that_casts_nothing_gets_its_resident_weight_as_its_own(pages):
     layer = layer_on(pages, 0, kind=comfy.ops.disable_weight_init.Linear)
     layer.comfy_cast_weights = True  # as ComfyUI marks the layers of dynamic VRAM
     use(layer)
     layer._v_weight, layer._v_bias = torch.randn(4, 4), torch.randn(4)
     own, x = dict(layer._parameters), torch.randn(2, 4)
-    weights = Residency.of([layer], CPU, prefetch)
-    with weights.preset():
+    weights = PresetWeights(Residency.of([layer], CPU, prefetch))
+    with weights.applied():
         assert torch.equal(layer(x), torch.nn.functional.linear(x, layer._v_weight, layer._v_bias))
     assert layer.comfy_cast_weights and layer._parameters == own and not hasattr(layer, "_prefetch")
 
 
 @pytest.mark.parametrize("kind", [comfy.ops.manual_cast.Linear, nn.Linear])
-def test_a_layer_that_casts_or_is_not_comfyuis_keeps_its_own_way(pages, kind):
+def test_a_layer_that_casts_or_is_not_comfyuis_gets_a_prefetch(pages, kind):
     layer = layer_on(pages, 0, kind=kind)
     use(layer)
     own = dict(layer._parameters)
-    with Residency.of([layer], CPU, prefetch).preset():
+    with PresetWeights(Residency.of([layer], CPU, prefetch)).applied():
         assert layer._parameters == own and layer._prefetch["resident"]
 
 
-def test_an_eager_call_gives_nothing_after_an_eviction(pages, layers):
+def test_nothing_is_preset_after_an_eviction(pages, layers):
     weights = used(layers)
     assert weights.prove() and pages.evict(0)
-    with weights.preset():
+    with PresetWeights(weights).applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
         assert not pinned(pages), "this call has to load weights, and may need what is pinned"
     assert not weights.is_proved and not pinned(pages)
 
 
-def test_memory_that_is_needed_in_an_eager_call_ends_such_calls(pages, layers):
+def test_memory_pressure_in_an_eager_call_ends_presets(pages, layers):
     weights = used(layers)
+    presets = PresetWeights(weights)
     assert weights.prove()
-    with weights.preset():
+    with presets.applied():
         assert not pages.evict(0) and pages.watermark == 0
     assert pages.watermark == len(pages.serials), "ComfyUI means to keep these weights again"
     assert weights.prove()
-    with weights.preset():
+    with presets.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
-def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
+def test_an_unknown_form_of_prefetch_is_left_to_comfyui(layers):
     @contextmanager
     def newer(given, device):
         with prefetch(given, device) as resident:
@@ -269,8 +309,8 @@ def test_a_form_of_giving_weights_that_is_not_known_is_left_to_comfyui(layers):
 
     for layer in layers:
         use(layer)
-    weights = Residency.of(layers, CPU, newer)
-    with weights.preset():
+    weights = PresetWeights(Residency.of(layers, CPU, newer))
+    with weights.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)
 
 
@@ -278,13 +318,13 @@ def test_the_watermark_is_restored_before_pages_above_it_are_unpinned_also_after
     """Unpinning a page above the watermark frees it: the whole model would have to be loaded again."""
     weights = used(layers)
     assert weights.prove()
-    with pytest.raises(torch.cuda.OutOfMemoryError), weights.preset():
+    with pytest.raises(torch.cuda.OutOfMemoryError), PresetWeights(weights).applied():
         assert not pages.evict(0)
         raise torch.cuda.OutOfMemoryError("planted")
     assert weights.prove() and not pinned(pages)
 
 
-def test_a_range_that_the_driver_refuses_is_not_whole(pages, layers, monkeypatch):
+def test_a_range_that_the_driver_refuses_is_not_held(pages, layers, monkeypatch):
     weights = used(layers)
     assert weights.prove()
 
@@ -297,10 +337,8 @@ def test_a_range_that_the_driver_refuses_is_not_whole(pages, layers, monkeypatch
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_what_comfyui_prefetches_is_taken_back_whatever_its_own_function_expects(
-    pages, layers, monkeypatch, whole
-):
-    """`cleanup_prefetched_modules` has other arguments from 0.33.1 on."""
+def test_prefetched_weights_are_removed_whatever_comfyuis_function_expects(pages, layers, monkeypatch, whole):
+    """`cleanup_prefetched_modules` takes other arguments from 0.33.1 on."""
 
     def cast(modules, dtype, device, bias_dtype, non_blocking):
         for layer in modules:

@@ -1,17 +1,19 @@
-"""Regional calls as CUDA graphs: captured once, replayed in one run and over runs.
+"""Regional calls as CUDA graphs: captured once, then replayed, within a run and across runs.
 
-Read `eligibility` (what may be captured), `network_identity` (what a graph depends on), `residency`
-(weights that ComfyUI may evict), `capture` (one call on fixed addresses), `session` (what a model's runs
-keep, and one run's dealings with it), `overlap` (replays of one evaluation in parallel), `weight_casts` with
-`cast_kernel` (float8 weights in captured calls).
+Read `eligibility` (what may be captured); `network_identity`, `code_identity` and `tensors` (what a graph
+depends on); `pages`, `residency` and `preset` (weights that ComfyUI may evict); `tape` (CUDA graphs) and
+`capture` (one call on buffers of its own); `store` and `leases` (what a model keeps between runs, and what a
+run borrows); `sightings` (when a call is due for capture); `overlap` (replays of one evaluation in parallel);
+`network_graphs` (one network in one run) and `session` (one run); `weight_casts` with `cast_kernel` (float8
+weights in captured calls).
 
-1. At a network's first call of a run `network_identity.inspect` says what it is: graphs of another one are
-   dropped.
-2. A dense call gets the K/V buffers of an earlier run, if its graphs fit.
-3. A regional form that comes for the second time is captured, inside `Residency.captured` under dynamic
-   VRAM.
-4. Each further call copies its inputs to the graph's addresses and replays it, inside `Residency.held`.
-5. The run's end gives the buffers back; graphs stay while memory is plentiful.
+1. At a network's first call of a run `network_identity.inspect` describes it. Graphs that were captured on a
+   different one are dropped.
+2. A dense call gets K/V buffers of an earlier run, if their graphs fit (`leases`).
+3. A regional call is captured when its form occurs for the second time; under dynamic VRAM inside
+   `Residency.captured`.
+4. Later calls copy their inputs to the graph's buffers and replay it, inside `Residency.held`.
+5. At the end of the run the buffers go back to the store. Graphs stay if enough memory is free.
 
-Imports: kv, errors. A tape stands between this package and CUDA, so that tests need no GPU.
+Imports: kv, errors. `tape.Tape` stands between this package and CUDA, so that tests need no GPU.
 """

@@ -1,4 +1,4 @@
-"""When a regional call may be recorded as a CUDA graph and replayed. Facts in, decisions out: no device."""
+"""When a regional call may be captured as a CUDA graph and replayed. Facts in, decisions out: no device."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from torch import Tensor
 from ..kv.formats import FORMATS
 
 SIGHTINGS = 2
-"""A shape is recorded when it comes for the second time: what comes once is not worth it, and the first time
-has chosen the kernels."""
+"""A call is captured when its form occurs for the second time: once is not worth a capture, and the first run
+selects the kernels."""
+
+MAX_POSTPONED = 3
+"""How often a run postpones the capture of a call because of something momentary (too little free memory)."""
 
 MAX_GRAPHS = 8
-"""Of one model; a ratio that changes from step to step would need one a step. Older runs' go first."""
+"""Per model. A ratio that changes from step to step would need one per step. Evicted by age."""
 
 MAX_TAPES = 2
-"""Each takes the memory of one call; most runs have one or two calls an evaluation."""
+"""Per model. Each takes the working memory of one call; most runs have one or two calls per evaluation."""
 
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
@@ -28,7 +31,7 @@ KEEP_FREE_DYNAMIC = 0.5
 """The same under dynamic VRAM: ComfyUI then evicts weights for other models, and unloads nothing for them."""
 
 MULTIGPU = "multigpu_clones"
-"""ComfyUI's option for copies of the model on other devices, which it calls in threads."""
+"""ComfyUI's option for copies of the model on other devices, each called in its own thread."""
 
 BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
 """ComfyUI's options that let other code, or several threads, make the calls of an evaluation."""
@@ -44,7 +47,7 @@ NOT_READ = {
 """Transformer options that do not change what a captured call computes."""
 
 Form = tuple[Hashable, ...]
-"""What tells graphs on the same K/V buffers apart: active tokens per image, names of residuals."""
+"""What tells graphs on the same K/V buffers apart: active tokens per image, options, names of residuals."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,24 @@ class GraphReport:
     Attributes:
         captured: calls that were captured.
         replayed: evaluations whose network calls were all replayed.
-        reason: why nothing could be captured, at all or from some step on; or None.
+        reason: why a call was not captured, or why replays ended; or None.
+        resident: layers whose evictable weights were resident at the end of the run; None if no weights were
+            evictable (no dynamic VRAM) or no network was inspected.
+        layers: all layers with evictable weights; None as above.
     """
 
     captured: int
     replayed: int
     reason: str | None = None
+    resident: int | None = None
+    layers: int | None = None
+
+    @property
+    def details(self) -> str:
+        """The reason, and the resident layers if some were not, for a log line; may be empty."""
+        is_whole = self.resident == self.layers
+        evicted = None if is_whole else f"{self.resident} of {self.layers} layers resident"
+        return ", ".join(filter(None, [self.reason, evicted]))
 
 
 def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_override: object) -> str | None:
@@ -68,24 +83,23 @@ def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_overri
     Args:
         options: the call's transformer options.
         other_wrappers: whether others wrap the call.
-        inner_override: an attention function that another node put in.
+        inner_override: another node's attention function, or None.
     """
     if other_wrappers:
         return "another node wraps the model's calls"
     if inner_override is not None:
-        return "another node brings its own attention function"
+        return "another node replaces the attention function"
     if any(options.get(name) for name in ("patches", "patches_replace")):
         return "another node patches the network"
     return None
 
 
 def calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
-    """Whether the calls of an evaluation follow each other with nothing of others between them, on the same
-    weights.
+    """Whether the calls of an evaluation run on the same weights, with no other pack's code between them.
 
     Args:
-        model_options: the host's; functions in them that run between its calls may do anything.
-        guider: the host's, in a run; single conditionings may ask for patches of their own.
+        model_options: ComfyUI's; functions in them that run between calls may do anything.
+        guider: ComfyUI's, during a run; hooks may patch the weights for single conditionings.
     """
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
     between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]
@@ -101,17 +115,22 @@ def storage_obstacle(storage: str | None) -> str | None:
 
 
 def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()) -> Form:
-    """The form of a regional call, with its options as `frozen_options` gives them. ControlNets may begin and
-    end within a run.
+    """The form of a regional call.
+
+    Args:
+        active_count: active tokens per image.
+        inputs: by name. Residuals count, because ControlNets may begin and end within a run.
+        options: transformer options, from `frozen_options`.
     """
     return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
 
 
 def frozen_options(options: Mapping[str, Any], own: Collection[str] = ()) -> Hashable:
-    """What a network may read of a call's transformer options, to compare; a graph repeats what it read once.
+    """The transformer options that a network may read, in a form that can be compared: a graph repeats what
+    the network read during the capture.
 
     Args:
-        options: the call's.
+        options: the call's transformer options.
         own: names that this pack sets.
 
     Raises:
@@ -132,12 +151,12 @@ def _frozen(name: str, value: Any) -> Hashable:
 
 
 def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs that dense calls share."""
+    """The inputs without a ControlNet's residuals, as a dense call gets them."""
     return {name: value for name, value in inputs.items() if not name.startswith(RESIDUAL)}
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
-    """What two calls must share to be replayed from one graph; None for inputs of an unknown type."""
+    """Equal for two calls if one graph may serve both; None if an input is of an unknown type."""
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]
     for name, value in sorted(inputs.items()):
         if isinstance(value, Tensor):
@@ -150,5 +169,11 @@ def signature(inputs: Mapping[str, Any]) -> Signature | None:
 
 
 def may_outlive_run(free: int, total: int, is_dynamic: bool = False) -> bool:
-    """Whether what graphs hold may stay on the device until the next run, in bytes."""
+    """Whether graphs and their K/V buffers may stay on the device until the next run.
+
+    Args:
+        free: free bytes on the device.
+        total: all its bytes.
+        is_dynamic: whether ComfyUI's dynamic VRAM is in use.
+    """
     return free >= (KEEP_FREE_DYNAMIC if is_dynamic else KEEP_FREE) * total

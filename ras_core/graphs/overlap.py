@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from ..kv.main_memory import empty_in_main_memory
-from .capture import Recording, Tape, Work
+from .capture import CapturedCall
+from .tape import Tape, Work
 
 SHARED = ("x", "t")
-"""Inputs that are the same in all calls of an evaluation: the picture and its noise level."""
+"""Inputs that are the same in all calls of an evaluation: the image and its noise level."""
 
 LATEST = 2
 """Evaluations after which a comparison is waited for."""
@@ -29,26 +30,26 @@ LATEST = 2
 WRONG_GUESS = "a call of the network was launched early with the wrong inputs"
 
 
-class SideBySide:
-    """The recorded calls of one run."""
+class Overlap:
+    """The captured calls of one network in one run, and which of them to launch early."""
 
     def __init__(self) -> None:
         self._evaluations = 0
         self._is_allowed = True
-        self._calls: list[Recording] = []  # of this evaluation
-        self._order: list[Recording] = []  # of the last one that had any
-        self._asked = self._asked_before = 0  # calls of this evaluation and of the last one, captured or not
-        self._lone: set[Recording] = set()  # those that serve a single branch in this run
-        self._used: set[Recording] = set()  # their places hold inputs of this run
-        self._begun: set[Recording] = set()
+        self._calls: list[CapturedCall] = []  # of this evaluation
+        self._order: list[CapturedCall] = []  # of the last evaluation that had any
+        self._requested = self._requested_before = 0  # calls of this and the last evaluation, captured or not
+        self._single: set[CapturedCall] = set()  # those that serve a single branch in this run
+        self._used: set[CapturedCall] = set()  # their buffers hold inputs of this run
+        self._launched: set[CapturedCall] = set()  # early, in this evaluation
         self._waits: list[Work] = []
         self._checks: list[_Check] = []
-        self._can_guess: dict[Recording, bool] = {}
+        self._can_guess: dict[CapturedCall, bool] = {}
 
     @property
     def busy(self) -> list[Tape]:
-        """Tapes of this evaluation's calls: another call of it may run beside these if it has its own."""
-        return [recording.tape for recording in self._calls]
+        """Tapes of this evaluation's calls. Another call runs in parallel with them only on another tape."""
+        return [captured.tape for captured in self._calls]
 
     def begin_evaluation(self, is_allowed: bool) -> str | None:
         """Another evaluation starts.
@@ -61,109 +62,112 @@ class SideBySide:
         """
         self._evaluations += 1
         self._is_allowed = is_allowed
-        self._asked, self._asked_before = 0, self._asked
+        self._requested, self._requested_before = 0, self._requested
         self._order, self._calls = self._calls or self._order, []
-        self._begun.clear()
+        self._launched.clear()
         return self._read_checks(self._evaluations - LATEST)
 
     def begin_call(self) -> None:
         """ComfyUI calls the network."""
-        self._asked += 1
+        self._requested += 1
 
-    def has_advanced(self, recordings: Iterable[Recording]) -> bool:
+    def has_advanced(self, calls: Iterable[CapturedCall]) -> bool:
         """Whether one of these was launched early and has advanced its K/V rows, but was not requested."""
-        return any(each in self._begun and each.advances and each not in self._calls for each in recordings)
+        return any(each in self._launched and each.advances and each not in self._calls for each in calls)
 
     def end(self) -> str | None:
         """The last evaluation is over; returns what went wrong, or None."""
         return self._read_checks(self._evaluations)
 
     def settle(self) -> None:
-        """Have the device wait for what was begun, before it reads or writes what that works on."""
+        """Make the device wait for early launches before it touches the buffers that they use."""
         for wait in self._waits:
             wait()
         self._waits.clear()
 
-    def forget(self, recordings: Iterable[Recording] | None = None) -> None:
-        """These recordings, or all, go or come to serve other calls; comparisons that are under way stay."""
+    def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
+        """Forget these calls, or all: they are dropped or will serve other branches. Comparisons continue."""
         self.settle()
-        gone = self._used if recordings is None else set(recordings)
+        gone = self._used if calls is None else set(calls)
         self._calls = [each for each in self._calls if each not in gone]
         self._order = [each for each in self._order if each not in gone]
         self._can_guess = {each: right for each, right in self._can_guess.items() if each not in gone}
         for check in self._checks:
-            check.recording = None if check.recording in gone else check.recording
-        self._begun, self._used, self._lone = self._begun - gone, self._used - gone, self._lone - gone
+            check.call = None if check.call in gone else check.call
+        self._launched -= gone
+        self._single -= gone
+        self._used = self._used - gone
 
-    def add(self, recording: Recording, n_branches: int = 1) -> None:
-        """A call of this evaluation that has just been recorded."""
-        self._calls.append(recording)
-        self._used.add(recording)
+    def add(self, captured: CapturedCall, n_branches: int = 1) -> None:
+        """A call of this evaluation has been captured or replayed."""
+        self._calls.append(captured)
+        self._used.add(captured)
         if n_branches == 1:
-            self._lone.add(recording)
+            self._single.add(captured)
 
     def run(
-        self, recording: Recording, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
+        self, captured: CapturedCall, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
     ) -> Tensor:
-        """A call's output, (bb, c, H, W). Calls that are expected to follow may be launched with it; those
-        launched earlier are settled.
+        """Replay a call, or take the output of its early launch, which must have been settled. Launches the
+        calls that are expected to follow. Returns (bb, c, H, W).
         """
-        is_begun = recording in self._begun
+        is_launched = captured in self._launched
         if not self._calls:
-            self._begin_others(recording, inputs, active_idx)
-        elif is_begun or self._is_open(recording):
-            is_begun = self._compare(recording, inputs, is_begun) and is_begun
-        self.add(recording, n_branches)
-        return recording.output if is_begun else recording.run(inputs, active_idx)
+            self._launch_others(captured, inputs, active_idx)
+        elif is_launched or self._is_worth_comparing(captured):
+            is_launched = self._compare(captured, inputs, is_launched) and is_launched
+        self.add(captured, n_branches)
+        return captured.output if is_launched else captured.run(inputs, active_idx)
 
-    def _begin_others(self, first: Recording, inputs: Mapping[str, Any], active_idx: Tensor) -> None:
+    def _launch_others(self, first: CapturedCall, inputs: Mapping[str, Any], active_idx: Tensor) -> None:
         if not self._is_allowed or self._order[:1] != [first]:
             return
         busy = [first.tape]
         for other in self._order[1:]:
-            is_free = other.tape not in busy and self._will_be_asked_for(other)
+            is_free = other.tape not in busy and self._may_launch(other)
             if is_free and self._can_guess.get(other) and _are_alike(first, other):
-                self._waits.append(other.begin({name: inputs[name] for name in SHARED}, active_idx))
-                self._begun.add(other)
+                self._waits.append(other.launch({name: inputs[name] for name in SHARED}, active_idx))
+                self._launched.add(other)
                 busy.append(other.tape)
 
-    def _will_be_asked_for(self, other: Recording) -> bool:
-        """Whether ComfyUI is certain to make this call in the captured form. Only calls that advance K/V rows
-        need that, since running them again does not undo a wrong guess. Such a call must be the only one
-        left, of a single branch, with nothing that it could be batched with.
+    def _may_launch(self, other: CapturedCall) -> bool:
+        """Whether launching this call can do no harm. One that advances K/V rows must be certain to be
+        requested in the captured form, since running it again does not undo a wrong guess: it is the only
+        call left, of a single branch, with nothing that it could be batched with.
         """
-        return not other.advances or (self._asked_before == 2 and other in self._lone and not other.away)
-
-    def _is_open(self, recording: Recording) -> bool:
-        """Whether it is worth a comparison: a guess would have had the right form, and no more is known."""
-        return (
-            recording in self._used
-            and recording not in self._can_guess
-            and _are_alike(self._calls[0], recording)
+        return not other.advances or (
+            self._requested_before == 2 and other in self._single and not other.off_device
         )
 
-    def _compare(self, recording: Recording, inputs: Mapping[str, Any], is_begun: bool) -> bool:
-        """Whether a guess can be right, as far as that is known without the device; the rest comes later."""
-        if any(not torch.equal(known, inputs[name]) for name, known in recording.away.items()):
-            self._can_guess[recording] = False
+    def _is_worth_comparing(self, captured: CapturedCall) -> bool:
+        """Whether a guess would have had the right shapes, and it is unknown whether it would be right."""
+        is_open = captured in self._used and captured not in self._can_guess
+        return is_open and _are_alike(self._calls[0], captured)
+
+    def _compare(self, captured: CapturedCall, inputs: Mapping[str, Any], is_launched: bool) -> bool:
+        """Enqueue the comparison of a guess with the actual inputs. False if the guess is already known to be
+        wrong, without the device.
+        """
+        if any(not torch.equal(known, inputs[name]) for name, known in captured.off_device.items()):
+            self._can_guess[captured] = False
             return False
-        guess = recording.inputs | {name: self._calls[0].inputs[name] for name in SHARED}
+        guess = captured.inputs | {name: self._calls[0].inputs[name] for name in SHARED}
         on_device = [name for name, value in guess.items() if isinstance(value, Tensor)]
-        differences = [guess[name] != inputs[name] for name in on_device if name not in recording.away]
+        differences = [guess[name] != inputs[name] for name in on_device if name not in captured.off_device]
         found = torch.stack([each.any() for each in differences])
-        self._checks.append(_Check.begin(recording, is_begun, self._evaluations, found))
+        self._checks.append(_Check.enqueue(captured, is_launched, self._evaluations, found))
         return True
 
     def _read_checks(self, wait_until: int) -> str | None:
-        """Comparisons that the device has made, and those up to an evaluation whether it has or not."""
+        """Read the comparisons that the device has completed; wait for those up to an evaluation."""
         trouble, pending = None, []
         for check in self._checks:
             if not check.is_ready(check.evaluation <= wait_until):
                 pending.append(check)
                 continue
-            if (guessed := check.recording) is not None:
+            if (guessed := check.call) is not None:
                 self._can_guess[guessed] = check.is_right and self._can_guess.get(guessed, True)
-            if check.was_begun and not check.is_right:
+            if check.was_launched and not check.is_right:
                 trouble = WRONG_GUESS
         self._checks = pending
         return trouble
@@ -171,24 +175,32 @@ class SideBySide:
 
 @dataclass
 class _Check:
-    """Whether a guess was right, or would have been: known once the device has come so far."""
+    """Whether a guess was right, or would have been: known once the device has compared the inputs.
 
-    recording: Recording | None
-    was_begun: bool
+    Attributes:
+        call: the call that was guessed; None once it is forgotten.
+        was_launched: whether it was launched on the guess.
+        evaluation: number of its evaluation.
+        differences: (n,) bool, one per input.
+        event: reached once `differences` is on the CPU side; None if it already is.
+    """
+
+    call: CapturedCall | None
+    was_launched: bool
     evaluation: int
-    found: Tensor
+    differences: Tensor
     event: torch.cuda.Event | None = None
 
     @classmethod
-    def begin(cls, recording: Recording, was_begun: bool, evaluation: int, found: Tensor) -> _Check:
-        """`found`, (n,) bool: differences in n inputs, on the device."""
+    def enqueue(cls, call: CapturedCall, was_launched: bool, evaluation: int, found: Tensor) -> _Check:
+        """Copy the differences `found`, (n,) bool on the device, to the CPU side without waiting."""
         if found.device.type != "cuda":
-            return cls(recording, was_begun, evaluation, found)
+            return cls(call, was_launched, evaluation, found)
         arrived = empty_in_main_memory(found, found.shape, pinned=True)
         arrived.copy_(found, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
-        return cls(recording, was_begun, evaluation, arrived, event)
+        return cls(call, was_launched, evaluation, arrived, event)
 
     def is_ready(self, wait: bool) -> bool:
         if self.event is not None and wait:
@@ -197,10 +209,10 @@ class _Check:
 
     @property
     def is_right(self) -> bool:
-        return not bool(self.found.any())
+        return not bool(self.differences.any())
 
 
-def _are_alike(first: Recording, other: Recording) -> bool:
-    """Whether what the first one gets can be put into the other's places."""
+def _are_alike(first: CapturedCall, other: CapturedCall) -> bool:
+    """Whether the first one's shared inputs fit into the other's buffers."""
     same = all(first.inputs[name].shape == other.inputs[name].shape for name in SHARED)
     return same and first.active_idx.shape == other.active_idx.shape

@@ -15,8 +15,9 @@ from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
 from ..graphs.eligibility import may_outlive_run
-from ..graphs.residency import PREFETCH
-from ..graphs.session import GraphSession, GraphStore, HostSide
+from ..graphs.preset import PREFETCH
+from ..graphs.session import GraphSession
+from ..graphs.store import GraphEnvironment, GraphStore
 from ..run.state import RunState
 from . import compiler
 from .memory import is_dynamic, memory_of_call, unused_device_bytes
@@ -32,12 +33,12 @@ def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -
     """CUDA graphs for a run; None if the user, the plan or the device rules them out."""
     if run.config.cuda_graphs == "off" or not run.is_regional:
         return None
-    host = HostSide(
+    environment = GraphEnvironment(
         partial(_store_of, model),
         interrupts=(comfy.model_management.InterruptProcessingException,),
         obstacle=partial(capture_obstacle, model, noise_shape),
     )
-    session = GraphSession(host)
+    session = GraphSession(environment)
     return None if session.of(model.model) is None else session
 
 

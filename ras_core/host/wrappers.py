@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..graphs.eligibility import calls_are_plain
-from ..graphs.residency import EvictableWeights
+from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
 from ..run.live import View
@@ -104,8 +104,8 @@ class RunWrappers:
             run.warn(
                 "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
             )
+        now = timestamp(self._model.load_device)  # before the report, which looks at each layer
         report = None if self._graphs is None else self._graphs.report
-        now = timestamp(self._model.load_device)
         return run.recorder.finish(now, len(run.plan), self._profile, run.text_rows, run.kv_bytes, report)
 
     def end(self, trace: Trace | None) -> None:

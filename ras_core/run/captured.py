@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import RegionalAbort
+from ..graphs.capture import RowsAdvanced
+from ..graphs.network_graphs import NetworkGraphs
 from ..graphs.network_identity import inspect
-from ..graphs.session import NetworkGraphs, RowsAdvanced
 from ..graphs.weight_casts import quick_casts
 from ..kv.plain import Slots
 from .call import Call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from ..graphs.network_identity import CORE_GRAPH
+from ..graphs.code_identity import CORE_GRAPH
 from ..models.base import ModelAdapter
 from .call import Call
 from .partial_forward import NetworkCall

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
-from ..graphs.session import RowsAdvanced
+from ..graphs.capture import RowsAdvanced
 from .call import Call
 from .captured import CapturedCalls, Slots
 from .coverage import Coverage

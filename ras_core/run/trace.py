@@ -105,7 +105,7 @@ class Trace:
         if self.graphs is None or not total:
             return None
         line = f"{self.graphs.replayed} of {total} regional steps replayed as CUDA graphs"
-        return f"{line} ({self.graphs.reason})" if self.graphs.reason else line
+        return f"{line} ({self.graphs.details})" if self.graphs.details else line
 
     def as_dict(self) -> dict:
         """Plain numbers for a user interface."""

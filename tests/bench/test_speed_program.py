@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import safetensors
 import torch
+from ras_pack.bench import residency_cli
 from ras_pack.bench.checkpoints import make_files
 from ras_pack.bench.graph_counter import GraphCounter
 from ras_pack.bench.hosting import DISABLE_DYNAMIC, knows_dynamic_vram, start_as_main
@@ -224,6 +225,17 @@ def test_the_whole_speed_program(tmp_path):
     assert eager["regional_cpu_step_seconds"] > 0 and eager["overhead_seconds"] > 0
     assert {"loading", "sampling", "end of run"} < set(eager["stages"])
     assert "ras 25% graph lora" in done.stdout
+
+
+@pytest.mark.parametrize("option", ["--groups", "--only"])
+def test_the_residency_program_refuses_unknown_names(option, tmp_path, capsys):
+    """They would choose nothing, which looks like success."""
+    out = tmp_path / "output" / "residency.json"
+    known = {"--groups": "dynamic", "--only": "two_nodes"}[option]
+    assert residency_cli.main(["--tiny", option, f"{known}, two_nodse", "--out", str(out)]) == 1
+    told = capsys.readouterr().err
+    assert f"{option} two_nodse." in told and f" {known}," in told
+    assert not out.parent.exists()
 
 
 @pytest.mark.slow

@@ -51,6 +51,9 @@ class FakePages:
     def get_watermark(self) -> int:
         return self.watermark
 
+    def get_residency(self) -> list[int]:
+        return [(serial != 0) + 2 * (pins > 0) for serial, pins in zip(self.serials, self.pins, strict=True)]
+
     def prioritize(self) -> None:
         self.watermark = len(self.serials)
 

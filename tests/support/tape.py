@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ras_pack.ras_core.graphs.capture import Around
-from ras_pack.ras_core.graphs.session import GraphStore
+from ras_pack.ras_core.graphs.store import GraphStore
+from ras_pack.ras_core.graphs.tape import Around
 from ras_pack.ras_core.host.names import GRAPHS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,21 +19,22 @@ Work = Callable[[], None]
 
 
 class AgainTape:
-    """Replays by doing the work again: whatever is not in the recording's places stays as it was.
+    """Replays by running the work again: only the contents of the buffers change.
 
-    As on a GPU, nothing may use a tape while something that was begun on it has not been waited for.
+    As on a GPU, a tape must not be used until everything launched on it has been waited for.
 
     Attributes:
-        begun: replays that were asked for beside other work.
-        waiting: those of them that nobody has waited for.
+        captured, replayed: how often.
+        launched: replays in parallel with other work.
+        waiting: those that nothing has waited for yet.
     """
 
     def __init__(self):
-        self.recorded = self.replayed = self.begun = self.waiting = 0
+        self.captured = self.replayed = self.launched = self.waiting = 0
 
-    def record(self, work: Work, around: Around = nullcontext) -> Work:
+    def capture(self, work: Work, around: Around = nullcontext) -> Work:
         assert not self.waiting
-        self.recorded += 1
+        self.captured += 1
         with around():
             repeat = self.once(work)
 
@@ -45,14 +46,14 @@ class AgainTape:
         return replay
 
     def once(self, work: Work) -> Work:
-        """Do the work, and return a function that repeats it."""
+        """Run the work, and return a function that repeats it."""
         work()
         return work
 
-    def begin(self, replay: Work) -> Work:
-        """The replay is over before the other work starts."""
+    def launch(self, replay: Work) -> Work:
+        """Complete the replay before the other work starts."""
         replay()
-        self.begun += 1
+        self.launched += 1
         self.waiting += 1
         return self._waited_for
 
@@ -61,10 +62,10 @@ class AgainTape:
 
 
 class LateTape(AgainTape):
-    """The replay starts when the other work is over."""
+    """Starts a launched replay only when the other work is complete."""
 
-    def begin(self, replay: Work) -> Work:
-        waited_for = super().begin(lambda: None)
+    def launch(self, replay: Work) -> Work:
+        waited_for = super().launch(lambda: None)
 
         def wait() -> None:
             waited_for()
@@ -78,7 +79,7 @@ class FrozenTape(AgainTape):
     graph does. It misses whatever Python would read or decide differently by then: other code, other
     networks, weights at other addresses, other numbers.
 
-    As during a capture, Python must not read a tensor's value.
+    As in a capture, Python must not read a tensor's value.
     """
 
     def once(self, work: Work) -> Work:
@@ -88,18 +89,18 @@ class FrozenTape(AgainTape):
 
 
 class FrozenLateTape(LateTape, FrozenTape):
-    """A frozen tape whose early launches only run once the other work is over."""
+    """A frozen tape that starts launched replays only when the other work is complete."""
 
 
 class BrokenTape(AgainTape):
-    """Records nothing."""
+    """Cannot capture."""
 
-    def record(self, work: Work, around: Around = nullcontext) -> Work:
+    def capture(self, work: Work, around: Around = nullcontext) -> Work:
         raise RuntimeError("planted")
 
 
 class FailingTape(AgainTape):
-    """Does the work, as happens before a capture, and then fails, `failures` times in all.
+    """Runs the work, as happens before a capture, and then fails, `failures` times in all.
 
     Attributes:
         failures: how often it will still fail.
@@ -118,7 +119,7 @@ class FailingTape(AgainTape):
 
 
 class Tapes:
-    """Makes tapes of a kind, and counts what they did."""
+    """Makes tapes of one kind, and adds up their counts."""
 
     def __init__(self, kind: Callable[[], AgainTape] = AgainTape):
         self._kind = kind
@@ -132,8 +133,8 @@ class Tapes:
         return sum(getattr(tape, count) for tape in self._made)
 
 
-def record_on(model: Any, tape: Any) -> GraphStore:
-    """Runs of this model record on the tape, or on the tapes; gives where its recordings are kept."""
+def capture_on(model: Any, tape: Any) -> GraphStore:
+    """Make runs of this model capture on this tape, or these tapes. Returns the model's store."""
     store = GraphStore(tape if isinstance(tape, Tapes) else lambda number: tape)
     setattr(model.model, GRAPHS, store)
     return store
@@ -144,8 +145,8 @@ class _Operation:
     """One operation, and the memory that it read and wrote.
 
     Attributes:
-        results: tensors of the first time, and the place of each among what the function returns; views of
-            its inputs are left out, since they see what is written there.
+        results: the first run's output tensors, with their index among the function's outputs. Views of
+            the inputs are left out: they see what is written there.
     """
 
     function: Callable[..., Any]
@@ -155,12 +156,12 @@ class _Operation:
 
     def repeat(self) -> None:
         found, _ = tree_flatten(self.function(*self.args, **self.kwargs))
-        for place, result in self.results:
-            result.copy_(found[place])
+        for i, result in self.results:
+            result.copy_(found[i])
 
 
 class _Log(TorchDispatchMode):
-    """Logs each operation that makes or changes memory."""
+    """Logs each operation that allocates or changes memory."""
 
     READS_VALUES = ("aten::_local_scalar_dense", "aten::equal", "aten::nonzero", "aten::is_nonzero")
 
@@ -181,8 +182,8 @@ class _Log(TorchDispatchMode):
         found = function(*args, **kwargs)
         known = _memory((args, kwargs))
         results = tuple(
-            (place, _alias(each))
-            for place, each in enumerate(tree_flatten(found)[0])
+            (i, _alias(each))
+            for i, each in enumerate(tree_flatten(found)[0])
             if isinstance(each, Tensor) and _address(each) not in known
         )
         if results or function._schema.is_mutable:

@@ -1,13 +1,13 @@
-"""Calls that are begun before the host asks for them: the same picture, and no picture from a wrong guess."""
+"""Calls launched before ComfyUI requests them: the same image, and no image from a wrong guess."""
 
 import comfy.hooks
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.graphs.capture import record
-from ras_pack.ras_core.graphs.overlap import WRONG_GUESS, SideBySide, _Check
-from ras_pack.ras_core.graphs.session import GraphStore
+from ras_pack.ras_core.graphs.capture import RegionalCall, capture
+from ras_pack.ras_core.graphs.overlap import WRONG_GUESS, Overlap, _Check
+from ras_pack.ras_core.graphs.store import GraphStore
 from ras_pack.ras_core.host.names import GRAPHS
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.run.dense import DenseCalls
@@ -23,34 +23,34 @@ from support.sampling import (
     sample_ras,
     split_prompts,
 )
-from support.tape import BrokenTape, FrozenLateTape, FrozenTape, Tapes, record_on
+from support.tape import BrokenTape, FrozenLateTape, FrozenTape, Tapes, capture_on
 
-RECORDED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
-EAGER = RASConfig(**{**vars(RECORDED), "cuda_graphs": "off"})
+CAPTURED = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
+EAGER = RASConfig(**{**vars(CAPTURED), "cuda_graphs": "off"})
 
-# Of seven regional evaluations the first is plain, the second recorded, the third compared; in another run
-# the first is given its inputs, the second compared.
-BEGUN, BEGUN_LATER = 4, 5
+# Of seven regional evaluations the first is eager, the second captured, the third compared; in a later run
+# the first sets the inputs, the second is compared.
+LAUNCHED, LAUNCHED_LATER = 4, 5
 
 
 def _split(family, monkeypatch, kind):
-    """A model whose host calls the network once for each prompt, its tapes, and its picture without them."""
+    """A model whose network is called once per prompt, its tapes, and its image without graphs."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     plain_model, model, tapes = family.build(), family.build(), Tapes(kind)
     for each in (plain_model, model):
         split_prompts(monkeypatch, each)
-    record_on(model, tapes)
+    capture_on(model, tapes)
     return model, tapes, sample_ras(plain_model, family, family.noise(), EAGER)[0]
 
 
 @pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
-def test_the_picture_is_the_same_whenever_the_device_comes_to_it(family, kind, monkeypatch):
+def test_the_image_is_the_same_whenever_the_device_runs_the_launch(family, kind, monkeypatch):
     model, tapes, plain = _split(family, monkeypatch, kind)
-    for begun in (BEGUN, BEGUN + BEGUN_LATER):
-        latent, trace = sample_ras(model, family, family.noise(), RECORDED)
+    for launched in (LAUNCHED, LAUNCHED + LAUNCHED_LATER):
+        latent, trace = sample_ras(model, family, family.noise(), CAPTURED)
         assert distance(latent, plain) < 2e-5
         assert trace.regional_steps == 7 and not trace.notes
-        assert (tapes.begun, tapes.waiting, tapes.recorded) == (begun, 0, 2)
+        assert (tapes.launched, tapes.waiting, tapes.captured) == (launched, 0, 2)
 
 
 @pytest.mark.parametrize("storage", ["fp8", "forecast"])
@@ -59,48 +59,48 @@ def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
     for graphs in ("off", "auto"):
         model, tapes = sd3.build(), Tapes(FrozenLateTape)
         split_prompts(monkeypatch, model)
-        record_on(model, tapes)
+        capture_on(model, tapes)
         config = RASConfig(**{**vars(FAST), "kv_cache": storage, "cuda_graphs": graphs})
         results.append(sample_ras(model, sd3, sd3.noise(), config, steps=16)[0])
-    assert tapes.begun > 3
+    assert tapes.launched > 3
     assert distance(results[1], results[0]) < 2e-5
 
 
 @pytest.mark.parametrize("name", ["positive", "negative"])
-def test_a_run_with_another_prompt_begins_calls_too(family, name, monkeypatch):
+def test_a_run_with_another_prompt_launches_early_too(family, name, monkeypatch):
     model, tapes, _ = _split(family, monkeypatch, FrozenLateTape)
     plain_model = family.build()
     split_prompts(monkeypatch, plain_model)
-    sample_ras(model, family, family.noise(), RECORDED)
+    sample_ras(model, family, family.noise(), CAPTURED)
     other = {name: family.conditioning(7)}
-    latent, trace = sample_ras(model, family, family.noise(), RECORDED, **other)
+    latent, trace = sample_ras(model, family, family.noise(), CAPTURED, **other)
     plain, _ = sample_ras(plain_model, family, family.noise(), EAGER, **other)
     assert distance(latent, plain) < 2e-5 and not trace.notes
-    assert (tapes.begun, tapes.recorded) == (BEGUN + BEGUN_LATER, 2)
+    assert (tapes.launched, tapes.captured) == (LAUNCHED + LAUNCHED_LATER, 2)
 
 
 def test_three_calls_have_two_tapes(sd3, monkeypatch):
-    """The third is not begun early: it shares a tape, which must not be used twice at once."""
+    """The third is not launched early: it shares a tape, which must not be used twice at once."""
     tapes, traces = _grouped(sd3, monkeypatch, [[1, 1, 1]] * STEPS)
     assert [trace.regional_steps for trace in traces] == [7, 7]
-    assert (tapes.begun, tapes.recorded) == (BEGUN, 3)
+    assert (tapes.launched, tapes.captured) == (LAUNCHED, 3)
 
 
-def test_calls_that_are_grouped_anew_on_the_way(sd3, monkeypatch):
-    """A call that was found fit to be begun comes to stand behind one of two prompts, and the reverse."""
+def test_calls_that_are_regrouped_during_the_run(sd3, monkeypatch):
+    """A call that could be launched early then follows a call of two prompts, and the reverse."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     tapes, _ = _grouped(sd3, monkeypatch, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
-    assert tapes.begun > 0 and tapes.waiting == 0
+    assert tapes.launched > 0 and tapes.waiting == 0
 
 
 def _grouped(sd3, monkeypatch, groups):
-    """The tapes of a run with three prompts in these groups, whose picture is as without them, and the traces
-    of both runs.
+    """The tapes of a run with three prompts in these groups, after checking that its image is that of an
+    eager run; and the traces of both runs.
     """
     latents, traces = [], []
-    for config in (EAGER, RECORDED):
+    for config in (EAGER, CAPTURED):
         model, tapes = sd3.build(), Tapes(FrozenLateTape)
-        record_on(model, tapes)
+        capture_on(model, tapes)
         patched = patch_model(model, config)
         between_calls(monkeypatch, in_groups(groups.__getitem__))
         two = sd3.conditioning(1) + sd3.conditioning(3)
@@ -110,10 +110,10 @@ def _grouped(sd3, monkeypatch, groups):
     return tapes, traces
 
 
-def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
-    """Guidance that leaves prompts out in some steps: what was begun for them is waited for all the same."""
+def test_nothing_is_in_flight_when_the_network_is_called(sd3, monkeypatch):
+    """Guidance that leaves prompts out in some steps: their early launches are waited for all the same."""
     model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
-    patched = patch_model(model, RECORDED)
+    patched = patch_model(model, CAPTURED)
     calls = []
     for kind in (DenseCalls, RegionalCalls):
         original = kind.run
@@ -125,15 +125,15 @@ def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
         monkeypatch.setattr(kind, "run", watched)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", positive_alone(lambda step: step > 6))
     sample(patched, sd3, sd3.noise())
-    assert tapes.begun > 0 and not any(calls) and tapes.waiting == 0
+    assert tapes.launched > 0 and not any(calls) and tapes.waiting == 0
 
 
-def test_one_tape_has_to_do_where_memory_is_short(sd3, monkeypatch):
+def test_one_tape_must_do_if_memory_is_short(sd3, monkeypatch):
     class ShortTape(FrozenTape):
-        def record(self, work, *around):
+        def capture(self, work, *around):
             if made.index(self):
                 raise torch.cuda.OutOfMemoryError("planted")
-            return super().record(work, *around)
+            return super().capture(work, *around)
 
     made = []
 
@@ -145,17 +145,17 @@ def test_one_tape_has_to_do_where_memory_is_short(sd3, monkeypatch):
     store = GraphStore(make)
     setattr(model.model, GRAPHS, store)
     for replayed in (2 * 5, 2 * 5 + 2 * 7):
-        latent, trace = sample_ras(model, sd3, sd3.noise(), RECORDED)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert distance(latent, plain) < 2e-5 and not trace.notes
         assert store.count == 2 and store.trouble is None
-        assert made[0].replayed == replayed and made[0].begun == 0
+        assert made[0].replayed == replayed and made[0].launched == 0
 
 
 def test_both_prompts_in_one_call_need_no_guess(family):
     model, tapes = family.build(), Tapes()
-    record_on(model, tapes)
-    sample_ras(model, family, family.noise(), RECORDED)
-    assert (tapes.begun, tapes.recorded) == (0, 1)
+    capture_on(model, tapes)
+    sample_ras(model, family, family.noise(), CAPTURED)
+    assert (tapes.launched, tapes.captured) == (0, 1)
 
 
 class TestWrongGuesses:
@@ -164,31 +164,31 @@ class TestWrongGuesses:
         self._patch = monkeypatch
 
     def _model(self, sd3, kind, shift):
-        """Each second call of an evaluation gets another picture."""
+        """Each second call of an evaluation gets another image."""
         model, tapes = sd3.build(), Tapes(kind)
-        record_on(model, tapes)
-        patched = patch_model(model, RECORDED)
+        capture_on(model, tapes)
+        patched = patch_model(model, CAPTURED)
         between_calls(self._patch, _each_alone(shift))
         return patched, tapes
 
-    def test_calls_that_always_differ_are_never_begun(self, sd3):
+    def test_calls_that_always_differ_are_never_launched_early(self, sd3):
         latents = []
         for kind in (FrozenTape, BrokenTape):
             patched, tapes = self._model(sd3, kind, lambda step: 0.1)
             latents.append(sample(patched, sd3, sd3.noise()))
             assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
-            assert tapes.begun == 0 and (tapes.replayed > 0) == (kind is FrozenTape)
+            assert tapes.launched == 0 and (tapes.replayed > 0) == (kind is FrozenTape)
         assert distance(*latents) < 2e-5
 
     def test_calls_that_begin_to_differ_are_noticed(self, sd3, caplog):
         patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step >= 7))
         sample(patched, sd3, sd3.noise())
-        assert tapes.begun > 0 and tapes.waiting == 0
+        assert tapes.launched > 0 and tapes.waiting == 0
         assert caplog.text.count(WRONG_GUESS) == 1 and "running dense from here" in caplog.text
         assert last_trace(patched).steps[-1].kind.value == "dense"
 
-    def test_at_the_latest_two_evaluations_on(self, sd3, monkeypatch, caplog):
-        """Where this program is far ahead of the device."""
+    def test_within_two_evaluations(self, sd3, monkeypatch, caplog):
+        """Even if the CPU side is far ahead of the device."""
         monkeypatch.setattr(_Check, "is_ready", lambda check, wait: wait)
         patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step >= 11))
         sample(patched, sd3, sd3.noise(), steps=20)
@@ -196,9 +196,9 @@ class TestWrongGuesses:
         kinds = [step.kind.value for step in last_trace(patched).steps]
         assert kinds[11:13] == ["regional"] * 2 and set(kinds[13:]) == {"dense"}
 
-    def test_also_when_the_recordings_are_gone(self):
-        """Memory runs out before the comparison is made."""
-        (first, second), calls, idx = _two_recordings(), SideBySide(), torch.zeros(1, 2, dtype=torch.long)
+    def test_also_after_the_graphs_were_dropped(self):
+        """Memory runs out before the comparison is read."""
+        (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
         for step, shift in enumerate((0.0, 0.0, 0.0, 1.0)):
             assert calls.begin_evaluation(True) is None
             for each, x in ((first, step), (second, step + shift)):
@@ -211,20 +211,20 @@ class TestWrongGuesses:
     def test_also_in_the_last_step(self, sd3, caplog):
         patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step == STEPS - 1))
         sample(patched, sd3, sd3.noise())
-        assert tapes.begun > 0 and caplog.text.count(WRONG_GUESS) == 1
+        assert tapes.launched > 0 and caplog.text.count(WRONG_GUESS) == 1
 
     def test_weights_that_differ_between_prompts(self, sd3, monkeypatch):
-        """ComfyUI's hooks patch the weights for one prompt and take the patch away for the other."""
+        """ComfyUI's hooks patch the weights for one prompt and remove the patch for the other."""
         model, tapes, unhooked = _split(sd3, monkeypatch, FrozenLateTape)
         prompts = {"positive": _with_lora(sd3, sd3.conditioning(1)), "negative": sd3.conditioning(2)}
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), EAGER, **prompts)
         assert distance(plain, unhooked) > 1e-3
-        latent, trace = sample_ras(model, sd3, sd3.noise(), RECORDED, **prompts)
+        latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED, **prompts)
         assert distance(latent, plain) < 2e-5
-        assert tapes.begun == 0 and tapes.replayed > 0 and not trace.notes
+        assert tapes.launched == 0 and tapes.replayed > 0 and not trace.notes
 
     def test_other_packs_functions_between_the_calls(self, sd3, monkeypatch):
-        """One that changes a prompt on the way: what was begun would have had the old one."""
+        """One that changes a prompt during the run: an early launch would have used the old one."""
 
         def negated(executor, model, conds, x_in, timestep, model_options):
             evaluations.append(1)
@@ -236,7 +236,7 @@ class TestWrongGuesses:
             return executor(model, conds, x_in, timestep, model_options)
 
         latents = []
-        for config in (EAGER, RECORDED):
+        for config in (EAGER, CAPTURED):
             evaluations = []
             model, tapes, _ = _split(sd3, monkeypatch, FrozenTape)
             patched = patch_model(model, config)
@@ -244,22 +244,22 @@ class TestWrongGuesses:
             latents.append(sample(patched, sd3, sd3.noise()))
             assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
         assert distance(*latents) < 2e-5
-        assert tapes.begun == 0 and tapes.replayed > 0
+        assert tapes.launched == 0 and tapes.replayed > 0
 
     def test_a_wrapper_that_may_do_anything(self, sd3, monkeypatch):
         model, tapes, plain = _split(sd3, monkeypatch, FrozenTape)
-        patched = patch_model(model, RECORDED)
+        patched = patch_model(model, CAPTURED)
         patched.set_model_unet_function_wrapper(
             lambda apply, given: apply(given["input"], given["timestep"], **given["c"])
         )
         assert distance(sample(patched, sd3, sd3.noise()), plain) < 2e-5
-        assert tapes.begun == 0 and tapes.replayed > 0
+        assert tapes.launched == 0 and tapes.replayed > 0
 
 
-def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3, monkeypatch):
+def test_an_interrupt_between_two_calls_leaves_nothing_in_flight(sd3, monkeypatch):
     model, tapes = sd3.build(), Tapes(FrozenLateTape)
-    record_on(model, tapes)
-    patched = patch_model(model, RECORDED)
+    capture_on(model, tapes)
+    patched = patch_model(model, CAPTURED)
 
     def stop(step: int) -> float:
         if step == 8:
@@ -270,13 +270,13 @@ def test_an_interrupt_between_two_calls_leaves_nothing_on_its_way(sd3, monkeypat
     between_calls(monkeypatch, _each_alone(stop))
     with pytest.raises(KeyboardInterrupt):
         sample(patched, sd3, sd3.noise())
-    assert tapes.begun > 0 and tapes.waiting == 0
+    assert tapes.launched > 0 and tapes.waiting == 0
 
 
-def test_a_prompt_that_the_host_keeps_elsewhere_is_compared_there():
-    """A new value is known when the output is asked for: the call is done anew, and not begun again."""
-    (first, second), calls, idx = _two_recordings(), SideBySide(), torch.zeros(1, 2, dtype=torch.long)
-    second.away["prompt"] = PROMPT.clone()  # as where the device is another
+def test_a_prompt_on_another_device_is_compared_there():
+    """A new value is known when the output is requested: the call runs again, and no longer early."""
+    (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
+    second.off_device["prompt"] = PROMPT.clone()  # as if the device were another
     found = []
     for step, prompt in enumerate((1.0, 1.0, 1.0, 3.0, 3.0)):
         assert calls.begin_evaluation(True) is None
@@ -285,11 +285,11 @@ def test_a_prompt_that_the_host_keeps_elsewhere_is_compared_there():
         calls.settle()
         found.append(float(calls.run(second, now | {"prompt": PROMPT * prompt}, idx).mean()))
     assert found == [1.0, 2.0, 3.0, 6.0, 7.0]
-    assert second.tape.begun == 2 and calls.end() is None
+    assert second.tape.launched == 2 and calls.end() is None
 
 
-def test_a_recording_that_comes_to_serve_another_call_is_not_begun_with_the_old_inputs():
-    (first, second), calls, idx = _two_recordings(), SideBySide(), torch.zeros(1, 2, dtype=torch.long)
+def test_a_graph_that_serves_another_call_is_not_launched_with_the_old_inputs():
+    (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
     for step in range(6):
         assert calls.begin_evaluation(True) is None
         if step == 4:
@@ -299,21 +299,22 @@ def test_a_recording_that_comes_to_serve_another_call_is_not_begun_with_the_old_
         calls.settle()
         output = calls.run(second, now | {"prompt": PROMPT if step < 4 else 3 * PROMPT}, idx)
         assert float(output.mean()) == step + (1 if step < 4 else 3)
-    assert second.tape.begun == 2 and calls.end() is None
+    assert second.tape.launched == 2 and calls.end() is None
 
 
 PROMPT = torch.ones(1)
 
 
-def _two_recordings():
-    """Calls that add a prompt to a picture."""
+def _two_captured_calls():
+    """Calls that add a prompt to an image."""
     idx = torch.zeros(1, 2, dtype=torch.long)
     inputs = {"x": torch.zeros(1, 1, 2, 2), "t": torch.ones(1), "prompt": PROMPT}
-    return [record(FrozenTape(), inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"]) for _ in "ab"]
+    call = RegionalCall(inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"])
+    return [capture(FrozenTape(), call) for _ in "ab"]
 
 
 def _each_alone(shift):
-    """Prompts one by one, each on the picture of the one before plus `shift(step)`."""
+    """Prompts one by one, each on the image of the one before plus `shift(step)`."""
     evaluations = []
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):

@@ -1,0 +1,178 @@
+"""The code that a captured call depends on: classes, what replaces their functions, and what that reads.
+
+A CUDA graph misses whatever Python would do differently by now: a LoRA that replaces a layer's `forward`, an
+exchanged layer, a patched class. Objects that may be large are referenced weakly: nothing is kept alive, and
+a new object at the same address is not mistaken for the old one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FunctionType, MethodType
+from typing import Any
+from weakref import ref
+
+from torch import Tensor, nn
+
+from .preset import CAST
+from .tensors import address_of
+
+CORE_GRAPH = "_comfy_graph"
+"""Attribute in which ComfyUI keeps its own CUDA graph of a module."""
+
+OBSTACLES = {
+    "weight_function": "weights are patched at each use",
+    "bias_function": "weights are patched at each use",
+    CAST: "another pack's layers unpack their weights at each use",
+    CORE_GRAPH: "ComfyUI replays graphs of its own in this network",
+}
+"""Attributes of ComfyUI's layers, and what it means for one to be set."""
+
+COMPILED = "_compiled_call_impl"
+"""Attribute in which torch keeps the compiled function that it calls instead of a module."""
+
+COMFYUI, TORCH = "comfy.", "torch."
+"""Prefixes of modules whose code, when it replaces a layer's, does the same at each call."""
+
+OWNER_CODE = ("_apply_model", "process_timestep", "get_dtype_inference", "manual_cast_dtype")
+"""Attributes of ComfyUI's model, which wraps the network, that take part in a captured call."""
+
+DEPTH = 4
+"""How many references lead from replaced code to the tensors that it reads: method, hook, adapter, list."""
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What modules of one class have in common.
+
+    Attributes:
+        code: the functions of the class and of the file that defines it.
+        marks: names in `OBSTACLES` that the class sets.
+        own: names that matter if a single module overrides them with an attribute of its own.
+    """
+
+    code: tuple[Hashable, ...]
+    marks: frozenset[str]
+    own: frozenset[str]
+
+    @classmethod
+    def of(cls, kind: type) -> _Kind:
+        functions = (n for each in kind.__mro__ for n, value in vars(each).items() if callable(value))
+        harmless = {CAST} if is_by(kind, COMFYUI, TORCH) else set()
+        marks = (name for name in OBSTACLES if getattr(kind, name, None))
+        own = frozenset([*functions, *OBSTACLES, COMPILED])
+        return cls(_class_code(kind), frozenset(marks) - harmless, own - harmless)
+
+
+@dataclass(frozen=True)
+class NetworkCode:
+    """The code of a network's modules.
+
+    Attributes:
+        kinds: what their classes have in common, by class.
+        replaced: functions that a single module overrides: its number, the function's name, the code.
+    """
+
+    kinds: dict[type, _Kind]
+    replaced: list[tuple[int, str, Any]]
+
+    @classmethod
+    def of(cls, modules: Sequence[nn.Module]) -> NetworkCode:
+        kinds = {kind: _Kind.of(kind) for kind in dict.fromkeys(map(type, modules))}
+        marked = [(i, m) for i, m in enumerate(modules) if not kinds[type(m)].own.isdisjoint(vars(m))]
+        return cls(kinds, [(i, *code) for i, m in marked for code in _replaced_code(m, kinds[type(m)])])
+
+    def obstacle(self, modules: Sequence[nn.Module]) -> str | None:
+        """Why calls that run these modules cannot be captured, or None."""
+        found = (_module_obstacle(module, self.kinds[type(module)]) for module in modules)
+        return next(filter(None, found), None) or _code_obstacle(self.replaced)
+
+    @property
+    def identity(self) -> tuple[Hashable, Hashable]:
+        """Equal for two networks if the same code runs; references to code are weak."""
+        return (
+            tuple(kind.code for kind in self.kinds.values()),
+            tuple((i, name, _reference(code), _read_by(code)) for i, name, code in self.replaced),
+        )
+
+
+def owner_code(owner: object) -> tuple[Hashable, ...]:
+    """Code of ComfyUI's model around the network: of its class, and what replaces it on this one."""
+    own = tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE)
+    return own + (_class_code(type(owner)) if isinstance(owner, nn.Module) else ())
+
+
+def is_by(code: Any, *names: str) -> bool:
+    """Whether the module that defines this code has one of these prefixes."""
+    return (getattr(code, "__module__", None) or "").startswith(names)
+
+
+def _module_obstacle(module: nn.Module, kind: _Kind) -> str | None:
+    own = module.__dict__
+    if kind.marks or not kind.own.isdisjoint(own):
+        for name, obstacle in OBSTACLES.items():
+            if own.get(name, name in kind.marks) and name in kind.own:
+                return obstacle
+    if module._forward_hooks or module._forward_pre_hooks:
+        return "the network's layers have forward hooks from elsewhere"
+    return None
+
+
+def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
+    """Attributes of this one module that override its class's functions (bypass LoRA, object patches)."""
+    own = module.__dict__
+    for name in own.keys() & kind.own - OBSTACLES.keys():
+        if own[name] is not None and not _is_own(module, name, own[name]):
+            yield name, own[name]
+
+
+def _is_own(module: nn.Module, name: str, code: Any) -> bool:
+    """Whether this is the class's own function, as a patch leaves it behind when it is removed."""
+    return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
+        type(module), name, None
+    )  # fmt: skip
+
+
+def _class_code(kind: type) -> tuple[Hashable, ...]:
+    """The functions of a class and its bases, and those of the files that define them."""
+    classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    files = [sys.modules.get(each.__module__) for each in classes if not is_by(each, TORCH)]
+    held = [vars(each) for each in (*classes, *filter(None, files))]
+    return tuple(value for each in held for value in each.values() if isinstance(value, FunctionType))
+
+
+def _code_obstacle(replaced: Sequence[tuple[int, str, Any]]) -> str | None:
+    """Other code may do something else at each step; a graph would repeat what it did when captured."""
+    if all(is_by(code, COMFYUI, TORCH) for *_, code in replaced):
+        return None
+    return "another node's code replaces some of the network's layers"
+
+
+def _reference(code: Any) -> Hashable:
+    if isinstance(code, MethodType):
+        return _reference(code.__self__), code.__func__
+    try:
+        return ref(code)
+    except TypeError:  # a number, a string, None: compared by value
+        return code
+
+
+def _read_by(code: Any) -> tuple[Hashable, ...]:
+    """What ComfyUI's replacement code reads: tensors, by address and layout, and numbers."""
+    found, pending = [], [code] if is_by(code, COMFYUI) else []
+    for _ in range(DEPTH):
+        values = [value for each in pending for value in _held_by(each)]
+        found += [address_of(each) for each in values if isinstance(each, Tensor)]
+        found += [each for each in values if isinstance(each, (bool, int, float))]
+        pending = [each for each in values if not isinstance(each, (Tensor, nn.Module))]
+    return tuple(found)
+
+
+def _held_by(each: Any) -> Iterable[Any]:
+    if isinstance(each, (list, tuple)):
+        return each
+    if isinstance(each, MethodType):
+        return (each.__self__,)
+    return vars(each).values() if hasattr(each, "__dict__") and not isinstance(each, type) else ()

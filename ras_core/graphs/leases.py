@@ -1,0 +1,55 @@
+"""Which K/V buffers of a store one run uses, and for which call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..kv.store import Branch
+from .capture import Slots
+from .eligibility import Signature
+from .store import Buffers, GraphStore
+
+
+class Leases:
+    """The buffers of a store that one run uses, by the branches of the call that fills them."""
+
+    def __init__(self, store: GraphStore):
+        self._store = store
+        self._held: dict[tuple[Branch, ...], Buffers] = {}
+
+    def lend(self, branches: tuple[Branch, ...], signature: Signature, storage: str) -> Buffers | None:
+        """Lend buffers to a dense call of these branches; None if no free ones fit."""
+        for held in [held for held in self._held if set(held) <= set(branches)]:
+            self._held.pop(held).is_lent = False  # of an earlier dense call of these branches
+        taken = {address for each in self._store.buffers if each.is_lent for address in each.addresses}
+        for each in self._store.buffers:
+            if each.signature == signature and each.storage == storage and not each.addresses & taken:
+                each.is_lent = True
+                self._held[branches] = each
+                return each
+        return None
+
+    def find(self, branches: tuple[Branch, ...], slots: Slots) -> Buffers | None:
+        """The buffers of these branches, if `slots` still holds exactly those."""
+        buffers = self._held.get(branches)
+        return buffers if buffers is not None and buffers.match(slots) else None
+
+    def add(self, branches: tuple[Branch, ...], buffers: Buffers) -> None:
+        """Keep buffers whose first call was just captured. They replace earlier ones of these branches."""
+        known = self._held.get(branches)
+        if known is not buffers:
+            self._store.buffers = [each for each in self._store.buffers if each is not known] + [buffers]
+            self._held[branches] = buffers
+
+    def of_any(self, branches: Sequence[Branch]) -> list[Buffers]:
+        """Buffers lent to calls that share a branch with these."""
+        return [buffers for held, buffers in self._held.items() if set(branches) & set(held)]
+
+    def release(self) -> None:
+        """Take back all buffers, including those of calls regrouped during the run, and free those without
+        any captured call.
+        """
+        self._store.buffers = [each for each in self._store.buffers if each.calls]
+        for buffers in self._store.buffers:
+            buffers.is_lent = False
+        self._held.clear()

@@ -1,0 +1,129 @@
+"""The pages of evictable weights: mapping, pinning, and the serial numbers that tell of evictions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+PAGE = 2**25
+"""Bytes per page."""
+
+MAPPED = 1
+"""Bit of a page's state: it is mapped."""
+
+NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
+"""What an object must have to be used as `Pages`."""
+
+
+class Pages(Protocol):
+    """A model's evictable address range; the interface of comfy-aimdo's ModelVBAR.
+
+    Attributes:
+        base_addr: where the range starts.
+    """
+
+    base_addr: int
+
+    def fault(self, address: int, nbytes: int) -> Any | None:
+        """Pin this part of the range, mapping the pages that are missing. Returns the serials of its pages,
+        or None if memory is short.
+        """
+
+    def unpin(self, address: int, nbytes: int) -> None:
+        """Undo one `fault` of the same part."""
+
+    def set_watermark_limit(self, nbytes: int) -> None:
+        """Never evict below this offset; 0 lifts the limit."""
+
+    def get_watermark(self) -> int:
+        """How many pages, counted from the start, ComfyUI means to keep."""
+
+    def get_residency(self) -> Sequence[int]:
+        """The state of each page, as bits; absent from older versions."""
+
+    def prioritize(self) -> None:
+        """Evict from this range last, and keep all its pages if possible."""
+
+
+class WeightRange:
+    """The part of a model's address range that a network's weights are in.
+
+    Args:
+        pages: the whole range.
+        parts: address and size in bytes of each layer's weights.
+    """
+
+    def __init__(self, pages: Pages, parts: Sequence[tuple[int, int]]):
+        self._pages = pages
+        self._start = min(address for address, _ in parts)
+        self._nbytes = max(address + nbytes for address, nbytes in parts) - self._start
+
+    def pin(self) -> bytes | None:
+        """Pin all pages. Returns their serials; None, and nothing pinned, if memory is short or the driver
+        refuses.
+        """
+        try:
+            serials = self._pages.fault(self._start, self._nbytes)
+        except RuntimeError:
+            return None
+        return None if serials is None else bytes(serials)
+
+    def unpin(self) -> None:
+        """Undo one successful `pin`."""
+        self._pages.unpin(self._start, self._nbytes)
+
+    @contextmanager
+    def pinned(self) -> Iterator[bytes | None]:
+        """Pin all pages for the body; yields what `pin` returns."""
+        serials = self.pin()
+        try:
+            yield serials
+        finally:
+            if serials is not None:
+                self.unpin()
+
+    def serials_of(self, address: int, nbytes: int) -> bytes | None:
+        """Serials of the pages of one layer's weights; None if they are not mapped and memory is short."""
+        serials = self._pages.fault(address, nbytes)
+        if serials is None:
+            return None
+        self._pages.unpin(address, nbytes)
+        return bytes(serials)
+
+    def mapped(self) -> Callable[[int, int], bool]:
+        """A function that says whether all pages of one layer's weights are mapped now, given their address
+        and size. An older comfy-aimdo cannot tell; then it says yes.
+        """
+        if not hasattr(self._pages, "get_residency"):
+            return lambda address, nbytes: True
+        states, base = self._pages.get_residency(), self._pages.base_addr
+
+        def is_mapped(address: int, nbytes: int) -> bool:
+            first, last = (address - base) // PAGE, (address - base + nbytes - 1) // PAGE
+            return all(state & MAPPED for state in states[first : last + 1])
+
+        return is_mapped
+
+    @contextmanager
+    def kept_from_eviction(self) -> Iterator[None]:
+        """Prevent eviction during a capture: evicting waits for the device, which would invalidate it."""
+        self._pages.set_watermark_limit(-(-self._end // PAGE) * PAGE)
+        try:
+            yield
+        finally:
+            self._pages.set_watermark_limit(0)
+
+    def resist_eviction(self) -> bool:
+        """If an allocation ran into the pinned pages, make ComfyUI evict from this range last again. Call it
+        before unpinning them. Returns whether that was so.
+        """
+        is_under_pressure = self._pages.get_watermark() * PAGE < self._end
+        if is_under_pressure:
+            self._pages.prioritize()
+        return is_under_pressure
+
+    @property
+    def _end(self) -> int:
+        """Where the weights end, in bytes from the start of the whole range."""
+        return self._start + self._nbytes - self._pages.base_addr

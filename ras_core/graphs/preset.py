@@ -1,0 +1,124 @@
+"""Resident weights handed to the layers before an eager call, which spares each layer its driver calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .residency import Prefetch, Residency, is_evictable
+
+CAST = "comfy_cast_weights"
+"""Attribute that makes a ComfyUI layer fetch and cast its weights at each use."""
+
+PREFETCH = "_prefetch"
+"""Attribute in which ComfyUI hands a layer its weights before it runs."""
+
+Exchange = tuple[dict[str, Any], str, Any]
+"""A dictionary, one of its keys, and the value to store there temporarily."""
+
+_NOTHING = object()
+
+
+class PresetWeights:
+    """Hands a network's layers their resident weights, during one run."""
+
+    def __init__(self, residency: Residency):
+        self._residency = residency
+        self._is_usable = True
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """For an eager call in the body: if all weights are resident, layers use them without the driver."""
+        if not self._is_usable or not self._residency.look():
+            yield
+            return
+        with self._residency.held() as whole:
+            if not whole:
+                yield  # with nothing pinned: this call has to load what is missing
+                return
+            try:
+                with exchanged(self._exchanges()):
+                    yield
+            finally:
+                # Before unpinning, which frees pages above the watermark.
+                self._is_usable &= not self._residency.range.resist_eviction()
+
+    def _exchanges(self) -> list[Exchange]:
+        """What makes layers use their resident weights. A layer that casts nothing gets them as its own
+        parameters, as without dynamic VRAM; any other gets what ComfyUI would prefetch for it.
+        """
+        layers = self._residency.layers
+        plain = [layer for layer in layers if _is_plain(layer)]
+        presets = [each for layer in plain for each in _as_own(layer)]
+        if len(plain) == len(layers):
+            return presets
+        others = [layer for layer in layers if not _is_plain(layer)]
+        with self._residency.prefetched(others[:1]) as resident:
+            form = dict(getattr(others[0], PREFETCH)) if resident else {}
+        if form.keys() != {"signature", "resident"}:
+            self._is_usable = False  # a later ComfyUI prefetches in a form that is unknown here
+            return []
+        return presets + [
+            (layer.__dict__, PREFETCH, {**form, "signature": layer._v_signature}) for layer in others
+        ]
+
+
+class EvictableWeights:
+    """The evictable weights of all networks that one run calls.
+
+    Args:
+        prefetch: hands layers their weights before they are used.
+    """
+
+    def __init__(self, prefetch: Prefetch):
+        self._prefetch = prefetch
+        self._known: dict[nn.Module, Residency | None] = {}
+        self._presets: dict[Residency, PresetWeights] = {}
+
+    def of(self, network: nn.Module, device: torch.device) -> Residency | None:
+        """Those of one network; None if it has none, or they cannot be pinned."""
+        if network not in self._known:
+            layers = [module for module in network.modules() if is_evictable(module, device)]
+            self._known[network] = Residency.of(layers, device, self._prefetch)
+        return self._known[network]
+
+    def preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+        """As `PresetWeights.applied`, for an eager call of the network in the body."""
+        residency = self.of(network, device)
+        if residency is None:
+            return nullcontext()
+        if residency not in self._presets:
+            self._presets[residency] = PresetWeights(residency)
+        return self._presets[residency].applied()
+
+
+@contextmanager
+def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
+    """Swap these values in for the body, then restore the old ones."""
+    before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
+    try:
+        for held, name, value in exchanges:
+            held[name] = value
+        yield
+    finally:
+        for held, name, value in before:
+            if value is _NOTHING:
+                held.pop(name, None)
+            else:
+                held[name] = value
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer's class casts nothing, so that only dynamic VRAM makes it fetch its weights."""
+    weights = (layer._v_weight, getattr(layer, "_v_bias", None))
+    return getattr(type(layer), CAST, True) is False and all(type(t) in (Tensor, type(None)) for t in weights)
+
+
+def _as_own(layer: nn.Module) -> list[Exchange]:
+    weights = {"weight": layer._v_weight, "bias": getattr(layer, "_v_bias", None)}
+    own = [(layer._parameters, name, t) for name, t in weights.items() if t is not None]
+    return [(layer.__dict__, CAST, False), *own]

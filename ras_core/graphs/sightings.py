@@ -1,0 +1,36 @@
+"""Which calls of a run are due for capture: counted by what makes two calls the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+
+from .eligibility import MAX_POSTPONED, SIGHTINGS
+
+
+class Sightings:
+    """Counts the calls of one network in one run, and the captures that had to be postponed."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[Hashable] = Counter()
+        self._n_postponed: Counter[Hashable] = Counter()
+        self._reasons: dict[Hashable, str] = {}  # of postponed captures that are still outstanding
+
+    def is_due(self, key: Hashable) -> bool:
+        """Count a call. Whether to capture it, if nothing prevents that."""
+        self._seen[key] += 1
+        return self._seen[key] >= SIGHTINGS and self._n_postponed[key] < MAX_POSTPONED
+
+    def postpone(self, key: Hashable, reason: str) -> None:
+        """The call cannot be captured at the moment; its next sighting is due again, a few times."""
+        self._n_postponed[key] += 1
+        self._reasons[key] = reason
+
+    def succeed(self, key: Hashable) -> None:
+        """The call has been captured."""
+        self._reasons.pop(key, None)
+
+    @property
+    def postponed(self) -> str | None:
+        """Why a capture is still outstanding, or None."""
+        return next(iter(self._reasons.values()), None)

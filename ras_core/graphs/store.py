@@ -1,0 +1,163 @@
+"""What a model keeps between its runs: captured calls, and the K/V buffers that they read.
+
+Each group of branches has K/V buffers of its own, used by all graphs of these branches. A later run borrows
+them, and its dense steps fill them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .capture import Attempt, CapturedCall, RegionalCall, Slots, capture
+from .eligibility import MAX_GRAPHS, MAX_TAPES, Form, Signature
+from .network_identity import Network
+from .tape import Around, CudaTape, Tape
+
+
+@dataclass
+class Buffers:
+    """K/V buffers of one group of branches, and the captured calls that use them.
+
+    Attributes:
+        signature: of the dense calls that fill them.
+        slots: the buffers.
+        calls: by form.
+        is_lent: whether a run uses them.
+    """
+
+    signature: Signature
+    slots: Slots
+    calls: dict[Form, CapturedCall] = field(default_factory=dict)
+    is_lent: bool = False
+
+    @property
+    def storage(self) -> str:
+        """The form of the K/V cache."""
+        return next(iter(self.slots.values())).storage
+
+    @property
+    def addresses(self) -> frozenset[int]:
+        """Allocations that hold them. Buffers of regrouped calls may be parts of other buffers."""
+        kept = (t for sequence in self.slots.values() for t in sequence.tensors)
+        return frozenset(t.untyped_storage().data_ptr() for t in kept)
+
+    def match(self, slots: Slots) -> bool:
+        """Whether these are the very tensors of `slots`."""
+        return self.slots.keys() == slots.keys() and all(
+            own.prefix == slots[slot].prefix and all(map(operator.is_, own.tensors, slots[slot].tensors))
+            for slot, own in self.slots.items()
+        )
+
+
+class GraphStore:
+    """The captured calls of one model. It is an attribute of the model and is cleared when the model is
+    unloaded.
+
+    Args:
+        make_tape: makes a tape, given its number, when one is needed.
+
+    Attributes:
+        buffers: all K/V buffers with their captured calls.
+        trouble: why captures failed for this network; None if none did.
+        runs: how many runs have used the store.
+    """
+
+    def __init__(self, make_tape: Callable[[int], Tape] = CudaTape):
+        self._make_tape = make_tape
+        self._tapes: list[Tape] = []
+        self._max_tapes = MAX_TAPES
+        self._network: Network | None = None
+        self.buffers: list[Buffers] = []
+        self.trouble: str | None = None
+        self.runs = 0
+
+    def __deepcopy__(self, memo: dict) -> GraphStore:
+        return GraphStore(self._make_tape)  # a copied model has its weights at other addresses
+
+    def __reduce__(self) -> tuple:
+        return (GraphStore, ())
+
+    @property
+    def count(self) -> int:
+        """Number of captured calls."""
+        return sum(len(buffers.calls) for buffers in self.buffers)
+
+    def nbytes(self, storage: str | None = None) -> int:
+        """K/V bytes held between runs: all, or those of one form of the cache."""
+        kept = [each for each in self.buffers if storage in (None, each.storage)]
+        return sum(sequence.nbytes() for each in kept for sequence in each.slots.values())
+
+    def start_on(self, network: Network) -> None:
+        """A run starts on this network: drop graphs that were captured on a different one."""
+        if self._network is None or not self._network.matches(network):
+            self.clear()
+            self._network = network.to_keep
+
+    def make_room(self) -> bool:
+        """Evict the least recently used graph if the store is full. False if this run has used them all."""
+        if self.count < MAX_GRAPHS:
+            return True
+        kept = [(c.last_run, i, form) for i, b in enumerate(self.buffers) for form, c in b.calls.items()]
+        last_run, i, form = min(kept, key=operator.itemgetter(0, 1))
+        if last_run == self.runs:
+            return False
+        buffers = self.buffers[i]
+        del buffers.calls[form]
+        if not buffers.calls and not buffers.is_lent:
+            del self.buffers[i]
+        return True
+
+    def capture(
+        self, call: RegionalCall, attempt: Attempt, busy: Collection[Tape], around: Around
+    ) -> CapturedCall | None:
+        """Capture a call on a tape that is not busy; on the first one if memory is too short for two.
+
+        Returns:
+            None if the capture must wait until the call is made again.
+        """
+        try:
+            return capture(self._tape(busy), call, attempt, around)
+        except torch.cuda.OutOfMemoryError:
+            if not self._keep_first_tape():
+                raise
+        if attempt.has_advanced:
+            return None
+        return capture(self._tape(), call, attempt, around)
+
+    def clear(self) -> None:
+        """Free everything."""
+        self.buffers, self._tapes, self._max_tapes = [], [], MAX_TAPES
+        self._network = self.trouble = None
+
+    def _tape(self, busy: Collection[Tape] = ()) -> Tape:
+        """A tape that is not busy, unless all are."""
+        if idle := next((tape for tape in self._tapes if tape not in busy), None):
+            return idle
+        if len(self._tapes) < self._max_tapes:
+            self._tapes.append(self._make_tape(len(self._tapes)))
+        return self._tapes[-1]
+
+    def _keep_first_tape(self) -> bool:
+        """Free all tapes but the first, because memory is short. False if there was only one."""
+        has_more, self._tapes, self._max_tapes = len(self._tapes) > 1, self._tapes[:1], 1
+        return has_more
+
+
+@dataclass(frozen=True)
+class GraphEnvironment:
+    """What this package has to ask ComfyUI; the host package supplies the answers.
+
+    Attributes:
+        store_of: the store of a model's captured calls; None if the model cannot have any.
+        interrupts: exceptions that ComfyUI raises when the user cancels a run.
+        obstacle: why nothing can be captured right now, or None; asked before each capture.
+    """
+
+    store_of: Callable[[Any], GraphStore | None]
+    interrupts: tuple[type[BaseException], ...] = ()
+    obstacle: Callable[[], str | None] = lambda: None

@@ -1,0 +1,130 @@
+"""CUDA graphs behind a small interface: capture work once, replay it later.
+
+A captured graph keeps a memory pool of its own for its temporaries. A tensor that outlives a failed capture
+points into that pool; freeing it later may end the process. So errors raised in a capture are handled here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
+from typing import Protocol
+
+import torch
+
+from .eligibility import MAX_TAPES
+
+Work = Callable[[], None]
+Around = Callable[[], AbstractContextManager[None]]
+"""Makes the context manager that a capture runs inside."""
+
+
+class Tape(Protocol):
+    """Captures work and replays it. Graphs of one tape share their working memory: they must not run at the
+    same time.
+    """
+
+    def capture(self, work: Work, around: Around = nullcontext) -> Work:
+        """Run `work` once, then capture it inside `around`. Returns a function that replays it."""
+
+    def launch(self, replay: Work) -> Work:
+        """Launch the replay in parallel with what is enqueued next. Returns a function that makes the current
+        stream wait for it.
+        """
+
+
+class CudaTape:
+    """torch.cuda's graphs on a stream and in a memory pool of their own. No tensor outlives a capture.
+
+    Args:
+        number: which of a model's tapes, from 0. Tapes with different numbers use different streams.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._stream = _streams(torch.cuda.current_device())[number]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, work: Work, around: Around = nullcontext) -> Work:
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        torch.cuda.empty_cache()  # blocks cached for other streams are of no use to this one
+        try:
+            with torch.cuda.stream(self._stream):
+                return self._warm_up_and_capture(work, around)
+        finally:
+            current.wait_stream(self._stream)
+
+    def _warm_up_and_capture(self, work: Work, around: Around) -> Work:
+        work()  # libraries allocate their workspaces for this stream
+        torch.cuda.empty_cache()  # blocks cached by the warm-up, which the pool cannot use either
+        with around():
+            torch.cuda.synchronize()
+            return self._capture(work)
+
+    def _capture(self, work: Work) -> Work:
+        graph = torch.cuda.CUDAGraph()
+        # "thread_local": ComfyUI's server thread may use the device meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        failure = None
+        try:
+            work()
+        except BaseException as error:
+            failure = kept_forever(error) if is_broken_by(error) else without_frames(error)
+        try:
+            graph.capture_end()
+        except BaseException as error:
+            self._leave_pool()
+            failure = failure or error
+        if failure is not None:
+            raise failure
+        return graph.replay
+
+    def _leave_pool(self) -> None:
+        """A capture that failed to end may have left the allocator still allocating to its pool."""
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
+
+    def launch(self, replay: Work) -> Work:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            replay()
+        return lambda: torch.cuda.current_stream().wait_stream(self._stream)
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """The same error without its traceback. Frames reference tensors, and those made in a capture must be
+    freed before it ends; with cudaMallocAsync, freeing them later ends the process.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
+def is_broken_by(error: BaseException) -> bool:
+    """Whether this is a driver error, which has invalidated the capture."""
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in str(error)
+
+
+def kept_forever(error: BaseException) -> BaseException:
+    """The same error, with its frames kept alive for good. Tensors made in a broken capture have an address
+    but no memory; freeing them would raise an error that terminates the process.
+    """
+    each: BaseException | None = error
+    while each is not None:
+        if each.__traceback__ is not None:
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(each.__traceback__))
+        each.__traceback__ = None
+        each = each.__cause__ or each.__context__
+    return error
+
+
+@cache
+def _streams(device: int) -> tuple[torch.cuda.Stream, ...]:
+    """One stream per tape number, shared by all models: libraries allocate a workspace for each stream they
+    see and never free it. Created together, because PyTorch hands out some 32 streams in rotation.
+    """
+    return tuple(torch.cuda.Stream(device) for _ in range(MAX_TAPES))
