@@ -9,7 +9,7 @@ from ras_pack.nodes.settings import settings_inputs
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.graphs.eligibility import storage_obstacle
-from ras_pack.ras_core.host import graphs_of_model
+from ras_pack.ras_core.host import cache_plan, graphs_of_model
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import formats
 from ras_pack.ras_core.kv.arena import copies
@@ -143,7 +143,7 @@ class TestFormatOfOnesOwn:
 
     def test_arithmetic_is_what_is_stored(self, family, monkeypatch):
         seen = []
-        monkeypatch.setattr(host, "choose", lambda *args: seen.append(args[1]) or choose(*args))
+        monkeypatch.setattr(cache_plan, "choose", lambda *args: seen.append(args[1]) or choose(*args))
         _, trace = sample_ras(family.build(), family, family.noise(), self._settings())
         assert trace.kv_bytes == seen[0].kept("int8") == INT8.nbytes(seen[0].size)
 
