@@ -37,7 +37,7 @@ def _integrate(n: int, periods: list[int], order: int, corrected: bool = True, u
         fresh = torch.tensor(i) % every == 0
         d = torch.where(fresh, RATES * x + 1, d)
         stale = torch.zeros_like(fresh) if fresh_before is None or not corrected else ~fresh_before
-        history, x = multirate_step(history, x, d, (t, t_next), fresh, stale, order)
+        history, x = multirate_step(history, x, d, (t, t_next), (fresh, stale), order)
         fresh_before = fresh
     return float((x - _exact(x0, END)).abs().max())
 
@@ -114,8 +114,8 @@ class TestByHand:
         some = torch.rand(2, 1, 4, 4, generator=draw) > 0.5
         for fresh, stale in ((None, None), (None, some), (some, None)):
             masks = ones if fresh is None else fresh, ~ones if stale is None else stale
-            expected, state = multirate_step(history, x, d, (1.6, 1.9), *masks, order)
-            found, own_state = multirate_step(history, x, d, (1.6, 1.9), fresh, stale, order)
+            expected, state = multirate_step(history, x, d, (1.6, 1.9), masks, order)
+            found, own_state = multirate_step(history, x, d, (1.6, 1.9), (fresh, stale), order)
             assert torch.equal(state, own_state)
             assert all(
                 torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values(), strict=True)

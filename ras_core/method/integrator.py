@@ -63,7 +63,7 @@ class History:
 
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
     """Exact solution of dx/dt = D - x over h for constant D."""
-    # A number stays on the host: making a tensor of it on a GPU would wait for the GPU.
+    # A number stays a number: making a tensor of it on a GPU would wait for the GPU.
     if isinstance(h, float):
         decay = math.exp(-h)
         return (x * decay).add_(d * (1 - decay))
@@ -90,8 +90,7 @@ def multirate_step(
     x: Tensor,
     d: Tensor,
     times: tuple[float, float],
-    fresh: Tensor | None,
-    stale: Tensor | None,
+    masks: tuple[Tensor | None, Tensor | None],
     order: int,
 ) -> tuple[History, Tensor]:
     """One step of all tokens.
@@ -101,14 +100,14 @@ def multirate_step(
         x: (b, c, H, W) state at this step's start.
         d: (b, c, H, W) denoised estimate there; of cached tokens it is their old one.
         times: this step's start and end.
-        fresh: (b, 1, H, W) bool, tokens evaluated at this step; None for all.
-        stale: (b, 1, H, W) bool, tokens that were not evaluated at the step before; None for none.
+        masks: (b, 1, H, W) bool each: tokens evaluated at this step, None for all; and tokens that were not
+            evaluated at the step before, None for none.
         order: 1, or 2 for a second-order step of fresh tokens.
 
     Returns:
         The new history, and the state at the next step's start.
     """
-    t, t_next = times
+    (t, t_next), (fresh, stale) = times, masks
     if stale is not None:
         returned = stale if fresh is None else fresh & stale
         x = torch.where(returned, redo_long_step(history, d, t), x)

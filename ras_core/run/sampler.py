@@ -44,7 +44,7 @@ def integrate(
         fresh = fresh_pixels(run)
         stale = None if fresh_before is None else ~fresh_before
         step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the estimate itself is the answer
-        history, x = multirate_step(history, x, denoised, (t, t_next), fresh, stale, step_order)
+        history, x = multirate_step(history, x, denoised, (t, t_next), (fresh, stale), step_order)
         fresh_before = fresh
     return x
 
