@@ -58,17 +58,17 @@ def parser() -> argparse.ArgumentParser:
     held_out = commands.add_parser(
         "held-out", help="choose the held-out prompts anew from the artwork archive"
     )
-    held_out.add_argument("archive", type=Path, help="emoji.zip of demo/train")
+    held_out.add_argument("archive", type=Path, help="emoji.zip of training/")
     held_out.add_argument("--count", type=int, default=256)
     held_out.add_argument("--out", type=Path, default=HELD_OUT)
     rendered = commands.add_parser("render", help="render the held-out artwork, for --real and --artwork")
-    rendered.add_argument("archive", type=Path, help="emoji.zip of demo/train")
+    rendered.add_argument("archive", type=Path, help="emoji.zip of training/")
     rendered.add_argument("--out", type=Path, default=OUTPUT / "real")
     for name in VALIDATIONS:
         command = commands.add_parser(name, help=f"validation: {_about(name)}")
         _add_options(command, families="sd3")
         if name == "backgrounds":
-            command.add_argument("--artwork", default="", help="folder with pictures.npy of demo/train")
+            command.add_argument("--artwork", default="", help="folder with pictures.npy of training/")
     return top
 
 
@@ -104,7 +104,7 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2"
     add(
         "--real",
         default="",
-        help="real pictures for FD-EffLite0: a folder of files, or demo/train's rendering",
+        help="real pictures for FD-EffLite0: a folder of files, or the rendering of training/",
     )
     add("--with", dest="plugins", default="", help=f"further figures, if you have them: {', '.join(PLUGINS)}")
 

@@ -26,7 +26,7 @@ EXCLUDES = [
     ".venv",
     "__pycache__",
     "bench/output",
-    "demo/train/data",
+    "training/data",
     "demo/output",
 ]
 

@@ -22,10 +22,10 @@ from pathlib import Path
 import aiohttp
 import psutil
 
-from demo import run as demo
-from demo.client import Client
-from demo.host import cpu_flag, current
-from demo.server import Server
+from ..dev import demo_run as demo
+from ..dev.client import Client
+from ..dev.environment import cpu_flag, current
+from ..dev.server import Server
 
 CLIENT = "bench"
 ROUTE = "/multirate_ras/live"
@@ -80,10 +80,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=28)
     options = parser.parse_args()
-    host = current()
+    env = current()
     with tempfile.TemporaryDirectory() as base:
-        flags = (*cpu_flag(host), "--preview-method", "latent2rgb")
-        with Server(host, Path(base), Path(base) / "server.log", flags) as server:
+        flags = (*cpu_flag(env), "--preview-method", "latent2rgb")
+        with Server(env, Path(base), Path(base) / "server.log", flags) as server:
             found = asyncio.run(measure(server.url, server.pid, options.pairs, options.size, options.steps))
     overhead = {
         kind: round(statistics.median(found[f"{kind}_on"]) / statistics.median(found[f"{kind}_off"]) - 1, 4)

@@ -57,7 +57,7 @@ def write_held_out(archive: Path, out: Path, count: int) -> int:
 
     Order and background follow from checksums, so that the first few already are a mixed lot.
     """
-    from ..demo.train import data
+    from ..training import data
 
     with zipfile.ZipFile(archive) as file:
         items = json.loads(file.read("items.json"))

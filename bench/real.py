@@ -36,7 +36,7 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
     if len(files) < 4:
         raise RASError(
             f"{len(files)} pictures in {folder}.",
-            f"picture files, or {PICTURES} and {ITEMS} as demo/train renders them.",
+            f"picture files, or {PICTURES} and {ITEMS} as training/ renders them.",
             "correct --real, or leave it out: the Frechet distance is skipped then.",
         )
     return [_opened(files[half::2], size, batch) for half in (0, 1)]
@@ -44,7 +44,7 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
 
 def render_held_out(archive: Path, out: Path) -> int:
     """Render the held-out artwork of `emoji.zip` for `--real`; needs resvg-py. Returns how many pictures."""
-    from ..demo.train import data
+    from ..training import data
 
     items = [item for item in data.read_items(archive) if data.is_held_out(item.hexcode, item.style)]
     out.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def render_held_out(archive: Path, out: Path) -> int:
 
 def _artwork_halves(folder: Path) -> list[list[int]]:
     """Held-out pictures only: the models were made to draw the others."""
-    from ..demo.train import data
+    from ..training import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
     held_out = [i for i, e in enumerate(items) if data.is_held_out(e["hexcode"], e["style"])]
@@ -69,7 +69,7 @@ def _artwork_halves(folder: Path) -> list[list[int]]:
 
 def _rendered(folder: Path, rows: Sequence[int], size: int, batch: int) -> Iterator[Tensor]:
     """Held-out artwork on its colours, placed as in training."""
-    from ..demo.train import data
+    from ..training import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
     pictures = np.load(folder / PICTURES, mmap_mode="r")

@@ -215,7 +215,7 @@ class TestLocales:
 @pytest.mark.server
 def test_a_server_hands_them_out(server):
     """Where the interface asks: /i18n, and the folder that the node's module names."""
-    from ras_pack.demo.server import fetch
+    from ras_pack.dev.server import fetch
 
     nodes = json.loads(fetch(f"{server.url}/i18n"))["zh"]["nodeDefs"]
     assert nodes["RASTrace"] == locale("zh")["RASTrace"]

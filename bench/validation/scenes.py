@@ -91,7 +91,7 @@ def _artwork(folder: Path, options: Options) -> tuple[Tensor, Tensor, list[str]]
     if len(found) < len(options.prompts):
         raise RASError(
             f"{len(options.prompts) - len(found)} of the prompts have no artwork in {folder}.",
-            "the held-out prompts and the pictures that demo/train renders.",
+            "the held-out prompts and the pictures that training/ renders.",
             "leave out --artwork: shapes are drawn then.",
         )
     pictures = np.load(folder / "pictures.npy", mmap_mode="r")

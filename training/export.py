@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..loader import SCALE_SUFFIX
+from ..demo.loader import SCALE_SUFFIX
 
 SMALLEST_INT8 = 32768
 CLIP_CANDIDATES = 24

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -17,7 +16,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from .host import PACK, Host, HostError, distrust, link_pack, venv_python
+from .environment import DevEnvironment
+from .paths import PACK
+from .processes import DevError
+from .tree import link_pack
+from .venv import distrust, venv_python
 
 START_LIMIT = 240  # seconds; a cold start on a slow disk takes half a minute
 FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
@@ -50,7 +53,7 @@ class Server:
 
     def __init__(
         self,
-        host: Host,
+        env: DevEnvironment,
         base: Path,
         log: Path,
         flags: tuple[str, ...] = (),
@@ -60,7 +63,7 @@ class Server:
 
         `install` puts the pack into the custom_nodes folder that it is given.
         """
-        self.host, self.base, self.log, self.flags, self._install = host, base, log, flags, install
+        self.env, self.base, self.log, self.flags, self._install = env, base, log, flags, install
         self.port = 0
         self._process: subprocess.Popen | None = None
 
@@ -77,7 +80,7 @@ class Server:
     def command(self) -> list[str]:
         """The command line of the server."""
         return [
-            *(str(self.host.python), str(self.host.comfyui / "main.py")),
+            *(str(self.env.python), str(self.env.comfyui / "main.py")),
             *("--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.base)),
             *("--database-url", "sqlite:///:memory:", "--disable-auto-launch", "--disable-api-nodes"),
             *("--disable-all-custom-nodes", "--whitelist-custom-nodes", PACK, *self.flags),
@@ -106,7 +109,7 @@ class Server:
             self._process = subprocess.Popen(
                 self.command(),
                 cwd=self.base,
-                env=self.host.environment(),
+                env=self.env.variables(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -117,16 +120,16 @@ class Server:
         deadline = time.monotonic() + START_LIMIT
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise HostError(self._failure(f"ended with status {self._process.returncode} while starting"))
+                raise DevError(self._failure(f"ended with status {self._process.returncode} while starting"))
             with contextlib.suppress(urllib.error.URLError, OSError):
                 fetch(f"{self.url}/system_stats", timeout=10)
                 return
             time.sleep(0.1)
-        raise HostError(self._failure(f"did not answer within {START_LIMIT} s"))
+        raise DevError(self._failure(f"did not answer within {START_LIMIT} s"))
 
     def _failure(self, what: str) -> str:
         do = "Set COMFYUI_PYTHON to the Python that runs this ComfyUI, and see whether it starts on its own."
-        if self.host.python == venv_python():
+        if self.env.python == venv_python():
             distrust()
             do = f"Run the command again: it will check and repair the packages. With COMFYUI_PATH set: {do}"
         return (
@@ -144,14 +147,3 @@ class Server:
                 stop()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(timeout=10)
-
-
-def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that `finally` stops the server."""
-
-    def leave(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), leave)

@@ -14,10 +14,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .host import HOST, say
+from .paths import HOME
+from .processes import say
 
 PLAYWRIGHT = "1.65.1"
-FOLDER = HOST / "browser"
+FOLDER = HOME / "browser"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 DEBIAN_PACKAGES = ("chromium", "fonts-dejavu-core")
 
@@ -91,7 +92,7 @@ def may_install_chromium() -> bool:
 
 def install_chromium() -> None:
     """Debian's package."""
-    say("host: installing Debian's Chromium for the tests in a browser")
+    say("dev: installing Debian's Chromium for the tests in a browser")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *DEBIAN_PACKAGES]):
         if subprocess.run(["apt-get", *command], stdout=sys.stderr, env=environment).returncode:
@@ -103,7 +104,7 @@ def install_playwright() -> None:
     npm = shutil.which("npm")
     if not npm:
         raise NoBrowser("npm is not on the PATH. Install it: it fetches playwright-core.")
-    say(f"host: installing playwright-core {PLAYWRIGHT} into .host/browser")
+    say(f"dev: installing playwright-core {PLAYWRIGHT} into .host/browser")
     FOLDER.mkdir(parents=True, exist_ok=True)
     install = [npm, "install", "--prefix", str(FOLDER), "--no-save", "--no-audit", "--no-fund", "--silent"]
     if subprocess.run([*install, f"playwright-core@{PLAYWRIGHT}"], stdout=sys.stderr).returncode:

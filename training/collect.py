@@ -1,6 +1,6 @@
 """Collect the emoji artwork and its English names into one archive, `emoji.zip`.
 
-Input is a folder with the unpacked npm packages named in README.md. Run: `python -m demo.train.collect`.
+Input is a folder with the unpacked npm packages named in README.md. Run: `python -m training collect`.
 """
 
 from __future__ import annotations
@@ -114,10 +114,10 @@ def _item(entry: dict[str, Any], style: str, file: str) -> Item:
     return Item(style, entry["hexcode"], entry["label"], entry.get("tags", []), entry["group"], file)
 
 
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="training collect", description=__doc__)
     parser.add_argument("--packs", type=Path, default=Path(__file__).parent / "data/npm")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data/emoji.zip")
     arguments = parser.parse_args()
-    log.info("%d pictures in %s", collect(arguments.packs, arguments.out), arguments.out)
+    log.info("%d images in %s", collect(arguments.packs, arguments.out), arguments.out)

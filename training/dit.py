@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..loader import FAMILIES, POSITION_GRID, SD3_WIDTH, sincos_table, unpack_int8
-from ..prompt import encode_prompt
+from ..demo.loader import FAMILIES, POSITION_GRID, SD3_WIDTH, sincos_table, unpack_int8
+from ..demo.prompt import encode_prompt
 from . import lean
 from .autoencoder import build_autoencoder, whole_pictures
 from .collect import Item

@@ -1,6 +1,6 @@
 """Train autoencoder and both transformers on one machine with one or two GPUs, in a fixed time.
 
-`python -m demo.train.train --archive emoji.zip --work /tmp/work --seconds 1380`
+`python -m training train --archive emoji.zip --work /tmp/work --seconds 1380`
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .data import is_held_out, read_items, render_all
 
 log = logging.getLogger(__name__)
 
+PROGRAM = Path(__file__).parent
 FAMILY_NAMES = ("sd3", "lumina2")
 FINAL_SECONDS = 35.0
 SMOKE_ITEMS = 5
@@ -98,7 +99,7 @@ def family_stage(options: Options, family: str, deadline: float) -> None:
 
 def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subprocess.Popen[bytes]:
     """Run one stage as its own process on one GPU, with its own log file."""
-    command = [sys.executable, "-m", "demo.train.train", "--stage", stage, "--archive", str(options.archive)]
+    command = [sys.executable, str(PROGRAM), "train", "--stage", stage, "--archive", str(options.archive)]
     command += ["--work", str(options.work), "--deadline", str(deadline)]
     command += ["--autoencoder-seconds", str(options.autoencoder_seconds)]
     command += ["--span", *map(str, options.span)] + ["--smoke"] * options.smoke
@@ -145,9 +146,9 @@ def run_all(options: Options, seconds: float) -> None:
 def main() -> None:
     """Read the command line and run the whole training or one stage of it."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="training train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, required=True, help="emoji.zip from demo.train.collect")
+    parser.add_argument("--archive", type=Path, required=True, help="made by `training collect`")
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, logs and weights")
     parser.add_argument("--seconds", type=float, default=1380.0, help="time for everything")
     parser.add_argument("--autoencoder-seconds", type=float, default=200.0)
@@ -177,8 +178,3 @@ def main() -> None:
         autoencoder_stage(options)
     else:
         family_stage(options, arguments.stage, arguments.deadline)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    main()

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..prompt import MAX_WORDS, WORD_DIM, split_words, word_vector
+from ..demo.prompt import MAX_WORDS, WORD_DIM, split_words, word_vector
 from .collect import Item
 
 PICTURE_SIZE = 512

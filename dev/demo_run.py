@@ -17,10 +17,13 @@ import shutil
 import sys
 from pathlib import Path
 
-from .client import Client, ComfyError, Prompt, Result, to_api
-from .host import HOST, ROOT, HostError, cpu_flag, current
+from .client import Client, Result
+from .environment import cpu_flag, current
+from .paths import HOME, ROOT
+from .processes import DevError, exit_on_signals
 from .report import Run, comparison, table
-from .server import Server, exit_on_signals, tail
+from .server import Server, tail
+from .workflow import ComfyError, Prompt, to_api
 
 OUTPUT = ROOT / "demo" / "output"
 WORKFLOWS = {
@@ -208,10 +211,10 @@ def check_nodes(object_info: dict, log: Path) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Start the server, show every family, stop the server."""
-    host = current()
-    say(f"Starting ComfyUI ({host.comfyui}); its log: {options.output / 'server.log'}")
+    env = current()
+    say(f"Starting ComfyUI ({env.comfyui}); its log: {options.output / 'server.log'}")
     log = options.output / "server.log"
-    with Server(host, HOST / "demo", log, tuple(cpu_flag(host))) as server:
+    with Server(env, HOME / "demo", log, tuple(cpu_flag(env))) as server:
         client = Client(server.url)
         object_info = client.object_info()
         check_nodes(object_info, log)
@@ -233,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         shutil.rmtree(options.output / "masks")  # an earlier run may have had more steps
     try:
         run(options)
-    except (ComfyError, HostError) as error:
+    except (ComfyError, DevError) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

