@@ -63,7 +63,7 @@ def demo(arguments: list[str]) -> int:
 def bench_quality(arguments: list[str]) -> int:
     """The quality harness; without arguments a short sweep."""
     env = build()
-    program = [str(env.python), str(ROOT / "bench" / "quality.py")]
+    program = [str(env.python), "-m", "bench", "quality"]
     return replace_process([*program, *(arguments or ["sweep", "--preset", "quick"])], env.variables())
 
 

@@ -6,7 +6,7 @@ import comfy.ldm.modules.diffusionmodules.mmdit
 import pytest
 import ras_pack.lumina_next.network
 import torch
-from ras_pack.bench.counts import Counts, OperationCounter, counted_functions
+from ras_pack.bench.profile.counts import Counts, OperationCounter, counted_functions
 from ras_pack.ras_core.host.patch import grouped_attention
 from ras_pack.ras_core.kv.store import keeper
 from ras_pack.ras_core.models import adapter_for
