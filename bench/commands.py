@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from ..ras_core.errors import RASError
+
 PROGRAMS = {
     "quality": (".quality.cli", "quality against cost, and the studies of the method"),
     "speed": (".speed.cli", "speed and memory beside dense runs, LazyCache and the reference code"),
@@ -30,10 +32,15 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start a program; returns its exit status, 2 if there is no such program."""
+    """Start a program; returns its exit status: 1 if it fails, 2 if there is no such program."""
     modules = {name: module for name, (module, _) in PROGRAMS.items()} | WORKERS
     if not argv or argv[0] not in modules:
         asked_for_help = argv[:1] == ["--help"] or argv[:1] == ["-h"]
         print(usage(), file=sys.stdout if asked_for_help else sys.stderr)
         return 0 if asked_for_help else 2
-    return importlib.import_module(modules[argv[0]], __package__).main(list(argv[1:]))
+    program = importlib.import_module(modules[argv[0]], __package__)
+    try:
+        return program.main(list(argv[1:]))
+    except RASError as error:
+        print(error, file=sys.stderr)
+        return 1

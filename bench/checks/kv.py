@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..common.paths import OUTPUT
 from ..common.progress import say
+from ..common.results import write_json
 from ..common.setup import machine, pick_device, start
 
 STORAGES = ("gpu", "fp8", "cpu", "off")
@@ -41,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(row)
                 say(" ".join(f"{key} {value}" for key, value in row.items()))
     result = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "ratio": options.ratio, "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    write_json(options.out, result)
     return 0 if all(row["held"] for row in rows) else 1
 
 

@@ -26,6 +26,7 @@ from ..common.hosting import (
 from ..common.paths import OUTPUT
 from ..common.paths import command as own_command
 from ..common.progress import say
+from ..common.results import write_json
 from ..speed.cases import Case
 from ..speed.cli import ask, last_line, shared_memory
 from ..speed.job import SpeedJob
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
             if not made.get("error") and (has_dynamic or not group.flags) and is_wanted(group, options):
                 checks = [name for name in group.checks if not chosen or name in chosen]
                 run_group(group, checks, Path(folder), options, results, log)
-            options.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+            write_json(options.out, results)
     failed = [check for check in results["checks"] if check["held"] is False]
     print(f"{len(results['checks'])} checks, {len(failed)} failed")
     return 1 if failed else 0

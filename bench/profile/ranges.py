@@ -19,21 +19,31 @@ from ...ras_core.run.state import RunState
 from ..common.timing import Clock
 from .trace_shares import EVALUATION, PREFIX
 
-RANGES: tuple[tuple[Any, str, str], ...] = (
-    *((of, name, "selection") for of in (ChangeSelector, PaperSelector) for name in ("observe", "select")),
-    (RunState, "begin_evaluation", "bookkeeping"),
-    (RunState, "end_evaluation", "bookkeeping"),
-    (NetworkCall, "_with_cache", "keys and values"),
-    (NetworkCall, "_gather_hidden", "gather and scatter"),
-    (NetworkCall, "_gather_positions", "gather and scatter"),
-    (NetworkCall, "_after_final", "gather and scatter"),
-    (RunHooks, "_merge", "cached output"),
-    (RunHooks, "_keep_output", "cached output"),
-    (sampler, "multirate_step", "integrator"),
-    (sampler, "fresh_pixels", "integrator"),
-    (NetworkGraphs, "prepare", "recorded calls"),
-    (NetworkGraphs, "lend", "recorded calls"),
+RANGES: tuple[tuple[Any, Callable, str], ...] = (
+    *((each, each.observe, "selection") for each in (ChangeSelector, PaperSelector)),
+    *((each, each.select, "selection") for each in (ChangeSelector, PaperSelector)),
+    (RunState, RunState.begin_evaluation, "bookkeeping"),
+    (RunState, RunState.end_evaluation, "bookkeeping"),
+    (NetworkCall, NetworkCall._with_cache, "keys and values"),
+    (NetworkCall, NetworkCall._gather_hidden, "gather and scatter"),
+    (NetworkCall, NetworkCall._gather_positions, "gather and scatter"),
+    (NetworkCall, NetworkCall._after_final, "gather and scatter"),
+    (RunHooks, RunHooks._merge, "cached output"),
+    (RunHooks, RunHooks._keep_output, "cached output"),
+    (sampler, sampler.multirate_step, "integrator"),
+    (sampler, sampler.fresh_pixels, "integrator"),
+    (NetworkGraphs, NetworkGraphs.prepare, "captured calls"),
+    (NetworkGraphs, NetworkGraphs.lend, "captured calls"),
 )
+"""A class or module, a function of its own, and the name of the range. They are named as attributes, not as
+strings: one that is renamed fails when this module is imported, which a test does.
+"""
+
+SPECIAL: tuple[tuple[Any, Callable], ...] = (
+    (NetworkCall, NetworkCall.placed),
+    (NetworkCall, NetworkCall._before_block),
+)
+"""Functions that are wrapped in ways of their own."""
 
 
 class MarkingClock(Clock):
@@ -47,13 +57,12 @@ class MarkingClock(Clock):
 @contextmanager
 def named_ranges() -> Iterator[None]:
     """RANGES and the hooks' own work are named inside."""
-    before = {(of, name): getattr(of, name) for of, name, _ in RANGES}
-    before |= {(NetworkCall, name): getattr(NetworkCall, name) for name in ("placed", "_before_block")}
+    before = {(of, function.__name__): function for of, function, *_ in (*RANGES, *SPECIAL)}
     try:
-        for of, name, label in RANGES:
-            setattr(of, name, _named(before[of, name], label))
-        NetworkCall.placed = _placed_in_range(before[NetworkCall, "placed"])
-        NetworkCall._before_block = _hooks_in_range(before[NetworkCall, "_before_block"])
+        for of, function, label in RANGES:
+            setattr(of, function.__name__, _named(function, label))
+        NetworkCall.placed = _placed_in_range(NetworkCall.placed)
+        NetworkCall._before_block = _hooks_in_range(NetworkCall._before_block)
         yield
     finally:
         for (of, name), original in before.items():

@@ -24,6 +24,7 @@ from ..common.hosting import DISABLE_DYNAMIC, comfyui_path, knows_dynamic_vram
 from ..common.paths import OUTPUT
 from ..common.paths import command as own_command
 from ..common.progress import say
+from ..common.results import write_json
 from .cases import (
     DEFAULT_CASES,
     RATIOS,
@@ -125,7 +126,7 @@ def run_case(
     if budget.left() < options.reserve:
         say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
         results["dropped"].append(case.key)
-        write(options.out, results)
+        write_json(options.out, results)
         return
     with scratch(options) as folder:
         job = first_job(case, options, folder, budget.left())
@@ -135,7 +136,7 @@ def run_case(
         for flags in ways_to_start(case, options, has_dynamic, failed):
             run = replace(measuring(job, options, failed), flags=(*job.flags, *flags), seconds=budget.left())
             add_report(results, case, ask(run, log))
-            write(options.out, results)
+            write_json(options.out, results)
             job = replace(job, reference="")  # it does not depend on dynamic VRAM
     say(f"{case.key}: {time.perf_counter() - started:.0f} s")
     if not options.profile:
@@ -242,10 +243,6 @@ def add_report(results: dict[str, Any], case: Case, report: dict[str, Any]) -> N
         results["profiles"] = results.get("profiles", []) + report["profiles"]
     if report.get("error"):
         results["rows"].append({"case": case.key, "variant": "", "error": report["error"]})
-
-
-def write(path: Path, results: dict) -> None:
-    path.write_text(json.dumps(results, indent=1), encoding="utf-8")
 
 
 def parser() -> argparse.ArgumentParser:

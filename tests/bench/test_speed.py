@@ -285,14 +285,13 @@ class TestTrace:
 
 class TestRanges:
     def test_functions_are_put_back(self):
-        from ras_pack.bench.profile.ranges import RANGES, named_ranges
-        from ras_pack.ras_core.run.partial_forward import NetworkCall
+        from ras_pack.bench.profile.ranges import RANGES, SPECIAL, named_ranges
 
-        before = [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed]
+        wrapped = [(of, function) for of, function, *_ in (*RANGES, *SPECIAL)]
         with pytest.raises(KeyError), named_ranges():
-            assert NetworkCall.placed is not before[-1]
+            assert all(getattr(of, function.__name__) is not function for of, function in wrapped)
             raise KeyError
-        assert [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.placed] == before
+        assert all(getattr(of, function.__name__) is function for of, function in wrapped)
 
 
 def plotted(case, method, seconds, **changes):

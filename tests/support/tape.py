@@ -133,8 +133,10 @@ class Tapes:
 
 
 def record_on(model: Any, tape: Any) -> GraphStore:
-    """Runs of this model record on the tape, or on the tapes; gives where its recordings are kept."""
-    store = GraphStore(tape if isinstance(tape, Tapes) else lambda number: tape)
+    """Runs of this model record on the tape, or on what `tape` makes from a number; gives where its
+    recordings are kept.
+    """
+    store = GraphStore(tape if callable(tape) else lambda number: tape)
     setattr(model.model, GRAPHS, store)
     return store
 
