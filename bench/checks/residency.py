@@ -7,7 +7,6 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from ...ras_core.errors import RASError
 from ..common.hosting import (
     DISABLE_DYNAMIC,
     comfyui_path,
@@ -89,11 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.worker:
         return work(json.loads(options.worker))
-    try:
-        has_dynamic = knows_dynamic_vram(comfyui_path())
-    except RASError as error:
-        print(error, file=sys.stderr)
-        return 1
+    has_dynamic = knows_dynamic_vram(comfyui_path())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "checks": []}
     chosen = [name.strip() for name in options.only.split(",") if name.strip()]

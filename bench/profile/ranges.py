@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -19,31 +20,40 @@ from ...ras_core.run.state import RunState
 from ..common.timing import Clock
 from .trace_shares import EVALUATION, PREFIX
 
-RANGES: tuple[tuple[Any, Callable, str], ...] = (
-    *((each, each.observe, "selection") for each in (ChangeSelector, PaperSelector)),
-    *((each, each.select, "selection") for each in (ChangeSelector, PaperSelector)),
-    (RunState, RunState.begin_evaluation, "bookkeeping"),
-    (RunState, RunState.end_evaluation, "bookkeeping"),
-    (NetworkCall, NetworkCall._with_cache, "keys and values"),
-    (NetworkCall, NetworkCall._gather_hidden, "gather and scatter"),
-    (NetworkCall, NetworkCall._gather_positions, "gather and scatter"),
-    (NetworkCall, NetworkCall._after_final, "gather and scatter"),
-    (RunHooks, RunHooks._merge, "cached output"),
-    (RunHooks, RunHooks._keep_output, "cached output"),
-    (sampler, sampler.multirate_step, "integrator"),
-    (sampler, sampler.fresh_pixels, "integrator"),
-    (NetworkGraphs, NetworkGraphs.prepare, "captured calls"),
-    (NetworkGraphs, NetworkGraphs.lend, "captured calls"),
-)
-"""A class or module, a function of its own, and the name of the range. They are named as attributes, not as
-strings: one that is renamed fails when this module is imported, which a test does.
+Function = Callable[..., Any]
+Wrapped = tuple[Any, Function]
+"""A class or module, and one of its functions."""
+
+
+def _each(of: Any, *functions: Function) -> tuple[Wrapped, ...]:
+    return tuple((of, function) for function in functions)
+
+
+RANGES: dict[str, tuple[Wrapped, ...]] = {
+    "selection": (
+        *_each(ChangeSelector, ChangeSelector.observe, ChangeSelector.select),
+        *_each(PaperSelector, PaperSelector.observe, PaperSelector.select),
+    ),
+    "bookkeeping": _each(RunState, RunState.begin_evaluation, RunState.end_evaluation),
+    "keys and values": _each(NetworkCall, NetworkCall._with_cache),
+    "gather and scatter": _each(
+        NetworkCall, NetworkCall._gather_hidden, NetworkCall._gather_positions, NetworkCall._after_final
+    ),
+    "cached output": _each(RunHooks, RunHooks._merge, RunHooks._keep_output),
+    "integrator": _each(sampler, sampler.multirate_step, sampler.fresh_pixels),
+    "captured calls": _each(NetworkGraphs, NetworkGraphs.prepare, NetworkGraphs.lend),
+}
+"""Functions by the name of their range, given as attributes, not as strings: one that is renamed fails
+when this module is imported, which a test does.
 """
 
-SPECIAL: tuple[tuple[Any, Callable], ...] = (
-    (NetworkCall, NetworkCall.placed),
-    (NetworkCall, NetworkCall._before_block),
-)
+SPECIAL = _each(NetworkCall, NetworkCall.placed, NetworkCall._before_block)
 """Functions that are wrapped in ways of their own."""
+
+
+def wrapped() -> tuple[Wrapped, ...]:
+    """Everything that `named_ranges` replaces."""
+    return (*itertools.chain.from_iterable(RANGES.values()), *SPECIAL)
 
 
 class MarkingClock(Clock):
@@ -57,16 +67,16 @@ class MarkingClock(Clock):
 @contextmanager
 def named_ranges() -> Iterator[None]:
     """RANGES and the hooks' own work are named inside."""
-    before = {(of, function.__name__): function for of, function, *_ in (*RANGES, *SPECIAL)}
     try:
-        for of, function, label in RANGES:
-            setattr(of, function.__name__, _named(function, label))
+        for label, functions in RANGES.items():
+            for of, function in functions:
+                setattr(of, function.__name__, _named(function, label))
         NetworkCall.placed = _placed_in_range(NetworkCall.placed)
         NetworkCall._before_block = _hooks_in_range(NetworkCall._before_block)
         yield
     finally:
-        for (of, name), original in before.items():
-            setattr(of, name, original)
+        for of, function in wrapped():
+            setattr(of, function.__name__, function)
 
 
 def _named(function: Callable, label: str) -> Callable:

@@ -36,33 +36,41 @@ class Plugin(ABC):
         """The figure; the collection starts anew."""
 
 
-class Lpips(Plugin):
-    """Perceptual distance to the converged picture (Zhang et al. 2018), by the package lpips."""
+class Mean(Plugin):
+    """A figure that is the mean of one value an image."""
 
-    column = "lpips"
-
-    def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
-        package = _package("lpips", "lpips")
-        # The package would download its backbone; a user who has it points TORCH_HOME at it.
-        _torch_hub_file("lpips", "alexnet*.pth")
-        self._net = package.LPIPS(net="alex", verbose=False).to(device).eval()
+    def __init__(self) -> None:
         self._values: list[Tensor] = []
-
-    @torch.inference_mode()
-    def add(self, pictures: Tensor, reference: Tensor, texts: Sequence[str]) -> None:
-        self._values.append(self._net(pictures * 2 - 1, reference.float() * 2 - 1).flatten())
 
     def value(self) -> float:
         values, self._values = torch.cat(self._values), []
         return float(values.mean())
 
 
-class ClipScore(Plugin):
+class Lpips(Mean):
+    """Perceptual distance to the converged picture (Zhang et al. 2018), by the package lpips."""
+
+    column = "lpips"
+
+    def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
+        super().__init__()
+        package = _package("lpips", "lpips")
+        # The package would download its backbone; a user who has it points TORCH_HOME at it.
+        _torch_hub_file("lpips", "alexnet*.pth")
+        self._net = package.LPIPS(net="alex", verbose=False).to(device).eval()
+
+    @torch.inference_mode()
+    def add(self, pictures: Tensor, reference: Tensor, texts: Sequence[str]) -> None:
+        self._values.append(self._net(pictures * 2 - 1, reference.float() * 2 - 1).flatten())
+
+
+class ClipScore(Mean):
     """100 x cosine between picture and prompt (Hessel et al. 2021), negative ones as 0, by transformers."""
 
     column = "clip_score"
 
     def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
+        super().__init__()
         folder = Path(weights)
         if not weights or not (folder / "config.json").is_file():
             raise RASError(
@@ -74,7 +82,6 @@ class ClipScore(Plugin):
         self._device = device
         self._net = package.CLIPModel.from_pretrained(folder, local_files_only=True).to(device).eval()
         self._process = package.CLIPProcessor.from_pretrained(folder, local_files_only=True)
-        self._values: list[Tensor] = []
 
     @torch.inference_mode()
     def add(self, pictures: Tensor, reference: Tensor, texts: Sequence[str]) -> None:
@@ -85,10 +92,6 @@ class ClipScore(Plugin):
         output = self._net(**inputs.to(self._device))
         cosine = torch.cosine_similarity(output.image_embeds, output.text_embeds)
         self._values.append(100 * cosine.clamp_min(0))
-
-    def value(self) -> float:
-        values, self._values = torch.cat(self._values), []
-        return float(values.mean())
 
 
 class Fid(Plugin):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import IO, Any, get_args
 
 from ...ras_core.config import KVCache
-from ...ras_core.errors import RASError
 from ..common.hosting import DISABLE_DYNAMIC, comfyui_path, knows_dynamic_vram
 from ..common.paths import OUTPUT
 from ..common.paths import command as own_command
@@ -79,11 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.list:
         print("\n".join(case.key for case in pick_cases("all")))
         return 0
-    try:
-        has_dynamic = knows_dynamic_vram(comfyui_path())
-    except RASError as error:
-        print(error, file=sys.stderr)
-        return 1
+    has_dynamic = knows_dynamic_vram(comfyui_path())
     options.out.parent.mkdir(parents=True, exist_ok=True)
     date = time.strftime("%Y-%m-%d")
     results: dict[str, Any] = {"date": date, "tiny": options.tiny, "rows": [], "dropped": []}

@@ -285,13 +285,12 @@ class TestTrace:
 
 class TestRanges:
     def test_functions_are_put_back(self):
-        from ras_pack.bench.profile.ranges import RANGES, SPECIAL, named_ranges
+        from ras_pack.bench.profile.ranges import named_ranges, wrapped
 
-        wrapped = [(of, function) for of, function, *_ in (*RANGES, *SPECIAL)]
         with pytest.raises(KeyError), named_ranges():
-            assert all(getattr(of, function.__name__) is not function for of, function in wrapped)
+            assert all(getattr(of, function.__name__) is not function for of, function in wrapped())
             raise KeyError
-        assert all(getattr(of, function.__name__) is function for of, function in wrapped)
+        assert all(getattr(of, function.__name__) is function for of, function in wrapped())
 
 
 def plotted(case, method, seconds, **changes):
