@@ -18,7 +18,7 @@ from .venv import missing_modules, pip_install, venv_python
 OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combinations, demo models, HTTP API
     f"tests/{name}.py"
     for name in (
-        *("test_proofs", "test_nodes", "test_combinations", "test_demo_model"),
+        *("models/test_proofs", "nodes/test_nodes", "host/test_combinations", "demo/test_demo_model"),
         *("api/test_api_smoke", "api/test_templates"),
     )
 )

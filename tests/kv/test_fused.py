@@ -18,7 +18,7 @@ from ras_pack.ras_core.kv.triton_launch import Fused, fused_for, gives_known_num
 from ras_pack.ras_core.rows import Places
 from support.sampling import FAST, distance, sample_ras
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 B, N, PREFIX, SUFFIX, KEPT = 2, 9, 2, 1, 4
 ROWS = PREFIX + N + SUFFIX
