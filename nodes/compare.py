@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..ras_core.render.comparison import comparison_picture, difference
-from ..ras_core.render.masks import summary_picture
+from ..ras_core.render.comparison import comparison_image, difference
+from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
 from .sampler import sample_with_trace, sampler_inputs
 from .settings import CATEGORY, settings_inputs
@@ -48,8 +48,8 @@ class RASCompare(io.ComfyNode):
         )  # kernels are tuned at the first call
         dense, dense_trace = _picture(vae, {**inputs, "sample_ratio": 1.0, "ratio_end": 0.0})
         ras, ras_trace = _picture(vae, inputs)
-        comparison = comparison_picture(dense[0], ras[0], (dense_trace, ras_trace))
-        summary = summary_picture(ras_trace, ras)
+        comparison = comparison_image(dense[0], ras[0], (dense_trace, ras_trace))
+        summary = summary_image(ras_trace, ras)
         images = [
             torch.from_numpy(image) for image in (dense, ras, difference(dense, ras), comparison, summary)
         ]

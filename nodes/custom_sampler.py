@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host.patch import multirate_sampler
+from ..ras_core.host.samplers import multirate_sampler
 from .settings import CATEGORY
 
 ORDERS = {"dpmpp_2m": 2, "euler": 1}

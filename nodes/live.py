@@ -54,9 +54,9 @@ def _open_view(grid: Any) -> View | None:
     about = {
         "node": node,
         "prompt_id": getattr(server, "last_prompt_id", None),
-        "grid": [grid.h, grid.w],
-        "latent": [grid.height, grid.width],
-        "patch": grid.patch,
+        "grid": list(grid.shape[-2:]),
+        "latent": list(grid.size[-2:]),
+        "patch": list(grid.patch[-2:]),
     }
     return LiveView(
         about, partial(server.send_sync, EVENT, sid=client), partial(_is_watching, server, client)
@@ -66,7 +66,7 @@ def _open_view(grid: Any) -> View | None:
 class LiveView:
     """Turns a run into small messages for one browser.
 
-    A view that fails goes silent: it must never cost the picture.
+    A view that fails goes silent: it must never cost the image.
 
     Args:
         about: what all messages of the run say.
@@ -123,7 +123,7 @@ def _give_up() -> None:
 
 
 def step_message(step: LiveStep) -> dict[str, Any]:
-    """A step while the run goes on."""
+    """A step while the run is sampling."""
     return {
         "phase": "step",
         "step": step.index,
@@ -158,8 +158,14 @@ def _timeline_entry(step: Evaluation) -> dict[str, Any]:
 
 
 def pack_mask(mask: np.ndarray | None) -> str | None:
-    """(h, w) bool -> eight tokens a byte, row by row, the first in the highest bit; as base64."""
-    return None if mask is None else base64.b64encode(np.packbits(mask.ravel()).tobytes()).decode("ascii")
+    """(h, w) bool -> eight tokens a byte, row by row, the first in the highest bit; as base64.
+
+    Of (t, h, w) it is the first latent frame, the one that ComfyUI's previews show.
+    """
+    if mask is None:
+        return None
+    frame = mask.reshape(-1, *mask.shape[-2:])[0]
+    return base64.b64encode(np.packbits(frame.ravel()).tobytes()).decode("ascii")
 
 
 # --- the server -------------------------------------------------------------------------------------

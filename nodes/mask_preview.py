@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..ras_core.render.masks import mask_frames, summary_picture
+from ..ras_core.render.masks import mask_frames, summary_image
 from .settings import CATEGORY, TraceType
 
 
@@ -42,7 +42,7 @@ class RASMaskPreview(io.ComfyNode):
     def execute(cls, trace, images=None) -> io.NodeOutput:
         pictures = None if images is None else images.float().cpu().numpy()
         frames = _to_image(mask_frames(trace, pictures))
-        summary = _to_image(summary_picture(trace, pictures))
+        summary = _to_image(summary_image(trace, pictures))
         shown = ui.PreviewImage(summary, cls=cls).as_dict()
         return io.NodeOutput(frames, summary, ui={**shown, "ras": [trace.as_dict()]})
 

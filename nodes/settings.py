@@ -6,7 +6,8 @@ from typing import get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Budget, Graphs, KVCache, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.config import MIN_RATIO, Budget, Graphs, Method, Metric, RASConfig, parse_step_list
+from ..ras_core.host.options import kv_cache_options
 from ..ras_core.host.patch import patch_model
 from .live import open_view
 
@@ -77,7 +78,7 @@ def settings_inputs() -> list[io.Input]:
             "cannot be recorded runs as with off, and the log says why. off: nothing is recorded.",
         ),
         io.Combo.Input(
-            "kv_cache", options=list(get_args(KVCache)), default="auto", optional=True,
+            "kv_cache", options=kv_cache_options(), default="auto", optional=True,
             tooltip="Where the keys and values of skipped regions are kept. gpu: as they are. fp8: half the "
             "memory, a little less exact. cpu: main memory, exact and slower. auto: the first of these that "
             "fits, and the log says which. forecast: twice the memory of gpu and somewhat slower; they go on "

@@ -8,7 +8,7 @@ Where to read, in this order:
 4. `kv/`      the K/V cache: forms, memory, Triton kernels.
 5. `graphs/`  regional calls as CUDA graphs, and what has to hold before one is replayed.
 6. `host/`    everything that bears ComfyUI's names.
-7. `render/`  pictures of what a run did.
+7. `render/`  images of what a run did.
 
 Imports point one way: nodes -> host -> run -> {graphs, kv, models, method} -> {rows, config, errors}, and
 graphs -> kv. `tests/test_layout.py` holds what each package may import.
@@ -16,12 +16,12 @@ graphs -> kv. `tests/test_layout.py` holds what each package may import.
 Letters used in shapes throughout:
     b         images in the batch of one branch
     bb        rows of one model call: branches in it times b
-    n         image tokens of the whole picture
+    n         image tokens of the whole image
     n_active  image tokens processed in a regional step
     r         rows of a sequence inside the network: text, image and padding tokens together
     d         width of a row
-    c, H, W   channels and size of the latent; h, w: the token grid; p: the patch size
-An index is always in token space (row-major over h, w) outside rows.py.
+    c, H, W   channels and size of the latent; h, w: the token grid; p: the patch size; T, t over time
+An index is always in token space (row-major over (t,) h, w) outside rows.py.
 
 Words: one sampler invocation is a run, one sigma interval a step, one guided model evaluation an
 evaluation, one model forward a call, one conditioning of a call a branch.

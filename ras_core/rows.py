@@ -65,8 +65,8 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the rows of a regional call stand in the whole sequence, (bb, rows, ...).
+class RowIndex:
+    """Which rows of the whole sequence, (bb, rows, ...), a regional call computes.
 
     Attributes:
         flat: (bb * r_kept,) int64, as `row_index` gives them.
@@ -81,7 +81,7 @@ class Places:
     @classmethod
     def of(
         cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
-    ) -> Places:
+    ) -> RowIndex:
         """Arguments as of `row_index`."""
         rows = prefix + n_tokens + suffix
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
@@ -89,7 +89,7 @@ class Places:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(total,) int32: which row of the call stands at a place, -1 where none does."""
+        """(total,) int32: for each row of the sequence its number among the call's rows, or -1."""
         numbers = torch.arange(len(self.flat), device=self.flat.device, dtype=torch.int32)
         return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
 
@@ -102,7 +102,7 @@ def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
 
 
 def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
-    """Write rows over those at their places: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
+    """Overwrite the rows at these indices: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
     rows, fresh = _wide(sequence.flatten(0, 1), kept.flatten(0, 1))
     rows.index_copy_(0, flat_idx, fresh)
 
@@ -118,7 +118,7 @@ class RowWriter:
         self._is_wide = self._wide is not self._rows
 
     def put(self, flat_idx: Tensor, fresh: Tensor) -> None:
-        """Write (bb, r_kept, ...) rows to their places."""
+        """Write (bb, r_kept, ...) rows to these indices."""
         if self._is_wide:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
@@ -152,7 +152,7 @@ def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
-    """Put rows back at their places, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
+    """Return rows to their indices, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
     full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
     scatter_into(full, flat_idx, kept)
     return full
@@ -160,7 +160,7 @@ def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The same rows, (r, ...) each, in elements of 16 bytes; as they are where one of them does not allow
-    that: a row's length, a stride or the place in memory may not be a multiple.
+    that: a row's length, a stride or the address may not be a multiple.
     """
     for t in tensors:
         if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:

@@ -159,7 +159,6 @@ def test_files_are_short(folder):
     assert {str(p.relative_to(ROOT)): n for p, n in counts.items() if n > MOST_LINES_OF_A_FILE} == {}
 
 
-@SIZES
 def test_functions_of_the_core_are_short():
     counts = {name: lines(function) for name, function in functions("ras_core").items()}
     assert {name: n for name, n in counts.items() if n > MOST_LINES_OF_A_FUNCTION} == {}
@@ -178,6 +177,25 @@ def test_only_the_host_part_knows_comfyui(path):
     own = part(dotted_name(path))
     comfy = [name for level, name in imports(path) if level == 0 and name.split(".")[0] in COMFY]
     assert not comfy or own in KNOWS_COMFY, f"{own} imports {comfy}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for part in ("method", "kv", "run", "render") for path in modules(f"ras_core/{part}")],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_comfyuis_keys_stand_in_the_host_part(path):
+    keys = strings(ROOT / "ras_core" / "host" / "names.py")
+    assert len(keys) > 10 and strings(path) & keys == set()
+
+
+def strings(path: Path) -> set[str]:
+    """The words that a file has as strings."""
+    return {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value
+    }
 
 
 @pytest.mark.parametrize("path", modules("nodes"), ids=lambda p: p.name)

@@ -4,10 +4,19 @@ import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import RegionalAbort
-from ras_pack.ras_core.kv import store as kv
+from ras_pack.ras_core.kv import update as kv
+from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models.cost import CostProfile, expected_speedup, linear_weights
-from ras_pack.ras_core.rows import RowWriter, Scratch, gather_rows, row_index, rows_first, scatter_rows
+from ras_pack.ras_core.rows import (
+    RowIndex,
+    RowWriter,
+    Scratch,
+    gather_rows,
+    row_index,
+    rows_first,
+    scatter_rows,
+)
 
 
 class TestRows:
@@ -68,16 +77,50 @@ class TestRows:
 
 class TestGrid:
     def test_an_odd_size_has_a_last_row_and_column_of_partial_tokens(self):
-        grid = TokenGrid(3, 5, 2)
-        assert (grid.h, grid.w, grid.n) == (2, 3, 6)
+        grid = TokenGrid((3, 5), (2, 2))
+        assert (grid.shape, grid.n) == ((2, 3), 6)
         pixels = grid.active_pixels(torch.tensor([[2, 3]]))[0, 0].int()
         assert pixels.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 0, 0]]
+
+    def test_a_grid_over_time(self):
+        """Three latent frames of 3 x 5 pixels, two of them in a token; the last token is half empty."""
+        grid = TokenGrid((3, 3, 5), (2, 2, 2))
+        assert (grid.shape, grid.n) == ((2, 2, 3), 12)
+        pixels = grid.active_pixels(torch.tensor([[2, 9]]))[0, 0].int()
+        first, last = [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]], [[0] * 5, [0] * 5, [1, 1, 0, 0, 0]]
+        assert pixels.tolist() == [first, first, last]
+
+    @pytest.mark.parametrize("size", [(4, 6), (3, 5)])
+    def test_one_frame_is_an_image(self, size):
+        image, frame = TokenGrid(size, (2, 2)), TokenGrid((1, *size), (1, 2, 2))
+        pixels = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
+        active = torch.tensor([[0, 3], [1, 5]])
+        assert torch.equal(image.pool(pixels), frame.pool(pixels[:, None]))
+        assert torch.equal(image.active_pixels(active), frame.active_pixels(active)[:, :, 0])
+        values = image.pool(pixels)
+        assert torch.equal(image.smooth(values), frame.smooth(values))
+        assert torch.equal(image.grow(values > 1, 1), frame.grow(values > 1, 1))
+
+    def test_the_mean_over_a_token_leaves_padding_out(self):
+        """One token of 2 x 2 x 2 over 1 x 1 x 2 pixels, and its neighbour along w over a single one."""
+        grid = TokenGrid((1, 1, 3), (2, 2, 2))
+        assert grid.pool(torch.tensor([[[[1.0, 3.0, 7.0]]]])).tolist() == [[2, 7]]
+
+    def test_neighbours_are_those_of_the_same_frame(self):
+        grid = TokenGrid((2, 1, 3), (1, 1, 1))
+        values = torch.tensor([[0.0, 0.0, 6.0, 1.0, 1.0, 1.0]])
+        assert grid.smooth(values).tolist() == [[0, 2, 3, 1, 1, 1]]
+        assert grid.grow(values > 5, 1).int().tolist() == [[0, 1, 1, 0, 0, 0]]
+
+    def test_a_patch_that_does_not_fit_the_latent_is_an_error(self):
+        with pytest.raises(ValueError):
+            _ = TokenGrid((4, 4), (1, 2, 2)).n
 
 
 class TestStore:
     def _filled(self, branches, text=1):
         """A store with one attention; K of branch i, image row j is 10 i + j."""
-        store = kv.KVStore(2)
+        store = KVStore(2)
         self._fill(store, branches, text)
         return store
 
@@ -85,8 +128,12 @@ class TestStore:
         values = [[-1] * text + [10 * b, 10 * b + 1] for b in branches]
         slots = store.begin_fill(tuple(branches))
         key = torch.tensor(values, dtype=torch.float32)[..., None]
-        kv.fill(slots, (0, 0), key, key + 100, text, 0)
+        kv.fill(slots, (0, 0), (key, key + 100), (text, 0))
         store.end_fill(tuple(branches), slots)
+
+    def _update(self, slots, fresh, active, text):
+        index = RowIndex.of(torch.tensor(active), 2, text, 0)
+        return kv.update(slots, (0, 0), (fresh, fresh), (text, 0), index)
 
     def _keys(self, store, branches):
         return store.slots_for(tuple(branches))[0, 0].image_only().key[..., 0].tolist()
@@ -107,19 +154,19 @@ class TestStore:
         store = self._filled([1, 2])
         slots = store.slots_for((1, 2))
         fresh = torch.tensor([[[7.0], [8.0]], [[7.0], [9.0]]])  # text row, one active token
-        key, _ = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[1], [0]]), 2, (1, 0))
+        key, _ = self._update(slots, fresh, [[1], [0]], 1)
         assert key[..., 0].tolist() == [[7, 10, 8], [7, 9, 21]]
 
     def test_more_text_than_before(self):
         store = self._filled([1])
         slots = store.slots_for((1,))
         fresh = torch.tensor([[[5.0], [6.0], [8.0]]])
-        key, _ = kv.update(slots, (0, 0), (fresh, fresh), torch.tensor([[0]]), 2, (2, 0))
+        key, _ = self._update(slots, fresh, [[0]], 2)
         assert key[..., 0].tolist() == [[5, 6, 8, 11]]
 
     def test_an_attention_without_a_cache_is_a_surprise(self):
         with pytest.raises(RegionalAbort):
-            kv.update({}, (0, 0), (torch.zeros(1, 1, 1),) * 2, torch.tensor([[0]]), 2, (0, 0))
+            self._update({}, torch.zeros(1, 1, 1), [[0]], 0)
 
     def test_refilling_reuses_the_buffers(self):
         store = self._filled([1, 2])

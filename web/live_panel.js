@@ -15,7 +15,7 @@ export class LivePanel {
   constructor(node) {
     this.node = node;
     this.build();
-    this.start({ latent: [1, 1], grid: [1, 1], patch: 1, steps: 0 });
+    this.start({ latent: [1, 1], grid: [1, 1], patch: [1, 1], steps: 0 });
     this.mount();
   }
 

@@ -19,8 +19,8 @@ export function unpackMask(base64, count) {
  * Draws one step.
  *
  * @param canvas an HTMLCanvasElement; it gets the picture's proportions
- * @param run `grid` [rows, columns] of tokens, `latent` [height, width] in latent pixels, `patch` latent
- *   pixels along a token's side
+ * @param run `grid` [rows, columns] of tokens, `latent` [height, width] in latent pixels, `patch` [height, width]
+ *   of a token in latent pixels
  * @param step `kind`, and `mask` with one number a token, or null when all are computed
  * @param picture anything that drawImage takes, or null for neutral grey
  */
@@ -32,7 +32,7 @@ export function drawStep(canvas, run, step, picture) {
   const context = canvas.getContext("2d");
   drawBackdrop(context, picture);
   if (step.mask) {
-    const token = run.patch * scale; // the last row and column may reach over the edge
+    const token = run.patch.map((side) => side * scale); // the last row and column may reach over the edge
     darkenReused(context, run.grid, step.mask, token);
     strokeTwice(context, regionOutline(run.grid, step.mask, token), COLOURS[step.kind], 2);
   } else {
@@ -55,7 +55,7 @@ function darkenReused(context, [rows, columns], mask, token) {
   const small = new OffscreenCanvas(columns, rows);
   small.getContext("2d").putImageData(veil, 0, 0);
   context.imageSmoothingEnabled = false;
-  context.drawImage(small, 0, 0, columns * token, rows * token);
+  context.drawImage(small, 0, 0, columns * token[1], rows * token[0]);
   context.imageSmoothingEnabled = true;
 }
 
@@ -74,9 +74,9 @@ function regionOutline([rows, columns], mask, token) {
   return path;
 }
 
-function line(path, x0, y0, x1, y1, unit) {
-  path.moveTo(x0 * unit, y0 * unit);
-  path.lineTo(x1 * unit, y1 * unit);
+function line(path, x0, y0, x1, y1, [height, width]) {
+  path.moveTo(x0 * width, y0 * height);
+  path.lineTo(x1 * width, y1 * height);
 }
 
 function strokeTwice(context, path, colour, width) {

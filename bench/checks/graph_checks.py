@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...ras_core.graphs.capture import CudaTape
-from ...ras_core.host.patch import graph_store
-from ...ras_core.kv import triton_launch
+from ...ras_core.host.graphs_of_model import graph_store
+from ...ras_core.kv import triton_check
 from ...ras_core.run.trace import Trace
 from ..common.shapes import SHAPES
 from ..speed.cases import STEPS, Case, Variant
@@ -233,9 +233,9 @@ def kernels_agree(scene: Scene) -> Result:
     """fp8 rows by Triton's kernels and by PyTorch's operations, which are the same to the last bit."""
     bench = scene.bench
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
-    used = triton_launch.fused_for(rows, rows) is not None
+    used = triton_check.kernels_for(rows, rows) is not None
     latent, _ = scene.run("off", "fp8")
-    with mock.patch.object(triton_launch, "DEVICE_TYPE", "none"):
+    with mock.patch.object(triton_check, "DEVICE_TYPE", "none"):
         expected, _ = scene.run("off", "fp8")
     if bench.device.type != "cuda":
         raise Skip("no Triton kernels on this device")

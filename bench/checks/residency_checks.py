@@ -18,7 +18,7 @@ from comfy.model_management import InterruptProcessingException
 from torch import Tensor
 
 from ...ras_core.graphs.residency import EvictableWeights
-from ...ras_core.host.patch import graph_store, resident_weights
+from ...ras_core.host.graphs_of_model import graph_store, resident_weights
 from ..common.hosting import has_dynamic_vram
 from ..common.shapes import free
 from .residency_scene import PAGE, Ran, Scene, Skip, count_pages, evict, in_capture, pinned_pages, ras

@@ -21,7 +21,8 @@ from torch import Tensor
 import nodes
 
 from ...nodes.patch_model import RASPatchModel
-from ...ras_core.host.patch import graph_store, last_trace
+from ...ras_core.host.graphs_of_model import graph_store
+from ...ras_core.host.patch import last_trace
 from ..common.graph_counter import GraphCounter
 from ..common.hosting import end_node
 from ..common.pack_log import logged

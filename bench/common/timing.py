@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ...ras_core.run.timing import Moment, mark, seconds_between
+from ...ras_core.run.timing import Timestamp, seconds_between, timestamp
 
 
 @dataclass
@@ -52,13 +52,13 @@ class Clock:
 
     def __init__(self, device: torch.device):
         self.device = device
-        self._marks: list[Moment] = []
+        self._marks: list[Timestamp] = []
 
     def restart(self) -> None:
         self._marks = []
 
     def mark(self) -> None:
-        self._marks.append(mark(self.device))
+        self._marks.append(timestamp(self.device))
 
     def enter(self, stage: str) -> None:
         if self.stages is not None:

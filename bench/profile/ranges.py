@@ -14,7 +14,6 @@ from torch.profiler import record_function
 from ...ras_core.graphs.session import NetworkGraphs
 from ...ras_core.method.selector import ChangeSelector, PaperSelector
 from ...ras_core.run import sampler
-from ...ras_core.run.network_calls import RunHooks
 from ...ras_core.run.partial_forward import NetworkCall
 from ...ras_core.run.state import RunState
 from ..common.timing import Clock
@@ -39,7 +38,7 @@ RANGES: dict[str, tuple[Wrapped, ...]] = {
     "gather and scatter": _each(
         NetworkCall, NetworkCall._gather_hidden, NetworkCall._gather_positions, NetworkCall._after_final
     ),
-    "cached output": _each(RunHooks, RunHooks._merge, RunHooks._keep_output),
+    "cached output": _each(RunState, RunState.merge, RunState.keep_output),
     "integrator": _each(sampler, sampler.multirate_step, sampler.fresh_pixels),
     "captured calls": _each(NetworkGraphs, NetworkGraphs.prepare, NetworkGraphs.lend),
 }
@@ -47,7 +46,7 @@ RANGES: dict[str, tuple[Wrapped, ...]] = {
 when this module is imported, which a test does.
 """
 
-SPECIAL = _each(NetworkCall, NetworkCall.placed, NetworkCall._before_block)
+SPECIAL = _each(NetworkCall, NetworkCall.attached, NetworkCall._before_block)
 """Functions that are wrapped in ways of their own."""
 
 
@@ -71,7 +70,7 @@ def named_ranges() -> Iterator[None]:
         for label, functions in RANGES.items():
             for of, function in functions:
                 setattr(of, function.__name__, _named(function, label))
-        NetworkCall.placed = _placed_in_range(NetworkCall.placed)
+        NetworkCall.attached = _attached_in_range(NetworkCall.attached)
         NetworkCall._before_block = _hooks_in_range(NetworkCall._before_block)
         yield
     finally:
@@ -99,12 +98,12 @@ def _hooks_in_range(before_block: Callable) -> Callable:
     return inside
 
 
-def _placed_in_range(placed: Callable) -> Callable:
-    """Placing hooks and taking them away, without what runs between."""
+def _attached_in_range(attached: Callable) -> Callable:
+    """Attaching and removing hooks, without what runs between."""
 
     @contextmanager
     def inside(call: NetworkCall) -> Iterator[None]:
-        context = placed(call)
+        context = attached(call)
         _named(context.__enter__, "hooks")()
         try:
             yield

@@ -103,7 +103,7 @@ class Engine:
         network = studio.source.network
         adapter = adapter_for(network)
         _, height, width = studio.source.latent_shape(self.options.size)
-        n_tokens = TokenGrid(height, width, adapter.patch_size(network)).n
+        n_tokens = TokenGrid((height, width), adapter.patch_size(network)).n
         profile, default = adapter.cost_profile(network), self.options.default_steps
         return {
             "evaluations": sum(share > 0 for share in sampled.shares),

@@ -17,8 +17,7 @@ from torch import Tensor
 from ...demo import loader
 from ...demo.prompt import encode_prompt
 from ...ras_core.errors import RASError
-from ...ras_core.host.patch import network_of
-from ...ras_core.models import adapter_for
+from ...ras_core.models import adapter_for, network_of
 from .options import Options, file_digest
 
 RANDOM = "random_"

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import IO, Any
 
-from ...ras_core.config import KVCache
 from ..common.hosting import DISABLE_DYNAMIC, comfyui_path, knows_dynamic_vram
 from ..common.paths import OUTPUT
 from ..common.paths import command as own_command
@@ -285,7 +284,10 @@ def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def _storages(text: str) -> tuple[str, ...]:
-    return _names(text, get_args(KVCache), "kv_cache")
+    # Here, since it imports torch: a worker that imports this module has to start ComfyUI first.
+    from ...ras_core.kv.formats import setting_names
+
+    return _names(text, setting_names(), "kv_cache")
 
 
 def _weights(text: str) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ...nodes.patch_model import RASPatchModel
 from ...ras_core.graphs.eligibility import MAX_GRAPHS
-from ...ras_core.host.patch import graph_store, last_trace
+from ...ras_core.host.graphs_of_model import graph_store
+from ...ras_core.host.patch import last_trace
 from ...ras_core.models import adapter_for
 from ...ras_core.run.trace import Trace
 from ..common.graph_counter import GraphCounter
@@ -133,6 +134,10 @@ class Bench:
         patched = with_ras(self.model, variant)
         latent = self._sampler_node(patched)(seed)
         return latent["samples"], last_trace(patched)
+
+    def warm_up(self) -> None:
+        """One dense run without RAS, for comparisons: on a GPU, cuBLAS may round the first one otherwise."""
+        self._sampler_node(self.model)(SEED)
 
     def ideal(self, counts: Sequence[int]) -> float:
         return ideal_speedup(self.profile, self.n_tokens, self.shape.rows_in_network, counts)

@@ -134,4 +134,4 @@ def _token_mask(studio: Studio, mask: Tensor) -> Tensor:
     _, height, width = studio.source.latent_shape(studio.options.size)
     patch = adapter_for(studio.source.network).patch_size(studio.source.network)
     pixels = torch.nn.functional.adaptive_avg_pool2d(mask, (height, width))[:, 0]
-    return TokenGrid(height, width, patch).pool(pixels)
+    return TokenGrid((height, width), patch).pool(pixels)

@@ -108,7 +108,7 @@ def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
             looks.append(Look(step, x.clone(), dict(probe.seen), cached.clone(), age=mean_age))
 
     sigmas = studio.sigmas(cell)
-    with probe.placed(prepare_model(studio.source.model, cell)) as model:
+    with probe.attached(prepare_model(studio.source.model, cell)) as model:
         latents = studio.sample_batch(
             model, sampler_of(cell.sampler), sigmas, batch, cell.seed, callback=keep
         )
@@ -130,7 +130,7 @@ def compare(studio: Studio, looks: list[Look]) -> None:
         return x
 
     sigmas = studio.sigmas(Cell(studio.source.family, steps=2))
-    with probe.placed(studio.source.model) as model:
+    with probe.attached(studio.source.model) as model:
         studio.sample_batch(model, comfy.samplers.KSAMPLER(sampler), sigmas, batch, 0)
 
 
@@ -138,7 +138,7 @@ def grid_of(studio: Studio) -> TokenGrid:
     """The token grid of the studio's pictures."""
     network = studio.source.network
     _, height, width = studio.source.latent_shape(studio.options.size)
-    return TokenGrid(height, width, adapter_for(network).patch_size(network))
+    return TokenGrid((height, width), adapter_for(network).patch_size(network))
 
 
 def _fill(look: Look, dense: dict[Place, Seen]) -> None:

@@ -110,7 +110,7 @@ def _captured(
 ) -> list[float]:
     """Share of the change from step k to k + 1 in the tokens picked after step k, from k = first - 1 on."""
     patch = adapter_for(studio.source.network).patch_size(studio.source.network)
-    grid = TokenGrid(*states[0].shape[2:], patch)
+    grid = TokenGrid(tuple(states[0].shape[2:]), patch)
     count = round(ratio * grid.n)
     generator = torch.Generator().manual_seed(0)
     selector = selector_for(cell.config(), grid, generator, Preferences()) if cell else None

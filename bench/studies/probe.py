@@ -17,14 +17,13 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ...ras_core.host.names import ATTENTION, RUN
 from ...ras_core.method.grid import TokenGrid
 from ...ras_core.models import adapter_for
-from ...ras_core.run.sampler import RUN
 from ..quality.sources import Source
 
 Place = tuple[int, int, int]
 """Which attention of a step: (model call, main block, attention in it)."""
-OVERRIDE = "optimized_attention_override"
 
 
 @dataclass
@@ -59,11 +58,11 @@ class Probe:
         self._call = -1
 
     @contextmanager
-    def placed(self, model: ModelPatcher):
+    def attached(self, model: ModelPatcher):
         """A clone of the model with this probe in it, for the body."""
         probed = model.clone()
         options = probed.model_options.setdefault("transformer_options", {})
-        probed.model_options["transformer_options"] = {**options, OVERRIDE: self._attend}
+        probed.model_options["transformer_options"] = {**options, ATTENTION: self._attend}
         probed.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "multirate_probe", self._begin_call)
         network = self.source.network
         with ExitStack() as hooks:

@@ -2,7 +2,8 @@
 
 Read `eligibility` (what may be captured), `network_identity` (what a graph depends on), `residency`
 (weights that ComfyUI may evict), `capture` (one call on fixed addresses), `session` (what a model's runs
-keep, and one run's dealings with it), `overlap` (replays of one evaluation in parallel).
+keep, and one run's dealings with it), `overlap` (replays of one evaluation in parallel), `weight_casts` with
+`cast_kernel` (float8 weights in captured calls).
 
 1. At a network's first call of a run `network_identity.inspect` says what it is: graphs of another one are
    dropped.

@@ -16,10 +16,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..kv.store import Sequence, Slot
+from ..kv.plain import Slots
 from .eligibility import MAX_TAPES
 
-Slots = dict[Slot, Sequence]
 Work = Callable[[], None]
 Around = Callable[[], AbstractContextManager[None]]
 """Gives the context manager that a capture runs inside."""

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kv.formats import FORMATS
+
 SIGHTINGS = 2
 """A shape is recorded when it comes for the second time: what comes once is not worth it, and the first time
 has chosen the kernels."""
@@ -25,17 +27,11 @@ KEEP_FREE = 0.25
 KEEP_FREE_DYNAMIC = 0.5
 """The same under dynamic VRAM: ComfyUI then evicts weights for other models, and unloads nothing for them."""
 
-STAYS_IN_PLACE = ("gpu", "fp8", "forecast")
-"""Settings of `kv_cache` whose tensors are never exchanged during a run."""
-
 MULTIGPU = "multigpu_clones"
 """ComfyUI's option for copies of the model on other devices, which it calls in threads."""
 
 BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
 """ComfyUI's options that let other code, or several threads, make the calls of an evaluation."""
-
-ADVANCES = ("forecast",)
-"""Settings of `kv_cache` whose rows depend on the last evaluation: a call run twice advances them twice."""
 
 RESIDUAL = "control."
 """Prefix of a ControlNet's residuals among the inputs of a call."""
@@ -98,8 +94,8 @@ def calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
 
 
 def storage_obstacle(storage: str | None) -> str | None:
-    """Why a run whose K/V are kept in this way records nothing: recordings read K/V where they stood."""
-    if storage in STAYS_IN_PLACE:
+    """Why a run with this K/V format captures nothing: graphs read K/V at the addresses of the capture."""
+    if storage is not None and FORMATS[storage].stays_in_place:
         return None
     return f"its K/V cache is kept in another way ({storage or 'not at all'})"
 

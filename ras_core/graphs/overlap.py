@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kv.storage import host_empty
+from ..kv.main_memory import empty_in_main_memory
 from .capture import Recording, Tape, Work
 
 SHARED = ("x", "t")
@@ -184,7 +184,7 @@ class _Check:
         """`found`, (n,) bool: differences in n inputs, on the device."""
         if found.device.type != "cuda":
             return cls(recording, was_begun, evaluation, found)
-        arrived = host_empty(found, found.shape, pinned=True)
+        arrived = empty_in_main_memory(found, found.shape, pinned=True)
         arrived.copy_(found, non_blocking=True)
         event = torch.cuda.Event()
         event.record()

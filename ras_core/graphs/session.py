@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from ..errors import NotResident, RegionalAbort
+from ..kv.formats import FORMATS
 from ..kv.store import Branch
 from .capture import Attempt, Call, CudaTape, Recording, Slots, Tape, record
 from .eligibility import (
-    ADVANCES,
     MAX_GRAPHS,
     MAX_TAPES,
     SIGHTINGS,
@@ -439,7 +439,7 @@ class NetworkGraphs:
             self.refuse(obstacle)
             return None
         buffers = buffers or Buffers(signature(without_residuals(inputs)), dict(slots), is_lent=True)
-        attempt = Attempt(buffers.storage in ADVANCES)
+        attempt = Attempt(FORMATS[buffers.storage].advances)
         try:
             with torch.inference_mode():
                 recording = self._recorded(inputs, active_idx, buffers.slots, call, attempt)

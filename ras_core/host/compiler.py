@@ -3,7 +3,7 @@
 The compiler assigns fixed addresses to the allocations of a network's blocks, in the order in which they are
 made. A step on fewer tokens allocates another amount, so the compiler is off during our runs. If it is active
 all the same, buffers that outlive a call are allocated outside it, and nothing is captured. ComfyUI's graphs
-replay blocks without running the hooks in them (run/network_calls.py detects that).
+replay blocks without running the hooks in them (run/coverage.py detects that).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pause() -> Callable[[], AbstractContextManager] | None:
     return partial(pause_malloc_graph, sync=True) if takes_sync else pause_malloc_graph
 
 
-def recording_obstacle() -> str | None:
+def capture_obstacle() -> str | None:
     """Why nothing can be captured now, or None: ComfyUI's compiler is tracking this thread's allocations."""
     by_thread = _prefetch("MALLOC_GRAPHS")  # one per thread; an earlier version lists the active ones
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None

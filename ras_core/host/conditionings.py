@@ -1,8 +1,8 @@
 """A run's conditionings on the sampling device.
 
-The host keeps them in main memory and sends them to the device at each evaluation. Such memory is not pinned,
-so the program then waits until the device has done all it was given, and the device waits for the program:
-one evaluation of SD3-medium at 1024 px leaves an H100 idle for 2 to 3 of 58 ms.
+ComfyUI keeps them in main memory and copies them to the device at each evaluation. Such memory is not pinned,
+so the CPU then waits until the device has finished all enqueued work, and the device idles until the CPU has
+enqueued more: one evaluation of SD3-medium at 1024 px leaves an H100 idle for 2 to 3 of 58 ms.
 """
 
 from __future__ import annotations
@@ -14,32 +14,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MODEL_CONDS = "model_conds"
-"""The host's name, in a conditioning, for what the network gets: objects with a tensor, `cond`, by name."""
+from .names import INPUTS
 
 
-def brought(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str, list[dict]]:
-    """The same conditionings with what the network gets on the device; those given stay as they are.
+def on_device(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str, list[dict]]:
+    """The same conditionings with the network's inputs on the device; the given ones are left unchanged.
 
     Args:
-        conds: of a guider, by name, after the host has encoded them for its model. Lists of tensors, which no
-            supported family has, stay where they are.
+        conds: of a guider, by name, after ComfyUI has encoded them for its model. Lists of tensors, which no
+            supported family has, are not copied.
         device: where the network runs.
     """
     try:
-        return {name: [_brought(each, device) for each in group] for name, group in conds.items()}
-    except torch.cuda.OutOfMemoryError:  # the host sends them one evaluation after the other
+        return {name: [_copied(each, device) for each in group] for name, group in conds.items()}
+    except torch.cuda.OutOfMemoryError:  # ComfyUI copies them at each evaluation
         return dict(conds)
 
 
-def _brought(conditioning: dict, device: torch.device) -> dict:
-    inputs = conditioning.get(MODEL_CONDS)
+def _copied(conditioning: dict, device: torch.device) -> dict:
+    inputs = conditioning.get(INPUTS)
     if not inputs:
         return conditioning
-    return {**conditioning, MODEL_CONDS: {name: _there(each, device) for name, each in inputs.items()}}
+    return {**conditioning, INPUTS: {name: _input_copied(each, device) for name, each in inputs.items()}}
 
 
-def _there(held: Any, device: torch.device) -> Any:
+def _input_copied(held: Any, device: torch.device) -> Any:
     tensor = getattr(held, "cond", None)
     if not isinstance(tensor, Tensor) or tensor.device == device:
         return held

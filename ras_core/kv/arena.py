@@ -1,4 +1,4 @@
-"""Memory for keys and values: one block for what is kept, one reused buffer for what is read once."""
+"""Memory for the keys and values of one call, allocated as one block."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 ALIGNED = 512
-"""Bytes; where the pieces of PyTorch's own allocator begin."""
+"""Bytes; alignment of PyTorch's own allocations."""
 
 SPARE = 2**18
-"""Bytes for the ends of some hundreds of pieces."""
+"""Bytes that aligning some hundreds of tensors may waste."""
 
 
 class Arena:
-    """The memory of all keys and values that one call keeps, taken at once.
+    """The memory of all keys and values that one call keeps, allocated at once.
 
-    Taken one by one, among the tensors that the network works in, they leave gaps that fit nothing else: a
-    third of the cache's size for SD3-medium at 1024 px.
+    Allocated one by one, between the network's own tensors, they leave gaps that fit nothing else: a third of
+    the cache's size for SD3-medium at 1024 px.
 
     Args:
-        nbytes: what the call is expected to keep; what is beyond that is taken one by one, or all if 0.
+        nbytes: what the call is expected to keep; tensors beyond that are allocated one by one, all if 0.
     """
 
     def __init__(self, nbytes: int = 0):
@@ -31,17 +31,17 @@ class Arena:
     def copy(self, t: Tensor) -> Tensor:
         """A contiguous copy of any tensor."""
         if self._left is None:
-            self._left = self._taken(t.device)
+            self._left = self._allocated(t.device)
         end = -(-t.nbytes // ALIGNED) * ALIGNED
         if end > self._left.numel() or t.device != self._left.device:
             return t.clone(memory_format=torch.contiguous_format)
         piece, self._left = self._left[: t.nbytes], self._left[end:]
         return piece.view(t.dtype).view(t.shape).copy_(t)
 
-    def _taken(self, device: torch.device) -> Tensor:
+    def _allocated(self, device: torch.device) -> Tensor:
         try:
             return torch.empty(self._nbytes, dtype=torch.uint8, device=device)
-        except torch.cuda.OutOfMemoryError:  # there may still be room for the pieces
+        except torch.cuda.OutOfMemoryError:  # single tensors may still fit
             return torch.empty(0, dtype=torch.uint8, device=device)
 
 

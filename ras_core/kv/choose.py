@@ -1,52 +1,55 @@
-"""How a run keeps its K/V cache, by what fits. Facts in, decisions out: no device."""
+"""Which format a run keeps its K/V cache in, by what fits. Facts in, decisions out: no device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import KVCache
+from ..errors import RASError
+from .formats import AUTO, FORMATS, automatic, first_choice, setting_names
+from .spec import CacheSize, KVFormat
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of a run's cache by arithmetic (cost.CacheProfile).
+    """What a run's cache takes by arithmetic.
 
     Attributes:
-        plain, fp8, forecast: under these storages.
-        attention: K and V of one attention as they are, in passing.
-        branches: conditionings that these are the sums of.
+        size: the cache, counted.
+        branches: conditionings that this is the sum of.
     """
 
-    plain: int
-    fp8: int
-    attention: int
-    forecast: int = 0
+    size: CacheSize
     branches: int = 1
 
-    def kept(self, storage: str) -> int:
-        """What a storage keeps in the sampling device's memory."""
-        known = {"fp8": self.fp8, "cpu": 0, "off": 0, "forecast": self.forecast}
-        return known.get(storage, self.plain)
+    def kept(self, name: str) -> int:
+        """Bytes that a format keeps on the sampling device."""
+        return FORMATS[name].device_nbytes(self.size)
 
-    def of_a_branch(self, storage: str) -> int:
+    def of_a_branch(self, name: str) -> int:
         """The same for one of the branches, on average."""
-        return self.kept(storage) // self.branches
+        return self.kept(name) // self.branches
 
-    def on_device(self, storage: str) -> int:
-        """What a storage takes of that memory, with attentions in passing."""
-        in_passing = {"fp8": 1, "cpu": 2, "forecast": 1}
-        return self.kept(storage) + in_passing.get(storage, 0) * self.attention
+    def on_device(self, name: str) -> int:
+        """Bytes that a format takes of the device, with attentions in passing."""
+        return FORMATS[name].peak_nbytes(self.size)
 
 
 @dataclass(frozen=True)
 class Room:
-    """What there is: free bytes of the device and of main memory, and whether the device knows float8."""
+    """Free bytes of the device and of main memory, and whether the device has float8."""
 
     device: int
-    host: int
+    main_memory: int
     has_float8: bool = True
+
+    def fits(self, form: KVFormat, size: CacheSize) -> bool:
+        """Whether a cache fits in a format, on a device that has what the format needs."""
+        if form.needs_float8 and not self.has_float8:
+            return False
+        has_main_memory = not form.in_main_memory or form.main_nbytes(size) <= self.main_memory
+        return has_main_memory and form.peak_nbytes(size) <= self.device
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Choice:
     """A decision, and why.
 
     Attributes:
-        storage: one of kv/storage.py; None: the run has to be dense.
+        storage: the name of a format; None: the run has to be dense.
         reason: one sentence for the log.
         is_surprise: it is not the first choice of what the user asked for.
     """
@@ -64,34 +67,57 @@ class Choice:
     is_surprise: bool = False
 
 
-def choose(wanted: KVCache, needs: Needs, room: Room) -> Choice:
-    """The storage for a run. What the user names is taken as named; "auto" takes the first that fits."""
-    if wanted == "fp8" and not room.has_float8:
-        return Choice(None, "this device has no float8 (kv_cache = fp8); use auto, gpu or cpu", True)
-    if wanted != "auto":
-        return Choice(wanted, _kept(wanted, needs))
-    if needs.plain <= room.device:
-        return Choice("gpu", _kept("gpu", needs))
-    short = f"{_gib(needs.plain)} do not fit into {_gib(room.device)} of free memory"
-    if room.has_float8 and needs.on_device("fp8") <= room.device:
-        return Choice("fp8", f"{_kept('fp8', needs)}, since {short}", True)
-    if needs.on_device("cpu") <= room.device and needs.plain <= room.host:
-        return Choice("cpu", f"{_kept('cpu', needs)}, since {short}", True)
+def check_setting(setting: str) -> None:
+    """Refuse a `kv_cache` that no format has.
+
+    Raises:
+        RASError: with the settings that there are.
+    """
+    if setting not in setting_names():
+        raise RASError(
+            f"kv_cache = {setting!r}.",
+            f"one of {', '.join(setting_names())}.",
+            "pick one of these for kv_cache.",
+        )
+
+
+def for_sampler(setting: str, adds_noise: bool) -> str:
+    """The setting that a sampler can use: the user's, or the first choice of "auto"."""
+    form = FORMATS.get(setting)
+    if form is None or form.allows_added_noise or not adds_noise:
+        return setting
+    return first_choice(AUTO).name
+
+
+def choose(wanted: str, needs: Needs, room: Room) -> Choice:
+    """The format for a run. What the user names is taken as named; "auto" takes the first that fits."""
+    if wanted != AUTO:
+        form = FORMATS[wanted]
+        if form.needs_float8 and not room.has_float8:
+            return Choice(None, _no_float8(wanted), True)
+        return Choice(wanted, _said(form, needs.size))
+    first, *others = automatic()
+    if room.fits(first, needs.size):
+        return Choice(first.name, _said(first, needs.size))
+    short = f"{_gib(first.nbytes(needs.size))} do not fit into {_gib(room.device)} of free memory"
+    for form in others:
+        if room.fits(form, needs.size):
+            return Choice(form.name, f"{_said(form, needs.size)}, since {short}", True)
     return Choice(
         None,
-        f"there is not enough memory for the K/V cache: {short}, nor into {_gib(room.host)} of main memory",
+        f"there is not enough memory for the K/V cache: {short}, nor into {_gib(room.main_memory)} of main "
+        "memory",
         True,
     )
 
 
-def _kept(storage: str, needs: Needs) -> str:
-    return {
-        "gpu": f"the K/V cache of {_gib(needs.plain)} is kept on the device",
-        "fp8": f"the K/V cache is kept as fp8 ({_gib(needs.fp8)})",
-        "cpu": f"the K/V cache of {_gib(needs.plain)} is kept in main memory",
-        "forecast": f"the K/V cache of {_gib(needs.forecast)} is kept on the device, with its last change",
-        "off": "no K/V cache: active tokens attend among themselves and to text only",
-    }[storage]
+def _no_float8(wanted: str) -> str:
+    *names, last = [AUTO, *(each.name for each in automatic() if not each.needs_float8)]
+    return f"this device has no float8 (kv_cache = {wanted}); use {', '.join(names)} or {last}"
+
+
+def _said(form: KVFormat, size: CacheSize) -> str:
+    return form.text.format(size=_gib(form.nbytes(size)))
 
 
 def _gib(nbytes: int) -> str:

@@ -1,9 +1,8 @@
-"""Keys and values of every token, kept per branch, so that active tokens attend to the whole picture
+"""Keys and values of every token, kept per branch, so that active tokens attend to the whole image
 (equation 2).
 
-The host may evaluate two branches in one call at one step and in two calls at the next, as free memory
-allows. Rows are therefore kept under their branch, and a call with another grouping gets them cut and joined
-anew.
+ComfyUI may evaluate two branches in one call at one step and in two calls at the next, as free memory allows.
+Rows are therefore kept under their branch, and cut and joined for a call with another grouping.
 """
 
 from __future__ import annotations
@@ -12,49 +11,34 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import partial
 
-from torch import Tensor
-
-from ..errors import RegionalAbort
-from ..rows import Pair, Places
 from .arena import Arena
-from .forecast import TIMES, Ahead, ForecastSequence, Times
-from .storage import Float8Sequence, HostSequence, Keep, Offloader, Sequence
+from .formats import FORMATS, keeper
+from .plain import Keep, KVRows, Slots
 
 Branch = Hashable
-Slot = tuple[int, int]
-"""Which attention: (block, from the first that is shortened on; how many attentions in it came before)."""
-
-
-def keeper(storage: str) -> Keep | None:
-    """How a run keeps keys and values under a setting of `kv_cache`; None for "off"."""
-    if storage == "cpu":
-        return partial(HostSequence.of, offloader=Offloader())
-    return {
-        "gpu": Sequence.of, "fp8": Float8Sequence.of, "off": None, "forecast": ForecastSequence.of,
-    }[storage]  # fmt: skip
 
 
 @dataclass
 class _Group:
-    """The branches of one call, and the sequences they share, branch after branch."""
+    """The branches of one call, and the rows that they share, branch after branch."""
 
     branches: tuple[Branch, ...]
-    slots: dict[Slot, Sequence] = field(default_factory=dict)
+    slots: Slots = field(default_factory=dict)
 
 
 class KVStore:
     """The K/V cache of one run.
 
     Args:
-        n_tokens: image tokens of the whole picture.
-        storage: how keys and values are kept, as `kv_cache` names it; "off" for a run that keeps none.
-        branch_nbytes: what they take of each branch, about; 0 where that is not known.
+        n_tokens: image tokens of the whole image.
+        storage: the format that keys and values are kept in (kv/formats.py).
+        branch_nbytes: bytes that these take per branch, about; 0 if unknown.
 
     Attributes:
         keep: what keeps the K/V of a dense call, or None.
     """
 
-    def __init__(self, n_tokens: int, storage: str = "gpu", branch_nbytes: int = 0):
+    def __init__(self, n_tokens: int, storage: str = KVRows.storage, branch_nbytes: int = 0):
         self.n_tokens = n_tokens
         self._branch_nbytes = branch_nbytes
         self.storage = storage
@@ -66,18 +50,18 @@ class KVStore:
 
     @property
     def forecasts(self) -> bool:
-        """Whether cached rows are continued, which takes two evaluations of them."""
-        return self.storage == ForecastSequence.storage
+        """Whether cached rows are extrapolated, which takes two evaluations of them."""
+        return FORMATS[self.storage].advances
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """As `keep`, for one call: what it keeps on the device comes to stand in one piece of memory."""
-        if self.keep is None or self.storage == HostSequence.storage:
+        """As `keep`, for one call: what it keeps on the device is allocated as one block."""
+        if self.keep is None or FORMATS[self.storage].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
 
     def nbytes(self) -> int:
         groups = {id(group): group for group in self._groups.values()}
-        return sum(seq.nbytes() for group in groups.values() for seq in group.slots.values())
+        return sum(rows.nbytes() for group in groups.values() for rows in group.slots.values())
 
     def drop(self, branches: tuple[Branch, ...]) -> None:
         """Forget what is cached for these branches; other branches of their calls keep theirs."""
@@ -87,9 +71,9 @@ class KVStore:
         for branch in branches:
             self._groups.pop(branch, None)
 
-    def begin_fill(self, branches: tuple[Branch, ...]) -> dict[Slot, Sequence]:
-        """Slots to write a dense call's K/V into; buffers of the same grouping are written over, and those of
-        another are kept where they tell how rows change.
+    def begin_fill(self, branches: tuple[Branch, ...]) -> Slots:
+        """Slots for a dense call's K/V. Rows of the same grouping are overwritten; rows of another are
+        regrouped if the format needs to know how they change, and dropped otherwise.
         """
         if self.forecasts and all(branch in self for branch in branches):
             return self.slots_for(branches)
@@ -99,14 +83,14 @@ class KVStore:
         self.drop(branches)
         return {}
 
-    def end_fill(self, branches: tuple[Branch, ...], slots: dict[Slot, Sequence]) -> None:
-        """The dense call went through: its slots are whole now."""
+    def end_fill(self, branches: tuple[Branch, ...], slots: Slots) -> None:
+        """The dense call has completed: its slots may be read."""
         group = _Group(branches, slots)
         for branch in branches:
             self._groups[branch] = group
 
-    def slots_for(self, branches: tuple[Branch, ...]) -> dict[Slot, Sequence]:
-        """Slots of a regional call over these branches, regrouped when the last call had other groups."""
+    def slots_for(self, branches: tuple[Branch, ...]) -> Slots:
+        """Slots of a regional call over these branches, regrouped if the last call had other groups."""
         group = self._groups[branches[0]]
         if group.branches != branches:
             group = self._join(branches)
@@ -114,7 +98,7 @@ class KVStore:
 
     def _isolate(self, group: _Group) -> None:
         for part, branch in enumerate(group.branches):
-            own = {slot: seq.chunk(part, len(group.branches)) for slot, seq in group.slots.items()}
+            own = {slot: rows.chunk(part, len(group.branches)) for slot, rows in group.slots.items()}
             self._groups[branch] = _Group((branch,), own)
 
     def _join(self, branches: tuple[Branch, ...]) -> _Group:
@@ -126,85 +110,3 @@ class KVStore:
         for branch in branches:
             self._groups[branch] = joined
         return joined
-
-
-def fill(
-    slots: dict[Slot, Sequence],
-    slot: Slot,
-    key: Tensor,
-    value: Tensor,
-    prefix: int,
-    suffix: int,
-    keep: Keep = Sequence.of,
-) -> None:
-    """Keep the K/V of a dense call, (bb, r, ...) each, in the way that `keep` does."""
-    kept = slots.get(slot)
-    if kept is not None and kept.takes(key, value, prefix):
-        kept.write(key, value)
-    else:
-        slots[slot] = keep(key, value, prefix, suffix)
-
-
-def update(
-    slots: dict[Slot, Sequence],
-    slot: Slot,
-    fresh: Pair,
-    active_idx: Tensor,
-    n_tokens: int,
-    borders: tuple[int, int],
-    places: Places | None = None,
-    ahead: Ahead | None = None,
-) -> Pair:
-    """Write a regional call's fresh rows over the cached ones and return the whole key and value.
-
-    Args:
-        slots, slot: where.
-        fresh: key and value of [prefix | active | suffix], (bb, r_kept, ...) each.
-        active_idx: (bb, n_active) int64.
-        n_tokens: image tokens of the whole picture.
-        borders: rows of text before and of padding after the image rows in this call.
-        places: those of the above where the caller has them.
-        ahead: how far rows are continued, in the form that can do that (kv/forecast.py).
-
-    Returns:
-        (bb, prefix + n_tokens + suffix, ...) each; read them before the call's next `update`, which may
-        overwrite them.
-
-    Raises:
-        RegionalAbort: this attention was never seen in a dense call.
-    """
-    sequence, (prefix, suffix) = slots.get(slot), borders
-    if sequence is None:
-        raise RegionalAbort(f"attention {slot} has no cached keys and values")
-    if sequence.prefix != prefix or sequence.suffix != suffix:
-        sequence = slots[slot] = sequence.with_borders(prefix, suffix)
-    if places is None:
-        places = Places.of(active_idx, n_tokens, prefix, suffix)
-    whole = sequence.update(places, fresh) if ahead is None else sequence.update_ahead(places, fresh, ahead)
-    if sequence.is_fetched and (following := _after(slots, slot)) is not None:
-        following.prefetch()
-    return whole
-
-
-def pass_time(slots: dict[Slot, Sequence], sigma: Tensor, n_tokens: int) -> None:
-    """Note that a dense call at sigma, (bb,), evaluates all tokens."""
-    if TIMES not in slots:
-        slots[TIMES] = Times.start(sigma, n_tokens)
-    slots[TIMES].pass_all(sigma)
-
-
-def weights_ahead(
-    slots: dict[Slot, Sequence], sigma: Tensor, active_idx: Tensor
-) -> tuple[Tensor, Tensor] | None:
-    """Note that a regional call at sigma, (bb,), evaluates these tokens: weights as `Times.pass_active`
-    gives them; None in forms that continue nothing.
-    """
-    times = slots.get(TIMES)
-    return None if times is None else times.pass_active(sigma, active_idx)
-
-
-def _after(slots: dict[Slot, Sequence], slot: Slot) -> Sequence | None:
-    """The attention that comes next: a dense call filled them in its order."""
-    order = iter(slots)
-    next(each for each in order if each == slot)
-    return slots[following] if (following := next(order, None)) is not None else None

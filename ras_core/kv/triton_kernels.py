@@ -1,13 +1,12 @@
-"""Triton's kernels for rows of the K/V cache. Only `triton_launch` imports this: Triton may not be there.
+"""Triton's kernels for rows of the K/V cache. Only `triton_check` imports this: Triton may not be installed.
 
-A program is one row of one key or value, but for `weigh`. Whole tensors are contiguous, (bb, rows, ...), and
-their rows DIM numbers long; fresh rows come as the network made them, in heads of HEAD numbers, with three
-strides: from one picture to the next, from row to row, from head to head. WIDTH is DIM rounded up to a power
-of two.
+A program takes one row of one key or value, except in `weigh`. Whole tensors are contiguous, (bb, rows, ...),
+with rows of DIM numbers. Fresh rows have the network's layout, in heads of HEAD numbers, with three strides:
+from one image to the next, from row to row, from head to head. WIDTH is DIM rounded up to a power of two.
 
-Tensors come as addresses of numbers of the type TYPE, and strides in units of UNIT numbers. Where that is not
-1, it is 16 bytes, and all addresses of rows are multiples of it. Addresses, since Triton would look up whose
-memory a tensor's is: while a CUDA graph is captured with cudaMallocAsync, nobody knows.
+Tensors are passed as addresses of numbers of the type TYPE, and strides in units of UNIT numbers. If that is
+not 1, it is 16 bytes, and all addresses of rows are multiples of it. Addresses, since for a tensor Triton
+asks the driver which device owns its memory, which fails during a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations
@@ -42,25 +41,25 @@ def _at(address, TYPE: tl.constexpr, UNIT: tl.constexpr = 1):
 
 @triton.jit
 def _fresh_row(
-    first, place, kept, by_picture, by_row, by_head, cols,
+    first, number, kept, by_image, by_row, by_head, cols,
     TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Row `place` of (bb * kept) fresh ones."""
-    start = ((place // kept) * by_picture + (place % kept) * by_row) * UNIT
+    """Row `number` of (bb * kept) fresh ones."""
+    start = ((number // kept) * by_image + (number % kept) * by_row) * UNIT
     pointers = _at(first, TYPE, UNIT) + start + (cols // HEAD) * by_head * UNIT + cols % HEAD
     return tl.load(pointers, mask=cols < DIM, other=0.0)
 
 
 @triton.jit
 def _fresh_row_of(
-    is_key, key_first, value_first, place, kept, key_by_picture, key_by_row, key_by_head,
-    value_by_picture, value_by_row, value_by_head, cols,
+    is_key, key_first, value_first, number, kept, key_by_image, key_by_row, key_by_head,
+    value_by_image, value_by_row, value_by_head, cols,
     TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     """The same, of keys or of values."""
     return _fresh_row(
-        tl.where(is_key, key_first, value_first), place, kept,
-        tl.where(is_key, key_by_picture, value_by_picture), tl.where(is_key, key_by_row, value_by_row),
+        tl.where(is_key, key_first, value_first), number, kept,
+        tl.where(is_key, key_by_image, value_by_image), tl.where(is_key, key_by_row, value_by_row),
         tl.where(is_key, key_by_head, value_by_head), cols, TYPE, UNIT, DIM, HEAD,
     )  # fmt: skip
 
@@ -106,7 +105,7 @@ def _encode_row(row, at, number, codes, scales, inside):
 @triton.jit
 def encode_float8(
     fresh: tl.int64, codes: tl.int64, scales: tl.int64,
-    kept, by_picture: tl.int64, by_row: tl.int64, by_head: tl.int64,
+    kept, by_image: tl.int64, by_row: tl.int64, by_head: tl.int64,
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -114,7 +113,7 @@ def encode_float8(
     number = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
     row = _fresh_row(
-        fresh, number, kept, by_picture, by_row, by_head, cols, TYPE, UNIT, DIM, HEAD
+        fresh, number, kept, by_image, by_row, by_head, cols, TYPE, UNIT, DIM, HEAD
     )  # fmt: skip
     codes, scales = _at(codes, tl.uint8, UNIT), _at(scales, TYPE)
     _encode_row(row, number * DIM + cols, number, codes, scales, cols < DIM)
@@ -124,9 +123,9 @@ def encode_float8(
 def update_float8(
     key_codes: tl.int64, key_scales: tl.int64, key_fresh: tl.int64, key_whole: tl.int64,
     value_codes: tl.int64, value_scales: tl.int64, value_fresh: tl.int64, value_whole: tl.int64,
-    place_of: tl.int64, kept,
-    key_by_picture: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
-    value_by_picture: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
+    fresh_of: tl.int64, kept,
+    key_by_image: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
+    value_by_image: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -141,11 +140,11 @@ def update_float8(
     cols = tl.arange(0, WIDTH)
     inside = cols < DIM
     at = number * DIM + cols
-    place = tl.load(_at(place_of, tl.int32) + number).to(tl.int64)
-    if place >= 0:
+    fresh_row = tl.load(_at(fresh_of, tl.int32) + number).to(tl.int64)
+    if fresh_row >= 0:
         row = _fresh_row_of(
-            is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
-            value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
+            is_key, key_fresh, value_fresh, fresh_row, kept, key_by_image, key_by_row, key_by_head,
+            value_by_image, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
         )  # fmt: skip
         tl.store(whole + at, row, mask=inside)
         _encode_row(row, at, number, codes, scales, inside)
@@ -156,17 +155,17 @@ def update_float8(
 
 
 @triton.jit
-def continue_rows(
+def extrapolate_rows(
     key_last: tl.int64, key_before: tl.int64, key_fresh: tl.int64, key_whole: tl.int64,
     value_last: tl.int64, value_before: tl.int64, value_fresh: tl.int64, value_whole: tl.int64,
-    weights: tl.int64, place_of: tl.int64, kept,
-    key_by_picture: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
-    value_by_picture: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
+    weights: tl.int64, fresh_of: tl.int64, kept,
+    key_by_image: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
+    value_by_image: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Fresh rows are kept, with what was before; all rows, cached ones continued, into the whole. Weights are
-    (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
+    """Fresh rows are kept, with those that they replace; all rows, cached ones extrapolated, into the whole.
+    Weights are (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
     last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
@@ -177,11 +176,11 @@ def continue_rows(
     inside = cols < DIM
     at = number * DIM + cols
     known = tl.load(last + at, mask=inside, other=0.0)
-    place = tl.load(_at(place_of, tl.int32) + number).to(tl.int64)
-    if place >= 0:
+    fresh_row = tl.load(_at(fresh_of, tl.int32) + number).to(tl.int64)
+    if fresh_row >= 0:
         row = _fresh_row_of(
-            is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
-            value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
+            is_key, key_fresh, value_fresh, fresh_row, kept, key_by_image, key_by_row, key_by_head,
+            value_by_image, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
         )  # fmt: skip
         tl.store(before + at, known, mask=inside)
         tl.store(last + at, row, mask=inside)
@@ -190,8 +189,8 @@ def continue_rows(
         weight = tl.load(_at(weights, TYPE) + tl.program_id(1) * tl.num_programs(0) + number)
         end = known.to(tl.float32)
         change = end - tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
-        ahead = end + change * (weight.to(tl.float32) - 1.0)
-        tl.store(whole + at, ahead.to(TYPE), mask=inside)
+        now = end + change * (weight.to(tl.float32) - 1.0)
+        tl.store(whole + at, now.to(TYPE), mask=inside)
 
 
 @triton.jit
@@ -199,28 +198,28 @@ def compare(
     key_last: tl.int64, key_before: tl.int64, key_fresh: tl.int64,
     value_last: tl.int64, value_before: tl.int64, value_fresh: tl.int64,
     trial: tl.int64, sums: tl.int64, flat_idx: tl.int64, kept, stride,
-    key_by_picture: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
-    value_by_picture: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
+    key_by_image: tl.int64, key_by_row: tl.int64, key_by_head: tl.int64,
+    value_by_image: tl.int64, value_by_row: tl.int64, value_by_head: tl.int64,
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """What fresh rows say of their own forecasts: sums (2, bb, samples, 2), of keys and of values, of
+    """How good the forecasts of fresh rows were: sums (2, bb, samples, 2), of keys and of values, of
     forecast times real move and of forecast squared. Grid: (samples, bb, 2).
     """
     is_key = tl.program_id(2) == 0
-    sample, picture = tl.program_id(0), tl.program_id(1)
-    number = picture * tl.num_programs(0) + sample  # among the samples of all pictures
+    sample, image = tl.program_id(0), tl.program_id(1)
+    number = image * tl.num_programs(0) + sample  # among the samples of all images
     cols = tl.arange(0, WIDTH)
     inside = cols < DIM
-    place = (picture * kept + sample * stride).to(tl.int64)
-    at = tl.load(_at(flat_idx, tl.int64) + place) * DIM + cols
+    fresh_row = (image * kept + sample * stride).to(tl.int64)
+    at = tl.load(_at(flat_idx, tl.int64) + fresh_row) * DIM + cols
     last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
     before = _at(tl.where(is_key, key_before, value_before), TYPE, UNIT)
     end = tl.load(last + at, mask=inside, other=0.0).to(tl.float32)
     start = tl.load(before + at, mask=inside, other=0.0).to(tl.float32)
     row = _fresh_row_of(
-        is_key, key_fresh, value_fresh, place, kept, key_by_picture, key_by_row, key_by_head,
-        value_by_picture, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
+        is_key, key_fresh, value_fresh, fresh_row, kept, key_by_image, key_by_row, key_by_head,
+        value_by_image, value_by_row, value_by_head, cols, TYPE, UNIT, DIM, HEAD,
     )  # fmt: skip
     forecast = (end - start) * tl.load(_at(trial, tl.float32) + number)
     sums = _at(sums, tl.float32) + 2 * (tl.program_id(2) * tl.num_programs(1) * tl.num_programs(0) + number)
@@ -233,10 +232,10 @@ def weigh(
     sums: tl.int64, weight: tl.int64, weights: tl.int64, samples, rows,
     TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as kv/forecast.py has
-    them. Grid: (2 * bb, rows / BLOCK).
+    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as kv/extrapolation.py
+    has them. Grid: (2 * bb, rows / BLOCK).
     """
-    which, pictures = tl.program_id(0), tl.num_programs(0) // 2
+    which, images = tl.program_id(0), tl.num_programs(0) // 2
     each = tl.arange(0, SAMPLES)
     at = _at(sums, tl.float32) + (which * samples + each) * 2
     agreement = tl.sum(tl.load(at, mask=each < samples, other=0.0), axis=0)
@@ -244,6 +243,6 @@ def weigh(
     gain = tl.minimum(tl.maximum(agreement / tl.maximum(squares, 1e-9), 0.0), 1.0)
     row = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = row < rows
-    of_token = _at(weight, tl.float32) + (which % pictures) * rows + row
-    ahead = 1.0 + tl.load(of_token, mask=inside, other=0.0) * gain
-    tl.store(_at(weights, TYPE) + which * rows + row, ahead.to(TYPE), mask=inside)
+    of_token = _at(weight, tl.float32) + (which % images) * rows + row
+    to_now = 1.0 + tl.load(of_token, mask=inside, other=0.0) * gain
+    tl.store(_at(weights, TYPE) + which * rows + row, to_now.to(TYPE), mask=inside)

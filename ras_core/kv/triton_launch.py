@@ -1,46 +1,38 @@
-"""Rows of the K/V cache in one pass over memory, by Triton's kernels where Triton works on the device.
+"""Launching Triton's kernels: rows of the K/V cache in one pass over memory.
 
-What PyTorch does with these rows in five to twelve operations, each of which reads and writes them all, one
-kernel does at once. Each function here has a twin in kv/storage.py or kv/forecast.py that takes its place
-elsewhere. float8 rows come out the same to the last bit; forecasts, whose sums run in another order, to
-rounding.
+PyTorch takes five to twelve operations for the same, each of which reads and writes all rows. Where there are
+no kernels (`triton_check`), kv/float8.py and kv/forecast.py use these operations. Float8 rows are the same to
+the last bit; forecasts differ by rounding, since their sums run in another order.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Hashable
-from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..rows import Pair, Places
-
-logger = logging.getLogger(__name__)
+from ..rows import Pair, RowIndex
 
 BLOCK = 1024
-"""Weights that a program of `weigh` makes."""
-
-DEVICE_TYPE = "cuda"
-"""Of devices that have kernels; AMD's go by the same name."""
+"""Weights that one program of `weigh` computes."""
 
 WARPS = 2
-"""Of a program for a row: fastest for rows of 768 to 2432 numbers on an H100, by a little."""
+"""Of a program, which takes one row: fastest for rows of 768 to 2432 numbers on an H100, by a little."""
 
 
-class Fused:
+class RowKernels:
     """The kernels of one module, for rows on its device.
 
     Args:
-        kernels: the module `kernels`.
+        kernels: the module `triton_kernels`.
     """
 
     def __init__(self, kernels: ModuleType):
         self._kernels = kernels
-        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of the fresh rows
+        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of fresh rows
 
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Rows (bb, r, ...) as bytes of the same shape and scales (bb, r), both contiguous."""
@@ -52,63 +44,66 @@ class Fused:
                 at, codes_at, scales_at, rows.shape[1], *strides, **form
             )
 
-    def update_float8(self, kept: tuple[Tensor, ...], places: Places, fresh: Pair) -> Pair:
-        """Keep fresh rows, and give the whole K and V with them as they came.
+    def update_float8(self, kept: tuple[Tensor, ...], index: RowIndex, fresh: Pair) -> Pair:
+        """Write fresh rows, and return the whole K and V with them as they came.
 
         Args:
             kept: bytes of the key (bb, rows, ...), its scales (bb, rows), and the same of the value.
-            places: where fresh rows stand.
+            index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
         """
         key, value = _readable_pair(*fresh)
-        whole = tuple(places.scratch.empty(i, codes, key.dtype) for i, codes in enumerate(kept[::2]))
+        whole = tuple(index.scratch.empty(i, codes, key.dtype) for i, codes in enumerate(kept[::2]))
         (key_at, value_at), (key_to, value_to) = _addresses(key, value), _addresses(*whole)
         codes, scales, value_codes, value_scales = _addresses(*kept)
         strides, form = self._form((key, value), key_at | value_at | key_to | value_to | codes | value_codes)
         with torch.cuda.device_of(key):
             self._kernels.update_float8[(kept[1].numel(), 2)](
                 codes, scales, key_at, key_to, value_codes, value_scales, value_at, value_to,
-                places.inverse.data_ptr(), key.shape[1], *strides, **form,
+                index.inverse.data_ptr(), key.shape[1], *strides, **form,
             )  # fmt: skip
         return whole
 
-    def continue_rows(self, halves: tuple[Pair, Pair], places: Places, fresh: Pair, weights: Tensor) -> Pair:
-        """Keep fresh rows and what was before, and give the whole K and V, cached rows continued.
+    def extrapolate_rows(
+        self, halves: tuple[Pair, Pair], index: RowIndex, fresh: Pair, weights: Tensor
+    ) -> Pair:
+        """Write fresh rows, keep those that they replace, and return the whole K and V with cached rows
+        extrapolated.
 
         Args:
             halves: key and value of all rows as last evaluated, and as before that, (bb, rows, ...) each.
-            places: where fresh rows stand.
+            index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
             weights: (2, bb, rows) of keys and of values; those of fresh rows have to be 1.
         """
         new_key, new_value = _readable_pair(*fresh)
-        whole = tuple(places.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
+        whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
         (key_at, value_at), (key_to, value_to) = _addresses(new_key, new_value), _addresses(*whole)
         (key, value), (key_before, value_before) = (_addresses(*half) for half in halves)
         everything = key | value | key_before | value_before | key_at | value_at | key_to | value_to
         strides, form = self._form((new_key, new_value), everything)
         with torch.cuda.device_of(new_key):
-            self._kernels.continue_rows[(weights[0].numel(), 2)](
+            self._kernels.extrapolate_rows[(weights[0].numel(), 2)](
                 key, key_before, key_at, key_to, value, value_before, value_at, value_to,
-                *_addresses(weights, places.inverse), new_key.shape[1], *strides, **form,
+                *_addresses(weights, index.inverse), new_key.shape[1], *strides, **form,
             )  # fmt: skip
         return whole
 
     def weigh(
         self,
         halves: tuple[Pair, Pair],
-        places: Places,
+        index: RowIndex,
         fresh: Pair,
         weight: Tensor,
         trial: Tensor,
         stride: int,
     ) -> Tensor:
-        """Weights of all rows, (2, bb, rows), from what fresh ones say of their own forecasts.
+        """Weights of all rows, (2, bb, rows), by how good the forecasts of fresh rows were.
 
         Args:
-            halves, places, fresh: as above.
+            halves, index, fresh: as above.
             weight: (bb, rows) float32 of the last change.
-            trial: (bb, samples) float32, of every `stride`th fresh row before it was evaluated.
+            trial: (bb, samples) float32, the same of every `stride`th fresh row before it was evaluated.
         """
         new_key, new_value = _readable_pair(*fresh)
         images, samples = trial.shape
@@ -122,7 +117,7 @@ class Fused:
         with torch.cuda.device_of(new_key):
             self._kernels.compare[(samples, images, 2)](
                 key, key_before, key_at, value, value_before, value_at,
-                *_addresses(trial, sums, places.flat), new_key.shape[1], stride, *strides, **form,
+                *_addresses(trial, sums, index.flat), new_key.shape[1], stride, *strides, **form,
             )  # fmt: skip
             self._kernels.weigh[(2 * images, blocks)](
                 *_addresses(sums, weight, weights), samples, weight.shape[1],
@@ -131,7 +126,7 @@ class Fused:
         return weights
 
     def _form(self, fresh: tuple[Tensor, ...], addresses: int) -> tuple[list[int], dict[str, Any]]:
-        """Strides of fresh rows and the constants that kernels are compiled for; computed once per layout.
+        """Strides of fresh rows and the constants that kernels are compiled with; computed once per layout.
 
         Args:
             fresh: a key and a value, or one of them, as `_readable_pair` returns them.
@@ -160,78 +155,8 @@ class Fused:
         return getattr(self._kernels.tl, str(t.dtype).removeprefix("torch."))
 
 
-def fused_for(key: Tensor, value: Tensor) -> Fused | None:
-    """The kernels for keys and values, (bb, r, ...) each; None where PyTorch's operations have to do."""
-    if key.device.type != DEVICE_TYPE or not are_fit(key, value) or torch.compiler.is_compiling():
-        return None
-    return _on(key.device, key.dtype)
-
-
-def are_fit(key: Tensor, value: Tensor) -> bool:
-    """Whether one kernel can take both: as many rows of the same length, in heads or in one piece."""
-    return key.dtype == value.dtype and key.shape[:2] == value.shape[:2] and key.numel() == value.numel()
-
-
-@cache
-def _on(device: torch.device, dtype: torch.dtype) -> Fused | None:
-    """Kernels that compile for numbers of a type on a device and are right there; the log says why there are
-    none.
-    """
-    try:
-        from . import triton_kernels as kernels
-
-        fused = Fused(kernels)
-        if gives_known_numbers(fused, device, dtype):
-            return fused
-        problem = "they give wrong numbers"
-    except torch.cuda.OutOfMemoryError:
-        raise  # it says nothing of the kernels, and the run knows what to do
-    except ImportError:
-        problem = "there is no Triton"
-    except Exception as error:  # an old Triton, a compiler, a driver, a GPU that it does not know
-        problem = _first_line(error)
-    logger.info(
-        "Multirate RAS: no kernels for %s on %s (%s); kv_cache = fp8 and forecast take longer.",
-        dtype, device, problem,
-    )  # fmt: skip
-    return None
-
-
-def gives_known_numbers(fused: Fused, device: torch.device, dtype: torch.dtype) -> bool:
-    """A picture with one fresh row of two, in each kernel. Rows are long enough to be read in wide pieces."""
-    at_start, at_end = (torch.tensor([row], device=device) for row in (0, 1))
-    rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
-    expected = torch.tensor([rows], device=device, dtype=dtype)
-    new, old = expected[:, 1:], expected.clone()
-    old[:, 1] = 7.0
-    codes, scales = torch.empty_like(old, dtype=torch.uint8), old.new_empty(1, 2)
-    fused.encode_float8(old, codes, scales)
-    kept = (codes, scales, codes.clone(), scales.clone())
-    first = fused.update_float8(kept, Places(at_end, 2), (new, new))
-    again = fused.update_float8(kept, Places(at_start, 2), (old[:, :1], old[:, :1]))
-    halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
-    weight = torch.tensor([[2.0, 0.0]], device=device)
-    places = Places(at_end, 2)
-    weights = fused.weigh(halves, places, (2 * old[:, 1:], old[:, 1:]), weight, weight[:, :1] / 2, 1)
-    ahead = fused.continue_rows(halves, places, (new, new), weights)
-    results = (*first, *again, ahead[1], halves[0][0])
-    return (
-        all(torch.equal(result, expected) for result in results)
-        and weights.tolist() == [[[3.0, 1.0]], [[1.0, 1.0]]]
-        and torch.equal(ahead[0][:, 0], 2 * old[:, 0])
-        and torch.equal(halves[1][0][:, 1], old[:, 1])
-    )
-
-
-def _first_line(error: BaseException) -> str:
-    """Of what it came from in the end: what wraps it quotes code."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def _readable(rows: Tensor) -> Tensor:
-    """(bb, r, d) or (bb, r, heads, e) with the last axis contiguous; copies only if necessary."""
+    """(bb, r, d) or (bb, r, heads, e) with the last axis contiguous; a copy only if necessary."""
     rows = rows.flatten(3) if rows.ndim > 4 else rows
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 

@@ -2,55 +2,78 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
+"""By number of axes."""
+
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The grid of patches that the network cuts a latent of `height` x `width` latent pixels into.
+    """The grid of patches that the network cuts a latent into, over (h, w) or (t, h, w).
 
-    A latent whose size the patch does not divide has a last row or column of partly padded tokens, as in the
-    host.
+    Where the patch does not divide a latent's size, the last tokens along that axis are partly padded, as in
+    ComfyUI. What looks at neighbours looks along h and w only: a latent frame holds several video frames, so
+    the token at the same h and w in the next one may show something else.
+
+    Attributes:
+        size: latent pixels along each axis, (H, W) or (T, H, W).
+        patch: latent pixels of a token along each axis.
     """
 
-    height: int
-    width: int
-    patch: int
+    size: tuple[int, ...]
+    patch: tuple[int, ...]
 
     @property
-    def h(self) -> int:
-        return -(-self.height // self.patch)
-
-    @property
-    def w(self) -> int:
-        return -(-self.width // self.patch)
+    def shape(self) -> tuple[int, ...]:
+        """Tokens along each axis."""
+        return tuple(-(-size // patch) for size, patch in zip(self.size, self.patch, strict=True))
 
     @property
     def n(self) -> int:
-        return self.h * self.w
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return (self.height, self.width)
+        return math.prod(self.shape)
 
     def pool(self, pixels: Tensor) -> Tensor:
-        """Mean over each token's latent pixels, padding left out: (b, H, W) -> (b, n)."""
-        pooled = F.avg_pool2d(pixels[:, None], self.patch, ceil_mode=True, count_include_pad=False)
+        """Mean over each token's latent pixels, padding left out: (b, *size) -> (b, n)."""
+        mean = POOLING[len(self.size)]
+        kernel = tuple(
+            map(min, self.size, self.patch)
+        )  # one over three axes must not be larger than they are
+        pooled = mean(pixels[:, None], kernel, ceil_mode=True, count_include_pad=False)
         return pooled.flatten(1)
 
     def active_pixels(self, active_idx: Tensor) -> Tensor:
-        """Latent pixels of the active tokens: (b, n_active) int64 -> (b, 1, H, W) bool."""
-        mask = self.active_mask(active_idx).view(-1, 1, self.h, 1, self.w, 1)
-        pixels = mask.expand(*mask.shape[:3], self.patch, self.w, self.patch)
-        return pixels.reshape(-1, 1, self.h * self.patch, self.w * self.patch)[
-            :, :, : self.height, : self.width
-        ]
+        """Latent pixels of the active tokens: (b, n_active) int64 -> (b, 1, *size) bool."""
+        shape, patch = self.shape, self.patch
+        mask = self.active_mask(active_idx).view(-1, 1, *[side for tokens in shape for side in (tokens, 1)])
+        pairs = [side for pair in zip(shape, patch, strict=True) for side in pair]
+        padded = [tokens * side for tokens, side in zip(shape, patch, strict=True)]
+        pixels = mask.expand(-1, -1, *pairs).reshape(-1, 1, *padded)
+        return pixels[(..., *[slice(side) for side in self.size])]
 
     def active_mask(self, active_idx: Tensor) -> Tensor:
         """(b, n_active) int64 -> (b, n) bool."""
         mask = torch.zeros(active_idx.shape[0], self.n, dtype=torch.bool, device=active_idx.device)
         return mask.scatter_(1, active_idx, True)
+
+    def smooth(self, values: Tensor) -> Tensor:
+        """Mean over each token's 3 x 3 neighbourhood along h and w: (b, n) -> (b, n).
+
+        Tokens at a border average over the neighbours that exist.
+        """
+        near = F.avg_pool2d(self._planes(values), 3, stride=1, padding=1, count_include_pad=False)
+        return near.view(-1, self.n)
+
+    def grow(self, inside: Tensor, margin: int) -> Tensor:
+        """Those tokens and all within `margin` of them along h and w: (b, n) bool -> (b, n) bool."""
+        planes = self._planes(inside.float())
+        return F.max_pool2d(planes, 2 * margin + 1, stride=1, padding=margin).view(-1, self.n) > 0
+
+    def _planes(self, values: Tensor) -> Tensor:
+        """Frames apart: (b, n) -> (b * t, 1, h, w), with t = 1 for (h, w)."""
+        return values.view(-1, 1, *self.shape[-2:])

@@ -17,7 +17,7 @@ def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: tor
     baseline: the same draw for every image, so that a batch equals its single runs.
 
     Args:
-        noise: (b, c, H, W), guided prediction of the direction from picture to noise.
+        noise: (b, c, *size), guided prediction of the direction from image to noise.
         metric: which of the three.
         grid: token grid of the latent.
         generator: source of the draw for "random" (CPU).

@@ -1,18 +1,16 @@
-"""What the user asks of the selection, apart from its method: regions to favour, and regions not to waste
-time on.
-"""
+"""User preferences for token selection: regions to favour, and regions not to waste time on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from .grid import TokenGrid
 
 MARGIN = 2
-"""Tokens around an inpaint mask that are computed too: its soft edge and what attention carries across it."""
+"""Tokens along h and w around an inpaint mask that are computed too: its soft edge and what attention carries
+across it."""
 
 PRIORITY_WEIGHT = 3.0
 """A token of full priority counts as if its estimate moved four times as fast."""
@@ -34,18 +32,17 @@ class Preferences:
 
     @classmethod
     def of(cls, grid: TokenGrid, priority: Tensor | None, mask: Tensor | None) -> Preferences:
-        """From pictures of the latent's size.
+        """From masks of the latent's size.
 
         Args:
             grid: token grid of the latent.
-            priority: (b or 1, H, W) in [0, 1], or None.
-            mask: (b or 1, H, W) inpaint mask, above 0 where the picture is made anew; or None.
+            priority: (b or 1, *size) in [0, 1], or None.
+            mask: (b or 1, *size) inpaint mask, above 0 where the image is to be generated again; or None.
         """
         favoured = None if priority is None else grid.pool(priority.float()).clamp(0, 1)
         if mask is None:
             return cls(favoured)
-        inside = (grid.pool((mask > 0).float()) > 0).float().view(-1, 1, grid.h, grid.w)
-        needed = F.max_pool2d(inside, 2 * MARGIN + 1, stride=1, padding=MARGIN).flatten(1) > 0
+        needed = grid.grow(grid.pool((mask > 0).float()) > 0, MARGIN)
         return cls(favoured, needed, max(int(needed.sum(dim=1).max()), 1))
 
     @property
@@ -54,7 +51,7 @@ class Preferences:
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority
 
     def without_waste(self, score: Tensor, last: float) -> Tensor:
-        """Scores in which tokens that are thrown away stand at the end `last`."""
+        """Scores in which tokens that are thrown away have the value `last`."""
         return score if self.needed is None else score.masked_fill(~self.needed, last)
 
     def limit(self, active_count: int) -> int:

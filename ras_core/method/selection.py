@@ -43,7 +43,7 @@ def select_active(
         cached = _cached_reference(metric, drop_count, active_count, config)
     else:
         cached = _cached_corrected(metric, drop_count, active_count, config, preferences or Preferences())
-    # A sort of the mask yields the active positions in order without reading anything back to the host.
+    # A sort of the mask yields the active positions in order without waiting for the device.
     mask = torch.zeros_like(metric, dtype=torch.int8).scatter_(1, cached, 1)
     return mask.argsort(dim=1, stable=True)[:, :active_count]
 

@@ -6,7 +6,6 @@ import math
 from abc import ABC, abstractmethod
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import RASConfig
@@ -22,7 +21,7 @@ class Selector(ABC):
     """Watches guided results and picks active tokens, for each image of the batch.
 
     Attributes:
-        score: (b, n) float32, what the last choice or the next one goes by; None before the first result.
+        score: (b, n) float32, what the last choice or the next one is based on; None before the first result.
     """
 
     score: Tensor | None = None
@@ -35,7 +34,7 @@ class Selector(ABC):
         """A guided evaluation ended.
 
         Args:
-            x, denoised: (b, c, H, W) input and merged estimate.
+            x, denoised: (b, c, *size) input and merged estimate.
             sigma: noise level.
             active_idx: (b, n_active) tokens that were really evaluated; None for all.
         """
@@ -81,7 +80,7 @@ class ChangeSelector(Selector):
     """The tokens whose estimate has most likely moved: square root of the rate, times staleness.
 
     rate       change of the token's denoised estimate between its last two evaluations, over the sigma
-               between them, averaged over 3 x 3 tokens;
+               between them, averaged over 3 x 3 tokens along h and w;
     staleness  sigma travelled since its last evaluation.
 
     Rate times staleness predicts how far the cached estimate is off, which is the local error of the long
@@ -92,7 +91,7 @@ class ChangeSelector(Selector):
 
     def __init__(self, grid: TokenGrid, preferences: Preferences | None = None):
         super().__init__(grid, preferences or Preferences())
-        self._estimate: Tensor | None = None  # (b, c, H, W) each token's last own estimate
+        self._estimate: Tensor | None = None  # (b, c, *size) each token's last own estimate
         self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
         self._rate: Tensor | None = None  # (b, n)
         self._urge: Tensor | None = None  # (b, n) square root of the smoothed rate
@@ -112,7 +111,7 @@ class ChangeSelector(Selector):
         self._rate = torch.where(fresh, moved.div_(travelled.clamp_min_(SMALLEST_STEP)), self._rate)
         self._sigma = self._sigma.masked_fill(fresh, sigma)
         self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
-        self._urge = self._smooth_rate().sqrt()
+        self._urge = self._grid.smooth(self._rate).sqrt()
         self.score = self._need(sigma)
 
     def select(self, active_count: int, sigma: float) -> Tensor | None:
@@ -138,10 +137,6 @@ class ChangeSelector(Selector):
         among stale ones scores as high as they do, is picked again and again, and its neighbours never.
         """
         return (self._sigma - sigma).abs_().mul_(self._urge)
-
-    def _smooth_rate(self) -> Tensor:  # (b, n)
-        rate = self._rate.view(-1, 1, self._grid.h, self._grid.w)
-        return F.avg_pool2d(rate, 3, stride=1, padding=1, count_include_pad=False).flatten(1)
 
 
 def selector_for(

@@ -32,9 +32,10 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
     for adapter in ADAPTERS:
         if adapter.matches(network):
             return adapter
+    kind = type(network)
     supported = ", ".join(adapter.family for adapter in ADAPTERS)
     raise RASError(
-        f"the model's network is {type(network).__name__} ({type(network).__module__}).",
+        f"the model's network is {kind.__name__} ({kind.__module__}), which is not supported.",
         f"one of: {supported}.",
         "connect a model of one of these families, or remove the node for this model.",
     )

@@ -48,33 +48,23 @@ class CacheProfile:
     joint: tuple[int, ...] = ()
     image: tuple[int, ...] = ()
 
-    def nbytes(
-        self, n_tokens: int, borders: Sequence[int], itemsize: int, storage: str = "gpu", padding: int = 0
-    ) -> int:
-        """Bytes of the whole cache under a `storage` of kv/storage.py.
+    def counts(self, n_tokens: int, borders: Sequence[int], padding: int = 0) -> tuple[int, int, int]:
+        """Size of the whole cache, apart from how it is kept.
 
         Args:
-            n_tokens: image tokens of the whole picture.
+            n_tokens: image tokens of the whole image.
             borders: text and padding rows of each image in each branch; as many numbers as these.
-            itemsize: bytes of a number as the network computes it.
             padding: how many of the border rows are padding, which attentions without text have as well.
+
+        Returns:
+            Numbers in all keys and values; rows of these; numbers in the key and value of the largest
+            attention.
         """
-        if storage == "off":
-            return 0
         image_rows = (n_tokens + padding) * len(borders)
         joint_rows = n_tokens * len(borders) + sum(borders)
-        values = 2 * (sum(self.joint) * joint_rows + sum(self.image) * image_rows)
-        if storage == "forecast":  # each row as it was before too, and two float32 of each token
-            return 2 * values * itemsize + 8 * n_tokens * len(borders)
-        if storage != "fp8":
-            return values * itemsize
-        scales = 2 * (len(self.joint) * joint_rows + len(self.image) * image_rows)  # one a row
-        return values + scales * itemsize
-
-    def attention_nbytes(self, n_tokens: int, borders: Sequence[int], itemsize: int) -> int:
-        """Bytes of one attention's K/V as they are, of the largest."""
-        rows = n_tokens * len(borders) + sum(borders)
-        return 2 * max((*self.joint, *self.image), default=0) * rows * itemsize
+        numbers = 2 * (sum(self.joint) * joint_rows + sum(self.image) * image_rows)
+        rows = 2 * (len(self.joint) * joint_rows + len(self.image) * image_rows)
+        return numbers, rows, 2 * max((*self.joint, *self.image), default=0) * joint_rows
 
 
 def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_counts: Iterable[int]) -> float:

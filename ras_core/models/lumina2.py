@@ -1,4 +1,4 @@
-"""Lumina-Image-2.0 and Z-Image: the host's NextDiT."""
+"""Lumina-Image-2.0 and Z-Image: ComfyUI's NextDiT."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .base import Gather, ModelAdapter, replace_arg
+from .base import NO_INPUTS, Gather, GatherPositions, Inputs, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
 
@@ -33,10 +33,10 @@ class NextDiTAdapter(ModelAdapter):
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.final_layer
 
-    def patch_size(self, network: nn.Module) -> int:
-        return network.patch_size
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
 
-    def suffix_rows(self, network: nn.Module, n_tokens: int) -> int:
+    def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
         multiple = getattr(network, "pad_tokens_multiple", None)
         return -n_tokens % multiple if multiple else 0
 
@@ -47,7 +47,7 @@ class NextDiTAdapter(ModelAdapter):
         return network.layers[0].attention.n_rep
 
     def map_block_inputs(
-        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
         """A layer is called with (x, x_mask, freqs_cis, adaln_input)."""
         if gather_hidden is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .base import Gather, ModelAdapter, replace_arg
+from .base import Gather, GatherPositions, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
 
@@ -15,7 +15,7 @@ class LuminaNextAdapter(ModelAdapter):
 
     That one reads rows that no step changes and needs no cache. Rotary positions go to every layer and are
     gathered for each: keys enter the cache after their rotation, as does the paper's own code. The factor on
-    self-attention's scale is worked out from the whole picture before the first layer.
+    self-attention's scale is worked out from the whole image before the first layer.
     """
 
     family = "Lumina-Next"
@@ -29,14 +29,14 @@ class LuminaNextAdapter(ModelAdapter):
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.norm_out
 
-    def patch_size(self, network: nn.Module) -> int:
-        return network.patch_size
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
 
     def kv_repeat(self, network: nn.Module) -> int:
         return network.layers[0].attn1.kv_repeat
 
     def map_block_inputs(
-        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
         """A layer is called with (x, rotary, caption, condition, call)."""
         if gather_hidden is not None:

@@ -1,4 +1,4 @@
-"""SD3, SD3.5 large and SD3.5 medium: the host's MMDiT."""
+"""SD3, SD3.5 large and SD3.5 medium: ComfyUI's MMDiT."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
-from ..rows import gather_rows, row_index
-from .base import Gather, ModelAdapter, replace_arg
+from .base import Gather, GatherPositions, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
 
@@ -23,6 +22,7 @@ class SD3Adapter(ModelAdapter):
     classes = ("diffusionmodules.mmdit.OpenAISignatureMMDITWrapper", "diffusionmodules.mmdit.MMDiT")
     text_in_hidden = False
     runs_wrappers = False
+    control_lists = ("output",)
 
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         return network.joint_blocks
@@ -30,11 +30,11 @@ class SD3Adapter(ModelAdapter):
     def final_layer(self, network: nn.Module) -> nn.Module:
         return network.final_layer
 
-    def patch_size(self, network: nn.Module) -> int:
-        return network.patch_size
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
 
     def map_block_inputs(
-        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: Gather
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
         if gather_hidden is None:
             return args, kwargs
@@ -43,17 +43,12 @@ class SD3Adapter(ModelAdapter):
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
-        """The host adds `control["output"][i]`, (bb, n, d) each, to the image rows after block i."""
-        if control is None:
-            return None
-        if ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):
+        """ComfyUI adds `control["output"][i]` to the image rows after block i. A patch may replace block 0
+        without running it; rows would then be gathered only after that block's residual.
+        """
+        if control is not None and ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):
             raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
-        unknown = [name for name, residuals in control.items() if residuals and name != "output"]
-        if unknown:
-            raise RegionalAbort(f"a ControlNet gives residuals for {unknown}, of which nothing is known")
-        flat_idx = row_index(active_idx, n_tokens, 0, 0)
-        residuals = [_active_rows(each, flat_idx, active_idx, n_tokens) for each in control.get("output", [])]
-        return {**control, "output": residuals}
+        return super().gather_control(control, options, active_idx, n_tokens)
 
     def cost_profile(self, network: nn.Module) -> CostProfile:
         blocks = list(network.joint_blocks)
@@ -70,13 +65,3 @@ class SD3Adapter(ModelAdapter):
         second = [block for block in blocks if hasattr(block.x_block, "attn2")]
         width = network.hidden_size
         return CacheProfile(joint=(width,) * len(blocks), image=(width,) * len(second))
-
-
-def _active_rows(
-    residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int
-) -> Tensor | None:
-    if residual is None:
-        return None
-    if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
-        raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
-    return gather_rows(residual, flat_idx)

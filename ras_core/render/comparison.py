@@ -1,4 +1,4 @@
-"""How close two pictures are, and both of them side by side."""
+"""How close two images are, and both of them side by side."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import gaussian_filter
 
 from ..run.trace import Trace
-from .masks import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
+from .drawing import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
 
 PANEL = 512
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
-"""Stands for infinity, which equal pictures have, so that averages and interfaces get a number."""
+"""Stands for infinity, which equal images have, so that averages and interfaces get a number."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of pictures in [0, 1]; higher is closer, equal pictures give 100."""
+    """Peak signal-to-noise ratio in dB of images in [0, 1]; higher is closer, equal images give 100."""
     error = float(np.mean((a.astype(np.float64) - b) ** 2))
     return min(-10 * math.log10(error), BEST_PSNR) if error > 0 else BEST_PSNR
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of (H, W, 3) pictures in [0, 1], mean over pixels and channels.
+    """Structural similarity of (H, W, 3) images in [0, 1], mean over pixels and channels.
 
     Wang et al. (2004) with its Gaussian window (sigma 1.5, 11 pixels wide) and constants.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
 
-    def blur(picture: np.ndarray) -> np.ndarray:
-        return gaussian_filter(picture, sigma=(1.5, 1.5, 0), truncate=3.5)
+    def blur(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, sigma=(1.5, 1.5, 0), truncate=3.5)
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
@@ -47,7 +47,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.clip(np.abs(a.astype(np.float32) - b) * DIFFERENCE_GAIN, 0, 1)
 
 
-def comparison_picture(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> np.ndarray:
+def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> np.ndarray:
     """Dense, RAS and their difference with the numbers that matter: (1, height, width, 3) float32 in [0, 1].
 
     Args:
@@ -62,10 +62,10 @@ def comparison_picture(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, 
         (f"RAS   {traces[1].seconds:.1f} s", ras),
         (f"difference x {DIFFERENCE_GAIN:.0f}", difference(dense, ras)),
     ]
-    for i, (title, picture) in enumerate(titles):
+    for i, (title, image) in enumerate(titles):
         x = MARGIN + i * (PANEL + MARGIN)
         draw.text((x, 16), title, fill=TEXT, font=font(20))
-        canvas.paste(Image.fromarray(fit(as_uint8(picture), PANEL, height)), (x, 52))
+        canvas.paste(Image.fromarray(fit(as_uint8(image), PANEL, height)), (x, 52))
     draw.text((MARGIN, height + 70), headline(dense, ras, traces), fill=TEXT, font=font(20))
     draw.text((MARGIN, height + 104), traces[1].summary(), fill=FAINT, font=font(15))
     return np.asarray(canvas, dtype=np.float32)[None] / 255.0

@@ -1,22 +1,22 @@
-"""Pictures of a trace: one frame a step, and a summary that is readable at a glance.
+"""Images of a trace: one frame a step, and a summary that is readable at a glance.
 
 Colours are from the Okabe-Ito set and cividis, which people with any colour vision can tell apart.
 """
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from ..method.schedule import StepKind
 from ..run.trace import Evaluation, Trace
+from .drawing import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
 
 PIXELS_PER_TOKEN = 16
 MAX_IMAGES = 4
 
-BACKGROUND = (24, 26, 31)
-TEXT = (232, 234, 240)
-FAINT = (110, 116, 130)
 ACTIVE = (230, 159, 0)
 DENSE = (86, 180, 233)
 RESET = (204, 121, 167)
@@ -27,48 +27,71 @@ CIVIDIS = np.array(
 )
 
 
-def mask_frames(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
+def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
     """One frame a step: active regions as they are, cached ones dimmed, and a line that says what the step
     was.
 
     Args:
         trace: a finished run.
-        pictures: (b, H, W, 3) float in [0, 1] to lay the masks over, or None.
+        images: (b, H, W, 3) float in [0, 1] to lay the masks over, or None; of a video its frames.
 
     Returns:
-        (steps, height, width, 3) float32 in [0, 1]; up to four images of a batch side by side.
+        (steps, height, width, 3) float32 in [0, 1]; side by side up to four images of a batch, or up to four
+        latent frames of the first video.
     """
-    backdrops = _backdrops(trace, pictures)
+    backdrops = _backdrops(trace, images)
     if not trace.steps:
         return backdrops[:1].astype(np.float32) / 255.0
     return np.stack([_frame(trace, step, backdrops) for step in trace.steps])
 
 
-def summary_picture(trace: Trace, pictures: np.ndarray | None = None) -> np.ndarray:
+def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
     """How often each region was computed, and the run by step: (1, height, width, 3) float32 in [0, 1]."""
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     draw.text((margin, 18), _headline(trace), fill=TEXT, font=font(20))
     draw.text((margin, 46), _subline(trace), fill=FAINT, font=font(15))
-    _draw_maps(canvas, draw, trace, pictures, (margin, 78, width - margin, 408))
+    _draw_maps(canvas, draw, trace, images, (margin, 78, width - margin, 408))
     _draw_timeline(draw, trace, (margin + 52, 452, width - margin - 52, height - 84))
     _draw_legend(draw, (margin, height - 36))
     return np.asarray(canvas, dtype=np.float32)[None] / 255.0
 
 
-def _backdrops(trace: Trace, pictures: np.ndarray | None) -> np.ndarray:
-    """(b, height, width, 3) uint8 under the masks, one for each image of the batch that is shown."""
-    batch = min(trace.steps[0].active.shape[0] if trace.steps else 1, MAX_IMAGES)
-    height, width = trace.grid.h * PIXELS_PER_TOKEN, trace.grid.w * PIXELS_PER_TOKEN
-    if pictures is None:
-        return np.full((batch, height, width, 3), 150, dtype=np.uint8)
-    chosen = [pictures[min(i, len(pictures) - 1)] for i in range(batch)]
-    return np.stack([fit(as_uint8(picture), width, height) for picture in chosen])
+def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
+    """(panels, height, width, 3) uint8 under the masks, one for each plane of tokens that is shown."""
+    height, width = (PIXELS_PER_TOKEN * tokens for tokens in trace.grid.shape[-2:])
+    count = len(_shown_planes(trace.steps[0].active)) if trace.steps else 1
+    if images is None:
+        return np.full((count, height, width, 3), 150, dtype=np.uint8)
+    return np.stack([fit(as_uint8(image), width, height) for image in _shown_images(trace, images, count)])
+
+
+def _shown_planes(tokens: np.ndarray) -> np.ndarray:
+    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the first images of a batch; of videos, frames of the
+    first one, spread over its length.
+    """
+    frames = tokens.reshape(len(tokens), -1, *tokens.shape[-2:])
+    if frames.shape[1] == 1:
+        return frames[:MAX_IMAGES, 0]
+    return frames[0, _spread(frames.shape[1], min(frames.shape[1], MAX_IMAGES))]
+
+
+def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarray]:
+    """The images for these planes; a batch of videos comes as all their frames in a row."""
+    if math.prod(trace.grid.shape[:-2]) == 1:
+        return [images[min(i, len(images) - 1)] for i in range(count)]
+    n_frames = max(len(images) // len(trace.steps[0].active), 1)  # of one video
+    return [images[i] for i in _spread(n_frames, count)]
+
+
+def _spread(length: int, count: int) -> np.ndarray:
+    """`count` indices from the first to the last of `length`."""
+    return np.linspace(0, length - 1, count).round().astype(int)
 
 
 def _frame(trace: Trace, step: Evaluation, backdrops: np.ndarray) -> np.ndarray:
-    panels = [_panel(step, step.active[i], backdrop) for i, backdrop in enumerate(backdrops)]
+    panels = [_panel(step, *pair) for pair in zip(_shown_planes(step.active), backdrops, strict=True)]
     body = np.concatenate(panels, axis=1)
     footer = Image.new("RGB", (body.shape[1], 32), BACKGROUND)
     ImageDraw.Draw(footer).text((10, 6), _caption(trace, step), fill=_colour(step), font=font(16))
@@ -85,7 +108,7 @@ def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.nda
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The two-pixel inner border of the mask's regions, picture edges included."""
+    """The two-pixel inner border of the mask's regions, image edges included."""
     inner = np.pad(mask, 2)
     shifts = [np.roll(inner, offset, axis) for axis in (0, 1) for offset in (-2, -1, 1, 2)]
     return mask & ~np.logical_and.reduce(shifts)[2:-2, 2:-2]
@@ -127,19 +150,20 @@ def _subline(trace: Trace) -> str:
 
 
 def _draw_maps(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, trace: Trace, pictures: np.ndarray | None, box: tuple
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, trace: Trace, images: np.ndarray | None, box: tuple
 ) -> None:
-    """The picture (where given) beside the map of how often each region was computed."""
+    """The image (where given) beside the map of how often each region was computed."""
     left, top, right, bottom = box
     if not trace.steps:
         return
-    share = np.mean([step.active for step in trace.steps], axis=0)  # (b, h, w)
-    tiles = [] if pictures is None else [as_uint8(pictures[0])]
+    share = np.mean([step.active for step in trace.steps], axis=0)  # (b, *shape)
+    tiles = [] if images is None else [as_uint8(images[0])]
     span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))
-    tiles += [_heat(share[i], span) for i in range(min(len(share), MAX_IMAGES))]
+    tiles += [_heat(plane, span) for plane in _shown_planes(share)]
     x = left
+    h, w = trace.grid.shape[-2:]
     for tile in tiles:
-        width = round((bottom - top) * trace.grid.w / trace.grid.h)
+        width = round((bottom - top) * w / h)
         width = min(width, (right - left - 90) // len(tiles) - 12)
         canvas.paste(Image.fromarray(fit(tile, width, bottom - top)), (x, top))
         x += width + 12
@@ -207,20 +231,3 @@ def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarr
     low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
     part = (position - low)[..., None]
     return (CIVIDIS[low] * (1 - part) + CIVIDIS[low + 1] * part).astype(np.uint8)
-
-
-def fit(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    enlarges = picture.shape[0] < height
-    filter_ = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
-    return np.asarray(Image.fromarray(picture).resize((width, height), filter_))
-
-
-def as_uint8(picture: np.ndarray) -> np.ndarray:
-    return (np.clip(picture[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size only
-        return ImageFont.load_default()

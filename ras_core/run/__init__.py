@@ -1,9 +1,11 @@
 """One sampler invocation.
 
-Read `state` (what a run carries), `network_calls` (each evaluation and each call of the network),
-`partial_forward` (the three interventions in a call: gather, attention, scatter), `sampler` (the multirate
-integrator as a sampler), `trace` and `live` (what a run reports), `noise_levels`, `timing`,
-`grouped_attention`, `torch_compile`.
+Read `state` (what a run carries) and `evaluation` (what one evaluation carries), `network_calls` (each
+evaluation and each call of a network), `call` (one call, and what ComfyUI's side must offer of it),
+`dense`, `regional` and `captured` (the three ways in which a call runs), `partial_forward` (the three
+interventions in a call: gather, attention, scatter) with `active_rows` (which rows these keep), `coverage`
+(whether they reached every block), `sampler` (the multirate integrator over a schedule), `trace` and `live`
+(what a run reports), `tools`, `noise_levels`, `timing`, `grouped_attention`, `torch_compile`.
 
 1. An evaluation begins: its step is found, and its active tokens if that is regional.
 2. Each call of the network runs dense (filling the cache), regional, or as a replay.

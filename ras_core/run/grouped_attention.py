@@ -1,45 +1,44 @@
 """Attention to grouped K/V heads as the cache keeps them.
 
-Where several query heads share a K/V head, the host repeats K/V heads before it calls its attention function.
+Where several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function.
 For a regional call that would be the whole cache, written and read once more in every layer. PyTorch's
-attention takes such heads as they are; it is called in the host's stead where the host would call it too.
+attention takes such heads as they are; it is called directly where ComfyUI would call it too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
 from types import BuiltinFunctionType
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-KNOWN = {
-    "mask",
-    "attn_precision",
-    "skip_reshape",
-    "skip_output_reshape",
-    "transformer_options",
-    "_inside_attn_wrapper",
-}
-"""Keywords of the host's attention functions whose meaning is known."""
+OutputForm = Literal["rows", "heads"]
+FormOf = Callable[[tuple, dict], OutputForm | None]
 
 
 class GroupedAttention:
-    """The host's PyTorch attention, for K/V heads that are not repeated.
+    """ComfyUI's PyTorch attention, for K/V heads that are not repeated.
 
     Args:
-        plain: the host's function, as overrides of its attention get it; no other one is replaced.
+        plain: ComfyUI's function, as overrides of its attention get it; no other one is replaced.
         sdpa: what `plain` calls, with the arguments of torch's scaled_dot_product_attention.
+        form_of: what a call's arguments after the number of heads ask for; None if it is anything but `sdpa`
+            without a mask.
     """
 
-    def __init__(self, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor]):
+    def __init__(self, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf):
         self._plain = plain
         self._sdpa = sdpa
-        self._known: dict[Hashable, bool] = {}  # by form of q, k and v
+        self._form_of = form_of
+        self._known: dict[Hashable, bool] = {}  # by layout of q, k and v
 
     @classmethod
-    def of(cls, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor]) -> GroupedAttention | None:
+    def of(
+        cls, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf
+    ) -> GroupedAttention | None:
         """None where this torch takes no grouped heads (before 2.5), or runs another pack's attention."""
         if not isinstance(F.scaled_dot_product_attention, BuiltinFunctionType):
             return None
@@ -49,7 +48,7 @@ class GroupedAttention:
             torch._fused_sdp_choice(q, kv, kv, enable_gqa=True)
         except (TypeError, AttributeError, RuntimeError):
             return None
-        return cls(plain, sdpa)
+        return cls(plain, sdpa, form_of)
 
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
@@ -57,38 +56,26 @@ class GroupedAttention:
         """What `func` gives for repeated heads; None where that is to be left to `func`.
 
         Args:
-            func: the host's attention function.
+            func: ComfyUI's attention function.
             q: (bb, heads, r, e).
             k, v: (bb, kv_heads, rows, e).
-            args, kwargs: what the host passes to `func` after the number of heads.
+            args, kwargs: what ComfyUI passes to `func` after the number of heads.
 
         Returns:
-            (bb, r, heads * e), or (bb, heads, r, e) where the host asks for that.
+            (bb, r, heads * e), or (bb, heads, r, e) where ComfyUI asks for that.
         """
-        if func is not self._plain or not _is_plain(args, kwargs) or not self._keeps_kernel(q, k, v):
+        form = self._form_of(args, kwargs) if func is self._plain else None
+        if form is None or not self._keeps_kernel(q, k, v):
             return None
         output = self._sdpa(q, k, v, enable_gqa=True)
-        return output if kwargs.get("skip_output_reshape") else output.transpose(1, 2).flatten(2)
+        return output if form == "heads" else output.transpose(1, 2).flatten(2)
 
     def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """As `_same_kernel`, cached for all attentions of one form: finding out takes six operations."""
-        form = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
-        if (known := self._known.get(form)) is None:
-            known = self._known[form] = _same_kernel(q, k, v)
+        """As `_same_kernel`, cached for all attentions of one layout: finding out takes six operations."""
+        layout = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
+        if (known := self._known.get(layout)) is None:
+            known = self._known[layout] = _same_kernel(q, k, v)
         return known
-
-
-def _is_plain(args: tuple, kwargs: dict) -> bool:
-    """Heads on an axis of their own, no mask, no wish for a precision, and nothing unknown."""
-    mask = args[0] if args else kwargs.get("mask")
-    precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")
-    return (
-        mask is None
-        and precision is None
-        and len(args) <= 2
-        and bool(kwargs.get("skip_reshape"))
-        and kwargs.keys() <= KNOWN
-    )
 
 
 def _same_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on, for whoever watches it."""
+"""What a run reports while it is sampling, for whoever watches it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LiveStep:
         n_steps: steps of the run.
         kind: "dense", "regional" or "reset", an error-reset step.
         active_share: share of the tokens that it processes.
-        read_mask: (h, w) bool, the tokens of the batch's first image; None when all of them. Waits for the
-            device, so ask only when the answer is shown.
+        read_mask: (h, w) or (t, h, w) bool, the tokens of the batch's first image; None when all of them.
+            Waits for the device, so ask only when the answer is shown.
     """
 
     index: int
@@ -67,4 +67,4 @@ def live_step(run: RunState) -> LiveStep:
 def _mask(grid: TokenGrid, active_idx: Tensor | None) -> np.ndarray | None:
     if active_idx is None:
         return None
-    return grid.active_mask(active_idx[:1]).cpu().numpy().reshape(grid.h, grid.w)
+    return grid.active_mask(active_idx[:1]).cpu().numpy().reshape(grid.shape)

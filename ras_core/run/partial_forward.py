@@ -1,27 +1,27 @@
-"""One call of the host's own network, with the three interventions placed around it and taken away again.
+"""One call of ComfyUI's own network, with three interventions placed around it and removed again.
 
 gather     before the first block only the active image tokens stay;
 attention  fresh K/V rows are written into the cache, and the whole cache is attended to;
-scatter    the final layer's rows go back to their places.
+scatter    the final layer's rows return to their tokens.
 
-The network's forward is the host's. torch's own hooks do the rest, for one call.
+The network's forward is ComfyUI's. torch's own hooks do the rest, for one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
-from ..kv import store as kv
-from ..kv.forecast import Ahead
-from ..models.base import ModelAdapter
-from ..rows import Places, Scratch, gather_rows, rows_first, scatter_rows
+from ..kv import update as kv
+from ..kv.extrapolation import Extrapolation
+from ..models.base import Inputs, ModelAdapter
+from ..rows import RowIndex, rows_first
+from .active_rows import ActiveRows, Borders, borders_of
 from .grouped_attention import GroupedAttention
 from .torch_compile import as_written
 
@@ -29,18 +29,37 @@ AttentionOverride = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
-class _Borders:
+class CallContext:
+    """What surrounds a call of the network.
+
+    Attributes:
+        inputs: of ComfyUI's model, by name; the adapter may look at them.
+        sigma: (bb,) noise level, for a cache that extrapolates its rows; None for a dense call to others.
+        keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
+        override: an attention override that was there before ours (SageAttention nodes and others).
+        grouped: attends to cached K/V heads without repeating them, where it can.
+    """
+
+    inputs: Inputs = field(default_factory=dict)
+    sigma: Tensor | None = None
+    keep: kv.Keep | None = kv.KVRows.of
+    override: AttentionOverride | None = None
+    grouped: GroupedAttention | None = None
+
+
+@dataclass(frozen=True)
+class _AttentionRows:
     """What a regional call's attentions with the same number of rows have in common.
 
     Attributes:
-        rows: numbers of text rows before and of padding rows after the active tokens.
-        places: indices of all these rows in the whole sequence.
-        ahead: how far cached rows are extrapolated; None if the cache does not extrapolate.
+        borders: rows before and after the active tokens.
+        index: all these rows in the whole sequence.
+        extrapolation: of cached rows; None if the cache does not extrapolate.
     """
 
-    rows: tuple[int, int]
-    places: Places
-    ahead: Ahead | None
+    borders: Borders
+    index: RowIndex
+    extrapolation: Extrapolation | None
 
 
 class NetworkCall:
@@ -48,14 +67,16 @@ class NetworkCall:
 
     Args:
         adapter: what this kind of network looks like.
-        network: the host's network.
-        n_tokens: image tokens of the whole picture.
+        network: ComfyUI's network.
+        n_tokens: image tokens of the whole image.
         slots: K/V sequences of this call's branches, to fill (dense) or to update (regional).
         active_idx: (bb, n_active) int64 for a regional call, None for a dense one.
-        inner_override: an attention override that was there before ours (SageAttention nodes and others).
-        keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
-        grouped: attends to cached K/V heads without repeating them, where it can.
-        sigma: (bb,) noise level, for a cache whose rows are continued; None for a dense call to others.
+        context: what surrounds the call.
+
+    Attributes:
+        gathered: whether the blocks really run on the active tokens only.
+        text_rows: most rows before the image rows in any attention.
+        blocks_seen, attentions_seen: how many of each ran with our hooks.
     """
 
     def __init__(
@@ -63,45 +84,30 @@ class NetworkCall:
         adapter: ModelAdapter,
         network: nn.Module,
         n_tokens: int,
-        slots: dict[kv.Slot, kv.Sequence],
+        slots: dict[kv.Slot, kv.KVRows],
         active_idx: Tensor | None = None,
-        inner_override: AttentionOverride | None = None,
-        keep: kv.Keep | None = kv.Sequence.of,
-        grouped: GroupedAttention | None = None,
-        sigma: Tensor | None = None,
+        context: CallContext = CallContext(),
     ):
-        self._adapter = adapter
-        self._network = network
-        self._n = n_tokens
+        self._adapter, self._network, self._n = adapter, network, n_tokens
         self._slots = slots
         self._active_idx = active_idx
-        self._inner = inner_override
-        self._keep = keep
-        self._grouped = grouped if inner_override is None else None
-        self._suffix = adapter.suffix_rows(network, n_tokens)
+        self._context = context
+        self._grouped = context.grouped if context.override is None else None
+        self._suffix = adapter.suffix_rows(network, n_tokens, context.inputs)
+        self._rows = None if active_idx is None else ActiveRows(active_idx, n_tokens, self._suffix)
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._hidden: tuple[int, Tensor] | None = None  # rows of the whole sequence, their flat index
-        self._positions: tuple[Tensor, Tensor] | None = (
-            None  # last position tensor seen, and its gathered rows
-        )
-        self._sigma = sigma
-        self._weights: tuple[Tensor, Tensor] | None = None  # for continuing cached rows
-        self._places: dict[int, Places] = {}  # by number of text rows
-        self._borders: dict[int, _Borders] = {}  # by number of rows in a regional attention
-        self._scratch = Scratch()
+        self._positions: tuple[Tensor, int, Tensor] | None = None  # last table, its axis, its kept rows
+        self._weights: tuple[Tensor, Tensor] | None = None  # for extrapolating cached rows
+        self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
+        self.gathered = False
         self.text_rows = 0
         self.blocks_seen = self.attentions_seen = 0
 
-    @property
-    def gathered(self) -> bool:
-        """Whether the blocks really run on the active tokens only."""
-        return self._hidden is not None
-
     @contextmanager
-    def placed(self) -> Iterator[None]:
-        """Hooks in place for the body; all gone afterwards, whatever happened in it."""
+    def attached(self) -> Iterator[None]:
+        """Hooks are attached for the body, and removed afterwards whatever happened in it."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):
@@ -120,44 +126,39 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The host's attention override: pass on, with the cache merged in for the blocks."""
+        """ComfyUI's attention override: pass on, with the cache merged in for the blocks."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
-            if self._keep is None and self.gathered:
+            if self._context.keep is None and self.gathered:
                 args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
             if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
                     return output
                 k, v = self._repeated(k), self._repeated(v)
-        if self._inner is not None:
-            return self._inner(func, q, k, v, heads, *args, **kwargs)
+        if self._context.override is not None:
+            return self._context.override(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
 
     def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """The mask of an attention, (bb or 1, ..., r), for active tokens among themselves; one that is for
-        `n_keys` rows already, as of another attention, is left as it is.
-        """
+        """An attention's arguments, with its mask for active tokens among themselves."""
         mask = args[0] if args else kwargs.get("mask")
-        rows, flat_idx = self._hidden
-        if mask is None or mask.shape[-1] != rows or n_keys == rows:
+        if mask is None:
             return args, kwargs
-        places = flat_idx.view(self._active_idx.shape[0], -1) % rows
-        places = places.view(len(places), *[1] * (mask.ndim - 2), -1)
-        short = torch.take_along_dim(mask, places, dim=-1)
+        short = self._rows.short_mask(mask, n_keys)
         return ((short, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": short})
 
     def _pass_time(self) -> None:
+        sigma = self._context.sigma
         if self._active_idx is not None:
-            self._weights = kv.weights_ahead(self._slots, self._sigma, self._active_idx)
-        elif self._sigma is not None:
-            kv.pass_time(self._slots, self._sigma, self._n)
+            self._weights = kv.extrapolation_weights(self._slots, sigma, self._active_idx)
+        elif sigma is not None:
+            kv.pass_time(self._slots, sigma, self._n)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
         is_dense, change = self._active_idx is None, self._adapter.map_block_inputs
-        positions = self._gather_positions
 
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
             self._layer, self._attention = layer, 0
@@ -165,44 +166,36 @@ class NetworkCall:
             if is_dense:
                 return None
             # Gather rows for the first block that runs; later blocks get what it returns.
-            return change(args, kwargs, self._gather_hidden if self._hidden is None else None, positions)
+            gather_hidden = None if self.gathered else self._gather_hidden
+            return change(args, kwargs, gather_hidden, self._gather_positions)
 
         return hook
 
     def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
-        rows = hidden.shape[1]
-        prefix = rows - self._n - self._suffix
-        if (
-            hidden.shape[0] != self._active_idx.shape[0]
-            or prefix < 0
-            or (prefix and not self._adapter.text_in_hidden)
-        ):
+        borders = borders_of(hidden.shape[1], self._n, self._suffix, "the first block's input")
+        has_stray_rows = borders[0] > 0 and not self._adapter.text_in_hidden
+        if hidden.shape[0] != len(self._active_idx) or has_stray_rows:
             raise RegionalAbort(
                 f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
             )
-        self._hidden = (rows, self._places_for(prefix).flat)
-        return gather_rows(hidden, self._hidden[1])
+        self.gathered = True
+        return self._rows.gather(hidden, borders)
 
-    def _gather_positions(self, positions: Tensor) -> Tensor:  # (bb or 1, r, ...) -> (bb, r_kept, ...)
-        if self._positions is None or self._positions[0] is not positions:
-            rows, flat_idx = self._hidden
-            if positions.shape[1] != rows:
-                raise RegionalAbort(f"positions of shape {tuple(positions.shape)} do not fit {rows} rows")
-            whole = positions.expand(self._active_idx.shape[0], *positions.shape[1:])
-            self._positions = (positions, gather_rows(whole, flat_idx))
-        return self._positions[1]
+    def _gather_positions(self, table: Tensor, axis: int = 1) -> Tensor:
+        """(bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...), with the rows on `axis`."""
+        known = self._positions
+        if known is None or known[0] is not table or known[1] != axis:
+            known = self._positions = (table, axis, self._rows.gather_table(table, axis))
+        return known[2]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Whole rows for the host again, zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
-        if not self.gathered:
-            return None
-        rows, flat_idx = self._hidden
-        return scatter_rows(output, flat_idx, rows)
+        """All rows again for the network, zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
+        return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """The same: the host puts text in front of these rows, and the first main block gathers anew."""
+        """The same: the network puts text in front of these rows, and the first main block gathers again."""
         whole = self._after_final(module, args, output)
-        self._hidden = None
+        self.gathered = False
         return whole
 
     def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
@@ -214,45 +207,38 @@ class NetworkCall:
         rows = q.shape[token_axis]
         if k.shape[token_axis] != rows:
             raise RegionalAbort(f"attention {slot} got {rows} query and {k.shape[token_axis]} key rows")
-        if self._hidden is None or self._keep is None:
+        if not self.gathered or self._context.keep is None:
             return self._from_call(slot, k, v, token_axis)
-        borders = self._borders.get(rows) or self._borders_of(rows)
+        known = self._attention_rows.get(rows) or self._rows_of_attention(rows)
         fresh = k, v
         if token_axis == 2:
             fresh = rows_first(k, self._kv_repeat), rows_first(v, self._kv_repeat)
-        whole = kv.update(
-            self._slots, slot, fresh, self._active_idx, self._n, borders.rows, borders.places, borders.ahead
-        )
+        whole = kv.update(self._slots, slot, fresh, known.borders, known.index, known.extrapolation)
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
         """K and V of an attention that reads nothing from the cache; in a dense call they fill it."""
-        prefix = self._prefix_of(k.shape[token_axis])
-        if self._keep is not None:
+        borders = self._borders_of_attention(k.shape[token_axis])
+        if self._context.keep is not None:
             by_head = token_axis == 2
             key, value = (rows_first(t, self._kv_repeat) if by_head else t for t in (k, v))
-            kv.fill(self._slots, slot, key, value, prefix, self._suffix, self._keep)
+            kv.fill(self._slots, slot, (key, value), borders, self._context.keep)
         return k, v
 
-    def _prefix_of(self, rows: int) -> int:
-        """Number of text rows in an attention with this many rows."""
-        here = self._n if self._hidden is None else self._active_idx.shape[1]
-        prefix = rows - here - self._suffix
-        if prefix < 0:
-            raise RegionalAbort(f"an attention of block {self._layer} got {rows} rows for {here} tokens")
-        self.text_rows = max(self.text_rows, prefix)
-        return prefix
-
-    def _borders_of(self, rows: int) -> _Borders:
-        prefix = self._prefix_of(rows)
-        ahead = None if self._weights is None else Ahead(*self._weights, prefix, self._suffix)
-        self._borders[rows] = borders = _Borders((prefix, self._suffix), self._places_for(prefix), ahead)
+    def _borders_of_attention(self, rows: int) -> Borders:
+        name = f"an attention of block {self._layer}"
+        if self.gathered:
+            borders = self._rows.short_borders(rows, name)
+        else:
+            borders = borders_of(rows, self._n, self._suffix, name)
+        self.text_rows = max(self.text_rows, borders[0])
         return borders
 
-    def _places_for(self, prefix: int) -> Places:
-        if prefix not in self._places:
-            self._places[prefix] = Places.of(self._active_idx, self._n, prefix, self._suffix, self._scratch)
-        return self._places[prefix]
+    def _rows_of_attention(self, rows: int) -> _AttentionRows:
+        borders = self._borders_of_attention(rows)
+        extrapolation = None if self._weights is None else Extrapolation(*self._weights, *borders)
+        self._attention_rows[rows] = known = _AttentionRows(borders, self._rows.index(borders), extrapolation)
+        return known
 
     def _repeated(self, t: Tensor) -> Tensor:  # (bb, kv_heads, r, e) -> (bb, heads, r, e)
         return t.movedim(1, 2).repeat_interleave(self._kv_repeat, dim=2).movedim(2, 1)

@@ -1,57 +1,40 @@
-"""The multirate sampler: k-diffusion's calling form, method/integrator.py's mathematics."""
+"""The multirate integrator over a whole schedule; method/integrator.py has its mathematics."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from tqdm.auto import trange
 
 from ..method.integrator import History, advance, multirate_step
 from .state import RunState
 
-RUN = "multirate_ras_run"
-"""Key under which a run's state stands in its transformer options."""
+Denoise = Callable[[int, Tensor], Tensor]
+"""Gives the denoised estimate, (b, c, H, W), of x at the start of a step."""
 
 
-@torch.no_grad()
-def sample_multirate(
-    model: Callable[..., Tensor],
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict], None] | None = None,
-    disable: bool | None = None,
-    order: int = 2,
+def integrate(
+    denoise: Denoise, x: Tensor, levels: list[float], run: RunState | None, order: int, steps: Iterable[int]
 ) -> Tensor:
-    """Integrate from the first sigma to the last, each token with steps of its own.
+    """Integrate from the first noise level to the last, each token with steps of its own.
 
-    Without RAS on the model every token is fresh at every step: order 1 is then Euler, and order 2 is
-    DPM-Solver++(2M).
+    Without a run every token is fresh at every step: order 1 is then Euler, and order 2 is DPM-Solver++(2M).
 
     Args:
-        model: gives the denoised estimate (b, c, H, W) for (x, sigma).
-        x: (b, c, H, W) at the first sigma.
-        sigmas: decreasing, ending in 0 or above.
-        extra_args: handed to the model; the run's state is found in its transformer options.
-        callback: called once a step with i, x, sigma, sigma_hat and denoised.
-        disable: no progress bar.
+        denoise: evaluates the model.
+        x: (b, c, H, W) at the first level.
+        levels: decreasing, ending in 0 or above.
+        run: knows which tokens each evaluation computed; None for a model without RAS.
         order: 1 or 2.
+        steps: 0 to len(levels) - 2, from whatever shows the progress.
     """
-    extra_args = extra_args or {}
-    levels = sigmas.tolist()
-    run = extra_args.get("model_options", {}).get("transformer_options", {}).get(RUN)
-    ones = x.new_ones([x.shape[0]])
     history, fresh_before, evaluations = History.empty(x), None, 0
-    for i in trange(len(levels) - 1, disable=disable):
+    for i in steps:
         if run is not None:
             run.known_sigma = levels[i]
-        denoised = model(x, sigmas[i] * ones, **extra_args)
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        denoised = denoise(i, x)
         t, t_next = _time(levels[i]), _time(levels[i + 1])
         if run is not None and run.evaluations == evaluations:
             # A step cache skipped the evaluation: its estimate is a guess and belongs in no history.

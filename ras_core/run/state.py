@@ -9,15 +9,22 @@ import torch
 from torch import Tensor
 
 from ..config import RASConfig
+from ..kv.plain import Slots
 from ..kv.store import Branch, KVStore
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan, plan_steps, step_of_sigma
 from ..method.selector import Selector
 from ..method.token_budget import Purse
-from .timing import Moment
+from .evaluation import EvaluationState
+from .noise_levels import NoiseLevels
+from .timing import Timestamp
 from .trace import Recorder
 
 logger = logging.getLogger(__name__)
+
+NO_MEMORY = "there is not enough memory for the K/V cache"
+
+LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations were assigned to wrong steps"
 
 
 @dataclass
@@ -66,27 +73,44 @@ class RunState:
     _decided: set[int] = field(default_factory=set)  # steps whose plan is final
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
     _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
+    _levels: NoiseLevels = field(init=False)
 
     def __post_init__(self) -> None:
+        self._levels = NoiseLevels(self.sigmas)
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
         self.kv = KVStore(self.grid.n)
         self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
         if self.config.budget == "adaptive" and self.any_regional:
             self.purse = Purse(self.plan)
 
+    @property
+    def is_regional(self) -> bool:
+        """Whether the plan has regional steps, and nothing has ended them."""
+        return self.any_regional and not self.is_dense
+
     def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
-        """How the K/V cache is kept (kv/storage.py), and what it takes of each branch; said before the first
+        """How the K/V cache is kept (kv/formats.py), and what it takes of each branch; said before the first
         call.
         """
         self.kv = KVStore(self.grid.n, storage, branch_nbytes)
 
-    def begin_evaluation(self, sigma: float, now: Moment) -> None:
+    def sigma_of(self, level: Tensor) -> float:
+        """The noise level, given as (1,), of the evaluation that is about to start; ask once."""
+        if self.known_sigma is not None:
+            sigma, self.known_sigma = self.known_sigma, None
+            return sigma
+        sigma = self._levels.read(level)
+        if self._levels.was_wrong:
+            self.warn(LEFT_ORDER)
+        return sigma
+
+    def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
         """A guided evaluation starts: find its step and, when that is regional, its active tokens."""
         plan = self._plan_of(step_of_sigma(self.sigmas, sigma))
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
-    def record_plain_evaluation(self, sigma: Tensor, now: Moment) -> None:
+    def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
         """An evaluation of a run without regional steps: its noise level (1,) is read when all is over, so
         that the device is never waited for.
         """
@@ -104,6 +128,31 @@ class RunState:
         if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
             self.selector.observe(x, denoised, sigma, self.active_idx)
         self.recorder.end(self.active_idx, self.selector.score)
+
+    def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
+        """A dense call has filled the K/V of these branches."""
+        self.kv.end_fill(branches, slots)
+        self.text_rows = max(self.text_rows, text_rows)
+        self.kv_bytes = max(self.kv_bytes, self.kv.nbytes())
+
+    def merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
+        """Fresh output at active tokens, cached output elsewhere, (bb, c, H, W); kept for the next call.
+
+        Args:
+            branches: of the call, b rows each.
+            active_idx: (bb, n_active).
+            fresh: what the network gave, (bb, c, H, W).
+        """
+        self.evaluation.ran_regional = True
+        cached = torch.cat([self.cached_output[branch] for branch in branches])
+        merged = torch.where(self.grid.active_pixels(active_idx), fresh, cached)
+        self.keep_output(branches, merged)
+        return merged
+
+    def keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
+        """Keep a call's output, (bb, c, H, W), for regional steps."""
+        for branch, part in zip(branches, output.clone().chunk(len(branches)), strict=True):
+            self.cached_output[branch] = part
 
     @property
     def active_pixels(self) -> Tensor | None:
@@ -124,7 +173,7 @@ class RunState:
             del self.cached_output[branch]
 
     def abandon_evaluation(self) -> None:
-        """The evaluation failed; the exception goes on to the host."""
+        """The evaluation failed; the exception is raised to ComfyUI."""
         self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
@@ -178,39 +227,3 @@ class RunState:
             return False
         ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations
         return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + ahead])
-
-
-@dataclass
-class EvaluationState:
-    """One evaluation: its plan, and how often each branch was called in it.
-
-    Attributes:
-        plan: the step it belongs to.
-        active_idx: (b, n_active) for a regional evaluation, None for a dense one.
-        fill_cache: whether dense calls keep their K/V.
-        ran_regional: at least one call really processed active tokens only.
-        seen: branches called so far.
-    """
-
-    plan: StepPlan
-    active_idx: Tensor | None
-    fill_cache: bool
-    ran_regional: bool = False
-    seen: set[Branch] = field(default_factory=set)
-    _calls: dict[object, int] = field(default_factory=dict)
-
-    def branches(self, uuids: list, variant: object) -> tuple[Branch, ...]:
-        """Identity of the branches of a call.
-
-        Args:
-            uuids: its conditionings.
-            variant: which blocks are replaced in it. Guidance may evaluate a conditioning twice, with blocks
-                left out (skip-layer guidance); what such a pass caches is of no use to another.
-        """
-        named = []
-        for uuid in uuids:
-            ordinal = self._calls.get((uuid, variant), 0)
-            self._calls[uuid, variant] = ordinal + 1
-            named.append((uuid, variant, ordinal))
-        self.seen.update(named)
-        return tuple(named)

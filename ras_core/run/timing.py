@@ -1,4 +1,4 @@
-"""Moments of a run, marked without waiting for the device."""
+"""Timestamps of a run, taken without waiting for the device."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import time
 
 import torch
 
-Moment = float | torch.cuda.Event
+Timestamp = float | torch.cuda.Event
 
 
-def mark(device: torch.device) -> Moment:
-    """Now: on a CUDA device the moment when it gets there with its work, not when the host queued it."""
+def timestamp(device: torch.device) -> Timestamp:
+    """Record a timestamp: when the device reaches it, not when the CPU enqueues it."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -18,8 +18,8 @@ def mark(device: torch.device) -> Moment:
     return event
 
 
-def seconds_between(start: Moment, end: Moment) -> float:
-    """Seconds from one mark to another; waits until the device has reached the later one."""
+def seconds_between(start: Timestamp, end: Timestamp) -> float:
+    """Seconds from one timestamp to another; waits until the device has reached the later one."""
     if isinstance(start, float) and isinstance(end, float):
         return end - start
     end.synchronize()

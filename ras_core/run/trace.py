@@ -14,7 +14,7 @@ from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan
 from ..models.cost import CostProfile, expected_speedup
-from .timing import Moment, seconds_between
+from .timing import Timestamp, seconds_between
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Evaluation:
         sigma: noise level.
         kind: what it really was, which may be dense although the plan said regional.
         is_reset: a planned error-reset step.
-        active: (b, h, w) bool, tokens processed.
-        score: (b, h, w) float32, region metric of the guided output it left, or None.
+        active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
+        score: (b, *shape) float32, region metric of the guided output it left, or None.
         seconds: wall-clock time until the next evaluation began.
     """
 
@@ -74,7 +74,7 @@ class Trace:
     @classmethod
     def empty(cls, reason: str) -> Trace:
         """The trace of a run that had nothing for the method to do."""
-        return cls(TokenGrid(1, 1, 1), 0, (), 1.0, None, 0.0, 0, (reason,))
+        return cls(TokenGrid((1, 1), (1, 1)), 0, (), 1.0, None, 0.0, 0, (reason,))
 
     @property
     def steps(self) -> tuple[Evaluation, ...]:
@@ -118,7 +118,7 @@ class Trace:
             "measured_speedup": self.measured_speedup,
             "seconds": self.seconds,
             "kv_bytes": self.kv_bytes,
-            "grid": [self.grid.h, self.grid.w],
+            "grid": list(self.grid.shape),
             "notes": list(self.notes),
             "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [
@@ -131,11 +131,11 @@ class Trace:
 
 @dataclass
 class _Entry:
-    """An evaluation while the run goes on; tensors stay on the device until the end."""
+    """An evaluation while the run is sampling; tensors stay on the device until the end."""
 
     plan: StepPlan | Callable[[float], StepPlan]
     sigma: float | Tensor
-    started: Moment
+    started: Timestamp
     active_idx: Tensor | None = None
     score: Tensor | None = None
 
@@ -149,7 +149,9 @@ class Recorder:
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
 
-    def begin(self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Moment) -> None:
+    def begin(
+        self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
+    ) -> None:
         """An evaluation begins; where its noise level is still on the device, `plan` tells its step later."""
         self._entries.append(_Entry(plan, sigma, now))
 
@@ -175,7 +177,7 @@ class Recorder:
 
     def finish(
         self,
-        now: Moment,
+        now: Timestamp,
         n_steps: int,
         profile: CostProfile,
         n_text: int,
@@ -196,18 +198,18 @@ class Recorder:
             graphs=graphs,
         )
 
-    def _evaluations(self, now: Moment) -> tuple[Evaluation, ...]:
+    def _evaluations(self, now: Timestamp) -> tuple[Evaluation, ...]:
         entries = self._entries
         ends = [*(entry.started for entry in entries), now][1:]
         indices = [entry.active_idx for entry in entries]
-        masks = _to_host([None if idx is None else self._grid.active_mask(idx) for idx in indices])
-        scores = _to_host([None if entry.score is None else entry.score.float() for entry in entries])
+        masks = _to_cpu([None if idx is None else self._grid.active_mask(idx) for idx in indices])
+        scores = _to_cpu([None if entry.score is None else entry.score.float() for entry in entries])
         return tuple(map(self._freeze, entries, ends, masks, scores))
 
     def _freeze(
-        self, entry: _Entry, end: Moment, active: np.ndarray | None, score: np.ndarray | None
+        self, entry: _Entry, end: Timestamp, active: np.ndarray | None, score: np.ndarray | None
     ) -> Evaluation:
-        shape = (self._batch, self._grid.h, self._grid.w)
+        shape = (self._batch, *self._grid.shape)
         sigma = float(entry.sigma)
         plan = entry.plan(sigma) if callable(entry.plan) else entry.plan
         return Evaluation(
@@ -221,7 +223,7 @@ class Recorder:
         )
 
 
-def _to_host(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
+def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
     """All of them, of one shape, in one transfer."""
     there = [t for t in tensors if t is not None]
     here = iter(torch.stack(there).cpu().numpy() if there else ())

@@ -19,7 +19,7 @@ from ras_pack.ras_core.graphs.eligibility import (
 from ras_pack.ras_core.graphs.network_identity import inspect
 from ras_pack.ras_core.graphs.session import Buffers, GraphStore, NetworkGraphs
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.kv.storage import Sequence
+from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import FAMILIES
 from support.sampling import (
@@ -145,7 +145,7 @@ def test_buffers_without_recordings_go_when_the_run_is_over():
 def _buffers(run: int) -> Buffers:
     recording = Recording({}, torch.zeros(1), torch.zeros(1), lambda: None, FrozenTape(), last_run=run)
     rows = torch.zeros(1, 2, 3)
-    return Buffers((run,), {(0, 0): Sequence.of(rows, rows, 0, 0)}, {0: recording})
+    return Buffers((run,), {(0, 0): KVRows.of(rows, rows, 0, 0)}, {0: recording})
 
 
 def _full_store() -> GraphStore:
@@ -164,7 +164,7 @@ def test_a_recording_is_replayed_only_for_calls_like_its_own():
         return inputs["x"]
 
     rows = torch.zeros(1, 2, 3)
-    slots = {(0, 0): Sequence.of(rows, rows, 0, 0)}
+    slots = {(0, 0): KVRows.of(rows, rows, 0, 0)}
     for n_tokens, is_recorded in ((3, False), (3, True), (3, True), (4, False), (3, True)):
         inputs = {"x": x, "t": torch.ones(1), "n_tokens": n_tokens}
         output = session.run(("a",), inputs, idx, slots, call)
@@ -176,7 +176,7 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
     """After a run whose two prompts came in one call and then in two, recordings exist for both forms, on the
     same memory; a run with three prompts could use each for others.
     """
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     three = sd3.conditioning(1) + sd3.conditioning(3) + sd3.conditioning(4)
     latents = []
     for graphs in ("off", "auto"):
@@ -193,7 +193,7 @@ def test_parts_of_lent_buffers_are_not_lent_beside_them(sd3, monkeypatch):
 
 def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_time(sd3, monkeypatch):
     """As where memory is short now and then."""
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     store = record_on(model, FrozenTape())
     sizes, held = ([[2]] * 6 + [[1, 1]] * 6) * 5, []
@@ -212,7 +212,7 @@ def test_calls_that_are_grouped_anew_again_and_again_hold_no_more_memory_each_ti
 
 def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
     """Guidance that is left out in some steps."""
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     split_prompts(monkeypatch, model)
     store = record_on(model, FrozenTape())
@@ -284,7 +284,7 @@ def test_a_run_whose_calls_are_grouped_anew_returns_all_it_had(sd3, storage, mon
     """
     model, tape = sd3.build(), FrozenTape()
     split_prompts(monkeypatch, model, every=3)
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     store = record_on(model, tape)
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
     _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)

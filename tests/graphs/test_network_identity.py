@@ -13,7 +13,8 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graphs.eligibility import MAX_GRAPHS
 from ras_pack.ras_core.graphs.network_identity import inspect
 from ras_pack.ras_core.graphs.session import GraphStore
-from ras_pack.ras_core.host.patch import GRAPHS, last_trace, patch_model
+from ras_pack.ras_core.host.names import GRAPHS
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.families import FAMILIES
 from support.sampling import FAST, between_calls, distance, in_groups, sample, sample_ras, split_prompts
 from support.tape import FailingTape, FrozenLateTape, FrozenTape, Tapes, record_on
@@ -28,7 +29,7 @@ MLP = "joint_blocks.1.x_block.mlp"
 
 @pytest.fixture(autouse=True)
 def _keep_recordings(monkeypatch):
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
 
 
 class TestInspect:
@@ -429,7 +430,7 @@ def test_copies_that_the_model_brings_along_are_known_before_the_run(sd3, caplog
     patched.set_additional_models("multigpu", [sd3.build()])
     with caplog.at_level("INFO"):
         sample(patched, sd3, sd3.noise())
-    assert "multi-GPU" in last_trace(patched).notes[0] and "by arithmetic" not in caplog.text
+    assert "multi-GPU" in last_trace(patched).notes[0] and "planned as regional" not in caplog.text
 
 
 class TestWhatACallReadsBesideItsNetwork:

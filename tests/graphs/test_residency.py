@@ -10,7 +10,7 @@ import torch
 from ras_pack.ras_core.errors import NotResident
 from ras_pack.ras_core.graphs.network_identity import inspect
 from ras_pack.ras_core.graphs.residency import EvictableWeights, Residency, is_evictable, same_contents
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host.graphs_of_model import resident_weights
 from support.pages import PAGE, FakePages, layer_on, prefetch, use
 from torch import nn
 
@@ -309,6 +309,6 @@ def test_what_comfyui_prefetches_is_taken_back_whatever_its_own_function_expects
 
     used(layers)
     monkeypatch.setattr(comfy.ops, "cast_modules_with_vbar", cast, raising=False)
-    with host.resident_weights(layers, CPU) as resident:
+    with resident_weights(layers, CPU) as resident:
         assert resident is whole and any(pages.pins)
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)

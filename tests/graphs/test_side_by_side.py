@@ -8,8 +8,10 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.graphs.capture import record
 from ras_pack.ras_core.graphs.overlap import WRONG_GUESS, SideBySide, _Check
 from ras_pack.ras_core.graphs.session import GraphStore
-from ras_pack.ras_core.host.patch import GRAPHS, last_trace, patch_model
-from ras_pack.ras_core.run.network_calls import RunHooks
+from ras_pack.ras_core.host.names import GRAPHS
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.run.dense import DenseCalls
+from ras_pack.ras_core.run.regional import RegionalCalls
 from support.sampling import (
     FAST,
     STEPS,
@@ -33,7 +35,7 @@ BEGUN, BEGUN_LATER = 4, 5
 
 def _split(family, monkeypatch, kind):
     """A model whose host calls the network once for each prompt, its tapes, and its picture without them."""
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     plain_model, model, tapes = family.build(), family.build(), Tapes(kind)
     for each in (plain_model, model):
         split_prompts(monkeypatch, each)
@@ -86,7 +88,7 @@ def test_three_calls_have_two_tapes(sd3, monkeypatch):
 
 def test_calls_that_are_grouped_anew_on_the_way(sd3, monkeypatch):
     """A call that was found fit to be begun comes to stand behind one of two prompts, and the reverse."""
-    monkeypatch.setattr("ras_pack.ras_core.host.patch.may_outlive_run", lambda *_: True)
+    monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     tapes, _ = _grouped(sd3, monkeypatch, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
     assert tapes.begun > 0 and tapes.waiting == 0
 
@@ -113,14 +115,14 @@ def test_nothing_is_on_its_way_when_the_network_is_called(sd3, monkeypatch):
     model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
     patched = patch_model(model, RECORDED)
     calls = []
-    for name in ("_dense", "_try_regional"):
-        original = getattr(RunHooks, name)
+    for kind in (DenseCalls, RegionalCalls):
+        original = kind.run
 
         def watched(*args, original=original):
             calls.append(tapes.waiting)
             return original(*args)
 
-        monkeypatch.setattr(RunHooks, name, watched)
+        monkeypatch.setattr(kind, "run", watched)
     patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "other", positive_alone(lambda step: step > 6))
     sample(patched, sd3, sd3.noise())
     assert tapes.begun > 0 and not any(calls) and tapes.waiting == 0

@@ -12,10 +12,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
 from support.tape import FrozenTape, record_on
@@ -74,9 +74,9 @@ class TestSchedule:
     def test_the_log_tells_the_gain_before_the_run_and_the_trace_after_it(self, family, caplog):
         caplog.set_level("INFO")
         _, trace = sample_ras(family.build(), family, family.noise())
-        before, after = caplog.text.index("7 of 10 steps are to be regional"), caplog.text.index("measured")
+        before, after = caplog.text.index("7 of 10 steps planned as regional"), caplog.text.index("measured")
         assert before < after
-        assert f"speed-up {trace.expected_speedup:.2f}x by arithmetic" in caplog.text[before:after]
+        assert f"speed-up {trace.expected_speedup:.2f}x (FLOPs)" in caplog.text[before:after]
 
     def test_a_dense_run_by_request_reads_nothing_from_the_device_on_its_way(self, sd3, monkeypatch):
         """Each read makes the host wait for the device; the trace is whole all the same."""
@@ -351,7 +351,7 @@ class TestOtherPatches:
             return func(q, k, v, heads, *args, **kwargs)
 
         plain, _ = sample_ras(model, family, noise)
-        model.model_options["transformer_options"][OVERRIDE] = other
+        model.model_options["transformer_options"][ATTENTION] = other
         latent, _ = sample_ras(model, family, noise)
         assert torch.equal(latent, plain)
         assert any(q < k for q, k in rows) and max(k for _, k in rows) >= 64
@@ -429,7 +429,7 @@ class TestOtherPatches:
 
     def test_too_little_memory_runs_dense_and_says_so(self, family, caplog, monkeypatch):
         import comfy.model_management
-        from ras_pack.ras_core.kv import store as kv
+        from ras_pack.ras_core.kv import update as kv
 
         def full(*args):
             raise comfy.model_management.OOM_EXCEPTION("planted")
@@ -452,6 +452,7 @@ class TestOtherPatches:
         latent, trace = sample_ras(model, family, noise)
         assert torch.equal(latent, sample(model, family, noise))
         assert caplog.text.count("nothing was accelerated") == 1 and trace.regional_steps == 0
+        assert "this guider does not call the model through ComfyUI's standard path" in caplog.text
 
 
 def _skip_layers(model, layers: str, start: float, end: float):

@@ -5,9 +5,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import conditionings
-from ras_pack.ras_core.host import patch as host
-from ras_pack.ras_core.host.conditionings import brought
+from ras_pack.ras_core.host import conditionings, wrappers
+from ras_pack.ras_core.host.conditionings import on_device
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.sampling import FAST, distance, sample, sample_ras
 
@@ -25,7 +24,7 @@ def _conds() -> dict:
 
 def test_tensors_are_brought_and_all_else_is_as_it_was():
     given = _conds()
-    found = brought(given, ELSEWHERE)
+    found = on_device(given, ELSEWHERE)
     inputs = found["positive"][0]["model_conds"]
     assert inputs["c_crossattn"].cond.device == inputs["y"].cond.device == ELSEWHERE
     assert type(inputs["c_crossattn"]) is comfy.conds.CONDCrossAttn and inputs["y"].cond.shape == (1, 2)
@@ -36,7 +35,7 @@ def test_tensors_are_brought_and_all_else_is_as_it_was():
 
 def test_what_is_there_already_stays_the_same_object():
     given = _conds()
-    inputs = brought(given, torch.device("cpu"))["positive"][0]["model_conds"]
+    inputs = on_device(given, torch.device("cpu"))["positive"][0]["model_conds"]
     assert inputs["y"] is given["positive"][0]["model_conds"]["y"]
 
 
@@ -44,9 +43,9 @@ def test_without_memory_the_host_sends_them_itself(monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError
 
-    monkeypatch.setattr(conditionings, "_brought", full)
+    monkeypatch.setattr(conditionings, "_copied", full)
     given = _conds()
-    assert brought(given, ELSEWHERE) == given
+    assert on_device(given, ELSEWHERE) == given
 
 
 class TestRuns:
@@ -58,7 +57,7 @@ class TestRuns:
 
         def bring(conds, device):
             seen.append(device)
-            return brought(conds, device)
+            return on_device(conds, device)
 
         def copied(held, device):
             tensor = getattr(held, "cond", None)
@@ -68,8 +67,8 @@ class TestRuns:
             there.cond.arrived = True
             return there
 
-        monkeypatch.setattr(host, "brought", bring)
-        monkeypatch.setattr(conditionings, "_there", copied)
+        monkeypatch.setattr(wrappers, "on_device", bring)
+        monkeypatch.setattr(conditionings, "_input_copied", copied)
         return seen
 
     def test_the_sampler_finds_them_and_nothing_else_changes(self, family, arrivals):
@@ -90,6 +89,6 @@ class TestRuns:
 
     def test_the_latent_is_the_same(self, family, arrivals, monkeypatch):
         with_them, trace = sample_ras(family.build(), family, family.noise())
-        monkeypatch.setattr(host, "brought", lambda conds, _: conds)
+        monkeypatch.setattr(wrappers, "on_device", lambda conds, _: conds)
         without, _ = sample_ras(family.build(), family, family.noise())
         assert distance(with_them, without) < 1e-6 and not trace.notes

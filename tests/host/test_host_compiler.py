@@ -105,7 +105,7 @@ class TestPause:
 
     def test_nothing_where_the_host_has_nothing(self, monkeypatch):
         monkeypatch.delitem(sys.modules, host_compiler.PREFETCH, raising=False)
-        assert host_compiler.pause() is None and host_compiler.recording_obstacle() is None
+        assert host_compiler.pause() is None and host_compiler.capture_obstacle() is None
 
 
 class TestRecordingBesideIt:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from ras_pack.ras_core import kv
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.kv import triton_launch as fused
-from ras_pack.ras_core.kv.forecast import Ahead, ForecastSequence
-from ras_pack.ras_core.kv.storage import Float8Sequence, _from_float8, _to_float8
-from ras_pack.ras_core.kv.triton_launch import Fused, fused_for, gives_known_numbers
-from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.kv import triton_check
+from ras_pack.ras_core.kv.extrapolation import Extrapolation
+from ras_pack.ras_core.kv.float8 import Float8Rows, from_float8, to_float8
+from ras_pack.ras_core.kv.forecast import ForecastRows
+from ras_pack.ras_core.kv.triton_check import gives_known_numbers, kernels_for
+from ras_pack.ras_core.kv.triton_launch import RowKernels
+from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras
 
 TESTS = Path(__file__).parents[1]
@@ -28,9 +30,9 @@ LAYOUTS = [((24,), "rows"), ((2, 16), "rows"), ((2, 16), "heads"), ((3, 5), "hea
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Fused:
+def kernels() -> RowKernels:
     pytest.importorskip("triton", reason="Triton is not installed")
-    return Fused(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
+    return RowKernels(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
 
 
 @pytest.fixture
@@ -38,11 +40,11 @@ def use(kernels, monkeypatch):
     """Sets whether caches use the kernels, on any device."""
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(fused, "DEVICE_TYPE", DEVICE.type if on else "none")
+        monkeypatch.setattr(triton_check, "DEVICE_TYPE", DEVICE.type if on else "none")
 
-    fused._on.cache_clear()
+    triton_check._on.cache_clear()
     yield switch
-    fused._on.cache_clear()
+    triton_check._on.cache_clear()
 
 
 def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -53,8 +55,8 @@ def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torc
     return (rows * sizes.view(B, n, *[1] * len(shape))).to(DEVICE, dtype)
 
 
-def _places() -> Places:
-    return Places.of(ACTIVE, N, PREFIX, SUFFIX)
+def _places() -> RowIndex:
+    return RowIndex.of(ACTIVE, N, PREFIX, SUFFIX)
 
 
 def _by_heads(rows: torch.Tensor) -> torch.Tensor:
@@ -72,14 +74,14 @@ def test_places_know_what_stands_where():
 def test_the_check_before_use_holds_here_and_finds_wrong_numbers(kernels, monkeypatch):
     assert all(gives_known_numbers(kernels, DEVICE, dtype) for dtype in DTYPES)
     faults = {
-        "encode_float8": lambda right: lambda fused, rows, *kept: right(fused, rows + 1, *kept),
+        "encode_float8": lambda right: lambda kernels, rows, *kept: right(kernels, rows + 1, *kept),
         "update_float8": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
-        "continue_rows": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
+        "extrapolate_rows": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
         "weigh": lambda right: lambda *args: torch.ones_like(right(*args)),
     }
     for name, fault in faults.items():
         with monkeypatch.context() as patch:
-            patch.setattr(Fused, name, fault(getattr(Fused, name)))
+            patch.setattr(RowKernels, name, fault(getattr(RowKernels, name)))
             assert not gives_known_numbers(kernels, DEVICE, torch.float16)
 
 
@@ -91,9 +93,9 @@ def test_every_number_becomes_the_float8_that_pytorch_makes_of_it(use, dtype):
     rows = (rows * torch.randn(48, 40, generator=draw).sign())[None].to(DEVICE, dtype)
     rows[0, 5] = 0
     use(False)
-    expected, scales = _to_float8(rows)
+    expected, scales = to_float8(rows)
     use(True)
-    codes, found = _to_float8(rows)
+    codes, found = to_float8(rows)
     assert torch.equal(found, scales) and torch.equal(codes, expected)
 
 
@@ -102,16 +104,16 @@ def test_numbers_between_two_codes_go_to_the_even_one(use):
     steps = between[:120]  # all codes up to 256, then halfway from each to the next
     rows = torch.cat([steps, (steps[1:] + steps[:-1]) / 2, -steps])[None, None]
     use(False)
-    expected = _to_float8(rows)
+    expected = to_float8(rows)
     use(True)
-    assert all(torch.equal(a, b) for a, b in zip(_to_float8(rows), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(to_float8(rows), expected, strict=True))
 
 
 def test_what_is_no_number_stays_none(use):
     use(True)
     rows = torch.ones(1, 3, 8, device=DEVICE, dtype=torch.float16)
     rows[0, 1, 3], rows[0, 2, 5] = torch.nan, torch.inf
-    back = _from_float8(*_to_float8(rows))
+    back = from_float8(*to_float8(rows))
     assert torch.equal(back[0, 0], rows[0, 0]) and back[0, 1, 3].isnan() and not back[0, 2, 5].isfinite()
 
 
@@ -127,7 +129,7 @@ class TestAgreement:
         for on in (False, True):
             use(on)
             key, value = (_rows(ROWS, shape, dtype, seed) for seed in (1, 2))
-            sequence = Float8Sequence.of(2 * key, value, PREFIX, SUFFIX)
+            sequence = Float8Rows.of(2 * key, value, PREFIX, SUFFIX)
             sequence.write(key, 3 * value)
             whole = [sequence.update(_places(), self._fresh(shape, dtype, form, seed)) for seed in (3, 5)]
             outcomes.append((*whole[0], *whole[1], *sequence.tensors))
@@ -142,7 +144,7 @@ class TestAgreement:
         for on in (False, True):
             use(on)
             key, value = (_rows(ROWS, shape, dtype, seed) for seed in (1, 2))
-            sequence = ForecastSequence.of(key, value, PREFIX, SUFFIX)
+            sequence = ForecastRows.of(key, value, PREFIX, SUFFIX)
             sequence.write(1.5 * key, 0.75 * value)
             whole = []
             for seed in (1, 2):  # fresh rows partly as forecast, partly not
@@ -150,9 +152,9 @@ class TestAgreement:
                     0.5 * rows + (1.6 * t.flatten(0, 1)[_places().flat]).view(rows.shape)
                     for rows, t in zip(self._fresh(shape, dtype, form, seed), (key, value), strict=True)
                 ]
-                ahead = Ahead(weight, before, PREFIX, SUFFIX)
-                whole += sequence.update_ahead(_places(), tuple(fresh), ahead)
-                whole.append(ahead.weights)
+                extrapolation = Extrapolation(weight, before, PREFIX, SUFFIX)
+                whole += sequence.update_extrapolated(_places(), tuple(fresh), extrapolation)
+                whole.append(extrapolation.weights)
             outcomes.append((*whole, *sequence.tensors))
         tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}[dtype]
         for plain, found in zip(*outcomes, strict=True):
@@ -167,10 +169,10 @@ class TestAgreement:
 @pytest.mark.parametrize("storage", ["fp8", "forecast"])
 def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
     calls = []
-    for name in ("update_float8", "continue_rows"):
-        right = getattr(Fused, name)
+    for name in ("update_float8", "extrapolate_rows"):
+        right = getattr(RowKernels, name)
         monkeypatch.setattr(
-            Fused, name, lambda *args, right=right: calls.append(args[2].flat.numel()) or right(*args)
+            RowKernels, name, lambda *args, right=right: calls.append(args[2].flat.numel()) or right(*args)
         )
     latents = []
     config = RASConfig(**{**vars(FAST), "kv_cache": storage})
@@ -183,7 +185,7 @@ def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
     assert distance(*latents) < 1e-4
 
 
-@pytest.mark.parametrize("storage", [Float8Sequence, ForecastSequence])
+@pytest.mark.parametrize("storage", [Float8Rows, ForecastRows])
 @pytest.mark.parametrize("shapes", [((32,), (2, 16)), ((4, 8), (2, 16))], ids=str)
 def test_keys_and_values_that_are_cut_differently(use, storage, shapes):
     """SD3's code in ComfyUI has values in heads, and keys in one piece."""
@@ -192,34 +194,34 @@ def test_keys_and_values_that_are_cut_differently(use, storage, shapes):
         use(on)
         key, value = _rows(ROWS, shapes[0], torch.float16, 1), _rows(ROWS, shapes[1], torch.float16, 2)
         fresh = tuple(t[:, : PREFIX + KEPT + SUFFIX].contiguous() for t in (key * 2, value * 3))
-        assert fused.are_fit(*fresh)
+        assert triton_check.are_fit(*fresh)
         sequence = storage.of(key, value, PREFIX, SUFFIX)
-        if storage is Float8Sequence:
+        if storage is Float8Rows:
             outcomes.append(sequence.update(_places(), fresh))
         else:
             nothing = torch.zeros(B, N, device=DEVICE)
-            ahead = Ahead(nothing, nothing[:, :KEPT].contiguous(), PREFIX, SUFFIX)
-            outcomes.append(sequence.update_ahead(_places(), fresh, ahead))
+            extrapolation = Extrapolation(nothing, nothing[:, :KEPT].contiguous(), PREFIX, SUFFIX)
+            outcomes.append(sequence.update_extrapolated(_places(), fresh, extrapolation))
     for plain, found in zip(*outcomes, strict=True):
         assert found.shape == plain.shape and torch.equal(found, plain)
 
 
 def test_what_one_kernel_cannot_take():
     rows = torch.zeros(1, 2, 4)
-    assert fused.are_fit(rows, rows) and fused.are_fit(rows, rows.view(1, 2, 2, 2))
-    assert not fused.are_fit(rows, rows.half())
-    assert not fused.are_fit(rows, torch.zeros(1, 2, 6))
-    assert not fused.are_fit(rows, torch.zeros(1, 4, 2))
-    assert fused_for(rows, rows) is None  # on the CPU
+    assert triton_check.are_fit(rows, rows) and triton_check.are_fit(rows, rows.view(1, 2, 2, 2))
+    assert not triton_check.are_fit(rows, rows.half())
+    assert not triton_check.are_fit(rows, torch.zeros(1, 2, 6))
+    assert not triton_check.are_fit(rows, torch.zeros(1, 4, 2))
+    assert kernels_for(rows, rows) is None  # on the CPU
 
 
 def test_kernels_that_work_are_used_and_no_others(use):
     rows = torch.zeros(1, 2, 4, device=DEVICE)
     use(True)
-    assert isinstance(fused_for(rows, rows), Fused)
-    assert fused_for(rows, rows.half()) is None
+    assert isinstance(kernels_for(rows, rows), RowKernels)
+    assert kernels_for(rows, rows.half()) is None
     use(False)
-    assert fused_for(rows, rows) is None
+    assert kernels_for(rows, rows) is None
 
 
 COMPILE = """
@@ -235,7 +237,7 @@ kernels = importlib.import_module("ras_pack.ras_core.kv.triton_kernels")
 constants = {"DIM": 1536, "HEAD": 64, "WIDTH": 2048, "SAMPLES": 256, "BLOCK": 1024}
 constants |= {"TYPE": getattr(kernels.tl, sys.argv[2]), "UNIT": int(sys.argv[3])}
 counts = {"kept", "stride", "samples", "rows"}
-for name in ("encode_float8", "update_float8", "continue_rows", "compare", "weigh"):
+for name in ("encode_float8", "update_float8", "extrapolate_rows", "compare", "weigh"):
     kernel = getattr(kernels, name)
     types = {name: "i32" for name in counts} | {name: "constexpr" for name in constants}
     signature = {each: types.get(each, "i64") for each in kernel.arg_names}
@@ -269,23 +271,25 @@ def test_kernels_compile_for_gpus_that_are_not_here(kernels, dtype, unit):
 class TestWithoutTriton:
     @pytest.fixture(autouse=True)
     def _fresh_decision(self):
-        fused._on.cache_clear()
+        triton_check._on.cache_clear()
         yield
-        fused._on.cache_clear()
+        triton_check._on.cache_clear()
 
     def test_it_says_so_once(self, monkeypatch, caplog):
         monkeypatch.delattr(kv, "triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", None)
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE, torch.half) is None and fused._on(DEVICE, torch.half) is None
+            assert (
+                triton_check._on(DEVICE, torch.half) is None and triton_check._on(DEVICE, torch.half) is None
+            )
         assert sum("there is no Triton" in record.message for record in caplog.records) == 1
 
     def test_kernels_that_do_not_compile_are_left(self, kernels, monkeypatch, caplog):
         monkeypatch.setattr(
-            fused, "gives_known_numbers", lambda *_: (_ for _ in ()).throw(RuntimeError("no compiler"))
+            triton_check, "gives_known_numbers", lambda *_: (_ for _ in ()).throw(RuntimeError("no compiler"))
         )
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE, torch.half) is None
+            assert triton_check._on(DEVICE, torch.half) is None
         assert "RuntimeError: no compiler" in caplog.text
 
     def test_a_triton_that_is_broken_is_left(self, monkeypatch, caplog):
@@ -293,7 +297,7 @@ class TestWithoutTriton:
         monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE, torch.half) is None
+            assert triton_check._on(DEVICE, torch.half) is None
         assert "no kernels for" in caplog.text
 
     def test_too_little_memory_says_nothing_of_the_kernels(self, kernels, monkeypatch):
@@ -301,13 +305,13 @@ class TestWithoutTriton:
             raise torch.cuda.OutOfMemoryError
 
         with monkeypatch.context() as patch:
-            patch.setattr(fused, "gives_known_numbers", full)
+            patch.setattr(triton_check, "gives_known_numbers", full)
             with pytest.raises(torch.cuda.OutOfMemoryError):
-                fused._on(DEVICE, torch.half)
-        assert fused._on(DEVICE, torch.half) is not None
+                triton_check._on(DEVICE, torch.half)
+        assert triton_check._on(DEVICE, torch.half) is not None
 
     def test_kernels_that_give_wrong_numbers_are_left(self, kernels, monkeypatch, caplog):
-        monkeypatch.setattr(fused, "gives_known_numbers", lambda *_: False)
+        monkeypatch.setattr(triton_check, "gives_known_numbers", lambda *_: False)
         with caplog.at_level("INFO"):
-            assert fused._on(DEVICE, torch.half) is None
+            assert triton_check._on(DEVICE, torch.half) is None
         assert "wrong numbers" in caplog.text

@@ -8,18 +8,25 @@ import comfy.model_management
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import cache_plan, graphs_of_model, memory
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import patch_model
-from ras_pack.ras_core.kv import store as kv
+from ras_pack.ras_core.kv import store as kv_store
+from ras_pack.ras_core.kv import update as kv
 from ras_pack.ras_core.kv.arena import SPARE, Arena
 from ras_pack.ras_core.kv.choose import Needs, Room, choose
-from ras_pack.ras_core.kv.forecast import ForecastSequence, Times
-from ras_pack.ras_core.kv.storage import Float8Sequence, HostSequence, Offloader, Sequence, has_float8
-from ras_pack.ras_core.kv.store import TIMES, KVStore, keeper
+from ras_pack.ras_core.kv.extrapolation import TIMES, Times
+from ras_pack.ras_core.kv.float8 import Float8Rows, has_float8
+from ras_pack.ras_core.kv.forecast import ForecastRows
+from ras_pack.ras_core.kv.formats import FORMATS, keeper
+from ras_pack.ras_core.kv.main_memory import MainMemoryRows, Offloader
+from ras_pack.ras_core.kv.plain import KVRows
+from ras_pack.ras_core.kv.spec import CacheSize
+from ras_pack.ras_core.kv.store import KVStore
+from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.rows import Places
-from ras_pack.ras_core.run.network_calls import OVERRIDE
-from ras_pack.ras_core.run.partial_forward import NetworkCall
+from ras_pack.ras_core.rows import RowIndex
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
@@ -48,8 +55,8 @@ def seen(monkeypatch) -> dict:
             found["offloaders"].append(keep.keywords["offloader"])
         return keep
 
-    monkeypatch.setattr(host, "choose", spy)
-    monkeypatch.setattr(kv, "keeper", make)
+    monkeypatch.setattr(cache_plan, "choose", spy)
+    monkeypatch.setattr(kv_store, "keeper", make)
     return found
 
 
@@ -58,9 +65,9 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Te
     context, extras = family.conditioning(1)[0]
     conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
-    with call.placed():
+    with call.attached():
         return model.model.apply_model(
-            x, torch.full((x.shape[0],), 0.7), transformer_options={OVERRIDE: call.attend}, **ready
+            x, torch.full((x.shape[0],), 0.7), transformer_options={ATTENTION: call.attend}, **ready
         )
 
 
@@ -70,13 +77,13 @@ def _settings(storage: str, **changes) -> RASConfig:
 
 def _alive() -> list:
     """What holds K/V now; nobody has to wait for the garbage collector."""
-    kinds = {Sequence, Float8Sequence, HostSequence, ForecastSequence, Times, Offloader}
+    kinds = {KVRows, Float8Rows, MainMemoryRows, ForecastRows, Times, Offloader}
     return [each for each in gc.get_objects() if type(each) in kinds]
 
 
 def _free(monkeypatch, device: int, main: int) -> None:
-    monkeypatch.setattr(host, "free_device_bytes", lambda *_: device)
-    monkeypatch.setattr(host, "free_host_bytes", lambda: main)
+    monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: device)
+    monkeypatch.setattr(cache_plan, "free_main_memory", lambda: main)
 
 
 class TestAgreement:
@@ -101,12 +108,12 @@ class TestAgreement:
         model, x, n = family.build(), family.noise(batch=2), 64
         network = model.model.diffusion_model
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
-        at_active = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(x)
+        at_active = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(x)
         outputs = {}
         for storage in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(storage)
             for tokens in (None, active):
-                call = NetworkCall(adapter_for(network), network, n, slots, tokens, keep=keep)
+                call = NetworkCall(adapter_for(network), network, n, slots, tokens, CallContext(keep=keep))
                 output = _call(model, family, x, call)
             outputs[storage] = output[at_active]
         assert torch.equal(outputs["cpu"], outputs["gpu"])
@@ -169,9 +176,8 @@ class TestBytes:
         prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
         _, trace = sample_ras(family.build(), family, noise, _settings(storage), **prompts)
         (needs,) = seen["needs"]
-        expected = {"gpu": needs.plain, "cpu": needs.plain, "fp8": needs.fp8, "off": 0}
-        expected["forecast"] = needs.forecast
-        assert trace.kv_bytes == expected[storage]
+        assert trace.kv_bytes == FORMATS[storage].nbytes(needs.size)
+        assert needs.kept(storage) == (0 if storage == "cpu" else trace.kv_bytes)
 
     def test_float8_halves_half_precision(self, family, seen):
         stored = {}
@@ -179,13 +185,13 @@ class TestBytes:
             model = family.build(dtype=torch.bfloat16)
             _, trace = sample_ras(model, family, family.noise(), _settings(storage))
             stored[storage] = trace.kv_bytes
-        assert [needs.plain for needs in seen["needs"]] == [stored["gpu"]] * 2
-        assert seen["needs"][0].fp8 == stored["fp8"]
+        assert [needs.kept("gpu") for needs in seen["needs"]] == [stored["gpu"]] * 2
+        assert seen["needs"][0].kept("fp8") == stored["fp8"]
         assert stored["fp8"] == stored["gpu"] // 2 + stored["gpu"] // family.kv_width  # a scale each row
 
     def test_at_cfg_1_only_one_branch_is_counted(self, family, seen):
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("gpu"), cfg=1.0)
-        assert trace.kv_bytes == seen["needs"][0].plain
+        assert trace.kv_bytes == seen["needs"][0].kept("gpu")
 
     def test_sd3_medium_at_full_size(self):
         """24 blocks, K and V of 1,536 half-precision numbers, two prompts, 4,096 image and 154 text rows."""
@@ -196,8 +202,8 @@ class TestBytes:
         with torch.device("meta"):
             network = MMDiT(depth=24, num_patches=36864, operations=comfy.ops.disable_weight_init)
         profile = adapter_for(network).cache_profile(network)
-        assert profile.nbytes(4096, [0, 0], 2) == 1.125 * 2**30
-        assert profile.nbytes(4096, [154, 154], 2) == 24 * 2 * 2 * (4096 + 154) * 1536 * 2
+        assert 2 * profile.counts(4096, [0, 0])[0] == 1.125 * 2**30
+        assert 2 * profile.counts(4096, [154, 154])[0] == 24 * 2 * 2 * (4096 + 154) * 1536 * 2
 
 
 class TestAuto:
@@ -212,15 +218,15 @@ class TestAuto:
         needs = self._needs(family, seen)
         in_passing = needs.on_device("cpu")
         for device, main, storage, words in [
-            (needs.plain, 0, "gpu", None),
-            (needs.plain - 1, 0, "fp8", "kept as fp8"),
-            (max(in_passing, needs.on_device("fp8") - 1), needs.plain, "cpu", "kept in main memory"),
-            (in_passing, needs.plain - 1, None, "not enough memory for the K/V cache"),
-            (in_passing - 1, needs.plain, None, "not enough memory for the K/V cache"),
+            (needs.kept("gpu"), 0, "gpu", None),
+            (needs.kept("gpu") - 1, 0, "fp8", "kept as fp8"),
+            (max(in_passing, needs.on_device("fp8") - 1), needs.kept("gpu"), "cpu", "kept in main memory"),
+            (in_passing, needs.kept("gpu") - 1, None, "not enough memory for the K/V cache"),
+            (in_passing - 1, needs.kept("gpu"), None, "not enough memory for the K/V cache"),
         ]:
             _free(monkeypatch, device, main)
             if storage == "cpu" and in_passing >= needs.on_device("fp8"):
-                monkeypatch.setattr(host, "has_float8", lambda _: False)  # three layers: half is more
+                monkeypatch.setattr(cache_plan, "has_float8", lambda _: False)  # three layers: half is more
             caplog.clear()
             with caplog.at_level("INFO"):
                 latent, trace = sample_ras(family.build(), family, family.noise(), _settings("auto"))
@@ -244,11 +250,11 @@ class TestAuto:
         assert seen["choices"] == []
 
     def test_a_device_without_float8(self, sd3, seen, monkeypatch):
-        monkeypatch.setattr(host, "has_float8", lambda _: False)
+        monkeypatch.setattr(cache_plan, "has_float8", lambda _: False)
         _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("fp8"))
         assert trace.regional_steps == 0 and "no float8" in trace.summary()
         needs = seen["needs"][0]
-        _free(monkeypatch, needs.plain - 1, needs.plain)
+        _free(monkeypatch, needs.kept("gpu") - 1, needs.kept("gpu"))
         sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto"))
         assert seen["choices"][-1] == "cpu"
 
@@ -257,7 +263,7 @@ class TestAuto:
         assert not has_float8(torch.device("meta"))
 
     def test_what_the_user_names_is_taken(self):
-        needs, room = Needs(1000, 500, 10), Room(0, 0)
+        needs, room = Needs(CacheSize(500, 5, 5, 5, 2)), Room(0, 0)
         for storage in STORAGES:
             choice = choose(storage, needs, room)
             assert choice.storage == storage and not choice.is_surprise
@@ -266,12 +272,12 @@ class TestAuto:
 class TestRoom:
     def test_room_is_made_after_the_models_are_loaded_and_before_sampling(self, sd3, seen, monkeypatch):
         asked, model = [], sd3.build()
-        monkeypatch.setattr(host, "make_room", lambda nbytes, device: asked.append((nbytes, device)))
-        monkeypatch.setattr(host, "free_device_bytes", lambda *_: asked.append("read") or 10**9)
+        monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append((nbytes, device)))
+        monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: asked.append("read") or 10**9)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         (needs,) = seen["needs"]
-        working = host.working_memory(model, sd3.noise().shape)
-        assert asked == [(needs.plain + working, model.load_device), "read"]
+        working = memory.working_memory(model, sd3.noise().shape)
+        assert asked == [(needs.kept("gpu") + working, model.load_device), "read"]
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
     def test_other_models_go_and_the_runs_own_stay(self, sd3, monkeypatch):
@@ -283,7 +289,7 @@ class TestRoom:
         management.load_models_gpu([ours])
         loaded = {each.model: each for each in management.current_loaded_models}
         loaded[other].currently_used = False  # as the host marks it while it loads ours on a GPU
-        host.make_room(2**60, torch.device("cpu"))
+        memory.make_room(2**60, torch.device("cpu"))
         assert {each.model for each in management.current_loaded_models} == {ours, other}
 
         class GPU:
@@ -301,7 +307,7 @@ class TestRoom:
         monkeypatch.setattr(other, "detach", lambda *args: gone.append(other) or detach(*args))
         for each in management.current_loaded_models:
             each.device = GPU()
-        host.make_room(2**60, GPU())
+        memory.make_room(2**60, GPU())
         assert gone == [other]
         assert [each.model for each in management.current_loaded_models] == [ours]
         management.unload_all_models()
@@ -356,7 +362,7 @@ class TestLifeCycle:
 
         def look(module, args):
             if len(filled) == 3:
-                held.append(len([each for each in _alive() if isinstance(each, Sequence)]))
+                held.append(len([each for each in _alive() if isinstance(each, KVRows)]))
 
         monkeypatch.setattr(kv, "fill", third_fails)
         model = sd3.build()
@@ -372,19 +378,19 @@ class TestOffloader:
         assert trace.regional_steps == 7
         assert seen["offloaders"][-1].late == 7
 
-    def test_two_places_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
-        """Sequences that come by: each is in one of two buffers, which grow to the largest."""
-        buffers = set()
+    def test_two_buffers_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
+        """The rows of each attention are copied to one of two buffers, which grow to the largest."""
+        addresses = set()
         fetch = Offloader.fetch
 
-        def spy(self, sequence, device):
-            place = fetch(self, sequence, device)
-            buffers.add(place[0].untyped_storage().data_ptr())
-            return place
+        def spy(self, rows, device):
+            buffers = fetch(self, rows, device)
+            addresses.add(buffers[0].untyped_storage().data_ptr())
+            return buffers
 
         monkeypatch.setattr(Offloader, "fetch", spy)
         sample_ras(family.build(), family, family.noise(), _settings("cpu"))
-        assert len(buffers) == 2
+        assert len(addresses) == 2
 
     def test_what_was_under_way_when_a_dense_call_came_is_not_used(self):
         slots, offloader = {}, Offloader()
@@ -392,8 +398,9 @@ class TestOffloader:
             for layer in range(3):
                 full = torch.full((1, 3, 4), number + layer)
                 kv.fill(
-                    slots, (layer, 0), full, full, 0, 0, lambda *a: HostSequence.of(*a, offloader=offloader)
-                )
+                    slots, (layer, 0), (full, full), (0, 0),
+                    lambda *a: MainMemoryRows.of(*a, offloader=offloader),
+                )  # fmt: skip
             if number == 10.0:
                 self._update(slots, 1)  # brings the third attention on its way, and the call ends here
         key, _ = self._update(slots, 2)
@@ -401,7 +408,7 @@ class TestOffloader:
 
     def _update(self, slots, layer):
         fresh = torch.full((1, 1, 4), 9.0)
-        return kv.update(slots, (layer, 0), (fresh, fresh), torch.tensor([[1]]), 3, (0, 0))
+        return kv.update(slots, (layer, 0), (fresh, fresh), (0, 0), RowIndex(torch.tensor([1]), 3))
 
 
 class TestOnePiece:
@@ -477,10 +484,10 @@ class TestForms:
     """Cutting, joining and writing by small numbers; float8 has three bits after the first."""
 
     KEEP = {
-        "gpu": Sequence.of,
-        "fp8": Float8Sequence.of,
-        "cpu": lambda *rows: HostSequence.of(*rows, offloader=Offloader()),
-        "forecast": ForecastSequence.of,
+        "gpu": KVRows.of,
+        "fp8": Float8Rows.of,
+        "cpu": lambda *rows: MainMemoryRows.of(*rows, offloader=Offloader()),
+        "forecast": ForecastRows.of,
     }
 
     @pytest.fixture(params=list(KEEP))
@@ -508,10 +515,10 @@ class TestForms:
     def test_fresh_rows_are_kept_and_attended_to(self, keep):
         kept = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 0, 0)
         fresh = torch.full((2, 1, 2, 2), 3.1)
-        key, value = kept.update(Places(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
+        key, value = kept.update(RowIndex(torch.tensor([1, 5]), 6), (fresh, fresh * 2))
         assert torch.equal(key[0, 1], fresh[0, 0]) and torch.equal(value[1, 2], 2 * fresh[0, 0])
         assert key[:, :, 0, 0].tolist() == [[1, pytest.approx(3.1), 4], [8, 16, pytest.approx(3.1)]]
-        again, _ = kept.update(Places(torch.tensor([0, 3]), 6), (fresh, fresh))
+        again, _ = kept.update(RowIndex(torch.tensor([0, 3]), 6), (fresh, fresh))
         assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads what was kept
 
     def test_written_over_in_place_where_it_fits(self, keep):
@@ -531,7 +538,7 @@ class TestForms:
         rows = torch.randn(2, 4, 64, generator=generator)
         rows = (rows * torch.tensor([1e-4, 1.0, 100.0, 8000.0])[None, :, None]).to(dtype)
         rows[0, 1] = 0.0
-        key, value = Float8Sequence.of(rows, -rows, 0, 0).read()
+        key, value = Float8Rows.of(rows, -rows, 0, 0).read()
         assert key.dtype == dtype and torch.equal(key[0, 1], rows[0, 1])
         for row in range(1, 8):
             own, kept = rows.flatten(0, 1)[row].float(), key.flatten(0, 1)[row].float()
@@ -557,9 +564,9 @@ class TestGraphs:
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), AgainTape()
         store = record_on(model, tape)
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
-        assert store.nbytes() == seen["needs"][0].plain
+        assert store.nbytes() == seen["needs"][0].kept("gpu")
         _free(monkeypatch, 0, 0)  # all that the cache needs is what the recordings hold
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert seen["choices"] == ["gpu", "gpu"] and tape.recorded == 1
@@ -572,12 +579,12 @@ class TestGraphs:
     ):
         model, tape = sd3.build(), AgainTape()
         store = record_on(model, tape)
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
         needs = seen["needs"][0]
-        assert store.nbytes("gpu") == store.nbytes() == needs.plain
+        assert store.nbytes("gpu") == store.nbytes() == needs.kept("gpu")
         # For another size its buffers are of no use, and what is free takes the cache only as fp8.
-        monkeypatch.setattr(host, "free_device_bytes", lambda *_: 2 * needs.plain)
+        monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: 2 * needs.kept("gpu"))
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"] == ["gpu", "fp8"] and trace.regional_steps == 7
         assert store.nbytes() == store.nbytes("fp8") == trace.kv_bytes > 0
@@ -587,9 +594,9 @@ class TestGraphs:
     def test_buffers_that_cannot_serve_a_run_are_no_room(self, sd3, monkeypatch, first, then):
         """Rows that are continued and rows that are not stand in buffers of their own."""
         asked = []
-        monkeypatch.setattr(host, "make_room", lambda nbytes, device: asked.append(nbytes))
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
-        monkeypatch.setattr(host, "working_memory", lambda *_: 0)
+        monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(cache_plan, "working_memory", lambda *_: 0)
         model = sd3.build()
         store = record_on(model, AgainTape())
         for storage in (then, first, then, then):
@@ -607,7 +614,7 @@ class TestDynamicVRAM:
     def model(self, sd3, monkeypatch):
         model = sd3.build()
         monkeypatch.setattr(model, "is_dynamic", lambda: True, raising=False)
-        monkeypatch.setattr(host, "evictable_bytes", lambda device: 700)
+        monkeypatch.setattr(memory, "evictable_bytes", lambda device: 700)
         monkeypatch.setattr(model, "model_size", lambda: 1000)
         free = {False: 5000, True: (5000, 0)}  # True: with what of it is PyTorch's
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda _, both=False: free[both])
@@ -615,11 +622,11 @@ class TestDynamicVRAM:
         return model
 
     def test_room_is_what_is_left_beside_all_of_the_models_own_weights(self, model):
-        assert host.free_device_bytes(model, 100) == 5000 + 700 - 1000 - 100
+        assert memory.free_device_bytes(model, 100) == 5000 + 700 - 1000 - 100
 
     def test_what_comfyui_is_told_to_leave_free_is_no_room(self, model, monkeypatch):
         monkeypatch.setattr(comfy.cli_args.args, "vram_headroom", 1.0)
-        assert host.free_device_bytes(model, 0) == 5000 + 700 - 1000 - 2**30
+        assert memory.free_device_bytes(model, 0) == 5000 + 700 - 1000 - 2**30
 
     def test_a_model_that_does_not_fit_runs_dense(self, sd3, model, monkeypatch):
         monkeypatch.setattr(model, "model_size", lambda: 10**12)
@@ -631,8 +638,8 @@ class TestDynamicVRAM:
         free = [10**12, 0]
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: tuple(free))
         shape = torch.Size([1, 16, 16, 16])
-        assert host._recording_obstacle(model, shape) is None
+        assert graphs_of_model.capture_obstacle(model, shape) is None
         free[1] = 10**12  # all of it is PyTorch's own pool, which a capture cannot use
-        assert "too little free memory" in host._recording_obstacle(model, shape)
+        assert "too little free memory" in graphs_of_model.capture_obstacle(model, shape)
         monkeypatch.setattr(model, "is_dynamic", lambda: False)
-        assert host._recording_obstacle(model, shape) is None
+        assert graphs_of_model.capture_obstacle(model, shape) is None

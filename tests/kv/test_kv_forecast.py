@@ -6,12 +6,14 @@ import torch
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import graphs_of_model
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.kv import forecast as kv_forecast
-from ras_pack.ras_core.kv.forecast import FARTHEST, TIMES, Ahead, ForecastSequence, Times
-from ras_pack.ras_core.kv.store import KVStore, pass_time, update, weights_ahead
-from ras_pack.ras_core.rows import Places
+from ras_pack.ras_core.kv import extrapolation as kv_extrapolation
+from ras_pack.ras_core.kv.extrapolation import FARTHEST, TIMES, Extrapolation, Times
+from ras_pack.ras_core.kv.forecast import ForecastRows
+from ras_pack.ras_core.kv.store import KVStore
+from ras_pack.ras_core.kv.update import extrapolation_weights, pass_time, update
+from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, record_on
 
@@ -84,15 +86,15 @@ class TestRows:
             if SLOT in slots:
                 slots[SLOT].write(self._truth(sigma), -self._truth(sigma))
             else:
-                slots[SLOT] = ForecastSequence.of(self._truth(sigma), -self._truth(sigma), self.PREFIX, 0)
+                slots[SLOT] = ForecastRows.of(self._truth(sigma), -self._truth(sigma), self.PREFIX, 0)
         return slots
 
     def _step(self, slots: dict, sigma: float, active: list[int], fresh: torch.Tensor | None = None):
         active_idx = torch.tensor([active])
-        ahead = Ahead(*weights_ahead(slots, _at(sigma), active_idx), self.PREFIX, 0)
-        places = Places.of(active_idx, self.N, self.PREFIX, 0)
+        extrapolation = Extrapolation(*extrapolation_weights(slots, _at(sigma), active_idx), self.PREFIX, 0)
+        places = RowIndex.of(active_idx, self.N, self.PREFIX, 0)
         rows = self._truth(sigma)[:, places.flat] if fresh is None else fresh
-        return update(slots, SLOT, (rows, -rows), active_idx, self.N, (self.PREFIX, 0), places, ahead)
+        return update(slots, SLOT, (rows, -rows), (self.PREFIX, 0), places, extrapolation)
 
     def test_straight_rows_are_continued_exactly(self):
         slots = self._slots()
@@ -130,7 +132,7 @@ class TestRows:
     def test_without_a_forecast_fresh_rows_are_all_that_changes(self):
         slots = self._slots()
         nothing = torch.zeros(1, 1, 2)
-        key, _ = slots[SLOT].update(Places(torch.tensor([3]), 6), (nothing, nothing))
+        key, _ = slots[SLOT].update(RowIndex(torch.tensor([3]), 6), (nothing, nothing))
         expected = self._truth(0.8)
         expected[:, 3] = 0
         torch.testing.assert_close(key, expected)
@@ -150,10 +152,12 @@ class TestRows:
         store.end_fill(("a", "b"), slots)
         for name, factor in (("a", 1.0), ("b", 2.0)):
             own = store.slots_for((name,))
-            places = Places.of(torch.tensor([[1]]), self.N, self.PREFIX, 0)
-            ahead = Ahead(*weights_ahead(own, _at(0.7), torch.tensor([[1]])), self.PREFIX, 0)
+            places = RowIndex.of(torch.tensor([[1]]), self.N, self.PREFIX, 0)
+            extrapolation = Extrapolation(
+                *extrapolation_weights(own, _at(0.7), torch.tensor([[1]])), self.PREFIX, 0
+            )
             rows = factor * self._truth(0.7)[:, places.flat]
-            args = (own, SLOT, (rows, rows), torch.tensor([[1]]), self.N, (self.PREFIX, 0), places, ahead)
+            args = (own, SLOT, (rows, rows), (self.PREFIX, 0), places, extrapolation)
             torch.testing.assert_close(update(*args)[0], factor * self._truth(0.7))
         last, span = store.slots_for(("b", "a"))[TIMES].tensors
         torch.testing.assert_close(last, torch.tensor([[0.8, 0.7, 0.8, 0.8]] * 2))
@@ -163,7 +167,7 @@ class TestRows:
 class TestRuns:
     def test_it_acts_on_every_family_and_costs_what_arithmetic_says(self, family, monkeypatch):
         # Random weights may move so wildly with the noise level that no forecast would be confirmed.
-        monkeypatch.setattr(kv_forecast, "_confirmed", lambda forecast, _: torch.ones(len(forecast)))
+        monkeypatch.setattr(kv_extrapolation, "_confirmed", lambda forecast, _: torch.ones(len(forecast)))
         noise = family.noise(13, 19, batch=2)
         plain, before = sample_ras(family.build(), family, noise, PLAIN)
         latent, trace = sample_ras(family.build(), family, noise, FORECAST)
@@ -175,7 +179,7 @@ class TestRuns:
     @pytest.mark.parametrize("start", [0, 1, 2])
     def test_what_nothing_confirms_is_the_plain_cache(self, family, start, monkeypatch):
         """Weights of fresh rows and of text are exact, and so is every row's way through the cache."""
-        monkeypatch.setattr(kv_forecast, "_confirmed", lambda forecast, _: torch.zeros(len(forecast)))
+        monkeypatch.setattr(kv_extrapolation, "_confirmed", lambda forecast, _: torch.zeros(len(forecast)))
         noise = family.noise(13, 19, batch=2)
         forecast, plain = (
             sample_ras(family.build(), family, noise, RASConfig(**{**vars(config), "start_step": start}))
@@ -215,7 +219,7 @@ class TestRuns:
 class TestRecordings:
     @pytest.fixture(autouse=True)
     def _kept(self, monkeypatch):
-        monkeypatch.setattr(host, "may_outlive_run", lambda *_: True)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
 
     def test_replayed_runs_equal_each_other_and_the_eager_one(self, family):
         eager, _ = sample_ras(family.build(), family, family.noise(), FORECAST)

@@ -125,7 +125,7 @@ class TestPurse:
 def test_the_demand_is_the_mean_root_of_the_predicted_change():
     """Three tokens with one channel; from sigma 1 to 0.5 each moves by 2 on four pixels, so by the root of
     the mean square, 2: rate 4. Until sigma 0.25 that is a change of 1, and its root is 1."""
-    selector = ChangeSelector(TokenGrid(2, 6, 2))
+    selector = ChangeSelector(TokenGrid((2, 6), (2, 2)))
     assert selector.demand(1.0, 0.5) is None
     for value, sigma in ((0.0, 1.0), (2.0, 0.5)):
         x = torch.full((2, 1, 2, 6), value)

@@ -23,22 +23,29 @@ class TestMetric:
     def test_std_over_channels_then_mean_over_the_token(self):
         noise = torch.zeros(1, 2, 2, 2)
         noise[0, :, 0, 0] = torch.tensor([1.0, -1.0])  # unbiased std: sqrt(2)
-        grid = TokenGrid(2, 2, 2)
+        grid = TokenGrid((2, 2), (2, 2))
         assert region_metric(noise, "std", grid, _generator()).item() == pytest.approx(2**0.5 / 4)
         assert region_metric(noise, "l2norm", grid, _generator()).item() == pytest.approx(2**0.5 / 4)
 
     def test_padding_of_an_odd_size_does_not_count(self):
         noise = torch.ones(1, 3, 3, 3)
-        value = region_metric(noise, "l2norm", TokenGrid(3, 3, 2), _generator())
+        value = region_metric(noise, "l2norm", TokenGrid((3, 3), (2, 2)), _generator())
         assert value.shape == (1, 4)
         assert torch.allclose(value, torch.full((1, 4), 3**0.5))
 
     def test_half_precision_input_is_ranked_in_float32(self):
         noise = torch.randn(1, 4, 4, 4, dtype=torch.float16)
-        assert region_metric(noise, "std", TokenGrid(4, 4, 2), _generator()).dtype is torch.float32
+        assert region_metric(noise, "std", TokenGrid((4, 4), (2, 2)), _generator()).dtype is torch.float32
+
+    def test_over_time(self):
+        noise, grid = torch.zeros(1, 2, 2, 2, 2), TokenGrid((2, 2, 2), (1, 2, 2))
+        noise[0, :, 1, 0, 0] = torch.tensor([1.0, -1.0])
+        for metric in ("std", "l2norm"):
+            value = region_metric(noise, metric, grid, _generator())[0].tolist()
+            assert value == pytest.approx([0, 2**0.5 / 4])
 
     def test_random_is_the_same_for_every_image(self):
-        value = region_metric(torch.zeros(3, 4, 4, 4), "random", TokenGrid(4, 4, 2), _generator())
+        value = region_metric(torch.zeros(3, 4, 4, 4), "random", TokenGrid((4, 4), (2, 2)), _generator())
         assert torch.equal(value[0], value[2]) and value[0].unique().numel() == 4
 
 
@@ -105,7 +112,7 @@ class TestStarvation:
 class TestPreferences:
     """Both ends of the metric know what is favoured and what is thrown away."""
 
-    GRID = TokenGrid(32, 32, 2)
+    GRID = TokenGrid((32, 32), (2, 2))
 
     def _mask(self) -> torch.Tensor:
         mask = torch.zeros(1, 32, 32)
@@ -131,6 +138,20 @@ class TestPreferences:
         drops = torch.zeros(1, 256, dtype=torch.int32)
         active = select_active(metric, drops, 64, RASConfig(high_ratio=high_ratio), preferences)
         assert preferences.priority.gather(1, active).all()  # all 64 tokens of the mask come first
+
+    def test_over_time(self):
+        """A mask in the second of three latent frames; its margin stays in that frame."""
+        grid, mask = TokenGrid((3, 32, 32), (1, 2, 2)), torch.zeros(1, 3, 32, 32)
+        mask[:, 1] = self._mask()
+        preferences = Preferences.of(grid, mask, mask)
+        of_image = Preferences.of(self.GRID, self._mask(), self._mask())
+        assert preferences.needed_count == 12 * 12
+        for whole, frame in (
+            (preferences.needed, of_image.needed),
+            (preferences.priority, of_image.priority),
+        ):
+            first, second, third = whole.view(3, 1, 256)
+            assert torch.equal(second, frame) and not first.any() and not third.any()
 
     def test_without_preferences_nothing_changes(self):
         metric, drops = torch.rand(2, 64, generator=_generator()), torch.zeros(2, 64, dtype=torch.int32)

@@ -13,7 +13,7 @@ def _estimates(values: list[float]) -> torch.Tensor:
 
 
 def _selector(n: int) -> ChangeSelector:
-    return ChangeSelector(TokenGrid(2, 2 * n, 2))
+    return ChangeSelector(TokenGrid((2, 2 * n), (2, 2)))
 
 
 def _observe(selector, values, sigma, active=None):
@@ -62,7 +62,7 @@ class TestChange:
     def test_every_token_returns_in_a_long_run_without_resets(self):
         """16 tokens, four a step, the slowest at a quarter of the fastest one's rate: nobody waits for more
         than four times the even share of four steps."""
-        selector = ChangeSelector(TokenGrid(8, 8, 2))
+        selector = ChangeSelector(TokenGrid((8, 8), (2, 2)))
         rates = (1.0 + torch.arange(16) % 4).view(1, 1, 4, 4)
         absent, longest, active = torch.zeros(16), 0, None
         for step in range(100):
@@ -83,6 +83,20 @@ class TestChange:
         _observe(selector, [1, 0], 0.5)
         _observe(selector, [7, 7], 0.5)
         assert selector._rate[0].tolist() == pytest.approx([2.0, 0.0])
+
+    def test_over_time(self):
+        """Two latent frames of 1 x 3 tokens. The second one moves at its end: its middle token is the next to
+        move, and no token of the first frame. Rates 0, 0, 12; smoothed 0, 4, 6.
+        """
+        selector = ChangeSelector(TokenGrid((2, 1, 3), (1, 1, 1)))
+        still, moved = torch.zeros(1, 4, 2, 1, 3), torch.zeros(1, 4, 2, 1, 3)
+        moved[0, :, 1, 0, 2] = 3.0  # four channels: a distance of 6 in a sigma of 0.5
+        selector.observe(still, still, 1.0, None)
+        selector.observe(still, moved, 0.5, None)
+        assert selector.select(2, -0.5).tolist() == [[4, 5]]
+        assert selector.score[0].tolist() == pytest.approx([0, 0, 0, 0, 2, 6**0.5])
+        selector.observe(still, moved, 0.4, torch.tensor([[4, 5]]))  # both stand still now
+        assert selector._sigma[0].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.4, 0.4])
 
     def test_selected_tokens_are_sorted_and_counted(self):
         selector = _selector(8)

@@ -9,11 +9,12 @@ import weakref
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import outer_sample
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from ras_pack.ras_core.run.partial_forward import NetworkCall
 from support.families import Family
 from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
@@ -32,11 +33,11 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = Non
     context, extras = family.conditioning(1)[0]
     conds = base.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
-    options = {} if call is None else {OVERRIDE: call.attend}
+    options = {} if call is None else {ATTENTION: call.attend}
     t = torch.full((x.shape[0],), sigma)
     if call is None:
         return base.apply_model(x, t, transformer_options=options, **ready)
-    with call.placed():
+    with call.attached():
         return base.apply_model(x, t, transformer_options=options, **ready)
 
 
@@ -94,7 +95,7 @@ class TestReality:
             [torch.randperm(n, generator=torch.Generator().manual_seed(i))[: n // 3] for i in range(batch)]
         )
         regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
-        grid = host.TokenGrid(*size, 2)
+        grid = TokenGrid(size, (2, 2))
         mask = grid.active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
         assert distance(regional[~mask], dense[~mask]) > 0.01  # those places are filled from the cache later
@@ -109,7 +110,7 @@ class TestReality:
             sequence.value.zero_()
         active = torch.arange(0, n, 3)[None]
         regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
-        mask = host.TokenGrid(16, 16, 2).active_pixels(active).expand_as(dense)
+        mask = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -270,14 +271,14 @@ class TestLifeCycle:
 
     def test_no_memory_is_held_after_a_run(self, family, monkeypatch):
         states = []
-        original = host.RunState
+        original = outer_sample.RunState
 
         def spy(*args, **kwargs):
             state = original(*args, **kwargs)
             states.append(weakref.ref(state))
             return state
 
-        monkeypatch.setattr(host, "RunState", spy)
+        monkeypatch.setattr(outer_sample, "RunState", spy)
         model = family.build()
         _, trace = sample_ras(model, family, family.noise())
         gc.collect()

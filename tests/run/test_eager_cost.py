@@ -7,13 +7,13 @@ import pytest
 import ras_pack.lumina_next.network
 import torch
 from ras_pack.bench.profile.counts import Counts, OperationCounter, counted_functions
-from ras_pack.ras_core.host.patch import grouped_attention
-from ras_pack.ras_core.kv.store import keeper
+from ras_pack.ras_core.host.attention import grouped_attention
+from ras_pack.ras_core.host.names import ATTENTION
+from ras_pack.ras_core.kv.formats import keeper
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import Scratch
 from ras_pack.ras_core.run import grouped_attention as grouped
-from ras_pack.ras_core.run.network_calls import OVERRIDE
-from ras_pack.ras_core.run.partial_forward import NetworkCall
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 
 DEPTHS = (3, 5)
@@ -48,12 +48,11 @@ def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
     active = torch.arange(0, 64, 4)[None]
     counted = OperationCounter()
     for sigma, tokens in ((0.9, None), (0.8, None), (0.7, active), (0.6, active)):
-        call = NetworkCall(
-            adapter_for(network), network, 64, slots, tokens, keep=keeper(storage),
-            grouped=grouped_attention(), sigma=torch.full((1,), sigma) if storage == "forecast" else None,
-        )  # fmt: skip
-        with call.placed():
-            _apply(model, family, 16, {OVERRIDE: call.attend}, sigma, counted if sigma == 0.6 else None)
+        level = torch.full((1,), sigma) if storage == "forecast" else None
+        context = CallContext(sigma=level, keep=keeper(storage), grouped=grouped_attention())
+        call = NetworkCall(adapter_for(network), network, 64, slots, tokens, context)
+        with call.attached():
+            _apply(model, family, 16, {ATTENTION: call.attend}, sigma, counted if sigma == 0.6 else None)
     assert call.gathered
     alone = OperationCounter()
     _apply(model, family, 8, {}, 0.7, alone)

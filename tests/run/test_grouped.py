@@ -7,9 +7,9 @@ import ras_pack.lumina_next.network
 import torch
 import torch.nn.functional as F
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import patch as host
+from ras_pack.ras_core.host import attention, wrappers
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.run.grouped_attention import GroupedAttention, _same_kernel
-from ras_pack.ras_core.run.network_calls import OVERRIDE
 from support.families import FAMILIES
 from support.sampling import FAST, distance, sample_ras
 from support.tape import AgainTape, record_on
@@ -56,7 +56,7 @@ def count(monkeypatch) -> Offered:
 def _repeating(family, monkeypatch, **settings):
     """The same run with repeated heads."""
     with monkeypatch.context() as patch:
-        patch.setattr(host, "grouped_attention", lambda: None)
+        patch.setattr(wrappers, "grouped_attention", lambda: None)
         return sample_ras(family.build(), family, family.noise(13, 19, batch=2), **settings)[0]
 
 
@@ -125,7 +125,7 @@ def test_another_override_gets_repeated_heads(name, count):
         return func(q, k, v, *args, **kwargs)
 
     model = family.build()
-    model.model_options["transformer_options"][OVERRIDE] = other
+    model.model_options["transformer_options"][ATTENTION] = other
     latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
     assert trace.regional_steps == 7 and count == [] and heads == {(True, True)}
     assert distance(latent, grouped) < FLOAT
@@ -137,7 +137,7 @@ class TestOneCall:
 
     @pytest.fixture
     def grouped(self) -> GroupedAttention:
-        return host.grouped_attention()
+        return attention.grouped_attention()
 
     @pytest.mark.parametrize("layout", [{}, {"skip_output_reshape": True}], ids=["rows", "heads"])
     @pytest.mark.parametrize("args", [(), (None,), (None, None)])
@@ -178,7 +178,7 @@ class TestOneCall:
         assert grouped(PLAIN, self.q, self.k, self.v, skip_reshape=True) is None
 
     def test_a_torch_that_knows_no_grouped_heads_or_runs_a_stand_in(self, monkeypatch):
-        assert GroupedAttention.of(PLAIN, lambda q, k, v: q) is None
+        assert GroupedAttention.of(PLAIN, lambda q, k, v: q, attention.output_form) is None
         own = F.scaled_dot_product_attention
         monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: own(*args, **kwargs))
-        assert host.grouped_attention() is None
+        assert attention.grouped_attention() is None

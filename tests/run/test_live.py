@@ -10,12 +10,19 @@ import pytest
 import torch
 from ras_pack.nodes import live
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.run.live import LiveStep
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.schedule import StepKind, StepPlan
+from ras_pack.ras_core.models.cost import CostProfile
+from ras_pack.ras_core.render import masks
+from ras_pack.ras_core.render.masks import mask_frames, summary_image
+from ras_pack.ras_core.run.live import LiveStep, live_step
+from ras_pack.ras_core.run.timing import timestamp
+from ras_pack.ras_core.run.trace import Recorder
 from support.families import FAMILIES
 from support.sampling import FAST, STEPS, sample
 
 SD3 = FAMILIES["sd3"]
-ABOUT = {"node": "7", "prompt_id": "p1", "grid": [8, 8], "latent": [16, 16], "patch": 2}
+ABOUT = {"node": "7", "prompt_id": "p1", "grid": [8, 8], "latent": [16, 16], "patch": [2, 2]}
 
 
 @pytest.fixture
@@ -198,6 +205,72 @@ def test_a_mask_is_packed_row_by_row_from_the_highest_bit():
     mask = np.array([[1, 0, 0, 0, 1], [0, 1, 0, 1, 1]], dtype=bool)
     assert base64.b64decode(live.pack_mask(mask)) == bytes([0x8A, 0xC0])
     assert live.pack_mask(None) is None
+
+
+class TestOverTime:
+    """Latents over time: three latent frames of 4 x 5 pixels, in tokens of 2 x 2; two images in the batch."""
+
+    GRID = TokenGrid((3, 4, 5), (1, 2, 2))
+    ACTIVE = torch.tensor([[0, 5, 7], [1, 2, 17]])  # of 3 x 2 x 3 tokens
+
+    @pytest.fixture
+    def trace(self):
+        recorder = Recorder(self.GRID, batch=2)
+        plans = (StepPlan(0, StepKind.DENSE), StepPlan(1, StepKind.REGIONAL, 0.2))
+        for plan, active in zip(plans, (None, self.ACTIVE), strict=True):
+            recorder.begin(plan, 1.0, timestamp(torch.device("cpu")))
+            recorder.end(active, torch.rand(2, self.GRID.n))
+        profile = CostProfile(image_weights=1, text_weights=0, joint_width=0)
+        return recorder.finish(timestamp(torch.device("cpu")), 2, profile, 0, 0)
+
+    def test_a_trace_has_the_grids_axes(self, trace):
+        dense, regional = trace.steps
+        assert dense.active.shape == regional.active.shape == regional.score.shape == (2, 3, 2, 3)
+        assert np.flatnonzero(regional.active[1]).tolist() == [1, 2, 17]
+        assert trace.token_share == pytest.approx((1 + 3 / 18) / 2)
+        assert trace.as_dict()["grid"] == [3, 2, 3]
+
+    def test_a_step_reads_the_mask_of_the_first_image(self):
+        plan = StepPlan(1, StepKind.REGIONAL, 0.2)
+        run = SimpleNamespace(
+            evaluation=SimpleNamespace(plan=plan, active_idx=self.ACTIVE), plan=(plan,), grid=self.GRID
+        )
+        mask = live_step(run).read_mask()
+        assert mask.shape == (3, 2, 3) and np.flatnonzero(mask).tolist() == [0, 5, 7]
+
+    def test_messages_show_the_first_frame_as_previews_do(self, server, trace):
+        live._watchers.add("anna")
+        view = live.open_view(self.GRID)
+        view.end(trace)
+        message = messages(server)[-1]
+        assert (message["grid"], message["latent"], message["patch"]) == ([2, 3], [4, 5], [2, 2])
+        assert message["timeline"][0]["mask"] is None
+        assert unpacked(message["timeline"][1]["mask"])[:6].tolist() == [
+            True,
+            False,
+            False,
+            False,
+            False,
+            True,
+        ]
+        assert message["timeline"][1]["share"] == pytest.approx(3 / 18, abs=1e-4)
+
+    def test_frames_of_the_first_video_stand_beside_each_other(self, trace):
+        """A token has 16 x 16 pixels; five video frames of the first of two videos, of which 0, 2 and 4."""
+        images = np.linspace(0.1, 1, 10, dtype=np.float32)[:, None, None, None].repeat(3, axis=3)
+        frames = mask_frames(trace, np.broadcast_to(images, (10, 64, 96, 3)))
+        assert frames.shape == (2, 2 * 16 + 32, 3 * 3 * 16, 3)
+        middles = frames[0, 8, 8 + 16 :: 48, 0]  # a dense step: nothing is darkened
+        assert middles == pytest.approx(np.array([0.1, 0.3, 0.5]), abs=0.01)
+        rows = frames[1, :32].mean(axis=2).reshape(2, 16, 9, 16)[:, 8, :, 8]
+        bright = rows > 0.29 * np.repeat([0.1, 0.3, 0.5], 3) + 0.06
+        assert np.argwhere(bright).tolist() == [[0, 0], [0, 4], [1, 2]]
+        assert summary_image(trace, np.broadcast_to(images, (10, 64, 96, 3))).shape == (1, 720, 1080, 3)
+
+    def test_one_latent_frame_is_an_image(self):
+        active = np.arange(2 * 6).reshape(2, 1, 2, 3) % 2 == 0
+        assert (masks._shown_planes(active) == active[:, 0]).all()
+        assert masks._shown_planes(np.zeros((1, 9, 2, 3))).shape == (4, 2, 3)
 
 
 def test_a_full_sized_mask_is_small():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from ras_pack.ras_core.graphs.capture import Around
 from ras_pack.ras_core.graphs.session import GraphStore
-from ras_pack.ras_core.host.patch import GRAPHS
+from ras_pack.ras_core.host.names import GRAPHS
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map

@@ -1,0 +1,139 @@
+"""How a run keeps its K/V cache: decided once ComfyUI has loaded the run's models."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import nn
+
+from ..graphs.eligibility import storage_obstacle
+from ..graphs.session import GraphSession
+from ..kv.choose import Choice, Needs, Room, choose
+from ..kv.float8 import has_float8
+from ..kv.formats import AUTO, first_choice
+from ..kv.spec import CacheSize
+from ..method.schedule import StepKind
+from ..models.base import ModelAdapter
+from ..models.cost import expected_speedup
+from ..run.state import RunState
+from .graphs_of_model import graph_store
+from .memory import evictable_room, free_device_bytes, free_main_memory, make_room, working_memory
+from .names import KEEPS_NEGATIVE, KEY, NEGATIVE, TEXT
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """What the decision needs to know of a run.
+
+    Attributes:
+        guider: ComfyUI's, which samples.
+        network, adapter: the network, and what is known of its family.
+        run: is told the decision.
+        graphs: the run's CUDA graphs, or None.
+        wanted: the user's setting, as the sampler permits it.
+    """
+
+    guider: Any
+    network: nn.Module
+    adapter: ModelAdapter
+    run: RunState
+    graphs: GraphSession | None
+    wanted: str
+
+    def attach(self) -> None:
+        """Decide as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
+        if not self.run.is_regional:
+            return
+        if self.wanted != AUTO:  # also for guiders that load models in a way of their own
+            self.run.keep_cache_as(self.wanted)
+        comfy.patcher_extension.add_wrapper_with_key(
+            WrappersMP.PREPARE_SAMPLING, KEY, self.prepare, self.guider.model_options, is_model_options=True
+        )
+
+    def prepare(
+        self, executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
+    ) -> Any:
+        """PREPARE_SAMPLING: ComfyUI loads the models, then the cache is decided on."""
+        prepared = executor(model, noise_shape, conds, *args, **kwargs)
+        texts = self._text_rows(conds)
+        self._log_estimate(max(texts, default=0))
+        needs = cache_needs(model, self.network, self.adapter, self.run, texts)
+        self._keep(choose(self.wanted, needs, self._room(model, noise_shape, needs)), needs)
+        return prepared
+
+    def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
+        """The memory for a cache, after ComfyUI has freed what it can."""
+        first = first_choice(self.wanted).name
+        # Buffers of earlier graphs are used by this run, or freed.
+        held = 0 if self.graphs is None else graph_store(model).nbytes(first)
+        working = working_memory(model, noise_shape)
+        make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
+        free = free_device_bytes(model, working)
+        return Room(free + held, free_main_memory(), has_float8(model.load_device))
+
+    def _keep(self, choice: Choice, needs: Needs) -> None:
+        """Follow a choice, and log it once."""
+        if self.graphs is not None and (obstacle := storage_obstacle(choice.storage)):
+            self.graphs.refuse(obstacle)
+            self.graphs.drop()
+        if choice.storage is None:
+            self.run.go_dense(choice.reason)
+            return
+        self.run.keep_cache_as(choice.storage, needs.of_a_branch(choice.storage))
+        if choice.is_surprise:
+            if self.graphs is not None:
+                self.graphs.keep_only(choice.storage)
+            self.run.warn(choice.reason)
+        else:
+            logger.info("Multirate RAS: %s.", choice.reason)
+
+    def _text_rows(self, conds: dict[str, list[dict]]) -> list[int]:
+        """Text rows of each conditioning that is evaluated."""
+        evaluated = evaluated_conditionings(self.guider, conds)
+        return [self.adapter.text_rows(self.network, _encoded_rows(cond)) for cond in evaluated]
+
+    def _log_estimate(self, n_text: int) -> None:
+        """The speed-up that the plan should bring, before the run."""
+        n, plan = self.run.grid.n, self.run.plan
+        counts = [n if step.kind is StepKind.DENSE else step.active_count(n) for step in plan]
+        regional = sum(step.kind is StepKind.REGIONAL for step in plan)
+        gain = expected_speedup(self.adapter.cost_profile(self.network), n, n_text, counts)
+        logger.info(
+            "Multirate RAS: %d of %d steps planned as regional; expected speed-up %.2fx (FLOPs).",
+            regional, len(counts), gain,
+        )  # fmt: skip
+
+
+def cache_needs(
+    model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, texts: list[int]
+) -> Needs:
+    """Bytes of the K/V cache of a run over conditionings with so many text rows each."""
+    suffix = max(adapter.suffix_rows(network, run.grid.n), 0)  # rows after the image by `ALL` are text
+    borders = [text + suffix for text in texts for _ in range(run.batch)]
+    itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
+    profile = adapter.cache_profile(network)
+    numbers, rows, largest = profile.counts(run.grid.n, borders, suffix)
+    size = CacheSize(numbers, rows, run.grid.n * len(borders), largest, itemsize)
+    return Needs(size, max(len(texts), 1))
+
+
+def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:
+    """The conditionings that are evaluated: ComfyUI leaves the negative ones out at cfg 1."""
+    is_comfyuis = getattr(type(guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
+    keeps_all = guider.model_options.get(KEEPS_NEGATIVE, False)
+    leaves_out = is_comfyuis and math.isclose(guider.cfg, 1.0) and not keeps_all
+    return [cond for name, group in conds.items() for cond in group if not (leaves_out and name == NEGATIVE)]
+
+
+def _encoded_rows(cond: dict) -> int:
+    context = cond.get(TEXT)
+    return 0 if context is None else context.shape[1]

@@ -1,0 +1,121 @@
+"""One call of ComfyUI's model, as a run knows calls (`run.call.Forward`)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..graphs.eligibility import RESIDUAL, call_obstacle, frozen_options, without_residuals
+from ..models import network_of
+from ..run.call import Attend
+from ..run.torch_compile import CAN_SWITCH
+from .names import (
+    ATTENTION,
+    COMPILES,
+    PATCHES_REPLACE,
+    REPLACED_BLOCKS,
+    RUN,
+    UUIDS,
+    WRAPPERS,
+)
+
+ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
+"""What ComfyUI passes to APPLY_MODEL by position."""
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """One call of ComfyUI's model, with its tensors by name, so that others can replace them.
+
+    Attributes:
+        executor: ComfyUI's, which calls the model's remaining wrappers and the model.
+        inputs: arguments by name, other than the two below.
+        control: a ControlNet's residuals, or None.
+        options: transformer options.
+    """
+
+    executor: Any
+    inputs: dict[str, Any]
+    control: dict | None
+    options: dict
+
+    @classmethod
+    def of(cls, executor: Any, *args: Any, **kwargs: Any) -> ModelCall:
+        """From APPLY_MODEL's arguments, by position or by name."""
+        inputs = dict.fromkeys(ARGUMENTS)
+        inputs |= dict(zip(ARGUMENTS[: len(args)], args, strict=True)) | kwargs
+        control, options = inputs.pop("control"), inputs.pop("transformer_options")
+        return cls(executor, inputs, control, options or {})
+
+    def __call__(self, attend: Attend | None = None) -> Tensor:
+        options = self.options if attend is None else {**self.options, ATTENTION: attend}
+        named = dict(self.inputs)
+        first = [named.pop(name) for name in ARGUMENTS[:4]]
+        return self.executor(*first, self.control, options, **named)
+
+    def with_control(self, control: dict | None) -> ModelCall:
+        return replace(self, control=control)
+
+    def on(self, inputs: dict[str, Any]) -> ModelCall:
+        control = self.control and {
+            name: [inputs[f"{RESIDUAL}{name}.{i}"] for i in range(len(residuals or ()))]
+            for name, residuals in self.control.items()
+        }
+        return replace(self, inputs=without_residuals(inputs), control=control)
+
+    @property
+    def captured_inputs(self) -> dict[str, Any]:
+        return self.inputs | self._residuals
+
+    @property
+    def model(self) -> Any:
+        return self.executor.class_obj
+
+    @property
+    def network(self) -> nn.Module:
+        return network_of(self.model.diffusion_model)
+
+    @property
+    def sampling(self) -> object:
+        return getattr(self.model, "model_sampling", None)
+
+    @property
+    def conditionings(self) -> list | None:
+        return self.options.get(UUIDS)
+
+    @property
+    def replaced_blocks(self) -> tuple[str, ...]:
+        return tuple(sorted(map(str, self.options.get(PATCHES_REPLACE, {}).get(REPLACED_BLOCKS, {}))))
+
+    @property
+    def other_attention(self) -> Attend | None:
+        return self.options.get(ATTENTION)
+
+    @property
+    def wraps_network(self) -> bool:
+        return bool(self.options.get(WRAPPERS, {}).get("diffusion_model"))
+
+    def graph_obstacle(self) -> str | None:
+        return call_obstacle(self.options, self._is_wrapped, self.other_attention)
+
+    def frozen_options(self) -> Hashable:
+        return frozen_options(self.options, own=(ATTENTION, RUN))
+
+    @property
+    def _residuals(self) -> dict[str, Tensor | None]:
+        """A ControlNet's residuals as named inputs."""
+        return {
+            f"{RESIDUAL}{name}.{i}": each
+            for name, residuals in (self.control or {}).items()
+            for i, each in enumerate(residuals or ())
+        }
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """Whether others wrap the model's calls beside us, and do more than compile it."""
+        compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
+        harmless = len(compiling) if CAN_SWITCH else 0
+        return len(getattr(self.executor, "wrappers", ())) - harmless > 1

@@ -1,0 +1,119 @@
+"""CUDA graphs of ComfyUI's models: kept on the model, dropped when its weights are unloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import comfy.model_management
+import comfy.ops
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import CallbacksMP
+from torch import nn
+
+from ..graphs.eligibility import may_outlive_run
+from ..graphs.residency import PREFETCH
+from ..graphs.session import GraphSession, GraphStore, HostSide
+from ..run.state import RunState
+from . import compiler
+from .memory import is_dynamic, memory_of_call, unused_device_bytes
+from .names import GRAPHS, KEY
+
+
+def graph_store(model: ModelPatcher) -> GraphStore | None:
+    """What runs of this model have captured, or None."""
+    return getattr(model.model, GRAPHS, None)
+
+
+def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -> GraphSession | None:
+    """CUDA graphs for a run; None if the user, the plan or the device rules them out."""
+    if run.config.cuda_graphs == "off" or not run.is_regional:
+        return None
+    host = HostSide(
+        partial(_store_of, model),
+        interrupts=(comfy.model_management.InterruptProcessingException,),
+        obstacle=partial(capture_obstacle, model, noise_shape),
+    )
+    session = GraphSession(host)
+    return None if session.of(model.model) is None else session
+
+
+def capture_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | None:
+    """Why nothing can be captured right now, or None."""
+    # If memory is short, ComfyUI evicts weights and waits for the device, which invalidates a capture.
+    if is_dynamic(model) and unused_device_bytes(model) < memory_of_call(model.model, noise_shape):
+        return "there is too little free memory to capture a call"
+    return compiler.capture_obstacle()
+
+
+def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
+    """After a run: keep its graphs for the next one only while memory is plentiful."""
+    if graphs is None:
+        return
+    graphs.close()
+    management = comfy.model_management
+    for part in graphs.parts:
+        device = part.device or model.load_device
+        free, total = management.get_free_memory(device), management.get_total_memory(device)
+        if not may_outlive_run(free, total, is_dynamic(model)):
+            part.drop()
+
+
+@contextmanager
+def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
+    """Let layers under dynamic VRAM find their weights without calling the driver, the way ComfyUI prefetches
+    them. Yields False if one of them is not resident.
+    """
+    layers = list(layers)
+    try:
+        comfy.ops.cast_modules_with_vbar(layers, None, device, None, True)
+        yield all(layer._prefetch["resident"] for layer in layers)
+    finally:
+        for layer in layers:
+            _take_prefetched(layer)
+
+
+def _take_prefetched(layer: nn.Module) -> None:
+    """Undo ComfyUI's prefetching of one layer. Its own function for that takes other arguments in later
+    versions, and what it leaves would count as resident for good.
+    """
+    prefetched = layer.__dict__.pop(PREFETCH, None)
+    for name in ("weight_lowvram_function", "bias_lowvram_function"):
+        if (patch := getattr(layer, name, None)) is not None:
+            patch.clear_prepared()
+    if prefetched is not None and prefetched["signature"] is not None:
+        pages, address, nbytes = layer._v
+        pages.unpin(address, nbytes)
+
+
+def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
+    """The store of the graphs of one of a run's models; None if it cannot have any."""
+    patcher = main if model is main.model else model.current_patcher
+    store = getattr(model, GRAPHS, None)
+    if patcher is None:
+        return None
+    if store is None:
+        if patcher.load_device.type != "cuda" or not comfy.model_management.is_nvidia():
+            return None
+        store = GraphStore()
+        setattr(model, GRAPHS, store)
+    _watch_unloading(patcher)
+    return store
+
+
+def _watch_unloading(model: ModelPatcher | None) -> None:
+    """Be told when ComfyUI unloads the model: once a clone is gone, through the one that it was made from."""
+    while model is not None:
+        if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
+            model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
+        model = getattr(model, "parent", None)
+
+
+def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:
+    """ComfyUI unloads the model, and graphs read its weights."""
+    store = graph_store(model)
+    if store is not None and unpatch_all:
+        store.clear()

@@ -1,0 +1,87 @@
+"""Memory as ComfyUI manages it: what is free for the K/V cache, and how more is freed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.cli_args
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+
+KEEP_MAIN_MEMORY = 0.25
+"""Share of the free main memory that a K/V cache there leaves to others."""
+
+
+def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
+    """Bytes that the network itself works in, with both branches in one call."""
+    return int(memory_of_call(model, noise_shape) + comfy.model_management.extra_reserved_memory())
+
+
+def memory_of_call(model: Any, noise_shape: Any) -> float:
+    """Bytes that a call with both branches takes, as ComfyUI estimates them.
+
+    Args:
+        model: ComfyUI's model, or its patcher, which may add a margin.
+        noise_shape: of the latent.
+    """
+    return model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
+
+
+def free_device_bytes(model: ModelPatcher, working: int) -> int:
+    """Bytes of the sampling device that are left for the K/V cache."""
+    free = comfy.model_management.get_free_memory(model.load_device)
+    return int(free + evictable_room(model) - working)
+
+
+def unused_device_bytes(model: ModelPatcher) -> int:
+    """Bytes that are free without PyTorch's own pool and without what is to stay free."""
+    unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
+    return unused - in_pool - headroom_bytes()
+
+
+def free_main_memory() -> int:
+    """Bytes of main memory that the K/V cache may take."""
+    return int(comfy.model_management.get_free_memory(torch.device("cpu")) * (1 - KEEP_MAIN_MEMORY))
+
+
+def evictable_room(model: ModelPatcher) -> int:
+    """Bytes that eviction will add to the free ones. Under dynamic VRAM the model's weights are loaded when
+    they are used, and other models' weights are evicted for them. Negative if that frees less than they need.
+    """
+    if not is_dynamic(model):
+        return 0
+    loaded = comfy.model_management.current_loaded_models
+    in_use = [each.model for each in loaded if each.currently_used and each.device == model.load_device]
+    needed = {id(each.model): each for each in (*in_use, model) if each is not None and is_dynamic(each)}
+    sizes = sum(each.model_size() for each in needed.values())
+    return evictable_bytes(model.load_device) - sizes - headroom_bytes()
+
+
+def headroom_bytes() -> int:
+    """Bytes that the user told ComfyUI to leave free (dynamic VRAM)."""
+    return int(getattr(comfy.cli_args.args, "vram_headroom", 0) * 2**30)
+
+
+def is_dynamic(model: ModelPatcher) -> bool:
+    """Whether ComfyUI loads this model's weights only when they are used (dynamic VRAM)."""
+    return bool(getattr(model, "is_dynamic", bool)())
+
+
+def evictable_bytes(device: torch.device) -> int:
+    """Bytes of weights that ComfyUI can evict when memory is short."""
+    memory = getattr(comfy, "memory_management", None)
+    if not getattr(memory, "aimdo_enabled", False):
+        return 0
+    from comfy_aimdo.model_vbar import vbars_analyze  # only with dynamic VRAM
+
+    return vbars_analyze(device.index)
+
+
+def make_room(nbytes: int, device: torch.device) -> None:
+    """Have ComfyUI unload models until so much is free, except those that this run uses."""
+    management = comfy.model_management
+    if device.type == "cpu":
+        return  # unloading moves weights to main memory, where they are
+    in_use = [loaded for loaded in management.current_loaded_models if loaded.currently_used]
+    management.free_memory(nbytes, device, keep_loaded=in_use)

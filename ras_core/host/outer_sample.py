@@ -1,0 +1,106 @@
+"""OUTER_SAMPLE's arguments, and the run that they ask for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import comfy.model_management
+import comfy.sampler_helpers
+import torch
+from torch import Tensor, nn
+
+from ..config import RASConfig
+from ..method.grid import TokenGrid
+from ..method.preferences import Preferences
+from ..method.schedule import decreases
+from ..method.selector import selector_for
+from ..models.base import ModelAdapter
+from ..run.state import RunState
+from ..run.trace import Recorder, Trace
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class OuterSample:
+    """What ComfyUI passes to OUTER_SAMPLE.
+
+    Attributes:
+        noise, latent_image: (b, c, H, W).
+        sampler: a SAMPLER.
+        sigmas: the schedule, one value more than there are steps.
+        denoise_mask: (b or 1, ..., height, width) of what is sampled at all, or None.
+        callback, disable_pbar, seed: as ComfyUI means them.
+        more: what else a version of ComfyUI passes.
+    """
+
+    noise: Tensor
+    latent_image: Tensor
+    sampler: Any
+    sigmas: Tensor
+    denoise_mask: Tensor | None = None
+    callback: Callable | None = None
+    disable_pbar: bool = False
+    seed: int | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, *args: Any, **kwargs: Any) -> OuterSample:
+        """From arguments by position or by name."""
+        known = {each.name for each in fields(cls)} & kwargs.keys()
+        own = {name: kwargs.pop(name) for name in known}
+        return cls(*args, **own, more=kwargs)
+
+    def sample(self, executor: Callable[..., Tensor]) -> Tensor:
+        """Let ComfyUI sample with these arguments."""
+        return executor(
+            self.noise, self.latent_image, self.sampler, self.sigmas, self.denoise_mask, self.callback,
+            self.disable_pbar, self.seed, **self.more,
+        )  # fmt: skip
+
+    def nothing_to_do(self) -> Trace | None:
+        """The trace of a sampling that the method cannot take part in; None if it can."""
+        if len(self.sigmas) < 2:
+            return Trace.empty("the sampler had no step to do")
+        if self.noise.ndim != 4:
+            shape = tuple(self.noise.shape)
+            logger.warning("Multirate RAS: running dense: no image latent (shape %s).", shape)
+            return Trace.empty("not an image latent")
+        return None
+
+
+def begin_run(
+    given: OuterSample, network: nn.Module, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None
+) -> RunState:
+    """The state of a run that starts now; says why, if it will have no regional step."""
+    noise = given.noise
+    grid = TokenGrid(tuple(noise.shape[2:]), adapter.patch_size(network))
+    recorder = Recorder(grid, noise.shape[0])
+    generator = torch.Generator().manual_seed((given.seed or 0) % 2**63)
+    masks = (_at_latent_size(mask, noise) for mask in (priority, given.denoise_mask))
+    selector = selector_for(config, grid, generator, Preferences.of(grid, *masks))
+    run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], selector, recorder)
+    _explain_dense_plan(run)
+    return run
+
+
+def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
+    """A mask of any size as ComfyUI fits it to a latent: (b, H, W) on the sampling device."""
+    if mask is None:
+        return None
+    fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
+    return fitted.amax(dim=1)
+
+
+def _explain_dense_plan(run: RunState) -> None:
+    """Say before the run why it will have no regional step; dense by request needs no warning."""
+    config, n_steps = run.config, len(run.plan)
+    if not decreases(run.sigmas):
+        run.go_dense("the noise schedule does not decrease all the way")
+    elif not run.any_regional and config.sample_ratio < 1.0:
+        run.warn(
+            f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense"
+        )

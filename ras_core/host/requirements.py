@@ -1,0 +1,28 @@
+"""What ComfyUI must offer for the method to work in it."""
+
+from __future__ import annotations
+
+import comfy.ldm.modules.attention
+from comfy.patcher_extension import WrappersMP
+
+from ..errors import RASError
+from .names import ATTENTION
+
+NEEDED_WRAPPERS = ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL")
+
+
+def check_host() -> None:
+    """Refuse a ComfyUI without the extension points that the method needs.
+
+    Raises:
+        RASError: with what is missing.
+    """
+    missing = [name for name in NEEDED_WRAPPERS if not hasattr(WrappersMP, name)]
+    if not hasattr(comfy.ldm.modules.attention, "wrap_attn"):
+        missing.append(ATTENTION)
+    if missing:
+        raise RASError(
+            f"this ComfyUI has no {', '.join(missing)}.",
+            "ComfyUI 0.3.64 or newer.",
+            "update ComfyUI, or remove the RAS nodes.",
+        )

@@ -1,0 +1,93 @@
+"""ComfyUI's samplers: which of them have a multirate form, and that form as a sampler of ComfyUI's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+from tqdm.auto import trange
+
+from ..config import RASConfig
+from ..kv.choose import for_sampler
+from ..run.sampler import integrate
+from ..run.state import RunState
+from .names import RUN, TRANSFORMER_OPTIONS
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def sample_multirate(
+    model: Callable[..., Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    order: int = 2,
+    **progress: Any,
+) -> Tensor:
+    """The multirate integrator as a sampler function of k-diffusion.
+
+    Args:
+        model: gives the denoised estimate (b, c, H, W) for (x, sigma).
+        x: (b, c, H, W) at the first sigma.
+        sigmas: decreasing, ending in 0 or above.
+        extra_args: passed to the model; the run's state is found in its transformer options.
+        order: 1 or 2.
+        progress: `callback`, called once a step with i, x, sigma, sigma_hat and denoised; `disable`, for no
+            progress bar.
+    """
+    extra_args, callback = extra_args or {}, progress.get("callback")
+    ones = x.new_ones([x.shape[0]])
+
+    def denoise(i: int, x: Tensor) -> Tensor:
+        denoised = model(x, sigmas[i] * ones, **extra_args)
+        if callback is not None:
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        return denoised
+
+    run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
+    levels = sigmas.tolist()
+    steps = trange(len(levels) - 1, disable=progress.get("disable"))
+    return integrate(denoise, x, levels, run, order, steps)
+
+
+CORRECTED_ORDERS = {"sample_euler": 1, "sample_dpmpp_2m": 2}
+STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
+"""Samplers that add no noise and evaluate once a step: a token's last change tells of its next one."""
+
+
+def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
+    """The multirate integrator as one of ComfyUI's samplers."""
+    return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, inpaint_options or {})
+
+
+def corrected(sampler: Any, run: RunState) -> Any:
+    """The multirate integrator instead of a sampler that has one of its order; others unchanged."""
+    if not run.config.corrections or not run.is_regional:
+        return sampler
+    order = CORRECTED_ORDERS.get(_name_of(sampler))
+    if order is None:
+        logger.info(
+            "Multirate RAS: this sampler has no corrected form; only the selection of regions applies."
+        )
+        return sampler
+    return multirate_sampler(order, sampler.inpaint_options)
+
+
+def cache_for(sampler: Any, config: RASConfig) -> str:
+    """The user's setting of `kv_cache`, or what stands in for it with a sampler that adds noise."""
+    wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
+    if wanted != config.kv_cache:
+        logger.info(
+            "Multirate RAS: kv_cache = %s is for euler and dpmpp_2m; here it works as %s.",
+            config.kv_cache, wanted,
+        )  # fmt: skip
+    return wanted
+
+
+def _name_of(sampler: Any) -> str:
+    return getattr(getattr(sampler, "sampler_function", None), "__name__", "")

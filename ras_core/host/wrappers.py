@@ -1,0 +1,120 @@
+"""ComfyUI's wrappers of one run: attached when sampling starts, gone with the run's model options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.patcher_extension
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ..graphs.eligibility import calls_are_plain
+from ..graphs.residency import EvictableWeights
+from ..graphs.session import GraphSession
+from ..models.base import ModelAdapter
+from ..run.live import View
+from ..run.network_calls import NetworkCalls
+from ..run.state import RunState
+from ..run.timing import timestamp
+from ..run.tools import Tools
+from ..run.trace import Trace
+from . import compiler
+from .attention import grouped_attention
+from .cache_plan import CachePlan
+from .call import ModelCall
+from .conditionings import on_device
+from .graphs_of_model import end_graphs, graph_session, resident_weights
+from .names import KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS
+from .outer_sample import OuterSample
+from .samplers import cache_for
+
+
+class RunWrappers:
+    """One run in ComfyUI, from the first of its wrappers to its end.
+
+    Args:
+        guider: ComfyUI's, which samples.
+        network, adapter: the network, and what is known of its family.
+        run: its state.
+        view: somebody who watches it, or None.
+    """
+
+    def __init__(
+        self, guider: Any, network: nn.Module, adapter: ModelAdapter, run: RunState, view: View | None
+    ):
+        self.run = run
+        self._guider, self._network, self._adapter, self._view = guider, network, adapter, view
+        self._model = guider.model_patcher
+        self._profile = adapter.cost_profile(network)
+        self._graphs: GraphSession | None = None
+        self._calls: NetworkCalls | None = None
+
+    def attach(self, given: OuterSample) -> None:
+        """Add the run's wrappers to the options that live as long as it does."""
+        run, options = self.run, self._guider.model_options
+        self._graphs = graph_session(self._model, run, given.noise.shape)
+        weights, pause = EvictableWeights(resident_weights), compiler.pause()
+        grouped = grouped_attention()
+        tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause)
+        self._calls = NetworkCalls(run, tools)
+        options[TRANSFORMER_OPTIONS][RUN] = run
+        _attach(options, WrappersMP.PREDICT_NOISE, self._evaluate)
+        _attach(options, WrappersMP.APPLY_MODEL, self._apply)
+        if run.is_regional:
+            _attach(options, WrappersMP.SAMPLER_SAMPLE, self._sample)
+        wanted = cache_for(given.sampler, run.config)
+        CachePlan(self._guider, self._network, self._adapter, run, self._graphs, wanted).attach()
+
+    def _evaluate(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """PREDICT_NOISE: one guided evaluation."""
+        options = model_options or {}
+        return self._calls.evaluate(
+            x,
+            timestep,
+            lambda: executor(x, timestep, options, seed),
+            is_parallel=bool(options.get(MULTIGPU_CLONES)),
+            calls_are_plain=calls_are_plain(options, executor.class_obj),
+        )
+
+    def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """APPLY_MODEL: one call of the network for one or more conditionings."""
+        return self._calls.call(ModelCall.of(executor, *args, **kwargs))
+
+    def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
+        """SAMPLER_SAMPLE: the sampler finds the run's conditionings on the device."""
+        given, guider.conds = guider.conds, on_device(guider.conds, self._model.load_device)
+        try:
+            return executor(guider, *args, **kwargs)
+        finally:
+            guider.conds = given  # a guider may outlive its run
+
+    def finish(self) -> Trace:
+        """The last step is done: the run's trace."""
+        self._calls.end()
+        run = self.run
+        if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
+            run.warn(
+                "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
+            )
+        report = None if self._graphs is None else self._graphs.report
+        now = timestamp(self._model.load_device)
+        return run.recorder.finish(now, len(run.plan), self._profile, run.text_rows, run.kv_bytes, report)
+
+    def end(self, trace: Trace | None) -> None:
+        """Release everything large; there is no trace if the run was interrupted or failed."""
+        self.run.release()
+        end_graphs(self._model, self._graphs)
+        if self._view is not None:
+            self._view.end(trace)
+
+
+def _attach(model_options: dict, kind: str, wrapper: Callable) -> None:
+    comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, model_options, is_model_options=True)

@@ -1,0 +1,154 @@
+"""How far cached rows are extrapolated: when tokens were evaluated, and what fresh rows confirm.
+
+The rule is in `forecast`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..rows import Pair, RowIndex
+from .plain import KVRows
+from .triton_launch import RowKernels
+
+SAMPLE = 128
+"""Fresh rows, about, that a forecast is judged by."""
+
+JUDGED_EVERY = 2
+"""Of so many attentions, one is judged."""
+
+FARTHEST = 8.0
+"""Upper bound of a row's forecast, in multiples of its last change."""
+
+TIMES = (-1, 0)
+"""Slot of a call's `Times`, before those of its attentions."""
+
+
+@dataclass
+class Times(KVRows):
+    """When tokens were evaluated.
+
+    `tensors` are the noise level of the last evaluation, and how far it had fallen since the one before (0 if
+    there was none), (bb, n) float32 each.
+    """
+
+    storage: ClassVar[str] = "forecast"
+
+    @classmethod
+    def start(cls, sigma: Tensor, n_tokens: int) -> Times:
+        """Before the first evaluation, which is at sigma, (bb,)."""
+        last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
+        return cls((last, torch.zeros_like(last)), 0, 0)
+
+    def pass_all(self, sigma: Tensor) -> None:
+        """A dense call at the noise levels sigma, (bb,)."""
+        last, span = self.tensors
+        now = sigma.float()[:, None]
+        span.copy_(_fallen(last, now))
+        last.copy_(now.expand_as(last))
+
+    def pass_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """A regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
+
+        Returns:
+            Weights of the last change: of all tokens after it, (bb, n), which are 0 for those evaluated now;
+            and of the latter before it, (bb, n_active).
+        """
+        last, span = self.tensors
+        now = sigma.float()[:, None].expand(active_idx.shape)
+        gone, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
+        span.scatter_(1, active_idx, gone)
+        last.scatter_(1, active_idx, now)
+        return _weight(_fallen(last, now[:, :1]), span), _weight(gone, before)
+
+    def forget(self) -> None:
+        self.tensors[0].fill_(torch.inf)
+        self.tensors[1].zero_()
+
+
+class Extrapolation:
+    """How far the rows of one call are extrapolated, from the weights of its image tokens.
+
+    Text and padding rows are always fresh. Some of the attentions are judged by their fresh rows; each
+    judgement holds for the attentions that follow, up to the next.
+
+    Args:
+        weight: (bb, n) of their last change, for all tokens.
+        before: (bb, n_active) the same of the active ones before they were evaluated.
+        prefix, suffix: rows of text before and of padding after the image rows.
+
+    Attributes:
+        weights: (2, bb, prefix + n + suffix), of keys and of values: from the evaluation before the last (0)
+            over the last (1) to now.
+    """
+
+    weights: Tensor
+
+    def __init__(self, weight: Tensor, before: Tensor, prefix: int, suffix: int):
+        self._weight = F.pad(weight, (prefix, suffix))
+        self._stride = max(1, before.shape[1] // SAMPLE)
+        self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
+        self._attentions = 0
+        self._sample: Tensor | None = None  # indices of the rows that are compared
+        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by half and number of axes
+
+    def weights_like(self, which: int, rows: Tensor) -> Tensor:
+        """`weights` of keys (0) or values (1), viewed with as many axes as `rows`, (bb, r, ...)."""
+        if (view := self._views.get((which, rows.ndim))) is None:
+            weight = self.weights[which]
+            view = self._views[which, rows.ndim] = weight.view(*weight.shape, *[1] * (rows.ndim - 2))
+        return view
+
+    def judge(
+        self, halves: tuple[Pair, Pair], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
+    ) -> None:
+        """Set `weights` by how good the forecasts of one attention's fresh rows were, if a judgement is due.
+
+        Args:
+            halves: key and value of all rows as last evaluated, and as before that, (bb, r, ...) each.
+            fresh: key and value of fresh rows, (bb, r_kept, ...).
+            index: which rows these are.
+            kernels: Triton kernels for such rows, if available.
+        """
+        is_due = self._attentions % JUDGED_EVERY == 0
+        self._attentions += 1
+        if not is_due:
+            return
+        self._views.clear()
+        if kernels is not None:
+            self.weights = kernels.weigh(halves, index, fresh, self._weight, self._trial, self._stride)
+            return
+        if self._sample is None:
+            self._sample = index.flat.view(len(self._trial), -1)[:, :: self._stride].flatten()
+        weights = []
+        for kept, before, new in zip(*halves, fresh, strict=True):
+            last, earlier = self._sampled(kept), self._sampled(before)
+            moved = new[:, :: self._stride].flatten(2).float() - last
+            gain = _confirmed((last - earlier) * self._trial[..., None], moved)
+            weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
+        self.weights = torch.stack(weights)
+
+    def _sampled(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, samples, d) float32
+        found = rows.flatten(0, 1).index_select(0, self._sample)
+        return found.view(*self._trial.shape, -1).float()
+
+
+def _weight(gone: Tensor, span: Tensor) -> Tensor:
+    """a / b of the rule, bounded; 0 for a token that was evaluated only once."""
+    return torch.where(span > 0, (gone / span.clamp_min(1e-9)).clamp_max(FARTHEST), torch.zeros_like(gone))
+
+
+def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
+    """The multiple, 0 to 1, of forecast moves that is nearest to the real ones: (bb, s, d) each -> (bb,)."""
+    agreement = (forecast * moved).sum(dim=(1, 2))
+    return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
+
+
+def _fallen(before: Tensor, now: Tensor) -> Tensor:
+    """How far the noise level fell; 0 if it rose, or if there was none before."""
+    return torch.where(before.isfinite(), before - now, torch.zeros_like(before)).clamp_min(0)

@@ -1,0 +1,62 @@
+"""The registry of K/V formats: all that the rest of the pack knows of one setting of `kv_cache`.
+
+A new format is one file, with a subclass of `KVRows` and its description, and one line in FORMATS.
+"""
+
+from __future__ import annotations
+
+from . import float8, forecast, main_memory
+from .plain import Keep, KVRows
+from .spec import KVFormat
+
+AUTO = "auto"
+"""The setting of `kv_cache` that takes the first format that fits."""
+
+GPU = KVFormat(
+    name="gpu",
+    rows=KVRows,
+    nbytes=lambda size: size.plain_nbytes,
+    text="the K/V cache of {size} is kept on the device",
+    auto_rank=10,
+)
+OFF = KVFormat(
+    name="off",
+    rows=None,
+    nbytes=lambda size: 0,
+    text="no K/V cache: active tokens attend among themselves and to text only",
+    stays_in_place=False,
+)
+
+FORMATS: dict[str, KVFormat] = {
+    each.name: each
+    for each in (
+        GPU,
+        float8.FORMAT,
+        main_memory.FORMAT,
+        OFF,
+        forecast.FORMAT,
+    )
+}
+"""By name, in the order of the nodes' options."""
+
+
+def setting_names() -> tuple[str, ...]:
+    """All settings of `kv_cache`, in the order of the nodes' options."""
+    return (AUTO, *FORMATS)
+
+
+def automatic() -> list[KVFormat]:
+    """The formats that "auto" may take, the preferred one first."""
+    ranked = [each for each in FORMATS.values() if each.auto_rank is not None]
+    return sorted(ranked, key=lambda each: each.auto_rank)
+
+
+def first_choice(setting: str) -> KVFormat:
+    """The format of a setting where memory is no concern."""
+    return automatic()[0] if setting == AUTO else FORMATS[setting]
+
+
+def keeper(name: str) -> Keep | None:
+    """What keeps the keys and values of one run in a format; None if that keeps none."""
+    rows = FORMATS[name].rows
+    return None if rows is None else rows.keeper()

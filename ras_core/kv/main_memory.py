@@ -1,0 +1,192 @@
+"""Keys and values in main memory, copied to the device while the attention before theirs is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..rows import Pair, RowIndex, scatter_into
+from .plain import Keep, KVRows
+from .spec import KVFormat
+
+
+@dataclass
+class MainMemoryRows(KVRows):
+    """K and V in main memory, pinned if the device is a GPU. An offloader copies them to the device and back.
+
+    The offloader belongs to the run. What is kept is exact.
+    """
+
+    offloader: Offloader
+    storage: ClassVar[str] = "cpu"
+    is_fetched: ClassVar[bool] = True
+
+    @classmethod
+    def of(
+        cls, key: Tensor, value: Tensor, prefix: int, suffix: int, *, offloader: Offloader
+    ) -> MainMemoryRows:
+        empty = tuple(empty_in_main_memory(t, t.shape, pinned=t.device.type == "cuda") for t in (key, value))
+        kept = cls(empty, prefix, suffix, offloader)
+        kept.write(key, value)
+        return kept
+
+    @classmethod
+    def keeper(cls) -> Keep:
+        """`of`, with one offloader for the run."""
+        return partial(cls.of, offloader=Offloader())
+
+    def takes(self, key: Tensor, value: Tensor, prefix: int) -> bool:
+        return self.prefix == prefix and all(
+            kept.shape == t.shape and kept.dtype == t.dtype
+            for kept, t in zip(self.tensors, (key, value), strict=True)
+        )
+
+    def write(self, key: Tensor, value: Tensor) -> None:
+        buffers = self.offloader.buffers(self, key.device)
+        for buffer, new in zip(buffers, (key, value), strict=True):
+            buffer.copy_(new)
+        self.offloader.store(self, buffers)
+
+    def update(self, index: RowIndex, fresh: Pair) -> Pair:
+        buffers = self.offloader.fetch(self, fresh[0].device)
+        for buffer, rows in zip(buffers, fresh, strict=True):
+            scatter_into(buffer, index.flat, rows)
+        self.offloader.store(self, buffers)
+        return buffers
+
+    def read(self) -> Pair:
+        self._settle()
+        return self.key, self.value
+
+    def prefetch(self) -> None:
+        self.offloader.prefetch(self)
+
+    def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return empty_in_main_memory(like, shape, pinned=like.is_pinned())
+
+    def _settle(self) -> None:
+        self.offloader.settle()
+
+
+class Offloader:
+    """Copies rows between main memory and two pairs of buffers on the device, in parallel with its work.
+
+    While an attention reads one pair, the next attention's rows are copied into the other. Only streams wait
+    for each other, never the CPU. All rows are copied back, not only the fresh ones: the bus transfers both
+    ways at once, and scattering rows in main memory would make the CPU wait for the device.
+
+    Attributes:
+        late: how often rows were fetched whose copy had not been started before.
+    """
+
+    def __init__(self) -> None:
+        self._memory: list[tuple[Tensor, ...]] = [(), ()]
+        self._turn = 0
+        self._prefetched: tuple[MainMemoryRows, Pair] | None = None
+        self._device: torch.device | None = None
+        self._inward = self._outward = None  # streams
+        self.late = 0
+
+    def buffers(self, rows: MainMemoryRows, device: torch.device) -> Pair:
+        """Buffers on the device that fit these rows; the current stream may write into them."""
+        self._prefetched = None  # it may be what is about to be overwritten
+        self._use(device)
+        self._wait(self._main, self._inward, self._outward)
+        return self._next_buffers(rows)
+
+    def prefetch(self, rows: MainMemoryRows) -> None:
+        """Start copying rows into the buffers that the work enqueued so far does not use."""
+        if self._device is None:
+            return
+        buffers = self._next_buffers(rows)
+        self._wait(self._inward, self._main, self._outward)
+        with torch.cuda.stream(self._inward):  # nothing without a stream
+            for buffer, kept in zip(buffers, rows.tensors, strict=True):
+                buffer.copy_(kept, non_blocking=True)
+        self._prefetched = (rows, buffers)
+
+    def fetch(self, rows: MainMemoryRows, device: torch.device) -> Pair:
+        """The rows on the device; the current stream waits for the copy."""
+        self._use(device)
+        if self._prefetched is None or self._prefetched[0] is not rows:
+            self.late += 1
+            self.prefetch(rows)
+        buffers, self._prefetched = self._prefetched[1], None
+        self._wait(self._main, self._inward)
+        return buffers
+
+    def store(self, rows: MainMemoryRows, buffers: Pair) -> None:
+        """Copy buffers back to main memory."""
+        self._wait(self._outward, self._main)
+        with torch.cuda.stream(self._outward):
+            for kept, buffer in zip(rows.tensors, buffers, strict=True):
+                kept.copy_(buffer, non_blocking=True)
+
+    def settle(self) -> None:
+        """Wait until all copies to main memory have completed."""
+        if self._outward is not None:
+            self._outward.synchronize()
+
+    @property
+    def _main(self) -> torch.cuda.Stream | None:
+        return None if self._inward is None else torch.cuda.current_stream(self._device)
+
+    def _use(self, device: torch.device) -> None:
+        if self._device is None and device.type == "cuda":
+            self._inward, self._outward = torch.cuda.Stream(device), torch.cuda.Stream(device)
+        self._device = device
+
+    def _wait(self, waiting: torch.cuda.Stream | None, *others: torch.cuda.Stream | None) -> None:
+        if waiting is not None:
+            for other in others:
+                waiting.wait_stream(other)
+
+    def _next_buffers(self, rows: MainMemoryRows) -> Pair:
+        """Views of the other memory, which grows as needed."""
+        self._turn = 1 - self._turn
+        memory = self._memory[self._turn]
+        if not _have_room(memory, rows.tensors):
+            memory = tuple(t.new_empty(t.numel(), device=self._device) for t in rows.tensors)
+            for each in memory:
+                self._share(each)
+            self._memory[self._turn] = memory
+        views = zip(memory, rows.tensors, strict=True)
+        return tuple(each[: t.numel()].view(t.shape) for each, t in views)
+
+    def _share(self, memory: Tensor) -> None:
+        """When it is freed, the allocator must not reuse it before these streams are done with it."""
+        for stream in (self._inward, self._outward):
+            if stream is not None:
+                memory.record_stream(stream)
+
+
+def empty_in_main_memory(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
+    """Main memory; if no more of it can be pinned, pageable, which is only slower."""
+    if pinned:
+        try:
+            return torch.empty(shape, dtype=like.dtype, pin_memory=True)
+        except RuntimeError:
+            pass
+    return torch.empty(shape, dtype=like.dtype)
+
+
+def _have_room(memory: tuple[Tensor, ...], tensors: tuple[Tensor, ...]) -> bool:
+    return len(memory) == len(tensors) and all(
+        each.dtype == t.dtype and each.numel() >= t.numel() for each, t in zip(memory, tensors, strict=True)
+    )
+
+
+FORMAT = KVFormat(
+    name="cpu",
+    rows=MainMemoryRows,
+    nbytes=lambda size: size.plain_nbytes,
+    text="the K/V cache of {size} is kept in main memory",
+    in_main_memory=True,
+    transients=2,
+    stays_in_place=False,
+    auto_rank=30,
+)

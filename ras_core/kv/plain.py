@@ -1,0 +1,169 @@
+"""Keys and values of one attention as they are: the plain form, and the base of every other.
+
+Whatever the form, what is kept are tensors with the axes (bb, rows) first, so that rows are cut and joined in
+one way for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..rows import Pair, RowIndex, RowWriter, scatter_into
+from .arena import Arena, copies
+
+
+@dataclass
+class KVRows:
+    """K and V of one attention, (bb, prefix + n + suffix, ...) each, kept as they are.
+
+    Attributes:
+        tensors: what is kept, (bb, prefix + n + suffix, ...) each.
+        prefix, suffix: rows of text before and of padding after the image rows.
+    """
+
+    tensors: tuple[Tensor, ...]
+    prefix: int
+    suffix: int
+    _writers: tuple[RowWriter, ...] = field(default=(), init=False, repr=False, compare=False)
+    _by_head: Pair | None = field(default=None, init=False, repr=False, compare=False)
+    storage: ClassVar[str] = "gpu"
+    """The setting of `kv_cache` that keeps rows in this form; each form has its own."""
+    is_fetched: ClassVar[bool] = False
+    """Whether `prefetch` does anything."""
+
+    @classmethod
+    def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None) -> KVRows:
+        """Keep the K/V of a dense call: (bb, r, ...) each, copied, since ComfyUI owns its tensors."""
+        return cls(copies((key, value), arena), prefix, suffix)
+
+    @classmethod
+    def keeper(cls) -> Keep:
+        """`of`, with whatever the attentions of one run share."""
+        return cls.of
+
+    @property
+    def key(self) -> Tensor:
+        return self.tensors[0]
+
+    @property
+    def value(self) -> Tensor:
+        return self.tensors[1]
+
+    def takes(self, key: Tensor, value: Tensor, prefix: int) -> bool:
+        """Whether a dense call's K/V can be written over what is kept."""
+        return self.prefix == prefix and _alike(self.key, key) and _alike(self.value, value)
+
+    def write(self, key: Tensor, value: Tensor) -> None:
+        """Overwrite everything kept with a dense call's K/V."""
+        self.key.copy_(key)
+        self.value.copy_(value)
+
+    def update(self, index: RowIndex, fresh: Pair) -> Pair:
+        """Write fresh rows, (bb, r_kept, ...) each, and return the whole K and V with them."""
+        if torch.compiler.is_compiling():  # the compiler cannot follow RowWriter's exception
+            for kept, rows in zip(self.tensors, fresh, strict=True):
+                scatter_into(kept, index.flat, rows)
+            return self.key, self.value
+        key, value = self._writers or self._make_writers()
+        key.put(index.flat, fresh[0])
+        value.put(index.flat, fresh[1])
+        return self.tensors
+
+    def heads_first(self, whole: Pair) -> Pair:
+        """The result of an update as views with heads before rows: (bb, heads, rows, e)."""
+        if whole[0] is not self.tensors[0]:
+            return whole[0].transpose(1, 2), whole[1].transpose(1, 2)
+        if self._by_head is None:
+            self._by_head = whole[0].transpose(1, 2), whole[1].transpose(1, 2)
+        return self._by_head
+
+    def read(self) -> Pair:
+        """The whole K and V."""
+        return self.key, self.value
+
+    def prefetch(self) -> None:
+        """Called when the next `update` will be of these rows."""
+
+    def forget(self) -> None:
+        """Called before another run reuses these rows: forget how they have changed."""
+
+    def chunk(self, part: int, parts: int) -> KVRows:
+        """The rows of one branch (a view)."""
+        size = self.tensors[0].shape[0] // parts
+        rows = slice(part * size, (part + 1) * size)
+        return replace(self, tensors=tuple(t[rows] for t in self.tensors))
+
+    def image_only(self) -> KVRows:
+        """Without text and padding rows (a view)."""
+        rows = slice(self.prefix, self.tensors[0].shape[1] - self.suffix)
+        return replace(self, tensors=tuple(t[:, rows] for t in self.tensors), prefix=0, suffix=0)
+
+    def with_borders(self, prefix: int, suffix: int) -> KVRows:
+        """The same image rows with room for other numbers of text and padding rows (a copy)."""
+        self._settle()
+        framed = tuple(self._framed(t, prefix, suffix) for t in self.image_only().tensors)
+        return replace(self, tensors=framed, prefix=prefix, suffix=suffix)
+
+    def joined(self, others: Sequence[KVRows]) -> KVRows:
+        """These rows and others of the same form, along bb. Text rows are dropped if their numbers differ,
+        since every call writes them again.
+        """
+        if not others:
+            return self
+        parts = [self, *others]
+        if len({(part.prefix, part.suffix) for part in parts}) > 1:
+            parts = [part.image_only() for part in parts]
+        self._settle()
+        columns = zip(*(part.tensors for part in parts), strict=True)
+        whole = tuple(self._cat(column) for column in columns)
+        return replace(self, tensors=whole, prefix=parts[0].prefix, suffix=parts[0].suffix)
+
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors)
+
+    def _make_writers(self) -> tuple[RowWriter, ...]:
+        """One for each of `tensors`, made on first use."""
+        self._writers = tuple(map(RowWriter, self.tensors))
+        return self._writers
+
+    def _put(self, number: int, index: RowIndex, fresh: Tensor) -> None:
+        """Write fresh rows into the `number`th of `tensors`."""
+        if torch.compiler.is_compiling():
+            scatter_into(self.tensors[number], index.flat, fresh)
+        else:
+            (self._writers or self._make_writers())[number].put(index.flat, fresh)
+
+    def _framed(self, rows: Tensor, prefix: int, suffix: int) -> Tensor:
+        framed = self._empty(rows, (rows.shape[0], prefix + rows.shape[1] + suffix, *rows.shape[2:]))
+        framed[:, prefix : prefix + rows.shape[1]] = rows
+        return framed
+
+    def _cat(self, parts: Sequence[Tensor]) -> Tensor:
+        shape = (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+        return torch.cat(list(parts), out=self._empty(parts[0], shape))
+
+    def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return like.new_empty(shape)
+
+    def _settle(self) -> None:
+        """Wait until copies into what is kept have completed."""
+
+
+Keep = Callable[..., KVRows]
+"""Keeps the key and value of a dense call, (bb, r, ...) each, given the numbers of text and padding rows; on
+the device also `arena=`, the memory for all that the call keeps."""
+
+Slot = tuple[int, int]
+"""Which attention: (block, counted from the first that is shortened; how many attentions it has before)."""
+
+Slots = dict[Slot, KVRows]
+"""What one call keeps, in the order of its attentions."""
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device

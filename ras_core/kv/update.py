@@ -1,0 +1,88 @@
+"""Filling and updating the K/V cache of one call, attention by attention."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import RegionalAbort
+from ..rows import Pair, RowIndex
+from .extrapolation import TIMES, Extrapolation, Times
+from .plain import Keep, KVRows, Slot, Slots
+
+
+def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: Keep = KVRows.of) -> None:
+    """Keep the key and value of a dense call, (bb, r, ...) each.
+
+    Args:
+        slots, slot: where; rows of an earlier call are overwritten if they fit.
+        pair: key and value.
+        borders: rows of text before and of padding after the image rows.
+        keep: how (kv/formats.py).
+    """
+    kept = slots.get(slot)
+    if kept is not None and kept.takes(*pair, borders[0]):
+        kept.write(*pair)
+    else:
+        slots[slot] = keep(*pair, *borders)
+
+
+def update(
+    slots: Slots,
+    slot: Slot,
+    fresh: Pair,
+    borders: tuple[int, int],
+    index: RowIndex,
+    extrapolation: Extrapolation | None = None,
+) -> Pair:
+    """Write a regional call's fresh rows over the cached ones and return the whole key and value.
+
+    Args:
+        slots, slot: where.
+        fresh: key and value of [prefix | active | suffix], (bb, r_kept, ...) each.
+        borders: rows of text before and of padding after the image rows in this call.
+        index: which rows of the whole sequence these are.
+        extrapolation: how far cached rows are extrapolated, in a format that does so (kv/forecast.py).
+
+    Returns:
+        (bb, prefix + n + suffix, ...) each; read them before the call's next `update`, which may overwrite
+        them.
+
+    Raises:
+        RegionalAbort: this attention was never seen in a dense call.
+    """
+    rows = slots.get(slot)
+    if rows is None:
+        raise RegionalAbort(f"attention {slot} has no cached keys and values")
+    if (rows.prefix, rows.suffix) != borders:
+        rows = slots[slot] = rows.with_borders(*borders)
+    if extrapolation is None:
+        whole = rows.update(index, fresh)
+    else:
+        whole = rows.update_extrapolated(index, fresh, extrapolation)
+    if rows.is_fetched and (following := _after(slots, slot)) is not None:
+        following.prefetch()
+    return whole
+
+
+def pass_time(slots: Slots, sigma: Tensor, n_tokens: int) -> None:
+    """Note that a dense call at sigma, (bb,), evaluates all tokens."""
+    if TIMES not in slots:
+        slots[TIMES] = Times.start(sigma, n_tokens)
+    slots[TIMES].pass_all(sigma)
+
+
+def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Note that a regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
+
+    Returns:
+        Weights as of `Times.pass_active`; None in formats that do not extrapolate.
+    """
+    times = slots.get(TIMES)
+    return None if times is None else times.pass_active(sigma, active_idx)
+
+
+def _after(slots: Slots, slot: Slot) -> KVRows | None:
+    """The rows of the next attention: dense calls fill slots in the order of the attentions."""
+    order = iter(slots)
+    next(each for each in order if each == slot)
+    return slots[following] if (following := next(order, None)) is not None else None

@@ -1,0 +1,30 @@
+"""What the images of this package share: colours, fonts, sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageFont
+
+BACKGROUND = (24, 26, 31)
+TEXT = (232, 234, 240)
+FAINT = (110, 116, 130)
+
+
+def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) -> (height, width, 3), uint8; tokens keep their edges where they are enlarged."""
+    enlarges = image.shape[0] < height
+    filter_ = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize((width, height), filter_))
+
+
+def as_uint8(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3 or more) float in [0, 1] -> (H, W, 3) uint8."""
+    return (np.clip(image[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
+def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    """Pillow's own."""
+    try:
+        return ImageFont.load_default(size)
+    except TypeError:  # Pillow before 10.1 has one size only
+        return ImageFont.load_default()

@@ -1,0 +1,92 @@
+"""The rows of active tokens, in every tensor that a regional call shortens.
+
+A tensor inside the network is [prefix | image | suffix] along its rows. Hidden rows, position tables,
+attentions and the final layer's output may differ in their prefix: text may be a tensor of its own in one
+block and stand in one sequence with the image in the next. So each tensor's prefix follows from its own row
+count.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import RegionalAbort
+from ..models.base import ALL
+from ..rows import RowIndex, Scratch, gather_rows, scatter_rows
+
+Borders = tuple[int, int]
+"""Rows before and after the image rows."""
+
+
+def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
+    """The borders of a tensor with `rows` rows, `n_image` of them of the image.
+
+    Args:
+        rows, n_image: as above.
+        suffix: rows after the image, or `ALL`.
+        name: of the tensor, for the message.
+
+    Raises:
+        RegionalAbort: there are too few rows.
+    """
+    others = rows - n_image
+    after = others if suffix == ALL else suffix
+    if others < 0 or others < after:
+        raise RegionalAbort(f"{name} has {rows} rows, too few for {n_image} image tokens")
+    return others - after, after
+
+
+class ActiveRows:
+    """Keeps and restores the rows of one regional call.
+
+    Args:
+        active_idx: (bb, n_active) int64, token indices.
+        n_tokens: image tokens of the whole image.
+        suffix: rows after the image, or `ALL`.
+    """
+
+    def __init__(self, active_idx: Tensor, n_tokens: int, suffix: int):
+        self._active_idx = active_idx
+        self._n = n_tokens
+        self._suffix = suffix
+        self._indices: dict[Borders, RowIndex] = {}
+        self._scratch = Scratch()
+
+    def index(self, borders: Borders) -> RowIndex:
+        """The rows that stay in a tensor with these borders."""
+        if borders not in self._indices:
+            self._indices[borders] = RowIndex.of(self._active_idx, self._n, *borders, self._scratch)
+        return self._indices[borders]
+
+    def short_borders(self, rows: int, name: str) -> Borders:
+        """The borders of a tensor that was shortened to `rows` rows."""
+        return borders_of(rows, self._active_idx.shape[1], self._suffix, name)
+
+    def gather(self, whole: Tensor, borders: Borders) -> Tensor:
+        """Keep rows: (bb, r, ...) -> (bb, r_kept, ...)."""
+        return gather_rows(whole, self.index(borders).flat)
+
+    def gather_table(self, table: Tensor, axis: int) -> Tensor:
+        """Keep the rows on `axis` of a position table, (bb or 1, ...); the result has bb on axis 0."""
+        borders = borders_of(table.shape[axis], self._n, self._suffix, "a position table")
+        whole = table.expand(len(self._active_idx), *table.shape[1:])
+        if axis == 1:
+            return self.gather(whole, borders)
+        return self.gather(whole.movedim(axis, 1), borders).movedim(1, axis)
+
+    def scatter(self, kept: Tensor) -> Tensor:
+        """All rows again, zeros at cached tokens: (bb, r_kept, ...) -> (bb, r, ...)."""
+        index = self.index(self.short_borders(kept.shape[1], "the final layer's output"))
+        return scatter_rows(kept, index.flat, index.total // len(self._active_idx))
+
+    def short_mask(self, mask: Tensor, n_keys: int) -> Tensor:
+        """The columns that stay of an attention mask, (bb or 1, ..., r), for `n_keys` keys. A mask of another
+        length, which another attention needs, is left as it is.
+        """
+        rows = n_keys - self._active_idx.shape[1] + self._n
+        if mask.shape[-1] != rows or n_keys == rows:
+            return mask
+        index = self.index(self.short_borders(n_keys, "an attention"))
+        within = index.flat.view(len(self._active_idx), -1) % rows
+        return torch.take_along_dim(mask, within.view(len(within), *[1] * (mask.ndim - 2), -1), dim=-1)

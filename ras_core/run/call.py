@@ -1,0 +1,99 @@
+"""One call of a network, in a run's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ..kv.store import Branch
+
+Attend = Callable[..., Tensor]
+"""An attention function that ComfyUI calls instead of its own."""
+
+
+class Forward(Protocol):
+    """One call of ComfyUI's model, which contains the network (`host.call` implements it).
+
+    Attributes:
+        inputs: the call's arguments by name, `x` (bb, c, H, W) and `t` (bb,) among them.
+        control: a ControlNet's residuals, which adapters know how to read, or None.
+        options: the call's transformer options, for adapters.
+    """
+
+    inputs: dict[str, Any]
+    control: dict | None
+    options: dict
+
+    def __call__(self, attend: Attend | None = None) -> Tensor:
+        """Run the model, with `attend` instead of ComfyUI's attention where given: (bb, c, H, W)."""
+
+    def with_control(self, control: dict | None) -> Forward:
+        """The same call with other residuals."""
+
+    def on(self, inputs: dict[str, Any]) -> Forward:
+        """The same call on other inputs, named as in `captured_inputs`."""
+
+    @property
+    def captured_inputs(self) -> dict[str, Any]:
+        """The inputs and the residuals: all that may change from step to step."""
+
+    @property
+    def model(self) -> Any:
+        """ComfyUI's model."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The network in it."""
+
+    @property
+    def sampling(self) -> object:
+        """What turns a noise level into the network's time."""
+
+    @property
+    def conditionings(self) -> list | None:
+        """Identities of the conditionings that the call evaluates, if known."""
+
+    @property
+    def replaced_blocks(self) -> tuple[str, ...]:
+        """Blocks that other patches replace in this call."""
+
+    @property
+    def other_attention(self) -> Attend | None:
+        """The attention function of another node, or None."""
+
+    @property
+    def wraps_network(self) -> bool:
+        """Whether another node wraps the network itself."""
+
+    def graph_obstacle(self) -> str | None:
+        """Why the call cannot be captured, or None."""
+
+    def frozen_options(self) -> Hashable:
+        """What the network may read of the options, to compare.
+
+        Raises:
+            TypeError: with the name of an option that cannot be compared.
+        """
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that may fill the cache or be regional.
+
+    Attributes:
+        network: the network that is called.
+        branches: what it evaluates, b rows of `forward.inputs` each.
+        forward: runs it.
+    """
+
+    network: nn.Module
+    branches: tuple[Branch, ...]
+    forward: Forward
+
+    @property
+    def variant(self) -> Hashable:
+        """What tells calls of the same conditionings apart: the network, and its replaced blocks."""
+        return self.branches[0][1]

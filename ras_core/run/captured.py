@@ -1,0 +1,99 @@
+"""Regional calls as CUDA graphs: the run's half, which gives `graphs/` a call to capture or replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import RegionalAbort
+from ..graphs.network_identity import inspect
+from ..graphs.session import NetworkGraphs, RowsAdvanced
+from ..graphs.weight_casts import quick_casts
+from ..kv.plain import Slots
+from .call import Call
+from .coverage import Coverage
+from .partial_forward import CallContext, NetworkCall
+from .tools import Tools
+
+
+class CapturedCalls:
+    """Calls that are replayed from a CUDA graph.
+
+    Args:
+        n_tokens: image tokens of the latent.
+        tools: the run's.
+        coverage: what its calls ran with.
+    """
+
+    def __init__(self, n_tokens: int, tools: Tools, coverage: Coverage):
+        self._n_tokens = n_tokens
+        self._tools = tools
+        self._session = tools.graphs
+        self._coverage = coverage
+
+    def run(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
+        """A regional call's output from a CUDA graph, or None if it must run eagerly.
+
+        Args:
+            call: with the residuals of the active tokens.
+            active_idx: (bb, n_active).
+            slots: its K/V rows.
+
+        Raises:
+            RowsAdvanced: the call can neither be replayed nor run eagerly on these K/V rows.
+        """
+        graphs = self.graphs_of(call)
+        output = None if graphs is None else self._output_of(graphs, call, active_idx, slots)
+        known = self._session and self._session.of(call.forward.model)
+        if output is None and known and known.has_advanced(call.branches):
+            raise RowsAdvanced("a call was launched early, but requested in another form")
+        return output
+
+    def graphs_of(self, call: Call) -> NetworkGraphs | None:
+        """The network's graphs, if this call may use them."""
+        forward = call.forward
+        graphs = self._session and self._session.of(forward.model)
+        if graphs is None or graphs.obstacle is not None:
+            return None
+        if not graphs.is_ready:
+            device = forward.inputs["x"].device
+            weights = self._tools.weights and self._tools.weights.of(call.network, device)
+            graphs.prepare(inspect(call.network, device, forward.sampling, forward.model, weights))
+        if obstacle := forward.graph_obstacle():
+            self._session.refuse(obstacle)
+        return None if graphs.obstacle is not None else graphs
+
+    def drop(self) -> None:
+        """Memory is short: free what graphs hold."""
+        if self._session is not None:
+            self._session.drop()
+
+    def _output_of(
+        self, graphs: NetworkGraphs, call: Call, active_idx: Tensor, slots: Slots
+    ) -> Tensor | None:
+        forward = call.forward
+        try:
+            options = forward.frozen_options()
+        except TypeError as name:
+            graphs.refuse(f"another node sets an option of an unknown kind ({name})")
+            return None
+        function = self._function_of(call)
+        return graphs.run(call.branches, forward.captured_inputs, active_idx, slots, function, options)
+
+    def _function_of(self, call: Call) -> Callable[[dict[str, Any], Tensor, Slots], Tensor]:
+        """A regional call as a function of all that changes from step to step."""
+
+        def function(inputs: dict[str, Any], active_idx: Tensor, slots: Slots) -> Tensor:
+            context = CallContext(inputs, inputs["t"], grouped=self._tools.grouped)
+            hooks = NetworkCall(self._tools.adapter, call.network, self._n_tokens, slots, active_idx, context)
+            with quick_casts(call.network), hooks.attached():
+                output = call.forward.on(inputs)(hooks.attend)
+            if not hooks.gathered:
+                raise RegionalAbort("the main blocks never ran on the active tokens")
+            if gap := self._coverage.gap(call, hooks):
+                raise RegionalAbort(gap)
+            return output
+
+        return function

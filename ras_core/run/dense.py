@@ -1,0 +1,89 @@
+"""Dense calls: all tokens, whose K/V and output are kept for the regional steps that follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import RegionalAbort
+from ..kv.plain import Keep, KVRows
+from .call import Call
+from .captured import CapturedCalls, Slots
+from .coverage import Coverage
+from .partial_forward import CallContext, NetworkCall
+from .state import NO_MEMORY, RunState
+from .tools import Tools
+
+NO_HOOKS = "the network's blocks cannot be followed (compiled code runs no hooks attached later)"
+
+
+class DenseCalls:
+    """A run's calls on all tokens."""
+
+    def __init__(self, run: RunState, tools: Tools, coverage: Coverage, captured: CapturedCalls):
+        self._run = run
+        self._tools = tools
+        self._coverage = coverage
+        self._captured = captured
+
+    def run(self, call: Call) -> Tensor:
+        """The call's output, (bb, c, H, W); its K/V and its output are kept if a regional step may follow."""
+        run = self._run
+        if not run.evaluation.fill_cache:
+            return call.forward()
+        if run.evaluation.active_idx is not None:
+            run.warn("a conditioning with nothing cached yet ran dense once")
+        slots = self._slots_for(call)
+        trouble = None
+        try:
+            hooks, output = self._fill(call, slots)
+        except RegionalAbort as surprise:
+            trouble = str(surprise)
+        except torch.cuda.OutOfMemoryError:
+            trouble = NO_MEMORY
+            self._captured.drop()
+        if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
+            slots.clear()
+            run.go_dense(trouble)
+            return call.forward()
+        if gap := self._gap(call, hooks):
+            run.go_dense(gap)
+        else:
+            run.end_fill(call.branches, slots, hooks.text_rows)
+            run.keep_output(call.branches, output)
+        return output
+
+    def _slots_for(self, call: Call) -> Slots:
+        """Slots to fill: this run's own, those of an earlier run with graphs, or new ones."""
+        kv = self._run.kv
+        slots = kv.begin_fill(call.branches)
+        if not slots and (graphs := self._captured.graphs_of(call)):
+            return graphs.lend(call.branches, call.forward.inputs, kv.storage)
+        return slots
+
+    def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
+        """Run the call; what is left of it when it fails goes with this frame."""
+        kv, forward = self._run.kv, call.forward
+        keep = self._outside_compiler(kv.keep_for(call.branches))
+        sigma = forward.inputs["t"] if kv.forecasts else None
+        context = CallContext(forward.inputs, sigma, keep, forward.other_attention)
+        hooks = NetworkCall(self._tools.adapter, call.network, self._run.grid.n, slots, None, context)
+        with hooks.attached():
+            return hooks, forward(hooks.attend)
+
+    def _gap(self, call: Call, hooks: NetworkCall) -> str | None:
+        return NO_HOOKS if hooks.blocks_seen == 0 else self._coverage.gap(call, hooks)
+
+    def _outside_compiler(self, keep: Keep | None) -> Keep | None:
+        """`keep`, with its allocations outside ComfyUI's compiler."""
+        pause = self._tools.pause
+        if keep is None or pause is None:
+            return keep
+
+        def paused(*args: Any, **kwargs: Any) -> KVRows:
+            with pause():
+                return keep(*args, **kwargs)
+
+        return paused

@@ -1,0 +1,96 @@
+"""Regional calls: active tokens only, all others from the cache."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import RegionalAbort
+from ..graphs.session import RowsAdvanced
+from .call import Call
+from .captured import CapturedCalls, Slots
+from .coverage import Coverage
+from .partial_forward import CallContext, NetworkCall
+from .state import NO_MEMORY, RunState
+from .tools import Tools
+
+# Raised by code that was not written for shortened sequences; anything else is not ours to catch.
+SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
+
+
+class RegionalCalls:
+    """A run's calls on active tokens."""
+
+    def __init__(self, run: RunState, tools: Tools, coverage: Coverage, captured: CapturedCalls):
+        self._run = run
+        self._tools = tools
+        self._coverage = coverage
+        self._captured = captured
+
+    def run(self, call: Call) -> Tensor | None:
+        """The call's output, (bb, c, H, W), merged with the cached one; None if the call has to be dense."""
+        run = self._run
+        if not run.is_ready(call.branches):
+            return None
+        active_idx = run.evaluation.active_idx.repeat(len(call.branches), 1)
+        slots = run.kv.slots_for(call.branches)
+        try:
+            shortened = self._shortened(call, active_idx)
+        except SURPRISES as surprise:
+            run.go_dense(_failure(surprise))
+            return None
+        try:
+            output = self._captured.run(shortened, active_idx, slots)
+        except RowsAdvanced:
+            run.kv.drop(call.branches)
+            return None
+        if output is None:
+            return self._eager(shortened, active_idx, slots)
+        return run.merge(call.branches, active_idx, output)
+
+    def _shortened(self, call: Call, active_idx: Tensor) -> Call:
+        """The call with the residuals of the active tokens."""
+        forward = call.forward
+        control = self._tools.adapter.gather_control(
+            forward.control, forward.options, active_idx, self._run.grid.n
+        )
+        return replace(call, forward=forward.with_control(control))
+
+    def _eager(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
+        """As `run`, without a CUDA graph."""
+        run, forward = self._run, call.forward
+        context = CallContext(
+            forward.inputs, forward.inputs["t"], run.kv.keep, forward.other_attention, self._tools.grouped
+        )
+        hooks = NetworkCall(self._tools.adapter, call.network, run.grid.n, slots, active_idx, context)
+        try:
+            with hooks.attached(), self._weights_preset(call.network, active_idx.device):
+                output = forward(hooks.attend)
+        except torch.cuda.OutOfMemoryError:
+            self._captured.drop()
+            run.go_dense(NO_MEMORY)
+            return None
+        except SURPRISES as surprise:
+            run.go_dense(_failure(surprise))
+            return None
+        if not hooks.gathered:
+            run.go_dense("the main blocks never ran on the active tokens")
+            return output
+        if gap := self._coverage.gap(call, hooks):
+            run.go_dense(gap)
+            return None
+        return run.merge(call.branches, active_idx, output)
+
+    def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+        """Preset evictable weights for an eager regional call. Not for a dense one: it needs more working
+        memory, for which weights may have to be evicted.
+        """
+        weights = self._tools.weights
+        return nullcontext() if weights is None else weights.preset(network, device)
+
+
+def _failure(surprise: Exception) -> str:
+    return f"a regional step failed ({type(surprise).__name__}: {surprise})"
