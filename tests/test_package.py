@@ -29,8 +29,8 @@ def project() -> dict:
 
 
 class TestContents:
-    def test_nothing_of_tests_benchmarks_or_training(self, archive):
-        folders = ("tests/", "bench/", "demo/train/", ".ci/", ".github/", "assets/")
+    def test_nothing_of_tests_benchmarks_tools_or_training(self, archive):
+        folders = ("tests/", "bench/", "dev/", "training/", ".ci/", ".github/", "assets/")
         assert [name for name in sorted(archive) if name.startswith(folders)] == []
         assert {"Makefile", ".gitignore", ".comfyignore"} & archive == set()
 
@@ -53,8 +53,18 @@ class TestContents:
             "docs",
         }  # fmt: skip
         assert {name.split("/")[0] for name in archive if "/" in name} <= known
-        demo = {name for name in archive if name.startswith("demo/") and name.endswith(".py")}
-        assert demo == {"demo/__init__.py", "demo/loader.py", "demo/prompt.py"}
+
+    def test_the_demos_folder_travels_as_a_whole(self, archive):
+        """Tools belong elsewhere, so that .comfyignore needs no names of files."""
+        assert tracked("--cached", "demo") <= archive
+        programs = {name for name in archive if name.startswith("demo/") and name.endswith(".py")}
+        assert programs == {"demo/__init__.py", "demo/loader.py", "demo/prompt.py"}
+
+    def test_what_is_left_out_is_whole_folders_and_the_repositorys_own_files(self):
+        lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
+        names = [line for line in lines if line and not line.startswith(("#", "!"))]
+        own = {".comfyignore", ".gitignore", "Makefile", "docs/*"}
+        assert {name for name in names if not name.endswith("/")} == own
 
     def test_pictures_of_the_readme_travel(self, archive):
         text = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -26,7 +26,7 @@ ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_option
 """What ComfyUI passes to APPLY_MODEL by position."""
 
 
-@dataclass(frozen=True)
+@dataclass  # not frozen: Dynamo fails on the constructor of a frozen one
 class ModelCall:
     """One call of ComfyUI's model, with its tensors by name, so that others can replace them.
 

@@ -1,8 +1,8 @@
 """The pack through ComfyUI's own loader and HTTP API: what a browser gets to see, and one whole run."""
 
 import pytest
-from ras_pack.demo import run as demo
-from ras_pack.demo.client import ComfyError
+from ras_pack.dev import demo_run as demo
+from ras_pack.dev.workflow import ComfyError
 
 pytestmark = pytest.mark.server
 

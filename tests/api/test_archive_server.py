@@ -8,9 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from ras_pack.demo import run as demo
-from ras_pack.demo.client import to_api
-from ras_pack.demo.host import PACK
+from ras_pack.dev import demo_run as demo
+from ras_pack.dev.paths import PACK
+from ras_pack.dev.workflow import to_api
 from support import lumina_next_files
 from support.archive import ROOT, archive_files, tracked, write_archive
 from support.server import running_server

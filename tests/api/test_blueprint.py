@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from ras_pack.demo.host import PACK, ROOT
-from ras_pack.demo.server import fetch
+from ras_pack.dev.paths import PACK, ROOT
+from ras_pack.dev.server import fetch
 
 pytestmark = pytest.mark.server
 

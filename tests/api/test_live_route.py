@@ -6,8 +6,8 @@ import urllib.error
 
 import aiohttp
 import pytest
-from ras_pack.demo import run as demo
-from ras_pack.demo.server import fetch
+from ras_pack.dev import demo_run as demo
+from ras_pack.dev.server import fetch
 
 pytestmark = pytest.mark.server
 

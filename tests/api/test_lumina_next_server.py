@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ras_pack.demo.client import to_api
+from ras_pack.dev.workflow import to_api
 from support import lumina_next_files as files
 
 pytestmark = pytest.mark.server

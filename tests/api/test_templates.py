@@ -1,8 +1,8 @@
 """Every shipped template, run by a real server; small models stand in for the checkpoints that a user has."""
 
 import pytest
-from ras_pack.demo import run as demo
-from ras_pack.demo.client import Prompt, to_api
+from ras_pack.dev import demo_run as demo
+from ras_pack.dev.workflow import Prompt, to_api
 from support import lumina_next_files
 from support.server import EXAMPLES
 

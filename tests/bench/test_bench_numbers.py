@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ras_pack.bench.cells import Cell, cell_from, grid
-from ras_pack.bench.costs import cost_reduction, sd3_cost_reduction
-from ras_pack.bench.figures import frechet_distance, masked_psnr, psnr, relative_error
-from ras_pack.bench.front import at_cost, best_at_cost, pareto
-from ras_pack.bench.presets import PRESETS, preset
-from ras_pack.bench.progress import Progress
-from ras_pack.bench.solvers import sample_ab2
-from ras_pack.bench.validation.start_step import cells as start_cells
-from ras_pack.bench.validation.start_step import spread_resets
+from ras_pack.bench.common.progress import Progress
+from ras_pack.bench.quality.cells import Cell, cell_from, grid
+from ras_pack.bench.quality.costs import cost_reduction, sd3_cost_reduction
+from ras_pack.bench.quality.figures import frechet_distance, masked_psnr, psnr, relative_error
+from ras_pack.bench.quality.front import at_cost, best_at_cost, pareto
+from ras_pack.bench.quality.presets import PRESETS, preset
+from ras_pack.bench.quality.solvers import sample_ab2
+from ras_pack.bench.studies.start_step import cells as start_cells
+from ras_pack.bench.studies.start_step import spread_resets
 from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models.cost import CostProfile

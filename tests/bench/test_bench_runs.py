@@ -9,20 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from ras_pack.bench import references as refs
-from ras_pack.bench.cells import Cell, dense_cells
-from ras_pack.bench.cli import main, parser
-from ras_pack.bench.engine import Engine
-from ras_pack.bench.features import Features, distances
-from ras_pack.bench.options import Options, options_from
-from ras_pack.bench.plugins import parse_plugins
-from ras_pack.bench.prompts import HELD_OUT, Prompt, read_prompts
-from ras_pack.bench.real import real_halves
-from ras_pack.bench.report import gains, report
-from ras_pack.bench.sampling import Studio, make_batches, noise_of
-from ras_pack.bench.sources import load_source
-from ras_pack.bench.sweep import sweep
-from ras_pack.bench.table import COLUMNS, Table, claim, read_rows
+from ras_pack.bench.quality import references as refs
+from ras_pack.bench.quality.cells import Cell, dense_cells
+from ras_pack.bench.quality.cli import main, parser
+from ras_pack.bench.quality.engine import Engine
+from ras_pack.bench.quality.features import Features, distances
+from ras_pack.bench.quality.options import Options, options_from
+from ras_pack.bench.quality.plugins import parse_plugins
+from ras_pack.bench.quality.prompts import HELD_OUT, Prompt, read_prompts
+from ras_pack.bench.quality.real import real_halves
+from ras_pack.bench.quality.report import gains, report
+from ras_pack.bench.quality.sampling import Studio, make_batches, noise_of
+from ras_pack.bench.quality.sources import load_source
+from ras_pack.bench.quality.sweep import sweep
+from ras_pack.bench.quality.table import COLUMNS, Table, claim, read_rows
 from ras_pack.ras_core.errors import RASError
 
 FAMILY = "random_sd3"
@@ -320,7 +320,7 @@ class TestPlugins:
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (pip install ray)")
 def test_a_cluster_of_two_workers_gives_the_same_figures(options, tmp_path):
-    from ras_pack.bench.cluster import ray_runner
+    from ras_pack.bench.quality.cluster import ray_runner
 
     options = replace(options, threads=torch.get_num_threads())
     cells = [FAST, replace(FAST, method="random"), *dense_cells(FAMILY, ("euler", "ab2"), (6, 3))]

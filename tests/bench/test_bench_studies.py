@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from ras_pack.bench.cells import Cell
-from ras_pack.bench.options import Options
-from ras_pack.bench.prompts import Prompt
-from ras_pack.bench.sampling import Studio
-from ras_pack.bench.sources import load_source
-from ras_pack.bench.validation import metrics
-from ras_pack.bench.validation.backgrounds import converged_sigmas, partial_sigmas
-from ras_pack.bench.validation.drift import compare, relative, watch
-from ras_pack.bench.validation.scenes import make_scenes
+from ras_pack.bench.quality.cells import Cell
+from ras_pack.bench.quality.options import Options
+from ras_pack.bench.quality.prompts import Prompt
+from ras_pack.bench.quality.sampling import Studio
+from ras_pack.bench.quality.sources import load_source
+from ras_pack.bench.studies import metrics
+from ras_pack.bench.studies.backgrounds import converged_sigmas, partial_sigmas
+from ras_pack.bench.studies.drift import compare, relative, watch
+from ras_pack.bench.studies.scenes import make_scenes
 
 FAMILIES = ["random_sd3", "random_sd35_medium", "random_lumina2"]
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ras_pack.bench.measured import Measured, take_turns
-from ras_pack.bench.reference_job import Job, diffusers_config, reference_arguments
-from ras_pack.bench.reference_pipelines import load_reference, offer_flash_attention
-from ras_pack.bench.speed_cases import (
+from ras_pack.bench.profile.trace_shares import EVALUATION, NETWORK, Segments, step_shares
+from ras_pack.bench.reference.job import Job, diffusers_config, reference_arguments
+from ras_pack.bench.reference.pipelines import load_reference, offer_flash_attention
+from ras_pack.bench.speed.cases import (
     CASES,
     Case,
     Variant,
@@ -22,10 +22,10 @@ from ras_pack.bench.speed_cases import (
     unlike,
     variants,
 )
-from ras_pack.bench.speed_plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
-from ras_pack.bench.speed_run import too_many_recordings
-from ras_pack.bench.speed_table import profile_table, table
-from ras_pack.bench.trace_shares import EVALUATION, NETWORK, Segments, step_shares
+from ras_pack.bench.speed.measured import Measured, take_turns
+from ras_pack.bench.speed.plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
+from ras_pack.bench.speed.run import too_many_recordings
+from ras_pack.bench.speed.table import profile_table, table
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models.cost import CostProfile
 
@@ -118,7 +118,7 @@ class TestJob:
 
     def test_networks_of_the_same_size(self):
         """SD3-medium and Lumina-Next as diffusers' published configurations have them."""
-        from ras_pack.bench.shapes import SHAPES
+        from ras_pack.bench.common.shapes import SHAPES
 
         sd3 = diffusers_config("sd3", SHAPES["sd3_medium"].unet_config)
         assert (sd3["num_layers"], sd3["num_attention_heads"], sd3["attention_head_dim"]) == (24, 24, 64)
@@ -199,7 +199,7 @@ class TestTurns:
 class TestReferenceRows:
     def test_both_bases_and_the_share_of_the_ideal(self):
         """Reference 2 s dense, 1.25 s at half; ComfyUI 1.5 s dense; its own speed-up counts for the ideal."""
-        from ras_pack.bench.speed_run import row_of
+        from ras_pack.bench.speed.run import row_of
 
         shape = SimpleNamespace(rows_in_network=(154, 154), dtype=torch.float16)
         bench = SimpleNamespace(
@@ -285,14 +285,12 @@ class TestTrace:
 
 class TestRanges:
     def test_functions_are_put_back(self):
-        from ras_pack.bench.profile_ranges import RANGES, named_ranges
-        from ras_pack.ras_core.run.partial_forward import NetworkCall
+        from ras_pack.bench.profile.ranges import named_ranges, wrapped
 
-        before = [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.attached]
         with pytest.raises(KeyError), named_ranges():
-            assert NetworkCall.attached is not before[-1]
+            assert all(getattr(of, function.__name__) is not function for of, function in wrapped())
             raise KeyError
-        assert [getattr(of, name) for of, name, _ in RANGES] + [NetworkCall.attached] == before
+        assert all(getattr(of, function.__name__) is function for of, function in wrapped())
 
 
 def plotted(case, method, seconds, **changes):

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import safetensors
 import torch
-from ras_pack.bench import residency_cli
-from ras_pack.bench.checkpoints import make_files
-from ras_pack.bench.graph_counter import GraphCounter
-from ras_pack.bench.hosting import DISABLE_DYNAMIC, knows_dynamic_vram, start_as_main
-from ras_pack.bench.measured import Measured
-from ras_pack.bench.shapes import SHAPES
-from ras_pack.bench.speed_cases import (
+from ras_pack.bench.checks import residency
+from ras_pack.bench.common.checkpoints import make_files
+from ras_pack.bench.common.graph_counter import GraphCounter
+from ras_pack.bench.common.hosting import DISABLE_DYNAMIC, knows_dynamic_vram, start_as_main
+from ras_pack.bench.common.shapes import SHAPES
+from ras_pack.bench.common.tensor_file import write_tensors
+from ras_pack.bench.common.timing import Clock, Stages
+from ras_pack.bench.speed.cases import (
     WEIGHTS,
     Case,
     Variant,
@@ -24,11 +25,10 @@ from ras_pack.bench.speed_cases import (
     variants,
     weights_of,
 )
-from ras_pack.bench.speed_cli import parser, ways_to_start, with_defaults
-from ras_pack.bench.speed_job import SpeedJob, files_for
-from ras_pack.bench.speed_plots import read_rows
-from ras_pack.bench.tensor_file import write_tensors
-from ras_pack.bench.timing import Clock, Stages
+from ras_pack.bench.speed.cli import parser, ways_to_start, with_defaults
+from ras_pack.bench.speed.job import SpeedJob, files_for
+from ras_pack.bench.speed.measured import Measured
+from ras_pack.bench.speed.plots import read_rows
 from ras_pack.ras_core.errors import RASError
 
 CPU = torch.device("cpu")
@@ -149,7 +149,7 @@ class TestFiles:
             assert float((data - weight).norm() / weight.norm()) < 0.05
 
     def test_a_kind_that_fails_leaves_the_others_alone(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("ras_pack.bench.checkpoints.LORA_RANK", -1)
+        monkeypatch.setattr("ras_pack.bench.common.checkpoints.LORA_RANK", -1)
         paths = {kind: tmp_path / kind for kind in ("default", "lora")}
         failed = make_files(SHAPES["sd3_medium"].tiny(), paths, CPU)
         assert list(failed) == ["lora"] and paths["default"].exists() and not paths["lora"].exists()
@@ -199,8 +199,8 @@ def test_plots_take_the_host_as_it_starts(tmp_path):
 
 def program(name: str, *arguments: str) -> SimpleNamespace:
     """A program of bench/ in a process of its own."""
-    command = [sys.executable, str(ROOT / "bench" / name), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    command = [sys.executable, "-m", "bench", name, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.mark.slow
@@ -208,7 +208,7 @@ def test_the_whole_speed_program(tmp_path):
     """Files are made, loaded by ComfyUI's nodes and sampled, in processes that start as its main.py does."""
     out = tmp_path / "speed.json"
     done = program(
-        "speed.py", "--tiny", "--dynamic-vram", "on", "--weights", "default,fp8,lora", "--out", str(out)
+        "speed", "--tiny", "--dynamic-vram", "on", "--weights", "default,fp8,lora", "--out", str(out)
     )
     assert done.returncode == 0, done.stderr[-2000:] + out.with_suffix(".log").read_text()[-3000:]
     results = json.loads(out.read_text())
@@ -232,7 +232,7 @@ def test_the_residency_program_refuses_unknown_names(option, tmp_path, capsys):
     """They would choose nothing, which looks like success."""
     out = tmp_path / "output" / "residency.json"
     known = {"--groups": "dynamic", "--only": "two_nodes"}[option]
-    assert residency_cli.main(["--tiny", option, f"{known}, two_nodse", "--out", str(out)]) == 1
+    assert residency.main(["--tiny", option, f"{known}, two_nodse", "--out", str(out)]) == 1
     told = capsys.readouterr().err
     assert f"{option} two_nodse." in told and f" {known}," in told
     assert not out.parent.exists()
@@ -249,7 +249,7 @@ def test_the_whole_residency_program(tmp_path):
         "exception_in_capture",
         "two_nodes",
     )
-    done = program("residency_check.py", "--tiny", "--only", ",".join(checks), "--out", str(out))
+    done = program("residency", "--tiny", "--only", ",".join(checks), "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + out.with_suffix(".log").read_text()[-3000:]
     found = {check["name"]: check["held"] for check in json.loads(out.read_text())["checks"]}
     assert found == {"make": True, **dict.fromkeys(checks, True), "eviction_between_steps": None}

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ras_pack.demo.browser import Browser, NoBrowser, find
-from ras_pack.demo.server import fetch
+from ras_pack.dev.browser import Browser, NoBrowser, find
+from ras_pack.dev.server import fetch
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "output"

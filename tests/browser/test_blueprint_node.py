@@ -1,7 +1,7 @@
 """The pack's subgraph blueprint in a real browser: listed, added as a node, and run."""
 
 import pytest
-from ras_pack.demo import run as demo
+from ras_pack.dev import demo_run as demo
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

@@ -7,7 +7,7 @@ import base64
 
 import numpy as np
 import pytest
-from ras_pack.demo import run as demo
+from ras_pack.dev import demo_run as demo
 from support.server import EXAMPLES
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
-from ras_pack.demo.client import Client
-from ras_pack.demo.host import ROOT, Host, is_ours, link_pack
-from ras_pack.demo.server import Server, fetch
+from ras_pack.dev.client import Client
+from ras_pack.dev.environment import DevEnvironment, is_ours
+from ras_pack.dev.paths import ROOT
+from ras_pack.dev.server import Server, fetch
+from ras_pack.dev.tree import link_pack
 
 EXAMPLES = ROOT / "example_workflows"
 
@@ -51,10 +53,10 @@ class RunningServer:
 @contextmanager
 def running_server(comfyui: Path, install: Callable[[Path], None] = link_pack) -> Iterator[RunningServer]:
     """Start ComfyUI's main.py on the CPU, stop it in the end; `install` puts the pack into custom_nodes."""
-    # The interpreter that runs the tests has what ComfyUI needs; `make test` makes it the host's.
-    host = Host(comfyui, Path(sys.executable), ours=is_ours(comfyui))
+    # The interpreter that runs the tests has what ComfyUI needs; `make test` takes the dev environment's.
+    env = DevEnvironment(comfyui, Path(sys.executable), ours=is_ours(comfyui))
     with tempfile.TemporaryDirectory(prefix="ras-server-", ignore_cleanup_errors=True) as base:
         log = Path(base) / "server.log"
         flags = ("--cpu", "--preview-method", "latent2rgb")
-        with Server(host, Path(base), log, flags, install) as server:
+        with Server(env, Path(base), log, flags, install) as server:
             yield RunningServer(server.url, log, Client(server.url))

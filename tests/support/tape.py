@@ -134,8 +134,9 @@ class Tapes:
 
 
 def capture_on(model: Any, tape: Any) -> GraphStore:
-    """Make runs of this model capture on this tape, or these tapes. Returns the model's store."""
-    store = GraphStore(tape if isinstance(tape, Tapes) else lambda number: tape)
+    """Make runs of this model capture on this tape, or on what `tape` makes from a
+    number. Returns the model's store."""
+    store = GraphStore(tape if callable(tape) else lambda number: tape)
     setattr(model.model, GRAPHS, store)
     return store
 

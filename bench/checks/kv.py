@@ -1,0 +1,81 @@
+"""The forms of the K/V cache beside each other: error, bytes, seconds, peak memory; a row for each."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..common.paths import OUTPUT
+from ..common.progress import say
+from ..common.results import write_json
+from ..common.setup import machine, pick_device, start
+
+STORAGES = ("gpu", "fp8", "cpu", "off")
+TOLERANCE = {"cpu": 1e-3, "fp8": 0.2}
+"""Relative L2 against "gpu"; random weights pick other tokens soon, so float8's figure says little."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0 when everything held."""
+    parser = argparse.ArgumentParser(prog="bench kv")
+    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2", help="comma list")
+    parser.add_argument("--pixels", type=int, default=1024)
+    parser.add_argument("--ratio", type=float, default=0.25)
+    parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU where there is no GPU")
+    parser.add_argument("--out", type=Path, default=OUTPUT / "kv_check.json")
+    options = parser.parse_args(argv)
+    start(pick_device("auto" if options.tiny else "cuda"))
+    import torch
+
+    from ..common.shapes import SHAPES
+
+    rows: list[dict[str, Any]] = []
+    with torch.inference_mode():
+        for name in options.families.split(","):
+            shape = SHAPES[name].tiny() if options.tiny else SHAPES[name]
+            for row in measured(shape, options.pixels, options.ratio):
+                rows.append(row)
+                say(" ".join(f"{key} {value}" for key, value in row.items()))
+    result = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "ratio": options.ratio, "rows": rows}
+    write_json(options.out, result)
+    return 0 if all(row["held"] for row in rows) else 1
+
+
+def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
+    """One row a storage, after a dense run; the second run of each is timed, in the first memory is read."""
+
+    import comfy.model_management
+
+    from ..common.timing import Peak
+    from ..speed.cases import Case, Variant
+    from ..speed.run import Bench
+
+    device = comfy.model_management.get_torch_device()
+    bench = Bench(Case(shape.name, pixels), shape, device, pixels)
+    bench.warm_up()
+    expected = None
+    for storage in STORAGES:
+        variant, peak = replace(Variant("ras", ratio), kv_cache=storage), Peak(device)
+        latent, trace = bench.latent_of(variant)
+        memory = peak.read()
+        again, timed = bench.latent_of(variant)
+        expected = latent if expected is None else expected
+        error, repeat = distance(latent, expected), distance(again, latent)
+        regional = [e.seconds for e in timed.evaluations[1:] if e.kind.value == "regional"]
+        yield {
+            "family": shape.name, "kv_cache": storage, "error": error, "repeat_error": repeat,
+            "held": error <= TOLERANCE.get(storage, 1e9) and repeat <= 1e-3 and not timed.notes,
+            "kv_bytes": trace.kv_bytes, "peak": memory["allocated"], "before": memory["before"],
+            "seconds": timed.seconds, "regional_step_seconds": sum(regional) / max(len(regional), 1),
+            "notes": list(timed.notes),
+        }  # fmt: skip
+    bench.close()
+
+
+def distance(a: Any, b: Any) -> float:
+    """Relative L2 of two latents."""
+    return float((a - b).norm() / b.norm())

@@ -1,0 +1,260 @@
+"""What the residency program's checks run: a network from a file, sampled with and without CUDA graphs, and
+ways to disturb it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
+import comfy.model_management
+import comfy.sample
+import folder_paths
+import torch
+from torch import Tensor
+
+import nodes
+
+from ...nodes.patch_model import RASPatchModel
+from ...ras_core.host.graphs_of_model import graph_store
+from ...ras_core.host.patch import last_trace
+from ..common.graph_counter import GraphCounter
+from ..common.hosting import end_node
+from ..common.pack_log import logged
+from ..common.shapes import SHAPES, Shape
+
+STEPS = 12
+START, RESET = 2, 7
+
+PAGE = 32 * 2**20
+"""Bytes of a page of evictable weights."""
+
+CAPTURING = [False]
+"""Whether a stand-in tape is capturing."""
+
+
+class Skip(Exception):
+    """Raised with the reason why a check does not apply here."""
+
+
+@dataclass
+class Ran:
+    """A run's latent, its trace, CUDA graphs captured and replayed, and what the pack logged."""
+
+    latent: Tensor
+    trace: Any
+    captures: int
+    replays: int
+    log: list[str]
+
+
+class Counter:
+    """Captures and replays, of CUDA graphs or of the stand-in tapes of the tests."""
+
+    def __init__(self, tiny: bool):
+        self._cuda = GraphCounter().install()
+        self.tapes: Any = None
+        self._before = (0, 0)
+        if tiny:
+            self.tapes = _tapes()
+
+    def take(self) -> tuple[int, int]:
+        """Since the last call."""
+        if self.tapes is None:
+            found = self._cuda.take()
+            return found["captures"], found["replays"]
+        before, self._before = self._before, (self.tapes.captured, self.tapes.replayed)
+        return self._before[0] - before[0], self._before[1] - before[1]
+
+    @contextmanager
+    def planted(self, action: Callable[[], None]) -> Iterator[None]:
+        """Call `action` in each replay, before the launch."""
+        if self.tapes is not None:
+            raise Skip("replays of stand-in tapes cannot be intercepted")
+        self._cuda.before_replay = action
+        try:
+            yield
+        finally:
+            self._cuda.before_replay = lambda: None
+
+
+@dataclass
+class Scene:
+    """A network from a file, and how it is sampled."""
+
+    folder: Path
+    tiny: bool
+    models: dict[str, Any] = field(default_factory=dict)
+    expected: dict[tuple, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for kind in ("diffusion_models", "loras"):
+            folder_paths.add_model_folder_path(kind, str(self.folder))
+        self.shape = self._shape("sd3_medium")
+        self.device = comfy.model_management.get_torch_device()
+        self.counter = Counter(self.tiny)
+        self.size = 128 if self.tiny else 512
+
+    def _shape(self, name: str) -> Shape:
+        return SHAPES[name].tiny() if self.tiny else SHAPES[name]
+
+    def model(self, kind: str = "default", weight_dtype: str = "default") -> Any:
+        """The network from UNETLoader, loaded once.
+
+        Raises:
+            Skip: there is no such file, because this ComfyUI has no such layout.
+        """
+        if not (self.folder / f"network_{kind}.safetensors").exists():
+            raise Skip(f"no {kind} file could be made")
+        if (key := f"{kind} {weight_dtype}") not in self.models:
+            with torch.inference_mode():
+                found = nodes.UNETLoader().load_unet(f"network_{kind}.safetensors", weight_dtype)[0]
+            if self.counter.tapes is not None:
+                _capture_on(found, self.counter.tapes)
+            self.models[key] = found
+        return self.models[key]
+
+    def with_lora(self, strength: float) -> Any:
+        loader = nodes.LoraLoaderModelOnly()
+        return loader.load_lora_model_only(self.model(), "network_lora.safetensors", strength)[0]
+
+    def other(self) -> tuple[Any, Shape]:
+        """Another network, loaded from its file each time."""
+        with torch.inference_mode():
+            found = nodes.UNETLoader().load_unet("other_default.safetensors", "default")[0]
+        return found, self._shape("sd35_large" if self.tiny else "lumina2")
+
+    def sample(self, model: Any, shape: Shape | None = None, steps: int = STEPS, **kwargs: Any) -> Tensor:
+        """The latent of a run: (1, c, H, W) on the CPU."""
+        shape, size = shape or self.shape, kwargs.pop("size", self.size)
+        latent = shape.latent(size, size, 1)["samples"]
+        seed = kwargs.pop("seed", 7)
+        with torch.inference_mode():
+            try:
+                return comfy.sample.sample(
+                    model, comfy.sample.prepare_noise(latent, seed), steps, 5.0, "euler", "simple",
+                    shape.conditioning(0), shape.conditioning(1), latent, seed=seed, disable_pbar=True,
+                    **kwargs,
+                ).cpu()  # fmt: skip
+            finally:
+                end_node()
+
+    def run(
+        self, model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu", **kwargs: Any
+    ) -> Ran:
+        """A run with RAS."""
+        patched = ras(model, graphs, ratio, kv_cache)
+        self.counter.take()
+        with logged() as lines:
+            latent = self.sample(patched, **kwargs)
+        return Ran(latent, last_trace(patched), *self.counter.take(), lines)
+
+    def eager(self, key: str, model: Any, ratio: float = 0.5, **kwargs: Any) -> Tensor:
+        """The latent without graphs, sampled once per `key`."""
+        full = (key, ratio, *sorted(kwargs.items()))
+        if not self.expected:  # a process's first run differs in its last bits, with or without this pack
+            self.sample(model)
+            self.run(model, "off", ratio, **kwargs)
+        if full not in self.expected:
+            self.expected[full] = self.run(model, "off", ratio, **kwargs).latent
+        return self.expected[full]
+
+    def vbars(self, model: Any) -> list[Any]:
+        return list(getattr(model.model, "dynamic_vbars", {}).values())
+
+    def forget(self, model: Any) -> None:
+        """Drop the model's graphs."""
+        if (store := graph_store(model)) is not None:
+            store.clear()
+
+
+def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:
+    """The model from RASPatchModel; by default no setting depends on how much memory is free."""
+    return RASPatchModel.execute(
+        model, sample_ratio=ratio, start_step=START, end_step=0, error_reset_every=RESET - START,
+        cuda_graphs=graphs, kv_cache=kv_cache,
+    ).args[0]  # fmt: skip
+
+
+def pinned_pages(scene: Scene) -> int:
+    """Number of pinned pages of all loaded networks."""
+    return count_pages(scene, 2)
+
+
+def count_pages(scene: Scene, bit: int, models: Any = None) -> int:
+    """Number of pages with this bit of their state set: 1 for resident, 2 for pinned."""
+    vbars = [vbar for model in models or scene.models.values() for vbar in scene.vbars(model)]
+    return sum(bool(page & bit) for vbar in vbars for page in vbar.get_residency())
+
+
+def evict(scene: Scene, model: Any) -> int:
+    """Allocate nearly all memory once. Returns how many pages of the model's weights were evicted."""
+    vbars = scene.vbars(model)
+    if not vbars:
+        raise Skip("no dynamic VRAM")
+    before = count_pages(scene, 1, [model])
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    unused, _ = torch.cuda.mem_get_info()
+    loaded = sum(vbar.loaded_size() for vbar in vbars)
+    ballast(unused + loaded // 2, unused, int(unused * 0.97))
+    return before - count_pages(scene, 1, [model])
+
+
+def ballast(*sizes: int) -> None:
+    """Allocate the first of these numbers of bytes that succeeds, and free it."""
+    for nbytes in sizes:
+        try:
+            torch.empty(nbytes, dtype=torch.uint8, device="cuda")
+            break
+        except torch.cuda.OutOfMemoryError:
+            continue
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+@contextmanager
+def in_capture(action: Callable[[], Any]) -> Iterator[list[int]]:
+    """Call `action` once during a capture, in the second attention; the list then gets an entry."""
+    original, seen, done = mmdit.optimized_attention, [], []
+
+    def attention(*args: Any, **kwargs: Any) -> Tensor:
+        if is_capturing() and not done:
+            seen.append(1)
+            if len(seen) == 2:
+                done.append(1)
+                action()
+        return original(*args, **kwargs)
+
+    mmdit.optimized_attention = attention
+    try:
+        yield done
+    finally:
+        mmdit.optimized_attention = original
+
+
+def is_capturing() -> bool:
+    return CAPTURING[0] or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+
+def _tapes() -> Any:
+    support = importlib.import_module("support.tape")
+
+    class Tape(support.AgainTape):
+        def capture(self, *args: Any, **kwargs: Any) -> Any:
+            CAPTURING[0] = True
+            try:
+                return super().capture(*args, **kwargs)
+            finally:
+                CAPTURING[0] = False
+
+    return support.Tapes(Tape)
+
+
+def _capture_on(model: Any, tapes: Any) -> None:
+    importlib.import_module("support.tape").capture_on(model, tapes)

@@ -1,0 +1,46 @@
+"""The programs of bench, each a module with a function `main(argv)` that returns the exit status."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ..ras_core.errors import RASError
+
+PROGRAMS = {
+    "quality": (".quality.cli", "quality against cost, and the studies of the method"),
+    "speed": (".speed.cli", "speed and memory beside dense runs, LazyCache and the reference code"),
+    "speed-plot": (".speed.plots", "plots of the speed program's results"),
+    "residency": (".checks.residency", "do CUDA graphs under dynamic VRAM give the same images?"),
+    "graphs": (".checks.graphs", "do captured and eager steps agree, family by family?"),
+    "kv": (".checks.kv", "the forms of the K/V cache: error, time, memory"),
+    "eager-cost": (".profile.eager_cost", "what an eager regional step costs the CPU"),
+    "live-view": (".profile.live_view", "what the live view costs"),
+}
+"""Programs that people start, with a line on each."""
+
+WORKERS = {"speed-worker": ".speed.worker", "reference-worker": ".reference.worker"}
+"""Processes that the speed program starts; each reads its job from standard input."""
+
+
+def usage() -> str:
+    """The list of programs."""
+    width = max(map(len, PROGRAMS)) + 2
+    lines = [f"  {name:{width}}{about}" for name, (_, about) in PROGRAMS.items()]
+    return "\n".join(["usage: python -m bench PROGRAM [--help] ...", "", *lines])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Start a program; returns its exit status: 1 if it fails, 2 if there is no such program."""
+    modules = {name: module for name, (module, _) in PROGRAMS.items()} | WORKERS
+    if not argv or argv[0] not in modules:
+        asked_for_help = argv[:1] == ["--help"] or argv[:1] == ["-h"]
+        print(usage(), file=sys.stdout if asked_for_help else sys.stderr)
+        return 0 if asked_for_help else 2
+    program = importlib.import_module(modules[argv[0]], __package__)
+    try:
+        return program.main(list(argv[1:]))
+    except RASError as error:
+        print(error, file=sys.stderr)
+        return 1

@@ -1,0 +1,1 @@
+"""What the programs share. Imports nothing of the other folders of bench."""

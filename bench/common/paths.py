@@ -1,0 +1,14 @@
+"""Folders, and how a program of bench starts another one."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "bench" / "output"
+
+
+def command(program: str, *arguments: str) -> list[str]:
+    """A command line that starts a program of bench in another process, whatever its working directory."""
+    return [sys.executable, str(ROOT / "bench"), program, *arguments]

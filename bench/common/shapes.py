@@ -1,0 +1,187 @@
+"""Networks of true shapes with random weights."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
+import torch
+from torch import Tensor, nn
+
+from ...lumina_next.model import LuminaNextConfig, guide_first_channels
+from .weights import draw_weights
+
+PIXELS_PER_LATENT = 8
+LATENT_CHANNELS = 16
+LUMINA_NEXT = "LuminaNext"
+_DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
+"""What a family's configuration calls the number of its main blocks; the others say n_layers."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A family's network and the conditioning that its text encoders would give.
+
+    Attributes:
+        name: for tables.
+        model_class: name in comfy.supported_models, or LUMINA_NEXT for the pack's own.
+        unet_config: what that class builds the network from, without the dtype.
+        dtype: precision that ComfyUI runs it in.
+        text_rows: of the positive and of the negative prompt; where they differ, ComfyUI makes two calls.
+        text_width: numbers in a text row.
+        pooled_width: numbers of the pooled text vector, 0 where the family has none.
+        multiple: text and image rows are padded to a multiple of it inside the network.
+        channels: of the latent.
+    """
+
+    name: str
+    model_class: str
+    unet_config: Mapping[str, Any]
+    dtype: torch.dtype
+    text_rows: tuple[int, int]
+    text_width: int
+    pooled_width: int = 0
+    multiple: int = 1
+    channels: int = LATENT_CHANNELS
+
+    @property
+    def rows_in_network(self) -> tuple[int, ...]:
+        """Text rows of each branch as the blocks see them."""
+        return tuple(-(-rows // self.multiple) * self.multiple for rows in self.text_rows)
+
+    def conditioning(self, which: int) -> list:
+        """CONDITIONING of the positive (0) or the negative (1) prompt, as text nodes give it."""
+        generator = torch.Generator().manual_seed(which + 1)
+        rows = self.text_rows[which]
+        extras = {"attention_mask": torch.ones(1, rows, dtype=torch.long)}
+        if self.pooled_width:
+            extras = {"pooled_output": torch.randn(1, self.pooled_width, generator=generator)}
+        return [[torch.randn(1, rows, self.text_width, generator=generator), extras]]
+
+    def latent(self, height: int, width: int, batch: int) -> dict[str, Tensor]:
+        """An empty LATENT for a picture of this many pixels."""
+        size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+        return {"samples": torch.zeros(batch, self.channels, *size)}
+
+    def network(self, device: torch.device, seed: int = 0) -> nn.Module:
+        """The network alone, with weights drawn on the device. Not for dynamic VRAM, under which new networks
+        hold no weights.
+        """
+        network = self._model(device).diffusion_model
+        draw_weights(network, seed)
+        return network
+
+    def build(self, device: torch.device, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
+        """A MODEL made in this process, for checks and for what ComfyUI's loader does not detect.
+
+        It is never moved to the CPU (its offload device is its own): moving 16 GB would take longer than
+        the runs.
+        """
+        model = self._model(device)
+        draw_weights(model.diffusion_model, seed)
+        patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
+        if self.model_class == LUMINA_NEXT:
+            guide_first_channels(patcher)  # as its loader does by default
+        return patcher
+
+    def _model(self, device: torch.device) -> Any:
+        is_own = self.model_class == LUMINA_NEXT
+        of_class = LuminaNextConfig if is_own else getattr(comfy.supported_models, self.model_class)
+        return of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
+
+    def shallow(self, blocks: int) -> Shape:
+        """The same family with few main blocks of the true width."""
+        config = {**self.unet_config, _DEPTH.get(self.model_class, "n_layers"): blocks}
+        if config.get("x_block_self_attn_layers"):
+            config["x_block_self_attn_layers"] = [0, 1]
+        return replace(self, unet_config=config)
+
+    def as_detected(self) -> Shape:
+        """With the number of blocks that ComfyUI's loader infers from an SD3 network's width."""
+        config = {name: value for name, value in self.unet_config.items() if name != "num_blocks"}
+        return replace(self, unet_config=config)
+
+    def tiny(self) -> Shape:
+        """The same family at a size that a CPU runs in milliseconds."""
+        config = {**self.unet_config, **_TINY[self.model_class]}
+        if config.get("x_block_self_attn_layers"):
+            config["x_block_self_attn_layers"] = [0]
+        return replace(
+            self, unet_config=config, dtype=torch.float32, text_width=64,
+            pooled_width=64 if self.pooled_width else 0,
+            text_rows=tuple(max(rows // 16, 3) for rows in self.text_rows),
+        )  # fmt: skip
+
+
+def free() -> None:
+    """Let ComfyUI forget its models, and the device their memory."""
+    comfy.model_management.unload_all_models()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _mmdit(depth: int, positions: int, **changes: Any) -> dict[str, Any]:
+    context = {"target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 64 * depth}}
+    return {
+        "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "patch_size": 2, "input_size": None,
+        "depth": depth, "adm_in_channels": 2048, "context_embedder_config": context,
+        "num_patches": positions**2, "pos_embed_max_size": positions, "pos_embed_scaling_factor": None,
+        "x_block_self_attn_layers": [], **changes,
+    }  # fmt: skip
+
+
+_NEXTDIT = {
+    "image_model": "lumina2", "patch_size": 2, "in_channels": LATENT_CHANNELS, "qk_norm": True,
+}  # fmt: skip
+_LUMINA2 = {
+    **_NEXTDIT, "dim": 2304, "cap_feat_dim": 2304, "n_layers": 26, "n_heads": 24, "n_kv_heads": 8,
+    "axes_dims": [32, 32, 32], "axes_lens": [300, 512, 512], "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0,
+}  # fmt: skip
+_Z_IMAGE = {
+    **_NEXTDIT, "dim": 3840, "cap_feat_dim": 2560, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30,
+    "axes_dims": [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3, "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32,
+}  # fmt: skip
+_TINY_MMDIT = {
+    "depth": 2, "num_blocks": 3, "adm_in_channels": 64, "num_patches": 32**2, "pos_embed_max_size": 32,
+    "context_embedder_config": {
+        "target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128},
+    },
+}  # fmt: skip
+_TINY_BLOCKS = {"n_layers": 3, "cap_feat_dim": 64, "axes_dims": [8, 12, 12], "multiple_of": 32}
+_LUMINA_NEXT = {
+    "in_channels": 4, "hidden_size": 2304, "num_layers": 24, "num_attention_heads": 32, "num_kv_heads": 8,
+    "ffn_size": 6144, "cross_attention_dim": 2048, "out_channels": 8, "sample_size": 128,
+}  # fmt: skip
+_TINY = {
+    "SD3": _TINY_MMDIT,
+    LUMINA_NEXT: {
+        "hidden_size": 128, "num_layers": 3, "num_attention_heads": 4, "num_kv_heads": 2, "ffn_size": 512,
+        "cross_attention_dim": 64, "sample_size": 16,
+    },
+    "Lumina2": {**_TINY_BLOCKS, "dim": 128, "n_heads": 4, "n_kv_heads": 2},
+    "ZImage": {**_TINY_BLOCKS, "dim": 256, "n_heads": 8, "n_kv_heads": 8},
+}  # fmt: skip
+
+SHAPES = {
+    shape.name: shape
+    for shape in (
+        Shape("sd3_medium", "SD3", _mmdit(24, 192), torch.float16, (154, 154), 4096, 2048),
+        Shape("sd35_large", "SD3", _mmdit(38, 192, qk_norm="rms"), torch.float16, (154, 154), 4096, 2048),
+        Shape(
+            "sd35_medium", "SD3",
+            _mmdit(24, 384, qk_norm="rms", x_block_self_attn_layers=list(range(13))),
+            torch.float16, (154, 154), 4096, 2048,
+        ),
+        # ComfyUI runs these three in bfloat16. Lumina-Next's prompts are padded to the longer one.
+        Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
+        Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
+        Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),
+    )
+}  # fmt: skip

@@ -1,0 +1,113 @@
+"""Clocks and memory of a device: CUDA events on a GPU, so that measuring waits for nothing."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from ...ras_core.run.timing import Timestamp, seconds_between, timestamp
+
+
+@dataclass
+class Stages:
+    """Stages of a call of the sampler node, with a device synchronization between stages and evaluations.
+
+    Attributes:
+        seconds: by stage, in order.
+        enqueue: CPU seconds of each evaluation, which starts on an idle device.
+    """
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+    enqueue: list[float] = field(default_factory=list)
+    _name: str = ""
+    _since: float = 0.0
+
+    def enter(self, name: str) -> None:
+        """A stage starts, which ends the one before."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if self._name:
+            self.seconds[self._name] = self.seconds.get(self._name, 0.0) + now - self._since
+        self._name, self._since = name, now
+
+    def enqueued(self) -> None:
+        """The CPU has enqueued the evaluation that started last."""
+        self.enqueue.append(time.perf_counter() - self._since)
+
+
+class Clock:
+    """Timestamps in a run: one at the start of each evaluation and one when sampling has ended.
+
+    Attributes:
+        stages: if set, notified of every stage; only for runs whose total time does not count.
+    """
+
+    stages: Stages | None = None
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._marks: list[Timestamp] = []
+
+    def restart(self) -> None:
+        self._marks = []
+
+    def mark(self) -> None:
+        self._marks.append(timestamp(self.device))
+
+    def enter(self, stage: str) -> None:
+        if self.stages is not None:
+            self.stages.enter(stage)
+
+    def enqueued(self) -> None:
+        if self.stages is not None:
+            self.stages.enqueued()
+
+    def laps(self) -> list[float]:
+        """Seconds from each mark to the next; waits for the device."""
+        return [seconds_between(*pair) for pair in itertools.pairwise(self._marks)]
+
+
+class Peak:
+    """GPU memory from now on, in bytes; zeros on other devices.
+
+    Attributes:
+        before, allocated, reserved: allocated at the start, then the peaks of both; set by `read`.
+        taken: used on the device by all processes at the time of `read`. The allocator keeps what it has
+            reserved, and CUDA graphs have memory that none of the other numbers includes.
+        peak: `allocated` plus the weights that dynamic VRAM keeps outside torch's allocator.
+    """
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self.before = self.allocated = self.reserved = self.taken = self.peak = 0
+        if self._on_gpu:
+            gc.collect()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+
+    def read(self) -> dict[str, int]:
+        if self._on_gpu:
+            self.allocated = torch.cuda.max_memory_allocated()
+            self.reserved = torch.cuda.max_memory_reserved()
+            free, total = torch.cuda.mem_get_info()
+            self.taken = total - free
+            self.peak = self.allocated + weight_pages()
+        names = ("before", "allocated", "reserved", "taken", "peak")
+        return {name: getattr(self, name) for name in names}
+
+
+def weight_pages() -> int:
+    """Bytes of weights that ComfyUI's dynamic VRAM has on the device; 0 without it."""
+    import comfy.model_management
+
+    models = {loaded.model.model for loaded in comfy.model_management.current_loaded_models if loaded.model}
+    vbars = [vbar for model in models for vbar in getattr(model, "dynamic_vbars", {}).values()]
+    return sum(vbar.loaded_size() for vbar in vbars)

@@ -1,0 +1,34 @@
+"""Eager regional steps against ComfyUI's own steps on as many rows: a table row per form of the cache."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+from ..common.progress import say
+from ..common.setup import start
+
+STORAGES = ("gpu", "fp8", "forecast")
+FAMILIES = ("sd3_medium", "lumina2", "z_image")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="bench eager-cost")
+    parser.add_argument("--families", default=",".join(FAMILIES), help="comma list")
+    parser.add_argument("--kv-cache", default=",".join(STORAGES), help="comma list")
+    parser.add_argument("--seconds", type=float, default=20.0, help="to time each family for")
+    options = parser.parse_args(argv)
+    start("cpu", threads=1)
+    # ComfyUI's choice on GPUs; it is made when the attention module is imported.
+    importlib.import_module("comfy.cli_args").args.use_pytorch_cross_attention = True
+    from .eager_run import HEADER, costs, line
+
+    say(HEADER)
+    storages = options.kv_cache.split(",")
+    for name in options.families.split(","):
+        host, *found = costs(name, storages, options.seconds)
+        say(line(name, "host alone", host))
+        for storage, cost in zip(storages, found, strict=True):
+            say(line(name, f"{storage} - host", cost - host))
+    return 0

@@ -1,0 +1,127 @@
+"""Runs of narrow networks, step by step: what a step costs the CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...ras_core.config import RASConfig
+from ...ras_core.host.patch import last_trace, patch_model
+from ..common.shapes import SHAPES, Shape
+from .counts import Counts, OperationCounter, counted_functions
+
+STEPS = 12
+START_STEP = 4
+WATCHED = range(START_STEP + 1, STEPS - 1)
+"""Steps that are measured: all regional ones but the first and the run's last."""
+
+SIDE, SHARE = 16, 4
+"""Latent pixels along one side of the image; factor by which a regional step has fewer tokens."""
+
+DEPTH = {"sd3_medium": 24, "sd35_large": 38, "sd35_medium": 24, "lumina2": 26, "z_image": 30}
+
+HEADER = (
+    f"{'':26}{'ms':>8}{'operations':>12}{'kernels':>9}{'allocations':>13}{'functions':>11}{'builtins':>10}"
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one step: seconds of one core, and what they were spent on."""
+
+    seconds: float
+    counts: Counts
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.seconds - other.seconds, self.counts - other.counts)
+
+
+def line(family: str, what: str, cost: Cost) -> str:
+    """A row under HEADER."""
+    n = cost.counts
+    return (
+        f"{family:11}{what:15}{1000 * cost.seconds:8.2f}{n.operations:12.1f}{n.kernels:9.1f}"
+        f"{n.allocations:13.1f}{n.functions:11.1f}{n.builtins:10.1f}"
+    )
+
+
+@dataclass
+class Runner:
+    """Runs of one kind: a model and the side of its image."""
+
+    shape: Shape
+    model: ModelPatcher
+    side: int
+    seconds: list[float] = field(default_factory=list)
+
+    def counts(self) -> Counts:
+        """Average counts per step."""
+        with OperationCounter() as counter:
+            marks = self.run(lambda: counter.counts)
+        with counted_functions() as found:
+            calls = self.run(lambda: Counts(functions=found["call"], builtins=found["c_call"]))
+        first, last = WATCHED[0] - 1, WATCHED[-1]
+        of_python, of_torch = ((each[last] - each[first]) / len(WATCHED) for each in (calls, marks))
+        return replace(of_torch, functions=of_python.functions, builtins=of_python.builtins)
+
+    def time(self) -> None:
+        """Append the seconds of one run's steps to `seconds`."""
+        marks = self.run(time.thread_time)
+        self.seconds += [marks[i] - marks[i - 1] for i in WATCHED]
+
+    def run(self, read: Callable[[], Any]) -> list[Any]:
+        """What `read` returned at the end of each step."""
+        marks: list[Any] = []
+        latent = torch.zeros(1, self.shape.channels, self.side, self.side)
+        noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
+        comfy.sample.sample(
+            self.model, noise, STEPS, 4.0, "euler", "simple", *map(self.shape.conditioning, (0, 1)), latent,
+            callback=lambda *_: marks.append(read()), disable_pbar=True, seed=1,
+        )  # fmt: skip
+        return marks
+
+
+@torch.inference_mode()
+def costs(name: str, storages: Sequence[str], seconds: float) -> list[Cost]:
+    """ComfyUI's own step on as many tokens, then regional steps with the K/V cache in each form.
+
+    Args:
+        name: a family, as in DEPTH.
+        storages: settings of `kv_cache`.
+        seconds: how long to time them, all in turns.
+    """
+    shape = narrow(name)
+    model = shape.build(torch.device("cpu"))
+    runners = [Runner(shape, model, round(SIDE / SHARE**0.5))]
+    for storage in storages:
+        config = RASConfig(
+            sample_ratio=1 / SHARE, start_step=START_STEP, error_reset_every=0, kv_cache=storage,
+            cuda_graphs="off", corrections=True,
+        )  # fmt: skip
+        runners.append(Runner(shape, patch_model(model, config), SIDE))
+        runners[-1].run(lambda: None)
+        trace = last_trace(runners[-1].model)
+        if trace.regional_steps != STEPS - START_STEP or trace.notes:
+            raise RuntimeError(trace.summary())
+    counts = [runner.counts() for runner in runners]
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for runner in runners:
+            runner.time()
+    # The fastest fifth: other processes use this machine too.
+    quiet = [statistics.quantiles(runner.seconds or [0.0, 0.0], n=5)[0] for runner in runners]
+    return list(map(Cost, quiet, counts))
+
+
+def narrow(name: str) -> Shape:
+    """A network with its family's depth and very few, narrow rows."""
+    tiny = SHAPES[name].tiny()
+    depth = "num_blocks" if "num_blocks" in tiny.unet_config else "n_layers"
+    return replace(tiny, unet_config={**tiny.unet_config, depth: DEPTH[name]})

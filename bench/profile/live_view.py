@@ -1,0 +1,95 @@
+"""What the live view costs: the same demo run in a real server, watched and unwatched in turn.
+
+    $(python3 -m dev python) -m bench live-view --pairs 8      (from the repository's root)
+
+One server process, one client that is connected all the time and takes in every message and latent preview.
+Before each run it says whether it watches. The time of a run is that of the sampler's own trace; processor
+time is the server's, which a busy neighbour disturbs less. Prints JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import aiohttp
+import psutil
+
+from ...dev import demo_run as demo
+from ...dev.client import Client
+from ...dev.environment import cpu_flag, current
+from ...dev.server import Server
+
+CLIENT = "bench"
+ROUTE = "/multirate_ras/live"
+
+
+async def one_run(client: Client, socket: aiohttp.ClientWebSocketResponse, prompt: dict) -> tuple[float, int]:
+    """Seconds in the sampler by the run's own trace, and the live messages that came."""
+    await asyncio.to_thread(client.queue, prompt, CLIENT)
+    seconds, messages = 0.0, 0
+    async for message in socket:
+        if message.type != aiohttp.WSMsgType.TEXT:
+            continue
+        event = json.loads(message.data)
+        messages += event["type"] == "multirate_ras.live"
+        if event["type"] == "executed":
+            for stats in event["data"]["output"].get("ras", []):
+                seconds = stats["seconds"]
+        elif event["type"] == "execution_error":
+            raise RuntimeError(event["data"]["exception_message"])
+        elif event["type"] == "execution_success":
+            return seconds, messages
+    raise RuntimeError("the server closed the connection")
+
+
+async def measure(url: str, pid: int, pairs: int, size: int, steps: int) -> dict[str, list]:
+    """Lists of one number a run for both ways; which goes first changes from pair to pair."""
+    client, server = Client(url), psutil.Process(pid)
+    info = client.object_info()
+    base = demo.with_size(demo.to_api(json.loads(demo.WORKFLOWS["sd3"].read_text()), info), size)
+    found = {f"{kind}_{way}": [] for kind in ("seconds", "cpu", "messages") for way in ("on", "off")}
+    async with aiohttp.ClientSession() as session:
+        socket = await session.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0)
+        flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+        await socket.send_json(flags)
+        for run in range(-2, 2 * pairs):  # the first two warm up
+            on = (run + run // 2) % 2 == 0
+            await session.post(url + ROUTE, json={"client_id": CLIENT, "enabled": on})
+            before = sum(server.cpu_times()[:2])
+            prompt = demo.with_sampler(base, steps=steps, seed=run + 1000)
+            seconds, messages = await one_run(client, socket, prompt)
+            cpu = sum(server.cpu_times()[:2]) - before
+            if run >= 0:
+                for kind, value in (("seconds", seconds), ("cpu", cpu), ("messages", messages)):
+                    found[f"{kind}_{'on' if on else 'off'}"].append(round(value, 4))
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="bench live-view", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int, default=28)
+    options = parser.parse_args(argv)
+    env = current()
+    with tempfile.TemporaryDirectory() as base:
+        flags = (*cpu_flag(env), "--preview-method", "latent2rgb")
+        with Server(env, Path(base), Path(base) / "server.log", flags) as server:
+            found = asyncio.run(measure(server.url, server.pid, options.pairs, options.size, options.steps))
+    overhead = {
+        kind: round(statistics.median(found[f"{kind}_on"]) / statistics.median(found[f"{kind}_off"]) - 1, 4)
+        for kind in ("seconds", "cpu")
+    }
+    machine = f"{platform.machine()}, {os.cpu_count()} processors"
+    print(json.dumps({"date": time.strftime("%Y-%m-%d"), "machine": machine, **vars(options), **found,
+                      "overhead": overhead}, indent=1))  # fmt: skip
+    return 0

@@ -1,0 +1,116 @@
+"""Names for RAS's own work in a profile, put around its functions from outside: normal runs pay nothing."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch.profiler import record_function
+
+from ...ras_core.graphs.network_graphs import NetworkGraphs
+from ...ras_core.method.selector import ChangeSelector, PaperSelector
+from ...ras_core.run import sampler
+from ...ras_core.run.partial_forward import NetworkCall
+from ...ras_core.run.state import RunState
+from ..common.timing import Clock
+from .trace_shares import EVALUATION, PREFIX
+
+Function = Callable[..., Any]
+Wrapped = tuple[Any, Function]
+"""A class or module, and one of its functions."""
+
+
+def _each(of: Any, *functions: Function) -> tuple[Wrapped, ...]:
+    return tuple((of, function) for function in functions)
+
+
+RANGES: dict[str, tuple[Wrapped, ...]] = {
+    "selection": (
+        *_each(ChangeSelector, ChangeSelector.observe, ChangeSelector.select),
+        *_each(PaperSelector, PaperSelector.observe, PaperSelector.select),
+    ),
+    "bookkeeping": _each(RunState, RunState.begin_evaluation, RunState.end_evaluation),
+    "keys and values": _each(NetworkCall, NetworkCall._with_cache),
+    "gather and scatter": _each(
+        NetworkCall, NetworkCall._gather_hidden, NetworkCall._gather_positions, NetworkCall._after_final
+    ),
+    "cached output": _each(RunState, RunState.merge, RunState.keep_output),
+    "integrator": _each(sampler, sampler.multirate_step, sampler.fresh_pixels),
+    "captured calls": _each(NetworkGraphs, NetworkGraphs.prepare, NetworkGraphs.lend),
+}
+"""Functions by the name of their range, given as attributes, not as strings: one that is renamed fails
+when this module is imported, which a test does.
+"""
+
+SPECIAL = _each(NetworkCall, NetworkCall.attached, NetworkCall._before_block)
+"""Functions that are wrapped in ways of their own."""
+
+
+def wrapped() -> tuple[Wrapped, ...]:
+    """Everything that `named_ranges` replaces."""
+    return (*itertools.chain.from_iterable(RANGES.values()), *SPECIAL)
+
+
+class MarkingClock(Clock):
+    """A clock whose marks stand in the profile too."""
+
+    def mark(self) -> None:
+        with record_function(EVALUATION):
+            super().mark()
+
+
+@contextmanager
+def named_ranges() -> Iterator[None]:
+    """RANGES and the hooks' own work are named inside."""
+    try:
+        for label, functions in RANGES.items():
+            for of, function in functions:
+                setattr(of, function.__name__, _named(function, label))
+        NetworkCall.attached = _attached_in_range(NetworkCall.attached)
+        NetworkCall._before_block = _hooks_in_range(NetworkCall._before_block)
+        yield
+    finally:
+        for of, function in wrapped():
+            setattr(of, function.__name__, function)
+
+
+def _named(function: Callable, label: str) -> Callable:
+    @wraps(function)
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        # A recording is replayed without its Python, and needs no ranges while it is made.
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            return function(*args, **kwargs)
+        with record_function(PREFIX + label):
+            return function(*args, **kwargs)
+
+    return inside
+
+
+def _hooks_in_range(before_block: Callable) -> Callable:
+    @wraps(before_block)
+    def inside(*args: Any) -> Callable:
+        return _named(before_block(*args), "hooks")
+
+    return inside
+
+
+def _attached_in_range(attached: Callable) -> Callable:
+    """Attaching and removing hooks, without what runs between."""
+
+    @contextmanager
+    def inside(call: NetworkCall) -> Iterator[None]:
+        context = attached(call)
+        _named(context.__enter__, "hooks")()
+        try:
+            yield
+        except BaseException as error:
+            if not context.__exit__(type(error), error, error.__traceback__):
+                raise
+        else:
+            _named(context.__exit__, "hooks")(None, None, None)
+
+    return inside

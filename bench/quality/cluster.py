@@ -1,0 +1,161 @@
+"""A sweep on a Ray cluster: cells are tasks, references are made once and shared through Ray's store.
+
+Each worker is a process with a model of its own. The repository travels as Ray's working directory; a worker
+finds ComfyUI as a local run does, by COMFYUI_PATH.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ...ras_core.errors import RASError
+from ..common.paths import ROOT
+from . import references as refs
+from .cells import Cell, cell_from
+from .options import Options
+from .sweep import Measured, Runner
+
+EXCLUDES = [
+    ".git",
+    ".host",
+    ".dev",
+    ".venv",
+    "__pycache__",
+    "bench/output",
+    "training/data",
+    "demo/output",
+]
+
+
+def ray_runner(address: str, options: Options, workers: int) -> Runner:
+    """A runner for `sweep`; `address` "local" starts a cluster on this machine.
+
+    Raises:
+        RASError: Ray is not installed.
+    """
+    ray = _import_ray()
+
+    def run(cells: Sequence[Cell]) -> Measured:
+        variables = {k: os.environ[k] for k in ("COMFYUI_PATH", "OMP_WAIT_POLICY") if k in os.environ}
+        ray.init(
+            address=address,
+            runtime_env={"working_dir": str(ROOT), "excludes": EXCLUDES, "env_vars": variables},
+            log_to_driver=False,
+        )
+        try:
+            yield from _spread(ray, cells, options, workers)
+        finally:
+            ray.shutdown()
+
+    return run
+
+
+def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> Measured:
+    kind, need = ("GPU", 1.0) if options.device == "cuda" else ("CPU", float(max(options.threads, 1)))
+    available = ray.cluster_resources().get(kind, 1.0)
+    count = min(workers or max(int(available / need), 1), len(cells))
+    # More workers than the cluster has room for would wait for ever; asked for by number, they share it.
+    share = min(need, available / count)
+    share = float(int(share)) if share > 1 else share  # Ray takes parts of one, not of several
+    remote = ray.remote(**{f"num_{kind.lower()}s": share})(_worker_class())
+    pool = [remote.remote(options.as_dict()) for _ in range(count)]
+    made = _references(ray, pool, cells, options)
+    tasks = [_cell_task(cell, options, made) for cell in cells]
+    for number, row in _in_turn(ray, pool, tasks):
+        yield cells[number], row
+
+
+def _references(
+    ray: Any, pool: Sequence[Any], cells: Sequence[Cell], options: Options
+) -> dict[refs.Reference, Any]:
+    """Latents of every reference, in Ray's store."""
+    wanted = refs.needed(list(cells), options)
+    tasks = [_reference_task(reference) for reference in wanted]
+    return {wanted[number]: ray.put(latents) for number, latents in _in_turn(ray, pool, tasks)}
+
+
+def _reference_task(reference: refs.Reference) -> Callable[[Any], Any]:
+    return lambda worker: worker.reference.remote(vars(reference))
+
+
+def _cell_task(cell: Cell, options: Options, made: dict[refs.Reference, Any]) -> Callable[[Any], Any]:
+    own = refs.needed([cell], options)
+    return lambda worker: worker.row.remote(
+        vars(cell), [vars(reference) for reference in own], *(made[reference] for reference in own)
+    )
+
+
+def _in_turn(ray: Any, pool: Sequence[Any], tasks: Sequence[Callable[[Any], Any]]) -> Any:
+    """Give every free worker the next task; yields (number of the task, result) as they finish."""
+    waiting, running = list(enumerate(tasks)), {}
+    free = list(pool)
+    while waiting or running:
+        while waiting and free:
+            number, task = waiting.pop(0)
+            worker = free.pop()
+            running[task(worker)] = (number, worker)
+        (finished, *_), _ = ray.wait(list(running))
+        number, worker = running.pop(finished)
+        free.append(worker)
+        yield number, ray.get(finished)
+
+
+def _worker_class() -> type:
+    """Made inside a function, so that Ray sends its code: the pack is not importable by name over there."""
+
+    class Worker:
+        """One process with one model at a time."""
+
+        def __init__(self, options: dict[str, Any]):
+            import importlib.util
+            import os
+
+            path = os.path.join(os.getcwd(), "dev", "pack.py")
+            spec = importlib.util.spec_from_file_location("multirate_pack", path)
+            pack = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(pack)
+            pack.register_pack()
+            self._side = pack.import_from_pack("bench.quality.cli").remote_side(options)
+
+        def reference(self, reference: dict[str, Any]) -> Any:
+            return self._side.reference(reference)
+
+        def row(self, cell: dict[str, Any], names: list[dict[str, Any]], *latents: Any) -> dict[str, Any]:
+            return self._side.row(cell, names, latents)
+
+    return Worker
+
+
+class RemoteSide:
+    """What a worker does, in plain values: numbers, dictionaries and arrays."""
+
+    def __init__(self, options: Options):
+        from .engine import Engine
+
+        self._engine = Engine(options)
+
+    def reference(self, reference: dict[str, Any]) -> Any:
+        return self._engine.reference(refs.Reference(**reference)).numpy()
+
+    def row(
+        self, cell: dict[str, Any], names: Sequence[dict[str, Any]], latents: Sequence[Any]
+    ) -> dict[str, Any]:
+        for name, array in zip(names, latents, strict=True):
+            self._engine.give(refs.Reference(**name), torch.tensor(array))
+        return self._engine.row(cell_from(cell))
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise RASError(
+            f"--ray, but Ray cannot be imported ({error}).",
+            "the package ray here and on the cluster's nodes, of one version.",
+            "pip install ray, or leave out --ray.",
+        ) from error
+    return ray

@@ -1,0 +1,55 @@
+"""What a folder of results says: report, plots and picture grids. Needs no ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ...ras_core.errors import RASError
+from ..common.plotting import pyplot
+from ..common.progress import say
+from .cells import cell_from
+from .front import pareto
+from .grids import stack_strips
+from .plots import front_plot
+from .report import Row, baselines, curves, points, report
+from .table import Table
+
+
+def conclude(out: Path, title: str = "") -> str:
+    """Write report.md, plots and picture grids of a folder; returns the report."""
+    table = Table(out / "cells.csv")
+    text = (f"# {title}\n\n" if title else "") + report(out)
+    (out / "report.md").write_text(text, encoding="utf-8")
+    families = list(dict.fromkeys(row["family"] for row in table.rows))
+    for family in families:
+        _grid(table.rows, family, out)
+    if can_plot():
+        for family in families:
+            front_plot(table.rows, family, out / f"front_{family}.png")
+            if any(row["fd"] is not None for row in table.rows):
+                front_plot(table.rows, family, out / f"fd_{family}.png", "fd")
+    return text
+
+
+def can_plot() -> bool:
+    """Whether plots can be drawn; says so once where they cannot."""
+    try:
+        pyplot()
+    except RASError as error:
+        say(f"No plots. {error}")
+        return False
+    return True
+
+
+def _grid(rows: Sequence[Row], family: str, out: Path) -> None:
+    """The fronts of multirate and of the baselines, and the compared methods, picture below picture."""
+    groups = curves(rows, family)
+    strips = []
+    for name in [*baselines(groups), *(n for n in groups if groups[n][0]["method"] != "dense")]:
+        front = set(pareto(points(groups[name])))
+        for row in sorted(groups[name], key=lambda row: row["cost_sd3"]):
+            if (row["cost_sd3"], row["psnr"]) in front:
+                label = f"{cell_from(row).label}   {row['cost_sd3']:.2f}x   {row['psnr']:.1f} dB"
+                strips.append((label, out / "pictures" / f"{row['key']}.png"))
+    stack_strips(strips, out / f"pictures_{family}.png")

@@ -1,0 +1,220 @@
+"""From the table of cells to what it says: how far multirate lies above fewer steps at the same cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ...ras_core.errors import RASError
+from .cells import cell_from
+from .front import Point, at_cost, best_at_cost, pareto
+from .table import FIGURE_COLUMNS, markdown, read_rows
+
+TARGETS = {1.5: 0.5, 2.0: 1.5, 2.5: 2.0, 3.0: 2.0, 3.5: 2.0}
+"""Cost reduction -> gain over the best fewer-steps baseline that is asked for, dB."""
+OTHER_TARGETS = {"random": 2.0, "paper": 3.0}
+"""The same over random tokens and over the paper's rule, at 1.5x and 2x."""
+OTHER_COSTS = (1.5, 2.0)
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Multirate beside the best fewer-steps baseline at one cost reduction; None where a front ends before.
+
+    Attributes:
+        cost: cost reduction.
+        wanted: the gain asked for, dB.
+        multirate, baseline: PSNR of the fronts, dB, straight between measured cells.
+        name: the baseline's sampler.
+        setting: the best measured multirate cell that is at least as cheap.
+        fd, fd_baseline, fd_spread: FD-EffLite0 along the same fronts, and the spread of its measurement.
+        kept: the best such cell whose FD is not worse than the baseline's beyond the spread; "" for none.
+        kept_gain: its PSNR over the baseline's, dB.
+    """
+
+    cost: float
+    wanted: float
+    multirate: float | None
+    baseline: float | None
+    name: str
+    setting: str
+    fd: float | None = None
+    fd_baseline: float | None = None
+    fd_spread: float | None = None
+    kept: str = ""
+    kept_gain: float | None = None
+
+    @property
+    def gain(self) -> float | None:
+        if self.multirate is None or self.baseline is None:
+            return None
+        return self.multirate - self.baseline
+
+    @property
+    def verdict(self) -> str:
+        """Whether a setting reaches the target, with its FD kept where there is one; "?" beyond a front."""
+        if self.gain is None:
+            return "?"
+        counts = self.gain if self.fd is None else self.kept_gain
+        return "yes" if counts is not None and counts >= self.wanted else "no"
+
+
+def series_of(row: Row) -> str:
+    """The curve that a cell belongs to."""
+    return row["sampler"] if row["method"] == "dense" else row["method"]
+
+
+def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
+    """Rows of a family by curve, the mean over seeds where there are several."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if row["family"] == family:
+            setting = cell_from({**row, "seed": 0}).key
+            groups.setdefault(series_of(row), {}).setdefault(setting, []).append(row)
+    return {name: [_mean(same) for same in settings.values()] for name, settings in groups.items()}
+
+
+def points(rows: Sequence[Row], figure: str = "psnr") -> list[Point]:
+    """(cost reduction at SD3-medium's shape, figure) of rows that have it."""
+    return [(row["cost_sd3"], row[figure]) for row in rows if row[figure] is not None]
+
+
+def baselines(groups: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """The fewer-steps curves."""
+    return {name: rows for name, rows in groups.items() if rows[0]["method"] == "dense"}
+
+
+def gains(rows: Sequence[Row], family: str) -> list[Gain]:
+    """One line for each target of cost reduction."""
+    groups = curves(rows, family)
+    dense, ours = baselines(groups), _ours(groups)
+    fronts = {name: pareto(points(each)) for name, each in dense.items()}
+    front, found = pareto(points(ours)), []
+    for cost, wanted in TARGETS.items():
+        best = best_at_cost(fronts, cost)
+        name, quality = best if best else ("", None)
+        fd, spread = _along(dense.get(name, []), cost, "fd"), _spread(ours)
+        kept = _best(ours, cost, None if fd is None or spread is None else fd + spread)
+        found.append(
+            Gain(
+                cost, wanted, at_cost(front, cost), quality, name, _label(_best(ours, cost)),
+                _along(ours, cost, "fd"), fd, spread,
+                _label(kept), None if kept is None or quality is None else kept["psnr"] - quality,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _ours(groups: dict[str, list[Row]]) -> list[Row]:
+    """The method, with the adaptive budget of older results, and with continued keys and values."""
+    return [row for name in ("multirate", "adaptive", "forecast") for row in groups.get(name, [])]
+
+
+def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
+    """Multirate above random tokens and the paper's rule: cost, curve, its PSNR, gain, wanted."""
+    groups = curves(rows, family)
+    front = pareto(points(_ours(groups)))
+    lines = []
+    for cost in OTHER_COSTS:
+        for name, wanted in OTHER_TARGETS.items():
+            ours, theirs = at_cost(front, cost), at_cost(pareto(points(groups.get(name, []))), cost)
+            gain = None if ours is None or theirs is None else ours - theirs
+            lines.append([f"{cost:g}x", name, theirs, gain, wanted])
+    return lines
+
+
+def report(folder: Path) -> str:
+    """Everything that a folder's table says, as Markdown.
+
+    Raises:
+        RASError: the folder has no results.
+    """
+    rows = read_rows(folder / "cells.csv")
+    if not rows:
+        raise RASError(f"no results in {folder}.", "a folder that `sweep --out` wrote.", "run a sweep first.")
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    return "\n".join(
+        part for family in families for part in (_gain_table(rows, family), _front_table(rows, family))
+    )
+
+
+def _gain_table(rows: Sequence[Row], family: str) -> str:
+    found = gains(rows, family)
+    header = ["cost", "multirate dB", "best fewer steps dB", "by", "gain dB", "wanted", "reached", "setting"]
+    has_fd = any(line.fd is not None for line in found)
+    lines = []
+    for g in found:
+        line = [f"{g.cost:g}x", g.multirate, g.baseline, g.name, g.gain, g.wanted, g.verdict, g.setting]
+        lines.append(line + ([g.fd, g.fd_baseline, g.fd_spread, g.kept, g.kept_gain] if has_fd else []))
+    header += ["FD", "FD fewer steps", "FD spread", "setting that keeps FD", "its gain dB"] if has_fd else []
+    others = markdown(["cost", "compared with", "its dB", "gain dB", "wanted"], versus_others(rows, family))
+    return f"## {family}: multirate against fewer steps\n\n{markdown(header, lines)}\n{others}"
+
+
+def _front_table(rows: Sequence[Row], family: str) -> str:
+    lines = []
+    for name, cells in sorted(curves(rows, family).items()):
+        front = set(pareto(points(cells)))
+        for row in sorted(cells, key=lambda row: row["cost_sd3"]):
+            mark = "*" if (row["cost_sd3"], row["psnr"]) in front else ""
+            figures = [
+                row[c]
+                for c in ("cost_sd3", "cost_own", "seconds", "psnr", "psnr_dense", "latent_error", "fd")
+            ]
+            lines.append([name, cell_from(row).label, mark, *figures])
+    header = [
+        "curve",
+        "cell",
+        "front",
+        "cost",
+        "cost here",
+        "seconds",
+        "PSNR dB",
+        "to dense dB",
+        "latent",
+        "FD",
+    ]
+    return f"### {family}: all cells\n\n{markdown(header, lines)}"
+
+
+def _best(rows: Sequence[Row], cost: float, most_fd: float | None = None) -> Row | None:
+    """The row of highest PSNR among those at least as cheap, and with an FD of at most `most_fd`."""
+    cheap = [row for row in rows if row["cost_sd3"] >= cost * 0.99]
+    if most_fd is not None:
+        cheap = [row for row in cheap if row["fd"] is not None and row["fd"] <= most_fd]
+    return max(cheap, key=lambda row: row["psnr"]) if cheap else None
+
+
+def _label(row: Row | None) -> str:
+    return cell_from(row).label if row else ""
+
+
+def _along(rows: Sequence[Row], cost: float, figure: str) -> float | None:
+    """Another figure, straight between the cells that make the PSNR front."""
+    front = set(pareto(points(rows)))
+    cells = sorted((row for row in rows if (row["cost_sd3"], row["psnr"]) in front), key=_cost)
+    if not cells or any(row[figure] is None for row in cells):
+        return None
+    return at_cost([(row["cost_sd3"], row[figure]) for row in cells], cost)
+
+
+def _spread(rows: Sequence[Row]) -> float | None:
+    found = [row["fd_spread"] for row in rows if row["fd_spread"] is not None]
+    return mean(found) if found else None
+
+
+def _cost(row: Row) -> float:
+    return row["cost_sd3"]
+
+
+def _mean(rows: Sequence[Row]) -> Row:
+    """One row for several seeds: the mean of every figure they all have."""
+    if len(rows) == 1:
+        return rows[0]
+    numbers = [c for c in FIGURE_COLUMNS if isinstance(rows[0][c], (int, float))]
+    same = {c: mean(row[c] for row in rows) for c in numbers if all(row[c] is not None for row in rows)}
+    return {**rows[0], **same}

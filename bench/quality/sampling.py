@@ -1,0 +1,267 @@
+"""Pictures through ComfyUI's own sampling, many prompts in one batch."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...ras_core.host.patch import last_trace, patch_model
+from ...ras_core.method.schedule import StepKind
+from ...ras_core.models import adapter_for
+from .cells import CACHES, Cell
+from .options import Options
+from .solvers import sample_ab2
+from .sources import Source
+
+Callback = Callable[[int, Tensor, Tensor, int], None]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a cell made.
+
+    Attributes:
+        latents: (n, c, h, w) float32 on the CPU, in the order of the prompts.
+        seconds: sampling time of all of them.
+        shares: share of the image tokens of each network evaluation, mean over batches; skipped ones left
+            out.
+        notes: what ran otherwise than planned.
+        text_rows: text rows of a picture's call, at most.
+        activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.
+    """
+
+    latents: Tensor
+    seconds: float
+    shares: tuple[float, ...]
+    notes: tuple[str, ...]
+    text_rows: int
+    activity: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity."""
+
+    shares: list[float]
+    notes: tuple[str, ...] = ()
+    activity: Tensor | None = None
+
+
+@dataclass
+class Batch:
+    """Prompts that go through the network together.
+
+    Attributes:
+        rows: their places among all prompts.
+        positive, negative: CONDITIONING with one row a prompt.
+    """
+
+    rows: list[int]
+    positive: list
+    negative: list
+
+    @property
+    def text_rows(self) -> int:
+        return self.positive[0][0].shape[1]
+
+
+@dataclass
+class Studio:
+    """A source made ready for one set of prompts: conditionings are encoded once."""
+
+    source: Source
+    options: Options
+    batches: list[Batch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        texts = [prompt.text for prompt in self.options.prompts]
+        self.batches = make_batches(self.source.encode, texts, self.options.batch)
+
+    @property
+    def cfg(self) -> float:
+        return self.options.cfg or self.source.cfg
+
+    def sample(self, cell: Cell, latent: Tensor | None = None, sigmas: Tensor | None = None) -> Sampled:
+        """Make all pictures of a cell.
+
+        Args:
+            cell: how.
+            latent: (n, c, h, w) to start from; without it all is noise.
+            sigmas: noise levels other than the cell's own.
+        """
+        model, sampler = prepare_model(self.source.model, cell), sampler_of(cell.sampler)
+        sigmas = self.sigmas(cell) if sigmas is None else sigmas
+        parts, ran = [], []
+        started = self._now()
+        for batch in self.batches:
+            start = None if latent is None else latent[batch.rows]
+            with count_calls(self.source) as calls:
+                parts.append(self.sample_batch(model, sampler, sigmas, batch, cell.seed, start))
+            ran.append(self._what_ran(model, cell, calls.rows, len(batch.rows)))
+        seconds = self._now() - started
+        known = [each.activity for each in ran if each.activity is not None]
+        return Sampled(
+            self.in_order(parts),
+            seconds,
+            _mean_shares([each.shares for each in ran]),
+            tuple(dict.fromkeys(note for each in ran for note in each.notes)),
+            max(batch.text_rows for batch in self.batches),
+            self.in_order(known) if len(known) == len(ran) else None,
+        )
+
+    @torch.inference_mode()  # as ComfyUI executes nodes
+    def sample_batch(
+        self,
+        model: ModelPatcher,
+        sampler: comfy.samplers.KSAMPLER,
+        sigmas: Tensor,
+        batch: Batch,
+        seed: int,
+        latent: Tensor | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """One run of ComfyUI's sampling: (b, c, h, w) float32 on the CPU."""
+        shape = self.source.latent_shape(self.options.size)
+        texts = [self.options.prompts[row].text for row in batch.rows]
+        noise = torch.stack([noise_of(text, seed, shape) for text in texts])
+        start = torch.zeros_like(noise) if latent is None else latent
+        result = comfy.sample.sample_custom(
+            model, noise, self.cfg, sampler, sigmas, batch.positive, batch.negative, start,
+            callback=callback, disable_pbar=True, seed=seed,
+        )  # fmt: skip
+        return result.float().cpu()
+
+    def sigmas(self, cell: Cell, denoise: float = 1.0) -> Tensor:
+        """The noise levels that KSampler would take."""
+        host_name = cell.sampler if cell.sampler in comfy.samplers.KSampler.SAMPLERS else "euler"
+        model, scheduler = self.source.model, self.options.scheduler
+        return comfy.samplers.KSampler(
+            model, cell.steps, self.source.device, host_name, scheduler, denoise
+        ).sigmas
+
+    def in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """Results of the batches, back in the order of the prompts."""
+        rows = [row for batch in self.batches for row in batch.rows]
+        return torch.cat(list(parts))[torch.tensor(rows).argsort()]
+
+    def decode(self, latents: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """RGB pictures batch by batch: a slice of the prompts and (b, 3, H, W) in [0, 1] on the device."""
+        for first in range(0, len(latents), self.options.batch):
+            part = slice(first, min(first + self.options.batch, len(latents)))
+            with torch.inference_mode():
+                yield part, self.source.decode(latents[part])
+
+    def _what_ran(self, model: ModelPatcher, cell: Cell, rows: int, pictures: int) -> Ran:
+        if cell.config() is not None:
+            trace = last_trace(model)
+            regional = [e.active for e in trace.evaluations if e.kind is StepKind.REGIONAL]
+            activity = torch.from_numpy(np.mean(regional, axis=0)) if regional else None
+            return Ran([e.active_share for e in trace.evaluations], trace.notes, activity)
+        branches = 1 if self.cfg == 1.0 else 2  # the host leaves out the negative prompt at guidance 1
+        return Ran([1.0] * round(rows / (branches * pictures)))
+
+    def _now(self) -> float:
+        if self.source.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def noise_of(text: str, seed: int, shape: Sequence[int]) -> Tensor:
+    """The noise of a prompt and seed, whatever batch it is in: `shape`, float32."""
+    own = hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(own, "little") % 2**63)
+    return torch.randn(*shape, generator=generator)
+
+
+def make_batches(
+    encode: Callable[[str], tuple[Tensor, dict[str, Any]]], texts: Sequence[str], size: int
+) -> list[Batch]:
+    """Batches of prompts whose conditionings have one shape: text encoders give rows as they need."""
+    encoded = [encode(text) for text in texts]
+    empty = encode("")
+    groups: dict[tuple, list[int]] = {}
+    for row, (context, _) in enumerate(encoded):
+        groups.setdefault(tuple(context.shape), []).append(row)
+    batches = []
+    for rows in groups.values():
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            batches.append(Batch(part, conditioning([encoded[row] for row in part]), conditioning([empty])))
+    return batches
+
+
+def conditioning(encoded: Sequence[tuple[Tensor, dict[str, Any]]]) -> list:
+    """CONDITIONING of several prompts: their tensors joined along the batch, other values from the first."""
+    context = torch.cat([each for each, _ in encoded])
+    rest = {name: _joined(name, [values[name] for _, values in encoded]) for name in encoded[0][1]}
+    return [[context, rest]]
+
+
+def _joined(name: str, values: Sequence[Any]) -> Any:
+    if not isinstance(values[0], Tensor):
+        return values[0]
+    # The host counts a mask's ones, and with another count it would not run both prompts in one call.
+    if name == "attention_mask" and all(bool(value.all()) for value in values):
+        return values[0]
+    return torch.cat(list(values))
+
+
+def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
+    """The model as the cell's node would hand it to the sampler."""
+    config = cell.config()
+    if config is not None:
+        return patch_model(model, config)
+    if cell.method in CACHES:
+        nodes = importlib.import_module("comfy_extras.nodes_easycache")
+        node = nodes.LazyCacheNode if cell.method == "lazycache" else nodes.EasyCacheNode
+        return node.execute(model, cell.threshold, 0.15, 0.95, False).args[0]
+    return model
+
+
+def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
+    """A ComfyUI sampler by name, or the harness's own."""
+    if name == "ab2":
+        return comfy.samplers.KSAMPLER(sample_ab2)
+    return comfy.samplers.sampler_object(name)
+
+
+@dataclass
+class Calls:
+    """Rows of the batch axis that went through the first main block."""
+
+    rows: int = 0
+
+
+@contextmanager
+def count_calls(source: Source) -> Iterator[Calls]:
+    """Count what really reaches the network, whoever skips evaluations above it."""
+    calls = Calls()
+    block = adapter_for(source.network).main_blocks(source.network)[0]
+
+    def count(module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
+        calls.rows += next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)).shape[0]
+
+    handle = block.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+def _mean_shares(shares: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Mean over batches; a cache may skip more evaluations in one batch than in another."""
+    longest = max(len(each) for each in shares)
+    padded = [[*each, *[0.0] * (longest - len(each))] for each in shares]
+    return tuple(sum(column) / len(column) for column in zip(*padded, strict=True))

@@ -1,0 +1,181 @@
+"""Where models come from: the shipped demo models, a user's checkpoint, or random weights for tests."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...demo import loader
+from ...demo.prompt import encode_prompt
+from ...ras_core.errors import RASError
+from ...ras_core.models import adapter_for, network_of
+from .options import Options, file_digest
+
+RANDOM = "random_"
+CHECKPOINT = "checkpoint"
+DEMO_CFG, CHECKPOINT_CFG = 3.5, 5.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model with its autoencoder and text.
+
+    Attributes:
+        family: name in the results.
+        identity: changes when the weights do.
+        model: an unpatched MODEL.
+        encode: a prompt -> context (1, r, d) and what else its CONDITIONING holds.
+        decode: latents (n, c, H/8, W/8) -> RGB (n, 3, H, W) in [0, 1], on the model's device.
+        invert: RGB (n, 3, H, W) -> latents.
+        cfg: its default guidance scale.
+        compression: picture pixels along one latent pixel.
+    """
+
+    family: str
+    identity: str
+    model: ModelPatcher
+    encode: Callable[[str], tuple[Tensor, dict[str, Any]]]
+    decode: Callable[[Tensor], Tensor]
+    invert: Callable[[Tensor], Tensor]
+    cfg: float = DEMO_CFG
+    compression: int = 8
+
+    @property
+    def network(self) -> torch.nn.Module:
+        return network_of(self.model.get_model_object("diffusion_model"))
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.load_device
+
+    def latent_shape(self, size: int) -> tuple[int, int, int]:
+        """(c, h, w) of a square picture."""
+        channels = self.model.get_model_object("latent_format").latent_channels
+        return (channels, size // self.compression, size // self.compression)
+
+
+def load_source(family: str, options: Options) -> Source:
+    """The source of this name: a demo family, "checkpoint", or "random_" and a family of the tests.
+
+    Raises:
+        RASError: there is no such source, its weights are missing, or its network is not supported.
+    """
+    if family == CHECKPOINT:
+        source = _checkpoint_source(Path(options.checkpoint))
+    elif family.startswith(RANDOM):
+        source = _random_source(family)
+    elif family in loader.FAMILIES:
+        source = _demo_source(family, options.weights)
+    else:
+        raise RASError(
+            f"family {family!r}.",
+            f"{', '.join(loader.FAMILIES)}, or {CHECKPOINT} with --checkpoint FILE.",
+            "correct --families.",
+        )
+    adapter_for(source.network)
+    return source
+
+
+def has_weights(family: str, weights: str) -> bool:
+    """Whether a demo family can be loaded."""
+    spec = loader.FAMILIES.get(family)
+    return spec is None or all(
+        (_weights_folder(weights) / name).is_file() for name in (spec.weights, loader.AUTOENCODER_FILE)
+    )
+
+
+def _weights_folder(weights: str) -> Path:
+    return Path(weights) if weights else loader.WEIGHTS_DIR
+
+
+def _demo_source(family: str, weights: str) -> Source:
+    folder, kept = _weights_folder(weights), loader.WEIGHTS_DIR
+    names = (loader.FAMILIES[family].weights, loader.AUTOENCODER_FILE)
+    if not has_weights(family, weights):
+        raise RASError(
+            f"no weights of the demo family {family} in {folder}.",
+            f"the files {' and '.join(names)}, which ship with the pack.",
+            "get them back from the repository, or name their folder with --weights.",
+        )
+    loader.WEIGHTS_DIR = folder
+    try:
+        model, vae = loader.load_demo_model(family)
+    finally:
+        loader.WEIGHTS_DIR = kept
+    identity = f"{family}-{'-'.join(file_digest(folder / name) for name in names)}"
+    decode, invert = _through_vae(vae)
+    return Source(family, identity, model, _demo_text, decode, invert)
+
+
+def _demo_text(text: str) -> tuple[Tensor, dict[str, Any]]:
+    context, pooled = encode_prompt(text)
+    # All ones: the empty rows after the words are part of the text here.
+    return context, {"pooled_output": pooled, "attention_mask": torch.ones(1, context.shape[1]).long()}
+
+
+def _through_vae(vae: comfy.sd.VAE) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    vae.output_device = (
+        vae.device
+    )  # a copy to the host and back for every picture would cost more than decoding
+
+    def decode(latents: Tensor) -> Tensor:
+        return vae.decode(latents).movedim(-1, 1)[:, :3]
+
+    def invert(pictures: Tensor) -> Tensor:
+        return vae.encode(pictures.movedim(1, -1))
+
+    return decode, invert
+
+
+def _checkpoint_source(path: Path) -> Source:
+    if not path.is_file():
+        raise RASError(
+            f"no checkpoint {str(path)!r}.",
+            "an SD3, SD3.5 or Lumina 2 file with its text encoders and VAE inside.",
+            "name it with --checkpoint FILE.",
+        )
+    model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)
+    if model is None or clip is None or vae is None:
+        missing = [name for name, part in (("model", model), ("CLIP", clip), ("VAE", vae)) if part is None]
+        raise RASError(
+            f"{path.name} has no {' and no '.join(missing)}.",
+            "a checkpoint that ComfyUI's Load Checkpoint node can use by itself.",
+            "take the variant of the file that includes them (for SD3: ..._incl_clips).",
+        )
+
+    def encode(text: str) -> tuple[Tensor, dict[str, Any]]:
+        context, rest = clip.encode_from_tokens_scheduled(clip.tokenize(text))[0]
+        return context, rest
+
+    decode, invert = _through_vae(vae)
+    compression = vae.spacial_compression_encode()
+    return Source(CHECKPOINT, file_digest(path), model, encode, decode, invert, CHECKPOINT_CFG, compression)
+
+
+def _random_source(name: str) -> Source:
+    """A tiny network of the tests; its "autoencoder" is a fixed linear map to RGB."""
+    family = importlib.import_module("support.families").FAMILIES[name.removeprefix(RANDOM)]
+    model = family.build()
+    channels = model.get_model_object("latent_format").latent_channels
+    mix = torch.randn(3, channels, generator=torch.Generator().manual_seed(0)) / channels**0.5
+
+    def encode(text: str) -> tuple[Tensor, dict[str, Any]]:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+        return tuple(family.conditioning(seed)[0])
+
+    def decode(latents: Tensor) -> Tensor:
+        return torch.einsum("oc,nchw->nohw", mix, latents).mul(0.1).sigmoid()
+
+    def invert(pictures: Tensor) -> Tensor:
+        return torch.einsum("oc,nohw->nchw", mix, pictures - 0.5)
+
+    return Source(name, f"{name}-0", model, encode, decode, invert, compression=1)

@@ -1,0 +1,84 @@
+"""Run many cells: resume, progress, and the files that say what came of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..common.progress import Progress, say
+from ..common.setup import machine
+from . import references as refs
+from .cells import Cell
+from .costs import sd3_cost_reduction
+from .engine import Engine
+from .options import Options
+from .table import Table, claim
+
+Measured = Iterator[tuple[Cell, dict[str, Any]]]
+Runner = Callable[[Sequence[Cell]], Measured]
+
+
+def sweep(cells: Sequence[Cell], options: Options, out: Path, runner: Runner | None = None) -> Table:
+    """Measure the cells that the folder's table lacks, in an order that loads each family once.
+
+    Args:
+        runner: measures cells somewhere else, in any order; without it they run in this process.
+    """
+    claim(out, options.identity())
+    table = Table(out / "cells.csv")
+    missing = sorted((cell for cell in cells if cell.key not in table.finished), key=lambda c: c.family)
+    if len(missing) < len(cells):
+        say(f"{len(cells) - len(missing)} of {len(cells)} cells are finished already.")
+    if not missing:
+        return table
+    progress = Progress(len(missing), sum(map(work_of, missing)))
+    write_description(out, options)
+    for cell, row in (runner or local_runner(options, out))(missing):
+        table.append(row)
+        progress.step(work_of(cell), _line(cell, row))
+    write_description(out, options)
+    return table
+
+
+def local_runner(options: Options, out: Path) -> Runner:
+    """Cells one after the other in this process."""
+
+    def run(cells: Sequence[Cell]) -> Measured:
+        engine = Engine(options, out / "pictures")
+        for _, same in itertools.groupby(cells, key=lambda cell: cell.family):
+            family_cells = list(same)
+            for reference in refs.needed(family_cells, options):
+                say(f"reference: {reference.family}, {reference.sampler}, {reference.steps} steps")
+                engine.reference(reference)
+            for cell in family_cells:
+                yield cell, engine.row(cell)
+
+    return run
+
+
+def work_of(cell: Cell) -> float:
+    """Work of a cell in dense default runs, as planned."""
+    return 1.0 / sd3_cost_reduction(cell.planned_shares())
+
+
+def write_description(out: Path, options: Options) -> None:
+    """description.json: on what, when and with what settings the table was made."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path = out / "description.json"
+    begun = json.loads(path.read_text(encoding="utf-8"))["begun"] if path.exists() else now
+    text = {
+        "begun": begun,
+        "updated": now,
+        **machine(),
+        "settings": options.identity(),
+        "batch": options.batch,
+    }
+    path.write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+def _line(cell: Cell, row: dict[str, Any]) -> str:
+    return f"{cell.family} {cell.label}: {row['cost_sd3']:.2f}x {row['psnr']:.2f} dB ({row['seconds']:.1f} s)"

@@ -1,0 +1,192 @@
+"""The reference code (microsoft/RAS) on diffusers' pipelines, with networks of true shapes.
+
+Nothing of it is here: its checkout is imported, and its own functions put it into a pipeline.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...ras_core.errors import RASError
+from ..common.timing import Clock
+from ..common.weights import draw_weights
+from ..speed.cases import RESETS, START_STEP, Variant
+from .job import Job, reference_arguments
+
+DIFFUSERS = "0.35.2"
+"""The version that was tried."""
+
+# Transformer and pipeline in diffusers, then module and function of the reference.
+FAMILIES = {
+    "sd3": (
+        "SD3Transformer2DModel", "StableDiffusion3Pipeline",
+        "ras.utils.stable_diffusion_3.update_pipeline_sd3", "update_sd3_pipeline",
+    ),
+    "lumina_next": (  # which the reference calls by its old name LuminaText2ImgPipeline
+        "LuminaNextDiT2DModel", "LuminaPipeline",
+        "ras.utils.lumina_next_t2i.update_pipeline_lumina", "update_lumina_pipeline",
+    ),
+}  # fmt: skip
+
+
+def load_reference(checkout: Path) -> None:
+    """Make diffusers and the reference importable.
+
+    Raises:
+        RASError: one of them is not there.
+    """
+    os.environ["USE_FLAX"] = "NO"  # diffusers would import a JAX that it does not fit
+    source = checkout / "src"
+    if not (source / "ras" / "utils" / "ras_manager.py").is_file():
+        raise RASError(
+            f"--reference {checkout} has no src/ras/utils/ras_manager.py.",
+            "a folder with a checkout of github.com/microsoft/RAS.",
+            "git clone it, and name that folder.",
+        )
+    sys.path.insert(0, str(source.resolve()))
+    try:
+        import_module("diffusers")
+    except ImportError as error:
+        raise RASError(
+            f"the reference needs diffusers, which cannot be imported ({error}).",
+            f"diffusers {DIFFUSERS} in the Python that runs this.",
+            f"pip install --no-deps diffusers=={DIFFUSERS}",
+        ) from error
+
+
+class Reference:
+    """A pipeline whose network stands on the device, and its variants.
+
+    Args:
+        job: the case; `load_reference` has run.
+    """
+
+    def __init__(self, job: Job):
+        self.job = job
+        self.device, self.dtype = torch.device(job.device), getattr(torch, job.dtype)
+        diffusers = import_module("diffusers")
+        transformer, pipeline, module, function = FAMILIES[job.family]
+        self._patch: Callable = getattr(import_module(module), function)
+        self.network = build_network(getattr(diffusers, transformer), job, self.device, self.dtype)
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0 if job.family == "sd3" else 1.0)
+        parts = {"vae": None, "text_encoder": None, "tokenizer": None}
+        if job.family == "sd3":
+            parts |= {f"{name}_{i}": None for name in ("text_encoder", "tokenizer") for i in (2, 3)}
+        self.pipeline = getattr(diffusers, pipeline)(transformer=self.network, scheduler=scheduler, **parts)
+        self.pipeline.set_progress_bar_config(disable=True)
+        self._scheduler = scheduler
+        self._processors = {name: m.processor for name, m in self._attentions()}
+        self._prompt = self._embeddings()
+
+    def run(self, variant: Variant, clock: Clock) -> Callable[[int], None]:
+        """A function that samples once; its marks are at each call of the network and after the last step."""
+
+        def sample(seed: int) -> None:
+            self.prepare(variant)
+            hook = self.network.register_forward_pre_hook(lambda *_: clock.mark())
+            generator = torch.Generator(self.device).manual_seed(seed)
+            clock.restart()
+            try:
+                self.pipeline(
+                    num_inference_steps=self.job.steps, height=self.job.pixels, width=self.job.pixels,
+                    generator=generator, output_type="latent", **self._prompt,
+                )  # fmt: skip
+                clock.mark()
+            finally:
+                hook.remove()
+
+        return sample
+
+    def prepare(self, variant: Variant) -> None:
+        """diffusers' own pipeline, or the reference's patches in it."""
+        self.restore()
+        if variant.ratio >= 1 and not variant.option:
+            return
+        manager = _manager()
+        manager.set_parameters(self._arguments(variant))
+        manager.reset_cache()
+        self._patch(self.pipeline)
+
+    def restore(self) -> None:
+        """Take the patches out, and with them keys and values."""
+        self.network.__dict__.pop("forward", None)
+        self.pipeline.scheduler = self._scheduler
+        for name, module in self._attentions():
+            module.set_processor(self._processors[name])
+
+    def counts(self, variant: Variant) -> list[int]:
+        """Active tokens of each step, by the reference's own plan; none for diffusers' dense pipeline."""
+        if variant.ratio >= 1:
+            return []
+        n_tokens = (self.job.pixels // 16) ** 2
+        manager = _manager()
+        manager.set_parameters(self._arguments(variant))
+        return [n_tokens - skipped for skipped in manager.skip_token_num_list]
+
+    def _arguments(self, variant: Variant) -> Any:
+        given, sys.argv = sys.argv, ["ras", *reference_arguments(variant, self.job, START_STEP, RESETS)]
+        try:
+            return import_module("ras.utils.ras_argparser").parse_args()
+        finally:
+            sys.argv = given
+
+    def _attentions(self) -> list[tuple[str, nn.Module]]:
+        return [(name, m) for name, m in self.network.named_modules() if hasattr(m, "set_processor")]
+
+    def _embeddings(self) -> dict[str, Tensor]:
+        rows, width, pooled = self.job.text
+        made = {"device": self.device, "dtype": self.dtype}
+        prompt = {
+            name: torch.randn(self.job.batch, rows, width, **made)
+            for name in ("prompt_embeds", "negative_prompt_embeds")
+        }
+        if pooled:
+            names = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+            return prompt | {name: torch.randn(self.job.batch, pooled, **made) for name in names}
+        mask = torch.ones(self.job.batch, rows, dtype=torch.long, device=self.device)
+        return prompt | {"prompt_attention_mask": mask, "negative_prompt_attention_mask": mask}
+
+
+def build_network(of_class: Any, job: Job, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """A network with random weights drawn on the device."""
+    with torch.device("meta"):
+        network = of_class(**job.network)
+    network = network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    draw_weights(network, 0)
+    return network
+
+
+def offer_flash_attention() -> None:
+    """Where FlashAttention's package is missing, PyTorch's own copy of that kernel takes its name."""
+    try:
+        import_module("flash_attn")
+    except ImportError:
+        module = types.ModuleType(
+            "flash_attn", "PyTorch's kernels under the name that the reference asks for."
+        )
+        module.__spec__ = ModuleSpec("flash_attn", None)
+        module.flash_attn_func = _flash_attention
+        sys.modules["flash_attn"] = module
+
+
+def _flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, **ignored: Any
+) -> Tensor:
+    """(b, rows, heads, channels) each, with fewer heads in k and v; the result as q."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
+
+
+def _manager() -> Any:
+    return import_module("ras.utils").ras_manager.MANAGER

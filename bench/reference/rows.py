@@ -1,0 +1,81 @@
+"""Rows of the reference code in the speed program's table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..common.paths import command as own_command
+from ..common.timing import Clock
+from ..speed.cases import Variant, own_dense
+from ..speed.measured import Measured
+from ..speed.run import Bench, row_of
+from .job import Job, diffusers_config
+
+START = 20
+"""Seconds that its libraries and its network take."""
+
+GRACE = 60
+"""Seconds for starting and ending, over those that its runs may take."""
+
+
+def reference_rows(
+    bench: Bench, dense: Measured, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float
+) -> list[dict[str, Any]]:
+    """A row a variant, measured in a process of its own after this one has freed its network.
+
+    Args:
+        bench: the case, closed.
+        dense: ComfyUI's dense run.
+        variants: diffusers' dense pipeline first.
+        checkout: folder of microsoft/RAS.
+        repeats: timed rounds.
+        seconds: that may be spent.
+    """
+    found = [Measured(each, lambda seed: None, Clock(bench.device)) for each in variants]
+    report, error = {}, "no time was left"
+    if seconds > START:
+        report, error = _ask(job_of(bench, variants, checkout, repeats, seconds), seconds)
+    for each, figures in zip(found, report.get("variants", [{"error": error}] * len(found)), strict=True):
+        for name, value in figures.items():
+            setattr(each, name, value)
+    about = {key: report[key] for key in ("diffusers", "parameters") if key in report}
+    by_variant = {each.variant: each for each in found}
+    return [
+        row_of(bench, each, dense, by_variant[own_dense(each.variant, variants)]) | about for each in found
+    ]
+
+
+def job_of(bench: Bench, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float) -> Job:
+    """The case as the other process needs it: it has no ComfyUI."""
+    shape = bench.shape
+    family = "sd3" if shape.model_class == "SD3" else "lumina_next"
+    return Job(
+        checkout=str(checkout), family=family, network=diffusers_config(family, shape.unet_config),
+        variants=tuple(variants), dtype=str(shape.dtype).removeprefix("torch."), device=bench.device.type,
+        pixels=bench.pixels, batch=bench.case.batch, steps=bench.steps,
+        text=(shape.text_rows[0], shape.text_width, shape.pooled_width), repeats=repeats, seconds=seconds,
+    )  # fmt: skip
+
+
+def _ask(job: Job, seconds: float) -> tuple[dict[str, Any], str]:
+    """The report, or nothing and what went wrong."""
+    limit = None if seconds == float("inf") else max(seconds, 0) + GRACE
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "report.json"
+        command = own_command("reference-worker", str(out))
+        try:
+            done = subprocess.run(
+                command, input=job.dumps(), text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                timeout=limit, check=False,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return {}, f"the reference took more than {limit:.0f} s"
+        if done.returncode or not out.is_file():
+            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            return {}, f"the reference ended with status {done.returncode}: {last}"[:500]
+        return json.loads(out.read_text(encoding="utf-8")), ""

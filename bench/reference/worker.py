@@ -1,0 +1,49 @@
+"""The process that runs the reference code: a job comes on standard input, a report goes to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ..common.timing import Clock
+from ..speed.measured import Measured, take_turns
+from .job import Job
+from .pipelines import Reference, load_reference, offer_flash_attention
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    (out,) = sys.argv[1:] if argv is None else argv
+    job = Job.loads(sys.stdin.read())
+    started = time.perf_counter()
+    with contextlib.redirect_stdout(sys.stderr):  # the reference prints its plan
+        report = measure(job, lambda: job.seconds - (time.perf_counter() - started))
+    Path(out).write_text(json.dumps(report), encoding="utf-8")
+    return 0
+
+
+def measure(job: Job, left: Any) -> dict[str, Any]:
+    """Figures of each variant, as `reference_rows` reads them."""
+    load_reference(Path(job.checkout))
+    reference = Reference(job)
+    offer_flash_attention()  # only now: libraries ask at their import whether it is there
+    found = []
+    for variant in job.variants:
+        clock = Clock(reference.device)
+        counts = reference.counts(variant)
+        found.append(
+            Measured(variant, reference.run(variant, clock), clock, reference.restore, counts=counts)
+        )
+    take_turns(found, reference.device, job.repeats, left)
+    import diffusers
+
+    names = ("seconds", "node_seconds", "steps", "warm_up", "memory", "counts", "error")
+    return {
+        "diffusers": diffusers.__version__,
+        "parameters": sum(p.numel() for p in reference.network.parameters()),
+        "variants": [{name: getattr(each, name) for name in names} for each in found],
+    }

@@ -1,0 +1,298 @@
+"""The command line of the speed program: cases, a process for each way to start ComfyUI, results written
+after every process, a table at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from ..common.hosting import DISABLE_DYNAMIC, comfyui_path, knows_dynamic_vram
+from ..common.paths import OUTPUT
+from ..common.paths import command as own_command
+from ..common.progress import say
+from ..common.results import write_json
+from .cases import (
+    DEFAULT_CASES,
+    RATIOS,
+    STEPS,
+    WEIGHTS,
+    Case,
+    loads_from_file,
+    other_weights,
+    pick_cases,
+    unlike,
+    variants,
+    weights_of,
+)
+from .job import Action, SpeedJob, files_for
+from .table import profile_table, table
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the fastest place for files of 16 GB)
+ROOM = 40 * 2**30
+"""Bytes that a case's files may take: a network of 16 GB, and copies in other layouts."""
+
+TINY_STEPS = 14
+
+MOST = 1800
+"""Seconds that one process may take without --seconds."""
+
+GRACE = 60
+"""Extra seconds that a process gets for starting and ending."""
+
+
+@dataclass
+class Budget:
+    """Seconds that the whole program may take, from its start on; 0 for no limit."""
+
+    seconds: float
+    started: float
+
+    def left(self) -> float:
+        return self.seconds - (time.perf_counter() - self.started) if self.seconds else float("inf")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    options = with_defaults(parser().parse_args(argv))
+    budget = Budget(options.seconds, time.perf_counter())
+    try:
+        cases = pick_cases(options.cases)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.tiny:
+        cases = unlike(cases)
+    if options.list:
+        print("\n".join(case.key for case in pick_cases("all")))
+        return 0
+    has_dynamic = knows_dynamic_vram(comfyui_path())
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    date = time.strftime("%Y-%m-%d")
+    results: dict[str, Any] = {"date": date, "tiny": options.tiny, "rows": [], "dropped": []}
+    with options.out.with_suffix(".log").open("w", encoding="utf-8") as log:
+        for case in cases:
+            run_case(case, options, has_dynamic, budget, results, log)
+    if options.profile:
+        print(profile_table(results))
+        entries = results.get("profiles", [])
+        return 0 if entries and all(not entry["error"] for entry in entries) else 1
+    print(table(results))
+    return 0 if any(not row["error"] for row in results["rows"]) else 1
+
+
+def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
+    """Fill in defaults: few runs for --tiny, which only checks that every path runs, and for --quick."""
+    is_short = options.tiny or options.quick
+    options.ratios = options.ratios or (RATIOS[1:2] if is_short else RATIOS)
+    if options.repeats is None:
+        options.repeats = 1 if is_short else 3
+    if options.weights is None:
+        options.weights = ("default",) if options.quick and not options.tiny else ()
+    if options.tiny and options.device == "auto":
+        options.device = "cpu"
+    if not options.cases:
+        options.cases = "sd3_medium-1024" if options.tiny or options.profile else DEFAULT_CASES
+    return options
+
+
+def run_case(
+    case: Case,
+    options: argparse.Namespace,
+    has_dynamic: bool,
+    budget: Budget,
+    results: dict[str, Any],
+    log: IO[str],
+) -> None:
+    """Run a case in all its processes; write the results after each."""
+    started = time.perf_counter()
+    if budget.left() < options.reserve:
+        say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
+        results["dropped"].append(case.key)
+        write_json(options.out, results)
+        return
+    with scratch(options) as folder:
+        job = first_job(case, options, folder, budget.left())
+        made = ask(job, log) if job.files else {}
+        failed = made.get("failed", {}) | ({"default": made["error"]} if made.get("error") else {})
+        results["dropped"] += [f"{case.key} {kind} ({why})" for kind, why in failed.items()]
+        for flags in ways_to_start(case, options, has_dynamic, failed):
+            run = replace(measuring(job, options, failed), flags=(*job.flags, *flags), seconds=budget.left())
+            add_report(results, case, ask(run, log))
+            write_json(options.out, results)
+            job = replace(job, reference="")  # it does not depend on dynamic VRAM
+    say(f"{case.key}: {time.perf_counter() - started:.0f} s")
+    if not options.profile:
+        say(table({**results, "rows": [row for row in results["rows"] if row["case"] == case.key]}))
+
+
+def ways_to_start(
+    case: Case, options: argparse.Namespace, has_dynamic: bool, failed: dict[str, str]
+) -> list[tuple[str, ...]]:
+    """Sets of flags for ComfyUI: its defaults, then without dynamic VRAM, if its version has that. Under
+    dynamic VRAM a network can only come from a file.
+    """
+    if "default" in failed:
+        return []
+    if not has_dynamic:
+        return [()]
+    ways = {"on": [()], "off": [(DISABLE_DYNAMIC,)], "both": [(), (DISABLE_DYNAMIC,)]}[options.dynamic_vram]
+    return ways if loads_from_file(case, options.tiny) else [(DISABLE_DYNAMIC,)]
+
+
+def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: float) -> SpeedJob:
+    """The job that makes the case's files."""
+    weights = tuple(weights_of(case, options.weights, options.tiny))
+    from_file = loads_from_file(case, options.tiny)
+    own = ("--cpu",) if options.device == "cpu" else ()
+    graphs = options.device != "cpu" or options.tiny
+    found = variants(options.ratios, graphs, options.compile, options.kv_cache, options.more)
+    found = found if "default" in weights else []
+    for each in weights:
+        found += other_weights(options.ratios, graphs, each) if each != "default" else []
+    return SpeedJob(
+        action="make", case=case, tiny=options.tiny, device=options.device,
+        flags=(*own, *shlex.split(options.flags)), threads=options.threads,
+        steps=options.steps or (TINY_STEPS if options.tiny else case.steps), repeats=options.repeats,
+        seconds=seconds, folder=str(folder),
+        files=files_for(case, weights) if from_file else {}, variants=tuple(found),
+        reference=str(options.reference or ""), ratios=tuple(options.ratios),
+    )  # fmt: skip
+
+
+def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]) -> SpeedJob:
+    """The job that runs what the first one made."""
+    action: Action = "profile" if options.profile else "measure"
+    steps = 11 if options.profile else job.steps  # profile_run.STEPS, which imports torch
+    left = tuple(variant for variant in job.variants if variant.weights not in failed)
+    return replace(job, action=action, steps=steps, variants=left)
+
+
+@contextmanager
+def scratch(options: argparse.Namespace) -> Any:
+    """A folder for a case's files, deleted afterwards."""
+    parent = options.scratch or (None if options.tiny else shared_memory(ROOM))
+    with tempfile.TemporaryDirectory(prefix="ras-speed-", dir=parent) as folder:
+        yield Path(folder)
+
+
+def shared_memory(nbytes: int) -> Path | None:
+    """The shared-memory folder if it has this much room, else None."""
+    has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > nbytes
+    return SHARED_MEMORY if has_room else None
+
+
+def ask(job: SpeedJob, log: IO[str]) -> dict[str, Any]:
+    """Run a job in a process and return its report, with an `error` if the process failed."""
+    if job.action == "make" and knows_dynamic_vram(comfyui_path()):
+        job = replace(job, flags=(*job.flags, DISABLE_DYNAMIC))
+    say(f"{job.case.key}: {job.action} {' '.join(job.flags)}")
+    limit = min(max(job.seconds, 0), MOST) + GRACE
+    out = Path(job.folder) / "report.json"
+    out.unlink(missing_ok=True)
+    command = own_command("speed-worker", str(out))
+    start, error = log.tell(), ""
+    try:
+        done = subprocess.run(
+            command, input=job.dumps(), text=True, stdout=log, stderr=log, timeout=limit, check=False
+        )
+        if done.returncode:
+            error = f"{job.action} ended with status {done.returncode}: {last_line(log, start)}"
+    except subprocess.TimeoutExpired:
+        error = f"{job.action} took more than {limit:.0f} s"
+    report = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else {}
+    if error:
+        say(error)
+        report["error"] = error[:500]
+    return report
+
+
+def last_line(log: IO[str], start: int) -> str:
+    """The last line written to a log since `start`."""
+    with Path(log.name).open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        lines = [line.strip() for line in file if line.strip()]
+    return lines[-1] if lines else "it said nothing"
+
+
+def add_report(results: dict[str, Any], case: Case, report: dict[str, Any]) -> None:
+    """Take over rows, profiles and the description of the machine."""
+    if "machine" in report:
+        results.setdefault("machine", report["machine"])
+        results["comfyui"] = report["machine"]["comfyui"]
+        results["dynamic_vram"] = sorted({*results.get("dynamic_vram", []), report["dynamic_vram"]})
+    results["rows"] += report.get("rows", [])
+    if "profiles" in report:
+        results["profiles"] = results.get("profiles", []) + report["profiles"]
+    if report.get("error"):
+        results["rows"].append({"case": case.key, "variant": "", "error": report["error"]})
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="bench speed", description=(__doc__ or "").splitlines()[0])
+    top.add_argument(
+        "--cases", default="",
+        help=f"comma list, by the beginning of their names, or all; {DEFAULT_CASES} by default",
+    )  # fmt: skip
+    top.add_argument("--list", action="store_true", help="only print the cases")
+    top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
+    top.add_argument("--reserve", type=float, default=30, help="seconds that starting a case needs")
+    top.add_argument("--quick", action="store_true", help="one timed run, 25 %% only, the file as it is")
+    top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
+    top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")
+    top.add_argument("--ratios", type=_ratios, help="0.5,0.25,0.125 by default")
+    top.add_argument("--weights", type=_weights, help=f"comma list of {', '.join(WEIGHTS)}")
+    top.add_argument(
+        "--dynamic-vram", choices=("both", "on", "off"), default="both", help="how ComfyUI is started"
+    )
+    top.add_argument("--flags", default="", help="further command-line flags for ComfyUI, in one argument")
+    top.add_argument("--scratch", type=Path, help="folder for checkpoints; shared memory where it has room")
+    top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
+    top.add_argument("--threads", type=int, default=0)
+    top.add_argument("--more", action="store_true", help="and LazyCache, all tokens, no graphs")
+    top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
+    top.add_argument(
+        "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
+        help="and with ComfyUI's TorchCompileModel before",
+    )  # fmt: skip
+    top.add_argument(
+        "--kv-cache", type=_storages, default=(), metavar="NAMES",
+        help="and with these settings of kv_cache: fp8,forecast,cpu",
+    )  # fmt: skip
+    top.add_argument("--profile", action="store_true", help="profile steps of --cases instead")
+    top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
+    top.add_argument("--out", type=Path, default=OUTPUT / "speed.json")
+    return top
+
+
+def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if unknown := sorted(set(names) - set(known)):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is no {what}; there are {', '.join(known)}")
+    return names
+
+
+def _storages(text: str) -> tuple[str, ...]:
+    # Here, since it imports torch: a worker that imports this module has to start ComfyUI first.
+    from ...ras_core.kv.formats import setting_names
+
+    return _names(text, setting_names(), "kv_cache")
+
+
+def _weights(text: str) -> tuple[str, ...]:
+    return _names(text, WEIGHTS, "kind of weights")
+
+
+def _ratios(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part.strip())

@@ -1,0 +1,140 @@
+"""A process of the speed program: starts ComfyUI the way a user does, then does one job."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..common.hosting import has_dynamic_vram, start_as_main
+from ..common.progress import say
+from .job import SpeedJob, file_of
+
+if TYPE_CHECKING:
+    from .run import Bench  # imports torch, which ComfyUI has to load first
+
+TINY_PIXELS = 128
+FP8 = "fp8_e4m3fn"
+LORA_STRENGTH = 0.7
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The job comes on standard input; the report goes to the file in the first argument."""
+    out = Path((argv or sys.argv[1:])[0])
+    job = SpeedJob.loads(sys.stdin.read())
+    started = time.perf_counter()
+    start_as_main(job.flags, job.threads)
+    from ..common.setup import machine
+
+    report: dict[str, Any] = {"machine": machine(), "dynamic_vram": has_dynamic_vram()}
+    report["start_seconds"] = time.perf_counter() - started
+    work = {"make": make, "measure": measure, "profile": profile}[job.action]
+    for found in work(job, lambda: job.seconds - (time.perf_counter() - started)):
+        for name, value in found.items():
+            report[name] = [*report.get(name, []), *value] if isinstance(value, list) else value
+        out.write_text(json.dumps(report), encoding="utf-8")
+    return 0
+
+
+def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """Write the job's files."""
+    import comfy.model_management
+
+    from ..common.checkpoints import make_files
+
+    started, folder = time.perf_counter(), Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {kind: folder / name for kind, name in job.files.items()}
+    failed = make_files(shape_of(job), paths, comfy.model_management.get_torch_device())
+    sizes = {kind: path.stat().st_size for kind, path in paths.items() if path.exists()}
+    total = comfy.model_management.get_total_memory(comfy.model_management.get_torch_device())
+    seconds = time.perf_counter() - started
+    yield {"failed": failed, "sizes": sizes, "make_seconds": seconds, "total": total}
+
+
+def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """Rows of the case, one group of weights after another."""
+    from ..common.shapes import free
+    from .run import measure_case, too_many_recordings
+
+    profile = None  # one for all: the work to be done is the same, whatever format the weights are in
+    for weights in dict.fromkeys(variant.weights for variant in job.variants):
+        group = [variant for variant in job.variants if variant.weights == weights]
+        if warning := too_many_recordings(group, len(set(shape_of(job).text_rows))):
+            say(warning)
+        try:
+            bench = open_bench(job, weights)
+        except Exception as error:
+            free()
+            about = {"case": job.case.key, "variant": group[0].key, "weights": weights}
+            yield {"rows": [about | {"error": f"{type(error).__name__}: {error}"[:500]}]}
+            continue
+        bench.profile = profile = profile or bench.profile
+        found = [bench.measured(each) for each in group]
+        rows = measure_case(bench, found, job.repeats, left)
+        dense = found[0].figures_only()
+        del found
+        bench.close()
+        yield {"rows": rows}
+        if weights == "default" and job.reference:
+            yield {"rows": reference(job, bench, dense, left)}
+        del bench
+        free()
+
+
+def reference(job: SpeedJob, bench: Bench, dense: Any, left: Callable[[], float]) -> list[dict[str, Any]]:
+    """Rows of the reference code, once the case's own are done."""
+    from ..reference.rows import reference_rows
+    from .cases import reference_variants
+
+    asked = reference_variants(job.case, job.ratios, job.device == "cuda")
+    return reference_rows(bench, dense, asked, Path(job.reference), job.repeats, left()) if asked else []
+
+
+def profile(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
+    """Profiles of the case's variants."""
+    from ..profile.run import profiles
+
+    bench = open_bench(job, "default")
+    yield {"profiles": profiles(bench, [each for each in job.variants if each.weights == "default"])}
+    bench.close()
+
+
+def shape_of(job: SpeedJob) -> Any:
+    from ..common.shapes import SHAPES
+
+    shape = SHAPES[job.case.shape]
+    shape = shape.tiny() if job.tiny else shape
+    return shape.as_detected() if job.files else shape
+
+
+def open_bench(job: SpeedJob, weights: str) -> Bench:
+    """The case with a network from ComfyUI's loader nodes, or made here if they do not know it."""
+    import comfy.model_management
+    import torch
+
+    from .run import Bench
+
+    device = comfy.model_management.get_torch_device()
+    pixels = TINY_PIXELS if job.tiny else job.case.pixels
+    with torch.inference_mode():  # as ComfyUI runs its loader nodes
+        model = load(job, weights) if job.files else None
+    return Bench(job.case, shape_of(job), device, pixels, job.steps, model)
+
+
+def load(job: SpeedJob, weights: str) -> Any:
+    """A MODEL from UNETLoader, and LoraLoaderModelOnly for a LoRA."""
+    import folder_paths
+
+    import nodes
+
+    for kind in ("diffusion_models", "loras"):
+        folder_paths.add_model_folder_path(kind, job.folder)
+    name = job.files[file_of(weights)]
+    model = nodes.UNETLoader().load_unet(name, FP8 if weights == "fp8" else "default")[0]
+    if weights == "lora":
+        model = nodes.LoraLoaderModelOnly().load_lora_model_only(model, job.files["lora"], LORA_STRENGTH)[0]
+    return model

@@ -1,0 +1,137 @@
+"""Metric robustness: does a metric stay with what changes when the background is busier than the subject?
+
+Simple subjects with exact masks stand on plain and on busy backgrounds. Each picture is half dissolved in
+noise and denoised again with each metric, beside a converged run from the same start. A metric that looks at
+how busy a region is, rather than at what changes, moves its tokens when the background does, and loses the
+subject.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ras_core.method.grid import TokenGrid
+from ...ras_core.models import adapter_for
+from ..common.progress import Progress, say
+from ..quality.cells import Cell
+from ..quality.figures import masked_psnr, psnr
+from ..quality.options import Options
+from ..quality.plots import bar_plot
+from ..quality.prompts import Prompt
+from ..quality.references import CONVERGED_SAMPLER
+from ..quality.sampling import Studio
+from ..quality.sources import load_source
+from .common import publish
+from .scenes import KINDS, make_scenes
+
+DENOISE = 0.6
+STEPS = 20
+RATIO = 0.25
+
+
+def variants(family: str) -> dict[str, Cell]:
+    """What is compared."""
+    base = Cell(family, "paper", "euler", STEPS, start=2, reset_every=6, ratio=RATIO, starvation=0.1)
+    return {
+        "dense": Cell(family, steps=STEPS),
+        "std, low active (paper)": base,
+        "std, high active": replace(base, high_ratio=0.0),
+        "l2norm, low active": replace(base, metric="l2norm"),
+        "random": replace(base, method="random", starvation=0.0),
+        "change": replace(base, method="change", starvation=0.0),
+        "multirate": replace(base, method="multirate", sampler="dpmpp_2m", starvation=0.0),
+    }
+
+
+def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
+    """The study for one family; returns its table."""
+    scenes = make_scenes(options, artwork)
+    options = replace(options, prompts=tuple(Prompt(text) for text in scenes.texts))
+    studio = Studio(load_source(family, options), options)
+    progress = Progress(len(KINDS) * len(variants(family)), len(KINDS) * len(variants(family)))
+    lines: list[list[Any]] = []
+    for kind in KINDS:
+        latent = invert(studio, scenes.pictures[kind])
+        say(f"reference: {kind} backgrounds")
+        target = decoded(studio, converged(studio, latent))
+        for name, cell in variants(family).items():
+            lines.append([kind, name, *_figures(studio, cell, latent, target, scenes.mask)])
+            progress.step(1, f"{kind} background, {name}: {lines[-1][2]:.2f} dB")
+    groups = {line[1]: {} for line in lines}
+    for kind, name, quality, *_ in lines:
+        groups[name][f"{kind} background"] = quality
+    header = [
+        "background",
+        "metric",
+        "PSNR dB",
+        "subject dB",
+        "background dB",
+        "subject active",
+        "rest active",
+    ]
+    labels = ("PSNR to the converged run, dB", f"{family}: {RATIO:.0%} active, from {DENOISE:.0%} noise")
+    return publish(
+        out, f"backgrounds_{family}", f"Simple subjects on plain and busy backgrounds, {family}",
+        [("", header, lines)], lambda path: bar_plot(groups, labels, path), options,
+    )  # fmt: skip
+
+
+def partial_sigmas(studio: Studio, cell: Cell) -> Tensor:
+    """The cell's steps over the last part of the noise levels, as KSampler's denoise setting gives them."""
+    return studio.sigmas(cell, DENOISE)
+
+
+def converged_sigmas(studio: Studio, first: Tensor) -> Tensor:
+    """Steps as dense as those of other converged runs, from the very same first noise level."""
+    every = studio.sigmas(Cell(studio.source.family, steps=studio.options.reference_steps))
+    return torch.cat([first[None], every[every < first * (1 - 1e-3)]])
+
+
+def converged(studio: Studio, latent: Tensor) -> Tensor:
+    """Latents that a run from these pictures converges to."""
+    cell = Cell(studio.source.family, sampler=CONVERGED_SAMPLER, steps=STEPS)
+    first = partial_sigmas(studio, cell)[0]
+    return studio.sample(cell, latent, converged_sigmas(studio, first)).latents
+
+
+@torch.inference_mode()
+def invert(studio: Studio, pictures: Tensor) -> Tensor:
+    """Latents of pictures (n, 3, H, W), on the CPU."""
+    parts = pictures.split(studio.options.batch)
+    return torch.cat([studio.source.invert(part).float().cpu() for part in parts])
+
+
+def decoded(studio: Studio, latents: Tensor) -> Tensor:
+    """Pictures of latents, on the CPU."""
+    return torch.cat([pictures.float().cpu() for _, pictures in studio.decode(latents)])
+
+
+def _figures(studio: Studio, cell: Cell, latent: Tensor, target: Tensor, mask: Tensor) -> list[float | None]:
+    sampled = studio.sample(cell, latent, partial_sigmas(studio, cell))
+    pictures = decoded(studio, sampled.latents)
+    quality = [
+        psnr(pictures, target),
+        masked_psnr(pictures, target, mask),
+        masked_psnr(pictures, target, 1 - mask),
+    ]
+    figures: list[float | None] = [float(each.mean()) for each in quality]
+    if sampled.activity is None:
+        return [*figures, None, None]
+    weight = _token_mask(studio, mask)  # (n, tokens)
+    active = sampled.activity.flatten(1).float()
+    subject = float((active * weight).sum() / weight.sum())
+    background = float((active * (1 - weight)).sum() / (1 - weight).sum())
+    return [*figures, subject, background]
+
+
+def _token_mask(studio: Studio, mask: Tensor) -> Tensor:
+    """Share of the subject in each token: (n, 1, size, size) -> (n, tokens)."""
+    _, height, width = studio.source.latent_shape(studio.options.size)
+    patch = adapter_for(studio.source.network).patch_size(studio.source.network)
+    pixels = torch.nn.functional.adaptive_avg_pool2d(mask, (height, width))[:, 0]
+    return TokenGrid((height, width), patch).pool(pixels)

@@ -1,0 +1,66 @@
+"""What the studies share: measuring some cells, and writing a table."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..quality.cells import Cell
+from ..quality.conclude import can_plot
+from ..quality.options import Options
+from ..quality.report import Row
+from ..quality.sweep import sweep, write_description
+from ..quality.table import markdown
+
+FEW = 32
+"""With fewer prompts than that a study takes a coarser grid, for a CPU."""
+
+
+def is_small(options: Options) -> bool:
+    """Whether this is a look and not a measurement."""
+    return len(options.prompts) < FEW
+
+
+def measured(cells: Sequence[Cell], options: Options, out: Path) -> list[Row]:
+    """Rows of these cells, in their order; finished ones are taken from the folder's table."""
+    table = sweep(cells, options, out)
+    rows = {row["key"]: row for row in table.rows}
+    return [rows[cell.key] for cell in cells]
+
+
+def publish(
+    out: Path,
+    name: str,
+    title: str,
+    tables: Sequence[tuple[str, Sequence[str], Sequence[Sequence[Any]]]],
+    plot: Callable[[Path], None],
+    options: Options,
+) -> str:
+    """Write tables as CSV and Markdown, and the plot where matplotlib is at hand.
+
+    Args:
+        out: folder.
+        name: of the files, without ending.
+        title: heading.
+        tables: name, header and rows of each.
+        plot: draws into a file.
+        options: told in description.json.
+
+    Returns:
+        The Markdown text.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    write_description(out, options)
+    parts = [f"# {title}\n"]
+    for caption, header, rows in tables:
+        parts.append((f"{caption}\n\n" if caption else "") + markdown(header, rows))
+        suffix = "" if len(tables) == 1 else f"_{len(parts) - 1}"
+        with (out / f"{name}{suffix}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    text = "\n".join(parts)
+    (out / f"{name}.md").write_text(text, encoding="utf-8")
+    if can_plot():
+        plot(out / f"{name}.png")
+    return text

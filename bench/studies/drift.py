@@ -1,0 +1,152 @@
+"""Cache drift: how far what a cached token lends to the others strays from what it would be.
+
+A long run is made with and without error resets. At some of its steps the dense network is asked about the
+very same state, and keys, values and attention outputs of the cached tokens are compared: relative error,
+mean over main blocks. The attention output of a cached token is that of its last active step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...ras_core.method.grid import TokenGrid
+from ...ras_core.models import adapter_for
+from ..common.progress import say
+from ..quality.cells import Cell
+from ..quality.engine import Engine
+from ..quality.figures import psnr
+from ..quality.options import Options
+from ..quality.plots import line_plot
+from ..quality.references import converged_of
+from ..quality.sampling import Studio, prepare_model, sampler_of
+from .common import publish
+from .probe import Place, Probe, Seen
+
+STEPS = 100
+RATIO = 0.25
+PICTURES = 8
+"""Keys and values of every block are kept, so few pictures have to do."""
+LOOKS = 24
+RESETS = {"resets every 6": 6, "no resets": 0}
+PARTS = ("key", "value", "output")
+
+
+@dataclass
+class Look:
+    """A step that is looked at: state (b, c, h, w), noise level, what the run saw, and the errors found."""
+
+    step: int
+    state: Tensor
+    seen: dict[Place, Seen]
+    cached: Tensor
+    sigma: float = 0.0
+    age: float = 0.0
+    errors: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
+
+
+def run(family: str, options: Options, out: Path) -> str:
+    """The study for one family; returns its table."""
+    options = replace(options, prompts=options.prompts[:PICTURES], batch=PICTURES)
+    engine = Engine(options)
+    studio = engine.studio(family)
+    lines: list[list[Any]] = []
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    qualities = []
+    for name, reset in RESETS.items():
+        cell = Cell(
+            family, "multirate", "dpmpp_2m", STEPS, start=4, reset_every=reset, ratio=RATIO
+        )  # fmt: skip
+        looks, latents = watch(studio, cell)
+        compare(studio, looks)
+        target = torch.cat(engine.decoded(converged_of(cell, options)))
+        pictures = torch.cat([pictures for _, pictures in studio.decode(latents)])
+        qualities.append([name, float(psnr(pictures, target).mean())])
+        say(f"{name}: {len(looks)} steps looked at, {qualities[-1][1]:.2f} dB")
+        for look in looks:
+            means = [sum(look.errors[part]) / len(look.errors[part]) for part in PARTS]
+            lines.append([name, look.step, look.sigma, look.age, *means])
+            for part, value in zip(PARTS, means, strict=True):
+                x, y = curves.setdefault(f"{part}, {name}", ([], []))
+                x.append(look.step)
+                y.append(value)
+    tables = [
+        (
+            "Relative error of cached tokens; age is the mean number of steps since they were active:",
+            ["run", "step", "sigma", "age", *PARTS],
+            lines,
+        ),
+        ("The pictures these runs end in:", ["run", "PSNR dB"], qualities),
+    ]
+    labels = (f"step of {STEPS}", "relative error of cached tokens", f"{family}, {RATIO:.0%} active")
+    return publish(
+        out, f"drift_{family}", f"Cache drift, {family}", tables,
+        lambda path: line_plot(curves, labels, path), options,
+    )  # fmt: skip
+
+
+def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
+    """Make the cell's first batch: what its attentions saw at some regional steps, and its latents."""
+    probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
+    regional = [i for i, share in enumerate(cell.planned_shares()) if share < 1.0]
+    wanted = set(regional[:: max(len(regional) // LOOKS, 1)])
+    looks: list[Look] = []
+    age: Tensor | None = None
+
+    def keep(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+        nonlocal age
+        probe.begin_step()
+        cached = probe.cached
+        age = None if cached is None else (cached if age is None else (age + 1) * cached)
+        if step in wanted and cached is not None:
+            mean_age = float(age[cached].float().mean())
+            looks.append(Look(step, x.clone(), dict(probe.seen), cached.clone(), age=mean_age))
+
+    sigmas = studio.sigmas(cell)
+    with probe.attached(prepare_model(studio.source.model, cell)) as model:
+        latents = studio.sample_batch(
+            model, sampler_of(cell.sampler), sigmas, batch, cell.seed, callback=keep
+        )
+    for look in looks:
+        look.sigma = float(sigmas[look.step])
+    return looks, latents
+
+
+def compare(studio: Studio, looks: list[Look]) -> None:
+    """Ask the dense network about each look's state, and fill in the errors."""
+    probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
+
+    def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **kwargs: Any) -> Tensor:
+        for look in looks:
+            probe.begin_step()
+            model(look.state, x.new_full((x.shape[0],), look.sigma), **extra_args)
+            _fill(look, probe.seen)
+            look.seen = {}
+        return x
+
+    sigmas = studio.sigmas(Cell(studio.source.family, steps=2))
+    with probe.attached(studio.source.model) as model:
+        studio.sample_batch(model, comfy.samplers.KSAMPLER(sampler), sigmas, batch, 0)
+
+
+def grid_of(studio: Studio) -> TokenGrid:
+    """The token grid of the studio's pictures."""
+    network = studio.source.network
+    _, height, width = studio.source.latent_shape(studio.options.size)
+    return TokenGrid((height, width), adapter_for(network).patch_size(network))
+
+
+def _fill(look: Look, dense: dict[Place, Seen]) -> None:
+    for place, stale in look.seen.items():
+        for part in PARTS:
+            look.errors[part].append(relative(getattr(stale, part), getattr(dense[place], part), look.cached))
+
+
+def relative(stale: Tensor, exact: Tensor, rows: Tensor) -> float:
+    """|stale - exact| / |exact| over the rows of the mask: (bb, n, d), (bb, n, d), (bb, n)."""
+    return float((stale - exact)[rows].float().norm() / exact[rows].float().norm())

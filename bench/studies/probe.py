@@ -1,0 +1,114 @@
+"""A look into the attentions of a run: keys, values and outputs of every image token at chosen steps.
+
+It enters as an attention override, which the method calls with its merged keys and values, so it sees what
+the active tokens see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.patcher_extension
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...ras_core.host.names import ATTENTION, RUN
+from ...ras_core.method.grid import TokenGrid
+from ...ras_core.models import adapter_for
+from ..quality.sources import Source
+
+Place = tuple[int, int, int]
+"""Which attention of a step: (model call, main block, attention in it)."""
+
+
+@dataclass
+class Seen:
+    """One attention at one step, image tokens only: (bb, n, d) each."""
+
+    key: Tensor
+    value: Tensor
+    output: Tensor
+
+
+@dataclass
+class Probe:
+    """Collects what passes.
+
+    Attributes:
+        source, grid: of the run that is looked at.
+        seen: the last step's attentions, by place.
+        cached: (bb, n) bool, tokens that the last step did not process; None when it was dense.
+    """
+
+    source: Source
+    grid: TokenGrid
+    seen: dict[Place, Seen] = field(default_factory=dict)
+    cached: Tensor | None = None
+    _call: int = -1
+    _block: int | None = None
+    _attention: int = 0
+
+    def begin_step(self) -> None:
+        """The next model call is the first of a step."""
+        self._call = -1
+
+    @contextmanager
+    def attached(self, model: ModelPatcher):
+        """A clone of the model with this probe in it, for the body."""
+        probed = model.clone()
+        options = probed.model_options.setdefault("transformer_options", {})
+        probed.model_options["transformer_options"] = {**options, ATTENTION: self._attend}
+        probed.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "multirate_probe", self._begin_call)
+        network = self.source.network
+        with ExitStack() as hooks:
+            for number, block in enumerate(adapter_for(network).main_blocks(network)):
+                hooks.callback(block.register_forward_pre_hook(self._enter(number)).remove)
+            yield probed
+
+    def _begin_call(
+        self, executor: comfy.patcher_extension.WrapperExecutor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        self._call += 1
+        self._block = None
+        return executor(*args, **kwargs)
+
+    def _enter(self, number: int) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, args: tuple) -> None:
+            self._block, self._attention = number, 0
+
+        return hook
+
+    def _attend(self, func: Callable, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: Any, **kwargs: Any):
+        output = func(q, k, v, heads, *args, **kwargs)
+        if self._block is not None:
+            run = kwargs.get("transformer_options", {}).get(RUN)
+            active = None if run is None or run.evaluation is None else run.evaluation.active_idx
+            axis = 2 if kwargs.get("skip_reshape") else 1
+            self._keep(_rows(k, axis), _rows(v, axis), output, active)
+            self._attention += 1
+        return output
+
+    def _keep(self, key: Tensor, value: Tensor, output: Tensor, active: Tensor | None) -> None:
+        place = (self._call, self._block, self._attention)
+        suffix = adapter_for(self.source.network).suffix_rows(self.source.network, self.grid.n)
+        prefix = key.shape[1] - self.grid.n - suffix
+        image = slice(prefix, prefix + self.grid.n)
+        if active is None:
+            whole, self.cached = output[:, image].clone(), None
+        else:
+            index = active.repeat(key.shape[0] // active.shape[0], 1)
+            fresh = output[:, prefix : prefix + index.shape[1]]
+            whole = self.seen[place].output.clone()
+            whole.scatter_(1, index[:, :, None].expand_as(fresh), fresh)
+            self.cached = ~self.grid.active_mask(index)
+        self.seen[place] = Seen(key[:, image].clone(), value[:, image].clone(), whole)
+
+
+def _rows(t: Tensor, token_axis: int) -> Tensor:
+    """(bb, r, ...) or (bb, heads, r, e) -> (bb, r, d)."""
+    return (t.movedim(2, 1) if token_axis == 2 else t).flatten(2)

@@ -1,0 +1,249 @@
+"""The demo: a picture of each family dense and with RAS, made in a real ComfyUI from the example workflow.
+
+    make demo                          both families
+    make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
+
+A short warm-up run loads the model and tunes kernels, so that the two timed runs that follow (dense, then
+RAS, same workflow, same seed) find the same conditions. Times are seconds in the sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from .client import Client, Result
+from .environment import cpu_flag, current
+from .paths import HOME, ROOT
+from .processes import DevError, exit_on_signals
+from .report import Run, comparison, table
+from .server import Server, tail
+from .workflow import ComfyError, Prompt, to_api
+
+OUTPUT = ROOT / "demo" / "output"
+WORKFLOWS = {
+    "sd3": ROOT / "example_workflows" / "ras_sd3_demo.json",
+    "lumina2": ROOT / "example_workflows" / "ras_lumina2_demo.json",
+}
+NEEDED_NODES = ("RASKSampler", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
+
+# Nodes that the demo adds to a workflow, to fetch what it saves whatever the workflow itself shows or saves.
+PICTURE, FRAMES, SUMMARY = "demo_picture", "demo_frames", "demo_summary"
+
+
+def say(text: str = "", end: str = "\n") -> None:
+    """Progress, at once."""
+    print(text, end=end, flush=True)
+
+
+# --- prompts ----------------------------------------------------------------------------------------
+
+
+def nodes_of(prompt: Prompt, class_type: str) -> list[str]:
+    """The ids of a workflow's nodes of one class."""
+    return [key for key, node in prompt.items() if node["class_type"] == class_type]
+
+
+def only(prompt: Prompt, class_type: str) -> str:
+    """The id of the one node of its class."""
+    found = nodes_of(prompt, class_type)
+    if len(found) != 1:
+        raise ComfyError(
+            f"The workflow has {len(found)} active nodes {class_type}; the demo expects exactly one. "
+            "Mute the others, or add the missing one."
+        )
+    return found[0]
+
+
+def demo_prompt(workflow: dict, object_info: dict) -> Prompt:
+    """The workflow as a prompt that also shows picture, mask frames and summary by nodes of known id."""
+    prompt = to_api(workflow, object_info)
+    decode, masks = only(prompt, "VAEDecode"), only(prompt, "RASMaskPreview")
+    for key, source in ((PICTURE, [decode, 0]), (FRAMES, [masks, 0]), (SUMMARY, [masks, 1])):
+        prompt[key] = {"class_type": "PreviewImage", "inputs": {"images": source}}
+    return prompt
+
+
+def with_sampler(prompt: Prompt, **inputs: object) -> Prompt:
+    """A copy of a prompt with other settings of its RASKSampler."""
+    changed = copy.deepcopy(prompt)
+    changed[only(changed, "RASKSampler")]["inputs"].update(inputs)
+    return changed
+
+
+def with_size(prompt: Prompt, size: int) -> Prompt:
+    """A copy of a prompt that makes a square picture of another size."""
+    changed = copy.deepcopy(prompt)
+    for node in changed.values():
+        if node["inputs"].keys() >= {"width", "height", "batch_size"}:
+            node["inputs"].update(width=size, height=size)
+    return changed
+
+
+# --- one family -------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Shows the sampler's steps on one line."""
+
+    def __init__(self, label: str, sampler: str) -> None:
+        self._label, self._sampler = label, sampler
+        say(f"  {label}: ", end="")
+
+    def __call__(self, node: str, step: int, steps: int) -> None:
+        if node != self._sampler:
+            return
+        if sys.stdout.isatty():
+            say(f"\r  {self._label}: step {step} of {steps}   ", end="")
+        elif step == steps or step % 4 == 0:
+            say(f"{step}/{steps} ", end="")
+
+    def done(self, seconds: float) -> None:
+        """The end of the line."""
+        say(
+            f"\r  {self._label}: {seconds:.2f} s in the sampler" + " " * 20
+            if sys.stdout.isatty()
+            else f"{seconds:.2f} s"
+        )
+
+
+def execute(client: Client, prompt: Prompt, label: str) -> tuple[Result, float]:
+    """Run a prompt with its progress in view; returns its result and the seconds in the sampler."""
+    sampler = only(prompt, "RASKSampler")
+    progress = Progress(label, sampler)
+    result = client.run(prompt, progress)
+    # The run's own clock where it tells, else the time between the server's messages about the node.
+    stats = (result.ui("ras") or [{}])[0]
+    seconds = stats.get("seconds") or result.node_seconds.get(sampler, 0.0)
+    progress.done(seconds)
+    return result, seconds
+
+
+def save_images(client: Client, result: Result, node: str, paths: list[Path]) -> None:
+    """Fetch what a node shows into files, as many as there are paths."""
+    for path, reference in zip(paths, result.images(node), strict=True):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(client.image(reference))
+
+
+def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
+    """Warm up, make the picture dense and with RAS, and save everything."""
+    execute(client, with_sampler(prompt, seed=1, steps=3, start_step=1, error_reset_every=0), "warm-up")
+    runs = []
+    for name, changed in (("dense", with_sampler(prompt, sample_ratio=1.0)), ("ras", prompt)):
+        result, seconds = execute(client, changed, name)
+        save_images(client, result, PICTURE, [folder / f"{name}.png"])
+        stats = (result.ui("ras") or [{}])[0]
+        runs.append(Run(seconds, (folder / f"{name}.png").read_bytes(), stats))
+    count = len(result.images(FRAMES))
+    save_images(client, result, FRAMES, [folder / "masks" / f"step_{i:02d}.png" for i in range(count)])
+    save_images(client, result, SUMMARY, [folder / "summary.png"])
+    return runs[0], runs[1]
+
+
+def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> None:
+    """One family from prompt to table."""
+    settings = prompt[only(prompt, "RASKSampler")]["inputs"]
+    say(
+        f"\n{family}: {settings['steps']} steps, {settings['sampler_name']}, seed {settings['seed']}, "
+        f"sample_ratio {settings['sample_ratio']}"
+    )
+    dense, ras = make_pair(client, prompt, folder)
+    say("\n" + table(comparison(dense, ras)))
+    for note in ras.stats.get("notes", []):
+        say(f"note: {note}")
+    say(f"pictures: {folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}")
+
+
+# --- all of it --------------------------------------------------------------------------------------
+
+
+def shipped_families() -> list[str]:
+    """The families whose example workflow and weights are there."""
+    weights = ROOT / "demo" / "weights"
+    return [
+        family
+        for family, path in WORKFLOWS.items()
+        if path.is_file() and (weights / f"{family}.safetensors").is_file()
+    ]
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--families", default=",".join(shipped_families()), help="comma-separated; default: %(default)s"
+    )
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the pictures")
+    parser.add_argument("--seed", type=int, help="instead of the workflow's")
+    parser.add_argument("--steps", type=int, help="instead of the workflow's")
+    parser.add_argument(
+        "--ratio", type=float, dest="sample_ratio", help="instead of the workflow's sample_ratio"
+    )
+    parser.add_argument("--size", type=int, help="width and height, instead of the workflow's")
+    options = parser.parse_args(argv)
+    options.families = [family for family in options.families.split(",") if family]
+    unknown = [family for family in options.families if family not in shipped_families()]
+    if unknown or not options.families:
+        parser.error(f"no workflow with weights for {unknown or 'anything'}; there are: {shipped_families()}")
+    return options
+
+
+def family_folder(output: Path, family: str) -> Path:
+    """The first family's pictures lie in the folder itself, where README and tests look for them."""
+    return output if family == next(iter(WORKFLOWS)) else output / family
+
+
+def check_nodes(object_info: dict, log: Path) -> None:
+    """The server runs even when the pack failed to load; say so instead of failing at the first prompt."""
+    missing = [name for name in NEEDED_NODES if name not in object_info]
+    if missing:
+        raise ComfyError(
+            f"{tail(log, 60)}\n\nThe server runs, but does not have the pack's nodes {', '.join(missing)}. "
+            f"Expected: all of {', '.join(NEEDED_NODES)}. The reason is in the log above ({log})."
+        )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Start the server, show every family, stop the server."""
+    env = current()
+    say(f"Starting ComfyUI ({env.comfyui}); its log: {options.output / 'server.log'}")
+    log = options.output / "server.log"
+    with Server(env, HOME / "demo", log, tuple(cpu_flag(env))) as server:
+        client = Client(server.url)
+        object_info = client.object_info()
+        check_nodes(object_info, log)
+        wanted = {key: getattr(options, key) for key in ("seed", "steps", "sample_ratio")}
+        chosen = {key: value for key, value in wanted.items() if value is not None}
+        for family in options.families:
+            workflow = json.loads(WORKFLOWS[family].read_text(encoding="utf-8"))
+            prompt = with_sampler(demo_prompt(workflow, object_info), **chosen)
+            if options.size:
+                prompt = with_size(prompt, options.size)
+            demonstrate(client, family, prompt, family_folder(options.output, family))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program; whatever happens, the server is stopped."""
+    exit_on_signals()
+    options = parse(argv)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(options.output / "masks")  # an earlier run may have had more steps
+    try:
+        run(options)
+    except (ComfyError, DevError) as error:
+        print(f"\ndemo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ndemo: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""Where the dev environment is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HOME = ROOT / ".host"
+VENV = HOME / "venv"
+BASE = HOME / "base"  # base directory for a ComfyUI that is not ours to write into
+PACK = "multirate-ras"

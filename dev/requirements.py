@@ -1,0 +1,49 @@
+"""What the dev environment installs, and what must then import."""
+
+from __future__ import annotations
+
+TORCH = "torch==2.13.0"
+PACKAGES = (
+    TORCH,
+    "torchaudio==2.11.0",  # its last release; ComfyUI imports it at start
+    "comfyui-frontend-package==1.47.12",  # works with the older ComfyUI too
+    "comfy-aimdo==0.4.11",
+    "comfy-kitchen==0.2.26",
+    "aiohttp>=3.11.8",
+    "alembic>=1.13",
+    "av>=16",
+    "blake3>=1",
+    "einops>=0.7",
+    "filelock>=3.13",
+    "numpy>=1.25",
+    "Pillow>=10",
+    "psutil>=5.9",
+    "pydantic~=2.0",
+    "pydantic-settings~=2.0",
+    "pyyaml>=6",
+    "requests>=2.31",  # transformers 5 no longer brings it
+    "safetensors>=0.4.2",
+    "scipy>=1.11",
+    "sentencepiece>=0.2",
+    "simpleeval>=1",
+    "SQLAlchemy>=2",
+    "tokenizers>=0.13.3",
+    "torchsde>=0.2.6",
+    "tqdm>=4.66",
+    "transformers>=4.50.3",
+    "yarl>=1.18",
+    "pip",
+    "pytest==9.2.0",
+    "pytest-xdist==3.8.0",
+    "ruff==0.17.6",
+)
+TRITON = "triton>=3.3"  # for the tests, which interpret kernels; PyTorch's builds for GPUs bring it along
+TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
+TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
+IMPORTS = (
+    *("torch", "torchvision", "torchaudio", "torchsde", "transformers", "tokenizers", "sentencepiece"),
+    *("numpy", "scipy", "PIL", "av", "safetensors", "einops", "comfy_kitchen", "comfy_aimdo.control"),
+    *("aiohttp", "yarl", "yaml", "psutil", "tqdm", "requests", "blake3", "filelock", "simpleeval"),
+    *("alembic", "sqlalchemy", "pydantic", "pydantic_settings", "comfyui_frontend_package"),
+)
+TOOLS = ("pytest", "ruff")

@@ -1,0 +1,102 @@
+"""The commands that test and lint."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from . import browser
+from .environment import DevEnvironment, build
+from .paths import ROOT
+from .processes import DevError, replace_process, run, say
+from .requirements import PACKAGES, TOOLS, TRITON
+from .tree import OLD_RELEASE
+from .venv import missing_modules, pip_install, venv_python
+
+OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combinations, demo models, HTTP API
+    f"tests/{name}.py"
+    for name in (
+        *("models/test_proofs", "nodes/test_nodes", "host/test_combinations", "demo/test_demo_model"),
+        *("api/test_api_smoke", "api/test_templates"),
+    )
+)
+
+
+def need_tools(python: Path) -> None:
+    """The tests' own tools; a person's interpreter may lack them."""
+    if problem := missing_modules(python, TOOLS):
+        wanted = " ".join(p for p in PACKAGES if p.startswith(TOOLS))
+        raise DevError(f"{problem}; the tests and the linter need it. Install there: {wanted}.")
+
+
+def run_pytest(env: DevEnvironment, arguments: list[str]) -> int:
+    """Become pytest."""
+    return replace_process([str(env.python), "-m", "pytest", *arguments], env.variables())
+
+
+def test(arguments: list[str]) -> int:
+    """The tests, against ComfyUI 0.30.0 or the one given; those in a browser where one can be had."""
+    env = build()
+    need_tools(env.python)
+    if not arguments:
+        offer_triton(env.python)
+        try:
+            browser.prepare()
+        except browser.NoBrowser as reason:
+            say(f"dev: the tests in a browser will be skipped: {reason}")
+    return run_pytest(env, arguments or ["tests", *in_parallel(env.python)])
+
+
+def test_old(arguments: list[str]) -> int:
+    """Run the shorter suite against the older ComfyUI."""
+    env = build(OLD_RELEASE)
+    need_tools(env.python)
+    return run_pytest(env, arguments or [*OLD_TESTS, *in_parallel(env.python)])
+
+
+def test_browser(arguments: list[str]) -> int:
+    """The tests in a real browser only."""
+    env = build()
+    need_tools(env.python)
+    try:
+        browser.prepare()
+    except browser.NoBrowser as reason:
+        raise DevError(f"There is no browser to test in: {reason}") from None
+    return run_pytest(env, ["tests/browser", *arguments])
+
+
+def offer_triton(python: Path) -> None:
+    """Install Triton in our own interpreter, where it makes up for a GPU; if it cannot be had, the tests of
+    kernels are skipped.
+    """
+    if python != venv_python() or sys.platform != "linux" or not missing_modules(python, ("triton",)):
+        return
+    say("dev: installing Triton, to test the kernels for GPUs (large: 290 MB)")
+    try:
+        run([*pip_install(), TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
+    except DevError as reason:
+        say(f"dev: {reason}")
+
+
+def in_parallel(python: Path) -> list[str]:
+    """Arguments for two test processes, which halve the time on two cores, where pytest-xdist is at hand."""
+    if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
+        return []
+    arguments = ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
+    if python == venv_python():  # a user's own pytest-xdist may be too old for it
+        # In order of names the browser tests start early; they take longest and leave the CPU mostly idle.
+        arguments.append("--no-loadscope-reorder")
+    return arguments
+
+
+def lint(arguments: list[str]) -> int:
+    """ruff's rules and ruff's format."""
+    env = build()
+    need_tools(env.python)
+    for check in (["check"], ["format", "--check"]):
+        command = [str(env.python), "-m", "ruff", *check, *(arguments or ["."])]
+        if code := subprocess.run(command, cwd=ROOT).returncode:
+            return code
+    return 0

@@ -1,0 +1,121 @@
+"""Turn a saved workflow into a prompt.
+
+A workflow as the browser saves it (nodes with positions, links and widget values by position) is not what the
+server runs (inputs by name). The browser converts the one into the other; `to_api` does the same here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Prompt = dict[str, dict[str, Any]]  # node id -> {"class_type": ..., "inputs": {...}}
+Link = list  # [node id, output slot]
+
+MUTED, BYPASSED = 2, 4
+DECORATION = {"Note", "MarkdownNote"}
+WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
+
+
+class ComfyError(Exception):
+    """The server refused or failed a prompt, or a workflow cannot be turned into one."""
+
+
+def to_api(workflow: dict, object_info: dict) -> Prompt:
+    """The prompt of a saved workflow; `object_info` is the server's answer of the same name."""
+    graph = _Graph(workflow)
+    prompt: Prompt = {}
+    for node in graph.nodes.values():
+        if node.get("mode", 0) in (MUTED, BYPASSED) or node["type"] in DECORATION | {
+            "Reroute",
+            "PrimitiveNode",
+        }:
+            continue
+        if node["type"] not in object_info:
+            raise ComfyError(
+                f"The workflow has a node {node['type']} (id {node['id']}) that the server does not know. "
+                "Expected: nodes of ComfyUI and of this pack, and no subgraphs. "
+                "See the server's log for a pack that failed to load, or save the workflow without that node."
+            )
+        spec = object_info[node["type"]]["input"]
+        inputs = {**_widget_values(node, spec), **graph.linked_inputs(node)}
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+class _Graph:
+    """A saved workflow's nodes and links, in either of the two formats that the browser has written."""
+
+    def __init__(self, workflow: dict) -> None:
+        self.nodes = {node["id"]: node for node in workflow["nodes"]}
+        self.links = {}
+        for link in workflow["links"]:
+            if isinstance(link, dict):
+                self.links[link["id"]] = (link["origin_id"], link["origin_slot"])
+            else:
+                self.links[link[0]] = (link[1], link[2])
+
+    def linked_inputs(self, node: dict) -> dict[str, Any]:
+        """The inputs of a node that come from others, by name."""
+        found = {one["name"]: self._source(one.get("link")) for one in node.get("inputs", [])}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _source(self, link_id: int | None) -> Any:
+        """Where a link really comes from: through reroutes and bypassed nodes; None when nothing is left."""
+        if link_id is None or link_id not in self.links:
+            return None
+        origin, slot = self.links[link_id]
+        node = self.nodes[origin]
+        mode = node.get("mode", 0)
+        if mode == MUTED:
+            return None
+        if node["type"] == "PrimitiveNode":
+            return node["widgets_values"][0]
+        if node["type"] == "Reroute":
+            return self._source(node["inputs"][0].get("link"))
+        if mode == BYPASSED:
+            return self._source(_passed_through(node, slot))
+        return [str(origin), slot]
+
+
+def _passed_through(node: dict, slot: int) -> int | None:
+    """The link a bypassed node hands on at an output: of the input opposite, or the first of its type."""
+    wanted = node["outputs"][slot]["type"]
+    inputs = node.get("inputs", [])
+    for one in [*inputs[slot : slot + 1], *inputs]:
+        if one["type"] == wanted:
+            return one.get("link")
+    return None
+
+
+def _widget_values(node: dict, spec: dict) -> dict[str, Any]:
+    """A node's widget values by name. The file has them by position, in the order of the node's inputs."""
+    values = node.get("widgets_values") or []
+    if isinstance(values, dict):
+        return dict(values)
+    named, rest = {}, list(values)
+    for name, (kind, options) in _inputs_in_order(spec):
+        if not _is_widget(kind, options) or not rest:
+            continue
+        named[name] = rest.pop(0)
+        # The browser adds a widget of its own after a seed, and a button after a file to upload.
+        if rest and kind == "INT" and _controlled(name, options) and rest[0] in SEED_CONTROLS:
+            rest.pop(0)
+        elif rest and (options.get("image_upload") or options.get("audio_upload")):
+            rest.pop(0)
+    return named
+
+
+def _inputs_in_order(spec: dict) -> list[tuple[str, tuple[Any, dict]]]:
+    """Every input as (name, (type, options)), required ones first."""
+    inputs = {**spec.get("required", {}), **spec.get("optional", {})}
+    return [(name, (one[0], one[1] if len(one) > 1 else {})) for name, one in inputs.items()]
+
+
+def _is_widget(kind: Any, options: dict) -> bool:
+    """Whether an input has a value of its own in the browser; a list is a choice in the old notation."""
+    return not options.get("forceInput") and (isinstance(kind, list) or kind in WIDGET_TYPES)
+
+
+def _controlled(name: str, options: dict) -> bool:
+    return bool(options.get("control_after_generate")) or name in ("seed", "noise_seed")

@@ -1,0 +1,27 @@
+"""Each form of the K/V cache agrees with plain rows, within its tolerance, and repeats itself."""
+
+import pytest
+import torch
+from ras_pack.bench.checks.kv import STORAGES, measured
+from ras_pack.bench.common.shapes import SHAPES
+
+FAMILIES = ("sd3_medium", "sd35_medium", "lumina2")
+
+
+@torch.inference_mode()
+def check(shape, pixels: int) -> None:
+    rows = list(measured(shape, pixels, ratio=0.25))
+    assert [row["kv_cache"] for row in rows] == list(STORAGES)
+    assert [row for row in rows if not row["held"]] == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FAMILIES)
+def test_on_the_gpu(name, cuda):
+    check(SHAPES[name], 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tiny_networks(name, cpu):
+    check(SHAPES[name].tiny(), 128)

@@ -1,0 +1,317 @@
+"""Triton's kernels give what PyTorch's operations give: on a GPU, and in Triton's interpreter elsewhere."""
+
+import importlib
+import os
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from ras_pack.ras_core import kv
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.kv import triton_check
+from ras_pack.ras_core.kv.extrapolation import Extrapolation
+from ras_pack.ras_core.kv.float8 import Float8Rows, from_float8, to_float8
+from ras_pack.ras_core.kv.forecast import ForecastRows
+from ras_pack.ras_core.kv.triton_check import gives_known_numbers, kernels_for
+from ras_pack.ras_core.kv.triton_launch import RowKernels
+from ras_pack.ras_core.rows import RowIndex
+from support.sampling import FAST, distance, sample_ras
+
+TESTS = Path(__file__).parents[1]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+B, N, PREFIX, SUFFIX, KEPT = 2, 9, 2, 1, 4
+ROWS = PREFIX + N + SUFFIX
+ACTIVE = torch.tensor([[0, 3, 4, 8], [1, 2, 5, 6]], device=DEVICE)
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+LAYOUTS = [((24,), "rows"), ((2, 16), "rows"), ((2, 16), "heads"), ((3, 5), "heads")]
+
+
+@pytest.fixture(scope="module")
+def kernels() -> RowKernels:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    return RowKernels(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
+
+
+@pytest.fixture
+def use(kernels, monkeypatch):
+    """Sets whether caches use the kernels, on any device."""
+
+    def switch(on: bool) -> None:
+        monkeypatch.setattr(triton_check, "DEVICE_TYPE", DEVICE.type if on else "none")
+
+    triton_check._on.cache_clear()
+    yield switch
+    triton_check._on.cache_clear()
+
+
+def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Rows of very different sizes, (B, n, *shape)."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.randn(B, n, *shape, generator=draw)
+    sizes = torch.exp2(torch.randint(-9, 9, (B, n), generator=draw).float())
+    return (rows * sizes.view(B, n, *[1] * len(shape))).to(DEVICE, dtype)
+
+
+def _places() -> RowIndex:
+    return RowIndex.of(ACTIVE, N, PREFIX, SUFFIX)
+
+
+def _by_heads(rows: torch.Tensor) -> torch.Tensor:
+    """The same numbers as the network may leave them: heads first, and each repeated."""
+    first = rows.movedim(2, 1).repeat_interleave(2, dim=1).contiguous()
+    return first.movedim(2, 1)[:, :, ::2]
+
+
+def test_places_know_what_stands_where():
+    inverse = _places().inverse.view(B, ROWS).tolist()
+    assert inverse[0] == [0, 1, 2, -1, -1, 3, 4, -1, -1, -1, 5, 6]
+    assert inverse[1] == [7, 8, -1, 9, 10, -1, -1, 11, 12, -1, -1, 13]
+
+
+def test_the_check_before_use_holds_here_and_finds_wrong_numbers(kernels, monkeypatch):
+    assert all(gives_known_numbers(kernels, DEVICE, dtype) for dtype in DTYPES)
+    faults = {
+        "encode_float8": lambda right: lambda kernels, rows, *kept: right(kernels, rows + 1, *kept),
+        "update_float8": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
+        "extrapolate_rows": lambda right: lambda *args: tuple(t + 1 for t in right(*args)),
+        "weigh": lambda right: lambda *args: torch.ones_like(right(*args)),
+    }
+    for name, fault in faults.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(RowKernels, name, fault(getattr(RowKernels, name)))
+            assert not gives_known_numbers(kernels, DEVICE, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_number_becomes_the_float8_that_pytorch_makes_of_it(use, dtype):
+    draw = torch.Generator().manual_seed(5)
+    sizes = torch.exp2(torch.linspace(-24, 15, 48))  # of whole rows; within them numbers down to nothing
+    rows = sizes[:, None] * torch.exp2(-24 * torch.rand(48, 40, generator=draw))
+    rows = (rows * torch.randn(48, 40, generator=draw).sign())[None].to(DEVICE, dtype)
+    rows[0, 5] = 0
+    use(False)
+    expected, scales = to_float8(rows)
+    use(True)
+    codes, found = to_float8(rows)
+    assert torch.equal(found, scales) and torch.equal(codes, expected)
+
+
+def test_numbers_between_two_codes_go_to_the_even_one(use):
+    between = torch.arange(256, dtype=torch.uint8, device=DEVICE).view(torch.float8_e4m3fn).float()
+    steps = between[:120]  # all codes up to 256, then halfway from each to the next
+    rows = torch.cat([steps, (steps[1:] + steps[:-1]) / 2, -steps])[None, None]
+    use(False)
+    expected = to_float8(rows)
+    use(True)
+    assert all(torch.equal(a, b) for a, b in zip(to_float8(rows), expected, strict=True))
+
+
+def test_what_is_no_number_stays_none(use):
+    use(True)
+    rows = torch.ones(1, 3, 8, device=DEVICE, dtype=torch.float16)
+    rows[0, 1, 3], rows[0, 2, 5] = torch.nan, torch.inf
+    back = from_float8(*to_float8(rows))
+    assert torch.equal(back[0, 0], rows[0, 0]) and back[0, 1, 3].isnan() and not back[0, 2, 5].isfinite()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("shape", "form"), LAYOUTS, ids=str)
+class TestAgreement:
+    def _fresh(self, shape, dtype, form, seed):
+        fresh = tuple(_rows(PREFIX + KEPT + SUFFIX, shape, dtype, seed + each) for each in (0, 1))
+        return tuple(map(_by_heads, fresh)) if form == "heads" else fresh
+
+    def test_float8_rows(self, use, shape, dtype, form):
+        outcomes = []
+        for on in (False, True):
+            use(on)
+            key, value = (_rows(ROWS, shape, dtype, seed) for seed in (1, 2))
+            sequence = Float8Rows.of(2 * key, value, PREFIX, SUFFIX)
+            sequence.write(key, 3 * value)
+            whole = [sequence.update(_places(), self._fresh(shape, dtype, form, seed)) for seed in (3, 5)]
+            outcomes.append((*whole[0], *whole[1], *sequence.tensors))
+        for plain, found in zip(*outcomes, strict=True):
+            assert found.dtype == plain.dtype and torch.equal(found, plain)
+
+    def test_continued_rows(self, use, shape, dtype, form):
+        outcomes = []
+        weight = torch.rand(B, N, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(9))
+        before = weight.gather(1, ACTIVE)
+        weight = weight.scatter(1, ACTIVE, 0.0)
+        for on in (False, True):
+            use(on)
+            key, value = (_rows(ROWS, shape, dtype, seed) for seed in (1, 2))
+            sequence = ForecastRows.of(key, value, PREFIX, SUFFIX)
+            sequence.write(1.5 * key, 0.75 * value)
+            whole = []
+            for seed in (1, 2):  # fresh rows partly as forecast, partly not
+                fresh = [
+                    0.5 * rows + (1.6 * t.flatten(0, 1)[_places().flat]).view(rows.shape)
+                    for rows, t in zip(self._fresh(shape, dtype, form, seed), (key, value), strict=True)
+                ]
+                extrapolation = Extrapolation(weight, before, PREFIX, SUFFIX)
+                whole += sequence.update_extrapolated(_places(), tuple(fresh), extrapolation)
+                whole.append(extrapolation.weights)
+            outcomes.append((*whole, *sequence.tensors))
+        tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2, torch.float32: 1e-5}[dtype]
+        for plain, found in zip(*outcomes, strict=True):
+            assert found.dtype == plain.dtype
+            mean = float(plain.abs().mean())
+            torch.testing.assert_close(found, plain, rtol=tolerance, atol=tolerance * mean)
+        for plain, found in zip(outcomes[0][-4:], outcomes[1][-4:], strict=True):
+            assert torch.equal(found, plain)  # what is kept is no forecast
+        assert outcomes[0][2].max() > 1  # something was confirmed
+
+
+@pytest.mark.parametrize("storage", ["fp8", "forecast"])
+def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
+    calls = []
+    for name in ("update_float8", "extrapolate_rows"):
+        right = getattr(RowKernels, name)
+        monkeypatch.setattr(
+            RowKernels, name, lambda *args, right=right: calls.append(args[2].flat.numel()) or right(*args)
+        )
+    latents = []
+    config = RASConfig(**{**vars(FAST), "kv_cache": storage})
+    for on in (False, True):
+        use(on)
+        latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(8, 6), config, steps=5)
+        assert trace.regional_steps == 3 and not trace.notes
+        latents.append(latent)
+        assert bool(calls) == on
+    assert distance(*latents) < 1e-4
+
+
+@pytest.mark.parametrize("storage", [Float8Rows, ForecastRows])
+@pytest.mark.parametrize("shapes", [((32,), (2, 16)), ((4, 8), (2, 16))], ids=str)
+def test_keys_and_values_that_are_cut_differently(use, storage, shapes):
+    """SD3's code in ComfyUI has values in heads, and keys in one piece."""
+    outcomes = []
+    for on in (False, True):
+        use(on)
+        key, value = _rows(ROWS, shapes[0], torch.float16, 1), _rows(ROWS, shapes[1], torch.float16, 2)
+        fresh = tuple(t[:, : PREFIX + KEPT + SUFFIX].contiguous() for t in (key * 2, value * 3))
+        assert triton_check.are_fit(*fresh)
+        sequence = storage.of(key, value, PREFIX, SUFFIX)
+        if storage is Float8Rows:
+            outcomes.append(sequence.update(_places(), fresh))
+        else:
+            nothing = torch.zeros(B, N, device=DEVICE)
+            extrapolation = Extrapolation(nothing, nothing[:, :KEPT].contiguous(), PREFIX, SUFFIX)
+            outcomes.append(sequence.update_extrapolated(_places(), fresh, extrapolation))
+    for plain, found in zip(*outcomes, strict=True):
+        assert found.shape == plain.shape and torch.equal(found, plain)
+
+
+def test_what_one_kernel_cannot_take():
+    rows = torch.zeros(1, 2, 4)
+    assert triton_check.are_fit(rows, rows) and triton_check.are_fit(rows, rows.view(1, 2, 2, 2))
+    assert not triton_check.are_fit(rows, rows.half())
+    assert not triton_check.are_fit(rows, torch.zeros(1, 2, 6))
+    assert not triton_check.are_fit(rows, torch.zeros(1, 4, 2))
+    assert kernels_for(rows, rows) is None  # on the CPU
+
+
+def test_kernels_that_work_are_used_and_no_others(use):
+    rows = torch.zeros(1, 2, 4, device=DEVICE)
+    use(True)
+    assert isinstance(kernels_for(rows, rows), RowKernels)
+    assert kernels_for(rows, rows.half()) is None
+    use(False)
+    assert kernels_for(rows, rows) is None
+
+
+COMPILE = """
+import importlib, sys
+sys.path.append(sys.argv[1])
+from support.comfy import register_pack
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+register_pack()
+kernels = importlib.import_module("ras_pack.ras_core.kv.triton_kernels")
+constants = {"DIM": 1536, "HEAD": 64, "WIDTH": 2048, "SAMPLES": 256, "BLOCK": 1024}
+constants |= {"TYPE": getattr(kernels.tl, sys.argv[2]), "UNIT": int(sys.argv[3])}
+counts = {"kept", "stride", "samples", "rows"}
+for name in ("encode_float8", "update_float8", "extrapolate_rows", "compare", "weigh"):
+    kernel = getattr(kernels, name)
+    types = {name: "i32" for name in counts} | {name: "constexpr" for name in constants}
+    signature = {each: types.get(each, "i64") for each in kernel.arg_names}
+    used = {(i,): constants[each] for i, each in enumerate(kernel.arg_names) if each in constants}
+    for capability in (75, 80, 90):
+        target = GPUTarget("cuda", capability, 32)
+        compiled = triton.compile(ASTSource(kernel, signature, used), target=target)
+        assert compiled.asm["cubin"]
+        loads = compiled.asm["ptx"].count("ld.global.v4"), compiled.asm["ptx"].count("ld.global.b16")
+        if constants["UNIT"] > 1 and name != "weigh":
+            assert loads[0] > 1 and loads[1] <= 1, (name, capability, loads)  # one for a scale or a weight
+    print(name)
+"""
+
+
+FORMS = [("float16", 8), ("float16", 1), ("bfloat16", 8), ("float32", 4)]
+
+
+@pytest.mark.parametrize(("dtype", "unit"), FORMS)
+def test_kernels_compile_for_gpus_that_are_not_here(kernels, dtype, unit):
+    """What the interpreter takes is not always Triton: it knows no types. Rows are read 16 bytes at a time
+    where they allow that.
+    """
+    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", COMPILE, str(TESTS), dtype, str(unit)]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.split()) == 5
+
+
+class TestWithoutTriton:
+    @pytest.fixture(autouse=True)
+    def _fresh_decision(self):
+        triton_check._on.cache_clear()
+        yield
+        triton_check._on.cache_clear()
+
+    def test_it_says_so_once(self, monkeypatch, caplog):
+        monkeypatch.delattr(kv, "triton_kernels", raising=False)
+        monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", None)
+        with caplog.at_level("INFO"):
+            assert (
+                triton_check._on(DEVICE, torch.half) is None and triton_check._on(DEVICE, torch.half) is None
+            )
+        assert sum("there is no Triton" in record.message for record in caplog.records) == 1
+
+    def test_kernels_that_do_not_compile_are_left(self, kernels, monkeypatch, caplog):
+        monkeypatch.setattr(
+            triton_check, "gives_known_numbers", lambda *_: (_ for _ in ()).throw(RuntimeError("no compiler"))
+        )
+        with caplog.at_level("INFO"):
+            assert triton_check._on(DEVICE, torch.half) is None
+        assert "RuntimeError: no compiler" in caplog.text
+
+    def test_a_triton_that_is_broken_is_left(self, monkeypatch, caplog):
+        monkeypatch.delattr(kv, "triton_kernels", raising=False)
+        monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", raising=False)
+        monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
+        with caplog.at_level("INFO"):
+            assert triton_check._on(DEVICE, torch.half) is None
+        assert "no kernels for" in caplog.text
+
+    def test_too_little_memory_says_nothing_of_the_kernels(self, kernels, monkeypatch):
+        def full(*_):
+            raise torch.cuda.OutOfMemoryError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(triton_check, "gives_known_numbers", full)
+            with pytest.raises(torch.cuda.OutOfMemoryError):
+                triton_check._on(DEVICE, torch.half)
+        assert triton_check._on(DEVICE, torch.half) is not None
+
+    def test_kernels_that_give_wrong_numbers_are_left(self, kernels, monkeypatch, caplog):
+        monkeypatch.setattr(triton_check, "gives_known_numbers", lambda *_: False)
+        with caplog.at_level("INFO"):
+            assert triton_check._on(DEVICE, torch.half) is None
+        assert "wrong numbers" in caplog.text

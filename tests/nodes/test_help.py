@@ -1,0 +1,224 @@
+"""Help pages and translations against the schemas: a new input without help fails here."""
+
+import asyncio
+import importlib
+import json
+import re
+
+import pytest
+import torch
+from support.comfy import PACK, ROOT
+
+DOCS = ROOT / "web" / "docs"
+LOCALES = ("en", "de", "ja", "zh")
+SEED_CONTROL = "control_after_generate"
+"""A widget that ComfyUI's interface adds after a seed; it has a name, and no tooltip of its own."""
+
+
+def _schemas() -> dict:
+    extension = asyncio.run(importlib.import_module(f"{PACK}.nodes").comfy_entrypoint())
+    nodes = asyncio.run(extension.get_node_list())
+    return {node.GET_SCHEMA().node_id: node.GET_SCHEMA() for node in nodes}
+
+
+SCHEMAS = _schemas()
+
+
+def schema_texts(schema) -> dict:
+    """A node's texts in the form of ComfyUI's nodeDefs.json."""
+    inputs = {}
+    for item in schema.inputs:
+        inputs[item.id] = {"name": item.display_name or item.id, "tooltip": item.tooltip}
+        if getattr(item, SEED_CONTROL, None):
+            inputs[SEED_CONTROL] = {"name": SEED_CONTROL.replace("_", " ")}
+    return {
+        "display_name": schema.display_name,
+        "description": schema.description,
+        "inputs": inputs,
+        "outputs": {
+            str(i): {"name": output.display_name, "tooltip": output.tooltip}
+            for i, output in enumerate(schema.outputs)
+        },
+    }
+
+
+TEXTS = {node_id: schema_texts(schema) for node_id, schema in SCHEMAS.items()}
+
+
+def locale(language: str, name: str = "nodeDefs") -> dict:
+    return json.loads((ROOT / "locales" / language / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def flat(tree: dict, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
+    """{("RASTrace", "inputs", "model", "name"): text}"""
+    found = {}
+    for key, value in tree.items():
+        found.update(flat(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value})
+    return found
+
+
+def page(node_id: str) -> str:
+    return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
+
+
+def table_inputs(text: str) -> set[str]:
+    """Names in the first column of the tables whose head begins with "input"."""
+    names, inside = set(), False
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        inside = bool(cells) and (inside or cells[0] == "input")
+        if inside and cells[0] != "input" and not set(cells[0]) <= set("-"):
+            names.update(name.strip() for name in cells[0].split(","))
+    return names
+
+
+class TestPages:
+    def test_a_page_for_every_node_and_no_other(self):
+        assert {path.stem for path in DOCS.glob("*.md")} == set(SCHEMAS)
+
+    @pytest.mark.parametrize("node_id", SCHEMAS)
+    def test_a_page_names_every_input_and_output(self, node_id):
+        text = page(node_id)
+        assert text.startswith(f"# {SCHEMAS[node_id].display_name}\n")
+        assert table_inputs(text) == {item.id for item in SCHEMAS[node_id].inputs}
+        missing = [o.display_name for o in SCHEMAS[node_id].outputs if f"**{o.display_name}**" not in text]
+        assert not missing, f"{node_id}.md does not name the outputs {missing}"
+        assert "## Limits" in text
+
+    @pytest.mark.parametrize("node_id", SCHEMAS)
+    def test_pictures_and_links(self, node_id):
+        """The interface resolves relative pictures against web/docs, and relative links against nothing."""
+        text = page(node_id)
+        for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
+            path = DOCS / picture
+            assert path.is_file() and path.stat().st_size < 150_000
+        links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text)
+        assert all(link.startswith("https://") for link in links)
+
+    @pytest.mark.parametrize("node_id", SCHEMAS)
+    def test_choices_in_code_marks_exist(self, node_id):
+        """A good value in the tables is one that the input offers."""
+        inputs = SCHEMAS[node_id].inputs
+        options = {item.id: item.options for item in inputs if getattr(item, "options", None)}
+        for name, good in re.findall(r"^\| (\w+) \| ([^|]*)\|", page(node_id), re.MULTILINE):
+            if name in options:
+                assert set(re.findall(r"`([^`]+)`", good)) <= set(options[name]), (node_id, name)
+
+    @pytest.mark.parametrize("text_of", ["RASPatchModel", "RASKSampler", "RASCompare", "README"])
+    def test_gains_of_the_starting_points_are_the_arithmetic(self, text_of):
+        text = (ROOT / "README.md").read_text(encoding="utf-8") if text_of == "README" else page(text_of)
+        pattern = r"^\|[^|]+\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+)× \|"
+        rows = re.findall(pattern, text, re.MULTILINE)
+        assert len(rows) == 8
+        for steps, start, ratio, share, gain in rows:
+            expected_share, expected_gain = _expected(int(steps), int(start), float(ratio))
+            assert (share, gain) == (f"{100 * expected_share:.1f}", f"{expected_gain:.2f}")
+
+    def test_the_defaults_are_a_starting_point(self):
+        defaults = {item.id: getattr(item, "default", None) for item in SCHEMAS["RASPatchModel"].inputs}
+        assert [defaults[name] for name in ("sample_ratio", "error_reset_every", "start_step")] == [0.5, 0, 6]
+        assert "| the defaults | 28 | 6 | 0.5 |" in page("RASPatchModel")
+
+
+def _expected(steps: int, start: int, ratio: float) -> tuple[float, float]:
+    """Share of tokens, and gain over 28 dense steps, for SD3-medium at 1024 px with 154 text tokens."""
+    config = importlib.import_module(f"{PACK}.ras_core.config")
+    cost = importlib.import_module(f"{PACK}.ras_core.models.cost")
+    schedule = importlib.import_module(f"{PACK}.ras_core.method.schedule")
+    n_tokens = 64 * 64
+    settings = config.RASConfig(sample_ratio=ratio, start_step=start, error_reset_every=0)
+    counts = [step.active_count(n_tokens) for step in schedule.plan_steps(steps, settings)]
+    gain = cost.expected_speedup(_sd3_medium(), n_tokens, 154, counts)
+    return sum(counts) / len(counts) / n_tokens, gain * 28 / steps
+
+
+def _sd3_medium():
+    """The cost of ComfyUI's MMDiT in SD3-medium's size, made without memory."""
+    import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
+
+    adapters = importlib.import_module(f"{PACK}.ras_core.models")
+    network = MMDiT(
+        input_size=None, num_patches=192 * 192, pos_embed_max_size=192, pos_embed_scaling_factor=None,
+        patch_size=2, in_channels=16, depth=24, adm_in_channels=2048,
+        context_embedder_config={
+            "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 1536}
+        },
+        device=torch.device("meta"), dtype=torch.float16, operations=comfy.ops.disable_weight_init,
+    )  # fmt: skip
+    return adapters.adapter_for(network).cost_profile(network)
+
+
+class TestLocales:
+    def test_only_files_that_comfyui_reads(self):
+        known = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
+        assert {path.name for path in (ROOT / "locales").iterdir()} == set(LOCALES)
+        for path in (ROOT / "locales").rglob("*.json"):
+            assert path.name in known
+            assert isinstance(json.loads(path.read_text(encoding="utf-8")), dict)
+
+    def test_english_is_the_schema(self):
+        assert locale("en") == TEXTS
+
+    @pytest.mark.parametrize("language", LOCALES)
+    def test_the_same_keys_as_the_schema(self, language):
+        texts, expected = flat(locale(language)), flat(TEXTS)
+        assert sorted(expected.keys() - texts.keys()) == [], "not translated"
+        assert sorted(texts.keys() - expected.keys()) == [], "not in the schema"
+        assert [key for key, text in texts.items() if not text.strip()] == []
+
+    @pytest.mark.parametrize("language", LOCALES)
+    def test_nothing_that_the_interface_takes_for_a_placeholder(self, language):
+        """The interface's message format gives { } @ and | a meaning."""
+        assert {key: text for key, text in flat(locale(language)).items() if re.search(r"[{}@|]", text)} == {}
+
+    @pytest.mark.parametrize("language", [name for name in LOCALES if name != "en"])
+    def test_sentences_are_translated(self, language):
+        texts, english = flat(locale(language)), flat(TEXTS)
+        untouched = [key for key in english if len(english[key].split()) > 3 and texts[key] == english[key]]
+        assert untouched == []
+
+    @pytest.mark.parametrize("language", LOCALES)
+    def test_one_text_for_one_meaning(self, language):
+        """The same English sentence has one translation, in whichever node it stands."""
+        texts, english = flat(locale(language)), flat(TEXTS)
+        seen: dict[str, str] = {}
+        for key in english:
+            if key[-1] == "tooltip":
+                assert seen.setdefault(english[key], texts[key]) == texts[key], key
+
+    def test_settings_of_the_interface(self):
+        """English says what web/*.js says; the interface looks a setting up with _ for the dots of its id."""
+        scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").rglob("*.js"))
+        ids = {name.replace(".", "_") for name in re.findall(r'"(MultirateRAS\.[\w.]+)"', scripts)}
+        settings = {language: locale(language, "settings") for language in LOCALES}
+        for language in LOCALES:
+            assert set(settings[language]) == ids
+            texts, english = flat(settings[language]), flat(settings["en"])
+            assert texts.keys() == english.keys() and all(texts.values())
+            assert language == "en" or all(texts[key] != english[key] for key in texts)
+        assert [text for text in flat(settings["en"]).values() if f'"{text}"' not in scripts] == []
+
+    def test_comfyui_reads_them(self, tmp_path, monkeypatch):
+        """Through the host's own reader, with the pack as the only custom node."""
+        import folder_paths
+        from app.custom_node_manager import CustomNodeManager
+
+        (tmp_path / "multirate-ras").symlink_to(ROOT, target_is_directory=True)
+        monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(tmp_path)])
+        translations = CustomNodeManager().build_translations()
+        assert {language: set(translations[language]["nodeDefs"]) for language in LOCALES} == {
+            language: set(SCHEMAS) for language in LOCALES
+        }
+
+
+@pytest.mark.server
+def test_a_server_hands_them_out(server):
+    """Where the interface asks: /i18n, and the folder that the node's module names."""
+    from ras_pack.dev.server import fetch
+
+    nodes = json.loads(fetch(f"{server.url}/i18n"))["zh"]["nodeDefs"]
+    assert nodes["RASTrace"] == locale("zh")["RASTrace"]
+    folder = server.object_info["RASTrace"]["python_module"].split(".")[1]
+    assert fetch(f"{server.url}/extensions/{folder}/docs/RASTrace.md").decode() == page("RASTrace")
+    assert fetch(f"{server.url}/extensions/{folder}/docs/img/summary.jpg").startswith(b"\xff\xd8")

@@ -1,0 +1,106 @@
+"""What an eager regional step costs the CPU beyond ComfyUI's own code."""
+
+import comfy.ldm.lumina.model
+import comfy.ldm.modules.attention as host_attention
+import comfy.ldm.modules.diffusionmodules.mmdit
+import pytest
+import ras_pack.lumina_next.network
+import torch
+from ras_pack.bench.profile.counts import Counts, OperationCounter, counted_functions
+from ras_pack.ras_core.host.attention import grouped_attention
+from ras_pack.ras_core.host.names import ATTENTION
+from ras_pack.ras_core.kv.formats import keeper
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.rows import Scratch
+from ras_pack.ras_core.run import grouped_attention as grouped
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
+from support.families import FAMILIES, Family
+
+DEPTHS = (3, 5)
+DEPTH = {"SD3": "num_blocks", "Lumina2": "n_layers", "ZImage": "n_layers"}
+"""What a family's configuration calls the number of its main blocks; the pack's own says num_layers."""
+
+Bound = tuple[float, float, float]
+"""PyTorch operations: all, those that run something on the device, and those that allocate."""
+
+OF_AN_ATTENTION: dict[str, Bound] = {"gpu": (8, 2, 0), "fp8": (58, 24, 8), "forecast": (45, 24, 18)}
+"""By form of the cache, without Triton kernels; a forecast is judged in every second attention."""
+
+OF_A_CALL: dict[str, Bound] = {"gpu": (55, 12, 10), "fp8": (71, 16, 14), "forecast": (112, 36, 34)}
+"""What a call costs in addition; partly because an older ComfyUI passes a mask to the image refiners."""
+
+
+@pytest.fixture(autouse=True)
+def _pytorch_attention(monkeypatch):
+    """As on a GPU; other attention functions get shared heads repeated."""
+    function = host_attention.attention_pytorch
+    monkeypatch.setattr(comfy.ldm.modules.diffusionmodules.mmdit, "optimized_attention", function)
+    monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
+    monkeypatch.setattr(ras_pack.lumina_next.network, "optimized_attention", function)
+
+
+@torch.inference_mode()
+def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
+    """Counts of a regional call on 16 of 64 tokens, and of ComfyUI's own call on an image of 16."""
+    name = DEPTH.get(family.model_class, "num_layers")
+    model = family.build(**{name: depth})
+    network, slots = model.model.diffusion_model, {}
+    active = torch.arange(0, 64, 4)[None]
+    counted = OperationCounter()
+    for sigma, tokens in ((0.9, None), (0.8, None), (0.7, active), (0.6, active)):
+        level = torch.full((1,), sigma) if storage == "forecast" else None
+        context = CallContext(sigma=level, keep=keeper(storage), grouped=grouped_attention())
+        call = NetworkCall(adapter_for(network), network, 64, slots, tokens, context)
+        with call.attached():
+            _apply(model, family, 16, {ATTENTION: call.attend}, sigma, counted if sigma == 0.6 else None)
+    assert call.gathered
+    alone = OperationCounter()
+    _apply(model, family, 8, {}, 0.7, alone)
+    return counted.counts, alone.counts
+
+
+def _apply(model, family: Family, side: int, options: dict, sigma: float, counter=None) -> None:
+    context, extras = family.conditioning(1)[0]
+    x = family.noise(side, side)
+    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
+    ready = {name: cond.process_cond(batch_size=1).cond for name, cond in conds.items()}
+    with counter or OperationCounter():
+        model.model.apply_model(x, torch.full((1,), sigma), transformer_options=options, **ready)
+
+
+@pytest.mark.parametrize("storage", OF_AN_ATTENTION)
+def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, storage):
+    """Two depths: what the deeper network costs more is due to its attentions, the rest to the call."""
+    (shallow, host_shallow), (deep, host_deep) = (_calls(family, storage, depth) for depth in DEPTHS)
+    of_one = ((deep - shallow) - (host_deep - host_shallow)) / (DEPTHS[1] - DEPTHS[0])
+    besides = shallow - host_shallow - of_one * sum(family.block_attentions)
+    for found, bound in ((of_one, OF_AN_ATTENTION), (besides, OF_A_CALL)):
+        numbers = found.operations, found.kernels, found.allocations
+        assert all(n <= most for n, most in zip(numbers, bound[storage], strict=True)), numbers
+
+
+def test_grouped_heads_are_asked_for_once_a_form(monkeypatch):
+    """Finding out takes six operations, and the answer is the same in all layers."""
+    asked, ask = [], grouped._same_kernel
+    monkeypatch.setattr(grouped, "_same_kernel", lambda *tensors: asked.append(1) or ask(*tensors))
+    _calls(FAMILIES["lumina2"], "gpu", 4)
+    assert len(asked) == 4  # of image refiners and of main blocks, in each of two regional calls
+
+
+def test_what_is_handed_to_attentions_is_allocated_once_a_call(monkeypatch):
+    places, taken = [], Scratch._taken
+    monkeypatch.setattr(Scratch, "_taken", lambda *args: places.append(args[1]) or taken(*args))
+    _calls(FAMILIES["sd3"], "fp8", 5)
+    assert places == [0, 1, 0, 1]  # keys and values, in each of two regional calls
+
+
+def test_what_counts_is_counted():
+    a = torch.ones(4)
+    with OperationCounter() as counter:
+        a.view(2, 2)
+        a.add_(1)
+        a + 1
+    assert (counter.counts.operations, counter.counts.kernels, counter.counts.allocations) == (3, 2, 1)
+    with counted_functions() as found:
+        (lambda: len([]))()
+    assert found["call"] >= 1 and found["c_call"] >= 1

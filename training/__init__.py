@@ -1,0 +1,1 @@
+"""How the demo models were trained. Start with README.md; nothing here is imported by the node pack."""

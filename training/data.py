@@ -1,0 +1,195 @@
+"""Pictures and prompts: rendering, the held-out rule, prompt variants and backgrounds."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import zipfile
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..demo.prompt import MAX_WORDS, WORD_DIM, split_words, word_vector
+from .collect import Item
+
+PICTURE_SIZE = 512
+HELD_OUT_ONE_IN = 10
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "white": (255, 255, 255),
+    "black": (18, 18, 20),
+    "gray": (140, 144, 150),
+    "red": (214, 48, 49),
+    "orange": (243, 146, 55),
+    "yellow": (253, 216, 80),
+    "green": (72, 166, 84),
+    "mint": (178, 235, 205),
+    "teal": (26, 140, 140),
+    "blue": (56, 120, 220),
+    "sky": (150, 208, 246),
+    "navy": (26, 42, 92),
+    "purple": (124, 76, 178),
+    "lavender": (205, 190, 242),
+    "pink": (247, 168, 196),
+    "brown": (122, 82, 54),
+    "beige": (236, 220, 192),
+}
+
+
+@dataclass(frozen=True)
+class Background:
+    """A plain colour or a gradient between two, as RGB in 0..1, with the words that name it."""
+
+    words: tuple[str, ...]
+    top: tuple[float, ...]
+    bottom: tuple[float, ...]
+    angle: float
+
+
+def is_held_out(hexcode: str, style: str) -> bool:
+    """Whether a (concept, style) pair is kept out of training: one pair in ten, by CRC-32 of its name."""
+    return zlib.crc32(f"{hexcode.upper()}:{style}".encode()) % HELD_OUT_ONE_IN == 0
+
+
+def read_items(archive: Path) -> list[Item]:
+    """All pictures the archive lists."""
+    with zipfile.ZipFile(archive) as file:
+        return [Item(**entry) for entry in json.loads(file.read("items.json"))]
+
+
+def render_all(archive: Path, items: list[Item], out: Path, workers: int) -> None:
+    """Render every item to premultiplied RGBA (n, 512, 512, 4) uint8 in one .npy file."""
+    shape = (len(items), PICTURE_SIZE, PICTURE_SIZE, 4)
+    pictures = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
+    with ProcessPoolExecutor(workers) as pool:
+        jobs = pool.map(_render, [archive] * len(items), [item.file for item in items], chunksize=16)
+        for row, picture in enumerate(jobs):
+            pictures[row] = picture
+    pictures.flush()
+
+
+@lru_cache(maxsize=1)
+def _open_archive(archive: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(archive)
+
+
+def _render(archive: Path, name: str) -> np.ndarray:
+    """One file of the archive as premultiplied RGBA."""
+    from PIL import Image
+
+    data = _open_archive(archive).read(name)
+    if name.endswith(".svg"):
+        import resvg_py
+
+        text = data.decode("utf-8")
+        data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=PICTURE_SIZE, height=PICTURE_SIZE))
+    picture = Image.open(io.BytesIO(data)).convert("RGBA").convert("RGBa")
+    canvas = Image.new("RGBa", (PICTURE_SIZE, PICTURE_SIZE))
+    factor = PICTURE_SIZE / max(picture.size)
+    size = (round(picture.width * factor), round(picture.height * factor))
+    if size != picture.size:
+        picture = picture.resize(size, Image.Resampling.BICUBIC)
+    canvas.paste(picture, ((PICTURE_SIZE - size[0]) // 2, (PICTURE_SIZE - size[1]) // 2))
+    return np.asarray(canvas)
+
+
+def random_background(rng: random.Random) -> Background:
+    """55 % plain, 25 % a colour that fades lighter or darker, 20 % two named colours."""
+    name = rng.choice(list(COLOURS))
+    top, kind = _jittered(name, rng), rng.random()
+    if kind < 0.55:
+        return Background((name,), top, top, 0.0)
+    if kind < 0.8:
+        other, amount = rng.choice((0.0, 1.0)), rng.uniform(0.3, 0.6)
+        bottom = tuple(c + (other - c) * amount for c in top)
+        return Background((name, "gradient"), top, bottom, rng.uniform(-0.6, 0.6))
+    second = rng.choice([colour for colour in COLOURS if colour != name])
+    return Background((name, "and", second), top, _jittered(second, rng), rng.uniform(-0.3, 0.3))
+
+
+def _jittered(name: str, rng: random.Random) -> tuple[float, ...]:
+    return tuple(min(255, max(0, c + rng.randint(-6, 6))) / 255 for c in COLOURS[name])
+
+
+def prompt_words(item: Item, background: Background | None, rng: random.Random) -> list[str]:
+    """One way to ask for this picture: style, label and background, with words left out at random."""
+    words = _subject_words(item, rng)
+    if rng.random() < 0.85:
+        words = [item.style, *words]
+    if background is not None and rng.random() < 0.9:
+        words = [*words[: MAX_WORDS - 5], "on", *background.words]
+    return words[:MAX_WORDS]
+
+
+def full_prompt(item: Item, background: str) -> str:
+    """The whole prompt of a picture, as quality measurements should ask for it."""
+    return f"{item.style} {' '.join(split_words(item.label))} on {background}"
+
+
+def _subject_words(item: Item, rng: random.Random) -> list[str]:
+    label, kind = split_words(item.label), rng.random()
+    tags = [word for tag in item.tags for word in split_words(tag) if word not in label]
+    rng.shuffle(tags)
+    if kind < 0.6 or (kind < 0.8 and len(label) == 1) or not tags:
+        return label
+    if kind < 0.8:
+        label.pop(rng.randrange(len(label)))
+        return label
+    if kind < 0.95:
+        return label + tags[: rng.randint(1, 3)]
+    return tags[: rng.randint(1, 3)]
+
+
+class Vocabulary:
+    """Word numbers for a table of word vectors; number 0 is the zero row that pads."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def encode(self, words: list[str]) -> list[int]:
+        """Numbers of up to 16 words, padded with zeros."""
+        row = [self.numbers.setdefault(word, len(self.numbers) + 1) for word in words[:MAX_WORDS]]
+        return row + [0] * (MAX_WORDS - len(row))
+
+    def table(self) -> Tensor:
+        """Word vectors (1 + words, 64)."""
+        return torch.stack([torch.zeros(WORD_DIM), *(word_vector(word) for word in self.numbers)])
+
+
+def embed_numbers(table: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Context (b, 16, 64) and pooled vector (b, 64) as `encode_prompt` gives them."""
+    context = table[numbers]
+    count = (numbers > 0).sum(dim=1, keepdim=True).clamp(min=1)
+    return context, context.sum(dim=1) / count.sqrt()
+
+
+def gradient_canvas(backgrounds: list[Background], size: int, device: torch.device) -> Tensor:
+    """Backgrounds as RGB pictures (b, 3, size, size) in 0..1."""
+    top = torch.tensor([b.top for b in backgrounds], device=device)[:, :, None, None]
+    bottom = torch.tensor([b.bottom for b in backgrounds], device=device)[:, :, None, None]
+    slope = torch.tensor([b.angle for b in backgrounds], device=device)[:, None, None, None]
+    axis = torch.linspace(-0.5, 0.5, size, device=device)
+    ramp = (axis[:, None] + slope * axis[None, :]) / (1 + slope.abs()) + 0.5  # (b, 1, size, size)
+    return top + (bottom - top) * ramp
+
+
+def compose(pictures: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Put premultiplied uint8 pictures (b, h, w, 4), scaled and shifted, on canvases (b, 3, s, s)."""
+    layers = pictures.permute(0, 3, 1, 2).float() / 255
+    size = canvas.shape[-1]
+    if layers.shape[-1] != size:
+        layers = F.interpolate(layers, size=(size, size), mode="area")
+    theta = torch.zeros(len(layers), 2, 3, device=layers.device)
+    theta[:, 0, 0] = theta[:, 1, 1] = 1 / scale
+    theta[:, :, 2] = shift
+    grid = F.affine_grid(theta, list(layers.shape), align_corners=False)
+    layers = F.grid_sample(layers, grid, align_corners=False)
+    return (layers[:, :3] + canvas * (1 - layers[:, 3:])).clamp(0, 1)
