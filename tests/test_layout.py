@@ -32,8 +32,6 @@ SHARE_OF_USUAL_FUNCTIONS = 0.95
 MOST_PARAMETERS = 6
 KERNELS = "triton_kernels.py"  # what a kernel needs is passed as single numbers and pointers
 
-SIZES = pytest.mark.xfail(strict=True, reason="modules of ras_core are still being split")
-
 # Every package of the repository but the tests.
 PACKAGES = ("ras_core", "nodes", "lumina_next", "demo", "dev", "bench", "training")
 KNOWS_COMFY = {"host"}
@@ -153,7 +151,7 @@ def parameters(function: Function) -> int:
     return len([name for name in names if name not in ("self", "cls")])
 
 
-@pytest.mark.parametrize("folder", [pytest.param("ras_core", marks=SIZES), "dev"])
+@pytest.mark.parametrize("folder", ["ras_core", "dev"])
 def test_files_are_short(folder):
     counts = {p: len(p.read_text(encoding="utf-8").splitlines()) for p in modules(folder)}
     assert {str(p.relative_to(ROOT)): n for p, n in counts.items() if n > MOST_LINES_OF_A_FILE} == {}
@@ -166,7 +164,6 @@ def test_functions_of_the_core_are_short():
     assert len(long) <= (1 - SHARE_OF_USUAL_FUNCTIONS) * len(counts), long
 
 
-@SIZES
 def test_functions_of_the_core_have_few_parameters():
     counts = {name: parameters(f) for name, f in functions("ras_core").items() if KERNELS not in name}
     assert {name: n for name, n in counts.items() if n > MOST_PARAMETERS} == {}
