@@ -11,6 +11,7 @@ from .live import register_route
 from .lumina_next import RASLuminaNextLoader
 from .mask_preview import RASMaskPreview
 from .patch_model import RASPatchModel
+from .plans import RASCalibrate, RASScheduler
 from .sampler import RASKSampler
 from .trace import RASTrace
 
@@ -29,6 +30,8 @@ class MultirateRASExtension(ComfyExtension):
             RASDemoModel,
             RASDemoPrompt,
             RASLuminaNextLoader,
+            RASCalibrate,
+            RASScheduler,
         ]
 
 

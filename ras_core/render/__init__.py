@@ -1,5 +1,5 @@
 """Pictures of what a run did: `masks` (which tokens each step computed), `comparison` (two images side by
-side).
+side), `fronts` (closeness over speed-up of plans).
 
 Imports: run (its trace), method.
 """

@@ -1,0 +1,172 @@
+"""Measure on a user's own model where steps belong, try plans for each speed, and keep all that was found.
+
+1. Twice (euler, dpmpp_2m): what one long step over each twelfth of a fine schedule costs; from that the
+   density of steps.
+2. A reference: many steps of dpmpp_2m.
+3. For each speed and sampler: the `simple` schedule and the calibrated grid, all steps dense.
+4. On the calibrated grid, at the same cost by FLOPs: runs with regional steps.
+
+Cost: 970 dense steps for each seed at most, or with 1.1 for what regional steps lose to their ideal, 1000.
+SD3-medium takes 64 ms a step at 1024 px on an H100 with both prompts, so two seeds take 130 s.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import comfy.samplers
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..errors import RASError
+from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, plain_steps
+from ..method.plan_candidates import candidates
+from ..method.plan_set import PlanSet
+from ..method.sigma_grid import density_of, even_density
+from ..models import network_of
+from ..models.cost import CostProfile
+from .measured_runs import Task, block_costs, block_evaluations, closeness
+from .plan_files import save_plans
+from .planned_model import ran_as_planned, with_plan, without_ras
+from .plans import FINE_LEVELS, adapter_of
+
+logger = logging.getLogger(__name__)
+
+FINE_STEPS = 36
+BLOCKS = 12
+REFERENCE_STEPS = 96
+COST_ORDER = 2.0
+EVEN_PART = 0.5
+"""Half-way to an even grid: on the models tried, better than the pure rule with dpmpp_2m."""
+
+SEEDS = 2
+KV_CACHE = "forecast"
+"""The form that comes closest; it takes twice the memory of `gpu`."""
+
+
+def calibrate(
+    model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int = SEEDS
+) -> PlanSet:
+    """Measure a model, keep its plans in ComfyUI's user folder, and return them.
+
+    Args:
+        model: MODEL; RAS on it is left out.
+        conditionings: positive and negative CONDITIONING.
+        latent: (b, c, H, W); only its size counts.
+        cfg: guidance scale.
+        seeds: images to measure with, in one batch.
+
+    Raises:
+        RASError: no latent of an image.
+        InterruptProcessingException: the user pressed stop; nothing is kept.
+    """
+    if latent.ndim != 4:
+        raise RASError(
+            f"a latent of shape {tuple(latent.shape)}.",
+            "the latent of an image, (batch, channels, height, width).",
+            "connect an empty latent of the size that you draw at.",
+        )
+    task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
+    plans = Calibration(task).run()
+    path = save_plans(plans, model, latent.shape[-2:])
+    logger.info("Multirate RAS: %s; kept as %s.\n%s", plans.note, path.name, plans.describe())
+    return plans
+
+
+class Calibration:
+    """One calibration of one model at one size."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._fine = task.levels(FINE_LEVELS)
+        self._cost = step_cost(task)
+        self._tried = {
+            (speed, sampler): candidates(sampler, plain_steps(speed), self._cost) if self._cost else []
+            for speed in PLAN_SPEEDS
+            for sampler in PLAN_SAMPLERS
+        }
+        self._progress = comfy.utils.ProgressBar(self.evaluations)
+
+    @property
+    def evaluations(self) -> int:
+        """Steps of all runs, for each seed."""
+        regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
+        plain = 2 * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
+        costs = len(PLAN_SAMPLERS) * block_evaluations(FINE_STEPS, BLOCKS)
+        return costs + REFERENCE_STEPS + plain + regional
+
+    def run(self) -> PlanSet:
+        """All measurements: plain plans on the calibrated grid, on `simple`, then those with regional steps."""
+        height, width = self._task.pixels
+        self._origin = f"calibrated on this model at {width}x{height}"
+        logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
+        densities = {sampler: self._density(sampler) for sampler in PLAN_SAMPLERS}
+        self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
+        calibrated, simple, regional = [], [], []
+        for (speed, sampler), tried in self._tried.items():
+            plain = self._plan(speed, sampler, densities[sampler])
+            calibrated.append(self._measured(plain))
+            even = replace(plain, density=even_density(BLOCKS), origin=f"simple schedule, {self._origin}")
+            simple.append(self._measured(even))
+            for shares in tried:
+                with_regional = replace(
+                    plain, shares=shares, kv_cache=KV_CACHE, speedup=self._speedup(shares)
+                )
+                regional.append(self._measured(with_regional))
+        found = [plan for plan in (*calibrated, *simple, *regional) if plan is not None]
+        seeds = len(self._task.noise)
+        return PlanSet(
+            tuple(found), f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
+        )
+
+    def _density(self, sampler: PlanSampler) -> tuple[float, ...]:
+        levels = self._task.levels(FINE_STEPS)
+        costs = block_costs(self._task, sampler, levels, BLOCKS, self._advance)
+        return density_of(costs, COST_ORDER, EVEN_PART)
+
+    def _plan(self, speed: str, sampler: PlanSampler, density: tuple[float, ...]) -> Plan:
+        steps = plain_steps(speed)
+        return Plan(speed, sampler, density, (1.0,) * steps, speedup=FULL_STEPS / steps, origin=self._origin)
+
+    def _speedup(self, shares: tuple[float, ...]) -> float:
+        return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
+
+    def _measured(self, plan: Plan) -> Plan | None:
+        """The plan with its closeness; None if it did not run as planned."""
+        model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
+        found = self._sample(plan.sampler, plan.levels(self._fine), model)
+        if not plan.is_plain and not ran_as_planned(model, plan):
+            logger.info("Multirate RAS: %s is left out: it did not run as planned.", plan.describe())
+            return None
+        return replace(plan, closeness=round(closeness(found, self._reference), 3))
+
+    def _sample(self, sampler: str, levels: tuple[float, ...], model: ModelPatcher | None = None) -> Tensor:
+        return self._task.sample(comfy.samplers.sampler_object(sampler), levels, model, self._advance)
+
+    def _advance(self, step: int) -> None:
+        self._progress.update(1)
+
+
+def step_cost(task: Task) -> Callable[[float], float] | None:
+    """Cost of a step on a share of the tokens, in dense steps by FLOPs; None if RAS does not support the
+    model.
+    """
+    adapter = adapter_of(task.model)
+    if adapter is None:
+        logger.info("Multirate RAS: this model has no regional steps; its grid is calibrated all the same.")
+        return None
+    network = network_of(task.model.get_model_object("diffusion_model"))
+    patch = adapter.patch_size(network)
+    height, width = task.noise.shape[-2:]
+    n_tokens = -(-height // patch) * -(-width // patch)
+    n_text = max(adapter.text_rows(network, rows) for rows in task.text_rows)
+    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
+
+
+def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
+    dense = profile.step_flops(n_tokens, n_tokens, n_text)
+    return profile.step_flops(n_tokens, round(share * n_tokens), n_text) / dense
