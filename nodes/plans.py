@@ -24,7 +24,7 @@ class RASCalibrate(io.ComfyNode):
             category=CATEGORY,
             description="Measures on your own model where sampling steps matter, tries plans for 1.5, 2, 2.5 "
             "and 3 times the speed, and keeps them for this model and image size. Run it once; it takes "
-            "about as long as 35 images per seed.",
+            "about as long as 40 images for each seed.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to measure, with its LoRAs. RAS settings on it are left out."
@@ -34,7 +34,7 @@ class RASCalibrate(io.ComfyNode):
                 ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt that you use."),
                 io.Latent.Input(
-                    "latent_image", tooltip="An empty latent of the size that you draw at; plans are kept by size."
+                    "latent_image", tooltip="An empty latent of your usual size; each size has its own plans."
                 ),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
@@ -105,7 +105,7 @@ class RASScheduler(io.ComfyNode):
                 ),
                 io.Latent.Input(
                     "latent_image", optional=True,
-                    tooltip="Its size picks among the plans kept for this model. Without it: those made last.",
+                    tooltip="Its size picks among the plans kept for this model. Without it: the newest.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For a custom sampling node.")],

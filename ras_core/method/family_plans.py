@@ -1,6 +1,6 @@
 """Plans for a model that nobody has calibrated: plain sampling on the grids of its family.
 
-family_densities.json holds the densities, and how they were measured.
+family_costs.json holds what a long step over each part of the schedule costs, and how that was measured.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from ..errors import RASError
 from .plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, VERSION, Plan, plain_steps, read_json
 from .plan_set import PlanSet
-from .sigma_grid import normalised
+from .sigma_grid import normalised, step_density
 
-DATA = Path(__file__).with_name("family_densities.json")
+DATA = Path(__file__).with_name("family_costs.json")
 
 
 def family_plans(family: str | None) -> PlanSet:
@@ -48,10 +48,10 @@ def densities() -> dict[str, dict[str, tuple[float, ...]]]:
     data: Any = read_json(DATA.read_text(encoding="utf-8"))
     if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("families"):
         raise RASError(
-            f"{DATA.name} is damaged.", f"densities by family, version {VERSION}.", "reinstall the pack."
+            f"{DATA.name} is damaged.", f"costs by family, version {VERSION}.", "reinstall the pack."
         )
     return {
-        family: {sampler: normalised(values) for sampler, values in by_sampler.items()}
+        family: {sampler: step_density(values) for sampler, values in by_sampler.items()}
         for family, by_sampler in data["families"].items()
     }
 

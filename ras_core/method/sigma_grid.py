@@ -18,6 +18,12 @@ from ..errors import RASError
 
 Levels = Sequence[float]
 
+COST_ORDER = 2.0
+"""Euler's q. For dpmpp_2m too, 2 did better than 3 at the few steps that fast runs have."""
+
+EVEN_PART = 0.5
+"""Half-way to an even density."""
+
 
 def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) -> tuple[float, ...]:
     """The share of steps that each block should get.
@@ -46,6 +52,11 @@ def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) ->
         )
     weights = normalised([cost ** (1 / order) for cost in costs])
     return tuple((1 - even) * weight + even / len(costs) for weight in weights)
+
+
+def step_density(costs: Sequence[float]) -> tuple[float, ...]:
+    """The density that plans are made with."""
+    return density_of(costs, COST_ORDER, EVEN_PART)
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:
