@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 
 import comfy.model_management
 import comfy.samplers
@@ -29,7 +30,7 @@ from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.host.plan_files import plans_folder, saved_plans
 from ras_pack.ras_core.host.planned_model import has_ras
 from ras_pack.ras_core.host.plans import levels_of, plans_for
-from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
+from ras_pack.ras_core.method.plan import Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.sigma_grid import check_schedule
 from ras_pack.ras_core.render.fronts import front, front_image
@@ -53,7 +54,7 @@ def _as_comfyui_executes_nodes():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Fewer fine steps than a real calibration."""
+    """Fewer fine steps than a real calibration, and one speed."""
     for name, value in (("FINE_STEPS", 8), ("BLOCKS", 4), ("REFERENCE_STEPS", 12), ("PLAN_SPEEDS", ("3x",))):
         monkeypatch.setattr(calibration, name, value)
 
@@ -70,11 +71,6 @@ def task(family, model=None, seeds: int = 1) -> Task:
 def calibrate(family, model, seeds: int = 1) -> PlanSet:
     conditionings = (family.conditioning(1), family.conditioning(2))
     return calibration.calibrate(model, conditionings, latent(), 4.0, seeds)
-
-
-def plain_plans(model, **changes) -> PlanSet:
-    plans = plans_for(model)
-    return PlanSet(plans.plans, **changes)
 
 
 @pytest.fixture
@@ -121,10 +117,10 @@ class TestBlocks:
 
 class TestCalibration:
     @pytest.mark.parametrize("name", ["sd3", "lumina2"])
-    def test_plans_for_every_speed(self, name, short):
+    def test_plans_of_each_kind(self, name, short):
         family = FAMILIES[name]
         plans = calibrate(family, family.build())
-        assert [plan.speed for plan in plans.chosen()] == list(PLAN_SPEEDS)
+        assert [plan.speed for plan in plans.chosen()] == ["3x"]
         assert all(np.isfinite(plan.closeness) for plan in plans.plans)
         assert {plan.sampler for plan in plans.plans} == set(SAMPLERS)
         assert {plan.is_plain for plan in plans.plans} == {True, False}
@@ -137,9 +133,8 @@ class TestCalibration:
             assert plan.speedup == pytest.approx(plain, rel=0.02)  # of 48 tokens
 
     def test_nobody_does_worse_than_plain_sampling(self, calibrated):
-        for speed in PLAN_SPEEDS:
-            plans = calibrated[1]
-            assert plans.best(speed).closeness >= plans.best(speed, plain=True).closeness
+        plans = calibrated[1]
+        assert plans.best("3x").closeness >= plans.best("3x", plain=True).closeness
 
     def test_the_progress_bar_ends_where_it_said(self, sd3, short, monkeypatch):
         seen = []
@@ -160,7 +155,7 @@ class TestCalibration:
     def test_a_model_that_ras_does_not_support_gets_its_grid(self, sd3, short, monkeypatch):
         monkeypatch.setattr(calibration, "adapter_of", lambda model: None)
         plans = calibrate(sd3, sd3.build())
-        assert len(plans.plans) == 16 and all(plan.is_plain for plan in plans.plans)
+        assert len(plans.plans) == 4 and all(plan.is_plain for plan in plans.plans)
 
     def test_a_plan_that_did_not_run_as_planned_is_left_out(self, sd3, short, monkeypatch):
         monkeypatch.setattr(calibration, "KV_CACHE", "fp8")  # which a CPU does not have: such runs are dense
@@ -198,8 +193,6 @@ class TestFiles:
         (path,) = plans_folder().iterdir()
         older = path.with_name(path.name.replace("16x12", "8x8"))
         older.write_text(PlanSet(plans.plans[:1]).to_json(), encoding="utf-8")
-        import os
-
         os.utime(older, (1, 1))
         assert saved_plans(model) == plans
         assert len(saved_plans(model, (8, 8)).plans) == 1
@@ -295,10 +288,10 @@ class TestScheduler:
 
     def test_a_kept_calibration_is_found(self, sd3, calibrated, caplog):
         model, plans = calibrated
-        plain = plans.best("2x", "dpmpp_2m", plain=True)
+        plain = plans.best("3x", "dpmpp_2m", plain=True)
         with caplog.at_level("INFO"):
-            assert scheduled(model) == pytest.approx(levels_of(model, plain, 28))
-        assert "2x: 14 of 28 steps, all dense (dpmpp_2m; " in caplog.text
+            assert scheduled(model, speed="3x") == pytest.approx(levels_of(model, plain, 28))
+        assert "3x: 9 of 28 steps, all dense (dpmpp_2m; " in caplog.text
 
     def test_behind_ras_the_grid_is_that_of_the_best_plan(self, sd3):
         plain = Plan("2x", "dpmpp_2m", (1.0,), (1.0,) * 14, closeness=20.0)
@@ -308,11 +301,14 @@ class TestScheduler:
         assert len(scheduled(patch_model(model, RASConfig()), plan=plans)) == 18
 
     def test_the_latent_tells_the_size(self, sd3, calibrated):
-        model, plans = calibrated
+        model, _ = calibrated
         other = torch.zeros(1, 16, 8, 8)
-        assert scheduled(model, latent_image={"samples": latent()}) == scheduled(model)
-        family = levels_of(model, plans_for(sd3.build(seed=1)).best("2x", "dpmpp_2m"), 28)
-        assert scheduled(model, latent_image={"samples": other}) == pytest.approx(family)
+        own, newest = (
+            scheduled(model, speed="3x", **given) for given in ({"latent_image": {"samples": latent()}}, {})
+        )
+        family = levels_of(model, plans_for(sd3.build(seed=1)).best("3x", "dpmpp_2m"), 28)
+        assert own == newest != pytest.approx(family)
+        assert scheduled(model, speed="3x", latent_image={"samples": other}) == pytest.approx(family)
 
 
 class TestNodes:
