@@ -57,7 +57,7 @@ class TestPlan:
         [
             {"speed": "4x"}, {"sampler": "heun"}, {"density": ()}, {"density": (0, 0)}, {"density": (-1, 2)},
             {"density": ("a",)}, {"shares": ()}, {"shares": (0.5, 1)}, {"shares": (1, 0.01)},
-            {"shares": (1, float("nan"))}, {"kv_cache": "disk"}, {"full_steps": 0}, {"full_steps": 2.5},
+            {"shares": (1, float("nan"))}, {"kv_cache": 1}, {"full_steps": 0}, {"full_steps": 2.5},
             {"speedup": 0}, {"closeness": "good"}, {"origin": None},
         ],
     )  # fmt: skip

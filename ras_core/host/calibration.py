@@ -18,13 +18,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import comfy.model_management
 import comfy.samplers
 import comfy.utils
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import RASError
-from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, plain_steps
+from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, PlanSpeed, plain_steps
 from ..method.plan_candidates import candidates
 from ..method.plan_set import PlanSet
 from ..method.sigma_grid import even_density, step_density
@@ -97,28 +98,30 @@ class Calibration:
         return costs + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
-        """All measurements. Plain plans come first: among equals the first is taken."""
+        """All measurements. Plain plans on the calibrated grid come first: of equals the first is taken."""
         height, width = self._task.pixels
         self._origin = f"calibrated on this model at {width}x{height}"
         logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
         densities = {sampler: self._density(sampler) for sampler in PLAN_SAMPLERS}
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
-        calibrated, simple, regional = [], [], []
-        for (speed, sampler), tried in self._tried.items():
-            plain = self._plan(speed, sampler, densities[sampler])
-            calibrated.append(self._measured(plain))
-            even = replace(plain, density=even_density(BLOCKS), origin=f"simple schedule, {self._origin}")
-            simple.append(self._measured(even))
-            for shares in tried:
-                with_regional = replace(
-                    plain, shares=shares, kv_cache=KV_CACHE, speedup=self._speedup(shares)
-                )
-                regional.append(self._measured(with_regional))
-        found = [plan for plan in (*calibrated, *simple, *regional) if plan is not None]
+        tried = [self._of_a_speed(*choice, densities[choice[1]]) for choice in self._tried]
+        found = [plan for each in tried for plan in each if plan is not None]
+        found.sort(key=lambda plan: (not plan.is_plain, plan.has_even_grid))
         seeds = len(self._task.noise)
-        return PlanSet(
-            tuple(found), f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
-        )
+        note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
+        return PlanSet(tuple(found), note)
+
+    def _of_a_speed(
+        self, speed: PlanSpeed, sampler: PlanSampler, density: tuple[float, ...]
+    ) -> list[Plan | None]:
+        """The plans of a speed and sampler, measured: the calibrated grid, `simple`, then regional steps."""
+        plain = self._plan(speed, sampler, density)
+        even = replace(plain, density=even_density(BLOCKS), origin=f"simple schedule, {self._origin}")
+        regional = [
+            replace(plain, shares=shares, kv_cache=KV_CACHE, speedup=self._speedup(shares))
+            for shares in self._tried[speed, sampler]
+        ]
+        return [self._measured(plan) for plan in (plain, even, *regional)]
 
     def _density(self, sampler: PlanSampler) -> tuple[float, ...]:
         levels = self._task.levels(FINE_STEPS)
@@ -135,8 +138,13 @@ class Calibration:
     def _measured(self, plan: Plan) -> Plan | None:
         """The plan with its closeness; None if it did not run as planned."""
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
-        found = self._sample(plan.sampler, plan.levels(self._fine), model)
-        if not plan.is_plain and not ran_as_planned(model, plan):
+        try:
+            found = self._sample(plan.sampler, plan.levels(self._fine), model)
+        except comfy.model_management.OOM_EXCEPTION:
+            if plan.is_plain:
+                raise
+            found = None  # the K/V cache did not fit; plain plans need none
+        if found is None or not (plan.is_plain or ran_as_planned(model, plan)):
             logger.info("Multirate RAS: %s is left out: it did not run as planned.", plan.describe())
             return None
         return replace(plan, closeness=round(closeness(found, self._reference), 3))

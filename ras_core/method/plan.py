@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from ..config import MIN_RATIO, KVCache
+from ..config import MIN_RATIO
 from ..errors import RASError
 from .sigma_grid import grid, normalised, part_of, positions
 
@@ -43,7 +43,7 @@ class Plan:
         density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
         shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
             numbers as steps; the first is 1.
-        kv_cache: form of the K/V cache, where a step is regional.
+        kv_cache: form of the K/V cache, where a step is regional; checked when the model is patched.
         full_steps: dense steps that `steps` replace.
         speedup: expected by FLOPs over `full_steps` dense steps.
         closeness: of the final latent to a fine reference, dB; None if it was not measured.
@@ -66,7 +66,6 @@ class Plan:
     def __post_init__(self) -> None:
         _one_of("speed", self.speed, PLAN_SPEEDS)
         _one_of("sampler", self.sampler, PLAN_SAMPLERS)
-        _one_of("kv_cache", self.kv_cache, get_args(KVCache))
         _numbers("density", self.density, 0.0, math.inf, "numbers of 0 or more, not all 0")
         _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1, the first of them 1")
         if sum(self.density) <= 0:
@@ -79,8 +78,9 @@ class Plan:
             _refuse("speedup", self.speedup, "a number above 0")
         if self.closeness is not None and not _is_number(self.closeness):
             _refuse("closeness", self.closeness, "a number of decibels, or none")
-        if not isinstance(self.origin, str):
-            _refuse("origin", self.origin, "a text")
+        for name in ("kv_cache", "origin"):
+            if not isinstance(getattr(self, name), str):
+                _refuse(name, getattr(self, name), "a text")
         object.__setattr__(self, "density", normalised(self.density))
         object.__setattr__(self, "shares", tuple(self.shares))
 
