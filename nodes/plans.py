@@ -51,7 +51,7 @@ class RASCalibrate(io.ComfyNode):
                 io.Image.Output(
                     display_name="fronts",
                     tooltip="How close each speed comes to a fine reference: plain sampling on the simple "
-                    "schedule, on the calibrated grid, and the plans taken.",
+                    "schedule, on the best other grid, and the plans taken.",
                 ),
             ],
             is_output_node=True,

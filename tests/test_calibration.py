@@ -155,7 +155,7 @@ class TestCalibration:
     def test_a_model_that_ras_does_not_support_gets_its_grid(self, sd3, short, monkeypatch):
         monkeypatch.setattr(calibration, "adapter_of", lambda model: None)
         plans = calibrate(sd3, sd3.build())
-        assert len(plans.plans) == 4 and all(plan.is_plain for plan in plans.plans)
+        assert len(plans.plans) == 8 and all(plan.is_plain for plan in plans.plans)
 
     def test_a_plan_that_did_not_run_as_planned_is_left_out(self, sd3, short, monkeypatch):
         monkeypatch.setattr(calibration, "KV_CACHE", "fp8")  # which a CPU does not have: such runs are dense

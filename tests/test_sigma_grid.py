@@ -9,6 +9,7 @@ from ras_pack.ras_core.method.sigma_grid import (
     density_of,
     even_density,
     front_loaded,
+    front_loaded_density,
     grid,
     level_at,
     part_of,
@@ -105,6 +106,11 @@ class TestFrontLoaded:
 
     def test_every_first_is_the_schedule_itself(self):
         assert front_loaded(FINE, first=3, every=1) == FINE
+
+    def test_its_density_gives_the_same_grid(self):
+        # First 2 of 8, then every 3rd: 2 + 6 / 3 = 4 steps.
+        found = grid(FINE, positions(front_loaded_density(8, first=2, every=3), 4))
+        assert found == pytest.approx(front_loaded(FINE, first=2, every=3))
 
     def test_more_first_steps_than_there_are(self):
         assert front_loaded(FINE, first=20, every=4) == FINE

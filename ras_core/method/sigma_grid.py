@@ -60,8 +60,10 @@ def step_density(costs: Sequence[float]) -> tuple[float, ...]:
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:
-    """The same weights with sum 1; even ones if all are 0."""
+    """The same weights with sum 1; even ones if all are 0. A sum of 1 leaves them as they are."""
     total = sum(weights)
+    if abs(total - 1) < 1e-12:
+        return tuple(weights)
     return tuple(weight / total if total > 0 else 1 / len(weights) for weight in weights)
 
 
@@ -157,6 +159,11 @@ def front_loaded(levels: Levels, first: int, every: int) -> tuple[float, ...]:
     """
     check_schedule(levels)
     return (*levels[:-1][:first], *levels[first:-1:every], levels[-1])
+
+
+def front_loaded_density(steps: int, first: int, every: int) -> tuple[float, ...]:
+    """The density of "first a of n, then every k", for grids of any number of steps."""
+    return normalised((1.0,) * first + (1 / every,) * (steps - first))
 
 
 def part_of(levels: Levels, density: Sequence[float], steps: int, given: Levels) -> tuple[float, ...]:

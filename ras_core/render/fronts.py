@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 
 def front_image(plans: PlanSet) -> np.ndarray:
-    """Plain sampling on `simple`, on the calibrated grid, and the plan taken for each speed.
+    """Plain sampling on `simple`, on the best other grid, and the plan taken for each speed.
 
     Args:
         plans: only those with a measured closeness are drawn; of two samplers the better one.
@@ -29,7 +29,7 @@ def front_image(plans: PlanSet) -> np.ndarray:
     plain = [plan for plan in plans.plans if plan.is_plain]
     fronts = [
         ("simple schedule, all dense", FAINT, front([plan for plan in plain if plan.has_even_grid])),
-        ("calibrated grid, all dense", DENSE, front([plan for plan in plain if not plan.has_even_grid])),
+        ("best other grid, all dense", DENSE, front([plan for plan in plain if not plan.has_even_grid])),
         ("plan taken", ACTIVE, front(plans.chosen())),
     ]
     canvas = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
