@@ -24,7 +24,7 @@ class RASCalibrate(io.ComfyNode):
             category=CATEGORY,
             description="Measures on your own model where sampling steps matter, tries plans for 1.5, 2, 2.5 "
             "and 3 times the speed, and keeps them for this model and image size. Run it once; it takes "
-            "about as long as 40 images for each seed.",
+            "about as long as 33 images for each seed.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to measure, with its LoRAs. RAS settings on it are left out."

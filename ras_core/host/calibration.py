@@ -1,15 +1,14 @@
 """Measure on a user's own model where steps belong, try plans for each speed, and keep all that was found.
 
-1. Twice (euler, dpmpp_2m): what one long step over each twelfth of a fine schedule costs; from that the
-   density of steps.
+1. What one long Euler step over each twelfth of a fine schedule costs; from that the density of steps.
 2. A reference: many steps of dpmpp_2m.
 3. For each speed and sampler, all steps dense: that density, the same half-way to an even one, a hand-made
    grid ("first a of n, then every k") and the `simple` schedule.
 4. On the best of these grids, at the same cost by FLOPs: runs with regional steps.
 
-Cost: 79 sampling runs, 1160 steps for each seed, of which 352 are of runs with regional steps. In dense steps
-of SD3-medium at 1024 px that is 1073 by FLOPs. There a step with both prompts takes 64 ms on an H100: two
-seeds take 140 s by this arithmetic, with a tenth more for regional steps.
+Cost: 66 sampling runs, 1004 steps for each seed, of which 352 are of runs with regional steps. In dense steps
+of SD3-medium at 1024 px that is 917 by FLOPs. There a step with both prompts takes 64 ms on an H100: two
+seeds take 121 s by this arithmetic, with a tenth more for regional steps.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ..errors import RASError
 from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, PlanSpeed, plain_steps
 from ..method.plan_candidates import candidates
 from ..method.plan_set import PlanSet
-from ..method.sigma_grid import COST_ORDER, EVEN_PART, density_of, even_density, front_loaded_density
+from ..method.sigma_grid import even_density, front_loaded_density, step_density
 from ..models import network_of
 from ..models.cost import CostProfile
 from .measured_runs import Task, block_costs, block_evaluations, closeness
@@ -43,7 +42,7 @@ FINE_STEPS = 24
 BLOCKS = 12
 REFERENCE_STEPS = 72
 
-# "First a of n, then every k", by speed: n, a, k. Good on all models so far; measured costs can mislead.
+# "First a of n, then every k", by speed: n, a, k. A rival to what costs predict.
 FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
 GRIDS = 4
 """How many grids are tried for each speed and sampler."""
@@ -100,17 +99,17 @@ class Calibration:
         """Steps of all runs, for each seed."""
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
         plain = GRIDS * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
-        costs = len(PLAN_SAMPLERS) * block_evaluations(FINE_STEPS, BLOCKS)
-        return costs + REFERENCE_STEPS + plain + regional
+        return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
         """All measurements. Plain plans come first: of equals the first is taken."""
         height, width = self._task.pixels
         self._origin = f"calibrated on this model at {width}x{height}"
         logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
-        costs = {sampler: self._costs(sampler) for sampler in PLAN_SAMPLERS}
+        levels = self._task.levels(FINE_STEPS)
+        costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
-        found = [plan for choice in self._tried for plan in self._of_a_speed(*choice, costs[choice[1]])]
+        found = [plan for choice in self._tried for plan in self._of_a_speed(*choice, costs)]
         found.sort(key=lambda plan: not plan.is_plain)
         seeds = len(self._task.noise)
         note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
@@ -133,10 +132,6 @@ class Calibration:
             for shares in self._tried[speed, sampler]
         ]
         return [*plain, *self._measured_ones(regional)]
-
-    def _costs(self, sampler: PlanSampler) -> tuple[float, ...]:
-        levels = self._task.levels(FINE_STEPS)
-        return block_costs(self._task, sampler, levels, BLOCKS, self._advance)
 
     def _measured_ones(self, plans: Sequence[Plan]) -> list[Plan]:
         measured = (self._measured(plan) for plan in plans)
@@ -170,8 +165,8 @@ def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tupl
     """Densities by name; what costs predict is tried, not trusted."""
     n, first, every = FRONT_LOADED[speed]
     return {
-        "measured density, half-way to even": density_of(costs, COST_ORDER, EVEN_PART),
-        "measured density": density_of(costs, COST_ORDER),
+        "measured density, half-way to even": step_density(costs, multistep=True),
+        "measured density": step_density(costs, multistep=False),
         f"first {first} of {n}, then every {every}": front_loaded_density(n, first, every),
         "simple schedule": even_density(len(costs)),
     }
