@@ -12,6 +12,7 @@ from .lumina_next import RASLuminaNextLoader
 from .mask_preview import RASMaskPreview
 from .paper_settings import RASPaperSettings
 from .patch_model import RASPatchModel
+from .plans import RASCalibrate, RASScheduler
 from .sampler import RASKSampler
 from .trace import RASTrace
 
@@ -31,6 +32,8 @@ class MultirateRASExtension(ComfyExtension):
             RASDemoModel,
             RASDemoPrompt,
             RASLuminaNextLoader,
+            RASCalibrate,
+            RASScheduler,
         ]
 
 

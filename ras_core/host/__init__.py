@@ -6,6 +6,9 @@ kept), `graphs_of_model` (CUDA graphs kept on a model), `samplers`, `conditionin
 `attention`, `compiler` (ComfyUI's own graphs and compiler, of later versions), `requirements`, `options`
 (of the nodes' settings), and `names` (ComfyUI's keys).
 
+Plans: `plans` (which a model has), `calibration` (measures them), `measured_runs` (its sampling),
+`planned_model` (RAS as a plan says), `plan_files` and `fingerprint` (what is kept, and for which model).
+
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
 2. When sampling starts, that wrapper begins a run and attaches the run's wrappers to its copy of the model
    options.

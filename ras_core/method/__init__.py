@@ -4,6 +4,9 @@ Read `schedule` (dense and regional steps), `selector` (what a run's selection r
 `metric` (the scores), `preferences` (masks of the user), `integrator` (each token with steps of its own) and
 `grid` (between latent pixels and tokens).
 
+Plans: `sigma_grid` (where steps belong), `plan` and `plan_set` (what a speed computes, as data),
+`plan_candidates` (shares worth a try at a cost), `family_plans` (for a model that nobody calibrated).
+
 1. `plan_steps` says which steps of a schedule are dense.
 2. After each evaluation a `Selector` observes the denoised estimate: how fast each token changes.
 3. Before a regional step it selects the tokens whose estimate has probably moved most since they were

@@ -45,6 +45,14 @@ INPUTS = {
         ("folder", "none"), ("transformer", "from folder"), ("text_encoder", "from folder"),
         ("vae", "from folder"), ("guidance_channels", "first three"), ("scaling_watershed", 1.0),
     ],
+    "RASCalibrate": [
+        ("model", None), ("positive", None), ("negative", None), ("latent_image", None), ("cfg", 5.0),
+        ("seeds", 2),
+    ],
+    "RASScheduler": [
+        ("model", None), ("speed", "2x"), ("steps", 28), ("denoise", 1.0), ("sampler", "dpmpp_2m"),
+        ("plan", None), ("latent_image", None),
+    ],
 }  # fmt: skip
 INPUTS["RASCompare"] = [*INPUTS["RASKSampler"], ("vae", None)]
 OUTPUTS = {
@@ -58,6 +66,8 @@ OUTPUTS = {
     "RASDemoModel": ["MODEL", "VAE"],
     "RASDemoPrompt": ["CONDITIONING"],
     "RASLuminaNextLoader": ["MODEL", "CLIP", "VAE"],
+    "RASCalibrate": ["RAS_PLAN", "IMAGE"],
+    "RASScheduler": ["SIGMAS"],
 }
 
 

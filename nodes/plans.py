@@ -1,0 +1,119 @@
+"""RASCalibrate and RASScheduler: plans measured on the user's own model, and their noise levels."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..ras_core.host.calibration import SEEDS, calibrate
+from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, planned_levels, plans_for
+from ..ras_core.render.fronts import front_image
+from .settings import CATEGORY
+
+PlanType = io.Custom("RAS_PLAN")
+
+
+class RASCalibrate(io.ComfyNode):
+    """MODEL, conditionings, LATENT -> RAS_PLAN, and an image of what was found."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASCalibrate",
+            display_name="RAS Calibrate",
+            category=CATEGORY,
+            description="Measures on your own model where sampling steps matter, tries plans for 1.5, 2, 2.5 "
+            "and 3 times the speed, and keeps them for this model and image size. Run it once; it takes "
+            "about as long as 33 images for each seed.",
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to measure, with its LoRAs. RAS settings on it are left out."
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="A prompt like those you use. It stands for all of them."
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that you use."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent of your usual size; each size has its own plans."
+                ),
+                io.Float.Input(
+                    "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                    tooltip="The guidance scale that you use.",
+                ),
+                io.Int.Input(
+                    "seeds", default=SEEDS, min=1, max=16,
+                    tooltip="Images to measure with, sampled as one batch. More are more reliable, and take "
+                    "more time and memory.",
+                ),
+            ],
+            outputs=[
+                PlanType.Output(display_name="plan", tooltip="The plans of all speeds, for RAS Scheduler."),
+                io.Image.Output(
+                    display_name="fronts",
+                    tooltip="How close each speed comes to a fine reference: plain sampling on the simple "
+                    "schedule, on the best other grid, and the plans taken.",
+                ),
+            ],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent_image, cfg, seeds) -> io.NodeOutput:
+        plans = calibrate(model, (positive, negative), latent_image["samples"], cfg, seeds)
+        image = torch.from_numpy(front_image(plans))
+        return io.NodeOutput(plans, image, ui=ui.PreviewImage(image, cls=cls))
+
+
+class RASScheduler(io.ComfyNode):
+    """MODEL and a speed -> SIGMAS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="RASScheduler",
+            display_name="RAS Scheduler",
+            category=CATEGORY,
+            description="Noise levels for fewer steps, placed where your model needs them. For "
+            "SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that samples. Behind RAS Patch Model the grid is that of the best "
+                    "plan, otherwise that of the best plan without regional steps.",
+                ),
+                io.Combo.Input(
+                    "speed", options=list(PLAN_SPEEDS), default="2x",
+                    tooltip="How much faster than all the steps. 2x of 28 steps gives 14, or more of them "
+                    "where a plan computes only part of the image in some.",
+                ),
+                io.Int.Input(
+                    "steps", default=28, min=1, max=10000,
+                    tooltip="Steps that you would take without speeding up.",
+                ),
+                io.Float.Input(
+                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="1 starts from pure noise; lower values keep the structure of the latent.",
+                ),
+                io.Combo.Input(
+                    "sampler", options=list(PLAN_SAMPLERS), default="dpmpp_2m",
+                    tooltip="The sampler that will use the noise levels; each has its own grid.",
+                ),
+                PlanType.Input(
+                    "plan", optional=True,
+                    tooltip="From RAS Calibrate. Without it: the plans kept for this model, else the grid of "
+                    "its family.",
+                ),
+                io.Latent.Input(
+                    "latent_image", optional=True,
+                    tooltip="Its size picks among the plans kept for this model. Without it: the newest.",
+                ),
+            ],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For a custom sampling node.")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, speed, steps, denoise, sampler, plan=None, latent_image=None) -> io.NodeOutput:
+        size = None if latent_image is None else latent_image["samples"].shape[-2:]
+        plans = plan or plans_for(model, size)
+        levels = planned_levels(model, plans, (speed, sampler), steps, denoise)
+        return io.NodeOutput(torch.tensor(levels, dtype=torch.float32))

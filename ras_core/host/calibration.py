@@ -1,0 +1,193 @@
+"""Measure on a user's own model where steps belong, try plans for each speed, and keep all that was found.
+
+1. What one long Euler step over each twelfth of a fine schedule costs; from that the density of steps.
+2. A reference: many steps of dpmpp_2m.
+3. For each speed and sampler, all steps dense: that density, the same half-way to an even one, a hand-made
+   grid ("first a of n, then every k") and the `simple` schedule.
+4. On the best of these grids, at the same cost by FLOPs: runs with regional steps.
+
+Cost: 66 sampling runs, 1004 steps for each seed, of which 352 are of runs with regional steps. In dense steps
+of SD3-medium at 1024 px that is 917 by FLOPs. There a step with both prompts takes 64 ms on an H100: two
+seeds take 121 s by this arithmetic, with a tenth more for regional steps.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..errors import RASError
+from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, PlanSpeed, plain_steps
+from ..method.plan_candidates import candidates
+from ..method.plan_set import PlanSet
+from ..method.sigma_grid import even_density, front_loaded_density, step_density
+from ..models import network_of
+from ..models.cost import CostProfile
+from .measured_runs import Task, block_costs, block_evaluations, closeness
+from .plan_files import save_plans
+from .planned_model import ran_as_planned, with_plan, without_ras
+from .plans import FINE_LEVELS, adapter_of
+
+logger = logging.getLogger(__name__)
+
+FINE_STEPS = 24
+BLOCKS = 12
+REFERENCE_STEPS = 72
+
+# "First a of n, then every k", by speed: n, a, k. A rival to what costs predict.
+FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
+GRIDS = 4
+"""How many grids are tried for each speed and sampler."""
+SEEDS = 2
+KV_CACHE = "forecast"
+"""The form that comes closest; it takes twice the memory of `gpu`."""
+
+
+def calibrate(
+    model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int = SEEDS
+) -> PlanSet:
+    """Measure a model, keep its plans in ComfyUI's user folder, and return them.
+
+    Args:
+        model: MODEL; RAS on it is left out.
+        conditionings: positive and negative CONDITIONING.
+        latent: (b, c, H, W); only its size counts.
+        cfg: guidance scale.
+        seeds: images to measure with, in one batch.
+
+    Raises:
+        RASError: no latent of an image.
+        InterruptProcessingException: the user pressed stop; nothing is kept.
+    """
+    if latent.ndim != 4:
+        raise RASError(
+            f"a latent of shape {tuple(latent.shape)}.",
+            "the latent of an image, (batch, channels, height, width).",
+            "connect an empty latent of the size that you draw at.",
+        )
+    task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
+    plans = Calibration(task).run()
+    path = save_plans(plans, model, latent.shape[-2:])
+    logger.info("Multirate RAS: %s; kept as %s.\n%s", plans.note, path.name, plans.describe())
+    return plans
+
+
+class Calibration:
+    """One calibration of one model at one size."""
+
+    def __init__(self, task: Task):
+        self._task = task
+        self._fine = task.levels(FINE_LEVELS)
+        self._cost = step_cost(task)
+        self._tried = {
+            (speed, sampler): candidates(sampler, plain_steps(speed), self._cost) if self._cost else []
+            for speed in PLAN_SPEEDS
+            for sampler in PLAN_SAMPLERS
+        }
+        self._progress = comfy.utils.ProgressBar(self.evaluations)
+
+    @property
+    def evaluations(self) -> int:
+        """Steps of all runs, for each seed."""
+        regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
+        plain = GRIDS * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
+        return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
+
+    def run(self) -> PlanSet:
+        """All measurements. Plain plans come first: of equals the first is taken."""
+        height, width = self._task.pixels
+        self._origin = f"calibrated on this model at {width}x{height}"
+        logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
+        levels = self._task.levels(FINE_STEPS)
+        costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
+        self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
+        found = [plan for choice in self._tried for plan in self._of_a_speed(*choice, costs)]
+        found.sort(key=lambda plan: not plan.is_plain)
+        seeds = len(self._task.noise)
+        note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
+        return PlanSet(tuple(found), note)
+
+    def _of_a_speed(self, speed: PlanSpeed, sampler: PlanSampler, costs: Sequence[float]) -> list[Plan]:
+        """The plans of a speed and sampler, measured: all grids, then regional steps on the best of them."""
+        steps = plain_steps(speed)
+        plain = [
+            Plan(
+                speed, sampler, density, (1.0,) * steps,
+                speedup=FULL_STEPS / steps, origin=f"{name}, {self._origin}",
+            )
+            for name, density in densities_to_try(costs, speed).items()
+        ]  # fmt: skip
+        plain = self._measured_ones(plain)
+        best = max(plain, key=lambda plan: plan.closeness)
+        regional = [
+            replace(best, shares=shares, kv_cache=KV_CACHE, speedup=self._speedup(shares))
+            for shares in self._tried[speed, sampler]
+        ]
+        return [*plain, *self._measured_ones(regional)]
+
+    def _measured_ones(self, plans: Sequence[Plan]) -> list[Plan]:
+        measured = (self._measured(plan) for plan in plans)
+        return [plan for plan in measured if plan is not None]
+
+    def _speedup(self, shares: tuple[float, ...]) -> float:
+        return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
+
+    def _measured(self, plan: Plan) -> Plan | None:
+        """The plan with its closeness; None if it did not run as planned."""
+        model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
+        try:
+            found = self._sample(plan.sampler, plan.levels(self._fine), model)
+        except comfy.model_management.OOM_EXCEPTION:
+            if plan.is_plain:
+                raise
+            found = None  # the K/V cache did not fit; plain plans need none
+        if found is None or not (plan.is_plain or ran_as_planned(model, plan)):
+            logger.info("Multirate RAS: %s is left out: it did not run as planned.", plan.describe())
+            return None
+        return replace(plan, closeness=round(closeness(found, self._reference), 3))
+
+    def _sample(self, sampler: str, levels: tuple[float, ...], model: ModelPatcher | None = None) -> Tensor:
+        return self._task.sample(comfy.samplers.sampler_object(sampler), levels, model, self._advance)
+
+    def _advance(self, step: int) -> None:
+        self._progress.update(1)
+
+
+def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:
+    """Densities by name; what costs predict is tried, not trusted."""
+    n, first, every = FRONT_LOADED[speed]
+    return {
+        "measured density, half-way to even": step_density(costs, multistep=True),
+        "measured density": step_density(costs, multistep=False),
+        f"first {first} of {n}, then every {every}": front_loaded_density(n, first, every),
+        "simple schedule": even_density(len(costs)),
+    }
+
+
+def step_cost(task: Task) -> Callable[[float], float] | None:
+    """Cost of a step on a share of the tokens, in dense steps by FLOPs; None if RAS does not support the
+    model.
+    """
+    adapter = adapter_of(task.model)
+    if adapter is None:
+        logger.info("Multirate RAS: this model has no regional steps; its grid is calibrated all the same.")
+        return None
+    network = network_of(task.model.get_model_object("diffusion_model"))
+    patch = adapter.patch_size(network)
+    n_tokens = math.prod(-(-size // p) for size, p in zip(task.noise.shape[2:], patch, strict=True))
+    n_text = max(adapter.text_rows(network, rows) for rows in task.text_rows)
+    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
+
+
+def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
+    dense = profile.step_flops(n_tokens, n_tokens, n_text)
+    return profile.step_flops(n_tokens, round(share * n_tokens), n_text) / dense

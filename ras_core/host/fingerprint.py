@@ -1,0 +1,65 @@
+"""What identifies a model for its plans: weights, patches of weights such as LoRA, and its noise schedule.
+
+Only a sample of the numbers is read, so that this takes a fraction of a second for any model. Patches of
+attention and other options do not count: they hardly move where a trajectory bends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from .measured_runs import simple_levels
+
+NETWORK = "diffusion_model."
+TENSORS = 32
+"""How many weights are sampled."""
+
+NUMBERS = 64
+"""How many numbers of each."""
+
+
+def fingerprint(model: ModelPatcher) -> str:
+    """16 hexadecimal digits, the same for the same model in every session."""
+    weights = model.get_key_patches(NETWORK)  # ComfyUI gives weights as they are without patches
+    digest = hashlib.sha256()
+    sampled = set(sorted(weights)[:: max(len(weights) // TENSORS, 1)])
+    for name in sorted(weights):
+        (weight, *_), *patches = weights[name]
+        _add(digest, (name, tuple(weight.shape)))
+        if name in sampled:
+            _add(digest, weight)
+        for patch in patches:
+            _add(digest, patch)
+    _add(digest, [f"{level:.6g}" for level in simple_levels(model, 8)])
+    return digest.hexdigest()[:16]
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Take in a value; of an object that holds weights, those."""
+    if isinstance(value, torch.Tensor):
+        _add_tensor(digest, value)
+    elif isinstance(value, Mapping):
+        _add(digest, sorted(value.items(), key=lambda item: str(item[0])))
+    elif isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        for each in value:
+            _add(digest, each)
+    elif hasattr(value, "weights"):
+        _add(digest, (type(value).__name__, value.weights))
+    elif isinstance(value, (str, int, float, type(None))):
+        digest.update(f"{value!r};".encode())
+    else:
+        digest.update(f"{type(value).__name__};".encode())  # a function has no name that outlives a session
+
+
+def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:
+    digest.update(f"{tuple(tensor.shape)};".encode())
+    if tensor.is_meta or not tensor.numel():
+        return
+    flat = tensor.detach().reshape(-1)
+    some = flat[:: max(flat.numel() // NUMBERS, 1)][:NUMBERS]
+    digest.update(some.float().cpu().numpy().tobytes())

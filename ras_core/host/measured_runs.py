@@ -1,0 +1,193 @@
+"""Sampling runs on a user's model, for measurement: all of them by ComfyUI's own samplers.
+
+To see what a long step over one block of a schedule costs, the part before that block is not sampled again:
+the sampler gets the estimates that an earlier run made there. This halves the number of evaluations. It is
+exact for any deterministic sampler that evaluates once a step, whatever it remembers of earlier steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+OnStep = Callable[[int], None]
+"""Called after each step with its index."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is sampled.
+
+    Attributes:
+        model: a MODEL without RAS.
+        positive, negative: CONDITIONING.
+        noise: (b, c, H, W), one image for each seed.
+        cfg: guidance scale.
+    """
+
+    model: ModelPatcher
+    positive: list
+    negative: list
+    noise: Tensor
+    cfg: float
+
+    @classmethod
+    def of(
+        cls, model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int
+    ) -> Task:
+        """The first `seeds` seeds at the size of a latent, whose content does not matter."""
+        empty = torch.zeros_like(latent[:1])
+        empty = torch.zeros_like(comfy.sample.fix_empty_latent_channels(model, empty))
+        noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in range(seeds)])
+        return cls(model, *conditionings, noise, cfg)
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        scale = getattr(self.model.get_model_object("latent_format"), "spacial_downscale_ratio", 8)
+        return self.noise.shape[-2] * scale, self.noise.shape[-1] * scale
+
+    @property
+    def text_rows(self) -> list[int]:
+        """Rows of each conditioning."""
+        return [conditioning[0].shape[1] for conditioning in (*self.positive, *self.negative)]
+
+    def levels(self, steps: int) -> tuple[float, ...]:
+        """The model's own `simple` schedule."""
+        return simple_levels(self.model, steps)
+
+    def sample(
+        self,
+        sampler: Any,
+        levels: Sequence[float],
+        model: ModelPatcher | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """One run of all seeds: final latents (b, c, H, W) float32 on the CPU.
+
+        Args:
+            sampler: a SAMPLER.
+            levels: noise levels.
+            model: in place of the task's own, for example patched with RAS.
+            on_step: called with each step's index.
+
+        Raises:
+            InterruptProcessingException: the user pressed stop.
+        """
+
+        def callback(step: int, denoised: Tensor, x: Tensor, total: int) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            if on_step is not None:
+                on_step(step)
+
+        result = comfy.sample.sample_custom(
+            model or self.model, self.noise, self.cfg, sampler, torch.tensor(levels), self.positive,
+            self.negative, torch.zeros_like(self.noise), callback=callback, disable_pbar=True, seed=0,
+        )  # fmt: skip
+        return result.float().cpu()
+
+
+def simple_levels(model: ModelPatcher, steps: int) -> tuple[float, ...]:
+    """The noise levels of a model's `simple` schedule: `steps` + 1 numbers, the last is 0."""
+    sampling = model.get_model_object("model_sampling")
+    return tuple(comfy.samplers.calculate_sigmas(sampling, "simple", steps).tolist())
+
+
+def block_costs(
+    task: Task, sampler_name: str, levels: Sequence[float], blocks: int, on_step: OnStep | None = None
+) -> tuple[float, ...]:
+    """RMS error in the final latents when one block of a fine schedule is done in one step, for each block.
+
+    Evaluations: `block_evaluations(len(levels) - 1, blocks)` for each seed.
+
+    Args:
+        task: what is sampled.
+        sampler_name: "euler" or "dpmpp_2m".
+        levels: the fine schedule; `blocks` divides its number of steps.
+        blocks: how many.
+        on_step: called after each evaluation.
+    """
+    width = (len(levels) - 1) // blocks
+    fine = ReplayedStart(sampler_name)
+    reference = task.sample(fine.sampler(), levels, on_step=on_step)
+    costs = []
+    for block in range(blocks):
+        first = block * width
+        known = fine.estimates[: first + 1]
+        coarse = ReplayedStart(sampler_name, known)
+        skipping = (*levels[: first + 1], *levels[first + width :])
+        found = task.sample(coarse.sampler(), skipping, on_step=_after(len(known), on_step))
+        costs.append(rms(found - reference))
+    return tuple(costs)
+
+
+def block_evaluations(steps: int, blocks: int) -> int:
+    """Evaluations of `block_costs` for each seed: the fine run, and the rest of each run after its block."""
+    width = steps // blocks
+    return steps + sum(steps - (block + 1) * width for block in range(blocks))
+
+
+def _after(skipped: int, on_step: OnStep | None) -> OnStep:
+    """Report only steps that were evaluated."""
+
+    def report(step: int) -> None:
+        if on_step is not None and step >= skipped:
+            on_step(step)
+
+    return report
+
+
+class ReplayedStart:
+    """A sampler of ComfyUI's whose first evaluations are answered with estimates of an earlier run.
+
+    Attributes:
+        estimates: the denoised estimate of every evaluation, given or made: (b, c, H, W) each.
+    """
+
+    def __init__(self, sampler_name: str, known: Sequence[Tensor] = ()):
+        self._function = comfy.samplers.sampler_object(sampler_name).sampler_function
+        self._known = len(known)
+        self._next = 0
+        self.estimates = list(known)
+
+    def sampler(self) -> comfy.samplers.KSAMPLER:
+        return comfy.samplers.KSAMPLER(self._sample)
+
+    def _sample(self, model: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        self._model = model
+        return self._function(self, *args, **kwargs)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        self._next += 1
+        if self._next <= self._known:
+            return self.estimates[self._next - 1]
+        estimate = self._model(x, sigma, **kwargs)
+        self.estimates.append(estimate)
+        return estimate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_model"], name)
+
+
+def rms(difference: Tensor) -> float:
+    return float(difference.double().pow(2).mean().sqrt())
+
+
+def closeness(found: Tensor, reference: Tensor) -> float:
+    """How near latents are to the reference in dB: its variance over the mean squared error, image mean.
+
+    Args:
+        found, reference: (b, c, H, W).
+    """
+    error = (found - reference).double().pow(2).flatten(1).mean(1).clamp_min(1e-12)
+    power = reference.double().flatten(1).var(1, unbiased=False).clamp_min(1e-12)
+    return float((10 * torch.log10(power / error)).mean()) if len(found) else math.nan

@@ -1,0 +1,67 @@
+"""Plans in ComfyUI's user folder: one file for each model and latent size that was calibrated."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+
+from ..errors import RASError
+from ..method.plan_set import PlanSet
+from .fingerprint import fingerprint
+
+logger = logging.getLogger(__name__)
+
+FOLDER = ("multirate_ras", "plans")
+
+
+def plans_folder() -> Path:
+    return Path(folder_paths.get_user_directory(), *FOLDER)
+
+
+def save_plans(plans: PlanSet, model: ModelPatcher, size: Sequence[int]) -> Path:
+    """Write a model's plans, replacing earlier ones of this size.
+
+    Args:
+        plans: what to keep.
+        model: that they were measured on.
+        size: height and width of the latent.
+    """
+    path = plans_folder() / _name(fingerprint(model), size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(plans.to_json(), encoding="utf-8")
+    os.replace(draft, path)  # a reader finds the old file or the new one, never half of it
+    return path
+
+
+def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet | None:
+    """A model's plans, or None.
+
+    Args:
+        model: any MODEL.
+        size: height and width of the latent; without it, the plans saved last for any size of this model.
+    """
+    own = fingerprint(model)
+    found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        if (plans := _read(path)) is not None:
+            return plans
+    return None
+
+
+def _name(own: str, size: Sequence[int]) -> str:
+    return f"{own}-{'x'.join(map(str, size))}.json"
+
+
+def _read(path: Path) -> PlanSet | None:
+    """The plans of a file; None, and a warning, if it is broken or of another version."""
+    try:
+        return PlanSet.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, RASError) as error:
+        logger.warning("Multirate RAS: saved plans are ignored: %s: %s", path.name, error)
+        return None

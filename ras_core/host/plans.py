@@ -1,0 +1,78 @@
+"""Which plans a model has, and the noise levels that one of them gives it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from comfy.model_patcher import ModelPatcher
+
+from ..errors import RASError
+from ..method.family_plans import family_plans
+from ..method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan
+from ..method.plan_set import PlanSet
+from ..models import adapter_for, network_of
+from ..models.base import ModelAdapter
+from .measured_runs import simple_levels
+from .plan_files import saved_plans
+from .planned_model import has_ras
+
+__all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_levels", "plans_for"]
+
+logger = logging.getLogger(__name__)
+
+FINE_LEVELS = 200
+"""Steps of the schedule between whose levels a grid is interpolated; no model knows fewer."""
+
+
+def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:
+    """The plans measured on this model, else those of its family.
+
+    Args:
+        model: any MODEL.
+        size: height and width of the latent; without it, the plans measured last at any size.
+    """
+    saved = saved_plans(model, size)
+    if saved is not None:
+        return saved
+    adapter = adapter_of(model)
+    return family_plans(None if adapter is None else type(adapter).__module__.rpartition(".")[2])
+
+
+def adapter_of(model: ModelPatcher) -> ModelAdapter | None:
+    """The adapter of a model's network; None if RAS does not support it."""
+    try:
+        return adapter_for(network_of(model.get_model_object("diffusion_model")))
+    except RASError:
+        return None
+
+
+def planned_levels(
+    model: ModelPatcher, plans: PlanSet, choice: tuple[str, str], steps: int, denoise: float = 1.0
+) -> tuple[float, ...]:
+    """The noise levels of a speed: those of the best plan behind a RAS node, else of the best plain one.
+
+    Args:
+        model: any MODEL.
+        plans: to choose from.
+        choice: speed and sampler.
+        steps: that a dense run would have.
+        denoise: as in KSampler; the first level is the one that KSampler starts `steps` steps with. 0: none.
+
+    Raises:
+        RASError: there is no plan for this choice.
+    """
+    if denoise <= 0:
+        return ()
+    plan = plans.best(*choice, plain=not has_ras(model))
+    levels = levels_of(model, plan, steps, denoise)
+    said = plan.resized(steps).describe()
+    logger.info("Multirate RAS: noise levels for %s (%s; %s).", said, plan.sampler, plan.origin)
+    return levels
+
+
+def levels_of(model: ModelPatcher, plan: Plan, steps: int, denoise: float = 1.0) -> tuple[float, ...]:
+    """The plan's noise levels in place of `steps` dense steps."""
+    total = steps if denoise >= 1 else int(steps / denoise)
+    given = simple_levels(model, total)[-(steps + 1) :]
+    return plan.levels_of_part(simple_levels(model, FINE_LEVELS), given)

@@ -1,0 +1,67 @@
+"""Plans for a model that nobody has calibrated: plain sampling on the grids of its family.
+
+family_costs.json holds what a long step over each part of the schedule costs, and how that was measured.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import RASError
+from .plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, VERSION, Plan, plain_steps, read_json
+from .plan_set import PlanSet
+from .sigma_grid import normalised, step_density
+
+FIRST_ORDER_SPEEDS = ("2.5x", "3x")
+"""With so few steps euler came closer than dpmpp_2m on all models; its plans come first there."""
+
+DATA = Path(__file__).with_name("family_costs.json")
+
+
+def family_plans(family: str | None) -> PlanSet:
+    """A plain plan for each speed and sampler; closeness is not known.
+
+    Args:
+        family: name of its adapter's module ("sd3"); None, or one without data, gets the mean of all.
+    """
+    families = densities()
+    found = families.get(family or "")
+    origin = f"grids of the {family} family" if found else "mean grid of all families that were measured"
+    found = found or _mean(list(families.values()))
+    plans = tuple(
+        Plan(
+            speed, sampler, found[sampler], (1.0,) * plain_steps(speed),
+            speedup=FULL_STEPS / plain_steps(speed), origin=origin,
+        )
+        for speed in PLAN_SPEEDS
+        for sampler in sorted(PLAN_SAMPLERS, reverse=speed in FIRST_ORDER_SPEEDS)
+    )  # fmt: skip
+    return PlanSet(plans, origin)
+
+
+@lru_cache(maxsize=1)
+def densities() -> dict[str, dict[str, tuple[float, ...]]]:
+    """Densities by family and sampler.
+
+    Raises:
+        RASError: the file that ships is damaged.
+    """
+    data: Any = read_json(DATA.read_text(encoding="utf-8"))
+    if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("families"):
+        raise RASError(
+            f"{DATA.name} is damaged.", f"costs by family, version {VERSION}.", "reinstall the pack."
+        )
+    return {
+        family: {sampler: step_density(costs, sampler == "dpmpp_2m") for sampler in PLAN_SAMPLERS}
+        for family, costs in data["families"].items()
+    }
+
+
+def _mean(families: list[dict[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:
+    """The mean density; all have the same number of blocks."""
+    return {
+        sampler: normalised([sum(each) for each in zip(*(one[sampler] for one in families), strict=True)])
+        for sampler in PLAN_SAMPLERS
+    }

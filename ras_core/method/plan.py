@@ -1,0 +1,226 @@
+"""A plan: everything that decides what a run of a given speed computes, as data.
+
+Steps are kept as a density over the model's own `simple` schedule and not as noise levels. The grid then
+decreases, starts at the model's first level and ends at 0 for every model, number of steps and shift. A shift
+is also how model makers carry a schedule to another resolution, and a density follows it there. The price:
+at one resolution, a user's other shift moves the steps although the equation stays the same. So a plan that
+was measured on a model is found again only under the same schedule.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from ..config import MIN_RATIO
+from ..errors import RASError
+from .sigma_grid import grid, normalised, part_of, positions
+
+VERSION = 1
+PlanSampler = Literal["dpmpp_2m", "euler"]
+PlanSpeed = Literal["1.5x", "2x", "2.5x", "3x"]
+PLAN_SAMPLERS: tuple[PlanSampler, ...] = get_args(PlanSampler)
+PLAN_SPEEDS: tuple[PlanSpeed, ...] = get_args(PlanSpeed)
+FULL_STEPS = 28
+"""The dense run that a speed is counted from."""
+
+
+def plain_steps(speed: str) -> int:
+    """Dense steps that have this speed: 19 for 1.5x, 14 for 2x, 11 for 2.5x, 9 for 3x."""
+    return round(FULL_STEPS / float(speed.removesuffix("x")))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run reaches a speed.
+
+    Attributes:
+        speed: one of PLAN_SPEEDS.
+        sampler: that it was made for.
+        density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
+        shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
+            numbers as steps; the first is 1.
+        kv_cache: form of the K/V cache, where a step is regional; checked when the model is patched.
+        full_steps: dense steps that `steps` replace.
+        speedup: expected by FLOPs over `full_steps` dense steps.
+        closeness: of the final latent to a fine reference, dB; None if it was not measured.
+        origin: where it comes from: "calibrated on this model at 1024x1024".
+
+    Raises:
+        RASError: a value that makes no sense.
+    """
+
+    speed: str
+    sampler: str
+    density: tuple[float, ...]
+    shares: tuple[float, ...]
+    kv_cache: str = "auto"
+    full_steps: int = FULL_STEPS
+    speedup: float = 1.0
+    closeness: float | None = None
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        _one_of("speed", self.speed, PLAN_SPEEDS)
+        _one_of("sampler", self.sampler, PLAN_SAMPLERS)
+        _numbers("density", self.density, 0.0, math.inf, "numbers of 0 or more, not all 0")
+        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1, the first of them 1")
+        if sum(self.density) <= 0:
+            _refuse("density", self.density, "numbers of 0 or more, not all 0")
+        if self.shares[0] != 1:
+            _refuse("shares", self.shares, "a dense first step (1)")
+        if not _is_whole(self.full_steps) or self.full_steps < 1:
+            _refuse("full_steps", self.full_steps, "a whole number of 1 or more")
+        if not _is_number(self.speedup) or self.speedup <= 0:
+            _refuse("speedup", self.speedup, "a number above 0")
+        if self.closeness is not None and not _is_number(self.closeness):
+            _refuse("closeness", self.closeness, "a number of decibels, or none")
+        for name in ("kv_cache", "origin"):
+            if not isinstance(getattr(self, name), str):
+                _refuse(name, getattr(self, name), "a text")
+        object.__setattr__(self, "density", normalised(self.density))
+        object.__setattr__(self, "shares", tuple(self.shares))
+
+    @property
+    def steps(self) -> int:
+        return len(self.shares)
+
+    @property
+    def dense_steps(self) -> tuple[int, ...]:
+        """Indices of the steps that compute all tokens."""
+        return tuple(step for step, share in enumerate(self.shares) if share == 1)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all steps are dense, so that RAS has no part in it."""
+        return len(self.dense_steps) == self.steps
+
+    @property
+    def has_even_grid(self) -> bool:
+        """Whether the grid is the `simple` schedule."""
+        return max(self.density) - min(self.density) < 1e-9
+
+    @property
+    def token_share(self) -> float:
+        """Share of the image tokens that is computed, over all steps."""
+        return sum(self.shares) / self.steps
+
+    def levels(self, fine: Sequence[float]) -> tuple[float, ...]:
+        """The run's noise levels.
+
+        Args:
+            fine: the model's `simple` schedule, finer than the plan.
+        """
+        return grid(fine, positions(self.density, self.steps))
+
+    def levels_of_part(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
+        """The noise levels in place of a sampler's own, from its first to its last.
+
+        Args:
+            fine: the model's `simple` schedule.
+            given: levels of a whole run, of a part of one, or of one with denoise below 1.
+        """
+        return part_of(fine, self.density, self.resized(len(given) - 1).steps, given)
+
+    def resized(self, full_steps: int) -> Plan:
+        """The plan of the same speed for another number of dense steps; shares keep their position."""
+        steps = max(1, round(self.steps * full_steps / self.full_steps))
+        shares = (self.shares[step * self.steps // steps] for step in range(steps))
+        return replace(self, shares=tuple(shares), full_steps=max(full_steps, 1))
+
+    def describe(self) -> str:
+        """One line: "2x: 17 of 28 steps, 6 dense, 45 % of tokens"."""
+        line = f"{self.speed}: {self.steps} of {self.full_steps} steps, "
+        if self.is_plain:
+            return f"{line}all dense"
+        return f"{line}{len(self.dense_steps)} dense, {100 * self.token_share:.0f} % of tokens"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"version": VERSION, **asdict(self)}
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Plan:
+        """The plan that `as_dict` wrote.
+
+        Raises:
+            RASError: of another version, with a field missing or unknown, or with a wrong value.
+        """
+        values = checked_version("plan", values)
+        names = {field.name for field in fields(cls)}
+        if values.keys() != names:
+            wrong = sorted(values.keys() ^ names)
+            raise RASError(
+                f"a plan with missing or unknown fields: {', '.join(map(str, wrong))}.",
+                f"the fields {', '.join(sorted(names))}.",
+                "calibrate again, or take the plan from an unchanged file.",
+            )
+        lists = {name: _as_tuple(name, values[name]) for name in ("density", "shares")}
+        return cls(**{**values, **lists})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        return cls.from_dict(read_json(text))
+
+
+def read_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        RASError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise RASError(
+            f"plans that cannot be read: {error}.", "JSON as RAS Calibrate writes it.", "calibrate again."
+        ) from error
+
+
+def checked_version(what: str, values: Any) -> dict[str, Any]:
+    """The fields without the version."""
+    version = values.get("version") if isinstance(values, Mapping) else None
+    if version != VERSION:
+        raise RASError(
+            f"a {what} of version {version!r}.",
+            f"version {VERSION}.",
+            "calibrate again with this version of the pack, or update the pack.",
+        )
+    return {name: value for name, value in values.items() if name != "version"}
+
+
+def _as_tuple(name: str, value: Any) -> tuple:
+    if not isinstance(value, (list, tuple)):
+        _refuse(name, value, "a list of numbers")
+    return tuple(value)
+
+
+def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    if value not in choices:
+        _refuse(name, value, f"one of {', '.join(choices)}")
+
+
+def _numbers(name: str, values: Any, low: float, high: float, expected: str) -> None:
+    if not values or not all(_is_number(value) and low <= value <= high for value in values):
+        _refuse(name, values, expected)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _refuse(name: str, value: Any, expected: str) -> None:
+    raise RASError(
+        f"a plan with {name} = {value!r}.",
+        f"{expected}.",
+        f"correct {name}, or calibrate again.",
+    )

@@ -1,0 +1,195 @@
+"""Plans as data: checked, printed, kept as JSON, chosen, and fitted to a user's number of steps."""
+
+import json
+
+import pytest
+from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.method.family_plans import densities, family_plans
+from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
+from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
+from ras_pack.ras_core.method.plan_set import PlanSet
+from ras_pack.ras_core.method.schedule import StepKind, plan_steps
+
+THREE_PARTS = r"Multirate RAS: .* Expected: .* What to do: "
+FINE = tuple(1 - i / 100 for i in range(101))
+
+
+def plan(speed: str = "2x", steps: int = 14, regional: int = 0, share: float = 0.5, **values) -> Plan:
+    shares = (1.0,) * (steps - regional) + (share,) * regional
+    return Plan(
+        **{"speed": speed, "sampler": "dpmpp_2m", "density": (0.75, 0.25), "shares": shares, **values}
+    )
+
+
+class TestPlan:
+    def test_it_says_what_it_does_in_one_line(self):
+        # 6 dense and 11 of share 0.15: (6 + 1.65) / 17 = 45 %.
+        assert plan(steps=17, regional=11, share=0.15).describe() == (
+            "2x: 17 of 28 steps, 6 dense, 45 % of tokens"
+        )
+        assert plan().describe() == "2x: 14 of 28 steps, all dense"
+
+    def test_dense_steps_and_share_of_tokens_follow_from_the_shares(self):
+        made = plan(shares=(1, 1, 0.5, 1, 0.5))
+        assert (made.steps, made.dense_steps, made.token_share) == (5, (0, 1, 3), 0.8)
+        assert not made.is_plain and plan().is_plain
+
+    def test_the_density_is_normalised(self):
+        assert plan(density=(3, 1)).density == (0.75, 0.25)
+
+    def test_levels_are_those_of_the_density(self):
+        # Three of four steps in the first half.
+        assert plan(steps=4).levels(FINE) == pytest.approx((1, 5 / 6, 4 / 6, 0.5, 0))
+
+    def test_another_number_of_steps_keeps_the_speed(self):
+        assert [plan().resized(n).steps for n in (56, 28, 20, 1)] == [28, 14, 10, 1]
+        resized = plan(steps=14, regional=7).resized(56)
+        assert resized.shares == (1.0,) * 14 + (0.5,) * 14
+        assert resized.describe() == "2x: 28 of 56 steps, 14 dense, 75 % of tokens"
+
+    def test_a_part_of_a_run_gets_its_part_of_the_steps(self):
+        given = tuple(1 - i / 28 for i in range(29))[14:]  # KSamplerAdvanced from step 14 of 28
+        found = plan().levels_of_part(FINE, given)
+        assert (len(found), found[0], found[-1]) == (8, 0.5, 0)
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"speed": "4x"}, {"sampler": "heun"}, {"density": ()}, {"density": (0, 0)}, {"density": (-1, 2)},
+            {"density": ("a",)}, {"shares": ()}, {"shares": (0.5, 1)}, {"shares": (1, 0.01)},
+            {"shares": (1, float("nan"))}, {"kv_cache": 1}, {"full_steps": 0}, {"full_steps": 2.5},
+            {"speedup": 0}, {"closeness": "good"}, {"origin": None},
+        ],
+    )  # fmt: skip
+    def test_values_that_make_no_sense_are_refused(self, wrong):
+        with pytest.raises(RASError, match=THREE_PARTS) as refused:
+            plan(**wrong)
+        assert next(iter(wrong)) in str(refused.value)
+
+    def test_frozen(self):
+        with pytest.raises(AttributeError):
+            plan().speed = "3x"
+
+
+class TestJSON:
+    def test_there_and_back(self):
+        made = plan(steps=17, regional=11, closeness=31.5, origin="calibrated on this model at 1024x768")
+        assert Plan.from_json(made.to_json()) == made
+        assert json.loads(made.to_json())["version"] == 1
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda values: values.pop("density"),
+            lambda values: values.update(unknown=1),
+            lambda values: values.update(version=2),
+            lambda values: values.pop("version"),
+            lambda values: values.update(density=0.5),
+            lambda values: values.update(shares="11"),
+            lambda values: values.update(density=[None]),
+            lambda values: values.update(speed=["2x"]),
+        ],
+    )
+    def test_a_broken_plan_is_refused(self, change):
+        values = plan().as_dict()
+        change(values)
+        with pytest.raises(RASError, match=THREE_PARTS):
+            Plan.from_json(json.dumps(values))
+
+    @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"version": 1}'])
+    def test_what_is_no_plan_is_refused(self, text):
+        for kind in (Plan, PlanSet):
+            with pytest.raises(RASError, match=THREE_PARTS):
+                kind.from_json(text)
+
+    def test_a_set_there_and_back(self):
+        made = PlanSet((plan(), plan("3x", 9, closeness=20.0)), "calibrated")
+        assert PlanSet.from_json(made.to_json()) == made
+
+    @pytest.mark.parametrize("plans", [[], None, [3], [{"version": 1}]])
+    def test_a_set_with_a_broken_plan_is_refused(self, plans):
+        with pytest.raises(RASError, match=THREE_PARTS):
+            PlanSet.from_json(json.dumps({"version": 1, "note": "", "plans": plans}))
+
+
+class TestChoice:
+    def test_the_closest_of_a_speed(self):
+        near, far = plan(closeness=30.0, sampler="euler"), plan(closeness=28.0)
+        plans = PlanSet((far, near, plan("3x", 9, closeness=40.0)))
+        assert plans.best("2x") == near
+        assert plans.best("2x", "dpmpp_2m") == far
+
+    @pytest.mark.parametrize(("gain", "takes_regional"), [(0.1, False), (0.3, True), (-1.0, False)])
+    def test_regional_steps_have_to_be_worthwhile(self, gain, takes_regional):
+        plain, regional = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
+        assert PlanSet((plain, regional)).best("2x") == (regional if takes_regional else plain)
+        assert PlanSet((plain, regional)).best("2x", plain=True) == plain
+
+    def test_among_unmeasured_ones_the_first(self):
+        plans = PlanSet((plan(), plan(sampler="euler")))
+        assert plans.best("2x").sampler == "dpmpp_2m"
+        assert plans.chosen() == (plans.plans[0],)
+        assert (
+            plans.describe()
+            == "2x: 14 of 28 steps, all dense (dpmpp_2m, 1.00x by FLOPs, closeness not measured)"
+        )
+
+    def test_a_speed_without_a_plan_is_refused(self):
+        with pytest.raises(RASError, match="no plan for 3x and euler.*Expected: one of: 2x dpmpp_2m"):
+            PlanSet((plan(),)).best("3x", "euler")
+
+
+class TestCandidates:
+    """Costs as if a regional step cost its share of a dense one."""
+
+    @pytest.mark.parametrize("sampler", PLAN_SAMPLERS)
+    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    def test_each_costs_what_the_plain_run_does(self, sampler, speed):
+        budget = plain_steps(speed)
+        found = candidates(sampler, budget, lambda share: share)
+        assert found
+        for shares in found:
+            assert sum(shares) == pytest.approx(budget, abs=0.01)
+            assert len(shares) > budget and set(shares[:2]) == {1.0} and len(set(shares)) == 2
+
+    def test_the_share_is_adjusted_to_the_budget(self):
+        # 4 dense of 10; 6 left for regional steps of about 0.7: nine of 2/3.
+        assert shares_for(10, 0.7, 0.4, lambda share: share) == (1.0,) * 4 + (0.6667,) * 9
+
+    def test_where_regional_steps_save_nothing_there_are_none(self):
+        assert candidates("euler", 9, lambda share: 0.97) == []
+
+    def test_the_method_plans_the_same_steps(self):
+        """Settings that are made of a plan lead to its dense steps and shares."""
+        from ras_pack.ras_core.host.planned_model import settings_of
+
+        for shares in ((1, 1, 1, 0.5, 0.5), (1, 1, 0.3, 1, 0.3), (1, 1, 1)):
+            steps = plan_steps(len(shares), settings_of(plan(shares=shares)))
+            assert tuple(step.ratio for step in steps) == shares
+            assert [step.index for step in steps if step.kind is StepKind.DENSE] == [
+                i for i, share in enumerate(shares) if share == 1
+            ]
+        with pytest.raises(RASError, match="several shares"):
+            settings_of(plan(shares=(1, 1, 0.5, 0.4)))
+
+
+class TestFamilies:
+    def test_a_plain_plan_for_every_speed_and_sampler(self):
+        for family in ("sd3", "lumina2", "lumina_next", None):
+            plans = family_plans(family)
+            assert {(p.speed, p.sampler) for p in plans.plans} == {
+                (speed, sampler) for speed in PLAN_SPEEDS for sampler in PLAN_SAMPLERS
+            }
+            assert all(p.is_plain and p.closeness is None for p in plans.plans)
+
+    def test_speeds_are_kept_within_five_percent(self):
+        for p in family_plans("sd3").plans:
+            assert p.speedup == pytest.approx(float(p.speed.removesuffix("x")), rel=0.05)
+
+    def test_a_measured_family_says_so(self):
+        assert family_plans("sd3").note == "grids of the sd3 family"
+        assert family_plans("lumina_next").note == "mean grid of all families that were measured"
+
+    def test_the_mean_is_between_them(self):
+        first = [values["euler"][0] for values in densities().values()]
+        assert min(first) <= family_plans(None).best("2x", "euler").density[0] <= max(first)
