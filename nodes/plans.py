@@ -21,6 +21,7 @@ class RASCalibrate(io.ComfyNode):
         return io.Schema(
             node_id="RASCalibrate",
             display_name="RAS Calibrate",
+            is_experimental=True,
             category=CATEGORY,
             description="Measures on your own model where sampling steps matter, tries plans for 1.5, 2, 2.5 "
             "and 3 times the speed, and keeps them for this model and image size. Run it once; it takes "
@@ -72,6 +73,7 @@ class RASScheduler(io.ComfyNode):
         return io.Schema(
             node_id="RASScheduler",
             display_name="RAS Scheduler",
+            is_experimental=True,
             category=CATEGORY,
             description="Noise levels for fewer steps, placed where your model needs them. For "
             "SamplerCustom and SamplerCustomAdvanced, with or without RAS.",

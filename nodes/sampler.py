@@ -50,7 +50,7 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
     """
     from nodes import common_ksampler
 
-    ras_model = patched(model, inputs, corrections=inputs.get("paper") is None)
+    ras_model = patched(model, inputs)
     sampling = {name: inputs[name] for name in SAMPLING}
     (latent,) = common_ksampler(ras_model, latent=latent_image, **sampling)
     return latent, last_trace(ras_model, Trace.empty("the sampler had no step to do"))

@@ -80,13 +80,12 @@ def _memory_inputs() -> list[io.Input]:
     ]  # fmt: skip
 
 
-def patched(model: io.Model.Type, settings: dict[str, Any], **changes: Any) -> io.Model.Type:
+def patched(model: io.Model.Type, settings: dict[str, Any]) -> io.Model.Type:
     """The model with RAS, from the settings as the nodes get them.
 
     Args:
         model: MODEL.
         settings: values of `settings_inputs`, by name. Others are passed over, as ComfyUI does.
-        changes: settings that the node itself decides.
 
     Raises:
         RASError: a value that cannot be used, or a model that is not supported.
@@ -94,4 +93,5 @@ def patched(model: io.Model.Type, settings: dict[str, Any], **changes: Any) -> i
     names = {item.id for item in settings_inputs()}
     values = {name: value for name, value in settings.items() if name in names}
     priority = values.pop("priority", None)
-    return patch_model(model, RASConfig(**values, **changes), priority, open_view)
+    corrections = values.get("paper") is None  # the paper's method has none
+    return patch_model(model, RASConfig(**values, corrections=corrections), priority, open_view)

@@ -72,10 +72,11 @@ def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.
 
 def corrected(sampler: Any, run: RunState) -> Any:
     """The multirate integrator instead of a sampler that has one of its order; others unchanged."""
-    if not run.config.corrections or not run.is_regional:
+    name = _name_of(sampler)
+    if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
-    order = CORRECTED_ORDERS.get(_name_of(sampler))
-    if order is None:
+    order = CORRECTED_ORDERS.get(name)
+    if order is None or sampler.extra_options:  # options may add noise: euler's s_churn
         logger.info(
             "Multirate RAS: this sampler has no corrected form; only the selection of regions applies."
         )

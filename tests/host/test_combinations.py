@@ -483,3 +483,22 @@ def _add_full_length():
         return (output[0], changed) if isinstance(output, tuple) else changed
 
     return hook
+
+
+def test_a_sampler_with_options_of_its_own_stays_as_it_is(sd3):
+    """Euler's s_churn adds noise, of which the multirate integrator knows nothing."""
+    import comfy.sample
+
+    model, noise = sd3.build(), sd3.noise()
+    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)
+    churning = comfy.samplers.ksampler("euler", {"s_churn": 5.0})
+    prompts = (sd3.conditioning(1), sd3.conditioning(2))
+    latents = {}
+    for corrections in (False, True):
+        patched = patch_model(model, RASConfig(sample_ratio=0.5, start_step=2, corrections=corrections))
+        torch.manual_seed(0)
+        latents[corrections] = comfy.sample.sample_custom(
+            patched, noise, 4.0, churning, sigmas, *prompts, noise, disable_pbar=True, seed=0
+        )
+        assert last_trace(patched).regional_steps > 0
+    assert torch.equal(latents[False], latents[True])

@@ -227,12 +227,14 @@ class TestErrors:
 
 
 class TestSampling:
+    @pytest.mark.parametrize("is_paper", [False, True])
     @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "heun"])
-    def test_the_paper_method_equals_patch_and_ksampler(self, nodes, sd3, sampler_inputs, sampler_name):
+    def test_it_equals_patch_and_ksampler(self, nodes, sd3, sampler_inputs, sampler_name, is_paper):
+        """With either method: corrections act wherever RAS does."""
         import nodes as host_nodes
 
         inputs = {**sampler_inputs, "sampler_name": sampler_name}
-        settings = _settings(paper=_paper(nodes))
+        settings = _settings(paper=_paper(nodes)) if is_paper else _settings()
         latent, trace = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings).args
         patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **settings)[0]
         expected = _execute_host(host_nodes.KSampler().sample, patched, inputs)
