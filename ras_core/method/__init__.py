@@ -1,12 +1,12 @@
-"""The method: which steps are regional, which tokens are active in them, how each token is integrated.
+"""The method: which steps are regional, which tokens are active in them, and how each token is integrated.
 
-Read `schedule` (dense and regional steps), `selector` (what a run's selection remembers), `selection` and
-`metric` (the scores), `preferences` (masks of the user), `integrator` (each token with steps of its own) and
-`grid` (between latent pixels and tokens).
+Read `schedule` (dense and regional steps), `selector` (selection by predicted change, and its state during a
+run), `metric` and `selection` (selection by the paper's rule), `preferences` (masks of the user),
+`integrator` (each token with its own step size) and `grid` (from latent pixels to tokens and back).
 
-1. `plan_steps` says which steps of a schedule are dense.
+1. `plan_steps` decides which steps of a schedule are dense and which are regional.
 2. After each evaluation a `Selector` observes the denoised estimate: how fast each token changes.
-3. Before a regional step it selects the tokens whose estimate has probably moved most since they were
+3. Before a regional step it selects the tokens whose estimate has probably changed most since they were
    computed.
 4. `multirate_step` integrates each token over the time since its own last evaluation.
 

@@ -1,5 +1,5 @@
-"""Images of what a run did: `masks` (which tokens each step computed), `comparison` (two images side by
-side), `drawing` (colours and fonts of both).
+"""Images of a run: `masks` (which tokens each step computed), `comparison` (a dense and a RAS image),
+`drawing` (colours and fonts).
 
 Imports: run (its trace), method.
 """
