@@ -89,7 +89,7 @@ class CachePlan:
             self.run.go_dense(choice.reason)
             return
         self.run.keep_cache_as(choice.storage, needs.of_a_branch(choice.storage))
-        if choice.is_surprise:
+        if choice.is_fallback:
             if self.graphs is not None:
                 self.graphs.keep_only(choice.storage)
             self.run.warn(choice.reason)

@@ -26,7 +26,7 @@ from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
 from .outer_sample import OuterSample, begin_run
-from .requirements import check_host
+from .requirements import check_comfyui
 from .samplers import corrected
 from .wrappers import RunWrappers
 
@@ -51,7 +51,7 @@ def patch_model(
         RASError: the model's network is not supported, this ComfyUI lacks what the method enters by, or there
             is no such `kv_cache`.
     """
-    check_host()
+    check_comfyui()
     check_setting(config.kv_cache)
     adapter = adapter_for(network_of(model.get_model_object("diffusion_model")))
     patched = model.clone()

@@ -11,7 +11,7 @@ from .names import ATTENTION
 NEEDED_WRAPPERS = ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL")
 
 
-def check_host() -> None:
+def check_comfyui() -> None:
     """Refuse a ComfyUI without the extension points that the method needs.
 
     Raises:

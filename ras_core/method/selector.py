@@ -1,4 +1,4 @@
-"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or by ours."""
+"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or ours."""
 
 from __future__ import annotations
 

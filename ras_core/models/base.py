@@ -162,7 +162,7 @@ class ModelAdapter(ABC):
         return 1
 
     def matches(self, network: nn.Module) -> bool:
-        """Whether this is exactly one of `classes`; compared by name, so that ComfyUI need not be imported."""
+        """Whether this is exactly one of `classes`; compared by name, to avoid importing ComfyUI."""
         full = f".{type(network).__module__}.{type(network).__qualname__}"
         return any(full.endswith(f".{each}") for each in self.classes)
 

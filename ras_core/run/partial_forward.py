@@ -23,7 +23,7 @@ from ..models.base import Inputs, ModelAdapter
 from ..rows import RowIndex, rows_first
 from .active_rows import ActiveRows, Borders, borders_of
 from .grouped_attention import GroupedAttention
-from .torch_compile import as_written
+from .torch_compile import force_eager
 
 AttentionOverride = Callable[..., Tensor]
 
@@ -116,8 +116,8 @@ class NetworkCall:
                 handles.append(last.register_forward_hook(self._after_refiners))
             final = self._adapter.final_layer(self._network)
             handles.append(final.register_forward_hook(self._after_final))
-            self._pass_time()
-            with as_written():
+            self._update_times()
+            with force_eager():
                 yield
         finally:
             for handle in handles:
@@ -150,12 +150,12 @@ class NetworkCall:
         short = self._rows.short_mask(mask, n_keys)
         return ((short, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": short})
 
-    def _pass_time(self) -> None:
+    def _update_times(self) -> None:
         sigma = self._context.sigma
         if self._active_idx is not None:
             self._weights = kv.extrapolation_weights(self._slots, sigma, self._active_idx)
         elif sigma is not None:
-            kv.pass_time(self._slots, sigma, self._n)
+            kv.update_times(self._slots, sigma, self._n)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
         is_dense, change = self._active_idx is None, self._adapter.map_block_inputs

@@ -12,7 +12,7 @@ CAN_SWITCH = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on
 """Whether compiled code can be switched off for a while."""
 
 
-def as_written() -> AbstractContextManager[Any]:
+def force_eager() -> AbstractContextManager[Any]:
     """Compiled networks run their own code in the body: hooks come and go, and with each change of them the
     compiler would break the network into more pieces, up to its limit. Code that is itself being compiled, as
     in a node that compiles more than the network, cannot switch, and goes on.
