@@ -17,7 +17,7 @@ from .trace import RASTrace
 
 
 class MultirateRASExtension(ComfyExtension):
-    """What ComfyUI loads."""
+    """The extension that ComfyUI loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

@@ -117,7 +117,7 @@ class TestSchedule:
         comfy.sample.sample_custom(
             patched, noise, 1.0, euler, torch.tensor([0.5]), *prompts, noise, disable_pbar=True, seed=0
         )
-        assert "no step to do" in last_trace(patched).summary() and "WARNING" not in caplog.text
+        assert "no step to run" in last_trace(patched).summary() and "WARNING" not in caplog.text
 
     def test_a_rising_schedule_runs_dense(self, sd3, caplog):
         import comfy.sample
@@ -378,7 +378,7 @@ class TestOtherPatches:
         """The second takes over from the first: its pass has nothing cached yet and runs dense once."""
         guided = _skip_layers(_skip_layers(sd3.build(), "1", 0.0, 0.45), second, 0.4501, 1.0)
         _, trace = sample_ras(guided, sd3, sd3.noise(), NEARLY_ALL)
-        assert trace.notes == ("a conditioning with nothing cached yet ran dense once",)
+        assert trace.notes == ("a conditioning without cached data ran dense once",)
         assert trace.regional_steps == 8
 
     def test_a_patch_that_expects_every_token_runs_dense_and_says_so(self, family, caplog):

@@ -203,7 +203,7 @@ class TestRuns:
             latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST, sampler="euler_ancestral")
         plain, before = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN, sampler="euler_ancestral")
         assert torch.equal(latent, plain) and trace.kv_bytes == before.kv_bytes
-        assert caplog.text.count("kv_cache = forecast is for euler and dpmpp_2m") == 1
+        assert caplog.text.count("kv_cache = forecast supports euler and dpmpp_2m") == 1
 
     def test_two_dense_calls_are_kept_before_the_first_regional_one(self, sd3, monkeypatch):
         """With one, nothing could be forecast before a token comes up for the second time."""

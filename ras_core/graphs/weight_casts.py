@@ -102,7 +102,7 @@ def _is_readable(source: Tensor) -> bool:
 
 @cache
 def _kernel_on(device: torch.device) -> ModuleType | None:
-    """The kernel's module if it compiles for the device and is right there; None otherwise."""
+    """The kernel's module if it compiles for the device and gives correct results; None otherwise."""
     try:
         from . import cast_kernel
 
