@@ -169,14 +169,14 @@ class TestWhatTheySay:
         server.send_sync = broken
         with caplog.at_level(logging.WARNING):
             assert run().n_steps == STEPS
-        assert sum("no live view" in record.message for record in caplog.records) == 1
+        assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
 
     def test_a_server_of_another_kind_does_not_cost_the_picture(self, server, caplog):
         del server.last_node_id
         live._watchers.add("anna")
         with caplog.at_level(logging.WARNING):
             assert run().n_steps == STEPS
-        assert sum("no live view" in record.message for record in caplog.records) == 1
+        assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
 
 
 class TestHowOften:
