@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 KEEP_MAIN_MEMORY = 0.25
-"""Share of free main memory that a K/V cache there must leave free."""
+"""Share of free main memory that the K/V cache must leave free."""
 
 
 def working_memory(model: ModelPatcher, noise_shape: Any) -> int:

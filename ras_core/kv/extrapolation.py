@@ -61,10 +61,10 @@ class Times(KVRows):
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
-        gone, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
-        span.scatter_(1, active_idx, gone)
+        elapsed, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
+        span.scatter_(1, active_idx, elapsed)
         last.scatter_(1, active_idx, now)
-        return _weight(_fallen(last, now[:, :1]), span), _weight(gone, before)
+        return _weight(_fallen(last, now[:, :1]), span), _weight(elapsed, before)
 
     def forget(self) -> None:
         self.tensors[0].fill_(torch.inf)
@@ -137,9 +137,10 @@ class Extrapolation:
         return found.view(*self._trial.shape, -1).float()
 
 
-def _weight(gone: Tensor, span: Tensor) -> Tensor:
+def _weight(elapsed: Tensor, span: Tensor) -> Tensor:
     """a / b of the rule, clamped; 0 for a token that was evaluated only once."""
-    return torch.where(span > 0, (gone / span.clamp_min(1e-9)).clamp_max(FARTHEST), torch.zeros_like(gone))
+    ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
+    return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
