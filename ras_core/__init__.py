@@ -32,8 +32,8 @@ One latent through a regional step with RAS KSampler and euler, (b, c, H, W) unl
     method.integrator     x at the start of the next step
 
 The hooks of later blocks only gather position tables. NextDiT scatters after its refiners and gathers again
-before its main blocks, so there the latent passes run.partial_forward four times. With CUDA graphs, run.captured
-passes x to graphs.network_graphs, which copies it to the buffers of graphs.capture; a replay does the rest.
+before its main blocks, so there the latent passes run.partial_forward four times. With CUDA graphs,
+run.captured passes x to graphs.network_graphs; graphs.capture copies it to its input buffer and replays.
 
 One K/V row, from a dense call that computes it to a regional call that reads it:
 
