@@ -299,7 +299,7 @@ class TestConditioning:
         assert (
             trace.regional_steps == 6
         )  # one of the seven planned ones ran dense to fill the newcomer's cache
-        assert caplog.text.count("nothing cached yet") == 1
+        assert caplog.text.count("without cached data") == 1
 
     def test_an_inpaint_mask_keeps_what_is_outside(self, family):
         model, noise, image = family.build(), family.noise(), family.noise(seed=21)
@@ -375,7 +375,7 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("second", ["2", "1, 2"])
     def test_two_kinds_of_skip_layer_guidance_do_not_share_a_cache(self, sd3, second):
-        """The second takes over from the first: its pass has nothing cached yet and runs dense once."""
+        """The second takes over from the first: its pass has without cached data and runs dense once."""
         guided = _skip_layers(_skip_layers(sd3.build(), "1", 0.0, 0.45), second, 0.4501, 1.0)
         _, trace = sample_ras(guided, sd3, sd3.noise(), NEARLY_ALL)
         assert trace.notes == ("a conditioning without cached data ran dense once",)
