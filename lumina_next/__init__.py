@@ -1,1 +1,1 @@
-"""Lumina-Next-T2I (arXiv 2406.18583), the second model of the RAS paper: ComfyUI has no network for it."""
+"""Lumina-Next-T2I (arXiv 2406.18583), the second model of the RAS paper, for which ComfyUI has no network."""

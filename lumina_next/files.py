@@ -1,4 +1,4 @@
-"""Model files: where a part lies, what its header says is in it, and what to say when it is another thing."""
+"""Model files: finding the file of a part, reading its header, and error messages if it is the wrong file."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
 LONGEST_HEADER = 100 * 2**20
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What ComfyUI's own nodes put before the names of a network that they save."""
+"""Prefixes that ComfyUI's own nodes add to the tensor names of a saved network."""
 
-# What a file is, by a piece of a tensor's name; the first that fits. Nothing is loaded to find out.
+# The kind of a file, by a part of a tensor's name; the first match counts. Only the header is read.
 KINDS = (
     ("lora_", "a LoRA"),
     ("joint_blocks.0.", "an SD3 / SD3.5 model"),
@@ -40,12 +40,12 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three things that are loaded.
+    """One of the three parts of the model.
 
     Attributes:
-        label: for messages; also its folder in diffusers' layout.
-        models: its folder among ComfyUI's models.
-        needed: the right file, in words.
+        label: name for messages, and its folder in diffusers' layout.
+        models: its folder in ComfyUI's models.
+        needed: the required file, in words.
     """
 
     label: str
@@ -54,7 +54,7 @@ class Part:
 
     def refuse(self, what: str) -> RASError:
         """The error for a file of this part; `what` is a sentence about it."""
-        return RASError(what, f"{self.needed}.", f"choose that file for {self.label}, or download it anew.")
+        return RASError(what, f"{self.needed}.", f"choose that file for {self.label}, or download it again.")
 
 
 TRANSFORMER = Part(
@@ -71,13 +71,13 @@ VAE = Part("vae", "vae", "the VAE of SDXL, which has 4 latent channels, as one s
 
 @dataclass(frozen=True)
 class Header:
-    """What a part's files say about their tensors.
+    """The headers of a part's files.
 
     Attributes:
-        part: what it was chosen for.
+        part: the part that they were chosen for.
         paths: one file, or all shards in order.
-        shapes: by tensor name, prefixes of ComfyUI's own savers taken off.
-        dtypes: names of the types that occur, as safetensors spells them.
+        shapes: by tensor name, without the prefixes that ComfyUI adds when it saves.
+        dtypes: names of the types that occur, as in safetensors.
     """
 
     part: Part
@@ -92,7 +92,7 @@ class Header:
 
     @property
     def kind(self) -> str:
-        """What the file seems to be, in words."""
+        """The kind of file that it seems to be, in words."""
         return next(
             (kind for piece, kind in KINDS if any(piece in name for name in self.shapes)),
             "a file of an unknown kind",
@@ -132,10 +132,10 @@ class Header:
 
 
 def read_header(part: Part, path: Path) -> Header:
-    """The header of a file, and of the shards beside it.
+    """The header of a file and of its other shards.
 
     Raises:
-        RASError: a file is missing, is no safetensors file, or was cut short.
+        RASError: a file is missing, truncated, or not a safetensors file.
     """
     paths = _with_shards(part, path)
     entries: dict[str, dict] = {}
@@ -175,7 +175,7 @@ def _with_shards(part: Part, path: Path) -> tuple[Path, ...]:
 
 
 def _entries(part: Part, path: Path) -> dict[str, dict]:
-    """Name -> dtype, shape and place, from the start of a safetensors file."""
+    """Name -> dtype, shape and offsets, from the header of a safetensors file."""
     name = f"the {part.label} file {path.name}"
     if not path.is_file():
         raise part.refuse(f"{name} does not exist.")

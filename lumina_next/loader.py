@@ -1,4 +1,4 @@
-"""MODEL, CLIP and VAE of Lumina-Next from files in diffusers' layout; checked by their headers first."""
+"""MODEL, CLIP and VAE of Lumina-Next from files in diffusers' layout; headers are checked before loading."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ CHANNELS, PATCH = 4, 2
 
 @dataclass(frozen=True)
 class Sources:
-    """Where the parts come from; a file goes before the folder.
+    """The chosen files; a single file takes precedence over the folder.
 
     Attributes:
-        folder: in diffusers' layout, with model_index.json.
+        folder: folder in diffusers' layout, with model_index.json.
         files: single files by label ("transformer", "text_encoder", "vae").
     """
 
@@ -38,7 +38,7 @@ class Sources:
         """The header of a part's files.
 
         Raises:
-            RASError: neither a file nor a folder was chosen, or what was is not usable.
+            RASError: neither a file nor a folder was chosen, or it cannot be used.
         """
         path = self.files.get(part.label)
         if path is None and self.folder is None:
@@ -51,29 +51,29 @@ class Sources:
         return read_header(part, path or part_in_folder(part, self.folder))
 
     def tokenizer(self, text_encoder: Header) -> Path:
-        """tokenizer.json that belongs to the text encoder.
+        """The text encoder's tokenizer.json.
 
         Raises:
-            RASError: it is nowhere.
+            RASError: there is none.
         """
         weights = text_encoder.paths[0]
-        places = [weights.with_suffix(".tokenizer.json"), weights.with_name("tokenizer.json")]
+        candidates = [weights.with_suffix(".tokenizer.json"), weights.with_name("tokenizer.json")]
         if self.folder is not None:
-            places.append(self.folder / "tokenizer" / "tokenizer.json")
-        for place in places:
-            if place.is_file():
-                return place
-        names = ", ".join(f"{place.parent.name}/{place.name}" for place in places)
+            candidates.append(self.folder / "tokenizer" / "tokenizer.json")
+        for path in candidates:
+            if path.is_file():
+                return path
+        names = ", ".join(f"{path.parent.name}/{path.name}" for path in candidates)
         raise wrong_tokenizer(f"{text_encoder.name} comes without a tokenizer: there is no {names}.")
 
 
 def load_lumina_next(
     sources: Sources, *, guide_all_channels: bool = False, scaling_watershed: float = 1.0
 ) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """The three parts; all headers are read and judged before anything large is.
+    """Load the three parts; all headers are checked before anything large is read.
 
     Raises:
-        RASError: a file is missing or wrong; it names the file, what it is and what is needed.
+        RASError: a file is missing or wrong; the message says what the file is and what is needed.
     """
     check_folder(sources.folder)
     headers = {part.label: sources.header(part) for part in (TRANSFORMER, TEXT_ENCODER, VAE)}
@@ -97,7 +97,7 @@ def check_folder(folder: Path | None) -> None:
     """Refuse the folder of another pipeline.
 
     Raises:
-        RASError: with the pipeline's name.
+        RASError: the message names the pipeline.
     """
     if folder is None:
         return
@@ -111,7 +111,7 @@ def check_folder(folder: Path | None) -> None:
 
 
 def network_config(header: Header) -> dict[str, Any]:
-    """Arguments of the network, from the shapes of its weights.
+    """The network's arguments, from the shapes of its weights.
 
     Raises:
         RASError: the file holds something else.
@@ -142,10 +142,10 @@ def network_config(header: Header) -> dict[str, Any]:
 
 
 def check_vae(header: Header) -> None:
-    """Refuse what is no autoencoder of the latent that the transformer works on.
+    """Refuse anything but an autoencoder for the transformer's latents.
 
     Raises:
-        RASError: no VAE, or one with another number of channels.
+        RASError: not a VAE, or one with another number of latent channels.
     """
     names = ("decoder.conv_in.weight", "taesd_decoder.1.weight")
     shape = next((header.shapes[name] for name in names if name in header.shapes), None)
@@ -156,13 +156,13 @@ def check_vae(header: Header) -> None:
 
 
 def _sampling_settings(folder: Path | None) -> dict[str, float]:
-    """The shift of the noise schedule, where the folder's scheduler has one."""
+    """The shift of the noise schedule, if the folder's scheduler has one."""
     config = _read_json(folder / "scheduler" / "scheduler_config.json") if folder else {}
     return {"shift": float(config["shift"])} if "shift" in config else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A configuration file, or nothing where there is none that can be read."""
+    """A configuration file; empty if there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Lumina-Next as one of ComfyUI's models: settings, conditioning, time, and a patcher around it."""
+"""Lumina-Next as one of ComfyUI's models: settings, conditioning, timestep and patcher."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ GUIDED_CHANNELS = 3
 
 
 class LuminaNextConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI keeps about a model family."""
+    """ComfyUI's description of a model family."""
 
     unet_extra_config: dict[str, Any] = {}
     sampling_settings = {"multiplier": 1.0, "shift": 1.0}
     latent_format = comfy.latent_formats.SDXL
-    memory_usage_factor = 1.4  # as ComfyUI has it for Lumina-Image-2.0, a network of the same width
+    memory_usage_factor = 1.4  # ComfyUI's value for Lumina-Image-2.0, a network of the same width
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
     def get_model(
@@ -36,14 +36,14 @@ class LuminaNextConfig(comfy.supported_models_base.BASE):
 
 
 class LuminaNext(BaseModel):
-    """The network with ComfyUI's sampling around it."""
+    """ComfyUI's model around the network."""
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
-        """The plain sigma; nodes that change the shift may bring the thousandfold timestep of SD3 along."""
+        """The plain sigma, even if a node that changes the shift scales timesteps by 1000, as SD3 does."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
-        """Caption and its mask, in a form that lets captions of different length share a call."""
+        """Caption and mask, in a form that lets captions of different length share a call."""
         conds = super().extra_conds(**kwargs)
         caption = kwargs.get("cross_attn")
         if caption is not None:
@@ -55,7 +55,7 @@ class LuminaNext(BaseModel):
 
 
 class CaptionCond(comfy.conds.CONDRegular):
-    """Caption rows (b, l, ...); the shorter of two is padded with zeros, which its mask tells apart."""
+    """Caption rows (b, l, ...); shorter ones are padded with zeros, which the mask excludes."""
 
     def can_concat(self, other: CaptionCond) -> bool:
         return self.cond.shape[2:] == other.cond.shape[2:] and self.cond.device == other.cond.device
@@ -69,7 +69,7 @@ class CaptionCond(comfy.conds.CONDRegular):
 def build_patcher(
     network_config: dict[str, Any], state: dict[str, Tensor], sampling_settings: dict[str, float]
 ) -> ModelPatcher:
-    """MODEL from weights in diffusers' layout, in the precision that ComfyUI picks for its device."""
+    """MODEL from weights in diffusers' layout, in the dtype that ComfyUI picks for the device."""
     config = LuminaNextConfig(network_config)
     config.sampling_settings = {**config.sampling_settings, **sampling_settings}
     load_device = model_management.get_torch_device()
@@ -87,7 +87,7 @@ def build_patcher(
 
 
 def guide_first_channels(model: ModelPatcher) -> None:
-    """Guide the first three channels only, as the reference does; the fourth keeps the prompt's estimate."""
+    """Guide the first three channels only, as in the reference; the fourth keeps the prompt's estimate."""
     model.set_model_sampler_post_cfg_function(_keep_last_channel)
 
 

@@ -1,6 +1,6 @@
 """The network of Lumina-Next (Next-DiT, arXiv 2406.18583), written with ComfyUI's operations.
 
-Names of modules are those of the weights in diffusers' layout, so that a file loads as it is. Letters: b
+Modules are named as in diffusers' layout, so that files load unchanged. Letters: b
 batch, n image tokens, l caption rows, d width, e channels of a head.
 """
 
@@ -22,24 +22,24 @@ from .rotary import rotary_table, time_aware_factors
 
 TIME_CHANNELS = 256
 CONDITION_WIDTH = 1024
-"""Largest width of the vector of time and caption that modulates the layers."""
+"""Largest width of the vector that modulates the layers by time and caption."""
 
 
 class LuminaNextDiT(nn.Module):
     """Image tokens attend to each other and, gated, to the caption; time and caption modulate every layer.
 
     Args:
-        in_channels: of the latent.
+        in_channels: channels of the latent.
         hidden_size: width d.
         num_layers: main layers.
-        num_attention_heads, num_kv_heads: of queries, and of keys and values.
+        num_attention_heads, num_kv_heads: number of query heads, and of K/V heads.
         ffn_size: inner width of the feed-forward layers.
         cross_attention_dim: width of a caption row.
-        out_channels: the first `in_channels` of them are the velocity.
+        out_channels: output channels, of which the first `in_channels` are the velocity.
         patch_size: latent pixels along a token's side.
-        sample_size: latent pixels along a training picture's side; sizes are judged against it.
+        sample_size: latent pixels along a side of the training images; other sizes are scaled relative to it.
         scaling_watershed: see `time_aware_factors`.
-        dtype, device, operations: as ComfyUI gives them.
+        dtype, device, operations: as passed by ComfyUI.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class LuminaNextDiT(nn.Module):
         self.patch_embedder = nn.ModuleDict(
             {"proj": operations.Linear(patch_size**2 * in_channels, hidden_size, **made)}
         )
-        self.pad_token = nn.Parameter(torch.empty(hidden_size, **made))  # in every file, used by none
+        self.pad_token = nn.Parameter(torch.empty(hidden_size, **made))  # in every file, but unused
         self.time_caption_embed = TimeCaptionEmbedding(cross_attention_dim, width, made, operations)
         heads = (num_attention_heads, num_kv_heads)
         self.layers = nn.ModuleList(
@@ -90,8 +90,8 @@ class LuminaNextDiT(nn.Module):
             x: (b, c, H, W) latent, of any size.
             timesteps: (b,) sigma, 1 for noise and 0 for the image. Lumina-Next counts the other way round.
             context: (b, l, cross_attention_dim) caption.
-            attention_mask: (b, l), 0 for rows that are padding; None for no such rows.
-            transformer_options: ComfyUI's, of which wrappers and attention override are honoured.
+            attention_mask: (b, l), 0 for padding rows; None if there are none.
+            transformer_options: ComfyUI's; wrappers and the attention override are supported.
         """
         options = transformer_options or {}
         return WrapperExecutor.new_class_executor(
@@ -127,16 +127,16 @@ class LuminaNextDiT(nn.Module):
         return rotary_table((h, w), self.head_dim, *factors, time.device)
 
     def _proportional_scale(self, n: int) -> float:
-        """Factor on self-attention's scale, so that its entropy does not grow with the picture."""
+        """Factor on self-attention's scale, so that its entropy does not grow with the image size."""
         return math.sqrt(math.log(n, self.base_tokens))
 
 
 class AttentionCall:
-    """What every attention of one call needs to know.
+    """Settings shared by all attentions of one call.
 
     Args:
-        scale: factor on self-attention's usual scale. It comes from all tokens of the picture, also where
-            only some of them are in the call.
+        scale: factor on self-attention's usual scale. Computed from all tokens of the image, also if
+            only some of them are processed.
         options: ComfyUI's transformer options.
     """
 
@@ -190,7 +190,7 @@ class LuminaNextBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with grouped keys and values, normed over all heads; its output is not projected."""
+    """Attention with grouped keys and values, with norms over all heads; its output is not projected."""
 
     def __init__(self, d: int, context_width: int, heads: tuple[int, int], made: dict, ops: Any):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rotary positions of Lumina-Next: two axes, stretched with the picture and with the time."""
+"""Rotary positions of Lumina-Next: two axes, stretched with image size and time."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def rotary_table(
 def time_aware_factors(time: Tensor, watershed: float, scale: float) -> tuple[Tensor, Tensor]:
     """Linear and NTK factor at a time (Lumina-Next, section 2.3): (1,) each.
 
-    Up to the watershed the picture's layout is set, and every frequency is stretched to the size of the
-    picture; after it only the slow ones are, so that detail keeps the spacing that the model was trained on.
+    Up to the watershed, which sets the layout of the image, every frequency is stretched to the image size.
+    After it only the slow ones are, so that details keep the spacing that the model was trained on.
 
     Args:
         time: (1,), 0 for noise, 1 for the image.
-        watershed: in the same time; 1 stretches linearly throughout.
-        scale: side of the picture over that of the training pictures, by area.
+        watershed: on the same scale as `time`; 1 stretches linearly throughout.
+        scale: side of the image over that of the training images, from their areas.
     """
     is_early = time < watershed
     one = torch.ones_like(time)

@@ -1,7 +1,7 @@
-"""Text for Lumina-Next: Gemma-2B through `transformers`, in the form of ComfyUI's CLIP.
+"""Text for Lumina-Next: Gemma-2B from `transformers`, as a CLIP of ComfyUI.
 
-As in the reference, a prompt is put in lower case and cut after 256 tokens, and its rows are what enters the
-last layer.
+As in the reference, a prompt is converted to lower case and cut after 256 tokens, and its rows are the input
+of the last layer.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.C
     """CLIP of a Gemma file.
 
     Args:
-        header: of the text encoder's files.
-        tokenizer: tokenizer.json of Gemma.
-        caption_width: what the transformer takes.
+        header: header of the text encoder's files.
+        tokenizer: path of Gemma's tokenizer.json.
+        caption_width: width of a caption row in the transformer.
 
     Raises:
         RASError: not Gemma, another width, or a tokenizer of another model.
@@ -93,7 +93,7 @@ def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
 
 
 class Vocabulary:
-    """Gemma's tokenizer.json in the form that ComfyUI's tokenizers ask for."""
+    """Gemma's tokenizer.json with the interface that ComfyUI's tokenizers expect."""
 
     def __init__(self, tokenizer: Tokenizer, bos: int):
         self._tokenizer = tokenizer
@@ -108,7 +108,7 @@ class Vocabulary:
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library has no class of its own for this
+        except Exception as error:  # the library raises plain Exception
             raise wrong_tokenizer(f"the tokenizer file {path.name} cannot be read ({error}).") from error
         bos = tokenizer.token_to_id(BOS)
         if bos is None:
@@ -129,7 +129,7 @@ def wrong_tokenizer(what: str) -> RASError:
     """The error for a tokenizer; `what` is a sentence about it."""
     return RASError(
         what,
-        "tokenizer.json of Gemma-2B, beside the text encoder's file or in the folder's tokenizer/.",
+        "tokenizer.json of Gemma-2B, next to the text encoder's file or in the folder's tokenizer/.",
         "download that file too; Lumina-Next-SFT-diffusers has it in tokenizer/.",
     )
 
@@ -158,19 +158,19 @@ class GemmaSegments(SDTokenizer):
 
 
 class GemmaTokenizer(SD1Tokenizer):
-    """What CLIP.tokenize calls."""
+    """The tokenizer that CLIP.tokenize calls."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
         super().__init__(embedding_directory, tokenizer_data or {}, name=NAME, tokenizer=GemmaSegments)
 
 
 class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
-    """What CLIP.encode calls: tokens to caption rows and their mask.
+    """The encoder that CLIP.encode calls: tokens -> caption rows and mask.
 
     Args:
         sizes: arguments of transformers' GemmaConfig.
         state: weights in transformers' names.
-        device, dtype: where and in which type it starts.
+        device, dtype: initial device and dtype.
     """
 
     special_tokens = {"start": 2, "pad": PAD}
@@ -193,7 +193,7 @@ class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
         self.gemma = gemma.eval().requires_grad_(False).to(device)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """The layer that the CLIPSetLastLayer node asks for."""
+        """Set the layer that the CLIPSetLastLayer node requests."""
         self.layer = options.get("layer", self.layer)
 
     def reset_clip_options(self) -> None:
@@ -204,7 +204,7 @@ class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
         return super().encode_token_weights(token_weight_pairs[NAME])
 
     def encode(self, tokens: list[list[int]]) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """Rows of equally many tokens: (b, l, d), with padding told by the mask (b, l)."""
+        """Token lists of equal length -> rows (b, l, d) and mask (b, l), 0 for padding."""
         ids = torch.tensor(tokens, device=self.gemma.embed_tokens.weight.device)
         mask = (ids != PAD).long()
         with torch.no_grad():
@@ -221,7 +221,7 @@ def _bare(name: str) -> str:
 
 
 def _dtype(header: Header) -> torch.dtype:
-    """bfloat16 where the device computes in it; Gemma overflows in float16."""
+    """bfloat16 if the device supports it, else float32; Gemma overflows in float16."""
     device = model_management.text_encoder_device()
     if model_management.is_device_cpu(device):
         return torch.float32 if header.dtypes == {"F32"} else torch.bfloat16
@@ -229,7 +229,7 @@ def _dtype(header: Header) -> torch.dtype:
 
 
 def _gemma_model() -> Any:
-    from transformers import GemmaModel  # a second of import time that only this loader needs
+    from transformers import GemmaModel  # takes a second to import, so only when needed
 
     return GemmaModel
 

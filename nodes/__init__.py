@@ -1,4 +1,11 @@
-"""The pack's nodes, in ComfyUI's V3 form."""
+"""The pack's nodes, in ComfyUI's V3 form; a module each.
+
+`settings` has the inputs that the sampling nodes share. A new setting is a field of `RASConfig` and an input
+of the same name there, with its texts in locales/ and web/docs/.
+
+The live view: `live` sends messages to web/live_view.js (transport, setting); live_panel.js, mask_overlay.js
+and timeline.js draw them.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +25,7 @@ from .trace import RASTrace
 
 
 class MultirateRASExtension(ComfyExtension):
-    """What ComfyUI loads."""
+    """The extension that ComfyUI loads."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [

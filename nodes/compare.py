@@ -1,4 +1,4 @@
-"""RASCompare: dense and RAS with the same seed, side by side."""
+"""RASCompare: the same image dense and with RAS."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RASCompare(RefusesRetired):
     @classmethod
     def execute(cls, vae, **inputs) -> io.NodeOutput:
         cls.refuse_in_prompt()
-        sample_with_trace(**{**_dense(inputs), "steps": 1})  # kernels are tuned at the first call
+        sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first call autotunes kernels
         dense, dense_trace = _image(vae, _dense(inputs))
         ras, ras_trace = _image(vae, inputs)
         comparison = comparison_image(dense[0], ras[0], (dense_trace, ras_trace))
@@ -62,7 +62,7 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs with every step dense, and the method as it is: the paper's has no corrections."""
+    """The inputs with every step dense. The method stays the same: the paper's has no corrections."""
     paper = inputs.get("paper")
     return {**inputs, "sample_ratio": 1.0, "paper": paper and replace(paper, ratio_end=0.0)}
 

@@ -20,7 +20,7 @@ class RASDemoModel(io.ComfyNode):
             display_name="RAS Demo Model",
             category=CATEGORY,
             description="Small models trained on emoji artwork that ship with the pack: see RAS work "
-            "without a download. Use RAS Demo Prompt for their text and 512 x 512 for their pictures.",
+            "without a download. Use RAS Demo Prompt for their text and 512 x 512 for their images.",
             inputs=[
                 io.Combo.Input(
                     "family", options=list(FAMILIES), default="sd3",
@@ -51,7 +51,7 @@ class RASDemoPrompt(io.ComfyNode):
             inputs=[
                 io.String.Input(
                     "text", default="noto owl on blue", multiline=True,
-                    tooltip="A style (noto, fluent, twemoji, 3d), a thing, and a background colour. Empty "
+                    tooltip="A style (noto, fluent, twemoji, 3d), an object, and a background colour. Empty "
                     "for the negative prompt.",
                 ),
             ],
@@ -61,6 +61,6 @@ class RASDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         context, pooled = encode_prompt(text)
-        # NextDiT asks for a mask; the empty rows after the words are part of the text here.
+        # NextDiT requires a mask; the empty rows after the words are part of the text here.
         mask = torch.ones(context.shape[:2], dtype=torch.long)
         return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])

@@ -1,7 +1,7 @@
 """The live view's server side: who watches, and the messages that a run sends to them.
 
-A browser that wants to watch says so with its client id (ROUTE). A run sends only to the client that queued
-it, and only when that client watches; otherwise no message is built at all.
+A browser that wants to watch posts its client id to ROUTE. A run sends messages only to the client that
+queued it, and only if that client watches; otherwise no message is built.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ROUTE = "/multirate_ras/live"
 MIN_INTERVAL = 0.25  # seconds between two messages of a run
 MAX_BODY, MAX_CLIENT_ID = 1024, 128
 
-_watchers: set[str] = set()  # lives as long as the server: client ids of browsers that want to watch
+_watchers: set[str] = set()  # client ids of browsers that want to watch, for the server's lifetime
 
 
 def open_view(grid: Any) -> View | None:
-    """A view of a run that starts now, for the client that queued it; None when that client does not watch.
+    """A view of a run that starts now, for the client that queued it; None if that client does not watch.
 
     Args:
         grid: the run's TokenGrid.
@@ -64,15 +64,15 @@ def _open_view(grid: Any) -> View | None:
 
 
 class LiveView:
-    """Turns a run into small messages for one browser.
+    """Sends the steps of a run to one browser as small messages.
 
-    A view that fails goes silent: it must never cost the image.
+    A view that fails sends nothing more: it must never make the run fail.
 
     Args:
-        about: what all messages of the run say.
-        send: takes a message.
-        is_watched: whether somebody still looks.
-        clock: seconds.
+        about: fields of all messages of the run.
+        send: sends a message.
+        is_watched: whether the browser still watches.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -88,26 +88,26 @@ class LiveView:
         self._clock = clock
         self._sent_at = float("-inf")
         self._last_step = -1
-        self._untold: list[list] = []  # steps since the last message
+        self._unsent: list[list] = []  # steps since the last message
         self._is_broken = False
 
     def step(self, step: LiveStep) -> None:
-        """Tell of a new step; where the last message is too fresh, the next one tells of it in brief."""
+        """Send a new step; if the last message is too recent, the next one includes it in brief."""
         if step.index == self._last_step:
             return
         self._last_step = step.index
         now = self._clock()
         if now - self._sent_at < MIN_INTERVAL:
-            self._untold.append([step.index, step.kind, round(step.active_share, 4)])
+            self._unsent.append([step.index, step.kind, round(step.active_share, 4)])
             return
-        self._sent_at, untold, self._untold = now, self._untold, []
-        self._tell(lambda: {**step_message(step), "untold": untold})
+        self._sent_at, unsent, self._unsent = now, self._unsent, []
+        self._try_send(lambda: {**step_message(step), "unsent": unsent})
 
     def end(self, trace: Trace | None) -> None:
-        """Tell that the run is over, with all its steps when it came to its end."""
-        self._tell(lambda: end_message(trace))
+        """Send the end of the run, with all its steps if it finished."""
+        self._try_send(lambda: end_message(trace))
 
-    def _tell(self, build: Callable[[], dict]) -> None:
+    def _try_send(self, build: Callable[[], dict]) -> None:
         if self._is_broken:
             return
         try:
@@ -119,11 +119,11 @@ class LiveView:
 
 
 def _give_up() -> None:
-    logger.warning("Multirate RAS: no live view of this run, or no more of it.", exc_info=True)
+    logger.warning("Multirate RAS: the live view of this run failed.", exc_info=True)
 
 
 def step_message(step: LiveStep) -> dict[str, Any]:
-    """A step while the run is sampling."""
+    """The message about a step of the running sampler."""
     return {
         "phase": "step",
         "step": step.index,
@@ -135,7 +135,7 @@ def step_message(step: LiveStep) -> dict[str, Any]:
 
 
 def end_message(trace: Trace | None) -> dict[str, Any]:
-    """The end of a run: all its steps, or nothing when it did not come to its end."""
+    """The message at the end of a run: all its steps, or none if it did not finish."""
     if trace is None:
         return {"phase": "end", "finished": False}
     return {
@@ -172,7 +172,7 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
 
 
 def register_route() -> None:
-    """Let browsers say whether they watch; does nothing without a server or when it is there already."""
+    """Register the route for browsers; does nothing without a server, or if the route exists."""
     server = _server()
     if server is None or any(getattr(route, "path", None) == ROUTE for route in server.routes):
         return
@@ -190,7 +190,7 @@ async def announce(request: web.Request) -> web.Response:
             {"error": 'Expected JSON such as {"client_id": "name", "enabled": true}.'}, status=400
         )
     if enabled:
-        # Those who left without a word are forgotten, so that the set stays small.
+        # Drop clients that have disconnected, so that the set stays small.
         _watchers.intersection_update(_server().sockets)
         _watchers.add(client)
     else:
@@ -202,7 +202,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
     """Client id and whether it watches.
 
     Raises:
-        ValueError: anything else came.
+        ValueError: the body has another form.
     """
     client, enabled = (body.get("client_id"), body.get("enabled")) if isinstance(body, dict) else (None, None)
     if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT_ID or not isinstance(enabled, bool):
@@ -211,7 +211,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
 
 
 def _server() -> Any:
-    """ComfyUI's running server, or None: where it was never imported, nobody can watch."""
+    """ComfyUI's running server; None if its module was never imported, so that nobody can watch."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
@@ -220,7 +220,7 @@ def _is_watching(server: Any, client: str | None) -> bool:
 
 
 def _executing_node(server: Any) -> str | None:
-    """The node that the browser shows as executing; it is the one where ComfyUI shows its previews."""
+    """The node that the browser shows as executing; ComfyUI shows its previews there."""
     if server.last_node_id is not None:
         return str(server.last_node_id)
     from comfy_execution.utils import get_executing_context

@@ -1,4 +1,4 @@
-"""RASLuminaNextLoader: the paper's second model, which ComfyUI has no loader for."""
+"""RASLuminaNextLoader: the paper's second model, for which ComfyUI has no loader."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RASLuminaNextLoader(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="For pictures larger than 1024 x 1024: the time (0 noise, 1 image) up to which "
+                    tooltip="For images larger than 1024 x 1024: the time (0 noise, 1 image) up to which "
                     "all positions are stretched; afterwards only coarse ones are. 1 stretches throughout, "
                     "0.3 keeps more detail.",
                 ),
@@ -72,13 +72,13 @@ class RASLuminaNextLoader(io.ComfyNode):
 
 
 def diffusers_folders() -> list[str]:
-    """Folders with a model_index.json in ComfyUI's models/diffusers, by their path in there."""
+    """Folders with a model_index.json in ComfyUI's models/diffusers, as relative paths."""
     found = []
     for base in folder_paths.get_folder_paths("diffusers"):
         for root, folders, files in os.walk(base, followlinks=True):
             if "model_index.json" in files:
                 found.append(os.path.relpath(root, base))
-                folders.clear()  # its parts hold no further pipelines
+                folders.clear()  # a pipeline's folder contains no other pipelines
     return sorted(found)
 
 
@@ -88,7 +88,7 @@ def _file_input(part: Part) -> io.Input:
         tooltip={
             "transformer": "A file in models/diffusion_models instead of the folder's transformer.",
             "text_encoder": "A Gemma-2B file in models/text_encoders instead of the folder's; its "
-            "tokenizer.json has to lie beside it.",
+            "tokenizer.json must be in the same folder.",
             "vae": "A file in models/vae instead of the folder's VAE; that of SDXL fits.",
         }[part.label],
     )  # fmt: skip
@@ -108,6 +108,6 @@ def _folder_path(name: str) -> Path:
             return path
     raise RASError(
         f"the folder {name} is not in ComfyUI's models/diffusers.",
-        "a folder with model_index.json in there.",
+        "a folder in models/diffusers that contains model_index.json.",
         "put the folder there, or choose single files.",
     )

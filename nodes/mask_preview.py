@@ -24,7 +24,7 @@ class RASMaskPreview(io.ComfyNode):
             inputs=[
                 TraceType.Input("trace", tooltip="From RAS KSampler or RAS Trace."),
                 io.Image.Input(
-                    "images", optional=True, tooltip="The finished image, to lay the masks over. Without "
+                    "images", optional=True, tooltip="The finished image, shown under the masks. Without "
                     "it they are drawn on grey.",
                 ),
             ],

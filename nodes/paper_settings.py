@@ -19,7 +19,7 @@ class RASPaperSettings(io.ComfyNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
-            description="The method as the paper publishes it, in place of multirate. It has no corrections: "
+            description="The paper's method in place of multirate. It has no corrections: "
             "set error_reset_every of the sampling node to 4 to 6, so that skipped regions do not drift.",
             inputs=[*_ranking_inputs(), *_schedule_inputs()],
             outputs=[
@@ -34,10 +34,10 @@ class RASPaperSettings(io.ComfyNode):
     def validate_inputs(
         cls, metric=None, high_ratio=None, starvation_scale=None, ratio_end=None, error_reset_steps=None
     ) -> bool:
-        """Refuse values before the prompt runs; those that other nodes will give are None here.
+        """Refuse wrong values before the prompt runs; values that other nodes provide are None here.
 
-        ComfyUI leaves the checks of the inputs named here to this function. It would repeat a returned text
-        for each of them, and shows an exception once.
+        ComfyUI leaves the checks of the inputs named here to this function. It shows a returned text once for
+        each of them, but an exception only once.
         """
         given = {
             "metric": metric, "high_ratio": high_ratio, "starvation_scale": starvation_scale,
@@ -88,7 +88,7 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.String.Input(
             "error_reset_steps", default="",
-            tooltip="Dense steps named one by one, counted from 0, for example 12,20. When not empty, they "
+            tooltip="A list of dense steps, counted from 0, for example 12,20. When not empty, they "
             "replace error_reset_every of the sampling node.",
         ),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Inputs that the nodes with RAS settings no longer have, and what happens to graphs that still pass them.
+"""Inputs that the nodes with RAS settings no longer have, and refusing graphs that still pass them.
 
-ComfyUI passes over inputs that a node does not know: a prompt in API format with method = paper would run as
-multirate without a word. Where ComfyUI can hand such inputs to a node (`accept_all_inputs`), the prompt is
-refused when it is queued; older versions refuse it when the node is executed.
+ComfyUI ignores unknown inputs: a prompt in API format with method = paper would silently run as multirate. If
+ComfyUI can pass unknown inputs to a node (`accept_all_inputs`), the prompt is refused when it is queued; in
+older versions, when the node is executed.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from comfy_api.latest import io
 from ..ras_core.errors import RASError
 
 HARMLESS = {"method": "multirate", "budget": "fixed", "ratio_end": 0.0, "error_reset_steps": ""}
-"""Retired inputs that decided what a run does, each with the value that changes nothing. The others (metric,
-high_ratio, starvation_scale) did nothing without method = paper."""
+"""Retired inputs that had an effect, each with its neutral value. The others (metric, high_ratio,
+starvation_scale) had no effect without method = paper."""
 
 HIDDEN = (io.Hidden.dynprompt, io.Hidden.unique_id)
-"""What `refuse_in_prompt` reads; for a node's schema."""
+"""Hidden inputs that `refuse_in_prompt` reads; for a node's schema."""
 
 ACCEPT_ALL = (
     {"accept_all_inputs": True} if "accept_all_inputs" in inspect.signature(io.Schema).parameters else {}
 )
-"""For a node's schema: let `RefusesRetired.validate_inputs` have inputs that the schema does not list."""
+"""For a node's schema: pass inputs that the schema does not list to `RefusesRetired.validate_inputs`."""
 
 
 class RefusesRetired(io.ComfyNode):
@@ -33,31 +33,31 @@ class RefusesRetired(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, method=None, budget=None, ratio_end=None, error_reset_steps=None) -> bool:
-        """Refuse a prompt when it is queued. An exception is shown once, a returned text for each input."""
+        """Refuse a prompt when it is queued. An exception is shown once, a returned text once per input."""
         values = (method, budget, ratio_end, error_reset_steps)
         refuse_retired(dict(zip(("method", "budget", "ratio_end", "error_reset_steps"), values, strict=True)))
         return True
 
     @classmethod
     def refuse_in_prompt(cls) -> None:
-        """The same when the node is executed, for every version of ComfyUI, and for linked values too."""
+        """The same when the node is executed: in every version of ComfyUI, and for linked values too."""
         if cls.hidden is not None and cls.hidden.dynprompt is not None:
             refuse_retired(cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"])
 
 
 def refuse_retired(inputs: Mapping[str, Any]) -> None:
-    """Refuse inputs that would change the run, if the node still had them.
+    """Refuse retired inputs with values other than the neutral ones.
 
     Raises:
-        RASError: with the inputs, and where they are now.
+        RASError: the message names the inputs and their replacement.
     """
     lost = {name: inputs.get(name) for name in HARMLESS}
     lost = {name: value for name, value in lost.items() if value not in (None, HARMLESS[name])}
     if not lost:
         return
-    told = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
+    values = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
     raise RASError(
-        f"the graph passes {told}, which this node no longer has.",
+        f"the graph passes {values}, which this node no longer has.",
         "RASPaperSettings at the input paper for the paper's method; nothing there for multirate.",
         f"remove {', '.join(lost)} from this node, and connect RASPaperSettings for the paper's method.",
     )

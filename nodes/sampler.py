@@ -11,7 +11,7 @@ from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .settings import CATEGORY, TraceType, patched, settings_inputs
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
-"""Inputs that go to ComfyUI's sampling function under the same names."""
+"""Inputs that are passed to ComfyUI's sampling function under the same names."""
 
 
 class RASKSampler(RefusesRetired):
@@ -23,7 +23,8 @@ class RASKSampler(RefusesRetired):
             node_id="RASKSampler",
             display_name="RAS KSampler",
             category=CATEGORY,
-            description="KSampler with region-adaptive sampling inside; also tells what each step computed.",
+            description="KSampler with region-adaptive sampling; also gives a trace of what each step "
+            "computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -42,7 +43,7 @@ class RASKSampler(RefusesRetired):
 
 
 def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
-    """LATENT and trace of a run, by ComfyUI's own function: previews, noise and masks are KSampler's.
+    """LATENT and trace of a run, made by KSampler's own function, so previews, noise and masks are the same.
 
     Args:
         model, latent_image: MODEL and LATENT.
@@ -53,7 +54,7 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
     ras_model = patched(model, inputs)
     sampling = {name: inputs[name] for name in SAMPLING}
     (latent,) = common_ksampler(ras_model, latent=latent_image, **sampling)
-    return latent, last_trace(ras_model, Trace.empty("the sampler had no step to do"))
+    return latent, last_trace(ras_model, Trace.empty("the sampler had no step to run"))
 
 
 def sampler_inputs() -> list[io.Input]:

@@ -17,7 +17,7 @@ PaperType = io.Custom("RAS_PAPER")
 
 
 def settings_inputs() -> list[io.Input]:
-    """The settings of a run. New ones go to the end: graphs store widget values by position."""
+    """The settings of a run. Add new ones at the end: graphs store widget values by position."""
     return [*_schedule_inputs(), *_selection_inputs(), *_memory_inputs()]
 
 
@@ -35,7 +35,7 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "end_step", default=0, min=0, max=10000,
-            tooltip="From this step on, every step is dense. 0: regional steps are possible to the end.",
+            tooltip="From this step on, every step is dense. 0: regional steps are allowed to the end.",
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000,
@@ -81,11 +81,11 @@ def _memory_inputs() -> list[io.Input]:
 
 
 def patched(model: io.Model.Type, settings: dict[str, Any]) -> io.Model.Type:
-    """The model with RAS, from the settings as the nodes get them.
+    """The model with RAS, from the nodes' inputs.
 
     Args:
         model: MODEL.
-        settings: values of `settings_inputs`, by name. Others are passed over, as ComfyUI does.
+        settings: values of `settings_inputs`, by name; unknown ones are ignored, as in ComfyUI.
 
     Raises:
         RASError: a value that cannot be used, or a model that is not supported.

@@ -1,4 +1,4 @@
-"""RASTrace: the trace of a run that another sampler node did with a patched model."""
+"""RASTrace: the trace of a run of a patched model in another sampler node."""
 
 from __future__ import annotations
 

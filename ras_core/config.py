@@ -1,4 +1,4 @@
-"""Settings of a run: frozen, and checked when they are made."""
+"""Settings of a run: frozen, and validated on creation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_RATIO = 0.05
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """What the paper's method has and the multirate method has not.
+    """Settings that only the paper's method has; the multirate method needs none of them.
 
     Attributes:
         metric: how regions are ranked, from the guided model output (paper, equation 1).
@@ -27,8 +27,8 @@ class PaperSettings:
             over the regional steps (the paper's dynamic sampling ratio).
         error_reset_steps: explicit error-reset steps, counted from 0; when not empty they replace
             `error_reset_every`.
-        starvation: "corrected" makes a dropped token more likely to return, which is what the paper's text
-            means; "reference" is the formula of the reference code, where the sign works the other way.
+        starvation: "corrected" makes a dropped token more likely to be selected again, as the paper's text
+            says; "reference" is the formula of the reference code, which has the opposite effect.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -59,22 +59,23 @@ class RASConfig:
         sample_ratio: share of the image tokens processed in a regional step (0.05 to 1; 1 runs dense).
         start_step: first step that may be regional; the steps before it set the composition (paper, section
             3.4).
-        end_step: first step that may no longer be regional (half-open window); 0 means to the end.
-        error_reset_every: a dense step every so many steps after `start_step`; 0 means none.
+        end_step: end of the half-open window of regional steps; 0 means the end of the run.
+        error_reset_every: interval of dense steps after `start_step`, in steps; 0 means none.
         paper: None selects tokens whose estimate has most likely changed (the multirate method); settings
             select the paper's method, which ranks tokens by `paper.metric`.
         dense_steps: explicit error-reset steps of the multirate method, which replace `error_reset_every`. No
-            node sets them: studies and the comparison with the reference code do.
+            node sets them; they are for studies and for the comparison with the reference code.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
-        cuda_graphs: "auto" replays regional steps as CUDA graphs where that is possible; "off" never does.
+        cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
+            does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
-            bytes, "cpu" in main memory; "auto" takes the first of these that fits into free memory, else the
-            run is dense. "off" keeps none: regional steps attend among active tokens and text only. That is
-            the paper's ablation (table 4b), a baseline for experiments; images fall apart. "forecast" keeps
-            twice the bytes of "gpu", and extrapolates keys and values along their last change
-            (kv/forecast.py). Not checked here: the settings are those of the registry (kv/formats.py), and
-            `patch_model` refuses others.
+            bytes, "cpu" in main memory; "auto" uses the first of these that fits into free memory; if none
+            fits, the run is dense. "off" keeps none: in regional steps active tokens attend to each other and
+            to text only. That is the paper's ablation (table 4b), a baseline for experiments; images fall
+            apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along their
+            last change (kv/forecast.py). Not checked here: the registry (kv/formats.py) defines the settings,
+            and `patch_model` refuses others.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -106,7 +107,7 @@ class RASConfig:
 
     @property
     def error_reset_steps(self) -> tuple[int, ...]:
-        """Explicit error-reset steps of the method in use; empty: `error_reset_every` places them."""
+        """Explicit error-reset steps of the method in use; if empty, `error_reset_every` applies."""
         return self.dense_steps if self.paper is None else self.paper.error_reset_steps
 
     def _check_paper(self) -> None:
@@ -127,7 +128,7 @@ class RASConfig:
 
 
 def parse_step_list(text: str) -> tuple[int, ...]:
-    """Turn "12, 20" into (12, 20); an empty text gives ().
+    """Parse "12, 20" into (12, 20); an empty text gives ().
 
     Raises:
         RASError: a part of the text is not a whole number of 0 or more.

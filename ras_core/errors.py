@@ -1,17 +1,17 @@
-"""The one form every error of this pack has: what came, what is expected, what to do."""
+"""The form of every error of this pack: what came, what is expected, what to do."""
 
 from __future__ import annotations
 
 
 class RASError(ValueError):
-    """A setting or model that cannot be used, told in three parts."""
+    """A setting or model that cannot be used, explained in three parts."""
 
     def __init__(self, came: str, expected: str, remedy: str):
         super().__init__(f"Multirate RAS: {came} Expected: {expected} What to do: {remedy}")
 
 
 class RegionalAbort(RuntimeError):
-    """Raised inside a regional call that cannot go on; the caller runs the call again with all tokens."""
+    """Raised inside a regional call that cannot continue; the caller repeats the call with all tokens."""
 
 
 class NotResident(RuntimeError):

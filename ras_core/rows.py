@@ -1,4 +1,4 @@
-"""Rows of a sequence inside the network: which belong to active tokens, how they are gathered and written."""
+"""Rows of a sequence inside the network: the indices of active tokens' rows, gathering and writing them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Pair = tuple[Tensor, Tensor]
 """A key and a value, (bb, r, ...) each."""
 
 WIDE = torch.complex128
-"""Rows are copied in elements of 16 bytes where they can be: kernels that copy rows by index take as long for
-one of these as for one float16."""
+"""Rows are copied in elements of 16 bytes where possible: kernels that copy rows by index take as long for
+one such element as for one float16."""
 
 
 class Scratch:
-    """Memory that one attention of a call reads and the next one overwrites; allocated once per call."""
+    """Scratch memory that each attention of a call overwrites; allocated once per call."""
 
     def __init__(self) -> None:
         self._memory: dict[int, Tensor] = {}
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor with the shape and device of `like`, valid until the next with this number."""
+        """A contiguous tensor, of `like`'s shape and device; the next call with this number reuses it."""
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)
@@ -40,12 +40,12 @@ class Scratch:
 
 
 def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Tensor:
-    """Rows of a sequence [prefix | image | suffix] that stay when only the active image tokens do.
+    """Indices of the rows that a sequence [prefix | image | suffix] keeps when only active tokens are kept.
 
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole sequence.
-        prefix, suffix: rows before and after the image tokens (text, padding); they always stay.
+        prefix, suffix: rows before and after the image tokens (text, padding); always kept.
 
     Returns:
         (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
@@ -69,7 +69,7 @@ class RowIndex:
     """Which rows of the whole sequence, (bb, rows, ...), a regional call computes.
 
     Attributes:
-        flat: (bb * r_kept,) int64, as `row_index` gives them.
+        flat: (bb * r_kept,) int64, as returned by `row_index`.
         total: bb * rows.
         scratch: the call's scratch memory.
     """
@@ -89,13 +89,13 @@ class RowIndex:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(total,) int32: for each row of the sequence its number among the call's rows, or -1."""
+        """(total,) int32: for each row of the sequence, its position among the call's rows, or -1."""
         numbers = torch.arange(len(self.flat), device=self.flat.device, dtype=torch.int32)
         return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
 
 
 def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
-    """Keep some rows of a sequence: (bb, r, ...) -> (bb, r_kept, ...); a new tensor."""
+    """Copy the rows at these indices: (bb, r, ...) -> (bb, r_kept, ...)."""
     (rows,) = _wide(sequence.flatten(0, 1))
     kept = rows.index_select(0, flat_idx).view(sequence.dtype)
     return kept.unflatten(0, (sequence.shape[0], -1))
@@ -123,7 +123,7 @@ class RowWriter:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
                 return
-            except RuntimeError:  # strides or alignment; later rows will be no better
+            except RuntimeError:  # strides or alignment, which later rows share
                 self._is_wide = False
         self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
 
@@ -140,8 +140,8 @@ class RowWriter:
 
 
 def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
-    """A view with rows before heads, (bb, heads, r, e) -> (bb, r, heads / repeats, e), that keeps one of each
-    `repeats` consecutive equal heads.
+    """A view with rows before heads and one of each `repeats` consecutive, equal heads:
+    (bb, heads, r, e) -> (bb, r, heads / repeats, e).
     """
     if repeats == 1:
         return by_head.transpose(1, 2)
@@ -152,20 +152,20 @@ def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
-    """Return rows to their indices, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
+    """Scatter rows to their indices, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
     full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
     scatter_into(full, flat_idx, kept)
     return full
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The same rows, (r, ...) each, in elements of 16 bytes; as they are where one of them does not allow
-    that: a row's length, a stride or the address may not be a multiple.
+    """The same rows, (r, ...) each, viewed in elements of 16 bytes; unchanged if the row length, a stride or
+    the address of any of them is not a multiple of that.
     """
     for t in tensors:
         if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:
             return tensors
-        if not (t.is_cuda or t.is_cpu):  # of these it is known that they copy such elements
+        if not (t.is_cuda or t.is_cpu):  # other devices may not be able to copy such elements
             return tensors
     try:
         return tuple([t.view(WIDE) for t in tensors])

@@ -39,7 +39,7 @@ export class LivePanel {
       this.start(message);
       this.fit();
     }
-    for (const [step, kind, share] of message.untold) this.remember({ step, kind, share });
+    for (const [step, kind, share] of message.unsent) this.remember({ step, kind, share });
     this.remember(message);
     this.choose(message.step);
   }

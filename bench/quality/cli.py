@@ -13,9 +13,9 @@ from ..common.progress import say
 from ..common.setup import DTYPES, pick_device, start
 from .cells import METHODS, Cell, grid
 from .options import Options
-from .plugins import PLUGINS, parse_plugins
 from .presets import BASELINE_SAMPLERS, PRESETS, preset
 from .prompts import HELD_OUT, read_prompts, write_held_out
+from .weighted_figures import PLUGINS, parse_plugins
 
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}

@@ -19,10 +19,10 @@ from .features import FeatureNet, Features, distances
 from .figures import psnr, relative_error
 from .grids import STRIP, save_strip
 from .options import Options
-from .plugins import PLUGINS, Plugin
 from .real import real_halves
 from .sampling import Sampled, Studio, sampler_of
 from .sources import load_source
+from .weighted_figures import PLUGINS, Plugin
 
 log = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ class Options:
         checkpoint: a user's model file; empty for none.
         cache: folder for converged trajectories.
         real: folder of real pictures for the Frechet distance; empty for none.
-        plugins: further figures, by name (plugins.py), each with the path of its weights.
+        plugins: further figures, by name (weighted_figures.py), each with the path of its weights.
     """
 
     prompts: tuple[Prompt, ...]

@@ -225,7 +225,7 @@ def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
         return patch_model(model, config)
     if cell.method in CACHES:
         nodes = importlib.import_module("comfy_extras.nodes_easycache")
-        node = nodes.LazyCacheNode if cell.method == "lazycache" else nodes.EasyCacheNode
+        node = {"lazycache": nodes.LazyCacheNode, "easycache": nodes.EasyCacheNode}[cell.method]
         return node.execute(model, cell.threshold, 0.15, 0.95, False).args[0]
     return model
 

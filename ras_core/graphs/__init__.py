@@ -15,5 +15,5 @@ weights in captured calls).
 4. Later calls copy their inputs to the graph's buffers and replay it, inside `Residency.held`.
 5. At the end of the run the buffers go back to the store. Graphs stay if enough memory is free.
 
-Imports: kv, errors. `tape.Tape` stands between this package and CUDA, so that tests need no GPU.
+Imports: kv, errors. `tape.Tape` is the interface to CUDA, so that tests need no GPU.
 """

@@ -79,7 +79,7 @@ class CapturedCall:
     advances: bool = False
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a replay can stand in for a call with these inputs: only tensors' values may differ."""
+        """Whether a replay can replace a call with these inputs: only tensors' values may differ."""
         return self.inputs.keys() == inputs.keys() and all(
             _is_alike(self.off_device.get(name, buffer), inputs[name]) for name, buffer in self.inputs.items()
         )

@@ -1,7 +1,7 @@
 """The code that a captured call depends on: classes, what replaces their functions, and what that reads.
 
-A CUDA graph misses whatever Python would do differently by now: a LoRA that replaces a layer's `forward`, an
-exchanged layer, a patched class. Objects that may be large are referenced weakly: nothing is kept alive, and
+A CUDA graph misses changes to Python code since its capture: a LoRA that replaces a layer's `forward`, a
+replaced layer, a patched class. Objects that may be large are referenced weakly: nothing is kept alive, and
 a new object at the same address is not mistaken for the old one.
 """
 
@@ -49,21 +49,21 @@ class _Kind:
 
     Attributes:
         code: the functions of the class and of the file that defines it.
-        marks: names in `OBSTACLES` that the class sets.
+        obstacles: names in `OBSTACLES` that the class sets.
         own: names that matter if a single module overrides them with an attribute of its own.
     """
 
     code: tuple[Hashable, ...]
-    marks: frozenset[str]
+    obstacles: frozenset[str]
     own: frozenset[str]
 
     @classmethod
     def of(cls, kind: type) -> _Kind:
         functions = (n for each in kind.__mro__ for n, value in vars(each).items() if callable(value))
         harmless = {CAST} if is_by(kind, COMFYUI, TORCH) else set()
-        marks = (name for name in OBSTACLES if getattr(kind, name, None))
+        obstacles = (name for name in OBSTACLES if getattr(kind, name, None))
         own = frozenset([*functions, *OBSTACLES, COMPILED])
-        return cls(_class_code(kind), frozenset(marks) - harmless, own - harmless)
+        return cls(_class_code(kind), frozenset(obstacles) - harmless, own - harmless)
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class NetworkCode:
     @classmethod
     def of(cls, modules: Sequence[nn.Module]) -> NetworkCode:
         kinds = {kind: _Kind.of(kind) for kind in dict.fromkeys(map(type, modules))}
-        marked = [(i, m) for i, m in enumerate(modules) if not kinds[type(m)].own.isdisjoint(vars(m))]
-        return cls(kinds, [(i, *code) for i, m in marked for code in _replaced_code(m, kinds[type(m)])])
+        overriding = [(i, m) for i, m in enumerate(modules) if not kinds[type(m)].own.isdisjoint(vars(m))]
+        return cls(kinds, [(i, *code) for i, m in overriding for code in _replaced_code(m, kinds[type(m)])])
 
     def obstacle(self, modules: Sequence[nn.Module]) -> str | None:
         """Why calls that run these modules cannot be captured, or None."""
@@ -111,9 +111,9 @@ def is_by(code: Any, *names: str) -> bool:
 
 def _module_obstacle(module: nn.Module, kind: _Kind) -> str | None:
     own = module.__dict__
-    if kind.marks or not kind.own.isdisjoint(own):
+    if kind.obstacles or not kind.own.isdisjoint(own):
         for name, obstacle in OBSTACLES.items():
-            if own.get(name, name in kind.marks) and name in kind.own:
+            if own.get(name, name in kind.obstacles) and name in kind.own:
                 return obstacle
     if module._forward_hooks or module._forward_pre_hooks:
         return "the network's layers have forward hooks from elsewhere"

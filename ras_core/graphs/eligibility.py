@@ -109,7 +109,7 @@ def calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
 
 def storage_obstacle(storage: str | None) -> str | None:
     """Why a run with this K/V format captures nothing: graphs read K/V at the addresses of the capture."""
-    if storage is not None and FORMATS[storage].stays_in_place:
+    if storage is not None and FORMATS[storage].keeps_addresses:
         return None
     return f"its K/V cache is kept in another way ({storage or 'not at all'})"
 

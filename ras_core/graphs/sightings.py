@@ -22,7 +22,7 @@ class Sightings:
         return self._seen[key] >= SIGHTINGS and self._n_postponed[key] < MAX_POSTPONED
 
     def postpone(self, key: Hashable, reason: str) -> None:
-        """The call cannot be captured at the moment; its next sighting is due again, a few times."""
+        """The call cannot be captured now; it is due again at its next sightings, up to a limit."""
         self._n_postponed[key] += 1
         self._reasons[key] = reason
 

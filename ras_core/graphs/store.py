@@ -150,7 +150,7 @@ class GraphStore:
 
 @dataclass(frozen=True)
 class GraphEnvironment:
-    """What this package has to ask ComfyUI; the host package supplies the answers.
+    """What this package needs to know of ComfyUI; supplied by ras_core/host.
 
     Attributes:
         store_of: the store of a model's captured calls; None if the model cannot have any.

@@ -1,8 +1,8 @@
 """Faster casts of float8 weights in captured calls.
 
 A network whose weights are kept as float8 casts each of them at every use. PyTorch's kernel for that is
-limited by arithmetic: on an H100 it takes 6.7 ms per step of SD3-medium, half of a captured regional step at
-12.5 % of the tokens. The cast is exact, so a kernel that is limited by memory gives the same numbers.
+compute-bound: on an H100 it takes 6.7 ms per step of SD3-medium, half of a captured regional step at 12.5 %
+of the tokens. The cast is exact, so a memory-bound kernel gives the same numbers.
 
 Only captured calls use it. In an eager call, looking at each operation would cost more time than it saves.
 """
@@ -102,7 +102,7 @@ def _is_readable(source: Tensor) -> bool:
 
 @cache
 def _kernel_on(device: torch.device) -> ModuleType | None:
-    """The kernel's module if it compiles for the device and is right there; None otherwise."""
+    """The kernel's module if it compiles for the device and gives correct results; None otherwise."""
     try:
         from . import cast_kernel
 

@@ -1,21 +1,27 @@
-"""Everything that bears ComfyUI's names; the only package of ras_core that imports it.
+"""The interface to ComfyUI: the only package of ras_core that imports it or uses its names.
 
-Read `patch` (the entrance: what a node attaches) and `outer_sample` (what a run begins from), `wrappers`
-(one run's wrappers), `call` (one call of ComfyUI's model), `cache_plan` and `memory` (how the K/V cache is
-kept), `graphs_of_model` (CUDA graphs kept on a model), `samplers`, `conditionings` (on the device for a run),
-`attention`, `compiler` (ComfyUI's own graphs and compiler, of later versions), `requirements`, `options`
-(of the nodes' settings), and `names` (ComfyUI's keys).
+Read `patch` (the entry point: what a node attaches to a model) and `outer_sample` (starts a run from
+ComfyUI's arguments), `wrappers` (the wrappers of a run), `call` (one call of ComfyUI's model), `cache_plan`
+and `memory` (choose the format of the K/V cache), `graphs_of_model` (CUDA graphs kept on a model),
+`samplers`, `conditionings` (copied to the device once per run), `attention`, `compiler` (later versions' own
+CUDA graphs and compiler), `requirements`, `options` (choices for the nodes' inputs), and `names` (ComfyUI's
+keys).
 
 Plans: `plans` (which a model has), `calibration` (measures them), `measured_runs` (its sampling),
 `planned_model` (RAS as a plan says), `plan_files` and `fingerprint` (what is kept, and for which model).
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
-2. When sampling starts, that wrapper begins a run and attaches the run's wrappers to its copy of the model
+2. When sampling starts, that wrapper starts a run and adds the run's wrappers to its copy of the model
    options.
-3. PREPARE_SAMPLING decides how the K/V cache is kept, once the models are loaded.
+3. PREPARE_SAMPLING chooses the format of the K/V cache, once the models are loaded.
 4. SAMPLER_SAMPLE copies the conditionings to the device.
-5. PREDICT_NOISE and APPLY_MODEL lead to `run.network_calls`.
-6. At the end the trace is kept for later nodes; the wrappers go with the run.
+5. PREDICT_NOISE and APPLY_MODEL call `run.network_calls`.
+6. At the end the trace is kept for later nodes; the wrappers are dropped with the run's model options.
+
+ComfyUI's doors: OUTER_SAMPLE in `patch`; PREDICT_NOISE, APPLY_MODEL and SAMPLER_SAMPLE in `wrappers`;
+PREPARE_SAMPLING in `cache_plan`. A new one is a method and a line of `RunWrappers.attach`, and a name in
+`requirements` if the pack cannot work without it. Latents that are no images are turned away in
+`outer_sample`.
 
 Imports: run and all below it.
 """

@@ -1,4 +1,4 @@
-"""ComfyUI's PyTorch attention, for K/V heads that are not repeated."""
+"""ComfyUI's PyTorch attention, called with grouped K/V heads."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ KNOWN = {
     "transformer_options",
     "_inside_attn_wrapper",
 }
-"""Keywords of ComfyUI's attention functions whose meaning is known."""
+"""Keywords of ComfyUI's attention functions that are supported here."""
 
 
 def grouped_attention() -> GroupedAttention | None:
-    """ComfyUI's PyTorch attention for grouped K/V heads; None where it cannot be called that way."""
-    plain = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)  # what wrap_attn hands on
+    """ComfyUI's PyTorch attention for grouped K/V heads; None if it does not support them."""
+    # Unwrapped: this is the function that wrap_attn passes to overrides.
+    plain = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)
     return GroupedAttention.of(plain, comfy.ops.scaled_dot_product_attention, output_form)
 
 
 def output_form(args: tuple, kwargs: dict) -> OutputForm | None:
-    """The form of output that ComfyUI asks an attention function for, by the arguments after the number of
-    heads; None unless they are plain: heads on an axis of their own, no mask, no precision, nothing unknown.
+    """The output form that ComfyUI requests, from the arguments after the number of heads.
+
+    None unless the call is plain: heads on their own axis, no mask, no precision, no unknown argument.
     """
     mask = args[0] if args else kwargs.get("mask")
     precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")

@@ -1,4 +1,4 @@
-"""How a run keeps its K/V cache: decided once ComfyUI has loaded the run's models."""
+"""Chooses the format of a run's K/V cache, once ComfyUI has loaded the run's models."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CachePlan:
-    """What the decision needs to know of a run.
+    """Chooses the K/V format of one run.
 
     Attributes:
-        guider: ComfyUI's, which samples.
-        network, adapter: the network, and what is known of its family.
-        run: is told the decision.
+        guider: ComfyUI's guider of this run.
+        network, adapter: the network and the adapter of its family.
+        run: receives the decision.
         graphs: the run's CUDA graphs, or None.
-        wanted: the user's setting, as the sampler permits it.
+        wanted: the user's setting, as far as the sampler allows it.
     """
 
     guider: Any
@@ -53,7 +53,7 @@ class CachePlan:
         """Decide as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
         if not self.run.is_regional:
             return
-        if self.wanted != AUTO:  # also for guiders that load models in a way of their own
+        if self.wanted != AUTO:  # needed if a guider loads models without PREPARE_SAMPLING
             self.run.keep_cache_as(self.wanted)
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.PREPARE_SAMPLING, KEY, self.prepare, self.guider.model_options, is_model_options=True
@@ -62,7 +62,7 @@ class CachePlan:
     def prepare(
         self, executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
     ) -> Any:
-        """PREPARE_SAMPLING: ComfyUI loads the models, then the cache is decided on."""
+        """PREPARE_SAMPLING: let ComfyUI load the models, then choose the format."""
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
         texts = self._text_rows(conds)
         self._log_estimate(max(texts, default=0))
@@ -71,9 +71,9 @@ class CachePlan:
         return prepared
 
     def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
-        """The memory for a cache, after ComfyUI has freed what it can."""
+        """The memory available to the cache, after ComfyUI has freed what it can."""
         first = first_choice(self.wanted).name
-        # Buffers of earlier graphs are used by this run, or freed.
+        # Buffers of earlier graphs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else graph_store(model).nbytes(first)
         working = working_memory(model, noise_shape)
         make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
@@ -81,7 +81,7 @@ class CachePlan:
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
 
     def _keep(self, choice: Choice, needs: Needs) -> None:
-        """Follow a choice, and log it once."""
+        """Apply a choice, and log it."""
         if self.graphs is not None and (obstacle := storage_obstacle(choice.storage)):
             self.graphs.refuse(obstacle)
             self.graphs.drop()
@@ -89,7 +89,7 @@ class CachePlan:
             self.run.go_dense(choice.reason)
             return
         self.run.keep_cache_as(choice.storage, needs.of_a_branch(choice.storage))
-        if choice.is_surprise:
+        if choice.is_fallback:
             if self.graphs is not None:
                 self.graphs.keep_only(choice.storage)
             self.run.warn(choice.reason)
@@ -97,12 +97,12 @@ class CachePlan:
             logger.info("Multirate RAS: %s.", choice.reason)
 
     def _text_rows(self, conds: dict[str, list[dict]]) -> list[int]:
-        """Text rows of each conditioning that is evaluated."""
+        """Number of text rows of each conditioning that is evaluated."""
         evaluated = evaluated_conditionings(self.guider, conds)
         return [self.adapter.text_rows(self.network, _encoded_rows(cond)) for cond in evaluated]
 
     def _log_estimate(self, n_text: int) -> None:
-        """The speed-up that the plan should bring, before the run."""
+        """Log the expected speed-up before the run."""
         n, plan = self.run.grid.n, self.run.plan
         counts = [n if step.kind is StepKind.DENSE else step.active_count(n) for step in plan]
         regional = sum(step.kind is StepKind.REGIONAL for step in plan)
@@ -116,8 +116,8 @@ class CachePlan:
 def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, texts: list[int]
 ) -> Needs:
-    """Bytes of the K/V cache of a run over conditionings with so many text rows each."""
-    suffix = max(adapter.suffix_rows(network, run.grid.n), 0)  # rows after the image by `ALL` are text
+    """Size of a run's K/V cache; `texts` has the number of text rows of each conditioning."""
+    suffix = max(adapter.suffix_rows(network, run.grid.n), 0)  # with `ALL`, the rows after the image are text
     borders = [text + suffix for text in texts for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
     profile = adapter.cache_profile(network)
@@ -127,7 +127,7 @@ def cache_needs(
 
 
 def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:
-    """The conditionings that are evaluated: ComfyUI leaves the negative ones out at cfg 1."""
+    """The conditionings that are evaluated: ComfyUI skips the negative ones at cfg 1."""
     is_comfyuis = getattr(type(guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
     keeps_all = guider.model_options.get(KEEPS_NEGATIVE, False)
     leaves_out = is_comfyuis and math.isclose(guider.cfg, 1.0) and not keeps_all

@@ -1,4 +1,4 @@
-"""One call of ComfyUI's model, as a run knows calls (`run.call.Forward`)."""
+"""One call of ComfyUI's model; implements `run.call.Forward`."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_option
 
 @dataclass  # not frozen: Dynamo fails on the constructor of a frozen one
 class ModelCall:
-    """One call of ComfyUI's model, with its tensors by name, so that others can replace them.
+    """One call of ComfyUI's model, with its arguments by name, so that single ones can be replaced.
 
     Attributes:
-        executor: ComfyUI's, which calls the model's remaining wrappers and the model.
+        executor: ComfyUI's executor, which calls the remaining wrappers and the model.
         inputs: arguments by name, other than the two below.
         control: a ControlNet's residuals, or None.
         options: transformer options.
@@ -115,7 +115,7 @@ class ModelCall:
 
     @property
     def _is_wrapped(self) -> bool:
-        """Whether others wrap the model's calls beside us, and do more than compile it."""
+        """Whether another node wraps the model's calls, for more than compiling it."""
         compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
         harmless = len(compiling) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

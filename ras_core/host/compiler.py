@@ -1,8 +1,8 @@
-"""ComfyUI's own CUDA graphs and compiler (0.33 and later); earlier versions lack these names.
+"""ComfyUI's own CUDA graphs and compiler (0.33 and later). Earlier versions lack these names.
 
 The compiler assigns fixed addresses to the allocations of a network's blocks, in the order in which they are
-made. A step on fewer tokens allocates another amount, so the compiler is off during our runs. If it is active
-all the same, buffers that outlive a call are allocated outside it, and nothing is captured. ComfyUI's graphs
+made. A step on fewer tokens makes other allocations, so the compiler is off during our runs. If it is active
+anyway, buffers that outlive a call are allocated outside it, and nothing is captured. ComfyUI's graphs
 replay blocks without running the hooks in them (run/coverage.py detects that).
 """
 
@@ -52,7 +52,7 @@ def capture_obstacle() -> str | None:
     by_thread = _prefetch("MALLOC_GRAPHS")  # one per thread; an earlier version lists the active ones
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None
     if getattr(own, "_comfy_active", False) or _prefetch("ACTIVE_MALLOC_GRAPHS"):
-        return "ComfyUI's compiler is at work"
+        return "ComfyUI's compiler is active"
     return None
 
 

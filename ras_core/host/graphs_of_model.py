@@ -25,7 +25,7 @@ from .names import GRAPHS, KEY
 
 
 def graph_store(model: ModelPatcher) -> GraphStore | None:
-    """What runs of this model have captured, or None."""
+    """The store of what runs of this model have captured, or None."""
     return getattr(model.model, GRAPHS, None)
 
 
@@ -106,7 +106,7 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Be told when ComfyUI unloads the model: once a clone is gone, through the one that it was made from."""
+    """Watch for ComfyUI unloading the model, on its parents too: a clone may be gone by then."""
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
             model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
@@ -114,7 +114,7 @@ def _watch_unloading(model: ModelPatcher | None) -> None:
 
 
 def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:
-    """ComfyUI unloads the model, and graphs read its weights."""
+    """ComfyUI unloads the model: drop its graphs, which read its weights."""
     store = graph_store(model)
     if store is not None and unpatch_all:
         store.clear()

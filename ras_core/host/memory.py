@@ -1,4 +1,4 @@
-"""Memory as ComfyUI manages it: what is free for the K/V cache, and how more is freed."""
+"""Free memory for the K/V cache, as ComfyUI manages it, and how to free more."""
 
 from __future__ import annotations
 
@@ -10,44 +10,44 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 KEEP_MAIN_MEMORY = 0.25
-"""Share of the free main memory that a K/V cache there leaves to others."""
+"""Share of free main memory that the K/V cache must leave free."""
 
 
 def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
-    """Bytes that the network itself works in, with both branches in one call."""
+    """Bytes of working memory of the network, with both branches in one call."""
     return int(memory_of_call(model, noise_shape) + comfy.model_management.extra_reserved_memory())
 
 
 def memory_of_call(model: Any, noise_shape: Any) -> float:
-    """Bytes that a call with both branches takes, as ComfyUI estimates them.
+    """ComfyUI's estimate of the bytes that a call with both branches takes.
 
     Args:
         model: ComfyUI's model, or its patcher, which may add a margin.
-        noise_shape: of the latent.
+        noise_shape: shape of the latent.
     """
     return model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
 
 
 def free_device_bytes(model: ModelPatcher, working: int) -> int:
-    """Bytes of the sampling device that are left for the K/V cache."""
+    """Free bytes on the sampling device for the K/V cache."""
     free = comfy.model_management.get_free_memory(model.load_device)
     return int(free + evictable_room(model) - working)
 
 
 def unused_device_bytes(model: ModelPatcher) -> int:
-    """Bytes that are free without PyTorch's own pool and without what is to stay free."""
+    """Free bytes outside PyTorch's pool, less what must stay free."""
     unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
     return unused - in_pool - headroom_bytes()
 
 
 def free_main_memory() -> int:
-    """Bytes of main memory that the K/V cache may take."""
+    """Free bytes of main memory for the K/V cache."""
     return int(comfy.model_management.get_free_memory(torch.device("cpu")) * (1 - KEEP_MAIN_MEMORY))
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes that eviction will add to the free ones. Under dynamic VRAM the model's weights are loaded when
-    they are used, and other models' weights are evicted for them. Negative if that frees less than they need.
+    """Bytes that eviction will add to free memory. Under dynamic VRAM the model's weights are loaded on use,
+    and other models' weights are evicted for them. Negative if that frees less than this model needs.
     """
     if not is_dynamic(model):
         return 0
@@ -59,7 +59,7 @@ def evictable_room(model: ModelPatcher) -> int:
 
 
 def headroom_bytes() -> int:
-    """Bytes that the user told ComfyUI to leave free (dynamic VRAM)."""
+    """Bytes that the user has told ComfyUI to keep free (dynamic VRAM)."""
     return int(getattr(comfy.cli_args.args, "vram_headroom", 0) * 2**30)
 
 
@@ -79,9 +79,9 @@ def evictable_bytes(device: torch.device) -> int:
 
 
 def make_room(nbytes: int, device: torch.device) -> None:
-    """Have ComfyUI unload models until so much is free, except those that this run uses."""
+    """Have ComfyUI unload models that this run does not use, until `nbytes` are free."""
     management = comfy.model_management
     if device.type == "cpu":
-        return  # unloading moves weights to main memory, where they are
+        return  # unloading frees nothing: the weights stay in main memory
     in_use = [loaded for loaded in management.current_loaded_models if loaded.currently_used]
     management.free_memory(nbytes, device, keep_loaded=in_use)

@@ -1,39 +1,39 @@
-"""Keys and attributes by which ComfyUI and this pack know each other's things."""
+"""Keys and attribute names of ComfyUI and of this pack in ComfyUI's objects."""
 
 from __future__ import annotations
 
 KEY = "multirate_ras"
-"""Of this pack's wrappers and callbacks."""
+"""Key of this pack's wrappers and callbacks."""
 
 RUN = "multirate_ras_run"
-"""Of a run's state, in transformer options."""
+"""Key of a run's state in transformer options."""
 
 GRAPHS = "_multirate_ras_graphs"
 """Attribute of ComfyUI's model that keeps captured calls: they read its weights and must not outlive it."""
 
 TRANSFORMER_OPTIONS = "transformer_options"
 ATTENTION = "optimized_attention_override"
-"""Of an attention function that ComfyUI calls instead of its own, in transformer options."""
+"""Key of an attention override in transformer options."""
 
 UUIDS = "uuids"
-"""Of the conditionings that a call evaluates, in transformer options."""
+"""Key, in transformer options, of the ids of the conditionings that a call evaluates."""
 
 PATCHES_REPLACE, REPLACED_BLOCKS = "patches_replace", "dit"
-"""Of blocks that other patches replace, in transformer options."""
+"""Key, in transformer options, of blocks that other patches replace."""
 
 WRAPPERS = "wrappers"
 COMPILES = "torch.compile"
-"""Of wrappers that put compiled modules in the place of the network's own, and back."""
+"""Key of wrappers that temporarily replace the network's modules by compiled ones."""
 
 KEEPS_NEGATIVE = "disable_cfg1_optimization"
-"""Of the model option to evaluate negative conditionings at cfg 1 too."""
+"""Key of the model option to evaluate negative conditionings at cfg 1 too."""
 
 NEGATIVE = "negative"
 TEXT = "cross_attn"
-"""Of the encoded text in a conditioning."""
+"""Key of the encoded text in a conditioning."""
 
 INPUTS = "model_conds"
-"""Of what the network gets in a conditioning: objects with a tensor, `cond`, by name."""
+"""Key, in a conditioning, of the network's inputs: objects with a tensor `cond`, by name."""
 
 MULTIGPU, MULTIGPU_CLONES = "multigpu", "multigpu_clones"
-"""Of a model's copies on other devices: among its additional models, and in the model options of a run."""
+"""Keys of a model's copies on other devices: in its additional models, and in a run's model options."""

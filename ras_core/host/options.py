@@ -1,4 +1,4 @@
-"""Options of the nodes' settings that packages below decide."""
+"""Choices of node inputs that other packages define."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OUTER_SAMPLE's arguments, and the run that they ask for."""
+"""OUTER_SAMPLE's arguments, and starting a run from them."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OuterSample:
-    """What ComfyUI passes to OUTER_SAMPLE.
+    """The arguments that ComfyUI passes to OUTER_SAMPLE.
 
     Attributes:
         noise, latent_image: (b, c, H, W).
         sampler: a SAMPLER.
         sigmas: the schedule, one value more than there are steps.
-        denoise_mask: (b or 1, ..., height, width) of what is sampled at all, or None.
-        callback, disable_pbar, seed: as ComfyUI means them.
-        more: what else a version of ComfyUI passes.
+        denoise_mask: (b or 1, ..., height, width), above 0 where the latent is sampled; or None.
+        callback, disable_pbar, seed: as in ComfyUI.
+        more: further arguments of later versions of ComfyUI.
     """
 
     noise: Tensor
@@ -62,9 +62,9 @@ class OuterSample:
         )  # fmt: skip
 
     def nothing_to_do(self) -> Trace | None:
-        """The trace of a sampling that the method cannot take part in; None if it can."""
+        """The trace of a run that cannot use the method; None if it can."""
         if len(self.sigmas) < 2:
-            return Trace.empty("the sampler had no step to do")
+            return Trace.empty("the sampler had no step to run")
         if self.noise.ndim != 4:
             shape = tuple(self.noise.shape)
             logger.warning("Multirate RAS: running dense: no image latent (shape %s).", shape)
@@ -75,7 +75,7 @@ class OuterSample:
 def begin_run(
     given: OuterSample, network: nn.Module, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None
 ) -> RunState:
-    """The state of a run that starts now; says why, if it will have no regional step."""
+    """The state of a run that starts now; warns if it will have no regional step."""
     noise = given.noise
     grid = TokenGrid(tuple(noise.shape[2:]), adapter.patch_size(network))
     recorder = Recorder(grid, noise.shape[0])
@@ -88,7 +88,7 @@ def begin_run(
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
-    """A mask of any size as ComfyUI fits it to a latent: (b, H, W) on the sampling device."""
+    """A mask of any size, resized to the latent as in ComfyUI: (b, H, W) on the sampling device."""
     if mask is None:
         return None
     fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
@@ -96,10 +96,10 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
 
 
 def _explain_dense_plan(run: RunState) -> None:
-    """Say before the run why it will have no regional step; dense by request needs no warning."""
+    """Warn if the run will have no regional step, with the reason, unless the user asked for that."""
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
-        run.go_dense("the noise schedule does not decrease all the way")
+        run.go_dense("the noise schedule is not strictly decreasing")
     elif not run.any_regional and config.sample_ratio < 1.0:
         run.warn(
             f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense"

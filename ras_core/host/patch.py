@@ -1,8 +1,8 @@
-"""The entrance: what a node attaches to a clone of the model, and what it reads from it afterwards.
+"""The entry point: nodes attach RAS to a clone of a model here, and read the trace of its last run.
 
-`RASPatch` is one keyed OUTER_SAMPLE wrapper. When sampling starts, it begins a run and attaches the run's own
-wrappers to the run's copy of the model options; both end with the run. The model itself keeps CUDA graphs,
-and nothing else.
+`RASPatch` is one keyed OUTER_SAMPLE wrapper. When sampling starts, it starts a run and adds the run's
+wrappers to the run's copy of the model options; both end with the run. Only CUDA graphs are kept, on the
+model.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
 from .outer_sample import OuterSample, begin_run
-from .requirements import check_host
+from .requirements import check_comfyui
 from .samplers import corrected
 from .wrappers import RunWrappers
 
@@ -45,13 +45,13 @@ def patch_model(
         model: any MODEL.
         config: settings.
         priority: (b or 1, height, width) mask of regions to favour, at any size.
-        view_factory: gives each run somebody who watches it, or None.
+        view_factory: returns an observer for each run, or None.
 
     Raises:
-        RASError: the model's network is not supported, this ComfyUI lacks what the method enters by, or there
-            is no such `kv_cache`.
+        RASError: the model's network is not supported, this ComfyUI lacks a required extension point, or
+            `kv_cache` is unknown.
     """
-    check_host()
+    check_comfyui()
     check_setting(config.kv_cache)
     adapter = adapter_for(network_of(model.get_model_object("diffusion_model")))
     patched = model.clone()
@@ -64,7 +64,7 @@ def patch_model(
 
 
 def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
-    """The trace of the last finished run of a patched model; `default` where no run has finished.
+    """The trace of the last finished run of a patched model; `default` if no run has finished.
 
     Raises:
         RASError: the model is not patched, or no run of it has finished and there is no default.
@@ -87,7 +87,7 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
 
 
 class RASPatch:
-    """What the patched model carries: adapter, settings, and the trace of its last finished run."""
+    """The wrapper on a patched model: adapter, settings, and the trace of its last finished run."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class RASPatch:
             wrappers.end(trace)
 
     def _begin(self, guider: Any, given: OuterSample) -> RunWrappers:
-        """A run, with its wrappers attached."""
+        """Start a run and attach its wrappers."""
         model = guider.model_patcher
         network = network_of(model.get_model_object("diffusion_model"))
         run = begin_run(given, network, self.adapter, self.config, self.priority)

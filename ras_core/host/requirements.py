@@ -1,4 +1,4 @@
-"""What ComfyUI must offer for the method to work in it."""
+"""The extension points of ComfyUI that the method needs."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .names import ATTENTION
 NEEDED_WRAPPERS = ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL")
 
 
-def check_host() -> None:
+def check_comfyui() -> None:
     """Refuse a ComfyUI without the extension points that the method needs.
 
     Raises:
-        RASError: with what is missing.
+        RASError: the message lists what is missing.
     """
     missing = [name for name in NEEDED_WRAPPERS if not hasattr(WrappersMP, name)]
     if not hasattr(comfy.ldm.modules.attention, "wrap_attn"):

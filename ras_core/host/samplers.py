@@ -1,4 +1,4 @@
-"""ComfyUI's samplers: which of them have a multirate form, and that form as a sampler of ComfyUI's."""
+"""ComfyUI's samplers that have a multirate form, and that form as a sampler of ComfyUI."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def sample_multirate(
     """The multirate integrator as a sampler function of k-diffusion.
 
     Args:
-        model: gives the denoised estimate (b, c, H, W) for (x, sigma).
+        model: (x, sigma) -> denoised estimate, (b, c, H, W).
         x: (b, c, H, W) at the first sigma.
         sigmas: decreasing, ending in 0 or above.
-        extra_args: passed to the model; the run's state is found in its transformer options.
+        extra_args: passed to the model; its transformer options hold the run's state.
         order: 1 or 2.
-        progress: `callback`, called once a step with i, x, sigma, sigma_hat and denoised; `disable`, for no
+        progress: `callback`, called once per step with i, x, sigma, sigma_hat and denoised; `disable`, for no
             progress bar.
     """
     extra_args, callback = extra_args or {}, progress.get("callback")
@@ -56,13 +56,13 @@ def sample_multirate(
 
 
 ORDERS = {"dpmpp_2m": 2, "euler": 1}
-"""ComfyUI's samplers that have a multirate form, and its order."""
+"""ComfyUI's samplers that have a multirate form, with its order."""
 
 CORRECTED_ORDERS = {f"sample_{name}": order for name, order in ORDERS.items()}
 """The same by the names of ComfyUI's sampler functions."""
 
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
-"""Samplers that add no noise and evaluate once a step: a token's last change tells of its next one."""
+"""Samplers that add no noise and evaluate once per step, so that a token's last change predicts its next."""
 
 
 def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
@@ -71,25 +71,25 @@ def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.
 
 
 def corrected(sampler: Any, run: RunState) -> Any:
-    """The multirate integrator instead of a sampler that has one of its order; others unchanged."""
+    """The multirate form of a sampler that has one; other samplers unchanged."""
     name = _name_of(sampler)
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
     order = CORRECTED_ORDERS.get(name)
     if order is None or sampler.extra_options:  # options may add noise: euler's s_churn
         logger.info(
-            "Multirate RAS: this sampler has no corrected form; only the selection of regions applies."
+            "Multirate RAS: this sampler has no multirate form; regions are selected but not corrected."
         )
         return sampler
     return multirate_sampler(order, sampler.inpaint_options)
 
 
 def cache_for(sampler: Any, config: RASConfig) -> str:
-    """The user's setting of `kv_cache`, or what stands in for it with a sampler that adds noise."""
+    """The user's setting of `kv_cache`, or its replacement if the sampler adds noise."""
     wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
     if wanted != config.kv_cache:
         logger.info(
-            "Multirate RAS: kv_cache = %s is for euler and dpmpp_2m; here it works as %s.",
+            "Multirate RAS: kv_cache = %s supports euler and dpmpp_2m only; using %s for this sampler.",
             config.kv_cache, wanted,
         )  # fmt: skip
     return wanted

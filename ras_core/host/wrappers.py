@@ -1,4 +1,4 @@
-"""ComfyUI's wrappers of one run: attached when sampling starts, gone with the run's model options."""
+"""The ComfyUI wrappers of one run: attached when sampling starts, dropped with the run's model options."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from .samplers import cache_for
 
 
 class RunWrappers:
-    """One run in ComfyUI, from the first of its wrappers to its end.
+    """The wrappers of one run, and its end.
 
     Args:
-        guider: ComfyUI's, which samples.
-        network, adapter: the network, and what is known of its family.
-        run: its state.
-        view: somebody who watches it, or None.
+        guider: ComfyUI's guider of this run.
+        network, adapter: the network and the adapter of its family.
+        run: the run's state.
+        view: an observer of the run, or None.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RunWrappers:
         self._calls: NetworkCalls | None = None
 
     def attach(self, given: OuterSample) -> None:
-        """Add the run's wrappers to the options that live as long as it does."""
+        """Add the wrappers to the run's copy of the model options."""
         run, options = self.run, self._guider.model_options
         self._graphs = graph_session(self._model, run, given.noise.shape)
         weights, pause = EvictableWeights(resident_weights), compiler.pause()
@@ -89,7 +89,7 @@ class RunWrappers:
         return self._calls.call(ModelCall.of(executor, *args, **kwargs))
 
     def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
-        """SAMPLER_SAMPLE: the sampler finds the run's conditionings on the device."""
+        """SAMPLER_SAMPLE: copy the conditionings to the device for this run."""
         given, guider.conds = guider.conds, on_device(guider.conds, self._model.load_device)
         try:
             return executor(guider, *args, **kwargs)
@@ -97,19 +97,19 @@ class RunWrappers:
             guider.conds = given  # a guider may outlive its run
 
     def finish(self) -> Trace:
-        """The last step is done: the run's trace."""
+        """Finish after the last step. Returns the run's trace."""
         self._calls.end()
         run = self.run
         if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
             run.warn(
                 "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
             )
-        now = timestamp(self._model.load_device)  # before the report, which looks at each layer
+        now = timestamp(self._model.load_device)  # before the report, which takes time per layer
         report = None if self._graphs is None else self._graphs.report
         return run.recorder.finish(now, len(run.plan), self._profile, run.text_rows, run.kv_bytes, report)
 
     def end(self, trace: Trace | None) -> None:
-        """Release everything large; there is no trace if the run was interrupted or failed."""
+        """Release everything large; `trace` is None if the run was interrupted or failed."""
         self.run.release()
         end_graphs(self._model, self._graphs)
         if self._view is not None:

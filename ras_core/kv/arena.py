@@ -1,4 +1,4 @@
-"""Memory for the keys and values of one call, allocated as one block."""
+"""One block of memory for the keys and values of one call."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ ALIGNED = 512
 """Bytes; alignment of PyTorch's own allocations."""
 
 SPARE = 2**18
-"""Bytes that aligning some hundreds of tensors may waste."""
+"""Bytes reserved for the alignment of some hundreds of tensors."""
 
 
 class Arena:
-    """The memory of all keys and values that one call keeps, allocated at once.
+    """The memory of all keys and values that one call keeps, allocated as one block.
 
-    Allocated one by one, between the network's own tensors, they leave gaps that fit nothing else: a third of
-    the cache's size for SD3-medium at 1024 px.
+    Allocated one by one, between the network's own tensors, they fragment the memory: the gaps take a third
+    of the cache's size for SD3-medium at 1024 px.
 
     Args:
-        nbytes: what the call is expected to keep; tensors beyond that are allocated one by one, all if 0.
+        nbytes: expected size; tensors that do not fit are allocated one by one (all of them if 0).
     """
 
     def __init__(self, nbytes: int = 0):
@@ -41,11 +41,11 @@ class Arena:
     def _allocated(self, device: torch.device) -> Tensor:
         try:
             return torch.empty(self._nbytes, dtype=torch.uint8, device=device)
-        except torch.cuda.OutOfMemoryError:  # single tensors may still fit
+        except torch.cuda.OutOfMemoryError:  # single tensors may still fit into free memory
             return torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def copies(tensors: Iterable[Tensor], arena: Arena | None = None) -> tuple[Tensor, ...]:
-    """Contiguous copies, in an arena if there is one."""
+    """Contiguous copies, in the arena if there is one."""
     arena = arena or Arena()
     return tuple(arena.copy(t) for t in tensors)

@@ -1,4 +1,4 @@
-"""Which format a run keeps its K/V cache in, by what fits. Facts in, decisions out: no device."""
+"""Chooses the K/V format of a run by what fits into memory. A pure decision: touches no device."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run's cache takes by arithmetic.
+    """The memory that a run's cache takes, computed from its shapes.
 
     Attributes:
-        size: the cache, counted.
-        branches: conditionings that this is the sum of.
+        size: size of the cache over all branches.
+        branches: number of conditionings.
     """
 
     size: CacheSize
@@ -28,24 +28,24 @@ class Needs:
         return FORMATS[name].device_nbytes(self.size)
 
     def of_a_branch(self, name: str) -> int:
-        """The same for one of the branches, on average."""
+        """The same per branch, on average."""
         return self.kept(name) // self.branches
 
     def on_device(self, name: str) -> int:
-        """Bytes that a format takes of the device, with attentions in passing."""
+        """Peak bytes on the device in this format, including transient copies."""
         return FORMATS[name].peak_nbytes(self.size)
 
 
 @dataclass(frozen=True)
 class Room:
-    """Free bytes of the device and of main memory, and whether the device has float8."""
+    """Free bytes on the device and in main memory, and whether the device supports float8."""
 
     device: int
     main_memory: int
     has_float8: bool = True
 
     def fits(self, form: KVFormat, size: CacheSize) -> bool:
-        """Whether a cache fits in a format, on a device that has what the format needs."""
+        """Whether a cache fits in this format, and the device supports the format."""
         if form.needs_float8 and not self.has_float8:
             return False
         has_main_memory = not form.in_main_memory or form.main_nbytes(size) <= self.main_memory
@@ -54,24 +54,24 @@ class Room:
 
 @dataclass(frozen=True)
 class Choice:
-    """A decision, and why.
+    """The chosen format, and why.
 
     Attributes:
-        storage: the name of a format; None: the run has to be dense.
+        storage: name of the format; None if the run must be dense.
         reason: one sentence for the log.
-        is_surprise: it is not the first choice of what the user asked for.
+        is_fallback: it is not the first choice for the user's setting.
     """
 
     storage: str | None
     reason: str
-    is_surprise: bool = False
+    is_fallback: bool = False
 
 
 def check_setting(setting: str) -> None:
-    """Refuse a `kv_cache` that no format has.
+    """Refuse an unknown setting of `kv_cache`.
 
     Raises:
-        RASError: with the settings that there are.
+        RASError: the message lists the known settings.
     """
     if setting not in setting_names():
         raise RASError(
@@ -82,7 +82,7 @@ def check_setting(setting: str) -> None:
 
 
 def for_sampler(setting: str, adds_noise: bool) -> str:
-    """The setting that a sampler can use: the user's, or the first choice of "auto"."""
+    """The user's setting if this sampler can use it; otherwise the first choice of "auto"."""
     form = FORMATS.get(setting)
     if form is None or form.allows_added_noise or not adds_noise:
         return setting
@@ -90,22 +90,22 @@ def for_sampler(setting: str, adds_noise: bool) -> str:
 
 
 def choose(wanted: str, needs: Needs, room: Room) -> Choice:
-    """The format for a run. What the user names is taken as named; "auto" takes the first that fits."""
+    """The format for a run: the one that the user names, or for "auto" the first that fits."""
     if wanted != AUTO:
         form = FORMATS[wanted]
         if form.needs_float8 and not room.has_float8:
             return Choice(None, _no_float8(wanted), True)
-        return Choice(wanted, _said(form, needs.size))
+        return Choice(wanted, _describe(form, needs.size))
     first, *others = automatic()
     if room.fits(first, needs.size):
-        return Choice(first.name, _said(first, needs.size))
+        return Choice(first.name, _describe(first, needs.size))
     short = f"{_gib(first.nbytes(needs.size))} do not fit into {_gib(room.device)} of free memory"
     for form in others:
         if room.fits(form, needs.size):
-            return Choice(form.name, f"{_said(form, needs.size)}, since {short}", True)
+            return Choice(form.name, f"{_describe(form, needs.size)}, since {short}", True)
     return Choice(
         None,
-        f"there is not enough memory for the K/V cache: {short}, nor into {_gib(room.main_memory)} of main "
+        f"there is not enough memory for the K/V cache: {short} or {_gib(room.main_memory)} of free main "
         "memory",
         True,
     )
@@ -113,10 +113,10 @@ def choose(wanted: str, needs: Needs, room: Room) -> Choice:
 
 def _no_float8(wanted: str) -> str:
     *names, last = [AUTO, *(each.name for each in automatic() if not each.needs_float8)]
-    return f"this device has no float8 (kv_cache = {wanted}); use {', '.join(names)} or {last}"
+    return f"this device does not support float8 (kv_cache = {wanted}); use {', '.join(names)} or {last}"
 
 
-def _said(form: KVFormat, size: CacheSize) -> str:
+def _describe(form: KVFormat, size: CacheSize) -> str:
     return form.text.format(size=_gib(form.nbytes(size)))
 
 

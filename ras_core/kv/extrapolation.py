@@ -1,6 +1,6 @@
-"""How far cached rows are extrapolated: when tokens were evaluated, and what fresh rows confirm.
+"""How far cached rows are extrapolated; `forecast` explains the rule.
 
-The rule is in `forecast`.
+`Times` knows when each token was evaluated; `Extrapolation` checks forecasts against fresh rows.
 """
 
 from __future__ import annotations
@@ -17,54 +17,54 @@ from .plain import KVRows
 from .triton_launch import RowKernels
 
 SAMPLE = 128
-"""Fresh rows, about, that a forecast is judged by."""
+"""Number of fresh rows, approximately, that forecasts are compared with."""
 
 JUDGED_EVERY = 2
-"""Of so many attentions, one is judged."""
+"""Forecasts are compared in one of so many attentions."""
 
 FARTHEST = 8.0
 """Upper bound of a row's forecast, in multiples of its last change."""
 
 TIMES = (-1, 0)
-"""Slot of a call's `Times`, before those of its attentions."""
+"""Slot of a call's `Times`; it precedes those of the attentions."""
 
 
 @dataclass
 class Times(KVRows):
     """When tokens were evaluated.
 
-    `tensors` are the noise level of the last evaluation, and how far it had fallen since the one before (0 if
-    there was none), (bb, n) float32 each.
+    `tensors` are the noise level of each token's last evaluation, and how far it had fallen since the one
+    before (0 if there was none), (bb, n) float32 each.
     """
 
     storage: ClassVar[str] = "forecast"
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
-        """Before the first evaluation, which is at sigma, (bb,)."""
+        """The state before the first evaluation, which is at sigma, (bb,)."""
         last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
         return cls((last, torch.zeros_like(last)), 0, 0)
 
-    def pass_all(self, sigma: Tensor) -> None:
-        """A dense call at the noise levels sigma, (bb,)."""
+    def update_all(self, sigma: Tensor) -> None:
+        """A dense call at sigma, (bb,), evaluates all tokens."""
         last, span = self.tensors
         now = sigma.float()[:, None]
         span.copy_(_fallen(last, now))
         last.copy_(now.expand_as(last))
 
-    def pass_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
+    def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
         """A regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
 
         Returns:
-            Weights of the last change: of all tokens after it, (bb, n), which are 0 for those evaluated now;
-            and of the latter before it, (bb, n_active).
+            Two weights of the last change: after this call, of all tokens, (bb, n), 0 for active ones; and
+            before it, of the active tokens, (bb, n_active).
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
-        gone, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
-        span.scatter_(1, active_idx, gone)
+        elapsed, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
+        span.scatter_(1, active_idx, elapsed)
         last.scatter_(1, active_idx, now)
-        return _weight(_fallen(last, now[:, :1]), span), _weight(gone, before)
+        return _weight(_fallen(last, now[:, :1]), span), _weight(elapsed, before)
 
     def forget(self) -> None:
         self.tensors[0].fill_(torch.inf)
@@ -74,17 +74,16 @@ class Times(KVRows):
 class Extrapolation:
     """How far the rows of one call are extrapolated, from the weights of its image tokens.
 
-    Text and padding rows are always fresh. Some of the attentions are judged by their fresh rows; each
-    judgement holds for the attentions that follow, up to the next.
+    Text and padding rows are always fresh. In some of the attentions, forecasts are compared with fresh rows;
+    the resulting gain also applies to the attentions that follow, up to the next comparison.
 
     Args:
-        weight: (bb, n) of their last change, for all tokens.
-        before: (bb, n_active) the same of the active ones before they were evaluated.
+        weight, before: as returned by `Times.update_active`.
         prefix, suffix: rows of text before and of padding after the image rows.
 
     Attributes:
-        weights: (2, bb, prefix + n + suffix), of keys and of values: from the evaluation before the last (0)
-            over the last (1) to now.
+        weights: (2, bb, prefix + n + suffix), of keys and of values; 0 is the evaluation before the last, 1
+            the last one, above 1 is extrapolated.
     """
 
     weights: Tensor
@@ -107,7 +106,7 @@ class Extrapolation:
     def judge(
         self, halves: tuple[Pair, Pair], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
     ) -> None:
-        """Set `weights` by how good the forecasts of one attention's fresh rows were, if a judgement is due.
+        """Set `weights` by comparing forecasts with the fresh rows of one attention, if a comparison is due.
 
         Args:
             halves: key and value of all rows as last evaluated, and as before that, (bb, r, ...) each.
@@ -138,17 +137,18 @@ class Extrapolation:
         return found.view(*self._trial.shape, -1).float()
 
 
-def _weight(gone: Tensor, span: Tensor) -> Tensor:
-    """a / b of the rule, bounded; 0 for a token that was evaluated only once."""
-    return torch.where(span > 0, (gone / span.clamp_min(1e-9)).clamp_max(FARTHEST), torch.zeros_like(gone))
+def _weight(elapsed: Tensor, span: Tensor) -> Tensor:
+    """a / b of the rule, clamped; 0 for a token that was evaluated only once."""
+    ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
+    return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
-    """The multiple, 0 to 1, of forecast moves that is nearest to the real ones: (bb, s, d) each -> (bb,)."""
+    """The factor, 0 to 1, on forecast changes that best fits the actual ones: (bb, s, d) each -> (bb,)."""
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
 
 
 def _fallen(before: Tensor, now: Tensor) -> Tensor:
-    """How far the noise level fell; 0 if it rose, or if there was none before."""
+    """How far the noise level fell; 0 if it rose, or if there was no evaluation before."""
     return torch.where(before.isfinite(), before - now, torch.zeros_like(before)).clamp_min(0)

@@ -20,10 +20,10 @@ from .triton_check import kernels_for
 class Float8Rows(KVRows):
     """K and V as float8_e4m3fn, with one scale for each row of each.
 
-    The format's error is relative, 2.65 % RMS on the demo models' keys and values, whatever the scale: one a
-    tensor gives the same, one a head 2.4 to 2.5 %. One a row costs two bytes a row and needs no rule for rows
-    that are written later. Scales are powers of two, so that they add no rounding of their own. Fresh rows
-    are attended to as they are; only what a later step reads has gone through float8.
+    The format's error is relative, 2.65 % RMS on the demo models' keys and values, with one scale per row or
+    per tensor; one per head gives 2.4 to 2.5 %. One per row costs two bytes per row, and rows that are
+    written later need no common scale. Scales are powers of two, so they add no rounding. Fresh rows are
+    attended to unrounded; only rows that a later step reads have been rounded to float8.
 
     `tensors` are bytes of the key, its scales (bb, r) in the key's own dtype, and the same of the value.
     """
@@ -40,7 +40,7 @@ class Float8Rows(KVRows):
     def value(self) -> Tensor:
         return self.tensors[2]
 
-    def takes(self, key: Tensor, value: Tensor, prefix: int) -> bool:
+    def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
         kept = zip(self.tensors[::2], self.tensors[1::2], (key, value), strict=True)
         return self.prefix == prefix and all(
             codes.shape == t.shape and codes.device == t.device and scales.dtype == t.dtype
@@ -76,7 +76,7 @@ class Float8Rows(KVRows):
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether the device converts numbers to float8 and back."""
+    """Whether the device can convert to float8 and back."""
     try:
         return float(torch.ones(1, device=device).to(FLOAT8).float()) == 1.0
     except (RuntimeError, TypeError, NotImplementedError):
@@ -108,7 +108,7 @@ def from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Te
 
 
 def _nbytes(size: CacheSize) -> int:
-    return size.numbers + size.rows * size.itemsize  # a byte each, and a scale each row
+    return size.numbers + size.rows * size.itemsize  # a byte per number, a scale per row
 
 
 FORMAT = KVFormat(

@@ -1,15 +1,15 @@
 """Keys and values of cached tokens, extrapolated along their last change.
 
-Most of a regional step's error comes from the keys and values of the tokens that it does not compute: with
-those of a dense call in their stead, and everything else unchanged, runs of the demo models come 4 to 10 dB
+Most of a regional step's error comes from the keys and values of the tokens that it does not compute: if
+those of a dense call replace them, with everything else unchanged, runs of the demo models are 4 to 10 dB
 closer to the dense run. Tokens keep changing while they are not computed, so their rows are extrapolated:
 
     K' = K + g (K - K_before) a / b
 
 where `b` is how far the noise level fell between a token's last two evaluations, and `a` how far since the
-last one. A straight line alone is worse than nothing if few tokens are computed or steps are long. So `g`,
-0 to 1, comes from the tokens of this very step: it is the multiple of their own forecasts that is nearest to
-their new rows. Early in a run or in very small images the past predicts nothing, and nothing is extrapolated.
+last one. Plain linear extrapolation (g = 1) does harm if few tokens are computed or steps are long. So `g`, 0
+to 1, is fitted to the active tokens of the same step: it is the factor on their own forecasts that best fits
+their new rows. Early in a run, or in very small images, the past predicts nothing and `g` is near 0.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from .triton_check import kernels_for
 
 @dataclass
 class ForecastRows(KVRows):
-    """K and V as they are, and as they were at the evaluation before.
+    """K and V of each row's last evaluation, and of the one before.
 
-    `tensors` are key, value, and what each was before, (bb, prefix + n + suffix, ...).
+    `tensors` are key, value, key before and value before, (bb, prefix + n + suffix, ...) each.
     """
 
     storage: ClassVar[str] = "forecast"
@@ -41,7 +41,7 @@ class ForecastRows(KVRows):
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call, as if they had been the same before."""
+        """Keep the K/V of a first dense call; the evaluation before counts as equal."""
         return cls(copies((key, value, key, value), arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
@@ -57,7 +57,7 @@ class ForecastRows(KVRows):
         return self.tensors[:2]
 
     def update_extrapolated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
-        """As `update`, but returns K and V extrapolated to now as far as fresh rows confirm it."""
+        """As `update`, but cached rows are returned extrapolated to this call's noise level."""
         halves, kernels = self._halves, kernels_for(*fresh)
         extrapolation.judge(halves, fresh, index, kernels)
         if kernels is not None:
@@ -70,7 +70,7 @@ class ForecastRows(KVRows):
         return whole
 
     def _remember(self, number: int, index: RowIndex) -> None:
-        """Keep rows that are about to be overwritten as those of the evaluation before."""
+        """Copy rows that are about to be overwritten to those of the evaluation before."""
         kept, before = self.tensors[number], self.tensors[number + 2]
         if torch.compiler.is_compiling():
             scatter_into(before, index.flat, gather_rows(kept, index.flat))
@@ -79,9 +79,9 @@ class ForecastRows(KVRows):
             writers[number].move(index.flat, writers[number + 2])
 
     def forget(self) -> None:
-        """A NaN of a failed run must not spoil the next: times a weight of 0 it is still NaN."""
+        """Overwrite all rows: a NaN of a failed run times a weight of 0 would still be NaN."""
         for rows in self.tensors[:2]:
-            rows.zero_()  # the first dense call takes these as the rows before
+            rows.zero_()  # the first dense call treats these as the evaluation before
 
     @property
     def _halves(self) -> tuple[Pair, Pair]:
@@ -89,11 +89,12 @@ class ForecastRows(KVRows):
         return self.tensors[:2], self.tensors[2:]
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return like.new_zeros(shape)  # uninitialised text rows could be NaN, which a weight of 0 keeps
+        # Not `new_empty`: uninitialised rows may be NaN, and NaN times a weight of 0 is NaN.
+        return like.new_zeros(shape)
 
 
 def _nbytes(size: CacheSize) -> int:
-    return 2 * size.plain_nbytes + 8 * size.tokens  # each row of two evaluations; two float32 of each token
+    return 2 * size.plain_nbytes + 8 * size.tokens  # rows of two evaluations; two float32 per token
 
 
 FORMAT = KVFormat(

@@ -1,6 +1,6 @@
-"""The registry of K/V formats: all that the rest of the pack knows of one setting of `kv_cache`.
+"""The registry of K/V formats. The rest of the pack knows a setting of `kv_cache` by its entry here only.
 
-A new format is one file, with a subclass of `KVRows` and its description, and one line in FORMATS.
+To add a format, write one file with a subclass of `KVRows` and its description, and add it to FORMATS.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from .plain import Keep, KVRows
 from .spec import KVFormat
 
 AUTO = "auto"
-"""The setting of `kv_cache` that takes the first format that fits."""
+"""The setting of `kv_cache` that uses the first format that fits."""
 
 GPU = KVFormat(
     name="gpu",
@@ -24,7 +24,7 @@ OFF = KVFormat(
     rows=None,
     nbytes=lambda size: 0,
     text="no K/V cache: active tokens attend among themselves and to text only",
-    stays_in_place=False,
+    keeps_addresses=False,
 )
 
 FORMATS: dict[str, KVFormat] = {
@@ -46,17 +46,17 @@ def setting_names() -> tuple[str, ...]:
 
 
 def automatic() -> list[KVFormat]:
-    """The formats that "auto" may take, the preferred one first."""
+    """The formats that "auto" may use, in order of preference."""
     ranked = [each for each in FORMATS.values() if each.auto_rank is not None]
     return sorted(ranked, key=lambda each: each.auto_rank)
 
 
 def first_choice(setting: str) -> KVFormat:
-    """The format of a setting where memory is no concern."""
+    """The format of a setting if memory is no constraint."""
     return automatic()[0] if setting == AUTO else FORMATS[setting]
 
 
 def keeper(name: str) -> Keep | None:
-    """What keeps the keys and values of one run in a format; None if that keeps none."""
+    """Keeps the keys and values of one run in this format; None if the format keeps none."""
     rows = FORMATS[name].rows
     return None if rows is None else rows.keeper()

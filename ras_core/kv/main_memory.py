@@ -16,9 +16,8 @@ from .spec import KVFormat
 
 @dataclass
 class MainMemoryRows(KVRows):
-    """K and V in main memory, pinned if the device is a GPU. An offloader copies them to the device and back.
-
-    The offloader belongs to the run. What is kept is exact.
+    """K and V in main memory, pinned if the device is a GPU. The run's offloader copies them to the device
+    and back. Exact.
     """
 
     offloader: Offloader
@@ -39,7 +38,7 @@ class MainMemoryRows(KVRows):
         """`of`, with one offloader for the run."""
         return partial(cls.of, offloader=Offloader())
 
-    def takes(self, key: Tensor, value: Tensor, prefix: int) -> bool:
+    def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
         return self.prefix == prefix and all(
             kept.shape == t.shape and kept.dtype == t.dtype
             for kept, t in zip(self.tensors, (key, value), strict=True)
@@ -73,14 +72,14 @@ class MainMemoryRows(KVRows):
 
 
 class Offloader:
-    """Copies rows between main memory and two pairs of buffers on the device, in parallel with its work.
+    """Copies rows between main memory and two pairs of buffers on the device, in parallel with computation.
 
-    While an attention reads one pair, the next attention's rows are copied into the other. Only streams wait
-    for each other, never the CPU. All rows are copied back, not only the fresh ones: the bus transfers both
-    ways at once, and scattering rows in main memory would make the CPU wait for the device.
+    While one attention reads one pair, the next attention's rows are copied into the other. Streams wait for
+    each other; the CPU never waits. All rows are copied back, not only fresh ones: the bus transfers in both
+    directions at once, and scattering rows in main memory would make the CPU wait for the device.
 
     Attributes:
-        late: how often rows were fetched whose copy had not been started before.
+        late: how often rows were fetched that had not been prefetched.
     """
 
     def __init__(self) -> None:
@@ -93,18 +92,18 @@ class Offloader:
 
     def buffers(self, rows: MainMemoryRows, device: torch.device) -> Pair:
         """Buffers on the device that fit these rows; the current stream may write into them."""
-        self._prefetched = None  # it may be what is about to be overwritten
+        self._prefetched = None  # these buffers may hold the prefetched rows
         self._use(device)
         self._wait(self._main, self._inward, self._outward)
         return self._next_buffers(rows)
 
     def prefetch(self, rows: MainMemoryRows) -> None:
-        """Start copying rows into the buffers that the work enqueued so far does not use."""
+        """Start copying rows into the buffers that no enqueued work uses."""
         if self._device is None:
             return
         buffers = self._next_buffers(rows)
         self._wait(self._inward, self._main, self._outward)
-        with torch.cuda.stream(self._inward):  # nothing without a stream
+        with torch.cuda.stream(self._inward):  # does nothing if the stream is None
             for buffer, kept in zip(buffers, rows.tensors, strict=True):
                 buffer.copy_(kept, non_blocking=True)
         self._prefetched = (rows, buffers)
@@ -146,7 +145,7 @@ class Offloader:
                 waiting.wait_stream(other)
 
     def _next_buffers(self, rows: MainMemoryRows) -> Pair:
-        """Views of the other memory, which grows as needed."""
+        """Views of the other pair of buffers, which grow as needed."""
         self._turn = 1 - self._turn
         memory = self._memory[self._turn]
         if not _have_room(memory, rows.tensors):
@@ -158,14 +157,14 @@ class Offloader:
         return tuple(each[: t.numel()].view(t.shape) for each, t in views)
 
     def _share(self, memory: Tensor) -> None:
-        """When it is freed, the allocator must not reuse it before these streams are done with it."""
+        """Keep the allocator from reusing this memory, once freed, before these streams are done with it."""
         for stream in (self._inward, self._outward):
             if stream is not None:
                 memory.record_stream(stream)
 
 
 def empty_in_main_memory(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
-    """Main memory; if no more of it can be pinned, pageable, which is only slower."""
+    """Pinned main memory; pageable, which is slower, if no more can be pinned."""
     if pinned:
         try:
             return torch.empty(shape, dtype=like.dtype, pin_memory=True)
@@ -187,6 +186,6 @@ FORMAT = KVFormat(
     text="the K/V cache of {size} is kept in main memory",
     in_main_memory=True,
     transients=2,
-    stays_in_place=False,
+    keeps_addresses=False,
     auto_rank=30,
 )

@@ -1,7 +1,7 @@
-"""Keys and values of one attention as they are: the plain form, and the base of every other.
+"""Keys and values of one attention, unchanged: the plain format, and the base class of all others.
 
-Whatever the form, what is kept are tensors with the axes (bb, rows) first, so that rows are cut and joined in
-one way for all of them.
+Every format keeps tensors whose first axes are (bb, rows), so that splitting and joining rows is the same for
+all of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class KVRows:
     """K and V of one attention, (bb, prefix + n + suffix, ...) each, kept as they are.
 
     Attributes:
-        tensors: what is kept, (bb, prefix + n + suffix, ...) each.
+        tensors: the format's tensors, (bb, prefix + n + suffix, ...) each.
         prefix, suffix: rows of text before and of padding after the image rows.
     """
 
@@ -32,18 +32,18 @@ class KVRows:
     _writers: tuple[RowWriter, ...] = field(default=(), init=False, repr=False, compare=False)
     _by_head: Pair | None = field(default=None, init=False, repr=False, compare=False)
     storage: ClassVar[str] = "gpu"
-    """The setting of `kv_cache` that keeps rows in this form; each form has its own."""
+    """The setting of `kv_cache` that uses this class; each class has its own."""
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None) -> KVRows:
-        """Keep the K/V of a dense call: (bb, r, ...) each, copied, since ComfyUI owns its tensors."""
+        """Keep the K/V of a dense call: (bb, r, ...) each, copied, because the network owns its tensors."""
         return cls(copies((key, value), arena), prefix, suffix)
 
     @classmethod
     def keeper(cls) -> Keep:
-        """`of`, with whatever the attentions of one run share."""
+        """`of`, bound to whatever the attentions of one run share."""
         return cls.of
 
     @property
@@ -54,12 +54,12 @@ class KVRows:
     def value(self) -> Tensor:
         return self.tensors[1]
 
-    def takes(self, key: Tensor, value: Tensor, prefix: int) -> bool:
-        """Whether a dense call's K/V can be written over what is kept."""
+    def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
+        """Whether a dense call's K/V can overwrite these rows."""
         return self.prefix == prefix and _alike(self.key, key) and _alike(self.value, value)
 
     def write(self, key: Tensor, value: Tensor) -> None:
-        """Overwrite everything kept with a dense call's K/V."""
+        """Overwrite all rows with a dense call's K/V."""
         self.key.copy_(key)
         self.value.copy_(value)
 
@@ -87,19 +87,19 @@ class KVRows:
         return self.key, self.value
 
     def prefetch(self) -> None:
-        """Called when the next `update` will be of these rows."""
+        """Called before the next `update`, which will be of these rows."""
 
     def forget(self) -> None:
-        """Called before another run reuses these rows: forget how they have changed."""
+        """Called before another run reuses these rows: forget their history."""
 
     def chunk(self, part: int, parts: int) -> KVRows:
-        """The rows of one branch (a view)."""
+        """Part number `part` of `parts` equal parts along bb (a view)."""
         size = self.tensors[0].shape[0] // parts
         rows = slice(part * size, (part + 1) * size)
         return replace(self, tensors=tuple(t[rows] for t in self.tensors))
 
     def image_only(self) -> KVRows:
-        """Without text and padding rows (a view)."""
+        """The image rows only (a view)."""
         rows = slice(self.prefix, self.tensors[0].shape[1] - self.suffix)
         return replace(self, tensors=tuple(t[:, rows] for t in self.tensors), prefix=0, suffix=0)
 
@@ -110,8 +110,8 @@ class KVRows:
         return replace(self, tensors=framed, prefix=prefix, suffix=suffix)
 
     def joined(self, others: Sequence[KVRows]) -> KVRows:
-        """These rows and others of the same form, along bb. Text rows are dropped if their numbers differ,
-        since every call writes them again.
+        """These rows and others of the same format, joined along bb. Text rows are dropped if their numbers
+        differ; every call writes them again.
         """
         if not others:
             return self
@@ -127,7 +127,7 @@ class KVRows:
         return sum(t.nbytes for t in self.tensors)
 
     def _make_writers(self) -> tuple[RowWriter, ...]:
-        """One for each of `tensors`, made on first use."""
+        """One writer per tensor, created on first use."""
         self._writers = tuple(map(RowWriter, self.tensors))
         return self._writers
 
@@ -151,15 +151,15 @@ class KVRows:
         return like.new_empty(shape)
 
     def _settle(self) -> None:
-        """Wait until copies into what is kept have completed."""
+        """Wait until copies into `tensors` have completed."""
 
 
 Keep = Callable[..., KVRows]
-"""Keeps the key and value of a dense call, (bb, r, ...) each, given the numbers of text and padding rows; on
-the device also `arena=`, the memory for all that the call keeps."""
+"""Keeps the key and value of a dense call, (bb, r, ...) each, given the numbers of text and padding rows.
+Formats on the device also take `arena=`, the memory for all that the call keeps."""
 
 Slot = tuple[int, int]
-"""Which attention: (block, counted from the first that is shortened; how many attentions it has before)."""
+"""Which attention: (block, counted from the first that is shortened; attention in the block, from 0)."""
 
 Slots = dict[Slot, KVRows]
 """What one call keeps, in the order of its attentions."""

@@ -1,8 +1,7 @@
-"""Keys and values of every token, kept per branch, so that active tokens attend to the whole image
-(equation 2).
+"""The K/V cache of a run, kept per branch.
 
-ComfyUI may evaluate two branches in one call at one step and in two calls at the next, as free memory allows.
-Rows are therefore kept under their branch, and cut and joined for a call with another grouping.
+ComfyUI may evaluate two branches in one call at one step and in two calls at the next, depending on free
+memory. So rows are kept by branch, and split or joined for a call that groups branches differently.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ Branch = Hashable
 
 @dataclass
 class _Group:
-    """The branches of one call, and the rows that they share, branch after branch."""
+    """The branches of one call and their rows, joined along bb in this order."""
 
     branches: tuple[Branch, ...]
     slots: Slots = field(default_factory=dict)
@@ -32,10 +31,10 @@ class KVStore:
     Args:
         n_tokens: image tokens of the whole image.
         storage: the format that keys and values are kept in (kv/formats.py).
-        branch_nbytes: bytes that these take per branch, about; 0 if unknown.
+        branch_nbytes: approximate bytes per branch; 0 if unknown.
 
     Attributes:
-        keep: what keeps the K/V of a dense call, or None.
+        keep: keeps the K/V of a dense call; None keeps none.
     """
 
     def __init__(self, n_tokens: int, storage: str = KVRows.storage, branch_nbytes: int = 0):
@@ -50,11 +49,11 @@ class KVStore:
 
     @property
     def forecasts(self) -> bool:
-        """Whether cached rows are extrapolated, which takes two evaluations of them."""
+        """Whether cached rows are extrapolated, which needs two evaluations."""
         return FORMATS[self.storage].advances
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """As `keep`, for one call: what it keeps on the device is allocated as one block."""
+        """As `keep`, for one call, with one block of device memory for all its rows."""
         if self.keep is None or FORMATS[self.storage].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
@@ -72,8 +71,8 @@ class KVStore:
             self._groups.pop(branch, None)
 
     def begin_fill(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots for a dense call's K/V. Rows of the same grouping are overwritten; rows of another are
-        regrouped if the format needs to know how they change, and dropped otherwise.
+        """Slots for a dense call's K/V. Rows of the same grouping are overwritten. Rows of another
+        grouping are regrouped if the format tracks how they change, and dropped otherwise.
         """
         if self.forecasts and all(branch in self for branch in branches):
             return self.slots_for(branches)
@@ -90,7 +89,7 @@ class KVStore:
             self._groups[branch] = group
 
     def slots_for(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots of a regional call over these branches, regrouped if the last call had other groups."""
+        """Slots of a regional call over these branches, regrouped if they were grouped differently."""
         group = self._groups[branches[0]]
         if group.branches != branches:
             group = self._join(branches)

@@ -1,4 +1,4 @@
-"""Whether Triton's kernels can take certain keys and values: they are tried once before they are used."""
+"""Whether the Triton kernels work for given keys and values: each kernel is tested once before it is used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .triton_launch import RowKernels
 logger = logging.getLogger(__name__)
 
 DEVICE_TYPE = "cuda"
-"""Of devices that have kernels; AMD's have the same name in PyTorch."""
+"""Device type that has kernels; PyTorch uses this name for AMD too."""
 
 
 def kernels_for(key: Tensor, value: Tensor) -> RowKernels | None:
@@ -25,13 +25,13 @@ def kernels_for(key: Tensor, value: Tensor) -> RowKernels | None:
 
 
 def are_fit(key: Tensor, value: Tensor) -> bool:
-    """Whether one kernel can take both: as many rows of the same length, split into heads or not."""
+    """Whether one kernel can process both: equally many rows of equal length, split into heads or not."""
     return key.dtype == value.dtype and key.shape[:2] == value.shape[:2] and key.numel() == value.numel()
 
 
 @cache
 def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
-    """Kernels that compile for a dtype on a device and give right numbers there; if there are none, the log
+    """Kernels that compile for a dtype on a device and give correct results; None if they do not, and the log
     says why.
     """
     try:
@@ -40,22 +40,22 @@ def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
         kernels = RowKernels(triton_kernels)
         if gives_known_numbers(kernels, device, dtype):
             return kernels
-        problem = "they give wrong numbers"
+        problem = "they give wrong results"
     except torch.cuda.OutOfMemoryError:
         raise  # not the kernels' fault; the run falls back
     except ImportError:
-        problem = "there is no Triton"
+        problem = "Triton is not installed"
     except Exception as error:  # an old Triton, a compiler, a driver, an unknown GPU
         problem = _first_line(error)
     logger.info(
-        "Multirate RAS: no kernels for %s on %s (%s); kv_cache = fp8 and forecast take longer.",
+        "Multirate RAS: no Triton kernels for %s on %s (%s); kv_cache fp8 and forecast are slower.",
         dtype, device, problem,
     )  # fmt: skip
     return None
 
 
 def gives_known_numbers(kernels: RowKernels, device: torch.device, dtype: torch.dtype) -> bool:
-    """Try each kernel on one image with one fresh row of two, long enough to be read 16 bytes at a time."""
+    """Test each kernel on one image of two rows, one fresh, long enough to be read 16 bytes at a time."""
     rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
     expected = torch.tensor([rows], device=device, dtype=dtype)
     old = expected.clone()
@@ -75,7 +75,7 @@ def _float8_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool
 
 
 def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool:
-    """Keys move as forecast, and values stay."""
+    """Keys change as forecast; values do not change."""
     new, index = expected[:, 1:], RowIndex(torch.tensor([1], device=old.device), 2)
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=old.device)
@@ -91,7 +91,7 @@ def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) 
 
 
 def _first_line(error: BaseException) -> str:
-    """Of the error's root cause: the errors that wrap it quote code."""
+    """First line of the error's root cause; the errors that wrap it quote code."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

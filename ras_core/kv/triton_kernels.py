@@ -1,12 +1,13 @@
-"""Triton's kernels for rows of the K/V cache. Only `triton_check` imports this: Triton may not be installed.
+"""Triton kernels for rows of the K/V cache. Only `triton_check` imports this: Triton may not be installed.
 
-A program takes one row of one key or value, except in `weigh`. Whole tensors are contiguous, (bb, rows, ...),
-with rows of DIM numbers. Fresh rows have the network's layout, in heads of HEAD numbers, with three strides:
-from one image to the next, from row to row, from head to head. WIDTH is DIM rounded up to a power of two.
+Each program processes one row of one key or value, except in `weigh`. Whole tensors are contiguous, (bb,
+rows, ...), with rows of DIM numbers. Fresh rows have the network's layout, in heads of HEAD numbers, with
+three strides: from one image to the next, from row to row, from head to head. WIDTH is DIM rounded up to a
+power of two.
 
-Tensors are passed as addresses of numbers of the type TYPE, and strides in units of UNIT numbers. If that is
-not 1, it is 16 bytes, and all addresses of rows are multiples of it. Addresses, since for a tensor Triton
-asks the driver which device owns its memory, which fails during a capture with cudaMallocAsync.
+Tensors are passed as addresses of numbers of type TYPE, and strides in units of UNIT numbers. UNIT is 1, or
+as many as fill 16 bytes if all rows are aligned to that. Addresses, because for a tensor Triton asks the
+driver which device owns its memory, and that fails during a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import triton.language as tl
 
 from . import float8_format
 
-# float8_e4m3fn by its bits, since not every GPU that Triton knows has instructions for it.
+# float8_e4m3fn as bits: not every GPU that Triton supports has instructions for it.
 NAN = tl.constexpr(0x7F)
 SIGN = tl.constexpr(0x80)
 SMALLEST_NORMAL = tl.constexpr(0x3C800000)  # 2 ** -6 as a float32
-BIAS = tl.constexpr(120 << 3)  # of exponents: a float32's less a float8's
-DENORMAL = tl.constexpr(16384.0)  # a float32 of this size has the steps of small float8 numbers, 2 ** -9
+BIAS = tl.constexpr(120 << 3)  # exponent bias of float32 minus that of float8
+DENORMAL = tl.constexpr(16384.0)  # float32 numbers of this size have the spacing of denormal float8: 2 ** -9
 DENORMAL_BITS = tl.constexpr(0x46800000)
-HALF_STEP = tl.constexpr(0x7FFFF)  # of a float8's mantissa in a float32, less one
+HALF_STEP = tl.constexpr(0x7FFFF)  # half a step of a float8 mantissa in a float32, minus one
 
 EXPONENT = tl.constexpr(float8_format.EXPONENT)
 SCALE_OF_POWER = tl.constexpr(float8_format.SCALE_OF_POWER)
@@ -44,7 +45,7 @@ def _fresh_row(
     first, number, kept, by_image, by_row, by_head, cols,
     TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Row `number` of (bb * kept) fresh ones."""
+    """Row `number` of the (bb * kept) fresh rows."""
     start = ((number // kept) * by_image + (number % kept) * by_row) * UNIT
     pointers = _at(first, TYPE, UNIT) + start + (cols // HEAD) * by_head * UNIT + cols % HEAD
     return tl.load(pointers, mask=cols < DIM, other=0.0)
@@ -66,7 +67,7 @@ def _fresh_row_of(
 
 @triton.jit
 def _scale(row):
-    """The power of two by which a row is divided."""
+    """The scale of a row: a power of two."""
     largest = tl.max(tl.abs(row), axis=0)
     power = (largest.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True)
     return tl.maximum(power * SCALE_OF_POWER, SMALLEST_SCALE)
@@ -74,7 +75,7 @@ def _scale(row):
 
 @triton.jit
 def _encoded(numbers):
-    """float32 -> float8 as bytes, to the nearest, to even ones between two."""
+    """float32 -> float8 as bytes, rounded to nearest even."""
     bits = numbers.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
     normal = ((size + HALF_STEP + ((size >> 20) & 1)) >> 20) - BIAS
@@ -86,7 +87,7 @@ def _encoded(numbers):
 
 @triton.jit
 def _decoded(codes, scale):
-    """float8 as bytes -> float32, times a scale: as a float16 with the same bits a code is 2 ** -8 of it."""
+    """float8 as bytes -> float32, times a scale. A float16 with a code's bits is 2 ** -8 of its value."""
     code = codes.to(tl.int32)
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -98,7 +99,7 @@ def _encode_row(row, at, number, codes, scales, inside):
     numbers = row.to(tl.float32)
     scale = _scale(numbers)
     tl.store(scales + number, scale.to(scales.dtype.element_ty))
-    inverse = 1.0 / scale  # exact, and so is what it multiplies
+    inverse = 1.0 / scale  # exact, like the product
     tl.store(codes + at, _encoded(numbers * inverse), mask=inside)
 
 
@@ -109,7 +110,7 @@ def encode_float8(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """All rows of (bb, kept, ...) as codes and scales. Grid: (bb * kept,)."""
+    """Encode all rows of (bb, kept, ...) as codes and scales. Grid: (bb * kept,)."""
     number = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
     row = _fresh_row(
@@ -129,7 +130,7 @@ def update_float8(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Fresh rows into codes and scales; all rows, fresh ones as they came, into the whole.
+    """Encode fresh rows into codes and scales; write all rows, fresh ones unrounded, to the whole K and V.
     Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
@@ -164,8 +165,8 @@ def extrapolate_rows(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Fresh rows are kept, with those that they replace; all rows, cached ones extrapolated, into the whole.
-    Weights are (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
+    """Store fresh rows and those that they replace; write all rows, cached ones extrapolated, to the whole K
+    and V. Weights are (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
     last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
@@ -203,8 +204,8 @@ def compare(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """How good the forecasts of fresh rows were: sums (2, bb, samples, 2), of keys and of values, of
-    forecast times real move and of forecast squared. Grid: (samples, bb, 2).
+    """Compare forecasts of fresh rows with their actual change: sums (2, bb, samples, 2), for keys and
+    values, of forecast times change and of forecast squared. Grid: (samples, bb, 2).
     """
     is_key = tl.program_id(2) == 0
     sample, image = tl.program_id(0), tl.program_id(1)
@@ -232,8 +233,8 @@ def weigh(
     sums: tl.int64, weight: tl.int64, weights: tl.int64, samples, rows,
     TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as kv/extrapolation.py
-    has them. Grid: (2 * bb, rows / BLOCK).
+    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as in
+    kv/extrapolation.py. Grid: (2 * bb, rows / BLOCK).
     """
     which, images = tl.program_id(0), tl.num_programs(0) // 2
     each = tl.arange(0, SAMPLES)

@@ -1,8 +1,8 @@
-"""Launching Triton's kernels: rows of the K/V cache in one pass over memory.
+"""Launches the Triton kernels, which process rows of the K/V cache in one pass over memory.
 
-PyTorch takes five to twelve operations for the same, each of which reads and writes all rows. Where there are
-no kernels (`triton_check`), kv/float8.py and kv/forecast.py use these operations. Float8 rows are the same to
-the last bit; forecasts differ by rounding, since their sums run in another order.
+PyTorch needs five to twelve operations for the same work, and each reads and writes all rows. Without kernels
+(`triton_check`), kv/float8.py and kv/forecast.py use those operations. Float8 rows are bit-identical;
+forecasts differ by rounding, because their sums are accumulated in another order.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from ..rows import Pair, RowIndex
 
 BLOCK = 1024
-"""Weights that one program of `weigh` computes."""
+"""Number of weights that one program of `weigh` computes."""
 
 WARPS = 2
-"""Of a program, which takes one row: fastest for rows of 768 to 2432 numbers on an H100, by a little."""
+"""Warps per program, which processes one row: slightly the fastest for 768 to 2432 numbers on an H100."""
 
 
 class RowKernels:
@@ -35,7 +35,7 @@ class RowKernels:
         self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of fresh rows
 
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
-        """Rows (bb, r, ...) as bytes of the same shape and scales (bb, r), both contiguous."""
+        """Encode rows (bb, r, ...) into bytes of the same shape and scales (bb, r), both contiguous."""
         rows = _readable(rows)
         at, codes_at, scales_at = _addresses(rows, codes, scales)
         strides, form = self._form((rows,), at | codes_at)
@@ -45,7 +45,7 @@ class RowKernels:
             )
 
     def update_float8(self, kept: tuple[Tensor, ...], index: RowIndex, fresh: Pair) -> Pair:
-        """Write fresh rows, and return the whole K and V with them as they came.
+        """Write fresh rows, and return the whole K and V with fresh rows unrounded.
 
         Args:
             kept: bytes of the key (bb, rows, ...), its scales (bb, rows), and the same of the value.
@@ -74,7 +74,7 @@ class RowKernels:
             halves: key and value of all rows as last evaluated, and as before that, (bb, rows, ...) each.
             index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
-            weights: (2, bb, rows) of keys and of values; those of fresh rows have to be 1.
+            weights: (2, bb, rows) of keys and of values; must be 1 for fresh rows.
         """
         new_key, new_value = _readable_pair(*fresh)
         whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
@@ -98,12 +98,12 @@ class RowKernels:
         trial: Tensor,
         stride: int,
     ) -> Tensor:
-        """Weights of all rows, (2, bb, rows), by how good the forecasts of fresh rows were.
+        """Weights of all rows, (2, bb, rows), from comparing forecasts of fresh rows with the rows.
 
         Args:
             halves, index, fresh: as above.
             weight: (bb, rows) float32 of the last change.
-            trial: (bb, samples) float32, the same of every `stride`th fresh row before it was evaluated.
+            trial: (bb, samples) float32, weights of every `stride`th fresh row before it was evaluated.
         """
         new_key, new_value = _readable_pair(*fresh)
         images, samples = trial.shape
@@ -129,7 +129,7 @@ class RowKernels:
         """Strides of fresh rows and the constants that kernels are compiled with; computed once per layout.
 
         Args:
-            fresh: a key and a value, or one of them, as `_readable_pair` returns them.
+            fresh: a key and a value, or one of them, as returned by `_readable_pair`.
             addresses: bitwise OR of the addresses of these and of every tensor that is read or written.
         """
         layout = (addresses % 16, fresh[0].dtype, *((t.shape, t.stride()) for t in fresh))
@@ -162,7 +162,7 @@ def _readable(rows: Tensor) -> Tensor:
 
 
 def _readable_pair(key: Tensor, value: Tensor) -> Pair:
-    """Both in layouts that can be read with the same heads."""
+    """Both in layouts with the same heads."""
     key, value = _readable(key), _readable(value)
     if key.ndim == value.ndim == 4 and key.shape != value.shape:
         return key.contiguous(), value.contiguous()

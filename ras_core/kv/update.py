@@ -14,13 +14,13 @@ def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: K
     """Keep the key and value of a dense call, (bb, r, ...) each.
 
     Args:
-        slots, slot: where; rows of an earlier call are overwritten if they fit.
+        slots, slot: where to keep them; rows of an earlier call are overwritten if they fit.
         pair: key and value.
         borders: rows of text before and of padding after the image rows.
-        keep: how (kv/formats.py).
+        keep: the format's keeper (kv/formats.py).
     """
     kept = slots.get(slot)
-    if kept is not None and kept.takes(*pair, borders[0]):
+    if kept is not None and kept.fits(*pair, borders[0]):
         kept.write(*pair)
     else:
         slots[slot] = keep(*pair, *borders)
@@ -37,18 +37,18 @@ def update(
     """Write a regional call's fresh rows over the cached ones and return the whole key and value.
 
     Args:
-        slots, slot: where.
+        slots, slot: where the cached rows are.
         fresh: key and value of [prefix | active | suffix], (bb, r_kept, ...) each.
         borders: rows of text before and of padding after the image rows in this call.
-        index: which rows of the whole sequence these are.
-        extrapolation: how far cached rows are extrapolated, in a format that does so (kv/forecast.py).
+        index: indices of these rows in the whole sequence.
+        extrapolation: how far to extrapolate cached rows; None if the format does not extrapolate.
 
     Returns:
         (bb, prefix + n + suffix, ...) each; read them before the call's next `update`, which may overwrite
         them.
 
     Raises:
-        RegionalAbort: this attention was never seen in a dense call.
+        RegionalAbort: no dense call has filled this attention.
     """
     rows = slots.get(slot)
     if rows is None:
@@ -64,21 +64,21 @@ def update(
     return whole
 
 
-def pass_time(slots: Slots, sigma: Tensor, n_tokens: int) -> None:
+def update_times(slots: Slots, sigma: Tensor, n_tokens: int) -> None:
     """Note that a dense call at sigma, (bb,), evaluates all tokens."""
     if TIMES not in slots:
         slots[TIMES] = Times.start(sigma, n_tokens)
-    slots[TIMES].pass_all(sigma)
+    slots[TIMES].update_all(sigma)
 
 
 def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor] | None:
     """Note that a regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
 
     Returns:
-        Weights as of `Times.pass_active`; None in formats that do not extrapolate.
+        As `Times.update_active`; None if the format does not extrapolate.
     """
     times = slots.get(TIMES)
-    return None if times is None else times.pass_active(sigma, active_idx)
+    return None if times is None else times.update_active(sigma, active_idx)
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:

@@ -1,17 +1,21 @@
-"""The method: which steps are regional, which tokens are active in them, how each token is integrated.
+"""The method: which steps are regional, which tokens are active in them, and how each token is integrated.
 
-Read `schedule` (dense and regional steps), `selector` (what a run's selection remembers), `selection` and
-`metric` (the scores), `preferences` (masks of the user), `integrator` (each token with steps of its own) and
-`grid` (between latent pixels and tokens).
+Read `schedule` (dense and regional steps), `selector` (selection by predicted change, and its state during a
+run), `metric` and `selection` (selection by the paper's rule), `preferences` (masks of the user),
+`integrator` (each token with its own step size) and `grid` (from latent pixels to tokens and back).
 
 Plans: `sigma_grid` (where steps belong), `plan` and `plan_set` (what a speed computes, as data),
-`plan_candidates` (shares worth a try at a cost), `family_plans` (for a model that nobody calibrated).
+`plan_candidates` (shares to try at a cost), `family_plans` (for a model without a calibration).
 
-1. `plan_steps` says which steps of a schedule are dense.
+1. `plan_steps` decides which steps of a schedule are dense and which are regional.
 2. After each evaluation a `Selector` observes the denoised estimate: how fast each token changes.
-3. Before a regional step it selects the tokens whose estimate has probably moved most since they were
+3. Before a regional step it selects the tokens whose estimate has probably changed most since they were
    computed.
 4. `multirate_step` integrates each token over the time since its own last evaluation.
+
+To change it: a metric of the paper's rule is a name in `config.Metric` and a branch in `metric`; another rule
+is a `Selector`; an order of the integrator is in `integrator`, and the samplers that have it in
+`host/samplers`.
 
 Imports: config, errors. Numbers and tensors in and out; no model, no run, no ComfyUI.
 """

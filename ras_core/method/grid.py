@@ -17,9 +17,9 @@ POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
 class TokenGrid:
     """The grid of patches that the network cuts a latent into, over (h, w) or (t, h, w).
 
-    Where the patch does not divide a latent's size, the last tokens along that axis are partly padded, as in
-    ComfyUI. What looks at neighbours looks along h and w only: a latent frame holds several video frames, so
-    the token at the same h and w in the next one may show something else.
+    If the patch does not divide a latent's size, the last tokens along that axis are partly padding, as in
+    ComfyUI. Neighbourhoods extend along h and w only: a latent frame holds several video frames, so the token
+    at the same h and w in the next latent frame may show something else.
 
     Attributes:
         size: latent pixels along each axis, (H, W) or (T, H, W).
@@ -39,11 +39,10 @@ class TokenGrid:
         return math.prod(self.shape)
 
     def pool(self, pixels: Tensor) -> Tensor:
-        """Mean over each token's latent pixels, padding left out: (b, *size) -> (b, n)."""
+        """Mean over each token's latent pixels, without padding: (b, *size) -> (b, n)."""
         mean = POOLING[len(self.size)]
-        kernel = tuple(
-            map(min, self.size, self.patch)
-        )  # one over three axes must not be larger than they are
+        # avg_pool3d refuses windows larger than the latent.
+        kernel = tuple(map(min, self.size, self.patch))
         pooled = mean(pixels[:, None], kernel, ceil_mode=True, count_include_pad=False)
         return pooled.flatten(1)
 
@@ -70,10 +69,10 @@ class TokenGrid:
         return near.view(-1, self.n)
 
     def grow(self, inside: Tensor, margin: int) -> Tensor:
-        """Those tokens and all within `margin` of them along h and w: (b, n) bool -> (b, n) bool."""
+        """These tokens and all within `margin` tokens of them along h and w: (b, n) bool -> (b, n) bool."""
         planes = self._planes(inside.float())
         return F.max_pool2d(planes, 2 * margin + 1, stride=1, padding=margin).view(-1, self.n) > 0
 
     def _planes(self, values: Tensor) -> Tensor:
-        """Frames apart: (b, n) -> (b * t, 1, h, w), with t = 1 for (h, w)."""
+        """One plane per frame: (b, n) -> (b * t, 1, h, w), with t = 1 for a grid over (h, w)."""
         return values.view(-1, 1, *self.shape[-2:])

@@ -1,20 +1,20 @@
-"""Multirate integration: every token takes its own step through the same ODE.
+"""Multirate integration: every token takes steps of its own through the same ODE.
 
-A cached token keeps its last denoised estimate D over several steps, which is one long first-order step of
-its own. In the exponential form of the flow's ODE, with t = -log sigma,
+A cached token keeps its last denoised estimate D over several steps, so it takes one long first-order step.
+In the exponential form of the flow's ODE, with t = -log sigma,
 
     dx/dt = D(x, t) - x
     x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma; paper, eq. 3)
 
-so two corrections come for free, each token with its own history:
+two corrections need no extra evaluations, only each token's own history:
 
-    fresh token    D is continued along its last slope to the middle of the step (second order, as
+    fresh token    D is extrapolated along its last slope to the middle of the step (second order, as
                    DPM-Solver++(2M));
-    stale token    when it is evaluated again after H, its long step is done over with D linear in t
+    stale token    when it is evaluated again after H, its long step is repeated with D linear in t
                    between the two evaluations (trapezoid in exponential form).
 
-Both hold for uneven steps. A token that was fresh all along must not get the second correction: its
-second-order step has made it already.
+Both hold for uneven steps. A token that was evaluated at the step before must not get the second correction,
+because its second-order step already contains it.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class History:
 
     @classmethod
     def empty(cls, x: Tensor) -> History:
-        """Before any evaluation of state x."""
+        """The history before any evaluation of state x."""
         never = torch.full_like(x[:, :1], -torch.inf)
         return cls(x, x, x, never, never)
 
     def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor | None = None) -> History:
-        """The history once the pixels of `fresh`, (b, 1, H, W) bool, or all were evaluated at time t."""
+        """The history after evaluating the pixels of `fresh`, (b, 1, H, W) bool, or all of them at time t."""
         if fresh is None:
             return History(d=d, d_before=self.d, x=x, t=torch.full_like(self.t, t), t_before=self.t)
         return History(
@@ -63,7 +63,7 @@ class History:
 
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
     """Exact solution of dx/dt = D - x over h for constant D."""
-    # A number stays a number: making a tensor of it on a GPU would wait for the GPU.
+    # A float is computed on the CPU: copying it to a GPU as a tensor would synchronize.
     if isinstance(h, float):
         decay = math.exp(-h)
         return (x * decay).add_(d * (1 - decay))
@@ -72,13 +72,13 @@ def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
 
 
 def second_order_estimate(history: History, h: float) -> Tensor:
-    """D in the middle of the coming step of length h, along the slope of the last two evaluations."""
-    span = history.t - history.t_before  # inf where there is no slope yet: D stays
+    """D in the middle of the next step, of length h, extrapolated from the last two evaluations."""
+    span = history.t - history.t_before  # inf if there is no slope yet: D is kept
     return ((history.d - history.d_before) / span).mul_(h / 2).add_(history.d)
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
-    """Where a token arrives at time t if D went linearly from its last evaluation to `d`: (b, c, H, W)."""
+    """The state at time t if D changed linearly from its last evaluation to `d`: (b, c, H, W)."""
     span = t - history.t
     safe = span.clamp_min(1e-6)
     weight = (safe - 1).add_(safe.neg().exp_()).div_(safe)
@@ -98,7 +98,7 @@ def multirate_step(
     Args:
         history: last evaluations before this one.
         x: (b, c, H, W) state at this step's start.
-        d: (b, c, H, W) denoised estimate there; of cached tokens it is their old one.
+        d: (b, c, H, W) denoised estimate there; cached tokens have their last one.
         times: this step's start and end.
         masks: (b, 1, H, W) bool each: tokens evaluated at this step, None for all; and tokens that were not
             evaluated at the step before, None for none.

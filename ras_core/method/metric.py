@@ -10,17 +10,17 @@ from .grid import TokenGrid
 
 
 def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: torch.Generator) -> Tensor:
-    """Rank value of every token, in float32.
+    """Score of every token by the region metric.
 
     "std" is equation 1's term: the standard deviation over channels at each latent pixel, averaged over the
     token's pixels. "l2norm" takes the norm over channels instead (paper, supplement). "random" is the
-    baseline: the same draw for every image, so that a batch equals its single runs.
+    baseline, with the same scores for every image, so that a batch equals its single runs.
 
     Args:
         noise: (b, c, *size), guided prediction of the direction from image to noise.
-        metric: which of the three.
+        metric: one of the three above.
         grid: token grid of the latent.
-        generator: source of the draw for "random" (CPU).
+        generator: random source of "random", on the CPU.
 
     Returns:
         (b, n) float32.
@@ -29,6 +29,4 @@ def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: tor
         draw = torch.rand(1, grid.n, generator=generator)
         return draw.to(noise.device).expand(noise.shape[0], -1)
     noise = noise.float()
-    if metric == "std":
-        return grid.pool(noise.std(dim=1))
-    return grid.pool(noise.norm(dim=1))
+    return grid.pool({"std": noise.std, "l2norm": noise.norm}[metric](dim=1))

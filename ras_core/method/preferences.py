@@ -1,4 +1,4 @@
-"""User preferences for token selection: regions to favour, and regions not to waste time on."""
+"""User preferences for token selection: regions to favour, and regions not worth computing."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from torch import Tensor
 from .grid import TokenGrid
 
 MARGIN = 2
-"""Tokens along h and w around an inpaint mask that are computed too: its soft edge and what attention carries
-across it."""
+"""Width, in tokens along h and w, of the border around an inpaint mask that is computed too: the mask's edge
+is soft, and attention carries changes across it."""
 
 PRIORITY_WEIGHT = 3.0
-"""A token of full priority counts as if its estimate moved four times as fast."""
+"""Extra weight of full priority: such a token counts as if its estimate changed four times as fast."""
 
 
 @dataclass(frozen=True)
 class Preferences:
-    """Token by token.
+    """Preferences for each token.
 
     Attributes:
         priority: (b or 1, n) float in [0, 1], regions to favour; None for none.
-        needed: (b or 1, n) bool, tokens whose output is not thrown away; None for all of them.
-        needed_count: the most needed tokens of any image.
+        needed: (b or 1, n) bool, tokens whose output is used; None for all of them.
+        needed_count: largest number of needed tokens of any image; None for all of them.
     """
 
     priority: Tensor | None = None
@@ -32,12 +32,12 @@ class Preferences:
 
     @classmethod
     def of(cls, grid: TokenGrid, priority: Tensor | None, mask: Tensor | None) -> Preferences:
-        """From masks of the latent's size.
+        """Preferences from masks of the latent's size.
 
         Args:
             grid: token grid of the latent.
             priority: (b or 1, *size) in [0, 1], or None.
-            mask: (b or 1, *size) inpaint mask, above 0 where the image is to be generated again; or None.
+            mask: (b or 1, *size) inpaint mask, above 0 where the image is generated; or None.
         """
         favoured = None if priority is None else grid.pool(priority.float()).clamp(0, 1)
         if mask is None:
@@ -47,13 +47,13 @@ class Preferences:
 
     @property
     def weight(self) -> Tensor | float:
-        """Factor on the worth of each token: 1, and up to 4 where it is favoured."""
+        """Factor on the score of each token: 1, up to 4 if it is favoured."""
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority
 
-    def without_waste(self, score: Tensor, last: float) -> Tensor:
-        """Scores in which tokens that are thrown away have the value `last`."""
-        return score if self.needed is None else score.masked_fill(~self.needed, last)
+    def replace_unneeded(self, score: Tensor, value: float) -> Tensor:
+        """Scores with those of unneeded tokens set to `value`."""
+        return score if self.needed is None else score.masked_fill(~self.needed, value)
 
     def limit(self, active_count: int) -> int:
-        """At most the tokens that are needed."""
+        """`active_count`, at most the number of needed tokens."""
         return active_count if self.needed_count is None else min(active_count, self.needed_count)

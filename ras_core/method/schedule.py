@@ -1,4 +1,4 @@
-"""Which step is dense and which is regional: planned once a run, asked everywhere else."""
+"""Which steps are dense and which are regional: planned once per run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class StepPlan:
         index: position in the run, from 0.
         kind: dense or regional.
         ratio: share of the image tokens to process; 1 for a dense step.
-        is_reset: a dense step placed to clear the error of the cached tokens (paper, section 3.4).
+        is_reset: a dense step inserted to clear the error of the cached tokens (paper, section 3.4).
     """
 
     index: int
@@ -46,8 +46,8 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense, and with the multirate method step 1: there is nothing to go on from before. The
-    window [start_step, end_step) is half-open in every place, which the reference code is not.
+    Step 0 is always dense, and with the multirate method step 1 too: selection needs results of earlier
+    steps. The window [start_step, end_step) is half-open throughout; in the reference code it is not.
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}
@@ -57,12 +57,12 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
 
 
 def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
-    """The step whose interval holds `sigma`; on a tie the step that starts there.
+    """The step whose interval contains `sigma`; on a boundary, the step that starts there.
 
     Args:
         sigmas: the run's decreasing schedule, one value more than there are steps.
         sigma: noise level of an evaluation. Samplers may evaluate between two values of the schedule, or just
-            below its first value, so intervals are matched and not values.
+            below its first value, so it is matched against intervals, not against values.
     """
     last = len(sigmas) - 2
     step = 0
@@ -72,13 +72,13 @@ def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
 
 
 def decreases(sigmas: Sequence[float]) -> bool:
-    """Whether the schedule goes from noise to image all the way, which regional steps assume."""
+    """Whether the schedule is strictly decreasing, which regional steps require."""
     return all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
 
 
 def _regional_window(n_steps: int, config: RASConfig) -> range:
     end = min(config.end_step, n_steps) if config.end_step else n_steps
-    # The change of an estimate needs two of them; the paper's metric needs one output.
+    # The multirate score needs two estimates; the paper's metric needs one output.
     earliest = 2 if config.paper is None else 1
     return range(max(config.start_step, earliest), end)
 

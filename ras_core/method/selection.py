@@ -21,20 +21,19 @@ def select_active(
     Of the n - active_count cached tokens, the share `high_ratio` comes from the high end of the metric and
     the rest from its low end.
 
-    The paper is of two minds about starvation: equation 1 multiplies the metric of a dropped token by
-    exp(+k D), while its text caches the tokens with a HIGH metric, so that the factor would keep them cached
-    for good (measured in the reference code: about half of the tokens never return at 50 %). "corrected"
-    follows the
-    stated aim: at either end, a token that was dropped often moves away from the end it was dropped from.
+    The paper contradicts itself about starvation: equation 1 multiplies the metric of a dropped token by
+    exp(+k D), but its text caches the tokens with a HIGH metric, so the factor keeps them cached for good (in
+    the reference code, at 50 %, about half of the tokens are never computed again). "corrected" follows the
+    stated aim: a token that was dropped often moves away from the end of the ranking that is dropped.
     "reference" is the reference code's formula.
 
     Args:
         metric: (b, n) float32.
         drop_count: (b, n) int, how often each token has been cached so far.
         active_count: tokens to keep, 1 to n.
-        settings: direction of the metric, and starvation.
-        preferences: favoured tokens leave either end, tokens that are thrown away are cached first. The
-            reference formula, which exists to prove conformity, knows none.
+        settings: which end of the ranking is cached, and starvation.
+        preferences: favoured tokens move away from either end, unneeded tokens are cached first. Ignored by
+            the reference formula, which only serves to prove conformity.
 
     Returns:
         (b, active_count) int64.
@@ -43,7 +42,7 @@ def select_active(
         cached = _cached_reference(metric, drop_count, active_count, settings)
     else:
         cached = _cached_corrected(metric, drop_count, active_count, settings, preferences or Preferences())
-    # A sort of the mask yields the active positions in order without waiting for the device.
+    # Sorting the mask yields the active indices in order; `nonzero` would synchronize.
     mask = torch.zeros_like(metric, dtype=torch.int8).scatter_(1, cached, 1)
     return mask.argsort(dim=1, stable=True)[:, :active_count]
 
@@ -58,12 +57,12 @@ def _cached_corrected(
 ) -> Tensor:
     n_cached = metric.shape[1] - active_count
     n_high = round(n_cached * settings.high_ratio)
-    # In logarithms: the product with exp(k D) can neither overflow nor vanish.
+    # In log space the product with exp(k D) can neither overflow nor underflow.
     score = metric.clamp_min(torch.finfo(torch.float32).tiny).log()
     relief = settings.starvation_scale * drop_count + torch.as_tensor(preferences.weight).log()
-    high_score = preferences.without_waste(score - relief, last=torch.inf)
+    high_score = preferences.replace_unneeded(score - relief, torch.inf)
     high = high_score.argsort(dim=1, descending=True, stable=True)[:, :n_high]
-    low_score = preferences.without_waste(score + relief, last=-torch.inf).scatter(1, high, torch.inf)
+    low_score = preferences.replace_unneeded(score + relief, -torch.inf).scatter(1, high, torch.inf)
     low = low_score.argsort(dim=1, stable=True)[:, : n_cached - n_high]
     return torch.cat([high, low], dim=1)
 

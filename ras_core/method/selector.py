@@ -1,4 +1,4 @@
-"""From the guided results of a run to the active tokens of its next step, by the paper's or our rule."""
+"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or ours."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from .metric import region_metric
 from .preferences import Preferences
 from .selection import count_drops, select_active
 
-SMALLEST_STEP = 1e-6  # in sigma; a second evaluation at the same noise level tells nothing about a rate
+SMALLEST_STEP = 1e-6  # in sigma; two evaluations at the same noise level say nothing about a rate
 
 
 class Selector(ABC):
-    """Watches guided results and picks active tokens, for each image of the batch.
+    """Observes guided results and selects active tokens, for each image of the batch.
 
     Attributes:
-        score: (b, n) float32, what the last choice or the next one is based on; None before the first result.
+        score: (b, n) float32, the scores of the last selection or of the next; None before the first result.
     """
 
     score: Tensor | None = None
@@ -30,19 +30,19 @@ class Selector(ABC):
 
     @abstractmethod
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
-        """A guided evaluation ended.
+        """Take in the result of a guided evaluation.
 
         Args:
             x, denoised: (b, c, *size) input and merged estimate.
             sigma: noise level.
-            active_idx: (b, n_active) tokens that were really evaluated; None for all.
+            active_idx: (b, n_active) tokens that were actually evaluated; None for all.
         """
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """Tokens for the step at `sigma`: (b, n_active) int64 sorted; None when nothing was observed yet.
+        """Tokens for the step at `sigma`: (b, n_active) int64, sorted; None if nothing was observed yet.
 
-        n_active is `active_count`, or less where an inpaint mask leaves fewer tokens worth computing.
+        n_active is `active_count`, or less if an inpaint mask leaves fewer tokens to compute.
         """
 
 
@@ -72,24 +72,24 @@ class PaperSelector(Selector):
 
 
 class ChangeSelector(Selector):
-    """The tokens whose estimate has most likely moved: square root of the rate, times staleness.
+    """Selects the tokens whose estimate has probably changed most: square root of the rate, times staleness.
 
     rate       change of the token's denoised estimate between its last two evaluations, over the sigma
                between them, averaged over 3 x 3 tokens along h and w;
-    staleness  sigma travelled since its last evaluation.
+    staleness  how far sigma has fallen since its last evaluation.
 
-    Rate times staleness predicts how far the cached estimate is off, which is the local error of the long
-    step that a cached token takes. The rate's square root keeps quiet tokens from waiting too long, and the
-    measured quality was higher with it. This is not the paper's rule: on a trained model that rule lost to
-    random tokens.
+    Rate times staleness predicts the error of the cached estimate, which is the local error of the long step
+    that a cached token takes. With the square root of the rate, slowly changing tokens do not wait too long,
+    and measured quality is higher. This is not the paper's rule: on a trained model that rule lost to random
+    tokens.
     """
 
     def __init__(self, grid: TokenGrid, preferences: Preferences | None = None):
         super().__init__(grid, preferences or Preferences())
-        self._estimate: Tensor | None = None  # (b, c, *size) each token's last own estimate
+        self._estimate: Tensor | None = None  # (b, c, *size) each token's last estimate
         self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
         self._rate: Tensor | None = None  # (b, n)
-        self._urge: Tensor | None = None  # (b, n) square root of the smoothed rate
+        self._sqrt_rate: Tensor | None = None  # (b, n) of the smoothed rate
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         denoised = denoised.float()
@@ -106,7 +106,7 @@ class ChangeSelector(Selector):
         self._rate = torch.where(fresh, moved.div_(travelled.clamp_min_(SMALLEST_STEP)), self._rate)
         self._sigma = self._sigma.masked_fill(fresh, sigma)
         self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
-        self._urge = self._grid.smooth(self._rate).sqrt()
+        self._sqrt_rate = self._grid.smooth(self._rate).sqrt()
         self.score = self._need(sigma)
 
     def select(self, active_count: int, sigma: float) -> Tensor | None:
@@ -114,18 +114,19 @@ class ChangeSelector(Selector):
             return None
         self.score = self._need(sigma)
         score = self.score if self._preferences.priority is None else self.score * self._preferences.weight
-        worth = self._preferences.without_waste(score, last=-1.0)
-        order = worth.argsort(dim=1, descending=True, stable=True)
+        ranked = self._preferences.replace_unneeded(score, -1.0)
+        order = ranked.argsort(dim=1, descending=True, stable=True)
         chosen = order[:, : self._preferences.limit(active_count)]
         return chosen.sort(dim=1).values
 
     def _need(self, sigma: float) -> Tensor:
-        """Need for an evaluation at `sigma`, (b, n); border tokens average over the neighbours that exist.
+        """Score at `sigma`: (b, n).
 
-        Only the rate is a noisy measurement. A token's staleness is its own: averaged with it, a fresh token
-        among stale ones scores as high as they do, is picked again and again, and its neighbours never.
+        Only the rate is smoothed, because only the rate is noisy. If staleness were averaged too, a fresh
+        token among stale ones would score as high as they do: it would be selected again and again, and its
+        neighbours never.
         """
-        return (self._sigma - sigma).abs_().mul_(self._urge)
+        return (self._sigma - sigma).abs_().mul_(self._sqrt_rate)
 
 
 def selector_for(

@@ -1,11 +1,11 @@
-"""What a network must state to take part: one adapter a family, and the registry that finds it.
+"""What the method must know about a network: one adapter per family, and the registry of adapters.
 
-Read `base` (what there is to state), then `sd3`, `lumina2` or `lumina_next`; `cost` has their FLOPs and
-cache bytes. README.md tells how to add a family.
+Read `base` (what an adapter states), then `sd3`, `lumina2` or `lumina_next`; `cost` computes FLOPs and cache
+bytes. README.md explains how to add a family.
 
-1. `adapter_for` finds the adapter of a network, or refuses the network in three parts.
-2. The adapter says which modules are blocks, where text and padding rows are, and how block inputs are
-   gathered.
+1. `adapter_for` finds the adapter of a network, or raises an error that lists the supported families.
+2. The adapter says which modules are blocks, how many rows follow the image rows, and which block inputs have
+   rows to gather.
 
 Imports: rows, errors.
 """
@@ -42,5 +42,5 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
 
 
 def network_of(module: nn.Module) -> nn.Module:
-    """The network itself, also when torch.compile wrapped it."""
+    """The network itself, even if torch.compile has wrapped it."""
     return getattr(module, "_orig_mod", module)

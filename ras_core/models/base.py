@@ -1,4 +1,4 @@
-"""What the method must know about a network: a few facts, no copy of its forward."""
+"""The interface of an adapter: a few facts about a network, no copy of its forward."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from ..rows import gather_rows, row_index
 from .cost import CacheProfile, CostProfile
 
 ALL: Final = -1
-"""As a number of suffix rows: all rows that are not of the image come after it, however many there are."""
+"""Value of `suffix_rows`: all rows that do not belong to the image follow it, however many there are."""
 
 Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
-"""Where rows are planned before any call."""
+"""Passed while the cache is planned, before any call."""
 
 Gather = Callable[[Tensor], Tensor]
 
 
 class GatherPositions(Protocol):
-    """Keeps the active rows of a position table."""
+    """Gathers the active rows of a position table."""
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
-        """Rows on `axis`, images of the batch (or a single one for all of them) on axis 0."""
+        """Gather along `axis`; axis 0 has the images of the batch, or one entry for all of them."""
 
 
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
-    Each tensor inside the network is [prefix | image | suffix] along its rows. Only the suffix is stated: the
-    prefix is what remains of the tensor's own rows, so it may differ between hidden rows, position tables,
-    attentions and the final layer's output.
+    Each tensor inside the network is [prefix | image | suffix] along its rows. An adapter states the suffix
+    only. The prefix follows from each tensor's row count, so hidden rows, position tables, attentions and the
+    final layer's output may differ in it.
 
     Attributes:
         family: name for messages.
-        classes: the network classes it was tested with, as ends of dotted names ("lumina.model.NextDiT"). A
-            subclass may be another network, and two families may name a class alike.
+        classes: the supported network classes, as ends of dotted names ("lumina.model.NextDiT"). Matched
+            exactly: a subclass may be a different network, and two families may use the same class name.
         text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. Only
             a check: rows before the image where none are expected make the run dense.
         runs_wrappers: whether ComfyUI runs other packs' DIFFUSION_MODEL wrappers around this network.
-        control_lists: names of the lists in which a ControlNet gives residuals for the image rows.
-        cross_attentions: which attentions of a block, counted from 0, look at the caption only; they
-            are left alone.
+        control_lists: names of the lists that hold a ControlNet's residuals for the image rows.
+        cross_attentions: which attentions of a block, counted from 0, attend to the caption only; they need
+            no cache.
     """
 
     family: str
@@ -63,7 +63,7 @@ class ModelAdapter(ABC):
         """The blocks that a regional step runs on active tokens only, in order."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """Blocks of the same form before the main ones, which see the image rows without the text."""
+        """Blocks of the same form before the main ones, which process the image rows without the text."""
         return ()
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
@@ -72,7 +72,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def final_layer(self, network: nn.Module) -> nn.Module:
-        """The layer whose output rows are the image tokens' patches."""
+        """The layer whose output rows are the patches of the image tokens."""
 
     @abstractmethod
     def patch_size(self, network: nn.Module) -> tuple[int, ...]:
@@ -82,22 +82,22 @@ class ModelAdapter(ABC):
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
-        """A block's inputs with rows gathered.
+        """Gather the rows of a block's inputs.
 
         Args:
             args, kwargs: as the network passes them to the block.
             gather_hidden: for the tensor that holds the image rows, on axis 1; None where it needs no change.
-            gather_positions: for position tables that every block gets, with the axis of their rows. A table
-                that is forgotten does not always fail: ComfyUI may cut one that is too long.
+            gather_positions: for position tables that every block receives, with the axis of their rows.
+                A table that is left out need not fail: some networks cut one that is too long.
         """
 
     @abstractmethod
     def cost_profile(self, network: nn.Module) -> CostProfile:
-        """What a token costs in this network."""
+        """The cost of a token in this network, in multiply-adds."""
 
     @abstractmethod
     def cache_profile(self, network: nn.Module) -> CacheProfile:
-        """What is cached of a token in this network."""
+        """The width of a token's keys and values in this network."""
 
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
@@ -113,13 +113,13 @@ class ModelAdapter(ABC):
             n_tokens: image tokens of the whole image.
 
         Raises:
-            RegionalAbort: residuals of a form that is not known; the call then runs on all tokens.
+            RegionalAbort: residuals of an unknown form; the call then runs on all tokens.
         """
         if control is None:
             return None
         unknown = [name for name, each in control.items() if each and name not in self.control_lists]
         if unknown:
-            raise RegionalAbort(f"a ControlNet gives residuals for {unknown}, of which nothing is known")
+            raise RegionalAbort(f"a ControlNet has residuals of an unknown kind: {unknown}")
         flat_idx = row_index(active_idx, n_tokens, 0, 0)
         return control | {
             name: [_active_rows(each, flat_idx, active_idx, n_tokens) for each in control[name]]
@@ -133,7 +133,7 @@ class ModelAdapter(ABC):
         Args:
             network: ComfyUI's network.
             n_tokens: image tokens of the whole image.
-            inputs: of the call; reference images may add rows.
+            inputs: inputs of the call; reference images may add rows.
 
         Returns:
             Their number, or `ALL`.
@@ -141,28 +141,28 @@ class ModelAdapter(ABC):
         return 0
 
     def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
-        """Why a call of this network must process all tokens, as a sentence for the log; None if it need not.
+        """Why a call must process all tokens, as a sentence for the log; None if it need not.
 
-        For what would go wrong without an error: a timestep for each row or frame, row indices among the
-        inputs. Anything that raises with fewer rows makes the run dense by itself.
+        For calls that would give wrong results without an error: a timestep per row or per frame, row indices
+        among the inputs. A call that raises an error on fewer rows makes the run dense anyway.
 
         Args:
             network: ComfyUI's network.
-            inputs: of the call.
+            inputs: inputs of the call.
             options: its transformer options.
         """
         return None
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        """Rows that a conditioning of `n_text` rows takes in front of the image rows."""
+        """Number of rows before the image rows for a conditioning of `n_text` rows."""
         return n_text
 
     def kv_repeat(self, network: nn.Module) -> int:
-        """How often the network repeats each K/V head before attention (grouped-query attention)."""
+        """How many times the network repeats each K/V head before attention (grouped-query attention)."""
         return 1
 
     def matches(self, network: nn.Module) -> bool:
-        """Whether this is exactly one of `classes`; no module of ComfyUI is imported to see that."""
+        """Whether this is exactly one of `classes`; compared by name, to avoid importing ComfyUI."""
         full = f".{type(network).__module__}.{type(network).__qualname__}"
         return any(full.endswith(f".{each}") for each in self.classes)
 

@@ -1,4 +1,4 @@
-"""FLOPs of a step and bytes of the K/V cache by arithmetic, before and apart from any measurement."""
+"""FLOPs of a step and size of the K/V cache, computed from the shapes of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class CostProfile:
     """Multiply-adds of a network per token.
 
     Attributes:
-        image_weights: linear weights that an image token meets in the blocks.
+        image_weights: linear weights applied to an image token in the blocks.
         text_weights: the same for a text (or padding) token.
         joint_width: sum over blocks of the attention width in which image and text attend together.
         image_width: sum over blocks of the width of attentions among image tokens only.
@@ -49,16 +49,16 @@ class CacheProfile:
     image: tuple[int, ...] = ()
 
     def counts(self, n_tokens: int, borders: Sequence[int], padding: int = 0) -> tuple[int, int, int]:
-        """Size of the whole cache, apart from how it is kept.
+        """Size of the whole cache, independent of its format.
 
         Args:
             n_tokens: image tokens of the whole image.
-            borders: text and padding rows of each image in each branch; as many numbers as these.
-            padding: how many of the border rows are padding, which attentions without text have as well.
+            borders: text and padding rows, one number for each image in each branch.
+            padding: how many of the border rows are padding, which attentions without text have too.
 
         Returns:
-            Numbers in all keys and values; rows of these; numbers in the key and value of the largest
-            attention.
+            Three counts: numbers in all keys and values; their rows; numbers in the key and value of the
+            largest attention.
         """
         image_rows = (n_tokens + padding) * len(borders)
         joint_rows = n_tokens * len(borders) + sum(borders)
@@ -68,7 +68,7 @@ class CacheProfile:
 
 
 def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_counts: Iterable[int]) -> float:
-    """Dense cost over cost of a run whose evaluations process `active_counts` tokens each."""
+    """Cost of a dense run over that of a run whose evaluations process these numbers of tokens."""
     counts = list(active_counts)
     if not counts:
         return 1.0
@@ -77,7 +77,7 @@ def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_co
 
 
 def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
-    """Weights of the linear layers below `module` that every row meets; modulation runs once an image."""
+    """Weights of the linear layers in `module` that every row passes; modulation runs once per image."""
     return sum(
         layer.in_features * layer.out_features
         for name, layer in module.named_modules()

@@ -1,4 +1,4 @@
-"""Lumina-Next-T2I: the pack's own network, in diffusers' names."""
+"""Lumina-Next-T2I: the network that this pack brings, with the module names of diffusers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .cost import CacheProfile, CostProfile, linear_weights
 
 
 class LuminaNextAdapter(ModelAdapter):
-    """Image rows alone form the sequence; the caption is reached by a second attention in each layer.
+    """The sequence consists of image rows only; each layer has a second attention to the caption.
 
-    That one reads rows that no step changes and needs no cache. Rotary positions go to every layer and are
-    gathered for each: keys enter the cache after their rotation, as does the paper's own code. The factor on
-    self-attention's scale is worked out from the whole image before the first layer.
+    That attention reads rows that never change during a run, so it needs no cache. Every layer receives
+    rotary positions; keys enter the cache after rotation, as in the paper's own code. The factor on the scale
+    of self-attention is computed from the whole image before the first layer.
     """
 
     family = "Lumina-Next"

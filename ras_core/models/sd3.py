@@ -12,10 +12,9 @@ from .cost import CacheProfile, CostProfile, linear_weights
 
 
 class SD3Adapter(ModelAdapter):
-    """Text and image have tensors of their own in a block and meet in its attention, text rows first.
+    """In a block, text and image are separate tensors; its attention joins them, text rows first.
 
-    SD3.5 medium adds an attention among image tokens only in some blocks: it comes second in its block, and
-    has no text rows.
+    Some blocks of SD3.5 medium have a second attention, among image tokens only.
     """
 
     family = "SD3 / SD3.5 (MMDiT)"
@@ -43,8 +42,8 @@ class SD3Adapter(ModelAdapter):
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
-        """ComfyUI adds `control["output"][i]` to the image rows after block i. A patch may replace block 0
-        without running it; rows would then be gathered only after that block's residual.
+        """ComfyUI adds `control["output"][i]` to the image rows after block i. If a patch replaces block
+        0 without running it, rows are gathered only after that block's residual was added.
         """
         if control is not None and ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):
             raise RegionalAbort("a ControlNet together with a patch that replaces the first block")

@@ -1,5 +1,5 @@
-"""Images of what a run did: `masks` (which tokens each step computed), `comparison` (two images next to each
-other), `fronts` (closeness over speed-up of plans), `drawing` (colours and fonts of all).
+"""Images of a run: `masks` (which tokens each step computed), `comparison` (a dense and a RAS image),
+`fronts` (closeness over speed-up of plans), `drawing` (colours and fonts).
 
 Imports: run (its trace), method.
 """

@@ -1,4 +1,4 @@
-"""How close two images are, and both of them side by side."""
+"""How close two images are, as numbers and as an image of both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PANEL = 512
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
-"""Stands for infinity, which equal images have, so that averages and interfaces get a number."""
+"""PSNR of equal images, in place of infinity, so that averages stay finite."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -43,16 +43,19 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Absolute difference, four times as strong so that small ones can be seen: float32 in [0, 1]."""
+    """Absolute difference, multiplied by four to make small differences visible: float32 in [0, 1]."""
     return np.clip(np.abs(a.astype(np.float32) - b) * DIFFERENCE_GAIN, 0, 1)
 
 
 def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> np.ndarray:
-    """Dense, RAS and their difference with the numbers that matter: (1, height, width, 3) float32 in [0, 1].
+    """Dense image, RAS image and their difference, with times and scores.
 
     Args:
         dense, ras: (H, W, 3) in [0, 1].
         traces: of the dense run and of the RAS run.
+
+    Returns:
+        (1, height, width, 3) float32 in [0, 1].
     """
     height = round(PANEL * dense.shape[0] / dense.shape[1])
     canvas = Image.new("RGB", (3 * PANEL + 4 * MARGIN, height + 150), BACKGROUND)
@@ -72,7 +75,7 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
 
 
 def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> str:
-    """Speed-up and closeness in one line."""
+    """Speed-up, PSNR and SSIM in one line."""
     faster = traces[0].seconds / traces[1].seconds if traces[1].seconds > 0 else float("nan")
     return (
         f"{faster:.2f}x faster (expected {traces[1].expected_speedup:.2f}x), "

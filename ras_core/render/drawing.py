@@ -1,4 +1,4 @@
-"""What the images of this package share: colours, fonts, sizes."""
+"""Colours, fonts and scaling shared by the images of this package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FAINT = (110, 116, 130)
 
 
 def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(H, W, 3) -> (height, width, 3), uint8; tokens keep their edges where they are enlarged."""
+    """(H, W, 3) -> (height, width, 3), uint8; enlarged tokens keep sharp edges."""
     enlarges = image.shape[0] < height
     filter_ = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((width, height), filter_))
@@ -23,7 +23,7 @@ def as_uint8(image: np.ndarray) -> np.ndarray:
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Pillow's own."""
+    """Pillow's built-in font."""
     try:
         return ImageFont.load_default(size)
     except TypeError:  # Pillow before 10.1 has one size only

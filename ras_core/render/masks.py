@@ -1,6 +1,6 @@
-"""Images of a trace: one frame a step, and a summary that is readable at a glance.
+"""Images of a trace: one frame per step, and a summary of the run.
 
-Colours are from the Okabe-Ito set and cividis, which people with any colour vision can tell apart.
+Colours are from the Okabe-Ito set and cividis, which remain distinct with any kind of colour vision.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ CIVIDIS = np.array(
 
 
 def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """One frame a step: active regions as they are, cached ones dimmed, and a line that says what the step
-    was.
+    """One frame per step: active regions unchanged, cached ones dimmed, and a caption.
 
     Args:
         trace: a finished run.
-        images: (b, H, W, 3) float in [0, 1] to lay the masks over, or None; of a video its frames.
+        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for a video, its frames.
 
     Returns:
-        (steps, height, width, 3) float32 in [0, 1]; side by side up to four images of a batch, or up to four
-        latent frames of the first video.
+        (steps, height, width, 3) float32 in [0, 1]; each frame shows up to four images of the batch in a row,
+        or up to four latent frames of the first video.
     """
     backdrops = _backdrops(trace, images)
     if not trace.steps:
@@ -46,7 +45,7 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """How often each region was computed, and the run by step: (1, height, width, 3) float32 in [0, 1]."""
+    """How often each region was computed, and a timeline: (1, height, width, 3) float32 in [0, 1]."""
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -59,7 +58,7 @@ def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
-    """(panels, height, width, 3) uint8 under the masks, one for each plane of tokens that is shown."""
+    """Backgrounds under the masks, one per plane of tokens shown: (panels, height, width, 3) uint8."""
     height, width = (PIXELS_PER_TOKEN * tokens for tokens in trace.grid.shape[-2:])
     count = len(_shown_planes(trace.steps[0].active)) if trace.steps else 1
     if images is None:
@@ -68,8 +67,8 @@ def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
 
 
 def _shown_planes(tokens: np.ndarray) -> np.ndarray:
-    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the first images of a batch; of videos, frames of the
-    first one, spread over its length.
+    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the first images of a batch, or frames of the first video,
+    spread over its length.
     """
     frames = tokens.reshape(len(tokens), -1, *tokens.shape[-2:])
     if frames.shape[1] == 1:
@@ -78,7 +77,7 @@ def _shown_planes(tokens: np.ndarray) -> np.ndarray:
 
 
 def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarray]:
-    """The images for these planes; a batch of videos comes as all their frames in a row."""
+    """The images for these planes; a batch of videos is given as one list of all frames."""
     if math.prod(trace.grid.shape[:-2]) == 1:
         return [images[min(i, len(images) - 1)] for i in range(count)]
     n_frames = max(len(images) // len(trace.steps[0].active), 1)  # of one video
@@ -152,7 +151,7 @@ def _subline(trace: Trace) -> str:
 def _draw_maps(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, trace: Trace, images: np.ndarray | None, box: tuple
 ) -> None:
-    """The image (where given) beside the map of how often each region was computed."""
+    """The image, if given, and to its right how often each region was computed."""
     left, top, right, bottom = box
     if not trace.steps:
         return
@@ -171,20 +170,20 @@ def _draw_maps(
 
 
 def _draw_colour_bar(
-    canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], span: tuple[float, float]
+    canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
-    """The colours of the map; its range is that of the run, since dense steps lift every region."""
-    x, top, bottom = place
+    """The legend of the map. Its range is that of the run, since dense steps raise every region."""
+    x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
-    for place_on_bar in (1.0, 0.5, 0.0):
-        label = f"{span[0] + place_on_bar * (span[1] - span[0]):.0%}"
-        draw.text((x + 20, top + (1 - place_on_bar) * (bottom - top - 16)), label, fill=TEXT, font=font(13))
+    for fraction in (1.0, 0.5, 0.0):
+        label = f"{span[0] + fraction * (span[1] - span[0]):.0%}"
+        draw.text((x + 20, top + (1 - fraction) * (bottom - top - 16)), label, fill=TEXT, font=font(13))
     draw.text((x, bottom + 6), "of steps computed", fill=FAINT, font=font(13))
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
-    """A bar a step for the active share, and the mean region score as a line (right axis)."""
+    """A bar per step for the active share, and the mean region score as a line (right axis)."""
     left, top, right, bottom = box
     steps = trace.steps
     slot = (right - left) / max(len(steps), 1)
@@ -215,8 +214,8 @@ def _draw_scores(draw: ImageDraw.ImageDraw, steps: tuple[Evaluation, ...], box: 
     draw.text((right + 8, bottom), "0", fill=SCORE, font=font(13), anchor="lm")
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, place: tuple[int, int]) -> None:
-    x, y = place
+def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
+    x, y = corner
     entries = [(DENSE, "dense"), (RESET, "error reset"), (ACTIVE, "regional")]
     entries.append((SCORE, "mean region score (right axis)"))
     for colour, label in entries:

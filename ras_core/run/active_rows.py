@@ -1,8 +1,8 @@
 """The rows of active tokens, in every tensor that a regional call shortens.
 
 A tensor inside the network is [prefix | image | suffix] along its rows. Hidden rows, position tables,
-attentions and the final layer's output may differ in their prefix: text may be a tensor of its own in one
-block and stand in one sequence with the image in the next. So each tensor's prefix follows from its own row
+attentions and the final layer's output may differ in their prefix: text may be a separate tensor in one
+block, and part of the image's sequence in the next. So each tensor's prefix is computed from its own row
 count.
 """
 
@@ -20,12 +20,12 @@ Borders = tuple[int, int]
 
 
 def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
-    """The borders of a tensor with `rows` rows, `n_image` of them of the image.
+    """The borders of a tensor.
 
     Args:
-        rows, n_image: as above.
+        rows, n_image: all rows of the tensor, and how many of them are image rows.
         suffix: rows after the image, or `ALL`.
-        name: of the tensor, for the message.
+        name: the tensor in words, for the message.
 
     Raises:
         RegionalAbort: there are too few rows.
@@ -54,7 +54,7 @@ class ActiveRows:
         self._scratch = Scratch()
 
     def index(self, borders: Borders) -> RowIndex:
-        """The rows that stay in a tensor with these borders."""
+        """The rows to keep of a tensor with these borders."""
         if borders not in self._indices:
             self._indices[borders] = RowIndex.of(self._active_idx, self._n, *borders, self._scratch)
         return self._indices[borders]
@@ -64,7 +64,7 @@ class ActiveRows:
         return borders_of(rows, self._active_idx.shape[1], self._suffix, name)
 
     def gather(self, whole: Tensor, borders: Borders) -> Tensor:
-        """Keep rows: (bb, r, ...) -> (bb, r_kept, ...)."""
+        """Keep the rows of active tokens, prefix and suffix: (bb, r, ...) -> (bb, r_kept, ...)."""
         return gather_rows(whole, self.index(borders).flat)
 
     def gather_table(self, table: Tensor, axis: int) -> Tensor:
@@ -76,13 +76,13 @@ class ActiveRows:
         return self.gather(whole.movedim(axis, 1), borders).movedim(1, axis)
 
     def scatter(self, kept: Tensor) -> Tensor:
-        """All rows again, zeros at cached tokens: (bb, r_kept, ...) -> (bb, r, ...)."""
+        """Restore all rows, with zeros at cached tokens: (bb, r_kept, ...) -> (bb, r, ...)."""
         index = self.index(self.short_borders(kept.shape[1], "the final layer's output"))
         return scatter_rows(kept, index.flat, index.total // len(self._active_idx))
 
     def short_mask(self, mask: Tensor, n_keys: int) -> Tensor:
-        """The columns that stay of an attention mask, (bb or 1, ..., r), for `n_keys` keys. A mask of another
-        length, which another attention needs, is left as it is.
+        """Keep the columns of an attention mask, (bb or 1, ..., r), that belong to `n_keys` keys. A mask of
+        any other length belongs to another attention and is returned unchanged.
         """
         rows = n_keys - self._active_idx.shape[1] + self._n
         if mask.shape[-1] != rows or n_keys == rows:

@@ -1,4 +1,4 @@
-"""One call of a network, in a run's own terms."""
+"""One call of a network, as the run package sees it; `host.call` implements `Forward`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Forward(Protocol):
 
     Attributes:
         inputs: the call's arguments by name, `x` (bb, c, H, W) and `t` (bb,) among them.
-        control: a ControlNet's residuals, which adapters know how to read, or None.
+        control: a ControlNet's residuals, for adapters, or None.
         options: the call's transformer options, for adapters.
     """
 
@@ -28,7 +28,7 @@ class Forward(Protocol):
     options: dict
 
     def __call__(self, attend: Attend | None = None) -> Tensor:
-        """Run the model, with `attend` instead of ComfyUI's attention where given: (bb, c, H, W)."""
+        """Run the model, with `attend` in place of ComfyUI's attention if given. Returns (bb, c, H, W)."""
 
     def with_control(self, control: dict | None) -> Forward:
         """The same call with other residuals."""
@@ -38,7 +38,7 @@ class Forward(Protocol):
 
     @property
     def captured_inputs(self) -> dict[str, Any]:
-        """The inputs and the residuals: all that may change from step to step."""
+        """Inputs and residuals by name: everything that may change from step to step."""
 
     @property
     def model(self) -> Any:
@@ -46,11 +46,11 @@ class Forward(Protocol):
 
     @property
     def network(self) -> nn.Module:
-        """The network in it."""
+        """The network inside the model."""
 
     @property
     def sampling(self) -> object:
-        """What turns a noise level into the network's time."""
+        """ComfyUI's object that converts noise levels to timesteps."""
 
     @property
     def conditionings(self) -> list | None:
@@ -72,7 +72,7 @@ class Forward(Protocol):
         """Why the call cannot be captured, or None."""
 
     def frozen_options(self) -> Hashable:
-        """What the network may read of the options, to compare.
+        """The options that the network may read, in a form that can be compared.
 
         Raises:
             TypeError: with the name of an option that cannot be compared.
@@ -85,7 +85,7 @@ class Call:
 
     Attributes:
         network: the network that is called.
-        branches: what it evaluates, b rows of `forward.inputs` each.
+        branches: the branches it evaluates, b rows of `forward.inputs` each.
         forward: runs it.
     """
 

@@ -1,4 +1,4 @@
-"""Regional calls as CUDA graphs: the run's half, which gives `graphs/` a call to capture or replay."""
+"""Regional calls as CUDA graphs: hands calls of a run to `graphs/`, to be captured or replayed."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .tools import Tools
 
 
 class CapturedCalls:
-    """Calls that are replayed from a CUDA graph.
+    """Runs regional calls from CUDA graphs.
 
     Args:
         n_tokens: image tokens of the latent.
-        tools: the run's.
-        coverage: what its calls ran with.
+        tools: the run's tools.
+        coverage: checks that hooks reached all blocks.
     """
 
     def __init__(self, n_tokens: int, tools: Tools, coverage: Coverage):
@@ -38,7 +38,7 @@ class CapturedCalls:
         """A regional call's output from a CUDA graph, or None if it must run eagerly.
 
         Args:
-            call: with the residuals of the active tokens.
+            call: the call, with the residuals of active tokens only.
             active_idx: (bb, n_active).
             slots: its K/V rows.
 
@@ -53,7 +53,7 @@ class CapturedCalls:
         return output
 
     def graphs_of(self, call: Call) -> NetworkGraphs | None:
-        """The network's graphs, if this call may use them."""
+        """The network's graphs if this call may use them, else None."""
         forward = call.forward
         graphs = self._session and self._session.of(forward.model)
         if graphs is None or graphs.obstacle is not None:
@@ -67,7 +67,7 @@ class CapturedCalls:
         return None if graphs.obstacle is not None else graphs
 
     def drop(self) -> None:
-        """Memory is short: free what graphs hold."""
+        """Free all memory of graphs, because memory is short."""
         if self._session is not None:
             self._session.drop()
 
@@ -84,7 +84,7 @@ class CapturedCalls:
         return graphs.run(call.branches, forward.captured_inputs, active_idx, slots, function, options)
 
     def _function_of(self, call: Call) -> Callable[[dict[str, Any], Tensor, Slots], Tensor]:
-        """A regional call as a function of all that changes from step to step."""
+        """A regional call as a function of everything that changes from step to step."""
 
         def function(inputs: dict[str, Any], active_idx: Tensor, slots: Slots) -> Tensor:
             context = CallContext(inputs, inputs["t"], grouped=self._tools.grouped)

@@ -1,4 +1,4 @@
-"""Whether a call ran with our hooks in all blocks, and not as a graph or as compiled code."""
+"""Checks that our hooks ran in all blocks of a call: CUDA graphs and compiled code skip hooks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .partial_forward import NetworkCall
 
 
 class Coverage:
-    """Blocks and attentions of a run's calls. The first dense call of each variant shows what to expect."""
+    """Counts blocks and attentions. The first dense call of each variant sets the expected numbers."""
 
     def __init__(self, adapter: ModelAdapter):
         self._adapter = adapter
         self._expected: dict[Hashable, tuple[int, int]] = {}  # blocks and attentions, by variant
 
     def gap(self, call: Call, hooks: NetworkCall) -> str | None:
-        """What of the network ran without our hooks in a call; None if nothing did."""
+        """Which part of the network ran without our hooks, as a sentence; None if none did."""
         seen, blocks = (hooks.blocks_seen, hooks.attentions_seen), self._adapter.blocks(call.network)
         has_graphs = any(vars(block).get(CORE_GRAPH) for block in blocks)
         if has_graphs and seen[0] < len(blocks):
@@ -28,8 +28,8 @@ class Coverage:
         if seen == expected:
             return None
         by_others = "another node skips or replaces the rest"
-        cause = "ComfyUI's own graphs run no hooks" if has_graphs else by_others
+        cause = "ComfyUI's own CUDA graphs skip hooks" if has_graphs else by_others
         return (
-            f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions could be followed "
+            f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions ran our hooks "
             f"({cause})"
         )

@@ -1,4 +1,4 @@
-"""Dense calls: all tokens, whose K/V and output are kept for the regional steps that follow."""
+"""Dense calls: process all tokens, and keep K/V and output for the regional steps that follow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-NO_HOOKS = "the network's blocks cannot be followed (compiled code runs no hooks attached later)"
+NO_HOOKS = "the network's blocks did not run our hooks (compiled code skips hooks that are attached later)"
 
 
 class DenseCalls:
@@ -29,24 +29,24 @@ class DenseCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor:
-        """The call's output, (bb, c, H, W); its K/V and its output are kept if a regional step may follow."""
+        """The call's output, (bb, c, H, W). Its K/V and output are kept if a regional step may follow."""
         run = self._run
         if not run.evaluation.fill_cache:
             return call.forward()
         if run.evaluation.active_idx is not None:
-            run.warn("a conditioning with nothing cached yet ran dense once")
+            run.warn("a conditioning without cached data ran dense once")
         slots = self._slots_for(call)
-        trouble = None
+        failure = None
         try:
             hooks, output = self._fill(call, slots)
-        except RegionalAbort as surprise:
-            trouble = str(surprise)
+        except RegionalAbort as error:
+            failure = str(error)
         except torch.cuda.OutOfMemoryError:
-            trouble = NO_MEMORY
+            failure = NO_MEMORY
             self._captured.drop()
-        if trouble is not None:  # outside the handler, which keeps the failed call's tensors alive
+        if failure is not None:  # outside the handler, which keeps the failed call's tensors alive
             slots.clear()
-            run.go_dense(trouble)
+            run.go_dense(failure)
             return call.forward()
         if gap := self._gap(call, hooks):
             run.go_dense(gap)
@@ -56,7 +56,7 @@ class DenseCalls:
         return output
 
     def _slots_for(self, call: Call) -> Slots:
-        """Slots to fill: this run's own, those of an earlier run with graphs, or new ones."""
+        """Slots to fill: this run's, those of an earlier run's graphs, or new ones."""
         kv = self._run.kv
         slots = kv.begin_fill(call.branches)
         if not slots and (graphs := self._captured.graphs_of(call)):
@@ -64,7 +64,7 @@ class DenseCalls:
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
-        """Run the call; what is left of it when it fails goes with this frame."""
+        """Run the call. If it fails, its tensors are freed with this frame."""
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None
@@ -77,7 +77,7 @@ class DenseCalls:
         return NO_HOOKS if hooks.blocks_seen == 0 else self._coverage.gap(call, hooks)
 
     def _outside_compiler(self, keep: Keep | None) -> Keep | None:
-        """`keep`, with its allocations outside ComfyUI's compiler."""
+        """`keep`, with allocations that ComfyUI's compiler does not track."""
         pause = self._tools.pause
         if keep is None or pause is None:
             return keep

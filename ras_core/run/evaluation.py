@@ -18,7 +18,7 @@ class EvaluationState:
         plan: the step it belongs to.
         active_idx: (b, n_active) for a regional evaluation, None for a dense one.
         fill_cache: whether dense calls keep their K/V.
-        ran_regional: at least one call really processed active tokens only.
+        ran_regional: at least one call processed active tokens only.
         seen: branches called so far.
     """
 
@@ -30,12 +30,12 @@ class EvaluationState:
     _calls: dict[object, int] = field(default_factory=dict)
 
     def branches(self, uuids: list, variant: object) -> tuple[Branch, ...]:
-        """Identity of the branches of a call.
+        """The branches of a call.
 
         Args:
-            uuids: its conditionings.
-            variant: which blocks are replaced in it. Guidance may evaluate a conditioning twice, with blocks
-                left out (skip-layer guidance); what such a pass caches is of no use to another.
+            uuids: ids of its conditionings.
+            variant: which blocks are replaced. Guidance may evaluate a conditioning a second time with blocks
+                skipped (skip-layer guidance), and that pass needs a cache of its own.
         """
         named = []
         for uuid in uuids:

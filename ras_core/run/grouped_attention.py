@@ -1,8 +1,8 @@
-"""Attention to grouped K/V heads as the cache keeps them.
+"""Grouped-query attention on the cache's K/V heads, without repeating them.
 
-Where several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function.
-For a regional call that would be the whole cache, written and read once more in every layer. PyTorch's
-attention takes such heads as they are; it is called directly where ComfyUI would call it too.
+If several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function. In
+a regional call that would write and read the whole cache once more in every layer. PyTorch's attention
+accepts grouped heads, so it is called directly if ComfyUI would use it too.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ class GroupedAttention:
     """ComfyUI's PyTorch attention, for K/V heads that are not repeated.
 
     Args:
-        plain: ComfyUI's function, as overrides of its attention get it; no other one is replaced.
-        sdpa: what `plain` calls, with the arguments of torch's scaled_dot_product_attention.
-        form_of: what a call's arguments after the number of heads ask for; None if it is anything but `sdpa`
-            without a mask.
+        plain: ComfyUI's PyTorch attention, as passed to attention overrides; calls of other functions are
+            left alone.
+        sdpa: the function that `plain` calls, with the arguments of torch's scaled_dot_product_attention.
+        form_of: the output form requested by a call's arguments after the number of heads; None if the call
+            is not equivalent to `sdpa` without a mask.
     """
 
     def __init__(self, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf):
@@ -39,7 +40,7 @@ class GroupedAttention:
     def of(
         cls, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf
     ) -> GroupedAttention | None:
-        """None where this torch takes no grouped heads (before 2.5), or runs another pack's attention."""
+        """None if torch does not support grouped heads (before 2.5) or its attention has been replaced."""
         if not isinstance(F.scaled_dot_product_attention, BuiltinFunctionType):
             return None
         q, kv = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 1, 8)
@@ -53,7 +54,7 @@ class GroupedAttention:
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
     ) -> Tensor | None:
-        """What `func` gives for repeated heads; None where that is to be left to `func`.
+        """The result of `func` on repeated heads, without repeating them; None if `func` must do it.
 
         Args:
             func: ComfyUI's attention function.
@@ -62,7 +63,7 @@ class GroupedAttention:
             args, kwargs: what ComfyUI passes to `func` after the number of heads.
 
         Returns:
-            (bb, r, heads * e), or (bb, heads, r, e) where ComfyUI asks for that.
+            (bb, r, heads * e), or (bb, heads, r, e) if ComfyUI requests that form.
         """
         form = self._form_of(args, kwargs) if func is self._plain else None
         if form is None or not self._keeps_kernel(q, k, v):
@@ -71,7 +72,7 @@ class GroupedAttention:
         return output if form == "heads" else output.transpose(1, 2).flatten(2)
 
     def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """As `_same_kernel`, cached for all attentions of one layout: finding out takes six operations."""
+        """As `_same_kernel`, cached per layout, because the check takes six operations."""
         layout = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
         if (known := self._known.get(layout)) is None:
             known = self._known[layout] = _same_kernel(q, k, v)
@@ -79,15 +80,15 @@ class GroupedAttention:
 
 
 def _same_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch runs the kernel that it runs for repeated heads.
+    """Whether torch selects the same kernel as for repeated heads.
 
-    Not each takes grouped ones: in float32, and on GPUs without flash attention, all weights would become
-    one tensor. torch has no public function that says what it will run on any device.
+    Not every kernel supports grouped heads: in float32, and on GPUs without flash attention, the fallback
+    materializes all attention weights. torch has no public function that tells its choice on any device.
     """
     if q.device.type not in ("cuda", "cpu"):
         return False
     repeated = (t[:, :1].expand(-1, q.shape[1], -1, -1) for t in (k, v))
     try:
         return torch._fused_sdp_choice(q, k, v, enable_gqa=True) == torch._fused_sdp_choice(q, *repeated)
-    except RuntimeError:  # none that is allowed takes them
+    except RuntimeError:  # no allowed kernel supports them
         return False

@@ -1,4 +1,4 @@
-"""What a run reports while it is sampling, for whoever watches it."""
+"""Reports of a run while it samples, for a live view."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class LiveStep:
-    """An evaluation that begins.
+    """An evaluation that starts.
 
     Attributes:
         index: its step, from 0.
         n_steps: steps of the run.
-        kind: "dense", "regional" or "reset", an error-reset step.
-        active_share: share of the tokens that it processes.
-        read_mask: (h, w) or (t, h, w) bool, the tokens of the batch's first image; None when all of them.
-            Waits for the device, so ask only when the answer is shown.
+        kind: "dense", "regional" or "reset" (an error-reset step).
+        active_share: share of tokens processed.
+        read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None for
+            all. Synchronizes with the device, so call it only if the mask is shown.
     """
 
     index: int
@@ -36,17 +36,17 @@ class LiveStep:
 
 
 class View(Protocol):
-    """Somebody who watches one run."""
+    """An observer of one run."""
 
     def step(self, step: LiveStep) -> None:
-        """An evaluation begins."""
+        """Called when an evaluation starts."""
 
     def end(self, trace: Trace | None) -> None:
-        """The run is over; there is no trace when it was interrupted or failed."""
+        """Called when the run has ended; the trace is None if it was interrupted or failed."""
 
 
 ViewFactory = Callable[[TokenGrid], View | None]
-"""Asked once at the start of each run; None when nobody watches."""
+"""Called once at the start of each run; returns None if nobody watches."""
 
 
 def kind_name(kind: StepKind, is_reset: bool) -> str:
@@ -55,7 +55,7 @@ def kind_name(kind: StepKind, is_reset: bool) -> str:
 
 
 def live_step(run: RunState) -> LiveStep:
-    """The evaluation under way, without waiting for the device."""
+    """The current evaluation; does not wait for the device."""
     plan, active_idx = run.evaluation.plan, run.evaluation.active_idx
     kind = StepKind.DENSE if active_idx is None else StepKind.REGIONAL
     share = 1.0 if active_idx is None else active_idx.shape[1] / run.grid.n

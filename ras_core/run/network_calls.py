@@ -1,4 +1,4 @@
-"""A run's evaluations, and each call of a network in them: dense, regional, or not ours."""
+"""Handles each evaluation of a run, and each call of a network: dense, regional, or passed through."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parall
 
 
 class NetworkCalls:
-    """What a run does at each evaluation and at each call of a network."""
+    """Handles the evaluations and network calls of one run."""
 
     def __init__(self, run: RunState, tools: Tools):
         self._run = run
@@ -31,7 +31,7 @@ class NetworkCalls:
         captured = CapturedCalls(run.grid.n, tools, coverage)
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
-        self._networks: list[nn.Module] = []  # called by this run
+        self._networks: list[nn.Module] = []  # that this run has called
 
     def evaluate(
         self,
@@ -44,11 +44,11 @@ class NetworkCalls:
         """One guided evaluation.
 
         Args:
-            x: its input, (b, c, H, W).
-            level: its noise level, (b,) on the device.
-            denoise: gives the denoised estimate, (b, c, H, W), and makes the calls for it.
-            is_parallel: whether ComfyUI calls copies of the model on other devices, one thread each.
-            calls_are_plain: whether its calls follow each other with nothing of others between them.
+            x: input, (b, c, H, W).
+            level: noise level, (b,) on the device.
+            denoise: makes the network calls and returns the denoised estimate, (b, c, H, W).
+            is_parallel: whether ComfyUI calls copies of the model on other devices, each in its own thread.
+            calls_are_plain: whether no code of other packs runs between its calls.
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:
@@ -87,12 +87,12 @@ class NetworkCalls:
         return self._dense.run(call)
 
     def end(self) -> None:
-        """The last evaluation is over."""
+        """Finish after the last evaluation."""
         if self._graphs is not None and (trouble := self._graphs.end()):
             self._run.warn(trouble)
 
     def _is_ours(self, forward: Forward) -> bool:
-        """Whether this call can be shortened at all; if not, the run goes dense and says why."""
+        """Whether the method can handle this call; if not, the run continues dense with a warning."""
         if not self._run.is_regional:
             return False
         if (obstacle := self._obstacle(forward)) is not None:
@@ -102,7 +102,7 @@ class NetworkCalls:
     def _obstacle(self, forward: Forward) -> str | None:
         run, x = self._run, forward.inputs["x"]
         if self._adapter.runs_wrappers and forward.wraps_network:
-            return "another node (EasyCache, say) wraps the network and would keep shortened outputs"
+            return "another node (such as EasyCache) wraps the network and would cache partial outputs"
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
             return (
@@ -115,7 +115,7 @@ class NetworkCalls:
         return self._adapter.refusal(forward.network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:
-        """Number the networks, to keep the branches of two networks apart (a guider with two models)."""
+        """Number the networks, to tell the branches of two networks apart (a guider with two models)."""
         for number, each in enumerate(self._networks):
             if each is network:
                 return number
@@ -123,7 +123,7 @@ class NetworkCalls:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Run dense: ComfyUI is about to call copies of the model on other devices, one thread each."""
+        """Run dense: ComfyUI is about to call copies of the model on other devices, each in a thread."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)

@@ -4,8 +4,8 @@ A sampler passes its noise level as a tensor on the device. Reading it waits for
 device then idles until the CPU has enqueued more: some 2 ms per step on an H100, where a step on an eighth
 of SD3-medium's tokens takes 13 ms at 1024 px. Most samplers evaluate once at each level of the schedule, in
 order. Once a run has started that way, each evaluation is assumed to use the next level; the actual number
-is copied asynchronously and checked when it arrives. If a sampler departs from the order, that check notices,
-and from then on every level is read synchronously.
+is copied asynchronously and checked on arrival. If a sampler departs from the order, the check fails, and
+from then on every level is read synchronously.
 """
 
 from __future__ import annotations
@@ -63,19 +63,19 @@ class NoiseLevels:
         self._in_order = self._in_order and self._are_right()
         if not self._in_order or (self._transfer is None and level.device.type != "cuda"):
             return None
-        # The last level is no evaluation's: it is where the run ends.
+        # No evaluation uses the last level: it is where the run ends.
         return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) - 1 else None
 
     def _is_next(self, found: float) -> bool:
-        """Whether the schedule goes on with this level. The first may differ: ComfyUI changes it if the model
-        knows no level that high.
+        """Whether this is the schedule's next level. The first may differ: ComfyUI changes it if the model
+        has no level that high.
         """
         return self._next == 0 or (
             self._next < len(self._schedule) and _is_same(found, self._schedule[self._next])
         )
 
     def _are_right(self) -> bool:
-        """Whether the predictions that can be checked by now were right; waits for the oldest if need be."""
+        """Whether all predictions that can be checked now were right; waits for the oldest if it is due."""
         while self._pending and self._pending[0].has_arrived(len(self._pending) >= LATEST):
             if not self._pending.popleft().is_right:
                 self.was_wrong = True

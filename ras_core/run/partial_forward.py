@@ -1,10 +1,11 @@
-"""One call of ComfyUI's own network, with three interventions placed around it and removed again.
+"""One call of ComfyUI's own network, with three temporary interventions.
 
-gather     before the first block only the active image tokens stay;
-attention  fresh K/V rows are written into the cache, and the whole cache is attended to;
-scatter    the final layer's rows return to their tokens.
+gather     before the first block, all image rows but those of active tokens are dropped;
+attention  fresh K/V rows are written to the cache, and queries attend to the whole cache;
+scatter    the rows of the final layer's output are scattered back to their tokens.
 
-The network's forward is ComfyUI's. torch's own hooks do the rest, for one call.
+The network's forward is ComfyUI's. The interventions are torch hooks and an attention override, attached for
+one call.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from ..models.base import Inputs, ModelAdapter
 from ..rows import RowIndex, rows_first
 from .active_rows import ActiveRows, Borders, borders_of
 from .grouped_attention import GroupedAttention
-from .torch_compile import as_written
+from .torch_compile import force_eager
 
 AttentionOverride = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
 class CallContext:
-    """What surrounds a call of the network.
+    """The context of a network call.
 
     Attributes:
-        inputs: of ComfyUI's model, by name; the adapter may look at them.
-        sigma: (bb,) noise level, for a cache that extrapolates its rows; None for a dense call to others.
-        keep: how a dense call's K/V are kept; None keeps none, and active tokens attend among themselves.
-        override: an attention override that was there before ours (SageAttention nodes and others).
-        grouped: attends to cached K/V heads without repeating them, where it can.
+        inputs: inputs of ComfyUI's model by name, for the adapter.
+        sigma: (bb,) noise level, for a cache that extrapolates its rows; may be None otherwise.
+        keep: keeps a dense call's K/V; None keeps none, and active tokens attend only to each other.
+        override: another node's attention override (SageAttention and others), or None.
+        grouped: attends to cached K/V heads without repeating them, if possible.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -49,12 +50,12 @@ class CallContext:
 
 @dataclass(frozen=True)
 class _AttentionRows:
-    """What a regional call's attentions with the same number of rows have in common.
+    """State shared by a regional call's attentions that have the same number of rows.
 
     Attributes:
         borders: rows before and after the active tokens.
-        index: all these rows in the whole sequence.
-        extrapolation: of cached rows; None if the cache does not extrapolate.
+        index: indices of all these rows in the whole sequence.
+        extrapolation: how far to extrapolate cached rows; None if the cache does not extrapolate.
     """
 
     borders: Borders
@@ -63,20 +64,20 @@ class _AttentionRows:
 
 
 class NetworkCall:
-    """What happens to one call; `dense` ones only read K/V, regional ones gather, update and scatter.
+    """The interventions in one call: a dense call only stores K/V, a regional one gathers, updates, scatters.
 
     Args:
-        adapter: what this kind of network looks like.
+        adapter: the adapter of the network's family.
         network: ComfyUI's network.
         n_tokens: image tokens of the whole image.
-        slots: K/V sequences of this call's branches, to fill (dense) or to update (regional).
+        slots: K/V rows of this call's branches, to fill (dense) or update (regional).
         active_idx: (bb, n_active) int64 for a regional call, None for a dense one.
-        context: what surrounds the call.
+        context: inputs and settings of the call.
 
     Attributes:
-        gathered: whether the blocks really run on the active tokens only.
-        text_rows: most rows before the image rows in any attention.
-        blocks_seen, attentions_seen: how many of each ran with our hooks.
+        gathered: whether the blocks have run on active tokens only.
+        text_rows: largest number of rows before the image rows in any attention.
+        blocks_seen, attentions_seen: how many blocks and attentions ran with our hooks.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._positions: tuple[Tensor, int, Tensor] | None = None  # last table, its axis, its kept rows
+        self._positions: tuple[Tensor, int, Tensor] | None = None  # last table, its axis, its gathered rows
         self._weights: tuple[Tensor, Tensor] | None = None  # for extrapolating cached rows
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
@@ -107,7 +108,7 @@ class NetworkCall:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks are attached for the body, and removed afterwards whatever happened in it."""
+        """Attach the hooks for the body, and remove them afterwards, also after an error."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):
@@ -116,8 +117,8 @@ class NetworkCall:
                 handles.append(last.register_forward_hook(self._after_refiners))
             final = self._adapter.final_layer(self._network)
             handles.append(final.register_forward_hook(self._after_final))
-            self._pass_time()
-            with as_written():
+            self._update_times()
+            with force_eager():
                 yield
         finally:
             for handle in handles:
@@ -126,14 +127,14 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """ComfyUI's attention override: pass on, with the cache merged in for the blocks."""
+        """ComfyUI's attention override: in our blocks, K and V are merged with the cache first."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
             if self._context.keep is None and self.gathered:
                 args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
-            if by_head and k.shape[1] != heads:  # from the cache, where shared heads are kept once
+            if by_head and k.shape[1] != heads:  # from the cache, which stores shared heads once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
                     return output
@@ -143,19 +144,19 @@ class NetworkCall:
         return func(q, k, v, heads, *args, **kwargs)
 
     def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """An attention's arguments, with its mask for active tokens among themselves."""
+        """An attention's arguments, with its mask reduced to the keys of active tokens."""
         mask = args[0] if args else kwargs.get("mask")
         if mask is None:
             return args, kwargs
         short = self._rows.short_mask(mask, n_keys)
         return ((short, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": short})
 
-    def _pass_time(self) -> None:
+    def _update_times(self) -> None:
         sigma = self._context.sigma
         if self._active_idx is not None:
             self._weights = kv.extrapolation_weights(self._slots, sigma, self._active_idx)
         elif sigma is not None:
-            kv.pass_time(self._slots, sigma, self._n)
+            kv.update_times(self._slots, sigma, self._n)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
         is_dense, change = self._active_idx is None, self._adapter.map_block_inputs
@@ -165,7 +166,7 @@ class NetworkCall:
             self.blocks_seen += 1
             if is_dense:
                 return None
-            # Gather rows for the first block that runs; later blocks get what it returns.
+            # Gather rows for the first block that runs; later blocks receive its shortened output.
             gather_hidden = None if self.gathered else self._gather_hidden
             return change(args, kwargs, gather_hidden, self._gather_positions)
 
@@ -176,24 +177,24 @@ class NetworkCall:
         has_stray_rows = borders[0] > 0 and not self._adapter.text_in_hidden
         if hidden.shape[0] != len(self._active_idx) or has_stray_rows:
             raise RegionalAbort(
-                f"the first block got rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
+                f"the first block received rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
             )
         self.gathered = True
         return self._rows.gather(hidden, borders)
 
     def _gather_positions(self, table: Tensor, axis: int = 1) -> Tensor:
-        """(bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...), with the rows on `axis`."""
+        """Gather a position table along `axis`: (bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...)."""
         known = self._positions
         if known is None or known[0] is not table or known[1] != axis:
             known = self._positions = (table, axis, self._rows.gather_table(table, axis))
         return known[2]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """All rows again for the network, zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
+        """Restore all rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
         return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """The same: the network puts text in front of these rows, and the first main block gathers again."""
+        """Restore all rows, because the network now prepends text; the first main block gathers again."""
         whole = self._after_final(module, args, output)
         self.gathered = False
         return whole
@@ -206,7 +207,7 @@ class NetworkCall:
             return k, v
         rows = q.shape[token_axis]
         if k.shape[token_axis] != rows:
-            raise RegionalAbort(f"attention {slot} got {rows} query and {k.shape[token_axis]} key rows")
+            raise RegionalAbort(f"attention {slot} received {rows} query and {k.shape[token_axis]} key rows")
         if not self.gathered or self._context.keep is None:
             return self._from_call(slot, k, v, token_axis)
         known = self._attention_rows.get(rows) or self._rows_of_attention(rows)
@@ -217,7 +218,7 @@ class NetworkCall:
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
-        """K and V of an attention that reads nothing from the cache; in a dense call they fill it."""
+        """K and V of an attention that does not read the cache; in a dense call they are stored in it."""
         borders = self._borders_of_attention(k.shape[token_axis])
         if self._context.keep is not None:
             by_head = token_axis == 2

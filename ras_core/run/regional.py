@@ -1,4 +1,4 @@
-"""Regional calls: active tokens only, all others from the cache."""
+"""Regional calls: process active tokens only; everything else comes from the cache."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-# Raised by code that was not written for shortened sequences; anything else is not ours to catch.
-SURPRISES = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
+# Raised by code that does not expect shortened sequences. Other errors are not caused by us.
+SHORTENING_ERRORS = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
 class RegionalCalls:
@@ -31,7 +31,7 @@ class RegionalCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor | None:
-        """The call's output, (bb, c, H, W), merged with the cached one; None if the call has to be dense."""
+        """The call's output, (bb, c, H, W), merged with the cached one; None if the call must be dense."""
         run = self._run
         if not run.is_ready(call.branches):
             return None
@@ -39,8 +39,8 @@ class RegionalCalls:
         slots = run.kv.slots_for(call.branches)
         try:
             shortened = self._shortened(call, active_idx)
-        except SURPRISES as surprise:
-            run.go_dense(_failure(surprise))
+        except SHORTENING_ERRORS as error:
+            run.go_dense(_failure(error))
             return None
         try:
             output = self._captured.run(shortened, active_idx, slots)
@@ -52,7 +52,7 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _shortened(self, call: Call, active_idx: Tensor) -> Call:
-        """The call with the residuals of the active tokens."""
+        """The call with the residuals of active tokens only."""
         forward = call.forward
         control = self._tools.adapter.gather_control(
             forward.control, forward.options, active_idx, self._run.grid.n
@@ -73,8 +73,8 @@ class RegionalCalls:
             self._captured.drop()
             run.go_dense(NO_MEMORY)
             return None
-        except SURPRISES as surprise:
-            run.go_dense(_failure(surprise))
+        except SHORTENING_ERRORS as error:
+            run.go_dense(_failure(error))
             return None
         if not hooks.gathered:
             run.go_dense("the main blocks never ran on the active tokens")
@@ -86,11 +86,11 @@ class RegionalCalls:
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
         """Preset evictable weights for an eager regional call. Not for a dense one: it needs more working
-        memory, for which weights may have to be evicted.
+        memory, and ComfyUI may have to evict weights for it.
         """
         weights = self._tools.weights
         return nullcontext() if weights is None else weights.preset(network, device)
 
 
-def _failure(surprise: Exception) -> str:
-    return f"a regional step failed ({type(surprise).__name__}: {surprise})"
+def _failure(error: Exception) -> str:
+    return f"a regional step failed ({type(error).__name__}: {error})"

@@ -1,4 +1,4 @@
-"""The multirate integrator over a whole schedule; method/integrator.py has its mathematics."""
+"""The multirate integrator over a whole schedule; method/integrator.py has the equations."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ..method.integrator import History, advance, multirate_step
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
-"""Gives the denoised estimate, (b, c, H, W), of x at the start of a step."""
+"""Step and x at its start, (b, c, H, W) -> denoised estimate, (b, c, H, W)."""
 
 
 def integrate(
     denoise: Denoise, x: Tensor, levels: list[float], run: RunState | None, order: int, steps: Iterable[int]
 ) -> Tensor:
-    """Integrate from the first noise level to the last, each token with steps of its own.
+    """Integrate from the first noise level to the last, each token with its own step size.
 
-    Without a run every token is fresh at every step: order 1 is then Euler, and order 2 is DPM-Solver++(2M).
+    Without a run every token is fresh at every step: order 1 is then Euler, order 2 DPM-Solver++(2M).
 
     Args:
         denoise: evaluates the model.
@@ -28,7 +28,7 @@ def integrate(
         levels: decreasing, ending in 0 or above.
         run: knows which tokens each evaluation computed; None for a model without RAS.
         order: 1 or 2.
-        steps: 0 to len(levels) - 2, from whatever shows the progress.
+        steps: yields 0 to len(levels) - 2; may show progress.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0
     for i in steps:
@@ -37,13 +37,13 @@ def integrate(
         denoised = denoise(i, x)
         t, t_next = _time(levels[i]), _time(levels[i + 1])
         if run is not None and run.evaluations == evaluations:
-            # A step cache skipped the evaluation: its estimate is a guess and belongs in no history.
+            # A step cache skipped the evaluation: its estimate is a guess, and must not enter the history.
             x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
             continue
         evaluations = run.evaluations if run is not None else 0
         fresh = fresh_pixels(run)
         stale = None if fresh_before is None else ~fresh_before
-        step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the estimate itself is the answer
+        step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the result is the estimate itself
         history, x = multirate_step(history, x, denoised, (t, t_next), (fresh, stale), step_order)
         fresh_before = fresh
     return x

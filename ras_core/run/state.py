@@ -1,4 +1,4 @@
-"""The state of one run: born when sampling starts, gone when it ends."""
+"""The state of one run, created when sampling starts and dropped when it ends."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
-LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations were assigned to wrong steps"
+LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations ran as the wrong step"
 
 
 @dataclass
 class RunState:
-    """Everything that a run carries from one evaluation to the next.
+    """State that a run carries from one evaluation to the next.
 
     Attributes:
         config: the user's settings.
@@ -37,17 +37,17 @@ class RunState:
         batch: images in the batch.
         selector: picks the active tokens of regional steps.
         recorder: collects the trace.
-        plan: one entry a step.
+        plan: one entry per step.
         kv: K/V cache, per branch.
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
-        text_rows: text rows of the longest call, for the cost arithmetic.
+        text_rows: text rows of the longest call, to compute its cost.
         kv_bytes: size of the K/V cache at its largest.
-        evaluation: the evaluation under way.
+        evaluation: state of the current evaluation.
         active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
-        evaluations: how many have ended.
-        is_dense: a surprise ended regional steps for this run.
-        known_sigma: noise level of the coming evaluation where the sampler tells it; None: read the device.
+        evaluations: number of completed evaluations.
+        is_dense: the rest of the run is dense, for a reason that was logged.
+        known_sigma: noise level of the next evaluation if the sampler has told it; None: read the device.
     """
 
     config: RASConfig
@@ -79,17 +79,17 @@ class RunState:
 
     @property
     def is_regional(self) -> bool:
-        """Whether the plan has regional steps, and nothing has ended them."""
+        """Whether the plan has regional steps and the run has not gone dense."""
         return self.any_regional and not self.is_dense
 
     def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
-        """How the K/V cache is kept (kv/formats.py), and what it takes of each branch; said before the first
-        call.
+        """Set the format of the K/V cache (kv/formats.py) and its approximate bytes per branch. Call it
+        before the first call of the network.
         """
         self.kv = KVStore(self.grid.n, storage, branch_nbytes)
 
     def sigma_of(self, level: Tensor) -> float:
-        """The noise level, given as (1,), of the evaluation that is about to start; ask once."""
+        """The noise level, given as (1,), of the evaluation that is about to start; call it once each."""
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
             return sigma
@@ -99,21 +99,21 @@ class RunState:
         return sigma
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
-        """A guided evaluation starts: find its step and, when that is regional, its active tokens."""
+        """A guided evaluation starts: find its step and, if that is regional, select its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
     def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
-        """An evaluation of a run without regional steps: its noise level (1,) is read when all is over, so
-        that the device is never waited for.
+        """An evaluation of a run without regional steps. Its noise level, (1,), is read after the run, to
+        avoid synchronizing.
         """
         self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
         self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """Look at the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
+        """Take in the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
         evaluation = self.evaluation
         self.evaluation = None
         self._forget_others(evaluation.seen)
@@ -124,7 +124,7 @@ class RunState:
         self.recorder.end(self.active_idx, self.selector.score)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
-        """A dense call has filled the K/V of these branches."""
+        """A dense call has filled the K/V cache of these branches."""
         self.kv.end_fill(branches, slots)
         self.text_rows = max(self.text_rows, text_rows)
         self.kv_bytes = max(self.kv_bytes, self.kv.nbytes())
@@ -133,9 +133,9 @@ class RunState:
         """Fresh output at active tokens, cached output elsewhere, (bb, c, H, W); kept for the next call.
 
         Args:
-            branches: of the call, b rows each.
+            branches: branches of the call, b rows each.
             active_idx: (bb, n_active).
-            fresh: what the network gave, (bb, c, H, W).
+            fresh: the network's output, (bb, c, H, W).
         """
         self.evaluation.ran_regional = True
         cached = torch.cat([self.cached_output[branch] for branch in branches])
@@ -160,18 +160,18 @@ class RunState:
         return self._pixels[1]
 
     def _forget_others(self, seen: set[Branch]) -> None:
-        """A conditioning whose turn is over (prompt scheduling) keeps no memory and no stale cache."""
+        """Drop conditionings that are no longer evaluated (prompt scheduling), with their cache."""
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
         for branch in gone:
             del self.cached_output[branch]
 
     def abandon_evaluation(self) -> None:
-        """The evaluation failed; the exception is raised to ComfyUI."""
+        """The evaluation failed, and its exception goes to ComfyUI."""
         self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
-        """No more regional steps in this run, with one visible warning."""
+        """End regional steps for the rest of this run, with one warning."""
         self.is_dense = True
         self.release()
         if self.evaluation is not None:
@@ -179,21 +179,21 @@ class RunState:
         self.warn(f"running dense from here: {reason}")
 
     def release(self) -> None:
-        """Let go of everything large."""
+        """Free the K/V cache and the cached outputs."""
         self.kv = KVStore(self.grid.n)
         self.cached_output.clear()
 
     def warn(self, text: str) -> None:
-        """One visible warning for each surprise of a run."""
+        """Log a warning, once per run and text, and add it to the trace."""
         if self.recorder.note(text):
             logger.warning("Multirate RAS: %s", text)
 
     def is_ready(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether all these branches have a cache to go on from."""
+        """Whether all these branches have cached K/V and a cached output."""
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
-        """Selected once a step: all evaluations of a step work on the same tokens."""
+        """Selected once per step: all evaluations of a step use the same tokens."""
         if plan.kind is StepKind.DENSE or self.is_dense:
             return None
         if self._selected is None or self._selected[0] != plan.index:
@@ -202,7 +202,7 @@ class RunState:
         return self._selected[1]
 
     def _is_cache_needed(self, plan: StepPlan) -> bool:
-        """K/V are worth keeping only when this step or one of the next can use them."""
+        """Whether this step or one of the next can use the K/V of this evaluation."""
         if self.is_dense:
             return False
         ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations

@@ -1,4 +1,4 @@
-"""What a run works with beside its own state."""
+"""Services that a run uses."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .live import View
 
 @dataclass(frozen=True)
 class Tools:
-    """Given to a run when it starts; all but the adapter may be missing.
+    """Services given to a run when it starts; all but the adapter are optional.
 
     Attributes:
-        adapter: what is known of the network's family.
-        view: somebody who watches the run.
-        graphs: its CUDA graphs.
-        grouped: attention to K/V heads that are not repeated.
+        adapter: adapter of the network's family.
+        view: observer of the run.
+        graphs: the run's CUDA graphs.
+        grouped: attention without repeating grouped K/V heads.
         weights: weights that ComfyUI may evict (dynamic VRAM).
-        pause: makes a context for allocations that outlive a call.
+        pause: makes a context manager for allocations that outlive a call.
     """
 
     adapter: ModelAdapter

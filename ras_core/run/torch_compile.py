@@ -1,4 +1,4 @@
-"""Networks that torch.compile has compiled."""
+"""Running networks eagerly although torch.compile has compiled them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 CAN_SWITCH = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on
-"""Whether compiled code can be switched off for a while."""
+"""Whether compiled code can be switched off temporarily."""
 
 
-def as_written() -> AbstractContextManager[Any]:
-    """Compiled networks run their own code in the body: hooks come and go, and with each change of them the
-    compiler would break the network into more pieces, up to its limit. Code that is itself being compiled, as
-    in a node that compiles more than the network, cannot switch, and goes on.
+def force_eager() -> AbstractContextManager[Any]:
+    """Run compiled networks eagerly in the body. Our hooks are attached and removed for each call, and each
+    change would trigger a recompilation, up to torch's limit. Does nothing while torch is compiling the
+    calling code itself, as with a node that compiles more than the network.
     """
     if not CAN_SWITCH or "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return nullcontext()

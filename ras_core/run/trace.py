@@ -1,4 +1,4 @@
-"""What a run did: recorded while it runs, frozen when it ends."""
+"""The trace of a run: collected while it samples, frozen when it ends."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Evaluation:
     Attributes:
         step: index of the step it belongs to.
         sigma: noise level.
-        kind: what it really was, which may be dense although the plan said regional.
+        kind: how it ran, which may be dense although it was planned as regional.
         is_reset: a planned error-reset step.
         active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
-        score: (b, *shape) float32, region metric of the guided output it left, or None.
-        seconds: wall-clock time until the next evaluation began.
+        score: (b, *shape) float32, scores of the tokens after it, or None.
+        seconds: wall-clock time until the next evaluation started.
     """
 
     step: int
@@ -51,14 +51,14 @@ class Trace:
     Attributes:
         grid: token grid of the latent.
         n_steps: steps of the run.
-        evaluations: in order; samplers of higher order have several a step.
-        expected_speedup: by FLOPs against a dense run of the same evaluations.
-        measured_speedup: by the clock, a dense evaluation of this run being the unit; None without one to
-            measure.
-        seconds: sampling time from the first evaluation on; loading the model is not in it.
+        evaluations: in order; samplers of higher order have several per step.
+        expected_speedup: over a dense run of the same evaluations, from FLOPs.
+        measured_speedup: over a dense run, estimated from the time of this run's dense evaluations; None if
+            there are none to measure.
+        seconds: sampling time from the first evaluation on, without loading the model.
         kv_bytes: size of the K/V cache at its largest.
-        notes: why anything ran dense that was planned regional, and other surprises.
-        graphs: what was captured and replayed as CUDA graphs; None if they were off or impossible.
+        notes: warnings of the run, such as why a planned regional step ran dense.
+        graphs: report on CUDA graphs; None if they were off or not possible.
     """
 
     grid: TokenGrid
@@ -73,7 +73,7 @@ class Trace:
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
-        """The trace of a run that had nothing for the method to do."""
+        """The trace of a run in which the method took no part."""
         return cls(TokenGrid((1, 1), (1, 1)), 0, (), 1.0, None, 0.0, 0, (reason,))
 
     @property
@@ -91,7 +91,7 @@ class Trace:
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
     def summary(self) -> str:
-        """The closing line of a run."""
+        """The log line at the end of a run."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
             f"Multirate RAS: {self.regional_steps} of {self.n_steps} steps regional, "
@@ -108,7 +108,7 @@ class Trace:
         return f"{line} ({self.graphs.details})" if self.graphs.details else line
 
     def as_dict(self) -> dict:
-        """Plain numbers for a user interface."""
+        """The trace as JSON-compatible values, for a user interface."""
         return {
             "steps": self.n_steps,
             "evaluations": len(self.evaluations),
@@ -152,11 +152,11 @@ class Recorder:
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
     ) -> None:
-        """An evaluation begins; where its noise level is still on the device, `plan` tells its step later."""
+        """An evaluation starts. If its noise level is still on the device, `plan` maps it to a step later."""
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
-        """The evaluation that began last is over; `active_idx` is None when it was dense."""
+        """The current evaluation has ended; `active_idx` is None if it was dense."""
         entry = self._entries[-1]
         entry.active_idx, entry.score = active_idx, score
 
@@ -169,7 +169,7 @@ class Recorder:
         return bool(self._notes)
 
     def note(self, text: str) -> bool:
-        """Remember a surprise; False when it is known already."""
+        """Add a note; False if the trace already has it."""
         if text in self._notes:
             return False
         self._notes.append(text)
@@ -224,7 +224,7 @@ class Recorder:
 
 
 def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
-    """All of them, of one shape, in one transfer."""
+    """Copy all tensors, which have one shape, to the CPU in one transfer."""
     there = [t for t in tensors if t is not None]
     here = iter(torch.stack(there).cpu().numpy() if there else ())
     return [None if t is None else next(here) for t in tensors]
@@ -233,7 +233,7 @@ def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
 def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
     """Time of an all-dense run over this run's time, with the median dense evaluation as the unit.
 
-    The first evaluation is left out where others can stand in: it holds the loading and tuning of kernels.
+    The first evaluation is left out: it includes loading and autotuning of kernels.
     """
     later = evaluations[1:]
     dense = [e.seconds for e in later if e.kind is StepKind.DENSE]

@@ -15,7 +15,6 @@ from ras_pack.bench.quality.cli import main, parser
 from ras_pack.bench.quality.engine import Engine
 from ras_pack.bench.quality.features import Features, distances
 from ras_pack.bench.quality.options import Options, options_from
-from ras_pack.bench.quality.plugins import parse_plugins
 from ras_pack.bench.quality.prompts import HELD_OUT, Prompt, read_prompts
 from ras_pack.bench.quality.real import real_halves
 from ras_pack.bench.quality.report import gains, report
@@ -23,6 +22,7 @@ from ras_pack.bench.quality.sampling import Studio, make_batches, noise_of
 from ras_pack.bench.quality.sources import load_source
 from ras_pack.bench.quality.sweep import sweep
 from ras_pack.bench.quality.table import COLUMNS, Table, claim, read_rows
+from ras_pack.bench.quality.weighted_figures import parse_plugins
 from ras_pack.ras_core.errors import RASError
 
 FAMILY = "random_sd3"

@@ -71,7 +71,7 @@ class TestRun:
         """Messages come at most every quarter second; what they leave out, the next one lists. The last steps
         may be told of by the end only."""
         steps = steps_of(report)
-        told = {m["step"] for m in steps} | {step for m in steps for step, *_ in m["untold"]}
+        told = {m["step"] for m in steps} | {step for m in steps for step, *_ in m["unsent"]}
         assert told == set(range(steps[-1]["step"] + 1)) and len(steps) >= 3
 
     def test_the_timeline_stays_and_goes_by_keyboard(self, report):

@@ -369,7 +369,7 @@ class TestForecastRows:
         latent, trace = sample_ras(model, lumina2, lumina2.noise(), FORECAST)
         assert "planted" in store.trouble and distance(latent, dense) < 1.1 * distance(eager, dense)
         assert trace.regional_steps == 6  # the other one is dense
-        assert trace.notes == ("a conditioning with nothing cached yet ran dense once",)
+        assert trace.notes == ("a conditioning without cached data ran dense once",)
 
 
 class TestInterrupts:

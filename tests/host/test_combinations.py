@@ -105,7 +105,7 @@ class TestSchedule:
         config = RASConfig(corrections=True)
         arguments = {"steps": 28, "denoise": 0.02, "latent_image": sd3.noise(seed=9)}
         latent, trace = sample_ras(model, sd3, noise, config, **arguments)
-        assert any("does not decrease" in note for note in trace.notes)
+        assert any("not strictly decreasing" in note for note in trace.notes)
         assert torch.equal(latent, sample(model, sd3, noise, **arguments))
 
     def test_a_schedule_of_one_value_has_nothing_to_warn_about(self, sd3, caplog):
@@ -117,7 +117,7 @@ class TestSchedule:
         comfy.sample.sample_custom(
             patched, noise, 1.0, euler, torch.tensor([0.5]), *prompts, noise, disable_pbar=True, seed=0
         )
-        assert "no step to do" in last_trace(patched).summary() and "WARNING" not in caplog.text
+        assert "no step to run" in last_trace(patched).summary() and "WARNING" not in caplog.text
 
     def test_a_rising_schedule_runs_dense(self, sd3, caplog):
         import comfy.sample
@@ -129,7 +129,7 @@ class TestSchedule:
         patched = patch_model(model, FAST)
         inverted = comfy.sample.sample_custom(patched, *args, disable_pbar=True, seed=0)
         assert torch.equal(inverted, comfy.sample.sample_custom(model, *args, disable_pbar=True, seed=0))
-        assert caplog.text.count("does not decrease") == 1
+        assert caplog.text.count("not strictly decreasing") == 1
 
 
 class TestLoRA:
@@ -299,7 +299,7 @@ class TestConditioning:
         assert (
             trace.regional_steps == 6
         )  # one of the seven planned ones ran dense to fill the newcomer's cache
-        assert caplog.text.count("nothing cached yet") == 1
+        assert caplog.text.count("without cached data") == 1
 
     def test_an_inpaint_mask_keeps_what_is_outside(self, family):
         model, noise, image = family.build(), family.noise(), family.noise(seed=21)
@@ -375,10 +375,10 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("second", ["2", "1, 2"])
     def test_two_kinds_of_skip_layer_guidance_do_not_share_a_cache(self, sd3, second):
-        """The second takes over from the first: its pass has nothing cached yet and runs dense once."""
+        """The second takes over from the first: its pass has no cached data and runs dense once."""
         guided = _skip_layers(_skip_layers(sd3.build(), "1", 0.0, 0.45), second, 0.4501, 1.0)
         _, trace = sample_ras(guided, sd3, sd3.noise(), NEARLY_ALL)
-        assert trace.notes == ("a conditioning with nothing cached yet ran dense once",)
+        assert trace.notes == ("a conditioning without cached data ran dense once",)
         assert trace.regional_steps == 8
 
     def test_a_patch_that_expects_every_token_runs_dense_and_says_so(self, family, caplog):

@@ -252,7 +252,7 @@ class TestAuto:
     def test_a_device_without_float8(self, sd3, seen, monkeypatch):
         monkeypatch.setattr(cache_plan, "has_float8", lambda _: False)
         _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("fp8"))
-        assert trace.regional_steps == 0 and "no float8" in trace.summary()
+        assert trace.regional_steps == 0 and "does not support float8" in trace.summary()
         needs = seen["needs"][0]
         _free(monkeypatch, needs.kept("gpu") - 1, needs.kept("gpu"))
         sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto"))
@@ -266,7 +266,7 @@ class TestAuto:
         needs, room = Needs(CacheSize(500, 5, 5, 5, 2)), Room(0, 0)
         for storage in STORAGES:
             choice = choose(storage, needs, room)
-            assert choice.storage == storage and not choice.is_surprise
+            assert choice.storage == storage and not choice.is_fallback
 
 
 class TestRoom:
@@ -523,10 +523,10 @@ class TestForms:
 
     def test_written_over_in_place_where_it_fits(self, keep):
         kept = keep(self._rows(1.0), self._rows(1.0), 0, 0)
-        assert kept.takes(self._rows(2.0), self._rows(2.0), 0)
-        assert not kept.takes(self._rows(2.0), self._rows(2.0), 1)
-        assert not kept.takes(self._rows(2.0, 3.0), self._rows(2.0, 3.0), 0)
-        assert not kept.takes(self._rows(2.0).half(), self._rows(2.0).half(), 0)
+        assert kept.fits(self._rows(2.0), self._rows(2.0), 0)
+        assert not kept.fits(self._rows(2.0), self._rows(2.0), 1)
+        assert not kept.fits(self._rows(2.0, 3.0), self._rows(2.0, 3.0), 0)
+        assert not kept.fits(self._rows(2.0).half(), self._rows(2.0).half(), 0)
         kept.write(self._rows(2.0), self._rows(4.0))
         assert torch.equal(kept.read()[0], self._rows(2.0))
         assert torch.equal(kept.read()[1], self._rows(4.0))

@@ -12,7 +12,7 @@ from ras_pack.ras_core.kv import extrapolation as kv_extrapolation
 from ras_pack.ras_core.kv.extrapolation import FARTHEST, TIMES, Extrapolation, Times
 from ras_pack.ras_core.kv.forecast import ForecastRows
 from ras_pack.ras_core.kv.store import KVStore
-from ras_pack.ras_core.kv.update import extrapolation_weights, pass_time, update
+from ras_pack.ras_core.kv.update import extrapolation_weights, update, update_times
 from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, capture_on
@@ -29,44 +29,44 @@ def _at(*sigmas: float) -> torch.Tensor:
 class TestTimes:
     def _after_two_dense_calls(self) -> Times:
         times = Times.start(_at(1.0), 3)
-        times.pass_all(_at(1.0))
-        times.pass_all(_at(0.8))
+        times.update_all(_at(1.0))
+        times.update_all(_at(0.8))
         return times
 
     def test_weights_are_time_gone_over_time_between_evaluations(self):
         times = self._after_two_dense_calls()
-        weight, before = times.pass_active(_at(0.7), torch.tensor([[1]]))
+        weight, before = times.update_active(_at(0.7), torch.tensor([[1]]))
         assert weight[0].tolist() == pytest.approx([0.5, 0.0, 0.5]) and before[0].tolist() == [
             pytest.approx(0.5)
         ]
-        weight, before = times.pass_active(_at(0.5), torch.tensor([[0]]))
+        weight, before = times.update_active(_at(0.5), torch.tensor([[0]]))
         # 0.3 after a span of 0.2; token 1 was evaluated at 0.8 and 0.7, 0.2 ago; token 2 as token 0 was.
         assert before[0].tolist() == [pytest.approx(1.5)]
         assert weight[0].tolist() == pytest.approx([0.0, 2.0, 1.5])
 
     def test_a_token_that_was_evaluated_once_has_no_weight(self):
         times = Times.start(_at(1.0), 2)
-        times.pass_all(_at(1.0))
-        weight, before = times.pass_active(_at(0.5), torch.tensor([[0]]))
+        times.update_all(_at(1.0))
+        weight, before = times.update_active(_at(0.5), torch.tensor([[0]]))
         assert weight.tolist() == [[0.0, 0.0]] and before.tolist() == [[0.0]]
 
     def test_far_from_the_last_evaluation_the_weight_is_bounded(self):
         times = Times.start(_at(1.0), 2)
-        times.pass_all(_at(1.0))
-        times.pass_all(_at(0.99))
-        weight, _ = times.pass_active(_at(0.1), torch.tensor([[0]]))
+        times.update_all(_at(1.0))
+        times.update_all(_at(0.99))
+        weight, _ = times.update_active(_at(0.1), torch.tensor([[0]]))
         assert weight.tolist() == [[0.0, FARTHEST]]
 
     def test_a_noise_level_that_rises_is_no_time(self):
         times = self._after_two_dense_calls()
-        weight, before = times.pass_active(_at(0.9), torch.tensor([[1]]))
+        weight, before = times.update_active(_at(0.9), torch.tensor([[1]]))
         assert weight.tolist() == [[0.0, 0.0, 0.0]] and before.tolist() == [[0.0]]
 
     def test_another_run_begins(self):
         times = self._after_two_dense_calls()
         times.forget()
-        times.pass_all(_at(1.0))
-        assert times.pass_active(_at(0.5), torch.tensor([[0]]))[0].tolist() == [[0.0, 0.0, 0.0]]
+        times.update_all(_at(1.0))
+        assert times.update_active(_at(0.5), torch.tensor([[0]]))[0].tolist() == [[0.0, 0.0, 0.0]]
 
 
 class TestRows:
@@ -82,7 +82,7 @@ class TestRows:
     def _slots(self) -> dict:
         slots = {}
         for sigma in (1.0, 0.8):
-            pass_time(slots, _at(sigma), self.N)
+            update_times(slots, _at(sigma), self.N)
             if SLOT in slots:
                 slots[SLOT].write(self._truth(sigma), -self._truth(sigma))
             else:
@@ -144,7 +144,7 @@ class TestRows:
         slots = store.begin_fill(("a", "b"))
         for sigma in (1.0, 0.8):
             both = self._truth(sigma) * torch.tensor([1.0, 2.0])[:, None, None]
-            pass_time(slots, _at(sigma, sigma), self.N)
+            update_times(slots, _at(sigma, sigma), self.N)
             if SLOT in slots:
                 slots[SLOT].write(both, both)
             else:
@@ -203,14 +203,14 @@ class TestRuns:
             latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST, sampler="euler_ancestral")
         plain, before = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN, sampler="euler_ancestral")
         assert torch.equal(latent, plain) and trace.kv_bytes == before.kv_bytes
-        assert caplog.text.count("kv_cache = forecast is for euler and dpmpp_2m") == 1
+        assert caplog.text.count("kv_cache = forecast supports euler and dpmpp_2m") == 1
 
     def test_two_dense_calls_are_kept_before_the_first_regional_one(self, sd3, monkeypatch):
         """With one, nothing could be forecast before a token comes up for the second time."""
         weights = []
-        pass_active = Times.pass_active
+        update_active = Times.update_active
         monkeypatch.setattr(
-            Times, "pass_active", lambda *args: weights.append(pass_active(*args)) or weights[-1]
+            Times, "update_active", lambda *args: weights.append(update_active(*args)) or weights[-1]
         )
         sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST)
         assert (weights[0][0] > 0).float().mean() == pytest.approx(0.5)  # those that are not active

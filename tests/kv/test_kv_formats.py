@@ -50,7 +50,7 @@ class Int8Rows(KVRows):
     def value(self):
         return self.tensors[2]
 
-    def takes(self, key, value, prefix):
+    def fits(self, key, value, prefix):
         return self.prefix == prefix and self.key.shape == key.shape and self.value.shape == value.shape
 
     def write(self, key, value):
@@ -166,7 +166,7 @@ class TestFormatOfOnesOwn:
 
     def test_nothing_is_captured_if_they_do_not(self, sd3, monkeypatch):
         assert storage_obstacle("int8") is None
-        monkeypatch.setitem(FORMATS, "int8", replace(INT8, stays_in_place=False))
+        monkeypatch.setitem(FORMATS, "int8", replace(INT8, keeps_addresses=False))
         model, tape = sd3.build(), AgainTape()
         capture_on(model, tape)
         _, trace = sample_ras(model, sd3, sd3.noise(), self._settings())
@@ -182,7 +182,7 @@ class TestFormatOfOnesOwn:
         monkeypatch.setitem(FORMATS, "int8", replace(INT8, needs_float8=True))
         choice = choose("int8", Needs(SIZE), Room(10**6, 0, has_float8=False))
         assert choice.storage is None
-        assert choice.reason == "this device has no float8 (kv_cache = int8); use auto, gpu or cpu"
+        assert choice.reason == "this device does not support float8 (kv_cache = int8); use auto, gpu or cpu"
 
 
 def _options() -> list[str]:

@@ -288,7 +288,7 @@ class TestControl:
 
     def test_sd3_takes_no_input_list(self):
         sd3 = adapter_for(FAMILIES["sd3"].build().model.diffusion_model)
-        with pytest.raises(RegionalAbort, match=r"residuals for \['input'\]"):
+        with pytest.raises(RegionalAbort, match=r"of an unknown kind: \['input'\]"):
             sd3.gather_control(self._control(), {}, self.ACTIVE, N)
 
     def test_no_control_and_empty_lists(self):

@@ -287,7 +287,7 @@ class TestSampling:
         inputs = {**sampler_inputs, "denoise": 0.0, "latent_image": latent}
         result = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **_settings())
         assert torch.equal(result[0]["samples"], latent["samples"])
-        assert "no step to do" in result[1].summary()
+        assert "no step to run" in result[1].summary()
         assert _execute(nodes["RASMaskPreview"], trace=result[1])[1].shape == (1, 720, 1080, 3)
 
     def test_a_later_clone_reads_the_same_trace(self, nodes, sd3):

@@ -169,14 +169,14 @@ class TestWhatTheySay:
         server.send_sync = broken
         with caplog.at_level(logging.WARNING):
             assert run().n_steps == STEPS
-        assert sum("no live view" in record.message for record in caplog.records) == 1
+        assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
 
     def test_a_server_of_another_kind_does_not_cost_the_picture(self, server, caplog):
         del server.last_node_id
         live._watchers.add("anna")
         with caplog.at_level(logging.WARNING):
             assert run().n_steps == STEPS
-        assert sum("no live view" in record.message for record in caplog.records) == 1
+        assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
 
 
 class TestHowOften:
@@ -188,8 +188,8 @@ class TestHowOften:
             view.step(LiveStep(index, 10, "regional", 0.5, lambda index=index: read.append(index)))
             now[0] += 0.1
         assert [m["step"] for m in sent] == [0, 3, 6, 9]
-        assert [[step for step, *_ in m["untold"]] for m in sent] == [[], [1, 2], [4, 5], [7, 8]]
-        assert sent[1]["untold"][0] == [1, "regional", 0.5]
+        assert [[step for step, *_ in m["unsent"]] for m in sent] == [[], [1, 2], [4, 5], [7, 8]]
+        assert sent[1]["unsent"][0] == [1, "regional", 0.5]
         assert read == [0, 3, 6, 9]  # the device is only waited for when a message is sent
 
     def test_the_end_is_never_held_back(self):
