@@ -1,9 +1,9 @@
 """Quality against cost: `cli` reads the command line.
 
 `cells`, `presets`, `costs`, `front`, `figures` are pure; `sources`, `sampling`, `solvers`, `references`,
-`engine`, `features`, `weighted_figures`, `real` make and measure images; `table`, `sweep`, `cluster` run many cells;
-`report`, `plots`, `grids`, `conclude` tell the result; `prompts` and `options` are what they all get.
+`engine`, `features`, `weighted_figures`, `real` make and measure images; `table`, `sweep`, `cluster` run many
+cells; `report`, `plots`, `grids`, `conclude` tell the result; `prompts` and `options` are what they all get.
 
-A new baseline is a method in `cells`, the node that applies it in `sampling.prepare_model`, and its settings in
-`presets`. `weighted_figures` has the figures that need weights of their own: LPIPS, CLIP score, FID.
+A new baseline is a method in `cells`, the node that applies it in `sampling.prepare_model`, and its settings
+in `presets`. `weighted_figures` has the figures that need weights of their own: LPIPS, CLIP score, FID.
 """
