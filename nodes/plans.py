@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..ras_core.host.calibration import SEEDS, calibrate
+from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, planned_levels, plans_for
 from ..ras_core.render.fronts import front_image
 from .settings import CATEGORY
@@ -112,6 +113,11 @@ class RASScheduler(io.ComfyNode):
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For a custom sampling node.")],
         )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return last_change()
 
     @classmethod
     def execute(cls, model, speed, steps, denoise, sampler, plan=None, latent_image=None) -> io.NodeOutput:

@@ -32,6 +32,7 @@ from ..method.plan_set import PlanSet
 from ..method.sigma_grid import even_density, front_loaded_density, step_density
 from ..models import network_of
 from ..models.cost import CostProfile
+from .fingerprint import fingerprint
 from .measured_runs import Task, block_costs, block_evaluations, closeness
 from .plan_files import save_plans
 from .planned_model import ran_as_planned, with_plan, without_ras
@@ -74,6 +75,7 @@ def calibrate(
             "the latent of an image, (batch, channels, height, width).",
             "connect an empty latent of the size that you draw at.",
         )
+    fingerprint(model)  # before minutes of work: the result is kept under it
     task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
     plans = Calibration(task).run()
     path = save_plans(plans, model, latent.shape[-2:])

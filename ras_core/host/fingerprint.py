@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..graphs.tensors import parts_of
 from .measured_runs import simple_levels
 
 NETWORK = "diffusion_model."
@@ -25,18 +26,27 @@ NUMBERS = 64
 
 def fingerprint(model: ModelPatcher) -> str:
     """16 hexadecimal digits, the same for the same model in every session."""
-    weights = model.get_key_patches(NETWORK)  # ComfyUI gives weights as they are without patches
+    weights = _unpatched_weights(model)
     digest = hashlib.sha256()
     sampled = set(sorted(weights)[:: max(len(weights) // TENSORS, 1)])
     for name in sorted(weights):
-        (weight, *_), *patches = weights[name]
+        weight = weights[name]
         _add(digest, (name, tuple(weight.shape)))
         if name in sampled:
-            _add(digest, weight)
-        for patch in patches:
+            _add(digest, list(parts_of(weight)))
+        for patch in model.patches.get(name, ()):
             _add(digest, patch)
     _add(digest, [f"{level:.6g}" for level in simple_levels(model, 8)])
     return digest.hexdigest()[:16]
+
+
+def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
+    """The network's weights by ComfyUI's keys, without patches. Not from the state dict: it names parts of
+    quantised weights that are not attributes of their layer.
+    """
+    network = model.get_model_object("diffusion_model")
+    own = {f"{NETWORK}{name}": weight for name, weight in network.named_parameters()}
+    return {name: model.backup[name].weight if name in model.backup else each for name, each in own.items()}
 
 
 def _add(digest: Any, value: Any) -> None:

@@ -54,6 +54,12 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
     return None
 
 
+def last_change() -> tuple[str, int] | None:
+    """Name and time of the plans that were saved last, for any model; None if there are none."""
+    stamps = [(path.stat().st_mtime_ns, path.name) for path in plans_folder().glob("*.json")]
+    return max(stamps)[::-1] if stamps else None
+
+
 def _name(own: str, size: Sequence[int]) -> str:
     return f"{own}-{'x'.join(map(str, size))}.json"
 

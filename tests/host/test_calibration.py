@@ -5,6 +5,7 @@ import json
 import os
 
 import comfy.model_management
+import comfy.ops
 import comfy.samplers
 import comfy.utils
 import folder_paths
@@ -238,6 +239,12 @@ class TestFingerprint:
         assert fingerprint(model) == before
         model.detach()
 
+    def test_a_checkpoint_with_quantised_weights(self, sd3, monkeypatch):
+        """Its state dict names scales that are no attributes of the layer."""
+        monkeypatch.setattr("ras_pack.ras_core.host.fingerprint.TENSORS", 10**6)  # all, and so this layer too
+        found = {fingerprint(quantised(sd3.build(), scale)) for scale in (1.0, 1.0, 0.5)}
+        assert len(found) == 2 and fingerprint(sd3.build()) not in found
+
     def test_the_schedule_counts(self, sd3):
         model = sd3.build()
         assert fingerprint(shifted(model, 6.0)) != fingerprint(model)
@@ -346,3 +353,22 @@ class TestNodes:
 
     def test_plans_that_nobody_measured_draw_an_empty_image(self, sd3):
         assert front_image(plans_for(sd3.build())).shape == (1, 640, 960, 3)
+
+
+def quantised(model, scale: float):
+    """The model with one layer of ComfyUI's mixed-precision kind, loaded from a scaled fp8 file."""
+    layer = model.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1
+    operations = comfy.ops.mixed_precision_ops({}, torch.float32)
+    form = json.dumps({"format": "float8_e4m3fn"}).encode()
+    with torch.inference_mode(False), torch.no_grad():
+        quant = operations.Linear(layer.in_features, layer.out_features, device="cpu", dtype=torch.float32)
+        quant.load_state_dict(
+            {
+                "weight": layer.weight.detach().to(torch.float8_e4m3fn),
+                "weight_scale": torch.tensor(scale),
+                "bias": layer.bias.detach(),
+                "comfy_quant": torch.tensor(list(form), dtype=torch.uint8),
+            }
+        )
+    model.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1 = quant
+    return model
