@@ -84,8 +84,13 @@ class WeightRange:
                 self.unpin()
 
     def serials_of(self, address: int, nbytes: int) -> bytes | None:
-        """Serials of the pages of one layer's weights; None if they are not mapped and memory is short."""
-        serials = self._pages.fault(address, nbytes)
+        """Serials of the pages of one layer's weights; None if they are not mapped and memory is short, or if
+        the driver refuses.
+        """
+        try:
+            serials = self._pages.fault(address, nbytes)
+        except RuntimeError:
+            return None
         if serials is None:
             return None
         self._pages.unpin(address, nbytes)

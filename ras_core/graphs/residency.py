@@ -106,7 +106,7 @@ class Residency:
     def resident(self) -> int:
         """How many layers have resident weights now. Maps no page, unless comfy-aimdo is too old to tell."""
         is_mapped = self.range.mapped()
-        mapped = [layer for layer in self.layers if is_mapped(*layer._v[1:])]
+        mapped = [layer for layer in self.layers if hasattr(layer, "_v") and is_mapped(*layer._v[1:])]
         if self.is_proved and len(mapped) == len(self.layers):
             with self.range.pinned() as serials:
                 if serials == self._serials:

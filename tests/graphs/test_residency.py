@@ -77,6 +77,22 @@ def test_counting_resident_layers_maps_no_pages(pages, layers, is_proved):
     assert weights.resident == 1 and pages.serials[1] == 0 and not pinned(pages)
 
 
+def test_a_driver_that_refuses_costs_the_count_and_not_the_image(pages, layers, monkeypatch):
+    weights = used(layers)
+
+    def refuse(*_):
+        raise RuntimeError("Fault failed: 2")
+
+    monkeypatch.setattr(pages, "fault", refuse)
+    assert not weights.prove() and weights.resident == 0
+
+
+def test_a_layer_that_comfyui_loaded_for_good_is_not_counted(pages, layers):
+    weights = used(layers)
+    del layers[0]._v
+    assert weights.resident == 2 and not pinned(pages)
+
+
 def test_an_older_comfy_aimdo_counts_resident_layers_too(pages, layers, monkeypatch):
     monkeypatch.delattr(FakePages, "get_residency")
     weights = used(layers)
