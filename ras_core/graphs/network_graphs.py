@@ -176,9 +176,10 @@ class NetworkGraphs:
         self.obstacle = self.obstacle or NO_MEMORY
 
     def _log_once(self, message: str, reason: str) -> None:
-        if reason not in self._logged:
-            logger.info(message, reason)
-        self._logged.add(reason)
+        line = message % reason
+        if line not in self._logged:
+            logger.info(line)
+        self._logged.add(line)
 
     def _weights_are_resident(self) -> bool:
         """Whether all evictable weights are resident, as far as the last check tells."""

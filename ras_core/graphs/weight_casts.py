@@ -35,12 +35,14 @@ DEVICE_TYPE = "cuda"
 FLOAT8 = getattr(torch, "float8_e4m3fn", None)
 
 
-def quick_casts(network: nn.Module) -> AbstractContextManager[Any]:
-    """For a call of the network that is being captured in the body; does nothing if no weight is float8."""
-    weights = (*network.parameters(), *network.buffers())
-    if FLOAT8 is None or not any(each.dtype == FLOAT8 for each in weights):
+def quick_casts(network: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
+    """For a call of the network on `device` that is being captured in the body. Does nothing if no weight is
+    float8, or the device has no kernel.
+    """
+    if FLOAT8 is None or device.type != DEVICE_TYPE or not any(map(_is_float8, network.parameters())):
         return nullcontext()
-    return QuickCasts()
+    # Compiled and checked here, in the run before the capture, and not at the first cast.
+    return nullcontext() if _kernel_on(device) is None else QuickCasts()
 
 
 class QuickCasts(TorchDispatchMode):
@@ -54,6 +56,11 @@ class QuickCasts(TorchDispatchMode):
             if kernel is not None:
                 return cast_by(kernel, args[0], dtype)
         return func(*args, **kwargs)
+
+
+def _is_float8(weight: Tensor) -> bool:
+    """Whether the network holds a weight as float8; under dynamic VRAM the file may have another dtype."""
+    return FLOAT8 in (weight.dtype, getattr(weight, "_model_dtype", None))
 
 
 def cast_by(kernel: ModuleType, codes: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,8 +26,9 @@ def sample_multirate(
     x: Tensor,
     sigmas: Tensor,
     extra_args: dict[str, Any] | None = None,
-    order: int = 2,
-    **progress: Any,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    **options: Any,
 ) -> Tensor:
     """The multirate integrator as a sampler function of k-diffusion.
 
@@ -36,11 +37,11 @@ def sample_multirate(
         x: (b, c, H, W) at the first sigma.
         sigmas: decreasing, ending in 0 or above.
         extra_args: passed to the model; its transformer options hold the run's state.
-        order: 1 or 2.
-        progress: `callback`, called once per step with i, x, sigma, sigma_hat and denoised; `disable`, for no
-            progress bar.
+        callback: called once per step with i, x, sigma, sigma_hat and denoised.
+        disable: for no progress bar.
+        options: of the sampler: `order`, 1 or 2 (the default).
     """
-    extra_args, callback = extra_args or {}, progress.get("callback")
+    extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
 
     def denoise(i: int, x: Tensor) -> Tensor:
@@ -51,8 +52,8 @@ def sample_multirate(
 
     run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
     levels = sigmas.tolist()
-    steps = trange(len(levels) - 1, disable=progress.get("disable"))
-    return integrate(denoise, x, levels, run, order, steps)
+    steps = trange(len(levels) - 1, disable=disable)
+    return integrate(denoise, x, levels, run, options.get("order", 2), steps)
 
 
 ORDERS = {"dpmpp_2m": 2, "euler": 1}

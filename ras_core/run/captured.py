@@ -89,7 +89,7 @@ class CapturedCalls:
         def function(inputs: dict[str, Any], active_idx: Tensor, slots: Slots) -> Tensor:
             context = CallContext(inputs, inputs["t"], grouped=self._tools.grouped)
             hooks = NetworkCall(self._tools.adapter, call.network, self._n_tokens, slots, active_idx, context)
-            with quick_casts(call.network), hooks.attached():
+            with quick_casts(call.network, active_idx.device), hooks.attached():
                 output = call.forward.on(inputs)(hooks.attend)
             if not hooks.gathered:
                 raise RegionalAbort("the main blocks never ran on the active tokens")

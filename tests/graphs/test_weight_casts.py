@@ -74,7 +74,7 @@ def test_a_layer_of_comfyui_casts_with_it(casts):
     rows = torch.randn(4, 32, device=DEVICE)
     with torch.inference_mode():
         expected = layer(rows)
-        with quick_casts(layer):
+        with quick_casts(layer, DEVICE):
             assert torch.equal(layer(rows), expected)
     assert sorted(casts) == [(16,), (16, 32)]
 
@@ -91,4 +91,4 @@ def test_other_casts_are_left_alone(casts):
 def test_networks_without_float8_weights_are_not_watched():
     import contextlib
 
-    assert isinstance(quick_casts(nn.Linear(2, 2)), contextlib.nullcontext)
+    assert isinstance(quick_casts(nn.Linear(2, 2), DEVICE), contextlib.nullcontext)
