@@ -61,7 +61,7 @@ def current(release: Release = RELEASE) -> DevEnvironment:
 
 
 def is_ours(tree: Path) -> bool:
-    """Whether this ComfyUI tree is one that is built here."""
+    """Whether this ComfyUI tree was built by this tool."""
     return tree in [release.tree for release in RELEASES]
 
 

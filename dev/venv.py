@@ -138,7 +138,7 @@ def pip() -> list[str]:
 
 
 def pip_install() -> list[str]:
-    """The beginning of a command that installs into `.host/venv`."""
+    """Command prefix for installing packages into `.host/venv`."""
     return [*pip(), "install", "--progress-bar", "off", "--no-compile", "--disable-pip-version-check"]
 
 

@@ -1,4 +1,4 @@
-"""Folders, and how a program of bench starts another one."""
+"""Folder paths, and the command by which one bench program starts another."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one step: seconds of one core, and what they were spent on."""
+    """Cost of one step: CPU time on one core, and what it was spent on."""
 
     seconds: float
     counts: Counts

@@ -1,4 +1,4 @@
-"""Cost of a cell in FLOPs, as a reduction against a dense run of the default steps."""
+"""Reduction of FLOPs by a cell, relative to a dense run with the default number of steps."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Time and memory of whole runs: `cli` sends jobs (`job`) to processes of `worker`.
+"""Time and memory of whole runs: `cli` sends jobs (`job`) to `worker` processes.
 
-`cases` and `job` are pure; `run`, `measured`, `clocked` run and time a case; `table` and `plots` tell the
-result.
+`cases` and `job` are pure; `run`, `measured`, `clocked` run and time a case; `table` and `plots`
+report the results.
 """

@@ -74,7 +74,7 @@ class Measured:
         return self.clock.laps(), seconds
 
     def warm(self, device: torch.device) -> None:
-        """The first run: kernels are chosen in it, and memory is measured."""
+        """The first run, in which libraries choose kernels, and memory use is measured."""
         self.forget()  # memory is this variant's own
         peak = Peak(device)
         with logged() as lines:

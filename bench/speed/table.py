@@ -21,7 +21,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def profile_table(results: dict[str, Any]) -> str:
-    """One line a profiled variant, then what waits for the device in it."""
+    """One line per profiled variant, followed by the lines of code in it that wait for the device."""
     head = (
         "case",
         "variant",

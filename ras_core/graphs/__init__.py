@@ -7,8 +7,8 @@ run borrows); `sightings` (when a call is due for capture); `overlap` (replays o
 `network_graphs` (one network in one run) and `session` (one run); `weight_casts` with `cast_kernel` (float8
 weights in captured calls).
 
-1. At a network's first call of a run `network_identity.inspect` describes it. Graphs that were captured on a
-   different one are dropped.
+1. On the first call of a network in a run, `network_identity.inspect` describes the network. Graphs that
+   were captured on a different one are dropped.
 2. A dense call gets K/V buffers of an earlier run, if their graphs fit (`leases`).
 3. A regional call is captured when its form occurs for the second time; under dynamic VRAM inside
    `Residency.captured`.

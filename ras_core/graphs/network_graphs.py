@@ -150,8 +150,8 @@ class NetworkGraphs:
         self._overlap.settle()
 
     def has_advanced(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether a call that was launched early, and then not requested in that form, has advanced K/V rows
-        of these branches.
+        """Whether K/V rows of these branches were advanced by a call that was launched early but then not
+        requested in that form.
         """
         lent = self._leases.of_any(branches)
         return any(self._overlap.has_advanced(buffers.calls.values()) for buffers in lent)

@@ -16,8 +16,8 @@ serials of the pages that its weights were copied to.
 Eager calls use the same proof and pin (`preset`).
 
 Pins last for one launch or one call only. That is enough, because eviction waits for the device before it
-unmaps a page. They must not last longer: an allocation that meets pinned pages while memory is short makes
-ComfyUI evict from this range next (its watermark drops).
+unmaps a page. Do not hold them any longer: when memory is short and an allocation runs into pinned pages,
+ComfyUI lowers this range's watermark and evicts from it next.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class CachePlan:
     wanted: str
 
     def attach(self) -> None:
-        """Decide as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
+        """Choose the K/V format as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
         if not self.run.is_regional:
             return
         if self.wanted != AUTO:  # needed if a guider loads models without PREPARE_SAMPLING

@@ -18,7 +18,7 @@ def has_ras(model: ModelPatcher) -> bool:
 
 
 def without_ras(model: ModelPatcher) -> ModelPatcher:
-    """A clone that samples as without any RAS node."""
+    """A clone that samples as if there were no RAS node."""
     plain = model.clone()
     plain.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     return plain

@@ -65,14 +65,14 @@ def update(
 
 
 def update_times(slots: Slots, sigma: Tensor, n_tokens: int) -> None:
-    """Note that a dense call at sigma, (bb,), evaluates all tokens."""
+    """Record that a dense call at `sigma`, (bb,), evaluates all tokens."""
     if TIMES not in slots:
         slots[TIMES] = Times.start(sigma, n_tokens)
     slots[TIMES].update_all(sigma)
 
 
 def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Note that a regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
+    """Record that a regional call at `sigma`, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
 
     Returns:
         As `Times.update_active`; None if the format does not extrapolate.

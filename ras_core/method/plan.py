@@ -95,7 +95,7 @@ class Plan:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all steps are dense, so that RAS has no part in it."""
+        """Whether all steps are dense, so that RAS has nothing to do."""
         return len(self.dense_steps) == self.steps
 
     @property

@@ -13,9 +13,10 @@ from .cost import CacheProfile, CostProfile, linear_weights
 class NextDiTAdapter(ModelAdapter):
     """Caption and image rows form one sequence, [caption | image | padding].
 
-    Two refiner blocks for the image and two for the caption precede the main layers. Those for the image are
-    a fourteenth of the work and run on active tokens like the layers (this costs 0.1 dB); those for the
-    caption are small and unchanged. Every layer receives rotary positions, which are gathered once per table.
+    Two refiner blocks for the image and two for the caption precede the main layers. The image ones are a
+    fourteenth of the work and, like the main layers, run on active tokens only, at a cost of 0.1 dB. The
+    caption ones are small and unchanged. Every layer receives rotary positions, which are gathered once per
+    table.
     Z-Image pads the image rows to a multiple; padding rows are processed at every step, like text.
     """
 

@@ -85,8 +85,8 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """Preset evictable weights for an eager regional call. Not for a dense one: it needs more working
-        memory, and ComfyUI may have to evict weights for it.
+        """Hand layers their resident weights for an eager regional call. Not for a dense one: it needs more
+        working memory, and ComfyUI may have to evict weights for it.
         """
         weights = self._tools.weights
         return nullcontext() if weights is None else weights.preset(network, device)
