@@ -3,8 +3,10 @@
 `settings` has the inputs that the sampling nodes share. A new setting is a field of `RASConfig` and an input
 of the same name there, with its texts in locales/ and web/docs/.
 
-The live view: `live` sends messages to web/live_view.js (transport, setting); live_panel.js, mask_overlay.js
-and timeline.js draw them.
+A setting of the paper's method is a field of `PaperSettings` and an input in `paper_settings`.
+
+The live view: new data starts in ras_core/run/live.py (`LiveStep`). `live` sends it to web/live_view.js
+(transport, setting); live_panel.js, mask_overlay.js and timeline.js draw it.
 """
 
 from __future__ import annotations

@@ -5,5 +5,6 @@
 cells; `report`, `plots`, `grids`, `conclude` tell the result; `prompts` and `options` are what they all get.
 
 A new baseline is a method in `cells`, the node that applies it in `sampling.prepare_model`, and its settings
-in `presets`. `weighted_figures` has the figures that need weights of their own: LPIPS, CLIP score, FID.
+in `presets`; its mark and name are in `plots`. `weighted_figures` has the figures that need weights of their
+own: LPIPS, CLIP score, FID.
 """

@@ -20,8 +20,10 @@ Plans: `plans` (which a model has), `calibration` (measures them), `measured_run
 
 ComfyUI's doors: OUTER_SAMPLE in `patch`; PREDICT_NOISE, APPLY_MODEL and SAMPLER_SAMPLE in `wrappers`;
 PREPARE_SAMPLING in `cache_plan`. A new one is a method and a line of `RunWrappers.attach`, and a name in
-`requirements` if the pack cannot work without it. Latents that are no images are turned away in
-`outer_sample`.
+`requirements` if the pack cannot work without it; otherwise attach it only if `WrappersMP` has it.
+
+Latents over time are turned away in `outer_sample` (runs) and `calibration`; `method.grid`, `run.live` and
+`render.masks` can hold them already.
 
 Imports: run and all below it.
 """

@@ -14,8 +14,8 @@ Plans: `sigma_grid` (where steps belong), `plan` and `plan_set` (what a speed co
 4. `multirate_step` integrates each token over the time since its own last evaluation.
 
 To change it: a metric of the paper's rule is a name in `config.Metric` and a branch in `metric`; another rule
-is a `Selector`; an order of the integrator is in `integrator`, and the samplers that have it in
-`host/samplers`.
+is a `Selector`. `integrator` has the orders (a third one needs a `History` of three evaluations), and
+`host/samplers` the samplers that have them.
 
 Imports: config, errors. Numbers and tensors in and out; no model, no run, no ComfyUI.
 """
