@@ -92,7 +92,7 @@ def _cast_to(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> torch.dtype |
         changed = {name for name, value in kwargs.items() if value}
         return kwargs.get("dtype") if changed <= {"dtype", "non_blocking"} else None
     # In inference mode `Tensor.to` arrives undivided: to(tensor, dtype, non_blocking, copy, memory_format).
-    is_plain = func is torch.ops.aten.to.dtype and len(args) <= 4 and not kwargs.get("memory_format")
+    is_plain = func is torch.ops.aten.to.dtype and 2 <= len(args) <= 4 and not kwargs.get("memory_format")
     return args[1] if is_plain else None
 
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
 from torch import Tensor
@@ -76,13 +77,23 @@ def corrected(sampler: Any, run: RunState) -> Any:
     name = _name_of(sampler)
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
-    order = CORRECTED_ORDERS.get(name)
-    if order is None or sampler.extra_options:  # options may add noise: euler's s_churn
-        logger.info(
-            "Multirate RAS: this sampler has no multirate form; regions are selected but not corrected."
-        )
+    if obstacle := _correction_obstacle(sampler):
+        logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
         return sampler
-    return multirate_sampler(order, sampler.inpaint_options)
+    return multirate_sampler(CORRECTED_ORDERS[name], sampler.inpaint_options)
+
+
+def _correction_obstacle(sampler: Any) -> str | None:
+    """Why the multirate form cannot replace a sampler, or None."""
+    name = _name_of(sampler)
+    if name not in CORRECTED_ORDERS:
+        return "this sampler has no multirate form"
+    is_plain = type(sampler) is comfy.samplers.KSAMPLER
+    if not is_plain or sampler.sampler_function is not getattr(comfy.k_diffusion.sampling, name, None):
+        return "another pack brings its own form of this sampler"
+    if sampler.extra_options:  # they may add noise: euler's s_churn
+        return "this sampler has options that the multirate form does not know"
+    return None
 
 
 def cache_for(sampler: Any, config: RASConfig) -> str:

@@ -12,7 +12,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host.names import ATTENTION
+from ras_pack.ras_core.host.outer_sample import OuterSample, begin_run
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.samplers import corrected, sample_multirate
 from ras_pack.ras_core.models import adapter_for
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras
@@ -482,3 +484,35 @@ def test_a_sampler_with_options_of_its_own_stays_as_it_is(sd3):
         )
         assert last_trace(patched).regional_steps > 0
     assert torch.equal(latents[False], latents[True])
+
+
+class OwnKSampler(comfy.samplers.KSAMPLER):
+    """A SAMPLER that another pack derives from ComfyUI's."""
+
+
+def sample_euler(model, x, sigmas, **others):
+    """A function of another pack, with the name of ComfyUI's."""
+    return comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, **others)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "reason"),
+    [
+        (OwnKSampler(comfy.k_diffusion.sampling.sample_euler), "another pack"),
+        (comfy.samplers.KSAMPLER(sample_euler), "another pack"),
+        (comfy.samplers.ksampler("euler", {"s_churn": 1.0}), "has options"),
+        (comfy.samplers.ksampler("heun"), "no multirate form"),
+    ],
+    ids=["subclass", "same name", "options", "heun"],
+)
+def test_only_comfyuis_own_samplers_are_replaced(sampler, reason, sd3, caplog):
+    run = begin_run(
+        OuterSample(sd3.noise(), sd3.noise(), sampler, torch.linspace(1, 0, 9)),
+        sd3.build().model.diffusion_model, adapter_for(sd3.build().model.diffusion_model),
+        RASConfig(corrections=True), None,
+    )  # fmt: skip
+    with caplog.at_level("INFO"):
+        assert corrected(sampler, run) is sampler
+    assert caplog.text.count(reason) == 1 and "not corrected" in caplog.text
+    plain = comfy.samplers.ksampler("euler")
+    assert corrected(plain, run).sampler_function is sample_multirate
