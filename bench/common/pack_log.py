@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 PREFIX = "Multirate RAS: "
+PACK = __package__.rsplit(".", 2)[0]
+"""The pack's package, whose loggers are children of its own; this module is two packages below it."""
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def logged() -> Iterator[list[str]]:
             if text.startswith(PREFIX) and text.removeprefix(PREFIX) not in lines:
                 lines.append(text.removeprefix(PREFIX))
 
-    logger = logging.getLogger(__package__.rpartition(".")[0])
+    logger = logging.getLogger(PACK)
     handler, level = Handler(), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

@@ -1,6 +1,7 @@
 """The speed program's files and processes: checkpoints, jobs, how ComfyUI is started, whole tiny runs."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ras_pack.bench.checks import residency
 from ras_pack.bench.common.checkpoints import make_files
 from ras_pack.bench.common.graph_counter import GraphCounter
 from ras_pack.bench.common.hosting import DISABLE_DYNAMIC, knows_dynamic_vram, start_as_main
+from ras_pack.bench.common.pack_log import PREFIX, logged
 from ras_pack.bench.common.shapes import SHAPES
 from ras_pack.bench.common.tensor_file import write_tensors
 from ras_pack.bench.common.timing import Clock, Stages
@@ -188,6 +190,13 @@ class TestCounting:
         each.stage(1)
         assert list(each.stages) == ["before sampling", "sampling", "end of node"]
         assert each.seconds == [] and len(each.enqueue) == 1 and clock.stages is None
+
+
+def test_messages_of_the_pack_are_collected():
+    with logged() as lines:
+        logging.getLogger("ras_pack.ras_core.host.patch").info(f"{PREFIX}all steps dense.")
+        logging.getLogger("ras_pack.ras_core.host.patch").info("somebody else's message")
+    assert lines == ["all steps dense."]
 
 
 def test_plots_take_the_host_as_it_starts(tmp_path):
