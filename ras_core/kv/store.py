@@ -53,7 +53,7 @@ class KVStore:
         return FORMATS[self.storage].advances
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """As `keep`, for one call, with one block of device memory for all its rows."""
+        """As `keep`, but bound to one block of device memory for all rows of a call."""
         if self.keep is None or FORMATS[self.storage].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
@@ -71,8 +71,8 @@ class KVStore:
             self._groups.pop(branch, None)
 
     def begin_fill(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots for a dense call's K/V. Rows of the same grouping are overwritten. Rows of another
-        grouping are regrouped if the format tracks how they change, and dropped otherwise.
+        """Slots for a dense call's K/V. If the branches are still grouped as before, their rows are
+        overwritten. If not, they are regrouped if the format tracks how they change, and dropped otherwise.
         """
         if self.forecasts and all(branch in self for branch in branches):
             return self.slots_for(branches)
