@@ -32,8 +32,8 @@ def select_active(
         drop_count: (b, n) int, how often each token has been cached so far.
         active_count: tokens to keep, 1 to n.
         settings: which end of the ranking is cached, and starvation.
-        preferences: favoured tokens move away from either end, unneeded tokens are cached first. Ignored by
-            the reference formula, which only serves to prove conformity.
+        preferences: favoured tokens move away from both ends of the ranking. Ignored by the reference
+            formula, which only serves to prove conformity with the reference code.
 
     Returns:
         (b, active_count) int64.
@@ -60,9 +60,8 @@ def _cached_corrected(
     # In log space the product with exp(k D) can neither overflow nor underflow.
     score = metric.clamp_min(torch.finfo(torch.float32).tiny).log()
     relief = settings.starvation_scale * drop_count + torch.as_tensor(preferences.weight).log()
-    high_score = preferences.replace_unneeded(score - relief, torch.inf)
-    high = high_score.argsort(dim=1, descending=True, stable=True)[:, :n_high]
-    low_score = preferences.replace_unneeded(score + relief, -torch.inf).scatter(1, high, torch.inf)
+    high = (score - relief).argsort(dim=1, descending=True, stable=True)[:, :n_high]
+    low_score = (score + relief).scatter(1, high, torch.inf)
     low = low_score.argsort(dim=1, stable=True)[:, : n_cached - n_high]
     return torch.cat([high, low], dim=1)
 

@@ -40,9 +40,8 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """Tokens for the step at `sigma`: (b, n_active) int64, sorted; None if nothing was observed yet.
-
-        n_active is `active_count`, or less if an inpaint mask leaves fewer tokens to compute.
+        """Active tokens of the step at `sigma`: (b, active_count) int64, sorted; None if nothing was observed
+        yet.
         """
 
 
@@ -65,8 +64,7 @@ class PaperSelector(Selector):
             return None
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
-        count = self._preferences.limit(active_count)
-        active = select_active(self.score, self._drop_count, count, self._settings, self._preferences)
+        active = select_active(self.score, self._drop_count, active_count, self._settings, self._preferences)
         self._drop_count = count_drops(self._drop_count, active)
         return active
 
@@ -114,10 +112,8 @@ class ChangeSelector(Selector):
             return None
         self.score = self._need(sigma)
         score = self.score if self._preferences.priority is None else self.score * self._preferences.weight
-        ranked = self._preferences.replace_unneeded(score, -1.0)
-        order = ranked.argsort(dim=1, descending=True, stable=True)
-        chosen = order[:, : self._preferences.limit(active_count)]
-        return chosen.sort(dim=1).values
+        order = score.argsort(dim=1, descending=True, stable=True)
+        return order[:, :active_count].sort(dim=1).values
 
     def _need(self, sigma: float) -> Tensor:
         """Score at `sigma`: (b, n).
