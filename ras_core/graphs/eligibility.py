@@ -30,21 +30,11 @@ KEEP_FREE = 0.25
 KEEP_FREE_DYNAMIC = 0.5
 """The same under dynamic VRAM: ComfyUI then evicts weights for other models, and unloads nothing for them."""
 
-MULTIGPU = "multigpu_clones"
-"""ComfyUI's option for copies of the model on other devices, each called in its own thread."""
-
-BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
-"""ComfyUI's options that let other code, or several threads, make the calls of an evaluation."""
 
 RESIDUAL = "control."
 """Prefix of a ControlNet's residuals among the inputs of a call."""
 
 Signature = tuple[Hashable, ...]
-NOT_READ = {
-    *("uuids", "sigmas", "sample_sigmas"),  # of the call, which networks get as inputs too
-    *("wrappers", "callbacks", "patches", "patches_replace"),  # `call_obstacle` looks at these
-}
-"""Transformer options that do not change what a captured call computes."""
 
 Form = tuple[Hashable, ...]
 """What tells graphs on the same K/V buffers apart: active tokens per image, options, names of residuals."""
@@ -77,34 +67,21 @@ class GraphReport:
         return ", ".join(filter(None, [self.reason, evicted]))
 
 
-def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_override: object) -> str | None:
+def call_obstacle(is_wrapped: bool, other_attention: object, is_patched: bool) -> str | None:
     """Why a call cannot be captured: code that must run at each step would run only once.
 
     Args:
-        options: the call's transformer options.
-        other_wrappers: whether others wrap the call.
-        inner_override: another node's attention function, or None.
+        is_wrapped: whether another node wraps the model's calls.
+        other_attention: another node's attention function, or None.
+        is_patched: whether another node patches the network.
     """
-    if other_wrappers:
+    if is_wrapped:
         return "another node wraps the model's calls"
-    if inner_override is not None:
+    if other_attention is not None:
         return "another node replaces the attention function"
-    if any(options.get(name) for name in ("patches", "patches_replace")):
+    if is_patched:
         return "another node patches the network"
     return None
-
-
-def calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
-    """Whether the calls of an evaluation run on the same weights, with no other pack's code between them.
-
-    Args:
-        model_options: ComfyUI's; functions in them that run between calls may do anything.
-        guider: ComfyUI's, during a run; hooks may patch the weights for single conditionings.
-    """
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]
-    patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
-    return not any(between) and getattr(patcher, "hook_patches", None) == {}
 
 
 def storage_obstacle(storage: str | None) -> str | None:
@@ -125,18 +102,18 @@ def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()
     return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
 
 
-def frozen_options(options: Mapping[str, Any], own: Collection[str] = ()) -> Hashable:
-    """The transformer options that a network may read, in a form that can be compared: a graph repeats what
-    the network read during the capture.
+def frozen_options(options: Mapping[str, Any], left_out: Collection[str] = ()) -> Hashable:
+    """The options that a network may read, in a form that can be compared: a replayed graph computes with the
+    options of its capture, so those of the call must be equal.
 
     Args:
         options: the call's transformer options.
-        own: names that this pack sets.
+        left_out: names of options that do not change what a captured call computes.
 
     Raises:
         TypeError: with the name of an option that cannot be compared.
     """
-    read = sorted(name for name in options if name not in NOT_READ and name not in own)
+    read = sorted(name for name in options if name not in left_out)
     return tuple((name, _frozen(name, options[name])) for name in read)
 
 

@@ -15,9 +15,10 @@ from ..run.torch_compile import CAN_SWITCH
 from .names import (
     ATTENTION,
     COMPILES,
+    NOT_READ,
+    PATCHED,
     PATCHES_REPLACE,
     REPLACED_BLOCKS,
-    RUN,
     UUIDS,
     WRAPPERS,
 )
@@ -99,10 +100,11 @@ class ModelCall:
         return bool(self.options.get(WRAPPERS, {}).get("diffusion_model"))
 
     def graph_obstacle(self) -> str | None:
-        return call_obstacle(self.options, self._is_wrapped, self.other_attention)
+        is_patched = any(self.options.get(name) for name in PATCHED)
+        return call_obstacle(self._is_wrapped, self.other_attention, is_patched)
 
     def frozen_options(self) -> Hashable:
-        return frozen_options(self.options, own=(ATTENTION, RUN))
+        return frozen_options(self.options, NOT_READ)
 
     @property
     def _residuals(self) -> dict[str, Tensor | None]:

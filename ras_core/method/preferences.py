@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .grid import TokenGrid
 
-
 PRIORITY_WEIGHT = 3.0
 """Extra weight of full priority: such a token counts as if its estimate changed four times as fast."""
 

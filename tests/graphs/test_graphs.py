@@ -353,10 +353,10 @@ def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, storage, monke
 
 
 def test_obstacles_to_capture():
-    assert call_obstacle({}, False, None) is None
-    assert "wraps" in call_obstacle({}, True, None)
-    assert "attention" in call_obstacle({}, False, print)
-    assert "patches" in call_obstacle({"patches": {"a": 1}}, False, None)
+    assert call_obstacle(False, None, False) is None
+    assert "wraps" in call_obstacle(True, None, False)
+    assert "attention" in call_obstacle(False, print, False)
+    assert "patches" in call_obstacle(False, None, True)
     layer = torch.nn.Linear(2, 2)
     cpu = torch.device("cpu")
     assert inspect(layer, cpu).obstacle is None
