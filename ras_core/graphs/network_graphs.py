@@ -83,7 +83,7 @@ class NetworkGraphs:
         """Before the run's first call of the network: drop graphs that do not fit its present state."""
         self.network = network
         self._store.start_on(network)
-        if obstacle := network.obstacle or self._store.trouble:
+        if obstacle := network.obstacle or self._store.capture_failure:
             self.refuse(obstacle)
 
     def refuse(self, reason: str) -> None:
@@ -245,4 +245,4 @@ class NetworkGraphs:
         self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
-        self._store.trouble = self.obstacle  # until the weights move: each attempt costs time
+        self._store.capture_failure = self.obstacle  # until the weights move: each attempt costs time

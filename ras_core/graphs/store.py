@@ -63,7 +63,7 @@ class GraphStore:
 
     Attributes:
         buffers: all K/V buffers with their captured calls.
-        trouble: why captures failed for this network; None if none did.
+        capture_failure: why captures failed for this network; None if none did.
         runs: how many runs have used the store.
     """
 
@@ -73,7 +73,7 @@ class GraphStore:
         self._max_tapes = MAX_TAPES
         self._network: Network | None = None
         self.buffers: list[Buffers] = []
-        self.trouble: str | None = None
+        self.capture_failure: str | None = None
         self.runs = 0
 
     def __deepcopy__(self, memo: dict) -> GraphStore:
@@ -132,7 +132,7 @@ class GraphStore:
     def clear(self) -> None:
         """Free everything."""
         self.buffers, self._tapes, self._max_tapes = [], [], MAX_TAPES
-        self._network = self.trouble = None
+        self._network = self.capture_failure = None
 
     def _tape(self, busy: Collection[Tape] = ()) -> Tape:
         """A tape that is not busy, unless all are."""

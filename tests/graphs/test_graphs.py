@@ -442,7 +442,7 @@ def test_tensors_of_a_failed_call_are_freed_when_its_error_is_caught(family):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NetworkCall, "attend", failing)
         _, trace = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
-    assert left == [] and "planted" in store.trouble and trace.regional_steps == 7 and not trace.notes
+    assert left == [] and "planted" in store.capture_failure and trace.regional_steps == 7 and not trace.notes
 
 
 def _tensors():

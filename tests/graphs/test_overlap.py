@@ -147,7 +147,7 @@ def test_one_tape_must_do_if_memory_is_short(sd3, monkeypatch):
     for replayed in (2 * 5, 2 * 5 + 2 * 7):
         latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert distance(latent, plain) < 2e-5 and not trace.notes
-        assert store.count == 2 and store.trouble is None
+        assert store.count == 2 and store.capture_failure is None
         assert made[0].replayed == replayed and made[0].launched == 0
 
 
