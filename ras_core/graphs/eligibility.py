@@ -84,11 +84,15 @@ def call_obstacle(is_wrapped: bool, other_attention: object, is_patched: bool) -
     return None
 
 
-def storage_obstacle(storage: str | None) -> str | None:
-    """Why a run with this K/V format captures nothing: graphs read K/V at the addresses of the capture."""
-    if storage is not None and FORMATS[storage].keeps_addresses:
+def format_obstacle(format_name: str | None) -> str | None:
+    """Why no call can be captured with this K/V format (None: no cache), or None. Graphs read K/V at the
+    addresses of the capture, so the format must keep them.
+    """
+    if format_name is None:
+        return "the run has no K/V cache"
+    if FORMATS[format_name].keeps_addresses:
         return None
-    return f"its K/V cache is kept in another way ({storage or 'not at all'})"
+    return f"the K/V format {format_name} does not support them"
 
 
 def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()) -> Form:

@@ -17,13 +17,13 @@ class Leases:
         self._store = store
         self._held: dict[tuple[Branch, ...], Buffers] = {}
 
-    def lend(self, branches: tuple[Branch, ...], signature: Signature, storage: str) -> Buffers | None:
+    def lend(self, branches: tuple[Branch, ...], signature: Signature, format_name: str) -> Buffers | None:
         """Lend buffers to a dense call of these branches; None if no free ones fit."""
         for held in [held for held in self._held if set(held) <= set(branches)]:
             self._held.pop(held).is_lent = False  # of an earlier dense call of these branches
         taken = {address for each in self._store.buffers if each.is_lent for address in each.addresses}
         for each in self._store.buffers:
-            if each.signature == signature and each.storage == storage and not each.addresses & taken:
+            if each.signature == signature and each.format_name == format_name and not each.addresses & taken:
                 each.is_lent = True
                 self._held[branches] = each
                 return each

@@ -92,12 +92,12 @@ class NetworkGraphs:
             self.obstacle = reason
             self._log_once("Multirate RAS: no CUDA graphs in this run: %s.", reason)
 
-    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], storage: str = "gpu") -> Slots:
-        """K/V slots of an earlier run with the same storage, for a dense call to fill, so that the run's
-        graphs can be replayed; empty if there are none.
+    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], format_name: str = "gpu") -> Slots:
+        """K/V slots of an earlier run with the same K/V format. If a dense call fills them, that run's graphs
+        can be replayed. Empty if there are none.
         """
         wanted = None if self.obstacle else signature(inputs)
-        buffers = None if wanted is None else self._leases.lend(branches, wanted, storage)
+        buffers = None if wanted is None else self._leases.lend(branches, wanted, format_name)
         if buffers is None:
             return {}
         self._overlap.forget(buffers.calls.values())
@@ -165,9 +165,9 @@ class NetworkGraphs:
         self._overlap.forget()
         self._leases.release()
 
-    def keep_only(self, storage: str) -> None:
-        """Memory is short: free buffers whose storage differs from this run's."""
-        self._store.buffers = [each for each in self._store.buffers if each.storage == storage]
+    def keep_only(self, format_name: str) -> None:
+        """Free K/V buffers of other formats than this run's, because memory is short."""
+        self._store.buffers = [each for each in self._store.buffers if each.format_name == format_name]
 
     def drop(self) -> None:
         """Memory is short: free everything."""
@@ -214,7 +214,7 @@ class NetworkGraphs:
         """Capture a call. Returns its output, or None if it must run eagerly."""
         if buffers is None:
             buffers = Buffers(signature(without_residuals(call.inputs)), dict(call.slots), is_lent=True)
-        attempt = Attempt(FORMATS[buffers.storage].advances)
+        attempt = Attempt(FORMATS[buffers.format_name].advances)
         captured = self._try_capture(replace(call, slots=buffers.slots), attempt)
         if captured is not None and not buffers.match(call.slots):
             self.refuse("the K/V buffers were replaced during the capture")

@@ -92,10 +92,10 @@ class GraphSession:
         for part in self.parts:
             part.close()
 
-    def keep_only(self, storage: str) -> None:
-        """Memory is short: free buffers whose storage differs from this run's."""
+    def keep_only(self, format_name: str) -> None:
+        """Free K/V buffers of other formats than this run's, because memory is short."""
         for part in self.parts:
-            part.keep_only(storage)
+            part.keep_only(format_name)
 
     def drop(self) -> None:
         """Memory is short: free everything."""

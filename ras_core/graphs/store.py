@@ -36,9 +36,9 @@ class Buffers:
     is_lent: bool = False
 
     @property
-    def storage(self) -> str:
-        """The form of the K/V cache."""
-        return next(iter(self.slots.values())).storage
+    def format_name(self) -> str:
+        """The K/V format."""
+        return next(iter(self.slots.values())).format_name
 
     @property
     def addresses(self) -> frozenset[int]:
@@ -87,9 +87,9 @@ class GraphStore:
         """Number of captured calls."""
         return sum(len(buffers.calls) for buffers in self.buffers)
 
-    def nbytes(self, storage: str | None = None) -> int:
-        """K/V bytes held between runs: all, or those of one form of the cache."""
-        kept = [each for each in self.buffers if storage in (None, each.storage)]
+    def nbytes(self, format_name: str | None = None) -> int:
+        """K/V bytes held between runs: all, or those of one format."""
+        kept = [each for each in self.buffers if format_name in (None, each.format_name)]
         return sum(sequence.nbytes() for each in kept for sequence in each.slots.values())
 
     def start_on(self, network: Network) -> None:

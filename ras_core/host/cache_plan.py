@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
-from ..graphs.eligibility import storage_obstacle
+from ..graphs.eligibility import format_obstacle
 from ..graphs.session import GraphSession
 from ..kv.choose import Choice, Needs, Room, choose
 from ..kv.float8 import has_float8
@@ -82,16 +82,16 @@ class CachePlan:
 
     def _keep(self, choice: Choice, needs: Needs) -> None:
         """Apply a choice, and log it."""
-        if self.graphs is not None and (obstacle := storage_obstacle(choice.storage)):
+        if self.graphs is not None and (obstacle := format_obstacle(choice.format_name)):
             self.graphs.refuse(obstacle)
             self.graphs.drop()
-        if choice.storage is None:
+        if choice.format_name is None:
             self.run.go_dense(choice.reason)
             return
-        self.run.keep_cache_as(choice.storage, needs.of_a_branch(choice.storage))
+        self.run.keep_cache_as(choice.format_name, needs.of_a_branch(choice.format_name))
         if choice.is_fallback:
             if self.graphs is not None:
-                self.graphs.keep_only(choice.storage)
+                self.graphs.keep_only(choice.format_name)
             self.run.warn(choice.reason)
         else:
             logger.info("Multirate RAS: %s.", choice.reason)

@@ -50,7 +50,7 @@ GRIDS = 4
 """How many grids are tried for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
-"""The form that comes closest; it takes twice the memory of `gpu`."""
+"""The K/V format that comes closest to a dense run; it takes twice the memory of `gpu`."""
 
 
 def calibrate(

@@ -57,12 +57,12 @@ class Choice:
     """The chosen format, and why.
 
     Attributes:
-        storage: name of the format; None if the run must be dense.
+        format_name: the chosen format; None if the run must be dense.
         reason: one sentence for the log.
         is_fallback: whether it is another than the first choice for the user's setting.
     """
 
-    storage: str | None
+    format_name: str | None
     reason: str
     is_fallback: bool = False
 

@@ -38,7 +38,7 @@ class Times(KVRows):
     far the noise level fell between its last two evaluations (0 if there was only one).
     """
 
-    storage: ClassVar[str] = "forecast"
+    format_name: ClassVar[str] = "forecast"
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:

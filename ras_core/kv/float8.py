@@ -29,7 +29,7 @@ class Float8Rows(KVRows):
     for the value.
     """
 
-    storage: ClassVar[str] = "fp8"
+    format_name: ClassVar[str] = "fp8"
 
     @classmethod
     def of(

@@ -38,7 +38,7 @@ class ForecastRows(KVRows):
     suffix, ...) each.
     """
 
-    storage: ClassVar[str] = "forecast"
+    format_name: ClassVar[str] = "forecast"
 
     @classmethod
     def of(

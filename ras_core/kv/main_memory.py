@@ -21,7 +21,7 @@ class MainMemoryRows(KVRows):
     """
 
     offloader: Offloader
-    storage: ClassVar[str] = "cpu"
+    format_name: ClassVar[str] = "cpu"
     is_fetched: ClassVar[bool] = True
 
     @classmethod

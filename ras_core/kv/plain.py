@@ -31,7 +31,7 @@ class KVRows:
     suffix: int
     _writers: tuple[RowWriter, ...] = field(default=(), init=False, repr=False, compare=False)
     _by_head: Pair | None = field(default=None, init=False, repr=False, compare=False)
-    storage: ClassVar[str] = "gpu"
+    format_name: ClassVar[str] = "gpu"
     """The setting of `kv_cache` that uses this class; each class has its own."""
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""

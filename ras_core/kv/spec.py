@@ -73,8 +73,9 @@ class KVFormat:
 
     def __post_init__(self) -> None:
         # CUDA graphs find their buffers by this name; an inherited name would mix up two formats.
-        if self.rows is not None and self.rows.storage != self.name:
-            raise ValueError(f"{self.rows.__name__}.storage = {self.rows.storage!r} in format {self.name!r}")
+        if self.rows is not None and self.rows.format_name != self.name:
+            found = f"{self.rows.__name__}.format_name = {self.rows.format_name!r}"
+            raise ValueError(f"{found} in format {self.name!r}")
 
     def device_nbytes(self, size: CacheSize) -> int:
         """Bytes that it keeps on the device."""

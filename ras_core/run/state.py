@@ -82,11 +82,11 @@ class RunState:
         """Whether the plan has regional steps and the run has not gone dense."""
         return self.any_regional and not self.is_dense
 
-    def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
+    def keep_cache_as(self, format_name: str, branch_nbytes: int = 0) -> None:
         """Set the format of the K/V cache (kv/formats.py) and its approximate bytes per branch. Call it
         before the first call of the network.
         """
-        self.kv = KVStore(self.grid.n, storage, branch_nbytes)
+        self.kv = KVStore(self.grid.n, format_name, branch_nbytes)
 
     def sigma_of(self, level: Tensor) -> float:
         """The noise level, given as (1,), of the evaluation that is about to start; call it once each."""

@@ -53,14 +53,14 @@ def test_the_image_is_the_same_whenever_the_device_runs_the_launch(family, kind,
         assert (tapes.launched, tapes.waiting, tapes.captured) == (launched, 0, 2)
 
 
-@pytest.mark.parametrize("storage", ["fp8", "forecast"])
-def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
+@pytest.mark.parametrize("format_name", ["fp8", "forecast"])
+def test_other_formats_of_the_cache(sd3, format_name, monkeypatch):
     results = []
     for graphs in ("off", "auto"):
         model, tapes = sd3.build(), Tapes(FrozenLateTape)
         split_prompts(monkeypatch, model)
         capture_on(model, tapes)
-        config = RASConfig(**{**vars(FAST), "kv_cache": storage, "cuda_graphs": graphs})
+        config = RASConfig(**{**vars(FAST), "kv_cache": format_name, "cuda_graphs": graphs})
         results.append(sample_ras(model, sd3, sd3.noise(), config, steps=16)[0])
     assert tapes.launched > 3
     assert distance(results[1], results[0]) < 2e-5

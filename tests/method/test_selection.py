@@ -119,7 +119,6 @@ class TestPreferences:
         mask[:, 8:24, 8:24] = 1.0
         return mask
 
-
     @pytest.mark.parametrize("high_ratio", [0.0, 0.5, 1.0])
     def test_favoured_tokens_are_active_more_often(self, high_ratio):
         preferences = Preferences.of(self.GRID, self._mask())
