@@ -1,4 +1,5 @@
-"""When a regional call may be captured as a CUDA graph and replayed. Facts in, decisions out: no device."""
+"""When a regional call may be captured as a CUDA graph and replayed. Pure functions: they access no
+device."""
 
 from __future__ import annotations
 
@@ -12,23 +13,26 @@ from torch import Tensor
 from ..kv.formats import FORMATS
 
 SIGHTINGS = 2
-"""A call is captured when its form occurs for the second time: once is not worth a capture, and the first run
-selects the kernels."""
+"""A call is captured when its form occurs for the second time: a single occurrence is not worth a capture,
+and libraries select their kernels when a call runs for the first time."""
 
 MAX_POSTPONED = 3
-"""How often a run postpones the capture of a call because of something momentary (too little free memory)."""
+"""How often a run postpones the capture of a call for a temporary reason, such as too little free memory."""
 
 MAX_GRAPHS = 8
-"""Per model. A ratio that changes from step to step would need one per step. Evicted by age."""
+"""Limit per model; the least recently used graph is evicted. A sample ratio that changes from step to step
+would need one graph per step."""
 
 MAX_TAPES = 2
-"""Per model. Each takes the working memory of one call; most runs have one or two calls per evaluation."""
+"""Limit per model. Each tape holds the working memory of one call; most runs have one or two calls per
+evaluation."""
 
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
 KEEP_FREE_DYNAMIC = 0.5
-"""The same under dynamic VRAM: ComfyUI then evicts weights for other models, and unloads nothing for them."""
+"""The same under dynamic VRAM, where ComfyUI makes room for other models by evicting weights, without
+unloading the model whose graphs these are."""
 
 
 RESIDUAL = "control."
@@ -37,7 +41,7 @@ RESIDUAL = "control."
 Signature = tuple[Hashable, ...]
 
 Form = tuple[Hashable, ...]
-"""What tells graphs on the same K/V buffers apart: active tokens per image, options, names of residuals."""
+"""What distinguishes graphs on the same K/V buffers: active tokens per image, options, names of residuals."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ class GraphReport:
         captured: calls that were captured.
         replayed: evaluations whose network calls were all replayed.
         reason: why a call was not captured, or why replays ended; or None.
-        resident: layers whose evictable weights were resident at the end of the run; None if no weights were
-            evictable (no dynamic VRAM) or no network was inspected.
-        layers: all layers with evictable weights; None as above.
+        resident: number of layers whose evictable weights were resident at the end of the run; None if no
+            weights were evictable (no dynamic VRAM) or no network was inspected.
+        layers: number of all layers with evictable weights; None as for `resident`.
     """
 
     captured: int
@@ -100,7 +104,8 @@ def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()
 
     Args:
         active_count: active tokens per image.
-        inputs: by name. Residuals count, because ControlNets may begin and end within a run.
+        inputs: by name. Those that are residuals are part of the form: a ControlNet may begin or end during a
+            run.
         options: transformer options, from `frozen_options`.
     """
     return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
@@ -137,7 +142,9 @@ def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
-    """Equal for two calls if one graph may serve both; None if an input is of an unknown type."""
+    """A value that is equal for two calls if one graph may serve both; None if an input is of an unknown
+    type.
+    """
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]
     for name, value in sorted(inputs.items()):
         if isinstance(value, Tensor):
@@ -153,8 +160,7 @@ def may_outlive_run(free: int, total: int, is_dynamic: bool = False) -> bool:
     """Whether graphs and their K/V buffers may stay on the device until the next run.
 
     Args:
-        free: free bytes on the device.
-        total: all its bytes.
+        free, total: bytes of the device's memory.
         is_dynamic: whether ComfyUI's dynamic VRAM is in use.
     """
     return free >= (KEEP_FREE_DYNAMIC if is_dynamic else KEEP_FREE) * total

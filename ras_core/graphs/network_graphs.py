@@ -1,4 +1,4 @@
-"""The CUDA graphs of one network during one run: when to capture a call, when to replay it."""
+"""The CUDA graphs of one network during one run: decides when to capture a call and when to replay it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NetworkGraphs:
 
     Args:
         store: keeps them between runs.
-        environment: answers questions about ComfyUI.
+        environment: what is needed of ComfyUI.
         logged: reasons that this run has logged, for any network.
 
     Attributes:
@@ -142,7 +142,7 @@ class NetworkGraphs:
         return self._overlap.begin_evaluation(calls_are_plain)
 
     def begin_call(self) -> None:
-        """ComfyUI calls this network."""
+        """Count a call of this network by ComfyUI."""
         self._overlap.begin_call()
 
     def settle(self) -> None:
@@ -157,11 +157,11 @@ class NetworkGraphs:
         return any(self._overlap.has_advanced(buffers.calls.values()) for buffers in lent)
 
     def end(self) -> str | None:
-        """The last evaluation is over; returns what went wrong, or None."""
+        """Finish after the last evaluation. Returns what went wrong, or None."""
         return self._overlap.end()
 
     def close(self) -> None:
-        """The run is over: take back all buffers."""
+        """Take back all buffers at the end of the run."""
         self._overlap.forget()
         self._leases.release()
 
@@ -170,7 +170,7 @@ class NetworkGraphs:
         self._store.buffers = [each for each in self._store.buffers if each.format_name == format_name]
 
     def drop(self) -> None:
-        """Memory is short: free everything."""
+        """Free everything, because memory is short."""
         self.close()
         self._store.clear()
         self.obstacle = self.obstacle or NO_MEMORY
@@ -182,7 +182,7 @@ class NetworkGraphs:
         self._logged.add(line)
 
     def _weights_are_resident(self) -> bool:
-        """Whether all evictable weights are resident, as far as the last check tells."""
+        """Whether all evictable weights are resident, according to the last check."""
         weights = self.residency
         if weights is None or weights.is_proved:
             return True
@@ -198,7 +198,7 @@ class NetworkGraphs:
         return nullcontext() if self.residency is None else self.residency.captured()
 
     def _is_due(self, call: RegionalCall) -> bool:
-        """Count this call. Whether to capture it now."""
+        """Count this call. Returns whether to capture it now."""
         if not self._sightings.is_due(call.key):
             return False
         if signature(call.inputs) is None:
