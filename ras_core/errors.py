@@ -1,4 +1,5 @@
-"""The form of every error of this pack: what came, what is expected, what to do."""
+"""The errors of this pack. Those for the user have three parts: what was found, what is expected, what to
+do."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from .grid import TokenGrid
 
 PRIORITY_WEIGHT = 3.0
-"""Extra weight of full priority: such a token counts as if its estimate changed four times as fast."""
+"""Extra weight of a token with priority 1: its score is four times as high as without priority."""
 
 
 @dataclass(frozen=True)

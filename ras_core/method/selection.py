@@ -1,4 +1,4 @@
-"""Which tokens are active in the next regional step (paper, section 3.3 and equation 1)."""
+"""Selects the active tokens of the next regional step by the paper's rule (section 3.3 and equation 1)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def select_active(
     the rest from its low end.
 
     The paper contradicts itself about starvation: equation 1 multiplies the metric of a dropped token by
-    exp(+k D), but its text caches the tokens with a HIGH metric, so the factor keeps them cached for good (in
-    the reference code, at 50 %, about half of the tokens are never computed again). "corrected" follows the
-    stated aim: a token that was dropped often moves away from the end of the ranking that is dropped.
-    "reference" is the reference code's formula.
+    exp(+k D), but according to its text the tokens with a HIGH metric are cached, so the factor keeps dropped
+    tokens cached forever (in the reference code at 50 %, about half of the tokens are never computed again).
+    "corrected" follows the stated aim: a token that was dropped often moves away from the end of the ranking
+    that is dropped. "reference" is the formula of the reference code.
 
     Args:
         metric: (b, n) float32.
         drop_count: (b, n) int, how often each token has been cached so far.
         active_count: tokens to keep, 1 to n.
-        settings: which end of the ranking is cached, and starvation.
+        settings: the paper's settings; `high_ratio` and those for starvation are used here.
         preferences: favoured tokens move away from both ends of the ranking. Ignored by the reference
             formula, which only serves to prove conformity with the reference code.
 
