@@ -1,4 +1,4 @@
-"""Keys and attribute names of ComfyUI and of this pack in ComfyUI's objects."""
+"""Keys and attribute names in ComfyUI's objects, both ComfyUI's own and those of this pack."""
 
 from __future__ import annotations
 

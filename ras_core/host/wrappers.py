@@ -30,7 +30,7 @@ from .samplers import cache_for
 
 
 class RunWrappers:
-    """The wrappers of one run, and its end.
+    """Attaches the wrappers of one run, and ends the run.
 
     Args:
         guider: ComfyUI's guider of this run.
