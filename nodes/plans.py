@@ -81,8 +81,8 @@ class RASScheduler(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to sample with. If it comes from RAS Patch Model, the noise levels are "
-                    "those of the best plan; if not, those of the best plan without regional steps.",
+                    tooltip="The model to sample with. If it comes from RAS Patch Model, the noise levels "
+                    "are those of the best plan; if not, those of the best plan without regional steps.",
                 ),
                 io.Combo.Input(
                     "speed", options=list(PLAN_SPEEDS), default="2x",
