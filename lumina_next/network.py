@@ -89,7 +89,7 @@ class LuminaNextDiT(nn.Module):
 
         Args:
             x: (b, c, H, W) latent, of any size.
-            timesteps: (b,) sigma, 1 for noise and 0 for the image. Lumina-Next counts the other way round.
+            timesteps: (b,) sigma, 1 for noise and 0 for the image. Lumina-Next's own time is 1 - sigma.
             context: (b, l, cross_attention_dim) caption.
             attention_mask: (b, l), 0 for padding rows; None if there are none.
             transformer_options: ComfyUI's; wrappers and the attention override are supported.

@@ -61,6 +61,6 @@ class RASDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         context, pooled = encode_prompt(text)
-        # NextDiT requires a mask; the empty rows after the words are part of the text here.
+        # NextDiT requires a mask. The demo models treat the empty rows after the words as text.
         mask = torch.ones(context.shape[:2], dtype=torch.long)
         return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])

@@ -245,4 +245,4 @@ class NetworkGraphs:
         self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
-        self._store.capture_failure = self.obstacle  # until the weights move: each attempt costs time
+        self._store.capture_failure = self.obstacle  # until the weights move: attempts cost time

@@ -37,7 +37,7 @@ class Overlap:
         self._evaluations = 0
         self._is_allowed = True
         self._calls: list[CapturedCall] = []  # of this evaluation
-        self._order: list[CapturedCall] = []  # of the last evaluation that had any
+        self._order: list[CapturedCall] = []  # of the last evaluation with captured calls
         self._requested = self._requested_before = 0  # calls of this and the last evaluation, captured or not
         self._single: set[CapturedCall] = set()  # those that serve a single branch in this run
         self._used: set[CapturedCall] = set()  # their buffers hold inputs of this run

@@ -26,8 +26,8 @@ class Pages(Protocol):
     base_addr: int
 
     def fault(self, address: int, nbytes: int) -> Any | None:
-        """Pin this part of the range, mapping the pages that are missing. Returns the serials of its pages,
-        or None if memory is short.
+        """Pin this part of the range, after mapping pages that are not mapped. Returns the serials of its
+        pages, or None if memory is short.
         """
 
     def unpin(self, address: int, nbytes: int) -> None:

@@ -53,7 +53,7 @@ def capture_obstacle() -> str | None:
     """Why nothing can be captured now, or None. A capture fails while ComfyUI's compiler tracks the
     allocations of this thread.
     """
-    by_thread = _prefetch("MALLOC_GRAPHS")  # one per thread; an earlier version lists the active ones
+    by_thread = _prefetch("MALLOC_GRAPHS")  # by thread; an earlier version has a list of the active ones
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None
     if getattr(own, "_comfy_active", False) or _prefetch("ACTIVE_MALLOC_GRAPHS"):
         return "ComfyUI's compiler is active"

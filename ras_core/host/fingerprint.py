@@ -63,7 +63,7 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, (str, int, float, type(None))):
         digest.update(f"{value!r};".encode())
     else:
-        digest.update(f"{type(value).__name__};".encode())  # all that is the same in every session
+        digest.update(f"{type(value).__name__};".encode())  # repr may differ between sessions
 
 
 def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:

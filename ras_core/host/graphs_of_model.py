@@ -30,7 +30,7 @@ def graph_store(model: ModelPatcher) -> GraphStore | None:
 
 
 def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -> GraphSession | None:
-    """CUDA graphs for a run; None if the settings, the plan or the device exclude them."""
+    """CUDA graphs for a run; None if the settings, the plan or the device do not allow any."""
     if run.config.cuda_graphs == "off" or not run.is_regional:
         return None
     environment = GraphEnvironment(

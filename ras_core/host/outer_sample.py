@@ -36,7 +36,7 @@ class OuterSample:
     Attributes:
         noise, latent_image: (b, c, H, W).
         sampler: a SAMPLER.
-        sigmas: the schedule, one value more than there are steps.
+        sigmas: the schedule, one more value than there are steps.
         denoise_mask: (b or 1, ..., height, width), above 0 where the latent is sampled; or None.
         callback, disable_pbar, seed: as in ComfyUI.
         more: further arguments of later versions of ComfyUI.

@@ -64,7 +64,9 @@ class DenseCalls:
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
-        """Run the call. A method of its own, so that a failed call's tensors are freed with this frame."""
+        """Run the call. This is a separate method so that a failed call's tensors are freed with its
+        frame.
+        """
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None
