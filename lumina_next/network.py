@@ -26,8 +26,7 @@ CONDITION_WIDTH = 1024
 
 
 class LuminaNextDiT(nn.Module):
-    """Image tokens attend to each other and, through a gate, to the caption; time and caption modulate each
-    layer.
+    """Image tokens attend to each other and, gated, to the caption; time and caption modulate every layer.
 
     Args:
         in_channels: channels of the latent.

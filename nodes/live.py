@@ -92,9 +92,7 @@ class LiveView:
         self._is_broken = False
 
     def step(self, step: LiveStep) -> None:
-        """Send a new step. If the last message is too recent, the next message includes it, without a
-        mask.
-        """
+        """Send a new step; if the last message is too recent, include it in the next one, without a mask."""
         if step.index == self._last_step:
             return
         self._last_step = step.index

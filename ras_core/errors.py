@@ -1,5 +1,4 @@
-"""The errors of this pack. Those for the user have three parts: what was found, what is expected, what to
-do."""
+"""The errors of this pack. Those for users say what was found, what is expected, and what to do."""
 
 from __future__ import annotations
 

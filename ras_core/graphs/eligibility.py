@@ -1,5 +1,4 @@
-"""When a regional call may be captured as a CUDA graph and replayed. Pure functions: they access no
-device."""
+"""When a regional call may be captured as a CUDA graph and replayed. No function accesses a device."""
 
 from __future__ import annotations
 
@@ -142,9 +141,7 @@ def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
-    """A value that is equal for two calls if one graph may serve both; None if an input is of an unknown
-    type.
-    """
+    """A value that is equal for calls that one graph may serve; None if an input is of an unknown type."""
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]
     for name, value in sorted(inputs.items()):
         if isinstance(value, Tensor):

@@ -1,5 +1,4 @@
-"""Passes resident weights to the layers before an eager call, which saves each layer's calls of the
-driver."""
+"""Passes resident weights to layers before an eager call, so that they do not call the driver."""
 
 from __future__ import annotations
 

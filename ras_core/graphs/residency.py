@@ -68,9 +68,7 @@ class Residency:
 
     @classmethod
     def of(cls, layers: Sequence[nn.Module], device: torch.device, prefetch: Prefetch) -> Residency | None:
-        """The evictable weights of these layers; None if they span more than one range or cannot be
-        pinned.
-        """
+        """The weights of these layers; None if they span more than one range or cannot be pinned."""
         ranges = {id(layer._v[0]): layer._v[0] for layer in layers}
         pages = next(iter(ranges.values()), None)
         if len(ranges) != 1 or not all(hasattr(pages, name) for name in NEEDED):

@@ -24,9 +24,7 @@ SWITCHES = ("disable_comfy_compiler", "disable_cuda_graphs")
 
 @contextmanager
 def compiler_off(is_wanted: bool) -> Iterator[None]:
-    """Switch off ComfyUI's own compiler and graphs for the body, if `is_wanted`, then restore the
-    settings.
-    """
+    """Switch off ComfyUI's own compiler and graphs for the body, if `is_wanted`."""
     args = comfy.cli_args.args
     before = {name: getattr(args, name) for name in SWITCHES if is_wanted and hasattr(args, name)}
     try:

@@ -22,8 +22,7 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule that noise levels are interpolated from; all models have at least as many
-levels."""
+"""Steps of the fine schedule that levels are interpolated from; no model has fewer levels."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:

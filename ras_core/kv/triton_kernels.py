@@ -6,8 +6,8 @@ three strides: from one image to the next, from row to row, from head to head. W
 power of two.
 
 Tensors are passed as addresses of numbers of type TYPE, and strides in units of UNIT numbers: 16 bytes if all
-rows are aligned to that, otherwise one number. Triton would ask the driver which device owns a tensor that is
-passed as such, and that fails during a capture with cudaMallocAsync.
+rows are aligned to that, otherwise one number. If they were passed as tensors, Triton would ask the driver
+which device owns their memory, and that fails during a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations

@@ -127,9 +127,7 @@ class Plan:
         return part_of(fine, self.density, self.resized(len(given) - 1).steps, given)
 
     def resized(self, full_steps: int) -> Plan:
-        """The plan adapted to another number of dense steps, at the same speed; shares keep their
-        positions.
-        """
+        """The plan of the same speed for another number of dense steps; shares keep their positions."""
         steps = max(1, round(self.steps * full_steps / self.full_steps))
         shares = (self.shares[step * self.steps // steps] for step in range(steps))
         return replace(self, shares=tuple(shares), full_steps=max(full_steps, 1))

@@ -36,9 +36,7 @@ class StepPlan:
     is_reset: bool = False
 
     def active_count(self, n_tokens: int) -> int:
-        """Number of tokens to process, of `n_tokens`. The cached share is rounded down, as in the reference
-        code.
-        """
+        """Number of tokens to process; the cached share is rounded down, as in the reference code."""
         if self.kind is StepKind.DENSE:
             return n_tokens
         cached = int((1.0 - self.ratio) * n_tokens + 1e-6)

@@ -41,9 +41,7 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """Active tokens of the step at `sigma`: (b, active_count) int64, sorted; None if nothing was observed
-        yet.
-        """
+        """Active tokens of the step at `sigma`: (b, active_count) int64, sorted; None before any result."""
 
 
 class PaperSelector(Selector):

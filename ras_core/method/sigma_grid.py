@@ -1,5 +1,4 @@
-"""Placement of the steps of a run: computes a density of steps from measured errors, and noise levels from
-it.
+"""Places the steps of a run: computes their density from measured errors, and noise levels from the density.
 
 A position is a point in a fine schedule: 0 at its first noise level, 1 at its last, linear in its steps. A
 density is the share of the steps in each of K blocks of equal length in position.

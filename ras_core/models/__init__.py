@@ -5,8 +5,7 @@ cache bytes. README.md explains how to add a family.
 
 1. `adapter_for` finds the adapter of a network, or raises an error that lists the supported families.
 2. The adapter tells which modules are blocks, how many rows follow the image rows, and which inputs of a
-block
-   have rows to gather.
+   block have rows to gather.
 
 Imports: rows, errors.
 """

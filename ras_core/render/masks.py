@@ -172,9 +172,7 @@ def _draw_maps(
 def _draw_colour_bar(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
-    """Draw the legend of the map. Its range is that of the run, because dense steps count for every
-    region.
-    """
+    """Draw the legend of the map, with the range of this run: dense steps count for every region."""
     x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))

@@ -64,9 +64,7 @@ class DenseCalls:
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
-        """Run the call. This is a separate method so that a failed call's tensors are freed with its
-        frame.
-        """
+        """Run the call; separate from `run`, so that a failed call's tensors are freed with the frame."""
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None

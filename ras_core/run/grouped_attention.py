@@ -56,8 +56,7 @@ class GroupedAttention:
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
     ) -> Tensor | None:
-        """Compute the result of `func` on repeated heads without repeating them; None if `func` must be
-        called.
+        """Compute what `func` returns for repeated heads without repeating them; None if that is impossible.
 
         Args:
             func: ComfyUI's attention function.

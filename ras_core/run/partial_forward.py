@@ -128,9 +128,7 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The attention override for ComfyUI: in blocks with hooks, K and V are merged with the cache
-        first.
-        """
+        """The attention override for ComfyUI: merges K and V with the cache in blocks with hooks."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))

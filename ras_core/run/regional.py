@@ -31,9 +31,7 @@ class RegionalCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor | None:
-        """Run the call. Returns its output merged with the cached one, (bb, c, H, W), or None if it must be
-        dense.
-        """
+        """Run the call. Returns fresh and cached output, (bb, c, H, W); None if it must run dense."""
         run = self._run
         if not run.is_ready(call.branches):
             return None

@@ -152,9 +152,7 @@ class Recorder:
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
     ) -> None:
-        """Start an entry. If the noise level is still on the device, `plan` maps it to a step after the
-        run.
-        """
+        """Start an entry. If the noise level is on the device, `plan` maps it to a step after the run."""
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
