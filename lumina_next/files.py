@@ -1,4 +1,4 @@
-"""Model files: finding the file of a part, reading its header, and error messages if it is the wrong file."""
+"""Finds the file of a part of the model, reads its header, and words the error if it is the wrong file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_HEADER = 100 * 2**20
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """Prefixes that ComfyUI's own nodes add to the tensor names of a saved network."""
 
-# The kind of a file, by a part of a tensor's name; the first match counts. Only the header is read.
+# Kinds of files, by a part of a tensor's name in the header; the first match counts.
 KINDS = (
     ("lora_", "a LoRA"),
     ("joint_blocks.0.", "an SD3 / SD3.5 model"),
@@ -43,9 +43,9 @@ class Part:
     """One of the three parts of the model.
 
     Attributes:
-        label: name for messages, and its folder in diffusers' layout.
-        models: its folder in ComfyUI's models.
-        needed: the required file, in words.
+        label: name for messages, and name of the part's folder in diffusers' layout.
+        models: name of the part's folder in ComfyUI's models.
+        needed: description of the required file.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Part:
     needed: str
 
     def refuse(self, what: str) -> RASError:
-        """The error for a file of this part; `what` is a sentence about it."""
+        """The error for a file of this part; `what` is a sentence about the file."""
         return RASError(what, f"{self.needed}.", f"choose that file for {self.label}, or download it again.")
 
 
@@ -74,10 +74,10 @@ class Header:
     """The headers of a part's files.
 
     Attributes:
-        part: the part that they were chosen for.
+        part: the part that the files were chosen for.
         paths: one file, or all shards in order.
-        shapes: by tensor name, without the prefixes that ComfyUI adds when it saves.
-        dtypes: names of the types that occur, as in safetensors.
+        shapes: shapes by tensor name, without the prefixes that ComfyUI adds when it saves a network.
+        dtypes: names of all data types in the files, as in safetensors.
     """
 
     part: Part
@@ -87,27 +87,27 @@ class Header:
 
     @property
     def name(self) -> str:
-        """For messages: 'the transformer file x.safetensors'."""
+        """The file's name for messages: 'the transformer file x.safetensors'."""
         return f"the {self.part.label} file {self.paths[0].name}"
 
     @property
     def kind(self) -> str:
-        """The kind of file that it seems to be, in words."""
+        """Description of the kind of file that it appears to be."""
         return next(
             (kind for piece, kind in KINDS if any(piece in name for name in self.shapes)),
             "a file of an unknown kind",
         )
 
     def wrong_kind(self) -> RASError:
-        """The error for a file that is something else."""
+        """The error for a file of another kind."""
         first = min(self.shapes, default="no tensor at all")
         return self.part.refuse(f"{self.name} is {self.kind} (it holds {first}).")
 
     def check(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Compare names and shapes.
+        """Compare names and shapes with the expected ones.
 
         Raises:
-            RASError: with the number of differences, and the first.
+            RASError: they differ; the message has the number of differences and the first of them.
         """
         missing = sorted(expected.keys() - self.shapes.keys())
         surplus = sorted(self.shapes.keys() - expected.keys())
@@ -149,7 +149,7 @@ def part_in_folder(part: Part, folder: Path) -> Path:
     """The weights (or first shard) of a part in diffusers' layout: `<folder>/<part>/*.safetensors`.
 
     Raises:
-        RASError: there is none.
+        RASError: the folder has no such file.
     """
     files = sorted((folder / part.label).glob("*.safetensors"))
     plain = [path for path in files if not VARIANT.search(path.name)]

@@ -1,4 +1,4 @@
-"""MODEL, CLIP and VAE of Lumina-Next from files in diffusers' layout; headers are checked before loading."""
+"""Loads MODEL, CLIP and VAE of Lumina-Next from files in diffusers' layout, after checking their headers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sources:
         """The header of a part's files.
 
         Raises:
-            RASError: neither a file nor a folder was chosen, or it cannot be used.
+            RASError: neither a file nor a folder was chosen, or the chosen one cannot be used.
         """
         path = self.files.get(part.label)
         if path is None and self.folder is None:
@@ -54,7 +54,7 @@ class Sources:
         """The text encoder's tokenizer.json.
 
         Raises:
-            RASError: there is none.
+            RASError: the file does not exist.
         """
         weights = text_encoder.paths[0]
         candidates = [weights.with_suffix(".tokenizer.json"), weights.with_name("tokenizer.json")]
@@ -70,7 +70,7 @@ class Sources:
 def load_lumina_next(
     sources: Sources, *, guide_all_channels: bool = False, scaling_watershed: float = 1.0
 ) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Load the three parts; all headers are checked before anything large is read.
+    """Load the three parts, after checking the headers of all files.
 
     Raises:
         RASError: a file is missing or wrong; the message says what the file is and what is needed.
@@ -94,7 +94,7 @@ def load_lumina_next(
 
 
 def check_folder(folder: Path | None) -> None:
-    """Refuse the folder of another pipeline.
+    """Refuse a folder of another pipeline.
 
     Raises:
         RASError: the message names the pipeline.
@@ -114,7 +114,7 @@ def network_config(header: Header) -> dict[str, Any]:
     """The network's arguments, from the shapes of its weights.
 
     Raises:
-        RASError: the file holds something else.
+        RASError: the file does not contain the transformer of Lumina-Next.
     """
     shapes = header.shapes
     if "time_caption_embed.caption_embedder.1.weight" not in shapes or "layers.0.gate" not in shapes:
@@ -142,10 +142,10 @@ def network_config(header: Header) -> dict[str, Any]:
 
 
 def check_vae(header: Header) -> None:
-    """Refuse anything but an autoencoder for the transformer's latents.
+    """Refuse a file that is not a VAE for the transformer's latents.
 
     Raises:
-        RASError: not a VAE, or one with another number of latent channels.
+        RASError: the file is not a VAE, or has another number of latent channels.
     """
     names = ("decoder.conv_in.weight", "taesd_decoder.1.weight")
     shape = next((header.shapes[name] for name in names if name in header.shapes), None)
@@ -162,7 +162,7 @@ def _sampling_settings(folder: Path | None) -> dict[str, float]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A configuration file; empty if there is none that can be read."""
+    """The content of a configuration file; empty if the file is missing or cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Lumina-Next as one of ComfyUI's models: settings, conditioning, timestep and patcher."""
+"""Lumina-Next as a model of ComfyUI: settings, conditioning, timestep and patcher."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class LuminaNext(BaseModel):
     """ComfyUI's model around the network."""
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
-        """The plain sigma, even if a node that changes the shift scales timesteps by 1000, as SD3 does."""
+        """Sigma itself, even if a node that changes the shift scales timesteps by 1000, as for SD3."""
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
-        """Caption and mask, in a form that lets captions of different length share a call."""
+        """Caption and mask, as objects that allow captions of different lengths in one call."""
         conds = super().extra_conds(**kwargs)
         caption = kwargs.get("cross_attn")
         if caption is not None:
@@ -55,7 +55,7 @@ class LuminaNext(BaseModel):
 
 
 class CaptionCond(comfy.conds.CONDRegular):
-    """Caption rows (b, l, ...); shorter ones are padded with zeros, which the mask excludes."""
+    """Caption rows (b, l, ...). Shorter captions are padded with zeros, which the mask excludes."""
 
     def can_concat(self, other: CaptionCond) -> bool:
         return self.cond.shape[2:] == other.cond.shape[2:] and self.cond.device == other.cond.device
@@ -69,7 +69,7 @@ class CaptionCond(comfy.conds.CONDRegular):
 def build_patcher(
     network_config: dict[str, Any], state: dict[str, Tensor], sampling_settings: dict[str, float]
 ) -> ModelPatcher:
-    """MODEL from weights in diffusers' layout, in the dtype that ComfyUI picks for the device."""
+    """MODEL from weights in diffusers' layout, in the dtype that ComfyUI selects for the device."""
     config = LuminaNextConfig(network_config)
     config.sampling_settings = {**config.sampling_settings, **sampling_settings}
     load_device = model_management.get_torch_device()
@@ -87,7 +87,9 @@ def build_patcher(
 
 
 def guide_first_channels(model: ModelPatcher) -> None:
-    """Guide the first three channels only, as in the reference; the fourth keeps the prompt's estimate."""
+    """Apply guidance to the first three channels only, as in the reference; the fourth keeps the estimate of
+    the positive prompt.
+    """
     model.set_model_sampler_post_cfg_function(_keep_last_channel)
 
 

@@ -88,7 +88,7 @@ class LuminaNextDiT(nn.Module):
 
         Args:
             x: (b, c, H, W) latent, of any size.
-            timesteps: (b,) sigma, 1 for noise and 0 for the image. Lumina-Next counts the other way round.
+            timesteps: (b,) sigma, 1 for noise and 0 for the image. Lumina-Next's own time is 1 - sigma.
             context: (b, l, cross_attention_dim) caption.
             attention_mask: (b, l), 0 for padding rows; None if there are none.
             transformer_options: ComfyUI's; wrappers and the attention override are supported.
@@ -127,7 +127,7 @@ class LuminaNextDiT(nn.Module):
         return rotary_table((h, w), self.head_dim, *factors, time.device)
 
     def _proportional_scale(self, n: int) -> float:
-        """Factor on self-attention's scale, so that its entropy does not grow with the image size."""
+        """Factor on the scale of self-attention, so that its entropy does not grow with the image size."""
         return math.sqrt(math.log(n, self.base_tokens))
 
 
@@ -146,7 +146,7 @@ class AttentionCall:
 
 
 class LuminaNextBlock(nn.Module):
-    """Self-attention plus gated attention to the caption through one output matrix, then feed-forward."""
+    """Self-attention plus gated attention to the caption, which share an output matrix, then feed-forward."""
 
     def __init__(
         self, d: int, heads: tuple[int, int], ffn_size: int, caption_width: int, condition_width: int,
@@ -204,7 +204,7 @@ class Attention(nn.Module):
 
     @property
     def kv_repeat(self) -> int:
-        """How many query heads share a key head."""
+        """Number of query heads that share a key head."""
         return self.heads // self.kv_heads
 
     def forward(
@@ -231,7 +231,7 @@ class Attention(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """The norm before attention, and the layer's scales and gates, all from time and caption."""
+    """The norm before attention, and the layer's scales and gates, computed from time and caption."""
 
     def __init__(self, d: int, condition_width: int, made: dict, ops: Any):
         super().__init__()
@@ -273,7 +273,7 @@ class FinalLayer(nn.Module):
 
 
 class TimeCaptionEmbedding(nn.Module):
-    """One vector of the time and of the caption's mean row: (b, width)."""
+    """One vector from the time and the mean caption row: (b, width)."""
 
     def __init__(self, caption_width: int, width: int, made: dict, ops: Any):
         super().__init__()
@@ -304,6 +304,6 @@ def _sinusoid(time: Tensor) -> Tensor:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where a caption row counts, the lowest number where it is padding: (b, l) -> (b, 1, 1, l)."""
+    """Attention bias: 0 at caption rows, the lowest number at padding rows: (b, l) -> (b, 1, 1, l)."""
     low = torch.finfo(dtype).min
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, low)[:, None, None]

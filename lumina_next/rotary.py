@@ -1,4 +1,4 @@
-"""Rotary positions of Lumina-Next: two axes, stretched with image size and time."""
+"""Rotary positions of Lumina-Next along two axes, scaled by image size and time."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ def rotary_table(
 ) -> Tensor:
     """Rotation of each pair of channels at each token: (1, h * w, 1, head_dim / 2, 2, 2), float32.
 
-    Pairs alternate between the axes: even ones turn with the token's row, odd ones with its column.
+    Pairs alternate between the axes: even pairs rotate by the token's row, odd pairs by its column.
 
     Args:
         grid: (h, w) tokens, row by row.
         head_dim: channels of a head, divisible by 4.
-        linear_factor: (1,), divides every frequency, so positions move closer together.
-        ntk_factor: (1,), multiplies the base, so only the slow frequencies become slower.
-        device: where the table is used.
+        linear_factor: (1,), divides all frequencies, so positions move closer together.
+        ntk_factor: (1,), multiplies the base, which lowers mainly the low frequencies.
+        device: the device of the table.
     """
     h, w = grid
     exponent = torch.arange(0, head_dim // 2, 2, dtype=torch.float32, device=device) / (head_dim // 2)
@@ -35,13 +35,13 @@ def rotary_table(
 def time_aware_factors(time: Tensor, watershed: float, scale: float) -> tuple[Tensor, Tensor]:
     """Linear and NTK factor at a time (Lumina-Next, section 2.3): (1,) each.
 
-    Up to the watershed, which sets the layout of the image, every frequency is stretched to the image size.
-    After it only the slow ones are, so that details keep the spacing that the model was trained on.
+    Until the watershed, while the layout of the image develops, all frequencies are scaled to the image size.
+    Afterwards only low frequencies are, so that details keep the spacing that the model was trained on.
 
     Args:
         time: (1,), 0 for noise, 1 for the image.
-        watershed: on the same scale as `time`; 1 stretches linearly throughout.
-        scale: side of the image over that of the training images, from their areas.
+        watershed: a time, as above; with 1, all frequencies are scaled in the whole run.
+        scale: square root of the image's area over that of the training images.
     """
     is_early = time < watershed
     one = torch.ones_like(time)

@@ -1,7 +1,7 @@
 """Text for Lumina-Next: Gemma-2B from `transformers`, as a CLIP of ComfyUI.
 
-As in the reference, a prompt is converted to lower case and cut after 256 tokens, and its rows are the input
-of the last layer.
+As in the reference, a prompt is converted to lower case and truncated to 256 tokens, and the caption rows are
+the input of the last layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PAD, BOS = 0, "<bos>"
 
 
 def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.CLIP:
-    """CLIP of a Gemma file.
+    """CLIP from a Gemma file.
 
     Args:
         header: header of the text encoder's files.
@@ -40,7 +40,7 @@ def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.C
         caption_width: width of a caption row in the transformer.
 
     Raises:
-        RASError: not Gemma, another width, or a tokenizer of another model.
+        RASError: the file is not Gemma or has another width, or the tokenizer belongs to another model.
     """
     sizes = gemma_sizes(header, caption_width)
     vocabulary = Vocabulary.from_pretrained(tokenizer)
@@ -61,10 +61,10 @@ def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.C
 
 
 def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
-    """Arguments of transformers' GemmaConfig, from the shapes.
+    """Arguments of transformers' GemmaConfig, from the shapes of the weights.
 
     Raises:
-        RASError: the file is not a Gemma of the first generation, or of another width.
+        RASError: the file is not a Gemma of the first generation, or has another width.
     """
     shapes = {_bare(name): shape for name, shape in header.shapes.items() if name != "lm_head.weight"}
     try:
@@ -101,10 +101,10 @@ class Vocabulary:
 
     @classmethod
     def from_pretrained(cls, path: Path, **kwargs) -> Vocabulary:
-        """Read a file.
+        """Read a tokenizer file.
 
         Raises:
-            RASError: it is missing, cannot be read, or is not Gemma's.
+            RASError: the file is missing, cannot be read, or is not Gemma's.
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -126,7 +126,7 @@ class Vocabulary:
 
 
 def wrong_tokenizer(what: str) -> RASError:
-    """The error for a tokenizer; `what` is a sentence about it."""
+    """The error for a tokenizer; `what` is a sentence about its file."""
     return RASError(
         what,
         "tokenizer.json of Gemma-2B, next to the text encoder's file or in the folder's tokenizer/.",
@@ -153,7 +153,7 @@ class GemmaSegments(SDTokenizer):
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
         batches = super().tokenize_with_weights(text.lower().strip(), return_word_ids, **kwargs)
         if any(len(batch) > MAX_TOKENS for batch in batches):
-            logger.warning("Multirate RAS: Lumina-Next reads %d tokens; the rest is cut off.", MAX_TOKENS)
+            logger.warning("Multirate RAS: Lumina-Next reads %d tokens; the rest is ignored.", MAX_TOKENS)
         return [batch[:MAX_TOKENS] for batch in batches]
 
 
@@ -216,7 +216,7 @@ class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
 
 
 def _bare(name: str) -> str:
-    """transformers puts `model.` before the names when it saves the language model with its head."""
+    """The name without `model.`, which transformers adds when it saves the language model with its head."""
     return name.removeprefix("model.")
 
 

@@ -1,12 +1,12 @@
-"""The pack's nodes, in ComfyUI's V3 form; a module each.
+"""The pack's nodes, for ComfyUI's V3 node API.
 
-`settings` has the inputs that the sampling nodes share. A new setting is a field of `RASConfig` and an input
-of the same name there, with its texts in locales/ and web/docs/.
+`settings` has the inputs that the sampling nodes share. To add a setting, add a field to `RASConfig` and an
+input of the same name there, and its texts to locales/ and web/docs/.
 
-A setting of the paper's method is a field of `PaperSettings` and an input in `paper_settings`.
+To add a setting of the paper's method, add a field to `PaperSettings` and an input to `paper_settings`.
 
-The live view: new data starts in ras_core/run/live.py (`LiveStep`). `live` sends it to web/live_view.js
-(transport, setting); live_panel.js, mask_overlay.js and timeline.js draw it.
+To show more in the live view, add data to `LiveStep` (ras_core/run/live.py). `live` sends it to
+web/live_view.js (transport, setting); live_panel.js, mask_overlay.js and timeline.js draw it.
 """
 
 from __future__ import annotations

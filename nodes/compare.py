@@ -25,8 +25,8 @@ class RASCompare(RefusesRetired):
             node_id="RASCompare",
             display_name="RAS Compare",
             category=CATEGORY,
-            description="Makes the same image dense and with RAS and shows both: difference, PSNR, SSIM, "
-            "times and what each step computed. Use it to find settings you like.",
+            description="Samples the same image dense and with RAS, and shows both images, their difference, "
+            "PSNR, SSIM, times and what each step computed. Use it to find settings you like.",
             inputs=[
                 *sampler_inputs(),
                 *settings_inputs(),
@@ -37,7 +37,7 @@ class RASCompare(RefusesRetired):
                 io.Image.Output(display_name="ras", tooltip="The image with RAS."),
                 io.Image.Output(display_name="difference", tooltip="Their absolute difference, times four."),
                 io.Image.Output(
-                    display_name="comparison", tooltip="Both, their difference, and the numbers."
+                    display_name="comparison", tooltip="Both images, their difference, and the numbers."
                 ),
                 io.Image.Output(display_name="summary", tooltip="What each step of the RAS run computed."),
             ],
@@ -62,7 +62,7 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs with every step dense. The method stays the same: the paper's has no corrections."""
+    """The inputs with every step dense. The method is kept, because the paper's has no corrections."""
     paper = inputs.get("paper")
     return {**inputs, "sample_ratio": 1.0, "paper": paper and replace(paper, ratio_end=0.0)}
 

@@ -9,7 +9,7 @@ from .settings import CATEGORY
 
 
 class RASSampler(io.ComfyNode):
-    """-> SAMPLER that steps each region on its own."""
+    """-> SAMPLER that integrates each region with its own step size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,8 +23,8 @@ class RASSampler(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "order", options=list(ORDERS), default="dpmpp_2m",
-                    tooltip="dpmpp_2m is the second-order form, better up to about 2.7 times less cost; "
-                    "euler the first-order one.",
+                    tooltip="dpmpp_2m: second order, better up to a speed-up of about 2.7. euler: first "
+                    "order.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For a custom sampling node.")],

@@ -1,4 +1,4 @@
-"""RASDemoModel and RASDemoPrompt: the small model that ships with the pack."""
+"""RASDemoModel and RASDemoPrompt: the small models that are included in the pack."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class RASDemoModel(io.ComfyNode):
             node_id="RASDemoModel",
             display_name="RAS Demo Model",
             category=CATEGORY,
-            description="Small models trained on emoji artwork that ship with the pack: see RAS work "
-            "without a download. Use RAS Demo Prompt for their text and 512 x 512 for their images.",
+            description="Small models, trained on emoji artwork and included in the pack, to try RAS without "
+            "a download. Use RAS Demo Prompt for the prompts and an image size of 512 x 512.",
             inputs=[
                 io.Combo.Input(
                     "family", options=list(FAMILIES), default="sd3",
@@ -28,8 +28,8 @@ class RASDemoModel(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A plain MODEL; every sampler node takes it."),
-                io.Vae.Output(display_name="vae", tooltip="The VAE that belongs to it."),
+                io.Model.Output(display_name="model", tooltip="A plain MODEL, for any sampler node."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE of this model."),
             ],
         )  # fmt: skip
 
@@ -61,6 +61,6 @@ class RASDemoPrompt(io.ComfyNode):
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         context, pooled = encode_prompt(text)
-        # NextDiT requires a mask; the empty rows after the words are part of the text here.
+        # NextDiT requires a mask. The demo models treat the empty rows after the words as text.
         mask = torch.ones(context.shape[:2], dtype=torch.long)
         return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])

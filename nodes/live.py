@@ -1,4 +1,4 @@
-"""The live view's server side: who watches, and the messages that a run sends to them.
+"""Server side of the live view: tracks which browsers watch, and sends them the steps of a run.
 
 A browser that wants to watch posts its client id to ROUTE. A run sends messages only to the client that
 queued it, and only if that client watches; otherwise no message is built.
@@ -66,7 +66,7 @@ def _open_view(grid: Any) -> View | None:
 class LiveView:
     """Sends the steps of a run to one browser as small messages.
 
-    A view that fails sends nothing more: it must never make the run fail.
+    After an error, a view sends nothing more: it must never make the run fail.
 
     Args:
         about: fields of all messages of the run.
@@ -92,7 +92,7 @@ class LiveView:
         self._is_broken = False
 
     def step(self, step: LiveStep) -> None:
-        """Send a new step; if the last message is too recent, the next one includes it in brief."""
+        """Send a new step; if the last message is too recent, include it in the next one, without a mask."""
         if step.index == self._last_step:
             return
         self._last_step = step.index
@@ -158,9 +158,9 @@ def _timeline_entry(step: Evaluation) -> dict[str, Any]:
 
 
 def pack_mask(mask: np.ndarray | None) -> str | None:
-    """(h, w) bool -> eight tokens a byte, row by row, the first in the highest bit; as base64.
+    """(h, w) bool as base64: eight tokens per byte, row by row, the first in the highest bit.
 
-    Of (t, h, w) it is the first latent frame, the one that ComfyUI's previews show.
+    Of (t, h, w), only the first latent frame is packed, which is the one that ComfyUI's previews show.
     """
     if mask is None:
         return None
@@ -211,7 +211,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
 
 
 def _server() -> Any:
-    """ComfyUI's running server; None if its module was never imported, so that nobody can watch."""
+    """ComfyUI's running server; None if its module was not imported, so that no browser can watch."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 

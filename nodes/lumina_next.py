@@ -50,9 +50,9 @@ class RASLuminaNextLoader(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A plain MODEL; every sampler node takes it."),
+                io.Model.Output(display_name="model", tooltip="A plain MODEL, for any sampler node."),
                 io.Clip.Output(display_name="clip", tooltip="Gemma-2B, for CLIP Text Encode."),
-                io.Vae.Output(display_name="vae", tooltip="The VAE that belongs to it."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE of this model."),
             ],
         )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _file_input(part: Part) -> io.Input:
             "transformer": "A file in models/diffusion_models instead of the folder's transformer.",
             "text_encoder": "A Gemma-2B file in models/text_encoders instead of the folder's; its "
             "tokenizer.json must be in the same folder.",
-            "vae": "A file in models/vae instead of the folder's VAE; that of SDXL fits.",
+            "vae": "A file in models/vae instead of the folder's VAE; SDXL's VAE works too.",
         }[part.label],
     )  # fmt: skip
 

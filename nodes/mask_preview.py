@@ -11,7 +11,7 @@ from .settings import CATEGORY, TraceType
 
 
 class RASMaskPreview(io.ComfyNode):
-    """RAS_TRACE -> a frame for every step and a summary; the summary is shown in the node."""
+    """RAS_TRACE -> one frame per step, and a summary, which the node shows."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,17 +19,17 @@ class RASMaskPreview(io.ComfyNode):
             node_id="RASMaskPreview",
             display_name="RAS Mask Preview",
             category=CATEGORY,
-            description="Shows which regions each step computed: a frame for every step, and a summary of "
+            description="Shows which regions each step computed, with one frame per step and a summary of "
             "the run.",
             inputs=[
                 TraceType.Input("trace", tooltip="From RAS KSampler or RAS Trace."),
                 io.Image.Input(
                     "images", optional=True, tooltip="The finished image, shown under the masks. Without "
-                    "it they are drawn on grey.",
+                    "it, the masks are drawn on grey.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="A frame for every step, dense ones marked."),
+                io.Image.Output(display_name="frames", tooltip="One frame per step; dense steps are marked."),
                 io.Image.Output(
                     display_name="summary", tooltip="How often each region was computed."
                 ),

@@ -19,8 +19,9 @@ class RASPaperSettings(io.ComfyNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
-            description="The paper's method in place of multirate. It has no corrections: "
-            "set error_reset_every of the sampling node to 4 to 6, so that skipped regions do not drift.",
+            description="Selects regions by the paper's method instead of the multirate method. It has no "
+            "corrections, so set error_reset_every of the sampling node to 4 to 6 to keep skipped regions "
+            "from drifting.",
             inputs=[*_ranking_inputs(), *_schedule_inputs()],
             outputs=[
                 PaperType.Output(
@@ -34,10 +35,10 @@ class RASPaperSettings(io.ComfyNode):
     def validate_inputs(
         cls, metric=None, high_ratio=None, starvation_scale=None, ratio_end=None, error_reset_steps=None
     ) -> bool:
-        """Refuse wrong values before the prompt runs; values that other nodes provide are None here.
+        """Refuse invalid values before the prompt runs; values that other nodes provide are None here.
 
-        ComfyUI leaves the checks of the inputs named here to this function. It shows a returned text once for
-        each of them, but an exception only once.
+        ComfyUI does not check the inputs that are parameters of this function. It shows a returned text once
+        for each of them, but an exception only once.
         """
         given = {
             "metric": metric, "high_ratio": high_ratio, "starvation_scale": starvation_scale,

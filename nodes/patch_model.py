@@ -17,11 +17,11 @@ class RASPatchModel(RefusesRetired):
             node_id="RASPatchModel",
             display_name="RAS Patch Model",
             category=CATEGORY,
-            description="Makes the model sample faster: at most steps only the regions that matter are "
-            "computed, the rest reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
+            description="Speeds up sampling: most steps compute only the regions that matter, and the other "
+            "regions reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
             "Lumina-Image-2.0, Lumina-Next and Z-Image.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
+                io.Model.Input("model", tooltip="The model to speed up. The original is not changed."),
                 *settings_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with RAS.")],

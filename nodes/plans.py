@@ -15,7 +15,7 @@ PlanType = io.Custom("RAS_PLAN")
 
 
 class RASCalibrate(io.ComfyNode):
-    """MODEL, conditionings, LATENT -> RAS_PLAN, and an image of what was found."""
+    """MODEL, conditionings, LATENT -> RAS_PLAN, and an image of the results."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,15 +24,15 @@ class RASCalibrate(io.ComfyNode):
             display_name="RAS Calibrate",
             is_experimental=True,
             category=CATEGORY,
-            description="Measures on your own model where sampling steps matter, tries plans for 1.5, 2, 2.5 "
-            "and 3 times the speed, and keeps them for this model and image size. Run it once; it takes "
+            description="Measures where your model needs its sampling steps, tries plans for 1.5, 2, 2.5 "
+            "and 3 times the speed, and saves them for this model and image size. Run it once; it takes "
             "about as long as 33 images for each seed.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to measure, with its LoRAs. RAS settings on it are left out."
+                    "model", tooltip="The model to measure, with its LoRAs. Its RAS settings are ignored."
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="A prompt like those you use. It stands for all of them."
+                    "positive", tooltip="A typical prompt of yours; the plans are used for all prompts."
                 ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt that you use."),
                 io.Latent.Input(
@@ -44,8 +44,8 @@ class RASCalibrate(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seeds", default=SEEDS, min=1, max=16,
-                    tooltip="Images to measure with, sampled as one batch. More are more reliable, and take "
-                    "more time and memory.",
+                    tooltip="Number of images to measure with, sampled as one batch. More images give more "
+                    "reliable plans, but take more time and memory.",
                 ),
             ],
             outputs=[
@@ -53,7 +53,7 @@ class RASCalibrate(io.ComfyNode):
                 io.Image.Output(
                     display_name="fronts",
                     tooltip="How close each speed comes to a fine reference: plain sampling on the simple "
-                    "schedule, on the best other grid, and the plans taken.",
+                    "schedule, on the best other grid, and the chosen plans.",
                 ),
             ],
             is_output_node=True,
@@ -76,22 +76,22 @@ class RASScheduler(io.ComfyNode):
             display_name="RAS Scheduler",
             is_experimental=True,
             category=CATEGORY,
-            description="Noise levels for fewer steps, placed where your model needs them. For "
+            description="Noise levels for a run with fewer steps, placed where your model needs them. For "
             "SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model that samples. Behind RAS Patch Model the grid is that of the best "
-                    "plan, otherwise that of the best plan without regional steps.",
+                    tooltip="The model to sample with. If it comes from RAS Patch Model, the noise levels "
+                    "are those of the best plan; if not, those of the best plan without regional steps.",
                 ),
                 io.Combo.Input(
                     "speed", options=list(PLAN_SPEEDS), default="2x",
-                    tooltip="How much faster than all the steps. 2x of 28 steps gives 14, or more of them "
-                    "where a plan computes only part of the image in some.",
+                    tooltip="Speed-up over a run with all steps. 2x of 28 steps gives 14 steps, or more if "
+                    "some steps of the plan compute only a part of the image.",
                 ),
                 io.Int.Input(
                     "steps", default=28, min=1, max=10000,
-                    tooltip="Steps that you would take without speeding up.",
+                    tooltip="Number of steps that you would use without a speed-up.",
                 ),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
@@ -103,12 +103,13 @@ class RASScheduler(io.ComfyNode):
                 ),
                 PlanType.Input(
                     "plan", optional=True,
-                    tooltip="From RAS Calibrate. Without it: the plans kept for this model, else the grid of "
-                    "its family.",
+                    tooltip="From RAS Calibrate. Not connected: the plans saved for this model, or else the "
+                    "grid of its family.",
                 ),
                 io.Latent.Input(
                     "latent_image", optional=True,
-                    tooltip="Its size picks among the plans kept for this model. Without it: the newest.",
+                    tooltip="Its size selects among the plans saved for this model. Not connected: the "
+                    "newest plans.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For a custom sampling node.")],
@@ -116,7 +117,7 @@ class RASScheduler(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs) -> tuple[str, int] | None:
-        """Runs again after a calibration, which changes the plans that are kept."""
+        """Makes ComfyUI run the node again after a calibration, which changes the saved plans."""
         return last_change()
 
     @classmethod

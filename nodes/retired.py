@@ -1,4 +1,4 @@
-"""Inputs that the nodes with RAS settings no longer have, and refusing graphs that still pass them.
+"""Inputs that the nodes with RAS settings no longer have; graphs that still pass them are refused.
 
 ComfyUI ignores unknown inputs: a prompt in API format with method = paper would silently run as multirate. If
 ComfyUI can pass unknown inputs to a node (`accept_all_inputs`), the prompt is refused when it is queued; in
@@ -58,6 +58,6 @@ def refuse_retired(inputs: Mapping[str, Any]) -> None:
     values = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
     raise RASError(
         f"the graph passes {values}, which this node no longer has.",
-        "RASPaperSettings at the input paper for the paper's method; nothing there for multirate.",
+        "RASPaperSettings connected to the input paper for the paper's method, or nothing for multirate.",
         f"remove {', '.join(lost)} from this node, and connect RASPaperSettings for the paper's method.",
     )

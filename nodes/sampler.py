@@ -23,7 +23,7 @@ class RASKSampler(RefusesRetired):
             node_id="RASKSampler",
             display_name="RAS KSampler",
             category=CATEGORY,
-            description="KSampler with region-adaptive sampling; also gives a trace of what each step "
+            description="KSampler with region-adaptive sampling; also outputs a trace of what each step "
             "computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
@@ -43,11 +43,14 @@ class RASKSampler(RefusesRetired):
 
 
 def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
-    """LATENT and trace of a run, made by KSampler's own function, so previews, noise and masks are the same.
+    """Sample with KSampler's own function, so that previews, noise and masks behave as there.
 
     Args:
         model, latent_image: MODEL and LATENT.
         inputs: the other values of `sampler_inputs` and `settings_inputs`, by name.
+
+    Returns:
+        LATENT and the run's trace.
     """
     from nodes import common_ksampler
 

@@ -25,13 +25,13 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01,
-            tooltip="Share of the image's tokens computed in a regional step. 0.5 is careful, 0.25 fast; "
-            "1 runs every step dense, exactly as without RAS.",
+            tooltip="Share of the image's tokens computed in a regional step. 0.5 favours quality, 0.25 "
+            "speed; at 1 every step is dense, exactly as without RAS.",
         ),
         io.Int.Input(
             "start_step", default=6, min=0, max=10000,
             tooltip="First step that may be regional. The steps before it are dense and set the composition: "
-            "6 to 8 of 28; fewer than 4 costs a lot of quality.",
+            "6 to 8 of 28 work well; fewer than 4 cost a lot of quality.",
         ),
         io.Int.Input(
             "end_step", default=0, min=0, max=10000,
@@ -39,9 +39,10 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000,
-            tooltip="A dense step every so many steps after start_step (start 4 and 6: steps 10, 16, 22 "
-            "...) clears the error of regions that were not computed. 0: none; the same number of dense "
-            "steps does more at the start. Set 4 to 6 with RAS Paper Settings, and for 50 steps and more.",
+            tooltip="Interval of dense steps after start_step, which clear the error of regions that were "
+            "not computed (start_step 4 and interval 6: steps 10, 16, 22 ...). 0: none; the same number of "
+            "dense steps helps more at the start of the run. Use 4 to 6 with RAS Paper Settings, or for 50 "
+            "steps or more.",
         ),
     ]  # fmt: skip
 
@@ -55,8 +56,8 @@ def _selection_inputs() -> list[io.Input]:
         PaperType.Input(
             "paper", optional=True,
             tooltip="From RAS Paper Settings: regions are then selected by the paper's method, and not "
-            "corrected. Not connected: multirate, which computes what has most likely changed and corrects "
-            "the rest when it is computed again.",
+            "corrected. Not connected: the multirate method, which computes the regions that have most "
+            "likely changed, and corrects the others when they are computed again.",
         ),
     ]  # fmt: skip
 
@@ -65,8 +66,8 @@ def _memory_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
-            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed; what "
-            "cannot be captured runs as with off, and the log says why. off: nothing is captured.",
+            tooltip="auto: on an NVIDIA GPU, regional steps are captured as CUDA graphs and replayed; if a "
+            "step cannot be captured, it runs as with off, and the log says why. off: no CUDA graphs.",
         ),
         io.Combo.Input(
             "kv_cache", options=kv_cache_options(), default="auto", optional=True,

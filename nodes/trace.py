@@ -17,11 +17,11 @@ class RASTrace(io.ComfyNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
-            description="Gives the trace of the last finished run of a model from RAS Patch Model. The "
+            description="Outputs the trace of the last finished run of a model from RAS Patch Model. The "
             "latent passes through, so that this node runs after the sampler.",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model from RAS Patch Model that also goes into the sampler."
+                    "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."
                 ),
                 io.Latent.Input("latent", tooltip="The sampler's output; it passes through unchanged."),
             ],

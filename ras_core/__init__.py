@@ -38,7 +38,7 @@ run.captured passes x to graphs.network_graphs; graphs.capture copies it to its 
 One K/V row, from a dense call that computes it to a regional call that reads it:
 
     run.partial_forward   attend: the network has computed K and V; the row is one of (bb, r, ...)
-    rows                  rows_first: rows before heads, one of each shared head
+    rows                  rows_first: rows before heads, one copy of each shared head
     kv.update             dense call: fill. Regional call: update, by the indices of run.active_rows
     kv.plain              the format (or kv.float8, kv.main_memory, kv.forecast): writes rows, returns all
     kv.arena              memory of all rows of a call

@@ -53,7 +53,7 @@ class PaperSettings:
 
 @dataclass(frozen=True)
 class RASConfig:
-    """What the user sets once for a run.
+    """The user's settings of a run.
 
     Attributes:
         sample_ratio: share of the image tokens processed in a regional step (0.05 to 1; 1 runs dense).
@@ -71,11 +71,11 @@ class RASConfig:
             does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
             bytes, "cpu" in main memory; "auto" uses the first of these that fits into free memory; if none
-            fits, the run is dense. "off" keeps none: in regional steps active tokens attend to each other and
-            to text only. That is the paper's ablation (table 4b), a baseline for experiments; images fall
-            apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along their
-            last change (kv/forecast.py). Not checked here: the registry (kv/formats.py) defines the settings,
-            and `patch_model` refuses others.
+            fits, the run is dense. "off" keeps none: in regional steps active tokens attend only to each
+            other and to text. This is the paper's ablation (table 4b), a baseline for experiments; images
+            fall apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along
+            their last change (kv/forecast.py). Not validated here: `patch_model` refuses settings that are
+            not in the registry (kv/formats.py).
 
     Raises:
         RASError: a value out of range, with what is expected.

@@ -1,4 +1,4 @@
-"""The form of every error of this pack: what came, what is expected, what to do."""
+"""The errors of this pack. Those for users say what was found, what is expected, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a sequence inside the network: the indices of active tokens' rows, gathering and writing them."""
+"""Rows of a sequence inside the network: finding, gathering and writing the rows of active tokens."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Pair = tuple[Tensor, Tensor]
 """A key and a value, (bb, r, ...) each."""
 
 WIDE = torch.complex128
-"""Rows are copied in elements of 16 bytes where possible: kernels that copy rows by index take as long for
-one such element as for one float16."""
+"""Rows are copied in elements of 16 bytes where possible: kernels that copy rows by index need the same time
+for an element of 16 bytes as for a float16."""
 
 
 class Scratch:
@@ -24,7 +24,7 @@ class Scratch:
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor, of `like`'s shape and device; the next call with this number reuses it."""
+        """A contiguous tensor of `like`'s shape and device; later calls with this number reuse its memory."""
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)
@@ -40,7 +40,7 @@ class Scratch:
 
 
 def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Tensor:
-    """Indices of the rows that a sequence [prefix | image | suffix] keeps when only active tokens are kept.
+    """Indices of the rows of a sequence [prefix | image | suffix] that remain if only active tokens are kept.
 
     Args:
         active_idx: (bb, n_active) int64, token indices.
@@ -123,7 +123,7 @@ class RowWriter:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
                 return
-            except RuntimeError:  # strides or alignment, which later rows share
+            except RuntimeError:  # unsuitable strides or alignment, which later rows have too
                 self._is_wide = False
         self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
 
@@ -140,7 +140,7 @@ class RowWriter:
 
 
 def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
-    """A view with rows before heads and one of each `repeats` consecutive, equal heads:
+    """A view with rows before heads that keeps one of every `repeats` consecutive heads, which are equal:
     (bb, heads, r, e) -> (bb, r, heads / repeats, e).
     """
     if repeats == 1:
@@ -159,8 +159,8 @@ def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The same rows, (r, ...) each, viewed in elements of 16 bytes; unchanged if the row length, a stride or
-    the address of any of them is not a multiple of that.
+    """The rows, (r, ...) each, viewed in elements of 16 bytes; unchanged if the row length, a stride or the
+    address of any tensor is not a multiple of 16 bytes.
     """
     for t in tensors:
         if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:
@@ -169,5 +169,5 @@ def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
             return tensors
     try:
         return tuple([t.view(WIDE) for t in tensors])
-    except RuntimeError:  # a stride
+    except RuntimeError:  # an unsuitable stride
         return tensors

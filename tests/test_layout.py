@@ -178,7 +178,7 @@ def test_only_the_host_part_knows_comfyui(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for part in ("method", "kv", "run", "render") for path in modules(f"ras_core/{part}")],
+    [path for part in ("method", "kv", "graphs", "run", "render") for path in modules(f"ras_core/{part}")],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_comfyuis_keys_stand_in_the_host_part(path):

@@ -99,7 +99,6 @@ class TestGrid:
         assert torch.equal(image.active_pixels(active), frame.active_pixels(active)[:, :, 0])
         values = image.pool(pixels)
         assert torch.equal(image.smooth(values), frame.smooth(values))
-        assert torch.equal(image.grow(values > 1, 1), frame.grow(values > 1, 1))
 
     def test_the_mean_over_a_token_leaves_padding_out(self):
         """One token of 2 x 2 x 2 over 1 x 1 x 2 pixels, and its neighbour along w over a single one."""
@@ -110,7 +109,6 @@ class TestGrid:
         grid = TokenGrid((2, 1, 3), (1, 1, 1))
         values = torch.tensor([[0.0, 0.0, 6.0, 1.0, 1.0, 1.0]])
         assert grid.smooth(values).tolist() == [[0, 2, 3, 1, 1, 1]]
-        assert grid.grow(values > 5, 1).int().tolist() == [[0, 1, 1, 0, 0, 0]]
 
     def test_a_patch_that_does_not_fit_the_latent_is_an_error(self):
         with pytest.raises(ValueError):

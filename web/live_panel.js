@@ -1,15 +1,15 @@
-// What a sampler node shows of a run: the picture so far with its regions, a line of text, the timeline.
+// What a sampler node shows of a run: the latest preview with its regions, a line of text, and the timeline.
 
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { describeStep, Timeline } from "./timeline.js";
 
 const WIDGET = "multirate_ras_live";
-const HIGHEST_PICTURE = 340;
-const BELOW_PICTURE = 86; // two lines of text, timeline and the gaps between
+const MAX_IMAGE_HEIGHT = 340;
+const BELOW_IMAGE = 86; // two lines of text, the timeline, and the gaps between them
 const LEGEND = "bright: computed · dark: reused";
-const MOST_PREVIEWS = 128; // of some 20 KB each
+const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
-const WIDGET_MARGIN = 10; // ComfyUI's, on each side
+const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
 
 export class LivePanel {
   constructor(node) {
@@ -21,7 +21,7 @@ export class LivePanel {
 
   // --- a run --------------------------------------------------------------------------------------
 
-  /** A run begins; what is known of the one before is forgotten. */
+  /** Starts a new run, and forgets the last one. */
   start(message) {
     const { grid, latent, patch, steps, prompt_id } = message;
     this.run = { grid, latent, patch, promptId: prompt_id };
@@ -33,7 +33,7 @@ export class LivePanel {
     this.headline.textContent = LEGEND;
   }
 
-  /** A step is being computed. */
+  /** Shows a step that is being computed. */
   showStep(message) {
     if (!this.isRunning || message.prompt_id !== this.run.promptId || this.steps.size === 0) {
       this.start(message);
@@ -44,14 +44,14 @@ export class LivePanel {
     this.choose(message.step);
   }
 
-  /** ComfyUI's latent preview of a finished step. */
+  /** Adds ComfyUI's latent preview of a finished step. */
   addPreview(step, blob) {
     this.previews.set(step, blob);
     if (this.previews.size > MOST_PREVIEWS) this.previews.delete(this.previews.keys().next().value);
     this.draw();
   }
 
-  /** The run came to its end: the user may look at each step. */
+  /** Shows the timeline of a finished run, in which the user can choose a step. */
   showTimeline(message) {
     this.isRunning = false;
     this.total = message.steps;
@@ -82,12 +82,12 @@ export class LivePanel {
     const step = this.steps.get(this.chosen);
     if (!step) return;
     const turn = (this.turn = (this.turn ?? 0) + 1);
-    const picture = await decode(this.previewFor(this.chosen));
-    if (turn === this.turn) drawStep(this.canvas, this.run, step, picture);
-    picture?.close();
+    const image = await decode(this.previewFor(this.chosen));
+    if (turn === this.turn) drawStep(this.canvas, this.run, step, image);
+    image?.close();
   }
 
-  /** The preview of a step, or of the last one before it: while a step runs, its own is still to come. */
+  /** The preview of a step, or of the latest step before it: a running step has no preview yet. */
   previewFor(index) {
     for (let i = index; i >= 0; i--) {
       if (this.previews.has(i)) return this.previews.get(i);
@@ -95,7 +95,7 @@ export class LivePanel {
     return null;
   }
 
-  // --- its place in the node ------------------------------------------------------------------------
+  // --- the panel in the node ------------------------------------------------------------------------
 
   build() {
     this.element = document.createElement("div");
@@ -118,13 +118,13 @@ export class LivePanel {
       hideOnZoom: false,
       getMinHeight: () => this.height(),
     });
-    this.widget.serialize = false; // nor of a saved workflow
+    this.widget.serialize = false; // not part of a saved workflow
     keepOutOfSubgraph(node);
     this.heightBefore = node.size[1];
     this.fit();
   }
 
-  /** A preview that a run without RAS left in the node makes way; what the node gave out stays. */
+  /** Removes a preview that a run without RAS has left in the node, but no output images. */
   takeOver() {
     const { node } = this;
     const widget = node.widgets?.find((one) => one.name === HOST_PREVIEW);
@@ -135,11 +135,11 @@ export class LivePanel {
 
   height() {
     const [height, width] = this.run.latent;
-    const picture = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
-    return Math.round(Math.min(picture, HIGHEST_PICTURE)) + BELOW_PICTURE + 2 * WIDGET_MARGIN;
+    const image = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
+    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + 2 * WIDGET_MARGIN;
   }
 
-  /** Makes room for the picture; a node that the user made larger stays as it is. */
+  /** Makes the node large enough for the image; a node that is already larger keeps its size. */
   fit() {
     const { node } = this;
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
@@ -147,21 +147,21 @@ export class LivePanel {
     node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** Nodes 2.0 does not always notice a widget that comes late; its node then takes the view directly. */
+  /** Nodes 2.0 does not always show a widget that is added late; then the panel is added to its element directly. */
   place() {
     if (this.element.isConnected || !isNodes2()) return;
     document.querySelector(`[data-testid="node-body-${this.node.id}"]`)?.append(this.element);
   }
 
-  /** Whether the node can show it at all; in the classic canvas, also when it is out of sight. */
+  /** Whether the node can show the panel. In the classic canvas it can, even if the node is not visible. */
   get hasPlace() {
     return this.element.isConnected || !isNodes2();
   }
 
-  /** Leaves the node as it was. */
+  /** Removes the panel and restores the node's size. */
   remove() {
     const { node } = this;
-    this.turn = NaN; // a drawing under way is not shown any more
+    this.turn = NaN; // discards a drawing in progress
     this.timeline.remove();
     this.element.remove();
     if (!node.widgets?.includes(this.widget)) return;
@@ -173,7 +173,7 @@ export class LivePanel {
 
 const cleanNodes = new WeakSet();
 
-/** A subgraph's node saves the names of all its widgets, also of those that are not serialised. */
+/** A subgraph node saves the names of all its widgets, even of those that are not serialised: removes ours. */
 function keepOutOfSubgraph(node) {
   if (!node.subgraph || cleanNodes.has(node)) return;
   cleanNodes.add(node);
@@ -195,7 +195,7 @@ function describeRun({ share, speedup }) {
   return speedup ? `${tokens} · ${speedup.toFixed(2)}× speed` : tokens;
 }
 
-/** A preview that cannot be decoded is no reason to show nothing. */
+/** The preview as a bitmap; null if there is none or it cannot be decoded, so that the regions are still drawn. */
 async function decode(blob) {
   return blob ? createImageBitmap(blob).catch(() => null) : null;
 }

@@ -1,6 +1,7 @@
-// The live view: which regions a RAS run computes, in the node that samples, while it runs and afterwards.
+// The live view shows in the sampler node which regions a RAS run computes, while it runs and afterwards.
 //
-// The server sends messages only to a browser that said it watches, for prompts that this browser queued.
+// The server sends messages only to a browser that has announced that it watches, about prompts that this browser
+// has queued.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -10,14 +11,14 @@ const EVENT = "multirate_ras.live";
 const ROUTE = "/multirate_ras/live";
 const SETTING = "MultirateRAS.LiveView";
 
-const finishedSteps = new Map(); // node id -> steps that the host counted in this run
-let announced = null; // what the server was told last
+const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
+let announced = null; // last announcement to the server
 let isEnabled = true;
-let promptId = null; // the prompt that runs
-let foreignPromptId = null; // one that was running when another workflow came into view
+let promptId = null; // the running prompt
+let foreignPromptId = null; // a prompt that was running when the user opened another workflow
 
-// Here and not in `setup`: ComfyUI loads extensions before it listens itself, so we are asked first, and the
-// node shows one picture (ours, with the preview in it) instead of two.
+// Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
+// node shows one image (this panel with the preview in it) instead of two.
 api.addEventListener("b_preview_with_metadata", takePreview);
 
 app.registerExtension({
@@ -45,7 +46,7 @@ app.registerExtension({
       promptId = detail.prompt_id;
       endAll();
     });
-    // After success nothing is running; after the others nothing may look as if it were.
+    // Removes panels of runs that have not finished. After a success there are none.
     for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
       api.addEventListener(end, endAll);
     }
@@ -71,12 +72,12 @@ function setEnabled(value) {
   announce();
 }
 
-/** Says whether this browser watches; again after a lost connection, when the server may be a new one. */
+/** Tells the server whether this browser watches; again after a lost connection, as the server may have restarted. */
 async function announce(again = false) {
   const client_id = api.clientId;
-  const news = `${client_id} ${isEnabled}`;
-  if (!client_id || (news === announced && again !== true)) return;
-  announced = news;
+  const announcement = `${client_id} ${isEnabled}`;
+  if (!client_id || (announcement === announced && again !== true)) return;
+  announced = announcement;
   try {
     await api.fetchApi(ROUTE, {
       method: "POST",
@@ -84,7 +85,7 @@ async function announce(again = false) {
       body: JSON.stringify({ client_id, enabled: isEnabled }),
     });
   } catch {
-    announced = null; // the server is away; the next status message tries again
+    announced = null; // the server does not answer; the next status message tries again
   }
 }
 
@@ -103,14 +104,14 @@ function countSteps({ prompt_id, nodes }) {
   for (const [key, state] of Object.entries(nodes)) {
     const id = state.display_node_id ?? key;
     finishedSteps.set(id, state.value);
-    // A node that now samples without RAS has no use for the timeline of the run before.
+    // A node that now samples without RAS must not show the timeline of its last run.
     const view = views.get(id);
     const isSampling = state.state === "running" && state.value > 0;
     if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) drop(id);
   }
 }
 
-/** The host's preview of a node that shows the live view goes into that view instead. */
+/** Draws ComfyUI's preview in the live view, if the node has one, instead of below the node. */
 function takePreview(event) {
   const { blob, displayNodeId } = event.detail;
   const view = views.get(displayNodeId);

@@ -1,14 +1,14 @@
-// Draws which regions a step computed over a picture: computed ones as they are, reused ones darkened.
+// Draws over an image which regions a step computed: computed regions unchanged, reused ones darkened.
 
-// Okabe-Ito colours, which people with any colour vision can tell apart; the same as in the mask preview.
+// Okabe-Ito colours, which remain distinct with any kind of colour vision; the same as in RAS Mask Preview.
 export const COLOURS = { regional: "#E69F00", dense: "#56B4E9", reset: "#CC79A7" };
 
 const LONG_SIDE = 512;
-const NO_PICTURE = "#969696";
-const REUSED = [12, 14, 18, 170]; // red, green, blue, alpha over the picture
+const NO_IMAGE = "#969696";
+const REUSED = [12, 14, 18, 170]; // red, green, blue, alpha over the image
 const HALO = "rgba(0, 0, 0, 0.6)"; // keeps an outline visible on bright parts
 
-/** Eight tokens a byte, the first in the highest bit -> an array of 0 and 1; null stays null. */
+/** Base64 with eight tokens per byte, the first in the highest bit -> an array of 0 and 1; null -> null. */
 export function unpackMask(base64, count) {
   if (base64 == null) return null;
   const bytes = atob(base64);
@@ -18,21 +18,21 @@ export function unpackMask(base64, count) {
 /**
  * Draws one step.
  *
- * @param canvas an HTMLCanvasElement; it gets the picture's proportions
+ * @param canvas an HTMLCanvasElement; its size is set to the proportions of the image
  * @param run `grid` [rows, columns] of tokens, `latent` [height, width] in latent pixels, `patch` [height, width]
  *   of a token in latent pixels
- * @param step `kind`, and `mask` with one number a token, or null when all are computed
- * @param picture anything that drawImage takes, or null for neutral grey
+ * @param step `kind`, and `mask` with one number per token, or null if all are computed
+ * @param image anything that drawImage accepts, or null for neutral grey
  */
-export function drawStep(canvas, run, step, picture) {
+export function drawStep(canvas, run, step, image) {
   const [height, width] = run.latent;
   const scale = LONG_SIDE / Math.max(height, width);
   canvas.width = Math.round(width * scale);
   canvas.height = Math.round(height * scale);
   const context = canvas.getContext("2d");
-  drawBackdrop(context, picture);
+  drawBackdrop(context, image);
   if (step.mask) {
-    const token = run.patch.map((side) => side * scale); // the last row and column may reach over the edge
+    const token = run.patch.map((side) => side * scale); // the last row and column may extend beyond the edge
     darkenReused(context, run.grid, step.mask, token);
     strokeTwice(context, regionOutline(run.grid, step.mask, token), COLOURS[step.kind], 2);
   } else {
@@ -42,11 +42,11 @@ export function drawStep(canvas, run, step, picture) {
   }
 }
 
-function drawBackdrop(context, picture) {
+function drawBackdrop(context, image) {
   const { width, height } = context.canvas;
-  context.fillStyle = NO_PICTURE;
+  context.fillStyle = NO_IMAGE;
   context.fillRect(0, 0, width, height);
-  if (picture) context.drawImage(picture, 0, 0, width, height);
+  if (image) context.drawImage(image, 0, 0, width, height);
 }
 
 function darkenReused(context, [rows, columns], mask, token) {
@@ -59,7 +59,7 @@ function darkenReused(context, [rows, columns], mask, token) {
   context.imageSmoothingEnabled = true;
 }
 
-/** The line between computed and reused tokens. */
+/** The boundary between computed and reused tokens. */
 function regionOutline([rows, columns], mask, token) {
   const path = new Path2D();
   const isActive = (row, column) =>

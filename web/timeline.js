@@ -1,4 +1,4 @@
-// The steps of a run as bars, with a slider over them that works by mouse and by keyboard.
+// The steps of a run as bars, and a slider over them for mouse and keyboard.
 
 import { COLOURS } from "./mask_overlay.js";
 
@@ -8,7 +8,7 @@ const KEYS = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home",
 
 export const KIND_TEXT = { regional: "regional", dense: "dense", reset: "error reset" };
 
-/** A sentence for one step of `total`. */
+/** One line of text about a step of `total`. */
 export function describeStep(index, total, step) {
   return `Step ${index + 1} of ${total} · ${KIND_TEXT[step.kind]} · ${Math.round(step.share * 100)} % of tokens`;
 }
@@ -33,9 +33,9 @@ export class Timeline {
 
   /**
    * @param steps step index -> { kind, share }
-   * @param total steps of the run
-   * @param chosen index of the step in view
-   * @param isOver whether the user may choose
+   * @param total number of steps of the run
+   * @param chosen index of the step that is shown
+   * @param isOver whether the run has ended, so that the user can choose a step
    */
   show(steps, total, chosen, isOver) {
     Object.assign(this, { steps, total, chosen });
@@ -64,14 +64,14 @@ export class Timeline {
     drawMarker(context, (this.chosen + 0.5) * slot, ink);
   }
 
-  /** Nothing of the page points at it any more. */
+  /** Removes the timeline and all references of the page to it. */
   remove() {
     this.resized.disconnect();
     this.element.remove();
   }
 }
 
-/** The height of a bar is the share of tokens; a step that is not known yet leaves a thin line. */
+/** Draws a bar whose height is the share of tokens, or a thin line for a step that is not known yet. */
 function drawBar(context, x, slot, step, ink) {
   const room = HEIGHT - MARKER - 2;
   const height = step ? Math.max(step.share * room, 2) : 1;
@@ -91,7 +91,7 @@ function drawMarker(context, x, ink) {
   context.fill();
 }
 
-/** The canvas under the node would otherwise move the node, or take the arrow keys for its own. */
+/** Stops events of the slider, with which ComfyUI's canvas would move the node or handle the arrow keys. */
 function keepToItself(slider) {
   slider.addEventListener("pointerdown", (event) => event.stopPropagation());
   slider.addEventListener("keydown", (event) => KEYS.has(event.key) && event.stopPropagation());

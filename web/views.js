@@ -1,12 +1,12 @@
-// Which nodes show a live view: in the node that samples, and in each subgraph node around it.
+// Tracks which nodes show a live view: the sampler node, and each subgraph node that contains it.
 
 import { app } from "../../scripts/app.js";
 import { LivePanel } from "./live_panel.js";
 
-export const views = new Map(); // node id as the server knows it -> View
-const watchedNodes = new WeakSet(); // whose removal we hear of
+export const views = new Map(); // node id on the server -> View
+const watchedNodes = new WeakSet(); // nodes whose removal drops their views
 
-/** The view of an id: a panel in the node, and in each subgraph node around it. */
+/** The view of a node id, created if necessary: a panel in the node and in each subgraph node that contains it. */
 export function viewOf(id) {
   const path = findNodes(id);
   if (!path.length || !path.every((node) => node.addDOMWidget)) return null;
@@ -52,20 +52,20 @@ export function dropAll() {
   [...views.keys()].forEach(drop);
 }
 
-/** After an interrupt or an error nothing may look as if it were going on. */
+/** Drops the views of runs that have not finished, as after an interrupt or an error. */
 export function dropRunning() {
   for (const [id, view] of views) {
     if (view.isRunning) drop(id);
   }
 }
 
-/** One run's panels. */
+/** The panels of one run. */
 class View {
   constructor(nodes) {
     this.panels = nodes.map((node) => new LivePanel(node));
   }
 
-  /** The one that samples. */
+  /** The sampler node. */
   get node() {
     return this.panels.at(-1).node;
   }

@@ -136,8 +136,8 @@ class Scene:
         latent, trace = self.run("auto", kv_cache)
         error, count = distance(latent, expected), self.store.count
         detail = f"error {error:.2e}, {count} graphs, {trace.regional_steps} regional, {trace.notes}"
-        if self.store.trouble:
-            detail += f", {self.store.trouble}"
+        if self.store.capture_failure:
+            detail += f", {self.store.capture_failure}"
         return error < TOLERANCE and count > 0 and not trace.notes, detail
 
     @contextmanager
@@ -255,7 +255,7 @@ def failing_capture(scene: Scene) -> Result:
         latent, trace = scene.run("auto")
     finally:
         scene.fails = False
-    count, trouble, planted = scene.store.count, scene.store.trouble, scene.total("planted") - before
+    count, trouble, planted = scene.store.count, scene.store.capture_failure, scene.total("planted") - before
     scene.store.clear()
     error = distance(latent, expected)
     held = planted > 0 and error < TOLERANCE and count == 0 and trace.regional_steps > 0 and not trace.notes

@@ -14,7 +14,7 @@ from ..common.progress import say
 from ..common.results import write_json
 from ..common.setup import machine, pick_device, start
 
-STORAGES = ("gpu", "fp8", "cpu", "off")
+KV_FORMATS = ("gpu", "fp8", "cpu", "off")
 TOLERANCE = {"cpu": 1e-3, "fp8": 0.2}
 """Relative L2 against "gpu"; random weights pick other tokens soon, so float8's figure says little."""
 
@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
-    """One row a storage, after a dense run; the second run of each is timed, in the first memory is read."""
+    """One table row for each K/V format, after a dense run. Each runs twice: memory is read in the first run,
+    time in the second.
+    """
 
     import comfy.model_management
 
@@ -58,8 +60,8 @@ def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
     bench = Bench(Case(shape.name, pixels), shape, device, pixels)
     bench.warm_up()
     expected = None
-    for storage in STORAGES:
-        variant, peak = replace(Variant("ras", ratio), kv_cache=storage), Peak(device)
+    for format_name in KV_FORMATS:
+        variant, peak = replace(Variant("ras", ratio), kv_cache=format_name), Peak(device)
         latent, trace = bench.latent_of(variant)
         memory = peak.read()
         again, timed = bench.latent_of(variant)
@@ -67,8 +69,8 @@ def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
         error, repeat = distance(latent, expected), distance(again, latent)
         regional = [e.seconds for e in timed.evaluations[1:] if e.kind.value == "regional"]
         yield {
-            "family": shape.name, "kv_cache": storage, "error": error, "repeat_error": repeat,
-            "held": error <= TOLERANCE.get(storage, 1e9) and repeat <= 1e-3 and not timed.notes,
+            "family": shape.name, "kv_cache": format_name, "error": error, "repeat_error": repeat,
+            "held": error <= TOLERANCE.get(format_name, 1e9) and repeat <= 1e-3 and not timed.notes,
             "kv_bytes": trace.kv_bytes, "peak": memory["allocated"], "before": memory["before"],
             "seconds": timed.seconds, "regional_step_seconds": sum(regional) / max(len(regional), 1),
             "notes": list(timed.notes),

@@ -1,4 +1,4 @@
-"""Eager regional steps against ComfyUI's own steps on as many rows: a table row per form of the cache."""
+"""Eager regional steps against ComfyUI's own steps on as many rows: a table row per K/V format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import importlib
 from ..common.progress import say
 from ..common.setup import start
 
-STORAGES = ("gpu", "fp8", "forecast")
+KV_FORMATS = ("gpu", "fp8", "forecast")
 FAMILIES = ("sd3_medium", "lumina2", "z_image")
 
 
@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(prog="bench eager-cost")
     parser.add_argument("--families", default=",".join(FAMILIES), help="comma list")
-    parser.add_argument("--kv-cache", default=",".join(STORAGES), help="comma list")
+    parser.add_argument("--kv-cache", default=",".join(KV_FORMATS), help="comma list")
     parser.add_argument("--seconds", type=float, default=20.0, help="to time each family for")
     options = parser.parse_args(argv)
     start("cpu", threads=1)
@@ -25,10 +25,10 @@ def main(argv: list[str] | None = None) -> int:
     from .eager_run import HEADER, costs, line
 
     say(HEADER)
-    storages = options.kv_cache.split(",")
+    format_names = options.kv_cache.split(",")
     for name in options.families.split(","):
-        host, *found = costs(name, storages, options.seconds)
+        host, *found = costs(name, format_names, options.seconds)
         say(line(name, "host alone", host))
-        for storage, cost in zip(storages, found, strict=True):
-            say(line(name, f"{storage} - host", cost - host))
+        for format_name, cost in zip(format_names, found, strict=True):
+            say(line(name, f"{format_name} - host", cost - host))
     return 0

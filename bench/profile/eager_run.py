@@ -89,20 +89,20 @@ class Runner:
 
 
 @torch.inference_mode()
-def costs(name: str, storages: Sequence[str], seconds: float) -> list[Cost]:
+def costs(name: str, format_names: Sequence[str], seconds: float) -> list[Cost]:
     """ComfyUI's own step on as many tokens, then regional steps with the K/V cache in each form.
 
     Args:
         name: a family, as in DEPTH.
-        storages: settings of `kv_cache`.
+        format_names: settings of `kv_cache`.
         seconds: how long to time them, all in turns.
     """
     shape = narrow(name)
     model = shape.build(torch.device("cpu"))
     runners = [Runner(shape, model, round(SIDE / SHARE**0.5))]
-    for storage in storages:
+    for format_name in format_names:
         config = RASConfig(
-            sample_ratio=1 / SHARE, start_step=START_STEP, error_reset_every=0, kv_cache=storage,
+            sample_ratio=1 / SHARE, start_step=START_STEP, error_reset_every=0, kv_cache=format_name,
             cuda_graphs="off", corrections=True,
         )  # fmt: skip
         runners.append(Runner(shape, patch_model(model, config), SIDE))

@@ -99,7 +99,7 @@ def variants(
     ratios: Sequence[float],
     graphs: bool,
     compiled: str = "",
-    storages: Sequence[str] = (),
+    format_names: Sequence[str] = (),
     more: bool = False,
 ) -> list[Variant]:
     """What is run on the file as it is. Dense first, as the baseline for everything else.
@@ -108,7 +108,7 @@ def variants(
         ratios: shares of active tokens.
         graphs: whether the device has CUDA graphs.
         compiled: adds runs with this backend.
-        storages: adds runs with these settings of kv_cache.
+        format_names: adds runs with these settings of kv_cache.
         more: adds runs with all tokens, every ratio without graphs, and LazyCache.
     """
     mode = "auto" if graphs else "off"
@@ -120,7 +120,7 @@ def variants(
     if compiled:
         found.append(Variant("dense", compiled=compiled))
         found += [Variant("ras", ratio, mode, compiled=compiled) for ratio in ratios]
-    found += [Variant("ras", ratio, mode, kv_cache=each) for ratio in ratios for each in storages]
+    found += [Variant("ras", ratio, mode, kv_cache=each) for ratio in ratios for each in format_names]
     return found
 
 

@@ -267,7 +267,7 @@ def parser() -> argparse.ArgumentParser:
         help="and with ComfyUI's TorchCompileModel before",
     )  # fmt: skip
     top.add_argument(
-        "--kv-cache", type=_storages, default=(), metavar="NAMES",
+        "--kv-cache", type=_format_names, default=(), metavar="NAMES",
         help="and with these settings of kv_cache: fp8,forecast,cpu",
     )  # fmt: skip
     top.add_argument("--profile", action="store_true", help="profile steps of --cases instead")
@@ -283,7 +283,7 @@ def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
     return names
 
 
-def _storages(text: str) -> tuple[str, ...]:
+def _format_names(text: str) -> tuple[str, ...]:
     # Here, since it imports torch: a worker that imports this module has to start ComfyUI first.
     from ...ras_core.kv.formats import setting_names
 

@@ -1,8 +1,8 @@
-"""One regional call of the network, captured on input and output buffers of its own.
+"""One regional call of the network, captured with its own input and output buffers.
 
 A regional step spends most of its time launching many small kernels; a CUDA graph launches them all at once.
-A graph reads and writes fixed addresses, so every captured call has its own inputs and output; its K/V
-buffers belong to `store`.
+A graph reads and writes fixed addresses, so every captured call has its own input and output buffers. Its K/V
+buffers are kept in `store`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class RegionalCall:
         slots: K/V that the call reads and updates.
         forward: the computation.
         branches: the conditionings that the call evaluates.
-        form: what tells it apart from other calls on the same K/V buffers.
+        form: distinguishes it from other calls on the same K/V buffers.
     """
 
     inputs: dict[str, Any]
@@ -47,7 +47,7 @@ class RegionalCall:
 
     @property
     def key(self) -> tuple[tuple[Branch, ...], Form]:
-        """The same for calls that one graph may serve."""
+        """A key that is equal for calls that one graph may serve."""
         return self.branches, self.form
 
 
@@ -60,13 +60,12 @@ class CapturedCall:
         active_idx: buffer of the active tokens, (bb, n_active).
         output: buffer of the output, (bb, c, H, W).
         replay: launches the graph on the current stream.
-        tape: what captured it.
-        off_device: for inputs that arrive on another device than the graph's, a copy on their own device of
-            what the graph's buffer holds. Runs copy their conditionings to the device in advance
+        tape: the tape that captured it.
+        off_device: copies of the current inputs that arrive on another device than the graph's, kept on that
+            device to detect changes. Runs copy their conditionings to the device in advance
             (host/conditionings.py), but other packs' guiders may bypass that.
         last_run: number of the last run that used it.
-        advances: whether K/V rows depend on the last evaluation, so that running the call twice advances
-            them twice.
+        advances: whether the call shifts previous K/V rows, so that running it twice differs from once.
     """
 
     inputs: dict[str, Any]
@@ -79,7 +78,7 @@ class CapturedCall:
     advances: bool = False
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a replay can replace a call with these inputs: only tensors' values may differ."""
+        """Whether a replay can replace a call with these inputs: only the values of tensors may differ."""
         return self.inputs.keys() == inputs.keys() and all(
             _is_alike(self.off_device.get(name, buffer), inputs[name]) for name, buffer in self.inputs.items()
         )
@@ -91,8 +90,8 @@ class CapturedCall:
         return self.output
 
     def launch(self, inputs: Mapping[str, Any], active_idx: Tensor) -> Work:
-        """Launch a replay in parallel with what is enqueued next. Missing inputs keep their last values.
-        Returns a function that makes the current stream wait for the output.
+        """Launch a replay in parallel with the work that is enqueued next. Missing inputs keep their last
+        values. Returns a function that makes the current stream wait for the output.
         """
         self._update(inputs, active_idx)
         return self.tape.launch(self.replay)
@@ -107,24 +106,24 @@ class CapturedCall:
     def _copy(self, name: str, buffer: Tensor, value: Tensor) -> None:
         known = self.off_device.get(name)
         if known is not None and torch.equal(known, value):
-            return  # a copy to the device would wait for it
+            return  # the buffer is up to date; a copy would make the CPU wait for the device
         if known is not None:
             self.off_device[name] = value.clone()
         buffer.copy_(value)
 
 
 class RowsAdvanced(RegionalAbort):
-    """A call has advanced its K/V rows without giving an output: it must not be run again on these rows."""
+    """A call has advanced its K/V rows but has no output: it must not be run again on these rows."""
 
 
 @dataclass
 class Attempt:
-    """How far an attempt to capture a call got; the call runs once before its capture.
+    """Progress of an attempt to capture a call; the call runs once before its capture.
 
     Attributes:
         advances: whether running the call advances K/V rows, so that running it twice differs from once.
-        has_started: whether it has started.
-        output: its output, (bb, c, H, W), once it has completed.
+        has_started: whether the call has started.
+        output: the call's output, (bb, c, H, W), once it has completed.
     """
 
     advances: bool = False
@@ -137,10 +136,10 @@ class Attempt:
         return self.advances and self.has_started
 
     def take_output(self, advanced: Slots, slots: Slots) -> Tensor | None:
-        """The output if the call completed, with its K/V slots `advanced` put into `slots`; None otherwise.
+        """The output if the call completed, after copying its K/V slots `advanced` into `slots`; else None.
 
         Raises:
-            RowsAdvanced: it did not complete, but may have advanced K/V rows.
+            RowsAdvanced: the call did not complete, but may have advanced K/V rows.
         """
         if self.output is None and self.has_advanced:
             raise RowsAdvanced("a call failed halfway while it was being captured")
@@ -152,7 +151,7 @@ class Attempt:
 def capture(
     tape: Tape, call: RegionalCall, attempt: Attempt | None = None, around: Around = nullcontext
 ) -> CapturedCall:
-    """Capture a call on buffers of its own; afterwards the output buffer holds the call's output.
+    """Capture a call with its own buffers; afterwards the output buffer holds the call's output.
 
     All buffers are on the device of the image `x`. Conditionings on the CPU are copied there first, because a
     graph cannot capture that copy.
@@ -161,7 +160,7 @@ def capture(
         tape: captures the work.
         call: the call.
         attempt: updated as the call proceeds, also if it fails.
-        around: makes the context manager for the capture itself.
+        around: returns the context manager for the capture itself.
     """
     device = call.inputs["x"].device
     tensors = {name: each for name, each in call.inputs.items() if isinstance(each, Tensor)}

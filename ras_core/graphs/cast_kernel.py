@@ -1,7 +1,7 @@
-"""Triton's kernel that casts float8 weights. Only `weight_casts` imports this: Triton may not be installed.
+"""The Triton kernel that casts float8 weights. Only `weight_casts` imports this: Triton may not be installed.
 
-Tensors are passed as addresses, because Triton would ask the driver whose memory a tensor's is, which it does
-not know while a CUDA graph is captured with cudaMallocAsync.
+Tensors are passed as addresses. If they were passed as tensors, Triton would ask the driver which device owns
+their memory, and that fails while a CUDA graph is captured with cudaMallocAsync.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIGN = tl.constexpr(0x80)
 
 @triton.jit
 def cast(codes: tl.int64, numbers: tl.int64, count: tl.int64, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """`count` float8_e4m3fn numbers -> numbers of TYPE, both at addresses that are multiples of 16 bytes.
+    """Cast `count` float8_e4m3fn numbers to TYPE; both addresses are multiples of 16 bytes.
     Grid: (ceil(count / BLOCK),).
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

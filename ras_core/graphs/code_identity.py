@@ -1,8 +1,9 @@
-"""The code that a captured call depends on: classes, what replaces their functions, and what that reads.
+"""The code that a captured call depends on: classes, code that replaces their functions, and what it reads.
 
-A CUDA graph misses changes to Python code since its capture: a LoRA that replaces a layer's `forward`, a
-replaced layer, a patched class. Objects that may be large are referenced weakly: nothing is kept alive, and
-a new object at the same address is not mistaken for the old one.
+Changes to Python code after its capture do not affect a CUDA graph: a LoRA that replaces a layer's `forward`,
+a replaced layer, a patched class. So code is compared before a graph is reused. Objects that may be large are
+referenced weakly: this keeps none of them alive, and a new object at the same address is not mistaken for the
+old one.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ OBSTACLES = {
     CAST: "another pack's layers unpack their weights at each use",
     CORE_GRAPH: "ComfyUI replays graphs of its own in this network",
 }
-"""Attributes of ComfyUI's layers, and what it means for one to be set."""
+"""Attributes of ComfyUI's layers that prevent a capture if they are set, and why."""
 
 COMPILED = "_compiled_call_impl"
 """Attribute in which torch keeps the compiled function that it calls instead of a module."""
 
 COMFYUI, TORCH = "comfy.", "torch."
-"""Prefixes of modules whose code, when it replaces a layer's, does the same at each call."""
+"""Prefixes of Python modules whose code may replace a layer's, because it does the same at each call."""
 
 OWNER_CODE = ("_apply_model", "process_timestep", "get_dtype_inference", "manual_cast_dtype")
-"""Attributes of ComfyUI's model, which wraps the network, that take part in a captured call."""
+"""Attributes of ComfyUI's model, which wraps the network, that a captured call uses."""
 
 DEPTH = 4
-"""How many references lead from replaced code to the tensors that it reads: method, hook, adapter, list."""
+"""Number of references from replacement code to the tensors that it reads: method, hook, adapter, list."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _Kind:
     Attributes:
         code: the functions of the class and of the file that defines it.
         obstacles: names in `OBSTACLES` that the class sets.
-        own: names that matter if a single module overrides them with an attribute of its own.
+        own: names of attributes that change what a module does if it overrides them.
     """
 
     code: tuple[Hashable, ...]
@@ -71,8 +72,8 @@ class NetworkCode:
     """The code of a network's modules.
 
     Attributes:
-        kinds: what their classes have in common, by class.
-        replaced: functions that a single module overrides: its number, the function's name, the code.
+        kinds: what modules of one class have in common, by class.
+        replaced: functions that single modules override: the module's number, the function's name, the code.
     """
 
     kinds: dict[type, _Kind]
@@ -99,7 +100,7 @@ class NetworkCode:
 
 
 def owner_code(owner: object) -> tuple[Hashable, ...]:
-    """Code of ComfyUI's model around the network: of its class, and what replaces it on this one."""
+    """Code of ComfyUI's model around the network: its class's, and any that replaces it on this object."""
     own = tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE)
     return own + (_class_code(type(owner)) if isinstance(owner, nn.Module) else ())
 
@@ -129,7 +130,7 @@ def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(module: nn.Module, name: str, code: Any) -> bool:
-    """Whether this is the class's own function, as a patch leaves it behind when it is removed."""
+    """Whether this is the class's own function: a removed patch leaves it behind as an attribute."""
     return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
         type(module), name, None
     )  # fmt: skip
@@ -144,7 +145,9 @@ def _class_code(kind: type) -> tuple[Hashable, ...]:
 
 
 def _code_obstacle(replaced: Sequence[tuple[int, str, Any]]) -> str | None:
-    """Other code may do something else at each step; a graph would repeat what it did when captured."""
+    """Refuses code of other packs, which may do something else at each step: a graph would repeat what it did
+    during the capture.
+    """
     if all(is_by(code, COMFYUI, TORCH) for *_, code in replaced):
         return None
     return "another node's code replaces some of the network's layers"

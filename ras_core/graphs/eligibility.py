@@ -1,4 +1,4 @@
-"""When a regional call may be captured as a CUDA graph and replayed. Facts in, decisions out: no device."""
+"""When a regional call may be captured as a CUDA graph and replayed. No function accesses a device."""
 
 from __future__ import annotations
 
@@ -12,42 +12,35 @@ from torch import Tensor
 from ..kv.formats import FORMATS
 
 SIGHTINGS = 2
-"""A call is captured when its form occurs for the second time: once is not worth a capture, and the first run
-selects the kernels."""
+"""A call is captured when its form occurs for the second time: a single occurrence is not worth a capture,
+and libraries select their kernels when a call runs for the first time."""
 
 MAX_POSTPONED = 3
-"""How often a run postpones the capture of a call because of something momentary (too little free memory)."""
+"""How often a run postpones the capture of a call for a temporary reason, such as too little free memory."""
 
 MAX_GRAPHS = 8
-"""Per model. A ratio that changes from step to step would need one per step. Evicted by age."""
+"""Limit per model; the least recently used graph is evicted. A sample ratio that changes from step to step
+would need one graph per step."""
 
 MAX_TAPES = 2
-"""Per model. Each takes the working memory of one call; most runs have one or two calls per evaluation."""
+"""Limit per model. Each tape holds the working memory of one call; most runs have one or two calls per
+evaluation."""
 
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
 KEEP_FREE_DYNAMIC = 0.5
-"""The same under dynamic VRAM: ComfyUI then evicts weights for other models, and unloads nothing for them."""
+"""The same under dynamic VRAM, where ComfyUI makes room for other models by evicting weights, without
+unloading the model whose graphs these are."""
 
-MULTIGPU = "multigpu_clones"
-"""ComfyUI's option for copies of the model on other devices, each called in its own thread."""
-
-BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU)
-"""ComfyUI's options that let other code, or several threads, make the calls of an evaluation."""
 
 RESIDUAL = "control."
 """Prefix of a ControlNet's residuals among the inputs of a call."""
 
 Signature = tuple[Hashable, ...]
-NOT_READ = {
-    *("uuids", "sigmas", "sample_sigmas"),  # of the call, which networks get as inputs too
-    *("wrappers", "callbacks", "patches", "patches_replace"),  # `call_obstacle` looks at these
-}
-"""Transformer options that do not change what a captured call computes."""
 
 Form = tuple[Hashable, ...]
-"""What tells graphs on the same K/V buffers apart: active tokens per image, options, names of residuals."""
+"""What distinguishes graphs on the same K/V buffers: active tokens per image, options, names of residuals."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,9 @@ class GraphReport:
         captured: calls that were captured.
         replayed: evaluations whose network calls were all replayed.
         reason: why a call was not captured, or why replays ended; or None.
-        resident: layers whose evictable weights were resident at the end of the run; None if no weights were
-            evictable (no dynamic VRAM) or no network was inspected.
-        layers: all layers with evictable weights; None as above.
+        resident: number of layers whose evictable weights were resident at the end of the run; None if no
+            weights were evictable (no dynamic VRAM) or no network was inspected.
+        layers: number of all layers with evictable weights; None as for `resident`.
     """
 
     captured: int
@@ -77,41 +70,32 @@ class GraphReport:
         return ", ".join(filter(None, [self.reason, evicted]))
 
 
-def call_obstacle(options: Mapping[str, Any], other_wrappers: bool, inner_override: object) -> str | None:
+def call_obstacle(is_wrapped: bool, other_attention: object, is_patched: bool) -> str | None:
     """Why a call cannot be captured: code that must run at each step would run only once.
 
     Args:
-        options: the call's transformer options.
-        other_wrappers: whether others wrap the call.
-        inner_override: another node's attention function, or None.
+        is_wrapped: whether another node wraps the model's calls.
+        other_attention: another node's attention function, or None.
+        is_patched: whether another node patches the network.
     """
-    if other_wrappers:
+    if is_wrapped:
         return "another node wraps the model's calls"
-    if inner_override is not None:
+    if other_attention is not None:
         return "another node replaces the attention function"
-    if any(options.get(name) for name in ("patches", "patches_replace")):
+    if is_patched:
         return "another node patches the network"
     return None
 
 
-def calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
-    """Whether the calls of an evaluation run on the same weights, with no other pack's code between them.
-
-    Args:
-        model_options: ComfyUI's; functions in them that run between calls may do anything.
-        guider: ComfyUI's, during a run; hooks may patch the weights for single conditionings.
+def format_obstacle(format_name: str | None) -> str | None:
+    """Why no call can be captured with this K/V format (None: no cache), or None. Graphs read K/V at the
+    addresses of the capture, so the format must keep them.
     """
-    wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]
-    patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
-    return not any(between) and getattr(patcher, "hook_patches", None) == {}
-
-
-def storage_obstacle(storage: str | None) -> str | None:
-    """Why a run with this K/V format captures nothing: graphs read K/V at the addresses of the capture."""
-    if storage is not None and FORMATS[storage].keeps_addresses:
+    if format_name is None:
+        return "the run has no K/V cache"
+    if FORMATS[format_name].keeps_addresses:
         return None
-    return f"its K/V cache is kept in another way ({storage or 'not at all'})"
+    return f"the K/V format {format_name} does not support them"
 
 
 def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()) -> Form:
@@ -119,24 +103,25 @@ def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()
 
     Args:
         active_count: active tokens per image.
-        inputs: by name. Residuals count, because ControlNets may begin and end within a run.
+        inputs: by name. Those that are residuals are part of the form: a ControlNet may begin or end during a
+            run.
         options: transformer options, from `frozen_options`.
     """
     return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
 
 
-def frozen_options(options: Mapping[str, Any], own: Collection[str] = ()) -> Hashable:
-    """The transformer options that a network may read, in a form that can be compared: a graph repeats what
-    the network read during the capture.
+def frozen_options(options: Mapping[str, Any], left_out: Collection[str] = ()) -> Hashable:
+    """The options that a network may read, in a form that can be compared: a replayed graph computes with the
+    options of its capture, so those of the call must be equal.
 
     Args:
         options: the call's transformer options.
-        own: names that this pack sets.
+        left_out: names of options that do not change what a captured call computes.
 
     Raises:
         TypeError: with the name of an option that cannot be compared.
     """
-    read = sorted(name for name in options if name not in NOT_READ and name not in own)
+    read = sorted(name for name in options if name not in left_out)
     return tuple((name, _frozen(name, options[name])) for name in read)
 
 
@@ -156,7 +141,7 @@ def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
-    """Equal for two calls if one graph may serve both; None if an input is of an unknown type."""
+    """A value that is equal for calls that one graph may serve; None if an input is of an unknown type."""
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]
     for name, value in sorted(inputs.items()):
         if isinstance(value, Tensor):
@@ -172,8 +157,7 @@ def may_outlive_run(free: int, total: int, is_dynamic: bool = False) -> bool:
     """Whether graphs and their K/V buffers may stay on the device until the next run.
 
     Args:
-        free: free bytes on the device.
-        total: all its bytes.
+        free, total: bytes of the device's memory.
         is_dynamic: whether ComfyUI's dynamic VRAM is in use.
     """
     return free >= (KEEP_FREE_DYNAMIC if is_dynamic else KEEP_FREE) * total

@@ -1,4 +1,4 @@
-"""Which K/V buffers of a store one run uses, and for which call."""
+"""Tracks which K/V buffers of a store one run uses, and for which calls."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Leases:
         self._store = store
         self._held: dict[tuple[Branch, ...], Buffers] = {}
 
-    def lend(self, branches: tuple[Branch, ...], signature: Signature, storage: str) -> Buffers | None:
+    def lend(self, branches: tuple[Branch, ...], signature: Signature, format_name: str) -> Buffers | None:
         """Lend buffers to a dense call of these branches; None if no free ones fit."""
         for held in [held for held in self._held if set(held) <= set(branches)]:
-            self._held.pop(held).is_lent = False  # of an earlier dense call of these branches
+            self._held.pop(held).is_lent = False  # lent to an earlier dense call of these branches
         taken = {address for each in self._store.buffers if each.is_lent for address in each.addresses}
         for each in self._store.buffers:
-            if each.signature == signature and each.storage == storage and not each.addresses & taken:
+            if each.signature == signature and each.format_name == format_name and not each.addresses & taken:
                 each.is_lent = True
                 self._held[branches] = each
                 return each
@@ -35,7 +35,7 @@ class Leases:
         return buffers if buffers is not None and buffers.match(slots) else None
 
     def add(self, branches: tuple[Branch, ...], buffers: Buffers) -> None:
-        """Keep buffers whose first call was just captured. They replace earlier ones of these branches."""
+        """Add buffers whose first call was just captured. They replace earlier ones of these branches."""
         known = self._held.get(branches)
         if known is not buffers:
             self._store.buffers = [each for each in self._store.buffers if each is not known] + [buffers]
@@ -46,8 +46,8 @@ class Leases:
         return [buffers for held, buffers in self._held.items() if set(branches) & set(held)]
 
     def release(self) -> None:
-        """Take back all buffers, including those of calls regrouped during the run, and free those without
-        any captured call.
+        """Take back all buffers, including those of calls that were regrouped during the run, and free the
+        buffers without a captured call.
         """
         self._store.buffers = [each for each in self._store.buffers if each.calls]
         for buffers in self._store.buffers:

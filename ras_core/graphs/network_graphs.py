@@ -1,4 +1,4 @@
-"""The CUDA graphs of one network during one run: when to capture a call, when to replay it."""
+"""The CUDA graphs of one network during one run: decides when to capture a call and when to replay it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class NetworkGraphs:
 
     Args:
         store: keeps them between runs.
-        environment: answers questions about ComfyUI.
+        environment: what is needed of ComfyUI.
         logged: reasons that this run has logged, for any network.
 
     Attributes:
@@ -83,7 +83,7 @@ class NetworkGraphs:
         """Before the run's first call of the network: drop graphs that do not fit its present state."""
         self.network = network
         self._store.start_on(network)
-        if obstacle := network.obstacle or self._store.trouble:
+        if obstacle := network.obstacle or self._store.capture_failure:
             self.refuse(obstacle)
 
     def refuse(self, reason: str) -> None:
@@ -92,12 +92,12 @@ class NetworkGraphs:
             self.obstacle = reason
             self._log_once("Multirate RAS: no CUDA graphs in this run: %s.", reason)
 
-    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], storage: str = "gpu") -> Slots:
-        """K/V slots of an earlier run with the same storage, for a dense call to fill, so that the run's
-        graphs can be replayed; empty if there are none.
+    def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], format_name: str = "gpu") -> Slots:
+        """K/V slots of an earlier run with the same K/V format. If a dense call fills them, that run's graphs
+        can be replayed. Empty if there are none.
         """
         wanted = None if self.obstacle else signature(inputs)
-        buffers = None if wanted is None else self._leases.lend(branches, wanted, storage)
+        buffers = None if wanted is None else self._leases.lend(branches, wanted, format_name)
         if buffers is None:
             return {}
         self._overlap.forget(buffers.calls.values())
@@ -142,7 +142,7 @@ class NetworkGraphs:
         return self._overlap.begin_evaluation(calls_are_plain)
 
     def begin_call(self) -> None:
-        """ComfyUI calls this network."""
+        """Count a call of this network by ComfyUI."""
         self._overlap.begin_call()
 
     def settle(self) -> None:
@@ -157,20 +157,20 @@ class NetworkGraphs:
         return any(self._overlap.has_advanced(buffers.calls.values()) for buffers in lent)
 
     def end(self) -> str | None:
-        """The last evaluation is over; returns what went wrong, or None."""
+        """Finish after the last evaluation. Returns what went wrong, or None."""
         return self._overlap.end()
 
     def close(self) -> None:
-        """The run is over: take back all buffers."""
+        """Take back all buffers at the end of the run."""
         self._overlap.forget()
         self._leases.release()
 
-    def keep_only(self, storage: str) -> None:
-        """Memory is short: free buffers whose storage differs from this run's."""
-        self._store.buffers = [each for each in self._store.buffers if each.storage == storage]
+    def keep_only(self, format_name: str) -> None:
+        """Free K/V buffers of other formats than this run's, because memory is short."""
+        self._store.buffers = [each for each in self._store.buffers if each.format_name == format_name]
 
     def drop(self) -> None:
-        """Memory is short: free everything."""
+        """Free everything, because memory is short."""
         self.close()
         self._store.clear()
         self.obstacle = self.obstacle or NO_MEMORY
@@ -182,7 +182,7 @@ class NetworkGraphs:
         self._logged.add(line)
 
     def _weights_are_resident(self) -> bool:
-        """Whether all evictable weights are resident, as far as the last check tells."""
+        """Whether all evictable weights are resident, according to the last check."""
         weights = self.residency
         if weights is None or weights.is_proved:
             return True
@@ -198,7 +198,7 @@ class NetworkGraphs:
         return nullcontext() if self.residency is None else self.residency.captured()
 
     def _is_due(self, call: RegionalCall) -> bool:
-        """Count this call. Whether to capture it now."""
+        """Count this call. Returns whether to capture it now."""
         if not self._sightings.is_due(call.key):
             return False
         if signature(call.inputs) is None:
@@ -214,7 +214,7 @@ class NetworkGraphs:
         """Capture a call. Returns its output, or None if it must run eagerly."""
         if buffers is None:
             buffers = Buffers(signature(without_residuals(call.inputs)), dict(call.slots), is_lent=True)
-        attempt = Attempt(FORMATS[buffers.storage].advances)
+        attempt = Attempt(FORMATS[buffers.format_name].advances)
         captured = self._try_capture(replace(call, slots=buffers.slots), attempt)
         if captured is not None and not buffers.match(call.slots):
             self.refuse("the K/V buffers were replaced during the capture")
@@ -245,4 +245,4 @@ class NetworkGraphs:
         self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
-        self._store.trouble = self.obstacle  # until the weights move: each attempt costs time
+        self._store.capture_failure = self.obstacle  # until the weights move: attempts cost time

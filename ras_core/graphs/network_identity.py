@@ -1,7 +1,7 @@
-"""What a captured call depends on: the addresses of the network's weights, and the code that ran on them.
+"""What a captured call depends on: the addresses of the network's weights, and the code that used them.
 
-A CUDA graph repeats what the device did, on the addresses it read then, and runs no Python. So weights and
-code (`code_identity`) are compared before a graph is reused.
+A CUDA graph repeats the device's work of the capture at the same addresses, and runs no Python. So weights
+and code (`code_identity`) are compared before a graph is reused.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from .tensors import address_of, same_contents, tensors_of
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A network as its modules describe it, read once per run.
+    """A description of a network for comparison, read from its modules once per run.
 
     Attributes:
         addresses: of all weights and buffers, with dtype, shape and strides; a graph reads exactly these.
         obstacle: why nothing can be captured, or None.
-        sampling: ComfyUI's object that turns noise levels into times; it is part of a captured call.
-        code: what else a captured call depends on: modules, their classes, and code that replaces theirs.
-        device: where the network is called.
-        loose: under dynamic VRAM, the tensors that are not evictable. They are small, and ComfyUI makes new
-            ones for each run; a graph reads those of the run that it was captured in.
+        sampling: ComfyUI's object that converts noise levels to timesteps; a captured call includes its work.
+        code: what else a captured call depends on: modules, their classes, and code that replaces their own.
+        device: the device that the network runs on.
+        loose: under dynamic VRAM, the tensors that are not evictable. They are small, and ComfyUI creates new
+            ones for each run, while a graph reads those of the run that it was captured in; so their contents
+            are compared.
         residency: the weights that ComfyUI may evict; None if there are none (no dynamic VRAM).
     """
 
@@ -59,12 +60,12 @@ def inspect(
     owner: object = None,
     residency: Residency | None = None,
 ) -> Network:
-    """Describe a network in its present state.
+    """Describe a network in its current state.
 
     Args:
         network: ComfyUI's network.
-        device: where calls run.
-        sampling: ComfyUI's object that turns noise levels into times.
+        device: the device that it runs on.
+        sampling: ComfyUI's object that converts noise levels to timesteps.
         owner: ComfyUI's model, which wraps the network.
         residency: its evictable weights, if they can be pinned.
     """
@@ -89,8 +90,9 @@ def inspect(
 
 
 def _modules(root: object) -> list[nn.Module]:
-    """Each module once, in order; none if `root` is not a module (ComfyUI's noise schedules are modules with
-    buffers). `nn.Module.modules` is slower: it builds all their names.
+    """All modules of `root`, each once, in order; none if `root` is not a module. ComfyUI's `sampling`
+    objects are modules with buffers. `nn.Module.modules` is slower, because it builds the name of every
+    module.
     """
     found, pending = {}, [root] if isinstance(root, nn.Module) else []
     while pending:
@@ -102,6 +104,8 @@ def _modules(root: object) -> list[nn.Module]:
 
 
 def _kind_obstacle(tensors: Sequence[Tensor]) -> str | None:
-    """Tensor classes of other packs (GGUF's) run code at each use that a graph would miss."""
+    """Refuses tensor classes of other packs (such as GGUF's): they run code at each use, which a graph would
+    not repeat.
+    """
     strange = next((type(t) for t in tensors if not is_by(type(t), COMFYUI, "torch")), None)
     return strange and f"weights are of an unknown kind ({strange.__name__})"

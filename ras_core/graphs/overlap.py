@@ -1,11 +1,11 @@
 """Captured calls of one evaluation, replayed in parallel.
 
 If ComfyUI calls the network once per prompt, a call on few tokens leaves much of the device idle. ComfyUI
-requests the second output only once it has the first, so the second call is launched on a guess: the image
-and the noise level of the first one, and otherwise its own inputs from the last time in this run. A call is
-guessed only once such a guess would have been right, and each guess is then compared with the actual request.
-The device makes the comparisons; they are read asynchronously, at most two evaluations later, so that it
-never runs idle for them.
+requests the second output only when it has the first. So the second call is launched early with guessed
+inputs: the image and the noise level of the first call, and otherwise the inputs of the second call's last
+request in this run. A call is launched early only after such a guess would have been right once, and each
+guess is compared with the actual request. The device does the comparisons. Their results are read
+asynchronously, at most two evaluations later, so that the device is never idle because of them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHARED = ("x", "t")
 """Inputs that are the same in all calls of an evaluation: the image and its noise level."""
 
 LATEST = 2
-"""Evaluations after which a comparison is waited for."""
+"""Number of evaluations after which the result of a comparison is waited for."""
 
 WRONG_GUESS = "a call of the network was launched early with the wrong inputs"
 
@@ -37,7 +37,7 @@ class Overlap:
         self._evaluations = 0
         self._is_allowed = True
         self._calls: list[CapturedCall] = []  # of this evaluation
-        self._order: list[CapturedCall] = []  # of the last evaluation that had any
+        self._order: list[CapturedCall] = []  # of the last evaluation with captured calls
         self._requested = self._requested_before = 0  # calls of this and the last evaluation, captured or not
         self._single: set[CapturedCall] = set()  # those that serve a single branch in this run
         self._used: set[CapturedCall] = set()  # their buffers hold inputs of this run
@@ -52,13 +52,13 @@ class Overlap:
         return [captured.tape for captured in self._calls]
 
     def begin_evaluation(self, is_allowed: bool) -> str | None:
-        """Another evaluation starts.
+        """Prepare for the evaluation that starts now.
 
         Args:
-            is_allowed: whether weights are the same in all of its calls.
+            is_allowed: whether all calls of this evaluation use the same weights.
 
         Returns:
-            What went wrong in an earlier one, or None.
+            What went wrong in an earlier evaluation, or None.
         """
         self._evaluations += 1
         self._is_allowed = is_allowed
@@ -68,7 +68,7 @@ class Overlap:
         return self._read_checks(self._evaluations - LATEST)
 
     def begin_call(self) -> None:
-        """ComfyUI calls the network."""
+        """Count a call of the network by ComfyUI."""
         self._requested += 1
 
     def has_advanced(self, calls: Iterable[CapturedCall]) -> bool:
@@ -76,7 +76,7 @@ class Overlap:
         return any(each in self._launched and each.advances and each not in self._calls for each in calls)
 
     def end(self) -> str | None:
-        """The last evaluation is over; returns what went wrong, or None."""
+        """Finish after the last evaluation. Returns what went wrong, or None."""
         return self._read_checks(self._evaluations)
 
     def settle(self) -> None:
@@ -86,7 +86,9 @@ class Overlap:
         self._waits.clear()
 
     def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
-        """Forget these calls, or all: they are dropped or will serve other branches. Comparisons continue."""
+        """Forget these calls, or all, because they are dropped or will serve other branches. Comparisons
+        under way are completed.
+        """
         self.settle()
         gone = self._used if calls is None else set(calls)
         self._calls = [each for each in self._calls if each not in gone]
@@ -99,7 +101,7 @@ class Overlap:
         self._used = self._used - gone
 
     def add(self, captured: CapturedCall, n_branches: int = 1) -> None:
-        """A call of this evaluation has been captured or replayed."""
+        """Add a call that was captured or replayed in this evaluation."""
         self._calls.append(captured)
         self._used.add(captured)
         if n_branches == 1:
@@ -108,8 +110,8 @@ class Overlap:
     def run(
         self, captured: CapturedCall, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
     ) -> Tensor:
-        """Replay a call, or take the output of its early launch, which must have been settled. Launches the
-        calls that are expected to follow. Returns (bb, c, H, W).
+        """Replay a call, or use the output of its early launch, after `settle`. Launches the calls that are
+        expected to follow. Returns (bb, c, H, W).
         """
         is_launched = captured in self._launched
         if not self._calls:
@@ -131,22 +133,22 @@ class Overlap:
                 busy.append(other.tape)
 
     def _may_launch(self, other: CapturedCall) -> bool:
-        """Whether launching this call can do no harm. One that advances K/V rows must be certain to be
-        requested in the captured form, since running it again does not undo a wrong guess: it is the only
-        call left, of a single branch, with nothing that it could be batched with.
+        """Whether this call may be launched early. Running a call that advances K/V rows again does not undo
+        a wrong guess, so such a call must be certain to be requested in the captured form: it is the only one
+        left in the evaluation, has a single branch, and cannot be batched with another.
         """
         return not other.advances or (
             self._requested_before == 2 and other in self._single and not other.off_device
         )
 
     def _is_worth_comparing(self, captured: CapturedCall) -> bool:
-        """Whether a guess would have had the right shapes, and it is unknown whether it would be right."""
+        """Whether a guess would have had the right shapes, and has not been compared yet."""
         is_open = captured in self._used and captured not in self._can_guess
         return is_open and _are_alike(self._calls[0], captured)
 
     def _compare(self, captured: CapturedCall, inputs: Mapping[str, Any], is_launched: bool) -> bool:
-        """Enqueue the comparison of a guess with the actual inputs. False if the guess is already known to be
-        wrong, without the device.
+        """Enqueue the comparison of a guess with the actual inputs. Returns False if inputs on the CPU
+        already show that the guess is wrong.
         """
         if any(not torch.equal(known, inputs[name]) for name, known in captured.off_device.items()):
             self._can_guess[captured] = False
@@ -175,12 +177,12 @@ class Overlap:
 
 @dataclass
 class _Check:
-    """Whether a guess was right, or would have been: known once the device has compared the inputs.
+    """A comparison of guessed inputs with the actual ones, done by the device.
 
     Attributes:
-        call: the call that was guessed; None once it is forgotten.
-        was_launched: whether it was launched on the guess.
-        evaluation: number of its evaluation.
+        call: the call whose inputs were guessed; None once it is forgotten.
+        was_launched: whether it was launched with the guessed inputs.
+        evaluation: number of the evaluation.
         differences: (n,) bool, one per input.
         event: reached once `differences` is on the CPU side; None if it already is.
     """

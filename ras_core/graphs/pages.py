@@ -1,4 +1,4 @@
-"""The pages of evictable weights: mapping, pinning, and the serial numbers that tell of evictions."""
+"""The pages of evictable weights: mapping, pinning, and the serial numbers that reveal evictions."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ PAGE = 2**25
 """Bytes per page."""
 
 MAPPED = 1
-"""Bit of a page's state: it is mapped."""
+"""Bit of a page's state that is set if the page is mapped."""
 
 NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
-"""What an object must have to be used as `Pages`."""
+"""Attributes that an object must have to be used as `Pages`."""
 
 
 class Pages(Protocol):
     """A model's evictable address range; the interface of comfy-aimdo's ModelVBAR.
 
     Attributes:
-        base_addr: where the range starts.
+        base_addr: start address of the range.
     """
 
     base_addr: int
 
     def fault(self, address: int, nbytes: int) -> Any | None:
-        """Pin this part of the range, mapping the pages that are missing. Returns the serials of its pages,
-        or None if memory is short.
+        """Pin this part of the range, after mapping pages that are not mapped. Returns the serials of its
+        pages, or None if memory is short.
         """
 
     def unpin(self, address: int, nbytes: int) -> None:
-        """Undo one `fault` of the same part."""
+        """Release one pin that `fault` has put on the same part."""
 
     def set_watermark_limit(self, nbytes: int) -> None:
-        """Never evict below this offset; 0 lifts the limit."""
+        """Evict nothing below this offset; 0 removes the limit."""
 
     def get_watermark(self) -> int:
-        """How many pages, counted from the start, ComfyUI means to keep."""
+        """Number of pages, counted from the start, that ComfyUI intends to keep."""
 
     def get_residency(self) -> Sequence[int]:
-        """The state of each page, as bits; absent from older versions."""
+        """The state of each page, as bits; older versions do not have this method."""
 
     def prioritize(self) -> None:
         """Evict from this range last, and keep all its pages if possible."""
@@ -60,8 +60,8 @@ class WeightRange:
         self._nbytes = max(address + nbytes for address, nbytes in parts) - self._start
 
     def pin(self) -> bytes | None:
-        """Pin all pages. Returns their serials; None, and nothing pinned, if memory is short or the driver
-        refuses.
+        """Pin all pages. Returns their serials; pins nothing and returns None if memory is short or the
+        driver refuses.
         """
         try:
             serials = self._pages.fault(self._start, self._nbytes)
@@ -70,7 +70,7 @@ class WeightRange:
         return None if serials is None else bytes(serials)
 
     def unpin(self) -> None:
-        """Undo one successful `pin`."""
+        """Release one successful `pin`."""
         self._pages.unpin(self._start, self._nbytes)
 
     @contextmanager
@@ -97,8 +97,8 @@ class WeightRange:
         return bytes(serials)
 
     def mapped(self) -> Callable[[int, int], bool]:
-        """A function that says whether all pages of one layer's weights are mapped now, given their address
-        and size. An older comfy-aimdo cannot tell; then it says yes.
+        """A function that returns whether all pages of one layer's weights are mapped now, given their
+        address and size. With an older comfy-aimdo, which does not report this, it always returns True.
         """
         if not hasattr(self._pages, "get_residency"):
             return lambda address, nbytes: True
@@ -112,7 +112,9 @@ class WeightRange:
 
     @contextmanager
     def kept_from_eviction(self) -> Iterator[None]:
-        """Prevent eviction during a capture: evicting waits for the device, which would invalidate it."""
+        """Prevent eviction during a capture in the body: an eviction waits for the device, which would
+        invalidate the capture.
+        """
         self._pages.set_watermark_limit(-(-self._end // PAGE) * PAGE)
         try:
             yield
@@ -120,8 +122,8 @@ class WeightRange:
             self._pages.set_watermark_limit(0)
 
     def resist_eviction(self) -> bool:
-        """If an allocation ran into the pinned pages, make ComfyUI evict from this range last again. Call it
-        before unpinning them. Returns whether that was so.
+        """If an allocation tried to evict pinned pages, make ComfyUI evict from this range last again. Must
+        be called before they are unpinned. Returns whether an allocation did.
         """
         is_under_pressure = self._pages.get_watermark() * PAGE < self._end
         if is_under_pressure:
@@ -130,5 +132,5 @@ class WeightRange:
 
     @property
     def _end(self) -> int:
-        """Where the weights end, in bytes from the start of the whole range."""
+        """Offset of the weights' end from the start of the whole range, in bytes."""
         return self._start + self._nbytes - self._pages.base_addr

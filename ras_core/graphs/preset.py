@@ -1,4 +1,4 @@
-"""Resident weights handed to the layers before an eager call, which spares each layer its driver calls."""
+"""Passes resident weights to layers before an eager call, so that they do not call the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CAST = "comfy_cast_weights"
 """Attribute that makes a ComfyUI layer fetch and cast its weights at each use."""
 
 PREFETCH = "_prefetch"
-"""Attribute in which ComfyUI hands a layer its weights before it runs."""
+"""Attribute in which ComfyUI passes a layer its weights before it runs."""
 
 Exchange = tuple[dict[str, Any], str, Any]
 """A dictionary, one of its keys, and the value to store there temporarily."""
@@ -24,7 +24,7 @@ _NOTHING = object()
 
 
 class PresetWeights:
-    """Hands a network's layers their resident weights, during one run."""
+    """Passes a network's layers their resident weights, during one run."""
 
     def __init__(self, residency: Residency):
         self._residency = residency
@@ -32,13 +32,13 @@ class PresetWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """For an eager call in the body: if all weights are resident, layers use them without the driver."""
+        """Wraps an eager call: if all weights are resident, layers use them without calling the driver."""
         if not self._is_usable or not self._residency.look():
             yield
             return
         with self._residency.held() as whole:
             if not whole:
-                yield  # with nothing pinned: this call has to load what is missing
+                yield  # with nothing pinned, because this call must load the missing weights
                 return
             try:
                 with exchanged(self._exchanges()):
@@ -48,8 +48,8 @@ class PresetWeights:
                 self._is_usable &= not self._residency.range.resist_eviction()
 
     def _exchanges(self) -> list[Exchange]:
-        """What makes layers use their resident weights. A layer that casts nothing gets them as its own
-        parameters, as without dynamic VRAM; any other gets what ComfyUI would prefetch for it.
+        """Values to store in layers so that they use their resident weights. A layer that casts nothing gets
+        them as its parameters, as without dynamic VRAM; any other gets what ComfyUI would prefetch for it.
         """
         layers = self._residency.layers
         plain = [layer for layer in layers if _is_plain(layer)]
@@ -71,7 +71,7 @@ class EvictableWeights:
     """The evictable weights of all networks that one run calls.
 
     Args:
-        prefetch: hands layers their weights before they are used.
+        prefetch: passes layers their weights before they are used.
     """
 
     def __init__(self, prefetch: Prefetch):
@@ -80,14 +80,14 @@ class EvictableWeights:
         self._presets: dict[Residency, PresetWeights] = {}
 
     def of(self, network: nn.Module, device: torch.device) -> Residency | None:
-        """Those of one network; None if it has none, or they cannot be pinned."""
+        """The evictable weights of one network; None if it has none, or they cannot be pinned."""
         if network not in self._known:
             layers = [module for module in network.modules() if is_evictable(module, device)]
             self._known[network] = Residency.of(layers, device, self._prefetch)
         return self._known[network]
 
     def preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """As `PresetWeights.applied`, for an eager call of the network in the body."""
+        """Wraps an eager call of a network, as `PresetWeights.applied`."""
         residency = self.of(network, device)
         if residency is None:
             return nullcontext()
@@ -98,7 +98,7 @@ class EvictableWeights:
 
 @contextmanager
 def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
-    """Swap these values in for the body, then restore the old ones."""
+    """Store these values for the body, then restore the old ones."""
     before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
     try:
         for held, name, value in exchanges:
@@ -113,7 +113,7 @@ def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's class casts nothing, so that only dynamic VRAM makes it fetch its weights."""
+    """Whether a layer's class casts nothing, so that it fetches its weights only because of dynamic VRAM."""
     weights = (layer._v_weight, getattr(layer, "_v_bias", None))
     return getattr(type(layer), CAST, True) is False and all(type(t) in (Tensor, type(None)) for t in weights)
 

@@ -7,17 +7,17 @@ serials of the pages that its weights were copied to.
 
 1. `Residency.of` finds these layers and their range, once per run.
 2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
-   is resident and patched as this run wants it: changing a LoRA makes layers forget their serials. The
-   network must have run once before.
+   is resident, with the patches of this run: changing a LoRA makes layers forget their serials. The network
+   must have run once before.
 3. `held` pins the range around a replay and compares its serials with those of the proof. A mismatch means
    that something was evicted: the call runs eagerly, which loads what is missing, and a new proof follows.
 4. `captured` does the same around a capture, during which no layer may call the driver.
 
 Eager calls use the same proof and pin (`preset`).
 
-Pins last for one launch or one call only. That is enough, because eviction waits for the device before it
-unmaps a page. Do not hold them any longer: when memory is short and an allocation runs into pinned pages,
-ComfyUI lowers this range's watermark and evicts from it next.
+Pins last for one launch or one call only. This is enough, because eviction waits for the device before it
+unmaps a page. They must not be held longer: when memory is short and an allocation fails to evict pinned
+pages, ComfyUI lowers this range's watermark and evicts from it next.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .pages import NEEDED, Pages, WeightRange
 from .tensors import parts_of
 
 MAX_MISSES = 4
-"""How often a run may find weights evicted before it stops checking."""
+"""Number of times that a run may find weights evicted before it stops checking."""
 
 Prefetch = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[bool]]
-"""Hands layers their resident weights for the body, so that none calls the driver; yields False if one is not
-resident."""
+"""Passes layers their resident weights for the body, so that no layer calls the driver; yields False if a
+weight is not resident."""
 
 
 class Residency:
@@ -47,13 +47,13 @@ class Residency:
         pages: the range that holds all of them.
         layers: the modules whose weights are in it.
         device: where the network runs.
-        prefetch: hands layers their weights before they are used.
+        prefetch: passes layers their weights before they are used.
 
     Attributes:
-        layers: as given.
+        layers: as above.
         range: the part of `pages` that holds the weights.
-        identity: addresses and forms of the weights, to compare between runs.
-        misses: how often this run has found weights evicted.
+        identity: addresses, types and shapes of the weights, to compare between runs.
+        misses: number of times that this run has found weights evicted.
     """
 
     def __init__(self, pages: Pages, layers: tuple[nn.Module, ...], device: torch.device, prefetch: Prefetch):
@@ -68,7 +68,7 @@ class Residency:
 
     @classmethod
     def of(cls, layers: Sequence[nn.Module], device: torch.device, prefetch: Prefetch) -> Residency | None:
-        """None if these layers span more than one range, or their range cannot be pinned."""
+        """The weights of these layers; None if they span more than one range or cannot be pinned."""
         ranges = {id(layer._v[0]): layer._v[0] for layer in layers}
         pages = next(iter(ranges.values()), None)
         if len(ranges) != 1 or not all(hasattr(pages, name) for name in NEEDED):
@@ -90,13 +90,15 @@ class Residency:
         return self.misses > MAX_MISSES
 
     def look(self) -> bool:
-        """Whether all weights are resident, as far as is known. Call it before each call of the network."""
+        """Whether all weights are resident; checks them if the last result no longer holds. To be used before
+        each call of the network.
+        """
         if not self.is_proved and not self.is_hopeless:
             self.misses += not self.prove()
         return self.is_proved
 
     def prove(self) -> bool:
-        """Check every layer; takes a few microseconds per layer."""
+        """Check every layer, in a few microseconds each. Returns whether all weights are resident."""
         with self.range.pinned() as serials:
             whole = serials is not None and all(map(self._is_resident, self.layers))
         self._serials = serials if whole else None
@@ -104,7 +106,9 @@ class Residency:
 
     @property
     def resident(self) -> int:
-        """How many layers have resident weights now. Maps no page, unless comfy-aimdo is too old to tell."""
+        """Number of layers whose weights are resident now. Maps no page, unless comfy-aimdo is too old to
+        report mapped ones.
+        """
         is_mapped = self.range.mapped()
         mapped = [layer for layer in self.layers if hasattr(layer, "_v") and is_mapped(*layer._v[1:])]
         if self.is_proved and len(mapped) == len(self.layers):
@@ -115,7 +119,7 @@ class Residency:
 
     @property
     def obstacle(self) -> str | None:
-        """Why these weights cannot be captured in this run, as far as the last check tells; or None."""
+        """Why calls on these weights cannot be captured in this run, according to the last check; or None."""
         if not self.is_proved:
             hopeless = "there is too little GPU memory to keep all weights resident"
             return hopeless if self.is_hopeless else None
@@ -127,7 +131,7 @@ class Residency:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Pin all weights for the body. Yields False, and voids the proof, if one was evicted since."""
+        """Pin all weights for the body. Yields False, and discards the proof, if one was evicted since."""
         whole = self._pin_if_whole()
         try:
             yield whole
@@ -153,11 +157,11 @@ class Residency:
             raise NotResident
 
     def prefetched(self, layers: Sequence[nn.Module]) -> AbstractContextManager[bool]:
-        """Hand these layers their resident weights for the body; yields False if one is not resident."""
+        """Pass these layers their resident weights for the body; yields False if one is not resident."""
         return self._prefetch(layers, self._device)
 
     def _pin_if_whole(self) -> bool:
-        """Pin the range if nothing was evicted since the proof; otherwise the proof no longer holds."""
+        """Pin the range if nothing was evicted since the proof, and discard the proof otherwise."""
         serials = self.range.pin()
         if serials is not None and serials == self._serials:
             return True

@@ -40,8 +40,8 @@ class GraphSession:
 
     @property
     def report(self) -> GraphReport:
-        """What was captured and replayed so far, and which weights are resident now. Does not wait for the
-        device, but takes a few microseconds per evicted layer.
+        """What was captured and replayed so far, and how many layers are resident now. Does not wait for the
+        device, but takes a few microseconds per layer that is not known to be resident.
         """
         reasons = [part.reason for part in self.parts if part.reason is not None]
         captured = sum(part.captured for part in self.parts)
@@ -55,7 +55,7 @@ class GraphSession:
         )
 
     def begin_evaluation(self, calls_are_plain: bool) -> str | None:
-        """The next guided evaluation starts.
+        """Prepare for the guided evaluation that starts now.
 
         Args:
             calls_are_plain: whether ComfyUI makes its calls one after the other, on the same weights.
@@ -68,8 +68,8 @@ class GraphSession:
         return _first(part.begin_evaluation(calls_are_plain) for part in self.parts)
 
     def begin_call(self, model: Any) -> None:
-        """ComfyUI calls a network. The device first waits for replays that were launched early, so that K/V
-        buffers and outputs may be read and written.
+        """Prepare for a call of a network by ComfyUI. The device first waits for replays that were launched
+        early, so that K/V buffers and outputs may be read and written.
         """
         self._calls += 1
         for part in self.parts:
@@ -78,7 +78,7 @@ class GraphSession:
             part.begin_call()
 
     def end(self) -> str | None:
-        """The last evaluation is over; returns what went wrong, or None."""
+        """Finish after the last evaluation. Returns what went wrong, or None."""
         return _first(part.end() for part in self.parts)
 
     def refuse(self, reason: str) -> None:
@@ -88,17 +88,17 @@ class GraphSession:
             part.refuse(reason)
 
     def close(self) -> None:
-        """The run is over."""
+        """Take back all buffers at the end of the run."""
         for part in self.parts:
             part.close()
 
-    def keep_only(self, storage: str) -> None:
-        """Memory is short: free buffers whose storage differs from this run's."""
+    def keep_only(self, format_name: str) -> None:
+        """Free K/V buffers of other formats than this run's, because memory is short."""
         for part in self.parts:
-            part.keep_only(storage)
+            part.keep_only(format_name)
 
     def drop(self) -> None:
-        """Memory is short: free everything."""
+        """Free everything, because memory is short."""
         self._refused = self._refused or NO_MEMORY
         for part in self.parts:
             part.drop()
@@ -114,5 +114,5 @@ class GraphSession:
 
 
 def _first(found: Iterable[str | None]) -> str | None:
-    """The first that is not None; evaluates all."""
+    """The first reason that is not None, after evaluating all."""
     return next(filter(None, list(found)), None)

@@ -1,4 +1,4 @@
-"""Which calls of a run are due for capture: counted by what makes two calls the same."""
+"""Counts the calls of a run, to decide which are due for capture."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Sightings:
         self._reasons: dict[Hashable, str] = {}  # of postponed captures that are still outstanding
 
     def is_due(self, key: Hashable) -> bool:
-        """Count a call. Whether to capture it, if nothing prevents that."""
+        """Count a call. Returns whether to capture it, if nothing prevents that."""
         self._seen[key] += 1
         return self._seen[key] >= SIGHTINGS and self._n_postponed[key] < MAX_POSTPONED
 
     def postpone(self, key: Hashable, reason: str) -> None:
-        """The call cannot be captured now; it is due again at its next sightings, up to a limit."""
+        """Note that the call cannot be captured now. It is due again at its next sightings, up to a limit."""
         self._n_postponed[key] += 1
         self._reasons[key] = reason
 
     def succeed(self, key: Hashable) -> None:
-        """The call has been captured."""
+        """Note that the call has been captured."""
         self._reasons.pop(key, None)
 
     @property

@@ -1,6 +1,6 @@
-"""What a model keeps between its runs: captured calls, and the K/V buffers that they read.
+"""What a model keeps between runs: captured calls, and the K/V buffers that they read.
 
-Each group of branches has K/V buffers of its own, used by all graphs of these branches. A later run borrows
+Each group of branches has its own K/V buffers, which all graphs of these branches use. A later run borrows
 them, and its dense steps fill them.
 """
 
@@ -24,10 +24,10 @@ class Buffers:
     """K/V buffers of one group of branches, and the captured calls that use them.
 
     Attributes:
-        signature: of the dense calls that fill them.
+        signature: of the dense calls that fill the buffers.
         slots: the buffers.
-        calls: by form.
-        is_lent: whether a run uses them.
+        calls: captured calls, by form.
+        is_lent: whether a run uses the buffers.
     """
 
     signature: Signature
@@ -36,13 +36,15 @@ class Buffers:
     is_lent: bool = False
 
     @property
-    def storage(self) -> str:
-        """The form of the K/V cache."""
-        return next(iter(self.slots.values())).storage
+    def format_name(self) -> str:
+        """The K/V format."""
+        return next(iter(self.slots.values())).format_name
 
     @property
     def addresses(self) -> frozenset[int]:
-        """Allocations that hold them. Buffers of regrouped calls may be parts of other buffers."""
+        """Addresses of the allocations that hold the buffers. Buffers of regrouped calls may be parts of
+        other buffers, in the same allocation.
+        """
         kept = (t for sequence in self.slots.values() for t in sequence.tensors)
         return frozenset(t.untyped_storage().data_ptr() for t in kept)
 
@@ -59,11 +61,11 @@ class GraphStore:
     unloaded.
 
     Args:
-        make_tape: makes a tape, given its number, when one is needed.
+        make_tape: creates a tape, given its number.
 
     Attributes:
         buffers: all K/V buffers with their captured calls.
-        trouble: why captures failed for this network; None if none did.
+        capture_failure: why captures failed for this network; None if none did.
         runs: how many runs have used the store.
     """
 
@@ -73,7 +75,7 @@ class GraphStore:
         self._max_tapes = MAX_TAPES
         self._network: Network | None = None
         self.buffers: list[Buffers] = []
-        self.trouble: str | None = None
+        self.capture_failure: str | None = None
         self.runs = 0
 
     def __deepcopy__(self, memo: dict) -> GraphStore:
@@ -87,13 +89,13 @@ class GraphStore:
         """Number of captured calls."""
         return sum(len(buffers.calls) for buffers in self.buffers)
 
-    def nbytes(self, storage: str | None = None) -> int:
-        """K/V bytes held between runs: all, or those of one form of the cache."""
-        kept = [each for each in self.buffers if storage in (None, each.storage)]
+    def nbytes(self, format_name: str | None = None) -> int:
+        """K/V bytes held between runs: all, or those of one format."""
+        kept = [each for each in self.buffers if format_name in (None, each.format_name)]
         return sum(sequence.nbytes() for each in kept for sequence in each.slots.values())
 
     def start_on(self, network: Network) -> None:
-        """A run starts on this network: drop graphs that were captured on a different one."""
+        """Start a run on this network: drop graphs that were captured on a different one."""
         if self._network is None or not self._network.matches(network):
             self.clear()
             self._network = network.to_keep
@@ -115,7 +117,7 @@ class GraphStore:
     def capture(
         self, call: RegionalCall, attempt: Attempt, busy: Collection[Tape], around: Around
     ) -> CapturedCall | None:
-        """Capture a call on a tape that is not busy; on the first one if memory is too short for two.
+        """Capture a call on a tape that is not busy, or on the first one if there is no memory for two.
 
         Returns:
             None if the capture must wait until the call is made again.
@@ -132,7 +134,7 @@ class GraphStore:
     def clear(self) -> None:
         """Free everything."""
         self.buffers, self._tapes, self._max_tapes = [], [], MAX_TAPES
-        self._network = self.trouble = None
+        self._network = self.capture_failure = None
 
     def _tape(self, busy: Collection[Tape] = ()) -> Tape:
         """A tape that is not busy, unless all are."""
@@ -150,12 +152,12 @@ class GraphStore:
 
 @dataclass(frozen=True)
 class GraphEnvironment:
-    """What this package needs to know of ComfyUI; supplied by ras_core/host.
+    """What this package needs to know about ComfyUI; supplied by ras_core/host.
 
     Attributes:
-        store_of: the store of a model's captured calls; None if the model cannot have any.
+        store_of: returns the store of a model's captured calls; None if the model cannot have one.
         interrupts: exceptions that ComfyUI raises when the user cancels a run.
-        obstacle: why nothing can be captured right now, or None; asked before each capture.
+        obstacle: returns why nothing can be captured at the moment, or None; called before each capture.
     """
 
     store_of: Callable[[Any], GraphStore | None]

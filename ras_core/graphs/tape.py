@@ -1,7 +1,7 @@
-"""CUDA graphs behind a small interface: capture work once, replay it later.
+"""A small interface to CUDA graphs: capture work once, replay it later.
 
-A captured graph keeps a memory pool of its own for its temporaries. A tensor that outlives a failed capture
-points into that pool; freeing it later may end the process. So errors raised in a capture are handled here.
+A captured graph has its own memory pool for temporaries. A tensor that outlives a failed capture points into
+that pool, and freeing it later may end the process. So errors raised in a capture are handled here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .eligibility import MAX_TAPES
 
 Work = Callable[[], None]
 Around = Callable[[], AbstractContextManager[None]]
-"""Makes the context manager that a capture runs inside."""
+"""Returns the context manager that a capture runs inside."""
 
 
 class Tape(Protocol):
@@ -30,16 +30,17 @@ class Tape(Protocol):
         """Run `work` once, then capture it inside `around`. Returns a function that replays it."""
 
     def launch(self, replay: Work) -> Work:
-        """Launch the replay in parallel with what is enqueued next. Returns a function that makes the current
-        stream wait for it.
+        """Launch the replay in parallel with the work that is enqueued next. Returns a function that makes
+        the current stream wait for the replay.
         """
 
 
 class CudaTape:
-    """torch.cuda's graphs on a stream and in a memory pool of their own. No tensor outlives a capture.
+    """CUDA graphs of PyTorch, with their own stream and memory pool. No tensor outlives a capture.
 
     Args:
-        number: which of a model's tapes, from 0. Tapes with different numbers use different streams.
+        number: number of this tape among a model's, from 0. Tapes with different numbers use different
+            streams.
     """
 
     def __init__(self, number: int) -> None:
@@ -49,7 +50,7 @@ class CudaTape:
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        torch.cuda.empty_cache()  # blocks cached for other streams are of no use to this one
+        torch.cuda.empty_cache()  # this stream cannot use blocks that are cached for others
         try:
             with torch.cuda.stream(self._stream):
                 return self._warm_up_and_capture(work, around)
@@ -58,14 +59,14 @@ class CudaTape:
 
     def _warm_up_and_capture(self, work: Work, around: Around) -> Work:
         work()  # libraries allocate their workspaces for this stream
-        torch.cuda.empty_cache()  # blocks cached by the warm-up, which the pool cannot use either
+        torch.cuda.empty_cache()  # nor can the pool use blocks that the warm-up has cached
         with around():
             torch.cuda.synchronize()
             return self._capture(work)
 
     def _capture(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # "thread_local": ComfyUI's server thread may use the device meanwhile.
+        # "thread_local": ComfyUI's server thread may use the device during the capture.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         failure = None
         try:
@@ -82,7 +83,7 @@ class CudaTape:
         return graph.replay
 
     def _leave_pool(self) -> None:
-        """A capture that failed to end may have left the allocator still allocating to its pool."""
+        """Stop the allocator from using the pool, in case a capture that failed to end has not."""
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
@@ -110,7 +111,7 @@ def is_broken_by(error: BaseException) -> bool:
 
 
 def kept_forever(error: BaseException) -> BaseException:
-    """The same error, with its frames kept alive for good. Tensors made in a broken capture have an address
+    """The same error, with its frames kept alive forever. Tensors made in a broken capture have an address
     but no memory; freeing them would raise an error that terminates the process.
     """
     each: BaseException | None = error
@@ -124,7 +125,8 @@ def kept_forever(error: BaseException) -> BaseException:
 
 @cache
 def _streams(device: int) -> tuple[torch.cuda.Stream, ...]:
-    """One stream per tape number, shared by all models: libraries allocate a workspace for each stream they
-    see and never free it. Created together, because PyTorch hands out some 32 streams in rotation.
+    """One stream per tape number, shared by all models, because libraries allocate a workspace for each
+    stream that they see and never free it. Created together, because PyTorch reuses its 32 streams in
+    rotation.
     """
     return tuple(torch.cuda.Stream(device) for _ in range(MAX_TAPES))

@@ -27,7 +27,7 @@ def same_contents(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """A module's own weights and buffers; a quantised one as the tensors that it consists of."""
+    """A module's own weights and buffers; a quantised weight as the tensors that it consists of."""
     for each in (*module._parameters.values(), *module._buffers.values()):
         yield from parts_of(each)
 
@@ -43,7 +43,7 @@ def parts_of(weight: Any) -> Iterator[Tensor]:
 
 
 def address_of(tensor: Tensor) -> tuple[Hashable, ...]:
-    """Where a graph reads this tensor, and in which layout."""
+    """The address at which a graph reads this tensor, and its layout."""
     return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
 
 

@@ -1,10 +1,10 @@
 """Faster casts of float8 weights in captured calls.
 
-A network whose weights are kept as float8 casts each of them at every use. PyTorch's kernel for that is
+A network whose weights are kept as float8 casts each of them at every use. PyTorch's cast kernel is
 compute-bound: on an H100 it takes 6.7 ms per step of SD3-medium, half of a captured regional step at 12.5 %
-of the tokens. The cast is exact, so a memory-bound kernel gives the same numbers.
+of the tokens. The cast is exact, so the memory-bound kernel used here gives the same numbers.
 
-Only captured calls use it. In an eager call, looking at each operation would cost more time than it saves.
+Only captured calls use it. In an eager call, intercepting each operation would cost more time than it saves.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FLOAT8 = getattr(torch, "float8_e4m3fn", None)
 
 
 def quick_casts(network: nn.Module, device: torch.device) -> AbstractContextManager[Any]:
-    """For a call of the network on `device` that is being captured in the body. Does nothing if no weight is
-    float8, or the device has no kernel.
+    """Uses the kernel for a call of the network that is captured in the body. Does nothing if no weight is
+    float8, or the kernel does not work on `device`.
     """
     if FLOAT8 is None or device.type != DEVICE_TYPE or not any(map(_is_float8, network.parameters())):
         return nullcontext()
@@ -46,7 +46,7 @@ def quick_casts(network: nn.Module, device: torch.device) -> AbstractContextMana
 
 
 class QuickCasts(TorchDispatchMode):
-    """Casts of float8_e4m3fn tensors use the kernel; everything else runs as it is."""
+    """Casts float8_e4m3fn tensors with the kernel; all other operations run unchanged."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -59,7 +59,7 @@ class QuickCasts(TorchDispatchMode):
 
 
 def _is_float8(weight: Tensor) -> bool:
-    """Whether the network holds a weight as float8; under dynamic VRAM the file may have another dtype."""
+    """Whether the network uses a weight as float8; under dynamic VRAM the file may have another dtype."""
     return FLOAT8 in (weight.dtype, getattr(weight, "_model_dtype", None))
 
 
@@ -91,7 +91,8 @@ def _cast_to(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> torch.dtype |
     if func is torch.ops.aten._to_copy.default:
         changed = {name for name, value in kwargs.items() if value}
         return kwargs.get("dtype") if changed <= {"dtype", "non_blocking"} else None
-    # In inference mode `Tensor.to` arrives undivided: to(tensor, dtype, non_blocking, copy, memory_format).
+    # In inference mode `Tensor.to` arrives as one operation: to(tensor, dtype, non_blocking, copy,
+    # memory_format)
     is_plain = func is torch.ops.aten.to.dtype and 2 <= len(args) <= 4 and not kwargs.get("memory_format")
     return args[1] if is_plain else None
 

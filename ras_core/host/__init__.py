@@ -7,8 +7,9 @@ and `memory` (choose the format of the K/V cache), `graphs_of_model` (CUDA graph
 CUDA graphs and compiler), `requirements`, `options` (choices for the nodes' inputs), and `names` (ComfyUI's
 keys).
 
-Plans: `plans` (which a model has), `calibration` (measures them), `measured_runs` (its sampling),
-`planned_model` (RAS as a plan says), `plan_files` and `fingerprint` (what is kept, and for which model).
+Plans: `plans` (finds the plans of a model), `calibration` (measures them, with the runs of `measured_runs`),
+`planned_model` (applies a plan to a model), `plan_files` (saved plans) and `fingerprint` (which model they
+belong to).
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
 2. When sampling starts, that wrapper starts a run and adds the run's wrappers to its copy of the model
@@ -18,12 +19,13 @@ Plans: `plans` (which a model has), `calibration` (measures them), `measured_run
 5. PREDICT_NOISE and APPLY_MODEL call `run.network_calls`.
 6. At the end the trace is kept for later nodes; the wrappers are dropped with the run's model options.
 
-ComfyUI's doors: OUTER_SAMPLE in `patch`; PREDICT_NOISE, APPLY_MODEL and SAMPLER_SAMPLE in `wrappers`;
-PREPARE_SAMPLING in `cache_plan`. A new one is a method and a line of `RunWrappers.attach`, and a name in
-`requirements` if the pack cannot work without it; otherwise attach it only if `WrappersMP` has it.
+ComfyUI's extension points: OUTER_SAMPLE in `patch`; PREDICT_NOISE, APPLY_MODEL and SAMPLER_SAMPLE in
+`wrappers`; PREPARE_SAMPLING in `cache_plan`. To use another one, add a method and a line to
+`RunWrappers.attach`. If the pack cannot work without it, add its name to `requirements`; otherwise attach it
+only if `WrappersMP` has it.
 
-Latents over time are turned away in `outer_sample` (runs) and `calibration`; `method.grid`, `run.live` and
-`render.masks` can hold them already.
+Latents over time are refused in `outer_sample` (runs) and `calibration`; `method.grid`, `run.live` and
+`render.masks` support them already.
 
 Imports: run and all below it.
 """

@@ -30,7 +30,8 @@ def grouped_attention() -> GroupedAttention | None:
 def output_form(args: tuple, kwargs: dict) -> OutputForm | None:
     """The output form that ComfyUI requests, from the arguments after the number of heads.
 
-    None unless the call is plain: heads on their own axis, no mask, no precision, no unknown argument.
+    None if the call is not equivalent to plain attention: heads must be on a separate axis, and there must be
+    no mask, no precision and no unknown argument.
     """
     mask = args[0] if args else kwargs.get("mask")
     precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
-from ..graphs.eligibility import storage_obstacle
+from ..graphs.eligibility import format_obstacle
 from ..graphs.session import GraphSession
 from ..kv.choose import Choice, Needs, Room, choose
 from ..kv.float8 import has_float8
@@ -37,9 +37,9 @@ class CachePlan:
     Attributes:
         guider: ComfyUI's guider of this run.
         network, adapter: the network and the adapter of its family.
-        run: receives the decision.
+        run: state of the run, which receives the decision.
         graphs: the run's CUDA graphs, or None.
-        wanted: the user's setting, as far as the sampler allows it.
+        wanted: the user's setting, or its replacement if the sampler does not support it.
     """
 
     guider: Any
@@ -71,7 +71,7 @@ class CachePlan:
         return prepared
 
     def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
-        """The memory available to the cache, after ComfyUI has freed what it can."""
+        """The memory that is available to the cache after ComfyUI has unloaded other models."""
         first = first_choice(self.wanted).name
         # Buffers of earlier graphs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else graph_store(model).nbytes(first)
@@ -81,17 +81,17 @@ class CachePlan:
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
 
     def _keep(self, choice: Choice, needs: Needs) -> None:
-        """Apply a choice, and log it."""
-        if self.graphs is not None and (obstacle := storage_obstacle(choice.storage)):
+        """Apply the choice, and log it."""
+        if self.graphs is not None and (obstacle := format_obstacle(choice.format_name)):
             self.graphs.refuse(obstacle)
             self.graphs.drop()
-        if choice.storage is None:
+        if choice.format_name is None:
             self.run.go_dense(choice.reason)
             return
-        self.run.keep_cache_as(choice.storage, needs.of_a_branch(choice.storage))
+        self.run.keep_cache_as(choice.format_name, needs.of_a_branch(choice.format_name))
         if choice.is_fallback:
             if self.graphs is not None:
-                self.graphs.keep_only(choice.storage)
+                self.graphs.keep_only(choice.format_name)
             self.run.warn(choice.reason)
         else:
             logger.info("Multirate RAS: %s.", choice.reason)

@@ -1,14 +1,16 @@
-"""Measure on a user's own model where steps belong, try plans for each speed, and keep all that was found.
+"""Measures on a user's model where steps are needed, tries plans for each speed, and saves the plans.
 
-1. What one long Euler step over each twelfth of a fine schedule costs; from that the density of steps.
-2. A reference: many steps of dpmpp_2m.
-3. For each speed and sampler, all steps dense: that density, the same half-way to an even one, a hand-made
-   grid ("first a of n, then every k") and the `simple` schedule.
-4. On the best of these grids, at the same cost by FLOPs: runs with regional steps.
+1. Measure the error of one long Euler step over each twelfth of a fine schedule, and compute the density of
+   steps from it.
+2. Compute a reference with many steps of dpmpp_2m.
+3. For each speed and sampler, try four grids with dense steps: the measured density, its mean with an even
+   density, a fixed grid ("first a of n, then every k") and the `simple` schedule.
+4. On the best of these grids, try runs with regional steps at the same FLOPs.
 
-Cost: 66 sampling runs, 1004 steps for each seed, of which 352 are of runs with regional steps. In dense steps
-of SD3-medium at 1024 px that is 917 by FLOPs. There a step with both prompts takes 64 ms on an H100: two
-seeds take 121 s by this arithmetic, with a tenth more for regional steps.
+This takes 66 sampling runs with 1004 steps for each seed, 352 of them in runs with regional steps. For
+SD3-medium at 1024 px, their FLOPs equal those of 917 dense steps. A step with both prompts takes 64 ms there
+on an H100, so two seeds take an estimated 121 s, if regional steps are a tenth slower than their FLOPs
+suggest.
 """
 
 from __future__ import annotations
@@ -44,42 +46,42 @@ FINE_STEPS = 24
 BLOCKS = 12
 REFERENCE_STEPS = 72
 
-# "First a of n, then every k", by speed: n, a, k. A rival to what costs predict.
+# "First a of n, then every k", by speed: n, a, k. An alternative to the density from measured costs.
 FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
 GRIDS = 4
-"""How many grids are tried for each speed and sampler."""
+"""Number of grids that are tried for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
-"""The form that comes closest; it takes twice the memory of `gpu`."""
+"""The K/V format that comes closest to a dense run; it takes twice the memory of `gpu`."""
 
 
 def calibrate(
     model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int = SEEDS
 ) -> PlanSet:
-    """Measure a model, keep its plans in ComfyUI's user folder, and return them.
+    """Measure a model, save its plans in ComfyUI's user folder, and return them.
 
     Args:
-        model: MODEL; RAS on it is left out.
+        model: MODEL; its RAS settings are ignored.
         conditionings: positive and negative CONDITIONING.
-        latent: (b, c, H, W); only its size counts.
+        latent: (b, c, H, W); only its size matters.
         cfg: guidance scale.
-        seeds: images to measure with, in one batch.
+        seeds: number of images to measure with, in one batch.
 
     Raises:
-        RASError: no latent of an image.
-        InterruptProcessingException: the user pressed stop; nothing is kept.
+        RASError: the latent is not that of an image.
+        InterruptProcessingException: the user pressed stop; nothing is saved.
     """
     if latent.ndim != 4:
         raise RASError(
             f"a latent of shape {tuple(latent.shape)}.",
             "the latent of an image, (batch, channels, height, width).",
-            "connect an empty latent of the size that you draw at.",
+            "connect an empty latent of your usual image size.",
         )
-    fingerprint(model)  # before minutes of work: the result is kept under it
+    fingerprint(model)  # must not fail after minutes of work, when the plans are saved under it
     task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
     plans = Calibration(task).run()
     path = save_plans(plans, model, latent.shape[-2:])
-    logger.info("Multirate RAS: %s; kept as %s.\n%s", plans.note, path.name, plans.describe())
+    logger.info("Multirate RAS: %s; saved as %s.\n%s", plans.note, path.name, plans.describe())
     return plans
 
 
@@ -105,7 +107,7 @@ class Calibration:
         return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
-        """All measurements. Plain plans come first: of equals the first is taken."""
+        """Do all measurements. Plain plans come first, so that they are chosen among equal ones."""
         height, width = self._task.pixels
         self._origin = f"calibrated on this model at {width}x{height}"
         logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
@@ -119,7 +121,7 @@ class Calibration:
         return PlanSet(tuple(found), note)
 
     def _of_a_speed(self, speed: PlanSpeed, sampler: PlanSampler, costs: Sequence[float]) -> list[Plan]:
-        """The plans of a speed and sampler, measured: all grids, then regional steps on the best of them."""
+        """Measured plans of a speed and sampler: on all grids, and with regional steps on the best grid."""
         steps = plain_steps(speed)
         plain = [
             Plan(
@@ -165,7 +167,7 @@ class Calibration:
 
 
 def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:
-    """Densities by name; what costs predict is tried, not trusted."""
+    """Densities to compare, by name; measured costs alone do not always give the best one."""
     n, first, every = FRONT_LOADED[speed]
     return {
         "measured density, half-way to even": step_density(costs, multistep=True),
@@ -176,12 +178,12 @@ def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tupl
 
 
 def step_cost(task: Task) -> Callable[[float], float] | None:
-    """Cost of a step on a share of the tokens, in dense steps by FLOPs; None if RAS does not support the
+    """FLOPs of a step on a share of the tokens, relative to a dense step; None if RAS does not support the
     model.
     """
     adapter = adapter_of(task.model)
     if adapter is None:
-        logger.info("Multirate RAS: this model has no regional steps; its grid is calibrated all the same.")
+        logger.info("Multirate RAS: this model does not support regional steps; only its grid is calibrated.")
         return None
     network = network_of(task.model.get_model_object("diffusion_model"))
     patch = adapter.patch_size(network)

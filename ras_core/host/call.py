@@ -15,20 +15,21 @@ from ..run.torch_compile import CAN_SWITCH
 from .names import (
     ATTENTION,
     COMPILES,
+    NOT_READ,
+    PATCHED,
     PATCHES_REPLACE,
     REPLACED_BLOCKS,
-    RUN,
     UUIDS,
     WRAPPERS,
 )
 
 ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
-"""What ComfyUI passes to APPLY_MODEL by position."""
+"""Names of the arguments that ComfyUI passes to APPLY_MODEL by position."""
 
 
 @dataclass  # not frozen: Dynamo fails on the constructor of a frozen one
 class ModelCall:
-    """One call of ComfyUI's model, with its arguments by name, so that single ones can be replaced.
+    """One call of ComfyUI's model, with its arguments by name, so that each can be replaced.
 
     Attributes:
         executor: ComfyUI's executor, which calls the remaining wrappers and the model.
@@ -99,10 +100,11 @@ class ModelCall:
         return bool(self.options.get(WRAPPERS, {}).get("diffusion_model"))
 
     def graph_obstacle(self) -> str | None:
-        return call_obstacle(self.options, self._is_wrapped, self.other_attention)
+        is_patched = any(self.options.get(name) for name in PATCHED)
+        return call_obstacle(self._is_wrapped, self.other_attention, is_patched)
 
     def frozen_options(self) -> Hashable:
-        return frozen_options(self.options, own=(ATTENTION, RUN))
+        return frozen_options(self.options, NOT_READ)
 
     @property
     def _residuals(self) -> dict[str, Tensor | None]:
@@ -115,7 +117,7 @@ class ModelCall:
 
     @property
     def _is_wrapped(self) -> bool:
-        """Whether another node wraps the model's calls, for more than compiling it."""
+        """Whether another node wraps the model's calls, other than for compiling it."""
         compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
         harmless = len(compiling) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

@@ -1,9 +1,9 @@
 """ComfyUI's own CUDA graphs and compiler (0.33 and later). Earlier versions lack these names.
 
 The compiler assigns fixed addresses to the allocations of a network's blocks, in the order in which they are
-made. A step on fewer tokens makes other allocations, so the compiler is off during our runs. If it is active
-anyway, buffers that outlive a call are allocated outside it, and nothing is captured. ComfyUI's graphs
-replay blocks without running the hooks in them (run/coverage.py detects that).
+made. A step on fewer tokens makes other allocations, so the compiler is off during runs with RAS. If it is
+active anyway, buffers that outlive a call are allocated outside it, and no CUDA graph is captured. ComfyUI's
+graphs replay blocks without running their hooks (run/coverage.py detects this).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SWITCHES = ("disable_comfy_compiler", "disable_cuda_graphs")
 
 @contextmanager
 def compiler_off(is_wanted: bool) -> Iterator[None]:
-    """Switch off ComfyUI's own compiler and graphs for the body, if wanted, then restore the settings."""
+    """Switch off ComfyUI's own compiler and graphs for the body, if `is_wanted`."""
     args = comfy.cli_args.args
     before = {name: getattr(args, name) for name in SWITCHES if is_wanted and hasattr(args, name)}
     try:
@@ -37,8 +37,8 @@ def compiler_off(is_wanted: bool) -> Iterator[None]:
 
 
 def pause() -> Callable[[], AbstractContextManager] | None:
-    """A context manager for allocations that outlive a call: the compiler assigns them no fixed address.
-    None if this ComfyUI has no compiler.
+    """A function that returns a context manager for allocations that outlive a call; in its body, the
+    compiler assigns no fixed addresses. None if this version of ComfyUI has no compiler.
     """
     pause_malloc_graph = _prefetch("pause_malloc_graph")
     if pause_malloc_graph is None:
@@ -48,8 +48,10 @@ def pause() -> Callable[[], AbstractContextManager] | None:
 
 
 def capture_obstacle() -> str | None:
-    """Why nothing can be captured now, or None: ComfyUI's compiler is tracking this thread's allocations."""
-    by_thread = _prefetch("MALLOC_GRAPHS")  # one per thread; an earlier version lists the active ones
+    """Why nothing can be captured now, or None. A capture fails while ComfyUI's compiler tracks the
+    allocations of this thread.
+    """
+    by_thread = _prefetch("MALLOC_GRAPHS")  # by thread; an earlier version has a list of the active ones
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None
     if getattr(own, "_comfy_active", False) or _prefetch("ACTIVE_MALLOC_GRAPHS"):
         return "ComfyUI's compiler is active"

@@ -1,8 +1,9 @@
-"""A run's conditionings on the sampling device.
+"""Copies a run's conditionings to the sampling device.
 
-ComfyUI keeps them in main memory and copies them to the device at each evaluation. Such memory is not pinned,
-so the CPU then waits until the device has finished all enqueued work, and the device idles until the CPU has
-enqueued more: one evaluation of SD3-medium at 1024 px leaves an H100 idle for 2 to 3 of 58 ms.
+ComfyUI keeps conditionings in main memory and copies them to the device at each evaluation. This memory is
+not pinned, so the CPU waits until the device has finished all enqueued work, and then the device is idle
+until the CPU has enqueued more: at 1024 px, an H100 is idle for 2 to 3 of the 58 ms of an evaluation of
+SD3-medium.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ def on_device(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str
     """The same conditionings with the network's inputs on the device; the given ones are left unchanged.
 
     Args:
-        conds: of a guider, by name, after ComfyUI has encoded them for its model. Lists of tensors, which no
-            supported family has, are not copied.
-        device: where the network runs.
+        conds: the conditionings of a guider, by name, after ComfyUI has encoded them for its model. Lists of
+            tensors, which no supported family has, are not copied.
+        device: the device that the network runs on.
     """
     try:
         return {name: [_copied(each, device) for each in group] for name, group in conds.items()}
-    except torch.cuda.OutOfMemoryError:  # ComfyUI copies them at each evaluation
+    except torch.cuda.OutOfMemoryError:  # then ComfyUI copies them at each evaluation
         return dict(conds)
 
 

@@ -1,7 +1,7 @@
-"""What identifies a model for its plans: weights, patches of weights such as LoRA, and its noise schedule.
+"""Identifies the model that plans belong to: its weights, their patches such as LoRA, and its noise schedule.
 
-Only a sample of the numbers is read, so that this takes a fraction of a second for any model. Patches of
-attention and other options do not count: they hardly move where a trajectory bends.
+Only a sample of the numbers is read, so this takes a fraction of a second for any model. Patches of attention
+and other options are ignored, because they hardly change where steps are needed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .measured_runs import simple_levels
 
 NETWORK = "diffusion_model."
 TENSORS = 32
-"""How many weights are sampled."""
+"""Approximate number of weights that are sampled."""
 
 NUMBERS = 64
-"""How many numbers of each."""
+"""Number of elements that are read of each."""
 
 
 def fingerprint(model: ModelPatcher) -> str:
@@ -41,8 +41,8 @@ def fingerprint(model: ModelPatcher) -> str:
 
 
 def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """The network's weights by ComfyUI's keys, without patches. Not from the state dict: it names parts of
-    quantised weights that are not attributes of their layer.
+    """The network's weights by ComfyUI's keys, without patches. Not taken from the state dict, which also has
+    parts of quantised weights that are not attributes of their layer.
     """
     network = model.get_model_object("diffusion_model")
     own = {f"{NETWORK}{name}": weight for name, weight in network.named_parameters()}
@@ -50,7 +50,7 @@ def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Take in a value; of an object that holds weights, those."""
+    """Add a value to the digest; for an object with weights, add these."""
     if isinstance(value, torch.Tensor):
         _add_tensor(digest, value)
     elif isinstance(value, Mapping):
@@ -63,7 +63,7 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, (str, int, float, type(None))):
         digest.update(f"{value!r};".encode())
     else:
-        digest.update(f"{type(value).__name__};".encode())  # a function has no name that outlives a session
+        digest.update(f"{type(value).__name__};".encode())  # repr may differ between sessions
 
 
 def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:

@@ -25,12 +25,12 @@ from .names import GRAPHS, KEY
 
 
 def graph_store(model: ModelPatcher) -> GraphStore | None:
-    """The store of what runs of this model have captured, or None."""
+    """The store of the calls that runs of this model have captured, or None."""
     return getattr(model.model, GRAPHS, None)
 
 
 def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -> GraphSession | None:
-    """CUDA graphs for a run; None if the user, the plan or the device rules them out."""
+    """CUDA graphs for a run; None if the settings, the plan or the device do not allow any."""
     if run.config.cuda_graphs == "off" or not run.is_regional:
         return None
     environment = GraphEnvironment(
@@ -51,7 +51,7 @@ def capture_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | None
 
 
 def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
-    """After a run: keep its graphs for the next one only while memory is plentiful."""
+    """End a run's use of graphs, and drop them if too little memory is free to keep them for the next run."""
     if graphs is None:
         return
     graphs.close()
@@ -65,8 +65,8 @@ def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
 
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
-    """Let layers under dynamic VRAM find their weights without calling the driver, the way ComfyUI prefetches
-    them. Yields False if one of them is not resident.
+    """Pass layers under dynamic VRAM their weights as ComfyUI prefetches them, so that they do not call the
+    driver. Yields False if a weight is not resident.
     """
     layers = list(layers)
     try:
@@ -78,8 +78,8 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
 
 
 def _take_prefetched(layer: nn.Module) -> None:
-    """Undo ComfyUI's prefetching of one layer. Its own function for that takes other arguments in later
-    versions, and what it leaves would count as resident for good.
+    """Undo ComfyUI's prefetching of one layer. ComfyUI's own function has other arguments in later versions,
+    and the state that it leaves would make the layer count as resident forever.
     """
     prefetched = layer.__dict__.pop(PREFETCH, None)
     for name in ("weight_lowvram_function", "bias_lowvram_function"):
@@ -106,7 +106,9 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Watch for ComfyUI unloading the model, on its parents too: a clone may be gone by then."""
+    """Register a callback for the unloading of the model, also on its parents, because a clone may no longer
+    exist then.
+    """
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
             model.add_callback_with_key(CallbacksMP.ON_DETACH, KEY, _on_detach)
@@ -114,7 +116,7 @@ def _watch_unloading(model: ModelPatcher | None) -> None:
 
 
 def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:
-    """ComfyUI unloads the model: drop its graphs, which read its weights."""
+    """Drop the graphs of a model that ComfyUI unloads, because they read its weights."""
     store = graph_store(model)
     if store is not None and unpatch_all:
         store.clear()

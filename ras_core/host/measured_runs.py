@@ -1,8 +1,8 @@
-"""Sampling runs on a user's model, for measurement: all of them by ComfyUI's own samplers.
+"""Sampling runs for measurements on a user's model, with ComfyUI's own samplers.
 
-To see what a long step over one block of a schedule costs, the part before that block is not sampled again:
-the sampler gets the estimates that an earlier run made there. This halves the number of evaluations. It is
-exact for any deterministic sampler that evaluates once a step, whatever it remembers of earlier steps.
+When the error of a long step over one block of a schedule is measured, the part before this block is not
+sampled again: the sampler gets the estimates of an earlier run. This halves the number of evaluations. It is
+exact for any deterministic sampler that evaluates once per step, including multistep samplers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OnStep = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Task:
-    """What is sampled.
+    """The model and inputs of the measurements.
 
     Attributes:
         model: a MODEL without RAS.
@@ -44,7 +44,7 @@ class Task:
     def of(
         cls, model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int
     ) -> Task:
-        """The first `seeds` seeds at the size of a latent, whose content does not matter."""
+        """A task with the noise of seeds 0 to `seeds` - 1. Only the size of the latent matters."""
         empty = torch.zeros_like(latent[:1])
         empty = torch.zeros_like(comfy.sample.fix_empty_latent_channels(model, empty))
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in range(seeds)])
@@ -58,7 +58,7 @@ class Task:
 
     @property
     def text_rows(self) -> list[int]:
-        """Rows of each conditioning."""
+        """Number of text rows of each conditioning."""
         return [conditioning[0].shape[1] for conditioning in (*self.positive, *self.negative)]
 
     def levels(self, steps: int) -> tuple[float, ...]:
@@ -72,12 +72,12 @@ class Task:
         model: ModelPatcher | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """One run of all seeds: final latents (b, c, H, W) float32 on the CPU.
+        """Sample all seeds in one run. Returns the final latents, (b, c, H, W) float32 on the CPU.
 
         Args:
             sampler: a SAMPLER.
             levels: noise levels.
-            model: in place of the task's own, for example patched with RAS.
+            model: replaces the task's own, for example with one that is patched with RAS.
             on_step: called with each step's index.
 
         Raises:
@@ -105,15 +105,15 @@ def simple_levels(model: ModelPatcher, steps: int) -> tuple[float, ...]:
 def block_costs(
     task: Task, sampler_name: str, levels: Sequence[float], blocks: int, on_step: OnStep | None = None
 ) -> tuple[float, ...]:
-    """RMS error in the final latents when one block of a fine schedule is done in one step, for each block.
+    """For each block of a fine schedule, RMS error of the final latents if the block is done in one step.
 
-    Evaluations: `block_evaluations(len(levels) - 1, blocks)` for each seed.
+    Takes `block_evaluations(len(levels) - 1, blocks)` evaluations for each seed.
 
     Args:
-        task: what is sampled.
+        task: model and inputs.
         sampler_name: "euler" or "dpmpp_2m".
-        levels: the fine schedule; `blocks` divides its number of steps.
-        blocks: how many.
+        levels: the fine schedule; its number of steps must be a multiple of `blocks`.
+        blocks: number of blocks.
         on_step: called after each evaluation.
     """
     width = (len(levels) - 1) // blocks
@@ -131,7 +131,9 @@ def block_costs(
 
 
 def block_evaluations(steps: int, blocks: int) -> int:
-    """Evaluations of `block_costs` for each seed: the fine run, and the rest of each run after its block."""
+    """Number of evaluations of `block_costs` for each seed: the fine run, and the rest of each run after its
+    block.
+    """
     width = steps // blocks
     return steps + sum(steps - (block + 1) * width for block in range(blocks))
 
@@ -147,10 +149,10 @@ def _after(skipped: int, on_step: OnStep | None) -> OnStep:
 
 
 class ReplayedStart:
-    """A sampler of ComfyUI's whose first evaluations are answered with estimates of an earlier run.
+    """A sampler of ComfyUI that uses the estimates of an earlier run for its first evaluations.
 
     Attributes:
-        estimates: the denoised estimate of every evaluation, given or made: (b, c, H, W) each.
+        estimates: the denoised estimates of all evaluations, both given and computed, (b, c, H, W) each.
     """
 
     def __init__(self, sampler_name: str, known: Sequence[Tensor] = ()):
@@ -183,7 +185,8 @@ def rms(difference: Tensor) -> float:
 
 
 def closeness(found: Tensor, reference: Tensor) -> float:
-    """How near latents are to the reference in dB: its variance over the mean squared error, image mean.
+    """Closeness of latents to a reference in dB, mean over images: the variance of the reference over the
+    mean squared error.
 
     Args:
         found, reference: (b, c, H, W).

@@ -1,4 +1,4 @@
-"""Free memory for the K/V cache, as ComfyUI manages it, and how to free more."""
+"""Measures the free memory for the K/V cache, as managed by ComfyUI, and frees more."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ KEEP_MAIN_MEMORY = 0.25
 
 
 def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
-    """Bytes of working memory of the network, with both branches in one call."""
+    """Bytes of working memory that the network needs, with both branches in one call."""
     return int(memory_of_call(model, noise_shape) + comfy.model_management.extra_reserved_memory())
 
 
 def memory_of_call(model: Any, noise_shape: Any) -> float:
-    """ComfyUI's estimate of the bytes that a call with both branches takes.
+    """ComfyUI's estimate of the bytes that a call with both branches needs.
 
     Args:
-        model: ComfyUI's model, or its patcher, which may add a margin.
+        model: ComfyUI's model, or its patcher, whose estimate may include a margin.
         noise_shape: shape of the latent.
     """
     return model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
@@ -35,7 +35,7 @@ def free_device_bytes(model: ModelPatcher, working: int) -> int:
 
 
 def unused_device_bytes(model: ModelPatcher) -> int:
-    """Free bytes outside PyTorch's pool, less what must stay free."""
+    """Free bytes outside PyTorch's memory pool, minus those that must stay free."""
     unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
     return unused - in_pool - headroom_bytes()
 
@@ -46,8 +46,9 @@ def free_main_memory() -> int:
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes that eviction will add to free memory. Under dynamic VRAM the model's weights are loaded on use,
-    and other models' weights are evicted for them. Negative if that frees less than this model needs.
+    """Bytes that eviction will add to the free memory. Under dynamic VRAM, the weights of the models in use
+    are loaded when they are needed, and other weights are evicted for them. Negative if that frees too
+    little.
     """
     if not is_dynamic(model):
         return 0
@@ -59,7 +60,7 @@ def evictable_room(model: ModelPatcher) -> int:
 
 
 def headroom_bytes() -> int:
-    """Bytes that the user has told ComfyUI to keep free (dynamic VRAM)."""
+    """Bytes that ComfyUI must keep free by the user's setting (dynamic VRAM)."""
     return int(getattr(comfy.cli_args.args, "vram_headroom", 0) * 2**30)
 
 
@@ -79,7 +80,7 @@ def evictable_bytes(device: torch.device) -> int:
 
 
 def make_room(nbytes: int, device: torch.device) -> None:
-    """Have ComfyUI unload models that this run does not use, until `nbytes` are free."""
+    """Let ComfyUI unload models that this run does not use, until `nbytes` are free."""
     management = comfy.model_management
     if device.type == "cpu":
         return  # unloading frees nothing: the weights stay in main memory

@@ -1,4 +1,4 @@
-"""Keys and attribute names of ComfyUI and of this pack in ComfyUI's objects."""
+"""Keys and attribute names in ComfyUI's objects, both ComfyUI's own and those of this pack."""
 
 from __future__ import annotations
 
@@ -36,4 +36,15 @@ INPUTS = "model_conds"
 """Key, in a conditioning, of the network's inputs: objects with a tensor `cond`, by name."""
 
 MULTIGPU, MULTIGPU_CLONES = "multigpu", "multigpu_clones"
-"""Keys of a model's copies on other devices: in its additional models, and in a run's model options."""
+"""Keys of a model's copies on other devices: in its additional models, and in a run's model options. Each
+copy is called in its own thread."""
+
+BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU_CLONES)
+"""Keys of model options that let other code, or several threads, make the calls of an evaluation."""
+
+PATCHED = ("patches", PATCHES_REPLACE)
+"""Keys, in transformer options, of other nodes' patches of the network."""
+
+NOT_READ = (UUIDS, "sigmas", "sample_sigmas", WRAPPERS, "callbacks", *PATCHED, ATTENTION, RUN)
+"""Keys, in transformer options, that do not change what a captured call computes: networks also get the
+sigmas as inputs, and a call with patches or other nodes' wrappers is not captured."""

@@ -1,4 +1,4 @@
-"""OUTER_SAMPLE's arguments, and starting a run from them."""
+"""The arguments of OUTER_SAMPLE, and the start of a run from them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..run.trace import Recorder, Trace
 logger = logging.getLogger(__name__)
 
 INPAINTING = (
-    "inpainting: regions outside the mask would keep the keys and values of much noisier steps, which spoils "
-    "the result inside"
+    "inpainting: regions outside the mask would keep the keys and values of much noisier steps, which would "
+    "spoil the result inside the mask"
 )
 
 
@@ -36,7 +36,7 @@ class OuterSample:
     Attributes:
         noise, latent_image: (b, c, H, W).
         sampler: a SAMPLER.
-        sigmas: the schedule, one value more than there are steps.
+        sigmas: the schedule, one more value than there are steps.
         denoise_mask: (b or 1, ..., height, width), above 0 where the latent is sampled; or None.
         callback, disable_pbar, seed: as in ComfyUI.
         more: further arguments of later versions of ComfyUI.
@@ -54,7 +54,7 @@ class OuterSample:
 
     @classmethod
     def of(cls, *args: Any, **kwargs: Any) -> OuterSample:
-        """From arguments by position or by name."""
+        """From arguments that are passed by position or by name."""
         known = {each.name for each in fields(cls)} & kwargs.keys()
         own = {name: kwargs.pop(name) for name in known}
         return cls(*args, **own, more=kwargs)
@@ -86,11 +86,11 @@ def begin_run(
     recorder = Recorder(grid, noise.shape[0])
     generator = torch.Generator().manual_seed((given.seed or 0) % 2**63)
     favoured, inpainted = (_at_latent_size(mask, noise) for mask in (priority, given.denoise_mask))
-    selector = selector_for(config, grid, generator, Preferences.of(grid, favoured, inpainted))
+    selector = selector_for(config, grid, generator, Preferences.of(grid, favoured))
     run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], selector, recorder)
     _explain_dense_plan(run)
-    # Measured on the demo models: inside the mask, fewer dense steps of the same cost came 15 to 17 dB closer
-    # to the full run than regional steps did.
+    # On the demo models, fewer dense steps at the same cost came 15 to 17 dB closer to the full run inside
+    # the mask than regional steps did.
     if run.is_regional and inpainted is not None and bool((inpainted < 1).any()):
         run.go_dense(INPAINTING)
     return run

@@ -1,8 +1,8 @@
 """The entry point: nodes attach RAS to a clone of a model here, and read the trace of its last run.
 
-`RASPatch` is one keyed OUTER_SAMPLE wrapper. When sampling starts, it starts a run and adds the run's
-wrappers to the run's copy of the model options; both end with the run. Only CUDA graphs are kept, on the
-model.
+`RASPatch` is an OUTER_SAMPLE wrapper with a key. When sampling starts, it starts a run and adds the run's
+wrappers to the run's copy of the model options, which is dropped with the run. Only CUDA graphs are kept, on
+the model.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
     if not patches:
         raise RASError(
             "this model was not patched by a RAS node.",
-            "the MODEL output of RASPatchModel, the one that also goes into the sampler.",
+            "the MODEL output of RASPatchModel that is also connected to the sampler.",
             "connect that output here.",
         )
     trace = patches[-1].last_trace or default

@@ -1,4 +1,4 @@
-"""Plans in ComfyUI's user folder: one file for each model and latent size that was calibrated."""
+"""Saves plans in ComfyUI's user folder: one file for each calibrated model and latent size."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def plans_folder() -> Path:
 
 
 def save_plans(plans: PlanSet, model: ModelPatcher, size: Sequence[int]) -> Path:
-    """Write a model's plans, replacing earlier ones of this size.
+    """Save a model's plans, replacing earlier ones of this size.
 
     Args:
-        plans: what to keep.
-        model: that they were measured on.
+        plans: the plans.
+        model: the model that they were measured on.
         size: height and width of the latent.
     """
     path = plans_folder() / _name(fingerprint(model), size)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     draft.write_text(plans.to_json(), encoding="utf-8")
-    os.replace(draft, path)  # a reader finds the old file or the new one, never half of it
+    os.replace(draft, path)  # atomic: another process reads the old file or the new one
     return path
 
 
@@ -44,7 +44,8 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; without it, the plans saved last for any size of this model.
+        size: height and width of the latent; None for the plans of this model that were saved last, at any
+            size.
     """
     own = fingerprint(model)
     found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
@@ -55,7 +56,7 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
 
 def last_change() -> tuple[str, int] | None:
-    """Name and time of the plans that were saved last, for any model; None if there are none."""
+    """Name and time of the plans that were saved last, for any model; None if no plans are saved."""
     stamps = [(path.stat().st_mtime_ns, path.name) for path in plans_folder().glob("*.json")]
     return max(stamps)[::-1] if stamps else None
 
@@ -65,7 +66,7 @@ def _name(own: str, size: Sequence[int]) -> str:
 
 
 def _read(path: Path) -> PlanSet | None:
-    """The plans of a file; None, and a warning, if it is broken or of another version."""
+    """The plans of a file; None after a warning if the file is damaged or has another version."""
     try:
         return PlanSet.from_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, RASError) as error:

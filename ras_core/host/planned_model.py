@@ -1,4 +1,4 @@
-"""Between a plan and a patched model; the only module that calibration reaches RAS by."""
+"""Applies a plan to a model. Calibration uses RAS only through this module."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .patch import last_trace, patch_model
 
 
 def has_ras(model: ModelPatcher) -> bool:
-    """Whether a RAS node patched this model."""
+    """Whether a RAS node has patched this model."""
     return bool(model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY))
 
 
 def without_ras(model: ModelPatcher) -> ModelPatcher:
-    """A clone that samples as if there were no RAS node."""
+    """A clone that samples without RAS."""
     plain = model.clone()
     plain.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     return plain
 
 
 def with_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
-    """A clone that computes what the plan says; the sampler and its noise levels are the caller's.
+    """A clone that computes the plan's shares; the caller provides the sampler and the noise levels.
 
     Raises:
         RASError: the model or the plan is not supported.
@@ -34,22 +34,22 @@ def with_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
 
 
 def ran_as_planned(model: ModelPatcher, plan: Plan) -> bool:
-    """Whether the last run of a model from `with_plan` had as many regional steps as planned: memory, or a
-    patch of the model, may have made them dense.
+    """Whether the last run of a model from `with_plan` had as many regional steps as planned. Steps may be
+    dense because memory is short or because of another patch of the model.
     """
     return last_trace(model).regional_steps == plan.steps - len(plan.dense_steps)
 
 
 def settings_of(plan: Plan) -> RASConfig:
-    """The settings that make a run of the plan's steps compute its shares.
+    """The settings with which a run computes the plan's shares.
 
     Raises:
-        RASError: regional steps of several shares.
+        RASError: the regional steps have different shares.
     """
     regional = {step: share for step, share in enumerate(plan.shares) if share < 1}
     if len(set(regional.values())) > 1:
         raise RASError(
-            "a plan whose regional steps have several shares of tokens.",
+            "a plan whose regional steps have different shares of tokens.",
             "one share for all regional steps.",
             "calibrate again with this version of the pack.",
         )

@@ -1,4 +1,4 @@
-"""Which plans a model has, and the noise levels that one of them gives it."""
+"""Finds the plans of a model, and computes noise levels from a plan."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the schedule between whose levels a grid is interpolated; no model knows fewer."""
+"""Steps of the fine schedule that levels are interpolated from; no model has fewer levels."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:
-    """The plans measured on this model, else those of its family.
+    """The plans that were measured on this model, or else those of its family.
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; without it, the plans measured last at any size.
+        size: height and width of the latent; None for the plans that were measured last, at any size.
     """
     saved = saved_plans(model, size)
     if saved is not None:
@@ -50,14 +50,15 @@ def adapter_of(model: ModelPatcher) -> ModelAdapter | None:
 def planned_levels(
     model: ModelPatcher, plans: PlanSet, choice: tuple[str, str], steps: int, denoise: float = 1.0
 ) -> tuple[float, ...]:
-    """The noise levels of a speed: those of the best plan behind a RAS node, else of the best plain one.
+    """The noise levels of the best plan for a speed; of the best plain plan if the model has no RAS node.
 
     Args:
         model: any MODEL.
-        plans: to choose from.
+        plans: the plans to choose from.
         choice: speed and sampler.
-        steps: that a dense run would have.
-        denoise: as in KSampler; the first level is the one that KSampler starts `steps` steps with. 0: none.
+        steps: number of steps of a dense run.
+        denoise: as in KSampler; the first level is the one at which KSampler starts `steps` steps. With 0
+            there are no levels.
 
     Raises:
         RASError: there is no plan for this choice.
@@ -72,7 +73,7 @@ def planned_levels(
 
 
 def levels_of(model: ModelPatcher, plan: Plan, steps: int, denoise: float = 1.0) -> tuple[float, ...]:
-    """The plan's noise levels in place of `steps` dense steps."""
+    """The plan's noise levels, which replace those of `steps` dense steps."""
     total = steps if denoise >= 1 else int(steps / denoise)
     given = simple_levels(model, total)[-(steps + 1) :]
     return plan.levels_of_part(simple_levels(model, FINE_LEVELS), given)

@@ -1,4 +1,4 @@
-"""ComfyUI's samplers that have a multirate form, and that form as a sampler of ComfyUI."""
+"""The multirate integrator as a sampler of ComfyUI, and which of ComfyUI's samplers it can replace."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def sample_multirate(
         model: (x, sigma) -> denoised estimate, (b, c, H, W).
         x: (b, c, H, W) at the first sigma.
         sigmas: decreasing, ending in 0 or above.
-        extra_args: passed to the model; its transformer options hold the run's state.
+        extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
-        disable: for no progress bar.
-        options: of the sampler: `order`, 1 or 2 (the default).
+        disable: whether to show no progress bar.
+        options: options of the sampler: `order`, 1 or 2 (the default).
     """
     extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
@@ -58,17 +58,17 @@ def sample_multirate(
 
 
 ORDERS = {"dpmpp_2m": 2, "euler": 1}
-"""ComfyUI's samplers that have a multirate form, with its order."""
+"""Order of the multirate form, by the name of the sampler that it replaces."""
 
 CORRECTED_ORDERS = {f"sample_{name}": order for name, order in ORDERS.items()}
-"""The same by the names of ComfyUI's sampler functions."""
+"""The same, by the names of ComfyUI's sampler functions."""
 
 STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
 """Samplers that add no noise and evaluate once per step, so that a token's last change predicts its next."""
 
 
 def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
-    """The multirate integrator as one of ComfyUI's samplers."""
+    """The multirate integrator as a SAMPLER."""
     return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, inpaint_options or {})
 
 
@@ -90,9 +90,9 @@ def _correction_obstacle(sampler: Any) -> str | None:
         return "this sampler has no multirate form"
     is_plain = type(sampler) is comfy.samplers.KSAMPLER
     if not is_plain or sampler.sampler_function is not getattr(comfy.k_diffusion.sampling, name, None):
-        return "another pack brings its own form of this sampler"
+        return "another pack replaces this sampler with its own"
     if sampler.extra_options:  # they may add noise: euler's s_churn
-        return "this sampler has options that the multirate form does not know"
+        return "this sampler has options that its multirate form does not support"
     return None
 
 

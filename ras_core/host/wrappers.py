@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ..graphs.eligibility import calls_are_plain
 from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
@@ -25,13 +24,13 @@ from .cache_plan import CachePlan
 from .call import ModelCall
 from .conditionings import on_device
 from .graphs_of_model import end_graphs, graph_session, resident_weights
-from .names import KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS
+from .names import BETWEEN_CALLS, KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample
 from .samplers import cache_for
 
 
 class RunWrappers:
-    """The wrappers of one run, and its end.
+    """Attaches the wrappers of one run, and ends the run.
 
     Args:
         guider: ComfyUI's guider of this run.
@@ -81,7 +80,7 @@ class RunWrappers:
             timestep,
             lambda: executor(x, timestep, options, seed),
             is_parallel=bool(options.get(MULTIGPU_CLONES)),
-            calls_are_plain=calls_are_plain(options, executor.class_obj),
+            calls_are_plain=_calls_are_plain(options, executor.class_obj),
         )
 
     def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -114,6 +113,19 @@ class RunWrappers:
         end_graphs(self._model, self._graphs)
         if self._view is not None:
             self._view.end(trace)
+
+
+def _calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
+    """Whether the calls of an evaluation run on the same weights, with no other pack's code between them.
+
+    Args:
+        model_options: of the run; functions in them that run between calls may do anything.
+        guider: ComfyUI's guider, during a run; hooks may patch the weights for single conditionings.
+    """
+    wrappers = model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
+    between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]
+    patcher = getattr(getattr(guider, "inner_model", None), "current_patcher", None)
+    return not any(between) and getattr(patcher, "hook_patches", None) == {}
 
 
 def _attach(model_options: dict, kind: str, wrapper: Callable) -> None:

@@ -1,4 +1,4 @@
-"""Chooses the K/V format of a run by what fits into memory. A pure decision: touches no device."""
+"""Chooses the K/V format of a run by the free memory. Pure functions: they access no device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Needs:
-    """The memory that a run's cache takes, computed from its shapes.
+    """Memory requirements of a run's cache, computed from its shapes.
 
     Attributes:
         size: size of the cache over all branches.
@@ -28,7 +28,7 @@ class Needs:
         return FORMATS[name].device_nbytes(self.size)
 
     def of_a_branch(self, name: str) -> int:
-        """The same per branch, on average."""
+        """Bytes that a format keeps on the sampling device for each branch, on average."""
         return self.kept(name) // self.branches
 
     def on_device(self, name: str) -> int:
@@ -45,7 +45,7 @@ class Room:
     has_float8: bool = True
 
     def fits(self, form: KVFormat, size: CacheSize) -> bool:
-        """Whether a cache fits in this format, and the device supports the format."""
+        """Whether the device supports this format and a cache of this size fits into memory."""
         if form.needs_float8 and not self.has_float8:
             return False
         has_main_memory = not form.in_main_memory or form.main_nbytes(size) <= self.main_memory
@@ -57,12 +57,12 @@ class Choice:
     """The chosen format, and why.
 
     Attributes:
-        storage: name of the format; None if the run must be dense.
+        format_name: the chosen format; None if the run must be dense.
         reason: one sentence for the log.
-        is_fallback: it is not the first choice for the user's setting.
+        is_fallback: whether it is another than the first choice for the user's setting.
     """
 
-    storage: str | None
+    format_name: str | None
     reason: str
     is_fallback: bool = False
 

@@ -1,6 +1,7 @@
-"""How far cached rows are extrapolated; `forecast` explains the rule.
+"""Determines how far cached rows are extrapolated, by the formula in kv/forecast.py.
 
-`Times` knows when each token was evaluated; `Extrapolation` checks forecasts against fresh rows.
+`Times` tracks when each token was evaluated. `Extrapolation` compares forecasts with fresh rows and scales
+them accordingly.
 """
 
 from __future__ import annotations
@@ -17,47 +18,48 @@ from .plain import KVRows
 from .triton_launch import RowKernels
 
 SAMPLE = 128
-"""Number of fresh rows, approximately, that forecasts are compared with."""
+"""Approximate number of fresh rows that forecasts are compared with."""
 
 JUDGED_EVERY = 2
-"""Forecasts are compared in one of so many attentions."""
+"""Interval, in attentions, at which forecasts are compared with fresh rows."""
 
 FARTHEST = 8.0
-"""Upper bound of a row's forecast, in multiples of its last change."""
+"""Upper bound of a row's forecast change, in multiples of its last change."""
 
 TIMES = (-1, 0)
-"""Slot of a call's `Times`; it precedes those of the attentions."""
+"""The slot of a call's `Times`, which precedes the slots of the attentions."""
 
 
 @dataclass
 class Times(KVRows):
-    """When tokens were evaluated.
+    """When each token was evaluated.
 
-    `tensors` are the noise level of each token's last evaluation, and how far it had fallen since the one
-    before (0 if there was none), (bb, n) float32 each.
+    `tensors` has two tensors, (bb, n) float32 each: the noise level at each token's last evaluation, and how
+    far the noise level fell between its last two evaluations (0 if there was only one).
     """
 
-    storage: ClassVar[str] = "forecast"
+    format_name: ClassVar[str] = "forecast"
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
-        """The state before the first evaluation, which is at sigma, (bb,)."""
+        """The state before the first evaluation; sigma, (bb,), is its noise level."""
         last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
         return cls((last, torch.zeros_like(last)), 0, 0)
 
     def update_all(self, sigma: Tensor) -> None:
-        """A dense call at sigma, (bb,), evaluates all tokens."""
+        """Update the state for a dense call at sigma, (bb,), which evaluates all tokens."""
         last, span = self.tensors
         now = sigma.float()[:, None]
         span.copy_(_fallen(last, now))
         last.copy_(now.expand_as(last))
 
     def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
-        """A regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
+        """Update the state for a regional call at sigma, (bb,), which evaluates the tokens of `active_idx`,
+        (bb, n_active).
 
         Returns:
-            Two weights of the last change: after this call, of all tokens, (bb, n), 0 for active ones; and
-            before it, of the active tokens, (bb, n_active).
+            Forecast changes, in multiples of the last change: of all tokens after this call, (bb, n), 0 for
+            active ones; and of the active tokens as if they had not been evaluated, (bb, n_active).
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
@@ -72,7 +74,7 @@ class Times(KVRows):
 
 
 class Extrapolation:
-    """How far the rows of one call are extrapolated, from the weights of its image tokens.
+    """Computes how far the rows of one call are extrapolated.
 
     Text and padding rows are always fresh. In some of the attentions, forecasts are compared with fresh rows;
     the resulting gain also applies to the attentions that follow, up to the next comparison.
@@ -82,8 +84,8 @@ class Extrapolation:
         prefix, suffix: rows of text before and of padding after the image rows.
 
     Attributes:
-        weights: (2, bb, prefix + n + suffix), of keys and of values; 0 is the evaluation before the last, 1
-            the last one, above 1 is extrapolated.
+        weights: (2, bb, prefix + n + suffix), of keys and of values: 0 gives the row of the evaluation before
+            the last, 1 that of the last evaluation; above 1 the row is extrapolated.
     """
 
     weights: Tensor
@@ -94,7 +96,7 @@ class Extrapolation:
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._attentions = 0
         self._sample: Tensor | None = None  # indices of the rows that are compared
-        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by half and number of axes
+        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by `which` and number of axes
 
     def weights_like(self, which: int, rows: Tensor) -> Tensor:
         """`weights` of keys (0) or values (1), viewed with as many axes as `rows`, (bb, r, ...)."""
@@ -109,9 +111,10 @@ class Extrapolation:
         """Set `weights` by comparing forecasts with the fresh rows of one attention, if a comparison is due.
 
         Args:
-            halves: key and value of all rows as last evaluated, and as before that, (bb, r, ...) each.
-            fresh: key and value of fresh rows, (bb, r_kept, ...).
-            index: which rows these are.
+            halves: key and value of all rows, (bb, r, ...) each, from their last evaluation; and the same
+                from the evaluation before.
+            fresh: key and value of the fresh rows, (bb, r_kept, ...) each.
+            index: indices of the fresh rows.
             kernels: Triton kernels for such rows, if available.
         """
         is_due = self._attentions % JUDGED_EVERY == 0
@@ -138,17 +141,17 @@ class Extrapolation:
 
 
 def _weight(elapsed: Tensor, span: Tensor) -> Tensor:
-    """a / b of the rule, clamped; 0 for a token that was evaluated only once."""
+    """a / b in the formula of kv/forecast.py, clamped; 0 for a token that was evaluated only once."""
     ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
     return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
-    """The factor, 0 to 1, on forecast changes that best fits the actual ones: (bb, s, d) each -> (bb,)."""
+    """The factor from 0 to 1 by which forecast changes best fit actual ones: (bb, s, d) each -> (bb,)."""
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
 
 
 def _fallen(before: Tensor, now: Tensor) -> Tensor:
-    """How far the noise level fell; 0 if it rose, or if there was no evaluation before."""
+    """How far the noise level fell; 0 if it rose, or if there was no earlier evaluation."""
     return torch.where(before.isfinite(), before - now, torch.zeros_like(before)).clamp_min(0)

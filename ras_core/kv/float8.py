@@ -20,15 +20,16 @@ from .triton_check import kernels_for
 class Float8Rows(KVRows):
     """K and V as float8_e4m3fn, with one scale for each row of each.
 
-    The format's error is relative, 2.65 % RMS on the demo models' keys and values, with one scale per row or
-    per tensor; one per head gives 2.4 to 2.5 %. One per row costs two bytes per row, and rows that are
-    written later need no common scale. Scales are powers of two, so they add no rounding. Fresh rows are
-    attended to unrounded; only rows that a later step reads have been rounded to float8.
+    With one scale per row or one per tensor, the relative RMS error on the demo models' keys and values is
+    2.65 %; with one per head it is 2.4 to 2.5 %. A scale per row costs two bytes per row, and rows can be
+    overwritten without changing others. Scales are powers of two, so they add no rounding. Attention reads
+    fresh rows unrounded; only rows kept from an earlier step have been rounded to float8.
 
-    `tensors` are bytes of the key, its scales (bb, r) in the key's own dtype, and the same of the value.
+    `tensors` has four tensors: the key as float8 bytes, its scales, (bb, r) in the key's dtype, and the same
+    for the value.
     """
 
-    storage: ClassVar[str] = "fp8"
+    format_name: ClassVar[str] = "fp8"
 
     @classmethod
     def of(
@@ -84,7 +85,7 @@ def has_float8(device: torch.device) -> bool:
 
 
 def to_float8(rows: Tensor) -> Pair:
-    """Rows (bb, r, ...) as bytes of the same shape and scales (bb, r) of the rows' dtype."""
+    """Convert rows, (bb, r, ...), to float8 bytes of this shape and scales, (bb, r) in the rows' dtype."""
     kernels = kernels_for(rows, rows)
     if kernels is not None:
         codes, scales = rows.new_empty(rows.shape, dtype=torch.uint8), rows.new_empty(rows.shape[:2])
@@ -92,15 +93,15 @@ def to_float8(rows: Tensor) -> Pair:
         return codes, scales
     flat = rows.flatten(2)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=2, dtype=torch.float32)
-    largest.view(torch.int32).bitwise_and_(EXPONENT)  # now a power of two, at most the largest
+    largest.view(torch.int32).bitwise_and_(EXPONENT)  # rounds down to a power of two
     scales = largest.mul_(SCALE_OF_POWER).clamp_min_(SMALLEST_SCALE).to(rows.dtype)
     codes = (flat / scales[..., None]).to(FLOAT8)
-    # Not every device can slice, concatenate and scatter float8, but all can for bytes.
+    # Not every device can slice, concatenate and scatter float8 tensors; every device can for bytes.
     return codes.view(torch.uint8).view(rows.shape), scales
 
 
 def from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Undo `to_float8`, writing into `rows` if given."""
+    """The inverse of `to_float8`; writes into `rows` if given."""
     numbers = codes.view(FLOAT8)
     rows = numbers.to(scales.dtype) if rows is None else rows.copy_(numbers)
     rows.flatten(2).mul_(scales[..., None])

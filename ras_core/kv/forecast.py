@@ -1,15 +1,17 @@
 """Keys and values of cached tokens, extrapolated along their last change.
 
-Most of a regional step's error comes from the keys and values of the tokens that it does not compute: if
-those of a dense call replace them, with everything else unchanged, runs of the demo models are 4 to 10 dB
-closer to the dense run. Tokens keep changing while they are not computed, so their rows are extrapolated:
+Most of a regional step's error comes from the outdated keys and values of the tokens that it does not
+compute: in an experiment that took those from a dense call and changed nothing else, runs of the demo models
+were 4 to 10 dB closer to the dense run. Tokens keep changing while they are not computed, so their rows are
+extrapolated:
 
     K' = K + g (K - K_before) a / b
 
-where `b` is how far the noise level fell between a token's last two evaluations, and `a` how far since the
-last one. Plain linear extrapolation (g = 1) does harm if few tokens are computed or steps are long. So `g`, 0
-to 1, is fitted to the active tokens of the same step: it is the factor on their own forecasts that best fits
-their new rows. Early in a run, or in very small images, the past predicts nothing and `g` is near 0.
+where `b` is how far the noise level fell between a token's last two evaluations, and `a` how far it has
+fallen since the last one. Plain linear extrapolation (g = 1) makes results worse if few tokens are computed
+or steps are long. So `g`, between 0 and 1, is fitted to the active tokens of the same step: it is the factor
+by which their own forecasts best match their new rows. Early in a run, or in very small images, past changes
+do not predict the next one, and `g` is close to 0.
 """
 
 from __future__ import annotations
@@ -30,18 +32,19 @@ from .triton_check import kernels_for
 
 @dataclass
 class ForecastRows(KVRows):
-    """K and V of each row's last evaluation, and of the one before.
+    """K and V of each row's last two evaluations.
 
-    `tensors` are key, value, key before and value before, (bb, prefix + n + suffix, ...) each.
+    `tensors` has the key and value of the last evaluation, then those of the one before, (bb, prefix + n +
+    suffix, ...) each.
     """
 
-    storage: ClassVar[str] = "forecast"
+    format_name: ClassVar[str] = "forecast"
 
     @classmethod
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call; the evaluation before counts as equal."""
+        """Keep the K/V of a first dense call, also as those of the evaluation before."""
         return cls(copies((key, value, key, value), arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
@@ -50,7 +53,7 @@ class ForecastRows(KVRows):
             kept.copy_(fresh)
 
     def update(self, index: RowIndex, fresh: Pair) -> Pair:
-        """Write fresh rows, and return the whole K and V as they were evaluated."""
+        """Write fresh rows and return the whole K and V, without extrapolation."""
         for number, rows in enumerate(fresh):
             self._remember(number, index)
             self._put(number, index, rows)
@@ -70,7 +73,7 @@ class ForecastRows(KVRows):
         return whole
 
     def _remember(self, number: int, index: RowIndex) -> None:
-        """Copy rows that are about to be overwritten to those of the evaluation before."""
+        """Save rows that are about to be overwritten as those of the evaluation before."""
         kept, before = self.tensors[number], self.tensors[number + 2]
         if torch.compiler.is_compiling():
             scatter_into(before, index.flat, gather_rows(kept, index.flat))

@@ -1,4 +1,4 @@
-"""The registry of K/V formats. The rest of the pack knows a setting of `kv_cache` by its entry here only.
+"""The registry of K/V formats. The rest of the pack accesses a setting of `kv_cache` only by its entry here.
 
 To add a format, write one file with a subclass of `KVRows` and its description, and add it to FORMATS.
 """
@@ -23,7 +23,7 @@ OFF = KVFormat(
     name="off",
     rows=None,
     nbytes=lambda size: 0,
-    text="no K/V cache: active tokens attend among themselves and to text only",
+    text="no K/V cache: active tokens attend only to each other and to text",
     keeps_addresses=False,
 )
 
@@ -52,11 +52,11 @@ def automatic() -> list[KVFormat]:
 
 
 def first_choice(setting: str) -> KVFormat:
-    """The format of a setting if memory is no constraint."""
+    """The format that a setting uses if there is enough memory."""
     return automatic()[0] if setting == AUTO else FORMATS[setting]
 
 
 def keeper(name: str) -> Keep | None:
-    """Keeps the keys and values of one run in this format; None if the format keeps none."""
+    """The function that keeps one run's keys and values in this format; None if the format keeps none."""
     rows = FORMATS[name].rows
     return None if rows is None else rows.keeper()

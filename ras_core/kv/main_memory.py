@@ -1,4 +1,4 @@
-"""Keys and values in main memory, copied to the device while the attention before theirs is computed."""
+"""Keys and values in main memory, copied to the device while the preceding attention is computed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .spec import KVFormat
 
 @dataclass
 class MainMemoryRows(KVRows):
-    """K and V in main memory, pinned if the device is a GPU. The run's offloader copies them to the device
-    and back. Exact.
+    """K and V in main memory, unrounded; pinned if the device is a GPU. The run's offloader copies them to
+    the device and back.
     """
 
     offloader: Offloader
-    storage: ClassVar[str] = "cpu"
+    format_name: ClassVar[str] = "cpu"
     is_fetched: ClassVar[bool] = True
 
     @classmethod
@@ -35,7 +35,7 @@ class MainMemoryRows(KVRows):
 
     @classmethod
     def keeper(cls) -> Keep:
-        """`of`, with one offloader for the run."""
+        """`of`, bound to one offloader for the whole run."""
         return partial(cls.of, offloader=Offloader())
 
     def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
@@ -79,7 +79,7 @@ class Offloader:
     directions at once, and scattering rows in main memory would make the CPU wait for the device.
 
     Attributes:
-        late: how often rows were fetched that had not been prefetched.
+        late: number of fetches of rows that had not been prefetched.
     """
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class Offloader:
 
 
 def empty_in_main_memory(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
-    """Pinned main memory; pageable, which is slower, if no more can be pinned."""
+    """An uninitialised tensor in main memory; pageable, which is slower, if no more memory can be pinned."""
     if pinned:
         try:
             return torch.empty(shape, dtype=like.dtype, pin_memory=True)

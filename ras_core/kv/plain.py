@@ -1,7 +1,7 @@
 """Keys and values of one attention, unchanged: the plain format, and the base class of all others.
 
-Every format keeps tensors whose first axes are (bb, rows), so that splitting and joining rows is the same for
-all of them.
+In every format the tensors' first axes are (bb, rows), so all formats share the code that splits and joins
+rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class KVRows:
     suffix: int
     _writers: tuple[RowWriter, ...] = field(default=(), init=False, repr=False, compare=False)
     _by_head: Pair | None = field(default=None, init=False, repr=False, compare=False)
-    storage: ClassVar[str] = "gpu"
+    format_name: ClassVar[str] = "gpu"
     """The setting of `kv_cache` that uses this class; each class has its own."""
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""
@@ -43,7 +43,7 @@ class KVRows:
 
     @classmethod
     def keeper(cls) -> Keep:
-        """`of`, bound to whatever the attentions of one run share."""
+        """`of`, bound to the resources that all attentions of one run share."""
         return cls.of
 
     @property
@@ -64,7 +64,7 @@ class KVRows:
         self.value.copy_(value)
 
     def update(self, index: RowIndex, fresh: Pair) -> Pair:
-        """Write fresh rows, (bb, r_kept, ...) each, and return the whole K and V with them."""
+        """Write fresh rows, (bb, r_kept, ...) each, and return the whole K and V, including them."""
         if torch.compiler.is_compiling():  # the compiler cannot follow RowWriter's exception
             for kept, rows in zip(self.tensors, fresh, strict=True):
                 scatter_into(kept, index.flat, rows)
@@ -87,7 +87,7 @@ class KVRows:
         return self.key, self.value
 
     def prefetch(self) -> None:
-        """Called before the next `update`, which will be of these rows."""
+        """Called when these rows will be the next to be updated."""
 
     def forget(self) -> None:
         """Called before another run reuses these rows: forget their history."""
@@ -104,7 +104,7 @@ class KVRows:
         return replace(self, tensors=tuple(t[:, rows] for t in self.tensors), prefix=0, suffix=0)
 
     def with_borders(self, prefix: int, suffix: int) -> KVRows:
-        """The same image rows with room for other numbers of text and padding rows (a copy)."""
+        """A copy with the same image rows and room for different numbers of text and padding rows."""
         self._settle()
         framed = tuple(self._framed(t, prefix, suffix) for t in self.image_only().tensors)
         return replace(self, tensors=framed, prefix=prefix, suffix=suffix)
@@ -156,13 +156,14 @@ class KVRows:
 
 Keep = Callable[..., KVRows]
 """Keeps the key and value of a dense call, (bb, r, ...) each, given the numbers of text and padding rows.
-Formats on the device also take `arena=`, the memory for all that the call keeps."""
+Formats on the device also accept `arena=`, the memory for all rows of the call."""
 
 Slot = tuple[int, int]
-"""Which attention: (block, counted from the first that is shortened; attention in the block, from 0)."""
+"""Identifies an attention: (index of its block, counted from the first block with gathered rows; index of the
+attention within the block)."""
 
 Slots = dict[Slot, KVRows]
-"""What one call keeps, in the order of its attentions."""
+"""The cached rows of one call, in the order of its attentions."""
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:

@@ -47,11 +47,11 @@ class KVFormat:
         nbytes: size of the cache in bytes, on the device or in main memory.
         text: the log line of a run that uses it; "{size}" is replaced by this size.
         in_main_memory: the cache is kept in main memory, not on the device.
-        transients: number of whole attentions whose keys and values the device holds in addition.
+        transients: temporary copies on the device, counted in keys and values of one whole attention.
         keeps_addresses: its tensors keep their addresses during a run, so CUDA graphs may read them.
-        advances: its rows depend on the last two evaluations (kv/extrapolation.py): running a call twice
-            advances them twice.
-        needs_float8: the device must convert to float8 and back.
+        advances: its rows depend on the last two evaluations (kv/extrapolation.py), so repeating a call
+            changes them again.
+        needs_float8: the device must be able to convert to float8 and back.
         auto_rank: "auto" uses the format of the lowest rank that fits; None excludes it from "auto".
         allows_added_noise: it may be used with samplers that add noise.
 
@@ -73,8 +73,9 @@ class KVFormat:
 
     def __post_init__(self) -> None:
         # CUDA graphs find their buffers by this name; an inherited name would mix up two formats.
-        if self.rows is not None and self.rows.storage != self.name:
-            raise ValueError(f"{self.rows.__name__}.storage = {self.rows.storage!r} in format {self.name!r}")
+        if self.rows is not None and self.rows.format_name != self.name:
+            found = f"{self.rows.__name__}.format_name = {self.rows.format_name!r}"
+            raise ValueError(f"{found} in format {self.name!r}")
 
     def device_nbytes(self, size: CacheSize) -> int:
         """Bytes that it keeps on the device."""

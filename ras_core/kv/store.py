@@ -30,18 +30,18 @@ class KVStore:
 
     Args:
         n_tokens: image tokens of the whole image.
-        storage: the format that keys and values are kept in (kv/formats.py).
+        format_name: the format of the cached keys and values (kv/formats.py).
         branch_nbytes: approximate bytes per branch; 0 if unknown.
 
     Attributes:
         keep: keeps the K/V of a dense call; None keeps none.
     """
 
-    def __init__(self, n_tokens: int, storage: str = KVRows.storage, branch_nbytes: int = 0):
+    def __init__(self, n_tokens: int, format_name: str = KVRows.format_name, branch_nbytes: int = 0):
         self.n_tokens = n_tokens
         self._branch_nbytes = branch_nbytes
-        self.storage = storage
-        self.keep = keeper(storage)
+        self.format_name = format_name
+        self.keep = keeper(format_name)
         self._groups: dict[Branch, _Group] = {}
 
     def __contains__(self, branch: Branch) -> bool:
@@ -50,11 +50,11 @@ class KVStore:
     @property
     def forecasts(self) -> bool:
         """Whether cached rows are extrapolated, which needs two evaluations."""
-        return FORMATS[self.storage].advances
+        return FORMATS[self.format_name].advances
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """As `keep`, for one call, with one block of device memory for all its rows."""
-        if self.keep is None or FORMATS[self.storage].in_main_memory:
+        """As `keep`, but bound to one block of device memory for all rows of a call."""
+        if self.keep is None or FORMATS[self.format_name].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
 
@@ -71,8 +71,8 @@ class KVStore:
             self._groups.pop(branch, None)
 
     def begin_fill(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots for a dense call's K/V. Rows of the same grouping are overwritten. Rows of another
-        grouping are regrouped if the format tracks how they change, and dropped otherwise.
+        """Slots for a dense call's K/V. If the branches are still grouped as before, their rows are
+        overwritten. If not, they are regrouped if the format tracks how they change, and dropped otherwise.
         """
         if self.forecasts and all(branch in self for branch in branches):
             return self.slots_for(branches)

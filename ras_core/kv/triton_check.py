@@ -25,7 +25,7 @@ def kernels_for(key: Tensor, value: Tensor) -> RowKernels | None:
 
 
 def are_fit(key: Tensor, value: Tensor) -> bool:
-    """Whether one kernel can process both: equally many rows of equal length, split into heads or not."""
+    """Whether one kernel can process both: as many rows of the same length, with or without a head axis."""
     return key.dtype == value.dtype and key.shape[:2] == value.shape[:2] and key.numel() == value.numel()
 
 
@@ -75,7 +75,7 @@ def _float8_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool
 
 
 def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool:
-    """Keys change as forecast; values do not change."""
+    """Test with a key that changes as forecast and a value that does not change."""
     new, index = expected[:, 1:], RowIndex(torch.tensor([1], device=old.device), 2)
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=old.device)

@@ -5,9 +5,9 @@ rows, ...), with rows of DIM numbers. Fresh rows have the network's layout, in h
 three strides: from one image to the next, from row to row, from head to head. WIDTH is DIM rounded up to a
 power of two.
 
-Tensors are passed as addresses of numbers of type TYPE, and strides in units of UNIT numbers. UNIT is 1, or
-as many as fill 16 bytes if all rows are aligned to that. Addresses, because for a tensor Triton asks the
-driver which device owns its memory, and that fails during a capture with cudaMallocAsync.
+Tensors are passed as addresses of numbers of type TYPE, and strides in units of UNIT numbers: 16 bytes if all
+rows are aligned to that, otherwise one number. If they were passed as tensors, Triton would ask the driver
+which device owns their memory, and that fails during a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _fresh_row(
     first, number, kept, by_image, by_row, by_head, cols,
     TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """Row `number` of the (bb * kept) fresh rows."""
+    """Load row `number` of the (bb * kept) fresh rows."""
     start = ((number // kept) * by_image + (number % kept) * by_row) * UNIT
     pointers = _at(first, TYPE, UNIT) + start + (cols // HEAD) * by_head * UNIT + cols % HEAD
     return tl.load(pointers, mask=cols < DIM, other=0.0)
@@ -57,7 +57,7 @@ def _fresh_row_of(
     value_by_image, value_by_row, value_by_head, cols,
     TYPE: tl.constexpr, UNIT: tl.constexpr, DIM: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """The same, of keys or of values."""
+    """Load row `number` of the fresh keys or of the fresh values."""
     return _fresh_row(
         tl.where(is_key, key_first, value_first), number, kept,
         tl.where(is_key, key_by_image, value_by_image), tl.where(is_key, key_by_row, value_by_row),
@@ -165,8 +165,8 @@ def extrapolate_rows(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Store fresh rows and those that they replace; write all rows, cached ones extrapolated, to the whole K
-    and V. Weights are (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
+    """Store fresh rows and save those that they replace; write all rows, cached ones extrapolated, to the
+    whole K and V. Weights are (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
     last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)

@@ -20,7 +20,7 @@ BLOCK = 1024
 """Number of weights that one program of `weigh` computes."""
 
 WARPS = 2
-"""Warps per program, which processes one row: slightly the fastest for 768 to 2432 numbers on an H100."""
+"""Warps per program, which processes one row; 2 is slightly fastest for 768 to 2432 numbers on an H100."""
 
 
 class RowKernels:
@@ -67,11 +67,12 @@ class RowKernels:
     def extrapolate_rows(
         self, halves: tuple[Pair, Pair], index: RowIndex, fresh: Pair, weights: Tensor
     ) -> Pair:
-        """Write fresh rows, keep those that they replace, and return the whole K and V with cached rows
+        """Write fresh rows, save the rows that they replace, and return the whole K and V with cached rows
         extrapolated.
 
         Args:
-            halves: key and value of all rows as last evaluated, and as before that, (bb, rows, ...) each.
+            halves: key and value of all rows, (bb, rows, ...) each, from their last evaluation; and the same
+                from the evaluation before.
             index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
             weights: (2, bb, rows) of keys and of values; must be 1 for fresh rows.
@@ -98,12 +99,12 @@ class RowKernels:
         trial: Tensor,
         stride: int,
     ) -> Tensor:
-        """Weights of all rows, (2, bb, rows), from comparing forecasts of fresh rows with the rows.
+        """Compare forecasts with fresh rows; returns the weights of all rows, (2, bb, rows).
 
         Args:
-            halves, index, fresh: as above.
-            weight: (bb, rows) float32 of the last change.
-            trial: (bb, samples) float32, weights of every `stride`th fresh row before it was evaluated.
+            halves, index, fresh: as in `extrapolate_rows`.
+            weight: (bb, rows) float32, forecast change of each row in multiples of its last change.
+            trial: (bb, samples) float32, the same of every `stride`th fresh row, had it not been evaluated.
         """
         new_key, new_value = _readable_pair(*fresh)
         images, samples = trial.shape
@@ -162,7 +163,7 @@ def _readable(rows: Tensor) -> Tensor:
 
 
 def _readable_pair(key: Tensor, value: Tensor) -> Pair:
-    """Both in layouts with the same heads."""
+    """As `_readable`, for both, in layouts that have the same heads."""
     key, value = _readable(key), _readable(value)
     if key.ndim == value.ndim == 4 and key.shape != value.shape:
         return key.contiguous(), value.contiguous()

@@ -4,8 +4,8 @@ Read `schedule` (dense and regional steps), `selector` (selection by predicted c
 run), `metric` and `selection` (selection by the paper's rule), `preferences` (masks of the user),
 `integrator` (each token with its own step size) and `grid` (from latent pixels to tokens and back).
 
-Plans: `sigma_grid` (where steps belong), `plan` and `plan_set` (what a speed computes, as data),
-`plan_candidates` (shares to try at a cost), `family_plans` (for a model without a calibration).
+Plans: `sigma_grid` (placement of steps), `plan` and `plan_set` (what the runs of each speed compute),
+`plan_candidates` (token shares to try at a given cost), `family_plans` (for a model without a calibration).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.
 2. After each evaluation a `Selector` observes the denoised estimate: how fast each token changes.

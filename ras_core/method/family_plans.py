@@ -1,6 +1,6 @@
-"""Plans for a model that nobody has calibrated: plain sampling on the grids of its family.
+"""Plans for a model without a calibration: plain sampling on the grids of its family.
 
-family_costs.json holds what a long step over each part of the schedule costs, and how that was measured.
+family_costs.json contains the error of a long step over each part of the schedule, and how it was measured.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from .plan_set import PlanSet
 from .sigma_grid import normalised, step_density
 
 FIRST_ORDER_SPEEDS = ("2.5x", "3x")
-"""With so few steps euler came closer than dpmpp_2m on all models; its plans come first there."""
+"""At these speeds, which have few steps, euler came closer than dpmpp_2m on all models, so its plans come
+first."""
 
 DATA = Path(__file__).with_name("family_costs.json")
 
 
 def family_plans(family: str | None) -> PlanSet:
-    """A plain plan for each speed and sampler; closeness is not known.
+    """A plain plan for each speed and sampler, of unknown closeness.
 
     Args:
-        family: name of its adapter's module ("sd3"); None, or one without data, gets the mean of all.
+        family: name of the adapter's module, such as "sd3". None, or a family without data, gets the mean of
+            all families.
     """
     families = densities()
     found = families.get(family or "")
@@ -46,7 +48,7 @@ def densities() -> dict[str, dict[str, tuple[float, ...]]]:
     """Densities by family and sampler.
 
     Raises:
-        RASError: the file that ships is damaged.
+        RASError: the data file of the pack is damaged.
     """
     data: Any = read_json(DATA.read_text(encoding="utf-8"))
     if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("families"):

@@ -68,11 +68,6 @@ class TokenGrid:
         near = F.avg_pool2d(self._planes(values), 3, stride=1, padding=1, count_include_pad=False)
         return near.view(-1, self.n)
 
-    def grow(self, inside: Tensor, margin: int) -> Tensor:
-        """These tokens and all within `margin` tokens of them along h and w: (b, n) bool -> (b, n) bool."""
-        planes = self._planes(inside.float())
-        return F.max_pool2d(planes, 2 * margin + 1, stride=1, padding=margin).view(-1, self.n) > 0
-
     def _planes(self, values: Tensor) -> Tensor:
         """One plane per frame: (b, n) -> (b * t, 1, h, w), with t = 1 for a grid over (h, w)."""
         return values.view(-1, 1, *self.shape[-2:])

@@ -1,4 +1,4 @@
-"""Multirate integration: every token takes steps of its own through the same ODE.
+"""Multirate integration: each token takes its own steps through the same ODE.
 
 A cached token keeps its last denoised estimate D over several steps, so it takes one long first-order step.
 In the exponential form of the flow's ODE, with t = -log sigma,
@@ -10,11 +10,11 @@ two corrections need no extra evaluations, only each token's own history:
 
     fresh token    D is extrapolated along its last slope to the middle of the step (second order, as
                    DPM-Solver++(2M));
-    stale token    when it is evaluated again after H, its long step is repeated with D linear in t
+    stale token    when it is evaluated again after a time H, its long step is repeated with D linear in t
                    between the two evaluations (trapezoid in exponential form).
 
-Both hold for uneven steps. A token that was evaluated at the step before must not get the second correction,
-because its second-order step already contains it.
+Both are valid for steps of different lengths. A token that was evaluated at the preceding step must not get
+the second correction, because its second-order step already contains it.
 """
 
 from __future__ import annotations
@@ -96,12 +96,12 @@ def multirate_step(
     """One step of all tokens.
 
     Args:
-        history: last evaluations before this one.
-        x: (b, c, H, W) state at this step's start.
-        d: (b, c, H, W) denoised estimate there; cached tokens have their last one.
-        times: this step's start and end.
+        history: evaluations before this step's.
+        x: (b, c, H, W) state at the start of this step.
+        d: (b, c, H, W) denoised estimate of that state; the last one available for cached tokens.
+        times: start and end of this step.
         masks: (b, 1, H, W) bool each: tokens evaluated at this step, None for all; and tokens that were not
-            evaluated at the step before, None for none.
+            evaluated at the preceding step, None for none.
         order: 1, or 2 for a second-order step of fresh tokens.
 
     Returns:

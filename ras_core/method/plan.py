@@ -1,10 +1,10 @@
-"""A plan: everything that decides what a run of a given speed computes, as data.
+"""A plan: the data that determines what a run of a given speed computes.
 
-Steps are kept as a density over the model's own `simple` schedule and not as noise levels. The grid then
-decreases, starts at the model's first level and ends at 0 for every model, number of steps and shift. A shift
-is also how model makers carry a schedule to another resolution, and a density follows it there. The price:
-at one resolution, a user's other shift moves the steps although the equation stays the same. So a plan that
-was measured on a model is found again only under the same schedule.
+Steps are stored as a density over the model's own `simple` schedule, not as noise levels. So for every model,
+number of steps and shift, the grid decreases from the model's first level to 0. Model makers also use the
+shift to adapt a schedule to another resolution, and the density adapts with it. The drawback: if a user
+changes the shift at the same resolution, steps move although the equation stays the same. So a plan that was
+measured on a model is used only with the same schedule.
 """
 
 from __future__ import annotations
@@ -25,32 +25,33 @@ PlanSpeed = Literal["1.5x", "2x", "2.5x", "3x"]
 PLAN_SAMPLERS: tuple[PlanSampler, ...] = get_args(PlanSampler)
 PLAN_SPEEDS: tuple[PlanSpeed, ...] = get_args(PlanSpeed)
 FULL_STEPS = 28
-"""The dense run that a speed is counted from."""
+"""Steps of the dense run that speeds are relative to."""
 
 
 def plain_steps(speed: str) -> int:
-    """Dense steps that have this speed: 19 for 1.5x, 14 for 2x, 11 for 2.5x, 9 for 3x."""
+    """Number of steps of a dense run at this speed: 19 for 1.5x, 14 for 2x, 11 for 2.5x, 9 for 3x."""
     return round(FULL_STEPS / float(speed.removesuffix("x")))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run reaches a speed.
+    """How a run achieves a speed.
 
     Attributes:
         speed: one of PLAN_SPEEDS.
-        sampler: that it was made for.
-        density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
-        shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
-            numbers as steps; the first is 1.
-        kv_cache: form of the K/V cache, where a step is regional; checked when the model is patched.
-        full_steps: dense steps that `steps` replace.
-        speedup: expected by FLOPs over `full_steps` dense steps.
-        closeness: of the final latent to a fine reference, dB; None if it was not measured.
-        origin: where it comes from: "calibrated on this model at 1024x1024".
+        sampler: the sampler that the plan is for.
+        density: share of the steps in each block of the `simple` schedule; blocks have equal lengths, and the
+            sum is 1.
+        shares: share of the image tokens at each step: 1 for a dense step, else from 0.05 to below 1. One
+            number per step; the first is 1.
+        kv_cache: format of the K/V cache if a step is regional; checked when the model is patched.
+        full_steps: number of dense steps that the plan replaces.
+        speedup: expected speed-up over `full_steps` dense steps, from FLOPs.
+        closeness: closeness of the final latent to a fine reference, in dB; None if it was not measured.
+        origin: where the plan comes from, for example "calibrated on this model at 1024x1024".
 
     Raises:
-        RASError: a value that makes no sense.
+        RASError: a value is invalid.
     """
 
     speed: str
@@ -95,7 +96,7 @@ class Plan:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all steps are dense, so that RAS has nothing to do."""
+        """Whether all steps are dense, so that the plan needs no RAS."""
         return len(self.dense_steps) == self.steps
 
     @property
@@ -105,7 +106,7 @@ class Plan:
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens that is computed, over all steps."""
+        """Share of the image tokens that are computed, over all steps."""
         return sum(self.shares) / self.steps
 
     def levels(self, fine: Sequence[float]) -> tuple[float, ...]:
@@ -117,16 +118,16 @@ class Plan:
         return grid(fine, positions(self.density, self.steps))
 
     def levels_of_part(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
-        """The noise levels in place of a sampler's own, from its first to its last.
+        """The noise levels that replace a sampler's own, with the same first and last level.
 
         Args:
             fine: the model's `simple` schedule.
-            given: levels of a whole run, of a part of one, or of one with denoise below 1.
+            given: the sampler's levels, of a whole run, a part of a run, or a run with denoise below 1.
         """
         return part_of(fine, self.density, self.resized(len(given) - 1).steps, given)
 
     def resized(self, full_steps: int) -> Plan:
-        """The plan of the same speed for another number of dense steps; shares keep their position."""
+        """The plan of the same speed for another number of dense steps; shares keep their positions."""
         steps = max(1, round(self.steps * full_steps / self.full_steps))
         shares = (self.shares[step * self.steps // steps] for step in range(steps))
         return replace(self, shares=tuple(shares), full_steps=max(full_steps, 1))
@@ -146,10 +147,10 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Any) -> Plan:
-        """The plan that `as_dict` wrote.
+        """The plan from the result of `as_dict`.
 
         Raises:
-            RASError: of another version, with a field missing or unknown, or with a wrong value.
+            RASError: it has another version, a missing or unknown field, or an invalid value.
         """
         values = checked_version("plan", values)
         names = {field.name for field in fields(cls)}
@@ -172,18 +173,18 @@ def read_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        RASError: it is none.
+        RASError: the text is not JSON.
     """
     try:
         return json.loads(text)
     except ValueError as error:
         raise RASError(
-            f"plans that cannot be read: {error}.", "JSON as RAS Calibrate writes it.", "calibrate again."
+            f"plans that are not JSON: {error}.", "JSON as RAS Calibrate writes it.", "calibrate again."
         ) from error
 
 
 def checked_version(what: str, values: Any) -> dict[str, Any]:
-    """The fields without the version."""
+    """The fields without the version, which must be VERSION."""
     version = values.get("version") if isinstance(values, Mapping) else None
     if version != VERSION:
         raise RASError(

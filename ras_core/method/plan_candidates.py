@@ -1,4 +1,4 @@
-"""Regional steps for a given cost: which shares are worth a try."""
+"""Candidates for runs with regional steps at a given cost: their share of tokens at each step."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ RegionalCost = Callable[[float], float]
 """Cost of a step on a share of the tokens, in dense steps."""
 
 MIN_DENSE = 2
-"""Dense steps at the start, at least: the selection compares two estimates."""
+"""Minimum number of dense steps at the start: the selection compares two estimates."""
 
 MAX_SHARE = 0.95
-"""Above it a regional step saves less than its own work costs."""
+"""Largest share of a regional step. Above it, a regional step saves less than its overhead costs."""
 
-# Share of the tokens, and part of the cost that goes into dense steps at the start. On front-loaded grids
-# shares of 0.5 to 0.8 did best; a late start keeps the part in which the whole image changes dense.
+# Share of the tokens in regional steps, and part of the cost that is spent on dense steps at the start. On
+# front-loaded grids shares of 0.5 to 0.8 gave the best results. If regional steps start late, the part of the
+# run in which the whole image changes stays dense.
 TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
     "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),
     "euler": ((0.7, 0.4), (0.5, 0.45)),
@@ -25,26 +26,26 @@ TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
 
 
 def candidates(sampler: PlanSampler, budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
-    """The shares of each step, for every way that is worth a try at this cost.
+    """The share of tokens at each step, for each candidate at this cost.
 
     Args:
-        sampler: that integrates.
-        budget: what the run may cost, in dense steps.
-        cost: of a regional step.
+        sampler: the sampler of the run.
+        budget: cost of the run, in dense steps.
+        cost: cost of a regional step by its share.
     """
     tried = (shares_for(budget, share, dense, cost) for share, dense in TRIED[sampler])
     return [shares for shares in tried if shares is not None]
 
 
 def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) -> tuple[float, ...] | None:
-    """Dense steps, then regional ones of about this share, which together cost the budget; None if there is
-    no such run.
+    """The shares of a run that starts with dense steps and continues with regional ones; None if no such run
+    meets the budget.
 
     Args:
-        budget: in dense steps.
-        share: of the tokens in a regional step; it is then adjusted to meet the budget.
+        budget: cost of the run, in dense steps.
+        share: approximate share of the tokens in a regional step; adjusted to meet the budget exactly.
         dense: part of the budget for dense steps.
-        cost: of a regional step, rising with its share.
+        cost: cost of a regional step, increasing with its share.
     """
     n_dense = max(round(budget * dense), MIN_DENSE)
     rest = budget - n_dense
@@ -55,7 +56,7 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
 
 
 def _share_of(wanted: float, cost: RegionalCost) -> float:
-    """The share whose step costs this, by bisection."""
+    """The share at which a step has this cost, by bisection."""
     low, high = MIN_RATIO, MAX_SHARE
     for _ in range(20):
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""The plans of a model: what was tried for each speed, and which of them is taken."""
+"""The plans of a model: those that were tried for each speed, and the choice among them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..errors import RASError
 from .plan import PLAN_SPEEDS, VERSION, Plan, checked_version, read_json
 
 WORTHWHILE = 0.2
-"""Gain in dB over plain sampling below which a plan with regional steps is not taken: two seeds tell no
-smaller difference."""
+"""Gain in dB over plain sampling that a plan with regional steps must exceed to be chosen: with two seeds,
+smaller differences are not significant."""
 
 
 @dataclass(frozen=True)
@@ -19,23 +19,24 @@ class PlanSet:
     """The plans of a model that were tried.
 
     Attributes:
-        plans: of any speed and sampler, plain ones before others; several of the same speed compete.
-        note: where they come from, and how they were made.
+        plans: plans of any speed and sampler, plain ones first; there may be several for the same speed.
+        note: where the plans come from, and how they were measured.
     """
 
     plans: tuple[Plan, ...]
     note: str = ""
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
-        """The closest plan of a speed; a plain one unless another is better by more than WORTHWHILE.
+        """The plan of a speed that comes closest to the reference; a plain one unless a plan with regional
+        steps is better by more than WORTHWHILE.
 
         Args:
             speed: one of PLAN_SPEEDS.
-            sampler: only plans for it; None for any.
-            plain: only plans without regional steps.
+            sampler: consider only plans for this sampler; None for any.
+            plain: consider only plans without regional steps.
 
         Raises:
-            RASError: there is none.
+            RASError: there is no such plan.
         """
         found = [p for p in self.plans if p.speed == speed and sampler in (None, p.sampler)]
         found = [p for p in found if p.is_plain or not plain]
@@ -48,12 +49,12 @@ class PlanSet:
         return max(found, key=_rank)  # the first of equals
 
     def chosen(self) -> tuple[Plan, ...]:
-        """The best plan of each speed that there is."""
+        """The best plan of each speed, for the speeds that have plans."""
         speeds = [speed for speed in PLAN_SPEEDS if any(plan.speed == speed for plan in self.plans)]
         return tuple(self.best(speed) for speed in speeds)
 
     def describe(self) -> str:
-        """A line for the best plan of each speed, with what is expected of it."""
+        """The best plan of each speed with its expected speed-up and closeness, one per line."""
         return "\n".join(_line(plan) for plan in self.chosen())
 
     def to_json(self) -> str:
@@ -62,10 +63,10 @@ class PlanSet:
 
     @classmethod
     def from_json(cls, text: str) -> PlanSet:
-        """The plans that `to_json` wrote.
+        """The plans from the result of `to_json`.
 
         Raises:
-            RASError: the text is no JSON, of another version, or a plan in it is broken.
+            RASError: the text is not JSON, has another version, or contains an invalid plan.
         """
         values = checked_version("set of plans", read_json(text))
         plans, note = values.get("plans"), values.get("note", "")

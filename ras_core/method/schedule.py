@@ -1,4 +1,4 @@
-"""Which steps are dense and which are regional: planned once per run."""
+"""Plans which steps of a run are dense and which are regional."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class StepPlan:
     is_reset: bool = False
 
     def active_count(self, n_tokens: int) -> int:
-        """Tokens to process of `n_tokens`; the cached share is rounded down, as in the reference code."""
+        """Number of tokens to process; the cached share is rounded down, as in the reference code."""
         if self.kind is StepKind.DENSE:
             return n_tokens
         cached = int((1.0 - self.ratio) * n_tokens + 1e-6)
@@ -46,8 +46,8 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense, and with the multirate method step 1 too: selection needs results of earlier
-    steps. The window [start_step, end_step) is half-open throughout; in the reference code it is not.
+    Step 0 is always dense, and with the multirate method step 1 too, because selection needs results of
+    earlier steps. The window [start_step, end_step) is half-open, unlike in the reference code.
     """
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}
@@ -60,9 +60,9 @@ def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
     """The step whose interval contains `sigma`; on a boundary, the step that starts there.
 
     Args:
-        sigmas: the run's decreasing schedule, one value more than there are steps.
-        sigma: noise level of an evaluation. Samplers may evaluate between two values of the schedule, or just
-            below its first value, so it is matched against intervals, not against values.
+        sigmas: the run's decreasing schedule, one more value than there are steps.
+        sigma: noise level of an evaluation, which may be between two values of the schedule, or just below
+            its first value.
     """
     last = len(sigmas) - 2
     step = 0

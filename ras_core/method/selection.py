@@ -1,4 +1,4 @@
-"""Which tokens are active in the next regional step (paper, section 3.3 and equation 1)."""
+"""Selects the active tokens of the next regional step by the paper's rule (section 3.3 and equation 1)."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def select_active(
     the rest from its low end.
 
     The paper contradicts itself about starvation: equation 1 multiplies the metric of a dropped token by
-    exp(+k D), but its text caches the tokens with a HIGH metric, so the factor keeps them cached for good (in
-    the reference code, at 50 %, about half of the tokens are never computed again). "corrected" follows the
-    stated aim: a token that was dropped often moves away from the end of the ranking that is dropped.
-    "reference" is the reference code's formula.
+    exp(+k D), but according to its text the tokens with a HIGH metric are cached, so the factor keeps dropped
+    tokens cached forever (in the reference code at 50 %, about half of the tokens are never computed again).
+    "corrected" follows the stated aim: a token that was dropped often moves away from the end of the ranking
+    that is dropped. "reference" is the formula of the reference code.
 
     Args:
         metric: (b, n) float32.
         drop_count: (b, n) int, how often each token has been cached so far.
         active_count: tokens to keep, 1 to n.
-        settings: which end of the ranking is cached, and starvation.
-        preferences: favoured tokens move away from either end, unneeded tokens are cached first. Ignored by
-            the reference formula, which only serves to prove conformity.
+        settings: the paper's settings; `high_ratio` and those for starvation are used here.
+        preferences: favoured tokens move away from both ends of the ranking. Ignored by the reference
+            formula, which only serves to prove conformity with the reference code.
 
     Returns:
         (b, active_count) int64.
@@ -60,9 +60,8 @@ def _cached_corrected(
     # In log space the product with exp(k D) can neither overflow nor underflow.
     score = metric.clamp_min(torch.finfo(torch.float32).tiny).log()
     relief = settings.starvation_scale * drop_count + torch.as_tensor(preferences.weight).log()
-    high_score = preferences.replace_unneeded(score - relief, torch.inf)
-    high = high_score.argsort(dim=1, descending=True, stable=True)[:, :n_high]
-    low_score = preferences.replace_unneeded(score + relief, -torch.inf).scatter(1, high, torch.inf)
+    high = (score - relief).argsort(dim=1, descending=True, stable=True)[:, :n_high]
+    low_score = (score + relief).scatter(1, high, torch.inf)
     low = low_score.argsort(dim=1, stable=True)[:, : n_cached - n_high]
     return torch.cat([high, low], dim=1)
 

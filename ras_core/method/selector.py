@@ -13,14 +13,15 @@ from .metric import region_metric
 from .preferences import Preferences
 from .selection import count_drops, select_active
 
-SMALLEST_STEP = 1e-6  # in sigma; two evaluations at the same noise level say nothing about a rate
+SMALLEST_STEP = 1e-6  # in sigma; two evaluations at the same noise level give no rate
 
 
 class Selector(ABC):
     """Observes guided results and selects active tokens, for each image of the batch.
 
     Attributes:
-        score: (b, n) float32, the scores of the last selection or of the next; None before the first result.
+        score: (b, n) float32, scores after the last result or at the last selection; None before the first
+            result.
     """
 
     score: Tensor | None = None
@@ -30,7 +31,7 @@ class Selector(ABC):
 
     @abstractmethod
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
-        """Take in the result of a guided evaluation.
+        """Update the state with the result of a guided evaluation.
 
         Args:
             x, denoised: (b, c, *size) input and merged estimate.
@@ -40,14 +41,11 @@ class Selector(ABC):
 
     @abstractmethod
     def select(self, active_count: int, sigma: float) -> Tensor | None:
-        """Tokens for the step at `sigma`: (b, n_active) int64, sorted; None if nothing was observed yet.
-
-        n_active is `active_count`, or less if an inpaint mask leaves fewer tokens to compute.
-        """
+        """Active tokens of the step at `sigma`: (b, active_count) int64, sorted; None before any result."""
 
 
 class PaperSelector(Selector):
-    """Equation 1: metric of the last output, weighted by how often a token was dropped."""
+    """Selects by equation 1: the metric of the last output, weighted by how often a token was dropped."""
 
     def __init__(
         self, settings: PaperSettings, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
@@ -65,23 +63,22 @@ class PaperSelector(Selector):
             return None
         if self._drop_count is None:
             self._drop_count = torch.zeros_like(self.score, dtype=torch.int32)
-        count = self._preferences.limit(active_count)
-        active = select_active(self.score, self._drop_count, count, self._settings, self._preferences)
+        active = select_active(self.score, self._drop_count, active_count, self._settings, self._preferences)
         self._drop_count = count_drops(self._drop_count, active)
         return active
 
 
 class ChangeSelector(Selector):
-    """Selects the tokens whose estimate has probably changed most: square root of the rate, times staleness.
+    """Selects the tokens whose estimate has probably changed most, by sqrt(rate) times staleness.
 
-    rate       change of the token's denoised estimate between its last two evaluations, over the sigma
-               between them, averaged over 3 x 3 tokens along h and w;
-    staleness  how far sigma has fallen since its last evaluation.
+    rate       change of the token's denoised estimate between its last two evaluations, divided by the
+               difference in sigma, averaged over 3 x 3 tokens along h and w;
+    staleness  how far sigma has fallen since the token's last evaluation.
 
     Rate times staleness predicts the error of the cached estimate, which is the local error of the long step
     that a cached token takes. With the square root of the rate, slowly changing tokens do not wait too long,
-    and measured quality is higher. This is not the paper's rule: on a trained model that rule lost to random
-    tokens.
+    and measured quality is higher. This is not the paper's rule, which did worse than a random selection on a
+    trained model.
     """
 
     def __init__(self, grid: TokenGrid, preferences: Preferences | None = None):
@@ -105,7 +102,7 @@ class ChangeSelector(Selector):
             fresh &= self._grid.active_mask(active_idx)
         self._rate = torch.where(fresh, moved.div_(travelled.clamp_min_(SMALLEST_STEP)), self._rate)
         self._sigma = self._sigma.masked_fill(fresh, sigma)
-        self._estimate = denoised.clone()  # cached tokens carry their old estimate in the merged result
+        self._estimate = denoised.clone()  # the merged result has the old estimate of cached tokens
         self._sqrt_rate = self._grid.smooth(self._rate).sqrt()
         self.score = self._need(sigma)
 
@@ -114,17 +111,15 @@ class ChangeSelector(Selector):
             return None
         self.score = self._need(sigma)
         score = self.score if self._preferences.priority is None else self.score * self._preferences.weight
-        ranked = self._preferences.replace_unneeded(score, -1.0)
-        order = ranked.argsort(dim=1, descending=True, stable=True)
-        chosen = order[:, : self._preferences.limit(active_count)]
-        return chosen.sort(dim=1).values
+        order = score.argsort(dim=1, descending=True, stable=True)
+        return order[:, :active_count].sort(dim=1).values
 
     def _need(self, sigma: float) -> Tensor:
         """Score at `sigma`: (b, n).
 
         Only the rate is smoothed, because only the rate is noisy. If staleness were averaged too, a fresh
-        token among stale ones would score as high as they do: it would be selected again and again, and its
-        neighbours never.
+        token among stale ones would score as high as its neighbours: it would be selected again and again,
+        and its neighbours never.
         """
         return (self._sigma - sigma).abs_().mul_(self._sqrt_rate)
 

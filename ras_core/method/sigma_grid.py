@@ -1,10 +1,11 @@
-"""Where the steps of a run belong: from measured errors to a density of steps, and from that to noise levels.
+"""Places the steps of a run: computes their density from measured errors, and noise levels from the density.
 
-A position is a place in a fine schedule: 0 at its first noise level, 1 at its last, linear in its steps. A
-density says how many steps belong into each of K blocks of equal length in position.
+A position is a point in a fine schedule: 0 at its first noise level, 1 at its last, linear in its steps. A
+density is the share of the steps in each of K blocks of equal length in position.
 
-A solver whose error in one step grows like (length)^q, with n steps in a block of error cost c, makes an
-error of c n^(1 - q) there. For a fixed number of steps the sum over all blocks is least where n ~ c^(1/q).
+If a solver's error in one step is proportional to (length)^q, and one step over a block has error c, then n
+steps in that block have error c n^(1 - q). For a fixed number of steps, the sum over all blocks is smallest
+if n ~ c^(1/q).
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from ..errors import RASError
 Levels = Sequence[float]
 
 COST_ORDER = 2.0
-"""Euler's q."""
+"""q of the Euler method."""
 
 EVEN_PART = 0.5
-"""Half-way to an even density, for a multistep sampler."""
+"""Share of an even density that is mixed in for a multistep sampler."""
 
 
 def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) -> tuple[float, ...]:
     """The share of steps that each block should get.
 
     Args:
-        costs: error in the final latent when a block is done in one step, for each block; any unit.
+        costs: for each block, error in the final latent if the block is done in one step; any unit.
         order: q, the power of a step's length with which its error grows; 2 for Euler.
-        even: share of an even density to mix in, 0 to 1. A step of a real run is not confined to a block,
-            and costs are noisy, so that half-way is often better than the pure rule.
+        even: share of an even density to mix in, 0 to 1. Steps of a real run extend over several blocks, and
+            costs are noisy, so 0.5 is often better than 0.
 
     Returns:
         As many numbers as blocks, with sum 1.
@@ -55,18 +56,19 @@ def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) ->
 
 
 def step_density(costs: Sequence[float], multistep: bool) -> tuple[float, ...]:
-    """The density that a plan takes unless another is measured to be better.
+    """The default density of a plan.
 
     Args:
-        costs: measured with Euler, for multistep samplers too: after a jump in step length these extrapolate
-            far, and the error of that is no measure of where steps belong.
-        multistep: whether it is for a sampler like dpmpp_2m, which wants step lengths to change gently.
+        costs: measured with Euler, even for multistep samplers: these extrapolate far after a sudden change
+            of step length, and the resulting error does not show where steps are needed.
+        multistep: whether the density is for a multistep sampler such as dpmpp_2m, which works best if step
+            lengths change gradually.
     """
     return density_of(costs, COST_ORDER, EVEN_PART if multistep else 0.0)
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:
-    """The same weights with sum 1; even ones if all are 0. A sum of 1 leaves them as they are."""
+    """Weights scaled to sum 1; equal ones if all are 0. Weights whose sum is 1 already are not changed."""
     total = sum(weights)
     if abs(total - 1) < 1e-12:
         return tuple(weights)
@@ -84,10 +86,10 @@ def positions(
     """Positions of the `steps` + 1 levels of a grid between two positions, with equal mass in each step.
 
     Args:
-        density: mass of each block; a block without mass is crossed by one step.
+        density: mass of each block; one step passes over a block without mass.
         steps: at least 1.
-        start, end: positions of the first and the last level. The steps between are distributed by the part
-            of the density that lies there.
+        start, end: positions of the first and the last level. The steps between them are distributed by the
+            density between them.
 
     Raises:
         RASError: fewer than one step, or start not before end.
@@ -125,7 +127,7 @@ def level_at(levels: Levels, position: float) -> float:
 
 
 def position_at(levels: Levels, level: float) -> float:
-    """The position of a noise level in a fine schedule, the inverse of `level_at`; clamped to 0 and 1."""
+    """The position of a noise level in a fine schedule (the inverse of `level_at`), clamped to [0, 1]."""
     steps = len(levels) - 1
     for i in range(steps):
         if level >= levels[i + 1]:
@@ -141,7 +143,7 @@ def grid(levels: Levels, places: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_schedule(levels: Levels) -> None:
-    """Refuse a schedule that does not decrease all the way.
+    """Refuse a schedule that is not strictly decreasing.
 
     Raises:
         RASError: fewer than two levels, or one that is not below the one before it.
@@ -149,7 +151,7 @@ def check_schedule(levels: Levels) -> None:
     if len(levels) >= 2 and all(a > b for a, b in zip(levels, levels[1:], strict=False)):
         return
     raise RASError(
-        f"a schedule of {len(levels)} noise levels that does not decrease all the way.",
+        f"a schedule of {len(levels)} noise levels that is not strictly decreasing.",
         "at least two levels, each below the one before it.",
         "use the model's own `simple` schedule, with no more steps than the model has noise levels.",
     )
@@ -173,20 +175,21 @@ def front_loaded_density(steps: int, first: int, every: int) -> tuple[float, ...
 
 
 def part_of(levels: Levels, density: Sequence[float], steps: int, given: Levels) -> tuple[float, ...]:
-    """A grid for the same part of the schedule as a given one: the same first and last level.
+    """A grid for the same part of the schedule as a given grid, with the same first and last level.
 
-    KSamplerAdvanced's start and end steps make such parts, and so does denoise below 1. Levels at the joints
-    stay, so that two samplers that share a run meet at one level, and denoise keeps its meaning.
+    A run covers only a part if KSamplerAdvanced has start and end steps, or if denoise is below 1. The first
+    and the last level are kept, so that two samplers that share a run meet at one level, and denoise keeps
+    its meaning.
 
     Args:
         levels: the model's fine schedule.
-        density: over the whole of it.
-        steps: of the new grid.
-        given: the sampler's own noise levels, two at least.
+        density: density over this whole schedule.
+        steps: number of steps of the new grid.
+        given: the sampler's own noise levels, at least two.
     """
     check_schedule(given)
     start, end = position_at(levels, given[0]), position_at(levels, given[-1])
-    if end <= start:  # outside of the model's own levels: nothing is known of them
+    if end <= start:  # outside the model's own levels, where the density says nothing
         return tuple(level_at(given, i / steps) for i in range(steps + 1))
     inner = grid(levels, positions(density, steps, start, end))[1:-1]
     return (given[0], *inner, given[-1])

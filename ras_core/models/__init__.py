@@ -1,11 +1,11 @@
 """What the method must know about a network: one adapter per family, and the registry of adapters.
 
-Read `base` (what an adapter states), then `sd3`, `lumina2` or `lumina_next`; `cost` computes FLOPs and cache
-bytes. README.md explains how to add a family.
+Read `base` (the interface of an adapter), then `sd3`, `lumina2` or `lumina_next`; `cost` computes FLOPs and
+cache bytes. README.md explains how to add a family.
 
 1. `adapter_for` finds the adapter of a network, or raises an error that lists the supported families.
-2. The adapter says which modules are blocks, how many rows follow the image rows, and which block inputs have
-   rows to gather.
+2. The adapter tells which modules are blocks, how many rows follow the image rows, and which inputs of a
+   block have rows to gather.
 
 Imports: rows, errors.
 """
@@ -42,5 +42,5 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
 
 
 def network_of(module: nn.Module) -> nn.Module:
-    """The network itself, even if torch.compile has wrapped it."""
+    """The network itself, without the wrapper of torch.compile."""
     return getattr(module, "_orig_mod", module)

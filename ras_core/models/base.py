@@ -14,13 +14,13 @@ from ..rows import gather_rows, row_index
 from .cost import CacheProfile, CostProfile
 
 ALL: Final = -1
-"""Value of `suffix_rows`: all rows that do not belong to the image follow it, however many there are."""
+"""Value of `suffix_rows` that means: all rows other than the image's follow the image rows."""
 
 Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
-"""Passed while the cache is planned, before any call."""
+"""Inputs that are passed before any call, while the cache is planned."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ class GatherPositions(Protocol):
     """Gathers the active rows of a position table."""
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
-        """Gather along `axis`; axis 0 has the images of the batch, or one entry for all of them."""
+        """Gather along `axis`; axis 0 is the batch, or has one entry for all images."""
 
 
 class ModelAdapter(ABC):
@@ -86,9 +86,11 @@ class ModelAdapter(ABC):
 
         Args:
             args, kwargs: as the network passes them to the block.
-            gather_hidden: for the tensor that holds the image rows, on axis 1; None where it needs no change.
-            gather_positions: for position tables that every block receives, with the axis of their rows.
-                A table that is left out need not fail: some networks cut one that is too long.
+            gather_hidden: to be applied to the tensor with the image rows, on axis 1; None if it must not be
+                changed.
+            gather_positions: to be applied to position tables that every block receives, with the axis of
+                their rows. A table that is left out may cause no error: some networks truncate a table that
+                is too long.
         """
 
     @abstractmethod
@@ -113,7 +115,7 @@ class ModelAdapter(ABC):
             n_tokens: image tokens of the whole image.
 
         Raises:
-            RegionalAbort: residuals of an unknown form; the call then runs on all tokens.
+            RegionalAbort: residuals of an unknown kind; the call then runs on all tokens.
         """
         if control is None:
             return None
@@ -128,7 +130,7 @@ class ModelAdapter(ABC):
         }
 
     def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
-        """Rows after the image rows (padding, say); they are processed at every step.
+        """Number of rows after the image rows, such as padding; they are processed at every step.
 
         Args:
             network: ComfyUI's network.
@@ -136,15 +138,16 @@ class ModelAdapter(ABC):
             inputs: inputs of the call; reference images may add rows.
 
         Returns:
-            Their number, or `ALL`.
+            The number, or `ALL`.
         """
         return 0
 
     def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
-        """Why a call must process all tokens, as a sentence for the log; None if it need not.
+        """Why a call must process all tokens, as a sentence for the log; None if it may be regional.
 
-        For calls that would give wrong results without an error: a timestep per row or per frame, row indices
-        among the inputs. A call that raises an error on fewer rows makes the run dense anyway.
+        Needed for calls that would give wrong results without an error, such as calls with a timestep per row
+        or frame, or with row indices among the inputs. Calls that raise an error on fewer rows make the run
+        dense anyway.
 
         Args:
             network: ComfyUI's network.

@@ -15,9 +15,9 @@ class CostProfile:
     Attributes:
         image_weights: linear weights applied to an image token in the blocks.
         text_weights: the same for a text (or padding) token.
-        joint_width: sum over blocks of the attention width in which image and text attend together.
-        image_width: sum over blocks of the width of attentions among image tokens only.
-        cross_width: sum over blocks of the width of attentions of image tokens to text.
+        joint_width: width of attentions over image and text together, summed over blocks.
+        image_width: width of attentions among image tokens only, summed over blocks.
+        cross_width: width of attentions of image tokens to text, summed over blocks.
         final_weights: linear weights of the final layer.
     """
 
@@ -41,8 +41,8 @@ class CacheProfile:
     """Width of a key, and of a value, in each attention whose K/V are cached.
 
     Attributes:
-        joint: attentions in which image and text attend together.
-        image: attentions among image tokens only.
+        joint: widths of attentions over image and text together.
+        image: widths of attentions among image tokens only.
     """
 
     joint: tuple[int, ...] = ()
@@ -54,10 +54,10 @@ class CacheProfile:
         Args:
             n_tokens: image tokens of the whole image.
             borders: text and padding rows, one number for each image in each branch.
-            padding: how many of the border rows are padding, which attentions without text have too.
+            padding: number of border rows that are padding; attentions without text have these rows too.
 
         Returns:
-            Three counts: numbers in all keys and values; their rows; numbers in the key and value of the
+            Three counts: elements of all keys and values; their rows; elements of the key and value of the
             largest attention.
         """
         image_rows = (n_tokens + padding) * len(borders)
@@ -68,7 +68,7 @@ class CacheProfile:
 
 
 def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_counts: Iterable[int]) -> float:
-    """Cost of a dense run over that of a run whose evaluations process these numbers of tokens."""
+    """FLOPs of a dense run, divided by those of a run whose evaluations process these numbers of tokens."""
     counts = list(active_counts)
     if not counts:
         return 1.0
@@ -77,7 +77,9 @@ def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_co
 
 
 def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
-    """Weights of the linear layers in `module` that every row passes; modulation runs once per image."""
+    """Number of weights of the linear layers in `module` that are applied to each row. Modulation layers are
+    skipped, because they run once per image.
+    """
     return sum(
         layer.in_features * layer.out_features
         for name, layer in module.named_modules()
@@ -86,5 +88,5 @@ def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
 
 
 def _is_linear(layer: nn.Module) -> bool:
-    """ComfyUI's layers with quantised weights do not derive from nn.Linear."""
+    """Whether a layer is linear; ComfyUI's layers with quantised weights are not subclasses of nn.Linear."""
     return isinstance(layer, nn.Linear) or (hasattr(layer, "in_features") and hasattr(layer, "out_features"))

@@ -13,11 +13,12 @@ from .cost import CacheProfile, CostProfile, linear_weights
 class NextDiTAdapter(ModelAdapter):
     """Caption and image rows form one sequence, [caption | image | padding].
 
-    Two refiner blocks for the image and two for the caption precede the main layers. The image ones are a
-    fourteenth of the work and, like the main layers, run on active tokens only, at a cost of 0.1 dB. The
-    caption ones are small and unchanged. Every layer receives rotary positions, which are gathered once per
-    table.
-    Z-Image pads the image rows to a multiple; padding rows are processed at every step, like text.
+    Two refiner blocks for the image and two for the caption precede the main layers. Those for the image do a
+    fourteenth of the work and, like the main layers, run on active tokens only, at a cost of 0.1 dB. Those
+    for the caption are small and run unchanged. Every layer receives rotary positions, which are gathered
+    once per table.
+
+    Z-Image pads the number of image rows to a multiple. Padding rows are processed at every step, like text.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"

@@ -1,4 +1,4 @@
-"""Lumina-Next-T2I: the network that this pack brings, with the module names of diffusers."""
+"""Lumina-Next-T2I: the network that is included in this pack, with the module names of diffusers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .cost import CacheProfile, CostProfile, linear_weights
 class LuminaNextAdapter(ModelAdapter):
     """The sequence consists of image rows only; each layer has a second attention to the caption.
 
-    That attention reads rows that never change during a run, so it needs no cache. Every layer receives
-    rotary positions; keys enter the cache after rotation, as in the paper's own code. The factor on the scale
-    of self-attention is computed from the whole image before the first layer.
+    The second attention reads rows that do not change during a run, so it needs no cache. Every layer
+    receives rotary positions; keys are cached after rotation, as in the paper's own code. The factor on the
+    scale of self-attention is computed before the first layer, from the number of tokens of the whole image.
     """
 
     family = "Lumina-Next"

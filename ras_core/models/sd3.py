@@ -12,7 +12,7 @@ from .cost import CacheProfile, CostProfile, linear_weights
 
 
 class SD3Adapter(ModelAdapter):
-    """In a block, text and image are separate tensors; its attention joins them, text rows first.
+    """In a block, text and image rows are separate tensors; the block's attention joins them, text first.
 
     Some blocks of SD3.5 medium have a second attention, among image tokens only.
     """

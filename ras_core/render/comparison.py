@@ -1,4 +1,4 @@
-"""How close two images are, as numbers and as an image of both."""
+"""Compares two images, in numbers and in an image that shows both."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PANEL = 512
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
-"""PSNR of equal images, in place of infinity, so that averages stay finite."""
+"""PSNR of equal images, instead of infinity, so that averages stay finite."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -52,7 +52,7 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
 
     Args:
         dense, ras: (H, W, 3) in [0, 1].
-        traces: of the dense run and of the RAS run.
+        traces: traces of the dense run and of the RAS run.
 
     Returns:
         (1, height, width, 3) float32 in [0, 1].

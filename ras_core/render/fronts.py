@@ -1,4 +1,4 @@
-"""The fronts of a calibration: closeness over speed-up."""
+"""Plots the fronts of a calibration: closeness over speed-up."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Point = tuple[float, float]
 
 
 def front_image(plans: PlanSet) -> np.ndarray:
-    """Plain sampling on `simple`, on the best other grid, and the plan taken for each speed.
+    """For each speed: plain sampling on `simple`, plain sampling on the best other grid, and the chosen plan.
 
     Args:
-        plans: only those with a measured closeness are drawn; of two samplers the better one.
+        plans: only those with a measured closeness are drawn, with the better sampler for each speed.
 
     Returns:
         (1, height, width, 3) float32 in [0, 1].
@@ -31,7 +31,7 @@ def front_image(plans: PlanSet) -> np.ndarray:
     fronts = [
         ("simple schedule, all dense", FAINT, front([plan for plan in plain if plan.has_even_grid])),
         ("best other grid, all dense", DENSE, front([plan for plan in plain if not plan.has_even_grid])),
-        ("plan taken", ACTIVE, front(plans.chosen())),
+        ("chosen plan", ACTIVE, front(plans.chosen())),
     ]
     canvas = Image.new("RGB", (WIDTH, HEIGHT), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -60,7 +60,7 @@ def front(plans: Sequence[Plan]) -> list[Point]:
 
 
 class Axes:
-    """From (speed-up, dB) to pixels, with room around all points."""
+    """Maps (speed-up, dB) to pixels, with a margin around all points."""
 
     def __init__(self, points: Sequence[Point]):
         gains, decibels = zip(*points, strict=True)

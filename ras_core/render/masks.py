@@ -28,7 +28,7 @@ CIVIDIS = np.array(
 
 
 def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """One frame per step: active regions unchanged, cached ones dimmed, and a caption.
+    """One frame per step, with a caption: active regions are unchanged, cached ones are dimmed.
 
     Args:
         trace: a finished run.
@@ -67,8 +67,8 @@ def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
 
 
 def _shown_planes(tokens: np.ndarray) -> np.ndarray:
-    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the first images of a batch, or frames of the first video,
-    spread over its length.
+    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the first images of a batch, or frames of the first video
+    at equal distances.
     """
     frames = tokens.reshape(len(tokens), -1, *tokens.shape[-2:])
     if frames.shape[1] == 1:
@@ -85,7 +85,7 @@ def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarr
 
 
 def _spread(length: int, count: int) -> np.ndarray:
-    """`count` indices from the first to the last of `length`."""
+    """`count` indices at equal distances, from 0 to `length` - 1."""
     return np.linspace(0, length - 1, count).round().astype(int)
 
 
@@ -98,7 +98,7 @@ def _frame(trace: Trace, step: Evaluation, backdrops: np.ndarray) -> np.ndarray:
 
 
 def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """Cached tokens dark and grey; active ones in full colour with an outline around each region."""
+    """An image with cached tokens dark and grey, and active ones in full colour with an outline."""
     mask = np.kron(active, np.ones((PIXELS_PER_TOKEN, PIXELS_PER_TOKEN), dtype=bool))
     grey = backdrop.mean(axis=2, keepdims=True) * 0.28 + np.array(BACKGROUND) * 0.4
     panel = np.where(mask[..., None], backdrop, grey.astype(np.uint8))
@@ -107,7 +107,7 @@ def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.nda
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The two-pixel inner border of the mask's regions, image edges included."""
+    """The inner border of the mask's regions, two pixels wide, also at the edges of the image."""
     inner = np.pad(mask, 2)
     shifts = [np.roll(inner, offset, axis) for axis in (0, 1) for offset in (-2, -1, 1, 2)]
     return mask & ~np.logical_and.reduce(shifts)[2:-2, 2:-2]
@@ -151,7 +151,7 @@ def _subline(trace: Trace) -> str:
 def _draw_maps(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, trace: Trace, images: np.ndarray | None, box: tuple
 ) -> None:
-    """The image, if given, and to its right how often each region was computed."""
+    """Draw the image, if given, and to its right a map of how often each region was computed."""
     left, top, right, bottom = box
     if not trace.steps:
         return
@@ -172,7 +172,7 @@ def _draw_maps(
 def _draw_colour_bar(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
-    """The legend of the map. Its range is that of the run, since dense steps raise every region."""
+    """Draw the legend of the map, with the range of this run: dense steps count for every region."""
     x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
@@ -183,7 +183,7 @@ def _draw_colour_bar(
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
-    """A bar per step for the active share, and the mean region score as a line (right axis)."""
+    """Draw a bar per step for the active share, and the mean region score as a line (right axis)."""
     left, top, right, bottom = box
     steps = trace.steps
     slot = (right - left) / max(len(steps), 1)
@@ -225,7 +225,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
 
 
 def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """(h, w) within `span` -> (h, w, 3) uint8 on the cividis ramp."""
+    """(h, w) within `span` -> (h, w, 3) uint8 in colours of cividis."""
     position = np.clip((share - span[0]) / (span[1] - span[0]), 0, 1) * (len(CIVIDIS) - 1)
     low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
     part = (position - low)[..., None]

@@ -25,7 +25,7 @@ def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
     Args:
         rows, n_image: all rows of the tensor, and how many of them are image rows.
         suffix: rows after the image, or `ALL`.
-        name: the tensor in words, for the message.
+        name: description of the tensor, for the error message.
 
     Raises:
         RegionalAbort: there are too few rows.
@@ -54,7 +54,7 @@ class ActiveRows:
         self._scratch = Scratch()
 
     def index(self, borders: Borders) -> RowIndex:
-        """The rows to keep of a tensor with these borders."""
+        """Indices of the rows that are kept in a tensor with these borders."""
         if borders not in self._indices:
             self._indices[borders] = RowIndex.of(self._active_idx, self._n, *borders, self._scratch)
         return self._indices[borders]
@@ -68,7 +68,9 @@ class ActiveRows:
         return gather_rows(whole, self.index(borders).flat)
 
     def gather_table(self, table: Tensor, axis: int) -> Tensor:
-        """Keep the rows on `axis` of a position table, (bb or 1, ...); the result has bb on axis 0."""
+        """Keep the rows of active tokens, prefix and suffix along `axis` of a position table, (bb or 1, ...).
+        The result has bb entries along axis 0.
+        """
         borders = borders_of(table.shape[axis], self._n, self._suffix, "a position table")
         whole = table.expand(len(self._active_idx), *table.shape[1:])
         if axis == 1:

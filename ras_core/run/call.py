@@ -28,7 +28,7 @@ class Forward(Protocol):
     options: dict
 
     def __call__(self, attend: Attend | None = None) -> Tensor:
-        """Run the model, with `attend` in place of ComfyUI's attention if given. Returns (bb, c, H, W)."""
+        """Run the model, with `attend` instead of ComfyUI's attention if given. Returns (bb, c, H, W)."""
 
     def with_control(self, control: dict | None) -> Forward:
         """The same call with other residuals."""
@@ -86,7 +86,7 @@ class Call:
     Attributes:
         network: the network that is called.
         branches: the branches it evaluates, b rows of `forward.inputs` each.
-        forward: runs it.
+        forward: runs the call.
     """
 
     network: nn.Module
@@ -95,5 +95,5 @@ class Call:
 
     @property
     def variant(self) -> Hashable:
-        """What tells calls of the same conditionings apart: the network, and its replaced blocks."""
+        """What distinguishes calls of the same conditionings: the network, and its replaced blocks."""
         return self.branches[0][1]

@@ -1,4 +1,4 @@
-"""Regional calls as CUDA graphs: hands calls of a run to `graphs/`, to be captured or replayed."""
+"""Regional calls as CUDA graphs: passes calls of a run to `graphs/`, to be captured or replayed."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class CapturedCalls:
         self._coverage = coverage
 
     def run(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
-        """A regional call's output from a CUDA graph, or None if it must run eagerly.
+        """Run a regional call as a CUDA graph. Returns its output, or None if it must run eagerly.
 
         Args:
             call: the call, with the residuals of active tokens only.
             active_idx: (bb, n_active).
-            slots: its K/V rows.
+            slots: the K/V rows of its branches.
 
         Raises:
             RowsAdvanced: the call can neither be replayed nor run eagerly on these K/V rows.
@@ -84,7 +84,7 @@ class CapturedCalls:
         return graphs.run(call.branches, forward.captured_inputs, active_idx, slots, function, options)
 
     def _function_of(self, call: Call) -> Callable[[dict[str, Any], Tensor, Slots], Tensor]:
-        """A regional call as a function of everything that changes from step to step."""
+        """The regional call as a function of all inputs that change from step to step."""
 
         def function(inputs: dict[str, Any], active_idx: Tensor, slots: Slots) -> Tensor:
             context = CallContext(inputs, inputs["t"], grouped=self._tools.grouped)

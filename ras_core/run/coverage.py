@@ -1,4 +1,4 @@
-"""Checks that our hooks ran in all blocks of a call: CUDA graphs and compiled code skip hooks."""
+"""Checks that the hooks ran in all blocks of a call: CUDA graphs and compiled code skip hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Coverage:
         self._expected: dict[Hashable, tuple[int, int]] = {}  # blocks and attentions, by variant
 
     def gap(self, call: Call, hooks: NetworkCall) -> str | None:
-        """Which part of the network ran without our hooks, as a sentence; None if none did."""
+        """Which part of the network ran without the hooks, as a sentence; None if all ran with them."""
         seen, blocks = (hooks.blocks_seen, hooks.attentions_seen), self._adapter.blocks(call.network)
         has_graphs = any(vars(block).get(CORE_GRAPH) for block in blocks)
         if has_graphs and seen[0] < len(blocks):
@@ -30,6 +30,6 @@ class Coverage:
         by_others = "another node skips or replaces the rest"
         cause = "ComfyUI's own CUDA graphs skip hooks" if has_graphs else by_others
         return (
-            f"{seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} attentions ran our hooks "
-            f"({cause})"
+            f"this pack's hooks ran in {seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} "
+            f"attentions ({cause})"
         )

@@ -16,7 +16,7 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-NO_HOOKS = "the network's blocks did not run our hooks (compiled code skips hooks that are attached later)"
+NO_HOOKS = "the network's blocks skipped this pack's hooks (compiled code skips hooks attached later)"
 
 
 class DenseCalls:
@@ -29,7 +29,7 @@ class DenseCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor:
-        """The call's output, (bb, c, H, W). Its K/V and output are kept if a regional step may follow."""
+        """Run the call. Returns (bb, c, H, W), and keeps K/V and output if a regional step may follow."""
         run = self._run
         if not run.evaluation.fill_cache:
             return call.forward()
@@ -56,15 +56,15 @@ class DenseCalls:
         return output
 
     def _slots_for(self, call: Call) -> Slots:
-        """Slots to fill: this run's, those of an earlier run's graphs, or new ones."""
+        """Slots to fill: this run's, those that graphs of an earlier run use, or new ones."""
         kv = self._run.kv
         slots = kv.begin_fill(call.branches)
         if not slots and (graphs := self._captured.graphs_of(call)):
-            return graphs.lend(call.branches, call.forward.inputs, kv.storage)
+            return graphs.lend(call.branches, call.forward.inputs, kv.format_name)
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
-        """Run the call. If it fails, its tensors are freed with this frame."""
+        """Run the call; separate from `run`, so that a failed call's tensors are freed with the frame."""
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None
@@ -77,7 +77,7 @@ class DenseCalls:
         return NO_HOOKS if hooks.blocks_seen == 0 else self._coverage.gap(call, hooks)
 
     def _outside_compiler(self, keep: Keep | None) -> Keep | None:
-        """`keep`, with allocations that ComfyUI's compiler does not track."""
+        """`keep`, but ComfyUI's compiler does not track its allocations."""
         pause = self._tools.pause
         if keep is None or pause is None:
             return keep

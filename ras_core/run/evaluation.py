@@ -12,13 +12,13 @@ from ..method.schedule import StepPlan
 
 @dataclass
 class EvaluationState:
-    """One evaluation: its plan, and how often each branch was called in it.
+    """One evaluation: its plan, and the branches that were called in it.
 
     Attributes:
-        plan: the step it belongs to.
-        active_idx: (b, n_active) for a regional evaluation, None for a dense one.
+        plan: plan of the step that the evaluation belongs to.
+        active_idx: active tokens, (b, n_active), of a regional evaluation; None for a dense one.
         fill_cache: whether dense calls keep their K/V.
-        ran_regional: at least one call processed active tokens only.
+        ran_regional: whether at least one call processed active tokens only.
         seen: branches called so far.
     """
 
@@ -34,8 +34,8 @@ class EvaluationState:
 
         Args:
             uuids: ids of its conditionings.
-            variant: which blocks are replaced. Guidance may evaluate a conditioning a second time with blocks
-                skipped (skip-layer guidance), and that pass needs a cache of its own.
+            variant: the network, and which of its blocks are replaced. Guidance may evaluate a conditioning a
+                second time with blocks skipped (skip-layer guidance), and this call needs its own cache.
         """
         named = []
         for uuid in uuids:

@@ -1,8 +1,8 @@
 """Grouped-query attention on the cache's K/V heads, without repeating them.
 
 If several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function. In
-a regional call that would write and read the whole cache once more in every layer. PyTorch's attention
-accepts grouped heads, so it is called directly if ComfyUI would use it too.
+a regional call this would write and read the whole cache once more in every layer. PyTorch's attention
+accepts grouped heads, so it is called directly if it is the attention that ComfyUI would use.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class GroupedAttention:
     def of(
         cls, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf
     ) -> GroupedAttention | None:
-        """None if torch does not support grouped heads (before 2.5) or its attention has been replaced."""
+        """The attention; None if torch is older than 2.5, which has no grouped heads, or if its attention has
+        been replaced.
+        """
         if not isinstance(F.scaled_dot_product_attention, BuiltinFunctionType):
             return None
         q, kv = torch.zeros(1, 4, 1, 8), torch.zeros(1, 2, 1, 8)
@@ -54,7 +56,7 @@ class GroupedAttention:
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
     ) -> Tensor | None:
-        """The result of `func` on repeated heads, without repeating them; None if `func` must do it.
+        """Compute what `func` returns for repeated heads without repeating them; None if that is impossible.
 
         Args:
             func: ComfyUI's attention function.
@@ -83,7 +85,7 @@ def _same_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether torch selects the same kernel as for repeated heads.
 
     Not every kernel supports grouped heads: in float32, and on GPUs without flash attention, the fallback
-    materializes all attention weights. torch has no public function that tells its choice on any device.
+    materializes all attention weights. torch has no public function that returns its choice for any device.
     """
     if q.device.type not in ("cuda", "cpu"):
         return False

@@ -17,15 +17,15 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class LiveStep:
-    """An evaluation that starts.
+    """An evaluation that is about to run.
 
     Attributes:
-        index: its step, from 0.
-        n_steps: steps of the run.
+        index: index of its step, from 0.
+        n_steps: number of steps of the run.
         kind: "dense", "regional" or "reset" (an error-reset step).
         active_share: share of tokens processed.
         read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None for
-            all. Synchronizes with the device, so call it only if the mask is shown.
+            all. Synchronizes with the device, so it should be called only if the mask is shown.
     """
 
     index: int
@@ -46,7 +46,7 @@ class View(Protocol):
 
 
 ViewFactory = Callable[[TokenGrid], View | None]
-"""Called once at the start of each run; returns None if nobody watches."""
+"""Called once at the start of each run; returns None if no user interface is watching."""
 
 
 def kind_name(kind: StepKind, is_reset: bool) -> str:

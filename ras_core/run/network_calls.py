@@ -31,7 +31,7 @@ class NetworkCalls:
         captured = CapturedCalls(run.grid.n, tools, coverage)
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
-        self._networks: list[nn.Module] = []  # that this run has called
+        self._networks: list[nn.Module] = []  # called in this run
 
     def evaluate(
         self,
@@ -41,12 +41,12 @@ class NetworkCalls:
         is_parallel: bool = False,
         calls_are_plain: bool = True,
     ) -> Tensor:
-        """One guided evaluation.
+        """Run one guided evaluation. Returns the denoised estimate, (b, c, H, W).
 
         Args:
             x: input, (b, c, H, W).
             level: noise level, (b,) on the device.
-            denoise: makes the network calls and returns the denoised estimate, (b, c, H, W).
+            denoise: calls the network and returns the denoised estimate, (b, c, H, W).
             is_parallel: whether ComfyUI calls copies of the model on other devices, each in its own thread.
             calls_are_plain: whether no code of other packs runs between its calls.
         """
@@ -71,7 +71,7 @@ class NetworkCalls:
         return denoised
 
     def call(self, forward: Forward) -> Tensor:
-        """One call of ComfyUI's model, for one or more branches: (bb, c, H, W)."""
+        """Run one call of ComfyUI's model, for one or more branches. Returns (bb, c, H, W)."""
         if self._graphs is not None:
             self._graphs.begin_call(forward.model)
         evaluation = self._run.evaluation
@@ -115,7 +115,9 @@ class NetworkCalls:
         return self._adapter.refusal(forward.network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:
-        """Number the networks, to tell the branches of two networks apart (a guider with two models)."""
+        """The network's number in this run, which distinguishes the branches of two networks (a guider with
+        two models).
+        """
         for number, each in enumerate(self._networks):
             if each is network:
                 return number
@@ -123,7 +125,7 @@ class NetworkCalls:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Run dense: ComfyUI is about to call copies of the model on other devices, each in a thread."""
+        """Continue dense, because ComfyUI calls copies of the model on other devices in parallel threads."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)

@@ -1,11 +1,11 @@
 """The noise level of each evaluation as a Python float, without synchronizing where it can be predicted.
 
 A sampler passes its noise level as a tensor on the device. Reading it waits for all enqueued work, and the
-device then idles until the CPU has enqueued more: some 2 ms per step on an H100, where a step on an eighth
+device then idles until the CPU has enqueued more: about 2 ms per step on an H100, where a step on an eighth
 of SD3-medium's tokens takes 13 ms at 1024 px. Most samplers evaluate once at each level of the schedule, in
-order. Once a run has started that way, each evaluation is assumed to use the next level; the actual number
-is copied asynchronously and checked on arrival. If a sampler departs from the order, the check fails, and
-from then on every level is read synchronously.
+order. If the first evaluations of a run do so, each later one is assumed to use the next level; the actual
+number is copied asynchronously and checked on arrival. If a sampler departs from the order, the check fails,
+and all further levels are read synchronously.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 LEARNED = 3
-"""How many evaluations must follow the schedule before levels are predicted."""
+"""Number of evaluations that must follow the schedule before levels are predicted."""
 
 LATEST = 2
-"""Number of unchecked predictions at which the oldest is waited for."""
+"""Number of unchecked predictions at which the check of the oldest is waited for."""
 
 TOLERANCE = 1e-5
 """Relative difference up to which two numbers are the same level."""
@@ -30,12 +30,12 @@ class NoiseLevels:
     """The noise levels of one run.
 
     Args:
-        schedule: its levels.
-        transfer: copies a number from the device asynchronously. None: `Arriving` on CUDA devices; elsewhere
-            levels are read directly, since that waits for nothing.
+        schedule: the levels of its schedule.
+        transfer: copies a number from the device asynchronously. None means `Arriving` on CUDA devices; on
+            other devices levels are read directly, which takes no waiting.
 
     Attributes:
-        was_wrong: whether a prediction has proved wrong.
+        was_wrong: whether a prediction has turned out wrong.
     """
 
     def __init__(self, schedule: Sequence[float], transfer: type[Arriving] | None = None):
@@ -47,7 +47,7 @@ class NoiseLevels:
         self._pending: deque[Arriving] = deque()
 
     def read(self, level: Tensor) -> float:
-        """The level, (1,) on any device, of the evaluation that is about to start."""
+        """The level of the evaluation that is about to start, given as (1,) on any device."""
         expected = self._expected(level)
         if expected is None:
             found = float(level)
@@ -63,12 +63,12 @@ class NoiseLevels:
         self._in_order = self._in_order and self._are_right()
         if not self._in_order or (self._transfer is None and level.device.type != "cuda"):
             return None
-        # No evaluation uses the last level: it is where the run ends.
+        # No evaluation uses the last level, at which the run ends.
         return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) - 1 else None
 
     def _is_next(self, found: float) -> bool:
-        """Whether this is the schedule's next level. The first may differ: ComfyUI changes it if the model
-        has no level that high.
+        """Whether this is the schedule's next level. The first level may differ: ComfyUI lowers it if it is
+        above the model's highest.
         """
         return self._next == 0 or (
             self._next < len(self._schedule) and _is_same(found, self._schedule[self._next])

@@ -1,11 +1,11 @@
 """One call of ComfyUI's own network, with three temporary interventions.
 
-gather     before the first block, all image rows but those of active tokens are dropped;
+gather     before the first block, the image rows of all but the active tokens are dropped;
 attention  fresh K/V rows are written to the cache, and queries attend to the whole cache;
 scatter    the rows of the final layer's output are scattered back to their tokens.
 
-The network's forward is ComfyUI's. The interventions are torch hooks and an attention override, attached for
-one call.
+The network's own forward runs unchanged. The interventions are torch hooks and an attention override, which
+are attached for one call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CallContext:
 
     Attributes:
         inputs: inputs of ComfyUI's model by name, for the adapter.
-        sigma: (bb,) noise level, for a cache that extrapolates its rows; may be None otherwise.
+        sigma: (bb,) noise level; needed only if the cache extrapolates its rows.
         keep: keeps a dense call's K/V; None keeps none, and active tokens attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
         grouped: attends to cached K/V heads without repeating them, if possible.
@@ -64,7 +64,8 @@ class _AttentionRows:
 
 
 class NetworkCall:
-    """The interventions in one call: a dense call only stores K/V, a regional one gathers, updates, scatters.
+    """The interventions in one call. A dense call only stores K/V; a regional call gathers rows, updates the
+    cache and scatters rows.
 
     Args:
         adapter: the adapter of the network's family.
@@ -127,7 +128,7 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """ComfyUI's attention override: in our blocks, K and V are merged with the cache first."""
+        """The attention override for ComfyUI: merges K and V with the cache in blocks with hooks."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
@@ -194,7 +195,7 @@ class NetworkCall:
         return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore all rows, because the network now prepends text; the first main block gathers again."""
+        """Restore all rows, because the network prepends text here; the first main block gathers again."""
         whole = self._after_final(module, args, output)
         self.gathered = False
         return whole
@@ -218,7 +219,7 @@ class NetworkCall:
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
-        """K and V of an attention that does not read the cache; in a dense call they are stored in it."""
+        """K and V of an attention that does not read the cache; a dense call stores them in the cache."""
         borders = self._borders_of_attention(k.shape[token_axis])
         if self._context.keep is not None:
             by_head = token_axis == 2

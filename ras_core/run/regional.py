@@ -17,7 +17,7 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-# Raised by code that does not expect shortened sequences. Other errors are not caused by us.
+# Errors that code raises if it does not expect shortened sequences. Others are not caused by this pack.
 SHORTENING_ERRORS = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
@@ -31,7 +31,7 @@ class RegionalCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor | None:
-        """The call's output, (bb, c, H, W), merged with the cached one; None if the call must be dense."""
+        """Run the call. Returns fresh and cached output, (bb, c, H, W); None if it must run dense."""
         run = self._run
         if not run.is_ready(call.branches):
             return None
@@ -85,8 +85,8 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """Hand layers their resident weights for an eager regional call. Not for a dense one: it needs more
-        working memory, and ComfyUI may have to evict weights for it.
+        """Pass layers their resident weights for an eager regional call. Dense calls do without, because they
+        need more working memory, and ComfyUI may have to evict weights for it.
         """
         weights = self._tools.weights
         return nullcontext() if weights is None else weights.preset(network, device)

@@ -26,9 +26,9 @@ def integrate(
         denoise: evaluates the model.
         x: (b, c, H, W) at the first level.
         levels: decreasing, ending in 0 or above.
-        run: knows which tokens each evaluation computed; None for a model without RAS.
+        run: state of the run, with the tokens that each evaluation computed; None for a model without RAS.
         order: 1 or 2.
-        steps: yields 0 to len(levels) - 2; may show progress.
+        steps: yields step numbers, 0 to len(levels) - 2; may be a progress bar.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0
     for i in steps:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
-LEFT_ORDER = "the sampler left the order of its schedule; up to two evaluations ran as the wrong step"
+LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations ran as the wrong step"
 
 
 @dataclass
@@ -41,13 +41,14 @@ class RunState:
         kv: K/V cache, per branch.
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
-        text_rows: text rows of the longest call, to compute its cost.
+        text_rows: number of text rows of the longest call, for the cost estimate.
         kv_bytes: size of the K/V cache at its largest.
         evaluation: state of the current evaluation.
         active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
         evaluations: number of completed evaluations.
-        is_dense: the rest of the run is dense, for a reason that was logged.
-        known_sigma: noise level of the next evaluation if the sampler has told it; None: read the device.
+        is_dense: whether the rest of the run is dense, for a reason that was logged.
+        known_sigma: noise level of the next evaluation, if the sampler has set it; None if it must be read
+            from the device.
     """
 
     config: RASConfig
@@ -82,14 +83,16 @@ class RunState:
         """Whether the plan has regional steps and the run has not gone dense."""
         return self.any_regional and not self.is_dense
 
-    def keep_cache_as(self, storage: str, branch_nbytes: int = 0) -> None:
-        """Set the format of the K/V cache (kv/formats.py) and its approximate bytes per branch. Call it
-        before the first call of the network.
+    def keep_cache_as(self, format_name: str, branch_nbytes: int = 0) -> None:
+        """Set the format of the K/V cache (kv/formats.py) and its approximate bytes per branch. Must be
+        called before the first call of the network.
         """
-        self.kv = KVStore(self.grid.n, storage, branch_nbytes)
+        self.kv = KVStore(self.grid.n, format_name, branch_nbytes)
 
     def sigma_of(self, level: Tensor) -> float:
-        """The noise level, given as (1,), of the evaluation that is about to start; call it once each."""
+        """The noise level, given as (1,), of the evaluation that is about to start. Must be called once for
+        each evaluation.
+        """
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
             return sigma
@@ -99,21 +102,23 @@ class RunState:
         return sigma
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
-        """A guided evaluation starts: find its step and, if that is regional, select its active tokens."""
+        """Start a guided evaluation: find its step and, if that is regional, select its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
     def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
-        """An evaluation of a run without regional steps. Its noise level, (1,), is read after the run, to
-        avoid synchronizing.
+        """Record an evaluation of a run without regional steps. Its noise level, (1,), is read after the run,
+        to avoid synchronizing.
         """
         self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
         self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """Take in the guided result: (b, c, H, W) input and denoised estimate at `sigma`."""
+        """End a guided evaluation; pass its result, (b, c, H, W) input and denoised estimate at `sigma`, to
+        the selector.
+        """
         evaluation = self.evaluation
         self.evaluation = None
         self._forget_others(evaluation.seen)
@@ -124,18 +129,21 @@ class RunState:
         self.recorder.end(self.active_idx, self.selector.score)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
-        """A dense call has filled the K/V cache of these branches."""
+        """Keep the K/V slots that a dense call of these branches has filled."""
         self.kv.end_fill(branches, slots)
         self.text_rows = max(self.text_rows, text_rows)
         self.kv_bytes = max(self.kv_bytes, self.kv.nbytes())
 
     def merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
-        """Fresh output at active tokens, cached output elsewhere, (bb, c, H, W); kept for the next call.
+        """Merge fresh output at active tokens with cached output elsewhere, and keep the result.
 
         Args:
             branches: branches of the call, b rows each.
             active_idx: (bb, n_active).
             fresh: the network's output, (bb, c, H, W).
+
+        Returns:
+            (bb, c, H, W).
         """
         self.evaluation.ran_regional = True
         cached = torch.cat([self.cached_output[branch] for branch in branches])
@@ -167,7 +175,7 @@ class RunState:
             del self.cached_output[branch]
 
     def abandon_evaluation(self) -> None:
-        """The evaluation failed, and its exception goes to ComfyUI."""
+        """Discard the state of an evaluation that has raised an exception."""
         self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
@@ -193,7 +201,7 @@ class RunState:
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
-        """Selected once per step: all evaluations of a step use the same tokens."""
+        """The active tokens of a step, selected once: all evaluations of a step use the same tokens."""
         if plan.kind is StepKind.DENSE or self.is_dense:
             return None
         if self._selected is None or self._selected[0] != plan.index:
@@ -202,8 +210,8 @@ class RunState:
         return self._selected[1]
 
     def _is_cache_needed(self, plan: StepPlan) -> bool:
-        """Whether this step or one of the next can use the K/V of this evaluation."""
+        """Whether this step or a following one can use the K/V of this evaluation."""
         if self.is_dense:
             return False
-        ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations
+        ahead = 3 if self.kv.forecasts else 2  # extrapolation needs two evaluations
         return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + ahead])

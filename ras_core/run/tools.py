@@ -21,9 +21,9 @@ class Tools:
         adapter: adapter of the network's family.
         view: observer of the run.
         graphs: the run's CUDA graphs.
-        grouped: attention without repeating grouped K/V heads.
+        grouped: attention that does not repeat grouped K/V heads.
         weights: weights that ComfyUI may evict (dynamic VRAM).
-        pause: makes a context manager for allocations that outlive a call.
+        pause: returns a context manager for allocations that outlive a call.
     """
 
     adapter: ModelAdapter

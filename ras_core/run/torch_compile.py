@@ -1,4 +1,4 @@
-"""Running networks eagerly although torch.compile has compiled them."""
+"""Runs networks eagerly even if torch.compile has compiled them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CAN_SWITCH = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on
 
 
 def force_eager() -> AbstractContextManager[Any]:
-    """Run compiled networks eagerly in the body. Our hooks are attached and removed for each call, and each
-    change would trigger a recompilation, up to torch's limit. Does nothing while torch is compiling the
-    calling code itself, as with a node that compiles more than the network.
+    """Run compiled networks eagerly in the body. Hooks are attached and removed for each call, and each
+    change would trigger a recompilation, up to torch's limit. Does nothing while torch is compiling the code
+    that calls this function, as with a node that compiles more than the network.
     """
     if not CAN_SWITCH or "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return nullcontext()

@@ -24,10 +24,10 @@ class Evaluation:
     Attributes:
         step: index of the step it belongs to.
         sigma: noise level.
-        kind: how it ran, which may be dense although it was planned as regional.
-        is_reset: a planned error-reset step.
+        kind: how the evaluation ran; it may be dense although it was planned as regional.
+        is_reset: whether it belongs to a planned error-reset step.
         active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
-        score: (b, *shape) float32, scores of the tokens after it, or None.
+        score: (b, *shape) float32, scores of the tokens after the evaluation, or None.
         seconds: wall-clock time until the next evaluation started.
     """
 
@@ -51,11 +51,11 @@ class Trace:
     Attributes:
         grid: token grid of the latent.
         n_steps: steps of the run.
-        evaluations: in order; samplers of higher order have several per step.
-        expected_speedup: over a dense run of the same evaluations, from FLOPs.
-        measured_speedup: over a dense run, estimated from the time of this run's dense evaluations; None if
-            there are none to measure.
-        seconds: sampling time from the first evaluation on, without loading the model.
+        evaluations: all evaluations, in order; samplers of higher order have several per step.
+        expected_speedup: FLOPs of a dense run of the same evaluations, over those of this run.
+        measured_speedup: estimated time of a dense run, over the time of this run; None if the run has no
+            dense evaluation to estimate it from.
+        seconds: sampling time from the first evaluation on, without loading of the model.
         kv_bytes: size of the K/V cache at its largest.
         notes: warnings of the run, such as why a planned regional step ran dense.
         graphs: report on CUDA graphs; None if they were off or not possible.
@@ -73,7 +73,7 @@ class Trace:
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
-        """The trace of a run in which the method took no part."""
+        """The trace of a run without the method, with the reason."""
         return cls(TokenGrid((1, 1), (1, 1)), 0, (), 1.0, None, 0.0, 0, (reason,))
 
     @property
@@ -131,7 +131,7 @@ class Trace:
 
 @dataclass
 class _Entry:
-    """An evaluation while the run is sampling; tensors stay on the device until the end."""
+    """An evaluation of a run that is still sampling; tensors stay on the device until the run ends."""
 
     plan: StepPlan | Callable[[float], StepPlan]
     sigma: float | Tensor
@@ -152,11 +152,11 @@ class Recorder:
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
     ) -> None:
-        """An evaluation starts. If its noise level is still on the device, `plan` maps it to a step later."""
+        """Start an entry. If the noise level is on the device, `plan` maps it to a step after the run."""
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
-        """The current evaluation has ended; `active_idx` is None if it was dense."""
+        """Complete the entry of the current evaluation; `active_idx` is None if it was dense."""
         entry = self._entries[-1]
         entry.active_idx, entry.score = active_idx, score
 
@@ -224,16 +224,17 @@ class Recorder:
 
 
 def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
-    """Copy all tensors, which have one shape, to the CPU in one transfer."""
+    """Copy all tensors, which have the same shape, to the CPU in one transfer."""
     there = [t for t in tensors if t is not None]
     here = iter(torch.stack(there).cpu().numpy() if there else ())
     return [None if t is None else next(here) for t in tensors]
 
 
 def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
-    """Time of an all-dense run over this run's time, with the median dense evaluation as the unit.
+    """Estimated time of a dense run over the time of this run; None if it cannot be estimated.
 
-    The first evaluation is left out: it includes loading and autotuning of kernels.
+    Each evaluation of a dense run counts as the median dense evaluation of this run. The first evaluation is
+    left out, because it includes loading and autotuning of kernels.
     """
     later = evaluations[1:]
     dense = [e.seconds for e in later if e.kind is StepKind.DENSE]

@@ -60,7 +60,7 @@ class TestCases:
         assert not any(case.shape == "sd3_medium" and case.pixels != 1024 for case in found)
 
     def test_every_variant_has_a_name_of_its_own(self):
-        found = variants((0.5, 0.125), graphs=True, compiled="inductor", storages=("fp8", "forecast"))
+        found = variants((0.5, 0.125), graphs=True, compiled="inductor", format_names=("fp8", "forecast"))
         found += reference_variants(LUMINA_NEXT, (0.5, 0.125), on_gpu=True)
         names = [each.key for each in found]
         assert len(set(names)) == len(names)

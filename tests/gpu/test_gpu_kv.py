@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ras_pack.bench.checks.kv import STORAGES, measured
+from ras_pack.bench.checks.kv import KV_FORMATS, measured
 from ras_pack.bench.common.shapes import SHAPES
 
 FAMILIES = ("sd3_medium", "sd35_medium", "lumina2")
@@ -11,7 +11,7 @@ FAMILIES = ("sd3_medium", "sd35_medium", "lumina2")
 @torch.inference_mode()
 def check(shape, pixels: int) -> None:
     rows = list(measured(shape, pixels, ratio=0.25))
-    assert [row["kv_cache"] for row in rows] == list(STORAGES)
+    assert [row["kv_cache"] for row in rows] == list(KV_FORMATS)
     assert [row for row in rows if not row["held"]] == []
 
 

@@ -337,8 +337,8 @@ def test_an_interrupted_run_returns_what_it_borrowed():
     assert tape.captured == 1 and last_trace(patched).regional_steps == 7
 
 
-@pytest.mark.parametrize("storage", ["gpu", "forecast"])
-def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, storage, monkeypatch):
+@pytest.mark.parametrize("format_name", ["gpu", "forecast"])
+def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, format_name, monkeypatch):
     """Three steps with both prompts in a call, three with one each: each change makes new buffers, and those
     that they replace go.
     """
@@ -346,17 +346,17 @@ def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, storage, monke
     split_prompts(monkeypatch, model, every=3)
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     store = capture_on(model, tape)
-    config = RASConfig(**{**vars(FAST), "kv_cache": storage})
+    config = RASConfig(**{**vars(FAST), "kv_cache": format_name})
     _, trace = sample_ras(model, sd3, sd3.noise(), config, steps=24)
     assert tape.captured > 3 and len(store.buffers) == 1 and not trace.notes
     assert not any(buffers.is_lent for buffers in store.buffers)
 
 
 def test_obstacles_to_capture():
-    assert call_obstacle({}, False, None) is None
-    assert "wraps" in call_obstacle({}, True, None)
-    assert "attention" in call_obstacle({}, False, print)
-    assert "patches" in call_obstacle({"patches": {"a": 1}}, False, None)
+    assert call_obstacle(False, None, False) is None
+    assert "wraps" in call_obstacle(True, None, False)
+    assert "attention" in call_obstacle(False, print, False)
+    assert "patches" in call_obstacle(False, None, True)
     layer = torch.nn.Linear(2, 2)
     cpu = torch.device("cpu")
     assert inspect(layer, cpu).obstacle is None
@@ -442,7 +442,7 @@ def test_tensors_of_a_failed_call_are_freed_when_its_error_is_caught(family):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NetworkCall, "attend", failing)
         _, trace = sample_ras(model, family, family.noise(), RASConfig(**{**vars(FAST), "kv_cache": "gpu"}))
-    assert left == [] and "planted" in store.trouble and trace.regional_steps == 7 and not trace.notes
+    assert left == [] and "planted" in store.capture_failure and trace.regional_steps == 7 and not trace.notes
 
 
 def _tensors():

@@ -344,7 +344,7 @@ class TestForecastRows:
         setattr(model.model, GRAPHS, store)
         latent, trace = sample_ras(model, lumina2, lumina2.noise(), FORECAST, steps=16)
         assert distance(latent, plain) < 2e-5 and not trace.notes
-        assert store.count == 2 and store.trouble is None and not tapes[1].failures
+        assert store.count == 2 and store.capture_failure is None and not tapes[1].failures
 
     def test_a_capture_that_fails_in_the_middle_of_its_work(self, lumina2):
         """Half of its rows have advanced: the call runs again without any cached rows."""
@@ -367,7 +367,7 @@ class TestForecastRows:
         dense, _ = sample_ras(model, lumina2, lumina2.noise(), RASConfig(sample_ratio=1.0))
         eager, _ = sample_ras(model, lumina2, lumina2.noise(), FORECAST_EAGER)
         latent, trace = sample_ras(model, lumina2, lumina2.noise(), FORECAST)
-        assert "planted" in store.trouble and distance(latent, dense) < 1.1 * distance(eager, dense)
+        assert "planted" in store.capture_failure and distance(latent, dense) < 1.1 * distance(eager, dense)
         assert trace.regional_steps == 6  # the other one is dense
         assert trace.notes == ("a conditioning without cached data ran dense once",)
 
@@ -402,7 +402,7 @@ class TestInterrupts:
         store = capture_on(model, tape)
         with pytest.raises(interrupt):
             sample_ras(model, sd3, sd3.noise(), CAPTURED)
-        assert store.trouble is None and not any(each.is_lent for each in store.buffers)
+        assert store.capture_failure is None and not any(each.is_lent for each in store.buffers)
         latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert distance(latent, plain) < 2e-5 and not trace.notes
         assert store.count == 1 and tape.replayed > 0

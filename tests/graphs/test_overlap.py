@@ -53,14 +53,14 @@ def test_the_image_is_the_same_whenever_the_device_runs_the_launch(family, kind,
         assert (tapes.launched, tapes.waiting, tapes.captured) == (launched, 0, 2)
 
 
-@pytest.mark.parametrize("storage", ["fp8", "forecast"])
-def test_other_forms_of_the_cache(sd3, storage, monkeypatch):
+@pytest.mark.parametrize("format_name", ["fp8", "forecast"])
+def test_other_formats_of_the_cache(sd3, format_name, monkeypatch):
     results = []
     for graphs in ("off", "auto"):
         model, tapes = sd3.build(), Tapes(FrozenLateTape)
         split_prompts(monkeypatch, model)
         capture_on(model, tapes)
-        config = RASConfig(**{**vars(FAST), "kv_cache": storage, "cuda_graphs": graphs})
+        config = RASConfig(**{**vars(FAST), "kv_cache": format_name, "cuda_graphs": graphs})
         results.append(sample_ras(model, sd3, sd3.noise(), config, steps=16)[0])
     assert tapes.launched > 3
     assert distance(results[1], results[0]) < 2e-5
@@ -147,7 +147,7 @@ def test_one_tape_must_do_if_memory_is_short(sd3, monkeypatch):
     for replayed in (2 * 5, 2 * 5 + 2 * 7):
         latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED)
         assert distance(latent, plain) < 2e-5 and not trace.notes
-        assert store.count == 2 and store.trouble is None
+        assert store.count == 2 and store.capture_failure is None
         assert made[0].replayed == replayed and made[0].launched == 0
 
 

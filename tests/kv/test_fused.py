@@ -166,8 +166,8 @@ class TestAgreement:
         assert outcomes[0][2].max() > 1  # something was confirmed
 
 
-@pytest.mark.parametrize("storage", ["fp8", "forecast"])
-def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
+@pytest.mark.parametrize("format_name", ["fp8", "forecast"])
+def test_a_whole_run_is_the_same(sd3, use, kernels, format_name, monkeypatch):
     calls = []
     for name in ("update_float8", "extrapolate_rows"):
         right = getattr(RowKernels, name)
@@ -175,7 +175,7 @@ def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
             RowKernels, name, lambda *args, right=right: calls.append(args[2].flat.numel()) or right(*args)
         )
     latents = []
-    config = RASConfig(**{**vars(FAST), "kv_cache": storage})
+    config = RASConfig(**{**vars(FAST), "kv_cache": format_name})
     for on in (False, True):
         use(on)
         latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(8, 6), config, steps=5)
@@ -185,9 +185,9 @@ def test_a_whole_run_is_the_same(sd3, use, kernels, storage, monkeypatch):
     assert distance(*latents) < 1e-4
 
 
-@pytest.mark.parametrize("storage", [Float8Rows, ForecastRows])
+@pytest.mark.parametrize("rows_class", [Float8Rows, ForecastRows])
 @pytest.mark.parametrize("shapes", [((32,), (2, 16)), ((4, 8), (2, 16))], ids=str)
-def test_keys_and_values_that_are_cut_differently(use, storage, shapes):
+def test_keys_and_values_that_are_cut_differently(use, rows_class, shapes):
     """SD3's code in ComfyUI has values in heads, and keys in one piece."""
     outcomes = []
     for on in (False, True):
@@ -195,8 +195,8 @@ def test_keys_and_values_that_are_cut_differently(use, storage, shapes):
         key, value = _rows(ROWS, shapes[0], torch.float16, 1), _rows(ROWS, shapes[1], torch.float16, 2)
         fresh = tuple(t[:, : PREFIX + KEPT + SUFFIX].contiguous() for t in (key * 2, value * 3))
         assert triton_check.are_fit(*fresh)
-        sequence = storage.of(key, value, PREFIX, SUFFIX)
-        if storage is Float8Rows:
+        sequence = rows_class.of(key, value, PREFIX, SUFFIX)
+        if rows_class is Float8Rows:
             outcomes.append(sequence.update(_places(), fresh))
         else:
             nothing = torch.zeros(B, N, device=DEVICE)

@@ -32,7 +32,7 @@ from support.families import FAMILIES, Family
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts
 from support.tape import AgainTape, capture_on
 
-STORAGES = ("gpu", "fp8", "cpu", "off", "forecast")
+KV_FORMATS = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
 """Relative, of a latent after a whole run, where random weights soon select other tokens; 0.001 to 0.08."""
 FP8_CALL_ERROR = 0.02
@@ -47,12 +47,12 @@ def seen(monkeypatch) -> dict:
     def spy(wanted, needs, room):
         choice = choose(wanted, needs, room)
         found["needs"].append(needs)
-        found["choices"].append(choice.storage)
+        found["choices"].append(choice.format_name)
         return choice
 
-    def make(storage):
-        keep = keeper(storage)
-        if storage == "cpu":
+    def make(format_name):
+        keep = keeper(format_name)
+        if format_name == "cpu":
             found["offloaders"].append(keep.keywords["offloader"])
         return keep
 
@@ -72,8 +72,8 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Te
         )
 
 
-def _settings(storage: str, **changes) -> RASConfig:
-    return RASConfig(**{**vars(FAST), "kv_cache": storage, **changes})
+def _settings(format_name: str, **changes) -> RASConfig:
+    return RASConfig(**{**vars(FAST), "kv_cache": format_name, **changes})
 
 
 def _alive(others: Sequence[object] = ()) -> list:
@@ -100,11 +100,11 @@ class TestAgreement:
         """Also where the host groups the two prompts anew from step to step."""
         noise = family.noise(12, 20, batch=batch)
         latents = {}
-        for storage in ("gpu", "fp8", "cpu"):
+        for format_name in ("gpu", "fp8", "cpu"):
             model = family.build()
             if mode != "together":
                 split_prompts(monkeypatch, model, every=2 if mode == "alternating" else 0)
-            latents[storage], trace = sample_ras(model, family, noise, _settings(storage))
+            latents[format_name], trace = sample_ras(model, family, noise, _settings(format_name))
             assert trace.regional_steps == 7 and not trace.notes
         assert torch.equal(latents["cpu"], latents["gpu"])
         assert 0 < distance(latents["fp8"], latents["gpu"]) < FP8_ERROR
@@ -116,35 +116,35 @@ class TestAgreement:
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
         at_active = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(x)
         outputs = {}
-        for storage in ("gpu", "fp8", "cpu", "off"):
-            slots, keep = {}, keeper(storage)
+        for format_name in ("gpu", "fp8", "cpu", "off"):
+            slots, keep = {}, keeper(format_name)
             for tokens in (None, active):
                 call = NetworkCall(adapter_for(network), network, n, slots, tokens, CallContext(keep=keep))
                 output = _call(model, family, x, call)
-            outputs[storage] = output[at_active]
+            outputs[format_name] = output[at_active]
         assert torch.equal(outputs["cpu"], outputs["gpu"])
         assert 0 < distance(outputs["fp8"], outputs["gpu"]) < FP8_CALL_ERROR
         assert distance(outputs["off"], outputs["gpu"]) > 2 * FP8_CALL_ERROR
 
-    @pytest.mark.parametrize("storage", ["fp8", "cpu"])
-    def test_prompts_of_different_length(self, family, storage):
+    @pytest.mark.parametrize("format_name", ["fp8", "cpu"])
+    def test_prompts_of_different_length(self, family, format_name):
         prompts = {"positive": family.conditioning(1, rows=9), "negative": family.conditioning(2, rows=4)}
         plain, _ = sample_ras(family.build(), family, family.noise(), _settings("gpu"), **prompts)
-        kept, trace = sample_ras(family.build(), family, family.noise(), _settings(storage), **prompts)
+        kept, trace = sample_ras(family.build(), family, family.noise(), _settings(format_name), **prompts)
         assert not trace.notes
-        assert distance(kept, plain) < (FP8_ERROR if storage == "fp8" else 1e-9)
+        assert distance(kept, plain) < (FP8_ERROR if format_name == "fp8" else 1e-9)
 
-    @pytest.mark.parametrize("storage", ["gpu", "off"])
-    def test_a_mask_has_a_number_for_each_row_of_the_whole_sequence(self, storage):
+    @pytest.mark.parametrize("format_name", ["gpu", "off"])
+    def test_a_mask_has_a_number_for_each_row_of_the_whole_sequence(self, format_name):
         """As older versions of ComfyUI give to the image refiners; `off` attends to a part of the rows."""
         family = FAMILIES["lumina2"]
-        plain, _ = sample_ras(family.build(), family, family.noise(), _settings(storage))
+        plain, _ = sample_ras(family.build(), family, family.noise(), _settings(format_name))
         model = family.build()
         for refiner in model.model.diffusion_model.noise_refiner:
             refiner.attention.register_forward_pre_hook(
                 lambda module, args: (args[0], torch.zeros(1, 1, 64), *args[2:])
             )
-        masked, trace = sample_ras(model, family, family.noise(), _settings(storage))
+        masked, trace = sample_ras(model, family, family.noise(), _settings(format_name))
         assert distance(masked, plain) < 1e-5
         assert trace.regional_steps == 7 and not trace.notes
 
@@ -176,21 +176,21 @@ class TestAgreement:
 
 
 class TestBytes:
-    @pytest.mark.parametrize("storage", STORAGES)
-    def test_arithmetic_is_what_is_stored(self, family, storage, seen):
+    @pytest.mark.parametrize("format_name", KV_FORMATS)
+    def test_arithmetic_is_what_is_stored(self, family, format_name, seen):
         noise = family.noise(13, 19, batch=2)
         prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
-        _, trace = sample_ras(family.build(), family, noise, _settings(storage), **prompts)
+        _, trace = sample_ras(family.build(), family, noise, _settings(format_name), **prompts)
         (needs,) = seen["needs"]
-        assert trace.kv_bytes == FORMATS[storage].nbytes(needs.size)
-        assert needs.kept(storage) == (0 if storage == "cpu" else trace.kv_bytes)
+        assert trace.kv_bytes == FORMATS[format_name].nbytes(needs.size)
+        assert needs.kept(format_name) == (0 if format_name == "cpu" else trace.kv_bytes)
 
     def test_float8_halves_half_precision(self, family, seen):
         stored = {}
-        for storage in ("gpu", "fp8"):
+        for format_name in ("gpu", "fp8"):
             model = family.build(dtype=torch.bfloat16)
-            _, trace = sample_ras(model, family, family.noise(), _settings(storage))
-            stored[storage] = trace.kv_bytes
+            _, trace = sample_ras(model, family, family.noise(), _settings(format_name))
+            stored[format_name] = trace.kv_bytes
         assert [needs.kept("gpu") for needs in seen["needs"]] == [stored["gpu"]] * 2
         assert seen["needs"][0].kept("fp8") == stored["fp8"]
         assert stored["fp8"] == stored["gpu"] // 2 + stored["gpu"] // family.kv_width  # a scale each row
@@ -223,7 +223,7 @@ class TestAuto:
     def test_what_fits_is_taken(self, family, seen, monkeypatch, caplog):
         needs = self._needs(family, seen)
         in_passing = needs.on_device("cpu")
-        for device, main, storage, words in [
+        for device, main, format_name, words in [
             (needs.kept("gpu"), 0, "gpu", None),
             (needs.kept("gpu") - 1, 0, "fp8", "kept as fp8"),
             (max(in_passing, needs.on_device("fp8") - 1), needs.kept("gpu"), "cpu", "kept in main memory"),
@@ -231,13 +231,13 @@ class TestAuto:
             (in_passing - 1, needs.kept("gpu"), None, "not enough memory for the K/V cache"),
         ]:
             _free(monkeypatch, device, main)
-            if storage == "cpu" and in_passing >= needs.on_device("fp8"):
+            if format_name == "cpu" and in_passing >= needs.on_device("fp8"):
                 monkeypatch.setattr(cache_plan, "has_float8", lambda _: False)  # three layers: half is more
             caplog.clear()
             with caplog.at_level("INFO"):
                 latent, trace = sample_ras(family.build(), family, family.noise(), _settings("auto"))
-            assert seen["choices"][-1] == storage
-            assert torch.isfinite(latent).all() and trace.regional_steps == (7 if storage else 0)
+            assert seen["choices"][-1] == format_name
+            assert torch.isfinite(latent).all() and trace.regional_steps == (7 if format_name else 0)
             assert caplog.text.count("K/V cache") >= 1
             if words is None:
                 assert not trace.notes and "kept on the device" in caplog.text
@@ -270,9 +270,9 @@ class TestAuto:
 
     def test_what_the_user_names_is_taken(self):
         needs, room = Needs(CacheSize(500, 5, 5, 5, 2)), Room(0, 0)
-        for storage in STORAGES:
-            choice = choose(storage, needs, room)
-            assert choice.storage == storage and not choice.is_fallback
+        for format_name in KV_FORMATS:
+            choice = choose(format_name, needs, room)
+            assert choice.format_name == format_name and not choice.is_fallback
 
 
 class TestRoom:
@@ -320,19 +320,19 @@ class TestRoom:
 
 
 class TestLifeCycle:
-    @pytest.mark.parametrize("storage", STORAGES)
-    def test_nothing_is_held_after_an_interrupted_run(self, family, storage, request):
-        self._held_nothing(family, storage, "interrupted", request)
+    @pytest.mark.parametrize("format_name", KV_FORMATS)
+    def test_nothing_is_held_after_an_interrupted_run(self, family, format_name, request):
+        self._held_nothing(family, format_name, "interrupted", request)
 
-    @pytest.mark.parametrize("storage", ["auto", *STORAGES])
+    @pytest.mark.parametrize("format_name", ["auto", *KV_FORMATS])
     @pytest.mark.parametrize("end", ["done", "failed"])
-    def test_nothing_is_held_after_a_run(self, sd3, storage, end, request):
-        self._held_nothing(sd3, storage, end, request)
+    def test_nothing_is_held_after_a_run(self, sd3, format_name, end, request):
+        self._held_nothing(sd3, format_name, end, request)
 
-    def _held_nothing(self, family, storage, end, request):
+    def _held_nothing(self, family, format_name, end, request):
         def stop(step, *_):
             if step == 4:
-                if storage != "off":
+                if format_name != "off":
                     assert _alive(others)
                 raise KeyboardInterrupt if end == "interrupted" else MemoryError("planted")
 
@@ -340,7 +340,7 @@ class TestLifeCycle:
         gc.disable()
         request.addfinalizer(gc.enable)
         others = _alive()
-        patched = patch_model(family.build(), _settings(storage))
+        patched = patch_model(family.build(), _settings(format_name))
         if end == "done":
             sample(patched, family, family.noise())
         else:
@@ -348,15 +348,15 @@ class TestLifeCycle:
                 sample(patched, family, family.noise(), callback=stop)
         assert _alive(others) == []
 
-    @pytest.mark.parametrize("storage", ["fp8", "cpu", "forecast"])
-    def test_a_second_run_equals_a_fresh_model(self, family, storage):
-        patched = patch_model(family.build(), _settings(storage))
+    @pytest.mark.parametrize("format_name", ["fp8", "cpu", "forecast"])
+    def test_a_second_run_equals_a_fresh_model(self, family, format_name):
+        patched = patch_model(family.build(), _settings(format_name))
         for size in [(16, 16), (12, 20), (16, 16)]:
-            fresh, _ = sample_ras(family.build(), family, family.noise(*size), _settings(storage))
+            fresh, _ = sample_ras(family.build(), family, family.noise(*size), _settings(format_name))
             assert torch.equal(sample(patched, family, family.noise(*size)), fresh)
 
-    @pytest.mark.parametrize("storage", ["gpu", "fp8", "cpu"])
-    def test_memory_that_runs_out_is_given_back_before_the_dense_call(self, sd3, storage, monkeypatch):
+    @pytest.mark.parametrize("format_name", ["gpu", "fp8", "cpu"])
+    def test_memory_that_runs_out_is_given_back_before_the_dense_call(self, sd3, format_name, monkeypatch):
         """The third attention finds no memory: the two before it must not burden the call made again."""
         gc.collect()
         filled, held, others = [], [], _alive()
@@ -375,7 +375,7 @@ class TestLifeCycle:
         monkeypatch.setattr(kv, "fill", third_fails)
         model = sd3.build()
         model.model.diffusion_model.final_layer.register_forward_pre_hook(look)
-        _, trace = sample_ras(model, sd3, sd3.noise(), _settings(storage))
+        _, trace = sample_ras(model, sd3, sd3.noise(), _settings(format_name))
         assert "not enough memory" in trace.summary() and trace.regional_steps == 0
         assert held and held[0] == 0
 
@@ -436,11 +436,11 @@ class TestOnePiece:
         monkeypatch.setattr(KVStore, "end_fill", spy)
         return found
 
-    @pytest.mark.parametrize("storage", ["gpu", "fp8", "forecast"])
-    def test_of_the_expected_size(self, family, storage, pieces, seen):
-        _, trace = sample_ras(family.build(), family, family.noise(), _settings(storage))
+    @pytest.mark.parametrize("format_name", ["gpu", "fp8", "forecast"])
+    def test_of_the_expected_size(self, family, format_name, pieces, seen):
+        _, trace = sample_ras(family.build(), family, family.noise(), _settings(format_name))
         assert pieces and all(len(each) == 1 for each in pieces)
-        assert sum(pieces[0].values()) == seen["needs"][0].of_a_branch(storage) * 2 + SPARE
+        assert sum(pieces[0].values()) == seen["needs"][0].of_a_branch(format_name) * 2 + SPARE
         assert trace.kv_bytes <= sum(pieces[0].values())
 
     def test_more_than_expected_is_kept_all_the_same(self, sd3, pieces, monkeypatch):
@@ -557,17 +557,17 @@ class TestForms:
 class TestGraphs:
     """Recorded calls read K/V where they stood: only forms that leave them there can be recorded."""
 
-    @pytest.mark.parametrize("storage", STORAGES)
-    def test_only_a_cache_that_stays_in_place_is_recorded(self, family, storage, caplog):
+    @pytest.mark.parametrize("format_name", KV_FORMATS)
+    def test_only_a_cache_that_stays_in_place_is_recorded(self, family, format_name, caplog):
         model, tape = family.build(), AgainTape()
         capture_on(model, tape)
         with caplog.at_level("INFO"):
-            _, trace = sample_ras(model, family, family.noise(), _settings(storage))
+            _, trace = sample_ras(model, family, family.noise(), _settings(format_name))
         assert trace.regional_steps == 7 and not trace.notes
-        stays = storage in ("gpu", "fp8", "forecast")
+        stays = format_name in ("gpu", "fp8", "forecast")
         assert tape.captured == (1 if stays else 0)
         assert caplog.text.count("no CUDA graphs") == (0 if stays else 1)
-        assert ("kept in another way" in caplog.text) == (not stays)
+        assert ("does not support them" in caplog.text) == (not stays)
 
     def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), AgainTape()
@@ -607,10 +607,10 @@ class TestGraphs:
         monkeypatch.setattr(cache_plan, "working_memory", lambda *_: 0)
         model = sd3.build()
         store = capture_on(model, AgainTape())
-        for storage in (then, first, then, then):
+        for format_name in (then, first, then, then):
             if len(asked) == 1:
                 store.clear()
-            sample_ras(model, sd3, sd3.noise(), _settings(storage))
+            sample_ras(model, sd3, sd3.noise(), _settings(format_name))
         alone, _, after, again = asked
         assert after == alone > again
 

@@ -265,9 +265,9 @@ def test_trained_models_come_closer_to_the_dense_run(name):
             [[context, extras]], [[context * 0, extras]], empty, disable_pbar=True, seed=7,
         )  # fmt: skip
 
-    def with_ras(storage):
+    def with_ras(format_name):
         config = RASConfig(
-            corrections=True, sample_ratio=0.5, start_step=6, error_reset_every=0, kv_cache=storage
+            corrections=True, sample_ratio=0.5, start_step=6, error_reset_every=0, kv_cache=format_name
         )
         patched = patch_model(model, config)
         latent = run(patched)

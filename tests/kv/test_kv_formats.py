@@ -8,7 +8,7 @@ import torch
 from ras_pack.nodes.settings import settings_inputs
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.errors import RASError
-from ras_pack.ras_core.graphs.eligibility import storage_obstacle
+from ras_pack.ras_core.graphs.eligibility import format_obstacle
 from ras_pack.ras_core.host import cache_plan, graphs_of_model
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import formats
@@ -40,7 +40,7 @@ def _decoded(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 class Int8Rows(KVRows):
     """K and V as int8, a scale for each row: `tensors` are codes and scales of the key and of the value."""
 
-    storage: ClassVar[str] = "int8"
+    format_name: ClassVar[str] = "int8"
 
     @classmethod
     def of(cls, key, value, prefix, suffix, arena=None):
@@ -105,7 +105,7 @@ class TestRegistry:
         class Nameless(KVRows):
             pass
 
-        with pytest.raises(ValueError, match="Nameless.storage = 'gpu'"):
+        with pytest.raises(ValueError, match="Nameless.format_name = 'gpu'"):
             replace(INT8, rows=Nameless)
 
     @pytest.mark.parametrize("name", ["auto", *FORMATS])
@@ -149,9 +149,9 @@ class TestFormatOfOnesOwn:
 
     def test_auto_takes_it_by_its_rank(self):
         needs = Needs(SIZE)
-        assert choose("auto", needs, Room(2000, 0)).storage == "gpu"
-        assert choose("auto", needs, Room(1999, 0)).storage == "int8"
-        assert choose("auto", needs, Room(1419, 0)).storage is None
+        assert choose("auto", needs, Room(2000, 0)).format_name == "gpu"
+        assert choose("auto", needs, Room(1999, 0)).format_name == "int8"
+        assert choose("auto", needs, Room(1419, 0)).format_name is None
         assert "kept as int8" in choose("auto", needs, Room(1999, 0)).reason
 
     def test_its_calls_are_captured_if_its_tensors_stay_in_place(self, family, monkeypatch):
@@ -165,13 +165,13 @@ class TestFormatOfOnesOwn:
         assert tape.captured == 1 and store.nbytes("int8") == store.nbytes() == trace.kv_bytes
 
     def test_nothing_is_captured_if_they_do_not(self, sd3, monkeypatch):
-        assert storage_obstacle("int8") is None
+        assert format_obstacle("int8") is None
         monkeypatch.setitem(FORMATS, "int8", replace(INT8, keeps_addresses=False))
         model, tape = sd3.build(), AgainTape()
         capture_on(model, tape)
         _, trace = sample_ras(model, sd3, sd3.noise(), self._settings())
         assert trace.regional_steps == 7 and tape.captured == 0
-        assert "another way (int8)" in storage_obstacle("int8")
+        assert "K/V format int8" in format_obstacle("int8")
 
     def test_a_sampler_that_adds_noise_gets_the_plain_cache_if_it_asks_for_that(self, monkeypatch):
         assert for_sampler("int8", adds_noise=True) == "int8"
@@ -181,7 +181,7 @@ class TestFormatOfOnesOwn:
     def test_a_device_without_float8_runs_dense_if_it_needs_that(self, monkeypatch):
         monkeypatch.setitem(FORMATS, "int8", replace(INT8, needs_float8=True))
         choice = choose("int8", Needs(SIZE), Room(10**6, 0, has_float8=False))
-        assert choice.storage is None
+        assert choice.format_name is None
         assert choice.reason == "this device does not support float8 (kv_cache = int8); use auto, gpu or cpu"
 
 

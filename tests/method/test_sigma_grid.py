@@ -96,7 +96,7 @@ class TestGrid:
 
     @pytest.mark.parametrize("levels", [(), (1,), (1, 1, 0), (1, 0.2, 0.5, 0), (1, math.nan)])
     def test_a_schedule_that_does_not_decrease_is_refused(self, levels):
-        with pytest.raises(RASError, match="does not decrease all the way"):
+        with pytest.raises(RASError, match="not strictly decreasing"):
             grid(levels, (0, 1))
 
 

@@ -40,7 +40,7 @@ def _pytorch_attention(monkeypatch):
 
 
 @torch.inference_mode()
-def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
+def _calls(family: Family, format_name: str, depth: int) -> tuple[Counts, Counts]:
     """Counts of a regional call on 16 of 64 tokens, and of ComfyUI's own call on an image of 16."""
     name = DEPTH.get(family.model_class, "num_layers")
     model = family.build(**{name: depth})
@@ -48,8 +48,8 @@ def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
     active = torch.arange(0, 64, 4)[None]
     counted = OperationCounter()
     for sigma, tokens in ((0.9, None), (0.8, None), (0.7, active), (0.6, active)):
-        level = torch.full((1,), sigma) if storage == "forecast" else None
-        context = CallContext(sigma=level, keep=keeper(storage), grouped=grouped_attention())
+        level = torch.full((1,), sigma) if format_name == "forecast" else None
+        context = CallContext(sigma=level, keep=keeper(format_name), grouped=grouped_attention())
         call = NetworkCall(adapter_for(network), network, 64, slots, tokens, context)
         with call.attached():
             _apply(model, family, 16, {ATTENTION: call.attend}, sigma, counted if sigma == 0.6 else None)
@@ -68,15 +68,15 @@ def _apply(model, family: Family, side: int, options: dict, sigma: float, counte
         model.model.apply_model(x, torch.full((1,), sigma), transformer_options=options, **ready)
 
 
-@pytest.mark.parametrize("storage", OF_AN_ATTENTION)
-def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, storage):
+@pytest.mark.parametrize("format_name", OF_AN_ATTENTION)
+def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, format_name):
     """Two depths: what the deeper network costs more is due to its attentions, the rest to the call."""
-    (shallow, host_shallow), (deep, host_deep) = (_calls(family, storage, depth) for depth in DEPTHS)
+    (shallow, host_shallow), (deep, host_deep) = (_calls(family, format_name, depth) for depth in DEPTHS)
     of_one = ((deep - shallow) - (host_deep - host_shallow)) / (DEPTHS[1] - DEPTHS[0])
     besides = shallow - host_shallow - of_one * sum(family.block_attentions)
     for found, bound in ((of_one, OF_AN_ATTENTION), (besides, OF_A_CALL)):
         numbers = found.operations, found.kernels, found.allocations
-        assert all(n <= most for n, most in zip(numbers, bound[storage], strict=True)), numbers
+        assert all(n <= most for n, most in zip(numbers, bound[format_name], strict=True)), numbers
 
 
 def test_grouped_heads_are_asked_for_once_a_form(monkeypatch):

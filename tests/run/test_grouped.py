@@ -75,10 +75,10 @@ def test_every_regional_attention_is_grouped_and_gives_the_same(name, count, mon
     assert len(count) == _calls(family) - count.masked  # the other run really repeated
 
 
-@pytest.mark.parametrize("storage", ["fp8", "cpu"])
-def test_storages_that_hand_out_buffers(storage, count, monkeypatch):
+@pytest.mark.parametrize("format_name", ["fp8", "cpu"])
+def test_formats_that_hand_out_buffers(format_name, count, monkeypatch):
     family = FAMILIES["lumina2"]
-    config = RASConfig(**{**vars(FAST), "kv_cache": storage})
+    config = RASConfig(**{**vars(FAST), "kv_cache": format_name})
     latent = _run(family, config=config)
     assert count == [True] * (_calls(family) - count.masked)
     assert distance(latent, _repeating(family, monkeypatch, config=config)) < FLOAT
