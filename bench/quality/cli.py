@@ -20,7 +20,7 @@ from .weighted_figures import PLUGINS, parse_plugins
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
-"""What the options default to on a CPU and on a GPU."""
+"""Defaults of the options on a CPU and on a GPU."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def remote_side(options: dict) -> object:
-    """What a Ray worker needs: the same start as here, then its engine."""
+    """Start a Ray worker: the same setup as in this process, then its engine."""
     from .options import options_from
 
     own = options_from(options)
@@ -154,7 +154,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         default_steps=arguments.default_steps,
         device=device,
         dtype=arguments.dtype,
-        threads=torch.get_num_threads(),  # what a remote worker must have to get the same numbers
+        threads=torch.get_num_threads(),  # a remote worker needs the same values to get the same numbers
         weights=str(Path(arguments.weights).resolve()) if arguments.weights else "",
         checkpoint=arguments.checkpoint,
         cache=str(arguments.cache.resolve()),
@@ -165,7 +165,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def families_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The families asked for; with a user's checkpoint only that."""
+    """The requested families; with a user's checkpoint, only that."""
     return ("checkpoint",) if arguments.checkpoint else arguments.families
 
 
