@@ -1,4 +1,4 @@
-"""What the pack logs during a piece of work."""
+"""Collect the pack's log lines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PREFIX = "Multirate RAS: "
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """The pack's messages, each once and without its prefix; complete at the end of the body."""
+    """Collect the pack's messages in the body, without duplicates and without their prefix."""
     lines: list[str] = []
 
     class Handler(logging.Handler):

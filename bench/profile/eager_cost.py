@@ -1,4 +1,4 @@
-"""Eager regional steps against ComfyUI's own steps on as many rows: a table row per form of the cache."""
+"""CPU cost of eager regional steps against ComfyUI's own steps on as many rows, by form of the K/V cache."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="to time each family for")
     options = parser.parse_args(argv)
     start("cpu", threads=1)
-    # ComfyUI's choice on GPUs; it is made when the attention module is imported.
+    # ComfyUI's choice on GPUs, made when the attention module is imported.
     importlib.import_module("comfy.cli_args").args.use_pytorch_cross_attention = True
     from .eager_run import HEADER, costs, line
 
     say(HEADER)
     storages = options.kv_cache.split(",")
     for name in options.families.split(","):
-        host, *found = costs(name, storages, options.seconds)
-        say(line(name, "host alone", host))
+        comfy_alone, *found = costs(name, storages, options.seconds)
+        say(line(name, "ComfyUI alone", comfy_alone))
         for storage, cost in zip(storages, found, strict=True):
-            say(line(name, f"{storage} - host", cost - host))
+            say(line(name, f"{storage} - ComfyUI", cost - comfy_alone))
     return 0

@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
-    """The first `count` prompts of a file: a CSV with the columns of Prompt, or text with one prompt per line.
+    """The first `count` prompts of a file: a CSV with the columns of Prompt, or text with one per line.
 
     Raises:
         RASError: the file is missing or has no prompt.

@@ -43,7 +43,7 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
 
 
 def render_held_out(archive: Path, out: Path) -> int:
-    """Render the held-out artwork of `emoji.zip` for `--real`, with resvg-py. Returns the number of images."""
+    """Render the held-out artwork of `emoji.zip` for `--real`, with resvg-py. Returns how many images."""
     from ...training import data
 
     items = [item for item in data.read_items(archive) if data.is_held_out(item.hexcode, item.style)]

@@ -188,7 +188,7 @@ def noise_of(text: str, seed: int, shape: Sequence[int]) -> Tensor:
 def make_batches(
     encode: Callable[[str], tuple[Tensor, dict[str, Any]]], texts: Sequence[str], size: int
 ) -> list[Batch]:
-    """Batches of prompts with conditionings of equal shape: the number of text rows varies with the prompt."""
+    """Batches of prompts with conditionings of equal shape: the number of text rows differs by prompt."""
     encoded = [encode(text) for text in texts]
     empty = encode("")
     groups: dict[tuple, list[int]] = {}

@@ -123,9 +123,7 @@ def _demo_text(text: str) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _through_vae(vae: comfy.sd.VAE) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    vae.output_device = (
-        vae.device
-    )  # copying every image to the CPU and back would cost more than decoding
+    vae.output_device = vae.device  # copying every image to the CPU and back would cost more than decoding
 
     def decode(latents: Tensor) -> Tensor:
         return vae.decode(latents).movedim(-1, 1)[:, :3]

@@ -24,7 +24,7 @@ from ras_pack.bench.speed.cases import (
 )
 from ras_pack.bench.speed.measured import Measured, take_turns
 from ras_pack.bench.speed.plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
-from ras_pack.bench.speed.run import too_many_recordings
+from ras_pack.bench.speed.run import too_many_graphs
 from ras_pack.bench.speed.table import profile_table, table
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models.cost import CostProfile
@@ -77,7 +77,7 @@ class TestCases:
 
 def test_more_recordings_than_a_model_keeps_are_told_of():
     wanted = variants((0.5, 0.25, 0.125), True, "", ("fp8",))
-    assert not too_many_recordings(wanted, 1) and "12 CUDA graphs" in too_many_recordings(wanted, 2)
+    assert not too_many_graphs(wanted, 1) and "12 CUDA graphs" in too_many_graphs(wanted, 2)
 
 
 class TestReferenceVariants:
@@ -258,8 +258,8 @@ class TestTrace:
         """Host: 30 of 100 us are ours. Device: the sort's 8 of 40, without the step before."""
         found = step_shares(self.EVENTS, [1])
         assert found["steps"] == 1 and found["wall_ms"] == pytest.approx(0.1)
-        assert found["own_host_share"] == pytest.approx(0.3)
-        assert found["host_ms_by"]["selection"] == pytest.approx(0.01)
+        assert found["own_cpu_share"] == pytest.approx(0.3)
+        assert found["cpu_ms_by"]["selection"] == pytest.approx(0.01)
         assert found["device_ms"] == pytest.approx(0.04)
         assert found["own_device_share"] == pytest.approx(0.2)
         assert found["waits"] == {"cudaStreamSynchronize in bookkeeping": 1}
@@ -267,7 +267,7 @@ class TestTrace:
 
     def test_means_over_steps(self):
         found = step_shares(self.EVENTS, [0, 1])
-        assert found["own_host_share"] == pytest.approx(0.15)
+        assert found["own_cpu_share"] == pytest.approx(0.15)
         assert found["device_ms"] == pytest.approx((64 + 40) / 2 / 1000)
         assert found["reads"] == {f"aten::_local_scalar_dense in {NETWORK}": 1}
 
@@ -278,7 +278,7 @@ class TestTrace:
     def test_without_a_gpu_there_are_no_device_shares(self):
         host_only = [e for e in self.EVENTS if e.get("cat") in ("user_annotation", "cpu_op")]
         found = step_shares(host_only, [1])
-        assert found["own_device_share"] is None and found["own_host_share"] == pytest.approx(0.3)
+        assert found["own_device_share"] is None and found["own_cpu_share"] == pytest.approx(0.3)
         entry = {"case": "c", "variant": "v", "error": "", **found}
         assert "30.0" in profile_table({"profiles": [json.loads(json.dumps(entry))]})
 
