@@ -46,8 +46,8 @@ STAMP = {"recipe": "abc", "inventory": {}}
 @pytest.mark.parametrize(
     ("stamp", "recipe", "broken", "expected"),
     [
-        (None, "abc", None, "not built yet, or not to its end"),
-        (STAMP, "other", None, "built by another recipe"),
+        (None, "abc", None, "not built, or not completely"),
+        (STAMP, "other", None, "built from another recipe"),
         (STAMP, "abc", "torch is missing or changed", "torch is missing or changed"),
         (STAMP, "abc", None, None),
     ],
@@ -162,7 +162,7 @@ class TestRebuild:
         return tree.Release(tmp_path / "ComfyUI", "carrier==1.0", "carrier/ComfyUI/", source=True)
 
     def test_a_tree_is_reused_until_one_of_its_files_changes(self, release):
-        assert tree.tree_problem(release) == "not built yet, or not to its end"
+        assert tree.tree_problem(release) == "not built, or not completely"
         tree.make_tree(release)
         assert tree.tree_problem(release) is None
         (release.tree / "comfy" / "ops.py").unlink()
@@ -176,7 +176,7 @@ class TestRebuild:
         model.parent.mkdir(parents=True)
         model.write_text("mine")
         newer = dataclasses.replace(release, inside="carrier/")
-        assert tree.tree_problem(newer) == "built by another recipe"
+        assert tree.tree_problem(newer) == "built from another recipe"
         tree.make_tree(newer)
         assert model.read_text() == "mine" and (release.tree / "other.py").is_file()
 
