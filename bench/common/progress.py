@@ -16,7 +16,7 @@ def say(text: str) -> None:
 class Progress:
     """Reports progress; work is counted in any unit that is proportional to time.
 
-    The first job is left out of the rate, since it includes loading models and making references.
+    The first job is excluded from the rate, since it includes loading models and making references.
 
     Args:
         jobs: number of jobs.

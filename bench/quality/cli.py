@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on where this one left off.", file=sys.stderr)
+        print("Stopped. Repeat the command to continue.", file=sys.stderr)
         return 130
 
 
@@ -53,10 +53,10 @@ def parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="measure cells and report on them")
     _add_options(sweep)
     _add_cells(sweep)
-    told = commands.add_parser("report", help="the tables, plots and picture grids of a finished sweep")
+    told = commands.add_parser("report", help="write the tables, plots and image grids of a finished sweep")
     told.add_argument("folder", type=Path)
     held_out = commands.add_parser(
-        "held-out", help="choose the held-out prompts anew from the artwork archive"
+        "held-out", help="choose the held-out prompts again from the artwork archive"
     )
     held_out.add_argument("archive", type=Path, help="emoji.zip of training/")
     held_out.add_argument("--count", type=int, default=256)
@@ -78,7 +78,7 @@ def _about(name: str) -> str:
         "start-step": "where in the schedule the same number of dense steps belongs",
         "pareto": "quality over cost of every method",
         "backgrounds": "simple subjects on plain and on busy backgrounds",
-        "drift": "how far cached values stray in a long run, with and without resets",
+        "drift": "errors of cached values in a long run, with and without resets",
         "early-steps": "0, 2, 4 and 6 dense steps at the start",
     }[name]
 
@@ -91,8 +91,8 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2"
     add("--weights", default="", help="folder of the demo models' weights")
     add("--prompts", type=Path, default=HELD_OUT, help="text file with one prompt a line")
     add("--count", type=int, help="how many of the prompts (CPU: 2, GPU: 256)")
-    add("--size", type=int, help="picture size, pixels (CPU: 320, GPU: 512)")
-    add("--batch", type=int, help="pictures sampled together (CPU: 2, GPU: 64)")
+    add("--size", type=int, help="image size, pixels (CPU: 320, GPU: 512)")
+    add("--batch", type=int, help="images sampled together (CPU: 2, GPU: 64)")
     add("--reference-steps", type=int, help="of the converged trajectory (CPU: 200, GPU: 250)")
     add("--cfg", type=float, default=0.0, help="guidance scale (default: 3.5 for the demo models, else 5)")
     add("--scheduler", default="simple")
@@ -104,7 +104,7 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2"
     add(
         "--real",
         default="",
-        help="real pictures for FD-EffLite0: a folder of files, or the rendering of training/",
+        help="real images for FD-EffLite0: a folder of files, or artwork rendered by training/",
     )
     add("--with", dest="plugins", default="", help=f"further figures, if you have them: {', '.join(PLUGINS)}")
 
@@ -214,7 +214,7 @@ def run_held_out(arguments: argparse.Namespace) -> int:
 def run_render(arguments: argparse.Namespace) -> int:
     from .real import render_held_out
 
-    print(f"{render_held_out(arguments.archive, arguments.out)} pictures in {arguments.out}")
+    print(f"{render_held_out(arguments.archive, arguments.out)} images in {arguments.out}")
     return 0
 
 

@@ -35,8 +35,8 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
     if len(files) < 4:
         raise RASError(
-            f"{len(files)} pictures in {folder}.",
-            f"picture files, or {PICTURES} and {ITEMS} as training/ renders them.",
+            f"{len(files)} images in {folder}.",
+            f"image files, or {PICTURES} and {ITEMS} as training/ renders them.",
             "correct --real, or leave it out: the Frechet distance is skipped then.",
         )
     return [_opened(files[half::2], size, batch) for half in (0, 1)]

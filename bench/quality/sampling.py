@@ -35,8 +35,8 @@ class Sampled:
     Attributes:
         latents: (n, c, h, w) float32 on the CPU, in the order of the prompts.
         seconds: sampling time of all of them.
-        shares: share of the image tokens of each network evaluation, mean over batches; skipped ones left
-            out.
+        shares: share of the image tokens of each network evaluation, mean over batches; without skipped
+            ones.
         notes: deviations from the plan.
         text_rows: largest number of text rows in a call.
         activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.

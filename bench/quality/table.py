@@ -103,8 +103,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         if wrong := sorted(name for name in {*known, *settings} if known.get(name) != settings.get(name)):
             raise RASError(
                 f"{folder} holds results of other settings: {', '.join(wrong)} differ.",
-                "the settings with which these results were begun.",
-                "name another --out, or repeat the first command to go on with it.",
+                "the settings of the existing results.",
+                "name another --out, or repeat the first command to continue it.",
             )
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -101,7 +101,7 @@ class Fid(Plugin):
 
     def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
         if not real:
-            raise RASError("FID without real pictures.", "--real FOLDER.", "name them, or leave out fid.")
+            raise RASError("FID without real images.", "--real FOLDER.", "name them, or leave out fid.")
         inception = _package("pytorch_fid.inception", "fid")
         _torch_hub_file("fid", "pt_inception*.pth")
         self._device = device

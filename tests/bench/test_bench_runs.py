@@ -285,7 +285,7 @@ class TestRealPictures:
         assert [round(float(p[0].mean()) * 255 / 50) for half in halves for p in half] == [0, 2, 4, 1, 3]
 
     def test_too_few_images_are_an_error(self, tmp_path):
-        with pytest.raises(RASError, match="0 pictures in"):
+        with pytest.raises(RASError, match="0 images in"):
             real_halves(tmp_path, size=8, batch=2)
 
     def test_distances_to_both_halves(self):

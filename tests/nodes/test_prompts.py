@@ -60,7 +60,7 @@ def _errors(sampler: dict | None = None, paper: dict | None = None) -> dict[str,
     return {node: [each["details"] for each in told["errors"]] for node, told in refused.items()}
 
 
-def _is_told_what_is_not_in_the_schema() -> bool:
+def _validates_inputs_outside_the_schema() -> bool:
     return bool(importlib.import_module(f"{PACK}.nodes.retired").ACCEPT_ALL)
 
 
@@ -84,7 +84,7 @@ def test_removed_inputs_at_their_default_are_ignored():
 )
 def test_removed_inputs_with_another_value_are_refused_once(changes, told):
     """ComfyUI alone would run such a prompt with another method."""
-    if not _is_told_what_is_not_in_the_schema():
+    if not _validates_inputs_outside_the_schema():
         pytest.skip(
             "this ComfyUI drops unknown inputs before a node sees them; the node refuses when it runs"
         )
