@@ -1,5 +1,4 @@
-"""The demo: an image of each family dense and with RAS, generated in a real ComfyUI from the example
-workflow.
+"""The demo: one image per family, dense and with RAS, from the example workflow in a real ComfyUI.
 
     make demo                          both families
     make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
@@ -201,9 +200,7 @@ def family_folder(output: Path, family: str) -> Path:
 
 
 def check_nodes(object_info: dict, log: Path) -> None:
-    """Check that the pack was loaded: the server also runs without it, and would only fail at the first
-    prompt.
-    """
+    """Check that the pack was loaded: the server runs without it, but would fail at the first prompt."""
     missing = [name for name in NEEDED_NODES if name not in object_info]
     if missing:
         raise ComfyError(

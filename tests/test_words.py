@@ -40,7 +40,7 @@ REJECTED = {
     r"\bhands? on\b|\bhanded on\b": "passes",
     r"\bis had\b|\bcan be had\b|\bat hand\b": "is available, is installed",
     r"\ba person's\b": "the user's",
-    r"leaves?_the_others?_alone|_and_says?_(so|why)\b|_is_told\b|_are_told\b": "a name that reads as plain English",
+    r"leaves?_the_others?_alone|_and_says?_(so|why)\b|_is_told\b|_are_told\b": "plain English names",
 }
 """What not to write, as a regular expression, and what to write instead."""
 
