@@ -1,6 +1,6 @@
 """`python -m bench PROGRAM ...`, from the repository's root; see `commands` for the programs.
 
-The folder itself can be started as well, from anywhere: `python path/to/bench PROGRAM ...`.
+Running the folder works too, from any directory: `python path/to/bench PROGRAM ...`.
 """
 
 import sys

@@ -1,10 +1,11 @@
-# Set up a GPU machine without network: source it, it sets COMFYUI_PATH and PYTHONPATH.
+# Set up a GPU machine without network access. Source this file; it sets COMFYUI_PATH and PYTHONPATH.
 #
 #     . bench/bare_machine.sh FOLDER [TARGET]      (TARGET: bare/ in the folder for temporary files by default)
 #
-# FOLDER holds wheels/*.whl (what ComfyUI imports and the machine's Python lacks) and comfyui-*.tar.gz (a tree
-# ComfyUI/). Expected on the machine: Python with pip, a CUDA build of torch, torchvision, torchaudio, transformers,
-# aiohttp and the like. Nothing is installed into that Python. A second call does only what is missing.
+# FOLDER holds wheels/*.whl (packages that ComfyUI imports and the machine's Python lacks) and comfyui-*.tar.gz
+# (with a folder ComfyUI/). Expected on the machine: Python with pip, a CUDA build of torch, torchvision, torchaudio,
+# transformers, aiohttp and the like. Nothing is installed into that Python. A second call only does what is still
+# missing.
 
 bare_machine() {
     local carried=${1:?a folder with wheels and ComfyUI} target=${2:-${TMPDIR:-/tmp}/bare} python=${PYTHON:-python3}
@@ -20,7 +21,7 @@ bare_machine() {
     case ":$PYTHONPATH:" in *":$target/site:"*) ;; *) export PYTHONPATH=$target/site${PYTHONPATH:+:$PYTHONPATH} ;; esac
 }
 
-# comfy_api imports `av` (video) and names classes of it in annotations; nothing here opens a video.
+# comfy_api imports `av` (video) and uses its classes in annotations; nothing here opens a video.
 bare_stub_av() {
     "$1" -c 'import av' 2>/dev/null && return
     mkdir -p "$2/av" && cat >"$2/av/__init__.py" <<'PYTHON'

@@ -10,18 +10,18 @@ from ..ras_core.errors import RASError
 
 PROGRAMS = {
     "quality": (".quality.cli", "quality against cost, and the studies of the method"),
-    "speed": (".speed.cli", "speed and memory beside dense runs, LazyCache and the reference code"),
+    "speed": (".speed.cli", "speed and memory, compared to dense runs, LazyCache and the reference code"),
     "speed-plot": (".speed.plots", "plots of the speed program's results"),
     "residency": (".checks.residency", "do CUDA graphs under dynamic VRAM give the same images?"),
-    "graphs": (".checks.graphs", "do captured and eager steps agree, family by family?"),
-    "kv": (".checks.kv", "the forms of the K/V cache: error, time, memory"),
-    "eager-cost": (".profile.eager_cost", "what an eager regional step costs the CPU"),
-    "live-view": (".profile.live_view", "what the live view costs"),
+    "graphs": (".checks.graphs", "do captured and eager steps agree in every family?"),
+    "kv": (".checks.kv", "error, time and memory of the forms of the K/V cache"),
+    "eager-cost": (".profile.eager_cost", "CPU cost of an eager regional step"),
+    "live-view": (".profile.live_view", "cost of the live view"),
 }
-"""Programs that people start, with a line on each."""
+"""The programs for users, each with a one-line description."""
 
 WORKERS = {"speed-worker": ".speed.worker", "reference-worker": ".reference.worker"}
-"""Processes that the speed program starts; each reads its job from standard input."""
+"""Processes of the speed program; each reads its job from standard input."""
 
 
 def usage() -> str:

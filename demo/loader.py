@@ -1,7 +1,7 @@
-"""Load the shipped demo models as the MODEL and VAE that ComfyUI's own nodes take.
+"""Load the bundled demo models as MODEL and VAE for ComfyUI's own nodes.
 
 The transformers are ComfyUI's classes (MMDiT for SD3, NextDiT for Lumina 2) in a small size. Their large
-matrices are stored as int8 with one fp16 scale a row and become floats again here. Nothing is registered in
+matrices are stored as int8 with one fp16 scale per row and are dequantised here. Nothing is registered in
 the user's model folders, and nothing global in ComfyUI is changed: latent format and sampling settings are
 set on this model's own config object.
 """
@@ -72,7 +72,7 @@ LUMINA2_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class DemoFamily:
-    """One shipped transformer.
+    """One bundled transformer.
 
     `config_class` names the class in `comfy.supported_models`; `unet_config` holds the arguments of its
     network; `sampling_settings` overrides the class's own.
@@ -114,13 +114,13 @@ def build_config(spec: DemoFamily) -> Any:
 
 
 def _feed_forward_base() -> int:
-    """What NextDiT multiplies its width by before that multiplier: 1, or 4 in older versions (0.3.64)."""
+    """Factor that NextDiT applies to its width before that multiplier: 1, or 4 in older versions (0.3.64)."""
     default = inspect.signature(NextDiT.__init__).parameters["ffn_dim_multiplier"].default
     return 4 if default is None else 1
 
 
 def read_weights(name: str) -> dict[str, Tensor]:
-    """Tensors of one shipped file, int8 matrices dequantised to float32."""
+    """Tensors of one bundled file, with int8 matrices dequantised to float32."""
     path = WEIGHTS_DIR / name
     if not path.is_file():
         raise FileNotFoundError(
@@ -171,14 +171,14 @@ def _family_spec(family: str) -> DemoFamily:
 
 
 def _set_preview_factors(latent_format: Any, autoencoder: dict[str, Tensor]) -> None:
-    """Give this latent format object, not its class, the colours fitted to the demo autoencoder."""
+    """Set preview colours fitted to the demo autoencoder on this latent format object, not on its class."""
     latent_format.latent_rgb_factors = autoencoder.pop("latent_rgb_factors").float().tolist()
     latent_format.latent_rgb_factors_bias = autoencoder.pop("latent_rgb_factors_bias").float().tolist()
     latent_format.taesd_decoder_name = None
 
 
 def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
-    """The steps ComfyUI takes for a diffusion model file, once it knows the file's config."""
+    """Load the model as ComfyUI loads a diffusion model file with a known config."""
     load_device = model_management.get_torch_device()
     offload_device = model_management.unet_offload_device()
     supported = list(model_config.supported_inference_dtypes)
@@ -193,9 +193,9 @@ def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
 
 
 def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that this ComfyUI's network has; drop any that it no longer has.
+    """The weights that this ComfyUI's network has, without those that it no longer has.
 
-    NextDiT lost `norm_final.weight`, which it never used, between 0.3.75 and 0.30.0.
+    ComfyUI removed NextDiT's unused `norm_final.weight` between 0.3.75 and 0.30.0.
 
     Raises:
         ValueError: a weight that the network needs is missing or has another shape.
@@ -206,16 +206,16 @@ def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Te
         raise ValueError(
             f"Demo weights do not fit {type(network).__name__}: {len(wrong)} tensors are missing or have "
             f"another shape, first {wrong[0]!r}. Expected all {len(expected)} tensors of this ComfyUI's "
-            "network. Reinstall the pack so that code and weights belong together; if that does not help, "
+            "network. Reinstall the pack so that code and weights match; if that does not help, "
             "the pack is too old for this ComfyUI."
         )
     if unknown := sorted(state.keys() - expected.keys()):
-        logger.debug("demo weights: %s has no %s; left out", type(network).__name__, ", ".join(unknown))
+        logger.debug("demo weights: %s has no %s; ignored", type(network).__name__, ", ".join(unknown))
     return {name: state[name] for name in expected}
 
 
 def _load_vae(latent_format: Any, autoencoder: dict[str, Tensor]) -> comfy.sd.VAE:
-    """The shared autoencoder, told the scale and shift with which this family normalises latents."""
+    """The shared autoencoder, with this family's scale and shift of latents."""
     state = dict(autoencoder)
     state["vae_scale"] = torch.tensor(latent_format.scale_factor)
     state["vae_shift"] = torch.tensor(latent_format.shift_factor)

@@ -1,7 +1,7 @@
 """Text for the demo models, without a text encoder.
 
-Every word stands for a fixed random direction: its CRC-32 seeds a generator that draws it. No weights are
-shipped, every prompt is allowed, and the models learnt the words of their training prompts by heart.
+Every word is a fixed random vector from a generator that its CRC-32 seeds. This needs no weights and accepts
+every prompt; the models only learnt the words of their training prompts.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ WORD_NORM = 4.0
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of `text` in order; what is neither a letter nor a digit separates them."""
+    """Lower-case words of `text` in order; they are separated by anything but letters and digits."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
 @lru_cache(maxsize=8192)
 def word_vector(word: str) -> Tensor:
-    """The direction of one word: shape (64,), length 4. Treat it as read-only."""
+    """The vector of one word: shape (64,), length 4. Treat it as read-only."""
     generator = torch.Generator("cpu").manual_seed(zlib.crc32(word.encode("utf-8")))
     vector = torch.randn(WORD_DIM, generator=generator, dtype=torch.float32)
     return vector * (WORD_NORM / vector.norm())

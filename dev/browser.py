@@ -1,7 +1,7 @@
-"""A headless Chromium and what drives it, for the tests in a real browser.
+"""A headless Chromium and playwright-core, for the browser tests.
 
-Chromium is the system's own: CHROMIUM_PATH where set, else the one on the PATH. On Debian, root may have it
-installed. playwright-core comes from npm and goes into `.host/browser`; it never downloads a browser.
+Chromium is that of the system: CHROMIUM_PATH if set, else the one on the PATH. On Debian, it is installed if
+the user is root. playwright-core is installed from npm into `.host/browser`; it never downloads a browser.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ DEBIAN_PACKAGES = ("chromium", "fonts-dejavu-core")
 
 
 class NoBrowser(Exception):
-    """Why there is none, and what would help."""
+    """There is no usable browser; the message has the reason and what to do."""
 
 
 @dataclass(frozen=True)
 class Browser:
-    """What a test needs: the programs, and the folder whose `node_modules` has playwright-core."""
+    """Paths that a test needs: the programs, and the folder whose `node_modules` contains playwright-core."""
 
     node: str
     chromium: str
@@ -37,7 +37,7 @@ class Browser:
 
 
 def find() -> Browser:
-    """What is there already.
+    """Find an installed browser.
 
     Raises:
         NoBrowser: something is missing.
@@ -54,7 +54,7 @@ def find() -> Browser:
 
 
 def prepare() -> Browser:
-    """The same, with what is missing installed where that can be done.
+    """Find a browser; installs missing parts if possible.
 
     Raises:
         NoBrowser: something is missing and cannot be installed.
@@ -67,13 +67,13 @@ def prepare() -> Browser:
 
 
 def find_chromium() -> str | None:
-    """The Chromium to use."""
+    """Path of the Chromium to use."""
     given = os.environ.get("CHROMIUM_PATH")
     return shutil.which(given) if given else next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
 
 
 def playwright_version() -> str | None:
-    """The version that is in FOLDER."""
+    """The version of playwright-core in FOLDER."""
     try:
         package = FOLDER / "node_modules" / "playwright-core" / "package.json"
         return json.loads(package.read_text(encoding="utf-8"))["version"]
@@ -82,7 +82,7 @@ def playwright_version() -> str | None:
 
 
 def may_install_chromium() -> bool:
-    """Only as root on Debian: elsewhere the package has another name, or needs a running snapd."""
+    """Only as root on Debian: on other systems the package has another name, or needs snapd."""
     try:
         release = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -92,7 +92,7 @@ def may_install_chromium() -> bool:
 
 def install_chromium() -> None:
     """Debian's package."""
-    say("dev: installing Debian's Chromium for the tests in a browser")
+    say("dev: installing Debian's Chromium for the browser tests")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *DEBIAN_PACKAGES]):
         if subprocess.run(["apt-get", *command], stdout=sys.stderr, env=environment).returncode:
@@ -103,7 +103,7 @@ def install_playwright() -> None:
     """playwright-core from npm's registry."""
     npm = shutil.which("npm")
     if not npm:
-        raise NoBrowser("npm is not on the PATH. Install it: it fetches playwright-core.")
+        raise NoBrowser("npm is not on the PATH. Install npm, which downloads playwright-core.")
     say(f"dev: installing playwright-core {PLAYWRIGHT} into .host/browser")
     FOLDER.mkdir(parents=True, exist_ok=True)
     install = [npm, "install", "--prefix", str(FOLDER), "--no-save", "--no-audit", "--no-fund", "--silent"]

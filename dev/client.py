@@ -1,4 +1,4 @@
-"""Talk to a ComfyUI server: run a prompt, watch it, fetch the images."""
+"""A client for a ComfyUI server: run a prompt, follow it, download the images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .workflow import ComfyError, Prompt
 
 @dataclass
 class Result:
-    """What a prompt gave: each node's `ui` output, and how long it took, by this machine's clock."""
+    """The result of a prompt: each node's `ui` output, and its duration by this machine's clock."""
 
     prompt_id: str
     outputs: dict[str, dict[str, list]]
@@ -28,11 +28,11 @@ class Result:
     node_seconds: dict[str, float] = field(default_factory=dict)
 
     def images(self, node_id: str) -> list[dict]:
-        """References to the pictures that a node shows, for `Client.image`."""
+        """References to the images that a node shows, for `Client.image`."""
         return self.outputs.get(node_id, {}).get("images", [])
 
     def ui(self, key: str) -> list:
-        """Everything that nodes put under one key of their `ui` output."""
+        """The values of all nodes under one key of their `ui` output."""
         return [item for output in self.outputs.values() for item in output.get(key, [])]
 
 
@@ -50,15 +50,15 @@ class Client:
         return json.loads(fetch(self.url + path))
 
     def object_info(self) -> dict:
-        """Every node the server knows, with its inputs."""
+        """All nodes of the server, with their inputs."""
         return self.get("/object_info")
 
     def image(self, reference: dict) -> bytes:
-        """The file of a picture that a node shows."""
+        """The file of an image that a node shows."""
         return fetch(f"{self.url}/view?{urllib.parse.urlencode(reference)}")
 
     def queue(self, prompt: Prompt, client_id: str = "") -> str:
-        """Queue a prompt and return its id; a prompt that the server rejects is a ComfyError."""
+        """Queue a prompt and return its id. Raises ComfyError if the server rejects it."""
         body = json.dumps({"prompt": prompt, "client_id": client_id}).encode()
         try:
             return json.loads(fetch(f"{self.url}/prompt", body))["prompt_id"]
@@ -66,7 +66,7 @@ class Client:
             raise ComfyError(f"The server rejected the prompt: {_rejection(error.read())}") from None
 
     def run(self, prompt: Prompt, progress: Progress | None = None, timeout: float = 600) -> Result:
-        """Run a prompt to its end. Raises ComfyError with the node's own message when it fails."""
+        """Run a prompt until it ends. Raises ComfyError with the node's own message if it fails."""
         return asyncio.run(asyncio.wait_for(self._run(prompt, progress), timeout))
 
     async def _run(self, prompt: Prompt, progress: Progress | None) -> Result:
@@ -78,22 +78,22 @@ class Client:
                 if message.type == aiohttp.WSMsgType.TEXT and watch.see(json.loads(message.data)):
                     break
             else:
-                raise ComfyError("The server closed the connection in the middle of a prompt; see its log.")
+                raise ComfyError("The server closed the connection during a prompt; see its log.")
         outputs = await self._outputs(watch.prompt_id)
         return Result(watch.prompt_id, outputs, watch.clock() - watch.start, watch.node_seconds)
 
     async def _outputs(self, prompt_id: str) -> dict:
-        # The server tells of success a moment before it writes the history.
+        # The server reports success shortly before it writes the history.
         for _ in range(200):
             history = await asyncio.to_thread(self.get, f"/history/{prompt_id}")
             if prompt_id in history:
                 return history[prompt_id]["outputs"]
             await asyncio.sleep(0.05)
-        raise ComfyError("The prompt ended well, but the server has no history of it; see its log.")
+        raise ComfyError("The prompt succeeded, but the server has no history of it; see its log.")
 
 
 class _Watch:
-    """Follows one prompt through the server's messages."""
+    """Follows a prompt by the server's messages."""
 
     clock = staticmethod(time.perf_counter)
 
@@ -104,7 +104,7 @@ class _Watch:
         self.node_seconds: dict[str, float] = {}
 
     def see(self, message: dict) -> bool:
-        """Take in a message; True when the prompt has ended well, ComfyError when it has not."""
+        """Process a message. Returns True if the prompt has succeeded; raises ComfyError if it has failed."""
         kind, data = message.get("type"), message.get("data") or {}
         if data.get("prompt_id") != self.prompt_id:
             return False
@@ -130,7 +130,7 @@ class _Watch:
 
 
 def _rejection(body: bytes) -> str:
-    """The server's reasons, one a node input."""
+    """The server's reasons, one per node input."""
     try:
         answer = json.loads(body)
     except ValueError:

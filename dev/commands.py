@@ -2,8 +2,8 @@
 
     python3 -m dev COMMAND [ARGUMENTS]    (from the repository's root)
 
-`build` makes the dev environment, `build-old` the same with an older ComfyUI; `python` prints its
-interpreter. The other commands are the Makefile's targets; see `make help`.
+`build` creates the dev environment, `build-old` the one with an older ComfyUI; `python` prints the path of
+its interpreter. The other commands are the Makefile's targets; see `make help`.
 """
 
 from __future__ import annotations
@@ -23,66 +23,66 @@ from .tree import OLD_RELEASE, RELEASE, Release
 
 
 def has_pack(comfyui: Path) -> bool:
-    """Whether a person has installed the pack in their tree already."""
+    """Whether the user has already installed the pack in their ComfyUI."""
     folder = comfyui / "custom_nodes"
     return folder.is_dir() and any(p.name == PACK or p.resolve() == ROOT for p in folder.iterdir())
 
 
 def serve_command(env: DevEnvironment, arguments: list[str]) -> list[str]:
-    """The command line of a ComfyUI for a browser, with a person's own models."""
+    """The command line of a ComfyUI for a browser, with the user's own models."""
     command = [str(env.python), str(env.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", "8188"]
     command += ["--disable-api-nodes", "--preview-method", "latent2rgb", *cpu_flag(env)]
     if not env.ours and not has_pack(env.comfyui):
         extra = paths.HOME / "pack_paths.yaml"
-        # JSON is YAML: no quoting to get wrong.
+        # JSON is valid YAML, and needs no care with quoting.
         extra.write_text(json.dumps({"multirate_ras": {"custom_nodes": str(paths.BASE / "custom_nodes")}}))
         command += ["--extra-model-paths-config", str(extra)]
     return [*command, *arguments]
 
 
 def serve(arguments: list[str]) -> int:
-    """ComfyUI for a browser."""
+    """Start ComfyUI for a browser."""
     env = build()
-    # A port in ARGS wins: ComfyUI takes the last one.
+    # A port in ARGS takes precedence: ComfyUI uses the last one.
     if "--port" not in arguments and port_taken(8188):
         raise DevError(
-            "Port 8188 is taken, perhaps by a ComfyUI that is running. `make serve` listens on it. "
+            "`make serve` needs port 8188, which is in use, perhaps by another ComfyUI. "
             "Stop the other program, or choose a port: make serve ARGS='--port 8189'."
         )
     command = serve_command(env, arguments)
-    say("dev: starting ComfyUI; open the address that it gives at the end, stop it with Ctrl-C")
+    say("dev: starting ComfyUI; open the address that it prints at the end, stop it with Ctrl-C")
     return replace_process(command, env.variables())
 
 
 def demo(arguments: list[str]) -> int:
-    """The demo, in the dev environment's interpreter."""
+    """Run the demo in the dev environment's interpreter."""
     env = build()
     return replace_process([str(env.python), "-m", "dev.demo_run", *arguments], env.variables())
 
 
 def bench_quality(arguments: list[str]) -> int:
-    """The quality harness; without arguments a short sweep."""
+    """Run the quality harness; without arguments a short sweep."""
     env = build()
     program = [str(env.python), "-m", "bench", "quality"]
     return replace_process([*program, *(arguments or ["sweep", "--preset", "quick"])], env.variables())
 
 
 def clean(_arguments: list[str]) -> int:
-    """Remove what the commands made; models and images a person put into `.host/` go too."""
+    """Remove everything that the commands created, and models and images that users put into `.host/`."""
     for path in (paths.HOME, ROOT / "demo" / "output", ROOT / "tests" / "browser" / "output"):
         shutil.rmtree(path, ignore_errors=True)
     return 0
 
 
 def show_build(_arguments: list[str], release: Release = RELEASE) -> int:
-    """Build, and say what is there."""
+    """Build, and print the paths."""
     env = build(release)
     say(f"dev: ready: ComfyUI at {env.comfyui}, Python at {env.python}")
     return 0
 
 
 def show_build_old(arguments: list[str]) -> int:
-    """The same for the older ComfyUI."""
+    """Build with the older ComfyUI, and print the paths."""
     return show_build(arguments, OLD_RELEASE)
 
 
@@ -103,9 +103,9 @@ def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="dev", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="handed on to the program that is run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the program that is run")
     options = parser.parse_args(argv)
-    if sys.version_info < (3, 10):  # noqa: UP036 (this is the very check)
+    if sys.version_info < (3, 10):  # noqa: UP036 (this is the check itself)
         version = sys.version.split()[0]
         say(f"dev: this is Python {version}; 3.10 or newer is needed. Try: make PYTHON=python3.11 <target>")
         return 1
@@ -115,5 +115,5 @@ def main(argv: list[str] | None = None) -> int:
         say(f"dev: {error}")
         return 1
     except KeyboardInterrupt:
-        say("dev: stopped; run it again to go on")
+        say("dev: stopped; run the command again to continue")
         return 130

@@ -1,10 +1,10 @@
-"""The demo: a picture of each family dense and with RAS, made in a real ComfyUI from the example workflow.
+"""The demo: one image per family, dense and with RAS, from the example workflow in a real ComfyUI.
 
     make demo                          both families
     make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
 
-A short warm-up run loads the model and tunes kernels, so that the two timed runs that follow (dense, then
-RAS, same workflow, same seed) find the same conditions. Times are seconds in the sampler.
+A short warm-up run loads the model and tunes kernels, so that the two timed runs (dense, then RAS, with the
+same workflow and seed) have the same conditions. Times are seconds in the sampler.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ WORKFLOWS = {
 }
 NEEDED_NODES = ("RASKSampler", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
 
-# Nodes that the demo adds to a workflow, to fetch what it saves whatever the workflow itself shows or saves.
+# Nodes that the demo adds to a workflow, so that it can save the images whatever the workflow shows or saves.
 PICTURE, FRAMES, SUMMARY = "demo_picture", "demo_frames", "demo_summary"
 
 
 def say(text: str = "", end: str = "\n") -> None:
-    """Progress, at once."""
+    """Print progress without buffering."""
     print(text, end=end, flush=True)
 
 
@@ -45,12 +45,12 @@ def say(text: str = "", end: str = "\n") -> None:
 
 
 def nodes_of(prompt: Prompt, class_type: str) -> list[str]:
-    """The ids of a workflow's nodes of one class."""
+    """The ids of a workflow's nodes of a class."""
     return [key for key, node in prompt.items() if node["class_type"] == class_type]
 
 
 def only(prompt: Prompt, class_type: str) -> str:
-    """The id of the one node of its class."""
+    """The id of the only node of a class."""
     found = nodes_of(prompt, class_type)
     if len(found) != 1:
         raise ComfyError(
@@ -61,7 +61,7 @@ def only(prompt: Prompt, class_type: str) -> str:
 
 
 def demo_prompt(workflow: dict, object_info: dict) -> Prompt:
-    """The workflow as a prompt that also shows picture, mask frames and summary by nodes of known id."""
+    """The workflow as a prompt, with added nodes of known ids that show image, mask frames and summary."""
     prompt = to_api(workflow, object_info)
     decode, masks = only(prompt, "VAEDecode"), only(prompt, "RASMaskPreview")
     for key, source in ((PICTURE, [decode, 0]), (FRAMES, [masks, 0]), (SUMMARY, [masks, 1])):
@@ -77,7 +77,7 @@ def with_sampler(prompt: Prompt, **inputs: object) -> Prompt:
 
 
 def with_size(prompt: Prompt, size: int) -> Prompt:
-    """A copy of a prompt that makes a square picture of another size."""
+    """A copy of a prompt for a square image of another size."""
     changed = copy.deepcopy(prompt)
     for node in changed.values():
         if node["inputs"].keys() >= {"width", "height", "batch_size"}:
@@ -104,7 +104,7 @@ class Progress:
             say(f"{step}/{steps} ", end="")
 
     def done(self, seconds: float) -> None:
-        """The end of the line."""
+        """End the line."""
         say(
             f"\r  {self._label}: {seconds:.2f} s in the sampler" + " " * 20
             if sys.stdout.isatty()
@@ -113,11 +113,11 @@ class Progress:
 
 
 def execute(client: Client, prompt: Prompt, label: str) -> tuple[Result, float]:
-    """Run a prompt with its progress in view; returns its result and the seconds in the sampler."""
+    """Run a prompt and show its progress; returns its result and the seconds in the sampler."""
     sampler = only(prompt, "RASKSampler")
     progress = Progress(label, sampler)
     result = client.run(prompt, progress)
-    # The run's own clock where it tells, else the time between the server's messages about the node.
+    # The run's own timing if available, else the time between the server's messages about the node.
     stats = (result.ui("ras") or [{}])[0]
     seconds = stats.get("seconds") or result.node_seconds.get(sampler, 0.0)
     progress.done(seconds)
@@ -125,14 +125,14 @@ def execute(client: Client, prompt: Prompt, label: str) -> tuple[Result, float]:
 
 
 def save_images(client: Client, result: Result, node: str, paths: list[Path]) -> None:
-    """Fetch what a node shows into files, as many as there are paths."""
+    """Save a node's images to these paths."""
     for path, reference in zip(paths, result.images(node), strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(client.image(reference))
 
 
 def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
-    """Warm up, make the picture dense and with RAS, and save everything."""
+    """Warm up, generate the image dense and with RAS, and save all images."""
     execute(client, with_sampler(prompt, seed=1, steps=3, start_step=1, error_reset_every=0), "warm-up")
     runs = []
     for name, changed in (("dense", with_sampler(prompt, sample_ratio=1.0)), ("ras", prompt)):
@@ -147,7 +147,7 @@ def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
 
 
 def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> None:
-    """One family from prompt to table."""
+    """Run one family and print its table."""
     settings = prompt[only(prompt, "RASKSampler")]["inputs"]
     say(
         f"\n{family}: {settings['steps']} steps, {settings['sampler_name']}, seed {settings['seed']}, "
@@ -157,14 +157,14 @@ def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> No
     say("\n" + table(comparison(dense, ras)))
     for note in ras.stats.get("notes", []):
         say(f"note: {note}")
-    say(f"pictures: {folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}")
+    say(f"images: {folder.relative_to(ROOT) if folder.is_relative_to(ROOT) else folder}")
 
 
-# --- all of it --------------------------------------------------------------------------------------
+# --- all families --------------------------------------------------------------------------------------
 
 
 def shipped_families() -> list[str]:
-    """The families whose example workflow and weights are there."""
+    """The families whose example workflow and weights exist."""
     weights = ROOT / "demo" / "weights"
     return [
         family
@@ -179,7 +179,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--families", default=",".join(shipped_families()), help="comma-separated; default: %(default)s"
     )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the pictures")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the images")
     parser.add_argument("--seed", type=int, help="instead of the workflow's")
     parser.add_argument("--steps", type=int, help="instead of the workflow's")
     parser.add_argument(
@@ -190,17 +190,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options.families = [family for family in options.families.split(",") if family]
     unknown = [family for family in options.families if family not in shipped_families()]
     if unknown or not options.families:
-        parser.error(f"no workflow with weights for {unknown or 'anything'}; there are: {shipped_families()}")
+        parser.error(f"no workflow with weights for {unknown or 'anything'}; available: {shipped_families()}")
     return options
 
 
 def family_folder(output: Path, family: str) -> Path:
-    """The first family's pictures lie in the folder itself, where README and tests look for them."""
+    """Folder of a family's images; the first one uses the top folder, where README and tests expect them."""
     return output if family == next(iter(WORKFLOWS)) else output / family
 
 
 def check_nodes(object_info: dict, log: Path) -> None:
-    """The server runs even when the pack failed to load; say so instead of failing at the first prompt."""
+    """Check that the pack was loaded: the server runs without it, but would fail at the first prompt."""
     missing = [name for name in NEEDED_NODES if name not in object_info]
     if missing:
         raise ComfyError(
@@ -210,7 +210,7 @@ def check_nodes(object_info: dict, log: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Start the server, show every family, stop the server."""
+    """Start the server, run every family, stop the server."""
     env = current()
     say(f"Starting ComfyUI ({env.comfyui}); its log: {options.output / 'server.log'}")
     log = options.output / "server.log"
@@ -229,7 +229,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program; whatever happens, the server is stopped."""
+    """The program; it always stops the server."""
     exit_on_signals()
     options = parse(argv)
     with contextlib.suppress(FileNotFoundError):

@@ -20,7 +20,7 @@ class DevEnvironment:
     Attributes:
         comfyui: the tree.
         python: the interpreter.
-        ours: built here, so it may be written into.
+        ours: whether it was built here, so that it may be changed.
     """
 
     comfyui: Path
@@ -28,20 +28,20 @@ class DevEnvironment:
     ours: bool
 
     def variables(self) -> dict[str, str]:
-        """The environment variables of a program that runs in it."""
-        # OpenMP threads that spin while they wait slow a busy machine down by 5 to 20 times.
+        """The environment variables for a program that runs in it."""
+        # Spinning OpenMP threads slow down a busy machine by a factor of 5 to 20.
         variables = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "COMFYUI_PATH": str(self.comfyui)}
         return writing_bytecode(variables) if self.ours else variables
 
 
 def cpu_flag(env: DevEnvironment) -> list[str]:
-    """`--cpu` where torch finds no accelerator; ComfyUI does not start without either."""
+    """`--cpu` if torch finds no accelerator, since ComfyUI would not start without it."""
     probe = "import torch; print(int(torch.cuda.is_available() or torch.backends.mps.is_available()))"
     return [] if ask([str(env.python), "-c", probe]) == "1" else ["--cpu"]
 
 
 def given_tree() -> Path | None:
-    """The ComfyUI that COMFYUI_PATH names, checked."""
+    """The ComfyUI in COMFYUI_PATH, after a check."""
     given = os.environ.get("COMFYUI_PATH")
     if not given:
         return None
@@ -55,7 +55,9 @@ def given_tree() -> Path | None:
 
 
 def current(release: Release = RELEASE) -> DevEnvironment:
-    """What the environment variables ask for, built or not; an older release is always our own."""
+    """The environment selected by the environment variables, built or not; an older release is always our
+    own.
+    """
     tree = (given_tree() if release is RELEASE else None) or release.tree
     return DevEnvironment(tree, interpreter(), is_ours(tree))
 
@@ -66,17 +68,17 @@ def is_ours(tree: Path) -> bool:
 
 
 def check_given_python(python: Path) -> None:
-    """A person's own interpreter is not changed, only looked at."""
+    """Check the user's own interpreter, which is never changed."""
     problem = missing_modules(python, ("torch", "aiohttp", "numpy", "PIL"))
     if problem:
         raise DevError(
-            f"COMFYUI_PYTHON does not serve: {problem}. Expected: the Python that runs your ComfyUI. "
+            f"COMFYUI_PYTHON cannot be used: {problem}. Expected: the Python that runs your ComfyUI. "
             "Correct the path, or unset COMFYUI_PYTHON to have the packages installed under .host/."
         )
 
 
 def build(release: Release = RELEASE) -> DevEnvironment:
-    """Build the dev environment, or repair it. Well under a second when nothing is broken.
+    """Build or repair the dev environment. Takes well under a second if nothing is broken.
 
     Raises:
         DevError: it cannot be built.
@@ -97,7 +99,7 @@ def build(release: Release = RELEASE) -> DevEnvironment:
 
 
 def build_tree(release: Release) -> None:
-    """Make or repair a ComfyUI tree, with the pack in it."""
+    """Create or repair a ComfyUI tree with the pack."""
     if problem := tree_problem(release):
         say(f"dev: .host/{release.tree.name}: {problem}")
         make_tree(release)

@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 def register_pack() -> None:
     """Register the repository as package `ras_pack`, as the tests do.
 
-    Removes the root and the folder of the program that was started from `sys.path`, so that `import nodes`
-    finds ComfyUI's module and not the pack's folder.
+    Removes the root and the started program's folder from `sys.path`, so that `import nodes` finds ComfyUI's
+    module instead of the pack's folder.
     """
     hidden = {str(ROOT), *(str(path) for path in ROOT.iterdir() if path.is_dir())}
     sys.path[:] = [p for p in sys.path if os.path.realpath(p or ".") not in hidden]

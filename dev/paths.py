@@ -1,4 +1,4 @@
-"""Where the dev environment is."""
+"""Paths of the dev environment."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".host"
 VENV = HOME / "venv"
-BASE = HOME / "base"  # base directory for a ComfyUI that is not ours to write into
+BASE = HOME / "base"  # base directory for a ComfyUI that we must not change
 PACK = "multirate-ras"

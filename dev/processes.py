@@ -1,4 +1,4 @@
-"""Run other programs, and report failures in words that say what to do."""
+"""Run other programs, and report failures with what to do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .paths import ROOT
 
 
 class DevError(Exception):
-    """Something a person has to mend: the text says what came, what is expected and what to do."""
+    """A problem for the user to fix: the message says what was found, what is expected and what to do."""
 
 
 def say(text: str) -> None:
-    """Print progress to stderr: stdout belongs to the command `python` and to the programs that are run."""
+    """Print progress to stderr; stdout is for the command `python` and the programs that are run."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(command: list[str], what: str, do: str) -> None:
-    """Run a command with its output in view; a failure becomes a DevError."""
+    """Run a command and show its output. Raises DevError if it fails."""
     try:
         code = subprocess.run(command, stdout=sys.stderr).returncode
     except OSError as error:
@@ -34,7 +34,7 @@ def run(command: list[str], what: str, do: str) -> None:
 
 
 def ask(command: list[str]) -> str | None:
-    """A command's output, or None when it fails."""
+    """A command's output, or None if it fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired):
@@ -43,12 +43,12 @@ def ask(command: list[str]) -> str | None:
 
 
 def writing_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with .pyc files allowed: without them every start costs ten seconds more."""
+    """Environment variables that enable .pyc files: without them, every start takes ten seconds longer."""
     return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def replace_process(command: list[str], environment: dict[str, str]) -> int:
-    """Become that program, so that signals and the exit status are its own."""
+    """Replace this process with the program, so that signals and the exit status are the program's."""
     os.chdir(ROOT)
     if os.name != "nt":
         os.execve(command[0], command, environment)
@@ -65,7 +65,7 @@ def port_taken(port: int) -> bool:
 
 
 def exit_on_signals() -> None:
-    """Let SIGTERM and SIGHUP unwind the program as Ctrl-C does, so that `finally` stops the server."""
+    """Make SIGTERM and SIGHUP end the program like Ctrl-C, so that `finally` stops the server."""
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""The demo's numbers: PSNR between two pictures and the table that compares two runs."""
+"""The demo's numbers: PSNR between two images, and the table that compares two runs."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from PIL import Image
 
 @dataclass
 class Run:
-    """One picture made: its seconds in the sampler, its file, and what the RAS nodes tell about it."""
+    """A run: its seconds in the sampler, its image file, and the figures from the RAS nodes."""
 
     seconds: float
-    picture: bytes
+    image: bytes
     stats: dict[str, Any] = field(default_factory=dict)
 
 
 def psnr(one: bytes, other: bytes) -> float:
-    """PSNR in dB between two picture files, on RGB in [0, 1]; infinite when they are equal."""
+    """PSNR in dB between two image files, on RGB in [0, 1]; infinite if they are equal."""
     a, b = (
         np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64) / 255 for data in (one, other)
     )
     if a.shape != b.shape:
         raise ValueError(
-            f"The pictures have different sizes, {a.shape} and {b.shape}; make both from one workflow."
+            f"The images have different sizes, {a.shape} and {b.shape}; use the same workflow for both."
         )
     error = np.mean((a - b) ** 2)
     return math.inf if error == 0 else float(-10 * math.log10(error))
 
 
 def comparison(dense: Run, ras: Run) -> list[list[str]]:
-    """The rows of the table: what is measured, dense, RAS."""
+    """The rows of the table: name of the figure, dense, RAS."""
     return [
         ["", "dense", "RAS"],
         ["sampling time", f"{dense.seconds:.2f} s", f"{ras.seconds:.2f} s"],
@@ -42,7 +42,7 @@ def comparison(dense: Run, ras: Run) -> list[list[str]]:
         ["tokens processed", _share(dense.stats), _share(ras.stats)],
         ["speed-up, expected", "1.00x", _speedup(ras.stats.get("expected_speedup"))],
         ["speed-up, measured", "1.00x", _speedup(dense.seconds / ras.seconds)],
-        ["PSNR between the two", "", f"{psnr(dense.picture, ras.picture):.1f} dB"],
+        ["PSNR between the two", "", f"{psnr(dense.image, ras.image):.1f} dB"],
     ]
 
 
@@ -53,7 +53,7 @@ def _steps(stats: dict[str, Any]) -> str:
 
 
 def _share(stats: dict[str, Any]) -> str:
-    """Image tokens over all evaluations of the model, and their share of what a dense run takes."""
+    """Image tokens in all evaluations of the model, and their share of a dense run's."""
     if not stats.keys() >= {"token_share", "evaluations", "grid"}:
         return "?"
     height, width = stats["grid"]
@@ -66,7 +66,7 @@ def _speedup(value: float | None) -> str:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows as text, the first row as heading, numbers flush right."""
+    """Rows as text: the first row is the heading, numbers are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])

@@ -1,11 +1,11 @@
-"""What the dev environment installs, and what must then import."""
+"""The packages of the dev environment, and the modules that must be importable."""
 
 from __future__ import annotations
 
 TORCH = "torch==2.13.0"
 PACKAGES = (
     TORCH,
-    "torchaudio==2.11.0",  # its last release; ComfyUI imports it at start
+    "torchaudio==2.11.0",  # its last release; ComfyUI imports it on start
     "comfyui-frontend-package==1.47.12",  # works with the older ComfyUI too
     "comfy-aimdo==0.4.11",
     "comfy-kitchen==0.2.26",
@@ -21,7 +21,7 @@ PACKAGES = (
     "pydantic~=2.0",
     "pydantic-settings~=2.0",
     "pyyaml>=6",
-    "requests>=2.31",  # transformers 5 no longer brings it
+    "requests>=2.31",  # no longer a dependency of transformers 5
     "safetensors>=0.4.2",
     "scipy>=1.11",
     "sentencepiece>=0.2",
@@ -37,8 +37,8 @@ PACKAGES = (
     "pytest-xdist==3.8.0",
     "ruff==0.17.6",
 )
-TRITON = "triton>=3.3"  # for the tests, which interpret kernels; PyTorch's builds for GPUs bring it along
-TORCHVISION = "torchvision==0.28.0"  # the partner of TORCH
+TRITON = "triton>=3.3"  # for the tests, which interpret kernels; PyTorch's GPU builds include it
+TORCHVISION = "torchvision==0.28.0"  # matches TORCH
 TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
 IMPORTS = (
     *("torch", "torchvision", "torchaudio", "torchsde", "transformers", "tokenizers", "sentencepiece"),

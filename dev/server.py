@@ -27,14 +27,14 @@ FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def fetch(url: str, data: bytes | None = None, timeout: float = 60) -> bytes:
-    """GET, or POST when there is data. Never through a proxy: the server is on this machine."""
+    """GET, or POST if there is data. Never uses a proxy, since the server is on this machine."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     headers = {"Content-Type": "application/json"} if data is not None else {}
     with opener.open(urllib.request.Request(url, data, headers), timeout=timeout) as answer:
@@ -49,7 +49,7 @@ def tail(log: Path, lines: int = 40) -> str:
 
 
 class Server:
-    """A running ComfyUI. Use it as a context manager: it is stopped whatever happens."""
+    """A running ComfyUI. Use it as a context manager, which always stops it."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Server:
         flags: tuple[str, ...] = (),
         install: Callable[[Path], None] = link_pack,
     ) -> None:
-        """`base` is the directory to work in; `log` gets what the server prints; `flags` go to main.py.
+        """`base` is the working directory; `log` receives the server's output; `flags` are passed to main.py.
 
         `install` puts the pack into the custom_nodes folder that it is given.
         """
@@ -69,7 +69,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """Its address."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -104,7 +104,7 @@ class Server:
         self.stop()
 
     def _start(self) -> None:
-        # A session of its own: Ctrl-C reaches us only, and we stop it in order.
+        # A separate session: Ctrl-C only reaches this process, which then stops the server.
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -128,17 +128,17 @@ class Server:
         raise DevError(self._failure(f"did not answer within {START_LIMIT} s"))
 
     def _failure(self, what: str) -> str:
-        do = "Set COMFYUI_PYTHON to the Python that runs this ComfyUI, and see whether it starts on its own."
+        do = "Set COMFYUI_PYTHON to the Python that runs this ComfyUI, and check whether it starts by itself."
         if self.env.python == venv_python():
             distrust()
             do = f"Run the command again: it will check and repair the packages. With COMFYUI_PATH set: {do}"
         return (
-            f"{tail(self.log)}\n\nComfyUI {what}; the end of its log is above, all of it in {self.log}. "
+            f"{tail(self.log)}\n\nComfyUI {what}; the end of its log is above, the whole log in {self.log}. "
             f"Expected: a server that answers at {self.url}. {do}"
         )
 
     def stop(self) -> None:
-        """Stop the server: politely, then by force."""
+        """Terminate the server; kill it if it does not end."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -1,4 +1,4 @@
-"""Stamps: what a part of the dev environment was built from, and whether it is still complete."""
+"""Stamps: the recipe from which a part of the dev environment was built, and whether it is still complete."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .processes import say
 
 
 def fingerprint(*recipe: object) -> str:
-    """A short hash of a recipe; a stamp with another hash was made by another recipe."""
+    """A short hash of a recipe, which identifies it in stamps."""
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
 def part_problem(stamp: dict | None, recipe: str, damage: str | None) -> str | None:
-    """Why a part has to be made or repaired; None when it can be trusted."""
+    """Why a part must be built or repaired; None if it is complete."""
     if stamp is None:
-        return "not built yet, or not to its end"
+        return "not built, or not completely"
     if stamp["recipe"] != recipe:
-        return "built by another recipe"
+        return "built from another recipe"
     return damage
 
 
 def damage(recorded: Mapping[str, list[int]], present: Mapping[str, list[int]]) -> str | None:
-    """The first recorded entry that is no longer as it was; what has been added since does not matter."""
+    """The first entry of the inventory that has changed; added files do not matter."""
     for name, size in recorded.items():
         if present.get(name) != size:
             return f"{name} is missing or changed"
@@ -36,7 +36,7 @@ def damage(recorded: Mapping[str, list[int]], present: Mapping[str, list[int]]) 
 
 
 def read_stamp(part: Path) -> dict | None:
-    """The stamp of a part, or None where there is none that can be read."""
+    """The stamp of a part, or None if it does not exist or cannot be read."""
     try:
         stamp = json.loads((part / "stamp.json").read_text())
         return stamp if stamp.keys() >= {"recipe", "inventory"} else None
@@ -45,16 +45,16 @@ def read_stamp(part: Path) -> dict | None:
 
 
 def write_stamp(part: Path, recipe: str, contents: dict[str, list[int]]) -> None:
-    """Write a part's stamp in one move, as its last file."""
+    """Write a part's stamp atomically, as its last file."""
     new = part / "stamp.json.new"
     new.write_text(json.dumps({"recipe": recipe, "inventory": contents}))
     new.replace(part / "stamp.json")
 
 
 def inventory(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, list[int]]:
-    """For every entry of a folder: how many files are in it and how many bytes, compiled files aside.
+    """For every entry of a folder, the number of its files and bytes, without bytecode files.
 
-    It takes a tenth of a second where importing everything takes ten, and sees any file that went missing.
+    It takes a tenth of a second instead of ten for importing everything, and detects any missing file.
     """
     skip = {"__pycache__", "stamp.json", *leave_out}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -76,7 +76,7 @@ def _weigh(entry: os.DirEntry) -> list[int]:
 
 @contextlib.contextmanager
 def build_lock() -> Iterator[None]:
-    """Let one build work at a time; a second one waits for the first and then finds its work done."""
+    """Allow one build at a time; a second one waits for the first, then finds everything built."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -87,6 +87,6 @@ def build_lock() -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            say("dev: another build is at work, waiting for it")
+            say("dev: waiting for another build")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -25,7 +25,7 @@ OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combi
 
 
 def need_tools(python: Path) -> None:
-    """The tests' own tools; a person's interpreter may lack them."""
+    """Check for the tests' own tools, which the user's interpreter may lack."""
     if problem := missing_modules(python, TOOLS):
         wanted = " ".join(p for p in PACKAGES if p.startswith(TOOLS))
         raise DevError(f"{problem}; the tests and the linter need it. Install there: {wanted}.")
@@ -37,7 +37,7 @@ def run_pytest(env: DevEnvironment, arguments: list[str]) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """The tests, against ComfyUI 0.30.0 or the one given; those in a browser where one can be had."""
+    """Run the tests with ComfyUI 0.30.0 or the given one; the browser tests only if there is a browser."""
     env = build()
     need_tools(env.python)
     if not arguments:
@@ -45,7 +45,7 @@ def test(arguments: list[str]) -> int:
         try:
             browser.prepare()
         except browser.NoBrowser as reason:
-            say(f"dev: the tests in a browser will be skipped: {reason}")
+            say(f"dev: the browser tests will be skipped: {reason}")
     return run_pytest(env, arguments or ["tests", *in_parallel(env.python)])
 
 
@@ -57,23 +57,23 @@ def test_old(arguments: list[str]) -> int:
 
 
 def test_browser(arguments: list[str]) -> int:
-    """The tests in a real browser only."""
+    """Run only the browser tests."""
     env = build()
     need_tools(env.python)
     try:
         browser.prepare()
     except browser.NoBrowser as reason:
-        raise DevError(f"There is no browser to test in: {reason}") from None
+        raise DevError(f"There is no browser for the tests: {reason}") from None
     return run_pytest(env, ["tests/browser", *arguments])
 
 
 def offer_triton(python: Path) -> None:
-    """Install Triton in our own interpreter, where it makes up for a GPU; if it cannot be had, the tests of
-    kernels are skipped.
+    """Install Triton in our own interpreter, to test the kernels without a GPU; if that fails, these tests
+    are skipped.
     """
     if python != venv_python() or sys.platform != "linux" or not missing_modules(python, ("triton",)):
         return
-    say("dev: installing Triton, to test the kernels for GPUs (large: 290 MB)")
+    say("dev: installing Triton (290 MB), to test the GPU kernels")
     try:
         run([*pip_install(), TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
     except DevError as reason:
@@ -81,18 +81,18 @@ def offer_triton(python: Path) -> None:
 
 
 def in_parallel(python: Path) -> list[str]:
-    """Arguments for two test processes, which halve the time on two cores, where pytest-xdist is at hand."""
+    """pytest's arguments for two processes, if pytest-xdist is installed; halves the time on two cores."""
     if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
         return []
     arguments = ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
     if python == venv_python():  # a user's own pytest-xdist may be too old for it
-        # In order of names the browser tests start early; they take longest and leave the CPU mostly idle.
+        # Ordered by name, the browser tests start early: they take longest and leave the CPU mostly idle.
         arguments.append("--no-loadscope-reorder")
     return arguments
 
 
 def lint(arguments: list[str]) -> int:
-    """ruff's rules and ruff's format."""
+    """Run ruff's rules and format check."""
     env = build()
     need_tools(env.python)
     for check in (["check"], ["format", "--check"]):

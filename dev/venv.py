@@ -1,4 +1,4 @@
-"""The packages: `.host/venv`, made and repaired with pip."""
+"""The packages: `.host/venv`, created and repaired with pip."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ def venv_python() -> Path:
 
 
 def interpreter() -> Path:
-    """The interpreter to run ComfyUI with: COMFYUI_PYTHON where set, otherwise the one in `.host/venv`."""
+    """The interpreter for ComfyUI: COMFYUI_PYTHON if set, otherwise that of `.host/venv`."""
     given = os.environ.get("COMFYUI_PYTHON")
-    # Not resolved: a virtual environment's python is a link, and the link is what matters.
+    # Not resolved: a virtual environment's python is a link, and is found by the link's path.
     return Path(given).expanduser().absolute() if given else venv_python()
 
 
 def site_packages() -> Path:
-    """Where the packages of `.host/venv` are."""
+    """The folder with the packages of `.host/venv`."""
     lib = "Lib" if os.name == "nt" else "lib/python{}.{}".format(*sys.version_info[:2])
     return VENV / lib / "site-packages"
 
 
 def venv_recipe() -> str:
-    """The fingerprint of everything that decides what is in `.host/venv`."""
+    """The fingerprint of everything that determines the contents of `.host/venv`."""
     return fingerprint(PACKAGES, TORCHVISION, TORCHVISION_PLAIN, sys.version_info[:2], sys.platform)
 
 
 def missing_modules(python: Path, modules: tuple[str, ...]) -> str | None:
-    """The quick look, without importing: what this interpreter does not find, or that it does not run."""
-    # An emptied folder is still found, as a namespace package without origin.
+    """The quick check, without imports: the modules that this interpreter lacks, or that it does not run."""
+    # An empty folder would be found as a namespace package, but without an origin.
     code = f"""from importlib.util import find_spec
 def is_there(module):
     try: return getattr(find_spec(module), "origin", None) is not None
-    except ModuleNotFoundError: return False  # the package that it is in
+    except ModuleNotFoundError: return False  # of its parent package
 print(*[m for m in {modules!r} if not is_there(m)])"""
     found = ask([str(python), "-c", code])
     if found is None:
@@ -52,7 +52,7 @@ print(*[m for m in {modules!r} if not is_there(m)])"""
 
 
 def import_error(python: Path, modules: tuple[str, ...]) -> str | None:
-    """The thorough look: import every module. Returns the last line of the error."""
+    """The thorough check: import every module. Returns the last line of the error."""
     code = f"""import importlib
 for m in {modules!r}: assert importlib.import_module(m).__file__, m + ' is empty'"""
     command = [str(python), "-W", "ignore", "-c", code]
@@ -64,58 +64,58 @@ for m in {modules!r}: assert importlib.import_module(m).__file__, m + ' is empty
 
 
 def venv_problem() -> str | None:
-    """Why `.host/venv` has to be made or repaired; None when it is good."""
+    """Why `.host/venv` must be created or repaired; None if it is complete."""
     stamp = read_stamp(VENV)
     return part_problem(stamp, venv_recipe(), venv_damage(stamp) if stamp else None)
 
 
 def venv_damage(stamp: dict) -> str | None:
-    """What has gone from `.host/venv` since its stamp was written."""
+    """What has disappeared from `.host/venv` since its stamp was written."""
     missing = missing_modules(venv_python(), IMPORTS + TOOLS)
     return missing or damage(stamp["inventory"], inventory(site_packages()))
 
 
 def distrust() -> None:
-    """Take the packages' stamp away, so that the next build tries every import (after a server that died)."""
+    """Remove the packages' stamp, so that the next build tries every import. Used after a server died."""
     (VENV / "stamp.json").unlink(missing_ok=True)
 
 
 def make_venv() -> None:
-    """Make `.host/venv` or finish it; one that then still does not import is made anew."""
+    """Create or complete `.host/venv`; if its packages still cannot be imported, create it again."""
     stamp = read_stamp(VENV)
     if stamp and venv_damage(stamp):
-        shutil.rmtree(VENV)  # pip believes its own records and would not notice missing files
+        shutil.rmtree(VENV)  # pip trusts its own records and would not notice missing files
     distrust()
     fresh = not venv_runs()
     if fresh:
         create_venv()
     problem = install_packages()
     if problem and not fresh:
-        say(f"dev: the packages do not import ({problem}); making .host/venv anew")
+        say(f"dev: the packages do not import ({problem}); creating .host/venv again")
         create_venv()
         problem = install_packages()
     if problem:
         raise DevError(
             f"The packages in .host/venv were installed but do not import: {problem}. "
-            f"ComfyUI needs {', '.join(IMPORTS)}. See whether pip's sources offer {TORCH} for this Python, "
+            f"ComfyUI needs {', '.join(IMPORTS)}. Check whether pip's sources have {TORCH} for this Python, "
             "or set COMFYUI_PATH and COMFYUI_PYTHON to a ComfyUI that runs."
         )
     write_stamp(VENV, venv_recipe(), inventory(site_packages()))
 
 
 def venv_runs() -> bool:
-    """Whether there is an environment, made with this version of Python, that can be worked on."""
+    """Whether there is a usable environment with this version of Python."""
     code = "import sys; print(sys.version_info[:2])"
     return ask([str(venv_python()), "-c", code]) == str(sys.version_info[:2])
 
 
 def create_venv() -> None:
-    """A new, empty virtual environment. Without pip at first: that works where ensurepip is not installed."""
+    """Create an empty virtual environment. Without pip at first, which also works without ensurepip."""
     shutil.rmtree(VENV, ignore_errors=True)
-    say(f"dev: making .host/venv with Python {sys.version.split()[0]}")
+    say(f"dev: creating .host/venv with Python {sys.version.split()[0]}")
     run(
         [sys.executable, "-m", "venv", "--without-pip", str(VENV)],
-        "Making a virtual environment",
+        "Creating a virtual environment",
         "Python's venv module is needed (on Debian and Ubuntu: apt install python3-venv).",
     )
 
@@ -132,7 +132,7 @@ def pip() -> list[str]:
     run(
         [python, "-m", "ensurepip"],
         "Installing pip",
-        "Install pip 22.3 or newer for the Python you run make with.",
+        "Install pip 22.3 or newer for the Python that runs make.",
     )
     return own
 
@@ -143,7 +143,7 @@ def pip_install() -> list[str]:
 
 
 def install_packages() -> str | None:
-    """Install everything, torchvision last; returns what does not import."""
+    """Install everything, torchvision last; returns the modules that cannot be imported."""
     say("dev: installing packages (PyTorch is the large one)")
     install = pip_install()
     advice = "Check the network and pip's settings (pip config list), then run the same command again."
@@ -154,18 +154,18 @@ def install_packages() -> str | None:
 
 
 def installed(package: str) -> str:
-    """The version of a package in `.host/venv`, or nothing."""
+    """The version of a package in `.host/venv`; empty if it is not installed."""
     code = f"from importlib.metadata import version; print(version({package!r}))"
     return ask([str(venv_python()), "-c", code]) or ""
 
 
 def torchvision_candidates(torch_version: str, python: tuple[int, int]) -> tuple[str, ...]:
-    """Which torchvision to try, best first.
+    """Versions of torchvision to try, best first.
 
-    Its compiled ops load only beside the very build of torch they were made for. ComfyUI needs none of
-    them, but it imports torchvision at start, and a newer torchvision whose ops are missing fails to
-    import. A local build of torch (`+cpu`) may have no partner at hand; then an old torchvision, which
-    merely warns, has to do.
+    Its compiled ops only load with exactly the build of torch that they were compiled for. ComfyUI needs
+    none of them, but it imports torchvision on start, and a newer torchvision without its ops cannot be
+    imported. For a local build of torch (`+cpu`) there may be no matching one; then an old torchvision is
+    used, which only warns.
     """
     local = torch_version.partition("+")[2]
     if local.startswith("cpu") and python <= (3, 11):
@@ -176,8 +176,8 @@ def torchvision_candidates(torch_version: str, python: tuple[int, int]) -> tuple
 def install_torchvision(install: list[str], advice: str) -> None:
     """Install the best torchvision that loads.
 
-    `install` must leave dependencies alone, or pip would swap torch for the one an older torchvision asks
-    for.
+    `install` must ignore dependencies, or pip would replace torch with the version that an older torchvision
+    requires.
     """
     torch, present = installed("torch"), f"torchvision=={installed('torchvision').partition('+')[0]}"
     candidates = torchvision_candidates(torch, sys.version_info[:2])
@@ -188,16 +188,16 @@ def install_torchvision(install: list[str], advice: str) -> None:
         problem = import_error(venv_python(), ("torchvision",))
         if problem is None:
             return
-        say(f"dev: {candidate} does not load beside torch {torch} ({problem})")
+        say(f"dev: {candidate} does not load with torch {torch} ({problem})")
 
 
 def mend_torchaudio(packages: Path) -> None:
     """Remove torchaudio's compiled library if it does not load, as with a CPU build of torch.
 
-    Without the file the rest of the package imports, which is all that ComfyUI needs to start.
+    Without that file the rest of the package can be imported, which is all that ComfyUI needs to start.
     """
     libraries = list((packages / "torchaudio" / "lib").glob("_torchaudio*"))
     if libraries and import_error(venv_python(), ("torchaudio",)) is not None:
         for library in libraries:
-            say(f"dev: torchaudio/lib/{library.name} does not load beside this torch; removed")
+            say(f"dev: torchaudio/lib/{library.name} does not load with this torch; removed")
             library.unlink()

@@ -1,7 +1,7 @@
-"""Turn a saved workflow into a prompt.
+"""Convert a saved workflow to a prompt.
 
-A workflow as the browser saves it (nodes with positions, links and widget values by position) is not what the
-server runs (inputs by name). The browser converts the one into the other; `to_api` does the same here.
+The browser saves a workflow as nodes with positions, links, and widget values in order; the server runs a
+prompt with inputs by name. The browser converts one to the other, and so does `to_api`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 
 
 class ComfyError(Exception):
-    """The server refused or failed a prompt, or a workflow cannot be turned into one."""
+    """A prompt was rejected or failed, or a workflow cannot be converted to one."""
 
 
 def to_api(workflow: dict, object_info: dict) -> Prompt:
-    """The prompt of a saved workflow; `object_info` is the server's answer of the same name."""
+    """The prompt of a saved workflow; `object_info` is the server's response of the same name."""
     graph = _Graph(workflow)
     prompt: Prompt = {}
     for node in graph.nodes.values():
@@ -44,7 +44,7 @@ def to_api(workflow: dict, object_info: dict) -> Prompt:
 
 
 class _Graph:
-    """A saved workflow's nodes and links, in either of the two formats that the browser has written."""
+    """A saved workflow's nodes and links, in either of the browser's two formats."""
 
     def __init__(self, workflow: dict) -> None:
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -56,12 +56,12 @@ class _Graph:
                 self.links[link[0]] = (link[1], link[2])
 
     def linked_inputs(self, node: dict) -> dict[str, Any]:
-        """The inputs of a node that come from others, by name."""
+        """The inputs of a node that are linked to other nodes, by name."""
         found = {one["name"]: self._source(one.get("link")) for one in node.get("inputs", [])}
         return {name: value for name, value in found.items() if value is not None}
 
     def _source(self, link_id: int | None) -> Any:
-        """Where a link really comes from: through reroutes and bypassed nodes; None when nothing is left."""
+        """The actual source of a link, through reroutes and bypassed nodes; None if there is none."""
         if link_id is None or link_id not in self.links:
             return None
         origin, slot = self.links[link_id]
@@ -79,7 +79,9 @@ class _Graph:
 
 
 def _passed_through(node: dict, slot: int) -> int | None:
-    """The link a bypassed node hands on at an output: of the input opposite, or the first of its type."""
+    """The link that a bypassed node passes on to an output: of the input at the same position, or the first
+    of
+        its type."""
     wanted = node["outputs"][slot]["type"]
     inputs = node.get("inputs", [])
     for one in [*inputs[slot : slot + 1], *inputs]:
@@ -89,7 +91,7 @@ def _passed_through(node: dict, slot: int) -> int | None:
 
 
 def _widget_values(node: dict, spec: dict) -> dict[str, Any]:
-    """A node's widget values by name. The file has them by position, in the order of the node's inputs."""
+    """A node's widget values by name. The file lists them in the order of the node's inputs."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return dict(values)
@@ -98,7 +100,7 @@ def _widget_values(node: dict, spec: dict) -> dict[str, Any]:
         if not _is_widget(kind, options) or not rest:
             continue
         named[name] = rest.pop(0)
-        # The browser adds a widget of its own after a seed, and a button after a file to upload.
+        # The browser adds its own widget after a seed, and a button after an upload.
         if rest and kind == "INT" and _controlled(name, options) and rest[0] in SEED_CONTROLS:
             rest.pop(0)
         elif rest and (options.get("image_upload") or options.get("audio_upload")):
@@ -113,7 +115,7 @@ def _inputs_in_order(spec: dict) -> list[tuple[str, tuple[Any, dict]]]:
 
 
 def _is_widget(kind: Any, options: dict) -> bool:
-    """Whether an input has a value of its own in the browser; a list is a choice in the old notation."""
+    """Whether an input has a widget in the browser; a list is a choice in the old notation."""
     return not options.get("forceInput") and (isinstance(kind, list) or kind in WIDGET_TYPES)
 
 

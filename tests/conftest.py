@@ -1,4 +1,4 @@
-"""Shared set-up: a real ComfyUI on the CPU, the pack as `ras_pack`, and no way out to the network."""
+"""Shared set-up: a real ComfyUI on the CPU, the pack as `ras_pack`, and no network access."""
 
 import ipaddress
 import os
@@ -10,14 +10,14 @@ import pytest
 from support import comfy
 
 try:
-    COMFYUI = comfy.setup(threads=1)  # a second one gains nothing on models this small
+    COMFYUI = comfy.setup(threads=1)  # a second thread gains nothing on models this small
 except comfy.ComfyNotFound as error:
     raise pytest.UsageError(str(error)) from None
 
-import torch  # noqa: E402  (after what setup has libraries read)
+import torch  # noqa: E402  (after setup, which sets what libraries read)
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where Triton's own functions are defined (test_fused.py)
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions are defined (test_fused.py)
 
 from support.families import FAMILIES, Family  # noqa: E402  (needs ComfyUI)
 
@@ -36,13 +36,13 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 @pytest.fixture
 def sd3() -> Family:
-    """Where one family is enough."""
+    """For tests that only need one family."""
     return FAMILIES["sd3"]
 
 
 @pytest.fixture(autouse=True)
 def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that reaches for the network fails with a sentence instead of depending on it."""
+    """Make a test that uses the network fail with a message, instead of depending on the network."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address):

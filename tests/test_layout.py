@@ -1,4 +1,4 @@
-"""The house's rules, read from the source: where imports point, who knows ComfyUI, what no file may say."""
+"""Rules for the source: direction of imports, use of ComfyUI, sizes, and text that no file may contain."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# What each part of ras_core may import of the others. A part is a package, or a module at the top.
+# What each part of ras_core may import from the others. A part is a package, or a module at the top.
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
@@ -30,9 +30,9 @@ MOST_LINES_OF_A_FUNCTION = 46
 USUAL_LINES_OF_A_FUNCTION = 25
 SHARE_OF_USUAL_FUNCTIONS = 0.95
 MOST_PARAMETERS = 6
-KERNELS = "triton_kernels.py"  # what a kernel needs is passed as single numbers and pointers
+KERNELS = "triton_kernels.py"  # kernels take single numbers and pointers
 
-# Every package of the repository but the tests.
+# Every package of the repository except the tests.
 PACKAGES = ("ras_core", "nodes", "lumina_next", "demo", "dev", "bench", "training")
 KNOWS_COMFY = {"host"}
 COMFY = {
@@ -52,7 +52,7 @@ def modules(folder: str) -> list[Path]:
 
 
 def imports(path: Path) -> list[tuple[int, str]]:
-    """Every import of a file, also inside functions: (level of relative import, dotted module)."""
+    """Every import of a file, including those in functions: (level of relative import, dotted module)."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -65,7 +65,7 @@ def imports(path: Path) -> list[tuple[int, str]]:
 
 
 def inside(path: Path) -> list[str]:
-    """What a file imports from this pack, as dotted names from the root: 'ras_core.rows'."""
+    """The pack's modules that a file imports, as dotted names from the root: 'ras_core.rows'."""
     package = path.relative_to(ROOT).parent.parts
     names = []
     for level, module in imports(path):
@@ -75,7 +75,7 @@ def inside(path: Path) -> list[str]:
 
 
 def part(dotted: str) -> str:
-    """The part of ras_core a dotted name belongs to: 'models' of 'ras_core.models.sd3'."""
+    """The part of ras_core that a dotted name belongs to: 'models' of 'ras_core.models.sd3'."""
     return dotted.split(".")[1] if dotted.count(".") else ""
 
 
@@ -87,7 +87,7 @@ def dotted_name(path: Path) -> str:
 @pytest.mark.parametrize("path", modules("ras_core"), ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_in_ras_core_point_down(path):
     own = part(dotted_name(path))
-    allowed = MAY_IMPORT[own] | {own} if own else set()  # a module in no known part fails here
+    allowed = MAY_IMPORT[own] | {own} if own else set()  # fails for a module in no known part
     wrong = [name for name in inside(path) if name.split(".")[0] != "ras_core" or part(name) not in allowed]
     assert wrong == [], f"{own} may import {sorted(allowed)}"
 
@@ -104,7 +104,7 @@ def test_each_package_has_a_page_that_names_its_modules(package):
     assert {name for name in modules_of if f"`{name}`" not in page} == set()
 
 
-def test_no_imports_go_round_in_a_circle():
+def test_there_are_no_import_cycles():
     """Imports inside functions count too."""
     files = {dotted_name(path): path for folder in PACKAGES for path in modules(folder)}
     imported = {name: targets(path, files) - {name} for name, path in files.items()}
@@ -114,7 +114,7 @@ def test_no_imports_go_round_in_a_circle():
 
 
 def targets(path: Path, files: dict[str, Path]) -> set[str]:
-    """The files that a file imports; of a package and a name in it, the name's own file where it has one."""
+    """The files that a file imports; for a name in a package, the name's own file if it has one."""
     package, found = path.relative_to(ROOT).parent.parts, set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom) or (not node.level and node.module == "nodes"):
@@ -141,7 +141,7 @@ def functions(folder: str) -> dict[str, Function]:
 
 
 def lines(function: Function) -> int:
-    """Lines of a function, its docstring among them, decorators left out."""
+    """Number of lines of a function, with its docstring but without decorators."""
     return function.end_lineno - function.lineno + 1
 
 
@@ -170,7 +170,7 @@ def test_functions_of_the_core_have_few_parameters():
 
 
 @pytest.mark.parametrize("path", modules("ras_core"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_only_the_host_part_knows_comfyui(path):
+def test_only_the_package_host_imports_comfyui(path):
     own = part(dotted_name(path))
     comfy = [name for level, name in imports(path) if level == 0 and name.split(".")[0] in COMFY]
     assert not comfy or own in KNOWS_COMFY, f"{own} imports {comfy}"
@@ -181,13 +181,13 @@ def test_only_the_host_part_knows_comfyui(path):
     [path for part in ("method", "kv", "graphs", "run", "render") for path in modules(f"ras_core/{part}")],
     ids=lambda p: str(p.relative_to(ROOT)),
 )
-def test_comfyuis_keys_stand_in_the_host_part(path):
+def test_comfyuis_keys_are_only_in_the_package_host(path):
     keys = strings(ROOT / "ras_core" / "host" / "names.py")
     assert len(keys) > 10 and strings(path) & keys == set()
 
 
 def strings(path: Path) -> set[str]:
-    """The words that a file has as strings."""
+    """The words in string literals of a file."""
     return {
         node.value
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
@@ -196,8 +196,8 @@ def strings(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", modules("nodes"), ids=lambda p: p.name)
-def test_nodes_meet_the_method_through_few_doors(path):
-    """Nodes are faces: they never reach below the host part into selection, tokens, state or adapters."""
+def test_nodes_use_only_the_public_modules(path):
+    """Nodes are only an interface: they never import selection, tokens, state or adapters directly."""
     doors = ("ras_core.errors", "ras_core.config", "ras_core.host", "ras_core.render", "ras_core.run.trace",
              "ras_core.run.live")  # fmt: skip
     reached = [name for name in inside(path) if name.startswith("ras_core.") and not name.startswith(doors)]
@@ -205,14 +205,14 @@ def test_nodes_meet_the_method_through_few_doors(path):
 
 
 @pytest.mark.parametrize("path", modules("lumina_next"), ids=lambda p: p.name)
-def test_a_network_of_the_pack_knows_nothing_of_the_method(path):
-    """It is a model like the host's; only the form of errors is shared."""
+def test_the_packs_own_network_does_not_depend_on_the_method(path):
+    """It is a model like ComfyUI's own; it only shares the form of errors."""
     outside = {name for name in inside(path) if name.split(".")[0] != "lumina_next"}
     assert outside <= {"ras_core.errors"}
 
 
-def test_the_pack_imports_itself_relatively_only():
-    """ComfyUI gives the pack its path as module name, so `import ras_core` works nowhere."""
+def test_the_pack_only_uses_relative_imports_of_itself():
+    """ComfyUI imports the pack with its path as the module name, so `import ras_core` does not work."""
     own = {"ras_core", "lumina_next", "demo", "dev", "training", "bench", "multirate_ras", "ras_pack"}
     files = [*modules("ras_core"), *modules("lumina_next"), *modules("nodes"), ROOT / "__init__.py"]
     wrong = [
@@ -221,7 +221,7 @@ def test_the_pack_imports_itself_relatively_only():
     assert wrong == []
 
 
-# Built from parts, so that this file does not contain what it looks for.
+# Built from parts, so that this file does not contain the text that it searches for.
 MACHINE_PATHS = re.compile(
     "|".join("/" + p + r"/[\w.-]" for p in ("home", "Users", "root", "work", "mnt", "opt"))
 )

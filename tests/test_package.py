@@ -1,4 +1,4 @@
-"""The archive that the registry would hold: what .comfyignore leaves. api/test_archive_server.py runs it."""
+"""The registry's archive: all files not excluded by .comfyignore. api/test_archive_server.py runs it."""
 
 import re
 import struct
@@ -17,7 +17,7 @@ RAW = "https://raw.githubusercontent.com/multirate-ras/multirate-ras/main/"
 
 @pytest.fixture(scope="module")
 def archive() -> set[str]:
-    """The tracked files that an archive holds, as `comfy node pack` chooses them."""
+    """The tracked files in the archive, chosen as by `comfy node pack`."""
     return archive_files()
 
 
@@ -29,7 +29,7 @@ def project() -> dict:
 
 
 class TestContents:
-    def test_nothing_of_tests_benchmarks_tools_or_training(self, archive):
+    def test_no_tests_benchmarks_tools_or_training(self, archive):
         folders = ("tests/", "bench/", "dev/", "training/", ".ci/", ".github/", "assets/")
         assert [name for name in sorted(archive) if name.startswith(folders)] == []
         assert {"Makefile", ".gitignore", ".comfyignore"} & archive == set()
@@ -46,27 +46,27 @@ class TestContents:
         )  # fmt: skip
         assert tracked("--cached", *folders) - archive == set()
 
-    def test_only_folders_that_were_decided_on(self, archive):
-        """A new folder has to be thought about: does it travel?"""
+    def test_only_known_folders(self, archive):
+        """For a new folder, decide whether it is in the archive."""
         known = {
             "nodes", "ras_core", "lumina_next", "web", "locales", "example_workflows", "subgraphs", "demo",
             "docs",
         }  # fmt: skip
         assert {name.split("/")[0] for name in archive if "/" in name} <= known
 
-    def test_the_demos_folder_travels_as_a_whole(self, archive):
-        """Tools belong elsewhere, so that .comfyignore needs no names of files."""
+    def test_the_demo_folder_is_included_completely(self, archive):
+        """Tools belong elsewhere, so that .comfyignore does not have to list single files."""
         assert tracked("--cached", "demo") <= archive
         programs = {name for name in archive if name.startswith("demo/") and name.endswith(".py")}
         assert programs == {"demo/__init__.py", "demo/loader.py", "demo/prompt.py"}
 
-    def test_what_is_left_out_is_whole_folders_and_the_repositorys_own_files(self):
+    def test_only_whole_folders_and_repository_files_are_excluded(self):
         lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
         names = [line for line in lines if line and not line.startswith(("#", "!"))]
         own = {".comfyignore", ".gitignore", "Makefile", "docs/*"}
         assert {name for name in names if not name.endswith("/")} == own
 
-    def test_pictures_of_the_readme_travel(self, archive):
+    def test_images_of_the_readme_are_included(self, archive):
         text = (ROOT / "README.md").read_text(encoding="utf-8")
         pictures = {name for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text) if "://" not in name}
         assert pictures - archive == set()
@@ -76,7 +76,7 @@ class TestContents:
 
 
 class TestMetadata:
-    def test_what_the_registry_asks_for(self, project):
+    def test_required_metadata_of_the_registry(self, project):
         about, comfy = project["project"], project["tool"]["comfy"]
         assert re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,98}", about["name"]) and "comfyui" not in about["name"]
         assert re.fullmatch(r"\d+\.\d+\.\d+", about["version"])
@@ -84,7 +84,7 @@ class TestMetadata:
         assert about["urls"]["Repository"].startswith("https://")
         assert comfy["PublisherId"] and comfy["DisplayName"] and comfy["requires-comfyui"]
 
-    def test_the_changelog_knows_the_version(self, project):
+    def test_the_changelog_lists_the_version(self, project):
         text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
         assert f"## {project['project']['version']}" in text
 

@@ -1,4 +1,4 @@
-"""Rows, grids and the K/V store, by small integers."""
+"""Rows, grids and the K/V store, with small integers."""
 
 import comfy.ops
 import pytest
@@ -43,7 +43,7 @@ class TestRows:
 
     @pytest.mark.parametrize("width", [8, 6], ids=["wide", "narrow"])
     @pytest.mark.parametrize("step", [1, 2], ids=["close", "apart"])
-    def test_a_writer_puts_and_moves_what_scatter_and_gather_do(self, width, step):
+    def test_a_row_writer_equals_scatter_and_gather(self, width, step):
         """Rows of 32 bytes are written as 16-byte elements if fresh rows are contiguous."""
         kept, before = (
             torch.arange(2 * 3 * 8.0).view(2, 3, 8)[..., :width].contiguous(),
@@ -59,14 +59,14 @@ class TestRows:
             assert torch.equal(kept, expected)
         assert torch.equal(before.flatten(0, 1)[index], fresh.flatten(0, 1)) and not torch.equal(old, fresh)
 
-    def test_one_of_the_heads_that_are_equal(self):
+    def test_one_of_several_equal_heads(self):
         heads = torch.arange(2 * 2 * 3 * 4).view(2, 2, 3, 4)  # two images, two heads, three rows
         repeated = heads.movedim(1, 2).repeat_interleave(2, dim=2).movedim(2, 1)
         assert torch.equal(rows_first(repeated, 2), heads.movedim(1, 2))
         assert torch.equal(rows_first(heads), heads.movedim(1, 2))
         assert rows_first(repeated, 2).data_ptr() == repeated.data_ptr()
 
-    def test_scratch_is_one_memory_for_all_shapes(self):
+    def test_scratch_uses_one_buffer_for_all_shapes(self):
         scratch, large, small = Scratch(), torch.zeros(2, 9, 4), torch.zeros(2, 5, 4)
         first = scratch.empty(0, large, torch.float32)
         assert scratch.empty(0, large, torch.float32) is first
@@ -100,12 +100,12 @@ class TestGrid:
         values = image.pool(pixels)
         assert torch.equal(image.smooth(values), frame.smooth(values))
 
-    def test_the_mean_over_a_token_leaves_padding_out(self):
-        """One token of 2 x 2 x 2 over 1 x 1 x 2 pixels, and its neighbour along w over a single one."""
+    def test_the_mean_over_a_token_excludes_padding(self):
+        """One token of 2 x 2 x 2 covers 1 x 1 x 2 pixels, and its neighbour along w only one."""
         grid = TokenGrid((1, 1, 3), (2, 2, 2))
         assert grid.pool(torch.tensor([[[[1.0, 3.0, 7.0]]]])).tolist() == [[2, 7]]
 
-    def test_neighbours_are_those_of_the_same_frame(self):
+    def test_neighbours_are_in_the_same_frame(self):
         grid = TokenGrid((2, 1, 3), (1, 1, 1))
         values = torch.tensor([[0.0, 0.0, 6.0, 1.0, 1.0, 1.0]])
         assert grid.smooth(values).tolist() == [[0, 2, 3, 1, 1, 1]]
@@ -136,14 +136,14 @@ class TestStore:
     def _keys(self, store, branches):
         return store.slots_for(tuple(branches))[0, 0].image_only().key[..., 0].tolist()
 
-    def test_split_and_joined_again(self):
+    def test_split_and_joined(self):
         store = self._filled([1, 2])
         assert self._keys(store, [2]) == [[20, 21]]
         assert self._keys(store, [1]) == [[10, 11]]
         assert self._keys(store, [2, 1]) == [[20, 21], [10, 11]]
         assert self._keys(store, [1, 2]) == [[10, 11], [20, 21]]
 
-    def test_branches_that_were_filled_apart_join_with_different_text(self):
+    def test_branches_that_were_filled_separately_join_with_different_text(self):
         store = self._filled([1], text=1)
         self._fill(store, [2], text=3)
         assert self._keys(store, [1, 2]) == [[10, 11], [20, 21]]
@@ -162,7 +162,7 @@ class TestStore:
         key, _ = self._update(slots, fresh, [[0]], 2)
         assert key[..., 0].tolist() == [[5, 6, 8, 11]]
 
-    def test_an_attention_without_a_cache_is_a_surprise(self):
+    def test_an_attention_without_a_cache_is_an_error(self):
         with pytest.raises(RegionalAbort):
             self._update({}, torch.zeros(1, 1, 1), [[0]], 0)
 
@@ -188,12 +188,12 @@ class TestCost:
         # 2 * (4 * 11 + 3 * 7 + 2 * (4 + 3) * (8 + 3) * 2) = 2 * (65 + 308)
         assert profile.step_flops(n_tokens=8, n_active=4, n_text=3) == 746
 
-    def test_a_run_that_is_half_free(self):
+    def test_speedup_with_two_of_three_steps_at_half_the_tokens(self):
         profile = CostProfile(image_weights=10, text_weights=0, joint_width=0)
         assert expected_speedup(profile, 8, 0, [8, 4, 4]) == pytest.approx(24 / 16)
 
     def test_sd3_medium_at_full_size(self):
-        """By hand: 24 blocks of 24 d^2 FLOPs a token and stream, and attention; 154 text tokens."""
+        """By hand: 24 blocks with 24 d^2 FLOPs per token and stream, and attention; 154 text tokens."""
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
         from ras_pack.ras_core.models import adapter_for
@@ -208,7 +208,7 @@ class TestCost:
             )  # fmt: skip
         profile = adapter_for(network).cost_profile(network)
         assert profile.image_weights == 24 * 12 * 1536**2
-        assert profile.text_weights == 23 * 12 * 1536**2 + 3 * 1536**2  # the last block only needs their keys
+        assert profile.text_weights == 23 * 12 * 1536**2 + 3 * 1536**2  # last block: only keys and values
         dense = {0, 1, 2, 3, 12, 20}
         speedups = []
         for ratio in (0.5, 0.25, 0.125):
@@ -218,7 +218,7 @@ class TestCost:
 
 
 @pytest.mark.parametrize("operations", ["disable_weight_init", "manual_cast", "mixed"])
-def test_linear_layers_count_in_whatever_form_comfyui_makes_them(operations):
+def test_linear_layers_count_in_every_form_that_comfyui_creates(operations):
     kinds = {"mixed": getattr(comfy.ops, "mixed_precision_ops", lambda: None)} | {
         name: lambda name=name: getattr(comfy.ops, name) for name in ("disable_weight_init", "manual_cast")
     }

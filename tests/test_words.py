@@ -1,4 +1,4 @@
-"""Rejected words stay out of the pack: translated sentences, and names with several meanings."""
+"""Rejected words stay out of the repository: translated sentences, and names with several meanings."""
 
 import re
 
@@ -7,6 +7,8 @@ from support.archive import tracked
 from support.comfy import ROOT
 
 PACK = ("ras_core/", "nodes/", "lumina_next/", "web/", "locales/", "README.md", "CHANGELOG.md", "__init__.py")
+
+TOOLS = ("bench/", "dev/", "training/", "demo/", "tests/")
 
 REJECTED = {
     r"\bpictures?\b": "image",
@@ -29,19 +31,41 @@ REJECTED = {
     r"\b(wishes|slabs?|purse|ferry|landings?)\b": "preferences, arena, token budget, offloader, row writer",
     r"\bhooks\.py\b|\bfused\.py\b|\bclock\.py\b": "the module's name of today",
     r"\baufgezeichnet\b": "erfasst (a CUDA graph)",
+    r"\bbeside (each|one an)other\b": "in a row, compared, in turns",
+    r"\b(is|are|was|were) told (of|in)\b|\btold of\b|told_of": "is reported, is logged",
+    r"\b(which|that) they stood\b": "its address",
+    r"\bsteps without number\b|\bspoken of\b|\bfor people\b": "translated: name what is meant",
+    r"\b(made ready|not to its end)\b": "prepared; not completely",
+    r"\b(for|at|through|by) (a|another|few) doors?\b|few_doors": "interface, wrapper",
+    r"\bhands? on\b|\bhanded on\b": "passes",
+    r"\bis had\b|\bcan be had\b|\bat hand\b": "is available, is installed",
+    r"\ba person's\b": "the user's",
+    r"leaves?_the_others?_alone|_and_says?_(so|why)\b|_is_told\b|_are_told\b": "plain English names",
 }
 """What not to write, as a regular expression, and what to write instead."""
 
+OF_THE_PACK = (r"\bpictures?\b", r"\brecordings?\b|\brecorded\b")
+"""Rejected in the pack only: names in the tools, and stored reference runs of the tests."""
 
-def pack_texts() -> dict[str, str]:
-    """Python, Markdown and translations of the pack, by path."""
-    names = [name for name in tracked() if name.startswith(PACK) and name.endswith((".py", ".md", ".json"))]
-    return {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
+
+def read(folders: tuple[str, ...], endings: tuple[str, ...]) -> dict[str, str]:
+    """Texts of the tracked files in these folders, by path; this file contains what it rejects."""
+    names = [name for name in tracked() if name.startswith(folders) and name.endswith(endings)]
+    return {
+        name: (ROOT / name).read_text(encoding="utf-8") for name in names if name != "tests/test_words.py"
+    }
 
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, str]:
-    return pack_texts()
+    """Python, Markdown and translations of the pack."""
+    return read(PACK, (".py", ".md", ".json"))
+
+
+@pytest.fixture(scope="module")
+def texts_of_tools() -> dict[str, str]:
+    """Programs and pages of everything that is not in the archive, and of the demo."""
+    return read(TOOLS, (".py", ".md", ".sh", ".mjs"))
 
 
 def found(pattern: str, texts: dict[str, str]) -> list[str]:
@@ -59,8 +83,15 @@ def test_rejected_words_do_not_occur(pattern, texts):
     assert found(pattern, texts) == [], f"write instead: {REJECTED[pattern]}"
 
 
-def test_all_parts_of_the_pack_are_read(texts):
+@pytest.mark.parametrize("pattern", [pattern for pattern in REJECTED if pattern not in OF_THE_PACK])
+def test_rejected_words_do_not_occur_in_the_tools(pattern, texts_of_tools):
+    assert found(pattern, texts_of_tools) == [], f"write instead: {REJECTED[pattern]}"
+
+
+def test_all_parts_are_read(texts, texts_of_tools):
     assert all(any(name.startswith(part) for name in texts) for part in PACK)
+    assert all(any(name.startswith(part) for name in texts_of_tools) for part in TOOLS)
+    assert set(OF_THE_PACK) <= set(REJECTED)
 
 
 def test_a_sentence_that_was_rejected_is_found():

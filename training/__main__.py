@@ -1,6 +1,6 @@
 """`python -m training collect`, then `python -m training train`, from the repository's root.
 
-The folder itself can be started as well, from anywhere: `python path/to/training train`.
+Running the folder works too, from any directory: `python path/to/training train`.
 """
 
 import logging
@@ -13,7 +13,7 @@ from dev.pack import import_from_pack, register_pack
 
 COMMANDS = ("collect", "train")
 
-register_pack()  # also in the processes that render images, which import this file again
+register_pack()  # also needed in the processes that render images, which import this file again
 
 if __name__ == "__main__":
     if sys.argv[1:2] not in [[name] for name in COMMANDS]:

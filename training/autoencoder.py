@@ -25,7 +25,7 @@ WARMUP_STEPS = 100
 
 
 def build_autoencoder() -> nn.ModuleDict:
-    """Encoder and decoder under the names of ComfyUI's state dict. Its convolutions come uninitialised."""
+    """Encoder and decoder with the names of ComfyUI's state dict. Their convolutions are not initialised."""
     model = nn.ModuleDict(
         {
             "taesd_encoder": taesd.Encoder(latent_channels=16),
@@ -42,7 +42,7 @@ def build_autoencoder() -> nn.ModuleDict:
 
 
 def random_crops(pictures: Tensor, backgrounds: Tensor, batch: int) -> Tensor:
-    """Square crops (b, 3, 128, 128) of random pictures on random backgrounds, some of them shrunk."""
+    """Square crops (b, 3, 128, 128) of random images on random backgrounds, some of them downscaled."""
     source, device = random.choice(CROP_SOURCES), pictures.device
     row = torch.randint(len(pictures), (batch, 1, 1), device=device)
     corner = torch.randint(pictures.shape[1] - source + 1, (2, batch, 1, 1), device=device)
@@ -66,11 +66,11 @@ def picture_loss(out: Tensor, image: Tensor) -> Tensor:
 
 
 def training_loss(model: nn.ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss and the plain squared error.
+    """Loss, and the squared error alone.
 
-    The latent is drawn towards mean 0 and variance 1 per channel, gets a little noise so that the decoder
-    forgives the sampler, and its half-size version must decode to the half-size picture: latents that scale
-    like pictures are easier for a transformer to model.
+    The latent is pulled towards mean 0 and variance 1 per channel. A little noise is added, so that the
+    decoder tolerates errors of the sampler. The latent at half size must decode to the image at half size:
+    latents that scale like images are easier for a transformer to model.
     """
     latent = model["taesd_encoder"](image).float()
     mean, variance = latent.mean(dim=(0, 2, 3)), latent.var(dim=(0, 2, 3))
@@ -84,7 +84,7 @@ def training_loss(model: nn.ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_autoencoder(pictures: Tensor, seconds: float, batch: int, compiled: bool) -> nn.ModuleDict:
-    """Train for a fixed time; the learning rate follows the clock."""
+    """Train for a fixed time; the learning rate depends on the elapsed time."""
     device = pictures.device
     rng = random.Random(0)
     backgrounds = gradient_canvas([random_background(rng) for _ in range(512)], 64, device)
@@ -117,7 +117,7 @@ def _psnr(error: float) -> float:
 
 @torch.no_grad()
 def measure_psnr(model: nn.ModuleDict, pictures: Tensor) -> float:
-    """Mean PSNR (dB) over whole 512-px pictures on random backgrounds, float32."""
+    """Mean PSNR (dB) over whole 512-px images on random backgrounds, float32."""
     rng, values = random.Random(1), []
     for part in pictures.split(8):
         backgrounds = [random_background(rng) for _ in part]
@@ -128,7 +128,7 @@ def measure_psnr(model: nn.ModuleDict, pictures: Tensor) -> float:
 
 
 def whole_pictures(pictures: Tensor, canvas: Tensor, rng: random.Random) -> Tensor:
-    """Pictures at a random size between 80 and 95 % and a small shift, on their canvases."""
+    """Place images on their canvases, at a random size between 80 and 95 % and with a small shift."""
     scale = torch.tensor([rng.uniform(0.80, 0.95) for _ in pictures], device=pictures.device)
     shift = torch.tensor([[rng.uniform(-0.04, 0.04) for _ in "xy"] for _ in pictures], device=pictures.device)
     return compose(pictures, canvas, scale, shift)

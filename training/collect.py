@@ -35,7 +35,7 @@ SVG = (
 
 @dataclass(frozen=True)
 class Item:
-    """One picture: its style word, code point(s), English name, search tags and file in the archive."""
+    """One image: its style word, code point(s), English name, search tags and file in the archive."""
 
     style: str
     hexcode: str
@@ -52,12 +52,12 @@ def concepts(root: Path) -> list[dict[str, Any]]:
 
 
 def plain_code(hexcode: str) -> str:
-    """Lower-case code without the emoji variation selector, as the packs disagree on it."""
+    """Lower-case code without the emoji variation selector, which only some of the packs include."""
     return hexcode.lower().replace("-fe0f", "")
 
 
 def svg_items(root: Path, style: str, entries: list[dict[str, Any]]) -> Iterator[tuple[Item, str]]:
-    """Items of one icon set with their SVG text. A set without code points borrows noto's names."""
+    """Items of one icon set with their SVG text. A set without code points uses noto's names."""
     icons = _read(root, SVG_PACKS[style], "icons.json")
     chars = _read(root, SVG_PACKS[style], "chars.json") or _read(root, SVG_PACKS["noto"], "chars.json")
     names = {plain_code(code): name for code, name in chars.items()}
@@ -70,7 +70,7 @@ def svg_items(root: Path, style: str, entries: list[dict[str, Any]]) -> Iterator
 
 
 def webp_items(root: Path, entries: list[dict[str, Any]]) -> Iterator[tuple[Item, Path]]:
-    """Items of the 3-D set with the path of their picture."""
+    """Items of the 3-D set with the path of their image."""
     folder = root / WEBP_PACK / "package/assets"
     files = {plain_code(path.stem): path for path in folder.glob("*.webp")}
     for entry in entries:
@@ -80,7 +80,7 @@ def webp_items(root: Path, entries: list[dict[str, Any]]) -> Iterator[tuple[Item
 
 
 def collect(root: Path, target: Path) -> int:
-    """Write the archive and return the number of pictures in it."""
+    """Write the archive and return the number of images in it."""
     entries, items = concepts(root), []
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for style in SVG_PACKS:

@@ -1,4 +1,4 @@
-"""Pictures and prompts: rendering, the held-out rule, prompt variants and backgrounds."""
+"""Images and prompts: rendering, the held-out rule, prompt variants and backgrounds."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ class Background:
 
 
 def is_held_out(hexcode: str, style: str) -> bool:
-    """Whether a (concept, style) pair is kept out of training: one pair in ten, by CRC-32 of its name."""
+    """Whether a (concept, style) pair is excluded from training: one in ten, by the CRC-32 of its name."""
     return zlib.crc32(f"{hexcode.upper()}:{style}".encode()) % HELD_OUT_ONE_IN == 0
 
 
 def read_items(archive: Path) -> list[Item]:
-    """All pictures the archive lists."""
+    """All images listed in the archive."""
     with zipfile.ZipFile(archive) as file:
         return [Item(**entry) for entry in json.loads(file.read("items.json"))]
 
@@ -102,7 +102,7 @@ def _render(archive: Path, name: str) -> np.ndarray:
 
 
 def random_background(rng: random.Random) -> Background:
-    """55 % plain, 25 % a colour that fades lighter or darker, 20 % two named colours."""
+    """55 % plain, 25 % gradients to a lighter or darker shade, 20 % gradients of two named colours."""
     name = rng.choice(list(COLOURS))
     top, kind = _jittered(name, rng), rng.random()
     if kind < 0.55:
@@ -120,7 +120,7 @@ def _jittered(name: str, rng: random.Random) -> tuple[float, ...]:
 
 
 def prompt_words(item: Item, background: Background | None, rng: random.Random) -> list[str]:
-    """One way to ask for this picture: style, label and background, with words left out at random."""
+    """A random prompt for this image: style, label and background, with words omitted at random."""
     words = _subject_words(item, rng)
     if rng.random() < 0.85:
         words = [item.style, *words]
@@ -130,7 +130,7 @@ def prompt_words(item: Item, background: Background | None, rng: random.Random) 
 
 
 def full_prompt(item: Item, background: str) -> str:
-    """The whole prompt of a picture, as quality measurements should ask for it."""
+    """The full prompt of an image, for quality measurements."""
     return f"{item.style} {' '.join(split_words(item.label))} on {background}"
 
 
@@ -149,13 +149,13 @@ def _subject_words(item: Item, rng: random.Random) -> list[str]:
 
 
 class Vocabulary:
-    """Word numbers for a table of word vectors; number 0 is the zero row that pads."""
+    """Indices of words in a table of word vectors; index 0 is the zero row for padding."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def encode(self, words: list[str]) -> list[int]:
-        """Numbers of up to 16 words, padded with zeros."""
+        """Indices of up to 16 words, padded with zeros."""
         row = [self.numbers.setdefault(word, len(self.numbers) + 1) for word in words[:MAX_WORDS]]
         return row + [0] * (MAX_WORDS - len(row))
 
@@ -165,14 +165,14 @@ class Vocabulary:
 
 
 def embed_numbers(table: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Context (b, 16, 64) and pooled vector (b, 64) as `encode_prompt` gives them."""
+    """Context (b, 16, 64) and pooled vector (b, 64) as from `encode_prompt`."""
     context = table[numbers]
     count = (numbers > 0).sum(dim=1, keepdim=True).clamp(min=1)
     return context, context.sum(dim=1) / count.sqrt()
 
 
 def gradient_canvas(backgrounds: list[Background], size: int, device: torch.device) -> Tensor:
-    """Backgrounds as RGB pictures (b, 3, size, size) in 0..1."""
+    """Backgrounds as RGB images (b, 3, size, size) in 0..1."""
     top = torch.tensor([b.top for b in backgrounds], device=device)[:, :, None, None]
     bottom = torch.tensor([b.bottom for b in backgrounds], device=device)[:, :, None, None]
     slope = torch.tensor([b.angle for b in backgrounds], device=device)[:, None, None, None]
@@ -182,7 +182,7 @@ def gradient_canvas(backgrounds: list[Background], size: int, device: torch.devi
 
 
 def compose(pictures: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Put premultiplied uint8 pictures (b, h, w, 4), scaled and shifted, on canvases (b, 3, s, s)."""
+    """Put premultiplied uint8 images (b, h, w, 4), scaled and shifted, on canvases (b, 3, s, s)."""
     layers = pictures.permute(0, 3, 1, 2).float() / 255
     size = canvas.shape[-1]
     if layers.shape[-1] != size:

@@ -40,13 +40,13 @@ UNIFORM_TIME_SHARE = 0.1
 SAMPLE_CFG = 3.5
 LEAST_AGREEMENT = 0.98
 SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 250, 60.0
-BURST, KEEP_EVERY = 1.25, 10  # a loss of so many times the usual one has diverged; looks between copies
+BURST, KEEP_EVERY = 1.25, 10  # relative loss that counts as divergence; checks between copies
 GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution of the training: picture size, batch and the share of the time at which it ends."""
+    """One resolution of the training: image size, batch size, and the share of the time at which it ends."""
 
     size: int
     batch: int
@@ -55,7 +55,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run: its stages, variants of each picture kept as latents, and prompts a variant."""
+    """A training run: its stages, latent variants of each image, and prompts per variant."""
 
     stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
     variants: int = 6
@@ -71,13 +71,13 @@ SMOKE_PLAN = Plan(
 
 @dataclass(frozen=True)
 class LatentBank:
-    """Latents (n, 16, h, w) fp16 and, for each, word numbers (n, prompts, 16) of several prompts."""
+    """Latents (n, 16, h, w) fp16 and, for each, word indices (n, prompts, 16) of several prompts."""
 
     latents: Tensor
     numbers: Tensor
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch of latents and word numbers, some of them empty."""
+        """A random batch of latents and word indices; some prompts are empty."""
         chance = {"device": self.latents.device, "generator": generator}
         row = torch.randint(len(self.latents), (batch,), **chance)
         prompt = torch.randint(self.numbers.shape[1], (batch,), **chance)
@@ -88,7 +88,9 @@ class LatentBank:
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: object
 ) -> Tensor:
-    """What ComfyUI's attention computes, without its switches, so that compilation sees one operation."""
+    """Computes the same as ComfyUI's attention, but without its branches, so that it compiles to one
+    operation.
+    """
     if not options.get("skip_reshape"):
         q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
@@ -96,9 +98,9 @@ def plain_attention(
 
 
 def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Rotary angles of the first row for the whole batch, computed once for each number of tokens.
+    """Use the first row's rotary angles for the whole batch, computed once for each number of tokens.
 
-    Compiled code then reads a table; it has no double-precision trigonometry of its own.
+    Compiled code then reads a table instead of computing trigonometry in double precision.
     """
     tables: dict[int, Tensor] = {}
 
@@ -111,7 +113,9 @@ def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def plain_rotation(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary embedding of queries and keys (b, n, heads, d) by (1, n, 1, d / 2, 2, 2), nothing in place."""
+    """Rotary embedding of queries and keys (b, n, heads, d) by (1, n, 1, d / 2, 2, 2), without in-place
+    operations.
+    """
     return _rotate(q, angles), _rotate(k, angles)
 
 
@@ -121,7 +125,7 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def build_network(family: str) -> nn.Module:
-    """The family's network with plain torch layers, freshly initialised. Gates and output start at zero."""
+    """The family's network with plain torch layers, newly initialised. Gates and output start at zero."""
     config = dict(FAMILIES[family].unet_config)
     if family == "sd3":
         network = mmdit.OpenAISignatureMMDITWrapper(**config, operations=nn)
@@ -144,7 +148,7 @@ def build_network(family: str) -> nn.Module:
 def _initialise(name: str, parameter: Tensor) -> None:
     if (
         name == "cap_embedder.1.bias"
-    ):  # padding rows must not be zero: eight norms would blow up their gradient
+    ):  # padding rows must not be zero: eight norms would make their gradient explode
         nn.init.normal_(parameter, std=0.5)
     elif "adaLN_modulation" in name or name.startswith("final_layer") or name.endswith("bias"):
         nn.init.zeros_(parameter)
@@ -159,7 +163,7 @@ def _initialise(name: str, parameter: Tensor) -> None:
 def predict(
     network: nn.Module, family: str, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
 ) -> Tensor:
-    """Noise minus picture, called as ComfyUI calls the family at noise level `sigma` (b,)."""
+    """Predicted noise minus image; calls the network as ComfyUI does at noise level `sigma` (b,)."""
     if family == "sd3":
         return network(x, sigma * 1000, context=context, y=pooled)
     return network._forward(x, sigma, context, context.shape[1])
@@ -171,7 +175,7 @@ def shift_time(u: Tensor, shift: float) -> Tensor:
 
 
 def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
-    """Shifted logit-normal noise levels, one in ten uniform so that both ends are seen."""
+    """Shifted logit-normal noise levels, one in ten uniform, so that both ends occur."""
     chance = {"device": generator.device, "generator": generator}
     normal = shift_time(torch.sigmoid(torch.randn(batch, **chance)), TRAINING_SHIFT)
     uniform = torch.rand(batch, **chance)
@@ -179,7 +183,8 @@ def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
 
 
 class DivergenceGuard:
-    """Watches a trainer's loss; when it bursts, takes everything back to when it was well, plain and slower.
+    """Watches a trainer's loss. On divergence, it restores the last good state, without compilation and with
+    half the learning rate.
 
     Attributes:
         rate_share: factor on the learning rate.
@@ -191,8 +196,8 @@ class DivergenceGuard:
         self._kept: list[dict] = []
 
     def look(self, loss: float, size: int) -> None:
-        """The mean loss of the latest steps, at pictures of this `size`."""
-        if size != self._size:  # losses of another size compare with nothing
+        """Check the mean loss of the latest steps with images of this `size`."""
+        if size != self._size:  # losses of different sizes cannot be compared
             self._size, self._usual = size, math.inf
         if not loss < BURST * self._usual:
             if self._kept:
@@ -218,24 +223,26 @@ class DivergenceGuard:
         return self._trainer.network, self._trainer.average, self._trainer.optimizer
 
 
-class Recorded:
-    """A step as a CUDA graph: launching its thousands of small kernels takes longer than they run."""
+class Captured:
+    """A step captured as a CUDA graph: launching its thousands of small kernels takes longer than running
+    them.
+    """
 
     WARM_UP = 3
 
     def __init__(self, trainer: Trainer, batch: tuple[Tensor, ...]) -> None:
         self._places = tuple(tensor.clone() for tensor in batch)
         start = time.monotonic()
-        for _ in range(self.WARM_UP):  # compiles, and lets libraries set up
+        for _ in range(self.WARM_UP):  # compiles, and initialises libraries
             trainer.descend(self._places)
         trainer.optimizer.zero_grad(set_to_none=True)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
             self._loss = trainer.descend(self._places)
-        log.info("%s: step recorded in %.0f s", trainer.family, time.monotonic() - start)
+        log.info("%s: step captured in %.0f s", trainer.family, time.monotonic() - start)
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Replay on this batch; returns the loss, good until the next step."""
+        """Replay with this batch; returns the loss, which is valid until the next step."""
         for place, tensor in zip(self._places, batch, strict=True):
             place.copy_(tensor)
         self._graph.replay()
@@ -248,20 +255,20 @@ class Trainer:
     def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
         torch.manual_seed(0)
         self.family, self.device, self.plan = family, device, plan
-        # Its own: the default one belongs to a recorded step, and to a recording that failed.
+        # A separate generator: the default one is used by a captured step, also by a failed capture.
         self.generator = torch.Generator(device)
         self.generator.seed()
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
-        # On a GPU NextDiT's step is recorded (`Recorded`), for which the rate has to be a tensor.
-        self.is_recorded = device.type == "cuda" and family == "lumina2"
-        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.is_recorded else 1e-3
+        # On a GPU NextDiT's step is captured (`Captured`), which needs the rate as a tensor.
+        self.uses_graph = device.type == "cuda" and family == "lumina2"
+        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.uses_graph else 1e-3
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True,
-            capturable=self.is_recorded,
+            capturable=self.uses_graph,
         )  # fmt: skip
-        self._records: dict[int, Recorded] = {}
+        self._captured: dict[int, Captured] = {}
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.history = 0, []
         self.loss_sum, self.recent_loss = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -272,7 +279,7 @@ class Trainer:
         self.guard = DivergenceGuard(self)
 
     def _compile(self) -> None:
-        """SD3 as a whole, which takes a minute; of NextDiT the elementwise parts (lean.py)."""
+        """Compile SD3 as a whole, which takes a minute; of NextDiT only the elementwise parts (lean.py)."""
         torch._dynamo.config.recompile_limit = 64
         if self.family == "sd3":
             self._loss = torch.compile(self._raw_loss, dynamic=False)
@@ -280,8 +287,8 @@ class Trainer:
             self.parts.update(lean.compiled())
 
     def _stop_compiling(self) -> None:
-        """Back to plain code, which needs more memory: with half the batch."""
-        self._records.clear()
+        """Return to plain code with half the batch size, since it needs more memory."""
+        self._captured.clear()
         self._loss, self.share = self._raw_loss, 0.5
         self.parts.update(lean.PLAIN)
 
@@ -294,7 +301,7 @@ class Trainer:
         return self._mixed(self._loss, self.noised(latent, numbers))
 
     def noised(self, latent: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """What the loss takes: noisy latents, levels, context, pooled vectors and targets."""
+        """Inputs of the loss: noisy latents, levels, context, pooled vectors and targets."""
         context, pooled = embed_numbers(self.table, numbers)
         sigma = random_sigma(len(latent), self.generator)
         noise = torch.randn(latent.shape, device=self.device, generator=self.generator)
@@ -306,7 +313,7 @@ class Trainer:
             return function(*batch)
 
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
-        """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
+        """One optimiser step; the learning rate is constant for half of the time, then decays as a cosine."""
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
         rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
         self._set_rate(rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall)))))
@@ -325,21 +332,21 @@ class Trainer:
                 group["lr"] = rate
 
     def _update(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """One change of the weights; returns the loss."""
-        if not self.is_recorded:
+        """Update the weights once; returns the loss."""
+        if not self.uses_graph:
             return self.descend(batch)
         rows = batch[0].shape[-1]
-        if rows not in self._records:
+        if rows not in self._captured:
             try:
-                self._records[rows] = Recorded(self, batch)
+                self._captured[rows] = Captured(self, batch)
             except Exception:  # the driver may refuse; plain training always works
-                log.exception("%s: a step cannot be recorded, plain steps from here", self.family)
-                self.is_recorded = False
+                log.exception("%s: a step cannot be captured, using plain steps from here", self.family)
+                self.uses_graph = False
                 return self.descend(batch)
-        return self._records[rows](batch)
+        return self._captured[rows](batch)
 
     def descend(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Gradient and optimiser on one batch; returns the loss."""
+        """Compute the gradient of a batch and apply the optimiser; returns the loss."""
         loss = self._mixed(self._loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -348,7 +355,7 @@ class Trainer:
         return loss.detach()
 
     def resume(self, work: Path) -> None:
-        """Go on from the whole state of an earlier call, else from packed weights, if the folder has any."""
+        """Continue from the full state of an earlier call, or else from packed weights, if there are any."""
         state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
         if state.exists():
             saved = torch.load(state, map_location=self.device)
@@ -361,17 +368,17 @@ class Trainer:
             self.network.load_state_dict(weights, strict=False)
             self.average.load_state_dict(weights, strict=False)
         log.info(
-            "%s goes on from %s", self.family, next((p for p in (state, packed) if p.exists()), "nothing")
+            "%s continues from %s", self.family, next((p for p in (state, packed) if p.exists()), "nothing")
         )
 
     def save_state(self, work: Path) -> None:
-        """Everything the next call needs to go on as if there had been no break."""
+        """Save everything that the next call needs to continue without a difference."""
         state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "history": self.history}
         torch.save(state, work / f"state_{self.family}.pt")
 
     def check_compiled(self, banks: dict[int, LatentBank], begin: float = 0.0) -> None:
-        """Compile for the stage at `begin`; plain code again when that fails or gives another gradient."""
+        """Compile for the stage at `begin`; return to plain code if that fails or changes the gradient."""
         if not self.plan.compiled:
             return
         try:
@@ -387,7 +394,7 @@ class Trainer:
                 )
                 if not agreement > LEAST_AGREEMENT:
                     raise RuntimeError(f"compiled gradient has cosine {agreement} with the plain one")
-        except Exception:  # the compiler may fail in many ways, plain training always works
+        except Exception:  # the compiler may fail in many ways; plain training always works
             log.exception("%s trains without torch.compile", self.family)
             self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
@@ -439,7 +446,7 @@ class Trainer:
 def encode_bank(
     encoder: nn.Module, pictures: Tensor, items: list[Item], size: int, plan: Plan, vocabulary: Vocabulary
 ) -> LatentBank:
-    """Encode several variants of every picture, each with its own background and prompts."""
+    """Encode several variants of every image, each with its own background and prompts."""
     rng, device = random.Random(size), pictures.device
     latents, numbers = [], []
     for _ in range(plan.variants):
@@ -461,7 +468,7 @@ def encode_bank(
 def sample(
     network: nn.Module, family: str, prompts: list[str], shift: float, steps: int, device: torch.device
 ) -> Tensor:
-    """512-px latents of prompts: Euler steps with guidance from seeded noise, as KSampler does them."""
+    """512-px latents of prompts: Euler steps with guidance from seeded noise, as in KSampler."""
     pairs = [encode_prompt(prompt) for prompt in prompts]
     context = torch.cat([pair[0] for pair in pairs]).to(device)
     pooled = torch.cat([pair[1] for pair in pairs]).to(device)
@@ -478,7 +485,7 @@ def sample(
 
 @torch.no_grad()
 def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
-    """Loss of the averaged weights on fixed rows, noise and levels, with text."""
+    """Loss of the averaged weights for fixed rows, noise and levels, with text."""
     values = []
     trainer.generator.manual_seed(1)
     for first in range(0, min(rows, len(bank.latents)), 32):
@@ -492,7 +499,7 @@ def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
 
 
 def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Path) -> dict[str, float]:
-    """Sample held-out prompts in float and from the packed weights; save grids, return PSNR between them."""
+    """Sample held-out prompts with float and packed weights; save grids, return the PSNR between them."""
     picked = random.Random(3).sample(held_out, min(16, len(held_out)))
     prompts = [full_prompt(item, GRID_COLOURS[i % len(GRID_COLOURS)]) for i, item in enumerate(picked)]
     device = trainer.device
@@ -516,12 +523,12 @@ def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Pa
 
 @torch.no_grad()
 def decode(decoder: nn.Module, latents: Tensor) -> Tensor:
-    """Pictures (b, 3, h, w) in 0..1."""
+    """Decode latents to images (b, 3, h, w) in 0..1."""
     return torch.cat([decoder(part).clamp(0, 1) for part in latents.split(4)])
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 4) -> None:
-    """Write pictures as one PNG, row by row."""
+    """Write images as one PNG, row by row."""
     from PIL import Image
 
     columns = min(columns, len(images))
@@ -531,7 +538,7 @@ def save_grid(images: Tensor, path: Path, columns: int = 4) -> None:
 
 
 def load_autoencoder(path: Path, device: torch.device) -> nn.ModuleDict:
-    """The trained pair in float32."""
+    """The trained encoder and decoder in float32."""
     state = {name: tensor.float() for name, tensor in load_file(path).items() if name.startswith("taesd")}
     model = build_autoencoder()
     model.load_state_dict(state)
@@ -552,10 +559,11 @@ def train_family(
     """Wait for the autoencoder, encode, train a span of the plan until the deadline, measure and save."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if device.type == "cuda":  # gradients are summed on the stream of their first use, which no
-        torch.cuda.set_stream(
-            torch.cuda.Stream()
-        )  # recording can leave: everything is on one, not the default
+    if device.type == "cuda":
+        # Gradients are summed on the stream of their first use, also in a capture, so all work is on one
+        # stream.
+        # It is not the default stream, on which nothing can be captured.
+        torch.cuda.set_stream(torch.cuda.Stream())
     trainer = Trainer(family, device, plan)
     trainer.resume(work)
     while not autoencoder.exists():
@@ -576,7 +584,7 @@ def train_family(
     trainer.table = vocabulary.table().to(device)
     log.info("%s: banks of %d latents in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
     figures = {"first_test_loss": fixed_loss(trainer, test_bank)}
-    log.info("%s starts at a loss of %.4f on held-out pictures", family, figures["first_test_loss"])
+    log.info("%s starts with a loss of %.4f on held-out images", family, figures["first_test_loss"])
     trainer.check_compiled(banks, span[0])
     trainer.train(banks, deadline, work / f"{family}.safetensors", span)
     trainer.save_state(work)

@@ -1,4 +1,4 @@
-"""Pack trained weights for shipping: large matrices as int8 with one fp16 scale a row, the rest fp16."""
+"""Pack trained weights: large matrices as int8 with one fp16 scale per row, the rest as fp16."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIP_CANDIDATES = 24
 
 
 def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (out, in) and fp16 scale (out,): of several clipping points each row takes the least error."""
+    """int8 (out, in) and fp16 scale (out,): each row uses the clipping point with the smallest error."""
     peak = matrix.abs().amax(dim=1).clamp(min=1e-8)
     best_error = torch.full_like(peak, float("inf"))
     best_scale = peak / 127
@@ -34,7 +34,7 @@ def _round(matrix: Tensor, scale: Tensor) -> Tensor:
 
 
 def pack_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `loader.unpack_int8`, without tables that the loader rebuilds."""
+    """The inverse of `loader.unpack_int8`, without the tables that the loader computes."""
     packed = {}
     for name, tensor in state.items():
         tensor = tensor.detach().float()
@@ -48,7 +48,7 @@ def pack_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_packed(state: dict[str, Tensor], path: Path) -> None:
-    """Pack and write one file, whole or not at all."""
+    """Pack the weights and write the file atomically."""
     partial = path.with_suffix(".part")
     save_file(pack_int8(state), partial, metadata={"format": "pt"})
     partial.rename(path)

@@ -1,8 +1,8 @@
-"""NextDiT's main blocks for training: ComfyUI's arithmetic with the elementwise parts in four functions.
+"""NextDiT's main blocks for training: ComfyUI's computation, with the elementwise parts in four functions.
 
-Left as they are, these parts take several times as long as the matrix products, since each small operation
-goes through memory. Each of the four can be compiled by itself; the products and the attention stay the
-libraries'. Norms and the residual stream are float32.
+Uncompiled, these parts take several times as long as the matrix products, since each small operation reads
+and writes memory. Each of the four can be compiled by itself; matrix products and attention still use the
+libraries' kernels. Norms and the residual stream are float32.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_EPS = 1e-6
-"""Of the norms of queries and keys: torch's default would follow the precision of the input."""
+"""Epsilon of the norms of queries and keys; torch's default would depend on the precision of the input."""
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last dimension, in float32; `weight` has a row for each picture.
+    """RMS norm over the last dimension, in float32; `weight` has a row for each image.
 
     With one row for all, compiled code would sum its gradient over all tokens of a batch in a single block.
     """
@@ -29,7 +29,7 @@ def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def enter(x: Tensor, weight: Tensor, eps: float, scale: Tensor, kind: torch.dtype) -> Tensor:
-    """What a sublayer reads: `x` (b, n, d) normed by `weight` and modulated by `scale` (b, d), as `kind`."""
+    """A sublayer's input: `x` (b, n, d) normed by `weight`, modulated by `scale` (b, d), of type `kind`."""
     return (rms(x, weight.unsqueeze(1), eps) * (1 + scale.float().unsqueeze(1))).to(kind)
 
 
@@ -51,13 +51,13 @@ def heads(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary embedding of `x` (b, n, heads, head_dim), as ComfyUI pairs neighbouring numbers."""
+    """Rotary embedding of `x` (b, n, heads, head_dim), with neighbouring numbers as pairs, as in ComfyUI."""
     pairs = x.unflatten(-1, (-1, 1, 2))
     return (angles[..., 0] * pairs[..., 0] + angles[..., 1] * pairs[..., 1]).flatten(-2)
 
 
 def gated(x1: Tensor, x3: Tensor) -> Tensor:
-    """The middle of the feed-forward layer."""
+    """The gated activation of the feed-forward layer."""
     return F.silu(x1) * x3
 
 
@@ -70,7 +70,7 @@ def compiled() -> dict[str, Callable[..., Any]]:
 
 
 def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Callable[..., Tensor]:
-    """`forward` of a modulated JointTransformerBlock; `parts` is looked up at each call, so it may change."""
+    """`forward` of a modulated JointTransformerBlock; `parts` is read at each call, so it may change."""
     attention, feed, eps = block.attention, block.feed_forward, block.attention_norm1.eps
     counts = (attention.n_local_heads, attention.n_local_kv_heads, attention.n_local_kv_heads)
     sizes = tuple(count * attention.head_dim for count in counts)
@@ -96,7 +96,9 @@ def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Cal
 
 
 def install(network: nn.Module) -> dict[str, Callable[..., Any]]:
-    """Let the modulated blocks of `network` compute so; the returned functions may be exchanged in place."""
+    """Use these functions in the modulated blocks of `network`; the returned functions may be replaced in
+    place.
+    """
     parts = dict(PLAIN)
     for module in network.modules():
         if isinstance(module, lumina.JointTransformerBlock) and module.modulation:

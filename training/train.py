@@ -1,4 +1,4 @@
-"""Train autoencoder and both transformers on one machine with one or two GPUs, in a fixed time.
+"""Train the autoencoder and both transformers on a machine with one or two GPUs, in a fixed time.
 
 `python -m training train --archive emoji.zip --work /tmp/work --seconds 1380`
 """
@@ -30,7 +30,7 @@ SMOKE_ITEMS = 5
 
 @dataclass(frozen=True)
 class Options:
-    """What every stage of the run needs to know."""
+    """Options that all stages of the run share."""
 
     archive: Path
     work: Path
@@ -44,7 +44,7 @@ class Options:
 
 
 def render_stage(options: Options) -> None:
-    """Render all pictures of the archive."""
+    """Render all images of the archive."""
     items = read_items(options.archive)
     if options.smoke:
         held_out = [item for item in items if is_held_out(item.hexcode, item.style)]
@@ -52,7 +52,7 @@ def render_stage(options: Options) -> None:
     start = time.monotonic()
     render_all(options.archive, items, options.work / "pictures.npy", os.cpu_count() or 1)
     (options.work / "items.json").write_text(json.dumps([vars(item) for item in items]))
-    log.info("rendered %d pictures in %.0f s", len(items), time.monotonic() - start)
+    log.info("rendered %d images in %.0f s", len(items), time.monotonic() - start)
 
 
 def _dataset(work: Path) -> tuple[np.ndarray, list, list[int]]:
@@ -64,7 +64,7 @@ def _dataset(work: Path) -> tuple[np.ndarray, list, list[int]]:
 
 
 def autoencoder_stage(options: Options) -> None:
-    """Train, measure on held-out pictures, save."""
+    """Train, measure on held-out images, save."""
     from . import autoencoder as ae
 
     pictures, items, held_out = _dataset(options.work)
@@ -98,7 +98,7 @@ def family_stage(options: Options, family: str, deadline: float) -> None:
 
 
 def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subprocess.Popen[bytes]:
-    """Run one stage as its own process on one GPU, with its own log file."""
+    """Run one stage in a separate process on one GPU, with its own log file."""
     command = [sys.executable, str(PROGRAM), "train", "--stage", stage, "--archive", str(options.archive)]
     command += ["--work", str(options.work), "--deadline", str(deadline)]
     command += ["--autoencoder-seconds", str(options.autoencoder_seconds)]
@@ -109,7 +109,7 @@ def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subp
 
 
 def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait for all processes; when one fails, stop the others and show its log."""
+    """Wait for all processes; if one fails, stop the others and show its log."""
     while running:
         for stage, process in list(running.items()):
             code = process.poll()
@@ -124,7 +124,7 @@ def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> N
 
 
 def run_all(options: Options, seconds: float) -> None:
-    """Render, then train the autoencoder while the transformers get ready, then the transformers."""
+    """Render, then train the autoencoder while the transformers are prepared, then the transformers."""
     begun, gpus = time.time(), max(1, torch.cuda.device_count())
     options.work.mkdir(parents=True, exist_ok=True)
     end = begun + seconds - FINAL_SECONDS
@@ -148,14 +148,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="training train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, required=True, help="made by `training collect`")
-    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, logs and weights")
-    parser.add_argument("--seconds", type=float, default=1380.0, help="time for everything")
+    parser.add_argument("--archive", type=Path, required=True, help="written by `training collect`")
+    parser.add_argument("--work", type=Path, required=True, help="folder for images, logs and weights")
+    parser.add_argument("--seconds", type=float, default=1380.0, help="total time")
     parser.add_argument("--autoencoder-seconds", type=float, default=200.0)
     parser.add_argument(
         "--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the training's plan to run, 0 to 1"
     )
-    parser.add_argument("--smoke", action="store_true", help="few pictures, tiny batches, no compilation")
+    parser.add_argument("--smoke", action="store_true", help="few images, tiny batches, no compilation")
     parser.add_argument("--stage", choices=("all", "render", "autoencoder", *FAMILY_NAMES), default="all")
     parser.add_argument("--deadline", type=float, default=0.0, help="time.time() at which a stage ends")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Checks of captured regional calls: each returns whether it held and its numbers."""
+"""Checks of captured regional calls: each returns whether it passed, and its numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..speed.cases import STEPS, Case, Variant
 from ..speed.run import Bench
 
 TOLERANCE = 2e-2
-"""Relative L2 of the latents: half precision through a whole run."""
+"""Allowed relative L2 error of the latents after a whole run in half precision."""
 
 BLOCKS = 4
 TINY_PIXELS, TINY_STEPS = 128, 14
@@ -35,11 +35,11 @@ INTERRUPTED_AT = 9
 """The evaluation in which a run is interrupted: a regional one."""
 
 FAILING_OPERATION = 150
-"""The operation of a capture that fails: past the first blocks of any family."""
+"""Index of the operation that fails in a capture: after the first blocks of any family."""
 
 Work = Callable[[], None]
 Result = tuple[bool, str]
-"""Whether a check held, and its numbers."""
+"""Whether a check passed, and its numbers."""
 
 
 class Skip(Exception):
@@ -51,7 +51,7 @@ class WatchedTape:
     """A tape on which captures can be made to fail.
 
     Attributes:
-        tape: does the work.
+        tape: the tape that captures and replays.
         plant: whether the next captures fail.
         launched: replays that were launched in parallel with other work.
         planted: captures that failed.
@@ -79,11 +79,11 @@ class WatchedTape:
 
 
 class Planted(Exception):
-    """No RuntimeError: code that tries another way after one would go on as if nothing had happened."""
+    """Not a RuntimeError: code that falls back after a RuntimeError would hide the failure."""
 
 
 class _Failure(TorchDispatchMode):
-    """Lets an operation fail half-way through a call, whose tensors must not outlive the capture."""
+    """Makes an operation fail half-way through a call, whose tensors must not outlive the capture."""
 
     def __init__(self, tape: WatchedTape):
         super().__init__()
@@ -103,7 +103,7 @@ class Scene:
 
     Attributes:
         bench: holds the network.
-        kind: makes a tape from its number.
+        kind: creates the tape with a given number.
         fails: whether captures fail.
     """
 
@@ -124,14 +124,14 @@ class Scene:
         return graph_store(self.bench.model)
 
     def total(self, count: str) -> int:
-        """`launched` or `planted`, of all tapes."""
+        """Sum of `launched` or `planted` over all tapes."""
         return sum(getattr(tape, count) for tape in self.tapes)
 
     def run(self, graphs: str, kv_cache: str = "gpu") -> tuple[Tensor, Trace]:
         return self.bench.latent_of(Variant("ras", 0.5, graphs, kv_cache=kv_cache))
 
     def compare(self, kv_cache: str = "gpu") -> Result:
-        """Runs with and without graphs."""
+        """Compare a run with graphs to one without."""
         expected, _ = self.run("off", kv_cache)
         latent, trace = self.run("auto", kv_cache)
         error, count = distance(latent, expected), self.store.count
@@ -156,7 +156,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 def scene_of(name: str, pixels: int = 512, tiny: bool = False) -> Scene:
-    """A family's network: few blocks of true width on CUDA graphs, or a tiny one on stand-ins."""
+    """A family's network: few blocks of true width with CUDA graphs, or a tiny one with stand-in tapes."""
     shape = SHAPES[name].tiny() if tiny else SHAPES[name].shallow(BLOCKS)
     pixels, steps = (TINY_PIXELS, TINY_STEPS) if tiny else (pixels, STEPS)
     bench = Bench(Case(name, pixels), shape, management.get_torch_device(), pixels, steps)
@@ -208,7 +208,7 @@ def interrupted(scene: Scene) -> Result:
 
 
 def with_patch(scene: Scene) -> Result:
-    """A difference on every matrix of the first main block, as a LoRA makes it."""
+    """Add a difference to every matrix of the first main block, as a LoRA does."""
     model = scene.bench.model.clone()
     block = ("diffusion_model.joint_blocks.0.", "diffusion_model.layers.0.")
     weights = {
@@ -234,7 +234,7 @@ def with_forecast(scene: Scene) -> Result:
 
 
 def kernels_agree(scene: Scene) -> Result:
-    """fp8 rows by Triton's kernels and by PyTorch's operations, which are the same to the last bit."""
+    """Triton's kernels and PyTorch's operations, which give bit-identical fp8 rows."""
     bench = scene.bench
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
     used = triton_check.kernels_for(rows, rows) is not None
@@ -278,7 +278,7 @@ def second_call_overlaps(scene: Scene) -> Result:
 
 @contextmanager
 def one_prompt_a_call() -> Iterator[None]:
-    """ComfyUI calls the network once for each prompt, as where memory is short."""
+    """Make ComfyUI call the network once for each prompt, as it does when memory is short."""
     original = comfy.samplers._calc_cond_batch
 
     def apart(model: Any, conds: list, *args: Any) -> list:
@@ -294,7 +294,7 @@ def unloading(scene: Scene) -> Result:
 
 
 def capturing_again(scene: Scene) -> Result:
-    """Bytes that are still allocated when the graphs of three runs have been dropped."""
+    """Dropping the graphs frees all their memory, in each of three rounds."""
     held = []
     for _ in range(3):
         scene.store.clear()
@@ -326,7 +326,7 @@ CHECKS: dict[str, Callable[[Scene], Result]] = {
     "after the model was unloaded": agree,
     "capturing again leaves no memory behind": capturing_again,
 }
-"""In this order: some tell what an earlier one left behind."""
+"""The order matters: some checks look at the state after an earlier one."""
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Do captured (CUDA graph) and eager regional steps agree, and do graphs live as long as they should?
+"""Do captured (CUDA graph) and eager regional steps agree, and are graphs kept and dropped correctly?
 
     python -m bench graphs --out bench/output/graphs.json
 
@@ -20,7 +20,7 @@ from ..common.setup import machine, pick_device, start
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 when everything held."""
+    """Returns the exit status: 0 if all checks passed."""
     options = parser().parse_args(argv)
     start("cpu" if options.tiny else pick_device("cuda"))
     from ..common.shapes import SHAPES
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_family(name: str, options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """All checks of one family; one that raises has failed, and the others go on."""
+    """Run all checks of one family; a check that raises has failed, and the next ones still run."""
     from .graph_checks import CHECKS, run_check, scene_of
 
     scene = scene_of(name, options.pixels, options.tiny)

@@ -1,4 +1,4 @@
-"""The forms of the K/V cache beside each other: error, bytes, seconds, peak memory; a row for each."""
+"""Compare the forms of the K/V cache: error, bytes, seconds, peak memory; one row for each."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from ..common.setup import machine, pick_device, start
 
 KV_FORMATS = ("gpu", "fp8", "cpu", "off")
 TOLERANCE = {"cpu": 1e-3, "fp8": 0.2}
-"""Relative L2 against "gpu"; random weights pick other tokens soon, so float8's figure says little."""
+"""Allowed relative L2 error against "gpu". With random weights the selected tokens soon differ, so the figure
+of float8 means little."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 when everything held."""
+    """Returns the exit status: 0 if all rows passed."""
     parser = argparse.ArgumentParser(prog="bench kv")
     parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2", help="comma list")
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--ratio", type=float, default=0.25)
-    parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU where there is no GPU")
+    parser.add_argument("--tiny", action="store_true", help="tiny networks; runs on a CPU if there is no GPU")
     parser.add_argument("--out", type=Path, default=OUTPUT / "kv_check.json")
     options = parser.parse_args(argv)
     start(pick_device("auto" if options.tiny else "cuda"))
@@ -46,9 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
-    """One table row for each K/V format, after a dense run. Each runs twice: memory is read in the first run,
-    time in the second.
-    """
+    """One row per K/V format, after a dense run: the first run measures memory, the second time."""
 
     import comfy.model_management
 

@@ -1,4 +1,4 @@
-"""The residency program's command line. It makes the files, then runs each group of checks in its own
+"""The residency program's command line. It writes the model files, then runs each group of checks in its own
 process, which starts ComfyUI with the group's flags.
 """
 
@@ -33,7 +33,7 @@ from ..speed.job import SpeedJob
 
 FILES = ("default", "lora", "scaled_fp8", "int8_convrot")
 LEFT_FREE = 4.0
-"""GiB that the group `small` leaves to its process: less than a 4 GiB network and its working memory need."""
+"""GiB of memory for the process of group `small`: too little for a 4 GiB network and its activations."""
 
 GIB = 2**30
 
@@ -85,7 +85,7 @@ def groups(total: int) -> list[Group]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 when nothing failed."""
+    """Returns the exit status: 0 if nothing failed."""
     options = parser().parse_args(argv)
     if options.worker:
         return work(json.loads(options.worker))
@@ -141,7 +141,7 @@ def is_wanted(group: Group, options: argparse.Namespace) -> bool:
 def make_files(
     folder: Path, options: argparse.Namespace, log: IO[str], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    """Make all files of the network under test, and those of another network to run in between."""
+    """Write all files of the network under test, and of another network to run in between."""
     report: dict[str, Any] = {"seconds": 0.0}
     files = {
         "network": ("sd3_medium", FILES),
@@ -171,7 +171,7 @@ def run_group(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """Run a group's checks. One that kills the process has failed; those after it run in a new process."""
+    """Run a group's checks. A check that kills the process has failed; the rest run in a new process."""
     out, until = folder / "checks.json", time.perf_counter() + group.seconds
     flags = [*group.flags, *(["--cpu"] if options.tiny else [])]
     say(f"{group.name}: {' '.join(flags)}")
@@ -195,7 +195,7 @@ def run_group(
 
 
 def start_group(job: dict[str, Any], seconds: float, log: IO[str]) -> str:
-    """Run a group's process. Returns how it ended, or None if it succeeded."""
+    """Run a group's process. Returns how it failed; empty if it succeeded."""
     Path(job["out"]).unlink(missing_ok=True)
     command = own_command("residency", "--worker", json.dumps(job))
     try:
@@ -213,7 +213,7 @@ def add(
     detail: str,
     dynamic: bool | None = None,
 ) -> None:
-    """Print and keep a check's result; `held` is None if it was skipped."""
+    """Print and store a check's result; `held` is None if it was skipped."""
     word = "skip" if held is None else "ok" if held else "FAIL"
     print(f"{word} {group}: {name} {detail}", flush=True)
     results["checks"].append(
@@ -222,7 +222,7 @@ def add(
 
 
 def work(job: dict[str, Any]) -> int:
-    """A group's process."""
+    """Run the checks of a group; the body of its process."""
     started = time.perf_counter()
     start_as_main(job["flags"], job["threads"])
     import comfyui_version
@@ -242,7 +242,7 @@ def work(job: dict[str, Any]) -> int:
         report["running"] = name
         keep()
         if time.perf_counter() - started > job["seconds"]:
-            held, detail = None, "no time was left"
+            held, detail = None, "no time left"
         else:
             held, detail = run_check(CHECKS[name], scene)
         report["checks"].append({"name": name, "held": held, "detail": detail})

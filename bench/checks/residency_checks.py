@@ -27,7 +27,7 @@ FAULT_STEP = 5
 """A regional step, replayed: the first regional call is eager, the second captured."""
 
 SECONDS = 60
-"""A check that takes longer has its process terminated."""
+"""Time limit of a check; its process is terminated after that."""
 
 Outcome = tuple[bool | None, str]
 
@@ -49,15 +49,15 @@ def run_check(check: Callable[[Scene], Outcome], scene: Scene) -> Outcome:
     return held, f"{detail}, {time.perf_counter() - started:.1f} s"
 
 
-def compared(expected: Tensor, *runs: Ran, records: bool = True) -> Outcome:
-    """Whether all runs gave exactly these bits, and captured and replayed graphs."""
+def compared(expected: Tensor, *runs: Ran, needs_replays: bool = True) -> Outcome:
+    """Whether all runs gave bit-identical latents, and replayed graphs (unless `needs_replays` is False)."""
     errors = [float((run.latent - expected).norm() / expected.norm()) for run in runs]
     is_equal = all(torch.equal(run.latent, expected) for run in runs)
     captures, replays = sum(run.captures for run in runs), sum(run.replays for run in runs)
     detail = f"error {max(errors):.1e}, {captures} captures, {replays} replays"
     regional = min(run.trace.regional_steps for run in runs)
     held = is_equal and regional > 0
-    if records and not replays:
+    if needs_replays and not replays:
         held = False
         detail += f", nothing was replayed: {_reasons(runs)}"
     return held, f"{detail}, {regional} regional"
@@ -98,7 +98,7 @@ def eviction_between_steps(scene: Scene) -> Outcome:
 
 
 def eviction_between_runs(scene: Scene) -> Outcome:
-    """Weights are evicted after a run and loaded again: its graphs stay valid."""
+    """Weights are evicted after a run and loaded again; its graphs stay valid."""
     model = scene.model()
     expected = scene.eager("default", model)
     first = scene.run(model)
@@ -132,7 +132,7 @@ def ballast_in_capture(scene: Scene) -> Outcome:
     torch.cuda.empty_cache()
     if not count:
         return False, f"no capture was begun: {_reasons((run,))}"
-    held, detail = compared(expected, run, scene.run(model), scene.run(model), records=False)
+    held, detail = compared(expected, run, scene.run(model), scene.run(model), needs_replays=False)
     return held, f"{detail}, ballast: {failures or 'allocated'}"
 
 
@@ -146,7 +146,7 @@ def too_little_memory(scene: Scene) -> Outcome:
     runs = [scene.run(model, kv_cache="auto") for _ in range(2)]
     patched = ras(model, kv_cache="auto")
     times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(6):  # in turns, since weights that stream in at each step make timings noisy
+    for _ in range(6):  # alternately, since weights that stream in at each step make timings noisy
         for with_ras, each in ((False, model), (True, patched)):
             times[with_ras].append(_seconds(lambda each=each: scene.sample(each)))
     dense, mixed = min(times[False]), min(times[True])
@@ -166,7 +166,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def lora_changes(scene: Scene) -> Outcome:
-    """(e) A LoRA is added, changed in strength, removed: each run is as without graphs."""
+    """(e) A LoRA is added, changed in strength and removed; each run equals one without graphs."""
     base = scene.model()
     outcomes = []
     for key, strength in (
@@ -189,7 +189,7 @@ def other_models_between(scene: Scene) -> Outcome:
     model = scene.model()
     expected, outcomes = scene.eager("default", model), []
     for _ in range(3):
-        outcomes.append(compared(expected, scene.run(model), records=False))
+        outcomes.append(compared(expected, scene.run(model), needs_replays=False))
         other, shape = scene.other()
         scene.sample(other, shape, steps=2)
         del other
@@ -240,7 +240,7 @@ def exception_in_capture(scene: Scene) -> Outcome:
     if not count:
         return False, f"no capture was begun: {_reasons((run,))}"
     after = scene.run(model), scene.run(model)
-    return compared(expected, run, *after, records=False)
+    return compared(expected, run, *after, needs_replays=False)
 
 
 def interrupt_in_replay(scene: Scene) -> Outcome:
@@ -262,13 +262,13 @@ def exception_in_replay(scene: Scene) -> Outcome:
     outcomes = []
     with scene.counter.planted(_raiser(RuntimeError("planted"))):
         try:
-            outcomes.append(compared(expected, scene.run(model), records=False))
+            outcomes.append(compared(expected, scene.run(model), needs_replays=False))
         except RuntimeError as error:
             failed.append(str(error))
     scene.forget(model)
     outcomes.append(compared(expected, scene.run(model), scene.run(model)))
     held, detail = _all(outcomes)
-    return held, f"{detail}, the run {'ended with ' + failed[0] if failed else 'went on'}"
+    return held, f"{detail}, the run {'ended with ' + failed[0] if failed else 'continued'}"
 
 
 def out_of_memory_in_capture(scene: Scene) -> Outcome:
@@ -284,7 +284,7 @@ def out_of_memory_in_capture(scene: Scene) -> Outcome:
     if not count:
         return False, f"no capture was begun: {_reasons((run,))}"
     after = scene.run(model), scene.run(model)
-    return compared(expected, run, *after, records=False)
+    return compared(expected, run, *after, needs_replays=False)
 
 
 def unload_frees_all(scene: Scene) -> Outcome:
@@ -304,13 +304,13 @@ def unload_frees_all(scene: Scene) -> Outcome:
     expected = scene.eager("default", model)
     outcome = compared(expected, scene.run(model), scene.run(model))
     detail = (
-        f"{loaded / 2**20:.0f} MiB of weights, {allocated / 2**20:.0f} MiB, {kept} recordings after unloading"
+        f"{loaded / 2**20:.0f} MiB of weights, {allocated / 2**20:.0f} MiB, {kept} graphs after unloading"
     )
     return held and bool(outcome[0]), f"{detail}; then {outcome[1]}"
 
 
 def two_nodes(scene: Scene) -> Outcome:
-    """(k) Two RAS nodes on one model, in turns."""
+    """(k) Two RAS nodes on one model, used alternately."""
     model = scene.model()
     runs = []
     for _ in range(2):
@@ -320,7 +320,7 @@ def two_nodes(scene: Scene) -> Outcome:
 
 
 def two_sizes(scene: Scene) -> Outcome:
-    """Runs of two sizes in turns."""
+    """Runs of two sizes, alternately."""
     model, other = scene.model(), scene.size + 128
     outcomes = []
     for size in (scene.size, other, scene.size, other):
@@ -329,7 +329,7 @@ def two_sizes(scene: Scene) -> Outcome:
 
 
 def time_of_check(scene: Scene) -> Outcome:
-    """(l) Pinning the whole range, comparing its serials and unpinning takes under 0.1 ms."""
+    """(l) Pinning the whole range, comparing its serials and unpinning take less than 0.1 ms."""
     model = scene.model()
     scene.run(model)
     vbars = scene.vbars(model)
@@ -358,7 +358,7 @@ def time_of_check(scene: Scene) -> Outcome:
 
 
 def _held_seconds(model: Any, device: torch.device) -> float:
-    """Seconds that the pack's own check takes."""
+    """Duration of the pack's own check, in seconds."""
     weights = EvictableWeights(resident_weights).of(model.model.diffusion_model, device)
     if not weights.prove():
         raise Skip("not all weights are resident")
@@ -371,7 +371,7 @@ def _held_seconds(model: Any, device: torch.device) -> float:
 
 
 def fp8(scene: Scene) -> Outcome:
-    """(i) The loader's weight_dtype."""
+    """(i) fp8 weights, by the loader's weight_dtype."""
     return _other_weights(scene, "default", "fp8_e4m3fn")
 
 
@@ -389,18 +389,18 @@ def _other_weights(scene: Scene, kind: str, weight_dtype: str = "default") -> Ou
     model = scene.model(kind, weight_dtype)
     expected = scene.eager(f"{kind} {weight_dtype}", model)
     # Without dynamic VRAM such weights are cast at each use, which the pack does not capture.
-    outcome = compared(expected, scene.run(model), scene.run(model), records=has_dynamic_vram())
+    outcome = compared(expected, scene.run(model), scene.run(model), needs_replays=has_dynamic_vram())
     free_all_but(scene.model())
     return outcome
 
 
 def _stopped(scene: Scene, run: Callable[[Any], Any]) -> Outcome:
-    """A run that is cancelled, then two with graphs."""
+    """Run and cancel; then two runs with graphs must be right."""
     model = scene.model()
     expected = scene.eager("default", model)
     try:
         run(model)
-        return False, "the run went on"
+        return False, "the run continued"
     except InterruptProcessingException:
         pass
     if pinned := pinned_pages(scene):
@@ -416,7 +416,7 @@ def _raiser(error: BaseException) -> Callable[[], None]:
 
 
 def _all(outcomes: list[Outcome], also: bool = True) -> Outcome:
-    """Whether all passed; the detail is that of the first failure, or else of the last check."""
+    """Whether all passed, with the detail of the first failure, or else of the last check."""
     bad = [detail for held, detail in outcomes if not held]
     return also and not bad, bad[0] if bad else outcomes[-1][1]
 

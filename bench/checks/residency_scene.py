@@ -1,5 +1,5 @@
-"""What the residency program's checks run: a network from a file, sampled with and without CUDA graphs, and
-ways to disturb it.
+"""The subject of the residency program's checks: a network from a file, sampled with and without CUDA graphs,
+and ways to disturb it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS = 12
 START, RESET = 2, 7
 
 PAGE = 32 * 2**20
-"""Bytes of a page of evictable weights."""
+"""Size of a page of evictable weights, in bytes."""
 
 CAPTURING = [False]
 """Whether a stand-in tape is capturing."""
@@ -44,7 +44,7 @@ class Skip(Exception):
 
 @dataclass
 class Ran:
-    """A run's latent, its trace, CUDA graphs captured and replayed, and what the pack logged."""
+    """A run's latent, its trace, numbers of CUDA graph captures and replays, and the pack's log lines."""
 
     latent: Tensor
     trace: Any
@@ -54,7 +54,7 @@ class Ran:
 
 
 class Counter:
-    """Captures and replays, of CUDA graphs or of the stand-in tapes of the tests."""
+    """Counts captures and replays of CUDA graphs, or of the tests' stand-in tapes."""
 
     def __init__(self, tiny: bool):
         self._cuda = GraphCounter().install()
@@ -64,7 +64,7 @@ class Counter:
             self.tapes = _tapes()
 
     def take(self) -> tuple[int, int]:
-        """Since the last call."""
+        """Captures and replays since the last call."""
         if self.tapes is None:
             found = self._cuda.take()
             return found["captures"], found["replays"]
@@ -107,7 +107,7 @@ class Scene:
         """The network from UNETLoader, loaded once.
 
         Raises:
-            Skip: there is no such file, because this ComfyUI has no such layout.
+            Skip: the file does not exist, because this ComfyUI does not have the layout.
         """
         if not (self.folder / f"network_{kind}.safetensors").exists():
             raise Skip(f"no {kind} file could be made")
@@ -147,7 +147,7 @@ class Scene:
     def run(
         self, model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu", **kwargs: Any
     ) -> Ran:
-        """A run with RAS."""
+        """Sample with RAS."""
         patched = ras(model, graphs, ratio, kv_cache)
         self.counter.take()
         with logged() as lines:
@@ -157,7 +157,7 @@ class Scene:
     def eager(self, key: str, model: Any, ratio: float = 0.5, **kwargs: Any) -> Tensor:
         """The latent without graphs, sampled once per `key`."""
         full = (key, ratio, *sorted(kwargs.items()))
-        if not self.expected:  # a process's first run differs in its last bits, with or without this pack
+        if not self.expected:  # a process's first run differs in its last bits, even without this pack
             self.sample(model)
             self.run(model, "off", ratio, **kwargs)
         if full not in self.expected:
@@ -193,7 +193,7 @@ def count_pages(scene: Scene, bit: int, models: Any = None) -> int:
 
 
 def evict(scene: Scene, model: Any) -> int:
-    """Allocate nearly all memory once. Returns how many pages of the model's weights were evicted."""
+    """Allocate nearly all memory once. Returns the number of evicted pages of the model's weights."""
     vbars = scene.vbars(model)
     if not vbars:
         raise Skip("no dynamic VRAM")
@@ -207,7 +207,7 @@ def evict(scene: Scene, model: Any) -> int:
 
 
 def ballast(*sizes: int) -> None:
-    """Allocate the first of these numbers of bytes that succeeds, and free it."""
+    """Try to allocate each of these numbers of bytes until one succeeds, then free it."""
     for nbytes in sizes:
         try:
             torch.empty(nbytes, dtype=torch.uint8, device="cuda")
@@ -220,7 +220,7 @@ def ballast(*sizes: int) -> None:
 
 @contextmanager
 def in_capture(action: Callable[[], Any]) -> Iterator[list[int]]:
-    """Call `action` once during a capture, in the second attention; the list then gets an entry."""
+    """Call `action` once during a capture, in the second attention; the yielded list then gets an entry."""
     original, seen, done = mmdit.optimized_attention, [], []
 
     def attention(*args: Any, **kwargs: Any) -> Tensor:

@@ -1,1 +1,1 @@
-"""What the programs share. Imports nothing of the other folders of bench."""
+"""Code that the programs share. Imports nothing from the other folders of bench."""

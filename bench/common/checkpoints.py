@@ -1,4 +1,4 @@
-"""Checkpoints and LoRAs with random weights of true shapes, as files that ComfyUI's loader nodes read."""
+"""Checkpoints and LoRAs with random weights of true shapes, as files for ComfyUI's loader nodes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ BLOCKS = ("joint_blocks.", "layers.")
 
 LORA_RANK = 16
 LORA_SCALE = 0.3
-"""Size of a random LoRA's product, relative to the weight."""
+"""Standard deviation of a random LoRA's product, relative to the weight's."""
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """One of ComfyUI's quantised layouts.
+    """One of ComfyUI's quantised weight layouts.
 
     Attributes:
         format: its name in a checkpoint and in comfy.quant_ops.
@@ -57,13 +57,13 @@ def make_files(
     """Write the files of a network.
 
     Args:
-        shape: of the network.
+        shape: shape of the network.
         wanted: path by kind: "default", "lora" or a key of QUANTISED.
-        device: where weights are drawn.
-        seed: of the weights.
+        device: the device that generates the weights.
+        seed: seed of the weights.
 
     Returns:
-        Why, for each kind that could not be made.
+        The reason for each kind that could not be written.
     """
     network = shape.network(device, seed)
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
@@ -90,8 +90,8 @@ def _make(kind: str, path: Path, tensors: Mapping[str, Tensor], device: torch.de
 
 
 def main_layers(tensors: Mapping[str, Tensor], multiple: int = 16) -> list[str]:
-    """Names of the linear layers in the main blocks that LoRAs and quantised checkpoints touch: attention and
-    feed-forward, not modulation.
+    """Names of the linear layers in the main blocks that LoRAs and quantised checkpoints change: attention
+    and feed-forward, but not modulation.
     """
     return [
         name.removesuffix(".weight")
@@ -117,7 +117,7 @@ def _lora(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple
 
 
 def _quantised(tensors: Mapping[str, Tensor], how: Quantised) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The checkpoint in one of ComfyUI's layouts: its tensors, and the file's metadata."""
+    """The checkpoint in one of ComfyUI's quantised layouts: its tensors, and the file's metadata."""
     from comfy import quant_ops
 
     layout = quant_ops.get_layout_class(quant_ops.QUANT_ALGOS[how.format]["comfy_tensor_layout"])

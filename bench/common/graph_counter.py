@@ -1,4 +1,4 @@
-"""Count the CUDA graphs that are captured and replayed in this process, by whatever code."""
+"""Count all CUDA graph captures and replays in this process, whichever code makes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ COUNTED = ("capture_end", "replay")
 
 
 class GraphCounter:
-    """Counts from `install` on; zeros if torch has no CUDA graphs.
+    """Counts captures and replays after `install`; zeros if torch has no CUDA graphs.
 
     Install it before the first capture, since other code may keep a graph's bound methods.
 

@@ -1,8 +1,8 @@
-"""Start ComfyUI in this process as its main.py does, with everything but the server.
+"""Start ComfyUI in this process as its main.py does, without its server.
 
-Importing ComfyUI's `main` does the work: the installed version sets up the allocator, comfy-aimdo and the
-dynamic patcher in its own way. Must come before anything that imports torch, because torch reads the
-allocator's settings when it is loaded.
+Importing ComfyUI's `main` does the work, so the allocator, comfy-aimdo and the dynamic patcher are set up as
+in the installed version. It must happen before torch is imported, because torch reads the allocator's
+settings when it is loaded.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .paths import ROOT
 
 DISABLE_DYNAMIC = "--disable-dynamic-vram"
 QUIET = ("--disable-api-nodes", "--disable-all-custom-nodes")
-"""The pack's nodes are imported by the programs themselves."""
+"""ComfyUI loads no custom nodes: the programs import the pack's nodes themselves."""
 
 
 def comfyui_path() -> Path:
-    """The ComfyUI in COMFYUI_PATH, or that of the dev environment.
+    """The ComfyUI in COMFYUI_PATH, or else in the dev environment.
 
     Raises:
-        RASError: there is none.
+        RASError: neither exists.
     """
     support = importlib.import_module("support.comfy")
     try:
         return support.comfy_path()
     except support.ComfyNotFound as error:
         raise RASError(
-            f"no ComfyUI at {support.ROOT / '.host'} and none named.",
+            f"no ComfyUI at {support.ROOT / '.host'} and COMFYUI_PATH is not set.",
             "a ComfyUI to sample with.",
             "set COMFYUI_PATH to yours.",
         ) from error
@@ -48,16 +48,16 @@ def start_as_main(flags: Sequence[str] = (), threads: int = 0) -> Path:
     """Import ComfyUI's main.py with these command-line flags; returns ComfyUI's folder.
 
     Args:
-        flags: of ComfyUI. Without --base-directory its models, input and output are in a temporary folder.
-        threads: for torch on the CPU; 0 leaves torch's choice.
+        flags: ComfyUI's flags. Without --base-directory, models, input and output are in a temporary folder.
+        threads: torch's CPU threads; 0 for torch's default.
 
     Raises:
-        RASError: no ComfyUI, or torch has been imported already.
+        RASError: there is no ComfyUI, or torch has already been imported.
     """
     if "torch" in sys.modules:
         raise RASError(
-            "torch has been imported before ComfyUI.",
-            "a process in which ComfyUI chooses the allocator first.",
+            "torch was imported before ComfyUI.",
+            "a process in which ComfyUI sets up the allocator first.",
             "start ComfyUI before anything else.",
         )
     comfyui = comfyui_path()
@@ -89,7 +89,7 @@ def has_dynamic_vram() -> bool:
 
 
 def end_node() -> None:
-    """Do what ComfyUI's executor does when a node has finished, if this version does anything."""
+    """Clean up like ComfyUI's executor when a node has finished, if this version does so."""
     if not has_dynamic_vram():
         return
     importlib.import_module("comfy.model_management").reset_cast_buffers()

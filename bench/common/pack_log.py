@@ -1,4 +1,4 @@
-"""What the pack logs during a piece of work."""
+"""Collect the pack's log lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACK = __package__.rsplit(".", 2)[0]
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """The pack's messages, each once and without its prefix; complete at the end of the body."""
+    """Collect the pack's messages in the body, without duplicates and without their prefix."""
     lines: list[str] = []
 
     class Handler(logging.Handler):

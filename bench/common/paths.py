@@ -10,5 +10,5 @@ OUTPUT = ROOT / "bench" / "output"
 
 
 def command(program: str, *arguments: str) -> list[str]:
-    """A command line that starts a program of bench in another process, whatever its working directory."""
+    """A command line that starts a program of bench in another process, from any working directory."""
     return [sys.executable, str(ROOT / "bench"), program, *arguments]

@@ -1,4 +1,4 @@
-"""matplotlib, which is optional."""
+"""Import matplotlib, which is optional."""
 
 from __future__ import annotations
 

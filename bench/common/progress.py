@@ -1,4 +1,4 @@
-"""One line of progress, with the time still to go."""
+"""Progress lines with the estimated time left."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import TextIO
 
 
 def say(text: str) -> None:
-    """For people; tables go to standard output."""
+    """Print a message for the user to standard error; tables use standard output."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Counts work in any unit that is proportional to time.
+    """Reports progress; work is counted in any unit that is proportional to time.
 
-    The first job's time is left out of the rate: models and references are made ready in it.
+    The first job is excluded from the rate, since it includes loading models and making references.
 
     Args:
-        jobs: how many.
-        work: sum of their work.
-        stream: where to write; standard error, so that tables can be piped.
-        clock: seconds.
+        jobs: number of jobs.
+        work: total work of the jobs.
+        stream: where to write; standard error by default, so that tables can be piped.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class Progress:
         self._work_left = work
         self._stream, self._clock = stream or sys.stderr, clock
         self._begun = clock()
-        self._first: float | None = None  # when the first job was done
+        self._first: float | None = None  # when the first job finished
         self._work_since = 0.0
 
     def step(self, work: float, text: str) -> None:
-        """One job is done."""
+        """Report that a job is done."""
         now = self._clock()
         self._done += 1
         self._work_left -= work
@@ -55,7 +55,7 @@ class Progress:
             return f"done in {_minutes(now - self._begun)}"
         if not self._work_since:
             return "..."
-        return f"{_minutes((now - self._first) * self._work_left / self._work_since)} to go"
+        return f"{_minutes((now - self._first) * self._work_left / self._work_since)} left"
 
 
 def _minutes(seconds: float) -> str:

@@ -8,6 +8,6 @@ from typing import Any
 
 
 def write_json(path: Path, results: Any) -> None:
-    """Write results to a file; its folder is made if needed."""
+    """Write results to a file, creating its folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Start ComfyUI's modules in this process, on the device and in the precision that a run asks for."""
+"""Import ComfyUI's modules in this process, for a given device and precision."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = {
 
 
 def pick_device(wanted: str) -> str:
-    """ "cuda" or "cpu"; "auto" takes a GPU where torch finds one."""
+    """ "cuda" or "cpu"; "auto" is a GPU if torch finds one."""
     import torch
 
     found = torch.cuda.is_available()
@@ -34,13 +34,13 @@ def pick_device(wanted: str) -> str:
 
 
 def start(device: str, dtype: str = "auto", threads: int = 0) -> None:
-    """Import ComfyUI for sampling; must come before anything else that imports it.
+    """Import ComfyUI for sampling. Call it before anything else imports ComfyUI.
 
     Args:
         device: "cpu" or "cuda".
         dtype: a key of DTYPES: precision of the network. The autoencoder always runs in float32, so that
-            rounding in it does not show in the figures.
-        threads: for torch on the CPU; 0 leaves torch's choice.
+            its rounding does not affect the figures.
+        threads: torch's CPU threads; 0 for torch's default.
     """
     support = importlib.import_module("support.comfy")
     flags = {"fp32_vae": True, **DTYPES[dtype]}
@@ -48,14 +48,14 @@ def start(device: str, dtype: str = "auto", threads: int = 0) -> None:
         support.setup(cpu=device == "cpu", threads=threads or None, **flags)
     except support.ComfyNotFound as error:
         raise RASError(
-            f"no ComfyUI at {support.ROOT / '.host'} and none named.",
+            f"no ComfyUI at {support.ROOT / '.host'} and COMFYUI_PATH is not set.",
             "a ComfyUI to sample with.",
             "set COMFYUI_PATH to yours, or let `make bench-quality` build one.",
         ) from error
 
 
 def machine() -> dict[str, Any]:
-    """Where and with what a result was made."""
+    """Description of the machine and of the software versions, for result files."""
     import comfyui_version
     import torch
 

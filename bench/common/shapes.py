@@ -20,23 +20,23 @@ PIXELS_PER_LATENT = 8
 LATENT_CHANNELS = 16
 LUMINA_NEXT = "LuminaNext"
 _DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
-"""What a family's configuration calls the number of its main blocks; the others say n_layers."""
+"""Name of the number of main blocks in a family's configuration, where it is not n_layers."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A family's network and the conditioning that its text encoders would give.
+    """A family's network, and the shape of the conditioning from its text encoders.
 
     Attributes:
-        name: for tables.
-        model_class: name in comfy.supported_models, or LUMINA_NEXT for the pack's own.
-        unet_config: what that class builds the network from, without the dtype.
-        dtype: precision that ComfyUI runs it in.
-        text_rows: of the positive and of the negative prompt; where they differ, ComfyUI makes two calls.
-        text_width: numbers in a text row.
-        pooled_width: numbers of the pooled text vector, 0 where the family has none.
-        multiple: text and image rows are padded to a multiple of it inside the network.
-        channels: of the latent.
+        name: name in tables.
+        model_class: class name in comfy.supported_models, or LUMINA_NEXT for the pack's own model.
+        unet_config: configuration from which that class builds the network, without the dtype.
+        dtype: precision in which ComfyUI runs the network.
+        text_rows: of the positive and of the negative prompt; if they differ, ComfyUI makes two calls.
+        text_width: width of a text row.
+        pooled_width: width of the pooled text vector; 0 if the family has none.
+        multiple: the network pads its text and image rows to a multiple of this.
+        channels: channels of the latent.
     """
 
     name: str
@@ -51,11 +51,11 @@ class Shape:
 
     @property
     def rows_in_network(self) -> tuple[int, ...]:
-        """Text rows of each branch as the blocks see them."""
+        """Text rows of each branch inside the blocks, padding included."""
         return tuple(-(-rows // self.multiple) * self.multiple for rows in self.text_rows)
 
     def conditioning(self, which: int) -> list:
-        """CONDITIONING of the positive (0) or the negative (1) prompt, as text nodes give it."""
+        """CONDITIONING of the positive (0) or the negative (1) prompt, like the output of a text node."""
         generator = torch.Generator().manual_seed(which + 1)
         rows = self.text_rows[which]
         extras = {"attention_mask": torch.ones(1, rows, dtype=torch.long)}
@@ -64,20 +64,20 @@ class Shape:
         return [[torch.randn(1, rows, self.text_width, generator=generator), extras]]
 
     def latent(self, height: int, width: int, batch: int) -> dict[str, Tensor]:
-        """An empty LATENT for a picture of this many pixels."""
+        """An empty LATENT for images of this size in pixels."""
         size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
         return {"samples": torch.zeros(batch, self.channels, *size)}
 
     def network(self, device: torch.device, seed: int = 0) -> nn.Module:
-        """The network alone, with weights drawn on the device. Not for dynamic VRAM, under which new networks
-        hold no weights.
+        """The bare network, with random weights generated on the device. Not for dynamic VRAM, which gives
+        new networks no weights.
         """
         network = self._model(device).diffusion_model
         draw_weights(network, seed)
         return network
 
     def build(self, device: torch.device, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
-        """A MODEL made in this process, for checks and for what ComfyUI's loader does not detect.
+        """A MODEL built in this process, for checks and for networks that ComfyUI's loader does not detect.
 
         It is never moved to the CPU (its offload device is its own): moving 16 GB would take longer than
         the runs.
@@ -86,7 +86,7 @@ class Shape:
         draw_weights(model.diffusion_model, seed)
         patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
         if self.model_class == LUMINA_NEXT:
-            guide_first_channels(patcher)  # as its loader does by default
+            guide_first_channels(patcher)  # ComfyUI's loader does this by default
         return patcher
 
     def _model(self, device: torch.device) -> Any:
@@ -102,7 +102,7 @@ class Shape:
         return replace(self, unet_config=config)
 
     def as_detected(self) -> Shape:
-        """With the number of blocks that ComfyUI's loader infers from an SD3 network's width."""
+        """The shape with the number of blocks that ComfyUI's loader infers from an SD3 network's width."""
         config = {name: value for name, value in self.unet_config.items() if name != "num_blocks"}
         return replace(self, unet_config=config)
 
@@ -119,7 +119,7 @@ class Shape:
 
 
 def free() -> None:
-    """Let ComfyUI forget its models, and the device their memory."""
+    """Unload ComfyUI's models and free their memory on the device."""
     comfy.model_management.unload_all_models()
     gc.collect()
     if torch.cuda.is_available():
@@ -179,7 +179,7 @@ SHAPES = {
             _mmdit(24, 384, qk_norm="rms", x_block_self_attn_layers=list(range(13))),
             torch.float16, (154, 154), 4096, 2048,
         ),
-        # ComfyUI runs these three in bfloat16. Lumina-Next's prompts are padded to the longer one.
+        # ComfyUI runs these three in bfloat16. Lumina-Next pads its prompts to the longer one.
         Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
         Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
         Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),

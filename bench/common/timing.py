@@ -1,4 +1,4 @@
-"""Clocks and memory of a device: CUDA events on a GPU, so that measuring waits for nothing."""
+"""Timestamps and memory figures of a device; CUDA events on a GPU, so that timing never waits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...ras_core.run.timing import Timestamp, seconds_between, timestamp
 
 @dataclass
 class Stages:
-    """Stages of a call of the sampler node, with a device synchronization between stages and evaluations.
+    """Times the stages of a sampler node's call; synchronizes the device between stages and evaluations.
 
     Attributes:
-        seconds: by stage, in order.
-        enqueue: CPU seconds of each evaluation, which starts on an idle device.
+        seconds: duration of each stage, in order.
+        enqueue: CPU seconds of each evaluation, starting on an idle device.
     """
 
     device: torch.device
@@ -28,7 +28,7 @@ class Stages:
     _since: float = 0.0
 
     def enter(self, name: str) -> None:
-        """A stage starts, which ends the one before."""
+        """Start a stage, which ends the previous one."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -37,7 +37,7 @@ class Stages:
         self._name, self._since = name, now
 
     def enqueued(self) -> None:
-        """The CPU has enqueued the evaluation that started last."""
+        """Note that the CPU has enqueued the current evaluation."""
         self.enqueue.append(time.perf_counter() - self._since)
 
 
@@ -45,7 +45,7 @@ class Clock:
     """Timestamps in a run: one at the start of each evaluation and one when sampling has ended.
 
     Attributes:
-        stages: if set, notified of every stage; only for runs whose total time does not count.
+        stages: if set, notified of every stage; only for runs whose total time is not used.
     """
 
     stages: Stages | None = None
@@ -69,17 +69,18 @@ class Clock:
             self.stages.enqueued()
 
     def laps(self) -> list[float]:
-        """Seconds from each mark to the next; waits for the device."""
+        """Seconds between consecutive timestamps; waits for the device."""
         return [seconds_between(*pair) for pair in itertools.pairwise(self._marks)]
 
 
 class Peak:
-    """GPU memory from now on, in bytes; zeros on other devices.
+    """Measures GPU memory from its creation on, in bytes; zeros on other devices.
 
     Attributes:
-        before, allocated, reserved: allocated at the start, then the peaks of both; set by `read`.
-        taken: used on the device by all processes at the time of `read`. The allocator keeps what it has
-            reserved, and CUDA graphs have memory that none of the other numbers includes.
+        before: allocated bytes at the start.
+        allocated, reserved: peaks of allocated and of reserved bytes; set by `read`.
+        taken: bytes used on the device by all processes, at the time of `read`: also the allocator's reserve,
+            and memory of CUDA graphs that no other number includes.
         peak: `allocated` plus the weights that dynamic VRAM keeps outside torch's allocator.
     """
 
@@ -105,7 +106,7 @@ class Peak:
 
 
 def weight_pages() -> int:
-    """Bytes of weights that ComfyUI's dynamic VRAM has on the device; 0 without it."""
+    """Bytes of weights that ComfyUI's dynamic VRAM holds on the device; 0 without dynamic VRAM."""
     import comfy.model_management
 
     models = {loaded.model.model for loaded in comfy.model_management.current_loaded_models if loaded.model}

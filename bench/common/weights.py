@@ -10,7 +10,7 @@ from torch import nn
 
 @torch.no_grad()
 def draw_weights(network: nn.Module, seed: int) -> None:
-    """Random but tame: each layer keeps its input's scale, and modulation is not zero."""
+    """Set random weights: each layer preserves the scale of its input, and modulation is not zero."""
     tensors = [*network.named_parameters(), *network.named_buffers()]
     generator = torch.Generator(tensors[0][1].device).manual_seed(seed)
     for name, tensor in tensors:

@@ -1,5 +1,6 @@
 """Where the time of a step goes.
 
-`run` profiles steps (`bench speed --profile`), with `ranges` around RAS's own work, read by `trace_shares`;
-`eager_cost` counts what eager steps cost the CPU (`eager_run`, `counts`); `live_view` times the live view.
+`run` profiles steps (`bench speed --profile`): `ranges` marks RAS's own work in the trace, `trace_shares`
+evaluates it. `eager_cost` measures the CPU cost of eager steps (`eager_run`, `counts`); `live_view` times the
+live view.
 """

@@ -1,4 +1,4 @@
-"""Count what work costs the CPU: operations, allocations, Python calls."""
+"""Count the CPU work of a piece of code: operations, allocations, Python calls."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts for some work, or the average for one step of it.
+    """Counts of a piece of work, or averages per step.
 
     Attributes:
-        operations: PyTorch operations as the dispatcher hands them to the device; includes views.
+        operations: PyTorch operations that the dispatcher passes to the device, views included.
         views: operations that only reinterpret memory: no kernel, no allocation.
-        allocations: operations whose result has its own memory.
+        allocations: operations that allocate memory for their result.
         functions: calls to Python functions.
         builtins: calls from Python to functions in C.
     """
@@ -35,7 +35,7 @@ class Counts:
 
     @property
     def kernels(self) -> float:
-        """Operations that run something on the device."""
+        """Operations that launch work on the device."""
         return self.operations - self.views
 
     def __sub__(self, other: Counts) -> Counts:
@@ -50,7 +50,7 @@ class Counts:
 
 @dataclass
 class OperationCounter(TorchDispatchMode):
-    """Counts this thread's operations while it is entered.
+    """Counts this thread's operations in the body of a with statement.
 
     Attributes:
         by_name: number of calls of each operation.

@@ -1,4 +1,4 @@
-"""Eager regional steps against ComfyUI's own steps on as many rows: a table row per K/V format."""
+"""CPU cost of eager regional steps against ComfyUI's own steps on as many rows, by form of the K/V cache."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="to time each family for")
     options = parser.parse_args(argv)
     start("cpu", threads=1)
-    # ComfyUI's choice on GPUs; it is made when the attention module is imported.
+    # ComfyUI's choice on GPUs, made when the attention module is imported.
     importlib.import_module("comfy.cli_args").args.use_pytorch_cross_attention = True
     from .eager_run import HEADER, costs, line
 
     say(HEADER)
     format_names = options.kv_cache.split(",")
     for name in options.families.split(","):
-        host, *found = costs(name, format_names, options.seconds)
-        say(line(name, "host alone", host))
+        comfy_alone, *found = costs(name, format_names, options.seconds)
+        say(line(name, "ComfyUI alone", comfy_alone))
         for format_name, cost in zip(format_names, found, strict=True):
-            say(line(name, f"{format_name} - host", cost - host))
+            say(line(name, f"{format_name} - ComfyUI", cost - comfy_alone))
     return 0

@@ -1,4 +1,4 @@
-"""Runs of narrow networks, step by step: what a step costs the CPU."""
+"""Measure the CPU cost of each step in runs of narrow networks."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .counts import Counts, OperationCounter, counted_functions
 STEPS = 12
 START_STEP = 4
 WATCHED = range(START_STEP + 1, STEPS - 1)
-"""Steps that are measured: all regional ones but the first and the run's last."""
+"""Measured steps: the regional ones without the first, and without the last step of the run."""
 
 SIDE, SHARE = 16, 4
-"""Latent pixels along one side of the image; factor by which a regional step has fewer tokens."""
+"""Latent pixels along one side of the image; ratio of all tokens to the active ones in a regional step."""
 
 DEPTH = {"sd3_medium": 24, "sd35_large": 38, "sd35_medium": 24, "lumina2": 26, "z_image": 30}
 
@@ -34,7 +34,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one step: CPU time on one core, and what it was spent on."""
+    """Cost of one step: CPU time on one core, and counts of the work."""
 
     seconds: float
     counts: Counts
@@ -54,7 +54,7 @@ def line(family: str, what: str, cost: Cost) -> str:
 
 @dataclass
 class Runner:
-    """Runs of one kind: a model and the side of its image."""
+    """A model and an image size to run it at."""
 
     shape: Shape
     model: ModelPatcher
@@ -77,7 +77,7 @@ class Runner:
         self.seconds += [marks[i] - marks[i - 1] for i in WATCHED]
 
     def run(self, read: Callable[[], Any]) -> list[Any]:
-        """What `read` returned at the end of each step."""
+        """Sample once; returns what `read` returned at the end of each step."""
         marks: list[Any] = []
         latent = torch.zeros(1, self.shape.channels, self.side, self.side)
         noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(1))
@@ -90,12 +90,12 @@ class Runner:
 
 @torch.inference_mode()
 def costs(name: str, format_names: Sequence[str], seconds: float) -> list[Cost]:
-    """ComfyUI's own step on as many tokens, then regional steps with the K/V cache in each form.
+    """Costs of ComfyUI's own step on as many tokens, then of regional steps with each form of the K/V cache.
 
     Args:
-        name: a family, as in DEPTH.
+        name: a family, a key of DEPTH.
         format_names: settings of `kv_cache`.
-        seconds: how long to time them, all in turns.
+        seconds: total timing duration; all of them take turns.
     """
     shape = narrow(name)
     model = shape.build(torch.device("cpu"))
@@ -115,13 +115,13 @@ def costs(name: str, format_names: Sequence[str], seconds: float) -> list[Cost]:
     while time.perf_counter() < end:
         for runner in runners:
             runner.time()
-    # The fastest fifth: other processes use this machine too.
+    # The fastest fifth, since other processes use this machine too.
     quiet = [statistics.quantiles(runner.seconds or [0.0, 0.0], n=5)[0] for runner in runners]
     return list(map(Cost, quiet, counts))
 
 
 def narrow(name: str) -> Shape:
-    """A network with its family's depth and very few, narrow rows."""
+    """A network with its family's depth, but with few and narrow rows."""
     tiny = SHAPES[name].tiny()
     depth = "num_blocks" if "num_blocks" in tiny.unet_config else "n_layers"
     return replace(tiny, unet_config={**tiny.unet_config, depth: DEPTH[name]})

@@ -1,10 +1,10 @@
-"""What the live view costs: the same demo run in a real server, watched and unwatched in turn.
+"""Measure the cost of the live view: the same demo run on a real server, alternately with and without it.
 
     $(python3 -m dev python) -m bench live-view --pairs 8      (from the repository's root)
 
-One server process, one client that is connected all the time and takes in every message and latent preview.
-Before each run it says whether it watches. The time of a run is that of the sampler's own trace; processor
-time is the server's, which a busy neighbour disturbs less. Prints JSON.
+There is one server process and one client, which stays connected and receives every message and latent
+preview. Before each run the client tells the server whether it watches. The time of a run is taken from the
+sampler's trace; the CPU time is that of the server, which is less sensitive to other load. Prints JSON.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ROUTE = "/multirate_ras/live"
 
 
 async def one_run(client: Client, socket: aiohttp.ClientWebSocketResponse, prompt: dict) -> tuple[float, int]:
-    """Seconds in the sampler by the run's own trace, and the live messages that came."""
+    """Run once; returns the sampler's seconds from the trace, and the number of live messages received."""
     await asyncio.to_thread(client.queue, prompt, CLIENT)
     seconds, messages = 0.0, 0
     async for message in socket:
@@ -51,7 +51,7 @@ async def one_run(client: Client, socket: aiohttp.ClientWebSocketResponse, promp
 
 
 async def measure(url: str, pid: int, pairs: int, size: int, steps: int) -> dict[str, list]:
-    """Lists of one number a run for both ways; which goes first changes from pair to pair."""
+    """Lists with one number per run, watched and unwatched; the order alternates from pair to pair."""
     client, server = Client(url), psutil.Process(pid)
     info = client.object_info()
     base = demo.with_size(demo.to_api(json.loads(demo.WORKFLOWS["sd3"].read_text()), info), size)
@@ -60,7 +60,7 @@ async def measure(url: str, pid: int, pairs: int, size: int, steps: int) -> dict
         socket = await session.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0)
         flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
         await socket.send_json(flags)
-        for run in range(-2, 2 * pairs):  # the first two warm up
+        for run in range(-2, 2 * pairs):  # the first two are warm-up runs
             on = (run + run // 2) % 2 == 0
             await session.post(url + ROUTE, json={"client_id": CLIENT, "enabled": on})
             before = sum(server.cpu_times()[:2])

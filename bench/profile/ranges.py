@@ -1,4 +1,4 @@
-"""Names for RAS's own work in a profile, put around its functions from outside: normal runs pay nothing."""
+"""Mark RAS's own work in a profile by wrapping its functions from outside: normal runs have no overhead."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ RANGES: dict[str, tuple[Wrapped, ...]] = {
     "integrator": _each(sampler, sampler.multirate_step, sampler.fresh_pixels),
     "captured calls": _each(NetworkGraphs, NetworkGraphs.prepare, NetworkGraphs.lend),
 }
-"""Functions by the name of their range, given as attributes, not as strings: one that is renamed fails
-when this module is imported, which a test does.
+"""Functions by the name of their range, as attributes instead of strings: importing this module (as a test
+does) fails if one was renamed.
 """
 
 SPECIAL = _each(NetworkCall, NetworkCall.attached, NetworkCall._before_block)
-"""Functions that are wrapped in ways of their own."""
+"""Functions that need a special wrapper."""
 
 
 def wrapped() -> tuple[Wrapped, ...]:
@@ -56,7 +56,7 @@ def wrapped() -> tuple[Wrapped, ...]:
 
 
 class MarkingClock(Clock):
-    """A clock whose marks stand in the profile too."""
+    """A clock whose timestamps also appear in the profile."""
 
     def mark(self) -> None:
         with record_function(EVALUATION):
@@ -65,7 +65,7 @@ class MarkingClock(Clock):
 
 @contextmanager
 def named_ranges() -> Iterator[None]:
-    """RANGES and the hooks' own work are named inside."""
+    """Mark RANGES and the hooks' own work in the body."""
     try:
         for label, functions in RANGES.items():
             for of, function in functions:
@@ -81,7 +81,7 @@ def named_ranges() -> Iterator[None]:
 def _named(function: Callable, label: str) -> Callable:
     @wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        # A recording is replayed without its Python, and needs no ranges while it is made.
+        # A replay does not run this Python code, and a capture needs no ranges.
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return function(*args, **kwargs)
         with record_function(PREFIX + label):
@@ -99,7 +99,7 @@ def _hooks_in_range(before_block: Callable) -> Callable:
 
 
 def _attached_in_range(attached: Callable) -> Callable:
-    """Attaching and removing hooks, without what runs between."""
+    """Mark attaching and removing the hooks, but not the call in between."""
 
     @contextmanager
     def inside(call: NetworkCall) -> Iterator[None]:

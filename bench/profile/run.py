@@ -1,4 +1,4 @@
-"""Profiles of dense and regional steps: the share of RAS's own work, and what waits for the device."""
+"""Profiles of dense and regional steps: the share of RAS's own work, and code that waits for the device."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .trace_shares import step_shares
 
 STEPS = START_STEP + 7
 CHOSEN = tuple(range(START_STEP + 1, STEPS - 1))
-"""Evaluations that are looked at: the first regional one and the run's last are left out."""
+"""Profiled evaluations: regional ones without the first, and without the last of the run."""
 
 
 @torch.inference_mode()
 def profiles(bench: Bench, variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One entry a variant; errors are told in place of figures."""
+    """One entry per variant; if it failed, with the error instead of figures."""
     found = []
     for variant in variants:
         entry = {"case": bench.case.key, "variant": variant.key, "ratio": variant.ratio, "error": ""}
@@ -40,7 +40,7 @@ def profiles(bench: Bench, variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def profile_variant(bench: Bench, variant: Variant) -> dict[str, Any]:
-    """A run to warm up, one in the profiler, and on a GPU one that is watched for waiting."""
+    """Run to warm up, run in the profiler, and on a GPU run again to find calls that wait for the device."""
     on_gpu = bench.device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with named_ranges():
@@ -63,7 +63,7 @@ def profile_variant(bench: Bench, variant: Variant) -> dict[str, Any]:
 
 
 class WatchingClock(Clock):
-    """Turns CUDA's warnings about waiting on from the first chosen evaluation to the end of the last."""
+    """Enables CUDA's warnings about synchronization during the chosen evaluations."""
 
     def restart(self) -> None:
         super().restart()
@@ -79,7 +79,7 @@ class WatchingClock(Clock):
 
 
 def waiting_lines(bench: Bench, variant: Variant) -> dict[str, float]:
-    """Lines of Python at which the host waits for the device, with how often a step."""
+    """Lines of Python code that wait for the device, with their frequency per step."""
     each = bench.measured(variant, WatchingClock(bench.device))
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""A cell: one way to make the pictures, to be measured. Pure: no model, no device."""
+"""A cell: one configuration of sampling to be measured. Pure: no model, no device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ METHODS: tuple[str, ...] = get_args(CellMethod)
 REGIONAL = ("multirate", "forecast", "change", "paper", "random")
 CORRECTED = ("multirate", "forecast")
 RETIRED = ("adaptive",)
-"""Methods that committed results have and this version does not: rows are read, and cannot be run again."""
+"""Methods that occur in committed results but no longer exist: their rows can be read, but not run again."""
 CACHES = ("lazycache", "easycache")
 ORDER_SAMPLERS = {1: "euler", 2: "dpmpp_2m"}
-"""In RASKSampler these samplers are the corrected integrator of first and second order."""
+"""RASKSampler runs these samplers as the corrected integrator of first and second order."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Cell:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
             integrator); forecast (multirate with kv_cache = forecast); change (the selection alone); paper;
-            random tokens; ComfyUI's LazyCache, EasyCache.
+            random (random tokens); ComfyUI's LazyCache and EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
         ratio_end, metric, high_ratio, starvation: as in PaperSettings, for paper and random.
         threshold: reuse threshold of LazyCache and EasyCache.
-        seed: of the noise.
+        seed: seed of the noise.
     """
 
     family: str
@@ -59,7 +59,7 @@ class Cell:
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, *RETIRED):
             raise RASError(f"method {self.method!r}.", f"one of {', '.join(METHODS)}.", "correct --methods.")
-        object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # a list after JSON
+        object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # JSON turns tuples into lists
 
     @property
     def key(self) -> str:
@@ -68,12 +68,12 @@ class Cell:
 
     @property
     def order(self) -> int:
-        """Order of the integrator: 1 for Euler, 2 for the second-order forms, 0 where it is another's."""
+        """Order of the integrator: 1 for Euler, 2 for the second-order samplers, 0 for any other sampler."""
         return {"euler": 1, "dpmpp_2m": 2, "ab2": 2}.get(self.sampler, 0)
 
     @property
     def label(self) -> str:
-        """For people: what was done."""
+        """Readable description of the settings."""
         if self.method == "dense":
             return f"{self.sampler} {self.steps} steps"
         if self.method in CACHES:
@@ -84,7 +84,7 @@ class Cell:
         return f"{self.method}{kind} {self.sampler} {self.steps}/{self.start}/{resets} {self.ratio:.0%}"
 
     def config(self) -> RASConfig | None:
-        """The node's settings for this cell; None where no RAS node takes part."""
+        """The node's settings for this cell; None if the cell uses no RAS node."""
         if self.method not in REGIONAL:
             return None
         common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
@@ -104,7 +104,7 @@ class Cell:
         )
 
     def planned_shares(self) -> list[float]:
-        """Share of the tokens of each step, as planned; a cache's skipped steps are not known before."""
+        """Planned share of the tokens in each step; which steps a cache skips is not known in advance."""
         config = self.config()
         if config is None:
             return [1.0] * self.steps
@@ -125,7 +125,7 @@ def cell_from(row: dict[str, Any]) -> Cell:
 
 
 def dense_cells(family: str, samplers: Iterable[str], steps: Iterable[int], seed: int = 0) -> list[Cell]:
-    """Fewer steps: what any user can do without this pack."""
+    """Dense runs with fewer steps: what any user can do without this pack."""
     return [
         Cell(family, sampler=sampler, steps=count, seed=seed)
         for sampler, count in itertools.product(samplers, steps)
@@ -144,7 +144,7 @@ def grid(
     thresholds: Sequence[float],
     seeds: Sequence[int],
 ) -> list[Cell]:
-    """Every combination, each once: an axis that a method does not have is left out for it."""
+    """Every combination once; a method ignores the axes that it does not have."""
     cells: dict[str, Cell] = {}
     for family, method, count, seed in itertools.product(families, methods, steps, seeds):
         base = Cell(family, method, steps=count, seed=seed)

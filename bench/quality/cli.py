@@ -20,7 +20,7 @@ from .weighted_figures import PLUGINS, parse_plugins
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
-"""What the options default to on a CPU and on a GPU."""
+"""Defaults of the options on a CPU and on a GPU."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,12 +32,12 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on where this one left off.", file=sys.stderr)
+        print("Stopped. Repeat the command to continue.", file=sys.stderr)
         return 130
 
 
 def remote_side(options: dict) -> object:
-    """What a Ray worker needs: the same start as here, then its engine."""
+    """Start a Ray worker: the same setup as in this process, then its engine."""
     from .options import options_from
 
     own = options_from(options)
@@ -53,10 +53,10 @@ def parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="measure cells and report on them")
     _add_options(sweep)
     _add_cells(sweep)
-    told = commands.add_parser("report", help="the tables, plots and picture grids of a finished sweep")
+    told = commands.add_parser("report", help="write the tables, plots and image grids of a finished sweep")
     told.add_argument("folder", type=Path)
     held_out = commands.add_parser(
-        "held-out", help="choose the held-out prompts anew from the artwork archive"
+        "held-out", help="choose the held-out prompts again from the artwork archive"
     )
     held_out.add_argument("archive", type=Path, help="emoji.zip of training/")
     held_out.add_argument("--count", type=int, default=256)
@@ -78,7 +78,7 @@ def _about(name: str) -> str:
         "start-step": "where in the schedule the same number of dense steps belongs",
         "pareto": "quality over cost of every method",
         "backgrounds": "simple subjects on plain and on busy backgrounds",
-        "drift": "how far cached values stray in a long run, with and without resets",
+        "drift": "errors of cached values in a long run, with and without resets",
         "early-steps": "0, 2, 4 and 6 dense steps at the start",
     }[name]
 
@@ -91,8 +91,8 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2"
     add("--weights", default="", help="folder of the demo models' weights")
     add("--prompts", type=Path, default=HELD_OUT, help="text file with one prompt a line")
     add("--count", type=int, help="how many of the prompts (CPU: 2, GPU: 256)")
-    add("--size", type=int, help="picture size, pixels (CPU: 320, GPU: 512)")
-    add("--batch", type=int, help="pictures sampled together (CPU: 2, GPU: 64)")
+    add("--size", type=int, help="image size, pixels (CPU: 320, GPU: 512)")
+    add("--batch", type=int, help="images sampled together (CPU: 2, GPU: 64)")
     add("--reference-steps", type=int, help="of the converged trajectory (CPU: 200, GPU: 250)")
     add("--cfg", type=float, default=0.0, help="guidance scale (default: 3.5 for the demo models, else 5)")
     add("--scheduler", default="simple")
@@ -104,7 +104,7 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2"
     add(
         "--real",
         default="",
-        help="real pictures for FD-EffLite0: a folder of files, or the rendering of training/",
+        help="real images for FD-EffLite0: a folder of files, or artwork rendered by training/",
     )
     add("--with", dest="plugins", default="", help=f"further figures, if you have them: {', '.join(PLUGINS)}")
 
@@ -154,7 +154,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         default_steps=arguments.default_steps,
         device=device,
         dtype=arguments.dtype,
-        threads=torch.get_num_threads(),  # what a remote worker must have to get the same numbers
+        threads=torch.get_num_threads(),  # a remote worker needs the same values to get the same numbers
         weights=str(Path(arguments.weights).resolve()) if arguments.weights else "",
         checkpoint=arguments.checkpoint,
         cache=str(arguments.cache.resolve()),
@@ -165,7 +165,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def families_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The families asked for; with a user's checkpoint only that."""
+    """The requested families; with a user's checkpoint, only that."""
     return ("checkpoint",) if arguments.checkpoint else arguments.families
 
 
@@ -214,7 +214,7 @@ def run_held_out(arguments: argparse.Namespace) -> int:
 def run_render(arguments: argparse.Namespace) -> int:
     from .real import render_held_out
 
-    print(f"{render_held_out(arguments.archive, arguments.out)} pictures in {arguments.out}")
+    print(f"{render_held_out(arguments.archive, arguments.out)} images in {arguments.out}")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""A sweep on a Ray cluster: cells are tasks, references are made once and shared through Ray's store.
+"""A sweep on a Ray cluster: cells are tasks; references are sampled once and shared in Ray's object store.
 
-Each worker is a process with a model of its own. The repository travels as Ray's working directory; a worker
-finds ComfyUI as a local run does, by COMFYUI_PATH.
+Each worker is a process with its own model. Ray copies the repository to the workers as their working
+directory; a worker finds ComfyUI through COMFYUI_PATH, as a local run does.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> 
     kind, need = ("GPU", 1.0) if options.device == "cuda" else ("CPU", float(max(options.threads, 1)))
     available = ray.cluster_resources().get(kind, 1.0)
     count = min(workers or max(int(available / need), 1), len(cells))
-    # More workers than the cluster has room for would wait for ever; asked for by number, they share it.
+    # Workers beyond the cluster's capacity would wait forever, so the requested number divides it.
     share = min(need, available / count)
-    share = float(int(share)) if share > 1 else share  # Ray takes parts of one, not of several
+    share = float(int(share)) if share > 1 else share  # Ray accepts a fraction of one GPU, but not of several
     remote = ray.remote(**{f"num_{kind.lower()}s": share})(_worker_class())
     pool = [remote.remote(options.as_dict()) for _ in range(count)]
     made = _references(ray, pool, cells, options)
@@ -72,7 +72,7 @@ def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> 
 def _references(
     ray: Any, pool: Sequence[Any], cells: Sequence[Cell], options: Options
 ) -> dict[refs.Reference, Any]:
-    """Latents of every reference, in Ray's store."""
+    """Latents of every reference, in Ray's object store."""
     wanted = refs.needed(list(cells), options)
     tasks = [_reference_task(reference) for reference in wanted]
     return {wanted[number]: ray.put(latents) for number, latents in _in_turn(ray, pool, tasks)}
@@ -90,7 +90,7 @@ def _cell_task(cell: Cell, options: Options, made: dict[refs.Reference, Any]) ->
 
 
 def _in_turn(ray: Any, pool: Sequence[Any], tasks: Sequence[Callable[[Any], Any]]) -> Any:
-    """Give every free worker the next task; yields (number of the task, result) as they finish."""
+    """Give each free worker the next task; yields (index of the task, result) as tasks finish."""
     waiting, running = list(enumerate(tasks)), {}
     free = list(pool)
     while waiting or running:
@@ -105,7 +105,7 @@ def _in_turn(ray: Any, pool: Sequence[Any], tasks: Sequence[Callable[[Any], Any]
 
 
 def _worker_class() -> type:
-    """Made inside a function, so that Ray sends its code: the pack is not importable by name over there."""
+    """Defined inside a function, so that Ray sends the code: a worker cannot import the pack by name."""
 
     class Worker:
         """One process with one model at a time."""
@@ -131,7 +131,7 @@ def _worker_class() -> type:
 
 
 class RemoteSide:
-    """What a worker does, in plain values: numbers, dictionaries and arrays."""
+    """The part that runs in a worker; takes and returns plain values: numbers, dictionaries and arrays."""
 
     def __init__(self, options: Options):
         from .engine import Engine

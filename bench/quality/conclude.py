@@ -1,4 +1,4 @@
-"""What a folder of results says: report, plots and picture grids. Needs no ComfyUI."""
+"""Report, plots and image grids of a folder of results. Needs no ComfyUI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .table import Table
 
 
 def conclude(out: Path, title: str = "") -> str:
-    """Write report.md, plots and picture grids of a folder; returns the report."""
+    """Write report.md, plots and image grids of a folder; returns the report."""
     table = Table(out / "cells.csv")
     text = (f"# {title}\n\n" if title else "") + report(out)
     (out / "report.md").write_text(text, encoding="utf-8")
@@ -33,7 +33,7 @@ def conclude(out: Path, title: str = "") -> str:
 
 
 def can_plot() -> bool:
-    """Whether plots can be drawn; says so once where they cannot."""
+    """Whether plots can be drawn; prints the reason once if not."""
     try:
         pyplot()
     except RASError as error:
@@ -43,7 +43,7 @@ def can_plot() -> bool:
 
 
 def _grid(rows: Sequence[Row], family: str, out: Path) -> None:
-    """The fronts of multirate and of the baselines, and the compared methods, picture below picture."""
+    """Image strips of the fronts of multirate and of the baselines, and of the compared methods, stacked."""
     groups = curves(rows, family)
     strips = []
     for name in [*baselines(groups), *(n for n in groups if groups[n][0]["method"] != "dense")]:

@@ -10,7 +10,7 @@ DEFAULT_STEPS = 28
 
 
 def _mmdit_profile(width: int, blocks: int, patch_width: int) -> CostProfile:
-    """MMDiT without a second attention; the last block's text rows only give keys and values."""
+    """MMDiT without a second attention; the last block computes only keys and values of the text rows."""
     block = 12 * width**2  # qkv 3, projection 1, mlp 8
     return CostProfile(
         image_weights=blocks * block,
@@ -22,15 +22,15 @@ def _mmdit_profile(width: int, blocks: int, patch_width: int) -> CostProfile:
 
 SD3_MEDIUM = _mmdit_profile(width=1536, blocks=24, patch_width=64)
 SD3_TOKENS = 64 * 64
-"""A 1024-pixel picture."""
+"""A 1024-pixel image."""
 SD3_TEXT = 333
-"""Text rows with the whole T5 context; with ComfyUI's 154 for short prompts it saves 1 to 3 % more."""
+"""Text rows with the full T5 context; with ComfyUI's 154 rows for short prompts RAS saves 1 to 3 % more."""
 
 
 def cost_reduction(
     profile: CostProfile, n_tokens: int, n_text: int, shares: Sequence[float], default_steps: int
 ) -> float:
-    """Cost of a dense run of `default_steps` over the cost of evaluations with these shares of active tokens.
+    """Cost of a dense run of `default_steps`, divided by that of evaluations with these active-token shares.
 
     Evaluations that a cache skipped are not in `shares`.
     """
@@ -40,5 +40,5 @@ def cost_reduction(
 
 
 def sd3_cost_reduction(shares: Sequence[float], default_steps: int = DEFAULT_STEPS) -> float:
-    """The same at the shape of SD3-medium at 1024 pixels, where the saving matters."""
+    """`cost_reduction` at the shape of SD3-medium at 1024 pixels, where the saving matters."""
     return cost_reduction(SD3_MEDIUM, SD3_TOKENS, SD3_TEXT, shares, default_steps)

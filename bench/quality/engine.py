@@ -1,4 +1,4 @@
-"""From a cell to its row in the table."""
+"""Measure a cell: sample it and compute its row of the table."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Engine:
         self._plugins: list[Plugin] | None = None
 
     def studio(self, family: str) -> Studio:
-        """The family's model with the prompts encoded; one dense step has warmed it up."""
+        """The family's model with encoded prompts, warmed up by one dense step."""
         if self._studio is None or self._studio.source.family != family:
             self._studio = None
             self._decoded.clear()
@@ -53,7 +53,7 @@ class Engine:
         return self._studio
 
     def reference(self, reference: refs.Reference) -> Tensor:
-        """Latents (n, c, h, w) of a reference run: given, from disk, or made now."""
+        """Latents (n, c, h, w) of a reference: given by another process, loaded from disk, or sampled now."""
         if reference in self._given:
             return self._given[reference]
         studio = self.studio(reference.family)
@@ -66,7 +66,7 @@ class Engine:
         return latents
 
     def give(self, reference: refs.Reference, latents: Tensor) -> None:
-        """Use latents that another process made."""
+        """Use latents that another process sampled."""
         self._given[reference] = latents
 
     def row(self, cell: Cell) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Engine:
         return row
 
     def decoded(self, reference: refs.Reference) -> list[Tensor]:
-        """The reference's pictures, batch by batch; very many in half precision (good to 79 dB)."""
+        """The reference's images, batch by batch; very many in half precision (good to 79 dB)."""
         if reference not in self._decoded:
             latents = self.reference(reference)
             studio = self.studio(reference.family)
@@ -139,7 +139,7 @@ class Engine:
         return figures | {plugin.column: plugin.value() for plugin in self._plugins or ()}
 
     def _prepare_figures(self) -> None:
-        """Feature networks and the real pictures' features, once."""
+        """Feature networks and the real images' features, once."""
         if self._plugins is not None:
             return
         options, device = self.options, self._studio.source.device

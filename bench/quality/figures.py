@@ -1,4 +1,4 @@
-"""The figures of a cell that need nothing but tensors."""
+"""The figures of a cell that can be computed from tensors alone."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 PSNR_CEILING = 100.0
-"""dB; what equal pictures get, so that means stay finite."""
+"""PSNR of identical images in dB, so that means stay finite."""
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
-    """PSNR of each picture in dB: (n, 3, H, W) RGB in [0, 1] each -> (n,)."""
+    """PSNR of each image in dB: (n, 3, H, W) RGB in [0, 1] each -> (n,)."""
     error = (pictures.float() - reference.float()).square().mean(dim=(1, 2, 3))
     return (-10.0 * error.clamp_min(1e-30).log10()).clamp_max(PSNR_CEILING)
 
 
 def masked_psnr(pictures: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """PSNR in dB over the pixels where the mask (n, 1, H, W), 0 to 1, weighs them: (n,)."""
+    """PSNR in dB over the pixels weighted by the mask (n, 1, H, W), 0 to 1: (n,)."""
     error = (pictures.float() - reference.float()).square().mean(dim=1, keepdim=True) * mask
     mean = error.sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1e-9)
     return (-10.0 * mean.clamp_min(1e-30).log10()).clamp_max(PSNR_CEILING)
@@ -31,8 +31,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Frechet distance of the Gaussians fitted to two sets of features: (n, d), (m, d).
 
     With centred features A and B over sqrt(n - 1) and sqrt(m - 1), the covariances are A'A and B'B, and the
-    trace of the root of their product is the nuclear norm of A B'. That is exact, also for fewer pictures
-    than features, and needs no matrix root.
+    trace of the root of their product is the nuclear norm of A B'. This is exact, even with fewer images
+    than features, and needs no matrix square root.
     """
     a, b = a.double(), b.double()
     gap = (a.mean(dim=0) - b.mean(dim=0)).square().sum()

@@ -1,15 +1,15 @@
-"""Pareto fronts of quality over cost reduction, and how far one lies above another. Pure arithmetic."""
+"""Pareto fronts of quality over cost reduction, and the gain of one over another. Pure functions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 Point = tuple[float, float]
-"""(cost reduction, quality); more is better in both."""
+"""(cost reduction, quality); higher is better for both."""
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
-    """The points that no other point beats in both, cheapest last; of equal ones one stays."""
+    """The points that no other point beats in both values, cheapest last; duplicates are dropped."""
     front: list[Point] = []
     for cost, quality in sorted(set(points), reverse=True):
         if not front or quality > front[-1][1]:
@@ -18,9 +18,9 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 
 def at_cost(front: Sequence[Point], cost: float) -> float | None:
-    """Quality of the front at a cost reduction, straight between its points; None beyond its ends.
+    """Quality of the front at a cost reduction, interpolated linearly; None beyond its last point.
 
-    To the left of its first point a front holds that point's quality: the cheaper run serves there too.
+    At cost reductions below its first point, a front has that point's quality: a cheaper run also qualifies.
     """
     if not front or cost > front[-1][0]:
         return None

@@ -1,4 +1,4 @@
-"""Pictures to look at: the first few of every cell, and cells above each other."""
+"""Image strips for visual comparison: the first few images of each cell, and strips of cells stacked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LABEL = 16
 
 
 def save_strip(path: Path, pictures: Tensor) -> None:
-    """Some pictures (n, 3, H, W) in [0, 1] beside each other, in a small size."""
+    """Save images (n, 3, H, W) in [0, 1] as one row of thumbnails."""
     small = F.interpolate(pictures.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
     row = (small.clamp(0, 1) * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)  # (SIDE, n * SIDE, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,7 @@ def save_strip(path: Path, pictures: Tensor) -> None:
 
 
 def stack_strips(strips: Sequence[tuple[str, Path]], out: Path) -> bool:
-    """Strips above each other with their labels, those without a file left out; False when none is left."""
+    """Stack labelled strips, skipping those without a file; returns False if none is left."""
     present = [(label, np.asarray(Image.open(path))) for label, path in strips if path.is_file()]
     if not present:
         return False

@@ -1,4 +1,4 @@
-"""What one command line settles for all of its cells."""
+"""Options of a command line that apply to all of its cells."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from .prompts import Prompt
 
 NOT_IN_RESULTS = ("cache", "real", "batch", "threads")
-"""Options that change where or how fast results are made, and the figures by no more than rounding."""
+"""Options that decide where or how fast the cells run, and change the figures only by rounding."""
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,18 @@ class Options:
     """Settings of a measurement.
 
     Attributes:
-        prompts: one picture each.
-        size: of the pictures, pixels.
-        cfg: guidance scale; 0 takes the source's own default.
-        scheduler: ComfyUI's name.
-        batch: pictures sampled together.
-        default_steps: a dense run of so many steps has cost 1.
+        prompts: one image is sampled for each.
+        size: width and height of the images, pixels.
+        cfg: guidance scale; 0 for the source's default.
+        scheduler: ComfyUI's name of the scheduler.
+        batch: images sampled together.
+        default_steps: a dense run with this many steps has cost 1.
         reference_steps: steps of the converged trajectory.
         device, dtype, threads: as in setup.start.
         weights: folder of the demo models' weights; empty for the pack's own.
         checkpoint: a user's model file; empty for none.
         cache: folder for converged trajectories.
-        real: folder of real pictures for the Frechet distance; empty for none.
+        real: folder of real images for the Frechet distance; empty for none.
         plugins: further figures, by name (weighted_figures.py), each with the path of its weights.
     """
 
@@ -51,18 +51,18 @@ class Options:
     plugins: tuple[tuple[str, str], ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """What results of one table must have in common."""
+        """The settings that all results of one table must share."""
         values = {k: v for k, v in asdict(self).items() if k not in NOT_IN_RESULTS}
         texts = [prompt.text for prompt in self.prompts]
         return {**values, "prompts": f"{len(texts)}:{digest(texts)}"}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for another process."""
+        """The options as plain values, to send to another process."""
         return asdict(self)
 
 
 def options_from(values: dict[str, Any]) -> Options:
-    """The inverse of `as_dict`, also after JSON."""
+    """The inverse of `as_dict`; also accepts values that went through JSON."""
     prompts = tuple(Prompt(**prompt) for prompt in values["prompts"])
     plugins = tuple((name, path) for name, path in values["plugins"])
     return Options(**{**values, "prompts": prompts, "plugins": plugins})
@@ -74,7 +74,7 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """A short hash of a file's contents; of a very large one, its ends and size."""
+    """A short hash of a file's contents; for very large files, of both ends and the size."""
     with path.open("rb") as file:
         sha = hashlib.sha256(file.read(1 << 24))
         size = path.stat().st_size

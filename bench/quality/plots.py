@@ -39,7 +39,7 @@ NAMES = {
 
 
 def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr") -> None:
-    """Quality over cost reduction: every cell a mark, every curve's Pareto front a line."""
+    """Quality over cost reduction: a marker for each cell, a line for each curve's Pareto front."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     for name, cells in curves(rows, family).items():
@@ -61,7 +61,7 @@ def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr"
 def line_plot(
     curves: dict[str, tuple[Sequence[float], Sequence[float]]], labels: tuple[str, str, str], out: Path
 ) -> None:
-    """Named curves of (x, y); labels are those of the axes and the title."""
+    """Named curves of (x, y); `labels` are the axis labels and the title."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     for name, (x, y) in curves.items():
@@ -73,7 +73,7 @@ def line_plot(
 
 
 def bar_plot(groups: dict[str, dict[str, float]], labels: tuple[str, str], out: Path) -> None:
-    """Groups of bars; labels are those of the value axis and the title."""
+    """Groups of bars; `labels` are the value axis label and the title."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     series = list(dict.fromkeys(name for bars in groups.values() for name in bars))

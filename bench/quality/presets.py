@@ -1,4 +1,4 @@
-"""Lists of cells that answer a question."""
+"""Lists of cells, each for one question."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
 
-# 28 over these is the cost reduction: 1, 1.47, 1.65, 2, 2.33, 2.55, 3.1, 3.5, 4.
+# Step counts; the cost reduction is 28 divided by each: 1, 1.47, 1.65, 2, 2.33, 2.55, 3.1, 3.5, 4.
 FEWER_STEPS = (28, 19, 17, 14, 12, 11, 9, 8, 7)
 BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 
@@ -76,18 +76,18 @@ CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.4), "easycache": (0.1, 0.2, 0.4)}
 def multirate(
     family: str, steps: int, start: int, reset: int, ratio: float, order: int, seed: int = 0
 ) -> Cell:
-    """A multirate cell in the order in which its settings are spoken of: 28/4/6, 50 %, second order."""
+    """A multirate cell; the arguments are in the order of the usual notation: 28/4/6, 50 %, second order."""
     sampler = ORDER_SAMPLERS[order]
     return Cell(family, "multirate", sampler, steps, start=start, reset_every=reset, ratio=ratio, seed=seed)
 
 
 def forecast(family: str, steps: int, start: int, ratio: float, order: int = 2, seed: int = 0) -> Cell:
-    """A multirate cell without resets whose cached keys and values are continued: 28/6, 50 %."""
+    """A multirate cell without resets whose cached keys and values are extrapolated: 28/6, 50 %."""
     return Cell(family, "forecast", ORDER_SAMPLERS[order], steps, start=start, ratio=ratio, seed=seed)
 
 
 def regional(family: str, method: str, steps: int, start: int, reset: int, ratio: float, seed: int) -> Cell:
-    """A cell of the paper's rule, of random tokens or of change-based selection alone, with Euler."""
+    """A cell with Euler and the paper's rule, random tokens, or only change-based selection."""
     scale = 0.1 if method == "paper" else 0.0
     return Cell(
         family, method, "euler", steps,
@@ -96,7 +96,7 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
 
 
 def front(family: str, seed: int) -> list[Cell]:
-    """The whole front: 101 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
+    """The whole front: 101 cells per family; SD3 has no EasyCache cells, since it has no effect there."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:
@@ -110,7 +110,7 @@ def front(family: str, seed: int) -> list[Cell]:
 
 
 def quick(family: str, seed: int) -> list[Cell]:
-    """A look at every method, for a few minutes on a CPU."""
+    """A quick look at every method: a few minutes on a CPU."""
     cells = dense_cells(family, ("euler",), (28, 14), seed)
     cells += dense_cells(family, ("dpmpp_2m",), (28, 18, 14, 10), seed)
     cells += dense_cells(family, ("ab2",), (14,), seed)
@@ -121,7 +121,7 @@ def quick(family: str, seed: int) -> list[Cell]:
 
 
 def acts(cell: Cell) -> bool:
-    """ComfyUI's EasyCache enters by a door that its SD3 network does not have."""
+    """ComfyUI's EasyCache has no effect on SD3: that network does not call the wrapper that it needs."""
     return not (cell.method == "easycache" and "sd3" in cell.family)
 
 
@@ -129,5 +129,5 @@ PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {"front": front, "quick":
 
 
 def preset(name: str, families: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """The preset's cells, family after family."""
+    """The preset's cells, one family at a time."""
     return [cell for family in families for seed in seeds for cell in PRESETS[name](family, seed)]

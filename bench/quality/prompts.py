@@ -1,4 +1,4 @@
-"""Prompts to measure with: the held-out ones of the demo models, or a user's own."""
+"""The prompts of a measurement: the held-out prompts of the demo models, or the user's own."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ HELD_OUT = Path(__file__).parent / "held_out.csv"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt, and for held-out ones the artwork it describes.
+    """A prompt and, for a held-out prompt, the artwork that it describes.
 
     Attributes:
-        text: what the model is asked for.
-        style, hexcode, background: the picture set, the emoji and the colour; empty for a user's prompts.
+        text: the prompt text.
+        style, hexcode, background: the artwork's style, emoji and background colour; empty for user prompts.
     """
 
     text: str
@@ -33,7 +33,7 @@ class Prompt:
 
 
 def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
-    """The first `count` prompts of a file: a CSV with the columns of Prompt, or text with one a line.
+    """The first `count` prompts of a file: a CSV with the columns of Prompt, or text with one per line.
 
     Raises:
         RASError: the file is missing or has no prompt.
@@ -53,9 +53,9 @@ def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
 
 
 def write_held_out(archive: Path, out: Path, count: int) -> int:
-    """Choose held-out (emoji, style) pairs of the artwork archive and write their prompts; returns how many.
+    """Choose held-out (emoji, style) pairs of the artwork archive and write their prompts. Returns how many.
 
-    Order and background follow from checksums, so that the first few already are a mixed lot.
+    Order and background are derived from checksums, so that even the first few prompts are varied.
     """
     from ...training import data
 
@@ -78,7 +78,7 @@ def _prompt(item: dict[str, Any], colours: Sequence[str]) -> Prompt:
 
 
 def background_of(hexcode: str, style: str, colours: Sequence[str]) -> str:
-    """The colour that goes with a held-out picture."""
+    """The background colour of a held-out image."""
     return colours[_draw({"hexcode": hexcode, "style": style}, "background") % len(colours)]
 
 

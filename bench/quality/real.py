@@ -1,7 +1,7 @@
-"""Real pictures to compare distributions with, in two halves.
+"""Real images, in two halves, as the reference of the Frechet distance.
 
-Either a folder of picture files, or the rendered emoji set of the demo models' training (pictures.npy and
-items.json). The files are dealt out in turn, so that both halves are of one kind.
+Either a folder of image files, or the rendered emoji set of the demo models' training (pictures.npy and
+items.json). The files are dealt alternately to the halves, so that both have the same distribution.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
-    """Two streams of RGB batches (b, 3, size, size) in [0, 1].
+    """Two iterators of RGB batches (b, 3, size, size) in [0, 1].
 
     Raises:
-        RASError: there are no pictures, or too few.
+        RASError: there are no images, or too few.
     """
     if (folder / PICTURES).is_file() and (folder / ITEMS).is_file():
         return [_rendered(folder, rows, size, batch) for rows in _artwork_halves(folder)]
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
     if len(files) < 4:
         raise RASError(
-            f"{len(files)} pictures in {folder}.",
-            f"picture files, or {PICTURES} and {ITEMS} as training/ renders them.",
+            f"{len(files)} images in {folder}.",
+            f"image files, or {PICTURES} and {ITEMS} as training/ renders them.",
             "correct --real, or leave it out: the Frechet distance is skipped then.",
         )
     return [_opened(files[half::2], size, batch) for half in (0, 1)]
 
 
 def render_held_out(archive: Path, out: Path) -> int:
-    """Render the held-out artwork of `emoji.zip` for `--real`; needs resvg-py. Returns how many pictures."""
+    """Render the held-out artwork of `emoji.zip` for `--real`, with resvg-py. Returns how many images."""
     from ...training import data
 
     items = [item for item in data.read_items(archive) if data.is_held_out(item.hexcode, item.style)]
@@ -51,7 +51,7 @@ def render_held_out(archive: Path, out: Path) -> int:
     shape = (len(items), data.PICTURE_SIZE, data.PICTURE_SIZE, 4)
     pictures = np.lib.format.open_memmap(out / PICTURES, mode="w+", dtype=np.uint8, shape=shape)
     for row, item in enumerate(items):
-        # Not its process pool: workers that are not forked cannot import a pack that is known by an alias.
+        # Not its process pool: spawned workers could not import the pack, which is known only by an alias.
         pictures[row] = data._render(archive, item.file)
     pictures.flush()
     (out / ITEMS).write_text(json.dumps([vars(item) for item in items]), encoding="utf-8")
@@ -59,7 +59,7 @@ def render_held_out(archive: Path, out: Path) -> int:
 
 
 def _artwork_halves(folder: Path) -> list[list[int]]:
-    """Held-out pictures only: the models were made to draw the others."""
+    """Only the held-out images: the models were trained on the others."""
     from ...training import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
@@ -68,7 +68,7 @@ def _artwork_halves(folder: Path) -> list[list[int]]:
 
 
 def _rendered(folder: Path, rows: Sequence[int], size: int, batch: int) -> Iterator[Tensor]:
-    """Held-out artwork on its colours, placed as in training."""
+    """Held-out artwork on its background colours, placed as in training."""
     from ...training import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
@@ -92,7 +92,7 @@ def _opened(files: Sequence[Path], size: int, batch: int) -> Iterator[Tensor]:
 
 
 def _open(path: Path, size: int) -> Tensor:
-    """A picture file, its middle cut square: (1, 3, size, size)."""
+    """An image file, cropped to its central square: (1, 3, size, size)."""
     from PIL import Image
 
     picture = Image.open(path).convert("RGB")

@@ -1,4 +1,4 @@
-"""Trajectories to compare with, made once for a model, its prompts and a seed, and kept on disk."""
+"""Reference trajectories, sampled once for a model, its prompts and a seed, and kept on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONVERGED_SAMPLER = "dpmpp_2m"
 
 @dataclass(frozen=True)
 class Reference:
-    """A dense run that others are compared with."""
+    """A dense run that other cells are compared with."""
 
     family: str
     seed: int
@@ -34,23 +34,23 @@ class Reference:
 
 
 def converged_of(cell: Cell, options: Options) -> Reference:
-    """The trajectory that the cell would reach with steps without number."""
+    """The trajectory to which the cell converges as the number of steps grows."""
     return Reference(cell.family, cell.seed, CONVERGED_SAMPLER, options.reference_steps)
 
 
 def dense_of(cell: Cell, options: Options) -> Reference:
-    """The run that the cell speeds up: the same sampler, dense, the default number of steps."""
+    """The run that the cell accelerates: the same sampler, dense, with the default number of steps."""
     return Reference(cell.family, cell.seed, cell.sampler, options.default_steps)
 
 
 def needed(cells: list[Cell], options: Options) -> list[Reference]:
-    """All references of some cells, each once, in order."""
+    """The references of these cells, each once, in order."""
     found = [make(cell, options) for cell in cells for make in (converged_of, dense_of)]
     return list(dict.fromkeys(found))
 
 
 def reference_name(reference: Reference, options: Options, identity: str, extra: Any = None) -> str:
-    """File name of a reference: changes with everything that decides its contents."""
+    """File name of a reference; it changes with everything that its contents depend on."""
     texts = [prompt.text for prompt in options.prompts]
     recipe = [
         asdict(reference), identity, texts, options.size, options.cfg, options.scheduler, options.dtype,
@@ -60,13 +60,13 @@ def reference_name(reference: Reference, options: Options, identity: str, extra:
 
 
 def load_latents(folder: Path, name: str) -> Tensor | None:
-    """(n, c, h, w) of an earlier run; None where there is none."""
+    """Saved latents (n, c, h, w) of an earlier run; None if there are none."""
     path = folder / name
     return load_file(path)["latents"] if path.is_file() else None
 
 
 def save_latents(folder: Path, name: str, latents: Tensor) -> None:
-    """Keep latents; the file appears whole or not at all, also when two processes write it."""
+    """Save latents atomically: the file is complete or absent, even if two processes write it."""
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"{name}.{os.getpid()}"
     save_file({"latents": latents.contiguous()}, scratch)

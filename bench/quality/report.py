@@ -1,4 +1,4 @@
-"""From the table of cells to what it says: how far multirate lies above fewer steps at the same cost."""
+"""The report of a table of cells: how much multirate gains over fewer steps at the same cost."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .front import Point, at_cost, best_at_cost, pareto
 from .table import FIGURE_COLUMNS, markdown, read_rows
 
 TARGETS = {1.5: 0.5, 2.0: 1.5, 2.5: 2.0, 3.0: 2.0, 3.5: 2.0}
-"""Cost reduction -> gain over the best fewer-steps baseline that is asked for, dB."""
+"""Cost reduction -> required gain over the best fewer-steps baseline, dB."""
 OTHER_TARGETS = {"random": 2.0, "paper": 3.0}
-"""The same over random tokens and over the paper's rule, at 1.5x and 2x."""
+"""Required gain over random tokens and over the paper's rule, at 1.5x and 2x."""
 OTHER_COSTS = (1.5, 2.0)
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Multirate beside the best fewer-steps baseline at one cost reduction; None where a front ends before.
+    """Multirate against the best fewer-steps baseline at one cost reduction; None beyond the end of a front.
 
     Attributes:
         cost: cost reduction.
-        wanted: the gain asked for, dB.
-        multirate, baseline: PSNR of the fronts, dB, straight between measured cells.
+        wanted: the required gain, dB.
+        multirate, baseline: PSNR of the fronts, dB, interpolated between measured cells.
         name: the baseline's sampler.
         setting: the best measured multirate cell that is at least as cheap.
         fd, fd_baseline, fd_spread: FD-EffLite0 along the same fronts, and the spread of its measurement.
@@ -56,7 +56,7 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """Whether a setting reaches the target, with its FD kept where there is one; "?" beyond a front."""
+        """Whether a setting reaches the target, and keeps its FD if it was measured; "?" beyond a front."""
         if self.gain is None:
             return "?"
         counts = self.gain if self.fd is None else self.kept_gain
@@ -69,7 +69,7 @@ def series_of(row: Row) -> str:
 
 
 def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
-    """Rows of a family by curve, the mean over seeds where there are several."""
+    """Rows of a family by curve, averaged over seeds."""
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         if row["family"] == family:
@@ -79,7 +79,7 @@ def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
 
 
 def points(rows: Sequence[Row], figure: str = "psnr") -> list[Point]:
-    """(cost reduction at SD3-medium's shape, figure) of rows that have it."""
+    """(cost reduction at SD3-medium's shape, figure) of the rows that have this figure."""
     return [(row["cost_sd3"], row[figure]) for row in rows if row[figure] is not None]
 
 
@@ -89,7 +89,7 @@ def baselines(groups: dict[str, list[Row]]) -> dict[str, list[Row]]:
 
 
 def gains(rows: Sequence[Row], family: str) -> list[Gain]:
-    """One line for each target of cost reduction."""
+    """One gain for each target cost reduction."""
     groups = curves(rows, family)
     dense, ours = baselines(groups), _ours(groups)
     fronts = {name: pareto(points(each)) for name, each in dense.items()}
@@ -110,12 +110,12 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
 
 
 def _ours(groups: dict[str, list[Row]]) -> list[Row]:
-    """The method, with the adaptive budget of older results, and with continued keys and values."""
+    """Multirate, with the adaptive budget of older results, and with extrapolated keys and values."""
     return [row for name in ("multirate", "adaptive", "forecast") for row in groups.get(name, [])]
 
 
 def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
-    """Multirate above random tokens and the paper's rule: cost, curve, its PSNR, gain, wanted."""
+    """Multirate against random tokens and the paper's rule: cost, curve, its PSNR, gain, required gain."""
     groups = curves(rows, family)
     front = pareto(points(_ours(groups)))
     lines = []
@@ -128,7 +128,7 @@ def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
 
 
 def report(folder: Path) -> str:
-    """Everything that a folder's table says, as Markdown.
+    """The full report of a folder's table, as Markdown.
 
     Raises:
         RASError: the folder has no results.
@@ -182,7 +182,7 @@ def _front_table(rows: Sequence[Row], family: str) -> str:
 
 
 def _best(rows: Sequence[Row], cost: float, most_fd: float | None = None) -> Row | None:
-    """The row of highest PSNR among those at least as cheap, and with an FD of at most `most_fd`."""
+    """The row with the highest PSNR among those at least as cheap and with an FD of at most `most_fd`."""
     cheap = [row for row in rows if row["cost_sd3"] >= cost * 0.99]
     if most_fd is not None:
         cheap = [row for row in cheap if row["fd"] is not None and row["fd"] <= most_fd]
@@ -194,7 +194,7 @@ def _label(row: Row | None) -> str:
 
 
 def _along(rows: Sequence[Row], cost: float, figure: str) -> float | None:
-    """Another figure, straight between the cells that make the PSNR front."""
+    """Another figure, interpolated between the cells of the PSNR front."""
     front = set(pareto(points(rows)))
     cells = sorted((row for row in rows if (row["cost_sd3"], row["psnr"]) in front), key=_cost)
     if not cells or any(row[figure] is None for row in cells):
@@ -212,7 +212,7 @@ def _cost(row: Row) -> float:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    """One row for several seeds: the mean of every figure they all have."""
+    """One row for several seeds: the mean of each figure that all of them have."""
     if len(rows) == 1:
         return rows[0]
     numbers = [c for c in FIGURE_COLUMNS if isinstance(rows[0][c], (int, float))]

@@ -1,4 +1,4 @@
-"""Pictures through ComfyUI's own sampling, many prompts in one batch."""
+"""Sample images with ComfyUI's own sampling, many prompts in one batch."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ Callback = Callable[[int, Tensor, Tensor, int], None]
 
 @dataclass(frozen=True)
 class Sampled:
-    """What a cell made.
+    """The output of sampling a cell.
 
     Attributes:
         latents: (n, c, h, w) float32 on the CPU, in the order of the prompts.
         seconds: sampling time of all of them.
-        shares: share of the image tokens of each network evaluation, mean over batches; skipped ones left
-            out.
-        notes: what ran otherwise than planned.
-        text_rows: text rows of a picture's call, at most.
+        shares: share of the image tokens of each network evaluation, mean over batches; without skipped
+            ones.
+        notes: deviations from the plan.
+        text_rows: largest number of text rows in a call.
         activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.
     """
 
@@ -52,7 +52,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Ran:
-    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity."""
+    """Trace of one batch: share of tokens in each evaluation, notes, (b, h, w) activity."""
 
     shares: list[float]
     notes: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Batch:
     """Prompts that go through the network together.
 
     Attributes:
-        rows: their places among all prompts.
+        rows: their indices among all prompts.
         positive, negative: CONDITIONING with one row a prompt.
     """
 
@@ -79,7 +79,7 @@ class Batch:
 
 @dataclass
 class Studio:
-    """A source made ready for one set of prompts: conditionings are encoded once."""
+    """A source prepared for one set of prompts: conditionings are encoded once."""
 
     source: Source
     options: Options
@@ -94,11 +94,11 @@ class Studio:
         return self.options.cfg or self.source.cfg
 
     def sample(self, cell: Cell, latent: Tensor | None = None, sigmas: Tensor | None = None) -> Sampled:
-        """Make all pictures of a cell.
+        """Sample all images of a cell.
 
         Args:
-            cell: how.
-            latent: (n, c, h, w) to start from; without it all is noise.
+            cell: the settings.
+            latent: (n, c, h, w) to start from; None to start from noise.
             sigmas: noise levels other than the cell's own.
         """
         model, sampler = prepare_model(self.source.model, cell), sampler_of(cell.sampler)
@@ -121,7 +121,7 @@ class Studio:
             self.in_order(known) if len(known) == len(ran) else None,
         )
 
-    @torch.inference_mode()  # as ComfyUI executes nodes
+    @torch.inference_mode()  # ComfyUI executes nodes in this mode
     def sample_batch(
         self,
         model: ModelPatcher,
@@ -144,7 +144,7 @@ class Studio:
         return result.float().cpu()
 
     def sigmas(self, cell: Cell, denoise: float = 1.0) -> Tensor:
-        """The noise levels that KSampler would take."""
+        """The noise levels that KSampler would use."""
         host_name = cell.sampler if cell.sampler in comfy.samplers.KSampler.SAMPLERS else "euler"
         model, scheduler = self.source.model, self.options.scheduler
         return comfy.samplers.KSampler(
@@ -152,12 +152,12 @@ class Studio:
         ).sigmas
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
-        """Results of the batches, back in the order of the prompts."""
+        """The results of the batches in the order of the prompts."""
         rows = [row for batch in self.batches for row in batch.rows]
         return torch.cat(list(parts))[torch.tensor(rows).argsort()]
 
     def decode(self, latents: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """RGB pictures batch by batch: a slice of the prompts and (b, 3, H, W) in [0, 1] on the device."""
+        """RGB images by batch: yields a slice of the prompts and (b, 3, H, W) in [0, 1] on the device."""
         for first in range(0, len(latents), self.options.batch):
             part = slice(first, min(first + self.options.batch, len(latents)))
             with torch.inference_mode():
@@ -169,7 +169,7 @@ class Studio:
             regional = [e.active for e in trace.evaluations if e.kind is StepKind.REGIONAL]
             activity = torch.from_numpy(np.mean(regional, axis=0)) if regional else None
             return Ran([e.active_share for e in trace.evaluations], trace.notes, activity)
-        branches = 1 if self.cfg == 1.0 else 2  # the host leaves out the negative prompt at guidance 1
+        branches = 1 if self.cfg == 1.0 else 2  # ComfyUI omits the negative prompt at guidance 1
         return Ran([1.0] * round(rows / (branches * pictures)))
 
     def _now(self) -> float:
@@ -179,7 +179,7 @@ class Studio:
 
 
 def noise_of(text: str, seed: int, shape: Sequence[int]) -> Tensor:
-    """The noise of a prompt and seed, whatever batch it is in: `shape`, float32."""
+    """The noise of a prompt and seed, independent of its batch: `shape`, float32."""
     own = hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(own, "little") % 2**63)
     return torch.randn(*shape, generator=generator)
@@ -188,7 +188,7 @@ def noise_of(text: str, seed: int, shape: Sequence[int]) -> Tensor:
 def make_batches(
     encode: Callable[[str], tuple[Tensor, dict[str, Any]]], texts: Sequence[str], size: int
 ) -> list[Batch]:
-    """Batches of prompts whose conditionings have one shape: text encoders give rows as they need."""
+    """Batches of prompts with conditionings of equal shape: the number of text rows differs by prompt."""
     encoded = [encode(text) for text in texts]
     empty = encode("")
     groups: dict[tuple, list[int]] = {}
@@ -212,14 +212,14 @@ def conditioning(encoded: Sequence[tuple[Tensor, dict[str, Any]]]) -> list:
 def _joined(name: str, values: Sequence[Any]) -> Any:
     if not isinstance(values[0], Tensor):
         return values[0]
-    # The host counts a mask's ones, and with another count it would not run both prompts in one call.
+    # ComfyUI counts the ones of a mask; with different counts it would not run both prompts in one call.
     if name == "attention_mask" and all(bool(value.all()) for value in values):
         return values[0]
     return torch.cat(list(values))
 
 
 def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
-    """The model as the cell's node would hand it to the sampler."""
+    """The model as patched by the cell's node, ready for the sampler."""
     config = cell.config()
     if config is not None:
         return patch_model(model, config)
@@ -231,7 +231,7 @@ def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
 
 
 def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
-    """A ComfyUI sampler by name, or the harness's own."""
+    """A sampler by name: ComfyUI's, or one of `solvers`."""
     if name == "ab2":
         return comfy.samplers.KSAMPLER(sample_ab2)
     return comfy.samplers.sampler_object(name)
@@ -239,14 +239,14 @@ def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
 
 @dataclass
 class Calls:
-    """Rows of the batch axis that went through the first main block."""
+    """Number of batch rows that went through the first main block."""
 
     rows: int = 0
 
 
 @contextmanager
 def count_calls(source: Source) -> Iterator[Calls]:
-    """Count what really reaches the network, whoever skips evaluations above it."""
+    """Count the calls that reach the network, whatever skips evaluations above it."""
     calls = Calls()
     block = adapter_for(source.network).main_blocks(source.network)[0]
 
@@ -261,7 +261,7 @@ def count_calls(source: Source) -> Iterator[Calls]:
 
 
 def _mean_shares(shares: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Mean over batches; a cache may skip more evaluations in one batch than in another."""
+    """Mean over batches; the number of evaluations that a cache skips may differ between batches."""
     longest = max(len(each) for each in shares)
     padded = [[*each, *[0.0] * (longest - len(each))] for each in shares]
     return tuple(sum(column) / len(column) for column in zip(*padded, strict=True))

@@ -1,4 +1,4 @@
-"""Samplers that ComfyUI does not have, in k-diffusion's calling form."""
+"""Samplers that ComfyUI does not have, with the signature of k-diffusion's."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def sample_ab2(
     x' = x + h (v + (v - v_before) h / (2 h_before)), with h the step in sigma; the first step is Euler's.
 
     Args:
-        model: gives the denoised estimate D, (b, c, H, W), for (x, sigma).
+        model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).
         x: (b, c, H, W) at the first sigma.
         sigmas: decreasing noise levels.
-        extra_args: handed to the model.
-        callback: called once a step with i, x, sigma, sigma_hat and denoised.
-        disable: there is no progress bar to disable.
+        extra_args: passed to the model.
+        callback: called once per step with i, x, sigma, sigma_hat and denoised.
+        disable: ignored, since there is no progress bar.
     """
     levels = sigmas.tolist()
     ones = x.new_ones([x.shape[0]])

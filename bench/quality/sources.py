@@ -1,4 +1,4 @@
-"""Where models come from: the shipped demo models, a user's checkpoint, or random weights for tests."""
+"""The models to measure: the bundled demo models, a user's checkpoint, or random weights for tests."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ DEMO_CFG, CHECKPOINT_CFG = 3.5, 5.0
 
 @dataclass(frozen=True)
 class Source:
-    """A model with its autoencoder and text.
+    """A model with its autoencoder and text encoder.
 
     Attributes:
         family: name in the results.
         identity: changes when the weights do.
         model: an unpatched MODEL.
-        encode: a prompt -> context (1, r, d) and what else its CONDITIONING holds.
+        encode: a prompt -> context (1, r, d) and the other values of its CONDITIONING.
         decode: latents (n, c, H/8, W/8) -> RGB (n, 3, H, W) in [0, 1], on the model's device.
         invert: RGB (n, 3, H, W) -> latents.
-        cfg: its default guidance scale.
-        compression: picture pixels along one latent pixel.
+        cfg: default guidance scale.
+        compression: image pixels per latent pixel, along each axis.
     """
 
     family: str
@@ -58,13 +58,13 @@ class Source:
         return self.model.load_device
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """(c, h, w) of a square picture."""
+        """(c, h, w) of a square image."""
         channels = self.model.get_model_object("latent_format").latent_channels
         return (channels, size // self.compression, size // self.compression)
 
 
 def load_source(family: str, options: Options) -> Source:
-    """The source of this name: a demo family, "checkpoint", or "random_" and a family of the tests.
+    """The source of this name: a demo family, "checkpoint", or "random_" followed by a family of the tests.
 
     Raises:
         RASError: there is no such source, its weights are missing, or its network is not supported.
@@ -118,14 +118,12 @@ def _demo_source(family: str, weights: str) -> Source:
 
 def _demo_text(text: str) -> tuple[Tensor, dict[str, Any]]:
     context, pooled = encode_prompt(text)
-    # All ones: the empty rows after the words are part of the text here.
+    # All ones: the padding rows after the words are part of the text here.
     return context, {"pooled_output": pooled, "attention_mask": torch.ones(1, context.shape[1]).long()}
 
 
 def _through_vae(vae: comfy.sd.VAE) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    vae.output_device = (
-        vae.device
-    )  # a copy to the host and back for every picture would cost more than decoding
+    vae.output_device = vae.device  # copying every image to the CPU and back would cost more than decoding
 
     def decode(latents: Tensor) -> Tensor:
         return vae.decode(latents).movedim(-1, 1)[:, :3]

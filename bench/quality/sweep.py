@@ -1,4 +1,4 @@
-"""Run many cells: resume, progress, and the files that say what came of it."""
+"""Run many cells: resuming, progress, and the files with the results."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Runner = Callable[[Sequence[Cell]], Measured]
 
 
 def sweep(cells: Sequence[Cell], options: Options, out: Path, runner: Runner | None = None) -> Table:
-    """Measure the cells that the folder's table lacks, in an order that loads each family once.
+    """Measure the cells that are missing in the folder's table, in an order that loads each family once.
 
     Args:
-        runner: measures cells somewhere else, in any order; without it they run in this process.
+        runner: measures cells elsewhere, in any order; None to measure them in this process.
     """
     claim(out, options.identity())
     table = Table(out / "cells.csv")
@@ -45,7 +45,7 @@ def sweep(cells: Sequence[Cell], options: Options, out: Path, runner: Runner | N
 
 
 def local_runner(options: Options, out: Path) -> Runner:
-    """Cells one after the other in this process."""
+    """Measures cells one after another in this process."""
 
     def run(cells: Sequence[Cell]) -> Measured:
         engine = Engine(options, out / "pictures")
@@ -61,12 +61,12 @@ def local_runner(options: Options, out: Path) -> Runner:
 
 
 def work_of(cell: Cell) -> float:
-    """Work of a cell in dense default runs, as planned."""
+    """Planned work of a cell, in units of a dense default run."""
     return 1.0 / sd3_cost_reduction(cell.planned_shares())
 
 
 def write_description(out: Path, options: Options) -> None:
-    """description.json: on what, when and with what settings the table was made."""
+    """Write description.json: the machine, the date and the settings of the table."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = out / "description.json"
     begun = json.loads(path.read_text(encoding="utf-8"))["begun"] if path.exists() else now

@@ -1,4 +1,4 @@
-"""The results on disk: one CSV row a cell, appended as it is finished, so that a run can go on later."""
+"""The results on disk: one CSV row per cell, appended when it is finished, so that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ CELL_COLUMNS = tuple(field.name for field in fields(Cell))
 FIGURE_COLUMNS = (
     "order",
     "images",
-    "evaluations",  # network evaluations a picture; a cache's skipped ones are not counted
-    "token_share",  # share of the image tokens processed, over the steps
+    "evaluations",  # network evaluations per image, without those that a cache skipped
+    "token_share",  # share of the image tokens processed, mean over the steps
     "cost_sd3",  # cost reduction at SD3-medium's shape, 1024 px, against dense at the default steps
     "cost_own",  # the same at this network's shape and size
-    "seconds",  # sampling time of all pictures, without decoding
-    "psnr",  # dB, mean over pictures, against the converged trajectory
+    "seconds",  # sampling time of all images, without decoding
+    "psnr",  # dB, mean over images, against the converged trajectory
     "psnr_sem",  # dB, standard error of that mean
     "latent_error",  # relative, against the converged trajectory
     "psnr_dense",  # dB, against the same sampler dense at the default steps
-    "fd",  # FD-EffLite0 to the real pictures; empty without them
-    "fd_spread",  # half the difference between the distances to the two halves of the real pictures
+    "fd",  # FD-EffLite0 to the real images; empty without them
+    "fd_spread",  # half the difference between the distances to the two halves of the real images
     "fd_floor",  # distance between these two halves
-    "fd_block4",  # the same three for mean and deviation of block 4, which see colour
+    "fd_block4",  # the same three for mean and deviation of block 4, which are sensitive to colour
     "fd_block4_spread",
     "fd_block4_floor",
     "lpips",
@@ -41,7 +41,7 @@ TEXT = {"key", "family", "method", "sampler", "reset_steps", "metric", "notes"}
 
 
 class Table:
-    """A growing CSV file."""
+    """A CSV file to which rows are appended."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,7 +53,7 @@ class Table:
         return {row["key"] for row in self.rows}
 
     def append(self, row: dict[str, Any]) -> None:
-        """Write one finished cell."""
+        """Append the row of a finished cell."""
         fresh = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -67,8 +67,8 @@ class Table:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a results file, numbers as numbers, empty figures as None.
 
-    A last line without its end was cut off by an interruption: it is taken off the file, and its cell is run
-    again.
+    A last line without a line break was cut off by an interruption: it is removed from the file, and its cell
+    is run again.
     """
     if not path.exists():
         return []
@@ -91,10 +91,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder hold results of these settings only.
+    """Reserve the folder for results with these settings.
 
     Raises:
-        RASError: it holds results of others, which must not stand in one table.
+        RASError: it holds results of other settings, which must not be mixed in one table.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
@@ -103,8 +103,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         if wrong := sorted(name for name in {*known, *settings} if known.get(name) != settings.get(name)):
             raise RASError(
                 f"{folder} holds results of other settings: {', '.join(wrong)} differ.",
-                "the settings with which these results were begun.",
-                "name another --out, or repeat the first command to go on with it.",
+                "the settings of the existing results.",
+                "name another --out, or repeat the first command to continue it.",
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A table for people; numbers get three digits or two decimals, None a dash."""
+    """A Markdown table; numbers have three digits or two decimals, None is a dash."""
     lines = [list(header), *([_shown(value) for value in row] for row in rows)]
     body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([body[0], "|" + "---|" * len(lines[0]), *body[1:]]) + "\n"

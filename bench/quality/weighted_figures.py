@@ -1,6 +1,6 @@
-"""Figures that need weights which cannot ship with the pack: LPIPS, CLIP score, FID, for users who have them.
+"""Figures that need weights which the pack cannot include: LPIPS, CLIP score, FID, for users who have them.
 
-Nothing is imported unless it is asked for, nothing is downloaded, and no figure is made without its weights.
+A package is imported only if its figure is requested; nothing is downloaded; missing weights are an error.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from .figures import frechet_distance
 
 
 class Plugin(ABC):
-    """Collects pictures batch by batch and gives one figure of a cell.
+    """Collects images batch by batch and computes one figure of a cell.
 
     Attributes:
-        column: where it goes in the table.
+        column: its column in the table.
     """
 
     column: str
 
     @abstractmethod
     def add(self, pictures: Tensor, reference: Tensor, texts: Sequence[str]) -> None:
-        """A batch: pictures and the converged ones, (b, 3, H, W) in [0, 1], and their prompts."""
+        """Add a batch: images and their converged references, (b, 3, H, W) in [0, 1], and their prompts."""
 
     @abstractmethod
     def value(self) -> float:
-        """The figure; the collection starts anew."""
+        """The figure of the collected images; clears the collection."""
 
 
 class Mean(Plugin):
-    """A figure that is the mean of one value an image."""
+    """A figure that is the mean of one value per image."""
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []
@@ -48,14 +48,14 @@ class Mean(Plugin):
 
 
 class Lpips(Mean):
-    """Perceptual distance to the converged picture (Zhang et al. 2018), by the package lpips."""
+    """Perceptual distance to the converged image (Zhang et al. 2018), by the package lpips."""
 
     column = "lpips"
 
     def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
         super().__init__()
         package = _package("lpips", "lpips")
-        # The package would download its backbone; a user who has it points TORCH_HOME at it.
+        # The package would download its backbone; users who have it set TORCH_HOME to its folder.
         _torch_hub_file("lpips", "alexnet*.pth")
         self._net = package.LPIPS(net="alex", verbose=False).to(device).eval()
 
@@ -65,7 +65,7 @@ class Lpips(Mean):
 
 
 class ClipScore(Mean):
-    """100 x cosine between picture and prompt (Hessel et al. 2021), negative ones as 0, by transformers."""
+    """100 x cosine between image and prompt (Hessel et al. 2021), clipped at 0, with transformers."""
 
     column = "clip_score"
 
@@ -101,7 +101,7 @@ class Fid(Plugin):
 
     def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
         if not real:
-            raise RASError("FID without real pictures.", "--real FOLDER.", "name them, or leave out fid.")
+            raise RASError("FID without real images.", "--real FOLDER.", "name them, or leave out fid.")
         inception = _package("pytorch_fid.inception", "fid")
         _torch_hub_file("fid", "pt_inception*.pth")
         self._device = device

@@ -1,3 +1,3 @@
-"""The reference code, microsoft/RAS, beside ours: `rows` asks (`job`) a process of `worker`, which runs
-`pipelines`.
+"""Measurements of the reference code, microsoft/RAS: `rows` sends a job (`job`) to a `worker` process, which
+runs `pipelines`.
 """

@@ -1,4 +1,4 @@
-"""What the speed program asks of the process that runs the reference code, and what it hears. Pure."""
+"""A job for the process that runs the reference code, and its report. Pure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class Job:
         checkout: folder with microsoft/RAS.
         family: "sd3" or "lumina_next".
         network: arguments of diffusers' transformer.
-        variants: what is run, dense first.
-        dtype: name in torch.
+        variants: the variants to run, dense first.
+        dtype: its name in torch.
         device: "cuda" or "cpu".
-        pixels: of the picture's side.
-        batch, steps: of a run.
-        text: rows of a prompt, their width, and the width of the pooled vector.
-        repeats: timed rounds.
-        seconds: that it may take; infinite for no limit.
+        pixels: image size along each side.
+        batch, steps: batch size and sampling steps of a run.
+        text: number of text rows of a prompt, their width, and the width of the pooled vector.
+        repeats: number of timed rounds.
+        seconds: time limit; infinite for none.
     """
 
     checkout: str
@@ -52,7 +52,7 @@ class Job:
 
 
 def diffusers_config(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of diffusers' transformer for a network of ComfyUI (SD3) or this pack (Lumina-Next)."""
+    """Arguments of diffusers' transformer for a network of ComfyUI (SD3) or of this pack (Lumina-Next)."""
     if family == "lumina_next":
         return {
             "sample_size": config["sample_size"], "patch_size": 2, "in_channels": config["in_channels"],
@@ -72,7 +72,7 @@ def diffusers_config(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reference_arguments(variant: Variant, job: Job, start_step: int, resets: tuple[int, ...]) -> list[str]:
-    """The command line that the reference's own programs would be given."""
+    """The command line for the reference's own programs."""
     words = {
         "num_inference_steps": job.steps, "sample_ratio": variant.ratio, "height": job.pixels,
         "width": job.pixels, "error_reset_steps": ",".join(map(str, resets)), "metric": "std",

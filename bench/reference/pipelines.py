@@ -1,6 +1,6 @@
 """The reference code (microsoft/RAS) on diffusers' pipelines, with networks of true shapes.
 
-Nothing of it is here: its checkout is imported, and its own functions put it into a pipeline.
+None of its code is copied: the checkout is imported, and its own functions patch the pipeline.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..speed.cases import RESETS, START_STEP, Variant
 from .job import Job, reference_arguments
 
 DIFFUSERS = "0.35.2"
-"""The version that was tried."""
+"""The version with which this was tested."""
 
-# Transformer and pipeline in diffusers, then module and function of the reference.
+# Transformer and pipeline class in diffusers, then module and function of the reference.
 FAMILIES = {
     "sd3": (
         "SD3Transformer2DModel", "StableDiffusion3Pipeline",
         "ras.utils.stable_diffusion_3.update_pipeline_sd3", "update_sd3_pipeline",
     ),
-    "lumina_next": (  # which the reference calls by its old name LuminaText2ImgPipeline
+    "lumina_next": (  # the reference uses its old name LuminaText2ImgPipeline
         "LuminaNextDiT2DModel", "LuminaPipeline",
         "ras.utils.lumina_next_t2i.update_pipeline_lumina", "update_lumina_pipeline",
     ),
@@ -44,9 +44,9 @@ def load_reference(checkout: Path) -> None:
     """Make diffusers and the reference importable.
 
     Raises:
-        RASError: one of them is not there.
+        RASError: one of them is missing.
     """
-    os.environ["USE_FLAX"] = "NO"  # diffusers would import a JAX that it does not fit
+    os.environ["USE_FLAX"] = "NO"  # diffusers would import JAX, in a version that may not match
     source = checkout / "src"
     if not (source / "ras" / "utils" / "ras_manager.py").is_file():
         raise RASError(
@@ -66,10 +66,10 @@ def load_reference(checkout: Path) -> None:
 
 
 class Reference:
-    """A pipeline whose network stands on the device, and its variants.
+    """A pipeline whose network is on the device, with its variants.
 
     Args:
-        job: the case; `load_reference` has run.
+        job: the case; call `load_reference` first.
     """
 
     def __init__(self, job: Job):
@@ -90,7 +90,7 @@ class Reference:
         self._prompt = self._embeddings()
 
     def run(self, variant: Variant, clock: Clock) -> Callable[[int], None]:
-        """A function that samples once; its marks are at each call of the network and after the last step."""
+        """A function that samples once, with timestamps at each network call and after the last step."""
 
         def sample(seed: int) -> None:
             self.prepare(variant)
@@ -109,7 +109,7 @@ class Reference:
         return sample
 
     def prepare(self, variant: Variant) -> None:
-        """diffusers' own pipeline, or the reference's patches in it."""
+        """Use diffusers' own pipeline, or apply the reference's patches to it."""
         self.restore()
         if variant.ratio >= 1 and not variant.option:
             return
@@ -119,14 +119,14 @@ class Reference:
         self._patch(self.pipeline)
 
     def restore(self) -> None:
-        """Take the patches out, and with them keys and values."""
+        """Remove the patches, with their keys and values."""
         self.network.__dict__.pop("forward", None)
         self.pipeline.scheduler = self._scheduler
         for name, module in self._attentions():
             module.set_processor(self._processors[name])
 
     def counts(self, variant: Variant) -> list[int]:
-        """Active tokens of each step, by the reference's own plan; none for diffusers' dense pipeline."""
+        """Active tokens of each step in the reference's plan; empty for diffusers' dense pipeline."""
         if variant.ratio >= 1:
             return []
         n_tokens = (self.job.pixels // 16) ** 2
@@ -159,7 +159,7 @@ class Reference:
 
 
 def build_network(of_class: Any, job: Job, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """A network with random weights drawn on the device."""
+    """A network with random weights, generated on the device."""
     with torch.device("meta"):
         network = of_class(**job.network)
     network = network.to(dtype).to_empty(device=device).eval().requires_grad_(False)
@@ -168,12 +168,12 @@ def build_network(of_class: Any, job: Job, device: torch.device, dtype: torch.dt
 
 
 def offer_flash_attention() -> None:
-    """Where FlashAttention's package is missing, PyTorch's own copy of that kernel takes its name."""
+    """If the package flash-attn is missing, register PyTorch's own copy of the kernel under its name."""
     try:
         import_module("flash_attn")
     except ImportError:
         module = types.ModuleType(
-            "flash_attn", "PyTorch's kernels under the name that the reference asks for."
+            "flash_attn", "PyTorch's kernels under the name that the reference imports."
         )
         module.__spec__ = ModuleSpec("flash_attn", None)
         module.flash_attn_func = _flash_attention
@@ -183,7 +183,7 @@ def offer_flash_attention() -> None:
 def _flash_attention(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, **ignored: Any
 ) -> Tensor:
-    """(b, rows, heads, channels) each, with fewer heads in k and v; the result as q."""
+    """q, k, v: (b, rows, heads, channels), with fewer heads in k and v -> the shape of q."""
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
 

@@ -1,4 +1,4 @@
-"""Rows of the reference code in the speed program's table."""
+"""The reference code's rows in the speed program's table."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from ..speed.run import Bench, row_of
 from .job import Job, diffusers_config
 
 START = 20
-"""Seconds that its libraries and its network take."""
+"""Estimated seconds to load the libraries and build the network."""
 
 GRACE = 60
-"""Seconds for starting and ending, over those that its runs may take."""
+"""Extra seconds for the process to start and end, beyond the time limit of its runs."""
 
 
 def reference_rows(
     bench: Bench, dense: Measured, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """A row a variant, measured in a process of its own after this one has freed its network.
+    """One row per variant, measured in a separate process after this one has freed its network.
 
     Args:
         bench: the case, closed.
         dense: ComfyUI's dense run.
-        variants: diffusers' dense pipeline first.
-        checkout: folder of microsoft/RAS.
-        repeats: timed rounds.
-        seconds: that may be spent.
+        variants: the variants, diffusers' dense pipeline first.
+        checkout: folder with microsoft/RAS.
+        repeats: number of timed rounds.
+        seconds: time limit.
     """
     found = [Measured(each, lambda seed: None, Clock(bench.device)) for each in variants]
-    report, error = {}, "no time was left"
+    report, error = {}, "no time left"
     if seconds > START:
         report, error = _ask(job_of(bench, variants, checkout, repeats, seconds), seconds)
     for each, figures in zip(found, report.get("variants", [{"error": error}] * len(found)), strict=True):
@@ -51,7 +51,7 @@ def reference_rows(
 
 
 def job_of(bench: Bench, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float) -> Job:
-    """The case as the other process needs it: it has no ComfyUI."""
+    """The case as a job for the other process, which has no ComfyUI."""
     shape = bench.shape
     family = "sd3" if shape.model_class == "SD3" else "lumina_next"
     return Job(
@@ -63,7 +63,7 @@ def job_of(bench: Bench, variants: Sequence[Variant], checkout: Path, repeats: i
 
 
 def _ask(job: Job, seconds: float) -> tuple[dict[str, Any], str]:
-    """The report, or nothing and what went wrong."""
+    """Run the job; returns its report, or an empty report and the error."""
     limit = None if seconds == float("inf") else max(seconds, 0) + GRACE
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.json"
@@ -76,6 +76,6 @@ def _ask(job: Job, seconds: float) -> tuple[dict[str, Any], str]:
         except subprocess.TimeoutExpired:
             return {}, f"the reference took more than {limit:.0f} s"
         if done.returncode or not out.is_file():
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            last = (done.stderr.strip().splitlines() or ["no output"])[-1]
             return {}, f"the reference ended with status {done.returncode}: {last}"[:500]
         return json.loads(out.read_text(encoding="utf-8")), ""

@@ -1,4 +1,4 @@
-"""The process that runs the reference code: a job comes on standard input, a report goes to a file."""
+"""The process that runs the reference code: reads a job from standard input, writes a report to a file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(job: Job, left: Any) -> dict[str, Any]:
-    """Figures of each variant, as `reference_rows` reads them."""
+    """Figures of each variant, in the form that `reference_rows` reads."""
     load_reference(Path(job.checkout))
     reference = Reference(job)
-    offer_flash_attention()  # only now: libraries ask at their import whether it is there
+    offer_flash_attention()  # not at the top: libraries check on import whether it exists
     found = []
     for variant in job.variants:
         clock = Clock(reference.device)

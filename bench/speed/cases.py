@@ -1,4 +1,4 @@
-"""What the speed program runs, and what arithmetic expects of it. Pure: no ComfyUI, no device."""
+"""Cases and variants of the speed program, and the speed-up expected from FLOPs. Pure: needs no ComfyUI."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ START_STEP = 4
 RESETS = (12, 20)
 RATIOS = (0.5, 0.25, 0.125)
 EAGER_RATIO = 0.25
-"""The ratio at which runs without CUDA graphs are timed."""
+"""The ratio for runs without CUDA graphs."""
 
 WEIGHTS = ("default", "fp8", "lora", "scaled_fp8", "int8", "int8_convrot")
-"""How a network's weights are loaded: the file as it is, the loader's weight_dtype fp8_e4m3fn, with a LoRA,
-or from a file in one of ComfyUI's quantised layouts."""
+"""How a network's weights are loaded: unchanged, with the loader's weight_dtype fp8_e4m3fn, with a LoRA, or
+from a file in one of ComfyUI's quantised layouts."""
 
 DEFAULT_CASES = "sd3_medium-1024,sd35_large-1024,lumina2-1024,z_image-1024"
 DEFAULT_WEIGHTS = {"sd3_medium-1024": WEIGHTS}
-"""By case; other cases load the file as it is, in fp8, and with a LoRA."""
+"""By case; all other cases load the weights unchanged, in fp8, and with a LoRA."""
 
 REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
-"""The families of the reference code, and what its published scripts can turn on for each."""
+"""The families of the reference code, with the options of its published scripts for each."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, a picture size, a batch and the steps of a run."""
+    """A network, an image size, a batch size and a number of steps."""
 
     shape: str
     pixels: int
@@ -42,7 +42,7 @@ class Case:
         return f"{self.shape}-{self.pixels}" + (f"-b{self.batch}" if self.batch > 1 else "")
 
 
-# By importance: a short run does the first of them.
+# Most important first: a short run only does the first ones.
 CASES = (
     Case("sd3_medium", 1024),
     Case("lumina2", 1024),
@@ -67,9 +67,9 @@ class Variant:
     Attributes:
         method: "dense", "ras", "lazycache" or "reference".
         ratio: share of active tokens, for "ras" and "reference".
-        graphs: the node's setting cuda_graphs, for "ras".
-        option: of "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
-        kv_cache: the node's setting of that name, for "ras".
+        graphs: the node's input cuda_graphs, for "ras".
+        option: for "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
+        kv_cache: the node's input of that name, for "ras".
         compiled: the backend of ComfyUI's TorchCompileModel node upstream; "" for none.
         weights: one of WEIGHTS.
     """
@@ -102,7 +102,7 @@ def variants(
     format_names: Sequence[str] = (),
     more: bool = False,
 ) -> list[Variant]:
-    """What is run on the file as it is. Dense first, as the baseline for everything else.
+    """The variants with unchanged weights. Dense is first, as the baseline for all others.
 
     Args:
         ratios: shares of active tokens.
@@ -125,36 +125,36 @@ def variants(
 
 
 def eager_ratios(ratios: Sequence[float]) -> Sequence[float]:
-    """EAGER_RATIO if it is among the ratios, else the first of them."""
+    """EAGER_RATIO if it is among the ratios, else the first ratio."""
     return [EAGER_RATIO] if EAGER_RATIO in ratios else ratios[:1]
 
 
 def other_weights(ratios: Sequence[float], graphs: bool, weights: str) -> list[Variant]:
-    """What is run with other weights of the same network, dense first."""
+    """The variants with another form of the same weights, dense first."""
     mode = "auto" if graphs else "off"
     return [Variant("dense", weights=weights), *(Variant("ras", r, mode, weights=weights) for r in ratios)]
 
 
 def weights_of(case: Case, wanted: Sequence[str], tiny: bool = False) -> Sequence[str]:
-    """The weights that a case is run with: those asked for, or its own."""
+    """The forms of weights to run a case with: the requested ones, or the case's default."""
     if not loads_from_file(case, tiny):
         return WEIGHTS[:1]
     return wanted or (WEIGHTS if tiny else DEFAULT_WEIGHTS.get(case.key, WEIGHTS[:3]))
 
 
 def loads_from_file(case: Case, tiny: bool = False) -> bool:
-    """Whether ComfyUI's loader detects the network from its file. It knows Lumina 2 and Z-Image at their
-    original widths only; Lumina-Next is the pack's own.
+    """Whether ComfyUI's loader detects the network from its file. It only detects Lumina 2 and Z-Image at
+    their original widths, and does not know Lumina-Next, which is the pack's own.
     """
     return case.shape.startswith("sd3") or (case.shape != "lumina_next" and not tiny)
 
 
 def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:
-    """What the reference code can do of a case: diffusers' dense pipeline, then RAS.
+    """The variants of a case that the reference code can run: diffusers' dense pipeline, then RAS.
 
-    It picks the tokens of one picture, so a larger batch is run dense only. Its kernels for SD3 need Triton.
-    For Lumina-Next diffusers attends with a mask, which rules the fast kernels out. The reference's script
-    calls FlashAttention instead, so a dense run with it belongs to the comparison.
+    It selects the tokens of a single image, so larger batches run dense. Its kernels for SD3 need Triton.
+    For Lumina-Next, diffusers passes a mask to attention, which rules out the fast kernels. The reference's
+    script calls FlashAttention instead, so the comparison includes a dense run with it.
     """
     option = REFERENCE_OPTIONS.get(case.shape)
     if option is None:
@@ -171,13 +171,13 @@ def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> lis
 
 
 def own_dense(variant: Variant, found: Iterable[Variant]) -> Variant:
-    """The dense variant that a variant of the reference is measured against: the same attention."""
+    """The dense variant to compare a reference variant with: the one with the same attention."""
     dense = [other for other in found if other.ratio >= 1]
     return next((other for other in dense if other.option == variant.option), dense[0])
 
 
 def planned_counts(n_tokens: int, ratio: float, steps: int = STEPS) -> list[int]:
-    """Active tokens of each step under this program's settings."""
+    """Planned active tokens of each step with this program's settings."""
     active = n_tokens - int((1 - ratio) * n_tokens + 1e-6)
     dense = {*range(START_STEP), *RESETS}
     return [n_tokens if step in dense else active for step in range(steps)]
@@ -186,7 +186,7 @@ def planned_counts(n_tokens: int, ratio: float, steps: int = STEPS) -> list[int]
 def ideal_speedup(
     profile: CostProfile, n_tokens: int, text_rows: Sequence[int], counts: Iterable[int]
 ) -> float:
-    """Dense FLOPs over the FLOPs of evaluations with these active tokens, for the branches' own text rows."""
+    """Dense FLOPs divided by those of evaluations with these active tokens, with each branch's text rows."""
     counts = list(counts)
     dense = sum(profile.step_flops(n_tokens, n_tokens, rows) for rows in text_rows) * len(counts)
     spent = sum(profile.step_flops(n_tokens, count, rows) for count in counts for rows in text_rows)
@@ -197,7 +197,7 @@ def pick_cases(wanted: str) -> list[Case]:
     """ "sd3_medium-512,lumina2" -> cases whose key begins with one of these; all for an empty text or "all".
 
     Raises:
-        ValueError: a name that fits no case.
+        ValueError: a name matches no case.
     """
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     if not names or names == ["all"]:
@@ -211,7 +211,7 @@ def pick_cases(wanted: str) -> list[Case]:
 
 
 def unlike(cases: Iterable[Case]) -> list[Case]:
-    """One case of each network and batch: where all pictures are small, sizes do not tell them apart."""
+    """One case of each network and batch size: with tiny images, the cases do not differ in size."""
     found: dict[tuple[str, int], Case] = {}
     for case in cases:
         found.setdefault((case.shape, case.batch), case)
@@ -219,5 +219,5 @@ def unlike(cases: Iterable[Case]) -> list[Case]:
 
 
 def affordable_repeats(run_seconds: float, left: float, wanted: int) -> int:
-    """Timed rounds that fit into the seconds left; 0 when not even one does."""
+    """Number of timed rounds that fit into the seconds left; 0 if not even one does."""
     return max(int(min(wanted, left / max(run_seconds, 1e-9))), 0)

@@ -1,5 +1,5 @@
-"""The command line of the speed program: cases, a process for each way to start ComfyUI, results written
-after every process, a table at the end.
+"""The command line of the speed program. It runs each case in one process per way to start ComfyUI, writes
+the results after each process, and prints a table at the end.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from .table import profile_table, table
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the fastest place for files of 16 GB)
 ROOM = 40 * 2**30
-"""Bytes that a case's files may take: a network of 16 GB, and copies in other layouts."""
+"""Maximum bytes of a case's files: a network of 16 GB, and copies in other layouts."""
 
 TINY_STEPS = 14
 
 MOST = 1800
-"""Seconds that one process may take without --seconds."""
+"""Time limit of one process without --seconds, in seconds."""
 
 GRACE = 60
-"""Extra seconds that a process gets for starting and ending."""
+"""Extra seconds for a process to start and end."""
 
 
 @dataclass
 class Budget:
-    """Seconds that the whole program may take, from its start on; 0 for no limit."""
+    """Time limit of the whole program in seconds, from its start; 0 for none."""
 
     seconds: float
     started: float
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """Fill in defaults: few runs for --tiny, which only checks that every path runs, and for --quick."""
+    """Fill in defaults: few runs for --quick, and for --tiny, which only checks that every path runs."""
     is_short = options.tiny or options.quick
     options.ratios = options.ratios or (RATIOS[1:2] if is_short else RATIOS)
     if options.repeats is None:
@@ -115,7 +115,7 @@ def run_case(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """Run a case in all its processes; write the results after each."""
+    """Run a case in all its processes; writes the results after each."""
     started = time.perf_counter()
     if budget.left() < options.reserve:
         say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
@@ -140,8 +140,8 @@ def run_case(
 def ways_to_start(
     case: Case, options: argparse.Namespace, has_dynamic: bool, failed: dict[str, str]
 ) -> list[tuple[str, ...]]:
-    """Sets of flags for ComfyUI: its defaults, then without dynamic VRAM, if its version has that. Under
-    dynamic VRAM a network can only come from a file.
+    """Sets of flags for ComfyUI: its defaults, then without dynamic VRAM if its version has it. With dynamic
+    VRAM, a network can only be loaded from a file.
     """
     if "default" in failed:
         return []
@@ -152,7 +152,7 @@ def ways_to_start(
 
 
 def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: float) -> SpeedJob:
-    """The job that makes the case's files."""
+    """The job that writes the case's files."""
     weights = tuple(weights_of(case, options.weights, options.tiny))
     from_file = loads_from_file(case, options.tiny)
     own = ("--cpu",) if options.device == "cpu" else ()
@@ -172,7 +172,7 @@ def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: fl
 
 
 def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]) -> SpeedJob:
-    """The job that runs what the first one made."""
+    """The job that runs the case with the files of the first job."""
     action: Action = "profile" if options.profile else "measure"
     steps = 11 if options.profile else job.steps  # profile_run.STEPS, which imports torch
     left = tuple(variant for variant in job.variants if variant.weights not in failed)
@@ -181,7 +181,7 @@ def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]
 
 @contextmanager
 def scratch(options: argparse.Namespace) -> Any:
-    """A folder for a case's files, deleted afterwards."""
+    """A temporary folder for a case's files."""
     parent = options.scratch or (None if options.tiny else shared_memory(ROOM))
     with tempfile.TemporaryDirectory(prefix="ras-speed-", dir=parent) as folder:
         yield Path(folder)
@@ -223,11 +223,11 @@ def last_line(log: IO[str], start: int) -> str:
     with Path(log.name).open(encoding="utf-8", errors="replace") as file:
         file.seek(start)
         lines = [line.strip() for line in file if line.strip()]
-    return lines[-1] if lines else "it said nothing"
+    return lines[-1] if lines else "no output"
 
 
 def add_report(results: dict[str, Any], case: Case, report: dict[str, Any]) -> None:
-    """Take over rows, profiles and the description of the machine."""
+    """Add a report's rows, profiles and machine description to the results."""
     if "machine" in report:
         results.setdefault("machine", report["machine"])
         results["comfyui"] = report["machine"]["comfyui"]
@@ -243,12 +243,12 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench speed", description=(__doc__ or "").splitlines()[0])
     top.add_argument(
         "--cases", default="",
-        help=f"comma list, by the beginning of their names, or all; {DEFAULT_CASES} by default",
+        help=f"comma list of names or their beginnings, or all; {DEFAULT_CASES} by default",
     )  # fmt: skip
     top.add_argument("--list", action="store_true", help="only print the cases")
-    top.add_argument("--seconds", type=float, default=0, help="end by then; what does not fit is dropped")
-    top.add_argument("--reserve", type=float, default=30, help="seconds that starting a case needs")
-    top.add_argument("--quick", action="store_true", help="one timed run, 25 %% only, the file as it is")
+    top.add_argument("--seconds", type=float, default=0, help="time limit; cases that do not fit are dropped")
+    top.add_argument("--reserve", type=float, default=30, help="estimated seconds to start a case")
+    top.add_argument("--quick", action="store_true", help="one timed run, only 25 %%, unchanged weights")
     top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
     top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")
     top.add_argument("--ratios", type=_ratios, help="0.5,0.25,0.125 by default")
@@ -257,20 +257,22 @@ def parser() -> argparse.ArgumentParser:
         "--dynamic-vram", choices=("both", "on", "off"), default="both", help="how ComfyUI is started"
     )
     top.add_argument("--flags", default="", help="further command-line flags for ComfyUI, in one argument")
-    top.add_argument("--scratch", type=Path, help="folder for checkpoints; shared memory where it has room")
+    top.add_argument(
+        "--scratch", type=Path, help="folder for checkpoints; by default shared memory if it has room"
+    )
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
-    top.add_argument("--more", action="store_true", help="and LazyCache, all tokens, no graphs")
-    top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to run beside it")
+    top.add_argument("--more", action="store_true", help="also run LazyCache, all tokens, and no graphs")
+    top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to compare with")
     top.add_argument(
         "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
-        help="and with ComfyUI's TorchCompileModel before",
+        help="also run after ComfyUI's TorchCompileModel",
     )  # fmt: skip
     top.add_argument(
         "--kv-cache", type=_format_names, default=(), metavar="NAMES",
-        help="and with these settings of kv_cache: fp8,forecast,cpu",
+        help="also run with these settings of kv_cache: fp8,forecast,cpu",
     )  # fmt: skip
-    top.add_argument("--profile", action="store_true", help="profile steps of --cases instead")
+    top.add_argument("--profile", action="store_true", help="profile steps of --cases instead of timing runs")
     top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
     top.add_argument("--out", type=Path, default=OUTPUT / "speed.json")
     return top
@@ -284,7 +286,7 @@ def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
 
 
 def _format_names(text: str) -> tuple[str, ...]:
-    # Here, since it imports torch: a worker that imports this module has to start ComfyUI first.
+    # Imported here, since it imports torch: a worker imports this module before it starts ComfyUI.
     from ...ras_core.kv.formats import setting_names
 
     return _names(text, setting_names(), "kv_cache")

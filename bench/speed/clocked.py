@@ -1,4 +1,4 @@
-"""A clock in ComfyUI's sampling."""
+"""Attach a clock to ComfyUI's sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KEY = "speed_bench_clock"
 
 
 def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
-    """A clone whose runs are timed by the clock: every evaluation, and the stages around them."""
+    """A clone of the model whose runs the clock times: every evaluation, and the stages around them."""
 
     def run(executor, *args, **kwargs):
         clock.restart()

@@ -16,21 +16,21 @@ class SpeedJob:
     """One case for one process.
 
     Attributes:
-        action: "make" draws weights and writes the files, "measure" and "profile" load and run them.
+        action: "make" writes files with random weights, "measure" and "profile" load and run them.
         case: the case.
         tiny: a tiny network at TINY_PIXELS.
         device: "cuda" or "cpu".
         flags: ComfyUI's command-line flags.
-        threads: for torch; 0 leaves torch's choice.
+        threads: torch's CPU threads; 0 for torch's default.
         steps: sampling steps per run.
         repeats: number of timed runs.
         seconds: time limit; infinite for none.
         folder: where the files are.
-        files: file names in it by kind: "default", "lora" or a quantised layout. Empty if the network is
-            made in the process itself.
-        variants: what is run, grouped by weights, dense first in each group.
+        files: file names in that folder by kind: "default", "lora" or a quantised layout. Empty if the
+            process builds the network itself.
+        variants: the variants to run, grouped by weights, dense first in each group.
         reference: a checkout of microsoft/RAS, or "".
-        ratios: for the reference.
+        ratios: shares of active tokens for the reference.
     """
 
     action: Action

@@ -1,4 +1,4 @@
-"""Runs of variants beside each other, and what they gave; knows nothing of what is run."""
+"""Run variants in turns and measure them, whatever they run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .cases import Variant, affordable_repeats
 SEED = 7
 
 Run = Callable[[int], Any]
-"""Samples once from a seed; returns the run's trace, or None where there is no such thing."""
+"""Samples once with a seed; returns the run's trace, or None without RAS."""
 
 
 @dataclass
@@ -24,18 +24,18 @@ class Measured:
     """Measurements of one variant's runs.
 
     Attributes:
-        variant, run, clock: what is sampled, and the clock that times it.
-        forget: drops what an earlier variant left behind.
-        seconds: sampling time of each timed run, from the first evaluation to the last one's end.
+        variant, run, clock: the variant, the function that samples it, and the clock that times it.
+        forget: frees what earlier variants left in memory.
+        seconds: sampling time of each timed run, from the first evaluation's start to the last one's end.
         node_seconds: wall-clock time of the whole call of the sampler node, synchronized at its end.
         stages: seconds of that call by stage, sampling included, from a separate run.
         enqueue: CPU seconds of each evaluation of that run.
         steps: seconds of each evaluation, per timed run.
         warm_up: sampling seconds of the first run.
-        memory: of that first run.
-        trace: of the last run, if RAS was on.
-        counts: active tokens of each step, where the run tells them in place of a trace.
-        recordings: graphs that the model keeps after the first run, which starts with none.
+        memory: memory figures of that first run.
+        trace: trace of the last run, if RAS was on.
+        counts: active tokens of each step, for runs without a trace.
+        kept_graphs: number of graphs that the model keeps after the first run, which starts with none.
         graphs: CUDA graphs captured and replayed in the last run.
         log: what the pack logged in the first run, except for its summary.
     """
@@ -44,7 +44,7 @@ class Measured:
     run: Run
     clock: Clock
     forget: Callable[[], None] = lambda: None
-    count_recordings: Callable[[], int] = lambda: 0
+    count_kept_graphs: Callable[[], int] = lambda: 0
     count_graphs: Callable[[], dict[str, int]] = dict
     end_node: Callable[[], None] = lambda: None
     seconds: list[float] = field(default_factory=list)
@@ -56,13 +56,13 @@ class Measured:
     counts: list[int] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
     enqueue: list[float] = field(default_factory=list)
-    recordings: int = 0
+    kept_graphs: int = 0
     graphs: dict[str, int] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
     error: str = ""
 
     def once(self, seed: int) -> tuple[list[float], float]:
-        """Seconds of each evaluation, and of the call."""
+        """Run once; returns the seconds of each evaluation, and of the whole call."""
         _wait()
         self.count_graphs()
         started = time.perf_counter()
@@ -74,16 +74,16 @@ class Measured:
         return self.clock.laps(), seconds
 
     def warm(self, device: torch.device) -> None:
-        """The first run, in which libraries choose kernels, and memory use is measured."""
-        self.forget()  # memory is this variant's own
+        """Do the first run, in which libraries choose kernels; it measures memory."""
+        self.forget()  # so that only this variant's memory is measured
         peak = Peak(device)
         with logged() as lines:
             laps, _ = self.once(SEED)
         self.warm_up, self.memory, self.log = sum(laps), peak.read(), lines
-        self.recordings = self.count_recordings()
+        self.kept_graphs = self.count_kept_graphs()
 
     def stage(self, seed: int) -> None:
-        """Time a run by stages; it also captures again what other variants' first runs dropped."""
+        """Time a run by stages. It also captures the graphs again that other variants' first runs dropped."""
         stages = self.clock.stages = Stages(self.clock.device)
         try:
             stages.enter("before sampling")
@@ -96,8 +96,8 @@ class Measured:
         self.stages, self.enqueue = stages.seconds, stages.enqueue
 
     def figures_only(self) -> Measured:
-        """Without the run, which holds a network."""
-        return replace(self, run=lambda seed: None, forget=lambda: None, count_recordings=lambda: 0)
+        """A copy without `run`, which holds a network."""
+        return replace(self, run=lambda seed: None, forget=lambda: None, count_kept_graphs=lambda: 0)
 
     def time(self, seed: int) -> None:
         laps, wall = self.once(seed)
@@ -109,18 +109,18 @@ class Measured:
 def take_turns(
     found: Sequence[Measured], device: torch.device, repeats: int, left: Callable[[], float]
 ) -> None:
-    """Run each variant once, once by stages, then in rounds, so that clock drift affects all of them alike.
+    """Run each variant once, once by stages, then in rounds, so that clock drift affects all variants alike.
 
     Args:
         found: the variants, dense first.
-        device: where they run.
-        repeats: timed rounds wanted.
-        left: seconds that may still be spent.
+        device: the device they run on.
+        repeats: desired number of timed rounds.
+        left: returns the seconds left.
     """
     started = time.perf_counter()
     for each in found:
         if left() <= 0:
-            each.error = "no time was left"
+            each.error = "no time left"
             continue
         _guarded(each, lambda each=each: each.warm(device))
     per_round = time.perf_counter() - started
@@ -134,7 +134,7 @@ def take_turns(
 
 
 def _guarded(each: Measured, work: Callable[[], None]) -> None:
-    """A variant that fails is left out and told of; the others go on."""
+    """If a variant fails, keep its error and skip it from then on; the other variants continue."""
     try:
         work()
     except Exception as error:

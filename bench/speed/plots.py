@@ -1,4 +1,4 @@
-"""Plots of speed results: speed-up beside the FLOP ideal, cost over size and batch, time of each step."""
+"""Plots of speed results: speed-up and FLOP ideal, cost over image size and batch size, time of each step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 FAMILY = "sd3_medium"
 SERIES = {"eager": "tab:orange", "graph": "tab:red", "reference": "tab:blue", "lazycache": "tab:green"}
 NAMES = {
-    "eager": "RAS", "graph": "RAS, recorded calls", "reference": "reference code, against its own dense",
+    "eager": "RAS", "graph": "RAS, captured calls", "reference": "reference code, against its own dense",
     "lazycache": "LazyCache (any ratio)",
 }  # fmt: skip
 RATIO_COLOURS = {1.0: "black", 0.5: "tab:orange", 0.25: "tab:red", 0.125: "tab:purple"}
@@ -42,8 +42,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Rows with figures; if two files have the same case and variant, the later file's. If a file has rows
-    with and without dynamic VRAM, those with it count, since that is ComfyUI's default.
+    """Rows that have figures. If two files have the same case and variant, the later file wins. If a file has
+    rows with and without dynamic VRAM, those with it are used, since that is ComfyUI's default.
     """
     found: dict[tuple[str, str], Row] = {}
     for path in paths:
@@ -54,7 +54,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def series_of(row: Row) -> str | None:
-    """Which bar a row is; None for dense runs."""
+    """The series that a row belongs to; None for dense runs."""
     if row["method"] == "lazycache":
         return "lazycache"
     if row["ratio"] >= 1 or row["method"] == "dense":
@@ -65,7 +65,7 @@ def series_of(row: Row) -> str | None:
 
 
 def bars(rows: Sequence[Row], ratio: float) -> dict[str, dict[str, float]]:
-    """Speed-up by series and case. The reference's is its best option's, against its own dense run."""
+    """Speed-up by series and case. For the reference: with its best option, against its own dense run."""
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         name = series_of(row)
@@ -78,7 +78,7 @@ def bars(rows: Sequence[Row], ratio: float) -> dict[str, dict[str, float]]:
 
 
 def ideals(rows: Sequence[Row], ratio: float) -> dict[str, float]:
-    """FLOP ideal by case, of our own runs."""
+    """FLOP ideal of our own runs, by case."""
     return {
         row["case"]: row["ideal"]
         for row in rows
@@ -87,7 +87,7 @@ def ideals(rows: Sequence[Row], ratio: float) -> dict[str, float]:
 
 
 def best_seconds(rows: Sequence[Row], ratio: float) -> Row | None:
-    """The fastest row of ours at a ratio, or ComfyUI's dense one for 1."""
+    """Our fastest row at a ratio; for ratio 1, ComfyUI's dense row."""
     if ratio >= 1:
         fitting = [row for row in rows if row["method"] == "dense"]
     else:
@@ -100,7 +100,7 @@ def ratios_of(rows: Sequence[Row]) -> list[float]:
 
 
 def speedup_plot(rows: Sequence[Row], out: Path) -> bool:
-    """Bars for every case, one panel a ratio, with the FLOP ideal as a line over each group."""
+    """Bars for every case, one panel per ratio, with the FLOP ideal as a line over each group."""
     ratios = ratios_of(rows)
     if not ratios:
         return False
@@ -134,13 +134,13 @@ def speedup_plot(rows: Sequence[Row], out: Path) -> bool:
 def scaling_plot(
     rows: Sequence[Row], out: Path, place: Callable[[Row], int], labels: tuple[str, str], is_log: bool
 ) -> bool:
-    """Seconds of a run, and its speed-up beside the FLOP ideal, over a size of the work.
+    """Duration of a run, and its speed-up with the FLOP ideal, over a size of the work.
 
     Args:
-        rows: of one family, in which nothing but that size changes.
-        out: picture file.
-        place: the size of a row.
-        labels: of the size, and the title.
+        rows: rows of one family that differ only in that size.
+        out: image file.
+        place: returns the size of a row.
+        labels: label of the size axis, and the title.
         is_log: whether seconds are shown on a logarithmic scale.
     """
     sizes = sorted({place(row) for row in rows})
@@ -176,17 +176,17 @@ def scaling_plot(
 
 def resolution_plot(rows: Sequence[Row], out: Path) -> bool:
     found = [row for row in rows if row["case"].startswith(FAMILY + "-") and row["batch"] == 1]
-    return scaling_plot(found, out, lambda row: row["pixels"], ("picture side, px", FAMILY), is_log=True)
+    return scaling_plot(found, out, lambda row: row["pixels"], ("image side, px", FAMILY), is_log=True)
 
 
 def batch_plot(rows: Sequence[Row], out: Path) -> bool:
     found = [row for row in rows if row["case"].startswith(FAMILY + "-1024")]
-    labels = ("pictures in a batch", f"{FAMILY}, 1024 px")
+    labels = ("images in a batch", f"{FAMILY}, 1024 px")
     return scaling_plot(found, out, lambda row: row["batch"], labels, is_log=False)
 
 
 def step_plot(rows: Sequence[Row], out: Path) -> bool:
-    """Milliseconds of each step, one panel for each family of the reference code."""
+    """Milliseconds of each step, one panel per family of the reference code."""
     cases = ("sd3_medium-1024", "lumina_next-1024")
     shown = {case: [row for row in rows if row["case"] == case and row.get("step_seconds")] for case in cases}
     shown = {case: found for case, found in shown.items() if found}
@@ -199,8 +199,8 @@ def step_plot(rows: Sequence[Row], out: Path) -> bool:
             if row["method"] == "lazycache" or (row["method"] == "ras" and row["ratio"] >= 1):
                 continue
             style = "-" if row["method"] != "reference" else ":" if row["option"] else "--"
-            ax.plot(
-                [1000 * seconds for seconds in row["step_seconds"][:-1]],  # the last one holds the run's end
+            ax.plot(  # without the last step, in which the run ends
+                [1000 * seconds for seconds in row["step_seconds"][:-1]],
                 color=RATIO_COLOURS.get(row["ratio"]), linestyle=style,
                 marker="." if series_of(row) == "graph" else None, linewidth=1, label=row["variant"],
             )  # fmt: skip

@@ -1,6 +1,4 @@
-"""Runs of the speed program, through the nodes that users place: one case at a time, all variants beside
-each other.
-"""
+"""Runs of the speed program, with the nodes that users place: one case at a time, its variants in turns."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ class Bench:
     """A case that is ready to run.
 
     Attributes:
-        model: from a loader node; without one the network is made in this process.
+        model: MODEL from a loader node; if None, the network is built in this process.
     """
 
     case: Case
@@ -77,7 +75,7 @@ class Bench:
         return (-(-self.pixels // PIXELS_PER_LATENT // 2)) ** 2
 
     def measured(self, variant: Variant, clock: Clock | None = None) -> Measured:
-        """A variant made ready to run, on a clock of the caller's or one of its own."""
+        """A variant ready to run, timed by the given clock or by a new one."""
         clock = clock or Clock(self.device)
         model = clocked(self.model, clock)
         if variant.compiled:
@@ -130,13 +128,13 @@ class Bench:
         return run
 
     def latent_of(self, variant: Variant, seed: int = SEED) -> tuple[Tensor, Trace]:
-        """The latent of a run with RAS, for comparisons."""
+        """The latent and the trace of a run with RAS, for comparisons."""
         patched = with_ras(self.model, variant)
         latent = self._sampler_node(patched)(seed)
         return latent["samples"], last_trace(patched)
 
     def warm_up(self) -> None:
-        """One dense run without RAS, for comparisons: on a GPU, cuBLAS may round the first one otherwise."""
+        """Do a dense run without RAS first: on a GPU, cuBLAS may round the first run differently."""
         self._sampler_node(self.model)(SEED)
 
     def ideal(self, counts: Sequence[int]) -> float:
@@ -148,7 +146,7 @@ class Bench:
 
 
 def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
-    """The model as RASPatchModel makes it, with the explicit dense steps of the reference."""
+    """The model patched by RASPatchModel, with the explicit dense steps of the reference."""
     config = RASConfig(
         sample_ratio=variant.ratio, start_step=START_STEP, dense_steps=RESETS,
         cuda_graphs=variant.graphs, kv_cache=variant.kv_cache,
@@ -156,15 +154,15 @@ def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
     return patch_model(model, config)
 
 
-def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:
-    """Advice if a model keeps fewer graphs than runs in turns need, so that each run captures again; else
+def too_many_graphs(wanted: Sequence[Variant], calls: int) -> str:
+    """Advice if alternating runs need more graphs than a model keeps, so that each run captures again; else
     empty.
     """
     needed = calls * sum(each.graphs != "off" for each in wanted)
     if needed <= MAX_GRAPHS:
         return ""
     return (
-        f"Of the {needed} CUDA graphs that these runs take turns with, a model keeps {MAX_GRAPHS}: each run "
+        f"These runs need {needed} CUDA graphs in turns, but a model keeps only {MAX_GRAPHS}: each run "
         "will capture its calls again. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
     )
 
@@ -173,13 +171,13 @@ def too_many_recordings(wanted: Sequence[Variant], calls: int) -> str:
 def measure_case(
     bench: Bench, found: Sequence[Measured], repeats: int, left: Callable[[], float]
 ) -> list[dict[str, Any]]:
-    """One row a variant of this process; `left` tells the seconds that may still be spent."""
+    """One row per variant of this process; `left` returns the seconds left."""
     take_turns(found, bench.device, repeats, left)
     return [row_of(bench, each, found[0], found[0]) for each in found]
 
 
 def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -> dict[str, Any]:
-    """The figures of a variant as plain numbers.
+    """The figures of a variant as plain values.
 
     Args:
         bench: the case.
@@ -205,7 +203,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
         "node_seconds": statistics.median(each.node_seconds) if each.node_seconds else None,
         "warm_up_seconds": each.warm_up, "speedup": base / seconds if seconds else None,
         "own_speedup": own_base / seconds if seconds else None,
-        "overhead_seconds": _overhead(each), "stages": each.stages, "recordings": each.recordings,
+        "overhead_seconds": _overhead(each), "stages": each.stages, "kept_graphs": each.kept_graphs,
         "cuda_graphs": each.graphs, "log": each.log,
         "evaluations": len(each.steps[-1]) if each.steps else None, "memory": each.memory,
         "step_seconds": [statistics.median(laps) for laps in zip(*each.steps, strict=False)],
@@ -214,7 +212,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
 
 
 def _overhead(each: Measured) -> float | None:
-    """Median seconds that a call of the sampler node takes beyond its sampling."""
+    """Median seconds of a sampler node's call beyond its sampling."""
     around = list(map(operator.sub, each.node_seconds, each.seconds))
     return statistics.median(around) if around else None
 
@@ -226,7 +224,7 @@ def _kinds(each: Measured) -> list[str]:
 
 
 def _step_figures(each: Measured) -> dict[str, Any]:
-    """Median seconds and CPU seconds of dense and of regional steps; the last step is left out."""
+    """Median seconds and CPU seconds of dense and of regional steps, without the last step."""
     kinds = _kinds(each)
     found: dict[str, list[float]] = {}
     for laps in each.steps:
@@ -254,7 +252,7 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
 
 
 def plain(value: Any) -> Any:
-    """A trace's report, reduced to what JSON can hold."""
+    """A trace's report, reduced to values that JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):

@@ -9,10 +9,17 @@ HEAD = (
     "% ideal", "around ms", "graphs", "replays", "peak GiB", "taken GiB", "K/V GiB",
 )  # fmt: skip
 
+FORMER_KEYS = {
+    "recordings": "kept_graphs",
+    "host_ms_by": "cpu_ms_by",
+    "own_host_share": "own_cpu_share",
+}
+"""Keys in older result files, and their current names."""
+
 
 def table(results: dict[str, Any]) -> str:
-    """One line a variant; speed-ups are against ComfyUI's dense run, eager, and against the program's own."""
-    lines = [HEAD, *(_line(row) for row in results["rows"])]
+    """One line per variant; speed-ups are against ComfyUI's eager dense run and the program's own."""
+    lines = [HEAD, *(_line(_renamed(row)) for row in results["rows"])]
     about = results.get("machine") or dict.fromkeys(("device", "torch", "comfyui"), "?")
     title = f"{about['device']}, torch {about['torch']}, ComfyUI {about['comfyui']}, {results['date']}"
     notes = [f"{row['case']} {row['variant']}: {text}" for row in results["rows"] for text in _notes(row)]
@@ -21,27 +28,32 @@ def table(results: dict[str, Any]) -> str:
 
 
 def profile_table(results: dict[str, Any]) -> str:
-    """One line per profiled variant, followed by the lines of code in it that wait for the device."""
+    """One line per profiled variant, then the details of each: time by range, calls and lines that wait."""
     head = (
         "case",
         "variant",
         "step ms",
         "device ms",
         "own device %",
-        "own host %",
+        "own CPU %",
         "kernels",
         "waits",
         "reads",
     )
     lines, notes = [head], []
-    for entry in results["profiles"]:
+    for entry in map(_renamed, results["profiles"]):
         lines.append(_profile_line(entry))
         about = f"{entry['case']} {entry['variant']}"
-        for what in ("device_ms_by", "host_ms_by", "waits", "reads", "waiting_lines"):
+        for what in ("device_ms_by", "cpu_ms_by", "waits", "reads", "waiting_lines"):
             parts = ", ".join(f"{name} {value:.3g}" for name, value in (entry.get(what) or {}).items())
             notes += [f"{about}, {what}: {parts}"] if parts else []
         notes += [f"{about}: {entry['error']}"] if entry["error"] else []
     return "\n".join([*_aligned(lines), *notes])
+
+
+def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
+    """A row or profile, with the current names of its keys."""
+    return {FORMER_KEYS.get(key, key): value for key, value in entry.items()}
 
 
 def _profile_line(entry: dict[str, Any]) -> tuple[str, ...]:
@@ -51,7 +63,7 @@ def _profile_line(entry: dict[str, Any]) -> tuple[str, ...]:
         _number(entry.get("wall_ms"), 2),
         _number(entry.get("device_ms"), 2),
         _number(entry.get("own_device_share"), 1, 100),
-        _number(entry.get("own_host_share"), 1, 100),
+        _number(entry.get("own_cpu_share"), 1, 100),
         _number(entry.get("kernels"), 0),
         _number(sum((entry.get("waits") or {}).values()), 2),
         _number(sum((entry.get("reads") or {}).values()), 2),
@@ -79,7 +91,7 @@ def _line(row: dict[str, Any]) -> tuple[str, ...]:
         _number(row.get("ideal"), 2),
         _number(row.get("of_ideal"), 1, 100),
         _number(row.get("overhead_seconds"), 0, 1000),
-        _number(row.get("recordings"), 0),
+        _number(row.get("kept_graphs"), 0),
         _number((row.get("cuda_graphs") or {}).get("replays"), 0),
         _number(memory.get("peak", memory.get("allocated")), 2, 2**-30),
         _number(memory.get("taken"), 2, 2**-30),

@@ -1,4 +1,4 @@
-"""A process of the speed program: starts ComfyUI the way a user does, then does one job."""
+"""A process of the speed program: starts ComfyUI as a user would, then does one job."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..common.progress import say
 from .job import SpeedJob, file_of
 
 if TYPE_CHECKING:
-    from .run import Bench  # imports torch, which ComfyUI has to load first
+    from .run import Bench  # imports torch, which ComfyUI must load first
 
 TINY_PIXELS = 128
 FP8 = "fp8_e4m3fn"
@@ -22,7 +22,7 @@ LORA_STRENGTH = 0.7
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The job comes on standard input; the report goes to the file in the first argument."""
+    """Read the job from standard input, and write the report to the file in the first argument."""
     out = Path((argv or sys.argv[1:])[0])
     job = SpeedJob.loads(sys.stdin.read())
     started = time.perf_counter()
@@ -58,12 +58,12 @@ def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
 def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
     """Rows of the case, one group of weights after another."""
     from ..common.shapes import free
-    from .run import measure_case, too_many_recordings
+    from .run import measure_case, too_many_graphs
 
-    profile = None  # one for all: the work to be done is the same, whatever format the weights are in
+    profile = None  # one baseline for all: the work is the same, whatever the format of the weights
     for weights in dict.fromkeys(variant.weights for variant in job.variants):
         group = [variant for variant in job.variants if variant.weights == weights]
-        if warning := too_many_recordings(group, len(set(shape_of(job).text_rows))):
+        if warning := too_many_graphs(group, len(set(shape_of(job).text_rows))):
             say(warning)
         try:
             bench = open_bench(job, weights)
@@ -86,7 +86,7 @@ def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]
 
 
 def reference(job: SpeedJob, bench: Bench, dense: Any, left: Callable[[], float]) -> list[dict[str, Any]]:
-    """Rows of the reference code, once the case's own are done."""
+    """Rows of the reference code, measured after the case's own."""
     from ..reference.rows import reference_rows
     from .cases import reference_variants
 
@@ -112,7 +112,7 @@ def shape_of(job: SpeedJob) -> Any:
 
 
 def open_bench(job: SpeedJob, weights: str) -> Bench:
-    """The case with a network from ComfyUI's loader nodes, or made here if they do not know it."""
+    """The case with a network from ComfyUI's loader nodes, or built here if they do not detect it."""
     import comfy.model_management
     import torch
 
@@ -120,13 +120,13 @@ def open_bench(job: SpeedJob, weights: str) -> Bench:
 
     device = comfy.model_management.get_torch_device()
     pixels = TINY_PIXELS if job.tiny else job.case.pixels
-    with torch.inference_mode():  # as ComfyUI runs its loader nodes
+    with torch.inference_mode():  # ComfyUI runs its loader nodes in this mode
         model = load(job, weights) if job.files else None
     return Bench(job.case, shape_of(job), device, pixels, job.steps, model)
 
 
 def load(job: SpeedJob, weights: str) -> Any:
-    """A MODEL from UNETLoader, and LoraLoaderModelOnly for a LoRA."""
+    """A MODEL from UNETLoader, followed by LoraLoaderModelOnly for a LoRA."""
     import folder_paths
 
     import nodes

@@ -1,4 +1,4 @@
-"""The studies that validate the method, each a command with table and plot."""
+"""Studies that validate the method. Each is a command that writes a table and a plot."""
 
 from __future__ import annotations
 

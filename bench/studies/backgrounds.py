@@ -1,8 +1,8 @@
-"""Metric robustness: does a metric stay with what changes when the background is busier than the subject?
+"""Metric robustness: does a metric still follow the changes when the background is busier than the subject?
 
-Simple subjects with exact masks stand on plain and on busy backgrounds. Each picture is half dissolved in
-noise and denoised again with each metric, beside a converged run from the same start. A metric that looks at
-how busy a region is, rather than at what changes, moves its tokens when the background does, and loses the
+Simple subjects with exact masks are placed on plain and on busy backgrounds. Each image is half noised, then
+denoised with each metric, and compared to a converged run from the same start. A metric that measures how
+busy a region is, instead of how much it changes, spends its tokens on a busy background and misses the
 subject.
 """
 
@@ -35,7 +35,7 @@ RATIO = 0.25
 
 
 def variants(family: str) -> dict[str, Cell]:
-    """What is compared."""
+    """The cells to compare."""
     base = Cell(family, "paper", "euler", STEPS, start=2, reset_every=6, ratio=RATIO, starvation=0.1)
     return {
         "dense": Cell(family, steps=STEPS),
@@ -56,7 +56,7 @@ def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
     progress = Progress(len(KINDS) * len(variants(family)), len(KINDS) * len(variants(family)))
     lines: list[list[Any]] = []
     for kind in KINDS:
-        latent = invert(studio, scenes.pictures[kind])
+        latent = invert(studio, scenes.images[kind])
         say(f"reference: {kind} backgrounds")
         target = decoded(studio, converged(studio, latent))
         for name, cell in variants(family).items():
@@ -82,42 +82,42 @@ def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
 
 
 def partial_sigmas(studio: Studio, cell: Cell) -> Tensor:
-    """The cell's steps over the last part of the noise levels, as KSampler's denoise setting gives them."""
+    """The cell's steps over the last part of the noise levels, as set by KSampler's denoise."""
     return studio.sigmas(cell, DENOISE)
 
 
 def converged_sigmas(studio: Studio, first: Tensor) -> Tensor:
-    """Steps as dense as those of other converged runs, from the very same first noise level."""
+    """Steps as fine as those of other converged runs, starting at exactly the same noise level."""
     every = studio.sigmas(Cell(studio.source.family, steps=studio.options.reference_steps))
     return torch.cat([first[None], every[every < first * (1 - 1e-3)]])
 
 
 def converged(studio: Studio, latent: Tensor) -> Tensor:
-    """Latents that a run from these pictures converges to."""
+    """Latents to which a run from these images converges."""
     cell = Cell(studio.source.family, sampler=CONVERGED_SAMPLER, steps=STEPS)
     first = partial_sigmas(studio, cell)[0]
     return studio.sample(cell, latent, converged_sigmas(studio, first)).latents
 
 
 @torch.inference_mode()
-def invert(studio: Studio, pictures: Tensor) -> Tensor:
-    """Latents of pictures (n, 3, H, W), on the CPU."""
-    parts = pictures.split(studio.options.batch)
+def invert(studio: Studio, images: Tensor) -> Tensor:
+    """Latents of images (n, 3, H, W), on the CPU."""
+    parts = images.split(studio.options.batch)
     return torch.cat([studio.source.invert(part).float().cpu() for part in parts])
 
 
 def decoded(studio: Studio, latents: Tensor) -> Tensor:
-    """Pictures of latents, on the CPU."""
-    return torch.cat([pictures.float().cpu() for _, pictures in studio.decode(latents)])
+    """Images of latents, on the CPU."""
+    return torch.cat([images.float().cpu() for _, images in studio.decode(latents)])
 
 
 def _figures(studio: Studio, cell: Cell, latent: Tensor, target: Tensor, mask: Tensor) -> list[float | None]:
     sampled = studio.sample(cell, latent, partial_sigmas(studio, cell))
-    pictures = decoded(studio, sampled.latents)
+    images = decoded(studio, sampled.latents)
     quality = [
-        psnr(pictures, target),
-        masked_psnr(pictures, target, mask),
-        masked_psnr(pictures, target, 1 - mask),
+        psnr(images, target),
+        masked_psnr(images, target, mask),
+        masked_psnr(images, target, 1 - mask),
     ]
     figures: list[float | None] = [float(each.mean()) for each in quality]
     if sampled.activity is None:

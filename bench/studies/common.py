@@ -1,4 +1,4 @@
-"""What the studies share: measuring some cells, and writing a table."""
+"""Shared by the studies: measuring cells, and writing tables."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..quality.sweep import sweep, write_description
 from ..quality.table import markdown
 
 FEW = 32
-"""With fewer prompts than that a study takes a coarser grid, for a CPU."""
+"""With fewer prompts, a study uses a coarser grid, for a CPU."""
 
 
 def is_small(options: Options) -> bool:
-    """Whether this is a look and not a measurement."""
+    """Whether this is a quick look rather than a measurement."""
     return len(options.prompts) < FEW
 
 
 def measured(cells: Sequence[Cell], options: Options, out: Path) -> list[Row]:
-    """Rows of these cells, in their order; finished ones are taken from the folder's table."""
+    """Rows of these cells, in order; rows of finished cells are read from the folder's table."""
     table = sweep(cells, options, out)
     rows = {row["key"]: row for row in table.rows}
     return [rows[cell.key] for cell in cells]
@@ -38,15 +38,15 @@ def publish(
     plot: Callable[[Path], None],
     options: Options,
 ) -> str:
-    """Write tables as CSV and Markdown, and the plot where matplotlib is at hand.
+    """Write tables as CSV and Markdown, and the plot if matplotlib is installed.
 
     Args:
-        out: folder.
-        name: of the files, without ending.
-        title: heading.
+        out: folder for the files.
+        name: base name of the files, without a suffix.
+        title: heading of the report.
         tables: name, header and rows of each.
         plot: draws into a file.
-        options: told in description.json.
+        options: written to description.json.
 
     Returns:
         The Markdown text.

@@ -1,8 +1,8 @@
-"""Cache drift: how far what a cached token lends to the others strays from what it would be.
+"""Cache drift: the error of the cached tokens' keys, values and attention outputs.
 
-A long run is made with and without error resets. At some of its steps the dense network is asked about the
-very same state, and keys, values and attention outputs of the cached tokens are compared: relative error,
-mean over main blocks. The attention output of a cached token is that of its last active step.
+A long run is sampled with and without error resets. At some of its steps, the dense network is evaluated at
+exactly the same state, and keys, values and attention outputs of the cached tokens are compared: relative
+error, mean over main blocks. A cached token's attention output is that of its last active step.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from .probe import Place, Probe, Seen
 
 STEPS = 100
 RATIO = 0.25
-PICTURES = 8
-"""Keys and values of every block are kept, so few pictures have to do."""
+IMAGES = 8
+"""Few, since keys and values of every block are kept."""
 LOOKS = 24
 RESETS = {"resets every 6": 6, "no resets": 0}
 PARTS = ("key", "value", "output")
@@ -39,7 +39,7 @@ PARTS = ("key", "value", "output")
 
 @dataclass
 class Look:
-    """A step that is looked at: state (b, c, h, w), noise level, what the run saw, and the errors found."""
+    """A step to examine: state (b, c, h, w), noise level, the attentions in the run, and their errors."""
 
     step: int
     state: Tensor
@@ -52,7 +52,7 @@ class Look:
 
 def run(family: str, options: Options, out: Path) -> str:
     """The study for one family; returns its table."""
-    options = replace(options, prompts=options.prompts[:PICTURES], batch=PICTURES)
+    options = replace(options, prompts=options.prompts[:IMAGES], batch=IMAGES)
     engine = Engine(options)
     studio = engine.studio(family)
     lines: list[list[Any]] = []
@@ -65,9 +65,9 @@ def run(family: str, options: Options, out: Path) -> str:
         looks, latents = watch(studio, cell)
         compare(studio, looks)
         target = torch.cat(engine.decoded(converged_of(cell, options)))
-        pictures = torch.cat([pictures for _, pictures in studio.decode(latents)])
-        qualities.append([name, float(psnr(pictures, target).mean())])
-        say(f"{name}: {len(looks)} steps looked at, {qualities[-1][1]:.2f} dB")
+        images = torch.cat([images for _, images in studio.decode(latents)])
+        qualities.append([name, float(psnr(images, target).mean())])
+        say(f"{name}: {len(looks)} steps examined, {qualities[-1][1]:.2f} dB")
         for look in looks:
             means = [sum(look.errors[part]) / len(look.errors[part]) for part in PARTS]
             lines.append([name, look.step, look.sigma, look.age, *means])
@@ -81,7 +81,7 @@ def run(family: str, options: Options, out: Path) -> str:
             ["run", "step", "sigma", "age", *PARTS],
             lines,
         ),
-        ("The pictures these runs end in:", ["run", "PSNR dB"], qualities),
+        ("Final images of these runs:", ["run", "PSNR dB"], qualities),
     ]
     labels = (f"step of {STEPS}", "relative error of cached tokens", f"{family}, {RATIO:.0%} active")
     return publish(
@@ -91,7 +91,7 @@ def run(family: str, options: Options, out: Path) -> str:
 
 
 def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
-    """Make the cell's first batch: what its attentions saw at some regional steps, and its latents."""
+    """Sample the cell's first batch; returns its attentions at some regional steps, and its latents."""
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
     regional = [i for i, share in enumerate(cell.planned_shares()) if share < 1.0]
     wanted = set(regional[:: max(len(regional) // LOOKS, 1)])
@@ -118,7 +118,7 @@ def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
 
 
 def compare(studio: Studio, looks: list[Look]) -> None:
-    """Ask the dense network about each look's state, and fill in the errors."""
+    """Evaluate the dense network at each look's state, and fill in the errors."""
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
 
     def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -135,7 +135,7 @@ def compare(studio: Studio, looks: list[Look]) -> None:
 
 
 def grid_of(studio: Studio) -> TokenGrid:
-    """The token grid of the studio's pictures."""
+    """The token grid of the studio's images."""
     network = studio.source.network
     _, height, width = studio.source.latent_shape(studio.options.size)
     return TokenGrid((height, width), adapter_for(network).patch_size(network))

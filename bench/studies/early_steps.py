@@ -1,8 +1,8 @@
-"""Early dense steps: how many steps have to be dense before the first regional one.
+"""Early dense steps: how many steps must be dense before the first regional one.
 
-Resets stay where they are, so that only the start differs; the cost differs with it, and the last column
-tells what fewer steps of DPM-Solver++(2M) give at that cost. Step 0 is always dense, since nothing is cached
-before it, and change is only known after two evaluations: multirate makes no difference between 0 and 2.
+Error resets stay at the same steps, so only the start differs, and with it the cost. The last column is the
+PSNR of DPM-Solver++(2M) with fewer steps at that cost. Step 0 is always dense, since nothing is cached yet.
+Multirate needs two evaluations to measure change, so 0 and 2 are the same for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SMALL_FEWER = (14, 9)
 
 
 def cells(family: str, small: bool) -> list[Cell]:
-    """Multirate of second order and the paper's rule with every number of early dense steps."""
+    """Second-order multirate and the paper's rule, with each number of early dense steps."""
     return [
         Cell(family, method, sampler, STEPS, start=early, reset_steps=RESETS, ratio=ratio, starvation=scale)
         for method, sampler, scale in (("multirate", "dpmpp_2m", 0.0), ("paper", "euler", 0.1))

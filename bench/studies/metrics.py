@@ -1,9 +1,9 @@
 """Metric validation: does a region metric pick the tokens that are about to change?
 
-Two figures for each metric, with the same schedule and plain Euler steps. Captured: along a dense run, the
-share of the next step's squared change of the denoised estimate that lies in the tokens the metric would
-pick; random tokens get their ratio, and an oracle that sees the next step gets the most. PSNR: of real
-runs.
+Two figures for each metric, with the same schedule and plain Euler steps. Captured share: along a
+dense run, the share of the next step's squared change of the denoised estimate in the tokens that the metric
+would select. Random tokens get their ratio; an oracle that knows the next step gets the maximum. PSNR: of
+actual runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ORACLE = "oracle"
 
 
 def variants(family: str) -> dict[str, Cell]:
-    """The metrics as cells; ratio still to be set."""
+    """The metrics as cells, whose ratio is set later."""
     base = Cell(family, "paper", "euler", 28, start=4, reset_every=6)
     return {
         "std, low active (paper)": replace(base, starvation=0.1),
@@ -73,7 +73,7 @@ def run(family: str, options: Options, out: Path) -> str:
 
 @torch.inference_mode()
 def captured_shares(studio: Studio, metrics: dict[str, Cell]) -> dict[tuple[str, float], float]:
-    """Mean over steps and pictures, for each metric and ratio, along a dense run."""
+    """Mean over steps and images, for each metric and ratio, along a dense run."""
     sums: dict[tuple[str, float], list[float]] = {}
     for batch in studio.batches:
         states, estimates, sigmas = dense_run(studio, batch)

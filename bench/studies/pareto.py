@@ -22,7 +22,7 @@ SMALL_MULTIRATE = (
 
 
 def small_cells(family: str) -> list[Cell]:
-    """Enough for a curve of every method."""
+    """Few cells, but enough for a curve of every method."""
     cells = dense_cells(family, BASELINE_SAMPLERS, SMALL_STEPS)
     cells += [multirate(family, *settings) for settings in SMALL_MULTIRATE]
     for method in ("random", "paper"):

@@ -1,7 +1,7 @@
-"""A look into the attentions of a run: keys, values and outputs of every image token at chosen steps.
+"""Capture the attentions of a run: keys, values and outputs of every image token at chosen steps.
 
-It enters as an attention override, which the method calls with its merged keys and values, so it sees what
-the active tokens see.
+It is an attention override. The method calls it with its merged keys and values, so it sees the same keys and
+values as the active tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from ...ras_core.models import adapter_for
 from ..quality.sources import Source
 
 Place = tuple[int, int, int]
-"""Which attention of a step: (model call, main block, attention in it)."""
+"""Index of an attention in a step: (model call, main block, attention in the block)."""
 
 
 @dataclass
 class Seen:
-    """One attention at one step, image tokens only: (bb, n, d) each."""
+    """One attention at one step, only image tokens: (bb, n, d) each."""
 
     key: Tensor
     value: Tensor
@@ -37,12 +37,12 @@ class Seen:
 
 @dataclass
 class Probe:
-    """Collects what passes.
+    """Collects the attentions of a step.
 
     Attributes:
-        source, grid: of the run that is looked at.
-        seen: the last step's attentions, by place.
-        cached: (bb, n) bool, tokens that the last step did not process; None when it was dense.
+        source, grid: source and token grid of the probed run.
+        seen: the last step's attentions, by index.
+        cached: (bb, n) bool, tokens that the last step did not process; None if it was dense.
     """
 
     source: Source
@@ -54,12 +54,12 @@ class Probe:
     _attention: int = 0
 
     def begin_step(self) -> None:
-        """The next model call is the first of a step."""
+        """Call before each step: the next model call is its first."""
         self._call = -1
 
     @contextmanager
     def attached(self, model: ModelPatcher):
-        """A clone of the model with this probe in it, for the body."""
+        """A clone of the model with this probe attached, within the body."""
         probed = model.clone()
         options = probed.model_options.setdefault("transformer_options", {})
         probed.model_options["transformer_options"] = {**options, ATTENTION: self._attend}

@@ -21,21 +21,21 @@ Layers = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Scenes:
-    """Pictures to start from.
+    """Images to start the runs from.
 
     Attributes:
-        pictures: background kind -> RGB (n, 3, size, size) in [0, 1].
+        images: background kind -> RGB (n, 3, size, size) in [0, 1].
         mask: (n, 1, size, size), 1 where the subject is.
-        texts: what to ask the model for.
+        texts: prompts for the model.
     """
 
-    pictures: dict[str, Tensor]
+    images: dict[str, Tensor]
     mask: Tensor
     texts: list[str]
 
 
 def make_scenes(options: Options, artwork: str) -> Scenes:
-    """As many scenes as there are prompts: the prompts' own artwork where it is given, or shapes."""
+    """One scene per prompt: the prompt's artwork if its folder is given, else a drawn shape."""
     if artwork:
         subject, mask, texts = _artwork(Path(artwork), options)
     else:
@@ -46,7 +46,7 @@ def make_scenes(options: Options, artwork: str) -> Scenes:
 
 
 def plain(count: int, size: int) -> Tensor:
-    """One light colour a picture."""
+    """One light colour per image."""
     colours = torch.rand(count, 3, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.5
     return colours[:, :, None, None].expand(-1, -1, size, size)
 
@@ -84,17 +84,17 @@ def _shapes(count: int, size: int) -> Layers:
 
 
 def _artwork(folder: Path, options: Options) -> tuple[Tensor, Tensor, list[str]]:
-    """The prompts' emoji, without their colour in the text: the background is ours."""
+    """The prompts' artwork; the background colour is removed from the texts, since the backgrounds differ."""
     items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
     rows = {(item["hexcode"], item["style"]): row for row, item in enumerate(items)}
     found = [(p, rows[p.hexcode, p.style]) for p in options.prompts if (p.hexcode, p.style) in rows]
     if len(found) < len(options.prompts):
         raise RASError(
             f"{len(options.prompts) - len(found)} of the prompts have no artwork in {folder}.",
-            "the held-out prompts and the pictures that training/ renders.",
-            "leave out --artwork: shapes are drawn then.",
+            "the held-out prompts and the images that training/ renders.",
+            "leave out --artwork: shapes are drawn instead.",
         )
-    pictures = np.load(folder / "pictures.npy", mmap_mode="r")
-    layers = torch.from_numpy(np.stack([pictures[row] for _, row in found])).permute(0, 3, 1, 2).float() / 255
+    images = np.load(folder / "pictures.npy", mmap_mode="r")
+    layers = torch.from_numpy(np.stack([images[row] for _, row in found])).permute(0, 3, 1, 2).float() / 255
     layers = F.interpolate(layers, size=(options.size, options.size), mode="area")
     return layers[:, :3], layers[:, 3:], [prompt.text.rpartition(" on ")[0] for prompt, _ in found]

@@ -1,7 +1,7 @@
-"""Scheduling sensitivity: the same number of dense steps, more of them at the start or more of them later.
+"""Scheduling sensitivity: the same number of dense steps, with more of them at the start or more later.
 
-All cells cost the same: `DENSE` of 28 steps are dense. Those that do not stand at the start are error resets,
-spread evenly over the rest.
+All cells cost the same: `DENSE` of 28 steps are dense. Those that are not at the start are error resets,
+spread evenly over the remaining steps.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SMALL_RATIOS = (0.25,)
 
 
 def spread_resets(start: int, dense: int = DENSE, steps: int = STEPS) -> tuple[int, ...]:
-    """Places of the dense - start resets, evenly over the steps from `start` on."""
+    """Indices of the `dense - start` resets, spread evenly over the steps from `start` on."""
     count = dense - start
     gap = (steps - start) / (count + 1)
     return tuple(start + round(gap * (i + 1)) for i in range(count))
 
 
 def cells(family: str, small: bool) -> dict[tuple[str, float, int], Cell]:
-    """By method, ratio and start."""
+    """The cells, by method, ratio and start."""
     made = {}
     for method, sampler in (("multirate", "dpmpp_2m"), ("paper", "euler")):
         for ratio in SMALL_RATIOS if small else RATIOS:

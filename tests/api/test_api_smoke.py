@@ -1,4 +1,4 @@
-"""The pack through ComfyUI's own loader and HTTP API: what a browser gets to see, and one whole run."""
+"""The pack in ComfyUI's own loader and HTTP API: what a browser receives, and one whole run."""
 
 import pytest
 from ras_pack.dev import demo_run as demo
@@ -26,18 +26,18 @@ def test_the_server_lists_the_node_with_a_tooltip_on_every_input(server, name):
     assert info["description"]
 
 
-def test_the_pack_loads_without_a_complaint(server):
-    """The loader's closing list has a line for every custom node: its seconds, and whether it failed."""
+def test_the_pack_loads_without_warnings(server):
+    """The loader's final list has a line for every custom node: its import time, and whether it failed."""
     lines = server.log.read_text(errors="replace").splitlines()
     told = [line for line in lines if line.endswith("multirate-ras") and " seconds" in line]
     assert len(told) == 1
     assert "FAILED" not in told[0]
 
 
-# sd3 is never left out: a checkout without its weights is broken and has to fail here.
+# sd3 is never skipped: a checkout without its weights is broken and must fail here.
 @pytest.fixture(scope="module", params=sorted({"sd3", *demo.shipped_families()}))
 def small_run(request, server):
-    """The example workflow at 256 px and few steps: 4 dense ones would leave nothing regional, so 2."""
+    """The example workflow at 256 px with few steps; 2 are dense, since 4 would leave no regional step."""
     workflow = server.workflow(demo.WORKFLOWS[request.param].name)
     prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
     prompt = demo.with_sampler(prompt, steps=STEPS, start_step=2, error_reset_every=0, sample_ratio=0.25)
@@ -46,24 +46,24 @@ def small_run(request, server):
     return server, result, seen
 
 
-def test_an_example_gives_a_picture(small_run):
+def test_an_example_generates_an_image(small_run):
     server, result, _ = small_run
-    (picture,) = result.images(demo.PICTURE)
-    image = server.picture(picture).convert("RGB")
+    (reference,) = result.images(demo.PICTURE)
+    image = server.image(reference).convert("RGB")
     assert image.size == (256, 256)
     assert any(low < high for low, high in image.getextrema())  # not one flat colour
 
 
-def test_an_example_gives_a_mask_frame_a_step_and_a_summary(small_run):
+def test_an_example_generates_a_mask_frame_per_step_and_a_summary(small_run):
     server, result, _ = small_run
     assert len(result.images(demo.FRAMES)) == STEPS
     (summary,) = result.images(demo.SUMMARY)
-    assert min(server.picture(summary).size) > 0
+    assert min(server.image(summary).size) > 0
 
 
 def test_an_example_reports_its_numbers(small_run):
     _, result, seen = small_run
-    # The preview's trace; 2 dense steps, then 4 regional ones with a quarter of the tokens: (2 + 4 / 4) / 6.
+    # The preview's trace: 2 dense steps, then 4 regional ones with a quarter of the tokens: (2 + 4 / 4) / 6.
     (stats,) = result.ui("ras")
     assert (stats["steps"], stats["regional_steps"]) == (STEPS, 4)
     assert stats["token_share"] == pytest.approx(0.5, abs=0.01)
@@ -71,7 +71,7 @@ def test_an_example_reports_its_numbers(small_run):
     assert seen[-1] == (STEPS, STEPS)
 
 
-def test_a_wrong_value_is_refused_with_the_inputs_name(server):
+def test_a_wrong_value_is_refused_with_the_name_of_its_input(server):
     prompt = {
         "1": {"class_type": "RASDemoPrompt", "inputs": {"text": ""}},
         "2": {"class_type": "RASMaskPreview", "inputs": {"trace": ["1", 0]}},
@@ -80,14 +80,14 @@ def test_a_wrong_value_is_refused_with_the_inputs_name(server):
         server.client.run(prompt, timeout=30)
 
 
-def test_a_prompt_that_still_asks_for_the_papers_method_by_an_input_is_refused(server):
-    """ComfyUI would pass over the input and run multirate; older versions refuse it when the node runs."""
+def test_a_prompt_that_still_sets_the_papers_method_by_an_input_is_refused(server):
+    """ComfyUI would ignore the input and run multirate; in older versions, the node refuses to run."""
     prompt = demo.demo_prompt(server.workflow(demo.WORKFLOWS["sd3"].name), server.object_info)
     with pytest.raises(ComfyError, match="method = 'paper'.*Expected.*What to do.*RASPaperSettings"):
         server.client.run(demo.with_sampler(prompt, method="paper"), timeout=60)
 
 
-def test_the_papers_method_runs_from_its_node(server):
+def test_the_papers_method_can_be_set_by_its_node(server):
     prompt = demo.demo_prompt(server.workflow(demo.WORKFLOWS["sd3"].name), server.object_info)
     settings = {"metric": "l2norm", "high_ratio": 1, "starvation_scale": 0.1, "ratio_end": 0.25}
     prompt["paper"] = {

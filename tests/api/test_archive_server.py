@@ -1,6 +1,7 @@
 """The registry's archive, unpacked into a fresh ComfyUI: what it registers, serves and draws.
 
-What has to be there is read from this checkout, not from the archive: a folder that the archive lacks fails.
+The expected files are read from this checkout, not from the archive, so a folder missing in the archive
+fails.
 """
 
 import json
@@ -23,7 +24,7 @@ LUMINA_NEXT = ROOT / "tests" / "data" / "ras_lumina_next_tiny.json"
 
 @pytest.fixture(scope="module")
 def unpacked(comfyui, tmp_path_factory):
-    """A server of its own, which has the archive and not this checkout."""
+    """A separate server with the archive instead of this checkout."""
 
     def unpack(custom_nodes: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
@@ -40,13 +41,13 @@ def folder(unpacked) -> Path:
 
 
 def ours(pattern: str) -> list[str]:
-    """Files of this checkout, of which there has to be one."""
+    """Files of this checkout; there must be at least one."""
     found = sorted(tracked("--cached", f":(glob){pattern}"))
     assert found, pattern
     return found
 
 
-def test_it_is_the_archive_that_loads_without_a_complaint(unpacked, folder):
+def test_the_archive_and_not_this_checkout_loads_without_warnings(unpacked, folder):
     lines = unpacked.log.read_text(errors="replace").splitlines()
     (told,) = [line for line in lines if line.endswith(PACK) and " seconds" in line]
     assert told.endswith(f": {folder.resolve()}") and "FAILED" not in told
@@ -54,9 +55,9 @@ def test_it_is_the_archive_that_loads_without_a_complaint(unpacked, folder):
     assert {name for name in files if "__pycache__" not in name} == archive_files()
 
 
-def test_every_module_that_travels_is_imported(unpacked, folder):
-    """When the server starts; bytecode tells. One that only tests, training or a benchmark need has none, and
-    the kernels for GPUs have none here.
+def test_every_module_in_the_archive_is_imported(unpacked, folder):
+    """When the server starts, as its bytecode shows. A module that only tests, training or a benchmark need
+    has none; the GPU kernels have none here either.
     """
     modules = sorted(folder.rglob("*.py"))
     unused = [path for path in modules if not [*path.parent.glob(f"__pycache__/{path.stem}.*.pyc")]]
@@ -65,7 +66,7 @@ def test_every_module_that_travels_is_imported(unpacked, folder):
     assert [path.relative_to(folder).as_posix() for path in unused] == [
         "ras_core/graphs/cast_kernel.py",
         "ras_core/kv/triton_kernels.py",
-    ]  # imported where Triton works on the device
+    ]  # only imported if Triton works on the device
 
 
 def test_every_node_registers(unpacked):
@@ -74,7 +75,7 @@ def test_every_node_registers(unpacked):
     assert registered == {Path(name).stem for name in ours("web/docs/*.md")}
 
 
-def test_scripts_help_and_pictures_are_served(unpacked):
+def test_scripts_help_and_images_are_served(unpacked):
     told = set(unpacked.read("/extensions"))
     for name in ours("web/**"):
         path = f"/extensions/{PACK}/{name.removeprefix('web/')}"
@@ -107,17 +108,17 @@ def test_the_blueprint_is_listed(unpacked, comfyui):
 
 
 def drawn(server, prompt) -> dict:
-    """Run a prompt that saves one picture, see that it is one, and return the trace's numbers."""
+    """Run a prompt that saves one image, check the image, and return the trace's numbers."""
     result = server.client.run(prompt, timeout=120)
     (reference,) = result.images(demo.only(prompt, "SaveImage"))
-    extrema = server.picture(reference).convert("RGB").getextrema()
+    extrema = server.image(reference).convert("RGB").getextrema()
     assert any(low < high for low, high in extrema), extrema  # not one flat colour
     (stats,) = result.ui("ras")
     return stats
 
 
 @pytest.mark.parametrize("family", sorted(demo.WORKFLOWS))
-def test_a_demo_template_gives_a_picture(unpacked, folder, family):
+def test_a_demo_template_generates_an_image(unpacked, folder, family):
     """At 256 px and few steps: 2 dense ones, 4 regional ones with a quarter of the tokens."""
     text = (folder / demo.WORKFLOWS[family].relative_to(ROOT)).read_text(encoding="utf-8")
     prompt = demo.with_size(to_api(json.loads(text), unpacked.object_info), 256)
@@ -126,8 +127,8 @@ def test_a_demo_template_gives_a_picture(unpacked, folder, family):
     assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (STEPS, 4, [])
 
 
-def test_lumina_next_gives_a_picture(unpacked):
-    """Its weights are not in the archive; tiny random ones arrive while the server runs, as a user's do."""
+def test_lumina_next_generates_an_image(unpacked):
+    """Its weights are not in the archive; tiny random ones are added while the server runs, as users do."""
     lumina_next_files.write_folder(unpacked.log.parent / "models" / "diffusers" / "tiny-lumina-next")
     workflow = json.loads(LUMINA_NEXT.read_text(encoding="utf-8"))
     stats = drawn(unpacked, to_api(workflow, unpacked.client.object_info()))

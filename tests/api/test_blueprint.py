@@ -1,4 +1,4 @@
-"""The pack's subgraph blueprint, as the server hands it to the front end's node library."""
+"""The pack's subgraph blueprint, as the server sends it to the front end's node library."""
 
 import json
 
@@ -18,12 +18,12 @@ INPUTS = {
 }
 OUTPUTS = {"picture": "IMAGE", "summary": "IMAGE"}
 PROMOTED = ["seed", "control_after_generate", "steps", "cfg", "sample_ratio"]
-CONTROL = "control_after_generate"  # a widget that the front end puts behind a seed
+CONTROL = "control_after_generate"  # a widget that the front end adds after a seed
 
 
 @pytest.fixture(scope="module")
 def entry(server, comfyui) -> dict:
-    """What the server tells of the blueprint, with its text."""
+    """The server's entry of the blueprint, with its text."""
     if not (comfyui / "app" / "subgraph_manager.py").is_file():
         pytest.skip("this ComfyUI serves no subgraph blueprints yet")
     listed = json.loads(fetch(f"{server.url}/global_subgraphs"))
@@ -49,7 +49,7 @@ def types_of(slots: list[dict]) -> dict[str, str]:
 
 
 def widgets_of(info: dict) -> list[str]:
-    """A node's widgets in the order that a workflow stores their values."""
+    """A node's widgets in the order in which a workflow stores their values."""
     names = []
     for name, (kind, options) in {**info["input"]["required"], **info["input"].get("optional", {})}.items():
         if isinstance(kind, list) or kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
@@ -57,13 +57,13 @@ def widgets_of(info: dict) -> list[str]:
     return names
 
 
-def test_the_server_hands_out_the_file(entry):
+def test_the_server_serves_the_file(entry):
     text = (ROOT / "subgraphs" / f"{NAME}.json").read_text(encoding="utf-8")
     assert entry["name"] == NAME and entry["data"] == text
     assert "path" not in entry
 
 
-def test_it_is_one_subgraph_node_as_the_front_end_asks(blueprint, subgraph):
+def test_it_is_one_subgraph_node_as_the_front_end_requires(blueprint, subgraph):
     (node,) = blueprint["nodes"]
     assert node["type"] == subgraph["id"] and subgraph["name"] == node["title"] == NAME
     assert blueprint["links"] == [] and blueprint["extra"]["BlueprintDescription"]
@@ -76,7 +76,7 @@ def test_the_node_and_its_subgraph_have_the_same_slots(blueprint, subgraph):
     assert list(types_of(node["inputs"])) == list(types_of(subgraph["inputs"]))
 
 
-def test_its_nodes_are_known_and_have_the_slots_that_it_stores(server, subgraph):
+def test_its_nodes_exist_and_have_the_slots_that_it_stores(server, subgraph):
     assert [node["type"] for node in subgraph["nodes"]] == ["RASKSampler", "VAEDecode", "RASMaskPreview"]
     for node in subgraph["nodes"]:
         info = server.object_info[node["type"]]
@@ -95,7 +95,7 @@ def test_its_values_are_the_defaults(server, subgraph):
         assert value == inputs[name][1]["default"], name
 
 
-def test_the_promoted_widgets_are_the_samplers(server, blueprint, subgraph):
+def test_the_promoted_widgets_belong_to_the_sampler(server, blueprint, subgraph):
     (sampler,) = [node for node in subgraph["nodes"] if node["type"] == "RASKSampler"]
     promoted = blueprint["nodes"][0]["properties"]["proxyWidgets"]
     assert promoted == [[str(sampler["id"]), name] for name in PROMOTED]

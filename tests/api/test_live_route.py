@@ -1,4 +1,4 @@
-"""The live view through a real server: who asked for it, and who gets it."""
+"""The live view on a real server: who asks for it, and who receives it."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ PATH = "/multirate_ras/live"
 
 
 @pytest.mark.parametrize("path", [PATH, f"/api{PATH}"])
-def test_a_browser_says_that_it_watches(server, path):
+def test_a_browser_announces_that_it_watches(server, path):
     for enabled in (True, False):
         body = json.dumps({"client_id": "x", "enabled": enabled}).encode()
         assert json.loads(fetch(server.url + path, body)) == {"enabled": enabled}
@@ -30,7 +30,7 @@ def test_anything_else_is_refused(server, body):
 
 
 def watch_run(server, announced: dict[str, bool], queued_by: str) -> dict[str, list[dict]]:
-    """The live messages that each client got in a small run that one of them queued."""
+    """The live messages that each client received in a small run queued by one of them."""
     workflow = server.workflow(demo.WORKFLOWS["sd3"].name)
     prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
     prompt = demo.with_sampler(prompt, steps=4, start_step=1, seed=len(announced) + len(queued_by))
@@ -52,7 +52,7 @@ async def _watch_run(server, prompt, announced, queued_by) -> dict[str, list[dic
 
 
 async def _listen(socket, got: list[dict], patience: float = 60) -> None:
-    """Collect live messages until the prompt has ended, or nothing has come for a while."""
+    """Collect live messages until the prompt has ended, or none has arrived for a while."""
     while True:
         try:
             message = await socket.receive(timeout=patience)
@@ -67,12 +67,12 @@ async def _listen(socket, got: list[dict], patience: float = 60) -> None:
             return
 
 
-def test_the_client_that_queued_gets_the_run_and_another_watcher_nothing(server):
+def test_only_the_client_that_queued_the_run_gets_messages(server):
     got = watch_run(server, {"anna": True, "ben": True}, "anna")
     assert got["ben"] == []
     assert got["anna"][0]["phase"] == "step" and got["anna"][0]["node"] == "5"
     assert got["anna"][-1]["finished"] and len(got["anna"][-1]["timeline"]) == 4
 
 
-def test_a_client_that_did_not_ask_gets_nothing(server):
+def test_a_client_that_does_not_watch_gets_nothing(server):
     assert watch_run(server, {"carla": False}, "carla") == {"carla": []}

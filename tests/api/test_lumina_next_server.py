@@ -1,4 +1,4 @@
-"""Lumina-Next through a real server: tests/data/ras_lumina_next_tiny.json on random weights."""
+"""Lumina-Next on a real server: tests/data/ras_lumina_next_tiny.json with random weights."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ pytestmark = pytest.mark.server
 WORKFLOW = Path(__file__).parents[1] / "data" / "ras_lumina_next_tiny.json"
 
 
-def test_the_tiny_workflow_gives_a_picture_with_regional_steps(server):
-    """The files arrive while the server runs, as a user's do."""
+def test_the_tiny_workflow_generates_an_image_with_regional_steps(server):
+    """The files are added while the server runs, as users do."""
     files.write_folder(server.log.parent / "models" / "diffusers" / "tiny-lumina-next")
     workflow = json.loads(WORKFLOW.read_text(encoding="utf-8"))
     result = server.client.run(to_api(workflow, server.client.object_info()), timeout=120)

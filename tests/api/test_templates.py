@@ -1,4 +1,4 @@
-"""Every shipped template, run by a real server; small models stand in for the checkpoints that a user has."""
+"""Every template of the pack, run on a real server, with small models instead of a user's checkpoints."""
 
 import pytest
 from ras_pack.dev import demo_run as demo
@@ -37,7 +37,7 @@ def shortened(prompt: Prompt) -> Prompt:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_gives_its_picture_and_its_trace(server, name):
+def test_a_template_generates_an_image_and_a_trace(server, name):
     prompt = to_api(server.workflow(f"{name}.json"), server.object_info)
     if loaders := demo.nodes_of(prompt, LUMINA_NEXT):
         lumina_next_files.write_folder(server.log.parent / "models" / "diffusers" / "tiny-lumina-next")
@@ -45,8 +45,8 @@ def test_a_template_gives_its_picture_and_its_trace(server, name):
     elif not demo.nodes_of(prompt, "RASDemoModel"):
         prompt = with_demo_model(prompt, "lumina2" if "lumina2" in name else "sd3")
     result = server.client.run(shortened(prompt), timeout=120)
-    (picture,) = result.images(demo.only(prompt, "SaveImage"))
-    extrema = server.picture(picture).convert("RGB").getextrema()
+    (reference,) = result.images(demo.only(prompt, "SaveImage"))
+    extrema = server.image(reference).convert("RGB").getextrema()
     assert any(low < high for low, high in extrema)  # not one flat colour
     (stats,) = result.ui("ras")
     assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (STEPS, 4, [])

@@ -1,4 +1,4 @@
-"""The harness's arithmetic against numbers worked out by hand."""
+"""The harness's computations against hand-computed numbers."""
 
 import io
 import math
@@ -22,13 +22,13 @@ from ras_pack.ras_core.models.cost import CostProfile
 
 class TestFigures:
     def test_psnr_of_a_known_error(self):
-        """Everywhere 0.1 off: error 0.01, so 20 dB; equal pictures get the ceiling."""
+        """Everywhere 0.1 off: error 0.01, so 20 dB; identical images get the ceiling."""
         one = torch.full((2, 3, 4, 4), 0.5)
         other = torch.stack([one[0] + 0.1, one[1]])
         assert psnr(other, one).tolist() == pytest.approx([20.0, 100.0], abs=1e-4)
 
     def test_psnr_inside_a_mask(self):
-        """Half the picture is 0.1 off; inside that half 20 dB, over all of it 23."""
+        """Half of the image is off by 0.1: 20 dB inside that half, 23 over the whole image."""
         one, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
         mask[..., :2] = 1
         other = one + 0.1 * mask
@@ -48,7 +48,7 @@ class TestFigures:
         assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
 
     def test_frechet_distance_with_fewer_samples_than_features(self):
-        """Turned and moved copies of one set: only the means differ when the turn commutes."""
+        """Rotated and shifted copies of one set: only the means differ if the rotation commutes."""
         a = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
         assert frechet_distance(a, a + 1.0) == pytest.approx(40.0, rel=1e-6)
 
@@ -56,14 +56,14 @@ class TestFigures:
 class TestFront:
     POINTS = [(1.0, 40.0), (2.0, 30.0), (2.0, 28.0), (1.5, 29.0), (4.0, 20.0)]
 
-    def test_only_points_that_no_other_beats_stay(self):
-        """(1.5, 29) is worse and dearer than (2, 30)."""
+    def test_only_points_that_no_other_beats_are_kept(self):
+        """(1.5, 29) is worse and more expensive than (2, 30)."""
         assert pareto(self.POINTS) == [(1.0, 40.0), (2.0, 30.0), (4.0, 20.0)]
 
     @pytest.mark.parametrize(
         ("cost", "quality"), [(1.0, 40.0), (1.5, 35.0), (3.0, 25.0), (4.0, 20.0), (4.1, None), (0.5, 40.0)]
     )
-    def test_straight_between_points_and_nothing_beyond_the_end(self, cost, quality):
+    def test_linear_between_points_and_none_beyond_the_end(self, cost, quality):
         found = at_cost(pareto(self.POINTS), cost)
         assert found is None if quality is None else found == pytest.approx(quality)
 
@@ -76,7 +76,7 @@ class TestFront:
 
 class TestCosts:
     def test_a_step_of_half_the_tokens_without_attention(self):
-        """One weight a token: a dense run of 4 costs 40, two dense and two half steps cost 30."""
+        """One weight per token: a dense run of 4 steps costs 40, two dense and two half steps cost 30."""
         profile = CostProfile(image_weights=1, text_weights=0, joint_width=0)
         assert cost_reduction(profile, 10, 0, [1, 1, 0.5, 0.5], 4) == pytest.approx(40 / 30)
 
@@ -137,7 +137,7 @@ class TestAB2:
 
 
 class TestCells:
-    def test_axes_that_a_method_lacks_make_no_copies(self):
+    def test_axes_that_a_method_lacks_add_no_cells(self):
         """2 dense samplers x 2 steps; multirate 2 steps x 2 ratios x 2 orders; a cache 2 steps x 1."""
         cells = grid(
             ["sd3"], ["dense", "multirate", "lazycache"], ["euler", "ab2"],
@@ -159,7 +159,7 @@ class TestCells:
         assert (selection.paper, selection.corrections) == (None, False)
         assert Cell("sd3").config() is None
 
-    def test_a_cell_survives_its_row(self):
+    def test_a_cell_can_be_read_back_from_its_row(self):
         cell = Cell("sd3", "paper", steps=20, reset_steps=(4, 9), ratio=0.3, starvation=0.1, seed=2)
         text = {
             name: "+".join(map(str, v)) if isinstance(v, tuple) else str(v) for name, v in vars(cell).items()
@@ -171,7 +171,7 @@ class TestCells:
             Cell("sd3", "magic")
 
     @pytest.mark.parametrize("name", PRESETS)
-    def test_presets_hold_each_cell_once_and_can_be_planned(self, name):
+    def test_presets_contain_each_cell_once_and_can_be_planned(self, name):
         cells = preset(name, ["sd3", "lumina2"], [0])
         assert len({cell.key for cell in cells}) == len(cells)
         assert all(sd3_cost_reduction(cell.planned_shares()) >= 1.0 for cell in cells)
@@ -179,7 +179,7 @@ class TestCells:
     def test_the_front_brackets_every_target(self):
         """Baselines and multirate reach from below 1.5x to beyond 3.5x."""
         cells = preset("front", ["sd3"], [0])
-        assert not any(cell.method == "easycache" for cell in cells)  # it does nothing on SD3
+        assert not any(cell.method == "easycache" for cell in cells)  # it has no effect on SD3
         for wanted in (lambda c: c.method == "multirate", lambda c: c.sampler == "ab2"):
             costs = [sd3_cost_reduction(cell.planned_shares()) for cell in cells if wanted(cell)]
             assert min(costs) <= 1.5 and max(costs) >= 3.5
@@ -192,14 +192,14 @@ class TestCells:
 
 
 class TestProgress:
-    def test_the_time_to_go_follows_the_work_done_since_the_first_job(self):
-        """Ready and first job: 100 s. Then work 2 in 4 s, so the last work of 5 takes 10 s."""
+    def test_the_time_left_is_estimated_from_the_work_since_the_first_job(self):
+        """Setup and first job: 100 s. Then 2 units of work in 4 s, so the last 5 units take 10 s."""
         times, out = iter([0.0, 100.0, 104.0, 114.0]), io.StringIO()
         progress = Progress(3, 8.0, out, clock=lambda: next(times))
         for work in (1.0, 2.0, 5.0):
             progress.step(work, "cell")
         assert out.getvalue().splitlines() == [
             "[1/3] cell | ...",
-            "[2/3] cell | 10 s to go",
+            "[2/3] cell | 10 s left",
             "[3/3] cell | done in 114 s",
         ]

@@ -1,4 +1,4 @@
-"""The harness on tiny networks: what a cell's row says, resuming, references, batches, the studies."""
+"""The harness on tiny networks: rows of cells, resuming, references, batches, the studies."""
 
 import csv
 import importlib.util
@@ -28,7 +28,7 @@ from ras_pack.ras_core.errors import RASError
 FAMILY = "random_sd3"
 TEXTS = ("red", "green", "blue")
 FAST = Cell(FAMILY, "multirate", "euler", 6, start=2, reset_every=2, ratio=0.5)
-"""Steps 0, 1 and 4 of six dense."""
+"""Steps 0, 1 and 4 of six are dense."""
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ class TestRows:
         assert plain["evaluations"] == 6
         assert row["evaluations"] < 6 and row["cost_sd3"] == pytest.approx(6 / row["evaluations"], rel=0.3)
 
-    def test_easycache_acts_where_it_can(self, options):
+    def test_easycache_has_an_effect_where_it_is_supported(self, options):
         from comfy_extras.nodes_easycache import EasyCacheHolder
 
         if "output_channels" not in inspect.signature(EasyCacheHolder).parameters:
@@ -79,21 +79,21 @@ class TestRows:
         row = Engine(options).row(Cell(family, "easycache", steps=6, threshold=3.0))
         assert row["evaluations"] < 6
 
-    def test_a_picture_does_not_depend_on_its_batch(self, options):
+    def test_an_image_does_not_depend_on_its_batch(self, options):
         one = Studio(load_source(FAMILY, options), replace(options, batch=1)).sample(FAST)
         all_at_once = Studio(load_source(FAMILY, options), replace(options, batch=3)).sample(FAST)
         assert torch.allclose(one.latents, all_at_once.latents, atol=1e-4)
         assert one.shares == pytest.approx(all_at_once.shares)
 
-    def test_seeds_and_prompts_draw_noise_of_their_own(self):
+    def test_each_seed_and_prompt_has_its_own_noise(self):
         draws = [noise_of(text, seed, (4,)) for text in ("a", "b") for seed in (0, 1)]
         assert torch.equal(draws[0], noise_of("a", 0, (4,)))
         assert len({tuple(draw.tolist()) for draw in draws}) == 4
 
 
 class TestBatches:
-    def test_prompts_of_one_length_go_together_and_come_back_in_order(self, options):
-        """Text encoders give as many rows as they need; here the number of letters."""
+    def test_prompts_of_equal_length_share_batches_and_results_keep_their_order(self, options):
+        """The number of text rows depends on the prompt; here it is the number of letters."""
 
         def encode(text):
             return torch.full((1, len(text), 2), float(len(text))), {"pooled_output": torch.ones(1, 2)}
@@ -138,7 +138,7 @@ class TestResume:
         assert ran == [self.CELLS[0].key, self.CELLS[1].key, self.CELLS[1].key]
         assert [row["key"] for row in read_rows(path)] == ran[:2]
 
-    def test_a_run_that_stops_keeps_what_it_has(self, options, tmp_path):
+    def test_an_interrupted_run_keeps_its_finished_cells(self, options, tmp_path):
         def stopping(cells):
             yield from list(self.counting([])(cells))[:1]
             raise KeyboardInterrupt
@@ -164,10 +164,10 @@ class TestReferences:
         reference = refs.converged_of(FAST, options)
         first = Engine(options).reference(reference)
         second = Engine(options)
-        second.studio(FAMILY).sample = None  # would fail if it were asked
+        second.studio(FAMILY).sample = None  # would fail if it were called
         assert torch.equal(first, second.reference(reference))
 
-    def test_its_name_follows_what_decides_it(self, options):
+    def test_its_name_depends_on_everything_that_affects_it(self, options):
         reference = refs.converged_of(FAST, options)
         name = refs.reference_name(reference, options, "weights")
         assert name == refs.reference_name(reference, replace(options, batch=1), "weights")
@@ -175,7 +175,7 @@ class TestReferences:
             assert name != refs.reference_name(reference, other, "weights")
         assert name != refs.reference_name(reference, options, "other weights")
 
-    def test_a_sweep_needs_one_for_each_sampler_and_a_converged_one(self, options):
+    def test_a_sweep_needs_one_per_sampler_and_a_converged_one(self, options):
         cells = [FAST, *dense_cells(FAMILY, ("euler", "ab2"), (6, 3))]
         found = [(each.sampler, each.steps) for each in refs.needed(cells, options)]
         assert found == [("dpmpp_2m", 12), ("euler", 6), ("ab2", 6)]
@@ -184,7 +184,7 @@ class TestReferences:
 class TestReport:
     @staticmethod
     def rows(points):
-        """Rows by hand: (method, sampler, steps, cost, dB)."""
+        """Rows from (method, sampler, steps, cost, dB)."""
         empty = dict.fromkeys(COLUMNS)
         return [
             {**empty, **vars(Cell("sd3", method, sampler, steps)), "cost_sd3": cost, "psnr": quality,
@@ -193,7 +193,7 @@ class TestReport:
         ]  # fmt: skip
 
     def test_gain_over_the_better_baseline(self):
-        """At 2x: multirate 33 between 34 and 32, Euler 28, dpmpp_2m 30, so +3; beyond 3x nothing is known."""
+        """At 2x: multirate 33 between 34 and 32, Euler 28, dpmpp_2m 30, so +3; no value beyond 3x."""
         rows = self.rows([
             ("dense", "euler", 28, 1.0, 33.0), ("dense", "euler", 14, 2.0, 28.0),
             ("dense", "dpmpp_2m", 28, 1.0, 39.0), ("dense", "dpmpp_2m", 7, 4.0, 12.0),
@@ -205,7 +205,7 @@ class TestReport:
         assert found[1.5].gain == pytest.approx(34 - 34.5) and found[1.5].verdict == "no"
         assert found[3.0].gain is None and found[3.0].verdict == "?"
 
-    def test_a_worse_distribution_spoils_a_gain(self):
+    def test_a_worse_distribution_invalidates_a_gain(self):
         rows = self.rows([
             ("dense", "euler", 28, 1.0, 33.0), ("dense", "euler", 9, 3.0, 20.0),
             ("multirate", "dpmpp_2m", 28, 1.0, 34.0), ("multirate", "dpmpp_2m", 20, 3.0, 30.0),
@@ -214,7 +214,7 @@ class TestReport:
             row["fd"], row["fd_spread"] = (9.0 if row["method"] == "multirate" else 8.0), 0.5
         assert all(gain.verdict == "no" for gain in gains(rows, "sd3") if gain.gain is not None)
 
-    def test_a_setting_that_keeps_the_distribution_counts_though_another_is_nearer(self):
+    def test_a_setting_that_keeps_the_distribution_counts_even_if_another_has_higher_psnr(self):
         """At 3x: 30 dB with a worse distance, 25 dB with the same one; fewer steps 20 dB."""
         rows = self.rows([
             ("dense", "euler", 28, 1.0, 33.0), ("dense", "euler", 9, 3.0, 20.0),
@@ -232,13 +232,13 @@ class TestReport:
         rows[1]["seed"] = 1
         assert {gain.cost: gain.multirate for gain in gains(rows, "sd3")}[2.0] == 31.0
 
-    def test_an_empty_folder_is_told(self, tmp_path):
+    def test_an_empty_folder_is_reported(self, tmp_path):
         with pytest.raises(RASError, match="no results in"):
             report(tmp_path)
 
 
 class TestCommandLine:
-    def test_a_small_sweep_from_end_to_end(self, tmp_path, capsys):
+    def test_a_small_sweep_end_to_end(self, tmp_path, capsys):
         command = [
             "sweep", "--families", FAMILY, "--count", "2", "--size", "16", "--batch", "2", "--device", "cpu",
             "--methods", "dense,multirate,random", "--steps", "6,3", "--samplers", "euler", "--ratios", "0.5",
@@ -251,7 +251,7 @@ class TestCommandLine:
         assert (tmp_path / "out" / f"pictures_{FAMILY}.png").is_file()
         assert main(["report", str(tmp_path / "out")]) == 0
 
-    def test_mistakes_are_told_in_three_parts(self, tmp_path, capsys):
+    def test_errors_have_three_parts(self, tmp_path, capsys):
         assert main(["sweep", "--prompts", str(tmp_path / "none.txt"), "--device", "cpu"]) == 1
         told = capsys.readouterr().err
         assert "no prompt file" in told and "Expected:" in told and "What to do:" in told
@@ -271,25 +271,25 @@ class TestCommandLine:
         (tmp_path / "mine.txt").write_text("a fox\n\n a hen \n")
         assert read_prompts(tmp_path / "mine.txt") == (Prompt("a fox"), Prompt("a hen"))
 
-    def test_options_reach_another_process_whole(self, options):
+    def test_options_can_be_sent_to_another_process(self, options):
         plain = json.loads(json.dumps(options.as_dict()))
         assert options_from(plain) == options
 
 
 class TestRealPictures:
-    def test_files_are_dealt_into_two_halves(self, tmp_path):
+    def test_files_are_split_into_two_halves(self, tmp_path):
         for number in range(5):
             Image.new("RGB", (30, 20), (50 * number, 0, 0)).save(tmp_path / f"{number}.png")
         halves = [torch.cat(list(half)) for half in real_halves(tmp_path, size=8, batch=2)]
         assert [half.shape for half in halves] == [(3, 3, 8, 8), (2, 3, 8, 8)]
         assert [round(float(p[0].mean()) * 255 / 50) for half in halves for p in half] == [0, 2, 4, 1, 3]
 
-    def test_too_few_are_told(self, tmp_path):
-        with pytest.raises(RASError, match="0 pictures in"):
+    def test_too_few_images_are_an_error(self, tmp_path):
+        with pytest.raises(RASError, match="0 images in"):
             real_halves(tmp_path, size=8, batch=2)
 
     def test_distances_to_both_halves(self):
-        """One feature: means 0 and 2 of equal spread, made pictures at 1: both 1 away, floor 4."""
+        """One feature: halves with means 0 and 2, equal spread; images at 1: distance 1 to both, floor 4."""
 
         def at(mean):
             column = torch.tensor([[-1.0], [1.0]]) + mean
@@ -302,7 +302,7 @@ class TestRealPictures:
 
 
 class TestPlugins:
-    def test_only_known_ones(self):
+    def test_unknown_plugins_are_refused(self):
         assert parse_plugins("lpips, clip_score=models/clip") == (
             ("lpips", ""),
             ("clip_score", "models/clip"),
@@ -311,7 +311,7 @@ class TestPlugins:
             parse_plugins("magic")
 
     @pytest.mark.parametrize("name", ["lpips", "clip_score", "fid"])
-    def test_without_weights_they_say_so(self, options, name, tmp_path, monkeypatch):
+    def test_missing_weights_are_an_error(self, options, name, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         with pytest.raises(RASError, match="Expected:.*What to do:"):
             Engine(replace(options, plugins=((name, ""),))).row(FAST)

@@ -1,4 +1,4 @@
-"""The studies on tiny networks: they end with a table, and their figures mean what they say."""
+"""The studies on tiny networks: each writes a table, and its figures are right."""
 
 from pathlib import Path
 
@@ -42,8 +42,8 @@ class TestMetrics:
 
 class TestDrift:
     @pytest.mark.parametrize("family", FAMILIES)
-    def test_the_probe_sees_the_dense_values(self, family, tmp_path):
-        """Asked about its own state right after a dense step, nothing has strayed; later it has."""
+    def test_the_probe_captures_the_dense_values(self, family, tmp_path):
+        """Evaluated at its own state right after a dense step, the error is zero; later it is not."""
         studio = studio_of(family, tmp_path)
         cell = Cell(family, "multirate", "euler", 8, start=3, reset_every=0, ratio=0.5)
         looks, _ = watch(studio, cell)
@@ -56,8 +56,8 @@ class TestDrift:
         blocks = 3 + 2 * (family == "random_sd35_medium")
         assert len(looks[0].errors["key"]) == blocks  # one call for both branches
 
-    def test_active_tokens_have_not_strayed_in_the_first_block(self, tmp_path):
-        """The first block's keys depend on the token alone, so a fresh token's are exact."""
+    def test_active_tokens_have_no_error_in_the_first_block(self, tmp_path):
+        """The first block's keys only depend on the token, so those of a fresh token are exact."""
         studio = studio_of("random_sd3", tmp_path)
         looks, _ = watch(studio, Cell("random_sd3", "multirate", "euler", 6, start=2, ratio=0.5))
         kept = [(look, dict(look.seen)) for look in looks]
@@ -75,17 +75,17 @@ class TestDrift:
 
 
 class TestBackgrounds:
-    def test_the_converged_run_starts_where_the_others_do(self, tmp_path):
+    def test_the_converged_run_starts_at_the_same_noise_level(self, tmp_path):
         studio = studio_of("random_sd3", tmp_path)
         first = partial_sigmas(studio, Cell("random_sd3", steps=8))[0]
         sigmas = converged_sigmas(studio, first)
         assert sigmas[0] == first and bool((sigmas[1:] < sigmas[:-1]).all()) and sigmas[-1] == 0
-        assert len(sigmas) >= 6  # 10 steps for the whole way
+        assert len(sigmas) >= 6  # 10 steps for the whole range
 
     def test_scenes(self, tmp_path):
         scenes = make_scenes(options_in(tmp_path), "")
         assert set(scenes.mask.unique().tolist()) == {0.0, 1.0} and 0.1 < scenes.mask.mean() < 0.5
         inside = scenes.mask.expand(-1, 3, -1, -1).bool()
-        plain, busy = scenes.pictures["plain"], scenes.pictures["busy"]
+        plain, busy = scenes.images["plain"], scenes.images["busy"]
         assert torch.equal(plain[inside], busy[inside])
         assert busy[~inside].std() > 2 * plain[~inside].std()

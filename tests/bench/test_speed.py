@@ -1,4 +1,4 @@
-"""The speed program's arithmetic, its jobs for the reference code, and its reading of traces."""
+"""The speed program's computations, its jobs for the reference code, and the evaluation of traces."""
 
 import json
 import sys
@@ -24,7 +24,7 @@ from ras_pack.bench.speed.cases import (
 )
 from ras_pack.bench.speed.measured import Measured, take_turns
 from ras_pack.bench.speed.plots import bars, best_seconds, ideals, ratios_of, read_rows, series_of
-from ras_pack.bench.speed.run import too_many_recordings
+from ras_pack.bench.speed.run import too_many_graphs
 from ras_pack.bench.speed.table import profile_table, table
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models.cost import CostProfile
@@ -39,13 +39,13 @@ JOB = Job(
 
 
 class TestCases:
-    def test_lumina_next_has_the_papers_steps_and_place(self):
+    def test_lumina_next_has_the_papers_steps_and_its_place_in_the_order(self):
         keys = [case.key for case in CASES]
         assert CASES[keys.index("lumina_next-1024")].steps == 30
         assert keys.index("lumina_next-1024") == keys.index("sd35_large-1024") + 1
         assert {case.steps for case in CASES if case.shape != "lumina_next"} == {28}
 
-    def test_cases_by_the_beginning_of_their_names(self):
+    def test_cases_are_picked_by_the_beginning_of_their_names(self):
         assert [case.key for case in pick_cases("sd3_medium-1024")] == ["sd3_medium-1024"]
         assert [case.key for case in pick_cases("lumina")] == [
             "lumina2-1024", "lumina_next-1024", "lumina2-1024-b4",
@@ -54,12 +54,12 @@ class TestCases:
             pick_cases("flux")
 
     def test_cases_that_only_differ_in_size(self):
-        """The first of each network and batch stays, in its place."""
+        """The first case of each network and batch size is kept, in order."""
         found = unlike(CASES)
         assert found[0].key == "sd3_medium-1024" and "sd3_medium-1024-b4" in [case.key for case in found]
         assert not any(case.shape == "sd3_medium" and case.pixels != 1024 for case in found)
 
-    def test_every_variant_has_a_name_of_its_own(self):
+    def test_every_variant_has_its_own_name(self):
         found = variants((0.5, 0.125), graphs=True, compiled="inductor", format_names=("fp8", "forecast"))
         found += reference_variants(LUMINA_NEXT, (0.5, 0.125), on_gpu=True)
         names = [each.key for each in found]
@@ -67,7 +67,7 @@ class TestCases:
         assert {"reference 12.5% flash", "ras 50% graph", "ras 50% graph fp8"} < set(names)
         assert names[0] == "dense"
 
-    def test_counts_and_ideal_by_hand(self):
+    def test_counts_and_ideal_equal_hand_computed_values(self):
         """Six dense steps of 28 and 22 with half the tokens; only image rows cost: 28 / (6 + 11)."""
         counts = planned_counts(4096, 0.5)
         assert counts.count(4096) == 6 and counts.count(2048) == 22
@@ -75,14 +75,14 @@ class TestCases:
         assert ideal_speedup(linear, 4096, (154, 154), counts) == pytest.approx(28 / 17)
 
 
-def test_more_recordings_than_a_model_keeps_are_told_of():
+def test_a_warning_is_given_if_runs_need_more_graphs_than_a_model_keeps():
     wanted = variants((0.5, 0.25, 0.125), True, "", ("fp8",))
-    assert not too_many_recordings(wanted, 1) and "12 CUDA graphs" in too_many_recordings(wanted, 2)
+    assert not too_many_graphs(wanted, 1) and "12 CUDA graphs" in too_many_graphs(wanted, 2)
 
 
 class TestReferenceVariants:
     def test_sd3(self):
-        """Triton's kernels are left out on a CPU, and RAS where the reference cannot batch."""
+        """Triton's kernels are skipped on a CPU, and RAS if the reference does not support the batch."""
         case = Case("sd3_medium", 1024)
         assert [v.key for v in reference_variants(case, (0.5,), on_gpu=True)] == [
             "reference 100%", "reference 50%", "reference 50% fused",
@@ -93,10 +93,10 @@ class TestReferenceVariants:
         batch = Case("sd3_medium", 1024, 4)
         assert [v.key for v in reference_variants(batch, (0.5,), on_gpu=True)] == ["reference 100%"]
 
-    def test_families_that_it_does_not_know(self):
+    def test_unsupported_families_have_no_variants(self):
         assert reference_variants(Case("z_image", 1024), (0.5,), on_gpu=True) == []
 
-    def test_each_is_measured_against_the_same_attention(self):
+    def test_each_is_compared_to_a_dense_run_with_the_same_attention(self):
         found = reference_variants(LUMINA_NEXT, (0.5,), on_gpu=True)
         assert own_dense(Variant("reference", 0.5), found).key == "reference 100%"
         assert own_dense(Variant("reference", 0.5, option="flash"), found).key == "reference 100% flash"
@@ -105,7 +105,7 @@ class TestReferenceVariants:
 
 
 class TestJob:
-    def test_it_survives_the_way_to_the_other_process(self):
+    def test_it_can_be_sent_to_another_process(self):
         assert Job.loads(JOB.dumps()) == JOB
 
     def test_arguments_of_the_references_own_command_line(self):
@@ -117,7 +117,7 @@ class TestJob:
         assert "--enable_index_fusion" not in reference_arguments(JOB.variants[0], JOB, 4, (12, 20))
 
     def test_networks_of_the_same_size(self):
-        """SD3-medium and Lumina-Next as diffusers' published configurations have them."""
+        """SD3-medium and Lumina-Next equal diffusers' published configurations."""
         from ras_pack.bench.common.shapes import SHAPES
 
         sd3 = diffusers_config("sd3", SHAPES["sd3_medium"].unet_config)
@@ -131,7 +131,7 @@ class TestJob:
         with pytest.raises(RASError, match="no src/ras.*github.com/microsoft/RAS"):
             load_reference(tmp_path)
 
-    def test_a_missing_flash_attention_is_pytorchs(self, monkeypatch):
+    def test_a_missing_flash_attention_is_replaced_by_pytorchs(self, monkeypatch):
         """Grouped heads, rows before heads and the scale, against the formula."""
         monkeypatch.setitem(sys.modules, "flash_attn", None)
         offer_flash_attention()
@@ -141,7 +141,7 @@ class TestJob:
         weights = (torch.einsum("bqhe,bkhe->bhqk", q, whole[0]) * 0.3).softmax(-1)
         torch.testing.assert_close(found, torch.einsum("bhqk,bkhe->bqhe", weights, whole[1]))
 
-    def test_an_installed_one_stays(self, monkeypatch):
+    def test_an_installed_flash_attention_is_kept(self, monkeypatch):
         installed = types.ModuleType("flash_attn")
         monkeypatch.setitem(sys.modules, "flash_attn", installed)
         offer_flash_attention()
@@ -149,7 +149,7 @@ class TestJob:
 
 
 class FakeClock:
-    """Laps of a tenth of a second."""
+    """A clock whose laps are all a tenth of a second."""
 
     device = CPU
     stages = None
@@ -159,7 +159,7 @@ class FakeClock:
 
 
 class TestTurns:
-    def test_a_variant_that_fails_leaves_the_others_alone(self):
+    def test_a_failing_variant_does_not_affect_the_others(self):
         def broken(seed):
             raise RuntimeError("no kernel")
 
@@ -169,16 +169,16 @@ class TestTurns:
         assert good.seconds == pytest.approx([0.2, 0.2]) and good.error == ""
         assert bad.seconds == [] and bad.error == "RuntimeError: no kernel"
 
-    def test_recordings_that_others_dropped_are_made_anew_before_time_is_taken(self):
-        """Each variant's beginning forgets what all have recorded; a timed run must find its recordings."""
-        recorded, timed = set(), []
+    def test_graphs_that_other_variants_dropped_are_captured_again_before_timing(self):
+        """Each variant's first run drops the graphs of all; a timed run must find its own captured."""
+        captured, timed = set(), []
 
         def variant(ratio, graphs):
             def run(seed):
-                timed.append((ratio, ratio in recorded))
-                recorded.add(ratio)
+                timed.append((ratio, ratio in captured))
+                captured.add(ratio)
 
-            return Measured(Variant("ras", ratio, graphs), run, FakeClock(), recorded.clear)
+            return Measured(Variant("ras", ratio, graphs), run, FakeClock(), captured.clear)
 
         take_turns([variant(0.5, "auto"), variant(0.25, "auto")], CPU, 1, lambda: float("inf"))
         assert timed[-2:] == [(0.5, True), (0.25, True)]
@@ -186,9 +186,9 @@ class TestTurns:
     def test_no_time_left(self):
         each = Measured(Variant("dense"), lambda seed: None, FakeClock())
         take_turns([each], CPU, 3, lambda: 0.0)
-        assert each.error == "no time was left" and each.steps == []
+        assert each.error == "no time left" and each.steps == []
 
-    def test_what_is_forgotten_before_memory_is_measured(self):
+    def test_memory_is_freed_before_it_is_measured(self):
         done = []
         each = Measured(Variant("dense"), lambda seed: done.append("run"), FakeClock())
         each.forget = lambda: done.append("forget")
@@ -197,8 +197,8 @@ class TestTurns:
 
 
 class TestReferenceRows:
-    def test_both_bases_and_the_share_of_the_ideal(self):
-        """Reference 2 s dense, 1.25 s at half; ComfyUI 1.5 s dense; its own speed-up counts for the ideal."""
+    def test_both_speed_ups_and_the_share_of_the_ideal(self):
+        """Reference: 2 s dense, 1.25 s at half. ComfyUI: 1.5 s dense. The ideal is of its own speed-up."""
         from ras_pack.bench.speed.run import row_of
 
         shape = SimpleNamespace(rows_in_network=(154, 154), dtype=torch.float16)
@@ -219,7 +219,7 @@ class TestReferenceRows:
         assert row["speedup"] == pytest.approx(1.2) and row["own_speedup"] == pytest.approx(1.6)
         assert row["ideal"] == pytest.approx(4 / 3) and row["of_ideal"] == pytest.approx(1.2)
         assert row["regional_step_seconds"] == pytest.approx(1.25 / 4)
-        assert "dense_step_seconds" not in row  # the first step and the last are left out
+        assert "dense_step_seconds" not in row  # without the first and the last step
         shown = table(
             {
                 "rows": [row],
@@ -249,17 +249,17 @@ class TestTrace:
         span("aten::_local_scalar_dense", 60, 1, "cpu_op"),
     ]  # fmt: skip
 
-    def test_times_go_to_the_innermost_range(self):
+    def test_times_are_attributed_to_the_innermost_range(self):
         segments = Segments.of([span("ras: a", 0, 10), span("ras: b", 2, 3), span("ras: c", 10, 5)])
         assert [segments.at(t) for t in (-1, 1, 3, 6, 12, 20)] == [NETWORK, "a", "b", "a", "c", NETWORK]
         assert segments.times(1, 12) == {"a": 6, "b": 3, "c": 2}
 
     def test_shares_of_one_step(self):
-        """Host: 30 of 100 us are ours. Device: the sort's 8 of 40, without the step before."""
+        """CPU: 30 of 100 us are ours. Device: 8 of 40 us, the sort, without the previous step."""
         found = step_shares(self.EVENTS, [1])
         assert found["steps"] == 1 and found["wall_ms"] == pytest.approx(0.1)
-        assert found["own_host_share"] == pytest.approx(0.3)
-        assert found["host_ms_by"]["selection"] == pytest.approx(0.01)
+        assert found["own_cpu_share"] == pytest.approx(0.3)
+        assert found["cpu_ms_by"]["selection"] == pytest.approx(0.01)
         assert found["device_ms"] == pytest.approx(0.04)
         assert found["own_device_share"] == pytest.approx(0.2)
         assert found["waits"] == {"cudaStreamSynchronize in bookkeeping": 1}
@@ -267,7 +267,7 @@ class TestTrace:
 
     def test_means_over_steps(self):
         found = step_shares(self.EVENTS, [0, 1])
-        assert found["own_host_share"] == pytest.approx(0.15)
+        assert found["own_cpu_share"] == pytest.approx(0.15)
         assert found["device_ms"] == pytest.approx((64 + 40) / 2 / 1000)
         assert found["reads"] == {f"aten::_local_scalar_dense in {NETWORK}": 1}
 
@@ -278,13 +278,13 @@ class TestTrace:
     def test_without_a_gpu_there_are_no_device_shares(self):
         host_only = [e for e in self.EVENTS if e.get("cat") in ("user_annotation", "cpu_op")]
         found = step_shares(host_only, [1])
-        assert found["own_device_share"] is None and found["own_host_share"] == pytest.approx(0.3)
+        assert found["own_device_share"] is None and found["own_cpu_share"] == pytest.approx(0.3)
         entry = {"case": "c", "variant": "v", "error": "", **found}
         assert "30.0" in profile_table({"profiles": [json.loads(json.dumps(entry))]})
 
 
 class TestRanges:
-    def test_functions_are_put_back(self):
+    def test_functions_are_restored(self):
         from ras_pack.bench.profile.ranges import named_ranges, wrapped
 
         with pytest.raises(KeyError), named_ranges():
@@ -309,27 +309,27 @@ class TestPlots:
     ]  # fmt: skip
 
     def test_bars_of_a_ratio(self):
-        """The reference against its own dense run and at its best, the others against ComfyUI's."""
+        """The reference with its best option and against its own dense run, the others against ComfyUI's."""
         found = bars(self.ROWS, 0.5)
         assert found == {
             "eager": {"a": 4 / 3}, "graph": {"a": 2.0}, "lazycache": {"a": 2.0}, "reference": {"a": 2.5},
         }  # fmt: skip
         assert bars(self.ROWS, 0.25)["eager"] == {"a": 4.0}
 
-    def test_dense_runs_are_no_bars(self):
+    def test_dense_runs_have_no_bars(self):
         assert [series_of(row) for row in self.ROWS[:2]] == [None, None]
         assert series_of(self.ROWS[6]) is None
 
-    def test_what_is_drawn_over_a_size(self):
+    def test_rows_drawn_over_a_size(self):
         assert ratios_of(self.ROWS) == [0.5, 0.25]
         assert best_seconds(self.ROWS, 1.0)["method"] == "dense"
         assert best_seconds(self.ROWS, 0.5)["seconds"] == 2.0
         assert best_seconds(self.ROWS, 0.125) is None
         assert ideals(self.ROWS, 0.5) == {"a": 3.0}
 
-    def test_the_later_file_counts_and_rows_without_figures_do_not(self, tmp_path):
+    def test_the_later_file_wins_and_rows_without_figures_are_skipped(self, tmp_path):
         first, second = tmp_path / "1.json", tmp_path / "2.json"
-        failed = {"case": "a", "variant": "lazycache {}", "error": "no time was left"}
+        failed = {"case": "a", "variant": "lazycache {}", "error": "no time left"}
         first.write_text(json.dumps({"rows": self.ROWS}))
         second.write_text(json.dumps({"rows": [plotted("a", "dense", 5.0), failed]}))
         rows = read_rows([first, second])

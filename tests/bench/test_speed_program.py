@@ -1,4 +1,4 @@
-"""The speed program's files and processes: checkpoints, jobs, how ComfyUI is started, whole tiny runs."""
+"""The speed program's files and processes: checkpoints, jobs, starting ComfyUI, and whole tiny runs."""
 
 import json
 import logging
@@ -39,18 +39,18 @@ SD3 = Case("sd3_medium", 1024)
 
 
 class TestVariants:
-    def test_names_tell_variants_of_all_weights_apart(self):
+    def test_variants_of_all_weights_have_different_names(self):
         found = variants((0.5, 0.25), graphs=True, more=True)
         for weights in WEIGHTS[1:]:
             found += other_weights((0.5, 0.25), True, weights)
         assert len({each.key for each in found}) == len(found)
         assert "ras 50% graph lora" in [each.key for each in found]
 
-    def test_graphs_are_left_off_at_one_ratio_only(self):
+    def test_only_one_ratio_also_runs_without_graphs(self):
         found = [v.ratio for v in variants((0.5, 0.25, 0.125), graphs=True) if v.graphs == "off"]
         assert found == [1.0, 0.25]  # dense, and the eager run
 
-    def test_without_graphs_no_variant_comes_twice(self):
+    def test_without_graphs_no_variant_is_repeated(self):
         found = [each.key for each in variants((0.5, 0.25), graphs=False)]
         assert found == ["dense", "ras 50% eager", "ras 25% eager"]
 
@@ -60,14 +60,14 @@ class TestVariants:
         assert weights_of(Case("lumina2", 1024), ("int8",)) == ("int8",)
         assert weights_of(Case("lumina_next", 1024), ("fp8",)) == ("default",)
 
-    def test_what_the_loader_detects(self):
+    def test_which_networks_the_loader_detects(self):
         assert loads_from_file(SD3, tiny=True) and loads_from_file(Case("z_image", 1024))
         assert not loads_from_file(Case("z_image", 1024), tiny=True)
         assert not loads_from_file(Case("lumina_next", 1024))
 
 
 class TestJobs:
-    def test_a_job_survives_the_way_to_its_process(self):
+    def test_a_job_can_be_sent_to_its_process(self):
         job = SpeedJob(
             action="measure", case=SD3, tiny=True, device="cpu", flags=("--cpu",), threads=1, steps=14,
             repeats=1, seconds=float("inf"), folder="/x", files={"default": "a.safetensors"},
@@ -91,11 +91,11 @@ class TestJobs:
 
 
 class TestStart:
-    def test_torch_must_not_be_there_before(self):
-        with pytest.raises(RASError, match="torch has been imported"):
+    def test_torch_must_not_be_imported_first(self):
+        with pytest.raises(RASError, match="torch was imported"):
             start_as_main()
 
-    def test_dynamic_vram_is_known_by_its_flag(self, tmp_path):
+    def test_dynamic_vram_is_detected_by_its_flag(self, tmp_path):
         (tmp_path / "comfy").mkdir()
         file = tmp_path / "comfy" / "cli_args.py"
         file.write_text('parser.add_argument("--highvram")')
@@ -105,7 +105,7 @@ class TestStart:
 
 
 class TestFiles:
-    def test_every_type_comes_back(self, tmp_path):
+    def test_every_type_is_read_back(self, tmp_path):
         tensors = {
             "half": torch.arange(6, dtype=torch.float16).reshape(2, 3),
             "eight": torch.tensor([1.5, -2.0]).to(torch.float8_e4m3fn),
@@ -122,7 +122,7 @@ class TestFiles:
                 assert found.dtype == tensor.dtype and torch.equal(found.float(), tensor.float())
 
     def test_checkpoint_and_lora(self, tmp_path):
-        """The product of a LoRA is LORA_SCALE of a weight's size: 0.3, for 16 products of random numbers."""
+        """A LoRA's product is LORA_SCALE times a weight's size: 0.3, for 16 products of random numbers."""
         paths = {kind: tmp_path / kind for kind in ("default", "lora")}
         assert make_files(SHAPES["sd3_medium"].tiny(), paths, CPU) == {}
         with safetensors.safe_open(paths["default"], "pt") as file:
@@ -134,7 +134,7 @@ class TestFiles:
         assert up.shape == (weight.shape[0], 16) and down.shape == (16, weight.shape[1])
         assert float((up @ down).std() / weight.std()) == pytest.approx(0.3, rel=0.2)
 
-    def test_quantised_layouts_hold_the_weights(self, tmp_path):
+    def test_quantised_layouts_contain_the_weights(self, tmp_path):
         quant_ops = pytest.importorskip("comfy.quant_ops")
         if not hasattr(quant_ops, "get_layout_class"):
             pytest.skip("this ComfyUI has no layouts of its own")
@@ -150,7 +150,7 @@ class TestFiles:
             assert about[layer]["format"] and f"{layer}.bias" not in about
             assert float((data - weight).norm() / weight.norm()) < 0.05
 
-    def test_a_kind_that_fails_leaves_the_others_alone(self, tmp_path, monkeypatch):
+    def test_a_kind_that_fails_does_not_affect_the_others(self, tmp_path, monkeypatch):
         monkeypatch.setattr("ras_pack.bench.common.checkpoints.LORA_RANK", -1)
         paths = {kind: tmp_path / kind for kind in ("default", "lora")}
         failed = make_files(SHAPES["sd3_medium"].tiny(), paths, CPU)
@@ -170,7 +170,7 @@ class TestCounting:
         assert counter.take() == {"captures": 1, "replays": 2} and len(kept) == 2
         assert counter.take() == {"captures": 0, "replays": 0}
 
-    def test_stages_add_up_and_evaluations_are_told_apart(self):
+    def test_stages_add_up_and_evaluations_are_distinguished(self):
         stages = Stages(CPU)
         for name in ("before sampling", "sampling", "sampling", "end", ""):
             stages.enter(name)
@@ -179,7 +179,7 @@ class TestCounting:
         assert list(stages.seconds) == ["before sampling", "sampling", "end"]
         assert len(stages.enqueue) == 2 and all(value >= 0 for value in stages.seconds.values())
 
-    def test_a_run_by_stages_does_not_count(self):
+    def test_a_run_by_stages_is_not_timed(self):
         clock = Clock(CPU)
 
         def run(seed):
@@ -199,7 +199,7 @@ def test_messages_of_the_pack_are_collected():
     assert lines == ["all steps dense."]
 
 
-def test_plots_take_the_host_as_it_starts(tmp_path):
+def test_plots_use_the_rows_of_comfyuis_defaults(tmp_path):
     row = {"case": "a", "variant": "dense", "seconds": 1.0}
     rows = [row | {"dynamic_vram": True}, row | {"dynamic_vram": False, "seconds": 2.0}]
     (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
@@ -207,14 +207,14 @@ def test_plots_take_the_host_as_it_starts(tmp_path):
 
 
 def program(name: str, *arguments: str) -> SimpleNamespace:
-    """A program of bench/ in a process of its own."""
+    """Run a program of bench/ in a separate process."""
     command = [sys.executable, "-m", "bench", name, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
 
 
 @pytest.mark.slow
 def test_the_whole_speed_program(tmp_path):
-    """Files are made, loaded by ComfyUI's nodes and sampled, in processes that start as its main.py does."""
+    """Files are written, loaded by ComfyUI's nodes and sampled, in processes started as by main.py."""
     out = tmp_path / "speed.json"
     done = program(
         "speed", "--tiny", "--dynamic-vram", "on", "--weights", "default,fp8,lora", "--out", str(out)
@@ -238,7 +238,7 @@ def test_the_whole_speed_program(tmp_path):
 
 @pytest.mark.parametrize("option", ["--groups", "--only"])
 def test_the_residency_program_refuses_unknown_names(option, tmp_path, capsys):
-    """They would choose nothing, which looks like success."""
+    """They would select no checks, which would look like success."""
     out = tmp_path / "output" / "residency.json"
     known = {"--groups": "dynamic", "--only": "two_nodes"}[option]
     assert residency.main(["--tiny", option, f"{known}, two_nodse", "--out", str(out)]) == 1

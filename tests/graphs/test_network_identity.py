@@ -1,4 +1,4 @@
-"""A graph captured on one network, or with one code, is never replayed for another."""
+"""A graph captured with one network and its code is never replayed for another network or other code."""
 
 import time
 import weakref
@@ -50,7 +50,7 @@ class TestInspect:
         mlp.forward = lambda x: original(x) * 2
         assert not self._same(network, before)
         assert "another node's code" in inspect(network, CPU).obstacle
-        mlp.forward = original  # as ComfyUI does when a patch is removed
+        mlp.forward = original  # ComfyUI does this when a patch is removed
         assert self._same(network, before) and inspect(network, CPU).obstacle is None
 
     def test_another_function_of_a_module(self, network):
@@ -84,14 +84,14 @@ class TestInspect:
         layer.weight = torch.nn.Parameter(layer.weight.detach().t(), requires_grad=False)
         assert not self._same(network, before)
 
-    def test_comfyuis_model_around_it(self, network):
+    def test_comfyuis_model_that_contains_it(self, network):
         owner = SimpleNamespace(manual_cast_dtype=None)
         before = inspect(network, CPU, None, owner)
         assert before.matches(inspect(network, CPU, None, owner))
         owner.manual_cast_dtype = torch.float16
         assert not before.matches(inspect(network, CPU, None, owner))
 
-    def test_graphs_of_comfyuis_own(self, network):
+    def test_comfyuis_own_graphs(self, network):
         network.joint_blocks[0]._comfy_graph = {"graph": object()}
         assert "graphs of its own" in inspect(network, CPU).obstacle
 
@@ -112,7 +112,7 @@ class TestInspect:
             start = time.thread_time()
             inspect(network, CPU)
             took.append(time.thread_time() - start)
-        assert len(list(network.modules())) > 1000 and min(took) < 0.01  # 2 to 4 ms on the machines known
+        assert len(list(network.modules())) > 1000 and min(took) < 0.01  # measured: 2 to 4 ms
 
 
 def guider_of(positive, negative):
@@ -139,7 +139,7 @@ def sample_with_two(family, config, positive, negative, noise=None):
 
 class TestTwoModels:
     @pytest.mark.parametrize("capture_negative", [True, False])
-    def test_a_model_exchanged_behind_the_guider(self, sd3, capture_negative):
+    def test_a_model_replaced_inside_the_guider(self, sd3, capture_negative):
         a, b, c = (sd3.build(seed) for seed in (0, 1, 2))
         plain = {id(each): sample_with_two(sd3, EAGER, a, each)[0] for each in (b, c)}
         tapes = Tapes(FrozenTape)
@@ -159,7 +159,7 @@ class TestTwoModels:
             sample_with_two(sd3, config, a, b)
         assert [store.count for store in stores] == [MAX_GRAPHS] * 2
 
-    def test_a_model_that_cannot_be_captured_leaves_the_other_alone(self, sd3, caplog):
+    def test_a_model_that_cannot_be_captured_does_not_affect_the_other(self, sd3, caplog):
         a, b = sd3.build(0), sd3.build(1)
         tapes = [Tapes(FrozenTape), Tapes(FrozenTape)]
         for each, tape in zip((a, b), tapes, strict=True):
@@ -171,7 +171,7 @@ class TestTwoModels:
         assert caplog.text.count("no CUDA graphs") == 1
 
     def test_the_same_prompt_on_both_models(self, sd3):
-        """Keys and values of one are useless to the other, even if one is left out in some steps."""
+        """The keys and values of one must not be used by the other, even if one is skipped in some steps."""
         a, b = sd3.build(0), sd3.build(1)
         results = []
         for config in (EAGER, CAPTURED):
@@ -218,7 +218,7 @@ class TestTwoModels:
 
 class TestOtherCode:
     def _check(self, sd3, variants, captured):
-        """Alternating runs of a model and its variants give what eager runs give."""
+        """Alternating runs of a model and its variants equal eager runs."""
         model = variants[0]
         tape = FrozenTape()
         plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]
@@ -247,7 +247,7 @@ class TestOtherCode:
         patched.add_object_patch(f"diffusion_model.{MLP}.forward", lambda x: forward(x) * 1.5)
         self._check(sd3, [model, patched], captured=2)
 
-    def test_an_exchanged_layer(self, sd3):
+    def test_a_replaced_layer(self, sd3):
         model = sd3.build()
         patched = model.clone()
         patched.add_object_patch(f"diffusion_model.{MLP}.act", torch.nn.SiLU())
@@ -282,8 +282,8 @@ def _with_bypass_lora(model, strength):
 
 
 class TestForecastRows:
-    """They advance once per evaluation: a row's change is that since the previous evaluation. (Of the tiny
-    models, this is the one whose rows a forecast changes most.)
+    """Rows advance once per evaluation: a row's change is the change since the previous evaluation. (Of the
+    tiny models, a forecast changes the rows of this one most.)
     """
 
     @pytest.fixture
@@ -329,7 +329,7 @@ class TestForecastRows:
         assert distance(latent, plain) < 2e-5 and not trace.notes and not tape.failures
 
     def test_a_second_tape_without_memory(self, lumina2, monkeypatch):
-        """The call has run once already; the next time it is captured on the first tape."""
+        """The call has already run once; the next time it is captured on the first tape."""
         model, tapes = lumina2.build(), []
 
         def make(number):
@@ -409,7 +409,7 @@ class TestInterrupts:
 
 
 def test_copies_of_the_model_on_other_devices(sd3, caplog):
-    """ComfyUI calls them in threads, each with some of the prompts: the pack runs dense."""
+    """ComfyUI calls them in threads, each with some of the prompts, so the pack runs dense."""
     model, tape = sd3.build(), FrozenTape()
     capture_on(model, tape)
     dense = sample(model, sd3, sd3.noise())
@@ -433,8 +433,8 @@ def test_copies_attached_to_the_model_are_known_before_the_run(sd3, caplog):
     assert "multi-GPU" in last_trace(patched).notes[0] and "planned as regional" not in caplog.text
 
 
-class TestWhatACallReadsBesidesItsNetwork:
-    """Changed between two runs on one tape: the second run must give what an eager run gives."""
+class TestInputsOfACallBesidesItsNetwork:
+    """Inputs changed between two runs on one tape: the second run must equal an eager run."""
 
     def _second_run(self, family, change):
         model, noise = family.build(), family.noise()
@@ -442,7 +442,7 @@ class TestWhatACallReadsBesidesItsNetwork:
         first, _ = sample_ras(model, family, noise, CAPTURED)
         changed = change(model) or model
         eager, _ = sample_ras(changed, family, noise, EAGER)
-        assert distance(eager, first) > 1e-3, "the change changes something"
+        assert distance(eager, first) > 1e-3, "the change has an effect"
         latent, trace = sample_ras(changed, family, noise, CAPTURED)
         assert distance(latent, eager) < 2e-5
         return trace

@@ -87,7 +87,7 @@ def test_three_calls_have_two_tapes(sd3, monkeypatch):
 
 
 def test_calls_that_are_regrouped_during_the_run(sd3, monkeypatch):
-    """A call that could be launched early then follows a call of two prompts, and the reverse."""
+    """A call that could be launched early then follows a call with two prompts, or the other way round."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     tapes, _ = _grouped(sd3, monkeypatch, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
     assert tapes.launched > 0 and tapes.waiting == 0
@@ -111,7 +111,7 @@ def _grouped(sd3, monkeypatch, groups):
 
 
 def test_nothing_is_in_flight_when_the_network_is_called(sd3, monkeypatch):
-    """Guidance that leaves prompts out in some steps: their early launches are waited for all the same."""
+    """Guidance that skips prompts in some steps: their early launches must be waited for, too."""
     model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
     patched = patch_model(model, CAPTURED)
     calls = []
@@ -128,7 +128,7 @@ def test_nothing_is_in_flight_when_the_network_is_called(sd3, monkeypatch):
     assert tapes.launched > 0 and not any(calls) and tapes.waiting == 0
 
 
-def test_one_tape_must_do_if_memory_is_short(sd3, monkeypatch):
+def test_one_tape_is_enough_if_memory_is_short(sd3, monkeypatch):
     class ShortTape(FrozenTape):
         def capture(self, work, *around):
             if made.index(self):
@@ -180,7 +180,7 @@ class TestWrongGuesses:
             assert tapes.launched == 0 and (tapes.replayed > 0) == (kind is FrozenTape)
         assert distance(*latents) < 2e-5
 
-    def test_calls_that_begin_to_differ_are_noticed(self, sd3, caplog):
+    def test_calls_that_start_to_differ_are_detected(self, sd3, caplog):
         patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step >= 7))
         sample(patched, sd3, sd3.noise())
         assert tapes.launched > 0 and tapes.waiting == 0
@@ -196,7 +196,7 @@ class TestWrongGuesses:
         kinds = [step.kind.value for step in last_trace(patched).steps]
         assert kinds[11:13] == ["regional"] * 2 and set(kinds[13:]) == {"dense"}
 
-    def test_also_after_the_graphs_were_dropped(self):
+    def test_even_after_the_graphs_were_dropped(self):
         """Memory runs out before the comparison is read."""
         (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
         for step, shift in enumerate((0.0, 0.0, 0.0, 1.0)):
@@ -208,7 +208,7 @@ class TestWrongGuesses:
         calls.forget()
         assert calls.end() == WRONG_GUESS
 
-    def test_also_in_the_last_step(self, sd3, caplog):
+    def test_even_in_the_last_step(self, sd3, caplog):
         patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step == STEPS - 1))
         sample(patched, sd3, sd3.noise())
         assert tapes.launched > 0 and caplog.text.count(WRONG_GUESS) == 1
@@ -224,7 +224,7 @@ class TestWrongGuesses:
         assert tapes.launched == 0 and tapes.replayed > 0 and not trace.notes
 
     def test_other_packs_functions_between_the_calls(self, sd3, monkeypatch):
-        """One that changes a prompt during the run: an early launch would have used the old one."""
+        """A function that changes a prompt during the run: an early launch would use the old prompt."""
 
         def negated(executor, model, conds, x_in, timestep, model_options):
             evaluations.append(1)
@@ -276,7 +276,7 @@ def test_an_interrupt_between_two_calls_leaves_nothing_in_flight(sd3, monkeypatc
 def test_a_prompt_on_another_device_is_compared_there():
     """A new value is known when the output is requested: the call runs again, and no longer early."""
     (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
-    second.off_device["prompt"] = PROMPT.clone()  # as if the device were another
+    second.off_device["prompt"] = PROMPT.clone()  # pretends that the device is another one
     found = []
     for step, prompt in enumerate((1.0, 1.0, 1.0, 3.0, 3.0)):
         assert calls.begin_evaluation(True) is None
@@ -314,7 +314,7 @@ def _two_captured_calls():
 
 
 def _each_alone(shift):
-    """Prompts one by one, each on the image of the one before plus `shift(step)`."""
+    """One call per prompt, each on the previous call's image plus `shift(step)`."""
     evaluations = []
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):

@@ -1,4 +1,4 @@
-"""Evictable weights (ComfyUI's dynamic VRAM): how to tell whether they are resident."""
+"""Evictable weights (ComfyUI's dynamic VRAM): detecting whether they are resident."""
 
 from contextlib import contextmanager
 
@@ -52,7 +52,7 @@ def test_resident_weights_are_proved_by_their_pages(pages, layers):
 
 def test_a_layer_that_forgot_its_serials_is_not_resident_on_the_same_page(layers):
     weights = used(layers)
-    layers[1]._v_signature = None  # as ComfyUI does when a LoRA changes
+    layers[1]._v_signature = None  # ComfyUI does this when a LoRA changes
     assert not weights.prove() and weights.resident == 2
 
 
@@ -77,7 +77,7 @@ def test_counting_resident_layers_maps_no_pages(pages, layers, is_proved):
     assert weights.resident == 1 and pages.serials[1] == 0 and not pinned(pages)
 
 
-def test_a_driver_that_refuses_costs_the_count_and_not_the_image(pages, layers, monkeypatch):
+def test_if_the_driver_refuses_only_the_count_is_lost(pages, layers, monkeypatch):
     weights = used(layers)
 
     def refuse(*_):
@@ -117,7 +117,7 @@ def test_the_report_of_a_run_counts_layers_with_evictable_weights(pages, layers)
     assert session.report.details == "no memory, 1 of 3 layers resident"
 
 
-def test_a_hold_detects_an_eviction_since_the_proof_and_the_next_use_mends_it(pages, layers):
+def test_a_hold_detects_an_eviction_after_the_proof_and_the_next_use_loads_the_weight(pages, layers):
     weights = used(layers)
     assert weights.prove()
     with weights.held() as whole:
@@ -127,7 +127,7 @@ def test_a_hold_detects_an_eviction_since_the_proof_and_the_next_use_mends_it(pa
     with weights.held() as whole:
         assert not whole
     assert weights.misses == 1 and not weights.is_proved and not pinned(pages)
-    pages.prioritize()  # as when ComfyUI loads the model for the next run
+    pages.prioritize()  # ComfyUI does this when it loads the model for the next run
     for layer in layers:
         use(layer)
     assert weights.prove()
@@ -163,7 +163,7 @@ def test_a_capture_pins_prefetches_and_keeps_its_weights(pages, layers):
     with weights.captured():
         assert all(pages.pins[:2]) and all(hasattr(layer, "_prefetch") for layer in layers)
         pins, pages.pins = pages.pins, [0] * len(pages.pins)
-        assert not pages.evict(0) and not pages.evict(1), "the limit keeps them though nothing is pinned"
+        assert not pages.evict(0) and not pages.evict(1), "the limit keeps them although nothing is pinned"
         pages.pins = pins
     assert not pinned(pages) and not any(hasattr(layer, "_prefetch") for layer in layers)
 
@@ -218,7 +218,7 @@ def network_on(pages: FakePages) -> nn.Sequential:
     return nn.Sequential(layer_on(pages, 0), nn.LayerNorm(4)).requires_grad_(False)
 
 
-def test_a_network_matches_if_its_small_tensors_hold_the_same(pages):
+def test_a_network_matches_if_its_small_tensors_have_the_same_contents(pages):
     network = network_on(pages)
     first = look_at(network)
     assert first.obstacle is None and first.residency is not None
@@ -275,7 +275,7 @@ def test_an_eager_call_finds_all_weights_preset_and_leaves_none(pages, layers):
 
 def test_a_layer_that_casts_nothing_gets_its_resident_weight_as_its_own(pages):
     layer = layer_on(pages, 0, kind=comfy.ops.disable_weight_init.Linear)
-    layer.comfy_cast_weights = True  # as ComfyUI marks the layers of dynamic VRAM
+    layer.comfy_cast_weights = True  # ComfyUI marks the layers of dynamic VRAM like this
     use(layer)
     layer._v_weight, layer._v_bias = torch.randn(4, 4), torch.randn(4)
     own, x = dict(layer._parameters), torch.randn(2, 4)
@@ -309,7 +309,7 @@ def test_memory_pressure_in_an_eager_call_ends_presets(pages, layers):
     assert weights.prove()
     with presets.applied():
         assert not pages.evict(0) and pages.watermark == 0
-    assert pages.watermark == len(pages.serials), "ComfyUI means to keep these weights again"
+    assert pages.watermark == len(pages.serials), "ComfyUI intends to keep these weights again"
     assert weights.prove()
     with presets.applied():
         assert not any(hasattr(layer, "_prefetch") for layer in layers)

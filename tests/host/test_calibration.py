@@ -1,4 +1,4 @@
-"""Calibration of tiny models through ComfyUI's own sampling, and what the nodes make of it."""
+"""Calibration of tiny models with ComfyUI's own sampling, and its use by the nodes."""
 
 import importlib
 import json
@@ -76,7 +76,7 @@ def calibrate(family, model, seeds: int = 1) -> PlanSet:
 
 @pytest.fixture
 def calibrated(sd3, short):
-    """A tiny SD3 and its plans, which are in the user's folder too."""
+    """A tiny SD3 and its plans, which are also saved in the user's folder."""
     model = sd3.build()
     return model, calibrate(sd3, model)
 
@@ -84,7 +84,7 @@ def calibrated(sd3, short):
 class TestBlocks:
     @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_a_replayed_start_is_exact(self, sd3, sampler):
-        """The same costs as whole runs give, to the last bit."""
+        """The costs are bit-identical to those of whole runs."""
         measured, levels, expected = task(sd3), task(sd3).levels(8), []
         plain = comfy.samplers.sampler_object(sampler)
         reference = measured.sample(plain, levels)
@@ -97,10 +97,10 @@ class TestBlocks:
     def test_a_replayed_start_costs_no_evaluation(self, sd3):
         steps = []
         block_costs(task(sd3), "euler", task(sd3).levels(8), 4, steps.append)
-        # The fine run; then what comes after each block of two.
+        # The fine run, then the steps after each block of two.
         assert len(steps) == 8 + 6 + 4 + 2 + 0 == block_evaluations(8, 4)
 
-    def test_a_replay_knows_what_the_sampler_asks_of_the_model(self, sd3):
+    def test_a_replay_answers_the_samplers_queries_to_the_model(self, sd3):
         replay = ReplayedStart("euler")
         task(sd3).sample(replay.sampler(), (1.0, 0.5, 0.0))
         assert len(replay.estimates) == 2
@@ -108,7 +108,7 @@ class TestBlocks:
 
     def test_closeness_is_signal_over_error(self):
         reference = torch.tensor([3.0, -3.0]).view(1, 1, 1, 2)
-        # Variance 9, squared error 0.09: a hundred times.
+        # Variance 9, squared error 0.09: a ratio of 100.
         assert closeness(reference + 0.3, reference) == pytest.approx(20, abs=1e-4)
 
     def test_every_seed_is_the_one_of_a_single_run(self, sd3):
@@ -133,11 +133,11 @@ class TestCalibration:
             (plain,) = {p.speedup for p in calibrated[1].plans if p.is_plain and p.speed == plan.speed}
             assert plan.speedup == pytest.approx(plain, rel=0.02)  # of 48 tokens
 
-    def test_nobody_does_worse_than_plain_sampling(self, calibrated):
+    def test_no_plan_is_worse_than_plain_sampling(self, calibrated):
         plans = calibrated[1]
         assert plans.best("3x").closeness >= plans.best("3x", plain=True).closeness
 
-    def test_the_progress_bar_ends_where_it_said(self, sd3, short, monkeypatch):
+    def test_the_progress_bar_reaches_its_announced_total(self, sd3, short, monkeypatch):
         seen = []
         monkeypatch.setattr(
             comfy.utils,
@@ -147,23 +147,23 @@ class TestCalibration:
         calibrate(sd3, sd3.build())
         assert seen[-1][0] == seen[-1][1] == max(value for value, _ in seen)
 
-    def test_ras_on_the_model_is_left_out(self, sd3, calibrated):
+    def test_ras_on_the_model_is_ignored(self, sd3, calibrated):
         model, plans = calibrated
         patched = patch_model(model, RASConfig(sample_ratio=0.1, start_step=1))
         assert calibrate(sd3, patched) == plans
         assert has_ras(patched) and not has_ras(model)
 
-    def test_a_model_that_ras_does_not_support_gets_its_grid(self, sd3, short, monkeypatch):
+    def test_a_model_that_ras_does_not_support_gets_a_grid(self, sd3, short, monkeypatch):
         monkeypatch.setattr(calibration, "adapter_of", lambda model: None)
         plans = calibrate(sd3, sd3.build())
         assert len(plans.plans) == 8 and all(plan.is_plain for plan in plans.plans)
 
-    def test_a_plan_that_did_not_run_as_planned_is_left_out(self, sd3, short, monkeypatch):
-        monkeypatch.setattr(calibration, "KV_CACHE", "fp8")  # which a CPU does not have: such runs are dense
+    def test_a_plan_that_did_not_run_as_planned_is_dropped(self, sd3, short, monkeypatch):
+        monkeypatch.setattr(calibration, "KV_CACHE", "fp8")  # a CPU does not support it: such runs are dense
         monkeypatch.setattr("ras_pack.ras_core.host.cache_plan.has_float8", lambda device: False)
         assert all(plan.is_plain for plan in calibrate(sd3, sd3.build()).plans)
 
-    def test_an_interrupted_one_keeps_nothing(self, sd3, short):
+    def test_an_interrupted_calibration_saves_nothing(self, sd3, short):
         model = sd3.build()
         comfy.model_management.interrupt_current_processing()
         with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -176,20 +176,20 @@ class TestCalibration:
             calibration.calibrate(sd3.build(), ([], []), torch.zeros(1, 16, 3, 8, 8), 4.0)
 
     def test_it_takes_at_most_three_minutes_for_sd3_at_1024_pixels(self, sd3):
-        """64 ms a step with both prompts on an H100, and a tenth more for what regional steps lose."""
+        """64 ms per step with both prompts on an H100, plus a tenth for the overhead of regional steps."""
         steps = calibration.Calibration(task(sd3)).evaluations
         assert steps * 1.1 * calibration.SEEDS * 0.064 < 180
 
 
 class TestFiles:
-    def test_they_are_found_again_by_model_and_size(self, sd3, calibrated):
+    def test_they_are_found_by_model_and_size(self, sd3, calibrated):
         model, plans = calibrated
-        assert saved_plans(sd3.build(), SIZE) == plans  # loaded anew
+        assert saved_plans(sd3.build(), SIZE) == plans  # loaded again
         assert saved_plans(model) == plans
         assert saved_plans(model, (8, 8)) is None
         assert saved_plans(sd3.build(seed=1)) is None
 
-    def test_without_a_size_the_newest(self, calibrated):
+    def test_without_a_size_the_newest_is_used(self, calibrated):
         model, plans = calibrated
         (path,) = plans_folder().iterdir()
         older = path.with_name(path.name.replace("16x12", "8x8"))
@@ -212,13 +212,13 @@ class TestFiles:
 
 
 class TestFingerprint:
-    def test_weights_count(self, sd3):
+    def test_it_depends_on_the_weights(self, sd3):
         model = sd3.build()
         before = fingerprint(model)
         assert before == fingerprint(sd3.build()) == fingerprint(model.clone())
         assert before != fingerprint(sd3.build(seed=1))
 
-    def test_a_lora_counts_and_so_does_its_strength(self, sd3):
+    def test_it_depends_on_a_lora_and_its_strength(self, sd3):
         plain, found = fingerprint(sd3.build()), set()
         for strength in (0.5, 1.0):
             model = sd3.build().clone()
@@ -240,16 +240,16 @@ class TestFingerprint:
         model.detach()
 
     def test_a_checkpoint_with_quantised_weights(self, sd3, monkeypatch):
-        """Its state dict names scales that are no attributes of the layer."""
-        monkeypatch.setattr("ras_pack.ras_core.host.fingerprint.TENSORS", 10**6)  # all, and so this layer too
+        """Its state dict contains scales that are not attributes of the layer."""
+        monkeypatch.setattr("ras_pack.ras_core.host.fingerprint.TENSORS", 10**6)  # all, so this layer too
         found = {fingerprint(quantised(sd3.build(), scale)) for scale in (1.0, 1.0, 0.5)}
         assert len(found) == 2 and fingerprint(sd3.build()) not in found
 
-    def test_the_schedule_counts(self, sd3):
+    def test_it_depends_on_the_schedule(self, sd3):
         model = sd3.build()
         assert fingerprint(shifted(model, 6.0)) != fingerprint(model)
 
-    def test_ras_does_not_count(self, sd3):
+    def test_it_does_not_depend_on_ras(self, sd3):
         model = sd3.build()
         assert fingerprint(patch_model(model, RASConfig())) == fingerprint(model)
 
@@ -267,7 +267,7 @@ def scheduled(model, **changes) -> list[float]:
 
 class TestScheduler:
     @pytest.mark.parametrize(("speed", "steps"), [("1.5x", 19), ("2x", 14), ("2.5x", 11), ("3x", 9)])
-    def test_without_a_calibration_the_grid_of_the_family(self, family, speed, steps):
+    def test_without_a_calibration_the_grid_of_the_family_is_used(self, family, speed, steps):
         found = scheduled(family.build(), speed=speed)
         assert len(found) == steps + 1 and found[-1] == 0
         check_schedule(found)
@@ -293,21 +293,21 @@ class TestScheduler:
         assert scheduled(model, steps=1) == [pytest.approx(1.0), 0.0]
         assert scheduled(model, denoise=0.0) == []
 
-    def test_a_kept_calibration_is_found(self, sd3, calibrated, caplog):
+    def test_a_saved_calibration_is_found(self, sd3, calibrated, caplog):
         model, plans = calibrated
         plain = plans.best("3x", "dpmpp_2m", plain=True)
         with caplog.at_level("INFO"):
             assert scheduled(model, speed="3x") == pytest.approx(levels_of(model, plain, 28))
         assert "3x: 9 of 28 steps, all dense (dpmpp_2m; " in caplog.text
 
-    def test_behind_ras_the_grid_is_that_of_the_best_plan(self, sd3):
+    def test_after_ras_the_grid_is_that_of_the_best_plan(self, sd3):
         plain = Plan("2x", "dpmpp_2m", (1.0,), (1.0,) * 14, closeness=20.0)
         regional = Plan("2x", "dpmpp_2m", (0.7, 0.3), (1.0,) * 6 + (0.5,) * 11, closeness=25.0)
         model, plans = sd3.build(), PlanSet((plain, regional))
         assert len(scheduled(model, plan=plans)) == 15
         assert len(scheduled(patch_model(model, RASConfig()), plan=plans)) == 18
 
-    def test_the_latent_tells_the_size(self, sd3, calibrated):
+    def test_the_size_is_read_from_the_latent(self, sd3, calibrated):
         model, _ = calibrated
         other = torch.zeros(1, 16, 8, 8)
         own, newest = (
@@ -351,7 +351,7 @@ class TestNodes:
             same = np.abs(image[0, 80:560] * 255 - np.array(colour)).max(-1) < 1
             assert same.sum() >= 20  # a dot of nine pixels across
 
-    def test_plans_that_nobody_measured_draw_an_empty_image(self, sd3):
+    def test_plans_without_measurements_draw_an_empty_image(self, sd3):
         assert front_image(plans_for(sd3.build())).shape == (1, 640, 960, 3)
 
 

@@ -1,4 +1,4 @@
-"""RAS with what else people put into a graph: the right picture, or a dense run that says why.
+"""RAS with other nodes of a graph: the right image, or a dense run with a reason.
 
 Each combination is ComfyUI's own (LoRA patches, SD3 ControlNet, area, mask, hooks), at a small size.
 """
@@ -22,13 +22,13 @@ from support.tape import FrozenTape, capture_on
 
 EAGER = RASConfig(**{**vars(FAST), "cuda_graphs": "off"})
 NEARLY_ALL = RASConfig(paper=PaperSettings(), sample_ratio=0.9, start_step=2, error_reset_every=0)
-"""58 of 64 tokens in eight regional steps of ten: close to dense, and wrong rows would show."""
+"""58 of 64 tokens in eight regional steps of ten: close to dense, and wrong rows would be visible."""
 
 LORA_LAYERS = ("qkv.weight", "fc1.weight", "w1.weight", "to_q.weight", "linear_1.weight")
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
-def test_every_sampler_of_the_host_runs(sampler, sd3):
+def test_every_sampler_of_comfyui_runs(sampler, sd3):
     model, noise = sd3.build(), sd3.noise(8, 8)
     config = RASConfig(paper=PaperSettings(), start_step=2, error_reset_every=0)
     latent, trace = sample_ras(model, sd3, noise, config, sampler=sampler, steps=6)
@@ -38,7 +38,7 @@ def test_every_sampler_of_the_host_runs(sampler, sd3):
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde"])
-def test_samplers_with_two_evaluations_a_step_keep_to_the_plan(sampler, family):
+def test_samplers_with_two_evaluations_per_step_follow_the_plan(sampler, family):
     """An evaluation belongs to the step whose interval holds its sigma, and a step has one active set."""
     _, trace = sample_ras(family.build(), family, family.noise(), sampler=sampler)
     plan = {0: 1.0, 1: 1.0, 6: 1.0}
@@ -52,14 +52,14 @@ def test_samplers_with_two_evaluations_a_step_keep_to_the_plan(sampler, family):
 
 class TestSchedule:
     def test_denoise_counts_steps_from_this_runs_first(self, family):
-        """KSampler with denoise 0.5 makes the last ten of twenty steps."""
+        """KSampler with denoise 0.5 does the last ten of twenty steps."""
         image = family.noise(seed=9)
         _, trace = sample_ras(family.build(), family, family.noise(), latent_image=image, denoise=0.5)
         kinds = [step.kind.value for step in trace.steps]
         assert len(kinds) == STEPS
         assert [i for i, kind in enumerate(kinds) if kind == "dense"] == [0, 1, 6]
 
-    def test_too_few_steps_run_dense_and_say_so(self, family, caplog):
+    def test_too_few_steps_run_dense_with_a_message(self, family, caplog):
         model, noise = family.build(), family.noise()
         latent, trace = sample_ras(
             model, family, noise, RASConfig(paper=PaperSettings(), start_step=4), steps=4
@@ -72,15 +72,15 @@ class TestSchedule:
         _, trace = sample_ras(family.build(), family, family.noise(), RASConfig(sample_ratio=1.0))
         assert not trace.notes and "WARNING" not in caplog.text
 
-    def test_the_log_tells_the_gain_before_the_run_and_the_trace_after_it(self, family, caplog):
+    def test_the_gain_is_logged_before_the_run_and_the_trace_after_it(self, family, caplog):
         caplog.set_level("INFO")
         _, trace = sample_ras(family.build(), family, family.noise())
         before, after = caplog.text.index("7 of 10 steps planned as regional"), caplog.text.index("measured")
         assert before < after
         assert f"speed-up {trace.expected_speedup:.2f}x (FLOPs)" in caplog.text[before:after]
 
-    def test_a_dense_run_by_request_reads_nothing_from_the_device_on_its_way(self, sd3, monkeypatch):
-        """Each read makes the host wait for the device; the trace is whole all the same."""
+    def test_a_dense_run_by_request_never_reads_from_the_device(self, sd3, monkeypatch):
+        """Each read would make the CPU wait for the device; the trace is complete without them."""
         reads = []
         read = torch.Tensor.__float__
         monkeypatch.setattr(torch.Tensor, "__float__", lambda t: (reads.append(1), read(t))[1])
@@ -99,8 +99,8 @@ class TestSchedule:
             assert trace.evaluations[0].sigma == 1.0 and trace.evaluations[-1].sigma < 0.5
             assert (counts[-1] - counts[0] >= STEPS - 1) == (config is FAST)
 
-    def test_a_schedule_that_stands_still_keeps_the_plain_sampler(self, sd3):
-        """A very low denoise repeats noise levels: dense, and then not with the corrected sampler either."""
+    def test_a_schedule_with_repeated_levels_keeps_the_plain_sampler(self, sd3):
+        """A very low denoise repeats noise levels: the run is dense, without the corrected sampler."""
         model, noise = sd3.build(), sd3.noise()
         config = RASConfig(corrections=True)
         arguments = {"steps": 28, "denoise": 0.02, "latent_image": sd3.noise(seed=9)}
@@ -157,7 +157,7 @@ class TestLoRA:
         plain, _ = sample_ras(family.build(), family, noise)
         assert distance(with_lora, plain) > 0.01
 
-    def test_taking_it_away_leaves_no_trace(self, family, lora):
+    def test_removing_it_leaves_no_trace(self, family, lora):
         model, noise = family.build(), family.noise()
         first, _ = sample_ras(model, family, noise)
         styled = model.clone()
@@ -173,7 +173,7 @@ class TestLoRA:
 class TestControlNet:
     @pytest.fixture
     def conditioned(self, sd3):
-        """Positive and negative with a two-block SD3 ControlNet of the host's class."""
+        """Positive and negative with a two-block SD3 ControlNet of ComfyUI's class."""
         config = {k: v for k, v in sd3.unet_config().items() if k not in ("num_blocks", "out_channels")}
         network = comfy.cldm.mmdit.ControlNet(
             num_blocks=2, operations=comfy.ops.disable_weight_init, **config
@@ -192,7 +192,7 @@ class TestControlNet:
         return make
 
     def test_regional_steps_get_the_active_tokens_residuals(self, sd3, conditioned):
-        """With nine of ten tokens active, a run must come out nearly as the dense one does."""
+        """With nine of ten tokens active, the run must be close to the dense one."""
         model, noise = sd3.build(), sd3.noise()
         positive, negative = conditioned()
         dense = sample(model, sd3, noise, positive=positive, negative=negative)
@@ -204,7 +204,7 @@ class TestControlNet:
         assert distance(uncontrolled, dense) > 0.1
 
     def test_each_token_gets_its_own_residual(self, sd3):
-        """Two branches with active sets of their own; residual row j of branch i is 10 i + j."""
+        """Two branches with different active sets; residual row j of branch i is 10 i + j."""
         residual = torch.arange(4.0)[None, :, None] + torch.tensor([0.0, 10.0])[:, None, None]
         control = {"output": [residual, None], "middle": [], "input": []}
         gathered = adapter_for(sd3.build().model.diffusion_model).gather_control(
@@ -213,15 +213,15 @@ class TestControlNet:
         assert gathered["output"][0][..., 0].tolist() == [[1, 3], [12, 10]]
         assert gathered["output"][1] is None
 
-    def test_batched_and_ending_half_way(self, sd3, conditioned):
+    def test_a_batch_with_a_controlnet_that_ends_half_way(self, sd3, conditioned):
         positive, negative = conditioned(end_percent=0.5)
         latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(batch=2), positive=positive, negative=negative)
         assert trace.regional_steps == 7 and not trace.notes
         assert torch.isfinite(latent).all()
 
     @pytest.mark.parametrize("end_percent", [1.0, 0.5])
-    def test_calls_with_residuals_are_recorded(self, sd3, conditioned, end_percent):
-        """Residuals differ at each step, and when a ControlNet ends, calls change their form."""
+    def test_calls_with_residuals_are_captured(self, sd3, conditioned, end_percent):
+        """Residuals differ in each step, and when a ControlNet ends, the form of the calls changes."""
         noise, model, tape = sd3.noise(), sd3.build(), FrozenTape()
         capture_on(model, tape)
         conds = dict(zip(("positive", "negative"), conditioned(end_percent=end_percent), strict=True))
@@ -233,10 +233,10 @@ class TestControlNet:
             replays.append(trace.graphs.replayed)
         assert tape.captured == (1 if end_percent == 1.0 else 2)
         assert replays == [7 - 2 * tape.captured, 7], (
-            "of each form the first is eager and the second captured"
+            "of each form, the first call is eager and the second captured"
         )
 
-    def test_residuals_of_an_unknown_form_run_dense_and_say_so(self, sd3, conditioned, caplog):
+    def test_residuals_of_an_unknown_form_run_dense_with_a_message(self, sd3, conditioned, caplog):
         model, noise = sd3.build(), sd3.noise()
         positive, negative = conditioned()
         net = positive[0][1]["control"]
@@ -256,7 +256,7 @@ class TestControlNet:
 
 
 class TestConditioning:
-    def test_an_area_runs_dense_and_says_so(self, family, caplog):
+    def test_an_area_runs_dense_with_a_message(self, family, caplog):
         model, noise = family.build(), family.noise()
         area = family.conditioning(3)
         area[0][1]["area"] = (8, 8, 4, 4)
@@ -266,8 +266,8 @@ class TestConditioning:
         assert trace.regional_steps == 0
         assert caplog.text.count("area conditioning") == 1
 
-    def test_a_prompt_whose_turn_is_over_keeps_no_memory(self, family):
-        """Four prompts, a quarter of the run each: at most the old, the new and the negative one are held."""
+    def test_a_prompt_frees_its_memory_when_its_range_ends(self, family):
+        """Four prompts, each for a quarter of the run: at most old, new and negative one are kept."""
         prompts = []
         for i in range(4):
             prompt = family.conditioning(10 + i)
@@ -298,12 +298,12 @@ class TestConditioning:
         assert torch.isfinite(latent).all()
         assert (
             trace.regional_steps == 6
-        )  # one of the seven planned ones ran dense to fill the newcomer's cache
+        )  # one of the seven planned ones ran dense to fill the new prompt's cache
         assert caplog.text.count("without cached data") == 1
 
     @pytest.mark.parametrize("inside", [1.0, 0.5])
-    def test_inpainting_runs_dense_and_says_why(self, sd3, inside, caplog):
-        """Regional steps would leave keys and values outside the mask far behind."""
+    def test_inpainting_runs_dense_with_a_reason(self, sd3, inside, caplog):
+        """In regional steps, keys and values outside the mask would become too old."""
         model, noise, image = sd3.build(), sd3.noise(), sd3.noise(seed=21)
         mask = torch.zeros(1, 1, 16, 16)
         mask[..., 4:12, 4:12] = inside
@@ -312,13 +312,13 @@ class TestConditioning:
         assert caplog.text.count("inpainting") == 1
         assert torch.equal(latent, sample(model, sd3, noise, latent_image=image, noise_mask=mask))
 
-    def test_a_mask_of_the_whole_image_is_no_inpainting(self, family):
+    def test_a_mask_of_the_whole_image_is_not_inpainting(self, family):
         image, mask = family.noise(seed=21), torch.ones(1, 1, 16, 16)
         _, trace = sample_ras(family.build(), family, family.noise(), latent_image=image, noise_mask=mask)
         assert trace.regional_steps == 7 and not trace.notes
 
     def test_without_guidance(self, family):
-        """At cfg 1 the host leaves the negative prompt out."""
+        """At cfg 1 ComfyUI omits the negative prompt."""
         _, trace = sample_ras(family.build(), family, family.noise(), cfg=1.0)
         assert trace.regional_steps == 7 and not trace.notes
 
@@ -340,7 +340,7 @@ class TestOtherPatches:
         assert any(q < k for q, k in rows) and max(k for _, k in rows) >= 64
 
     @pytest.mark.parametrize("skipped", [0, 1])
-    def test_a_block_that_is_skipped(self, sd3, skipped):
+    def test_a_skipped_block(self, sd3, skipped):
         """Skip-layer guidance replaces a block and calls the same conditioning again."""
         model, noise = sd3.build(), sd3.noise()
         model.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", skipped)
@@ -357,14 +357,14 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("second", ["2", "1, 2"])
     def test_two_kinds_of_skip_layer_guidance_do_not_share_a_cache(self, sd3, second):
-        """The second takes over from the first: its pass has no cached data and runs dense once."""
+        """The second replaces the first: its pass has no cached data and runs dense once."""
         guided = _skip_layers(_skip_layers(sd3.build(), "1", 0.0, 0.45), second, 0.4501, 1.0)
         _, trace = sample_ras(guided, sd3, sd3.noise(), NEARLY_ALL)
         assert trace.notes == ("a conditioning without cached data ran dense once",)
         assert trace.regional_steps == 8
 
-    def test_a_patch_that_expects_every_token_runs_dense_and_says_so(self, family, caplog):
-        """A hook of another pack that adds a full-length tensor fails on a shortened sequence."""
+    def test_a_patch_that_expects_every_token_runs_dense_with_a_message(self, family, caplog):
+        """Another pack's hook that adds a full-length tensor fails on a shortened sequence."""
         model, noise = family.build(), family.noise()
         network = model.model.diffusion_model
         block = adapter_for(network).main_blocks(network)[1]
@@ -377,8 +377,8 @@ class TestOtherPatches:
         assert caplog.text.count("running dense from here") == 1
         assert "a regional step failed" in trace.summary()
 
-    def test_compiled_code_that_ignores_hooks_is_noticed(self, family, caplog):
-        """Compiled code does not run hooks that were placed later: dense, and said once."""
+    def test_compiled_code_that_ignores_hooks_is_detected(self, family, caplog):
+        """Compiled code does not run hooks that were added later: the run is dense, with one warning."""
         model, noise = family.build(), family.noise()
         network = model.model.diffusion_model
         for block in adapter_for(network).blocks(network):
@@ -390,7 +390,7 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("corrections", [False, True])
     def test_lazy_cache_in_front(self, family, corrections):
-        """It leaves out whole steps; RAS goes on from what it saw last."""
+        """It skips whole steps; RAS continues from the last evaluation."""
         from comfy_extras.nodes_easycache import LazyCacheNode
 
         config = RASConfig(sample_ratio=0.5, start_step=2, corrections=corrections)
@@ -401,7 +401,7 @@ class TestOtherPatches:
         assert torch.isfinite(latent).all()
 
     def test_easy_cache_on_a_network_that_runs_its_wrapper(self, caplog):
-        """It would keep outputs with holes where tokens are cached: dense, and said once."""
+        """It would keep outputs with holes at cached tokens: the run is dense, with one warning."""
         from comfy_extras.nodes_easycache import EasyCacheNode
 
         lumina = FAMILIES["lumina2"]
@@ -410,7 +410,7 @@ class TestOtherPatches:
         assert torch.equal(latent, sample(eased, lumina, lumina.noise()))
         assert trace.regional_steps == 0 and caplog.text.count("EasyCache") == 1
 
-    def test_too_little_memory_runs_dense_and_says_so(self, family, caplog, monkeypatch):
+    def test_too_little_memory_runs_dense_with_a_message(self, family, caplog, monkeypatch):
         import comfy.model_management
         from ras_pack.ras_core.kv import update as kv
 
@@ -425,8 +425,8 @@ class TestOtherPatches:
             assert distance(latent, sample(model, family, noise)) < 1e-5
             assert trace.regional_steps == 0 and "not enough memory" in trace.summary()
 
-    def test_a_guider_that_goes_its_own_way_is_noticed(self, family, caplog, monkeypatch):
-        """A guider that never asks through PREDICT_NOISE would leave RAS without any effect: say so."""
+    def test_a_guider_that_bypasses_comfyuis_standard_path_is_detected(self, family, caplog, monkeypatch):
+        """With a guider that never calls PREDICT_NOISE, RAS has no effect and must warn."""
         monkeypatch.setattr(
             comfy.samplers.CFGGuider, "__call__",
             lambda self, x, t, model_options, seed: self.predict_noise(x, t, model_options, seed),
@@ -454,7 +454,7 @@ class _NoHandle:
 
 
 def _add_full_length():
-    """A hook that adds a tensor made for the rows of its first call, which is a dense one."""
+    """A hook that adds a tensor with the rows of its first call, which is dense."""
     made = []
 
     def hook(module, args, output):
@@ -467,8 +467,8 @@ def _add_full_length():
     return hook
 
 
-def test_a_sampler_with_options_of_its_own_stays_as_it_is(sd3):
-    """Euler's s_churn adds noise, of which the multirate integrator knows nothing."""
+def test_a_sampler_with_its_own_options_is_not_replaced(sd3):
+    """Euler's s_churn adds noise, which the multirate integrator does not support."""
     import comfy.sample
 
     model, noise = sd3.build(), sd3.noise()

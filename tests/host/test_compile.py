@@ -1,4 +1,4 @@
-"""torch.compile, as ComfyUI's node applies it: compiled code runs no hooks that come later."""
+"""torch.compile, as ComfyUI's node applies it: compiled code does not run hooks that are added later."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def _fresh():
 
 
 class _Backend:
-    """Runs what it gets as it is, and counts."""
+    """A backend that runs the code unchanged and counts compilations."""
 
     def __init__(self):
         self.compiled = self.ran = 0
@@ -43,7 +43,7 @@ def _compiled(model, backend):
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_regional_steps_run_and_are_recorded_and_a_second_run_compiles_nothing(order):
+def test_regional_steps_run_and_are_captured_and_a_second_run_compiles_nothing(order):
     noise, backend, tape = FAMILY.noise(), _Backend(), AgainTape()
     expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise)
     model = FAMILY.build()
@@ -80,7 +80,7 @@ def test_a_dense_plan_is_compiled_whole():
 
 @pytest.mark.parametrize("part", ["apply_model", "diffusion_model"])
 def test_what_other_nodes_compile(part):
-    """More than the network, where nothing can be switched off, or the network in its place in the model."""
+    """Compiling more than the network, where nothing can be switched off, or the network inside the model."""
     noise, model = FAMILY.noise(), FAMILY.build()
     expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise, steps=4)
     setattr(model.model, part, torch.compile(getattr(model.model, part), backend="eager"))

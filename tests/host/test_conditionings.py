@@ -1,4 +1,4 @@
-"""Conditionings on the device, once a run: what is brought, and that the host samples from it."""
+"""Conditionings are copied to the device once per run, and ComfyUI samples with the copies."""
 
 import comfy.conds
 import pytest
@@ -22,7 +22,7 @@ def _conds() -> dict:
     return {"positive": [{"uuid": 1, "strength": 1.0, "model_conds": inputs}], "negative": [{"uuid": 2}]}
 
 
-def test_tensors_are_brought_and_all_else_is_as_it_was():
+def test_tensors_are_copied_and_everything_else_is_unchanged():
     given = _conds()
     found = on_device(given, ELSEWHERE)
     inputs = found["positive"][0]["model_conds"]
@@ -33,13 +33,13 @@ def test_tensors_are_brought_and_all_else_is_as_it_was():
     assert given["positive"][0]["model_conds"]["y"].cond.device.type == "cpu"  # others may use it
 
 
-def test_what_is_there_already_stays_the_same_object():
+def test_a_tensor_on_the_device_stays_the_same_object():
     given = _conds()
     inputs = on_device(given, torch.device("cpu"))["positive"][0]["model_conds"]
     assert inputs["y"] is given["positive"][0]["model_conds"]["y"]
 
 
-def test_without_memory_the_host_sends_them_itself(monkeypatch):
+def test_without_memory_comfyui_copies_them_itself(monkeypatch):
     def full(*_):
         raise torch.cuda.OutOfMemoryError
 
@@ -49,7 +49,7 @@ def test_without_memory_the_host_sends_them_itself(monkeypatch):
 
 
 class TestRuns:
-    """With copies marked as brought, since a CPU has no other device to bring them to."""
+    """The copies are marked, since on a CPU there is no other device to copy to."""
 
     @pytest.fixture
     def arrivals(self, monkeypatch):
@@ -71,9 +71,9 @@ class TestRuns:
         monkeypatch.setattr(conditionings, "_input_copied", copied)
         return seen
 
-    def test_the_sampler_finds_them_and_nothing_else_changes(self, family, arrivals):
+    def test_the_sampler_receives_them_and_nothing_else_changes(self, family, arrivals):
         expected = sample(patch_model(family.build(), RASConfig(sample_ratio=1.0)), family, family.noise())
-        assert not arrivals  # a run without regional steps is the host's own
+        assert not arrivals  # a run without regional steps is ComfyUI's own
         patched, found = patch_model(family.build(), FAST), []
 
         def look(executor, x, timestep, model_options, seed):

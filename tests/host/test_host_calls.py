@@ -1,4 +1,4 @@
-"""ComfyUI's arguments, translated: by position or by name, with what later versions add."""
+"""Translation of ComfyUI's arguments: by position or by name, and with arguments that later versions add."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CONTROL = {"output": [RESIDUALS, None]}
 
 
 def answer(*args, **kwargs):
-    """What a call came to, as the model would get it."""
+    """The arguments of a call as the model would receive them."""
     return args, kwargs
 
 
@@ -25,7 +25,7 @@ def answer(*args, **kwargs):
     ],
     ids=["by position", "by name"],
 )
-def test_a_call_of_the_model_comes_out_as_it_went_in(args, kwargs):
+def test_a_model_call_is_passed_on_unchanged(args, kwargs):
     call = ModelCall.of(answer, *args, **kwargs)
     assert call() == ((X, T, None, CONTEXT, CONTROL, OPTIONS), EXTRA)
     assert list(call.inputs) == ["x", "t", "c_concat", "c_crossattn", "y"] and call.conditionings == [1]
@@ -58,13 +58,13 @@ def test_residuals_are_inputs_of_a_captured_call():
     assert args[4] == {"output": [other, None]} and kwargs == {} and CONTROL["output"][0] is RESIDUALS
 
 
-def test_the_arguments_of_a_sampling_by_name_and_of_a_later_version():
+def test_sampling_arguments_by_name_and_of_a_later_version():
     given = OuterSample.of(X, X, "sampler", T, disable_pbar=True, seed=3, latent_shapes=[1])
     assert given.sample(answer) == ((X, X, "sampler", T, None, None, True, 3), {"latent_shapes": [1]})
     assert given.nothing_to_do().notes  # one sigma: no step
 
 
-def test_a_latent_that_is_no_image_is_told_of(caplog):
+def test_a_latent_that_is_not_an_image_is_reported(caplog):
     video = torch.zeros(1, 4, 2, 2, 2)
     assert OuterSample.of(video, video, None, torch.tensor([1.0, 0.0])).nothing_to_do().notes
     assert "no image latent (shape (1, 4, 2, 2, 2))" in caplog.text

@@ -1,4 +1,4 @@
-"""ComfyUI's own graphs and compiler, with stand-ins for names that only later versions have."""
+"""ComfyUI's own graphs and compiler, with stand-ins for features that only later versions have."""
 
 import sys
 import threading
@@ -50,11 +50,11 @@ class TestCompilerOff:
         sample(patched, sd3, sd3.noise())
         return seen
 
-    def test_in_a_run_and_back(self, sd3, switches):
+    def test_it_is_off_in_a_run_and_restored_afterwards(self, sd3, switches):
         assert self._seen(sd3, EAGER, switches) == [[True, True]] * 10
         assert switches() == [False, False]
 
-    def test_back_after_an_error(self, sd3, switches):
+    def test_it_is_restored_after_an_error(self, sd3, switches):
         with pytest.raises(KeyboardInterrupt):
             self._seen(sd3, EAGER, switches, KeyboardInterrupt())
         assert switches() == [False, False]
@@ -62,12 +62,12 @@ class TestCompilerOff:
     def test_a_run_without_regional_steps_keeps_it(self, sd3, switches):
         assert self._seen(sd3, DENSE, switches) == [[False, False]] * 10
 
-    def test_what_the_user_has_turned_off_stays_off(self, sd3, switches):
+    def test_switches_that_the_user_turned_off_stay_off(self, sd3, switches):
         comfy.cli_args.args.disable_comfy_compiler = True
         self._seen(sd3, EAGER, switches)
         assert switches() == [True, False]
 
-    def test_names_that_are_absent_stay_absent(self):
+    def test_switches_that_do_not_exist_are_not_created(self):
         before = dict(vars(comfy.cli_args.args))
         with host_compiler.compiler_off(True):
             assert vars(comfy.cli_args.args).keys() == before.keys()
@@ -108,7 +108,7 @@ class TestPause:
         assert host_compiler.pause() is None and host_compiler.capture_obstacle() is None
 
 
-class TestCapturesBesidesIt:
+class TestCapturesWithIt:
     def _run(self, sd3):
         model, tape = sd3.build(), FrozenTape()
         capture_on(model, tape)
@@ -150,7 +150,7 @@ class TestCapturesBesidesIt:
 
 
 class TestSwallowedHooks:
-    """A block whose hooks, or whose attention override, are silent from some step on."""
+    """A block whose hooks, or attention override, are not called from some step on."""
 
     def _run(self, sd3, step, silence, is_known=False):
         model, evaluations = sd3.build(), []
@@ -162,7 +162,7 @@ class TestSwallowedHooks:
 
         def replay(executor, *args):
             if len(evaluations) == step:
-                block._compiled_call_impl = silence(block)  # what torch calls without any hook
+                block._compiled_call_impl = silence(block)  # torch calls this without any hooks
             evaluations.append(1)
             return executor(*args)
 
@@ -202,8 +202,8 @@ class TestSwallowedHooks:
         assert "2 of 3 blocks" in trace.notes[0] and trace.regional_steps == 0
         assert distance(latent, dense) < 2e-5
 
-    def test_the_answer_is_the_dense_one(self, sd3):
-        """Silent from the first regional step on: everything after it is as without the pack."""
+    def test_the_result_is_the_dense_one(self, sd3):
+        """Not called from the first regional step on: everything after it is as without the pack."""
         latent, dense, trace = self._run(sd3, 2, self._override)
         assert trace.regional_steps == 0 and distance(latent, dense) < 2e-5
         assert torch.isfinite(latent).all()

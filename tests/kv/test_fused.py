@@ -1,4 +1,4 @@
-"""Triton's kernels give what PyTorch's operations give: on a GPU, and in Triton's interpreter elsewhere."""
+"""Triton's kernels equal PyTorch's operations: on a GPU, and elsewhere in Triton's interpreter."""
 
 import importlib
 import os
@@ -60,18 +60,18 @@ def _places() -> RowIndex:
 
 
 def _by_heads(rows: torch.Tensor) -> torch.Tensor:
-    """The same numbers as the network may leave them: heads first, and each repeated."""
+    """The same numbers in another layout that networks use: heads first, and each repeated."""
     first = rows.movedim(2, 1).repeat_interleave(2, dim=1).contiguous()
     return first.movedim(2, 1)[:, :, ::2]
 
 
-def test_places_know_what_stands_where():
+def test_places_map_positions_to_rows():
     inverse = _places().inverse.view(B, ROWS).tolist()
     assert inverse[0] == [0, 1, 2, -1, -1, 3, 4, -1, -1, -1, 5, 6]
     assert inverse[1] == [7, 8, -1, 9, 10, -1, -1, 11, 12, -1, -1, 13]
 
 
-def test_the_check_before_use_holds_here_and_finds_wrong_numbers(kernels, monkeypatch):
+def test_the_check_before_use_passes_here_and_detects_wrong_numbers(kernels, monkeypatch):
     assert all(gives_known_numbers(kernels, DEVICE, dtype) for dtype in DTYPES)
     faults = {
         "encode_float8": lambda right: lambda kernels, rows, *kept: right(kernels, rows + 1, *kept),
@@ -88,7 +88,7 @@ def test_the_check_before_use_holds_here_and_finds_wrong_numbers(kernels, monkey
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_number_becomes_the_float8_that_pytorch_makes_of_it(use, dtype):
     draw = torch.Generator().manual_seed(5)
-    sizes = torch.exp2(torch.linspace(-24, 15, 48))  # of whole rows; within them numbers down to nothing
+    sizes = torch.exp2(torch.linspace(-24, 15, 48))  # of whole rows; numbers in them go down to 0
     rows = sizes[:, None] * torch.exp2(-24 * torch.rand(48, 40, generator=draw))
     rows = (rows * torch.randn(48, 40, generator=draw).sign())[None].to(DEVICE, dtype)
     rows[0, 5] = 0
@@ -109,7 +109,7 @@ def test_numbers_between_two_codes_go_to_the_even_one(use):
     assert all(torch.equal(a, b) for a, b in zip(to_float8(rows), expected, strict=True))
 
 
-def test_what_is_no_number_stays_none(use):
+def test_nan_stays_nan(use):
     use(True)
     rows = torch.ones(1, 3, 8, device=DEVICE, dtype=torch.float16)
     rows[0, 1, 3], rows[0, 2, 5] = torch.nan, torch.inf
@@ -136,7 +136,7 @@ class TestAgreement:
         for plain, found in zip(*outcomes, strict=True):
             assert found.dtype == plain.dtype and torch.equal(found, plain)
 
-    def test_continued_rows(self, use, shape, dtype, form):
+    def test_extrapolated_rows(self, use, shape, dtype, form):
         outcomes = []
         weight = torch.rand(B, N, device=DEVICE, generator=torch.Generator(DEVICE).manual_seed(9))
         before = weight.gather(1, ACTIVE)
@@ -162,7 +162,7 @@ class TestAgreement:
             mean = float(plain.abs().mean())
             torch.testing.assert_close(found, plain, rtol=tolerance, atol=tolerance * mean)
         for plain, found in zip(outcomes[0][-4:], outcomes[1][-4:], strict=True):
-            assert torch.equal(found, plain)  # what is kept is no forecast
+            assert torch.equal(found, plain)  # forecasts are not kept
         assert outcomes[0][2].max() > 1  # something was confirmed
 
 
@@ -187,8 +187,8 @@ def test_a_whole_run_is_the_same(sd3, use, kernels, format_name, monkeypatch):
 
 @pytest.mark.parametrize("rows_class", [Float8Rows, ForecastRows])
 @pytest.mark.parametrize("shapes", [((32,), (2, 16)), ((4, 8), (2, 16))], ids=str)
-def test_keys_and_values_that_are_cut_differently(use, rows_class, shapes):
-    """SD3's code in ComfyUI has values in heads, and keys in one piece."""
+def test_keys_and_values_with_different_layouts(use, rows_class, shapes):
+    """In ComfyUI's SD3, values are split into heads and keys are not."""
     outcomes = []
     for on in (False, True):
         use(on)
@@ -206,7 +206,7 @@ def test_keys_and_values_that_are_cut_differently(use, rows_class, shapes):
         assert found.shape == plain.shape and torch.equal(found, plain)
 
 
-def test_what_one_kernel_cannot_take():
+def test_inputs_that_the_kernels_do_not_support():
     rows = torch.zeros(1, 2, 4)
     assert triton_check.are_fit(rows, rows) and triton_check.are_fit(rows, rows.view(1, 2, 2, 2))
     assert not triton_check.are_fit(rows, rows.half())
@@ -215,7 +215,7 @@ def test_what_one_kernel_cannot_take():
     assert kernels_for(rows, rows) is None  # on the CPU
 
 
-def test_kernels_that_work_are_used_and_no_others(use):
+def test_only_kernels_that_work_are_used(use):
     rows = torch.zeros(1, 2, 4, device=DEVICE)
     use(True)
     assert isinstance(kernels_for(rows, rows), RowKernels)
@@ -257,9 +257,9 @@ FORMS = [("float16", 8), ("float16", 1), ("bfloat16", 8), ("float32", 4)]
 
 
 @pytest.mark.parametrize(("dtype", "unit"), FORMS)
-def test_kernels_compile_for_gpus_that_are_not_here(kernels, dtype, unit):
-    """What the interpreter takes is not always Triton: it knows no types. Rows are read 16 bytes at a time
-    where they allow that.
+def test_kernels_compile_for_gpus_that_this_machine_lacks(kernels, dtype, unit):
+    """The interpreter accepts code that Triton does not compile: it has no types. Rows are read 16 bytes at a
+    time if their layout allows it.
     """
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE, str(TESTS), dtype, str(unit)]
@@ -275,7 +275,7 @@ class TestWithoutTriton:
         yield
         triton_check._on.cache_clear()
 
-    def test_it_says_so_once(self, monkeypatch, caplog):
+    def test_the_reason_is_logged_once(self, monkeypatch, caplog):
         monkeypatch.delattr(kv, "triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", None)
         with caplog.at_level("INFO"):
@@ -284,7 +284,7 @@ class TestWithoutTriton:
             )
         assert sum("Triton is not installed" in record.message for record in caplog.records) == 1
 
-    def test_kernels_that_do_not_compile_are_left(self, kernels, monkeypatch, caplog):
+    def test_kernels_that_do_not_compile_are_not_used(self, kernels, monkeypatch, caplog):
         monkeypatch.setattr(
             triton_check, "gives_known_numbers", lambda *_: (_ for _ in ()).throw(RuntimeError("no compiler"))
         )
@@ -292,7 +292,7 @@ class TestWithoutTriton:
             assert triton_check._on(DEVICE, torch.half) is None
         assert "RuntimeError: no compiler" in caplog.text
 
-    def test_a_triton_that_is_broken_is_left(self, monkeypatch, caplog):
+    def test_a_broken_triton_is_not_used(self, monkeypatch, caplog):
         monkeypatch.delattr(kv, "triton_kernels", raising=False)
         monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", raising=False)
         monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
@@ -300,7 +300,7 @@ class TestWithoutTriton:
             assert triton_check._on(DEVICE, torch.half) is None
         assert "no Triton kernels for" in caplog.text
 
-    def test_too_little_memory_says_nothing_of_the_kernels(self, kernels, monkeypatch):
+    def test_too_little_memory_does_not_disable_the_kernels(self, kernels, monkeypatch):
         def full(*_):
             raise torch.cuda.OutOfMemoryError
 
@@ -310,7 +310,7 @@ class TestWithoutTriton:
                 triton_check._on(DEVICE, torch.half)
         assert triton_check._on(DEVICE, torch.half) is not None
 
-    def test_kernels_that_give_wrong_numbers_are_left(self, kernels, monkeypatch, caplog):
+    def test_kernels_that_give_wrong_numbers_are_not_used(self, kernels, monkeypatch, caplog):
         monkeypatch.setattr(triton_check, "gives_known_numbers", lambda *_: False)
         with caplog.at_level("INFO"):
             assert triton_check._on(DEVICE, torch.half) is None

@@ -1,4 +1,4 @@
-"""The K/V cache in every form: as good as on the device, as large as computed, gone after the run."""
+"""Every form of the K/V cache: accurate, of the computed size, and freed after the run."""
 
 import gc
 import weakref
@@ -34,14 +34,15 @@ from support.tape import AgainTape, capture_on
 
 KV_FORMATS = ("gpu", "fp8", "cpu", "off", "forecast")
 FP8_ERROR = 0.1
-"""Relative, of a latent after a whole run, where random weights soon select other tokens; 0.001 to 0.08."""
+"""Relative error of a latent after a whole run, in which random weights soon select other tokens. Measured:
+0.001 to 0.08."""
 FP8_CALL_ERROR = 0.02
-"""Relative, of one regional call; float8's own error is 2.65 % of a key or value."""
+"""Relative error of one regional call; float8's own error is 2.65 % of a key or value."""
 
 
 @pytest.fixture
 def seen(monkeypatch) -> dict:
-    """What runs decide: arithmetic needs, choices, and the offloaders that they make."""
+    """Logs what runs compute and decide: required memory, chosen form, and their offloaders."""
     found = {"needs": [], "choices": [], "offloaders": []}
 
     def spy(wanted, needs, room):
@@ -62,7 +63,7 @@ def seen(monkeypatch) -> dict:
 
 
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Tensor:
-    """The denoised estimate of one conditioning, through the host's apply_model."""
+    """The denoised estimate of one conditioning, through ComfyUI's apply_model."""
     context, extras = family.conditioning(1)[0]
     conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
     ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
@@ -77,10 +78,10 @@ def _settings(format_name: str, **changes) -> RASConfig:
 
 
 def _alive(others: Sequence[object] = ()) -> list:
-    """What holds K/V now; nobody has to wait for the garbage collector.
+    """All live objects that hold K/V, without waiting for the garbage collector.
 
     Args:
-        others: what held some before the test. Frames of a broken capture are kept for good, by intent.
+        others: objects that held some before the test. Frames of a failed capture are kept on purpose.
     """
     kinds = {KVRows, Float8Rows, MainMemoryRows, ForecastRows, Times, Offloader}
     known = set(map(id, others))
@@ -93,11 +94,11 @@ def _free(monkeypatch, device: int, main: int) -> None:
 
 
 class TestAgreement:
-    """A run whose cache is kept otherwise is the run on the device."""
+    """A run with another form of cache equals the run with the cache on the device."""
 
     @pytest.mark.parametrize(("mode", "batch"), [("together", 1), ("split", 2), ("alternating", 2)])
-    def test_main_memory_is_exact_and_float8_close(self, family, batch, mode, monkeypatch):
-        """Also where the host groups the two prompts anew from step to step."""
+    def test_main_memory_is_exact_and_float8_is_close(self, family, batch, mode, monkeypatch):
+        """Even if ComfyUI regroups the two prompts from step to step."""
         noise = family.noise(12, 20, batch=batch)
         latents = {}
         for format_name in ("gpu", "fp8", "cpu"):
@@ -110,7 +111,7 @@ class TestAgreement:
         assert 0 < distance(latents["fp8"], latents["gpu"]) < FP8_ERROR
 
     def test_one_regional_call(self, family):
-        """A third of the tokens active, the rest from a cache that the same picture filled."""
+        """A third of the tokens is active, the rest comes from a cache filled with the same image."""
         model, x, n = family.build(), family.noise(batch=2), 64
         network = model.model.diffusion_model
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
@@ -136,7 +137,7 @@ class TestAgreement:
 
     @pytest.mark.parametrize("format_name", ["gpu", "off"])
     def test_a_mask_has_a_number_for_each_row_of_the_whole_sequence(self, format_name):
-        """As older versions of ComfyUI give to the image refiners; `off` attends to a part of the rows."""
+        """Older versions of ComfyUI pass one to the image refiners; `off` only attends to some rows."""
         family = FAMILIES["lumina2"]
         plain, _ = sample_ras(family.build(), family, family.noise(), _settings(format_name))
         model = family.build()
@@ -148,14 +149,14 @@ class TestAgreement:
         assert distance(masked, plain) < 1e-5
         assert trace.regional_steps == 7 and not trace.notes
 
-    def test_a_mask_of_another_attention_is_not_touched(self):
-        """Lumina-Next's captions have a mask of their own, here of as many rows as the picture has tokens."""
+    def test_a_mask_of_another_attention_is_not_changed(self):
+        """Lumina-Next's captions have their own mask, here with as many rows as the image has tokens."""
         family = FAMILIES["lumina_next"]
         prompts = {"positive": family.conditioning(1, rows=64), "negative": family.conditioning(2, rows=64)}
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("off"), **prompts)
         assert trace.regional_steps == 7 and not trace.notes
 
-    def test_off_attends_among_active_tokens_only(self, family):
+    def test_off_attends_only_to_active_tokens(self, family):
         rows = []
 
         def other(func, q, k, v, heads, *args, **kwargs):
@@ -177,7 +178,7 @@ class TestAgreement:
 
 class TestBytes:
     @pytest.mark.parametrize("format_name", KV_FORMATS)
-    def test_arithmetic_is_what_is_stored(self, family, format_name, seen):
+    def test_the_computed_size_is_what_is_stored(self, family, format_name, seen):
         noise = family.noise(13, 19, batch=2)
         prompts = {"positive": family.conditioning(1, rows=40), "negative": family.conditioning(2, rows=4)}
         _, trace = sample_ras(family.build(), family, noise, _settings(format_name), **prompts)
@@ -193,7 +194,7 @@ class TestBytes:
             stored[format_name] = trace.kv_bytes
         assert [needs.kept("gpu") for needs in seen["needs"]] == [stored["gpu"]] * 2
         assert seen["needs"][0].kept("fp8") == stored["fp8"]
-        assert stored["fp8"] == stored["gpu"] // 2 + stored["gpu"] // family.kv_width  # a scale each row
+        assert stored["fp8"] == stored["gpu"] // 2 + stored["gpu"] // family.kv_width  # a scale per row
 
     def test_at_cfg_1_only_one_branch_is_counted(self, family, seen):
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("gpu"), cfg=1.0)
@@ -213,14 +214,14 @@ class TestBytes:
 
 
 class TestAuto:
-    """With only so much free memory, each run completes, in the form that fits, and says which and why."""
+    """With limited memory, each run completes with the form that fits, and logs the form and the reason."""
 
     def _needs(self, family, seen) -> Needs:
         sample_ras(family.build(), family, family.noise(), _settings("auto"))
         assert seen["choices"] == ["gpu"]
         return seen["needs"][0]
 
-    def test_what_fits_is_taken(self, family, seen, monkeypatch, caplog):
+    def test_the_first_form_that_fits_is_used(self, family, seen, monkeypatch, caplog):
         needs = self._needs(family, seen)
         in_passing = needs.on_device("cpu")
         for device, main, format_name, words in [
@@ -251,7 +252,7 @@ class TestAuto:
         latent, _ = sample_ras(model, family, noise, _settings("auto"))
         assert torch.equal(latent, sample(model, family, noise))
 
-    def test_dense_settings_decide_nothing(self, sd3, seen):
+    def test_dense_settings_choose_no_form(self, sd3, seen):
         sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto", sample_ratio=1.0))
         assert seen["choices"] == []
 
@@ -264,11 +265,11 @@ class TestAuto:
         sample_ras(sd3.build(), sd3, sd3.noise(), _settings("auto"))
         assert seen["choices"][-1] == "cpu"
 
-    def test_this_processor_has_float8_and_an_unknown_device_has_not(self):
+    def test_this_cpu_supports_float8_and_an_unknown_device_does_not(self):
         assert has_float8(torch.device("cpu"))
         assert not has_float8(torch.device("meta"))
 
-    def test_what_the_user_names_is_taken(self):
+    def test_the_users_choice_is_used(self):
         needs, room = Needs(CacheSize(500, 5, 5, 5, 2)), Room(0, 0)
         for format_name in KV_FORMATS:
             choice = choose(format_name, needs, room)
@@ -276,7 +277,7 @@ class TestAuto:
 
 
 class TestRoom:
-    def test_room_is_made_after_the_models_are_loaded_and_before_sampling(self, sd3, seen, monkeypatch):
+    def test_memory_is_freed_after_the_models_are_loaded_and_before_sampling(self, sd3, seen, monkeypatch):
         asked, model = [], sd3.build()
         monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append((nbytes, device)))
         monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: asked.append("read") or 10**9)
@@ -286,20 +287,20 @@ class TestRoom:
         assert asked == [(needs.kept("gpu") + working, model.load_device), "read"]
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
-    def test_other_models_go_and_the_runs_own_stay(self, sd3, monkeypatch):
-        """The host's own memory manager, told that a GPU is meant, with two models loaded."""
+    def test_other_models_are_unloaded_and_the_runs_own_are_kept(self, sd3, monkeypatch):
+        """ComfyUI's own memory manager with two models loaded, on a device that claims to be a GPU."""
         management = comfy.model_management
         ours, other = sd3.build(), sd3.build(seed=1)
         management.unload_all_models()
         management.load_models_gpu([other])
         management.load_models_gpu([ours])
         loaded = {each.model: each for each in management.current_loaded_models}
-        loaded[other].currently_used = False  # as the host marks it while it loads ours on a GPU
+        loaded[other].currently_used = False  # ComfyUI marks it like this while it loads ours on a GPU
         memory.make_room(2**60, torch.device("cpu"))
         assert {each.model for each in management.current_loaded_models} == {ours, other}
 
         class GPU:
-            """Equal to the device that the models are on, and of another type."""
+            """A device that equals the models' device but has another type."""
 
             type = "cuda"
             __hash__ = None
@@ -356,8 +357,10 @@ class TestLifeCycle:
             assert torch.equal(sample(patched, family, family.noise(*size)), fresh)
 
     @pytest.mark.parametrize("format_name", ["gpu", "fp8", "cpu"])
-    def test_memory_that_runs_out_is_given_back_before_the_dense_call(self, sd3, format_name, monkeypatch):
-        """The third attention finds no memory: the two before it must not burden the call made again."""
+    def test_when_memory_runs_out_the_cache_is_freed_before_the_dense_call(
+        self, sd3, format_name, monkeypatch
+    ):
+        """The third attention runs out of memory: the first two's rows must be freed before the new call."""
         gc.collect()
         filled, held, others = [], [], _alive()
         fill = kv.fill
@@ -381,12 +384,12 @@ class TestLifeCycle:
 
 
 class TestOffloader:
-    def test_every_sequence_but_a_calls_first_is_under_way_before_it_is_asked_for(self, family, seen):
+    def test_every_sequence_but_a_calls_first_is_prefetched(self, family, seen):
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("cpu"))
         assert trace.regional_steps == 7
         assert seen["offloaders"][-1].late == 7
 
-    def test_two_buffers_are_all_it_takes_of_the_device(self, family, seen, monkeypatch):
+    def test_it_only_uses_two_buffers_on_the_device(self, family, seen, monkeypatch):
         """The rows of each attention are copied to one of two buffers, which grow to the largest."""
         addresses = set()
         fetch = Offloader.fetch
@@ -400,7 +403,7 @@ class TestOffloader:
         sample_ras(family.build(), family, family.noise(), _settings("cpu"))
         assert len(addresses) == 2
 
-    def test_what_was_under_way_when_a_dense_call_came_is_not_used(self):
+    def test_a_prefetch_from_before_a_dense_call_is_not_used(self):
         slots, offloader = {}, Offloader()
         for number in (10.0, 20.0):
             for layer in range(3):
@@ -410,7 +413,7 @@ class TestOffloader:
                     lambda *a: MainMemoryRows.of(*a, offloader=offloader),
                 )  # fmt: skip
             if number == 10.0:
-                self._update(slots, 1)  # brings the third attention on its way, and the call ends here
+                self._update(slots, 1)  # starts the prefetch of the third attention, and the call ends here
         key, _ = self._update(slots, 2)
         assert key[0, :, 0].tolist() == [22, 9, 22]
 
@@ -419,12 +422,12 @@ class TestOffloader:
         return kv.update(slots, (layer, 0), (fresh, fresh), (0, 0), RowIndex(torch.tensor([1]), 3))
 
 
-class TestOnePiece:
-    """What a call keeps stands in one piece of memory, of the size that arithmetic expects."""
+class TestOneBlock:
+    """The rows of a call are allocated as one block of the computed size."""
 
     @pytest.fixture
     def pieces(self, monkeypatch) -> list:
-        """After each dense call, the memory that its keys and values stand in: address -> bytes."""
+        """After each dense call, the memory blocks of its keys and values: address -> bytes."""
         found = []
         end_fill = KVStore.end_fill
 
@@ -443,8 +446,8 @@ class TestOnePiece:
         assert sum(pieces[0].values()) == seen["needs"][0].of_a_branch(format_name) * 2 + SPARE
         assert trace.kv_bytes <= sum(pieces[0].values())
 
-    def test_more_than_expected_is_kept_all_the_same(self, sd3, pieces, monkeypatch):
-        """Prompts of very different length share their mean."""
+    def test_rows_beyond_the_expected_size_are_kept_too(self, sd3, pieces, monkeypatch):
+        """The size is computed from the mean length of the prompts, which differ a lot."""
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
         monkeypatch.setattr(Needs, "of_a_branch", lambda *_: 100_000)
         monkeypatch.setattr("ras_pack.ras_core.kv.arena.SPARE", 0)
@@ -452,8 +455,8 @@ class TestOnePiece:
         assert torch.equal(short, plain) and not trace.notes
         assert len(pieces[-1]) > 1
 
-    def test_it_is_free_again_where_memory_ran_out_on_the_way(self, sd3, monkeypatch):
-        """The call is done again without a cache, in the memory that the cache would have taken."""
+    def test_the_block_is_freed_if_memory_runs_out_during_a_call(self, sd3, monkeypatch):
+        """The call is repeated without a cache, and can use the memory that the cache would have taken."""
         made, alive = weakref.WeakSet(), []
         init = Arena.__init__
 
@@ -474,7 +477,7 @@ class TestOnePiece:
         assert "not enough memory" in trace.summary()
         assert alive[1] == 1 and set(alive[2:]) == {0}
 
-    def test_too_large_a_piece_is_no_reason_to_give_up(self, monkeypatch):
+    def test_without_memory_for_one_block_separate_buffers_are_used(self, monkeypatch):
         empty = torch.empty
 
         def full(size, **kwargs):
@@ -489,7 +492,7 @@ class TestOnePiece:
 
 
 class TestForms:
-    """Cutting, joining and writing by small numbers; float8 has three bits after the first."""
+    """Splitting, joining and writing, with small numbers; float8 has a mantissa of three bits."""
 
     KEEP = {
         "gpu": KVRows.of,
@@ -507,7 +510,7 @@ class TestForms:
         powers = torch.tensor([1.0, 2.0, 4.0])[None, :, None, None]
         return torch.tensor(firsts)[:, None, None, None] * powers * torch.ones(1, 1, 2, 2)
 
-    def test_cut_and_joined(self, keep):
+    def test_split_and_joined(self, keep):
         whole = keep(self._rows(1.0, 8.0), self._rows(16.0, 32.0), 1, 0)
         first, second = whole.chunk(0, 2), whole.chunk(1, 2)
         key, value = second.joined([first]).read()
@@ -527,9 +530,9 @@ class TestForms:
         assert torch.equal(key[0, 1], fresh[0, 0]) and torch.equal(value[1, 2], 2 * fresh[0, 0])
         assert key[:, :, 0, 0].tolist() == [[1, pytest.approx(3.1), 4], [8, 16, pytest.approx(3.1)]]
         again, _ = kept.update(RowIndex(torch.tensor([0, 3]), 6), (fresh, fresh))
-        assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads what was kept
+        assert again[0, 1, 0, 0].item() == pytest.approx(3.1, rel=2**-4)  # a later step reads the kept rows
 
-    def test_written_over_in_place_where_it_fits(self, keep):
+    def test_overwritten_in_place_if_it_fits(self, keep):
         kept = keep(self._rows(1.0), self._rows(1.0), 0, 0)
         assert kept.fits(self._rows(2.0), self._rows(2.0), 0)
         assert not kept.fits(self._rows(2.0), self._rows(2.0), 1)
@@ -540,8 +543,8 @@ class TestForms:
         assert torch.equal(kept.read()[1], self._rows(4.0))
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    def test_float8_is_as_good_for_tiny_and_for_huge_rows(self, dtype):
-        """A scale for each row: one float8 value covers 2^-9 to 448, and rows lie far outside of it."""
+    def test_float8_is_equally_precise_for_tiny_and_huge_rows(self, dtype):
+        """Each row has a scale: float8 itself covers 2^-9 to 448, and these rows are far outside of it."""
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(2, 4, 64, generator=generator)
         rows = (rows * torch.tensor([1e-4, 1.0, 100.0, 8000.0])[None, :, None]).to(dtype)
@@ -555,10 +558,10 @@ class TestForms:
 
 
 class TestGraphs:
-    """Recorded calls read K/V where they stood: only forms that leave them there can be recorded."""
+    """Captured calls read K/V at fixed addresses: only forms that keep the addresses can be captured."""
 
     @pytest.mark.parametrize("format_name", KV_FORMATS)
-    def test_only_a_cache_that_stays_in_place_is_recorded(self, family, format_name, caplog):
+    def test_calls_are_captured_only_if_the_cache_stays_in_place(self, family, format_name, caplog):
         model, tape = family.build(), AgainTape()
         capture_on(model, tape)
         with caplog.at_level("INFO"):
@@ -569,20 +572,20 @@ class TestGraphs:
         assert caplog.text.count("no CUDA graphs") == (0 if stays else 1)
         assert ("does not support them" in caplog.text) == (not stays)
 
-    def test_buffers_of_an_earlier_run_count_as_room_and_go_where_it_is_short(self, sd3, seen, monkeypatch):
+    def test_buffers_of_an_earlier_run_count_as_free_and_are_freed_if_needed(self, sd3, seen, monkeypatch):
         model, tape = sd3.build(), AgainTape()
         store = capture_on(model, tape)
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert store.nbytes() == seen["needs"][0].kept("gpu")
-        _free(monkeypatch, 0, 0)  # all that the cache needs is what the recordings hold
+        _free(monkeypatch, 0, 0)  # the cache needs exactly the memory that the graphs hold
         sample_ras(model, sd3, sd3.noise(), _settings("auto"))
         assert seen["choices"] == ["gpu", "gpu"] and tape.captured == 1
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"][-1] is None and trace.regional_steps == 0
         assert store.nbytes() == 0
 
-    def test_where_memory_is_short_a_cache_of_half_the_size_is_recorded_and_the_other_goes(
+    def test_if_memory_is_short_a_cache_of_half_the_size_is_captured_and_the_other_is_freed(
         self, sd3, seen, monkeypatch
     ):
         model, tape = sd3.build(), AgainTape()
@@ -591,7 +594,7 @@ class TestGraphs:
         sample_ras(model, sd3, sd3.noise(), _settings("gpu"))
         needs = seen["needs"][0]
         assert store.nbytes("gpu") == store.nbytes() == needs.kept("gpu")
-        # For another size its buffers are of no use, and what is free takes the cache only as fp8.
+        # Its buffers do not fit another size, and in the free memory the cache only fits as fp8.
         monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: 2 * needs.kept("gpu"))
         _, trace = sample_ras(model, sd3, sd3.noise(32, 32), _settings("auto"))
         assert seen["choices"] == ["gpu", "fp8"] and trace.regional_steps == 7
@@ -599,8 +602,8 @@ class TestGraphs:
         assert tape.captured == 2
 
     @pytest.mark.parametrize(("first", "then"), [("forecast", "gpu"), ("gpu", "forecast")])
-    def test_buffers_that_cannot_serve_a_run_are_no_room(self, sd3, monkeypatch, first, then):
-        """Rows that are continued and rows that are not stand in buffers of their own."""
+    def test_buffers_that_a_run_cannot_use_do_not_count_as_free(self, sd3, monkeypatch, first, then):
+        """Extrapolated rows and plain rows have separate buffers."""
         asked = []
         monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
@@ -624,15 +627,15 @@ class TestDynamicVRAM:
         monkeypatch.setattr(model, "is_dynamic", lambda: True, raising=False)
         monkeypatch.setattr(memory, "evictable_bytes", lambda device: 700)
         monkeypatch.setattr(model, "model_size", lambda: 1000)
-        free = {False: 5000, True: (5000, 0)}  # True: with what of it is PyTorch's
+        free = {False: 5000, True: (5000, 0)}  # True: including PyTorch's part of it
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda _, both=False: free[both])
         monkeypatch.setattr(comfy.cli_args.args, "vram_headroom", 0.0, raising=False)
         return model
 
-    def test_room_is_what_is_left_beside_all_of_the_models_own_weights(self, model):
+    def test_available_memory_excludes_all_weights_of_the_model(self, model):
         assert memory.free_device_bytes(model, 100) == 5000 + 700 - 1000 - 100
 
-    def test_what_comfyui_is_told_to_leave_free_is_no_room(self, model, monkeypatch):
+    def test_memory_that_comfyui_must_keep_free_is_not_available(self, model, monkeypatch):
         monkeypatch.setattr(comfy.cli_args.args, "vram_headroom", 1.0)
         assert memory.free_device_bytes(model, 0) == 5000 + 700 - 1000 - 2**30
 
@@ -642,12 +645,12 @@ class TestDynamicVRAM:
         assert trace.regional_steps == 0
         assert any("not enough memory for the K/V cache" in note for note in trace.notes)
 
-    def test_nothing_is_captured_where_an_eviction_could_end_it(self, model, monkeypatch):
+    def test_nothing_is_captured_if_an_eviction_could_break_the_capture(self, model, monkeypatch):
         free = [10**12, 0]
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, **__: tuple(free))
         shape = torch.Size([1, 16, 16, 16])
         assert graphs_of_model.capture_obstacle(model, shape) is None
-        free[1] = 10**12  # all of it is PyTorch's own pool, which a capture cannot use
+        free[1] = 10**12  # all of it is in PyTorch's own pool, which a capture cannot use
         assert "too little free memory" in graphs_of_model.capture_obstacle(model, shape)
         monkeypatch.setattr(model, "is_dynamic", lambda: False)
         assert graphs_of_model.capture_obstacle(model, shape) is None

@@ -1,4 +1,4 @@
-"""Keys and values continued along their last change: the rule by hand, and its effect in real networks."""
+"""Extrapolated keys and values: the rule with hand-computed numbers, and its effect in real networks."""
 
 import comfy.sample
 import pytest
@@ -33,36 +33,36 @@ class TestTimes:
         times.update_all(_at(0.8))
         return times
 
-    def test_weights_are_time_gone_over_time_between_evaluations(self):
+    def test_weights_are_elapsed_time_over_time_between_evaluations(self):
         times = self._after_two_dense_calls()
         weight, before = times.update_active(_at(0.7), torch.tensor([[1]]))
         assert weight[0].tolist() == pytest.approx([0.5, 0.0, 0.5]) and before[0].tolist() == [
             pytest.approx(0.5)
         ]
         weight, before = times.update_active(_at(0.5), torch.tensor([[0]]))
-        # 0.3 after a span of 0.2; token 1 was evaluated at 0.8 and 0.7, 0.2 ago; token 2 as token 0 was.
+        # Token 0: 0.3 after an interval of 0.2. Token 1: evaluated at 0.8 and 0.7, 0.2 ago. Token 2: as 0.
         assert before[0].tolist() == [pytest.approx(1.5)]
         assert weight[0].tolist() == pytest.approx([0.0, 2.0, 1.5])
 
-    def test_a_token_that_was_evaluated_once_has_no_weight(self):
+    def test_a_token_that_was_evaluated_once_has_weight_zero(self):
         times = Times.start(_at(1.0), 2)
         times.update_all(_at(1.0))
         weight, before = times.update_active(_at(0.5), torch.tensor([[0]]))
         assert weight.tolist() == [[0.0, 0.0]] and before.tolist() == [[0.0]]
 
-    def test_far_from_the_last_evaluation_the_weight_is_bounded(self):
+    def test_the_weight_is_bounded_long_after_the_last_evaluation(self):
         times = Times.start(_at(1.0), 2)
         times.update_all(_at(1.0))
         times.update_all(_at(0.99))
         weight, _ = times.update_active(_at(0.1), torch.tensor([[0]]))
         assert weight.tolist() == [[0.0, FARTHEST]]
 
-    def test_a_noise_level_that_rises_is_no_time(self):
+    def test_a_rising_noise_level_gives_weight_zero(self):
         times = self._after_two_dense_calls()
         weight, before = times.update_active(_at(0.9), torch.tensor([[1]]))
         assert weight.tolist() == [[0.0, 0.0, 0.0]] and before.tolist() == [[0.0]]
 
-    def test_another_run_begins(self):
+    def test_a_new_run_starts_from_nothing(self):
         times = self._after_two_dense_calls()
         times.forget()
         times.update_all(_at(1.0))
@@ -70,7 +70,7 @@ class TestTimes:
 
 
 class TestRows:
-    """One attention with two text rows and four tokens, whose rows go straight in sigma."""
+    """One attention with two text rows and four tokens, whose rows are linear in sigma."""
 
     N, PREFIX = 4, 2
     BASE = torch.tensor([5.0, 6.0, 1.0, 2.0, 3.0, 4.0])[None, :, None] * torch.ones(1, 1, 2)
@@ -96,14 +96,14 @@ class TestRows:
         rows = self._truth(sigma)[:, places.flat] if fresh is None else fresh
         return update(slots, SLOT, (rows, -rows), (self.PREFIX, 0), places, extrapolation)
 
-    def test_straight_rows_are_continued_exactly(self):
+    def test_linear_rows_are_extrapolated_exactly(self):
         slots = self._slots()
         for sigma, active in ((0.7, [1, 3]), (0.5, [0, 1]), (0.2, [2])):
             key, value = self._step(slots, sigma, active)
             torch.testing.assert_close(key, self._truth(sigma))
             torch.testing.assert_close(value, -self._truth(sigma))
 
-    def test_what_is_kept_is_what_was_evaluated(self):
+    def test_evaluated_rows_are_kept_and_not_forecasts(self):
         slots = self._slots()
         self._step(slots, 0.7, [1, 3])
         key, _ = slots[SLOT].read()
@@ -111,25 +111,25 @@ class TestRows:
         expected[:, [0, 1, 3, 5]] = self._truth(0.7)[:, [0, 1, 3, 5]]  # text and two tokens
         torch.testing.assert_close(key, expected)
 
-    def test_rows_that_turn_back_end_the_forecast(self):
+    def test_rows_that_reverse_end_the_forecast(self):
         slots = self._slots()
-        fresh = self._truth(0.9)[:, [0, 1, 3, 5]]  # the way they came
+        fresh = self._truth(0.9)[:, [0, 1, 3, 5]]  # back in the direction they came from
         key, _ = self._step(slots, 0.7, [1, 3], fresh)
         torch.testing.assert_close(key[:, [2, 4]], self._truth(0.8)[:, [2, 4]])
 
-    def test_rows_that_go_half_as_far_halve_it(self):
+    def test_rows_that_change_half_as_much_halve_it(self):
         slots = self._slots()
         fresh = self._truth(0.75)[:, [0, 1, 3, 5]]
         key, _ = self._step(slots, 0.7, [1, 3], fresh)
         torch.testing.assert_close(key[:, [2, 4]], self._truth(0.75)[:, [2, 4]])
 
-    def test_rows_that_go_farther_do_not_stretch_it(self):
+    def test_rows_that_change_more_do_not_amplify_it(self):
         slots = self._slots()
         fresh = self._truth(0.5)[:, [0, 1, 3, 5]]
         key, _ = self._step(slots, 0.7, [1, 3], fresh)
         torch.testing.assert_close(key[:, [2, 4]], self._truth(0.7)[:, [2, 4]])
 
-    def test_without_a_forecast_fresh_rows_are_all_that_changes(self):
+    def test_without_a_forecast_only_fresh_rows_change(self):
         slots = self._slots()
         nothing = torch.zeros(1, 1, 2)
         key, _ = slots[SLOT].update(RowIndex(torch.tensor([3]), 6), (nothing, nothing))
@@ -137,7 +137,7 @@ class TestRows:
         expected[:, 3] = 0
         torch.testing.assert_close(key, expected)
 
-    def test_calls_are_regrouped_with_their_times(self):
+    def test_regrouped_calls_keep_their_times(self):
         """Two conditionings in one call, then in two, then in one again."""
         store = KVStore(self.N, "forecast")
         assert store.forecasts and not KVStore(self.N, "gpu").forecasts
@@ -165,20 +165,20 @@ class TestRows:
 
 
 class TestRuns:
-    def test_it_acts_on_every_family_and_costs_what_arithmetic_says(self, family, monkeypatch):
-        # Random weights may move so wildly with the noise level that no forecast would be confirmed.
+    def test_it_has_an_effect_on_every_family_and_needs_the_computed_memory(self, family, monkeypatch):
+        # With random weights, rows may change so irregularly that no forecast is confirmed.
         monkeypatch.setattr(kv_extrapolation, "_confirmed", lambda forecast, _: torch.ones(len(forecast)))
         noise = family.noise(13, 19, batch=2)
         plain, before = sample_ras(family.build(), family, noise, PLAIN)
         latent, trace = sample_ras(family.build(), family, noise, FORECAST)
         assert trace.regional_steps == before.regional_steps == 7 and not trace.notes
         assert distance(latent, plain) > 1e-5
-        tokens = 7 * 10 * 2 * 2  # of two pictures in two branches, with two float32 each
+        tokens = 7 * 10 * 2 * 2  # for two images in two branches, two float32 each
         assert trace.kv_bytes == 2 * before.kv_bytes + 8 * tokens
 
     @pytest.mark.parametrize("start", [0, 1, 2])
-    def test_what_nothing_confirms_is_the_plain_cache(self, family, start, monkeypatch):
-        """Weights of fresh rows and of text are exact, and so is every row's way through the cache."""
+    def test_an_unconfirmed_forecast_equals_the_plain_cache(self, family, start, monkeypatch):
+        """Weights of fresh rows and of text are exact, and so is every row that passes through the cache."""
         monkeypatch.setattr(kv_extrapolation, "_confirmed", lambda forecast, _: torch.zeros(len(forecast)))
         noise = family.noise(13, 19, batch=2)
         forecast, plain = (
@@ -188,8 +188,8 @@ class TestRuns:
         assert torch.equal(forecast[0], plain[0]) and forecast[1].regional_steps > 0
 
     @pytest.mark.parametrize("rows", [7, 4])
-    def test_prompts_grouped_anew_by_dense_steps_keep_their_past(self, family, rows, monkeypatch):
-        """The host takes two prompts together or one by one, as memory allows: two steps each here."""
+    def test_prompts_regrouped_by_dense_steps_keep_their_history(self, family, rows, monkeypatch):
+        """ComfyUI evaluates two prompts together or one by one, depending on memory: here two steps each."""
         prompts = {"positive": family.conditioning(1, rows=7), "negative": family.conditioning(2, rows=rows)}
         together, _ = sample_ras(family.build(), family, family.noise(), FORECAST, **prompts)
         model = family.build()
@@ -198,7 +198,7 @@ class TestRuns:
         assert len(calls) > 10 and not trace.notes
         assert distance(alternating, together) < 1e-5
 
-    def test_a_sampler_that_adds_noise_gets_the_plain_cache(self, sd3, caplog):
+    def test_a_sampler_that_adds_noise_uses_the_plain_cache(self, sd3, caplog):
         with caplog.at_level("INFO"):
             latent, trace = sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST, sampler="euler_ancestral")
         plain, before = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN, sampler="euler_ancestral")
@@ -206,17 +206,17 @@ class TestRuns:
         assert caplog.text.count("kv_cache = forecast supports euler and dpmpp_2m") == 1
 
     def test_two_dense_calls_are_kept_before_the_first_regional_one(self, sd3, monkeypatch):
-        """With one, nothing could be forecast before a token comes up for the second time."""
+        """With one dense call, a token could only be forecast after its second evaluation."""
         weights = []
         update_active = Times.update_active
         monkeypatch.setattr(
             Times, "update_active", lambda *args: weights.append(update_active(*args)) or weights[-1]
         )
         sample_ras(sd3.build(), sd3, sd3.noise(), FORECAST)
-        assert (weights[0][0] > 0).float().mean() == pytest.approx(0.5)  # those that are not active
+        assert (weights[0][0] > 0).float().mean() == pytest.approx(0.5)  # the inactive ones
 
 
-class TestRecordings:
+class TestReplays:
     @pytest.fixture(autouse=True)
     def _kept(self, monkeypatch):
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
@@ -231,8 +231,8 @@ class TestRecordings:
             assert not trace.notes
         assert tape.captured == 1
 
-    def test_a_broken_run_does_not_spoil_the_next(self, sd3):
-        """With one dense step, the next run's rows come before those that its first call overwrites."""
+    def test_a_failed_run_does_not_affect_the_next(self, sd3):
+        """With one dense step, the next run's first call overwrites rows that a failed run left behind."""
         config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
         fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
         model = sd3.build()
@@ -241,7 +241,7 @@ class TestRecordings:
         latent, _ = sample_ras(model, sd3, sd3.noise(), config)
         torch.testing.assert_close(latent, fine)
 
-    def test_a_run_without_forecasts_borrows_no_buffers_of_one_with(self, sd3):
+    def test_a_run_without_forecasts_does_not_borrow_buffers_of_one_with_them(self, sd3):
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), PLAIN)
         model, tape = sd3.build(), AgainTape()
         capture_on(model, tape)

@@ -1,4 +1,4 @@
-"""The registry of K/V formats: what it holds, and a format of one's own, added by one line."""
+"""The registry of K/V formats: its contents, and a format that is added with one line."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -38,7 +38,7 @@ def _decoded(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Int8Rows(KVRows):
-    """K and V as int8, a scale for each row: `tensors` are codes and scales of the key and of the value."""
+    """K and V as int8 with a scale per row: `tensors` are codes and scales of the key and of the value."""
 
     format_name: ClassVar[str] = "int8"
 
@@ -85,7 +85,7 @@ class TestRegistry:
         assert list(formats.setting_names()) == names
         assert _options() == names
 
-    def test_auto_prefers_what_is_exact_and_fast(self):
+    def test_auto_prefers_exact_and_fast_formats(self):
         assert [form.name for form in formats.automatic()] == ["gpu", "fp8", "cpu"]
 
     def test_bytes_by_hand(self):
@@ -97,7 +97,7 @@ class TestRegistry:
             assert form.peak_nbytes(SIZE) == kept[name] + in_passing[name]
             assert form.main_nbytes(SIZE) == (2000 if name == "cpu" else 0)
 
-    def test_an_unknown_setting_is_refused_with_those_that_there_are(self, sd3):
+    def test_an_unknown_setting_is_refused_with_the_list_of_settings(self, sd3):
         with pytest.raises(RASError, match="disk.*auto, gpu, fp8, cpu, off, forecast"):
             patch_model(sd3.build(), RASConfig(kv_cache="disk"))
 
@@ -114,8 +114,8 @@ class TestRegistry:
         assert for_sampler(name, adds_noise=True) == ("gpu" if name == "forecast" else name)
 
 
-class TestFormatOfOnesOwn:
-    """Nothing but an entry in the registry."""
+class TestAddedFormat:
+    """A new format only needs an entry in the registry."""
 
     @pytest.fixture(autouse=True)
     def _registered(self, monkeypatch):
@@ -129,7 +129,7 @@ class TestFormatOfOnesOwn:
 
     @pytest.mark.parametrize("every", [0, 2])
     def test_a_run_keeps_and_updates_it(self, family, every, monkeypatch, caplog):
-        """Also where ComfyUI regroups the two prompts from step to step."""
+        """Even if ComfyUI regroups the two prompts from step to step."""
         plain, exact = sample_ras(family.build(), family, family.noise(), self._settings(kv_cache="gpu"))
         model = family.build()
         if every:
@@ -141,13 +141,13 @@ class TestFormatOfOnesOwn:
         assert 0 < distance(latent, plain) < 0.1
         assert exact.kv_bytes / 4 < trace.kv_bytes < exact.kv_bytes / 2
 
-    def test_arithmetic_is_what_is_stored(self, family, monkeypatch):
+    def test_the_computed_size_is_what_is_stored(self, family, monkeypatch):
         seen = []
         monkeypatch.setattr(cache_plan, "choose", lambda *args: seen.append(args[1]) or choose(*args))
         _, trace = sample_ras(family.build(), family, family.noise(), self._settings())
         assert trace.kv_bytes == seen[0].kept("int8") == INT8.nbytes(seen[0].size)
 
-    def test_auto_takes_it_by_its_rank(self):
+    def test_auto_chooses_it_by_its_rank(self):
         needs = Needs(SIZE)
         assert choose("auto", needs, Room(2000, 0)).format_name == "gpu"
         assert choose("auto", needs, Room(1999, 0)).format_name == "int8"
@@ -173,7 +173,7 @@ class TestFormatOfOnesOwn:
         assert trace.regional_steps == 7 and tape.captured == 0
         assert "K/V format int8" in format_obstacle("int8")
 
-    def test_a_sampler_that_adds_noise_gets_the_plain_cache_if_it_asks_for_that(self, monkeypatch):
+    def test_a_sampler_that_adds_noise_uses_the_plain_cache_if_the_format_requires_it(self, monkeypatch):
         assert for_sampler("int8", adds_noise=True) == "int8"
         monkeypatch.setitem(FORMATS, "int8", replace(INT8, allows_added_noise=False))
         assert for_sampler("int8", adds_noise=True) == "gpu"

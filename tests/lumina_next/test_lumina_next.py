@@ -1,6 +1,6 @@
-"""Lumina-Next against diffusers' own: single calls and a whole run, on the same random weights.
+"""Lumina-Next against diffusers': single calls and a whole run, with the same random weights.
 
-`tests/data/lumina_next.npz` was recorded by `tests/data/record_lumina_next.py`.
+`tests/data/record_lumina_next.py` wrote the reference data, `tests/data/lumina_next.npz`.
 """
 
 import comfy.sample
@@ -24,7 +24,7 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 def _model(watershed: float = 1.0):
-    """The tiny model with the recorded run's weights."""
+    """The tiny model with the weights of the reference run."""
     model = FAMILY.build(scaling_watershed=watershed)
     network = model.model.diffusion_model
     network.load_state_dict(tiny.random_weights({k: v.shape for k, v in network.state_dict().items()}))
@@ -32,13 +32,13 @@ def _model(watershed: float = 1.0):
 
 
 class TestAgainstDiffusers:
-    def test_the_weights_are_those_of_the_recording(self, recorded):
+    def test_the_weights_equal_those_of_the_reference_run(self, recorded):
         state = _model().model.diffusion_model.state_dict()
         assert sum(t.double().abs().sum() for t in state.values()).item() == recorded["weights"]
 
     @torch.inference_mode()
     @pytest.mark.parametrize("name", tiny.CASES)
-    def test_a_call_equals_the_recorded_one(self, name, recorded):
+    def test_a_call_equals_the_reference(self, name, recorded):
         case = tiny.CASES[name]
         latent, caption, mask = case.inputs(list(tiny.CASES).index(name))
         sigma = torch.full((len(latent),), 1.0 - case.time)
@@ -47,7 +47,7 @@ class TestAgainstDiffusers:
         )
         assert distance(-velocity, torch.from_numpy(recorded[name])) < TOLERANCE
 
-    def test_a_whole_run_equals_the_recorded_pipeline(self, recorded):
+    def test_a_whole_run_equals_the_reference_pipeline(self, recorded):
         assert distance(_run(recorded), torch.from_numpy(recorded["run/latent"])) < TOLERANCE
 
     def test_the_run_needs_its_guidance_on_three_channels(self, recorded):
@@ -57,7 +57,7 @@ class TestAgainstDiffusers:
 
 @torch.inference_mode()
 def _run(recorded: dict[str, np.ndarray], guide: bool = True) -> torch.Tensor:
-    """Final latent of the recorded run in ComfyUI, in the model's space: (2, 4, 12, 20)."""
+    """Final latent of the reference run repeated in ComfyUI, in the model's space: (2, 4, 12, 20)."""
     inputs, model = tiny.run_inputs(), _model(tiny.RUN_WATERSHED)
     if guide:
         guide_first_channels(model)

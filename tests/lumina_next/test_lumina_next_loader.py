@@ -1,4 +1,4 @@
-"""RASLuminaNextLoader: what it gives behaves like any MODEL, CLIP and VAE, and wrong files are named."""
+"""RASLuminaNextLoader: its outputs behave like any MODEL, CLIP and VAE, and errors name the wrong file."""
 
 import shutil
 from pathlib import Path
@@ -27,7 +27,7 @@ def written(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def models(written, tmp_path, monkeypatch) -> Path:
-    """ComfyUI's model folders in a temporary place, the tiny pipeline in them."""
+    """ComfyUI's model folders in a temporary folder, with the tiny pipeline in them."""
     shutil.copytree(written, tmp_path / "diffusers" / FOLDER)
     for name in ("diffusers", "diffusion_models", "text_encoders", "vae"):
         (tmp_path / name).mkdir(exist_ok=True)
@@ -65,7 +65,7 @@ def sampled(model, clip, size=(16, 16), batch=1, sampler="euler", scheduler="sim
 
 
 def encode(clip, text: str) -> list:
-    """As the CLIPTextEncode node does."""
+    """Encode a text as the node CLIPTextEncode does."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
@@ -94,7 +94,7 @@ class TestChoices:
         assert torch.equal(sampled(model, clip), sampled(expected, expected_clip))
         assert vae.latent_channels == 4
 
-    def test_the_folders_shift_is_the_schedules(self, models):
+    def test_the_shift_of_the_folder_sets_the_schedule(self, models):
         assert load()[0].model.model_sampling.shift == 3.0
 
 
@@ -110,7 +110,7 @@ class TestModel:
         every = load(guidance_channels="all")[0]
         assert distance(sampled(three, clip), sampled(every, clip)) > 0.01
 
-    def test_the_watershed_changes_large_pictures_only(self, models):
+    def test_the_watershed_only_changes_large_images(self, models):
         model, clip, _ = load()
         late = load(scaling_watershed=0.3)[0]
         assert torch.equal(sampled(model, clip), sampled(late, clip))
@@ -156,7 +156,7 @@ class TestModel:
         assert last_trace(patched).regional_steps == 7
 
     def test_partly_loaded_weights_give_the_same(self, models):
-        """ComfyUI's low-memory mode keeps weights away and casts them as they are used."""
+        """In low-memory mode, ComfyUI keeps weights off the device and copies them when they are used."""
         model, clip, _ = load()
         expected, conds = sampled(model, clip), encode(clip, "a fox")
         comfy.model_management.unload_all_models()
@@ -180,7 +180,7 @@ class TestModel:
 
 class TestClip:
     def test_rows_equal_those_of_transformers(self, models):
-        """With left padding to eight tokens and a mask, as the reference prepares a prompt."""
+        """With left padding to eight tokens and a mask, as in the reference."""
         from transformers import GemmaConfig, GemmaModel
 
         clip = load()[1]
@@ -200,7 +200,7 @@ class TestClip:
         assert plain.shape == heavy.shape
         assert [i for i in range(4) if not torch.allclose(plain[0, i], heavy[0, i], atol=1e-4)] == [2]
 
-    def test_a_long_prompt_is_cut_and_said(self, models, caplog):
+    def test_a_long_prompt_is_truncated_with_a_message(self, models, caplog):
         assert encode(load()[1], "fox " * 300)[0][0].shape[1] == 256
         assert caplog.text.count("reads 256 tokens") == 1
 
@@ -211,14 +211,14 @@ class TestClip:
         assert not torch.allclose(encode(clip, "fox")[0][0], before)
 
 
-def test_the_vae_decodes_to_a_picture(models):
+def test_the_vae_decodes_to_an_image(models):
     assert load()[2].decode(torch.zeros(1, 4, 6, 8)).shape == (1, 48, 64, 3)
 
 
 class TestWrongFiles:
-    """Each error names the file, what it is and what is needed."""
+    """Each error names the file, what it contains and what is needed."""
 
-    def test_nothing_chosen(self, models):
+    def test_no_file_chosen(self, models):
         message = refused(folder="none")
         assert "neither a folder nor a file was chosen for transformer" in message
         assert "models/diffusion_models" in message
@@ -257,7 +257,7 @@ class TestWrongFiles:
             (b"\x02\0\0\0\0\0\0\0[]", "no safetensors file"),
         ],
     )
-    def test_no_safetensors(self, models, content, what):
+    def test_a_file_that_is_not_safetensors(self, models, content, what):
         (models / "vae" / "page.safetensors").write_bytes(content)
         assert f"page.safetensors is {what}" in refused(vae="page.safetensors")
 
@@ -321,7 +321,7 @@ class TestWrongFiles:
         files.write_tokenizer(models / "diffusers" / FOLDER / "tokenizer" / "tokenizer.json", words)
         assert what in refused()
 
-    def test_a_tokenizer_that_is_no_json(self, models):
+    def test_a_tokenizer_that_is_not_json(self, models):
         (models / "diffusers" / FOLDER / "tokenizer" / "tokenizer.json").write_text("not found")
         assert "tokenizer.json cannot be read" in refused()
 

@@ -1,4 +1,4 @@
-"""With the reference formula, every step picks the tokens that the paper's own code picks
+"""With the reference formula, every step selects the same tokens as the paper's own code
 (tests/data/README.md).
 """
 

@@ -1,4 +1,4 @@
-"""The multirate integrator on an ODE whose solution is known, and by hand-computed numbers."""
+"""The multirate integrator on an ODE with a known solution, and with hand-computed numbers."""
 
 import math
 
@@ -28,7 +28,7 @@ def _times(n: int, uneven: bool) -> list[float]:
 
 
 def _integrate(n: int, periods: list[int], order: int, corrected: bool = True, uneven: bool = True) -> float:
-    """Largest error at the end, when pixel i is evaluated at every periods[i]-th step only."""
+    """Largest error at the end if pixel i is only evaluated at every periods[i]-th step."""
     x = x0 = torch.ones(1, 1, 2, 2).double()
     every = torch.tensor(periods).view(1, 1, 2, 2)
     history, fresh_before, d = History.empty(x), None, torch.zeros_like(x)
@@ -75,10 +75,10 @@ class TestByHand:
         assert advance(self.X, self.D, math.inf).item() == 1.0
 
     def test_second_order_estimate(self):
-        """D rose from 0 to 1 in half a unit: a quarter of a unit later it is 1.5."""
+        """D increased from 0 to 1 in half a unit, so it is 1.5 a quarter of a unit later."""
         assert second_order_estimate(self._history(), 0.5).item() == pytest.approx(1.5)
 
-    def test_without_a_slope_the_estimate_stays(self):
+    def test_without_a_slope_the_estimate_is_constant(self):
         assert second_order_estimate(self._history(t_before=-math.inf), 0.5).item() == 1.0
 
     def test_redone_step(self):
@@ -92,7 +92,7 @@ class TestByHand:
         redone = redo_long_step(self._history(), self.D, span)
         assert redone.item() == pytest.approx(advance(self.X, self.D, span).item())
 
-    def test_history_moves_only_where_fresh(self):
+    def test_history_only_advances_for_fresh_pixels(self):
         x = torch.zeros(1, 1, 1, 2)
         fresh = torch.tensor([[[[True, False]]]])
         history = History.empty(x).after(x, x + 1, 0.5, fresh).after(x, x + 2, 0.7, fresh)

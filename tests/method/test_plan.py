@@ -1,4 +1,4 @@
-"""Settings and schedule, by hand-counted steps."""
+"""Settings and schedule, with hand-counted steps."""
 
 import pytest
 from ras_pack.ras_core.config import PaperSettings, RASConfig, parse_step_list
@@ -7,7 +7,7 @@ from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, s
 
 
 def _dense(n_steps: int, **settings) -> list[int]:
-    """Dense steps of the paper's method, if not told otherwise."""
+    """Dense steps, of the paper's method by default."""
     config = RASConfig(**{"paper": PaperSettings(), **settings})
     return [p.index for p in plan_steps(n_steps, config) if p.kind is StepKind.DENSE]
 
@@ -17,7 +17,7 @@ class TestPlan:
         assert _dense(28) == [0, 1, 2, 3, 10, 16, 22]
         assert [p.index for p in plan_steps(28, RASConfig()) if p.is_reset] == [10, 16, 22]
 
-    def test_an_explicit_list_wins_and_steps_past_the_end_are_ignored(self):
+    def test_an_explicit_list_takes_precedence_and_steps_past_the_end_are_ignored(self):
         assert _dense(20, paper=PaperSettings(error_reset_steps=(12, 20))) == [0, 1, 2, 3, 12]
         assert _dense(20, paper=None, dense_steps=(12, 20)) == [0, 1, 2, 3, 12]
 
@@ -37,7 +37,7 @@ class TestPlan:
     def test_ratio_one_has_no_regional_step(self):
         assert _dense(8, sample_ratio=1.0) == list(range(8))
 
-    def test_the_ratio_goes_linearly_over_the_regional_steps(self):
+    def test_the_ratio_changes_linearly_over_the_regional_steps(self):
         paper = PaperSettings(ratio_end=0.2, error_reset_steps=(5,))
         plan = plan_steps(8, RASConfig(sample_ratio=0.6, paper=paper))
         regional = {p.index: round(p.ratio, 6) for p in plan if p.kind is StepKind.REGIONAL}
@@ -68,7 +68,7 @@ class TestSigma:
 
 
 class TestErrors:
-    """What came, what is expected, what to do."""
+    """Each error names the value, what is expected, and what to do."""
 
     @pytest.mark.parametrize(
         ("settings", "came"),
@@ -108,7 +108,7 @@ class TestErrors:
         with pytest.raises(RASError, match="'-1'"):
             parse_step_list("-1")
 
-    def test_settings_hold_still(self):
+    def test_settings_are_frozen(self):
         with pytest.raises(AttributeError):
             RASConfig().sample_ratio = 0.1
         with pytest.raises(AttributeError):

@@ -1,4 +1,4 @@
-"""Plans as data: checked, printed, kept as JSON, chosen, and fitted to a user's number of steps."""
+"""Plans as data: validated, printed, saved as JSON, chosen, and adapted to a user's number of steps."""
 
 import json
 
@@ -22,7 +22,7 @@ def plan(speed: str = "2x", steps: int = 14, regional: int = 0, share: float = 0
 
 
 class TestPlan:
-    def test_it_says_what_it_does_in_one_line(self):
+    def test_it_describes_itself_in_one_line(self):
         # 6 dense and 11 of share 0.15: (6 + 1.65) / 17 = 45 %.
         assert plan(steps=17, regional=11, share=0.15).describe() == (
             "2x: 17 of 28 steps, 6 dense, 45 % of tokens"
@@ -38,7 +38,7 @@ class TestPlan:
         assert plan(density=(3, 1)).density == (0.75, 0.25)
 
     def test_levels_are_those_of_the_density(self):
-        # Three of four steps in the first half.
+        # Three of four steps are in the first half.
         assert plan(steps=4).levels(FINE) == pytest.approx((1, 5 / 6, 4 / 6, 0.5, 0))
 
     def test_another_number_of_steps_keeps_the_speed(self):
@@ -72,7 +72,7 @@ class TestPlan:
 
 
 class TestJSON:
-    def test_there_and_back(self):
+    def test_round_trip(self):
         made = plan(steps=17, regional=11, closeness=31.5, origin="calibrated on this model at 1024x768")
         assert Plan.from_json(made.to_json()) == made
         assert json.loads(made.to_json())["version"] == 1
@@ -97,12 +97,12 @@ class TestJSON:
             Plan.from_json(json.dumps(values))
 
     @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '{"version": 1}'])
-    def test_what_is_no_plan_is_refused(self, text):
+    def test_other_json_is_refused(self, text):
         for kind in (Plan, PlanSet):
             with pytest.raises(RASError, match=THREE_PARTS):
                 kind.from_json(text)
 
-    def test_a_set_there_and_back(self):
+    def test_round_trip_of_a_set(self):
         made = PlanSet((plan(), plan("3x", 9, closeness=20.0)), "calibrated")
         assert PlanSet.from_json(made.to_json()) == made
 
@@ -113,19 +113,19 @@ class TestJSON:
 
 
 class TestChoice:
-    def test_the_closest_of_a_speed(self):
+    def test_the_plan_with_the_highest_closeness_at_a_speed(self):
         near, far = plan(closeness=30.0, sampler="euler"), plan(closeness=28.0)
         plans = PlanSet((far, near, plan("3x", 9, closeness=40.0)))
         assert plans.best("2x") == near
         assert plans.best("2x", "dpmpp_2m") == far
 
     @pytest.mark.parametrize(("gain", "takes_regional"), [(0.1, False), (0.3, True), (-1.0, False)])
-    def test_regional_steps_have_to_be_worthwhile(self, gain, takes_regional):
+    def test_regional_steps_must_be_worthwhile(self, gain, takes_regional):
         plain, regional = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
         assert PlanSet((plain, regional)).best("2x") == (regional if takes_regional else plain)
         assert PlanSet((plain, regional)).best("2x", plain=True) == plain
 
-    def test_among_unmeasured_ones_the_first(self):
+    def test_the_first_of_unmeasured_plans(self):
         plans = PlanSet((plan(), plan(sampler="euler")))
         assert plans.best("2x").sampler == "dpmpp_2m"
         assert plans.chosen() == (plans.plans[0],)
@@ -140,7 +140,7 @@ class TestChoice:
 
 
 class TestCandidates:
-    """Costs as if a regional step cost its share of a dense one."""
+    """Assumes that a regional step costs its share of a dense step."""
 
     @pytest.mark.parametrize("sampler", PLAN_SAMPLERS)
     @pytest.mark.parametrize("speed", PLAN_SPEEDS)
@@ -153,14 +153,14 @@ class TestCandidates:
             assert len(shares) > budget and set(shares[:2]) == {1.0} and len(set(shares)) == 2
 
     def test_the_share_is_adjusted_to_the_budget(self):
-        # 4 dense of 10; 6 left for regional steps of about 0.7: nine of 2/3.
+        # 4 of 10 are dense; a cost of 6 is left for regional steps of about 0.7: nine of 2/3.
         assert shares_for(10, 0.7, 0.4, lambda share: share) == (1.0,) * 4 + (0.6667,) * 9
 
-    def test_where_regional_steps_save_nothing_there_are_none(self):
+    def test_no_regional_plans_if_regional_steps_save_nothing(self):
         assert candidates("euler", 9, lambda share: 0.97) == []
 
     def test_the_method_plans_the_same_steps(self):
-        """Settings that are made of a plan lead to its dense steps and shares."""
+        """Settings made from a plan give its dense steps and shares."""
         from ras_pack.ras_core.host.planned_model import settings_of
 
         for shares in ((1, 1, 1, 0.5, 0.5), (1, 1, 0.3, 1, 0.3), (1, 1, 1)):

@@ -1,4 +1,4 @@
-"""Metric, selection and starvation, by numbers one can work out by hand."""
+"""Metric, selection and starvation, with hand-computed numbers."""
 
 import pytest
 import torch
@@ -55,10 +55,10 @@ class TestSelection:
     def test_high_values_are_cached(self):
         assert _select(self.METRIC) == [2, 3]
 
-    def test_from_the_low_end(self):
+    def test_low_values_are_cached(self):
         assert _select(self.METRIC, high_ratio=0.0) == [1, 4]
 
-    def test_from_both_ends(self):
+    def test_values_of_both_ends_are_cached(self):
         # three cached: round(3 * 0.3) = 1 from the high end, two from the low end
         assert _select(self.METRIC, high_ratio=0.3) == [0, 4]
 
@@ -78,7 +78,7 @@ class TestSelection:
 
 class TestStarvation:
     def _longest_absence(self, **settings) -> int:
-        """Most steps in a row that any of 1,000 tokens of equal metric stays cached, half being active."""
+        """Longest run of steps in which one of 1,000 tokens of equal metric is cached; half are active."""
         config = PaperSettings(**settings)
         metric, drops = torch.ones(1, 1000), torch.zeros(1, 1000, dtype=torch.int32)
         absent, longest = torch.zeros(1000, dtype=torch.int32), 0
@@ -94,7 +94,7 @@ class TestStarvation:
     def test_a_dropped_token_returns(self, high_ratio):
         assert self._longest_absence(high_ratio=high_ratio) <= 3
 
-    def test_the_reference_formula_never_lets_it_return(self):
+    def test_with_the_reference_formula_it_never_returns(self):
         assert self._longest_absence(starvation="reference") == 20
 
     def test_drops_are_counted(self):
@@ -110,7 +110,7 @@ class TestStarvation:
 
 
 class TestPreferences:
-    """Favoured tokens move away from both ends of the metric."""
+    """Selection from both ends of the metric respects favoured and excluded tokens."""
 
     GRID = TokenGrid((32, 32), (2, 2))
 
@@ -118,6 +118,18 @@ class TestPreferences:
         mask = torch.zeros(1, 32, 32)
         mask[:, 8:24, 8:24] = 1.0
         return mask
+
+    @pytest.mark.parametrize("scale", [0.1, 10.0])
+    @pytest.mark.parametrize("high_ratio", [0.0, 0.5, 1.0])
+    def test_excluded_tokens_never_become_active(self, high_ratio, scale):
+        preferences = Preferences.of(self.GRID, None, self._mask())
+        assert preferences.needed_count == 12 * 12  # eight tokens and a margin of two on each side
+        config = PaperSettings(high_ratio=high_ratio, starvation_scale=scale)
+        metric, drops = torch.rand(1, 256, generator=_generator()), torch.zeros(1, 256, dtype=torch.int32)
+        for _ in range(30):
+            active = select_active(metric, drops, 64, config, preferences)
+            assert preferences.needed.gather(1, active).all()
+            drops = count_drops(drops, active)
 
     @pytest.mark.parametrize("high_ratio", [0.0, 0.5, 1.0])
     def test_favoured_tokens_are_active_more_often(self, high_ratio):

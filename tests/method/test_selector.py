@@ -1,4 +1,4 @@
-"""Selection by predicted change, by numbers one can work out by hand."""
+"""Selection by predicted change, with hand-computed numbers."""
 
 import pytest
 import torch
@@ -23,15 +23,15 @@ def _observe(selector, values, sigma, active=None):
 
 
 class TestChange:
-    def test_nothing_to_go_by_before_two_results(self):
+    def test_there_is_no_score_before_two_results(self):
         selector = _selector(3)
         assert selector.select(1, 1.0) is None
         _observe(selector, [0, 0, 0], 1.0)
         assert selector.select(1, 0.9) is None
 
     def test_rate_times_staleness(self):
-        """Sigma 1.0 to 0.8: rates 5 and 10. Token 7 is evaluated at 0.6, where it stood still; at 0.5
-        token 0 is 0.3 stale with rate 5, and token 7 is 0.1 stale with rate 0."""
+        """Sigma 1.0 to 0.8: rates 5 and 10. Token 7 is evaluated at 0.6, where it has not changed.
+        At 0.5, token 0 is stale by 0.3 with rate 5, and token 7 by 0.1 with rate 0."""
         selector = _selector(8)
         zeros = [0.0] * 8
         _observe(selector, zeros, 1.0)
@@ -43,7 +43,7 @@ class TestChange:
         # a corner token has one neighbour here: the root of rate (5 + 0) / 2, times 0.3
         assert selector.score[0, 0].item() == pytest.approx(2.5**0.5 * 0.3)
 
-    def test_smoothing_at_the_border_is_over_the_neighbours_that_exist(self):
+    def test_smoothing_at_the_border_uses_the_existing_neighbours(self):
         selector = _selector(3)
         _observe(selector, [0, 0, 0], 1.0)
         _observe(selector, [0.0, 0.0, 6.0], 0.5)
@@ -51,7 +51,7 @@ class TestChange:
         assert selector.score[0].tolist() == pytest.approx([0.0, 2.0, 6**0.5])
 
     def test_a_fresh_token_does_not_inherit_the_staleness_of_its_neighbours(self):
-        """Rates 4, 4, 4. Token 1 was evaluated at 0.5 and stays behind the others until it is stale too."""
+        """Rates 4, 4, 4. Token 1 was evaluated at 0.5 and ranks below the others until it is stale too."""
         selector = _selector(3)
         _observe(selector, [0, 0, 0], 1.0)
         _observe(selector, [1.6, 1.6, 1.6], 0.6)
@@ -60,8 +60,9 @@ class TestChange:
         assert selector.score[0].tolist() == pytest.approx([0.4, 0.2, 0.4])
 
     def test_every_token_returns_in_a_long_run_without_resets(self):
-        """16 tokens, four a step, the slowest at a quarter of the fastest one's rate: nobody waits for more
-        than four times the even share of four steps."""
+        """16 tokens, four per step, the slowest at a quarter of the fastest one's rate: no token waits for
+        more than four times the average of four steps.
+        """
         selector = ChangeSelector(TokenGrid((8, 8), (2, 2)))
         rates = (1.0 + torch.arange(16) % 4).view(1, 1, 4, 4)
         absent, longest, active = torch.zeros(16), 0, None
@@ -77,7 +78,7 @@ class TestChange:
             longest = max(longest, int(absent.max()))
         assert longest <= 16
 
-    def test_a_second_evaluation_at_the_same_sigma_tells_no_rate(self):
+    def test_a_second_evaluation_at_the_same_sigma_gives_no_rate(self):
         selector = _selector(2)
         _observe(selector, [0, 0], 1.0)
         _observe(selector, [1, 0], 0.5)
@@ -85,8 +86,8 @@ class TestChange:
         assert selector._rate[0].tolist() == pytest.approx([2.0, 0.0])
 
     def test_over_time(self):
-        """Two latent frames of 1 x 3 tokens. The second one moves at its end: its middle token is the next to
-        move, and no token of the first frame. Rates 0, 0, 12; smoothed 0, 4, 6.
+        """Two latent frames of 1 x 3 tokens. The second frame changes at its end: its middle token is the
+        next to change, but no token of the first frame. Rates 0, 0, 12; smoothed 0, 4, 6.
         """
         selector = ChangeSelector(TokenGrid((2, 1, 3), (1, 1, 1)))
         still, moved = torch.zeros(1, 4, 2, 1, 3), torch.zeros(1, 4, 2, 1, 3)
@@ -95,7 +96,7 @@ class TestChange:
         selector.observe(still, moved, 0.5, None)
         assert selector.select(2, -0.5).tolist() == [[4, 5]]
         assert selector.score[0].tolist() == pytest.approx([0, 0, 0, 0, 2, 6**0.5])
-        selector.observe(still, moved, 0.4, torch.tensor([[4, 5]]))  # both stand still now
+        selector.observe(still, moved, 0.4, torch.tensor([[4, 5]]))  # neither changes now
         assert selector._sigma[0].tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.4, 0.4])
 
     def test_selected_tokens_are_sorted_and_counted(self):

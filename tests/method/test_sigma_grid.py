@@ -1,4 +1,4 @@
-"""Where steps belong, by small exact examples and by an equation whose error is known."""
+"""Placement of steps, with small exact examples and an equation with a known error."""
 
 import math
 
@@ -25,10 +25,10 @@ class TestDensity:
     def test_a_block_of_four_times_the_cost_gets_twice_the_steps_at_order_two(self):
         assert density_of([4, 1, 1, 1]) == pytest.approx([0.4, 0.2, 0.2, 0.2])
 
-    def test_of_order_one_it_is_the_cost_itself(self):
+    def test_at_order_one_it_is_the_cost_itself(self):
         assert density_of([3, 1], order=1) == pytest.approx([0.75, 0.25])
 
-    def test_half_way_to_an_even_one(self):
+    def test_half_way_to_an_even_density(self):
         assert density_of([9, 1], even=0.5) == pytest.approx([0.625, 0.375])
         assert density_of([9, 1], even=1.0) == pytest.approx([0.5, 0.5])
 
@@ -38,7 +38,7 @@ class TestDensity:
         assert found == pytest.approx([1, 0.75, 0.5, 0.25, 0])
 
     @pytest.mark.parametrize("costs", [[], [1, -1], [1, math.nan], [math.inf, 1]])
-    def test_what_is_no_cost_is_refused(self, costs):
+    def test_invalid_costs_are_refused(self, costs):
         with pytest.raises(RASError, match=r"costs of blocks.*Expected:.*What to do:"):
             density_of(costs)
 
@@ -49,18 +49,18 @@ class TestDensity:
 
 
 class TestPositions:
-    def test_equal_mass_in_every_step(self):
-        # The first half holds three quarters of the mass: three of four steps.
+    def test_every_step_has_the_same_mass(self):
+        # The first half has three quarters of the mass: three of four steps.
         assert positions([0.75, 0.25], 4) == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 1])
 
-    def test_one_step_goes_all_the_way(self):
+    def test_one_step_spans_the_whole_range(self):
         assert positions([0.7, 0.3], 1) == (0, 1)
 
     def test_a_block_without_mass_is_crossed_by_one_step(self):
         assert positions([0.5, 0, 0.5], 4) == pytest.approx([0, 1 / 6, 2 / 3, 5 / 6, 1])
 
-    def test_a_part_is_divided_by_the_mass_in_it(self):
-        # From 1/4 on, 3/8 of the mass lies in the first half and 1/4 in the second: three steps and two.
+    def test_a_part_is_divided_by_its_mass(self):
+        # From 1/4 on, 3/8 of the mass is in the first half and 1/4 in the second: three steps and two.
         found = positions([0.75, 0.25], 5, start=0.25)
         assert found == pytest.approx([0.25, 1 / 3, 5 / 12, 0.5, 0.75, 1])
 
@@ -117,7 +117,7 @@ class TestFrontLoaded:
 
 
 class TestPart:
-    """A part has the first and last level of the sampler's own grid."""
+    """A part of a run starts and ends at the levels of the sampler's own grid."""
 
     def test_two_parts_of_a_run_meet(self):
         simple = tuple(1 - i / 4 for i in range(5))
@@ -131,17 +131,17 @@ class TestPart:
         assert part_of(FINE, [0.8, 0.2], 2, (1, 0.75, 0.5)) == pytest.approx((1, 0.75, 0.5))
 
     def test_denoise_keeps_its_first_level(self):
-        # KSampler with 3 steps and denoise 0.75 takes the last 3 of 4.
+        # KSampler with 3 steps and denoise 0.75 does the last 3 of 4.
         found = part_of(FINE, [0.9, 0.1], 5, (0.75, 0.5, 0.25, 0))
         assert len(found) == 6 and (found[0], found[-1]) == (0.75, 0)
-        # 0.45 of the mass lies before the middle, and 0.1 after it: 5 steps of 0.11, the last begins there.
+        # 0.45 of the mass is before the middle, and 0.1 after it: 5 steps of 0.11, the last starts there.
         assert found[4] == pytest.approx(0.5, abs=0.01)
 
     def test_levels_beyond_the_models_own_are_kept_evenly(self):
         assert part_of(FINE, [1], 2, (3.0, 2.5, 2.0)) == pytest.approx((3, 2.5, 2))
 
 
-class TestAnEquationThatBendsEarly:
+class TestAnEquationWithEarlyCurvature:
     """dx/du = f(u) with f large and steep in the first eighth: Euler's errors are known in closed form."""
 
     @staticmethod
@@ -159,14 +159,15 @@ class TestAnEquationThatBendsEarly:
             found.append(abs(self.euler(skipping) - reference))
         return found
 
-    def test_the_steps_go_there(self):
+    def test_the_steps_concentrate_there(self):
         density = density_of(self.costs(8, 4))
-        # f falls by 40 u there and rises by 0.1 u elsewhere: errors differ 400 times, the density 20 times.
+        # f decreases by 40 u there and increases by 0.1 u elsewhere: errors differ by a factor of 400, the
+        # density by 20.
         assert density[0] / density[1] == pytest.approx(20, rel=0.01)
         assert density[1:] == pytest.approx([density[1]] * 7)
 
     @pytest.mark.parametrize("steps", [4, 8, 16])
-    def test_the_result_is_nearer(self, steps):
+    def test_the_result_is_closer(self, steps):
         exact = 40 * 0.125**2 / 2 + 0.1 / 2
         chosen = positions(density_of(self.costs(8, 4)), steps)
         even = positions(even_density(), steps)

@@ -1,8 +1,8 @@
-"""The boundary to a network: borders of each tensor by its own rows, and networks that are refused.
+"""The interface to a network: borders of each tensor from its own rows, and networks that are refused.
 
-Flux and HiDream have no adapter in the pack. Small ones here show that the boundary carries what the
-supported families do not have: text that joins the image between two kinds of blocks, position tables with
-their rows on another axis, reference images after the image, and text behind it.
+Flux and HiDream have no adapter in the pack. The small adapters here show that the interface supports what
+the supported families do not have: text that joins the image between two kinds of blocks, position tables
+with their rows on another axis, and reference images or text after the image.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ TINY = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable
 
 
 class Blocks(ModelAdapter):
-    """What the adapters of this file share; they take part in no run, so they have no cost."""
+    """Base of the adapters in this file; they are not used in runs, so they have no cost profile."""
 
     text_in_hidden = False
 
@@ -49,8 +49,8 @@ class Blocks(ModelAdapter):
 
 
 class Flux(Blocks):
-    """Text of its own in the first blocks, in front of the image in the others; position tables
-    (b, 1, r, ...) for both; reference images after the image.
+    """The first blocks have separate text, the others text before the image; position tables (b, 1, r, ...)
+    for both; reference images after the image.
     """
 
     family, classes = "Flux", ("flux.model.Flux",)
@@ -69,7 +69,7 @@ class Flux(Blocks):
 
 
 class HiDream(Blocks):
-    """The image first, then text, of which each block has other rows."""
+    """The image first, then text, whose rows differ in each block."""
 
     family, classes = "HiDream", ("hidream.model.HiDreamImageTransformer2DModel",)
 
@@ -133,7 +133,7 @@ CASES = {
 
 
 class Case:
-    """A network, its adapter, and calls of it."""
+    """A network and its adapter, with functions to call it."""
 
     def __init__(self, name: str):
         adapter, build, inputs = CASES[name]
@@ -184,8 +184,8 @@ class TestEachTensorHasItsOwnBorders:
         order = [torch.randperm(N, generator=torch.Generator().manual_seed(i)) for i in range(BATCH)]
         assert distance(case.call(torch.stack(order)), dense) < FLOAT
 
-    def test_positions_that_are_not_gathered_show(self, case):
-        """The two proofs above can fail; some networks cut a table that is too long, without an error."""
+    def test_positions_that_are_not_gathered_are_detected(self, case):
+        """Shows that the two tests above can fail: some networks silently truncate longer tables."""
 
         class Forgets(type(case.adapter)):
             def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
@@ -199,7 +199,7 @@ class TestEachTensorHasItsOwnBorders:
         mask = TokenGrid(SIZE, (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
-    def test_what_the_cache_holds(self):
+    def test_contents_of_the_cache(self):
         """Seven text rows, 30 of the image, 24 of a reference; HiDream: text and two times five of Llama."""
         kept = {}
         for name in CASES:
@@ -223,7 +223,7 @@ class TestBorders:
             borders_of(rows, 30, suffix, "a tensor")
 
     def test_tables_of_different_length_and_axis(self):
-        """Two images, three tokens; the second image's active ones are 2 and 0."""
+        """Two images, three tokens; the second image's active tokens are 2 and 0."""
         rows = ActiveRows(torch.tensor([[1], [2]]), 3, suffix=1)
         table = torch.arange(6).view(1, 6, 1)  # two text rows, three tokens, one row of padding
         assert rows.gather_table(table, 1)[..., 0].tolist() == [[0, 1, 3, 5], [0, 1, 4, 5]]
@@ -241,10 +241,10 @@ class TestBorders:
         mask = torch.arange(4).view(1, 1, 4)  # one text row
         assert rows.short_mask(mask, 3)[0, 0].tolist() == [0, 3, 1]
         assert rows.short_mask(mask, 4) is mask
-        assert rows.short_mask(mask[..., :2], 3)[0, 0].tolist() == [0, 1]  # another attention's
+        assert rows.short_mask(mask[..., :2], 3)[0, 0].tolist() == [0, 1]  # of another attention
 
     def test_rows_where_no_text_is_expected_make_the_run_dense(self):
-        """SD3 has no text in the image's tensor, so a row more would be somebody else's."""
+        """SD3 has no text in the image's tensor, so an additional row would be unknown."""
         model = FAMILIES["sd3"].build()
         network = model.model.diffusion_model
         slots = {(0, 0): KVRows.of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), 0, 0)}
@@ -255,7 +255,7 @@ class TestBorders:
 
 
 class TestControl:
-    """Residuals of a ControlNet in the form that ComfyUI's Flux takes, for two blocks of each kind."""
+    """Residuals of a ControlNet in the form that ComfyUI's Flux expects, for two blocks of each kind."""
 
     ACTIVE = torch.arange(1, N, 3).expand(BATCH, -1)
 
@@ -297,7 +297,7 @@ class TestControl:
         assert Flux().gather_control(empty, {}, self.ACTIVE, N) == empty
 
     def test_residuals_of_both_lists_are_inputs_of_a_captured_call(self):
-        """A replay would otherwise read the residuals of the step that was captured."""
+        """Otherwise, a replay would read the residuals of the captured step."""
         control = self._control()
         call = ModelCall(lambda *args, **kwargs: args[4], dict.fromkeys(ARGUMENTS[:4]), control, {})
         residuals = {name: each for name, each in call.captured_inputs.items() if name.startswith(RESIDUAL)}
@@ -339,7 +339,7 @@ class TestRefusal:
         ):
             adapter_for(network)
 
-    def test_a_case_that_would_go_wrong_silently_runs_dense_with_its_sentence(self, family, monkeypatch):
+    def test_a_case_that_would_fail_silently_runs_dense_with_its_reason(self, family, monkeypatch):
         """The adapter sees the inputs of the call and its options."""
         asked = []
 

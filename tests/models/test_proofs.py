@@ -28,7 +28,7 @@ def _tokens(size: tuple[int, int]) -> int:
 
 
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = None, sigma: float = 0.7):
-    """The denoised estimate of one conditioning, through the host's apply_model."""
+    """The denoised estimate of one conditioning, through ComfyUI's apply_model."""
     base = model.model
     context, extras = family.conditioning(1)[0]
     conds = base.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
@@ -42,7 +42,7 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = Non
 
 
 class TestIdentity:
-    """What asks for dense steps only is the unpatched model, bit for bit."""
+    """With only dense steps, the result is bit-identical to that of the unpatched model."""
 
     @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m", "heun", "euler_ancestral", "dpmpp_2m_sde"])
     @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ class TestIdentity:
 
 
 class TestReality:
-    """The arithmetic of a regional call is that of the dense call."""
+    """A regional call computes the same as the dense call."""
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
     @pytest.mark.parametrize("batch", [1, 2])
@@ -73,7 +73,7 @@ class TestReality:
         slots = {}
         dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
         assert torch.equal(dense, _call(model, family, x))
-        for sequence in slots.values():  # nothing may come from the cache when every token is active
+        for sequence in slots.values():  # if every token is active, nothing may come from the cache
             sequence.key.fill_(torch.nan)
             sequence.value.fill_(torch.nan)
         order = torch.stack(
@@ -98,10 +98,10 @@ class TestReality:
         grid = TokenGrid(size, (2, 2))
         mask = grid.active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
-        assert distance(regional[~mask], dense[~mask]) > 0.01  # those places are filled from the cache later
+        assert distance(regional[~mask], dense[~mask]) > 0.01  # these tokens are filled from the cache later
 
-    def test_cached_keys_and_values_carry_weight(self, family):
-        """The proof above can fail: with other cached rows the active tokens come out differently."""
+    def test_cached_keys_and_values_have_an_effect(self, family):
+        """Shows that the test above can fail: with other cached rows, the active tokens' output differs."""
         model, x, n = family.build(), family.noise(), 64
         network = model.model.diffusion_model
         slots = {}
@@ -138,7 +138,7 @@ class TestReality:
         model, noise = family.build(), family.noise(batch=2)
         together, _ = sample_ras(model, family, noise)
         calls = split_prompts(monkeypatch, model, every=2 if mode == "alternating" else 0)
-        # The host's estimate is also what the choice of a cache looks at; here it is about grouping only.
+        # ComfyUI's memory estimate also affects the form of the cache; this test is only about grouping.
         config = RASConfig(**{**vars(FAST), "kv_cache": "gpu"})
         apart, trace = sample_ras(model, family, noise, config)
         assert calls
@@ -158,7 +158,7 @@ class TestReality:
 
 
 class TestEffect:
-    """Fewer tokens really enter the network; counted, not inferred from the picture."""
+    """Fewer tokens actually enter the network: counted, not inferred from the image."""
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
     def test_rows_that_enter_every_block_and_every_cache(self, family, size):
@@ -171,7 +171,7 @@ class TestEffect:
         def counter(layer):
             return lambda module, args: rows[layer].append(args[hidden].shape[1])
 
-        # forward hooks run after ours, on what the block really got
+        # these forward hooks run after ours, on the actual inputs of the block
         handles = [
             block.register_forward_hook(lambda m, args, out, layer=layer: counter(layer)(m, args))
             for layer, block in enumerate(blocks)
@@ -253,7 +253,7 @@ class TestLifeCycle:
         handle.remove()
         assert _hooks(model) == 0
 
-    def test_two_branches_of_one_graph_do_not_meet(self, family):
+    def test_two_branches_of_one_graph_are_independent(self, family):
         model, noise = family.build(), family.noise()
         configs = [RASConfig(paper=PaperSettings(), sample_ratio=r, start_step=2) for r in (0.5, 0.25)]
         half, quarter = (patch_model(model, config) for config in configs)
@@ -262,7 +262,7 @@ class TestLifeCycle:
         assert torch.equal(sample(half, family, noise), first)
         assert last_trace(half).token_share != last_trace(quarter).token_share
 
-    def test_the_last_of_two_patches_wins(self, family, caplog):
+    def test_the_last_of_two_patches_takes_effect(self, family, caplog):
         model, noise = family.build(), family.noise()
         with caplog.at_level("INFO"):
             twice = patch_model(patch_model(model, RASConfig(sample_ratio=0.25)), FAST)

@@ -1,4 +1,4 @@
-"""Help pages and translations against the schemas: a new input without help fails here."""
+"""Help pages and translations must match the schemas: a new input without help fails here."""
 
 import asyncio
 import importlib
@@ -12,7 +12,7 @@ from support.comfy import PACK, ROOT
 DOCS = ROOT / "web" / "docs"
 LOCALES = ("en", "de", "ja", "zh")
 SEED_CONTROL = "control_after_generate"
-"""A widget that ComfyUI's interface adds after a seed; it has a name, and no tooltip of its own."""
+"""A widget that ComfyUI's interface adds after a seed; it has a name but no tooltip."""
 
 
 def _schemas() -> dict:
@@ -86,8 +86,8 @@ class TestPages:
         assert "## Limits" in text
 
     @pytest.mark.parametrize("node_id", SCHEMAS)
-    def test_pictures_and_links(self, node_id):
-        """The interface resolves relative pictures against web/docs, and relative links against nothing."""
+    def test_images_and_links(self, node_id):
+        """The interface resolves relative images against web/docs, and relative links against nothing."""
         text = page(node_id)
         for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
             path = DOCS / picture
@@ -96,8 +96,8 @@ class TestPages:
         assert all(link.startswith("https://") for link in links)
 
     @pytest.mark.parametrize("node_id", SCHEMAS)
-    def test_choices_in_code_marks_exist(self, node_id):
-        """A good value in the tables is one that the input offers."""
+    def test_choices_in_code_spans_exist(self, node_id):
+        """Every recommended value in the tables is an option of its input."""
         inputs = SCHEMAS[node_id].inputs
         options = {item.id: item.options for item in inputs if getattr(item, "options", None)}
         for name, good in re.findall(r"^\| (\w+) \| ([^|]*)\|", page(node_id), re.MULTILINE):
@@ -105,7 +105,7 @@ class TestPages:
                 assert set(re.findall(r"`([^`]+)`", good)) <= set(options[name]), (node_id, name)
 
     @pytest.mark.parametrize("text_of", ["RASPatchModel", "RASKSampler", "RASCompare", "README"])
-    def test_gains_of_the_starting_points_are_the_arithmetic(self, text_of):
+    def test_gains_of_the_starting_points_are_the_computed_ones(self, text_of):
         text = (ROOT / "README.md").read_text(encoding="utf-8") if text_of == "README" else page(text_of)
         pattern = r"^\|[^|]+\| (\d+) \| (\d+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+)× \|"
         rows = re.findall(pattern, text, re.MULTILINE)
@@ -133,7 +133,7 @@ def _expected(steps: int, start: int, ratio: float) -> tuple[float, float]:
 
 
 def _sd3_medium():
-    """The cost of ComfyUI's MMDiT in SD3-medium's size, made without memory."""
+    """The cost of ComfyUI's MMDiT in SD3-medium's size, created without allocating memory."""
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
 
@@ -150,7 +150,7 @@ def _sd3_medium():
 
 
 class TestLocales:
-    def test_only_files_that_comfyui_reads(self):
+    def test_there_are_only_files_that_comfyui_reads(self):
         known = {"main.json", "nodeDefs.json", "commands.json", "settings.json"}
         assert {path.name for path in (ROOT / "locales").iterdir()} == set(LOCALES)
         for path in (ROOT / "locales").rglob("*.json"):
@@ -168,8 +168,8 @@ class TestLocales:
         assert [key for key, text in texts.items() if not text.strip()] == []
 
     @pytest.mark.parametrize("language", LOCALES)
-    def test_nothing_that_the_interface_takes_for_a_placeholder(self, language):
-        """The interface's message format gives { } @ and | a meaning."""
+    def test_no_text_contains_placeholders_of_the_interface(self, language):
+        """{ } @ and | have a special meaning in the interface's message format."""
         assert {key: text for key, text in flat(locale(language)).items() if re.search(r"[{}@|]", text)} == {}
 
     @pytest.mark.parametrize("language", [name for name in LOCALES if name != "en"])
@@ -179,8 +179,8 @@ class TestLocales:
         assert untouched == []
 
     @pytest.mark.parametrize("language", LOCALES)
-    def test_one_text_for_one_meaning(self, language):
-        """The same English sentence has one translation, in whichever node it stands."""
+    def test_one_translation_for_one_meaning(self, language):
+        """The same English sentence has the same translation in all nodes."""
         texts, english = flat(locale(language)), flat(TEXTS)
         seen: dict[str, str] = {}
         for key in english:
@@ -188,7 +188,7 @@ class TestLocales:
                 assert seen.setdefault(english[key], texts[key]) == texts[key], key
 
     def test_settings_of_the_interface(self):
-        """English says what web/*.js says; the interface looks a setting up with _ for the dots of its id."""
+        """English equals web/*.js; the interface looks up a setting by its id with _ instead of dots."""
         scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").rglob("*.js"))
         ids = {name.replace(".", "_") for name in re.findall(r'"(MultirateRAS\.[\w.]+)"', scripts)}
         settings = {language: locale(language, "settings") for language in LOCALES}
@@ -200,7 +200,7 @@ class TestLocales:
         assert [text for text in flat(settings["en"]).values() if f'"{text}"' not in scripts] == []
 
     def test_comfyui_reads_them(self, tmp_path, monkeypatch):
-        """Through the host's own reader, with the pack as the only custom node."""
+        """Read by ComfyUI's own code, with the pack as the only custom node."""
         import folder_paths
         from app.custom_node_manager import CustomNodeManager
 
@@ -213,8 +213,8 @@ class TestLocales:
 
 
 @pytest.mark.server
-def test_a_server_hands_them_out(server):
-    """Where the interface asks: /i18n, and the folder that the node's module names."""
+def test_a_server_serves_them(server):
+    """At the addresses that the interface uses: /i18n, and the folder that the node's module names."""
     from ras_pack.dev.server import fetch
 
     nodes = json.loads(fetch(f"{server.url}/i18n"))["zh"]["nodeDefs"]

@@ -1,4 +1,4 @@
-"""The nodes as ComfyUI loads them: schemas that saved graphs rely on, errors, and the pictures of a trace."""
+"""The nodes as ComfyUI loads them: schemas that saved graphs depend on, errors, and images of a trace."""
 
 import asyncio
 import importlib.util
@@ -73,7 +73,7 @@ OUTPUTS = {
 
 @pytest.fixture(scope="module")
 def nodes():
-    """The nodes by id, through the pack's entry point, imported under a path as ComfyUI does."""
+    """The nodes by id, from the pack's entry point, imported by path as ComfyUI does."""
     name = str(ROOT).replace(".", "_x_")
     spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py")
     module = importlib.util.module_from_spec(spec)
@@ -91,7 +91,7 @@ def _execute(node, **arguments):
 
 
 def _execute_host(sample, model, inputs):
-    """The latent of the host's KSampler node."""
+    """The latent of ComfyUI's KSampler node."""
     with torch.inference_mode():
         return sample(model, **inputs)[0]
 
@@ -138,7 +138,7 @@ class TestSchemas:
             for item in [*schema.inputs, *schema.outputs]:
                 assert item.tooltip and len(item.tooltip) > 8, (schema.node_id, item)
 
-    def test_sampler_choices_are_the_hosts(self, nodes):
+    def test_sampler_choices_are_comfyuis(self, nodes):
         import nodes as host_nodes
 
         ours = {item.id: item for item in nodes["RASKSampler"].GET_SCHEMA().inputs}
@@ -148,7 +148,7 @@ class TestSchemas:
 
 
 class TestErrors:
-    """At node time, before anything is computed: what came, what is expected, what to do."""
+    """Raised before anything is computed; they name the value, what is expected, and what to do."""
 
     def _message(self, nodes, model, **changes) -> str:
         with pytest.raises(ValueError) as caught:
@@ -214,7 +214,7 @@ class TestErrors:
         with pytest.raises(ValueError, match="no run of this model has finished yet.*Expected.*What to do"):
             _execute(nodes["RASTrace"], model=patched, latent={})
 
-    def test_a_host_without_the_attention_override_is_refused(self, nodes, sd3, monkeypatch):
+    def test_a_comfyui_without_the_attention_override_is_refused(self, nodes, sd3, monkeypatch):
         import comfy.ldm.modules.attention
 
         monkeypatch.delattr(comfy.ldm.modules.attention, "wrap_attn", raising=False)
@@ -230,7 +230,7 @@ class TestSampling:
     @pytest.mark.parametrize("is_paper", [False, True])
     @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "heun"])
     def test_it_equals_patch_and_ksampler(self, nodes, sd3, sampler_inputs, sampler_name, is_paper):
-        """With either method: corrections act wherever RAS does."""
+        """With either method: corrections are applied wherever RAS is."""
         import nodes as host_nodes
 
         inputs = {**sampler_inputs, "sampler_name": sampler_name}
@@ -245,7 +245,7 @@ class TestSampling:
 
     @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m"])
     def test_multirate_equals_patch_and_custom_sampler(self, nodes, sd3, sampler_inputs, sampler_name):
-        """RASKSampler's euler and dpmpp_2m are the corrected integrators that RASSampler gives."""
+        """RASKSampler's euler and dpmpp_2m are the same corrected integrators as RASSampler's."""
         import comfy.sample
         import comfy.samplers
 
@@ -282,7 +282,7 @@ class TestSampling:
             assert often[:4].mean() > 1.5 * often[4:].mean()
 
     def test_a_sampler_with_nothing_to_do(self, nodes, sd3, sampler_inputs):
-        """KSampler with denoise 0 hands the latent on; so do we, and the preview still draws."""
+        """With denoise 0, RASKSampler returns the latent unchanged, like KSampler; the preview works."""
         latent = {"samples": torch.ones(1, 16, 8, 8)}
         inputs = {**sampler_inputs, "denoise": 0.0, "latent_image": latent}
         result = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **_settings())
@@ -302,12 +302,12 @@ class TestCompare:
 
         a, b = np.zeros((16, 16, 3)), np.full((16, 16, 3), 0.1)
         assert psnr(a, b) == pytest.approx(20.0) and psnr(a, a) == 100.0
-        # constant pictures: (2 * 0 * 0.1 + c1) / (0 + 0.01 + c1) with c1 = 0.0001
+        # constant images: (2 * 0 * 0.1 + c1) / (0 + 0.01 + c1) with c1 = 0.0001
         assert ssim(a, b) == pytest.approx(0.0001 / 0.0101) and ssim(a, a) == pytest.approx(1.0)
         assert difference(a, b).max() == pytest.approx(0.4)
 
     @pytest.mark.parametrize("paper", [None, {"ratio_end": 0.25}], ids=["multirate", "paper"])
-    def test_dense_and_ras_side_by_side(self, nodes, sd3, sampler_inputs, paper):
+    def test_dense_and_ras_images_are_compared(self, nodes, sd3, sampler_inputs, paper):
         class Vae:
             """Three channels of the latent, eight times as large."""
 
@@ -327,12 +327,12 @@ class TestCompare:
         assert result.ui["ras"][0]["regional_steps"] == 4
 
 
-class TestPictures:
+class TestImages:
     def test_a_frame_for_every_step_and_one_summary(self, nodes, sampled):
         trace = sampled[1]
         result = _execute(nodes["RASMaskPreview"], trace=trace, images=torch.rand(2, 128, 128, 3))
         frames, summary = result.args
-        assert frames.shape == (8, 8 * 16 + 32, 2 * 8 * 16, 3)  # two images side by side, and a line of text
+        assert frames.shape == (8, 8 * 16 + 32, 2 * 8 * 16, 3)  # two images in a row, and a line of text
         assert summary.shape == (1, 720, 1080, 3)
         for image in (frames, summary):
             assert image.dtype is torch.float32 and 0 <= image.min() and image.max() <= 1
@@ -343,7 +343,7 @@ class TestPictures:
         regional = trace.steps[5]
         body = frames[5, :128, :128].mean(axis=2).reshape(8, 16, 8, 16).mean(axis=(1, 3))
         assert body[regional.active[0]].min() > body[~regional.active[0]].max()
-        assert np.ptp(frames[0, 4:100, 4:100]) < 0.01  # a dense step shows the whole picture
+        assert np.ptp(frames[0, 4:100, 4:100]) < 0.01  # a dense step shows the whole image
 
     def test_numbers_for_the_interface(self, nodes, sampled):
         import json

@@ -1,4 +1,4 @@
-"""Prompts in API format through ComfyUI's own validation: what a node refuses when a prompt is queued."""
+"""Prompts in API format and ComfyUI's own validation: inputs that a node refuses when a prompt is queued."""
 
 import asyncio
 import importlib
@@ -22,7 +22,7 @@ PAPER = {
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    """The pack's nodes where ComfyUI looks them up."""
+    """Register the pack's nodes where ComfyUI looks them up."""
     import nodes as comfy_nodes
 
     extension = asyncio.run(importlib.import_module(f"{PACK}.nodes").comfy_entrypoint())
@@ -48,7 +48,7 @@ def _prompt(sampler: dict, paper: dict) -> dict:
 
 
 def _errors(sampler: dict | None = None, paper: dict | None = None) -> dict[str, list[str]]:
-    """What ComfyUI tells of each node that it refuses."""
+    """ComfyUI's errors for each node that it refuses."""
     import execution
 
     prompt = _prompt(sampler or {}, paper or {})
@@ -60,15 +60,15 @@ def _errors(sampler: dict | None = None, paper: dict | None = None) -> dict[str,
     return {node: [each["details"] for each in told["errors"]] for node, told in refused.items()}
 
 
-def _is_told_what_is_not_in_the_schema() -> bool:
+def _validates_inputs_outside_the_schema() -> bool:
     return bool(importlib.import_module(f"{PACK}.nodes.retired").ACCEPT_ALL)
 
 
-def test_a_prompt_of_today_is_accepted():
+def test_a_current_prompt_is_accepted():
     assert _errors() == {}
 
 
-def test_inputs_that_are_gone_and_changed_nothing_are_passed_over():
+def test_removed_inputs_at_their_default_are_ignored():
     assert _errors(OLD_DEFAULTS) == {}
     assert _errors({**OLD_DEFAULTS, "metric": "random", "high_ratio": 0.5, "control_after_generate": 1}) == {}
 
@@ -82,9 +82,9 @@ def test_inputs_that_are_gone_and_changed_nothing_are_passed_over():
         ({"method": "paper", "error_reset_steps": "12,20"}, "method = 'paper', error_reset_steps = '12,20'"),
     ],
 )
-def test_inputs_that_are_gone_and_decided_something_are_refused_once(changes, told):
+def test_removed_inputs_with_another_value_are_refused_once(changes, told):
     """ComfyUI alone would run such a prompt with another method."""
-    if not _is_told_what_is_not_in_the_schema():
+    if not _validates_inputs_outside_the_schema():
         pytest.skip(
             "this ComfyUI drops unknown inputs before a node sees them; the node refuses when it runs"
         )
@@ -106,6 +106,6 @@ def test_settings_of_the_papers_method_are_refused_once(changes, told):
     assert told in message and "Expected:" in message and "What to do:" in message
 
 
-def test_ranges_of_other_inputs_are_still_comfyuis_to_check():
+def test_ranges_of_other_inputs_are_still_checked_by_comfyui():
     assert _errors({"sample_ratio": 1.5}) == {"4": ["sample_ratio"]}
     assert _errors({"steps": 0}) == {"4": ["steps"]}

@@ -1,4 +1,4 @@
-"""What an eager regional step costs the CPU beyond ComfyUI's own code."""
+"""CPU cost of an eager regional step beyond ComfyUI's own code."""
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.attention as host_attention
@@ -18,21 +18,21 @@ from support.families import FAMILIES, Family
 
 DEPTHS = (3, 5)
 DEPTH = {"SD3": "num_blocks", "Lumina2": "n_layers", "ZImage": "n_layers"}
-"""What a family's configuration calls the number of its main blocks; the pack's own says num_layers."""
+"""Name of the number of main blocks in a family's configuration; the pack's own uses num_layers."""
 
 Bound = tuple[float, float, float]
-"""PyTorch operations: all, those that run something on the device, and those that allocate."""
+"""PyTorch operations: all, those that launch work on the device, and those that allocate."""
 
 OF_AN_ATTENTION: dict[str, Bound] = {"gpu": (8, 2, 0), "fp8": (58, 24, 8), "forecast": (45, 24, 18)}
-"""By form of the cache, without Triton kernels; a forecast is judged in every second attention."""
+"""Cost of an attention by form of the cache, without Triton; every second attention judges a forecast."""
 
 OF_A_CALL: dict[str, Bound] = {"gpu": (55, 12, 10), "fp8": (71, 16, 14), "forecast": (112, 36, 34)}
-"""What a call costs in addition; partly because an older ComfyUI passes a mask to the image refiners."""
+"""Additional cost of a call, partly because an older ComfyUI passes a mask to the image refiners."""
 
 
 @pytest.fixture(autouse=True)
 def _pytorch_attention(monkeypatch):
-    """As on a GPU; other attention functions get shared heads repeated."""
+    """Use PyTorch's attention, as on a GPU; other attention functions need repeated heads."""
     function = host_attention.attention_pytorch
     monkeypatch.setattr(comfy.ldm.modules.diffusionmodules.mmdit, "optimized_attention", function)
     monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
@@ -69,8 +69,8 @@ def _apply(model, family: Family, side: int, options: dict, sigma: float, counte
 
 
 @pytest.mark.parametrize("format_name", OF_AN_ATTENTION)
-def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, format_name):
-    """Two depths: what the deeper network costs more is due to its attentions, the rest to the call."""
+def test_a_call_and_each_of_its_attentions_stay_within_their_costs(family, format_name):
+    """Two depths: the difference in cost is due to the attentions, the rest to the call."""
     (shallow, host_shallow), (deep, host_deep) = (_calls(family, format_name, depth) for depth in DEPTHS)
     of_one = ((deep - shallow) - (host_deep - host_shallow)) / (DEPTHS[1] - DEPTHS[0])
     besides = shallow - host_shallow - of_one * sum(family.block_attentions)
@@ -79,22 +79,22 @@ def test_a_call_and_each_attention_of_it_take_no_more_than_they_have_to(family, 
         assert all(n <= most for n, most in zip(numbers, bound[format_name], strict=True)), numbers
 
 
-def test_grouped_heads_are_asked_for_once_a_form(monkeypatch):
-    """Finding out takes six operations, and the answer is the same in all layers."""
+def test_support_for_grouped_heads_is_checked_once_per_form(monkeypatch):
+    """The check takes six operations, and its result is the same in all layers."""
     asked, ask = [], grouped._same_kernel
     monkeypatch.setattr(grouped, "_same_kernel", lambda *tensors: asked.append(1) or ask(*tensors))
     _calls(FAMILIES["lumina2"], "gpu", 4)
     assert len(asked) == 4  # of image refiners and of main blocks, in each of two regional calls
 
 
-def test_what_is_handed_to_attentions_is_allocated_once_a_call(monkeypatch):
+def test_inputs_of_attentions_are_allocated_once_per_call(monkeypatch):
     places, taken = [], Scratch._taken
     monkeypatch.setattr(Scratch, "_taken", lambda *args: places.append(args[1]) or taken(*args))
     _calls(FAMILIES["sd3"], "fp8", 5)
     assert places == [0, 1, 0, 1]  # keys and values, in each of two regional calls
 
 
-def test_what_counts_is_counted():
+def test_each_kind_of_work_is_counted():
     a = torch.ones(4)
     with OperationCounter() as counter:
         a.view(2, 2)

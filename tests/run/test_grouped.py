@@ -1,4 +1,4 @@
-"""Cached K/V heads that several query heads share: no repeats where the host's function allows it."""
+"""Cached K/V heads that several query heads share: not repeated if ComfyUI's attention function allows it."""
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.attention as host_attention
@@ -20,12 +20,12 @@ PLAIN = host_attention.attention_pytorch.__wrapped__
 
 
 def _calls(family) -> int:
-    """Seven regional steps, one such attention a block, both branches in one call."""
+    """Number of such attentions: seven regional steps, one per block, both branches in one call."""
     return 7 * len(family.block_attentions)
 
 
 class Offered(list):
-    """For each call that was offered, whether it was taken; those with a mask, which an older host gives to
+    """For each offered call, whether it was accepted. Calls with a mask, which an older ComfyUI passes to
     refiners, are only counted.
     """
 
@@ -34,7 +34,7 @@ class Offered(list):
 
 @pytest.fixture
 def count(monkeypatch) -> Offered:
-    """The networks on the host's PyTorch attention, and what happens to their calls."""
+    """Use ComfyUI's PyTorch attention, and log what happens to its calls."""
     function = host_attention.attention_pytorch
     monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
     monkeypatch.setattr(ras_pack.lumina_next.network, "optimized_attention", function)
@@ -54,7 +54,7 @@ def count(monkeypatch) -> Offered:
 
 
 def _repeating(family, monkeypatch, **settings):
-    """The same run with repeated heads."""
+    """Repeat the run with repeated heads."""
     with monkeypatch.context() as patch:
         patch.setattr(wrappers, "grouped_attention", lambda: None)
         return sample_ras(family.build(), family, family.noise(13, 19, batch=2), **settings)[0]
@@ -67,7 +67,7 @@ def _run(family, **settings):
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_every_regional_attention_is_grouped_and_gives_the_same(name, count, monkeypatch):
+def test_every_regional_attention_is_grouped_with_the_same_result(name, count, monkeypatch):
     family = FAMILIES[name]
     latent = _run(family)
     assert count == [True] * (_calls(family) - count.masked)
@@ -76,7 +76,7 @@ def test_every_regional_attention_is_grouped_and_gives_the_same(name, count, mon
 
 
 @pytest.mark.parametrize("format_name", ["fp8", "cpu"])
-def test_formats_that_hand_out_buffers(format_name, count, monkeypatch):
+def test_formats_that_return_buffers(format_name, count, monkeypatch):
     family = FAMILIES["lumina2"]
     config = RASConfig(**{**vars(FAST), "kv_cache": format_name})
     latent = _run(family, config=config)
@@ -85,26 +85,26 @@ def test_formats_that_hand_out_buffers(format_name, count, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [name for name in ("z_image", "sd3") if name in FAMILIES])
-def test_families_without_shared_heads_are_left_alone(name, count):
+def test_families_without_shared_heads_are_not_changed(name, count):
     _run(FAMILIES[name])
     assert count == []
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_recorded_calls_are_grouped_too(name, count):
+def test_captured_calls_are_grouped_too(name, count):
     family = FAMILIES[name]
     plain = _run(family)
     count.clear()
     model = family.build()
     capture_on(model, AgainTape())
     latent, trace = sample_ras(model, family, family.noise(13, 19, batch=2))
-    # Recording does its step twice: as what is recorded, and as the replay.
+    # A capture runs its step twice: to capture it, and as a replay.
     assert not trace.notes and len(count) + count.masked >= _calls(family) and all(count)
     assert distance(latent, plain) < FLOAT
 
 
 @pytest.mark.parametrize("name", GROUPED)
-def test_another_function_of_the_host_gets_repeated_heads(name, count, monkeypatch):
+def test_another_attention_function_of_comfyui_gets_repeated_heads(name, count, monkeypatch):
     family, function = FAMILIES[name], host_attention.attention_sub_quad
     grouped = _run(family)
     count.clear()
@@ -141,7 +141,7 @@ class TestOneCall:
 
     @pytest.mark.parametrize("layout", [{}, {"skip_output_reshape": True}], ids=["rows", "heads"])
     @pytest.mark.parametrize("args", [(), (None,), (None, None)])
-    def test_the_layout_is_the_hosts(self, grouped, layout, args):
+    def test_the_layout_is_comfyuis(self, grouped, layout, args):
         kwargs = {"skip_reshape": True, "transformer_options": {}, "_inside_attn_wrapper": True, **layout}
         k, v = (t.repeat_interleave(2, dim=1) for t in (self.k, self.v))
         expected = PLAIN(self.q, k, v, 4, *args, **kwargs)
@@ -161,23 +161,23 @@ class TestOneCall:
             ((), {"scale": 0.5}),
         ],
     )
-    def test_what_is_not_plain_is_left_to_the_host(self, grouped, args, kwargs):
+    def test_special_calls_are_left_to_comfyui(self, grouped, args, kwargs):
         assert grouped(PLAIN, self.q, self.k, self.v, *args, **{"skip_reshape": True, **kwargs}) is None
 
-    def test_other_functions_and_devices_are_left_to_the_host(self, grouped):
+    def test_other_functions_and_devices_are_left_to_comfyui(self, grouped):
         assert grouped(lambda *_: None, self.q, self.k, self.v, skip_reshape=True) is None
         away = (t.to("meta") for t in (self.q, self.k, self.v))
         assert grouped(PLAIN, *away, skip_reshape=True) is None
 
-    def test_a_kernel_that_takes_no_grouped_heads_is_not_traded_for_another(self, grouped, monkeypatch):
-        """In float32 on a GPU: memory-efficient for repeated heads, all weights in one tensor for grouped."""
+    def test_no_slower_kernel_is_used_if_one_does_not_support_grouped_heads(self, grouped, monkeypatch):
+        """In float32 on a GPU: memory-efficient with repeated heads, full score matrix with grouped ones."""
         assert _same_kernel(self.q, self.k, self.v)
         monkeypatch.setattr(
             torch, "_fused_sdp_choice", lambda q, k, v, enable_gqa=False: 0 if enable_gqa else 2
         )
         assert grouped(PLAIN, self.q, self.k, self.v, skip_reshape=True) is None
 
-    def test_a_torch_that_knows_no_grouped_heads_or_runs_a_stand_in(self, monkeypatch):
+    def test_a_torch_without_grouped_heads_or_with_a_replaced_attention(self, monkeypatch):
         assert GroupedAttention.of(PLAIN, lambda q, k, v: q, attention.output_form) is None
         own = F.scaled_dot_product_attention
         monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args, **kwargs: own(*args, **kwargs))

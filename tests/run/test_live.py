@@ -1,4 +1,4 @@
-"""The live view's messages: who gets them, how often, and what they say."""
+"""The live view's messages: recipients, frequency and contents."""
 
 import base64
 import logging
@@ -27,7 +27,7 @@ ABOUT = {"node": "7", "prompt_id": "p1", "grid": [8, 8], "latent": [16, 16], "pa
 
 @pytest.fixture
 def server(monkeypatch):
-    """ComfyUI's server as far as the live view knows it; `sent` collects (event, message, client)."""
+    """The part of ComfyUI's server that the live view uses; `sent` collects (event, message, client)."""
     instance = SimpleNamespace(
         client_id="anna", sockets={"anna": None, "ben": None}, last_node_id="7", last_prompt_id="p1", sent=[]
     )
@@ -53,7 +53,7 @@ def unpacked(mask: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(mask), np.uint8)).astype(bool)
 
 
-class TestWhoGetsThem:
+class TestRecipients:
     @pytest.fixture
     def built(self, monkeypatch) -> list[str]:
         """The names of the messages that were built."""
@@ -65,11 +65,11 @@ class TestWhoGetsThem:
             )
         return built
 
-    def test_when_nobody_watches_no_message_is_built(self, server, built):
+    def test_if_nobody_watches_no_message_is_built(self, server, built):
         run()
         assert built == [] and server.sent == []
 
-    def test_a_watcher_who_queued_nothing_gets_nothing(self, server, built):
+    def test_a_watcher_that_queued_nothing_gets_nothing(self, server, built):
         live._watchers.add("ben")
         run()
         assert built == [] and server.sent == []
@@ -103,8 +103,8 @@ class TestWhoGetsThem:
         live.register_route()
 
 
-class TestWhatTheySay:
-    """FAST: steps 0, 1 and 6 of ten are dense, 6 being a reset; half of 64 tokens in the others."""
+class TestContents:
+    """FAST: steps 0, 1 and 6 of ten are dense, 6 is a reset; the others process half of 64 tokens."""
 
     KINDS = ["dense"] * 2 + ["regional"] * 4 + ["reset"] + ["regional"] * 3
 
@@ -113,7 +113,7 @@ class TestWhatTheySay:
         live._watchers.add("anna")
         return run()
 
-    def test_each_step_as_it_begins(self, server, trace):
+    def test_each_step_is_sent_when_it_starts(self, server, trace):
         steps = messages(server)[:-1]
         assert [m["step"] for m in steps] == list(range(STEPS))
         assert [m["kind"] for m in steps] == self.KINDS
@@ -128,7 +128,7 @@ class TestWhatTheySay:
             else:
                 assert message["mask"] is None
 
-    def test_the_end_tells_all_steps_once_more(self, server, trace):
+    def test_the_end_lists_all_steps_again(self, server, trace):
         end = messages(server)[-1]
         assert end["finished"] and (end["steps"], end["regional_steps"]) == (STEPS, 7)
         assert [step["kind"] for step in end["timeline"]] == self.KINDS
@@ -136,7 +136,7 @@ class TestWhatTheySay:
         # (3 + 7 / 2) / 10
         assert end["share"] == pytest.approx(0.65)
 
-    def test_a_run_that_breaks_off_says_so(self, server):
+    def test_a_run_that_breaks_off_is_reported(self, server):
         live._watchers.add("anna")
 
         def stop(step, *_):
@@ -147,20 +147,20 @@ class TestWhatTheySay:
             run(callback=stop)
         assert messages(server)[-1] == {**ABOUT, "phase": "end", "finished": False}
 
-    def test_an_evaluation_more_in_the_same_step_is_not_told_of(self, server):
+    def test_a_second_evaluation_in_a_step_is_not_sent(self, server):
         live._watchers.add("anna")
         patched = patch_model(SD3.build(), FAST, view_factory=live.open_view)
         sample(patched, SD3, SD3.noise(), sampler="heun")
         assert len(last_trace(patched).evaluations) > STEPS
         assert [m["step"] for m in messages(server)[:-1]] == list(range(STEPS))
 
-    def test_the_picture_is_the_same_as_unwatched(self, server):
+    def test_the_image_is_the_same_as_unwatched(self, server):
         plain = sample(patch_model(SD3.build(), FAST, view_factory=live.open_view), SD3, SD3.noise())
         live._watchers.add("anna")
         watched = sample(patch_model(SD3.build(), FAST, view_factory=live.open_view), SD3, SD3.noise())
         assert server.sent and torch.equal(plain, watched)
 
-    def test_a_view_that_fails_does_not_cost_the_picture(self, server, caplog):
+    def test_a_failing_view_does_not_affect_the_image(self, server, caplog):
         live._watchers.add("anna")
 
         def broken(*_args, **_kwargs):
@@ -171,7 +171,7 @@ class TestWhatTheySay:
             assert run().n_steps == STEPS
         assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
 
-    def test_a_server_of_another_kind_does_not_cost_the_picture(self, server, caplog):
+    def test_an_unknown_server_does_not_affect_the_image(self, server, caplog):
         del server.last_node_id
         live._watchers.add("anna")
         with caplog.at_level(logging.WARNING):
@@ -179,9 +179,9 @@ class TestWhatTheySay:
         assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
 
 
-class TestHowOften:
-    def test_four_a_second_at_most_and_none_is_lost(self):
-        """A step takes 0.1 s: 0 is sent at once, 3 as the first at least 0.25 s later, then 6, 9."""
+class TestFrequency:
+    def test_at_most_four_per_second_and_no_step_is_lost(self):
+        """A step takes 0.1 s: 0 is sent at once, then 3, the first at least 0.25 s later, then 6 and 9."""
         sent, read, now = [], [], [0.0]
         view = live.LiveView({}, sent.append, clock=lambda: now[0])
         for index in range(10):
@@ -190,7 +190,7 @@ class TestHowOften:
         assert [m["step"] for m in sent] == [0, 3, 6, 9]
         assert [[step for step, *_ in m["unsent"]] for m in sent] == [[], [1, 2], [4, 5], [7, 8]]
         assert sent[1]["unsent"][0] == [1, "regional", 0.5]
-        assert read == [0, 3, 6, 9]  # the device is only waited for when a message is sent
+        assert read == [0, 3, 6, 9]  # only sending a message waits for the device
 
     def test_the_end_is_never_held_back(self):
         sent = []
@@ -201,7 +201,7 @@ class TestHowOften:
 
 
 def test_a_mask_is_packed_row_by_row_from_the_highest_bit():
-    """1000 1010 | 11 and six bits to spare: 0x8A, 0xC0."""
+    """1000 1010 | 11 and six unused bits: 0x8A, 0xC0."""
     mask = np.array([[1, 0, 0, 0, 1], [0, 1, 0, 1, 1]], dtype=bool)
     assert base64.b64decode(live.pack_mask(mask)) == bytes([0x8A, 0xC0])
     assert live.pack_mask(None) is None
@@ -255,7 +255,7 @@ class TestOverTime:
         ]
         assert message["timeline"][1]["share"] == pytest.approx(3 / 18, abs=1e-4)
 
-    def test_frames_of_the_first_video_stand_beside_each_other(self, trace):
+    def test_frames_of_the_first_video_form_one_row(self, trace):
         """A token has 16 x 16 pixels; five video frames of the first of two videos, of which 0, 2 and 4."""
         images = np.linspace(0.1, 1, 10, dtype=np.float32)[:, None, None, None].repeat(3, axis=3)
         frames = mask_frames(trace, np.broadcast_to(images, (10, 64, 96, 3)))

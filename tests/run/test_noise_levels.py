@@ -1,4 +1,6 @@
-"""Predicted noise levels: right for samplers that follow the schedule, noticed when one departs from it."""
+"""Predicted noise levels: right for samplers that follow the schedule; a sampler that departs from it is
+detected.
+"""
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ SCHEDULE = torch.linspace(1, 0, 13).tolist()
 
 
 class Late:
-    """A number that arrives as late as is allowed."""
+    """A number that arrives as late as allowed."""
 
     def __init__(self, level, expected):
         self._level, self._expected = level, expected
@@ -27,10 +29,10 @@ def read(levels, transfer=Late):
     return [reader.read(torch.tensor([level])) for level in levels]
 
 
-def test_a_sampler_in_order_is_expected_to_go_on_in_it():
+def test_a_sampler_in_order_is_predicted_to_continue_in_it():
     class Unread(torch.Tensor):
         def __float__(self):
-            raise AssertionError("the program would wait for the device")
+            raise AssertionError("this would wait for the device")
 
     reader = NoiseLevels(SCHEDULE, Late)
     for level in SCHEDULE[:LEARNED]:
@@ -38,7 +40,7 @@ def test_a_sampler_in_order_is_expected_to_go_on_in_it():
     assert reader.read(torch.tensor([SCHEDULE[LEARNED]]).as_subclass(Unread)) == SCHEDULE[LEARNED]
 
 
-def test_the_whole_schedule_comes_out_also_from_a_first_level_that_the_host_moved():
+def test_the_whole_schedule_is_predicted_even_if_comfyui_changed_the_first_level():
     assert read(SCHEDULE[:-1]) == SCHEDULE[:-1]
     assert read([0.9999, *SCHEDULE[1:-1]])[1:] == SCHEDULE[1:-1]
 
@@ -47,7 +49,7 @@ def test_the_whole_schedule_comes_out_also_from_a_first_level_that_the_host_move
     "levels",
     [
         [level for level in SCHEDULE[:-1] for _ in (0, 1)],  # two evaluations a step
-        [0.97 * level for level in SCHEDULE[:-1]],  # shifted, as other packs' samplers do
+        [0.97 * level for level in SCHEDULE[:-1]],  # shifted, as in samplers of other packs
         [(a + b) / 2 for a, b in zip(SCHEDULE, SCHEDULE[1:], strict=False)],
     ],
 )
@@ -55,7 +57,7 @@ def test_other_orders_are_read_from_the_first(levels):
     assert read(levels) == pytest.approx(levels)
 
 
-def test_a_sampler_that_leaves_the_order_is_noticed_and_read_from_then_on():
+def test_a_sampler_that_leaves_the_order_is_detected_and_read_from_then_on():
     left = LEARNED + 2
     levels = [*SCHEDULE[:left], *[level + 0.01 for level in SCHEDULE[left:-1]]]
     reader = NoiseLevels(SCHEDULE, Late)
@@ -70,6 +72,6 @@ def test_more_evaluations_than_levels_are_read():
     assert read(levels) == pytest.approx(levels)
 
 
-def test_where_reading_waits_for_nothing_every_level_is_read():
+def test_if_reading_never_waits_every_level_is_read():
     levels = [*SCHEDULE[:5], 0.123]
     assert read(levels, transfer=None) == pytest.approx(levels)

@@ -1,4 +1,4 @@
-"""What an archive for the registry holds."""
+"""The contents of an archive for the registry."""
 
 import subprocess
 import zipfile
@@ -10,7 +10,7 @@ from .comfy import ROOT
 
 
 def tracked(*arguments: str) -> set[str]:
-    """Paths that git lists. Its own exclude rules are the syntax of .comfyignore."""
+    """Paths of tracked files. The syntax of .comfyignore is that of git's exclude rules."""
     try:
         command = ["git", "ls-files", "-z", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)
@@ -20,12 +20,12 @@ def tracked(*arguments: str) -> set[str]:
 
 
 def archive_files() -> set[str]:
-    """The tracked files that an archive holds, as `comfy node pack` chooses them."""
+    """The tracked files in an archive, chosen as by `comfy node pack`."""
     return tracked("--cached") - tracked("--cached", "--ignored", "--exclude-from=.comfyignore")
 
 
 def write_archive(path: Path) -> Path:
-    """The archive itself: no folder around the files, as `comfy node pack` writes it."""
+    """Write the archive as `comfy node pack` does: without a top folder."""
     with zipfile.ZipFile(path, "w") as archive:
         for name in sorted(archive_files()):
             archive.write(ROOT / name, name)

@@ -1,9 +1,9 @@
 """Make a real ComfyUI importable in the tests, on the CPU, without touching its tree or the network.
 
-Two names are at stake. ComfyUI's loader gives the pack its full path as module name, so the pack uses
-relative imports only; tests therefore import it through one alias package, `ras_pack`. And the pack has a
-folder `nodes/` where ComfyUI has a file `nodes.py`: the pack's root must stay off `sys.path`, or `import
-nodes` finds the wrong one.
+Two names need care. ComfyUI's loader uses the pack's full path as its module name, so the pack only uses
+relative imports; tests therefore import it by an alias package, `ras_pack`. And the pack has a folder
+`nodes/` while ComfyUI has a file `nodes.py`: the pack's root must not be on `sys.path`, or `import nodes`
+finds the wrong one.
 """
 
 import atexit
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "ras_pack"
 
-# Read by libraries at import time. Spinning OpenMP threads slow a busy machine down by 5 to 20 times.
+# Read by libraries on import. Spinning OpenMP threads slow down a busy machine by a factor of 5 to 20.
 QUIET = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "HF_HUB_OFFLINE": "1",
@@ -33,7 +33,7 @@ class ComfyNotFound(RuntimeError):
 
 
 def comfy_path() -> Path:
-    """The ComfyUI tree under test: `COMFYUI_PATH` where set, otherwise the one `make host` builds."""
+    """The ComfyUI tree under test: `COMFYUI_PATH` if set, otherwise the one that `make host` builds."""
     given = os.environ.get("COMFYUI_PATH")
     path = Path(given).expanduser().resolve() if given else ROOT / ".host" / "ComfyUI"
     if (path / "comfy" / "cli_args.py").is_file():
@@ -76,14 +76,14 @@ def setup(cpu: bool = True, threads: int | None = 2, **flags: object) -> Path:
     register_pack()
     _put_on_path(comfy)
 
-    # These must hold before any other comfy module is imported: devices and folders are fixed at import.
+    # Set these before any other comfy module is imported: devices and folders are fixed on import.
     args = importlib.import_module("comfy.cli_args").args
     args.cpu = cpu
     args.disable_api_nodes = True
     vars(args).update(flags)
     if args.base_directory is None:
         args.base_directory = _temporary_base()
-    # nodes.py puts comfy/ itself on sys.path, where a utils.py would then shadow ComfyUI's package `utils`.
+    # nodes.py puts comfy/ on sys.path, where a utils.py would shadow ComfyUI's package `utils`.
     importlib.import_module("utils")
 
     import torch

@@ -1,7 +1,7 @@
-"""Every supported family as a tiny model of ComfyUI's own classes, for tests that run over all of them.
+"""A tiny model of ComfyUI's own classes for every supported family.
 
-Weights are random but tame: each layer keeps its input's scale, and modulation is not zero, so that every
-path of the network shows in its output.
+Weights are random: each layer preserves the scale of its input, and modulation is not zero, so that every
+path of the network affects its output.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Family:
     """A tiny model and its conditioning.
 
     Attributes:
-        name: for test ids.
-        model_class: name in comfy.supported_models, or the pack's own class of this kind.
-        unet_config: what that class builds the network from.
+        name: name in test ids.
+        model_class: class name in comfy.supported_models, or the pack's own class.
+        unet_config: configuration from which that class builds the network.
         pads: the multiple to which the family pads its text and image rows; 1 for none.
         refiners: blocks for the image rows alone, before the main ones.
-        block_attentions: attentions with a K/V cache of their own in each block.
+        block_attentions: number of attentions with their own K/V cache in each block.
         kv_width: numbers in one cached key (repeated heads counted once).
-        channels: of its latent.
+        channels: channels of its latent.
         text_in_cache: whether the first attention of a block has text rows.
     """
 
@@ -50,7 +50,7 @@ class Family:
 
     @property
     def config_class(self) -> type | None:
-        """None where this ComfyUI does not have it."""
+        """The class; None if this ComfyUI does not have it."""
         if isinstance(self.model_class, type):
             return self.model_class
         return getattr(comfy.supported_models, self.model_class, None)
@@ -64,7 +64,7 @@ class Family:
         return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
     def conditioning(self, seed: int, rows: int = 7) -> list:
-        """CONDITIONING as ComfyUI's text nodes give it."""
+        """CONDITIONING, like the output of ComfyUI's text nodes."""
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
         pooled = torch.randn(1, POOLED_DIM, generator=generator)
@@ -131,7 +131,7 @@ FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_c
 
 @torch.no_grad()
 def draw_weights(network: torch.nn.Module, seed: int) -> None:
-    """Each tensor's values depend on its name alone, so a ComfyUI with one fewer has the same others."""
+    """Each tensor's values only depend on its name, so they are equal in a ComfyUI with fewer tensors."""
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         draw = torch.randn(tensor.shape, generator=generator)

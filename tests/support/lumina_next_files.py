@@ -59,13 +59,13 @@ def gemma_weights() -> dict[str, torch.Tensor]:
 
 
 def autoencoder_weights(channels: int = 4) -> dict[str, torch.Tensor]:
-    """A tiny autoencoder: the same interface as SDXL's at a hundredth of the size."""
+    """A tiny autoencoder with the interface of SDXL's and a hundredth of its size."""
     from comfy.taesd.taesd import TAESD
 
     generator = torch.Generator().manual_seed(3)
     shapes = {name: t.shape for name, t in TAESD(latent_channels=channels).state_dict().items()}
     weights = {}
-    for name in sorted(shapes):  # ComfyUI leaves the network's own weights as the memory was
+    for name in sorted(shapes):  # ComfyUI does not initialise the network's own weights
         values = torch.randn(shapes[name], generator=generator)
         weights[name] = values / math.sqrt(values[0].numel()) if values.ndim > 1 else 0.1 * values
     weights["vae_scale"], weights["vae_shift"] = torch.tensor(1.0), torch.tensor(0.0)

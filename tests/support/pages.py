@@ -58,7 +58,7 @@ class FakePages:
         self.watermark = len(self.serials)
 
     def evict(self, page: int) -> bool:
-        """What any allocation may do, unless the page is pinned or below the limit."""
+        """Evict a page, as any allocation may, unless it is pinned or below the limit."""
         if (page + 1) * PAGE <= self.limit:
             return False
         self.watermark = min(self.watermark, page)
@@ -81,7 +81,7 @@ def layer_on(pages: FakePages, offset: int, nbytes: int = 1024, kind: type = nn.
 
 
 def use(layer: nn.Module, device: torch.device | str = "cpu") -> None:
-    """What ComfyUI does when a layer runs: it copies the weight to the device if it is not resident."""
+    """Do what ComfyUI does when a layer runs: copy the weight to the device if it is not resident."""
     pages, address, nbytes = layer._v
     serials = pages.fault(address, nbytes)
     if serials is None:

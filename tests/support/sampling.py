@@ -1,4 +1,4 @@
-"""Sampling through ComfyUI's own functions, in the few forms that the tests need."""
+"""Sampling with ComfyUI's own functions, in the few forms that the tests need."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from torch import Tensor
 from support.families import Family
 
 CALC_COND_BATCH = comfy.samplers._calc_cond_batch
-"""The host's own."""
+"""ComfyUI's own function."""
 
 STEPS = 10
 FAST = RASConfig(
     paper=PaperSettings(), cuda_graphs="auto", sample_ratio=0.5, start_step=2, error_reset_every=4
 )
-"""Steps 0, 1 and 6 of ten dense, seven regional, by the paper's method."""
+"""Steps 0, 1 and 6 of ten are dense, seven are regional; the paper's method."""
 
 
-@torch.inference_mode()  # as ComfyUI executes nodes
+@torch.inference_mode()  # ComfyUI executes nodes in this mode
 def sample(
     model,
     family: Family,
@@ -56,13 +56,13 @@ def sample_ras(model, family: Family, noise: Tensor, config: RASConfig = FAST, *
 
 
 def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -> list:
-    """Let the model ask for more memory than there is: the host then evaluates one prompt a call.
+    """Make the model request more memory than is free, so that ComfyUI evaluates one prompt per call.
 
     Args:
-        every: steps after which the host changes between that and one call for all; 0 for never.
+        every: number of steps after which this switches on or off; 0 for never.
 
     Returns:
-        A list that grows by one whenever the host asks.
+        A list that grows by one whenever ComfyUI asks for the memory.
     """
     asked = []
 
@@ -75,12 +75,12 @@ def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -
 
 
 def between_calls(monkeypatch: pytest.MonkeyPatch, wrapper: Callable) -> None:
-    """Let `wrapper` make the calls of each evaluation as if the host's own code did."""
+    """Let `wrapper` make the calls of each evaluation, in place of ComfyUI's own code."""
     monkeypatch.setattr(comfy.samplers, "_calc_cond_batch", partial(wrapper, CALC_COND_BATCH))
 
 
 def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
-    """Prompts in groups of `sizes(step)`, as the host forms them by free memory; the positive ones' mean."""
+    """Evaluate prompts in groups of `sizes(step)`, as ComfyUI does by free memory; averages positive ones."""
     evaluations = []
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):
@@ -96,7 +96,7 @@ def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
 
 
 def positive_alone(when: Callable[[int], bool]) -> Callable:
-    """Guidance that leaves the negative prompt out in evaluations, counted from 0, of which this is true."""
+    """Guidance that skips the negative prompt in evaluations (counted from 0) for which this is true."""
     evaluations = []
 
     def wrapper(executor, x, timestep, model_options, seed):

@@ -22,7 +22,7 @@ EXAMPLES = ROOT / "example_workflows"
 
 @dataclass
 class RunningServer:
-    """A server that answers: its address, a client for it, its log."""
+    """A running server: its address, a client for it, its log."""
 
     url: str
     log: Path
@@ -34,26 +34,27 @@ class RunningServer:
         return self.client.object_info()
 
     def workflow(self, name: str) -> dict:
-        """An example workflow as the browser saved it."""
+        """An example workflow in the form that the browser saves."""
         return json.loads((EXAMPLES / name).read_text(encoding="utf-8"))
 
     def read(self, path: str) -> object:
-        """What the server answers at a path, from its JSON."""
+        """The server's JSON response at a path."""
         return json.loads(self.fetch(path))
 
     def fetch(self, path: str) -> bytes:
-        """What the server answers at a path."""
+        """The server's response at a path."""
         return fetch(f"{self.url}{path}")
 
-    def picture(self, reference: dict) -> Image.Image:
-        """A picture that a run has made."""
+    def image(self, reference: dict) -> Image.Image:
+        """An image that a run has saved."""
         return Image.open(io.BytesIO(self.client.image(reference)))
 
 
 @contextmanager
 def running_server(comfyui: Path, install: Callable[[Path], None] = link_pack) -> Iterator[RunningServer]:
-    """Start ComfyUI's main.py on the CPU, stop it in the end; `install` puts the pack into custom_nodes."""
-    # The interpreter that runs the tests has what ComfyUI needs; `make test` takes the dev environment's.
+    """Start ComfyUI's main.py on the CPU, and stop it at the end; `install` adds the pack to custom_nodes."""
+    # The interpreter that runs the tests has ComfyUI's packages; `make test` uses that of the dev
+    # environment.
     env = DevEnvironment(comfyui, Path(sys.executable), ours=is_ours(comfyui))
     with tempfile.TemporaryDirectory(prefix="ras-server-", ignore_cleanup_errors=True) as base:
         log = Path(base) / "server.log"

@@ -24,9 +24,9 @@ class AgainTape:
     As on a GPU, a tape must not be used until everything launched on it has been waited for.
 
     Attributes:
-        captured, replayed: how often.
-        launched: replays in parallel with other work.
-        waiting: those that nothing has waited for yet.
+        captured, replayed: numbers of captures and replays.
+        launched: number of replays in parallel with other work.
+        waiting: launched replays that nothing has waited for yet.
     """
 
     def __init__(self):
@@ -76,8 +76,8 @@ class LateTape(AgainTape):
 
 class FrozenTape(AgainTape):
     """Repeats the tensor operations of the work on the same memory, without running Python again, as a CUDA
-    graph does. It misses whatever Python would read or decide differently by then: other code, other
-    networks, weights at other addresses, other numbers.
+    graph does. It does not notice what Python would by then read or decide differently: other code,
+    other networks, weights at other addresses, other numbers.
 
     As in a capture, Python must not read a tensor's value.
     """
@@ -100,11 +100,11 @@ class BrokenTape(AgainTape):
 
 
 class FailingTape(AgainTape):
-    """Runs the work, as happens before a capture, and then fails, `failures` times in all.
+    """Runs the work, as happens before a capture, and then fails, `failures` times in total.
 
     Attributes:
-        failures: how often it will still fail.
-        error: what it raises.
+        failures: remaining number of failures.
+        error: the exception to raise.
     """
 
     failures = 1
@@ -119,7 +119,7 @@ class FailingTape(AgainTape):
 
 
 class Tapes:
-    """Makes tapes of one kind, and adds up their counts."""
+    """Creates tapes of one kind, and sums their counts."""
 
     def __init__(self, kind: Callable[[], AgainTape] = AgainTape):
         self._kind = kind
@@ -134,8 +134,9 @@ class Tapes:
 
 
 def capture_on(model: Any, tape: Any) -> GraphStore:
-    """Make runs of this model capture on this tape, or on what `tape` makes from a
-    number. Returns the model's store."""
+    """Make runs of this model capture on this tape, or on tapes that the function `tape` creates from a
+    number. Returns the model's store.
+    """
     store = GraphStore(tape if callable(tape) else lambda number: tape)
     setattr(model.model, GRAPHS, store)
     return store
@@ -147,7 +148,7 @@ class _Operation:
 
     Attributes:
         results: the first run's output tensors, with their index among the function's outputs. Views of
-            the inputs are left out: they see what is written there.
+            the inputs are not included: they see what is written there.
     """
 
     function: Callable[..., Any]

@@ -1,4 +1,4 @@
-"""A tiny Lumina-Next whose weights come from a seed, and the inputs its reference data was recorded with.
+"""A tiny Lumina-Next whose weights come from a seed, and the inputs of its reference data.
 
 `tests/data/record_lumina_next.py` gives the same weights and inputs to diffusers.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 CAPTION_WIDTH = 64
 CHANNELS = 4
 SAMPLE_SIZE = 16
-"""Latent pixels along the side at which nothing is stretched."""
+"""Latent pixels along each side for which positions are not scaled."""
 
 NETWORK_CONFIG: dict[str, Any] = {
     "hidden_size": 96,
@@ -37,9 +37,9 @@ class Case:
 
     Attributes:
         size: latent pixels (H, W).
-        time: Lumina-Next's, 0 for noise and 1 for the image.
-        watershed: of the time-aware scaling.
-        padding: rows of padding before each image's caption of nine rows; as many images as numbers.
+        time: Lumina-Next's time, 0 for noise and 1 for the image.
+        watershed: parameter of the time-aware scaling.
+        padding: padding rows before the caption of nine rows, one number per image.
     """
 
     size: tuple[int, int]
@@ -93,12 +93,12 @@ def captions(padding: tuple[int, ...], generator: torch.Generator) -> tuple[Tens
 
 
 def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Uniform values of standard deviation 1; their bits do not depend on the processor's vector width."""
+    """Uniform values of standard deviation 1; their bits do not depend on the CPU's vector width."""
     return (torch.rand(shape, generator=generator) * 2 - 1) * math.sqrt(3)
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
-    """Weights drawn in sorted key order; every gate and modulation shows in the output."""
+    """Random weights, generated in sorted key order; every gate and modulation affects the output."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _weight(name, draw(tuple(shapes[name]), generator)) for name in sorted(shapes)}
 

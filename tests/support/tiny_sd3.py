@@ -1,9 +1,9 @@
-"""A tiny SD3 whose weights come from a seed, and the inputs that its conformity data was recorded with.
+"""A tiny SD3 whose weights come from a seed, and the inputs of its conformity data.
 
-The model is ComfyUI's own MMDiT class with few and narrow blocks, so tests run the host's real forward on
-the CPU within milliseconds. Its weights are random, yet behave like a velocity model: outputs of order one,
-every modulation and gate non-zero, and a clear spread of output size between tokens. `tests/data/README.md`
-says how the recorded runs were made.
+The model is ComfyUI's own MMDiT class with few and narrow blocks, so ComfyUI's real forward runs on the
+CPU within milliseconds. Its weights are random, but it behaves like a velocity model: outputs are of order
+one, every modulation and gate is non-zero, and the size of the output clearly differs between tokens.
+`tests/data/README.md` describes how the reference runs were made.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """One recorded run of the reference implementation (`dense` is the same pipeline without it)."""
+    """One stored run of the reference implementation (`dense` is the same pipeline without it)."""
 
     sample_ratio: float
     high_ratio: float  # share of the cached tokens that is taken from the high end of the ranking
@@ -75,9 +75,9 @@ def tiny_sd3_unet_config(*, heads: int = 2, blocks: int = 3) -> dict[str, Any]:
 def tiny_sd3_state_dict(seed: int = 0, *, heads: int = 2, blocks: int = 3) -> dict[str, torch.Tensor]:
     """Float32 weights in ComfyUI's MMDiT names, the same on every machine for a given seed.
 
-    They are drawn in sorted key order from one CPU generator, by `torch.rand`, whose bits do not depend on
-    the processor's vector width. With `blocks == heads` a file of them also loads in ComfyUI, whose detection
-    reads the number of blocks off the width.
+    They are generated in sorted key order from one CPU generator by `torch.rand`, whose bits do not depend on
+    the CPU's vector width. With `blocks == heads` a file of them also loads in ComfyUI, whose detection
+    infers the number of blocks from the width.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
     shapes = _parameter_shapes(heads, blocks)
@@ -89,7 +89,7 @@ def tiny_sd3_state_dict(seed: int = 0, *, heads: int = 2, blocks: int = 3) -> di
 def build_tiny_sd3(seed: int = 0, *, heads: int = 2, blocks: int = 3) -> ModelPatcher:
     """A ComfyUI `ModelPatcher` around the tiny model on the CPU: model type FLOW, shift 3, float32.
 
-    ComfyUI must be importable. Where its device management is not loaded yet, it is told to use the CPU.
+    ComfyUI must be importable. If its device management is not loaded yet, it is set to use the CPU.
     """
     if "comfy.model_management" not in sys.modules:
         import comfy.cli_args
@@ -106,7 +106,7 @@ def build_tiny_sd3(seed: int = 0, *, heads: int = 2, blocks: int = 3) -> ModelPa
 
 
 def conformity_inputs() -> dict[str, torch.Tensor]:
-    """Noise and conditionings of the recorded reference runs (`tests/data/reference_sets.npz`).
+    """Noise and conditionings of the stored reference runs (`tests/data/reference_sets.npz`).
 
     `noise` (1, 16, 32, 32) is also the first latent, since sigma starts at 1 and the latent image is empty;
     each context is (1, 7, 64), each pooled vector (1, 64).
@@ -123,18 +123,18 @@ def conformity_inputs() -> dict[str, torch.Tensor]:
 
 
 def reference_runs() -> dict[str, ReferenceRun]:
-    """The recorded runs by name: `dense`, `half`, `quarter`, `half_both_ends`, `half_both_ends_rounded`."""
+    """The stored runs by name: `dense`, `half`, `quarter`, `half_both_ends`, `half_both_ends_rounded`."""
     with np.load(REFERENCE_SETS) as stored:
         return {str(name): _read_run(stored, str(name)) for name in stored["runs"]}
 
 
 def fingerprint(tensors: dict[str, torch.Tensor]) -> float:
-    """Sum of absolute values in float64: tells a changed random generator from a failed comparison."""
+    """Sum of absolute values in float64, which detects a changed random generator."""
     return sum(tensors[key].double().abs().sum().item() for key in sorted(tensors))
 
 
 def reference_fingerprints() -> dict[str, float]:
-    """Fingerprints of `weights` and of `conformity_inputs` (`inputs`) at the time of recording."""
+    """Stored fingerprints of `weights` and of `conformity_inputs` (`inputs`)."""
     with np.load(REFERENCE_SETS) as stored:
         return {name: float(stored[f"fingerprint/{name}"]) for name in ("weights", "inputs")}
 
@@ -156,7 +156,7 @@ def _read_run(stored: Any, name: str) -> ReferenceRun:
 
 
 def _parameter_shapes(heads: int, blocks: int) -> dict[str, Shape]:
-    """Name and shape of every drawn parameter; the last block's context half has no way out (`pre_only`)."""
+    """Name and shape of every drawn parameter; the last block's context half has no output (`pre_only`)."""
     width = HEAD_DIM * heads
     shapes: dict[str, Shape] = {
         "x_embedder.proj.weight": (width, LATENT_CHANNELS, PATCH_SIZE, PATCH_SIZE),
