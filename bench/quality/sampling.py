@@ -6,8 +6,8 @@ import hashlib
 import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.sample
@@ -17,13 +17,20 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...ras_core.errors import RASError
 from ...ras_core.host.patch import last_trace, patch_model
+from ...ras_core.host.planned_model import settings_of
 from ...ras_core.method.schedule import StepKind
 from ...ras_core.models import adapter_for
-from .cells import CACHES, Cell
+from .block_cache import with_block_cache, work_of_last_run
+from .calibrated import costs_of
+from .cells import CACHES, PLANNED, REGIONAL, Cell
 from .options import Options
+from .oracle import exact_keys_and_values
+from .sigma_grids import Levels, levels_named
 from .solvers import sample_ab2
 from .sources import Source
+from .whole_steps import forecasting
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 
@@ -40,6 +47,7 @@ class Sampled:
         notes: what ran otherwise than planned.
         text_rows: text rows of a picture's call, at most.
         activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.
+        work: part of the network's blocks that each evaluation ran, mean over batches.
     """
 
     latents: Tensor
@@ -48,15 +56,19 @@ class Sampled:
     notes: tuple[str, ...]
     text_rows: int
     activity: Tensor | None = None
+    work: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity."""
+    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity, and the part
+    of the blocks that each evaluation ran, if not all.
+    """
 
     shares: list[float]
     notes: tuple[str, ...] = ()
     activity: Tensor | None = None
+    work: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -84,6 +96,7 @@ class Studio:
     source: Source
     options: Options
     batches: list[Batch] = field(init=False)
+    _costs: tuple[float, ...] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         texts = [prompt.text for prompt in self.options.prompts]
@@ -101,13 +114,13 @@ class Studio:
             latent: (n, c, h, w) to start from; without it all is noise.
             sigmas: noise levels other than the cell's own.
         """
-        model, sampler = prepare_model(self.source.model, cell), sampler_of(cell.sampler)
+        model, sampler = prepare_model(self.source.model, cell), sampler_for(cell)
         sigmas = self.sigmas(cell) if sigmas is None else sigmas
         parts, ran = [], []
         started = self._now()
         for batch in self.batches:
             start = None if latent is None else latent[batch.rows]
-            with count_calls(self.source) as calls:
+            with count_calls(self.source) as calls, bound_of(cell):
                 parts.append(self.sample_batch(model, sampler, sigmas, batch, cell.seed, start))
             ran.append(self._what_ran(model, cell, calls.rows, len(batch.rows)))
         seconds = self._now() - started
@@ -119,6 +132,7 @@ class Studio:
             tuple(dict.fromkeys(note for each in ran for note in each.notes)),
             max(batch.text_rows for batch in self.batches),
             self.in_order(known) if len(known) == len(ran) else None,
+            _mean_shares([each.work or [1.0] * len(each.shares) for each in ran]),
         )
 
     @torch.inference_mode()  # as ComfyUI executes nodes
@@ -144,12 +158,26 @@ class Studio:
         return result.float().cpu()
 
     def sigmas(self, cell: Cell, denoise: float = 1.0) -> Tensor:
-        """The noise levels that KSampler would take."""
+        """The noise levels of the cell's grid; without one those that KSampler would take."""
+        if cell.grid:
+            return torch.tensor(levels_named(cell.grid, cell.steps, self._scheduled, self._block_costs))
         host_name = cell.sampler if cell.sampler in comfy.samplers.KSampler.SAMPLERS else "euler"
         model, scheduler = self.source.model, self.options.scheduler
         return comfy.samplers.KSampler(
             model, cell.steps, self.source.device, host_name, scheduler, denoise
         ).sigmas
+
+    def _scheduled(self, scheduler: str, steps: int) -> Levels:
+        if scheduler not in comfy.samplers.SCHEDULER_NAMES:
+            known = ", ".join(comfy.samplers.SCHEDULER_NAMES)
+            raise RASError(f"the grid {scheduler!r}.", f"of ComfyUI's: {known}.", "correct the grid.")
+        sampling = self.source.model.get_model_object("model_sampling")
+        return tuple(comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist())
+
+    def _block_costs(self) -> tuple[float, ...]:
+        if self._costs is None:
+            self._costs = costs_of(self)
+        return self._costs
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Results of the batches, back in the order of the prompts."""
@@ -164,11 +192,14 @@ class Studio:
                 yield part, self.source.decode(latents[part])
 
     def _what_ran(self, model: ModelPatcher, cell: Cell, rows: int, pictures: int) -> Ran:
-        if cell.config() is not None:
+        if cell.method in (*REGIONAL, *PLANNED):
             trace = last_trace(model)
             regional = [e.active for e in trace.evaluations if e.kind is StepKind.REGIONAL]
             activity = torch.from_numpy(np.mean(regional, axis=0)) if regional else None
             return Ran([e.active_share for e in trace.evaluations], trace.notes, activity)
+        if cell.method == "dbcache":
+            work = work_of_last_run(model)
+            return Ran([1.0] * len(work), work=work)
         branches = 1 if self.cfg == 1.0 else 2  # the host leaves out the negative prompt at guidance 1
         return Ran([1.0] * round(rows / (branches * pictures)))
 
@@ -223,6 +254,12 @@ def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
     config = cell.config()
     if config is not None:
         return patch_model(model, config)
+    if cell.method in PLANNED:
+        # Every cell is another shape; networks of this size gain nothing from graphs.
+        settings = replace(settings_of(cell.plan()), cuda_graphs="off")
+        return patch_model(model, replace(settings, **cell.extra_settings))
+    if cell.method == "dbcache":
+        return with_block_cache(model, cell.threshold, cell.probe, cell.start)
     if cell.method in CACHES:
         nodes = importlib.import_module("comfy_extras.nodes_easycache")
         node = {"lazycache": nodes.LazyCacheNode, "easycache": nodes.EasyCacheNode}[cell.method]
@@ -235,6 +272,20 @@ def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
     if name == "ab2":
         return comfy.samplers.KSAMPLER(sample_ab2)
     return comfy.samplers.sampler_object(name)
+
+
+def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
+    """The cell's sampler, with forecasts at its skipped steps."""
+    sampler = sampler_of(cell.sampler)
+    if cell.method != "whole_steps":
+        return sampler
+    function = forecasting(sampler.sampler_function, cell.form, cell.start, cell.reset_every)
+    return comfy.samplers.KSAMPLER(function, sampler.extra_options, sampler.inpaint_options)
+
+
+def bound_of(cell: Cell) -> AbstractContextManager[None]:
+    """Exact keys and values for the cells that ask for them."""
+    return exact_keys_and_values() if cell.method == "exact_kv" else nullcontext()
 
 
 @dataclass
