@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,25 +13,30 @@ from ...ras_core.host.calibration import BLOCKS, FINE_STEPS
 from ...ras_core.host.measured_runs import Task, block_costs, simple_levels
 from ...ras_core.method.sigma_grid import density_of
 from ..common.progress import say
-from .options import digest
+from .options import Options, digest
 from .prompts import CALIBRATION, read_prompts
-
-if TYPE_CHECKING:
-    from .sampling import Studio
+from .sources import Source
 
 
-def costs_of(studio: Studio) -> tuple[float, ...]:
-    """Final error of one long Euler step over each twelfth of a fine `simple` schedule, for a studio's model.
+def costs_of(
+    source: Source, options: Options, cfg: float, tasks: Callable[[Sequence[str]], Iterable[Task]]
+) -> tuple[float, ...]:
+    """Final error of one long Euler step over each twelfth of a fine `simple` schedule.
 
     Kept in the folder of the references, by all that decides it.
+
+    Args:
+        source: the model.
+        options: of the sweep; its prompts are not measured with.
+        cfg: guidance scale.
+        tasks: the sampling tasks of some prompts.
     """
-    texts = unjudged([prompt.text for prompt in studio.options.prompts])
-    options, source = studio.options, studio.source
-    recipe = [source.identity, texts, options.size, studio.cfg, options.dtype, FINE_STEPS, BLOCKS]
+    texts = unjudged([prompt.text for prompt in options.prompts])
+    recipe = [source.identity, texts, options.size, cfg, options.dtype, FINE_STEPS, BLOCKS]
     path = Path(options.cache) / f"{source.family}-calibration-{digest(recipe)}.json"
     if options.cache and path.is_file():
         return tuple(json.loads(path.read_text(encoding="utf-8"))["costs"])
-    costs = _measured(studio, texts)
+    costs = _measured(tasks(texts))
     density = density_of(costs)
     shown = " ".join(f"{len(costs) * share:.2f}" for share in density)
     say(f"calibration: {source.family}, {len(texts)} other prompts, density {shown}")
@@ -60,15 +64,11 @@ def unjudged(judged: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def _measured(studio: Studio, texts: Sequence[str]) -> tuple[float, ...]:
-    from .sampling import make_batches, noise_of
-
-    source = studio.source
-    shape = source.latent_shape(studio.options.size)
-    total: list[float] = [0.0] * BLOCKS
-    for batch in make_batches(source.encode, texts, len(texts)):
-        noise = torch.stack([noise_of(texts[row], 0, shape) for row in batch.rows])
-        task = Task(source.model, batch.positive, batch.negative, noise, studio.cfg)
-        found = block_costs(task, "euler", simple_levels(source.model, FINE_STEPS), BLOCKS)
-        total = [sum_ + len(batch.rows) * cost**2 for sum_, cost in zip(total, found, strict=True)]
-    return tuple((each / len(texts)) ** 0.5 for each in total)
+def _measured(tasks: Iterable[Task]) -> tuple[float, ...]:
+    """Root mean square over the images of all tasks."""
+    images, total = 0, [0.0] * BLOCKS
+    for task in tasks:
+        found = block_costs(task, "euler", simple_levels(task.model, FINE_STEPS), BLOCKS)
+        images += len(task.noise)
+        total = [known + len(task.noise) * cost**2 for known, cost in zip(total, found, strict=True)]
+    return tuple((each / images) ** 0.5 for each in total)

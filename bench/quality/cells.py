@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from typing import Any, Literal, get_args
 
 from ...ras_core.config import Metric, PaperSettings, RASConfig
@@ -191,8 +191,7 @@ def cell_from(row: dict[str, Any]) -> Cell:
 def dense_cells(family: str, samplers: Iterable[str], steps: Iterable[int], seed: int = 0) -> list[Cell]:
     """Fewer steps: what any user can do without this pack."""
     return [
-        Cell(family, sampler=sampler, steps=count, seed=seed)
-        for sampler, count in itertools.product(samplers, steps)
+        Cell(family, sampler=sampler, steps=count, seed=seed) for sampler, count in product(samplers, steps)
     ]
 
 
@@ -207,21 +206,41 @@ def grid(
     orders: Sequence[int],
     thresholds: Sequence[float],
     seeds: Sequence[int],
+    grids: Sequence[str] = ("",),
+    forms: Sequence[str] = ("taylor1",),
+    probes: Sequence[int] = (1,),
+    kv_caches: Sequence[str] = ("forecast",),
 ) -> list[Cell]:
     """Every combination, each once: an axis that a method does not have is left out for it."""
     cells: dict[str, Cell] = {}
-    for family, method, count, seed in itertools.product(families, methods, steps, seeds):
+    own = [ORDER_SAMPLERS[order] for order in orders]
+    for family, method, count, seed in product(families, methods, steps, seeds):
         base = Cell(family, method, steps=count, seed=seed)
         if method == "dense":
-            made = [replace(base, sampler=sampler) for sampler in samplers]
+            made = [replace(base, sampler=s, grid=name) for s, name in product(samplers, grids)]
         elif method in CACHES:
             made = [replace(base, threshold=threshold) for threshold in thresholds]
+        elif method == "dbcache":
+            axes = product(probes, starts, thresholds)
+            made = [replace(base, probe=p, start=start, threshold=t) for p, start, t in axes]
+        elif method == "whole_steps":
+            axes = product(forms, own, grids, starts, resets)
+            made = [
+                replace(base, form=form, sampler=s, grid=name, start=start, reset_every=every or 1)
+                for form, s, name, start, every in axes
+            ]
+        elif method in PLANNED:
+            axes = product(own, grids, starts, ratios, kv_caches)
+            made = [
+                replace(base, sampler=s, grid=name, start=start, ratio=ratio, kv_cache=kv_cache)
+                for s, name, start, ratio, kv_cache in axes
+            ]
         else:
-            own = [ORDER_SAMPLERS[order] for order in orders] if method in CORRECTED else ["euler"]
+            samplers_of_rule = own if method in CORRECTED else ["euler"]
             scale = 0.1 if method == "paper" else 0.0
             made = [
                 replace(base, sampler=s, start=start, reset_every=reset, ratio=ratio, starvation=scale)
-                for s, start, reset, ratio in itertools.product(own, starts, resets, ratios)
+                for s, start, reset, ratio in product(samplers_of_rule, starts, resets, ratios)
             ]
         cells.update((cell.key, cell) for cell in made)
     return list(cells.values())

@@ -1,7 +1,7 @@
 """The bound of the method: regional steps whose keys and values are those of a dense call.
 
-With exact rows in every layer, active tokens come out as in a dense call. So that call is made, and its output
-is taken at active tokens and the cached one elsewhere. It costs a dense step and counts as a regional one: not
+With exact rows in every layer, active tokens come out as in a dense call. So that call is made; its output is
+taken at active tokens, the cached one elsewhere. It costs a dense step and counts as a regional one: not
 achievable, and only here to show what better keys and values could give.
 """
 

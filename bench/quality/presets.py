@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
+from .baselines import baselines
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
+from .plan_cells import plans
 
 # 28 over these is the cost reduction: 1, 1.47, 1.65, 2, 2.33, 2.55, 3.1, 3.5, 4.
-OTHER_SAMPLERS = (
-    "ipndm", "ipndm_v", "deis", "uni_pc", "uni_pc_bh2", "res_multistep", "gradient_estimation", "lms",
-)  # fmt: skip
 FEWER_STEPS = (28, 19, 17, 14, 12, 11, 9, 8, 7)
 BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 
@@ -98,8 +98,8 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
     )  # fmt: skip
 
 
-def front(family: str, seed: int) -> list[Cell]:
-    """The whole front: 101 cells a family, of which EasyCache's do nothing on SD3 and are left out there."""
+def settings(family: str, seed: int) -> list[Cell]:
+    """The nodes' settings on the `simple` schedule, without plans, beside fewer steps on it."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:
@@ -128,7 +128,19 @@ def acts(cell: Cell) -> bool:
     return not (cell.method == "easycache" and "sd3" in cell.family)
 
 
-PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {"front": front, "quick": quick}
+def front(family: str, seed: int) -> list[Cell]:
+    """Both sides in turn: baselines and plans."""
+    turns = zip_longest(baselines(family, seed), plans(family, seed))
+    return [cell for turn in turns for cell in turn if cell is not None and acts(cell)]
+
+
+PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {
+    "front": front,
+    "baselines": lambda family, seed: [cell for cell in baselines(family, seed) if acts(cell)],
+    "plans": plans,
+    "settings": settings,
+    "quick": quick,
+}
 
 
 def preset(name: str, families: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

@@ -18,6 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ...ras_core.errors import RASError
+from ...ras_core.host.measured_runs import Task
 from ...ras_core.host.patch import last_trace, patch_model
 from ...ras_core.host.planned_model import settings_of
 from ...ras_core.method.schedule import StepKind
@@ -176,8 +177,14 @@ class Studio:
 
     def _block_costs(self) -> tuple[float, ...]:
         if self._costs is None:
-            self._costs = costs_of(self)
+            self._costs = costs_of(self.source, self.options, self.cfg, self._tasks)
         return self._costs
+
+    def _tasks(self, texts: Sequence[str]) -> Iterator[Task]:
+        shape = self.source.latent_shape(self.options.size)
+        for batch in make_batches(self.source.encode, texts, self.options.batch):
+            noise = torch.stack([noise_of(texts[row], 0, shape) for row in batch.rows])
+            yield Task(self.source.model, batch.positive, batch.negative, noise, self.cfg)
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """Results of the batches, back in the order of the prompts."""

@@ -6,16 +6,26 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ras_pack.bench.quality import calibrated, presets
+from ras_pack.bench.quality import calibrated
+from ras_pack.bench.quality.baselines import OTHER_SAMPLERS
 from ras_pack.bench.quality.block_cache import with_block_cache, work_of_last_run
 from ras_pack.bench.quality.cells import Cell, cell_from
+from ras_pack.bench.quality.costs import sd3_cost_reduction
+from ras_pack.bench.quality.figures import ssim
+from ras_pack.bench.quality.front import at_log_cost, pareto, time_to_equal_quality
 from ras_pack.bench.quality.options import Options
+from ras_pack.bench.quality.plan_cells import cell_of_plan, read_cells, step_cost, with_extra
+from ras_pack.bench.quality.presets import preset
 from ras_pack.bench.quality.prompts import CALIBRATION, HELD_OUT, Prompt, read_prompts
+from ras_pack.bench.quality.rivals import rival_tables, standings
 from ras_pack.bench.quality.sampling import Studio
 from ras_pack.bench.quality.sigma_grids import density_named, kind_of, levels_named, steps_of
 from ras_pack.bench.quality.sources import load_source
+from ras_pack.bench.quality.sweep import local_runner
+from ras_pack.bench.quality.table import COLUMNS
 from ras_pack.bench.quality.whole_steps import FORMS, computed_steps, weights
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.method.plan import Plan
 
 FAMILIES = ("random_sd3", "random_lumina2")
 
@@ -100,7 +110,7 @@ class TestCalibration:
 
 
 class TestSamplers:
-    @pytest.mark.parametrize("sampler", presets.OTHER_SAMPLERS)
+    @pytest.mark.parametrize("sampler", OTHER_SAMPLERS)
     def test_the_hosts_other_samplers_evaluate_once_a_step_and_add_no_noise(self, studio, sampler):
         cell = Cell("random_sd3", sampler=sampler, steps=6, grid="simple")
         one, other = studio.sample(cell), studio.sample(cell)
@@ -239,3 +249,108 @@ class TestPlans:
         assert exact.shares == pytest.approx(cell.shares, rel=0.01)
         assert (exact.latents - dense).norm() < (cached.latents - dense).norm()
         assert math.isfinite(float(exact.latents.norm()))
+
+
+class TestFronts:
+    """Baselines of 40 dB at 1x and 20 dB at 4x: 10 dB for each doubling."""
+
+    BASE = ((1.0, 40.0), (4.0, 20.0))
+
+    def test_straight_over_the_logarithm_of_cost(self):
+        assert at_log_cost(self.BASE, 2.0) == pytest.approx(30.0)
+        assert at_log_cost(self.BASE, 5.0) is None
+
+    def test_time_to_equal_quality(self):
+        """At 3x we have 30 dB, which baselines have at 2x."""
+        ours = pareto([(1.5, 35.0), (3.0, 30.0)])
+        ratio = time_to_equal_quality(ours, self.BASE, 3.0)
+        assert (ratio.value, ratio.bound) == (pytest.approx(1.5), "")
+        assert time_to_equal_quality(ours, self.BASE, 3.5) is None
+        assert time_to_equal_quality(self.BASE, self.BASE, 2.7).value == pytest.approx(1.0)
+
+    def test_beyond_the_other_fronts_ends_there_is_a_bound(self):
+        better, worse = [(2.0, 41.0)], [(2.0, 19.0)]
+        found = [time_to_equal_quality(front, self.BASE, 2.0) for front in (better, worse)]
+        assert [(each.value, each.bound) for each in found] == [(2.0, ">="), (0.5, "<=")]
+
+
+class TestRivals:
+    ROWS = (
+        ("dense", "", 1.0, 40.0), ("dense", "calibrated", 2.0, 30.0), ("dense", "", 4.0, 15.0),
+        ("dbcache", "", 4.0, 20.0), ("plan", "", 1.0, 40.0), ("plan", "", 3.0, 30.0),
+        ("exact_kv", "", 3.0, 36.0), ("change", "", 3.0, 50.0),
+    )  # fmt: skip
+
+    def rows(self):
+        return [
+            {**dict.fromkeys(COLUMNS), **vars(Cell("sd3", method, grid=grid, kv_cache=f"row {number}")),
+             "cost_sd3": cost, "psnr": quality, "images": 2, "key": str(number)}
+            for number, (method, grid, cost, quality) in enumerate(self.ROWS)
+        ]  # fmt: skip
+
+    def test_against_the_best_of_all(self):
+        """At 3x: 30 dB; baselines 30 - 10 log2(1.5), and they have 30 dB at 2x. The bound is not ours."""
+        found = standings(self.rows(), "sd3", (3.0,))[0]
+        assert found.gain == pytest.approx(10 * math.log2(1.5)) and found.bound == 36.0
+        assert found.time.value == pytest.approx(1.5)
+        assert found.best["method"] == "plan" and found.rival["method"] == "dbcache"
+
+    def test_the_report_names_the_kinds(self):
+        told = rival_tables(self.rows(), "sd3")
+        for name in ("calibrated grid", "DBCache", "RAS with a plan", "not achievable"):
+            assert name in told
+
+
+class TestPresets:
+    def test_baselines_have_every_kind_first(self):
+        for family, missing in (("lumina2", set()), ("sd3", {"easycache"})):
+            cells = preset("baselines", [family], [0])
+            assert 60 <= len(cells) <= 80
+            methods = {cell.method for cell in cells[:25]}
+            wanted = {"dense", "whole_steps", "dbcache", "lazycache", "easycache", "random", "paper"}
+            assert methods == wanted - missing
+
+    def test_plans_cost_what_is_asked_for(self):
+        cells = preset("plans", ["sd3"], [0])
+        costs = [sd3_cost_reduction(cell.planned_shares()) for cell in cells[:6]]
+        assert costs == pytest.approx([2.0, 1.5, 3.0, 2.5, 1.75, 3.5], rel=0.02)
+        assert {"plan", "exact_kv", "multirate"} == {cell.method for cell in cells}
+        assert len({cell.grid for cell in cells}) > 5 and step_cost(1.0) == 1.0
+
+    def test_the_front_has_both(self):
+        front = {cell.key for cell in preset("front", ["lumina2"], [0])}
+        parts = [cell.key for name in ("baselines", "plans") for cell in preset(name, ["lumina2"], [0])]
+        assert front == set(parts) and len(front) == len(parts)
+
+    def test_further_settings_make_further_cells(self):
+        cells = [Cell("sd3"), Cell("sd3", "plan", start=4, ratio=0.5)]
+        found = with_extra(cells, [{"continue_outputs": True}])
+        assert found[:2] == cells and found[2].extra_settings == {"continue_outputs": True}
+
+    def test_cells_and_plans_from_a_file(self, tmp_path):
+        plan = Plan("2x", "euler", (0.75, 0.25), (1.0, 1.0, 0.5), "gpu")
+        entries = [{"method": "dbcache", "probe": 1, "threshold": 0.2}, plan.as_dict()]
+        (tmp_path / "cells.json").write_text(json.dumps(entries))
+        found = read_cells(tmp_path / "cells.json", ("sd3", "lumina2"))
+        assert [cell.method for cell in found] == ["dbcache", "plan"] * 2
+        assert found[1] == cell_of_plan("sd3", plan) and found[1].shares == plan.shares
+        assert found[1].grid == "density:0.75+0.25"
+        (tmp_path / "cells.json").write_text('[{"no": 1}]')
+        with pytest.raises(RASError, match="cells in .*Expected: a JSON list"):
+            read_cells(tmp_path / "cells.json", ("sd3",))
+
+
+def test_cells_that_do_not_fit_the_time_are_left_out(options, tmp_path, capsys):
+    """Begin, then 1 s a look: at 2 s the third of four cells has no time."""
+    times = iter(range(9))
+    cells = [Cell("random_sd3", steps=steps) for steps in (3, 4, 5, 6)]
+    run = local_runner(options, tmp_path, limit=3.0, clock=lambda: float(next(times)))
+    assert [cell.steps for cell, _ in run(cells)] == [3, 4]
+    assert "no time for 2 of 4 cells" in capsys.readouterr().err
+
+
+def test_ssim_of_equal_and_of_unequal_images():
+    pytest.importorskip("pytorch_msssim")
+    one = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = ssim(torch.stack([one[0], 1 - one[1]]), one)
+    assert found[0] == pytest.approx(1.0, abs=1e-5) and found[1] < 0.1
