@@ -19,9 +19,10 @@ from .costs import cost_reduction, sd3_cost_reduction
 from .features import FeatureNet, Features, distances
 from .figures import psnr, relative_error, ssim
 from .grids import STRIP, save_strip
+from .methods import sampler_of
 from .options import Options
 from .real import real_halves
-from .sampling import Sampled, Studio, sampler_of
+from .sampling import Sampled, Studio
 from .sources import load_source
 from .weighted_figures import PLUGINS, Plugin
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.sample
@@ -19,19 +18,16 @@ from torch import Tensor
 
 from ...ras_core.errors import RASError
 from ...ras_core.host.measured_runs import Task
-from ...ras_core.host.patch import last_trace, patch_model
-from ...ras_core.host.planned_model import settings_of
+from ...ras_core.host.patch import last_trace
 from ...ras_core.method.schedule import StepKind
 from ...ras_core.models import adapter_for
-from .block_cache import with_block_cache, work_of_last_run
+from .block_cache import work_of_last_run
 from .calibrated import costs_of
-from .cells import CACHES, PLANNED, REGIONAL, Cell
+from .cells import PLANNED, REGIONAL, Cell
+from .methods import bound_of, prepare_model, sampler_for
 from .options import Options
-from .oracle import exact_keys_and_values
 from .sigma_grids import Levels, levels_named
-from .solvers import sample_ab2
 from .sources import Source
-from .whole_steps import forecasting
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
 
@@ -254,45 +250,6 @@ def _joined(name: str, values: Sequence[Any]) -> Any:
     if name == "attention_mask" and all(bool(value.all()) for value in values):
         return values[0]
     return torch.cat(list(values))
-
-
-def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
-    """The model as the cell's node would hand it to the sampler."""
-    config = cell.config()
-    if config is not None:
-        return patch_model(model, config)
-    if cell.method in PLANNED:
-        # Every cell is another shape; networks of this size gain nothing from graphs.
-        settings = replace(settings_of(cell.plan()), cuda_graphs="off")
-        return patch_model(model, replace(settings, **cell.extra_settings))
-    if cell.method == "dbcache":
-        return with_block_cache(model, cell.threshold, cell.probe, cell.start)
-    if cell.method in CACHES:
-        nodes = importlib.import_module("comfy_extras.nodes_easycache")
-        node = {"lazycache": nodes.LazyCacheNode, "easycache": nodes.EasyCacheNode}[cell.method]
-        return node.execute(model, cell.threshold, 0.15, 0.95, False).args[0]
-    return model
-
-
-def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
-    """A ComfyUI sampler by name, or the harness's own."""
-    if name == "ab2":
-        return comfy.samplers.KSAMPLER(sample_ab2)
-    return comfy.samplers.sampler_object(name)
-
-
-def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
-    """The cell's sampler, with forecasts at its skipped steps."""
-    sampler = sampler_of(cell.sampler)
-    if cell.method != "whole_steps":
-        return sampler
-    function = forecasting(sampler.sampler_function, cell.form, cell.start, cell.reset_every)
-    return comfy.samplers.KSAMPLER(function, sampler.extra_options, sampler.inpaint_options)
-
-
-def bound_of(cell: Cell) -> AbstractContextManager[None]:
-    """Exact keys and values for the cells that ask for them."""
-    return exact_keys_and_values() if cell.method == "exact_kv" else nullcontext()
 
 
 @dataclass

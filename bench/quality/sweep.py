@@ -67,7 +67,12 @@ def local_runner(
                     left = len(family_cells) - place
                     say(f"{cell.family}: no time for {left} of {len(family_cells)} cells.")
                     break
-                yield cell, engine.row(cell)
+                try:
+                    row = engine.row(cell)
+                except Exception as error:  # one cell must not cost the others their time on a rented device
+                    say(f"{cell.family} {cell.label}: left out ({type(error).__name__}: {error})")
+                    continue
+                yield cell, row
 
     return run
 

@@ -349,6 +349,15 @@ def test_cells_that_do_not_fit_the_time_are_left_out(options, tmp_path, capsys):
     assert "no time for 2 of 4 cells" in capsys.readouterr().err
 
 
+def test_a_cell_that_fails_does_not_end_the_others(options, tmp_path, capsys):
+    cells = [
+        Cell("random_sd3", "plan", steps=4, start=2, ratio=0.5, extra={"no": 1}),
+        Cell("random_sd3", steps=3),
+    ]
+    assert [cell.steps for cell, _ in local_runner(options, tmp_path)(cells)] == [3]
+    assert "left out (TypeError" in capsys.readouterr().err
+
+
 def test_ssim_of_equal_and_of_unequal_images():
     pytest.importorskip("pytorch_msssim")
     one = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
