@@ -70,7 +70,7 @@ def rival_plot(rows: Sequence[Row], family: str, out: Path) -> None:
     lines["bound"] = ("exact K/V (not achievable)", "tab:pink", "--")
     for side, (label, colour, style) in lines.items():
         if line := pareto(points(groups[side])):
-            ax.plot(*zip(*line, strict=True), style, color=colour, label=label)
+            ax.plot(*zip(*line, strict=True), style, color=colour, marker=".", label=label)
     ax.set_xscale("log")
     ax.set_xlim(1.3, 4.2)
     ax.set_xticks(ticks := [1.5, 2, 2.5, 3, 3.5, 4], [f"{tick:g}x" for tick in ticks])
