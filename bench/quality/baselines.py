@@ -17,7 +17,7 @@ CALIBRATED: tuple[Dense, ...] = (
     *(("dpmpp_2m", "calibrated:0.5", steps) for steps in (19, 14, 11, 17, 22, 9, 12, 28)),
     *(("euler", "calibrated", steps) for steps in (11, 9, 8, 14, 7)),
     *(("dpmpp_2m", "calibrated", steps) for steps in (17, 14)),
-    *(("ab2", "calibrated:0.5", steps) for steps in (14, 11)),
+    *(("ab2", "calibrated:0.5", steps) for steps in (14, 11, 17)),
 )
 SIMPLE: tuple[Dense, ...] = (
     *(("dpmpp_2m", "simple", steps) for steps in (28, 19, 14, 9)),
