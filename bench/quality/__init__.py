@@ -1,11 +1,15 @@
 """Quality against cost: `cli` reads the command line.
 
-`cells`, `presets`, `costs`, `front`, `figures` are pure; `sources`, `sampling`, `solvers`, `references`,
-`engine`, `features`, `weighted_figures`, `real` generate and measure images; `table`, `sweep`, `cluster` run
-many cells; `report`, `plots`, `grids`, `conclude` present the results. All of them use `prompts` and
-`options`.
+Pure: `cells`, `presets`, `baselines` and `plan_cells` (the cells of both sides), `sigma_grids` (grids by
+name), `whole_steps` (forecasts of skipped steps), `costs`, `front`, `figures`.
 
-A new baseline is a method in `cells`, the node that applies it in `sampling.prepare_model`, and its settings
-in `presets`; its marker and name are in `plots`. `weighted_figures` has the figures that need weights of
-their own: LPIPS, CLIP score, FID.
+`methods` (from a cell to model and sampler), `block_cache` (DBCache), `oracle` (the bound of exact keys and
+values), `calibrated` (where steps belong on a model), `sources`, `sampling`, `solvers`, `references`,
+`engine`, `features`, `weighted_figures`, `real` make and measure images; `table`, `sweep`, `cluster` run many
+cells; `report`, `rivals` (RAS against the best of all), `plots`, `grids`, `conclude` tell the result;
+`prompts` and `options` are what they all get.
+
+A new baseline is a method in `cells`, what applies it in `methods.prepare_model`, and its settings in
+`baselines`; its mark is in `plots`, its name in `rivals`. `weighted_figures` has the figures that need
+weights of their own: LPIPS, CLIP score, FID.
 """

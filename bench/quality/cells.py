@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import product
 from typing import Any, Literal, get_args
 
 from ...ras_core.config import Metric, PaperSettings, RASConfig
 from ...ras_core.errors import RASError
+from ...ras_core.method.plan import PLAN_SPEEDS, Plan
 from ...ras_core.method.schedule import plan_steps
+from ...ras_core.method.sigma_grid import even_density
+from .sigma_grids import label_of, steps_of
+from .whole_steps import computed_steps
 
-CellMethod = Literal["dense", "multirate", "forecast", "change", "paper", "random", "lazycache", "easycache"]
+CellMethod = Literal[
+    "dense", "multirate", "forecast", "change", "paper", "random", "lazycache", "easycache",
+    "whole_steps", "dbcache", "plan", "exact_kv",
+]  # fmt: skip
 METHODS: tuple[str, ...] = get_args(CellMethod)
 REGIONAL = ("multirate", "forecast", "change", "paper", "random")
 CORRECTED = ("multirate", "forecast")
+PLANNED = ("plan", "exact_kv")
+"""Methods that run a plan: sampler, grid, share of the tokens at each step, form of the K/V cache."""
 RETIRED = ("adaptive",)
 """Methods that occur in committed results but no longer exist: their rows can be read, but not run again."""
 CACHES = ("lazycache", "easycache")
@@ -37,8 +46,17 @@ class Cell:
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
         ratio_end, metric, high_ratio, starvation: as in PaperSettings, for paper and random.
-        threshold: reuse threshold of LazyCache and EasyCache.
-        seed: seed of the noise.
+        threshold: reuse threshold of LazyCache, EasyCache and DBCache.
+        seed: of the noise.
+        grid: name of the sigma grid (sigma_grids.py); empty for the sweep's scheduler. One that settles its
+            number of steps sets `steps`.
+        form: of whole_steps (whole_steps.py), which computes the first `start` steps and then every
+            `reset_every`-th.
+        probe: blocks that DBCache always runs; `start` are its whole steps at the start.
+        shares: of plan and exact_kv, the share of the tokens at each step; without it `ratio` from `start`
+            on, with dense steps at `reset_steps`.
+        kv_cache: as in RASConfig, of plan and exact_kv.
+        extra: further fields of RASConfig for plan and exact_kv, as JSON text or a dictionary.
     """
 
     family: str
@@ -55,11 +73,22 @@ class Cell:
     starvation: float = 0.0
     threshold: float = 0.0
     seed: int = 0
+    grid: str = ""
+    form: str = ""
+    probe: int = 0
+    shares: tuple[float, ...] = ()
+    kv_cache: str = "auto"
+    extra: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, *RETIRED):
             raise RASError(f"method {self.method!r}.", f"one of {', '.join(METHODS)}.", "correct --methods.")
-        object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # JSON turns tuples into lists
+        object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # a list after JSON
+        object.__setattr__(self, "shares", tuple(self.shares))
+        if isinstance(self.extra, dict):
+            object.__setattr__(self, "extra", json.dumps(self.extra, sort_keys=True) if self.extra else "")
+        steps = steps_of(self.grid) or (self.method in PLANNED and len(self.shares)) or self.steps
+        object.__setattr__(self, "steps", steps)
 
     @property
     def key(self) -> str:
@@ -73,11 +102,22 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """Readable description of the settings."""
+        """For people: what was done."""
+        run = f"{self.sampler} {self.steps} steps" + (f", {label_of(self.grid)}" if self.grid else "")
         if self.method == "dense":
-            return f"{self.sampler} {self.steps} steps"
+            return run
         if self.method in CACHES:
-            return f"{self.method} {self.threshold:g}, {self.sampler} {self.steps} steps"
+            return f"{self.method} {self.threshold:g}, {run}"
+        if self.method == "dbcache":
+            return f"dbcache F{self.probe} {self.threshold:g} from {self.start}, {run}"
+        if self.method == "whole_steps":
+            return f"{self.form} first {self.start}, then every {self.reset_every}, {run}"
+        if self.method in PLANNED:
+            shares = self.step_shares()
+            regional = sorted({share for share in shares if share < 1})
+            told = "+".join(f"{share:.0%}" for share in regional)
+            told = f"{sum(share == 1 for share in shares)} dense, {told}, {self.kv_cache}"
+            return f"{self.method} {run}, {told}" + (f" {self.extra}" if self.extra else "")
         resets = "+".join(map(str, self.reset_steps)) or str(self.reset_every)
         kind = f" {self.metric}" if self.method == "paper" else ""
         kind += f" {self.high_ratio:.0%} from the high end" if self.high_ratio < 1 else ""
@@ -104,11 +144,32 @@ class Cell:
         )
 
     def planned_shares(self) -> list[float]:
-        """Planned share of the tokens in each step; which steps a cache skips is not known in advance."""
+        """Share of the tokens of each step, as planned; a cache's skipped steps are not known before."""
+        if self.method in PLANNED:
+            return list(self.step_shares())
+        if self.method == "whole_steps":
+            return [1.0] * computed_steps(self.steps, self.start, self.reset_every)
         config = self.config()
         if config is None:
             return [1.0] * self.steps
         return [step.ratio for step in plan_steps(self.steps, config)]
+
+    def step_shares(self) -> tuple[float, ...]:
+        """Share of the tokens at each step of a plan."""
+        if self.shares:
+            return self.shares
+        dense = {*range(self.start), *self.reset_steps}
+        return tuple(1.0 if step in dense else self.ratio for step in range(self.steps))
+
+    def plan(self) -> Plan:
+        """What ras_core runs for it; its grid comes from the cell's own."""
+        shares = self.step_shares()
+        return Plan(PLAN_SPEEDS[0], self.sampler, even_density(), shares, self.kv_cache)
+
+    @property
+    def extra_settings(self) -> dict[str, Any]:
+        """Further fields of RASConfig."""
+        return {**json.loads(self.extra or "{}")}
 
 
 def cell_from(row: dict[str, Any]) -> Cell:
@@ -116,8 +177,11 @@ def cell_from(row: dict[str, Any]) -> Cell:
     values = {}
     for field in fields(Cell):
         value, default = row[field.name], field.default
-        if field.name == "reset_steps":
-            value = tuple(int(step) for step in value.split("+") if step) if isinstance(value, str) else value
+        if isinstance(default, tuple):
+            number = int if field.name == "reset_steps" else float
+            value = (
+                tuple(number(each) for each in value.split("+") if each) if isinstance(value, str) else value
+            )
         elif isinstance(default, (int, float)):
             value = type(default)(value)
         values[field.name] = value
@@ -127,8 +191,7 @@ def cell_from(row: dict[str, Any]) -> Cell:
 def dense_cells(family: str, samplers: Iterable[str], steps: Iterable[int], seed: int = 0) -> list[Cell]:
     """Dense runs with fewer steps: what any user can do without this pack."""
     return [
-        Cell(family, sampler=sampler, steps=count, seed=seed)
-        for sampler, count in itertools.product(samplers, steps)
+        Cell(family, sampler=sampler, steps=count, seed=seed) for sampler, count in product(samplers, steps)
     ]
 
 
@@ -143,21 +206,41 @@ def grid(
     orders: Sequence[int],
     thresholds: Sequence[float],
     seeds: Sequence[int],
+    grids: Sequence[str] = ("",),
+    forms: Sequence[str] = ("taylor1",),
+    probes: Sequence[int] = (1,),
+    kv_caches: Sequence[str] = ("forecast",),
 ) -> list[Cell]:
     """Every combination once; a method ignores the axes that it does not have."""
     cells: dict[str, Cell] = {}
-    for family, method, count, seed in itertools.product(families, methods, steps, seeds):
+    own = [ORDER_SAMPLERS[order] for order in orders]
+    for family, method, count, seed in product(families, methods, steps, seeds):
         base = Cell(family, method, steps=count, seed=seed)
         if method == "dense":
-            made = [replace(base, sampler=sampler) for sampler in samplers]
+            made = [replace(base, sampler=s, grid=name) for s, name in product(samplers, grids)]
         elif method in CACHES:
             made = [replace(base, threshold=threshold) for threshold in thresholds]
+        elif method == "dbcache":
+            axes = product(probes, starts, thresholds)
+            made = [replace(base, probe=p, start=start, threshold=t) for p, start, t in axes]
+        elif method == "whole_steps":
+            axes = product(forms, own, grids, starts, resets)
+            made = [
+                replace(base, form=form, sampler=s, grid=name, start=start, reset_every=every or 1)
+                for form, s, name, start, every in axes
+            ]
+        elif method in PLANNED:
+            axes = product(own, grids, starts, ratios, kv_caches)
+            made = [
+                replace(base, sampler=s, grid=name, start=start, ratio=ratio, kv_cache=kv_cache)
+                for s, name, start, ratio, kv_cache in axes
+            ]
         else:
-            own = [ORDER_SAMPLERS[order] for order in orders] if method in CORRECTED else ["euler"]
+            samplers_of_rule = own if method in CORRECTED else ["euler"]
             scale = 0.1 if method == "paper" else 0.0
             made = [
                 replace(base, sampler=s, start=start, reset_every=reset, ratio=ratio, starvation=scale)
-                for s, start, reset, ratio in itertools.product(own, starts, resets, ratios)
+                for s, start, reset, ratio in product(samplers_of_rule, starts, resets, ratios)
             ]
         cells.update((cell.key, cell) for cell in made)
     return list(cells.values())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from ...ras_core.errors import RASError
@@ -13,9 +15,11 @@ from ..common.progress import say
 from ..common.setup import DTYPES, pick_device, start
 from .cells import METHODS, Cell, grid
 from .options import Options
+from .plan_cells import read_cells, with_extra
 from .presets import BASELINE_SAMPLERS, PRESETS, preset
 from .prompts import HELD_OUT, read_prompts, write_held_out
 from .weighted_figures import PLUGINS, parse_plugins
+from .whole_steps import FORMS
 
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
@@ -113,13 +117,32 @@ def _add_cells(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--preset", choices=tuple(PRESETS), help="a ready list of cells; the axes below are then ignored")
     add("--methods", type=_words, default=("dense", "multirate"), help=f"of {', '.join(METHODS)}")
+    add("--cells", type=Path, help="JSON list of cells, or of plans of ras_core, for every family")
+    add(
+        "--extra",
+        type=json.loads,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="further settings of RASConfig: each plan is run once more with them; may be repeated",
+    )
+    add("--limit-seconds", type=float, default=0.0, help="leave out what does not fit; 0 for no limit")
     add("--samplers", type=_words, default=BASELINE_SAMPLERS, help="of the method dense")
+    add(
+        "--grids",
+        type=_words,
+        default=("",),
+        help="simple, beta, 8of40by3, calibrated, calibrated:0.5, density:2+1",
+    )
+    add("--forms", type=_words, default=("taylor1",), help=f"of whole_steps: {', '.join(FORMS)}")
+    add("--probes", type=_ints, default=(1,), help="blocks that DBCache always runs")
+    add("--kv-caches", type=_words, default=("forecast",), help="of plan and exact_kv")
     add("--steps", type=_ints, default=(28, 20, 14))
     add("--starts", type=_ints, default=(4,), help="dense steps at the start")
     add("--resets", type=_ints, default=(4,), help="a dense step every so many")
     add("--ratios", type=_floats, default=(0.5, 0.25), help="shares of active tokens")
     add("--orders", type=_ints, default=(2,), help="of the multirate integrator: 1, 2")
-    add("--thresholds", type=_floats, default=(0.2,), help="of LazyCache and EasyCache")
+    add("--thresholds", type=_floats, default=(0.2,), help="of LazyCache, EasyCache and DBCache")
     add("--seeds", type=_ints, default=(0,))
     add("--ray", default="", help="address of a Ray cluster, or local")
     add("--workers", type=int, default=0, help="on the Ray cluster; 0 takes what it has")
@@ -172,11 +195,20 @@ def families_of(arguments: argparse.Namespace) -> tuple[str, ...]:
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     """The cells of a sweep."""
     families = families_of(arguments)
-    if arguments.preset:
-        return preset(arguments.preset, families, arguments.seeds)
+    if arguments.cells:
+        cells = read_cells(arguments.cells, families)
+    elif arguments.preset:
+        cells = preset(arguments.preset, families, arguments.seeds)
+    else:
+        cells = _grid_of(arguments, families)
+    return with_extra(cells, arguments.extra)
+
+
+def _grid_of(arguments: argparse.Namespace, families: tuple[str, ...]) -> list[Cell]:
     return grid(
         families, arguments.methods, arguments.samplers, arguments.steps, arguments.starts,
         arguments.resets, arguments.ratios, arguments.orders, arguments.thresholds, arguments.seeds,
+        arguments.grids, arguments.forms, arguments.probes, arguments.kv_caches,
     )  # fmt: skip
 
 
@@ -188,12 +220,14 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     out = arguments.out or OUTPUT / (arguments.preset or "sweep")
     if not options.real:
         say("FD-EffLite0 is skipped: it needs real pictures, named with --real.")
+    if find_spec("pytorch_msssim") is None:
+        say("SSIM is skipped: it needs pytorch-msssim (pip install -r bench/requirements.txt).")
     runner = None
     if arguments.ray:
         from .cluster import ray_runner
 
         runner = ray_runner(arguments.ray, options, arguments.workers)
-    sweep(cells, options, out, runner)
+    sweep(cells, options, out, runner, arguments.limit_seconds)
     print(conclude(out))
     return 0
 

@@ -11,22 +11,25 @@ from ..common.progress import say
 from .cells import cell_from
 from .front import pareto
 from .grids import stack_strips
-from .plots import front_plot
+from .plots import front_plot, rival_plot
 from .report import Row, baselines, curves, points, report
+from .rivals import rival_tables
 from .table import Table
 
 
 def conclude(out: Path, title: str = "") -> str:
     """Write report.md, plots and image grids of a folder; returns the report."""
     table = Table(out / "cells.csv")
-    text = (f"# {title}\n\n" if title else "") + report(out)
-    (out / "report.md").write_text(text, encoding="utf-8")
     families = list(dict.fromkeys(row["family"] for row in table.rows))
+    against = "\n".join(rival_tables(table.rows, family) for family in families)
+    text = (f"# {title}\n\n" if title else "") + against + "\n" + report(out)
+    (out / "report.md").write_text(text, encoding="utf-8")
     for family in families:
         _grid(table.rows, family, out)
     if can_plot():
         for family in families:
             front_plot(table.rows, family, out / f"front_{family}.png")
+            rival_plot(table.rows, family, out / f"rivals_{family}.png")
             if any(row["fd"] is not None for row in table.rows):
                 front_plot(table.rows, family, out / f"fd_{family}.png", "fd")
     return text

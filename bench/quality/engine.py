@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from . import references as refs
 from .cells import Cell
 from .costs import cost_reduction, sd3_cost_reduction
 from .features import FeatureNet, Features, distances
-from .figures import psnr, relative_error
+from .figures import psnr, relative_error, ssim
 from .grids import STRIP, save_strip
+from .methods import sampler_of
 from .options import Options
 from .real import real_halves
-from .sampling import Sampled, Studio, sampler_of
+from .sampling import Sampled, Studio
 from .sources import load_source
 from .weighted_figures import PLUGINS, Plugin
 
@@ -107,21 +109,30 @@ class Engine:
         profile, default = adapter.cost_profile(network), self.options.default_steps
         return {
             "evaluations": sum(share > 0 for share in sampled.shares),
-            "token_share": sum(sampled.shares) / cell.steps,
-            "cost_sd3": sd3_cost_reduction(sampled.shares, default),
-            "cost_own": cost_reduction(profile, n_tokens, sampled.text_rows, sampled.shares, default),
+            "token_share": sum(map(mul, sampled.shares, sampled.work)) / cell.steps,
+            "cost_sd3": sd3_cost_reduction(sampled.shares, default, sampled.work),
+            "cost_own": cost_reduction(
+                profile, n_tokens, sampled.text_rows, sampled.shares, default, sampled.work
+            ),
             "seconds": sampled.seconds,
         }
 
     def _picture_figures(
-        self, studio: Studio, latents: Tensor, converged: refs.Reference, dense: refs.Reference, cell: Cell
+        self,
+        studio: Studio,
+        latents: Tensor,
+        converged: refs.Reference,
+        dense: refs.Reference | None,
+        cell: Cell,
     ) -> dict[str, Any]:
-        targets, dense_ones = self.decoded(converged), self.decoded(dense)
+        targets, dense_ones = self.decoded(converged), None if dense is None else self.decoded(dense)
         texts = [prompt.text for prompt in self.options.prompts]
-        quality, closeness, features = [], [], []
+        quality, closeness, likeness, features = [], [], [], []
         for number, (part, pictures) in enumerate(studio.decode(latents)):
             quality.append(psnr(pictures, targets[number]))
-            closeness.append(psnr(pictures, dense_ones[number]))
+            likeness.append(ssim(pictures, targets[number]))
+            if dense_ones is not None:
+                closeness.append(psnr(pictures, dense_ones[number]))
             if self._net is not None:
                 features.append(self._net(pictures))
             for plugin in self._plugins or ():
@@ -132,7 +143,8 @@ class Engine:
         figures = {
             "psnr": float(values.mean()),
             "psnr_sem": float(values.std() / len(values) ** 0.5) if len(values) > 1 else None,
-            "psnr_dense": float(torch.cat(closeness).mean()),
+            "ssim": None if likeness[0] is None else float(torch.cat(likeness).mean()),
+            "psnr_dense": float(torch.cat(closeness).mean()) if closeness else None,
         }
         if features:
             figures |= distances(Features.joined(features), self._real)

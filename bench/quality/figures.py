@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -13,6 +16,17 @@ def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
     """PSNR of each image in dB: (n, 3, H, W) RGB in [0, 1] each -> (n,)."""
     error = (pictures.float() - reference.float()).square().mean(dim=(1, 2, 3))
     return (-10.0 * error.clamp_min(1e-30).log10()).clamp_max(PSNR_CEILING)
+
+
+def ssim(pictures: Tensor, reference: Tensor) -> Tensor | None:
+    """SSIM of each image by the package pytorch-msssim: (n, 3, H, W) RGB in [0, 1] each -> (n,).
+
+    None where the package is missing.
+    """
+    if find_spec("pytorch_msssim") is None:
+        return None
+    package = import_module("pytorch_msssim")
+    return package.ssim(pictures.float(), reference.float(), data_range=1.0, size_average=False)
 
 
 def masked_psnr(pictures: Tensor, reference: Tensor, mask: Tensor) -> Tensor:

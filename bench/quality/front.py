@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import exp, log
 
 Point = tuple[float, float]
 """(cost reduction, quality); higher is better for both."""
@@ -39,3 +41,42 @@ def best_at_cost(fronts: dict[str, Sequence[Point]], cost: float) -> tuple[str, 
         return None
     name = max(found, key=found.__getitem__)
     return name, found[name]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster one front reaches a quality than another.
+
+    Attributes:
+        value: the ratio of their cost reductions.
+        bound: "" for the value itself, ">=" or "<=" where the other front ends first.
+    """
+
+    value: float
+    bound: str = ""
+
+
+def at_log_cost(front: Sequence[Point], cost: float) -> float | None:
+    """As `at_cost`, but straight over the logarithm of cost."""
+    return at_cost([(log(x), y) for x, y in front], log(cost))
+
+
+def time_to_equal_quality(front: Sequence[Point], other: Sequence[Point], cost: float) -> Ratio | None:
+    """At a front's quality for a cost reduction: this over the other front's cost reduction there.
+
+    Above 1 the front is faster. Both are `pareto` fronts; straight over the logarithm of cost. None where
+    the front ends before.
+    """
+    quality = at_log_cost(front, cost)
+    if quality is None or not other:
+        return None
+    (first, best), (last, worst) = other[0], other[-1]
+    if quality > best:
+        return Ratio(cost / first, ">=")
+    if quality <= worst:
+        return Ratio(cost / last, "" if quality == worst else "<=")
+    for (x0, y0), (x1, y1) in zip(other, other[1:], strict=False):
+        if y1 <= quality <= y0:
+            share = (y0 - quality) / (y0 - y1)
+            return Ratio(cost / exp(log(x0) + (log(x1) - log(x0)) * share))
+    return None

@@ -9,6 +9,7 @@ from typing import Any
 from ..common.plotting import pyplot
 from .front import pareto
 from .report import Row, curves, points
+from .rivals import NAMES, sides
 
 MARKS = {
     "euler": ("tab:gray", "o"),
@@ -22,19 +23,17 @@ MARKS = {
     "paper": ("tab:purple", "P"),
     "lazycache": ("tab:green", "<"),
     "easycache": ("tab:brown", ">"),
-}
-NAMES = {
-    "euler": "fewer steps, Euler",
-    "dpmpp_2m": "fewer steps, DPM++ 2M",
-    "ab2": "fewer steps, AB2",
-    "multirate": "multirate RAS",
-    "adaptive": "multirate RAS, adaptive budget",
-    "forecast": "multirate RAS, kv_cache = forecast",
-    "change": "its selection alone",
-    "random": "random tokens",
-    "paper": "RAS as in the paper",
-    "lazycache": "LazyCache",
-    "easycache": "EasyCache",
+    "plan": ("tab:red", "*"),
+    "exact_kv": ("tab:pink", "2"),
+    "calibrated": ("navy", "h"),
+    "front-loaded": ("royalblue", "H"),
+    "density": ("slateblue", "8"),
+    "other schedulers": ("lightsteelblue", "."),
+    "other samplers": ("darkgray", "."),
+    "taylor": ("darkgreen", "1"),
+    "hermite": ("seagreen", "3"),
+    "chebyshev": ("olivedrab", "4"),
+    "dbcache": ("saddlebrown", "d"),
 }
 
 
@@ -54,6 +53,30 @@ def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr"
         )
     ax.set_xlabel("cost reduction against 28 dense steps (FLOPs, SD3-medium at 1024 px)")
     ax.set_ylabel("PSNR to the converged trajectory, dB" if figure == "psnr" else figure)
+    ax.set_title(f"{family}: {max(row['images'] for row in rows)} prompts")
+    _finish(plt, fig, ax, out)
+
+
+def rival_plot(rows: Sequence[Row], family: str, out: Path) -> None:
+    """Three fronts: RAS, the best of all baselines, and the bound; every kind of baseline as marks."""
+    plt = pyplot()
+    fig, ax = plt.subplots(figsize=(8, 5.2))
+    groups = sides(rows, family)
+    for name, cells in curves(rows, family).items():
+        colour, mark = MARKS.get(name, ("black", "."))
+        if found := points(cells):
+            ax.plot(*zip(*found, strict=True), mark, color=colour, alpha=0.5, markersize=4)
+    lines = {"ours": ("RAS", "tab:red", "-"), "theirs": ("best of all baselines", "navy", "-")}
+    lines["bound"] = ("exact K/V (not achievable)", "tab:pink", "--")
+    for side, (label, colour, style) in lines.items():
+        if line := pareto(points(groups[side])):
+            ax.plot(*zip(*line, strict=True), style, color=colour, marker=".", label=label)
+    ax.set_xscale("log")
+    ax.set_xlim(1.3, 4.2)
+    ax.set_xticks(ticks := [1.5, 2, 2.5, 3, 3.5, 4], [f"{tick:g}x" for tick in ticks])
+    ax.minorticks_off()
+    ax.set_xlabel("cost reduction against 28 dense steps (FLOPs, SD3-medium at 1024 px)")
+    ax.set_ylabel("PSNR to the converged trajectory, dB")
     ax.set_title(f"{family}: {max(row['images'] for row in rows)} prompts")
     _finish(plt, fig, ax, out)
 

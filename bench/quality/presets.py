@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
+from .baselines import baselines
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
+from .plan_cells import plans
 
 # Step counts; the cost reduction is 28 divided by each: 1, 1.47, 1.65, 2, 2.33, 2.55, 3.1, 3.5, 4.
 FEWER_STEPS = (28, 19, 17, 14, 12, 11, 9, 8, 7)
@@ -95,8 +98,8 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
     )  # fmt: skip
 
 
-def front(family: str, seed: int) -> list[Cell]:
-    """The whole front: 101 cells per family; SD3 has no EasyCache cells, since it has no effect there."""
+def settings(family: str, seed: int) -> list[Cell]:
+    """The nodes' settings on the `simple` schedule, without plans, beside fewer steps on it."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:
@@ -125,7 +128,19 @@ def acts(cell: Cell) -> bool:
     return not (cell.method == "easycache" and "sd3" in cell.family)
 
 
-PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {"front": front, "quick": quick}
+def front(family: str, seed: int) -> list[Cell]:
+    """Both sides in turn: baselines and plans."""
+    turns = zip_longest(baselines(family, seed), plans(family, seed))
+    return [cell for turn in turns for cell in turn if cell is not None and acts(cell)]
+
+
+PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {
+    "front": front,
+    "baselines": lambda family, seed: [cell for cell in baselines(family, seed) if acts(cell)],
+    "plans": plans,
+    "settings": settings,
+    "quick": quick,
+}
 
 
 def preset(name: str, families: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

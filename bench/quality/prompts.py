@@ -15,6 +15,8 @@ from typing import Any
 from ...ras_core.errors import RASError
 
 HELD_OUT = Path(__file__).parent / "held_out.csv"
+CALIBRATION = Path(__file__).parent / "calibration_prompts.txt"
+"""In the demo models' words; none of them is held out."""
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,20 @@ def converged_of(cell: Cell, options: Options) -> Reference:
     return Reference(cell.family, cell.seed, CONVERGED_SAMPLER, options.reference_steps)
 
 
-def dense_of(cell: Cell, options: Options) -> Reference:
-    """The run that the cell accelerates: the same sampler, dense, with the default number of steps."""
+def dense_of(cell: Cell, options: Options) -> Reference | None:
+    """The run that the cell speeds up: the same sampler, dense, the default number of steps.
+
+    None for samplers that only stand among the baselines: one dense run each would cost more than it tells.
+    """
+    if not cell.order:
+        return None
     return Reference(cell.family, cell.seed, cell.sampler, options.default_steps)
 
 
 def needed(cells: list[Cell], options: Options) -> list[Reference]:
     """The references of these cells, each once, in order."""
     found = [make(cell, options) for cell in cells for make in (converged_of, dense_of)]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(each for each in found if each is not None))
 
 
 def reference_name(reference: Reference, options: Options, identity: str, extra: Any = None) -> str:

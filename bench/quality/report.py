@@ -11,6 +11,7 @@ from typing import Any
 from ...ras_core.errors import RASError
 from .cells import cell_from
 from .front import Point, at_cost, best_at_cost, pareto
+from .sigma_grids import kind_of
 from .table import FIGURE_COLUMNS, markdown, read_rows
 
 TARGETS = {1.5: 0.5, 2.0: 1.5, 2.5: 2.0, 3.0: 2.0, 3.5: 2.0}
@@ -18,6 +19,9 @@ TARGETS = {1.5: 0.5, 2.0: 1.5, 2.5: 2.0, 3.0: 2.0, 3.5: 2.0}
 OTHER_TARGETS = {"random": 2.0, "paper": 3.0}
 """Required gain over random tokens and over the paper's rule, at 1.5x and 2x."""
 OTHER_COSTS = (1.5, 2.0)
+OURS = ("multirate", "adaptive", "forecast", "plan")
+"""Methods that are RAS as this pack makes it."""
+BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 Row = dict[str, Any]
 
 
@@ -65,7 +69,16 @@ class Gain:
 
 def series_of(row: Row) -> str:
     """The curve that a cell belongs to."""
-    return row["sampler"] if row["method"] == "dense" else row["method"]
+    if row["method"] == "whole_steps":
+        return row["form"].rstrip("0123456789")
+    if row["method"] != "dense":
+        return row["method"]
+    kind = kind_of(row["grid"] or "simple")
+    if kind != "scheduler":
+        return kind
+    if row["grid"] not in ("", None, "simple"):
+        return "other schedulers"
+    return row["sampler"] if row["sampler"] in BASELINE_SAMPLERS else "other samplers"
 
 
 def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
@@ -110,8 +123,8 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
 
 
 def _ours(groups: dict[str, list[Row]]) -> list[Row]:
-    """Multirate, with the adaptive budget of older results, and with extrapolated keys and values."""
-    return [row for name in ("multirate", "adaptive", "forecast") for row in groups.get(name, [])]
+    """The method, with the adaptive budget of older results, and with continued keys and values."""
+    return [row for name in OURS for row in groups.get(name, [])]
 
 
 def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
@@ -163,7 +176,16 @@ def _front_table(rows: Sequence[Row], family: str) -> str:
             mark = "*" if (row["cost_sd3"], row["psnr"]) in front else ""
             figures = [
                 row[c]
-                for c in ("cost_sd3", "cost_own", "seconds", "psnr", "psnr_dense", "latent_error", "fd")
+                for c in (
+                    "cost_sd3",
+                    "cost_own",
+                    "seconds",
+                    "psnr",
+                    "ssim",
+                    "psnr_dense",
+                    "latent_error",
+                    "fd",
+                )
             ]
             lines.append([name, cell_from(row).label, mark, *figures])
     header = [
@@ -174,6 +196,7 @@ def _front_table(rows: Sequence[Row], family: str) -> str:
         "cost here",
         "seconds",
         "PSNR dB",
+        "SSIM",
         "to dense dB",
         "latent",
         "FD",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,17 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...ras_core.host.patch import last_trace, patch_model
+from ...ras_core.errors import RASError
+from ...ras_core.host.measured_runs import Task
+from ...ras_core.host.patch import last_trace
 from ...ras_core.method.schedule import StepKind
 from ...ras_core.models import adapter_for
-from .cells import CACHES, Cell
+from .block_cache import work_of_last_run
+from .calibrated import costs_of
+from .cells import PLANNED, REGIONAL, Cell
+from .methods import bound_of, prepare_model, sampler_for
 from .options import Options
-from .solvers import sample_ab2
+from .sigma_grids import Levels, levels_named
 from .sources import Source
 
 Callback = Callable[[int, Tensor, Tensor, int], None]
@@ -40,6 +44,7 @@ class Sampled:
         notes: deviations from the plan.
         text_rows: largest number of text rows in a call.
         activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.
+        work: part of the network's blocks that each evaluation ran, mean over batches.
     """
 
     latents: Tensor
@@ -48,15 +53,19 @@ class Sampled:
     notes: tuple[str, ...]
     text_rows: int
     activity: Tensor | None = None
+    work: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Ran:
-    """Trace of one batch: share of tokens in each evaluation, notes, (b, h, w) activity."""
+    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity, and the part
+    of the blocks that each evaluation ran, if not all.
+    """
 
     shares: list[float]
     notes: tuple[str, ...] = ()
     activity: Tensor | None = None
+    work: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -84,6 +93,7 @@ class Studio:
     source: Source
     options: Options
     batches: list[Batch] = field(init=False)
+    _costs: tuple[float, ...] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         texts = [prompt.text for prompt in self.options.prompts]
@@ -101,13 +111,13 @@ class Studio:
             latent: (n, c, h, w) to start from; None to start from noise.
             sigmas: noise levels other than the cell's own.
         """
-        model, sampler = prepare_model(self.source.model, cell), sampler_of(cell.sampler)
+        model, sampler = prepare_model(self.source.model, cell), sampler_for(cell)
         sigmas = self.sigmas(cell) if sigmas is None else sigmas
         parts, ran = [], []
         started = self._now()
         for batch in self.batches:
             start = None if latent is None else latent[batch.rows]
-            with count_calls(self.source) as calls:
+            with count_calls(self.source) as calls, bound_of(cell):
                 parts.append(self.sample_batch(model, sampler, sigmas, batch, cell.seed, start))
             ran.append(self._what_ran(model, cell, calls.rows, len(batch.rows)))
         seconds = self._now() - started
@@ -119,6 +129,7 @@ class Studio:
             tuple(dict.fromkeys(note for each in ran for note in each.notes)),
             max(batch.text_rows for batch in self.batches),
             self.in_order(known) if len(known) == len(ran) else None,
+            _mean_shares([each.work or [1.0] * len(each.shares) for each in ran]),
         )
 
     @torch.inference_mode()  # ComfyUI executes nodes in this mode
@@ -144,12 +155,32 @@ class Studio:
         return result.float().cpu()
 
     def sigmas(self, cell: Cell, denoise: float = 1.0) -> Tensor:
-        """The noise levels that KSampler would use."""
+        """The noise levels of the cell's grid; without one those that KSampler would take."""
+        if cell.grid:
+            return torch.tensor(levels_named(cell.grid, cell.steps, self._scheduled, self._block_costs))
         host_name = cell.sampler if cell.sampler in comfy.samplers.KSampler.SAMPLERS else "euler"
         model, scheduler = self.source.model, self.options.scheduler
         return comfy.samplers.KSampler(
             model, cell.steps, self.source.device, host_name, scheduler, denoise
         ).sigmas
+
+    def _scheduled(self, scheduler: str, steps: int) -> Levels:
+        if scheduler not in comfy.samplers.SCHEDULER_NAMES:
+            known = ", ".join(comfy.samplers.SCHEDULER_NAMES)
+            raise RASError(f"the grid {scheduler!r}.", f"of ComfyUI's: {known}.", "correct the grid.")
+        sampling = self.source.model.get_model_object("model_sampling")
+        return tuple(comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist())
+
+    def _block_costs(self) -> tuple[float, ...]:
+        if self._costs is None:
+            self._costs = costs_of(self.source, self.options, self.cfg, self._tasks)
+        return self._costs
+
+    def _tasks(self, texts: Sequence[str]) -> Iterator[Task]:
+        shape = self.source.latent_shape(self.options.size)
+        for batch in make_batches(self.source.encode, texts, self.options.batch):
+            noise = torch.stack([noise_of(texts[row], 0, shape) for row in batch.rows])
+            yield Task(self.source.model, batch.positive, batch.negative, noise, self.cfg)
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
         """The results of the batches in the order of the prompts."""
@@ -164,12 +195,15 @@ class Studio:
                 yield part, self.source.decode(latents[part])
 
     def _what_ran(self, model: ModelPatcher, cell: Cell, rows: int, pictures: int) -> Ran:
-        if cell.config() is not None:
+        if cell.method in (*REGIONAL, *PLANNED):
             trace = last_trace(model)
             regional = [e.active for e in trace.evaluations if e.kind is StepKind.REGIONAL]
             activity = torch.from_numpy(np.mean(regional, axis=0)) if regional else None
             return Ran([e.active_share for e in trace.evaluations], trace.notes, activity)
-        branches = 1 if self.cfg == 1.0 else 2  # ComfyUI omits the negative prompt at guidance 1
+        if cell.method == "dbcache":
+            work = work_of_last_run(model)
+            return Ran([1.0] * len(work), work=work)
+        branches = 1 if self.cfg == 1.0 else 2  # the host leaves out the negative prompt at guidance 1
         return Ran([1.0] * round(rows / (branches * pictures)))
 
     def _now(self) -> float:
@@ -216,25 +250,6 @@ def _joined(name: str, values: Sequence[Any]) -> Any:
     if name == "attention_mask" and all(bool(value.all()) for value in values):
         return values[0]
     return torch.cat(list(values))
-
-
-def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
-    """The model as patched by the cell's node, ready for the sampler."""
-    config = cell.config()
-    if config is not None:
-        return patch_model(model, config)
-    if cell.method in CACHES:
-        nodes = importlib.import_module("comfy_extras.nodes_easycache")
-        node = {"lazycache": nodes.LazyCacheNode, "easycache": nodes.EasyCacheNode}[cell.method]
-        return node.execute(model, cell.threshold, 0.15, 0.95, False).args[0]
-    return model
-
-
-def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
-    """A sampler by name: ComfyUI's, or one of `solvers`."""
-    if name == "ab2":
-        return comfy.samplers.KSAMPLER(sample_ab2)
-    return comfy.samplers.sampler_object(name)
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -22,11 +23,15 @@ Measured = Iterator[tuple[Cell, dict[str, Any]]]
 Runner = Callable[[Sequence[Cell]], Measured]
 
 
-def sweep(cells: Sequence[Cell], options: Options, out: Path, runner: Runner | None = None) -> Table:
-    """Measure the cells that are missing in the folder's table, in an order that loads each family once.
+def sweep(
+    cells: Sequence[Cell], options: Options, out: Path, runner: Runner | None = None, limit: float = 0.0
+) -> Table:
+    """Measure the cells that the folder's table lacks, in an order that loads each family once.
 
     Args:
-        runner: measures cells elsewhere, in any order; None to measure them in this process.
+        runner: measures cells somewhere else, in any order; without it they run in this process.
+        limit: seconds for cells in this process, shared by the families; 0 for none. Cells run in the order
+            given, and those that do not fit are left out.
     """
     claim(out, options.identity())
     table = Table(out / "cells.csv")
@@ -37,25 +42,37 @@ def sweep(cells: Sequence[Cell], options: Options, out: Path, runner: Runner | N
         return table
     progress = Progress(len(missing), sum(map(work_of, missing)))
     write_description(out, options)
-    for cell, row in (runner or local_runner(options, out))(missing):
+    for cell, row in (runner or local_runner(options, out, limit))(missing):
         table.append(row)
         progress.step(work_of(cell), _line(cell, row))
     write_description(out, options)
     return table
 
 
-def local_runner(options: Options, out: Path) -> Runner:
-    """Measures cells one after another in this process."""
+def local_runner(
+    options: Options, out: Path, limit: float = 0.0, clock: Callable[[], float] = time.monotonic
+) -> Runner:
+    """Cells one after the other in this process, as long as there is time."""
 
     def run(cells: Sequence[Cell]) -> Measured:
-        engine = Engine(options, out / "pictures")
-        for _, same in itertools.groupby(cells, key=lambda cell: cell.family):
-            family_cells = list(same)
+        engine, begun = Engine(options, out / "pictures"), clock()
+        families = [list(same) for _, same in itertools.groupby(cells, key=lambda cell: cell.family)]
+        for number, family_cells in enumerate(families):
+            end = begun + limit * (number + 1) / len(families) if limit else float("inf")
             for reference in refs.needed(family_cells, options):
                 say(f"reference: {reference.family}, {reference.sampler}, {reference.steps} steps")
                 engine.reference(reference)
-            for cell in family_cells:
-                yield cell, engine.row(cell)
+            for place, cell in enumerate(family_cells):
+                if clock() >= end:
+                    left = len(family_cells) - place
+                    say(f"{cell.family}: no time for {left} of {len(family_cells)} cells.")
+                    break
+                try:
+                    row = engine.row(cell)
+                except Exception as error:  # one cell must not cost the others their time on a rented device
+                    say(f"{cell.family} {cell.label}: left out ({type(error).__name__}: {error})")
+                    continue
+                yield cell, row
 
     return run
 

@@ -23,6 +23,7 @@ FIGURE_COLUMNS = (
     "seconds",  # sampling time of all images, without decoding
     "psnr",  # dB, mean over images, against the converged trajectory
     "psnr_sem",  # dB, standard error of that mean
+    "ssim",  # mean over images, against the converged trajectory; empty without pytorch-msssim
     "latent_error",  # relative, against the converged trajectory
     "psnr_dense",  # dB, against the same sampler dense at the default steps
     "fd",  # FD-EffLite0 to the real images; empty without them
@@ -37,7 +38,10 @@ FIGURE_COLUMNS = (
     "notes",
 )
 COLUMNS = ("key", *CELL_COLUMNS, *FIGURE_COLUMNS)
-TEXT = {"key", "family", "method", "sampler", "reset_steps", "metric", "notes"}
+TEXT = {
+    "key", "family", "method", "sampler", "reset_steps", "metric", "notes", "grid", "form", "shares",
+    "kv_cache", "extra",
+}  # fmt: skip
 
 
 class Table:

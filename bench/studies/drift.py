@@ -21,10 +21,11 @@ from ..common.progress import say
 from ..quality.cells import Cell
 from ..quality.engine import Engine
 from ..quality.figures import psnr
+from ..quality.methods import prepare_model, sampler_of
 from ..quality.options import Options
 from ..quality.plots import line_plot
 from ..quality.references import converged_of
-from ..quality.sampling import Studio, prepare_model, sampler_of
+from ..quality.sampling import Studio
 from .common import publish
 from .probe import Place, Probe, Seen
 

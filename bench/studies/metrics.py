@@ -22,9 +22,10 @@ from ...ras_core.method.selector import selector_for
 from ...ras_core.models import adapter_for
 from ..quality.cells import Cell
 from ..quality.engine import Engine
+from ..quality.methods import sampler_of
 from ..quality.options import Options
 from ..quality.plots import bar_plot
-from ..quality.sampling import Studio, sampler_of
+from ..quality.sampling import Studio
 from .common import is_small, measured, publish
 
 RATIOS = (0.5, 0.25)

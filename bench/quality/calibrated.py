@@ -1,0 +1,74 @@
+"""Where steps belong on a model, measured once on prompts that are not judged, and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from ...ras_core.errors import RASError
+from ...ras_core.host.calibration import BLOCKS, FINE_STEPS
+from ...ras_core.host.measured_runs import Task, block_costs, simple_levels
+from ...ras_core.method.sigma_grid import density_of
+from ..common.progress import say
+from .options import Options, digest
+from .prompts import CALIBRATION, read_prompts
+from .sources import Source
+
+
+def costs_of(
+    source: Source, options: Options, cfg: float, tasks: Callable[[Sequence[str]], Iterable[Task]]
+) -> tuple[float, ...]:
+    """Final error of one long Euler step over each twelfth of a fine `simple` schedule.
+
+    Kept in the folder of the references, by all that decides it.
+
+    Args:
+        source: the model.
+        options: of the sweep; its prompts are not measured with.
+        cfg: guidance scale.
+        tasks: the sampling tasks of some prompts.
+    """
+    texts = unjudged([prompt.text for prompt in options.prompts])
+    recipe = [source.identity, texts, options.size, cfg, options.dtype, FINE_STEPS, BLOCKS]
+    path = Path(options.cache) / f"{source.family}-calibration-{digest(recipe)}.json"
+    if options.cache and path.is_file():
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["costs"])
+    costs = _measured(tasks(texts))
+    density = density_of(costs)
+    shown = " ".join(f"{len(costs) * share:.2f}" for share in density)
+    say(f"calibration: {source.family}, {len(texts)} other prompts, density {shown}")
+    if options.cache:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"costs": costs, "density": density, "prompts": texts}
+        path.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    return costs
+
+
+def unjudged(judged: Sequence[str]) -> list[str]:
+    """The calibration prompts that are not among the judged ones.
+
+    Raises:
+        RASError: all of them are.
+    """
+    found = [prompt.text for prompt in read_prompts(CALIBRATION) if prompt.text not in set(judged)]
+    if not found:
+        raise RASError(
+            "all calibration prompts are among the judged ones.",
+            f"other prompts than those of {CALIBRATION.name}.",
+            "name other --prompts.",
+        )
+    return found
+
+
+@torch.inference_mode()
+def _measured(tasks: Iterable[Task]) -> tuple[float, ...]:
+    """Root mean square over the images of all tasks."""
+    images, total = 0, [0.0] * BLOCKS
+    for task in tasks:
+        found = block_costs(task, "euler", simple_levels(task.model, FINE_STEPS), BLOCKS)
+        images += len(task.noise)
+        total = [known + len(task.noise) * cost**2 for known, cost in zip(total, found, strict=True)]
+    return tuple((each / images) ** 0.5 for each in total)

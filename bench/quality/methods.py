@@ -1,0 +1,57 @@
+"""From a cell to the model and the sampler that ComfyUI samples with."""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+
+import comfy.samplers
+from comfy.model_patcher import ModelPatcher
+
+from ...ras_core.host.patch import patch_model
+from ...ras_core.host.planned_model import settings_of
+from .block_cache import with_block_cache
+from .cells import CACHES, PLANNED, Cell
+from .oracle import exact_keys_and_values
+from .solvers import sample_ab2
+from .whole_steps import forecasting
+
+
+def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
+    """The model as the cell's node would hand it to the sampler."""
+    config = cell.config()
+    if config is not None:
+        return patch_model(model, config)
+    if cell.method in PLANNED:
+        # Every cell is another shape; networks of this size gain nothing from graphs.
+        settings = replace(settings_of(cell.plan()), cuda_graphs="off")
+        return patch_model(model, replace(settings, **cell.extra_settings))
+    if cell.method == "dbcache":
+        return with_block_cache(model, cell.threshold, cell.probe, cell.start)
+    if cell.method in CACHES:
+        nodes = importlib.import_module("comfy_extras.nodes_easycache")
+        node = {"lazycache": nodes.LazyCacheNode, "easycache": nodes.EasyCacheNode}[cell.method]
+        return node.execute(model, cell.threshold, 0.15, 0.95, False).args[0]
+    return model
+
+
+def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
+    """A ComfyUI sampler by name, or the harness's own."""
+    if name == "ab2":
+        return comfy.samplers.KSAMPLER(sample_ab2)
+    return comfy.samplers.sampler_object(name)
+
+
+def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
+    """The cell's sampler, with forecasts at its skipped steps."""
+    sampler = sampler_of(cell.sampler)
+    if cell.method != "whole_steps":
+        return sampler
+    function = forecasting(sampler.sampler_function, cell.form, cell.start, cell.reset_every)
+    return comfy.samplers.KSAMPLER(function, sampler.extra_options, sampler.inpaint_options)
+
+
+def bound_of(cell: Cell) -> AbstractContextManager[None]:
+    """Exact keys and values for the cells that ask for them."""
+    return exact_keys_and_values() if cell.method == "exact_kv" else nullcontext()

@@ -1,0 +1,134 @@
+"""RAS against the best of everything that does without it: gains at equal cost, time to equal quality."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .cells import cell_from
+from .front import Point, Ratio, at_log_cost, pareto, time_to_equal_quality
+from .report import OURS, Row, curves, points, series_of
+from .table import markdown
+
+COSTS = (1.5, 1.75, 2.0, 2.5, 3.0, 3.5)
+BOUND = "exact_kv"
+NEITHER = (BOUND, "change")
+"""Neither RAS nor an alternative to it: the bound, and the selection alone."""
+NAMES = {
+    "euler": "fewer steps, simple, Euler",
+    "dpmpp_2m": "fewer steps, simple, DPM++ 2M",
+    "ab2": "fewer steps, simple, AB2",
+    "other samplers": "fewer steps, simple, other samplers",
+    "other schedulers": "fewer steps, other schedulers",
+    "front-loaded": "first a of n, then every k",
+    "calibrated": "calibrated grid",
+    "density": "grid by density",
+    "taylor": "whole-step forecast, Taylor",
+    "hermite": "whole-step forecast, Hermite",
+    "chebyshev": "whole-step forecast, Chebyshev",
+    "dbcache": "DBCache",
+    "lazycache": "LazyCache",
+    "easycache": "EasyCache",
+    "random": "random tokens",
+    "paper": "RAS as in the paper",
+    "plan": "RAS with a plan",
+    "multirate": "RAS, simple grid",
+    "forecast": "RAS, simple grid, kv_cache forecast",
+    BOUND: "exact K/V (not achievable)",
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """RAS and the best baseline at one cost reduction; None where a front ends before.
+
+    Attributes:
+        cost: cost reduction.
+        ours, theirs, bound: PSNR in dB along the fronts of RAS, of all baselines, and of exact K/V.
+        time: how many times faster RAS reaches its quality than the baselines.
+        best, rival: the measured cells behind `ours` and `theirs`: the best that are at least as cheap.
+    """
+
+    cost: float
+    ours: float | None
+    theirs: float | None
+    bound: float | None
+    time: Ratio | None
+    best: Row | None
+    rival: Row | None
+
+    @property
+    def gain(self) -> float | None:
+        """dB at equal cost."""
+        return None if self.ours is None or self.theirs is None else self.ours - self.theirs
+
+
+def sides(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
+    """A family's rows as "ours", "theirs" and "bound"."""
+    found: dict[str, list[Row]] = {"ours": [], "theirs": [], "bound": []}
+    for name, cells in curves(rows, family).items():
+        if name in OURS:
+            found["ours"] += cells
+        elif name == BOUND:
+            found["bound"] += cells
+        elif name not in NEITHER:
+            found["theirs"] += cells
+    return found
+
+
+def standings(rows: Sequence[Row], family: str, costs: Sequence[float] = COSTS) -> list[Standing]:
+    """RAS beside the baselines at each cost reduction."""
+    groups = sides(rows, family)
+    ours, theirs, bound = (_front(groups[name]) for name in ("ours", "theirs", "bound"))
+    return [
+        Standing(
+            cost, at_log_cost(ours, cost), at_log_cost(theirs, cost), at_log_cost(bound, cost),
+            time_to_equal_quality(ours, theirs, cost),
+            _cheap_best(groups["ours"], cost), _cheap_best(groups["theirs"], cost),
+        )
+        for cost in costs
+    ]  # fmt: skip
+
+
+def rival_tables(rows: Sequence[Row], family: str) -> str:
+    """Markdown: RAS against the best baseline, and the best of each kind."""
+    header = [
+        "cost", "RAS dB", "best baseline dB", "kind", "gain dB", "times faster to equal PSNR",
+        "exact K/V dB (not achievable)", "RAS SSIM", "baseline SSIM", "RAS cell", "baseline cell",
+    ]  # fmt: skip
+    against = markdown(header, [_line(each) for each in standings(rows, family)])
+    kinds = markdown(["kind", *(f"{cost:g}x" for cost in COSTS)], _kind_lines(rows, family))
+    return (
+        f"## {family}: RAS against the best of all baselines\n\n{against}\n"
+        f"PSNR in dB of each kind at these costs:\n\n{kinds}"
+    )
+
+
+def _line(standing: Standing) -> list:
+    best, rival, time = standing.best, standing.rival, standing.time
+    return [
+        f"{standing.cost:g}x", standing.ours, standing.theirs, NAMES.get(series_of(rival)) if rival else None,
+        standing.gain, f"{time.bound} {time.value:.2f}".strip() if time else None, standing.bound,
+        best and best["ssim"], rival and rival["ssim"],
+        cell_from(best).label if best else None, cell_from(rival).label if rival else None,
+    ]  # fmt: skip
+
+
+def _kind_lines(rows: Sequence[Row], family: str) -> list[list]:
+    lines = []
+    for name, cells in curves(rows, family).items():
+        front = _front(cells)
+        lines.append([NAMES.get(name, name), *(at_log_cost(front, cost) for cost in COSTS)])
+    return sorted(
+        lines, key=lambda line: list(NAMES.values()).index(line[0]) if line[0] in NAMES.values() else 99
+    )
+
+
+def _front(rows: Sequence[Row]) -> list[Point]:
+    return pareto(points(rows))
+
+
+def _cheap_best(rows: Sequence[Row], cost: float) -> Row | None:
+    """The best measured cell that is as cheap, within the one per cent that whole steps round to."""
+    cheap = [row for row in rows if row["psnr"] is not None and row["cost_sd3"] >= cost * 0.99]
+    return max(cheap, key=lambda row: row["psnr"], default=None)
