@@ -61,7 +61,7 @@ def work_of_last_run(model: ModelPatcher) -> list[float]:
 
 
 class BlockCache:
-    """State of a patched model; each run starts it anew.
+    """State of a patched model; it is new in each run.
 
     Attributes:
         work: share of the blocks, by weights, for each call of the run.

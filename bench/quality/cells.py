@@ -102,7 +102,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For people: what was done."""
+        """The cell in words, for tables and plots."""
         run = f"{self.sampler} {self.steps} steps" + (f", {label_of(self.grid)}" if self.grid else "")
         if self.method == "dense":
             return run

@@ -112,7 +112,7 @@ def levels_named(
 
 
 def label_of(name: str) -> str:
-    """For people."""
+    """The grid in words, for tables and plots."""
     parts = parts_of(name)
     return name if parts is None else "first {} of {}, then every {}".format(*parts)
 
