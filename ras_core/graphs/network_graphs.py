@@ -96,7 +96,7 @@ class NetworkGraphs:
         """K/V slots of an earlier run with the same storage, for a dense call to fill, so that the run's
         graphs can be replayed; empty if there are none.
         """
-        wanted = None if self.obstacle else signature(inputs)
+        wanted = None if self.obstacle else signature(without_residuals(inputs))
         buffers = None if wanted is None else self._leases.lend(branches, wanted, storage)
         if buffers is None:
             return {}

@@ -148,7 +148,10 @@ FAMILIES = {
             "sd35_medium", "SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]),
             block_attentions=(2, 2, 1),
         ),
-        Family("lumina2", "Lumina2", _nextdit(), refiners=2, block_attentions=(1,) * 5, kv_width=64, text_joins=2),
+        Family(
+            "lumina2", "Lumina2", _nextdit(), refiners=2, block_attentions=(1,) * 5, kv_width=64,
+            text_joins=2,
+        ),
         Family(
             "z_image", "ZImage",
             # Its modulation has 256 channels, so that is the smallest width.
