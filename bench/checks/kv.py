@@ -22,7 +22,7 @@ TOLERANCE = {"cpu": 1e-3, "fp8": 0.2}
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 when everything held."""
     parser = argparse.ArgumentParser(prog="bench kv")
-    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2", help="comma list")
+    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2,flux_dev", help="comma list")
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--tiny", action="store_true", help="tiny networks, on a CPU where there is no GPU")

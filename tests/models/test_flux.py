@@ -95,7 +95,7 @@ class TestOtherNetworks:
 
 
 class TestMask:
-    """Redux and `attn_bias` of ApplyStyleModel: a bias for each pair of a query and a key, text rows first."""
+    """Redux and `attn_bias` of ApplyStyleModel: a bias for each pair of query and key, text rows first."""
 
     def _conditioning(self, family, rows):
         context, extras = family.conditioning(1)[0]
@@ -150,8 +150,8 @@ class TestPatches:
         latent, trace = sample_ras(patched, flux, noise)
         assert torch.equal(latent, sample(model, flux, noise))
         assert trace.notes == (
-            "running dense from here: another node patches the attentions, and its patch may rely on the rows "
-            "of all tokens",
+            "running dense from here: another node patches the attentions, and its patch may rely on the "
+            "rows of all tokens",
         )
 
     def test_replaced_blocks_that_run_the_original(self, flux):
@@ -209,7 +209,7 @@ class TestReferences:
         _, trace = sample_ras(family.build(), family, family.noise(), EAGER)
         assert trace.kv_bytes == needed[0].on_device("gpu")
         rows = TOKENS + TEXT + family.reference_rows
-        assert trace.kv_bytes == 2 * rows * 2 * 4 * 128 * 4  # branches; K and V; blocks; width; bytes
+        assert trace.kv_bytes == 2 * rows * 2 * 5 * 128 * 4  # branches; K and V; blocks; width; bytes
 
     def test_they_count_as_work(self):
         """Their rows are computed at every step, so the gain is smaller."""

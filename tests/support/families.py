@@ -126,7 +126,7 @@ def _flux(**changes: Any) -> Callable[[], dict[str, Any]]:
         "theta": 10000,
         "mlp_ratio": 2.0,
         "depth": 2,
-        "depth_single_blocks": 2,
+        "depth_single_blocks": 3,
         "context_in_dim": CONTEXT_DIM,
         "vec_in_dim": POOLED_DIM,
         "qkv_bias": True,
@@ -166,13 +166,13 @@ FAMILIES = {
             lambda: {**tiny_lumina_next.NETWORK_CONFIG, "dtype": torch.float32},
             kv_width=48, channels=tiny_lumina_next.CHANNELS, text_in_cache=False,
         ),
-        Family("flux", "Flux", _flux(), block_attentions=(1,) * 4, text_joins=2),
+        Family("flux", "Flux", _flux(), block_attentions=(1,) * 5, text_joins=2),
         Family(
-            "flux_fill", "FluxInpaint", _flux(in_channels=6 * LATENT_CHANNELS), block_attentions=(1,) * 4,
+            "flux_fill", "FluxInpaint", _flux(in_channels=6 * LATENT_CHANNELS), block_attentions=(1,) * 5,
             text_joins=2,
         ),
         Family(
-            "flux_kontext", "Flux", _flux(), block_attentions=(1,) * 4, text_joins=2,
+            "flux_kontext", "Flux", _flux(), block_attentions=(1,) * 5, text_joins=2,
             references=((12, 8), (6, 10)),
         ),
     )
