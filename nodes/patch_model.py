@@ -19,7 +19,7 @@ class RASPatchModel(RefusesRetired):
             category=CATEGORY,
             description="Makes the model sample faster: at most steps only the regions that matter are "
             "computed, the rest reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
-            "Lumina-Image-2.0, Lumina-Next and Z-Image.",
+            "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
                 *settings_inputs(),
