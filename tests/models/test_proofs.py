@@ -27,22 +27,15 @@ def _tokens(size: tuple[int, int]) -> int:
     return -(-size[0] // 2) * -(-size[1] // 2)
 
 
-def _inputs(model, family: Family, x: torch.Tensor) -> dict:
-    """Inputs of the network for one conditioning, by name."""
-    context, extras = family.conditioning(1)[0]
-    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
-    return {name: cond.process_cond(batch_size=x.shape[0], area=None).cond for name, cond in conds.items()}
-
-
 def _network_call(model, family: Family, x: torch.Tensor, slots: dict, active: torch.Tensor | None = None):
     """The interventions in one call; dense without active tokens."""
-    network, context = model.model.diffusion_model, CallContext(_inputs(model, family, x))
+    network, context = model.model.diffusion_model, CallContext(family.inputs(model, x))
     return NetworkCall(adapter_for(network), network, _tokens(tuple(x.shape[2:])), slots, active, context)
 
 
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = None, sigma: float = 0.7):
     """The denoised estimate of one conditioning, through the host's apply_model."""
-    base, ready = model.model, _inputs(model, family, x)
+    base, ready = model.model, family.inputs(model, x)
     options = {} if call is None else {ATTENTION: call.attend}
     t = torch.full((x.shape[0],), sigma)
     if call is None:

@@ -55,7 +55,7 @@ def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
     model = family.build(**{name: depth})
     network, slots = model.model.diffusion_model, {}
     active = torch.arange(0, 64, 4)[None]
-    counted, inputs = OperationCounter(), _inputs(model, family, family.noise(16, 16))
+    counted, inputs = OperationCounter(), family.inputs(model, family.noise(16, 16))
     for sigma, tokens in ((0.9, None), (0.8, None), (0.7, active), (0.6, active)):
         level = torch.full((1,), sigma) if storage == "forecast" else None
         context = CallContext(inputs, sigma=level, keep=keeper(storage), grouped=grouped_attention())
@@ -68,15 +68,9 @@ def _calls(family: Family, storage: str, depth: int) -> tuple[Counts, Counts]:
     return counted.counts, alone.counts
 
 
-def _inputs(model, family: Family, x: torch.Tensor) -> dict:
-    context, extras = family.conditioning(1)[0]
-    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
-    return {name: cond.process_cond(batch_size=1, area=None).cond for name, cond in conds.items()}
-
-
 def _apply(model, family: Family, side: int, options: dict, sigma: float, counter=None) -> None:
     x = family.noise(side, side)
-    ready = _inputs(model, family, x)
+    ready = family.inputs(model, x)
     with counter or OperationCounter():
         model.model.apply_model(x, torch.full((1,), sigma), transformer_options=options, **ready)
 

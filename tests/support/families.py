@@ -85,6 +85,12 @@ class Family:
             ]
         return [[context, extras]]
 
+    def inputs(self, model: comfy.model_patcher.ModelPatcher, x: Tensor) -> dict[str, Any]:
+        """What ComfyUI passes to the network for one conditioning, by name, for the latents `x`."""
+        context, extras = self.conditioning(1)[0]
+        conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
+        return {name: each.process_cond(batch_size=len(x), area=None).cond for name, each in conds.items()}
+
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
         return torch.randn(batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed))
 
