@@ -461,11 +461,12 @@ def _add_full_length():
     made = []
 
     def hook(module, args, output):
-        image = output[1] if isinstance(output, tuple) else output
+        outputs = list(output) if isinstance(output, tuple) else [output]
+        longest = max(range(len(outputs)), key=lambda i: outputs[i].shape[1])  # the image, not the text
         if not made:
-            made.append(torch.full((image.shape[1], 1), 0.01))
-        changed = image + made[0]
-        return (output[0], changed) if isinstance(output, tuple) else changed
+            made.append(torch.full((outputs[longest].shape[1], 1), 0.01))
+        outputs[longest] = outputs[longest] + made[0]
+        return tuple(outputs) if isinstance(output, tuple) else outputs[0]
 
     return hook
 
