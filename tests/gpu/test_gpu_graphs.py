@@ -30,6 +30,8 @@ def tiny_scene(request: pytest.FixtureRequest, cpu) -> Iterator[Scene]:
 def test_on_cuda_graphs(what, scene, record_property):
     held, detail = run_check(what, scene)
     record_property("detail", detail)  # in the file of --junitxml
+    if held is None and scene.bench.shape.cfg == 1:  # there is no second prompt
+        pytest.skip(detail)
     assert held, detail
 
 
