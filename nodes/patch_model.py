@@ -19,7 +19,7 @@ class RASPatchModel(RefusesRetired):
             category=CATEGORY,
             description="Speeds up sampling: most steps compute only the regions that matter, and the other "
             "regions reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
-            "Lumina-Image-2.0, Lumina-Next and Z-Image.",
+            "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. The original is not changed."),
                 *settings_inputs(),

@@ -63,7 +63,7 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs, in its order."""
     return [
-        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image."),
+        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image, Flux.1."),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
             tooltip="The noise to start from.",

@@ -23,7 +23,7 @@ of float8 means little."""
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 if all rows passed."""
     parser = argparse.ArgumentParser(prog="bench kv")
-    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2", help="comma list")
+    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2,flux_dev", help="comma list")
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--tiny", action="store_true", help="tiny networks; runs on a CPU if there is no GPU")

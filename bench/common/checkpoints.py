@@ -14,8 +14,11 @@ from torch import Tensor
 from .shapes import Shape, free
 from .tensor_file import write_tensors
 
-BLOCKS = ("joint_blocks.", "layers.")
+BLOCKS = ("joint_blocks.", "layers.", "double_blocks.", "single_blocks.")
 """Name prefixes of main blocks, in the families that ComfyUI's loader detects."""
+
+MODULATION = ("adaLN", "_mod.", "modulation.")
+"""What the names of modulation layers contain."""
 
 LORA_RANK = 16
 LORA_SCALE = 0.3
@@ -97,7 +100,7 @@ def main_layers(tensors: Mapping[str, Tensor], multiple: int = 16) -> list[str]:
         name.removesuffix(".weight")
         for name, tensor in tensors.items()
         if name.startswith(BLOCKS) and name.endswith(".weight") and tensor.ndim == 2
-        if "adaLN" not in name and all(size % multiple == 0 for size in tensor.shape)
+        if not any(part in name for part in MODULATION) and all(size % multiple == 0 for size in tensor.shape)
     ]
 
 

@@ -19,6 +19,7 @@ from .weights import draw_weights
 PIXELS_PER_LATENT = 8
 LATENT_CHANNELS = 16
 LUMINA_NEXT = "LuminaNext"
+FLUX = "Flux"
 _DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
 """Name of the number of main blocks in a family's configuration, where it is not n_layers."""
 
@@ -28,15 +29,16 @@ class Shape:
     """A family's network, and the shape of the conditioning from its text encoders.
 
     Attributes:
-        name: name in tables.
-        model_class: class name in comfy.supported_models, or LUMINA_NEXT for the pack's own model.
-        unet_config: configuration from which that class builds the network, without the dtype.
-        dtype: precision in which ComfyUI runs the network.
-        text_rows: of the positive and of the negative prompt; if they differ, ComfyUI makes two calls.
-        text_width: width of a text row.
-        pooled_width: width of the pooled text vector; 0 if the family has none.
-        multiple: the network pads its text and image rows to a multiple of this.
-        channels: channels of the latent.
+        name: for tables.
+        model_class: name in comfy.supported_models, or LUMINA_NEXT for the pack's own.
+        unet_config: what that class builds the network from, without the dtype.
+        dtype: precision that ComfyUI runs it in.
+        text_rows: of the positive and of the negative prompt; where they differ, ComfyUI makes two calls.
+        text_width: numbers in a text row.
+        pooled_width: numbers of the pooled text vector, 0 where the family has none.
+        multiple: text and image rows are padded to a multiple of it inside the network.
+        channels: of the latent.
+        cfg: guidance; 1 evaluates the positive prompt alone, for networks distilled from guided ones.
     """
 
     name: str
@@ -48,11 +50,13 @@ class Shape:
     pooled_width: int = 0
     multiple: int = 1
     channels: int = LATENT_CHANNELS
+    cfg: float = 5.0
 
     @property
     def rows_in_network(self) -> tuple[int, ...]:
-        """Text rows of each branch inside the blocks, padding included."""
-        return tuple(-(-rows // self.multiple) * self.multiple for rows in self.text_rows)
+        """Text rows of each evaluated branch as the blocks see them."""
+        evaluated = self.text_rows[:1] if self.cfg == 1 else self.text_rows
+        return tuple(-(-rows // self.multiple) * self.multiple for rows in evaluated)
 
     def conditioning(self, which: int) -> list:
         """CONDITIONING of the positive (0) or the negative (1) prompt, like the output of a text node."""
@@ -96,6 +100,9 @@ class Shape:
 
     def shallow(self, blocks: int) -> Shape:
         """The same family with few main blocks of the true width."""
+        if self.model_class == FLUX:  # half of each kind
+            depths = {"depth": blocks // 2, "depth_single_blocks": blocks - blocks // 2}
+            return replace(self, unet_config={**self.unet_config, **depths})
         config = {**self.unet_config, _DEPTH.get(self.model_class, "n_layers"): blocks}
         if config.get("x_block_self_attn_layers"):
             config["x_block_self_attn_layers"] = [0, 1]
@@ -159,6 +166,12 @@ _LUMINA_NEXT = {
     "in_channels": 4, "hidden_size": 2304, "num_layers": 24, "num_attention_heads": 32, "num_kv_heads": 8,
     "ffn_size": 6144, "cross_attention_dim": 2048, "out_channels": 8, "sample_size": 128,
 }  # fmt: skip
+_FLUX_DEV = {
+    "image_model": "flux", "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "patch_size": 2,
+    "hidden_size": 3072, "num_heads": 24, "axes_dim": [16, 56, 56], "theta": 10000, "mlp_ratio": 4.0,
+    "depth": 19, "depth_single_blocks": 38, "context_in_dim": 4096, "vec_in_dim": 768, "qkv_bias": True,
+    "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
 _TINY = {
     "SD3": _TINY_MMDIT,
     LUMINA_NEXT: {
@@ -167,6 +180,11 @@ _TINY = {
     },
     "Lumina2": {**_TINY_BLOCKS, "dim": 128, "n_heads": 4, "n_kv_heads": 2},
     "ZImage": {**_TINY_BLOCKS, "dim": 256, "n_heads": 8, "n_kv_heads": 8},
+    # ComfyUI's loader takes heads to be 128 wide.
+    FLUX: {
+        "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 2, "context_in_dim": 64,
+        "vec_in_dim": 64,
+    },
 }  # fmt: skip
 
 SHAPES = {
@@ -183,5 +201,6 @@ SHAPES = {
         Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
         Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
         Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),
+        Shape("flux_dev", FLUX, _FLUX_DEV, torch.bfloat16, (512, 512), 4096, 768, cfg=1.0),
     )
 }  # fmt: skip

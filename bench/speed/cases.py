@@ -53,6 +53,7 @@ CASES = (
     Case("sd35_medium", 1024),
     Case("sd3_medium", 1024, 4),
     Case("z_image", 1024),
+    Case("flux_dev", 1024),
     Case("lumina2", 1024, 4),
     Case("sd3_medium", 2048),
     Case("sd3_medium", 1024, 2),
@@ -146,7 +147,7 @@ def loads_from_file(case: Case, tiny: bool = False) -> bool:
     """Whether ComfyUI's loader detects the network from its file. It only detects Lumina 2 and Z-Image at
     their original widths, and does not know Lumina-Next, which is the pack's own.
     """
-    return case.shape.startswith("sd3") or (case.shape != "lumina_next" and not tiny)
+    return case.shape.startswith(("sd3", "flux")) or (case.shape != "lumina_next" and not tiny)
 
 
 def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:

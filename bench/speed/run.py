@@ -37,7 +37,6 @@ from .cases import (
 from .clocked import clocked
 from .measured import SEED, Measured, Run, take_turns
 
-CFG = 5.0
 graphs_since_last_call = GraphCounter().install().take
 LAZYCACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
 """The node's defaults."""
@@ -107,7 +106,7 @@ class Bench:
 
         def sample(seed: int) -> dict[str, Tensor]:
             return node.sample(
-                model, seed, self.steps, CFG, "euler", "simple", *self.conditionings, self.latent
+                model, seed, self.steps, self.shape.cfg, "euler", "simple", *self.conditionings, self.latent
             )[0]  # fmt: skip
 
         return sample

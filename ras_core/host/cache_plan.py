@@ -20,12 +20,13 @@ from ..kv.float8 import has_float8
 from ..kv.formats import AUTO, first_choice
 from ..kv.spec import CacheSize
 from ..method.schedule import StepKind
-from ..models.base import ModelAdapter
+from ..models.base import REFERENCES, ModelAdapter
 from ..models.cost import expected_speedup
+from ..run.active_rows import Borders
 from ..run.state import RunState
 from .graphs_of_model import graph_store
 from .memory import evictable_room, free_device_bytes, free_main_memory, make_room, working_memory
-from .names import KEEPS_NEGATIVE, KEY, NEGATIVE, TEXT
+from .names import KEEPS_NEGATIVE, KEY, NEGATIVE, REFERENCE_IMAGES, TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +65,9 @@ class CachePlan:
     ) -> Any:
         """PREPARE_SAMPLING: let ComfyUI load the models, then choose the format."""
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
-        texts = self._text_rows(conds)
-        self._log_estimate(max(texts, default=0))
-        needs = cache_needs(model, self.network, self.adapter, self.run, texts)
+        borders = self._borders(conds)
+        self._log_estimate(max(map(sum, borders), default=0))
+        needs = cache_needs(model, self.network, self.adapter, self.run, borders)
         self._keep(choose(self.wanted, needs, self._room(model, noise_shape, needs)), needs)
         return prepared
 
@@ -96,10 +97,17 @@ class CachePlan:
         else:
             logger.info("Multirate RAS: %s.", choice.reason)
 
-    def _text_rows(self, conds: dict[str, list[dict]]) -> list[int]:
-        """Number of text rows of each conditioning that is evaluated."""
-        evaluated = evaluated_conditionings(self.guider, conds)
-        return [self.adapter.text_rows(self.network, _encoded_rows(cond)) for cond in evaluated]
+    def _borders(self, conds: dict[str, list[dict]]) -> list[Borders]:
+        """Rows of text, and rows after the image, of each conditioning that is evaluated."""
+        return [
+            (self.adapter.text_rows(self.network, _encoded_rows(cond)), self._suffix(cond))
+            for cond in evaluated_conditionings(self.guider, conds)
+        ]
+
+    def _suffix(self, cond: dict) -> int:
+        inputs = {REFERENCES: cond.get(REFERENCE_IMAGES)}
+        suffix = self.adapter.suffix_rows(self.network, self.run.grid.n, inputs)
+        return max(suffix, 0)  # with `ALL`, the rows after the image are text
 
     def _log_estimate(self, n_text: int) -> None:
         """Log the expected speed-up before the run."""
@@ -114,16 +122,16 @@ class CachePlan:
 
 
 def cache_needs(
-    model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, texts: list[int]
+    model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, of_branches: list[Borders]
 ) -> Needs:
-    """Size of a run's K/V cache; `texts` has the number of text rows of each conditioning."""
-    suffix = max(adapter.suffix_rows(network, run.grid.n), 0)  # with `ALL`, the rows after the image are text
-    borders = [text + suffix for text in texts for _ in range(run.batch)]
+    """Size of a run's K/V cache; `of_branches` has rows of text and rows after the image."""
+    suffix = max((after for _, after in of_branches), default=0)
+    borders = [sum(rows) for rows in of_branches for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
     profile = adapter.cache_profile(network)
     numbers, rows, largest = profile.counts(run.grid.n, borders, suffix)
     size = CacheSize(numbers, rows, run.grid.n * len(borders), largest, itemsize)
-    return Needs(size, max(len(texts), 1))
+    return Needs(size, max(len(of_branches), 1))
 
 
 def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:

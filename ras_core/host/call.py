@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..graphs.eligibility import RESIDUAL, call_obstacle, frozen_options, without_residuals
+from ..graphs.eligibility import RESIDUAL, call_obstacle, frozen_options
 from ..models import network_of
 from ..run.call import Attend
 from ..run.torch_compile import CAN_SWITCH
@@ -65,11 +65,21 @@ class ModelCall:
             name: [inputs[f"{RESIDUAL}{name}.{i}"] for i in range(len(residuals or ()))]
             for name, residuals in self.control.items()
         }
-        return replace(self, inputs=without_residuals(inputs), control=control)
+        own = {
+            name: [inputs[f"{name}.{i}"] for i in range(len(each))]
+            if isinstance(each, list)
+            else inputs[name]
+            for name, each in self.inputs.items()
+        }
+        return replace(self, inputs=own, control=control)
 
     @property
     def captured_inputs(self) -> dict[str, Any]:
-        return self.inputs | self._residuals
+        found = {name: each for name, each in self.inputs.items() if not isinstance(each, list)}
+        for name, several in self.inputs.items():  # reference images
+            if isinstance(several, list):
+                found |= {f"{name}.{i}": each for i, each in enumerate(several)}
+        return found | self._residuals
 
     @property
     def model(self) -> Any:

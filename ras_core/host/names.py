@@ -32,6 +32,9 @@ NEGATIVE = "negative"
 TEXT = "cross_attn"
 """Key of the encoded text in a conditioning."""
 
+REFERENCE_IMAGES = "reference_latents"
+"""Key of reference images, latents (1, c, H, W), in a conditioning."""
+
 INPUTS = "model_conds"
 """Key, in a conditioning, of the network's inputs: objects with a tensor `cond`, by name."""
 

@@ -1,7 +1,7 @@
 """What the method must know about a network: one adapter per family, and the registry of adapters.
 
-Read `base` (the interface of an adapter), then `sd3`, `lumina2` or `lumina_next`; `cost` computes FLOPs and
-cache bytes. README.md explains how to add a family.
+Read `base` (what an adapter states), then `sd3`, `lumina2`, `lumina_next` or `flux`; `cost` computes FLOPs
+and cache bytes. README.md explains how to add a family.
 
 1. `adapter_for` finds the adapter of a network, or raises an error that lists the supported families.
 2. The adapter tells which modules are blocks, how many rows follow the image rows, and which inputs of a
@@ -16,26 +16,30 @@ from torch import nn
 
 from ..errors import RASError
 from .base import ModelAdapter
+from .flux import FluxAdapter
 from .lumina2 import NextDiTAdapter
 from .lumina_next import LuminaNextAdapter
 from .sd3 import SD3Adapter
 
-ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(), NextDiTAdapter(), LuminaNextAdapter())
+ADAPTERS: tuple[ModelAdapter, ...] = (SD3Adapter(), NextDiTAdapter(), LuminaNextAdapter(), FluxAdapter())
 
 
 def adapter_for(network: nn.Module) -> ModelAdapter:
     """The adapter of this network.
 
     Raises:
-        RASError: the network's class is not supported; the message lists what is.
+        RASError: the network's class, or this variant of it, is not supported; the message lists what is.
     """
+    kind = type(network)
+    found = f"{kind.__name__} ({kind.__module__})"
     for adapter in ADAPTERS:
         if adapter.matches(network):
-            return adapter
-    kind = type(network)
+            if (variant := adapter.unsupported(network)) is None:
+                return adapter
+            found = variant
     supported = ", ".join(adapter.family for adapter in ADAPTERS)
     raise RASError(
-        f"the model's network is {kind.__name__} ({kind.__module__}), which is not supported.",
+        f"the model's network is {found}, which is not supported.",
         f"one of: {supported}.",
         "connect a model of one of these families, or remove the node for this model.",
     )

@@ -20,7 +20,14 @@ Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
-"""Inputs that are passed before any call, while the cache is planned."""
+"""No inputs, where there is no call."""
+
+REFERENCES: Final = "ref_latents"
+"""Name of the input with reference images, latents (b, c, H, W) of any size. It is also known while the cache
+is planned, before any call; other inputs are not."""
+
+FIRST_BLOCK: Final = ("double_block", 0)
+"""Name under which patches replace the first block."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -115,10 +122,14 @@ class ModelAdapter(ABC):
             n_tokens: image tokens of the whole image.
 
         Raises:
-            RegionalAbort: residuals of an unknown kind; the call then runs on all tokens.
+            RegionalAbort: residuals of an unknown form, or a patch replaces the first block: if it does not
+                run the block, the rows that the first residual is added to are not gathered yet. The call
+                then runs on all tokens.
         """
         if control is None:
             return None
+        if FIRST_BLOCK in options.get("patches_replace", {}).get("dit", {}):
+            raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
         unknown = [name for name, each in control.items() if each and name not in self.control_lists]
         if unknown:
             raise RegionalAbort(f"a ControlNet has residuals of an unknown kind: {unknown}")
@@ -130,17 +141,23 @@ class ModelAdapter(ABC):
         }
 
     def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
-        """Number of rows after the image rows, such as padding; they are processed at every step.
+        """Rows after the image rows (padding, reference images); they are processed at every step.
 
         Args:
             network: ComfyUI's network.
             n_tokens: image tokens of the whole image.
-            inputs: inputs of the call; reference images may add rows.
+            inputs: inputs of the call; reference images (`REFERENCES`) may add rows.
 
         Returns:
             The number, or `ALL`.
         """
         return 0
+
+    def unsupported(self, network: nn.Module) -> str | None:
+        """What a network of one of `classes` is, in a few words for a message, if it is a variant that was
+        not tested; None if it is supported.
+        """
+        return None
 
     def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
         """Why a call must process all tokens, as a sentence for the log; None if it may be regional.

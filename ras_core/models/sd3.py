@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..errors import RegionalAbort
 from .base import Gather, GatherPositions, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
@@ -38,16 +37,6 @@ class SD3Adapter(ModelAdapter):
         if gather_hidden is None:
             return args, kwargs
         return replace_arg(args, kwargs, 1, "x", gather_hidden)
-
-    def gather_control(
-        self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
-    ) -> dict | None:
-        """ComfyUI adds `control["output"][i]` to the image rows after block i. If a patch replaces block
-        0 without running it, rows are gathered only after that block's residual was added.
-        """
-        if control is not None and ("double_block", 0) in options.get("patches_replace", {}).get("dit", {}):
-            raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
-        return super().gather_control(control, options, active_idx, n_tokens)
 
     def cost_profile(self, network: nn.Module) -> CostProfile:
         blocks = list(network.joint_blocks)

@@ -38,7 +38,9 @@ class Forward(Protocol):
 
     @property
     def captured_inputs(self) -> dict[str, Any]:
-        """Inputs and residuals by name: everything that may change from step to step."""
+        """Inputs and residuals by name, tensors of a list one by one: everything that may change from step to
+        step.
+        """
 
     @property
     def model(self) -> Any:

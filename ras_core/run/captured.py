@@ -87,10 +87,11 @@ class CapturedCalls:
         """The regional call as a function of all inputs that change from step to step."""
 
         def function(inputs: dict[str, Any], active_idx: Tensor, slots: Slots) -> Tensor:
-            context = CallContext(inputs, inputs["t"], grouped=self._tools.grouped)
+            forward = call.forward.on(inputs)
+            context = CallContext(forward.inputs, inputs["t"], grouped=self._tools.grouped)
             hooks = NetworkCall(self._tools.adapter, call.network, self._n_tokens, slots, active_idx, context)
             with quick_casts(call.network, active_idx.device), hooks.attached():
-                output = call.forward.on(inputs)(hooks.attend)
+                output = forward(hooks.attend)
             if not hooks.gathered:
                 raise RegionalAbort("the main blocks never ran on the active tokens")
             if gap := self._coverage.gap(call, hooks):

@@ -60,7 +60,7 @@ class DenseCalls:
         kv = self._run.kv
         slots = kv.begin_fill(call.branches)
         if not slots and (graphs := self._captured.graphs_of(call)):
-            return graphs.lend(call.branches, call.forward.inputs, kv.format_name)
+            return graphs.lend(call.branches, call.forward.captured_inputs, kv.format_name)
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:

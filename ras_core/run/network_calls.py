@@ -109,9 +109,9 @@ class NetworkCalls:
                 f"a call covers {tuple(x.shape)}, not the whole latent {run.grid.size} for each conditioning "
                 "(area conditioning, tiling and context windows do this)"
             )
-        if not self._adapter.matches(forward.network):
-            name = type(forward.network).__name__
-            return f"the guider also calls a network of another family ({name})"
+        network = forward.network
+        if not self._adapter.matches(network) or self._adapter.unsupported(network):
+            return f"the guider also calls a network of another family ({type(network).__name__})"
         return self._adapter.refusal(forward.network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:

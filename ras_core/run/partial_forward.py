@@ -77,7 +77,7 @@ class NetworkCall:
 
     Attributes:
         gathered: whether the blocks have run on active tokens only.
-        text_rows: largest number of rows before the image rows in any attention.
+        text_rows: largest number of rows beside the image rows in any attention.
         blocks_seen, attentions_seen: how many blocks and attentions ran with our hooks.
     """
 
@@ -100,7 +100,7 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._positions: tuple[Tensor, int, Tensor] | None = None  # last table, its axis, its gathered rows
+        self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: last table, its gathered rows
         self._weights: tuple[Tensor, Tensor] | None = None  # for extrapolating cached rows
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
@@ -185,10 +185,10 @@ class NetworkCall:
 
     def _gather_positions(self, table: Tensor, axis: int = 1) -> Tensor:
         """Gather a position table along `axis`: (bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...)."""
-        known = self._positions
-        if known is None or known[0] is not table or known[1] != axis:
-            known = self._positions = (table, axis, self._rows.gather_table(table, axis))
-        return known[2]
+        known = self._positions.get(axis)
+        if known is None or known[0] is not table:
+            known = self._positions[axis] = (table, self._rows.gather_table(table, axis))
+        return known[1]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Restore all rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
@@ -233,7 +233,7 @@ class NetworkCall:
             borders = self._rows.short_borders(rows, name)
         else:
             borders = borders_of(rows, self._n, self._suffix, name)
-        self.text_rows = max(self.text_rows, borders[0])
+        self.text_rows = max(self.text_rows, sum(borders))
         return borders
 
     def _rows_of_attention(self, rows: int) -> _AttentionRows:

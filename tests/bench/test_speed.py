@@ -50,8 +50,8 @@ class TestCases:
         assert [case.key for case in pick_cases("lumina")] == [
             "lumina2-1024", "lumina_next-1024", "lumina2-1024-b4",
         ]  # fmt: skip
-        with pytest.raises(ValueError, match="no case flux"):
-            pick_cases("flux")
+        with pytest.raises(ValueError, match="no case qwen"):
+            pick_cases("qwen")
 
     def test_cases_that_only_differ_in_size(self):
         """The first case of each network and batch size is kept, in order."""

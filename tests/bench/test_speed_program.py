@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.sd
 import pytest
 import safetensors
 import torch
@@ -32,6 +33,7 @@ from ras_pack.bench.speed.job import SpeedJob, files_for
 from ras_pack.bench.speed.measured import Measured
 from ras_pack.bench.speed.plots import read_rows
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.models import adapter_for
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,7 @@ class TestVariants:
 
     def test_which_networks_the_loader_detects(self):
         assert loads_from_file(SD3, tiny=True) and loads_from_file(Case("z_image", 1024))
+        assert loads_from_file(Case("flux_dev", 1024), tiny=True)
         assert not loads_from_file(Case("z_image", 1024), tiny=True)
         assert not loads_from_file(Case("lumina_next", 1024))
 
@@ -149,6 +152,21 @@ class TestFiles:
                 data = file.get_tensor(f"{layer}.weight").float() * file.get_tensor(f"{layer}.weight_scale")
             assert about[layer]["format"] and f"{layer}.bias" not in about
             assert float((data - weight).norm() / weight.norm()) < 0.05
+
+    def test_flux_loads_from_its_file_as_it_was_made(self, tmp_path):
+        """UNETLoader reads the shape from the file; nothing of it is stated elsewhere."""
+        shape = SHAPES["flux_dev"].tiny()
+        paths = {kind: tmp_path / f"{kind}.safetensors" for kind in ("default", "lora")}
+        assert make_files(shape, paths, CPU) == {}
+        model = comfy.sd.load_diffusion_model(str(paths["default"]))
+        network, made = model.model.diffusion_model, shape.network(CPU)
+        assert network.params == made.params and adapter_for(network).family == "Flux.1"
+        assert all(torch.equal(a, b) for a, b in zip(network.parameters(), made.parameters(), strict=True))
+        with safetensors.safe_open(paths["lora"], "pt") as file:
+            layers = {name.partition(".lora_")[0].removesuffix(".alpha") for name in file.keys()}  # noqa: SIM118
+        assert (
+            len(layers) == 1 * 8 + 2 * 2
+        )  # qkv, proj and two of mlp for image and text; linear1 and linear2
 
     def test_a_kind_that_fails_does_not_affect_the_others(self, tmp_path, monkeypatch):
         monkeypatch.setattr("ras_pack.bench.common.checkpoints.LORA_RANK", -1)

@@ -18,7 +18,7 @@ def scene(request: pytest.FixtureRequest, cuda) -> Iterator[Scene]:
     found.bench.close()
 
 
-@pytest.fixture(scope="module", params=["sd3_medium", "lumina2"])
+@pytest.fixture(scope="module", params=["sd3_medium", "lumina2", "flux_dev"])
 def tiny_scene(request: pytest.FixtureRequest, cpu) -> Iterator[Scene]:
     found = scene_of(request.param, tiny=True)
     yield found
@@ -30,6 +30,8 @@ def tiny_scene(request: pytest.FixtureRequest, cpu) -> Iterator[Scene]:
 def test_on_cuda_graphs(what, scene, record_property):
     held, detail = run_check(what, scene)
     record_property("detail", detail)  # in the file of --junitxml
+    if held is None and scene.bench.shape.cfg == 1:  # there is no second prompt
+        pytest.skip(detail)
     assert held, detail
 
 

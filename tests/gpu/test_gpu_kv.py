@@ -5,7 +5,7 @@ import torch
 from ras_pack.bench.checks.kv import KV_FORMATS, measured
 from ras_pack.bench.common.shapes import SHAPES
 
-FAMILIES = ("sd3_medium", "sd35_medium", "lumina2")
+FAMILIES = ("sd3_medium", "sd35_medium", "lumina2", "flux_dev")
 
 
 @torch.inference_mode()

@@ -3,6 +3,8 @@
 Each combination is ComfyUI's own (LoRA patches, SD3 ControlNet, area, mask, hooks), at a small size.
 """
 
+import gc
+
 import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.ops
@@ -165,6 +167,7 @@ class TestLoRA:
         sample_ras(styled, family, noise)
         import comfy.model_management
 
+        gc.collect()  # ComfyUI's function fails if a model is collected while it runs
         comfy.model_management.unload_all_models()
         again, _ = sample_ras(model, family, noise)
         assert torch.equal(again, first)
@@ -458,11 +461,12 @@ def _add_full_length():
     made = []
 
     def hook(module, args, output):
-        image = output[1] if isinstance(output, tuple) else output
+        outputs = list(output) if isinstance(output, tuple) else [output]
+        longest = max(range(len(outputs)), key=lambda i: outputs[i].shape[1])  # the image, not the text
         if not made:
-            made.append(torch.full((image.shape[1], 1), 0.01))
-        changed = image + made[0]
-        return (output[0], changed) if isinstance(output, tuple) else changed
+            made.append(torch.full((outputs[longest].shape[1], 1), 0.01))
+        outputs[longest] = outputs[longest] + made[0]
+        return tuple(outputs) if isinstance(output, tuple) else outputs[0]
 
     return hook
 

@@ -64,9 +64,7 @@ def seen(monkeypatch) -> dict:
 
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall) -> torch.Tensor:
     """The denoised estimate of one conditioning, through ComfyUI's apply_model."""
-    context, extras = family.conditioning(1)[0]
-    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
-    ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
+    ready = family.inputs(model, x)
     with call.attached():
         return model.model.apply_model(
             x, torch.full((x.shape[0],), 0.7), transformer_options={ATTENTION: call.attend}, **ready
@@ -120,7 +118,8 @@ class TestAgreement:
         for format_name in ("gpu", "fp8", "cpu", "off"):
             slots, keep = {}, keeper(format_name)
             for tokens in (None, active):
-                call = NetworkCall(adapter_for(network), network, n, slots, tokens, CallContext(keep=keep))
+                context = CallContext(family.inputs(model, x), keep=keep)
+                call = NetworkCall(adapter_for(network), network, n, slots, tokens, context)
                 output = _call(model, family, x, call)
             outputs[format_name] = output[at_active]
         assert torch.equal(outputs["cpu"], outputs["gpu"])

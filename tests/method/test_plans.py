@@ -175,7 +175,7 @@ class TestCandidates:
 
 class TestFamilies:
     def test_a_plain_plan_for_every_speed_and_sampler(self):
-        for family in ("sd3", "lumina2", "lumina_next", None):
+        for family in ("sd3", "lumina2", "lumina_next", "flux", None):
             plans = family_plans(family)
             assert {(p.speed, p.sampler) for p in plans.plans} == {
                 (speed, sampler) for speed in PLAN_SPEEDS for sampler in PLAN_SAMPLERS

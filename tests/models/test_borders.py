@@ -1,8 +1,8 @@
 """The interface to a network: borders of each tensor from its own rows, and networks that are refused.
 
-Flux and HiDream have no adapter in the pack. The small adapters here show that the interface supports what
-the supported families do not have: text that joins the image between two kinds of blocks, position tables
-with their rows on another axis, and reference images or text after the image.
+Flux' adapter shows text that joins the image between two kinds of blocks, position tables with their rows on
+another axis, and reference images after the image. HiDream has no adapter in the pack; a small one here shows
+that the boundary carries text behind the image.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import ADAPTERS, adapter_for
 from ras_pack.ras_core.models.base import ALL, ModelAdapter, replace_arg
+from ras_pack.ras_core.models.flux import FluxAdapter
 from ras_pack.ras_core.run.active_rows import ActiveRows, borders_of
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, draw_weights
@@ -31,9 +32,12 @@ FLOAT = 2e-5
 TINY = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
 
 
-class Blocks(ModelAdapter):
-    """Base of the adapters in this file; they are not used in runs, so they have no cost profile."""
+class HiDream(ModelAdapter):
+    """The image first, then text, of which each block has other rows. It takes part in no run, so it has no
+    cost.
+    """
 
+    family, classes = "HiDream", ("hidream.model.HiDreamImageTransformer2DModel",)
     text_in_hidden = False
 
     def final_layer(self, network):
@@ -46,32 +50,6 @@ class Blocks(ModelAdapter):
         raise NotImplementedError
 
     cache_profile = cost_profile
-
-
-class Flux(Blocks):
-    """The first blocks have separate text, the others text before the image; position tables (b, 1, r, ...)
-    for both; reference images after the image.
-    """
-
-    family, classes = "Flux", ("flux.model.Flux",)
-
-    def main_blocks(self, network):
-        return [*network.double_blocks, *network.single_blocks]
-
-    def suffix_rows(self, network, n_tokens, inputs=()):
-        references = inputs["ref_latents"] if "ref_latents" in inputs else ()
-        return sum(TokenGrid(tuple(each.shape[2:]), self.patch_size(network)).n for each in references)
-
-    def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
-        if gather_hidden is not None:
-            args, kwargs = replace_arg(args, kwargs, 0, "img", gather_hidden)
-        return replace_arg(args, kwargs, 2, "pe", lambda table: gather_positions(table, axis=2))
-
-
-class HiDream(Blocks):
-    """The image first, then text, whose rows differ in each block."""
-
-    family, classes = "HiDream", ("hidream.model.HiDreamImageTransformer2DModel",)
 
     def main_blocks(self, network):
         return [*network.double_stream_blocks, *network.single_stream_blocks]
@@ -126,8 +104,12 @@ def _hidream_inputs():
 
 
 CASES = {
-    "flux": (Flux, _flux, _flux_inputs),
-    "flux_kontext": (Flux, _flux, lambda: _flux_inputs(ref_latents=[_randn(BATCH, 16, 12, 8, seed=5)])),
+    "flux": (FluxAdapter, _flux, _flux_inputs),
+    "flux_kontext": (
+        FluxAdapter,
+        _flux,
+        lambda: _flux_inputs(ref_latents=[_randn(BATCH, 16, 12, 8, seed=5)]),
+    ),
     "hidream": (HiDream, _hidream, _hidream_inputs),
 }
 
@@ -199,7 +181,20 @@ class TestEachTensorHasItsOwnBorders:
         mask = TokenGrid(SIZE, (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
-    def test_contents_of_the_cache(self):
+    def test_positions_in_another_order_than_the_rows_show(self, case):
+        class Reverses(type(case.adapter)):
+            def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
+                def reversed_rows(table, axis=1):
+                    return gather_positions(table, axis).flip(axis)
+
+                return super().map_block_inputs(args, kwargs, gather_hidden, reversed_rows)
+
+        dense, active = case.call(), torch.arange(1, N, 3).expand(BATCH, -1)
+        regional = case.call(active, Reverses())
+        mask = TokenGrid(SIZE, (2, 2)).active_pixels(active).expand_as(dense)
+        assert distance(regional[mask], dense[mask]) > 0.01
+
+    def test_what_the_cache_holds(self):
         """Seven text rows, 30 of the image, 24 of a reference; HiDream: text and two times five of Llama."""
         kept = {}
         for name in CASES:
@@ -284,7 +279,7 @@ class TestControl:
     )
     def test_any_other_form_makes_the_call_dense(self, unknown):
         with pytest.raises(RegionalAbort, match="a ControlNet"):
-            Flux().gather_control(unknown, {}, self.ACTIVE, N)
+            FluxAdapter().gather_control(unknown, {}, self.ACTIVE, N)
 
     def test_sd3_takes_no_input_list(self):
         sd3 = adapter_for(FAMILIES["sd3"].build().model.diffusion_model)
@@ -292,9 +287,9 @@ class TestControl:
             sd3.gather_control(self._control(), {}, self.ACTIVE, N)
 
     def test_no_control_and_empty_lists(self):
-        assert Flux().gather_control(None, {}, self.ACTIVE, N) is None
+        assert FluxAdapter().gather_control(None, {}, self.ACTIVE, N) is None
         empty = {"input": [], "output": [], "middle": []}
-        assert Flux().gather_control(empty, {}, self.ACTIVE, N) == empty
+        assert FluxAdapter().gather_control(empty, {}, self.ACTIVE, N) == empty
 
     def test_residuals_of_both_lists_are_inputs_of_a_captured_call(self):
         """Otherwise, a replay would read the residuals of the captured step."""
@@ -323,7 +318,8 @@ class TestRefusal:
             adapter_for(network)
         assert str(refused.value) == (
             "Multirate RAS: the model's network is MMDiT (comfy.ldm.aura.mmdit), which is not supported. "
-            "Expected: one of: SD3 / SD3.5 (MMDiT), Lumina-Image-2.0 / Z-Image (NextDiT), Lumina-Next. "
+            "Expected: one of: SD3 / SD3.5 (MMDiT), Lumina-Image-2.0 / Z-Image (NextDiT), Lumina-Next, "
+            "Flux.1. "
             "What to do: connect a model of one of these families, or remove the node for this model."
         )
 

@@ -15,7 +15,7 @@ from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
-from ras_pack.ras_core.run.partial_forward import NetworkCall
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import Family
 from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
 
@@ -27,12 +27,15 @@ def _tokens(size: tuple[int, int]) -> int:
     return -(-size[0] // 2) * -(-size[1] // 2)
 
 
+def _network_call(model, family: Family, x: torch.Tensor, slots: dict, active: torch.Tensor | None = None):
+    """The interventions in one call; dense without active tokens."""
+    network, context = model.model.diffusion_model, CallContext(family.inputs(model, x))
+    return NetworkCall(adapter_for(network), network, _tokens(tuple(x.shape[2:])), slots, active, context)
+
+
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = None, sigma: float = 0.7):
     """The denoised estimate of one conditioning, through ComfyUI's apply_model."""
-    base = model.model
-    context, extras = family.conditioning(1)[0]
-    conds = base.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
-    ready = {name: cond.process_cond(batch_size=x.shape[0]).cond for name, cond in conds.items()}
+    base, ready = model.model, family.inputs(model, x)
     options = {} if call is None else {ATTENTION: call.attend}
     t = torch.full((x.shape[0],), sigma)
     if call is None:
@@ -69,9 +72,8 @@ class TestReality:
     @pytest.mark.parametrize("batch", [1, 2])
     def test_all_tokens_in_shuffled_order_equal_the_dense_call(self, family, size, batch):
         model, x, n = family.build(), family.noise(*size, batch=batch), _tokens(size)
-        network = model.model.diffusion_model
         slots = {}
-        dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        dense = _call(model, family, x, _network_call(model, family, x, slots))
         assert torch.equal(dense, _call(model, family, x))
         for sequence in slots.values():  # if every token is active, nothing may come from the cache
             sequence.key.fill_(torch.nan)
@@ -79,7 +81,7 @@ class TestReality:
         order = torch.stack(
             [torch.randperm(n, generator=torch.Generator().manual_seed(i)) for i in range(batch)]
         )
-        call = NetworkCall(adapter_for(network), network, n, slots, order)
+        call = _network_call(model, family, x, slots, order)
         regional = _call(model, family, x, call)
         assert call.gathered
         assert distance(regional, dense) < FLOAT
@@ -88,13 +90,12 @@ class TestReality:
     @pytest.mark.parametrize("batch", [1, 2])
     def test_a_regional_call_gives_the_dense_output_at_its_active_tokens(self, family, size, batch):
         model, x, n = family.build(), family.noise(*size, batch=batch), _tokens(size)
-        network = model.model.diffusion_model
         slots = {}
-        dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        dense = _call(model, family, x, _network_call(model, family, x, slots))
         active = torch.stack(
             [torch.randperm(n, generator=torch.Generator().manual_seed(i))[: n // 3] for i in range(batch)]
         )
-        regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
+        regional = _call(model, family, x, _network_call(model, family, x, slots, active))
         grid = TokenGrid(size, (2, 2))
         mask = grid.active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
@@ -103,13 +104,12 @@ class TestReality:
     def test_cached_keys_and_values_have_an_effect(self, family):
         """Shows that the test above can fail: with other cached rows, the active tokens' output differs."""
         model, x, n = family.build(), family.noise(), 64
-        network = model.model.diffusion_model
         slots = {}
-        dense = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        dense = _call(model, family, x, _network_call(model, family, x, slots))
         for sequence in slots.values():
             sequence.value.zero_()
         active = torch.arange(0, n, 3)[None]
-        regional = _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots, active))
+        regional = _call(model, family, x, _network_call(model, family, x, slots, active))
         mask = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
@@ -164,36 +164,38 @@ class TestEffect:
     def test_rows_that_enter_every_block_and_every_cache(self, family, size):
         model, noise, n = family.build(), family.noise(*size), _tokens(size)
         adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
-        blocks, refiners = adapter.blocks(network), len(adapter.refiner_blocks(network))
+        blocks = adapter.blocks(network)
         rows = {layer: [] for layer in range(len(blocks))}
         hidden = 1 if adapter.family.startswith("SD3") else 0
 
         def counter(layer):
-            return lambda module, args: rows[layer].append(args[hidden].shape[1])
+            def count(module, args, kwargs, out):
+                rows[layer].append((kwargs["img"] if "img" in kwargs else args[hidden]).shape[1])
+
+            return count
 
         # these forward hooks run after ours, on the actual inputs of the block
         handles = [
-            block.register_forward_hook(lambda m, args, out, layer=layer: counter(layer)(m, args))
+            block.register_forward_hook(counter(layer), with_kwargs=True)
             for layer, block in enumerate(blocks)
         ]
         _, trace = sample_ras(model, family, noise)
         for handle in handles:
             handle.remove()
-        text = 7 if adapter.text_in_hidden else 0
+        text = 0 if family.text_joins is None else 7
         if family.pads > 1:
             text += -7 % family.pads  # captions are padded too
-        padding = -n % family.pads
+        after = -n % family.pads + family.reference_rows
         by_step = [n - n // 2 if step not in (0, 1, 6) else n for step in range(STEPS)]
         for layer in rows:
-            before = text if layer >= refiners else 0
-            assert rows[layer] == [before + active + padding for active in by_step]
+            before = text if family.text_joins is not None and layer >= family.text_joins else 0
+            assert rows[layer] == [before + active + after for active in by_step]
         assert trace.token_share == pytest.approx(sum(by_step) / (n * STEPS))
 
     def test_every_attention_of_the_blocks_has_its_cache(self, family):
         model, x, n = family.build(), family.noise(), 64
-        network = model.model.diffusion_model
         slots = {}
-        _call(model, family, x, NetworkCall(adapter_for(network), network, n, slots))
+        _call(model, family, x, _network_call(model, family, x, slots))
         expected = {
             (layer, ordinal)
             for layer, count in enumerate(family.block_attentions)

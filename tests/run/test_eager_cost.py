@@ -1,5 +1,6 @@
 """CPU cost of an eager regional step beyond ComfyUI's own code."""
 
+import comfy.ldm.flux.math
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.attention as host_attention
 import comfy.ldm.modules.diffusionmodules.mmdit
@@ -17,8 +18,15 @@ from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
 
 DEPTHS = (3, 5)
-DEPTH = {"SD3": "num_blocks", "Lumina2": "n_layers", "ZImage": "n_layers"}
-"""Name of the number of main blocks in a family's configuration; the pack's own uses num_layers."""
+SINGLE = "depth_single_blocks"
+DEPTH = {
+    "SD3": "num_blocks",
+    "Lumina2": "n_layers",
+    "ZImage": "n_layers",
+    "Flux": SINGLE,
+    "FluxInpaint": SINGLE,
+}
+"""What a family's configuration calls the number of its main blocks; the pack's own says num_layers."""
 
 Bound = tuple[float, float, float]
 """PyTorch operations: all, those that launch work on the device, and those that allocate."""
@@ -36,6 +44,7 @@ def _pytorch_attention(monkeypatch):
     function = host_attention.attention_pytorch
     monkeypatch.setattr(comfy.ldm.modules.diffusionmodules.mmdit, "optimized_attention", function)
     monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
+    monkeypatch.setattr(comfy.ldm.flux.math, "optimized_attention", function)
     monkeypatch.setattr(ras_pack.lumina_next.network, "optimized_attention", function)
 
 
@@ -46,10 +55,10 @@ def _calls(family: Family, format_name: str, depth: int) -> tuple[Counts, Counts
     model = family.build(**{name: depth})
     network, slots = model.model.diffusion_model, {}
     active = torch.arange(0, 64, 4)[None]
-    counted = OperationCounter()
+    counted, inputs = OperationCounter(), family.inputs(model, family.noise(16, 16))
     for sigma, tokens in ((0.9, None), (0.8, None), (0.7, active), (0.6, active)):
         level = torch.full((1,), sigma) if format_name == "forecast" else None
-        context = CallContext(sigma=level, keep=keeper(format_name), grouped=grouped_attention())
+        context = CallContext(inputs, sigma=level, keep=keeper(format_name), grouped=grouped_attention())
         call = NetworkCall(adapter_for(network), network, 64, slots, tokens, context)
         with call.attached():
             _apply(model, family, 16, {ATTENTION: call.attend}, sigma, counted if sigma == 0.6 else None)
@@ -60,10 +69,8 @@ def _calls(family: Family, format_name: str, depth: int) -> tuple[Counts, Counts
 
 
 def _apply(model, family: Family, side: int, options: dict, sigma: float, counter=None) -> None:
-    context, extras = family.conditioning(1)[0]
     x = family.noise(side, side)
-    conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
-    ready = {name: cond.process_cond(batch_size=1).cond for name, cond in conds.items()}
+    ready = family.inputs(model, x)
     with counter or OperationCounter():
         model.model.apply_model(x, torch.full((1,), sigma), transformer_options=options, **ready)
 

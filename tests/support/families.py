@@ -6,12 +6,14 @@ path of the network affects its output.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.ldm.flux.model
 import comfy.model_patcher
 import comfy.supported_models
 import torch
@@ -36,6 +38,8 @@ class Family:
         kv_width: numbers in one cached key (repeated heads counted once).
         channels: channels of its latent.
         text_in_cache: whether the first attention of a block has text rows.
+        text_joins: first block whose tensor with the image rows has the text rows too; None if there is none.
+        references: sizes of reference images, whose rows follow those of the image.
     """
 
     name: str
@@ -47,6 +51,12 @@ class Family:
     kv_width: int = 128
     channels: int = LATENT_CHANNELS
     text_in_cache: bool = True
+    text_joins: int | None = None
+    references: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def reference_rows(self) -> int:
+        return sum(height // 2 * (width // 2) for height, width in self.references)
 
     @property
     def config_class(self) -> type | None:
@@ -68,7 +78,18 @@ class Family:
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
         pooled = torch.randn(1, POOLED_DIM, generator=generator)
-        return [[context, {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}]]
+        extras = {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}
+        if self.references:
+            extras["reference_latents"] = [
+                torch.randn(1, self.channels, *size, generator=generator) for size in self.references
+            ]
+        return [[context, extras]]
+
+    def inputs(self, model: comfy.model_patcher.ModelPatcher, x: Tensor) -> dict[str, Any]:
+        """What ComfyUI passes to the network for one conditioning, by name, for the latents `x`."""
+        context, extras = self.conditioning(1)[0]
+        conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
+        return {name: each.process_cond(batch_size=len(x), area=None).cond for name, each in conds.items()}
 
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
         return torch.randn(batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed))
@@ -99,6 +120,31 @@ def _nextdit(**changes: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {**base, **changes}
 
 
+def _flux(**changes: Any) -> Callable[[], dict[str, Any]]:
+    base = {
+        "image_model": "flux",
+        "in_channels": LATENT_CHANNELS,
+        "out_channels": LATENT_CHANNELS,
+        "patch_size": 2,
+        "hidden_size": 128,
+        "num_heads": 4,
+        "axes_dim": [8, 12, 12],
+        "theta": 10000,
+        "mlp_ratio": 2.0,
+        "depth": 2,
+        "depth_single_blocks": 3,
+        "context_in_dim": CONTEXT_DIM,
+        "vec_in_dim": POOLED_DIM,
+        "qkv_bias": True,
+        "guidance_embed": True,
+        "dtype": torch.float32,
+    }
+    known = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
+    if "txt_ids_dims" in known:  # an older ComfyUI does not have it
+        base["txt_ids_dims"] = []
+    return lambda: {**base, **changes}
+
+
 FAMILIES = {
     family.name: family
     for family in (
@@ -108,7 +154,10 @@ FAMILIES = {
             "sd35_medium", "SD3", _sd3(qk_norm="rms", x_block_self_attn_layers=[0, 1]),
             block_attentions=(2, 2, 1),
         ),
-        Family("lumina2", "Lumina2", _nextdit(), refiners=2, block_attentions=(1,) * 5, kv_width=64),
+        Family(
+            "lumina2", "Lumina2", _nextdit(), refiners=2, block_attentions=(1,) * 5, kv_width=64,
+            text_joins=2,
+        ),
         Family(
             "z_image", "ZImage",
             # Its modulation has 256 channels, so that is the smallest width.
@@ -116,12 +165,21 @@ FAMILIES = {
                 dim=256, n_heads=8, n_kv_heads=8, pad_tokens_multiple=32,
                 z_image_modulation=True, time_scale=1000.0,
             ),
-            pads=32, refiners=2, block_attentions=(1,) * 5, kv_width=256,
+            pads=32, refiners=2, block_attentions=(1,) * 5, kv_width=256, text_joins=2,
         ),
         Family(
             "lumina_next", LuminaNextConfig,
             lambda: {**tiny_lumina_next.NETWORK_CONFIG, "dtype": torch.float32},
             kv_width=48, channels=tiny_lumina_next.CHANNELS, text_in_cache=False,
+        ),
+        Family("flux", "Flux", _flux(), block_attentions=(1,) * 5, text_joins=2),
+        Family(
+            "flux_fill", "FluxInpaint", _flux(in_channels=6 * LATENT_CHANNELS), block_attentions=(1,) * 5,
+            text_joins=2,
+        ),
+        Family(
+            "flux_kontext", "Flux", _flux(), block_attentions=(1,) * 5, text_joins=2,
+            references=((12, 8), (6, 10)),
         ),
     )
 }  # fmt: skip

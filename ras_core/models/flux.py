@@ -1,0 +1,77 @@
+"""Flux.1 (dev, schnell, Krea, Fill, Kontext): ComfyUI's Flux."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .base import NO_INPUTS, REFERENCES, Gather, GatherPositions, Inputs, ModelAdapter, replace_arg
+from .cost import CacheProfile, CostProfile, linear_weights
+
+OTHER_TRAITS = ("global_modulation", "mlp_silu_act", "yak_mlp", "txt_norm", "txt_ids_dims")
+"""Parameters that Flux.1 does not set; Flux.2, LongCat-Image and Ovis-Image, of the same class, do."""
+
+
+class FluxAdapter(ModelAdapter):
+    """Text and image are two tensors in double blocks, and one sequence, [text | image], in single ones.
+
+    All attentions join them in this order; keys reach them rotated. Kontext's reference images follow the
+    image rows and are processed at every step. Fill's additional channels add no rows.
+    """
+
+    family = "Flux.1"
+    classes = ("flux.model.Flux",)
+    text_in_hidden = False  # the first block is a double one
+
+    def unsupported(self, network: nn.Module) -> str | None:
+        params = network.params
+        traits = [name for name in OTHER_TRAITS if getattr(params, name, None)]
+        if not traits and params.patch_size == 2 and params.vec_in_dim is not None:
+            return None
+        return "a Flux that is not Flux.1 (Flux.2, LongCat-Image or Ovis-Image, say)"
+
+    def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
+        patches = options.get("patches", {})
+        if patches.get("attn1_patch") or patches.get("attn1_output_patch"):
+            return "another node patches the attentions, and its patch may rely on the rows of all tokens"
+        return None
+
+    def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
+        return [*network.double_blocks, *network.single_blocks]
+
+    def final_layer(self, network: nn.Module) -> nn.Module:
+        return network.final_layer
+
+    def patch_size(self, network: nn.Module) -> tuple[int, int]:
+        return (network.patch_size, network.patch_size)
+
+    def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
+        p, references = network.patch_size, inputs.get(REFERENCES) or ()
+        return sum(-(-each.shape[-2] // p) * -(-each.shape[-1] // p) for each in references)
+
+    def map_block_inputs(
+        self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
+    ) -> tuple[tuple, dict]:
+        """A block is called with (img=, txt=, vec=, pe=, attn_mask=), a single one with (img, vec=, ...).
+
+        Redux' mask, (bb, r, r), has rows for queries. Its columns stay: the cache has the keys of all rows.
+        """
+        if gather_hidden is not None:
+            args, kwargs = replace_arg(args, kwargs, 0, "img", gather_hidden)
+        if kwargs.get("attn_mask") is not None:
+            args, kwargs = replace_arg(args, kwargs, 3, "attn_mask", gather_positions)
+        return replace_arg(args, kwargs, 2, "pe", lambda table: gather_positions(table, axis=2))
+
+    def cost_profile(self, network: nn.Module) -> CostProfile:
+        doubles, singles = network.double_blocks, sum(linear_weights(b, "mod") for b in network.single_blocks)
+        return CostProfile(
+            image_weights=singles + sum(linear_weights(m) for b in doubles for m in (b.img_attn, b.img_mlp)),
+            text_weights=singles + sum(linear_weights(m) for b in doubles for m in (b.txt_attn, b.txt_mlp)),
+            joint_width=network.hidden_size * len(self.main_blocks(network)),
+            final_weights=linear_weights(network.final_layer),
+        )
+
+    def cache_profile(self, network: nn.Module) -> CacheProfile:
+        return CacheProfile(joint=(network.hidden_size,) * len(self.main_blocks(network)))
