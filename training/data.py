@@ -65,18 +65,18 @@ def read_items(archive: Path) -> list[Item]:
         return [Item(**entry) for entry in json.loads(file.read("items.json"))]
 
 
-def render_all(archive: Path, items: list[Item], out: Path, workers: int) -> None:
-    """Render every item to premultiplied RGBA (n, 512, 512, 4) uint8 in one .npy file."""
+def render_all(archives: list[Path], items: list[Item], out: Path, workers: int) -> None:
+    """Render each item of its archive to premultiplied RGBA (n, 512, 512, 4) uint8 in one .npy file."""
     shape = (len(items), PICTURE_SIZE, PICTURE_SIZE, 4)
     pictures = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
     with ProcessPoolExecutor(workers) as pool:
-        jobs = pool.map(_render, [archive] * len(items), [item.file for item in items], chunksize=16)
+        jobs = pool.map(_render, archives, [item.file for item in items], chunksize=16)
         for row, picture in enumerate(jobs):
             pictures[row] = picture
     pictures.flush()
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)
 def _open_archive(archive: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 

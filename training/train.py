@@ -1,4 +1,4 @@
-"""Train autoencoder and both transformers on one machine with one or two GPUs, in a fixed time.
+"""Train the autoencoder and the transformers on one machine with one or two GPUs, in a fixed time.
 
 `python -m training train --archive emoji.zip --work /tmp/work --seconds 1380`
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from .data import is_held_out, read_items, render_all
 log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).parent
-FAMILY_NAMES = ("sd3", "lumina2")
+FAMILY_NAMES = ("sd3", "lumina2", "flux")
 FINAL_SECONDS = 35.0
 SMOKE_ITEMS = 5
 
@@ -32,7 +33,7 @@ SMOKE_ITEMS = 5
 class Options:
     """What every stage of the run needs to know."""
 
-    archive: Path
+    archives: tuple[Path, ...]
     work: Path
     smoke: bool
     autoencoder_seconds: float
@@ -44,14 +45,17 @@ class Options:
 
 
 def render_stage(options: Options) -> None:
-    """Render all pictures of the archive."""
-    items = read_items(options.archive)
+    """Render all pictures of the archives."""
+    found = [(archive, item) for archive in options.archives for item in read_items(archive)]
     if options.smoke:
-        held_out = [item for item in items if is_held_out(item.hexcode, item.style)]
-        items = held_out[::120] + items[:: len(items) // SMOKE_ITEMS]
+        held_out = [pair for pair in found if is_held_out(pair[1].hexcode, pair[1].style)]
+        found = held_out[::120] + found[:: len(found) // SMOKE_ITEMS]
     start = time.monotonic()
-    render_all(options.archive, items, options.work / "pictures.npy", os.cpu_count() or 1)
+    items = [item for _, item in found]
+    partial = options.work / "pictures.part"
+    render_all([archive for archive, _ in found], items, partial, os.cpu_count() or 1)
     (options.work / "items.json").write_text(json.dumps([vars(item) for item in items]))
+    partial.rename(options.work / "pictures.npy")
     log.info("rendered %d pictures in %.0f s", len(items), time.monotonic() - start)
 
 
@@ -91,7 +95,7 @@ def family_stage(options: Options, family: str, deadline: float) -> None:
     from . import dit
 
     pictures, items, held_out = _dataset(options.work)
-    plan = dit.SMOKE_PLAN if options.smoke else dit.Plan()
+    plan = dit.plan_for(family, options.smoke)
     dit.train_family(
         family, pictures, items, held_out, options.autoencoder, deadline, options.work, plan, options.span
     )
@@ -99,8 +103,15 @@ def family_stage(options: Options, family: str, deadline: float) -> None:
 
 def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subprocess.Popen[bytes]:
     """Run one stage as its own process on one GPU, with its own log file."""
-    command = [sys.executable, str(PROGRAM), "train", "--stage", stage, "--archive", str(options.archive)]
-    command += ["--work", str(options.work), "--deadline", str(deadline)]
+    command = [sys.executable, str(PROGRAM), "train", "--stage", stage]
+    command += [
+        "--archive",
+        *map(str, options.archives),
+        "--work",
+        str(options.work),
+        "--deadline",
+        str(deadline),
+    ]
     command += ["--autoencoder-seconds", str(options.autoencoder_seconds)]
     command += ["--span", *map(str, options.span)] + ["--smoke"] * options.smoke
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
@@ -123,10 +134,9 @@ def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> N
         time.sleep(0.5)
 
 
-def run_all(options: Options, seconds: float) -> None:
+def run_all(options: Options, families: list[str], seconds: float) -> None:
     """Render, then train the autoencoder while the transformers get ready, then the transformers."""
     begun, gpus = time.time(), max(1, torch.cuda.device_count())
-    options.work.mkdir(parents=True, exist_ok=True)
     end = begun + seconds - FINAL_SECONDS
     if not (options.work / "pictures.npy").exists():
         wait_for(options, {"render": start_stage(options, "render", 0, end)})
@@ -134,11 +144,12 @@ def run_all(options: Options, seconds: float) -> None:
     if not options.autoencoder.exists():
         running["autoencoder"] = start_stage(options, "autoencoder", 0, end)
     if gpus > 1:
-        running |= {name: start_stage(options, name, gpu, end) for gpu, name in enumerate(FAMILY_NAMES)}
+        running |= {name: start_stage(options, name, gpu % gpus, end) for gpu, name in enumerate(families)}
         wait_for(options, running)
         return
-    middle = begun + (end - begun + options.autoencoder_seconds) / 2
-    for name, deadline in zip(FAMILY_NAMES, (middle, end), strict=True):
+    first = begun + options.autoencoder_seconds * len(running)
+    for turn, name in enumerate(families, start=1):
+        deadline = first + (end - first) * turn / len(families)
         wait_for(options, running | {name: start_stage(options, name, 0, deadline)})
         running = {}
 
@@ -148,9 +159,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="training train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, required=True, help="made by `training collect`")
+    parser.add_argument("--archive", type=Path, nargs="+", required=True, help="made by `training collect`")
     parser.add_argument("--work", type=Path, required=True, help="folder for pictures, logs and weights")
     parser.add_argument("--seconds", type=float, default=1380.0, help="time for everything")
+    parser.add_argument("--families", default="sd3,lumina2", help=f"comma list of {', '.join(FAMILY_NAMES)}")
+    parser.add_argument("--autoencoder", type=Path, help="a trained one to take instead of training one")
     parser.add_argument("--autoencoder-seconds", type=float, default=200.0)
     parser.add_argument(
         "--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the training's plan to run, 0 to 1"
@@ -164,14 +177,17 @@ def main() -> None:
 
         comfy.cli_args.args.cpu = True
     options = Options(
-        arguments.archive,
+        tuple(arguments.archive),
         arguments.work,
         arguments.smoke,
         arguments.autoencoder_seconds,
         tuple(arguments.span),
     )
     if arguments.stage == "all":
-        run_all(options, arguments.seconds)
+        options.work.mkdir(parents=True, exist_ok=True)
+        if arguments.autoencoder:
+            shutil.copyfile(arguments.autoencoder, options.autoencoder)
+        run_all(options, arguments.families.split(","), arguments.seconds)
     elif arguments.stage == "render":
         render_stage(options)
     elif arguments.stage == "autoencoder":
