@@ -32,7 +32,7 @@ FOLDERS = (
     "recreation", "science", "signs_and_symbols/weather", "tools", "transportation", "unsorted",
 )  # fmt: skip
 LEFT_OUT = re.compile(
-    "cards/|dice/|stickmen|aiga|roadsigns|boating_rules|pantyhose|duplicates|christianity|logo|flag|map|icon"
+    "weapons|silhouette|cards/|dice/|stickmen|aiga|roadsigns|boating_rules|pantyhose|duplicates|christianity|logo|flag|map|icon"
 )
 NOT_DRAWN = re.compile(r"<(?:\w+:)?(?:text|image|flowRoot)\b")
 """Text needs fonts, and raster images are large."""
@@ -42,6 +42,7 @@ METADATA = re.compile(
 )
 NO_KEYWORD = re.compile(r"hash|0x|^unsorted$|^symbol$|^usholiday$|^weathersym$")
 MAX_LABEL_WORDS = 5
+FRAME_SIZE = 256
 PIXELS = {None: 1.0, "px": 1.0, "pt": 96 / 72, "mm": 96 / 25.4, "cm": 96 / 2.54, "in": 96.0}
 LEAST_COVER, MOST_COVER, MOST_STRETCH = 0.06, 0.97, 4
 
@@ -81,7 +82,7 @@ def describe(name: str, source: str) -> Item:
 def framed(text: str) -> str | None:
     """The piece with its page cut down to what is drawn; None where that is not one thing to be seen."""
     try:
-        image = render_svg(text, 512)
+        image = render_svg(text, FRAME_SIZE)
         left, top, right, bottom = image.getchannel("A").getbbox()
     except Exception:  # the renderer names no kind of its own; an empty image has no box
         return None
@@ -89,7 +90,7 @@ def framed(text: str) -> str | None:
     cover = np.asarray(image.getchannel("A")).sum() / (255 * width * height)
     if not LEAST_COVER < cover < MOST_COVER or max(width, height) > MOST_STRETCH * min(width, height):
         return None
-    if max(width, height) > 0.9 * 512:
+    if max(width, height) > 0.9 * FRAME_SIZE:
         return text
     page = re.search(r"<svg[^>]*?\bwidth=\"([\d.]+)(px|pt|mm|cm|in)?\"", text)
     if not page or "<!ENTITY" in text:

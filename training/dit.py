@@ -308,12 +308,14 @@ class Trainer:
         partial.rename(path)
 
     def check_compiled(self, banks: dict[int, LatentBank]) -> None:
-        """Compile for the coming stage; plain code again when that fails or gives another gradient."""
+        """Compile for the coming stage, or for all that will mix; plain code again when that fails or gives
+        another gradient.
+        """
         if not self.plan.compiled or self.progress >= 1:
             return
         try:
             ahead = self.plan.ahead(self.progress)
-            for stage in [ahead, self.plan.stages[0]] if ahead.mixed else [ahead]:
+            for stage in self.plan.stages if len(self.plan.sizes_drawn) > 1 else [ahead]:
                 start, batch = (
                     time.monotonic(),
                     self.noised(*banks[stage.size].draw(stage.batch, self.generator)),
