@@ -32,7 +32,8 @@ FOLDERS = (
     "recreation", "science", "signs_and_symbols/weather", "tools", "transportation", "unsorted",
 )  # fmt: skip
 LEFT_OUT = re.compile(
-    "weapons|silhouette|cards/|dice/|stickmen|aiga|roadsigns|boating_rules|pantyhose|duplicates|christianity|logo|flag|map|icon"
+    "weapons|silhouette|cards/|dice/|stickmen|aiga|roadsigns|boating_rules|pantyhose|duplicates|christianity"
+    "|logo|flag|map|icon"
 )
 NOT_DRAWN = re.compile(r"<(?:\w+:)?(?:text|image|flowRoot)\b")
 """Text needs fonts, and raster images are large."""

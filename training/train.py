@@ -92,11 +92,12 @@ def autoencoder_stage(options: Options) -> None:
 
 def family_stage(options: Options, family: str, deadline: float) -> None:
     """Train one transformer until the deadline."""
-    from . import dit
+    from .dit import plan_for
+    from .family import train_family
 
     pictures, items, held_out = _dataset(options.work)
-    plan = dit.plan_for(family, options.smoke)
-    dit.train_family(
+    plan = plan_for(family, options.smoke)
+    train_family(
         family, pictures, items, held_out, options.autoencoder, deadline, options.work, plan, options.span
     )
 
