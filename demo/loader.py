@@ -1,15 +1,16 @@
 """Load the bundled demo models as MODEL and VAE for ComfyUI's own nodes.
 
-The transformers are ComfyUI's classes (MMDiT for SD3, NextDiT for Lumina 2) in a small size. Their large
-matrices are stored as int8 with one fp16 scale per row and are dequantised here. Nothing is registered in
-the user's model folders, and nothing global in ComfyUI is changed: latent format and sampling settings are
-set on this model's own config object.
+The transformers are ComfyUI's classes (MMDiT for SD3, NextDiT for Lumina 2, Flux) in a small size. Their
+large matrices are stored as int8 with one fp16 scale per row and are dequantised here. Nothing is
+registered in the user's model folders, and nothing global in ComfyUI is changed: latent format and sampling
+settings are set on this model's own config object.
 """
 
 from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import torch
+from comfy.ldm.flux.model import FluxParams
 from comfy.ldm.lumina.model import NextDiT
 from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
@@ -69,6 +71,25 @@ LUMINA2_CONFIG: dict[str, Any] = {
     "axes_lens": [64, 256, 256],
 }
 
+FLUX_CONFIG: dict[str, Any] = {
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 16,
+    "patch_size": 2,
+    "vec_in_dim": 64,
+    "context_in_dim": 64,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 4,
+    "depth": 2,
+    "depth_single_blocks": 5,
+    "axes_dim": [8, 28, 28],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "txt_ids_dims": [],
+}
+
 
 @dataclass(frozen=True)
 class DemoFamily:
@@ -87,11 +108,13 @@ class DemoFamily:
 FAMILIES: dict[str, DemoFamily] = {
     "sd3": DemoFamily("SD3", "sd3.safetensors", SD3_CONFIG),
     "lumina2": DemoFamily("Lumina2", "lumina2.safetensors", LUMINA2_CONFIG),
+    # Without guidance embedding ComfyUI's class is named after Schnell, whose shift is for few steps.
+    "flux": DemoFamily("FluxSchnell", "flux.safetensors", FLUX_CONFIG, {"shift": 3.0}),
 }
 
 
 def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
-    """MODEL and VAE of one family, `"sd3"` or `"lumina2"`, in the precision ComfyUI picks for its device."""
+    """MODEL and VAE of one of `FAMILIES`, in the precision ComfyUI picks for its device."""
     spec = _family_spec(family)
     model_config = build_config(spec)
     autoencoder = read_weights(AUTOENCODER_FILE)
@@ -104,13 +127,20 @@ def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
 
 def build_config(spec: DemoFamily) -> Any:
     """ComfyUI's model config object of a family, with its network's arguments and sampling settings."""
-    unet_config = dict(spec.unet_config)
-    if "ffn_dim_multiplier" in unet_config:
-        unet_config["ffn_dim_multiplier"] /= _feed_forward_base()
-    model_config = getattr(comfy.supported_models, spec.config_class)(unet_config)
+    model_config = getattr(comfy.supported_models, spec.config_class)(network_config(spec))
     # A new dict: the class's own is shared by every model of the family.
     model_config.sampling_settings = {**model_config.sampling_settings, **spec.sampling_settings}
     return model_config
+
+
+def network_config(spec: DemoFamily) -> dict[str, Any]:
+    """A family's network arguments as this version of ComfyUI understands them."""
+    config = dict(spec.unet_config)
+    if "ffn_dim_multiplier" in config:
+        config["ffn_dim_multiplier"] /= _feed_forward_base()
+    if "txt_ids_dims" in config and "txt_ids_dims" not in FluxParams.__dataclass_fields__:
+        del config["txt_ids_dims"]  # 0.3.75 never numbers the rows of the text
+    return config
 
 
 def _feed_forward_base() -> int:
@@ -195,12 +225,14 @@ def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
 def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The weights that this ComfyUI's network has, without those that it no longer has.
 
-    ComfyUI removed NextDiT's unused `norm_final.weight` between 0.3.75 and 0.30.0.
+    Between 0.3.75 and 0.30.0 NextDiT lost `norm_final.weight`, which it never used, and the weights of Flux's
+    norms of queries and keys, then called `scale`, got torch's name.
 
     Raises:
         ValueError: a weight that the network needs is missing or has another shape.
     """
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    state = {_name_here(name, expected): tensor for name, tensor in state.items()}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
     if wrong:
         raise ValueError(
@@ -212,6 +244,11 @@ def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Te
     if unknown := sorted(state.keys() - expected.keys()):
         logger.debug("demo weights: %s has no %s; ignored", type(network).__name__, ", ".join(unknown))
     return {name: state[name] for name in expected}
+
+
+def _name_here(name: str, expected: Container[str]) -> str:
+    older = name.removesuffix(".weight") + ".scale"
+    return older if name not in expected and older in expected else name
 
 
 def _load_vae(latent_format: Any, autoencoder: dict[str, Tensor]) -> comfy.sd.VAE:

@@ -24,7 +24,7 @@ class RASDemoModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "family", options=list(FAMILIES), default="sd3",
-                    tooltip="Architecture: sd3 (MMDiT) or lumina2 (NextDiT).",
+                    tooltip="Architecture: sd3 (MMDiT), lumina2 (NextDiT) or flux (two kinds of blocks).",
                 ),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""`python -m training collect`, then `python -m training train`, from the repository's root.
+"""`python -m training collect` or `clipart`, then `python -m training train`, from the repository's root.
 
 Running the folder works too, from any directory: `python path/to/training train`.
 """
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dev.pack import import_from_pack, register_pack
 
-COMMANDS = ("collect", "train")
+COMMANDS = ("collect", "clipart", "train")
 
 register_pack()  # also needed in the processes that render images, which import this file again
 

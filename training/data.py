@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 
 from ..demo.prompt import MAX_WORDS, WORD_DIM, split_words, word_vector
 from .collect import Item
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 PICTURE_SIZE = 512
 HELD_OUT_ONE_IN = 10
@@ -65,18 +69,27 @@ def read_items(archive: Path) -> list[Item]:
         return [Item(**entry) for entry in json.loads(file.read("items.json"))]
 
 
-def render_all(archive: Path, items: list[Item], out: Path, workers: int) -> None:
-    """Render every item to premultiplied RGBA (n, 512, 512, 4) uint8 in one .npy file."""
+def render_all(archives: list[Path], items: list[Item], out: Path, workers: int) -> None:
+    """Render each item of its archive to premultiplied RGBA (n, 512, 512, 4) uint8 in one .npy file."""
     shape = (len(items), PICTURE_SIZE, PICTURE_SIZE, 4)
     pictures = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
     with ProcessPoolExecutor(workers) as pool:
-        jobs = pool.map(_render, [archive] * len(items), [item.file for item in items], chunksize=16)
+        jobs = pool.map(_render, archives, [item.file for item in items], chunksize=16)
         for row, picture in enumerate(jobs):
             pictures[row] = picture
     pictures.flush()
 
 
-@lru_cache(maxsize=1)
+def render_svg(text: str, size: int) -> Image.Image:
+    """An SVG as RGBA, its longer side `size` px."""
+    import resvg_py
+    from PIL import Image
+
+    data = resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, dpi=96)
+    return Image.open(io.BytesIO(bytes(data))).convert("RGBA")
+
+
+@lru_cache(maxsize=4)
 def _open_archive(archive: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
@@ -87,11 +100,10 @@ def _render(archive: Path, name: str) -> np.ndarray:
 
     data = _open_archive(archive).read(name)
     if name.endswith(".svg"):
-        import resvg_py
-
-        text = data.decode("utf-8")
-        data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=PICTURE_SIZE, height=PICTURE_SIZE))
-    picture = Image.open(io.BytesIO(data)).convert("RGBA").convert("RGBa")
+        picture = render_svg(data.decode("utf-8"), PICTURE_SIZE)
+    else:
+        picture = Image.open(io.BytesIO(data))
+    picture = picture.convert("RGBA").convert("RGBa")
     canvas = Image.new("RGBa", (PICTURE_SIZE, PICTURE_SIZE))
     factor = PICTURE_SIZE / max(picture.size)
     size = (round(picture.width * factor), round(picture.height * factor))

@@ -3,59 +3,58 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import comfy.ldm.lumina.model as lumina
-import comfy.ldm.modules.diffusionmodules.mmdit as mmdit
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ..demo.loader import FAMILIES, POSITION_GRID, SD3_WIDTH, sincos_table, unpack_int8
-from ..demo.prompt import encode_prompt
+from ..demo.loader import unpack_int8
 from . import lean
-from .autoencoder import build_autoencoder, whole_pictures
+from .autoencoder import whole_pictures
 from .collect import Item
-from .data import Vocabulary, embed_numbers, full_prompt, gradient_canvas, prompt_words, random_background
-from .export import pack_int8, save_packed
+from .data import Vocabulary, embed_numbers, gradient_canvas, prompt_words, random_background
+from .export import save_packed
+from .network import build_network, predict, shift_time
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATES = {"sd3": 1e-3, "lumina2": 8e-4}
+LEARNING_RATES = {"sd3": 1e-3, "lumina2": 8e-4, "flux": 1e-3}
 WARMUP_STEPS = 400
 FLAT_SHARE = 0.5
 EMA_DECAY = 0.9995
 EMPTY_TEXT_SHARE = 0.1
 TRAINING_SHIFT = 3.0
 UNIFORM_TIME_SHARE = 0.1
-SAMPLE_CFG = 3.5
 LEAST_AGREEMENT = 0.98
 SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 250, 60.0
-BURST, KEEP_EVERY = 1.25, 10  # relative loss that counts as divergence; checks between copies
-GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
+BURST, KEEP_EVERY = 1.25, 10  # a loss of so many times the usual one has diverged; looks between copies
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution of the training: image size, batch size, and the share of the time at which it ends."""
+    """One resolution of the training: image size, batch and the share of the time at which it ends.
+
+    Of `mixed` steps one is taken at the resolution of the first stage; none if it is 0.
+    """
 
     size: int
     batch: int
     until: float
+    mixed: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run: its stages, latent variants of each image, and prompts per variant."""
+    """A training run: its stages, variants of each picture kept as latents, and prompts a variant."""
 
     stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
     variants: int = 6
@@ -63,21 +62,39 @@ class Plan:
     sample_steps: int = 28
     compiled: bool = True
 
+    @property
+    def sizes_drawn(self) -> tuple[int, ...]:
+        """Image sizes that the last stage trains."""
+        last = self.stages[-1]
+        return (last.size, self.stages[0].size) if last.mixed else (last.size,)
+
+    def ahead(self, progress: float) -> Stage:
+        """The stage at this share of the time."""
+        return next(stage for stage in self.stages if progress < stage.until)
+
 
 SMOKE_PLAN = Plan(
     stages=(Stage(256, 2, 0.4), Stage(512, 2, 1.0)), variants=1, prompts=2, sample_steps=2, compiled=False
 )
 
 
+def plan_for(family: str, smoke: bool) -> Plan:
+    """The plan of a family. Flux has only rotary positions and learns both sizes."""
+    plan = SMOKE_PLAN if smoke else Plan()
+    if family != "flux":
+        return plan
+    return replace(plan, stages=(*plan.stages[:-1], replace(plan.stages[-1], mixed=3)))
+
+
 @dataclass(frozen=True)
 class LatentBank:
-    """Latents (n, 16, h, w) fp16 and, for each, word indices (n, prompts, 16) of several prompts."""
+    """Latents (n, 16, h, w) fp16 and, for each, word numbers (n, prompts, 16) of several prompts."""
 
     latents: Tensor
     numbers: Tensor
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch of latents and word indices; some prompts are empty."""
+        """A random batch of latents and word numbers, some of them empty."""
         chance = {"device": self.latents.device, "generator": generator}
         row = torch.randint(len(self.latents), (batch,), **chance)
         prompt = torch.randint(self.numbers.shape[1], (batch,), **chance)
@@ -85,97 +102,8 @@ class LatentBank:
         return self.latents[row].float(), self.numbers[row, prompt].long() * keep
 
 
-def plain_attention(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: object
-) -> Tensor:
-    """Computes the same as ComfyUI's attention, but without its branches, so that it compiles to one
-    operation.
-    """
-    if not options.get("skip_reshape"):
-        q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
-    return out.transpose(1, 2).flatten(2)
-
-
-def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Use the first row's rotary angles for the whole batch, computed once for each number of tokens.
-
-    Compiled code then reads a table instead of computing trigonometry in double precision.
-    """
-    tables: dict[int, Tensor] = {}
-
-    def wrapped(positions: Tensor) -> Tensor:
-        if positions.shape[1] not in tables:
-            tables[positions.shape[1]] = function(positions[:1].detach())
-        return tables[positions.shape[1]]
-
-    return wrapped
-
-
-def plain_rotation(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary embedding of queries and keys (b, n, heads, d) by (1, n, 1, d / 2, 2, 2), without in-place
-    operations.
-    """
-    return _rotate(q, angles), _rotate(k, angles)
-
-
-def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    pairs = x.float().unflatten(-1, (-1, 1, 2))
-    return (angles[..., 0] * pairs[..., 0] + angles[..., 1] * pairs[..., 1]).flatten(-2).type_as(x)
-
-
-def build_network(family: str) -> nn.Module:
-    """The family's network with plain torch layers, newly initialised. Gates and output start at zero."""
-    config = dict(FAMILIES[family].unet_config)
-    if family == "sd3":
-        network = mmdit.OpenAISignatureMMDITWrapper(**config, operations=nn)
-        network.pos_embed = sincos_table(SD3_WIDTH, POSITION_GRID)
-        embedders = (network.x_embedder, network.context_embedder)
-        mmdit.optimized_attention = plain_attention
-    else:
-        network = lumina.NextDiT(**config, operations=nn)
-        embedders = (network.x_embedder, network.cap_embedder)
-        network.rope_embedder.forward = fixed_rotation(network.rope_embedder.forward)
-        lumina.optimized_attention_masked, lumina.apply_rope = plain_attention, plain_rotation
-    for name, parameter in network.named_parameters():
-        _initialise(name, parameter)
-    for embedder in embedders:  # the residual stream stays float32 under autocast
-        embedder.register_forward_hook(lambda module, args, out: out.float())
-    return network
-
-
-@torch.no_grad()
-def _initialise(name: str, parameter: Tensor) -> None:
-    if (
-        name == "cap_embedder.1.bias"
-    ):  # padding rows must not be zero: eight norms would make their gradient explode
-        nn.init.normal_(parameter, std=0.5)
-    elif "adaLN_modulation" in name or name.startswith("final_layer") or name.endswith("bias"):
-        nn.init.zeros_(parameter)
-    elif parameter.ndim == 1:
-        nn.init.ones_(parameter)
-    elif "t_embedder" in name or "y_embedder" in name:
-        nn.init.normal_(parameter, std=0.02)
-    else:
-        nn.init.xavier_uniform_(parameter.flatten(1))
-
-
-def predict(
-    network: nn.Module, family: str, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
-) -> Tensor:
-    """Predicted noise minus image; calls the network as ComfyUI does at noise level `sigma` (b,)."""
-    if family == "sd3":
-        return network(x, sigma * 1000, context=context, y=pooled)
-    return network._forward(x, sigma, context, context.shape[1])
-
-
-def shift_time(u: Tensor, shift: float) -> Tensor:
-    """Flow-matching shift of SD3 (Esser et al. 2024, eq. 23)."""
-    return shift * u / (1 + (shift - 1) * u)
-
-
 def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
-    """Shifted logit-normal noise levels, one in ten uniform, so that both ends occur."""
+    """Shifted logit-normal noise levels, one in ten uniform so that both ends are seen."""
     chance = {"device": generator.device, "generator": generator}
     normal = shift_time(torch.sigmoid(torch.randn(batch, **chance)), TRAINING_SHIFT)
     uniform = torch.rand(batch, **chance)
@@ -183,8 +111,7 @@ def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
 
 
 class DivergenceGuard:
-    """Watches a trainer's loss. On divergence, it restores the last good state, without compilation and with
-    half the learning rate.
+    """Watches a trainer's loss; when it bursts, takes everything back to when it was well, plain and slower.
 
     Attributes:
         rate_share: factor on the learning rate.
@@ -196,8 +123,8 @@ class DivergenceGuard:
         self._kept: list[dict] = []
 
     def look(self, loss: float, size: int) -> None:
-        """Check the mean loss of the latest steps with images of this `size`."""
-        if size != self._size:  # losses of different sizes cannot be compared
+        """The mean loss of the latest steps, at pictures of this `size`."""
+        if size != self._size:  # losses of another size compare with nothing
             self._size, self._usual = size, math.inf
         if not loss < BURST * self._usual:
             if self._kept:
@@ -223,26 +150,24 @@ class DivergenceGuard:
         return self._trainer.network, self._trainer.average, self._trainer.optimizer
 
 
-class Captured:
-    """A step captured as a CUDA graph: launching its thousands of small kernels takes longer than running
-    them.
-    """
+class Recorded:
+    """A step as a CUDA graph: launching its thousands of small kernels takes longer than they run."""
 
     WARM_UP = 3
 
     def __init__(self, trainer: Trainer, batch: tuple[Tensor, ...]) -> None:
         self._places = tuple(tensor.clone() for tensor in batch)
         start = time.monotonic()
-        for _ in range(self.WARM_UP):  # compiles, and initialises libraries
+        for _ in range(self.WARM_UP):  # compiles, and lets libraries set up
             trainer.descend(self._places)
         trainer.optimizer.zero_grad(set_to_none=True)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
             self._loss = trainer.descend(self._places)
-        log.info("%s: step captured in %.0f s", trainer.family, time.monotonic() - start)
+        log.info("%s: step recorded in %.0f s", trainer.family, time.monotonic() - start)
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Replay with this batch; returns the loss, which is valid until the next step."""
+        """Replay on this batch; returns the loss, good until the next step."""
         for place, tensor in zip(self._places, batch, strict=True):
             place.copy_(tensor)
         self._graph.replay()
@@ -255,22 +180,22 @@ class Trainer:
     def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
         torch.manual_seed(0)
         self.family, self.device, self.plan = family, device, plan
-        # A separate generator: the default one is used by a captured step, also by a failed capture.
+        # Its own: the default one belongs to a recorded step, and to a recording that failed.
         self.generator = torch.Generator(device)
         self.generator.seed()
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
-        # On a GPU NextDiT's step is captured (`Captured`), which needs the rate as a tensor.
-        self.uses_graph = device.type == "cuda" and family == "lumina2"
-        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.uses_graph else 1e-3
+        # On a GPU NextDiT's step is recorded (`Recorded`), for which the rate has to be a tensor.
+        self.is_recorded = device.type == "cuda" and family == "lumina2"
+        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.is_recorded else 1e-3
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True,
-            capturable=self.uses_graph,
+            capturable=self.is_recorded,
         )  # fmt: skip
-        self._captured: dict[int, Captured] = {}
+        self._records: dict[int, Recorded] = {}
         self.table = torch.zeros(1, 64, device=device)
-        self.steps, self.history = 0, []
+        self.steps, self.progress, self.history = 0, 0.0, []
         self.loss_sum, self.recent_loss = torch.zeros((), device=device), torch.zeros((), device=device)
         self._loss, self.share = self._raw_loss, 1.0
         if plan.compiled:
@@ -279,18 +204,19 @@ class Trainer:
         self.guard = DivergenceGuard(self)
 
     def _compile(self) -> None:
-        """Compile SD3 as a whole, which takes a minute; of NextDiT only the elementwise parts (lean.py)."""
+        """SD3 and Flux as a whole, which takes a minute; of NextDiT the elementwise parts (lean.py)."""
         torch._dynamo.config.recompile_limit = 64
-        if self.family == "sd3":
-            self._loss = torch.compile(self._raw_loss, dynamic=False)
-        else:
+        if self.family == "lumina2":
             self.parts.update(lean.compiled())
+        else:
+            self._loss = torch.compile(self._raw_loss, dynamic=False)
 
     def _stop_compiling(self) -> None:
-        """Return to plain code with half the batch size, since it needs more memory."""
-        self._captured.clear()
+        """Back to plain code, which needs more memory: with half the batch."""
+        self._records.clear()
         self._loss, self.share = self._raw_loss, 0.5
-        self.parts.update(lean.PLAIN)
+        if self.parts:
+            self.parts.update(lean.PLAIN)
 
     def _raw_loss(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor) -> Tensor:
         out = predict(self.network, self.family, x, sigma, context, pooled)
@@ -301,7 +227,7 @@ class Trainer:
         return self._mixed(self._loss, self.noised(latent, numbers))
 
     def noised(self, latent: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """Inputs of the loss: noisy latents, levels, context, pooled vectors and targets."""
+        """What the loss takes: noisy latents, levels, context, pooled vectors and targets."""
         context, pooled = embed_numbers(self.table, numbers)
         sigma = random_sigma(len(latent), self.generator)
         noise = torch.randn(latent.shape, device=self.device, generator=self.generator)
@@ -313,7 +239,7 @@ class Trainer:
             return function(*batch)
 
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
-        """One optimiser step; the learning rate is constant for half of the time, then decays as a cosine."""
+        """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
         rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
         self._set_rate(rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall)))))
@@ -332,21 +258,21 @@ class Trainer:
                 group["lr"] = rate
 
     def _update(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Update the weights once; returns the loss."""
-        if not self.uses_graph:
+        """One change of the weights; returns the loss."""
+        if not self.is_recorded:
             return self.descend(batch)
         rows = batch[0].shape[-1]
-        if rows not in self._captured:
+        if rows not in self._records:
             try:
-                self._captured[rows] = Captured(self, batch)
+                self._records[rows] = Recorded(self, batch)
             except Exception:  # the driver may refuse; plain training always works
-                log.exception("%s: a step cannot be captured, using plain steps from here", self.family)
-                self.uses_graph = False
+                log.exception("%s: a step cannot be recorded, plain steps from here", self.family)
+                self.is_recorded = False
                 return self.descend(batch)
-        return self._captured[rows](batch)
+        return self._records[rows](batch)
 
     def descend(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Compute the gradient of a batch and apply the optimiser; returns the loss."""
+        """Gradient and optimiser on one batch; returns the loss."""
         loss = self._mixed(self._loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -355,34 +281,39 @@ class Trainer:
         return loss.detach()
 
     def resume(self, work: Path) -> None:
-        """Continue from the full state of an earlier call, or else from packed weights, if there are any."""
+        """Continue from the whole state of an earlier call, else from packed weights, if the folder has any."""
         state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
         if state.exists():
             saved = torch.load(state, map_location=self.device)
             self.network.load_state_dict(saved["network"])
             self.average.load_state_dict(saved["average"])
             self.optimizer.load_state_dict(saved["optimizer"])
-            self.steps, self.history = saved["steps"], saved["history"]
+            self.steps, self.progress, self.history = saved["steps"], saved["progress"], saved["history"]
         elif packed.exists():
             weights = {name: tensor.float() for name, tensor in unpack_int8(load_file(packed)).items()}
             self.network.load_state_dict(weights, strict=False)
             self.average.load_state_dict(weights, strict=False)
-        log.info(
-            "%s continues from %s", self.family, next((p for p in (state, packed) if p.exists()), "nothing")
-        )
+        found = next((path for path in (state, packed) if path.exists()), "nothing")
+        log.info("%s continues from %s at %.0f %%", self.family, found, 100 * self.progress)
 
     def save_state(self, work: Path) -> None:
-        """Save everything that the next call needs to continue without a difference."""
+        """Everything the next call needs to continue as if there had been no break."""
         state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "history": self.history}
-        torch.save(state, work / f"state_{self.family}.pt")
+        path = work / f"state_{self.family}.pt"
+        partial = path.with_suffix(".part")
+        torch.save(state | {"progress": self.progress}, partial)
+        partial.rename(path)
 
-    def check_compiled(self, banks: dict[int, LatentBank], begin: float = 0.0) -> None:
-        """Compile for the stage at `begin`; return to plain code if that fails or changes the gradient."""
-        if not self.plan.compiled:
+    def check_compiled(self, banks: dict[int, LatentBank]) -> None:
+        """Compile for the coming stage, or for all that will mix; plain code again when that fails or gives
+        another gradient.
+        """
+        if not self.plan.compiled or self.progress >= 1:
             return
         try:
-            for stage in [stage for stage in self.plan.stages if stage.until > begin][:1]:
+            ahead = self.plan.ahead(self.progress)
+            for stage in self.plan.stages if len(self.plan.sizes_drawn) > 1 else [ahead]:
                 start, batch = (
                     time.monotonic(),
                     self.noised(*banks[stage.size].draw(stage.batch, self.generator)),
@@ -394,7 +325,7 @@ class Trainer:
                 )
                 if not agreement > LEAST_AGREEMENT:
                     raise RuntimeError(f"compiled gradient has cosine {agreement} with the plain one")
-        except Exception:  # the compiler may fail in many ways; plain training always works
+        except Exception:  # the compiler may fail in many ways, plain training always works
             log.exception("%s trains without torch.compile", self.family)
             self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
@@ -412,41 +343,43 @@ class Trainer:
             self._mixed(function, pieces).backward()
         return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
 
-    def train(
-        self, banks: dict[int, LatentBank], deadline: float, checkpoint: Path, span: tuple[float, float]
-    ) -> None:
-        """Train this `span` of the plan until the deadline (`time.time()`), saving weights every minute."""
+    def train(self, banks: dict[int, LatentBank], deadline: float, work: Path, until: float) -> None:
+        """Train to this share of the plan by the deadline (`time.time()`), saving everything each minute."""
         start = saved = time.time()
-        seconds, progress = max(1.0, deadline - start), span[0]
-        while progress < span[1]:
-            stage = next(stage for stage in self.plan.stages if progress < stage.until)
-            self.step(*banks[stage.size].draw(int(stage.batch * self.share), self.generator), progress)
+        seconds, begin = max(1.0, deadline - start), self.progress
+        while self.progress < until:
+            stage = self._next_stage()
+            self.step(*banks[stage.size].draw(int(stage.batch * self.share), self.generator), self.progress)
             if self.steps % SYNC_EVERY == 0:
                 self.guard.look(self.recent_loss.item() / SYNC_EVERY, stage.size)
                 self.recent_loss.zero_()
             if self.steps % LOG_EVERY == 0:
-                self._log(stage, progress)
+                self._log(stage)
             now = time.time()
             if now - saved > SAVE_EVERY_S:
-                save_packed(self.average.state_dict(), checkpoint)
+                save_packed(self.average.state_dict(), work / f"{self.family}.safetensors")
+                self.save_state(work)
                 saved = now
-            progress = span[0] + (span[1] - span[0]) * (now - start) / seconds
+            self.progress = min(until, begin + (until - begin) * (now - start) / seconds)
         log.info("%s: %d steps in %.0f s", self.family, self.steps, time.time() - start)
 
-    def _log(self, stage: Stage, progress: float) -> None:
+    def _next_stage(self) -> Stage:
+        stage = self.plan.ahead(self.progress)
+        return self.plan.stages[0] if stage.mixed and self.steps % stage.mixed == 0 else stage
+
+    def _log(self, stage: Stage) -> None:
         loss = self.loss_sum.item() / LOG_EVERY
         self.loss_sum.zero_()
         self.history.append((self.steps, stage.size, round(loss, 5)))
-        log.info(
-            "%s step %d (%.0f %%, %d px) loss %.4f", self.family, self.steps, 100 * progress, stage.size, loss
-        )
+        share = 100 * self.progress
+        log.info("%s step %d (%.0f %%, %d px) loss %.4f", self.family, self.steps, share, stage.size, loss)
 
 
 @torch.no_grad()
 def encode_bank(
     encoder: nn.Module, pictures: Tensor, items: list[Item], size: int, plan: Plan, vocabulary: Vocabulary
 ) -> LatentBank:
-    """Encode several variants of every image, each with its own background and prompts."""
+    """Encode several variants of every picture, each with its own background and prompts."""
     rng, device = random.Random(size), pictures.device
     latents, numbers = [], []
     for _ in range(plan.variants):
@@ -462,140 +395,3 @@ def encode_bank(
             ]
     packed = torch.from_numpy(np.array(numbers, dtype=np.int16)).to(device)
     return LatentBank(torch.cat(latents).contiguous(), packed)
-
-
-@torch.no_grad()
-def sample(
-    network: nn.Module, family: str, prompts: list[str], shift: float, steps: int, device: torch.device
-) -> Tensor:
-    """512-px latents of prompts: Euler steps with guidance from seeded noise, as in KSampler."""
-    pairs = [encode_prompt(prompt) for prompt in prompts]
-    context = torch.cat([pair[0] for pair in pairs]).to(device)
-    pooled = torch.cat([pair[1] for pair in pairs]).to(device)
-    context, pooled = torch.cat((context, 0 * context)), torch.cat((pooled, 0 * pooled))
-    generator = torch.Generator("cpu").manual_seed(0)
-    x = torch.randn(len(prompts), 16, 64, 64, generator=generator).to(device)
-    sigmas = shift_time(torch.linspace(1, 0, steps + 1), shift).tolist()
-    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
-        level = torch.full((2 * len(x),), sigma, device=device)
-        cond, uncond = predict(network, family, torch.cat((x, x)), level, context, pooled).chunk(2)
-        x = x + (following - sigma) * (uncond + SAMPLE_CFG * (cond - uncond))
-    return x
-
-
-@torch.no_grad()
-def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
-    """Loss of the averaged weights for fixed rows, noise and levels, with text."""
-    values = []
-    trainer.generator.manual_seed(1)
-    for first in range(0, min(rows, len(bank.latents)), 32):
-        latent = bank.latents[first : first + 32].float()
-        numbers = bank.numbers[first : first + 32, 0].long()
-        x, sigma, context, pooled, target = trainer.noised(latent, numbers)
-        out = predict(trainer.average, trainer.family, x, sigma, context, pooled)
-        values.append(F.mse_loss(out, target).item())
-    trainer.generator.seed()
-    return sum(values) / len(values)
-
-
-def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Path) -> dict[str, float]:
-    """Sample held-out prompts with float and packed weights; save grids, return the PSNR between them."""
-    picked = random.Random(3).sample(held_out, min(16, len(held_out)))
-    prompts = [full_prompt(item, GRID_COLOURS[i % len(GRID_COLOURS)]) for i, item in enumerate(picked)]
-    device = trainer.device
-    packed = copy.deepcopy(trainer.average)
-    state = unpack_int8(pack_int8(trainer.average.state_dict()))
-    packed.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
-    figures = {}
-    for shift in (3.0, 6.0) if trainer.family == "lumina2" else (3.0,):
-        image, other = (
-            decode(
-                decoder, sample(network, trainer.family, prompts, shift, trainer.plan.sample_steps, device)
-            )
-            for network in (trainer.average, packed)
-        )
-        error = (image - other).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
-        figures[f"int8_psnr_shift{shift:g}"] = (-10 * error.log10()).mean().item()
-        save_grid(other, out / f"grid_{trainer.family}_shift{shift:g}.png")
-    log.info("grid prompts: %s", json.dumps(prompts))
-    return figures
-
-
-@torch.no_grad()
-def decode(decoder: nn.Module, latents: Tensor) -> Tensor:
-    """Decode latents to images (b, 3, h, w) in 0..1."""
-    return torch.cat([decoder(part).clamp(0, 1) for part in latents.split(4)])
-
-
-def save_grid(images: Tensor, path: Path, columns: int = 4) -> None:
-    """Write images as one PNG, row by row."""
-    from PIL import Image
-
-    columns = min(columns, len(images))
-    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
-    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    Image.fromarray(sheet).save(path)
-
-
-def load_autoencoder(path: Path, device: torch.device) -> nn.ModuleDict:
-    """The trained encoder and decoder in float32."""
-    state = {name: tensor.float() for name, tensor in load_file(path).items() if name.startswith("taesd")}
-    model = build_autoencoder()
-    model.load_state_dict(state)
-    return model.to(device).requires_grad_(False)
-
-
-def train_family(
-    family: str,
-    pictures: np.ndarray,
-    items: list[Item],
-    held_out_rows: list[int],
-    autoencoder: Path,
-    deadline: float,
-    work: Path,
-    plan: Plan,
-    span: tuple[float, float],
-) -> None:
-    """Wait for the autoencoder, encode, train a span of the plan until the deadline, measure and save."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if device.type == "cuda":
-        # Gradients are summed on the stream of their first use, also in a capture, so all work is on one
-        # stream.
-        # It is not the default stream, on which nothing can be captured.
-        torch.cuda.set_stream(torch.cuda.Stream())
-    trainer = Trainer(family, device, plan)
-    trainer.resume(work)
-    while not autoencoder.exists():
-        time.sleep(0.5)
-    pair = load_autoencoder(autoencoder, device)
-    held_set = set(held_out_rows)
-    rows = [row for row in range(len(items)) if row not in held_set]
-    vocabulary, begun = Vocabulary(), time.time()
-    seen, unseen = [items[row] for row in rows], [items[row] for row in held_out_rows]
-    train_pictures = torch.from_numpy(pictures[rows]).to(device)
-    encoder = pair["taesd_encoder"].to(memory_format=torch.channels_last)
-    sizes = [stage.size for stage in plan.stages]
-    banks = {size: encode_bank(encoder, train_pictures, seen, size, plan, vocabulary) for size in sizes}
-    test_pictures = torch.from_numpy(pictures[held_out_rows]).to(device)
-    one = Plan(variants=1, prompts=1)
-    test_bank = encode_bank(encoder, test_pictures, unseen, sizes[-1], one, vocabulary)
-    del train_pictures, test_pictures
-    trainer.table = vocabulary.table().to(device)
-    log.info("%s: banks of %d latents in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
-    figures = {"first_test_loss": fixed_loss(trainer, test_bank)}
-    log.info("%s starts with a loss of %.4f on held-out images", family, figures["first_test_loss"])
-    trainer.check_compiled(banks, span[0])
-    trainer.train(banks, deadline, work / f"{family}.safetensors", span)
-    trainer.save_state(work)
-    state = {name: tensor.half().cpu().contiguous() for name, tensor in trainer.average.state_dict().items()}
-    save_file(state, work / f"{family}_fp16.safetensors")
-    save_packed(trainer.average.state_dict(), work / f"{family}.safetensors")
-    figures |= evaluate(trainer, pair["taesd_decoder"], unseen, work)
-    figures |= {
-        "train_loss": fixed_loss(trainer, banks[sizes[-1]]),
-        "test_loss": fixed_loss(trainer, test_bank),
-    }
-    figures |= {"steps": trainer.steps, "history": trainer.history, "vocabulary": len(vocabulary.numbers)}
-    (work / f"figures_{family}.json").write_text(json.dumps(figures))
-    log.info("%s figures: %s", family, {k: v for k, v in figures.items() if k != "history"})

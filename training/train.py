@@ -1,4 +1,4 @@
-"""Train the autoencoder and both transformers on a machine with one or two GPUs, in a fixed time.
+"""Train the autoencoder and the transformers on one machine with one or two GPUs, in a fixed time.
 
 `python -m training train --archive emoji.zip --work /tmp/work --seconds 1380`
 """
@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -23,16 +24,16 @@ from .data import is_held_out, read_items, render_all
 log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).parent
-FAMILY_NAMES = ("sd3", "lumina2")
+FAMILY_NAMES = ("sd3", "lumina2", "flux")
 FINAL_SECONDS = 35.0
 SMOKE_ITEMS = 5
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options that all stages of the run share."""
+    """What every stage of the run needs to know."""
 
-    archive: Path
+    archives: tuple[Path, ...]
     work: Path
     smoke: bool
     autoencoder_seconds: float
@@ -44,15 +45,18 @@ class Options:
 
 
 def render_stage(options: Options) -> None:
-    """Render all images of the archive."""
-    items = read_items(options.archive)
+    """Render all pictures of the archives."""
+    found = [(archive, item) for archive in options.archives for item in read_items(archive)]
     if options.smoke:
-        held_out = [item for item in items if is_held_out(item.hexcode, item.style)]
-        items = held_out[::120] + items[:: len(items) // SMOKE_ITEMS]
+        held_out = [pair for pair in found if is_held_out(pair[1].hexcode, pair[1].style)]
+        found = held_out[::120] + found[:: len(found) // SMOKE_ITEMS]
     start = time.monotonic()
-    render_all(options.archive, items, options.work / "pictures.npy", os.cpu_count() or 1)
+    items = [item for _, item in found]
+    partial = options.work / "pictures.part"
+    render_all([archive for archive, _ in found], items, partial, os.cpu_count() or 1)
     (options.work / "items.json").write_text(json.dumps([vars(item) for item in items]))
-    log.info("rendered %d images in %.0f s", len(items), time.monotonic() - start)
+    partial.rename(options.work / "pictures.npy")
+    log.info("rendered %d pictures in %.0f s", len(items), time.monotonic() - start)
 
 
 def _dataset(work: Path) -> tuple[np.ndarray, list, list[int]]:
@@ -64,7 +68,7 @@ def _dataset(work: Path) -> tuple[np.ndarray, list, list[int]]:
 
 
 def autoencoder_stage(options: Options) -> None:
-    """Train, measure on held-out images, save."""
+    """Train, measure on held-out pictures, save."""
     from . import autoencoder as ae
 
     pictures, items, held_out = _dataset(options.work)
@@ -88,19 +92,27 @@ def autoencoder_stage(options: Options) -> None:
 
 def family_stage(options: Options, family: str, deadline: float) -> None:
     """Train one transformer until the deadline."""
-    from . import dit
+    from .dit import plan_for
+    from .family import train_family
 
     pictures, items, held_out = _dataset(options.work)
-    plan = dit.SMOKE_PLAN if options.smoke else dit.Plan()
-    dit.train_family(
+    plan = plan_for(family, options.smoke)
+    train_family(
         family, pictures, items, held_out, options.autoencoder, deadline, options.work, plan, options.span
     )
 
 
 def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subprocess.Popen[bytes]:
-    """Run one stage in a separate process on one GPU, with its own log file."""
-    command = [sys.executable, str(PROGRAM), "train", "--stage", stage, "--archive", str(options.archive)]
-    command += ["--work", str(options.work), "--deadline", str(deadline)]
+    """Run one stage as its own process on one GPU, with its own log file."""
+    command = [sys.executable, str(PROGRAM), "train", "--stage", stage]
+    command += [
+        "--archive",
+        *map(str, options.archives),
+        "--work",
+        str(options.work),
+        "--deadline",
+        str(deadline),
+    ]
     command += ["--autoencoder-seconds", str(options.autoencoder_seconds)]
     command += ["--span", *map(str, options.span)] + ["--smoke"] * options.smoke
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": str(gpu)}
@@ -109,7 +121,7 @@ def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subp
 
 
 def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait for all processes; if one fails, stop the others and show its log."""
+    """Wait for all processes; when one fails, stop the others and show its log."""
     while running:
         for stage, process in list(running.items()):
             code = process.poll()
@@ -123,10 +135,9 @@ def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> N
         time.sleep(0.5)
 
 
-def run_all(options: Options, seconds: float) -> None:
-    """Render, then train the autoencoder while the transformers are prepared, then the transformers."""
+def run_all(options: Options, families: list[str], seconds: float) -> None:
+    """Render, then train the autoencoder while the transformers get ready, then the transformers."""
     begun, gpus = time.time(), max(1, torch.cuda.device_count())
-    options.work.mkdir(parents=True, exist_ok=True)
     end = begun + seconds - FINAL_SECONDS
     if not (options.work / "pictures.npy").exists():
         wait_for(options, {"render": start_stage(options, "render", 0, end)})
@@ -134,11 +145,12 @@ def run_all(options: Options, seconds: float) -> None:
     if not options.autoencoder.exists():
         running["autoencoder"] = start_stage(options, "autoencoder", 0, end)
     if gpus > 1:
-        running |= {name: start_stage(options, name, gpu, end) for gpu, name in enumerate(FAMILY_NAMES)}
+        running |= {name: start_stage(options, name, gpu % gpus, end) for gpu, name in enumerate(families)}
         wait_for(options, running)
         return
-    middle = begun + (end - begun + options.autoencoder_seconds) / 2
-    for name, deadline in zip(FAMILY_NAMES, (middle, end), strict=True):
+    first = begun + options.autoencoder_seconds * len(running)
+    for turn, name in enumerate(families, start=1):
+        deadline = first + (end - first) * turn / len(families)
         wait_for(options, running | {name: start_stage(options, name, 0, deadline)})
         running = {}
 
@@ -148,14 +160,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="training train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, required=True, help="written by `training collect`")
-    parser.add_argument("--work", type=Path, required=True, help="folder for images, logs and weights")
-    parser.add_argument("--seconds", type=float, default=1380.0, help="total time")
+    parser.add_argument("--archive", type=Path, nargs="+", required=True, help="made by `training collect`")
+    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, logs and weights")
+    parser.add_argument("--seconds", type=float, default=1380.0, help="time for everything")
+    parser.add_argument("--families", default="sd3,lumina2", help=f"comma list of {', '.join(FAMILY_NAMES)}")
+    parser.add_argument("--autoencoder", type=Path, help="a trained one to take instead of training one")
     parser.add_argument("--autoencoder-seconds", type=float, default=200.0)
     parser.add_argument(
         "--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the training's plan to run, 0 to 1"
     )
-    parser.add_argument("--smoke", action="store_true", help="few images, tiny batches, no compilation")
+    parser.add_argument("--smoke", action="store_true", help="few pictures, tiny batches, no compilation")
     parser.add_argument("--stage", choices=("all", "render", "autoencoder", *FAMILY_NAMES), default="all")
     parser.add_argument("--deadline", type=float, default=0.0, help="time.time() at which a stage ends")
     arguments = parser.parse_args()
@@ -164,14 +178,17 @@ def main() -> None:
 
         comfy.cli_args.args.cpu = True
     options = Options(
-        arguments.archive,
+        tuple(arguments.archive),
         arguments.work,
         arguments.smoke,
         arguments.autoencoder_seconds,
         tuple(arguments.span),
     )
     if arguments.stage == "all":
-        run_all(options, arguments.seconds)
+        options.work.mkdir(parents=True, exist_ok=True)
+        if arguments.autoencoder:
+            shutil.copyfile(arguments.autoencoder, options.autoencoder)
+        run_all(options, arguments.families.split(","), arguments.seconds)
     elif arguments.stage == "render":
         render_stage(options)
     elif arguments.stage == "autoencoder":

@@ -1,12 +1,17 @@
 """The bundled models: plain MODEL and VAE objects that change nothing outside themselves."""
 
+import shutil
+
 import comfy.sample
 import comfy.supported_models
 import pytest
 import torch
+from comfy.ldm.flux.model import Flux
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.training.export import save_packed
+from support.families import draw_weights
 from support.sampling import FAST, distance
 
 
@@ -25,7 +30,10 @@ def _sample(model, steps: int = 8, size: int = 32) -> torch.Tensor:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("family", loader.FAMILIES)
+SHIPPED = [name for name, spec in loader.FAMILIES.items() if (loader.WEIGHTS_DIR / spec.weights).is_file()]
+
+
+@pytest.mark.parametrize("family", SHIPPED)
 class TestFamily:
     def test_an_image_has_the_background_of_its_prompt(self, family):
         model, vae = loader.load_demo_model(family)
@@ -96,10 +104,56 @@ def test_a_missing_weight_is_reported_by_name(monkeypatch, change):
         loader.load_demo_model("lumina2")
 
 
+class TestFluxWithoutItsWeights:
+    """The network, its packed size and its sampling; what it draws `TestFamily` looks at."""
+
+    @pytest.fixture
+    def model(self, tmp_path, monkeypatch):
+        """Loaded from a file of random weights, packed as training packs them."""
+        shutil.copy(loader.WEIGHTS_DIR / loader.AUTOENCODER_FILE, tmp_path)
+        config = loader.build_config(loader.FAMILIES["flux"])
+        network = config.get_model({}, "", device=torch.device("cpu")).diffusion_model
+        draw_weights(network, seed=0)
+        state = {_packed_name(name): tensor for name, tensor in network.state_dict().items()}
+        self.state = state
+        save_packed(state, tmp_path / "flux.safetensors")
+        self.size = (tmp_path / "flux.safetensors").stat().st_size
+        monkeypatch.setattr(loader, "WEIGHTS_DIR", tmp_path)
+        return loader.load_demo_model("flux")[0]
+
+    def test_it_is_comfyuis_flux_without_guidance_embedding(self, model):
+        network = model.model.diffusion_model
+        assert isinstance(network, Flux) and not network.params.guidance_embed
+        assert (len(network.double_blocks), len(network.single_blocks)) == (2, 5)
+        assert 9e6 < sum(tensor.numel() for tensor in self.state.values()) < 10.5e6
+        assert self.size <= 10 * 2**20
+
+    def test_what_was_packed_comes_back(self, model):
+        loaded = {_packed_name(k): v for k, v in model.model.diffusion_model.state_dict().items()}
+        assert loaded.keys() == self.state.keys()
+        assert max(distance(loaded[name], self.state[name]) for name in loaded) < 0.02
+
+    def test_the_level_goes_in_as_it_is_and_the_shift_is_three(self, model):
+        sampling = model.get_model_object("model_sampling")
+        assert sampling.shift == 3.0
+        assert sampling.timestep(torch.tensor(0.5)) == 0.5
+
+    @pytest.mark.parametrize("size", [32, 64])
+    def test_text_and_noise_reach_the_image_at_both_sizes(self, model, size):
+        latent = _sample(model, steps=2, size=size)
+        assert latent.shape == (1, 16, size, size) and torch.isfinite(latent).all() and latent.std() > 0.1
+
+
+def _packed_name(name: str) -> str:
+    """As ComfyUI 0.30.0 calls the weight; 0.3.75 calls those of the norms `scale`."""
+    return name.replace("_norm.scale", "_norm.weight")
+
+
 def test_the_shipped_weights_are_small():
-    """At most 24 MiB for SD3 with the autoencoder, and 12 MiB for Lumina 2."""
+    """At most 24 MiB for SD3 with the autoencoder, 12 MiB for Lumina 2, and 10 MiB for Flux."""
     size = {path.stem: path.stat().st_size / 2**20 for path in loader.WEIGHTS_DIR.glob("*.safetensors")}
     assert size["sd3"] + size["autoencoder"] <= 24 and size["lumina2"] <= 12
+    assert size.get("flux", 0) <= 10
 
 
 def test_prompts_are_the_same_in_all_places():

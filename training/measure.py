@@ -1,0 +1,101 @@
+"""Judge a trained transformer: samples of held-out prompts, what packing costs, loss on fixed rows."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import random
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..demo.loader import unpack_int8
+from ..demo.prompt import encode_prompt
+from .collect import Item
+from .data import full_prompt
+from .export import pack_int8
+from .network import predict, shift_time
+
+if TYPE_CHECKING:
+    from .dit import LatentBank, Trainer
+
+log = logging.getLogger(__name__)
+
+SAMPLE_CFG = 3.5
+SHIFTS = {"lumina2": (3.0, 6.0)}
+GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender", "navy", "mint gradient")
+
+
+@torch.no_grad()
+def sample(network: nn.Module, trainer: Trainer, prompts: list[str], shift: float, size: int) -> Tensor:
+    """Latents of prompts at `size` px: Euler steps with guidance from seeded noise, as KSampler does them."""
+    device = trainer.device
+    pairs = [encode_prompt(prompt) for prompt in prompts]
+    context = torch.cat([pair[0] for pair in pairs]).to(device)
+    pooled = torch.cat([pair[1] for pair in pairs]).to(device)
+    context, pooled = torch.cat((context, 0 * context)), torch.cat((pooled, 0 * pooled))
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randn(len(prompts), 16, size // 8, size // 8, generator=generator).to(device)
+    sigmas = shift_time(torch.linspace(1, 0, trainer.plan.sample_steps + 1), shift).tolist()
+    for sigma, following in zip(sigmas, sigmas[1:], strict=False):
+        level = torch.full((2 * len(x),), sigma, device=device)
+        cond, uncond = predict(network, trainer.family, torch.cat((x, x)), level, context, pooled).chunk(2)
+        x = x + (following - sigma) * (uncond + SAMPLE_CFG * (cond - uncond))
+    return x
+
+
+@torch.no_grad()
+def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
+    """Loss of the averaged weights on fixed rows, noise and levels, with text."""
+    values = []
+    trainer.generator.manual_seed(1)
+    for first in range(0, min(rows, len(bank.latents)), 32):
+        latent = bank.latents[first : first + 32].float()
+        numbers = bank.numbers[first : first + 32, 0].long()
+        x, sigma, context, pooled, target = trainer.noised(latent, numbers)
+        out = predict(trainer.average, trainer.family, x, sigma, context, pooled)
+        values.append(F.mse_loss(out, target).item())
+    trainer.generator.seed()
+    return sum(values) / len(values)
+
+
+def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Path) -> dict[str, float]:
+    """Sample held-out prompts in float and from the packed weights; save grids, return PSNR between them."""
+    picked = random.Random(3).sample(held_out, min(16, len(held_out)))
+    prompts = [full_prompt(item, GRID_COLOURS[i % len(GRID_COLOURS)]) for i, item in enumerate(picked)]
+    packed = copy.deepcopy(trainer.average)
+    state = unpack_int8(pack_int8(trainer.average.state_dict()))
+    packed.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    figures = {}
+    shifts, sizes = SHIFTS.get(trainer.family, (3.0,)), trainer.plan.sizes_drawn
+    for shift, size in product(shifts, sizes):
+        image, other = (
+            decode(decoder, sample(network, trainer, prompts, shift, size))
+            for network in (trainer.average, packed)
+        )
+        error = (image - other).square().mean(dim=(1, 2, 3)).clamp(min=1e-12)
+        figures[f"int8_psnr_shift{shift:g}_{size}px"] = (-10 * error.log10()).mean().item()
+        save_grid(other, out / f"grid_{trainer.family}_shift{shift:g}_{size}px.png")
+    log.info("grid prompts: %s", json.dumps(prompts))
+    return figures
+
+
+@torch.no_grad()
+def decode(decoder: nn.Module, latents: Tensor) -> Tensor:
+    """Pictures (b, 3, h, w) in 0..1."""
+    return torch.cat([decoder(part).clamp(0, 1) for part in latents.split(4)])
+
+
+def save_grid(images: Tensor, path: Path, columns: int = 4) -> None:
+    """Write pictures as one PNG, row by row."""
+    from PIL import Image
+
+    columns = min(columns, len(images))
+    rows = [torch.cat(list(row), dim=2) for row in images.split(columns) if len(row) == columns]
+    sheet = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    Image.fromarray(sheet).save(path)
