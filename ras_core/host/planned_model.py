@@ -6,7 +6,6 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..config import RASConfig
-from ..errors import RASError
 from ..method.plan import Plan
 from .names import KEY
 from .patch import last_trace, patch_model
@@ -44,22 +43,6 @@ def settings_of(plan: Plan) -> RASConfig:
     """The settings that make a run of the plan's steps compute its shares.
 
     Raises:
-        RASError: regional steps of several shares.
+        RASError: regional steps of too many different shares.
     """
-    regional = {step: share for step, share in enumerate(plan.shares) if share < 1}
-    if len(set(regional.values())) > 1:
-        raise RASError(
-            "a plan whose regional steps have several shares of tokens.",
-            "one share for all regional steps.",
-            "calibrate again with this version of the pack.",
-        )
-    start = min(regional, default=plan.steps)
-    return RASConfig(
-        sample_ratio=next(iter(regional.values()), 1.0),
-        start_step=start,
-        error_reset_every=0,
-        dense_steps=tuple(step for step in plan.dense_steps if step > start),
-        corrections=True,
-        cuda_graphs="auto",
-        kv_cache=plan.kv_cache,
-    )
+    return RASConfig(shares=plan.shares, corrections=True, cuda_graphs="auto", kv_cache=plan.kv_cache)

@@ -163,14 +163,14 @@ class TestCandidates:
         """Settings that are made of a plan lead to its dense steps and shares."""
         from ras_pack.ras_core.host.planned_model import settings_of
 
-        for shares in ((1, 1, 1, 0.5, 0.5), (1, 1, 0.3, 1, 0.3), (1, 1, 1)):
+        for shares in ((1, 1, 1, 0.5, 0.5), (1, 1, 0.3, 1, 0.3), (1, 1, 1), (1, 1, 0.7, 0.5, 1, 0.5, 0.3)):
             steps = plan_steps(len(shares), settings_of(plan(shares=shares)))
             assert tuple(step.ratio for step in steps) == shares
             assert [step.index for step in steps if step.kind is StepKind.DENSE] == [
                 i for i, share in enumerate(shares) if share == 1
             ]
         with pytest.raises(RASError, match="several shares"):
-            settings_of(plan(shares=(1, 1, 0.5, 0.4)))
+            settings_of(plan(shares=(1, 1, 0.5, 0.4, 0.3, 0.2)))
 
 
 class TestFamilies:
