@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, patched, settings_inputs
+from .settings import CATEGORY, patched, settings_inputs, speed_input
 
 
 class RASPatchModel(RefusesRetired):
@@ -22,6 +22,7 @@ class RASPatchModel(RefusesRetired):
             "Lumina-Image-2.0, Lumina-Next and Z-Image.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
+                speed_input(),
                 *settings_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with RAS.")],

@@ -69,8 +69,8 @@ class RASConfig:
             select the paper's method, which ranks tokens by `paper.metric`.
         dense_steps: explicit error-reset steps of the multirate method, which replace `error_reset_every`. No
             node sets them; they are for studies and for the comparison with the reference code.
-        shares: share of the image tokens at each step of the run, 1 for a dense one; the first two are 1. They
-            replace all settings of the schedule above. Empty: those settings apply.
+        shares: share of the image tokens at each step of the run, 1 for a dense one; the first two are 1.
+            They replace all settings of the schedule above. Empty: those settings apply.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never

@@ -46,6 +46,8 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
         model: any MODEL.
         size: height and width of the latent; without it, the plans saved last for any size of this model.
     """
+    if last_change() is None:
+        return None  # nothing is kept: spare every run the fingerprint
     own = fingerprint(model)
     found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
+
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from torch import nn
 
 from ..config import RASConfig
 from ..method.plan import Plan
+from ..method.plan_candidates import RegionalCost
+from ..models.base import ModelAdapter
+from ..models.cost import CostProfile
 from .names import KEY
 from .patch import last_trace, patch_model
 
@@ -46,3 +54,24 @@ def settings_of(plan: Plan) -> RASConfig:
         RASError: regional steps of too many different shares.
     """
     return RASConfig(shares=plan.shares, corrections=True, cuda_graphs="auto", kv_cache=plan.kv_cache)
+
+
+def regional_cost(
+    network: nn.Module, adapter: ModelAdapter, size: Sequence[int], text_rows: Sequence[int]
+) -> RegionalCost:
+    """Cost of a step on a share of the tokens, in dense steps by FLOPs.
+
+    Args:
+        network, adapter: the network and the adapter of its family.
+        size: of the latent, (H, W).
+        text_rows: of each conditioning.
+    """
+    patch = adapter.patch_size(network)
+    n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))
+    n_text = max((adapter.text_rows(network, rows) for rows in text_rows), default=0)
+    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
+
+
+def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
+    dense = profile.step_flops(n_tokens, n_tokens, n_text)
+    return profile.step_flops(n_tokens, round(share * n_tokens), n_text) / dense

@@ -126,7 +126,11 @@ class Plan:
             fine: the model's `simple` schedule.
             given: levels of a whole run, of a part of one, or of one with denoise below 1.
         """
-        return part_of(fine, self.density, self.resized(len(given) - 1).steps, given)
+        return self.resized(len(given) - 1).grid_between(fine, given)
+
+    def grid_between(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
+        """All of the plan's steps between the first and the last of the given noise levels."""
+        return part_of(fine, self.density, self.steps, given)
 
     def resized(self, full_steps: int) -> Plan:
         """The plan of the same speed for another number of dense steps; shares keep their position."""

@@ -59,6 +59,7 @@ class Trace:
         kv_bytes: size of the K/V cache at its largest.
         notes: warnings of the run, such as why a planned regional step ran dense.
         graphs: report on CUDA graphs; None if they were off or not possible.
+        plan: the plan in one line; empty without one.
     """
 
     grid: TokenGrid
@@ -70,6 +71,7 @@ class Trace:
     kv_bytes: int
     notes: tuple[str, ...] = field(default=())
     graphs: GraphReport | None = None
+    plan: str = ""
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
@@ -94,11 +96,12 @@ class Trace:
         """The log line at the end of a run."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
-            f"Multirate RAS: {self.regional_steps} of {self.n_steps} steps regional, "
-            f"{self.token_share:.0%} of tokens processed, speed-up expected {self.expected_speedup:.2f}x, "
+            f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
+            f"processed, speed-up expected {self.expected_speedup:.2f}x, "
             f"measured {measured}"
         )
-        return "; ".join(filter(None, [line, self._graphs_line(), *self.notes]))
+        parts = [self.plan, line, self._graphs_line(), *self.notes]
+        return f"Multirate RAS: {'; '.join(filter(None, parts))}"
 
     def _graphs_line(self) -> str | None:
         total = sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
@@ -120,6 +123,7 @@ class Trace:
             "kv_bytes": self.kv_bytes,
             "grid": list(self.grid.shape),
             "notes": list(self.notes),
+            "plan": self.plan,
             "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [
                 {"step": e.step, "sigma": e.sigma, "kind": e.kind.value, "reset": e.is_reset,

@@ -11,10 +11,12 @@ import torch
 from support.comfy import ROOT
 from support.sampling import sample
 
+SPEED = ("speed", "2x")
 SETTINGS = [
+    ("plan", None),
     ("sample_ratio", 0.5),
-    ("start_step", 6),
-    ("end_step", 0),
+    ("start_percent", 0.2),
+    ("end_percent", 1.0),
     ("error_reset_every", 0),
     ("priority", None),
     ("paper", None),
@@ -24,9 +26,9 @@ SETTINGS = [
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
 INPUTS = {
-    "RASPatchModel": [("model", None), *SETTINGS],
+    "RASPatchModel": [("model", None), SPEED, *SETTINGS],
     "RASKSampler": [
-        ("model", None), ("seed", 0), ("steps", 28), ("cfg", 5.0), ("sampler_name", "euler"),
+        ("model", None), SPEED, ("seed", 0), ("steps", 28), ("cfg", 5.0), ("sampler_name", "dpmpp_2m"),
         ("scheduler", "simple"), ("positive", None), ("negative", None), ("latent_image", None),
         ("denoise", 1.0),
         *SETTINGS,
@@ -97,8 +99,8 @@ def _execute_host(sample, model, inputs):
 
 
 def _settings(**changes):
-    """The defaults, with a plan for runs of eight steps."""
-    return {**dict(SETTINGS), "start_step": 4, "error_reset_every": 6, **changes}
+    """Custom settings for runs of eight steps: four of them dense at the start."""
+    return {"speed": "custom", **dict(SETTINGS), "start_percent": 0.5, "error_reset_every": 6, **changes}
 
 
 def _paper(nodes, **changes):

@@ -233,8 +233,9 @@ class TestOverTime:
     def test_a_step_reads_the_mask_of_the_first_image(self):
         plan = StepPlan(1, StepKind.REGIONAL, 0.2)
         run = SimpleNamespace(
-            evaluation=SimpleNamespace(plan=plan, active_idx=self.ACTIVE), plan=(plan,), grid=self.GRID
-        )
+            evaluation=SimpleNamespace(plan=plan, active_idx=self.ACTIVE), plan=(plan,), grid=self.GRID,
+            plan_line="",
+        )  # fmt: skip
         mask = live_step(run).read_mask()
         assert mask.shape == (3, 2, 3) and np.flatnonzero(mask).tolist() == [0, 5, 7]
 
