@@ -13,6 +13,7 @@ from torch import nn
 from ..config import RASConfig
 from ..method.plan import Plan
 from ..method.plan_candidates import RegionalCost
+from ..method.schedule import StepKind, StepPlan
 from ..models.base import ModelAdapter
 from ..models.cost import CostProfile
 from .names import KEY
@@ -74,4 +75,5 @@ def regional_cost(
 
 def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
     dense = profile.step_flops(n_tokens, n_tokens, n_text)
-    return profile.step_flops(n_tokens, round(share * n_tokens), n_text) / dense
+    active = StepPlan(0, StepKind.REGIONAL, share).active_count(n_tokens)
+    return profile.step_flops(n_tokens, active, n_text) / dense

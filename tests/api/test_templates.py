@@ -29,8 +29,9 @@ def with_demo_model(prompt: Prompt, family: str) -> Prompt:
 
 def shortened(prompt: Prompt) -> Prompt:
     """Two dense steps, then four with half of the tokens, at 256 px."""
+    settings = {"steps": STEPS, "speed": "custom", "start_percent": 0.3, "sample_ratio": 0.5}
     for node in prompt.values():
-        for name, value in {"steps": STEPS, "start_step": 2, "sample_ratio": 0.5}.items():
+        for name, value in settings.items():
             if name in node["inputs"]:
                 node["inputs"][name] = value
     return demo.with_size(prompt, 256)

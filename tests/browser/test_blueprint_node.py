@@ -22,7 +22,7 @@ def test_it_is_listed_and_becomes_a_node_without_a_missing_type(report):
     assert added["description"].startswith("Samples with RAS")
     assert added["types"] == ["RASKSampler", "VAEDecode", "RASMaskPreview"] and added["unknown"] == []
     # The front end makes an input of each promoted widget, and leaves a seed's control inside.
-    assert added["widgets"] == ["seed", "steps", "cfg", "sample_ratio"]
+    assert added["widgets"] == ["speed", "seed", "steps", "cfg"]
     assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image", *added["widgets"]]
     assert added["outputs"] == ["picture", "summary"]
 
