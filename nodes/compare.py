@@ -13,7 +13,7 @@ from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .sampler import sample_with_trace, sampler_inputs
-from .settings import CATEGORY, CUSTOM, chosen_settings, settings_inputs
+from .settings import CATEGORY, CUSTOM, chosen_settings, kept_plans, settings_inputs
 
 
 class RASCompare(RefusesRetired):
@@ -45,6 +45,11 @@ class RASCompare(RefusesRetired):
             is_output_node=True,
             **ACCEPT_ALL,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return kept_plans(speed)
 
     @classmethod
     def execute(cls, vae, **inputs) -> io.NodeOutput:

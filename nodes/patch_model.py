@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, patched, settings_inputs, speed_input
+from .settings import CATEGORY, kept_plans, patched, settings_inputs, speed_input
 
 
 class RASPatchModel(RefusesRetired):
@@ -29,6 +29,11 @@ class RASPatchModel(RefusesRetired):
             hidden=[*HIDDEN],
             **ACCEPT_ALL,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return kept_plans(speed)
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:

@@ -46,7 +46,9 @@ class RASCalibrate(io.ComfyNode):
                 ),
             ],
             outputs=[
-                PlanType.Output(display_name="plan", tooltip="The plans of all speeds, for an input plan."),
+                PlanType.Output(
+                    display_name="plan", tooltip="The plans of all speeds, for the input plan of other nodes."
+                ),
                 io.Image.Output(
                     display_name="fronts",
                     tooltip="How close each speed comes to a fine reference: plain sampling on the simple "

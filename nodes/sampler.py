@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..ras_core.host.patch import last_trace
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, TraceType, patched, settings_inputs, speed_input
+from .settings import CATEGORY, TraceType, kept_plans, patched, settings_inputs, speed_input
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 """Inputs that are passed to ComfyUI's sampling function under the same names."""
@@ -35,6 +35,11 @@ class RASKSampler(RefusesRetired):
             hidden=[*HIDDEN],
             **ACCEPT_ALL,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return kept_plans(speed)
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:

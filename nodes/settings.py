@@ -12,6 +12,7 @@ from ..ras_core.errors import RASError
 from ..ras_core.host.options import kv_cache_options
 from ..ras_core.host.outer_sample import CustomSettings, Settings
 from ..ras_core.host.patch import patch_model
+from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SPEEDS
 from ..ras_core.host.speed import Speed
 from .live import open_view
@@ -121,6 +122,11 @@ def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
         RASError: a value that cannot be used, or a model that is not supported.
     """
     return patch_model(model, chosen_settings(inputs), inputs.get("priority"), open_view)
+
+
+def kept_plans(speed: str | None) -> tuple[str, int] | None:
+    """Changes whenever a node with this speed may find other plans; for `fingerprint_inputs`."""
+    return None if speed == CUSTOM else last_change()
 
 
 def chosen_settings(inputs: dict[str, Any]) -> Settings:

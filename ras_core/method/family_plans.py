@@ -1,6 +1,7 @@
-"""Plans for a model that nobody has calibrated: plain sampling on the grids of its family.
+"""Plans for a model that nobody has calibrated: plain sampling on the grids of its family, or better ones.
 
-family_costs.json holds what a long step over each part of the schedule costs, and how that was measured.
+family_plans.json holds, for each family, what a long step over each part of the schedule costs ("costs"). It
+may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from .sigma_grid import normalised, step_density
 FIRST_ORDER_SPEEDS = ("2.5x", "3x")
 """With so few steps euler came closer than dpmpp_2m on all models; its plans come first there."""
 
-DATA = Path(__file__).with_name("family_costs.json")
+DATA = Path(__file__).with_name("family_plans.json")
 
 
 def family_plans(family: str | None) -> PlanSet:
-    """A plain plan for each speed and sampler; closeness is not known.
+    """The plans that ship for a family, then a plain one for each speed and sampler.
 
     Args:
         family: name of its adapter's module ("sd3"); None, or one without data, gets the mean of all.
@@ -38,7 +39,7 @@ def family_plans(family: str | None) -> PlanSet:
         for speed in PLAN_SPEEDS
         for sampler in sorted(PLAN_SAMPLERS, reverse=speed in FIRST_ORDER_SPEEDS)
     )  # fmt: skip
-    return PlanSet(plans, origin)
+    return PlanSet((*_shipped().get(family or "", ()), *plans), origin)
 
 
 @lru_cache(maxsize=1)
@@ -48,15 +49,29 @@ def densities() -> dict[str, dict[str, tuple[float, ...]]]:
     Raises:
         RASError: the file that ships is damaged.
     """
+    return {
+        family: {sampler: step_density(costs, sampler == "dpmpp_2m") for sampler in PLAN_SAMPLERS}
+        for family, costs in _data()["costs"].items()
+    }
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, tuple[Plan, ...]]:
+    """Whole plans by family.
+
+    Raises:
+        RASError: the file that ships is damaged.
+    """
+    return {family: tuple(map(Plan.from_dict, plans)) for family, plans in _data().get("plans", {}).items()}
+
+
+def _data() -> dict[str, Any]:
     data: Any = read_json(DATA.read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("families"):
+    if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("costs"):
         raise RASError(
             f"{DATA.name} is damaged.", f"costs by family, version {VERSION}.", "reinstall the pack."
         )
-    return {
-        family: {sampler: step_density(costs, sampler == "dpmpp_2m") for sampler in PLAN_SAMPLERS}
-        for family, costs in data["families"].items()
-    }
+    return data
 
 
 def _mean(families: list[dict[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:

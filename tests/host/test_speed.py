@@ -1,10 +1,9 @@
-"""Each speed through ComfyUI's own sampling nodes: what it costs, which plan it takes, what stays as it was."""
+"""Each speed through ComfyUI's own sampling nodes: its cost, which plan it takes, what stays as it was."""
 
 import comfy.sample
 import comfy.samplers
 import folder_paths
 import latent_preview
-import nodes as host_nodes
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
@@ -20,6 +19,8 @@ from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
+
+import nodes as host_nodes
 
 STEPS = 28
 SAMPLERS = ("euler", "dpmpp_2m")

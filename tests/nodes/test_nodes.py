@@ -328,6 +328,24 @@ class TestCompare:
         assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
         assert result.ui["ras"][0]["regional_steps"] == 4
 
+    def test_a_speed_against_all_steps(self, nodes, sd3, sampler_inputs):
+        class Vae:
+            def decode(self, samples):
+                return samples[:, :3].movedim(1, -1).sigmoid()
+
+        inputs = {**sampler_inputs, "steps": 12, "sampler_name": "dpmpp_2m"}
+        settings = _settings(speed="3x")
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
+        (stats,) = result.ui["ras"]
+        assert (stats["steps"], stats["plan"]) == (4, "3x: 4 of 12 steps, all dense")
+        dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **_settings(sample_ratio=1.0))
+        assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
+
+    def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
+        settings = _settings(speed="2x", paper=_paper(nodes))
+        with pytest.raises(ValueError, match="set speed to custom"):
+            _execute(nodes["RASCompare"], model=None, vae=None, **sampler_inputs, **settings)
+
 
 class TestPictures:
     def test_a_frame_for_every_step_and_one_summary(self, nodes, sampled):
