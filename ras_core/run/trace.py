@@ -93,13 +93,16 @@ class Trace:
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
     def summary(self) -> str:
-        """The log line at the end of a run."""
+        """The log line at the end of a run. Speed-ups are over as many dense steps as the run has."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
             f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
             f"processed, speed-up expected {self.expected_speedup:.2f}x, "
             f"measured {measured}"
         )
+        if self.plan:  # it says all of a run on its grid alone
+            says_more = self.regional_steps or self.notes
+            line = f"{line} over {self.n_steps} dense steps" if says_more else ""
         parts = [self.plan, line, self._graphs_line(), *self.notes]
         return f"Multirate RAS: {'; '.join(filter(None, parts))}"
 

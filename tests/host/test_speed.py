@@ -324,7 +324,14 @@ class TestChoice:
             ksampler(model, sd3)
         line = "Multirate RAS: 2x: 14 of 28 steps, all dense (euler, grids of the sd3 family)."
         assert info.text.count(line) == 1
-        assert last_trace(model).summary().startswith("Multirate RAS: 2x: 14 of 28 steps, all dense; ")
+        assert last_trace(model).summary() == "Multirate RAS: 2x: 14 of 28 steps, all dense"
+
+    def test_the_line_at_the_end_says_what_gains_compare_with(self, sd3):
+        _, trace = ras_ksampler(sd3, "2x", plan=planned())
+        assert trace.summary().startswith(
+            "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; 6 of 17 steps regional, "
+        )
+        assert trace.summary().endswith(" over 17 dense steps")
 
     def test_a_family_without_figures_says_so(self, info):
         from support.families import FAMILIES

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from ras_pack.ras_core.render.comparison import headline
 from support.comfy import ROOT
 from support.sampling import sample
 
@@ -338,8 +339,12 @@ class TestCompare:
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
         (stats,) = result.ui["ras"]
         assert (stats["steps"], stats["plan"]) == (4, "3x: 4 of 12 steps, all dense")
-        dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **_settings(sample_ratio=1.0))
+        every = _settings(sample_ratio=1.0)
+        dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **every)
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
+        ras = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings)
+        image = np.zeros((16, 16, 3))
+        assert "(expected 3.00x)" in headline(image, image, (dense[1], ras[1]))
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
