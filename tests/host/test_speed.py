@@ -7,6 +7,7 @@ import latent_preview
 import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
+from ras_pack.nodes.compare import RASCompare
 from ras_pack.nodes.patch_model import RASPatchModel
 from ras_pack.nodes.plans import RASScheduler
 from ras_pack.nodes.sampler import RASKSampler
@@ -332,6 +333,13 @@ class TestChoice:
             "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; 6 of 17 steps regional, "
         )
         assert trace.summary().endswith(" over 17 dense steps")
+
+    @pytest.mark.parametrize("node", [RASPatchModel, RASKSampler, RASCompare])
+    def test_a_node_runs_again_after_a_calibration(self, sd3, node):
+        before = node.fingerprint_inputs(speed="2x", steps=28)
+        save_plans(planned(steps=16), sd3.build(), (16, 12))
+        assert node.fingerprint_inputs(speed="2x", steps=28) != before
+        assert node.fingerprint_inputs(speed=CUSTOM, steps=28) is None
 
     def test_a_family_without_figures_says_so(self, info):
         from support.families import FAMILIES
