@@ -132,10 +132,11 @@ def save_images(client: Client, result: Result, node: str, paths: list[Path]) ->
 
 
 def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
-    """Warm up, generate the image dense and with RAS, and save all images."""
-    execute(client, with_sampler(prompt, seed=1, steps=3, start_step=1, error_reset_every=0), "warm-up")
+    """Warm up, make the image dense and with RAS, and save everything."""
+    short = {"speed": "custom", "steps": 3, "start_percent": 0.3, "error_reset_every": 0}
+    execute(client, with_sampler(prompt, seed=1, **short), "warm-up")
     runs = []
-    for name, changed in (("dense", with_sampler(prompt, sample_ratio=1.0)), ("ras", prompt)):
+    for name, changed in (("dense", with_sampler(prompt, speed="custom", sample_ratio=1.0)), ("ras", prompt)):
         result, seconds = execute(client, changed, name)
         save_images(client, result, PICTURE, [folder / f"{name}.png"])
         stats = (result.ui("ras") or [{}])[0]

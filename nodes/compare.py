@@ -13,7 +13,7 @@ from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .sampler import sample_with_trace, sampler_inputs
-from .settings import CATEGORY, settings_inputs
+from .settings import CATEGORY, CUSTOM, chosen_settings, kept_plans, settings_inputs
 
 
 class RASCompare(RefusesRetired):
@@ -47,8 +47,14 @@ class RASCompare(RefusesRetired):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return kept_plans(speed)
+
+    @classmethod
     def execute(cls, vae, **inputs) -> io.NodeOutput:
         cls.refuse_in_prompt()
+        chosen_settings(inputs)  # refuses them before minutes of work
         sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first call autotunes kernels
         dense, dense_trace = _image(vae, _dense(inputs))
         ras, ras_trace = _image(vae, inputs)
@@ -62,9 +68,9 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs with every step dense. The method is kept, because the paper's has no corrections."""
+    """The inputs with all steps dense. The method stays the same: the paper's has no corrections."""
     paper = inputs.get("paper")
-    return {**inputs, "sample_ratio": 1.0, "paper": paper and replace(paper, ratio_end=0.0)}
+    return {**inputs, "speed": CUSTOM, "sample_ratio": 1.0, "paper": paper and replace(paper, ratio_end=0.0)}
 
 
 def _image(vae, inputs: dict) -> tuple[np.ndarray, Trace]:

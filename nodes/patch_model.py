@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, patched, settings_inputs
+from .settings import CATEGORY, kept_plans, patched, settings_inputs, speed_input
 
 
 class RASPatchModel(RefusesRetired):
@@ -21,13 +21,19 @@ class RASPatchModel(RefusesRetired):
             "regions reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
             "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to speed up. The original is not changed."),
+                io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
+                speed_input(),
                 *settings_inputs(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same model, sampling with RAS.")],
             hidden=[*HIDDEN],
             **ACCEPT_ALL,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return kept_plans(speed)
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:

@@ -9,9 +9,7 @@ from ..ras_core.host.calibration import SEEDS, calibrate
 from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, planned_levels, plans_for
 from ..ras_core.render.fronts import front_image
-from .settings import CATEGORY
-
-PlanType = io.Custom("RAS_PLAN")
+from .settings import CATEGORY, PlanType
 
 
 class RASCalibrate(io.ComfyNode):
@@ -22,7 +20,6 @@ class RASCalibrate(io.ComfyNode):
         return io.Schema(
             node_id="RASCalibrate",
             display_name="RAS Calibrate",
-            is_experimental=True,
             category=CATEGORY,
             description="Measures where your model needs its sampling steps, tries plans for 1.5, 2, 2.5 "
             "and 3 times the speed, and saves them for this model and image size. Run it once; it takes "
@@ -49,7 +46,9 @@ class RASCalibrate(io.ComfyNode):
                 ),
             ],
             outputs=[
-                PlanType.Output(display_name="plan", tooltip="The plans of all speeds, for RAS Scheduler."),
+                PlanType.Output(
+                    display_name="plan", tooltip="The plans of all speeds, for the input plan of other nodes."
+                ),
                 io.Image.Output(
                     display_name="fronts",
                     tooltip="How close each speed comes to a fine reference: plain sampling on the simple "
@@ -74,7 +73,6 @@ class RASScheduler(io.ComfyNode):
         return io.Schema(
             node_id="RASScheduler",
             display_name="RAS Scheduler",
-            is_experimental=True,
             category=CATEGORY,
             description="Noise levels for a run with fewer steps, placed where your model needs them. For "
             "SamplerCustom and SamplerCustomAdvanced, with or without RAS.",

@@ -16,8 +16,11 @@ from comfy_api.latest import io
 from ..ras_core.errors import RASError
 
 HARMLESS = {"method": "multirate", "budget": "fixed", "ratio_end": 0.0, "error_reset_steps": ""}
-"""Retired inputs that had an effect, each with its neutral value. The others (metric, high_ratio,
-starvation_scale) had no effect without method = paper."""
+"""Retired inputs of the paper's method that had an effect, each with its neutral value. The others (metric,
+high_ratio, starvation_scale) had no effect without method = paper."""
+
+IN_STEPS = {"start_step": None, "end_step": 0}
+"""Retired inputs that counted steps, each with its neutral value; None: there is none."""
 
 HIDDEN = (io.Hidden.dynprompt, io.Hidden.unique_id)
 """Hidden inputs that `refuse_in_prompt` reads; for a node's schema."""
@@ -32,10 +35,15 @@ class RefusesRetired(io.ComfyNode):
     """Base of the nodes that had these inputs."""
 
     @classmethod
-    def validate_inputs(cls, method=None, budget=None, ratio_end=None, error_reset_steps=None) -> bool:
+    def validate_inputs(
+        cls, method=None, budget=None, ratio_end=None, error_reset_steps=None, start_step=None, end_step=None
+    ) -> bool:
         """Refuse a prompt when it is queued. An exception is shown once, a returned text once per input."""
-        values = (method, budget, ratio_end, error_reset_steps)
-        refuse_retired(dict(zip(("method", "budget", "ratio_end", "error_reset_steps"), values, strict=True)))
+        given = {
+            "method": method, "budget": budget, "ratio_end": ratio_end,
+            "error_reset_steps": error_reset_steps, "start_step": start_step, "end_step": end_step,
+        }  # fmt: skip
+        refuse_retired(given)
         return True
 
     @classmethod
@@ -51,13 +59,29 @@ def refuse_retired(inputs: Mapping[str, Any]) -> None:
     Raises:
         RASError: the message names the inputs and their replacement.
     """
-    lost = {name: inputs.get(name) for name in HARMLESS}
-    lost = {name: value for name, value in lost.items() if value not in (None, HARMLESS[name])}
+    _refuse(
+        _given(inputs, HARMLESS),
+        "RASPaperSettings at the input paper for the paper's method; nothing there for multirate.",
+        "and connect RASPaperSettings for the paper's method",
+    )
+    _refuse(
+        _given(inputs, IN_STEPS),
+        "start_percent and end_percent, shares of the run's steps: 6 of 28 are 0.2.",
+        "and set start_percent or end_percent, or a speed other than custom",
+    )
+
+
+def _given(inputs: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, Any]:
+    found = {name: inputs.get(name) for name in neutral}
+    return {name: value for name, value in found.items() if value not in (None, neutral[name])}
+
+
+def _refuse(lost: Mapping[str, Any], expected: str, replacement: str) -> None:
     if not lost:
         return
     values = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
     raise RASError(
         f"the graph passes {values}, which this node no longer has.",
-        "RASPaperSettings connected to the input paper for the paper's method, or nothing for multirate.",
-        f"remove {', '.join(lost)} from this node, and connect RASPaperSettings for the paper's method.",
+        expected,
+        f"remove {', '.join(lost)} from this node, {replacement}.",
     )

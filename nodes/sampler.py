@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..ras_core.host.patch import last_trace
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, TraceType, patched, settings_inputs
+from .settings import CATEGORY, TraceType, kept_plans, patched, settings_inputs, speed_input
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 """Inputs that are passed to ComfyUI's sampling function under the same names."""
@@ -37,6 +37,11 @@ class RASKSampler(RefusesRetired):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Runs again after a calibration, which changes the plans that are kept."""
+        return kept_plans(speed)
+
+    @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         cls.refuse_in_prompt()
         return io.NodeOutput(*sample_with_trace(**inputs))
@@ -61,9 +66,10 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 
 
 def sampler_inputs() -> list[io.Input]:
-    """KSampler's inputs, in its order."""
+    """KSampler's inputs, in its order, and the speed."""
     return [
         io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image, Flux.1."),
+        speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
             tooltip="The noise to start from.",
@@ -74,8 +80,8 @@ def sampler_inputs() -> list[io.Input]:
             tooltip="Classifier-free guidance: higher follows the prompt more closely.",
         ),
         io.Combo.Input(
-            "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="euler",
-            tooltip="The sampling algorithm; all of them work with RAS.",
+            "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m",
+            tooltip="The sampling algorithm; all of them work with RAS, euler and dpmpp_2m best.",
         ),
         io.Combo.Input(
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",

@@ -2,47 +2,76 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..ras_core.config import MIN_RATIO, Graphs, RASConfig
+from ..ras_core.config import MIN_RATIO, Graphs, RASConfig, Window
+from ..ras_core.errors import RASError
 from ..ras_core.host.options import kv_cache_options
+from ..ras_core.host.outer_sample import CustomSettings, Settings
 from ..ras_core.host.patch import patch_model
+from ..ras_core.host.plan_files import last_change
+from ..ras_core.host.plans import PLAN_SPEEDS
+from ..ras_core.host.speed import Speed
 from .live import open_view
 
 CATEGORY = "Multirate RAS"
 TraceType = io.Custom("RAS_TRACE")
 PaperType = io.Custom("RAS_PAPER")
+PlanType = io.Custom("RAS_PLAN")
+CUSTOM = "custom"
+
+ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Float.Input).parameters else {}
+"""For an input that few people need; earlier versions of ComfyUI show all inputs alike."""
+
+
+def speed_input() -> io.Input:
+    """The one knob; the first widget of a node."""
+    return io.Combo.Input(
+        "speed", options=[*PLAN_SPEEDS, CUSTOM], default="2x",
+        tooltip="How much faster than all the steps. 2x takes half of their time. custom: the settings below "
+        "decide.",
+    )  # fmt: skip
 
 
 def settings_inputs() -> list[io.Input]:
-    """The settings of a run. Add new ones at the end: graphs store widget values by position."""
-    return [*_schedule_inputs(), *_selection_inputs(), *_memory_inputs()]
+    """What else decides a run. Add new ones at the end: graphs store widget values by position."""
+    return [_plan_input(), *_schedule_inputs(), *_selection_inputs(), *_memory_inputs()]
+
+
+def _plan_input() -> io.Input:
+    return PlanType.Input(
+        "plan", optional=True,
+        tooltip="From RAS Calibrate. Without it: the plans kept for this model and size, else those of its "
+        "family.",
+    )  # fmt: skip
 
 
 def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
-            "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01,
-            tooltip="Share of the image's tokens computed in a regional step. 0.5 favours quality, 0.25 "
-            "speed; at 1 every step is dense, exactly as without RAS.",
+            "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01, **ADVANCED,
+            tooltip="With speed: custom. Share of the image's tokens computed in a regional step. 0.5 is "
+            "careful, 0.25 fast; 1 runs every step dense, exactly as without RAS.",
+        ),
+        io.Float.Input(
+            "start_percent", default=Window.start_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
+            tooltip="With speed: custom. Share of the run's steps that are dense at the start, rounded up to "
+            "whole steps. They set the composition: 0.2 to 0.3; less than 0.15 costs a lot of quality.",
+        ),
+        io.Float.Input(
+            "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
+            tooltip="With speed: custom. From this share of the steps on, every step is dense. 1: regional "
+            "steps are allowed to the end.",
         ),
         io.Int.Input(
-            "start_step", default=6, min=0, max=10000,
-            tooltip="First step that may be regional. The steps before it are dense and set the composition: "
-            "6 to 8 of 28 work well; fewer than 4 cost a lot of quality.",
-        ),
-        io.Int.Input(
-            "end_step", default=0, min=0, max=10000,
-            tooltip="From this step on, every step is dense. 0: regional steps are allowed to the end.",
-        ),
-        io.Int.Input(
-            "error_reset_every", default=0, min=0, max=10000,
-            tooltip="Interval of dense steps after start_step, which clear the error of regions that were "
-            "not computed (start_step 4 and interval 6: steps 10, 16, 22 ...). 0: none; the same number of "
-            "dense steps helps more at the start of the run. Use 4 to 6 with RAS Paper Settings, or for 50 "
-            "steps or more.",
+            "error_reset_every", default=0, min=0, max=10000, **ADVANCED,
+            tooltip="With speed: custom. A dense step every so many steps after the dense start (4 dense and "
+            "6: steps 10, 16, 22 ...) clears the error of regions that were not computed. 0: none; the same "
+            "number of dense steps does more at the start. Set 4 to 6 with RAS Paper Settings, and for 50 "
+            "steps and more.",
         ),
     ]  # fmt: skip
 
@@ -55,9 +84,9 @@ def _selection_inputs() -> list[io.Input]:
         ),
         PaperType.Input(
             "paper", optional=True,
-            tooltip="From RAS Paper Settings: regions are then selected by the paper's method, and not "
-            "corrected. Not connected: the multirate method, which computes the regions that have most "
-            "likely changed, and corrects the others when they are computed again.",
+            tooltip="With speed: custom. From RAS Paper Settings: regions are then selected by the paper's "
+            "method, and not corrected. Not connected: multirate, which computes what has most likely "
+            "changed and corrects the rest when it is computed again.",
         ),
     ]  # fmt: skip
 
@@ -65,34 +94,61 @@ def _selection_inputs() -> list[io.Input]:
 def _memory_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
-            "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True,
-            tooltip="auto: on an NVIDIA GPU, regional steps are captured as CUDA graphs and replayed; if a "
-            "step cannot be captured, it runs as with off, and the log says why. off: no CUDA graphs.",
+            "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True, **ADVANCED,
+            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed; what "
+            "cannot be captured runs as with off, and the log says why. off: nothing is captured.",
         ),
         io.Combo.Input(
-            "kv_cache", options=kv_cache_options(), default="auto", optional=True,
-            tooltip="Where the keys and values of skipped regions are kept. gpu: unchanged, on the GPU. fp8: "
-            "half the memory, slightly less exact. cpu: in main memory, exact and slower. auto: the first of "
-            "these that fits; the log says which. forecast: twice the memory of gpu and slightly slower; "
-            "keys and values are extrapolated along their last change, which comes closer to the dense image "
-            "(euler and dpmpp_2m). off: nowhere, so computed regions do not see the others and images fall "
-            "apart; a baseline for experiments.",
+            "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
+            tooltip="With speed: custom. Where the keys and values of skipped regions are kept. gpu: "
+            "unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, exact "
+            "and slower. auto: the first of these that fits; the log says which. forecast: twice the memory "
+            "of gpu and slightly slower; keys and values are extrapolated along their last change, which "
+            "comes closer to the dense image (euler and dpmpp_2m). off: nowhere, so computed regions do not "
+            "see the others and images fall apart; a baseline for experiments.",
         ),
     ]  # fmt: skip
 
 
-def patched(model: io.Model.Type, settings: dict[str, Any]) -> io.Model.Type:
+def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
     """The model with RAS, from the nodes' inputs.
 
     Args:
         model: MODEL.
-        settings: values of `settings_inputs`, by name; unknown ones are ignored, as in ComfyUI.
+        inputs: values of `speed_input` and `settings_inputs`, by name; unknown ones are ignored, as in
+            ComfyUI.
 
     Raises:
         RASError: a value that cannot be used, or a model that is not supported.
     """
-    names = {item.id for item in settings_inputs()}
-    values = {name: value for name, value in settings.items() if name in names}
-    priority = values.pop("priority", None)
+    return patch_model(model, chosen_settings(inputs), inputs.get("priority"), open_view)
+
+
+def kept_plans(speed: str | None) -> tuple[str, int] | None:
+    """Changes whenever a node with this speed may find other plans; for `fingerprint_inputs`."""
+    return None if speed == CUSTOM else last_change()
+
+
+def chosen_settings(inputs: dict[str, Any]) -> Settings:
+    """The settings that the inputs stand for.
+
+    Raises:
+        RASError: a value that cannot be used.
+    """
+    if inputs["speed"] == CUSTOM:
+        return _custom_settings(inputs)
+    if inputs.get("paper") is not None:
+        raise RASError(
+            f"RAS Paper Settings together with speed = {inputs['speed']}.",
+            "the paper's method with speed = custom: plans are made for the multirate method.",
+            "set speed to custom, or disconnect paper.",
+        )
+    return Speed(inputs["speed"], inputs.get("plan"), inputs.get("cuda_graphs", "auto"))
+
+
+def _custom_settings(inputs: dict[str, Any]) -> Settings:
+    names = {item.id for item in settings_inputs()} - {"plan", "priority", *vars(Window())}
+    values = {name: value for name, value in inputs.items() if name in names}
+    window = Window(**{name: inputs[name] for name in vars(Window()) if name in inputs})
     corrections = values.get("paper") is None  # the paper's method has none
-    return patch_model(model, RASConfig(**values, corrections=corrections), priority, open_view)
+    return CustomSettings(RASConfig(**values, corrections=corrections), window)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from .errors import RASError
@@ -12,6 +13,9 @@ Starvation = Literal["corrected", "reference"]
 Graphs = Literal["auto", "off"]
 
 MIN_RATIO = 0.05
+
+MAX_SHARES = 3
+"""Different shares of regional steps in a run: CUDA graphs are captured for each count of active tokens."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class RASConfig:
             select the paper's method, which ranks tokens by `paper.metric`.
         dense_steps: explicit error-reset steps of the multirate method, which replace `error_reset_every`. No
             node sets them; they are for studies and for the comparison with the reference code.
+        shares: share of the image tokens at each step of the run, 1 for a dense one; the first two are 1.
+            They replace all settings of the schedule above. Empty: those settings apply.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
@@ -87,6 +93,7 @@ class RASConfig:
     error_reset_every: int = 6
     paper: PaperSettings | None = None
     dense_steps: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
     corrections: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: str = "auto"
@@ -98,6 +105,7 @@ class RASConfig:
         _check_counts("dense_steps", self.dense_steps)
         _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
         self._check_paper()
+        self._check_shares()
         if 0 < self.end_step <= self.start_step:
             raise RASError(
                 f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",
@@ -109,6 +117,33 @@ class RASConfig:
     def error_reset_steps(self) -> tuple[int, ...]:
         """Explicit error-reset steps of the method in use; if empty, `error_reset_every` applies."""
         return self.dense_steps if self.paper is None else self.paper.error_reset_steps
+
+    @property
+    def wants_regional(self) -> bool:
+        """Whether the user asks for regional steps at all."""
+        return min(self.shares or (self.sample_ratio,)) < 1
+
+    def _check_shares(self) -> None:
+        for share in self.shares:
+            _check_range("each of shares", share, MIN_RATIO, 1.0)
+        if self.shares and self.paper is not None:
+            raise RASError(
+                "shares of each step together with the paper's method.",
+                "a plan with the multirate method only.",
+                "set speed to custom, or disconnect paper.",
+            )
+        if any(share < 1 for share in self.shares[:2]):
+            raise RASError(
+                f"shares = {self.shares[:2]} ... of the first steps.",
+                "two dense steps at the start: selection needs their results.",
+                "calibrate again.",
+            )
+        if len({share for share in self.shares if share < 1}) > MAX_SHARES:
+            raise RASError(
+                f"a plan whose regional steps have several shares of tokens, more than {MAX_SHARES}.",
+                f"at most {MAX_SHARES} different shares.",
+                "calibrate again with this version of the pack.",
+            )
 
     def _check_paper(self) -> None:
         if self.paper is None:
@@ -125,6 +160,41 @@ class RASConfig:
                 "dense_steps with the multirate method only.",
                 "use error_reset_steps of PaperSettings.",
             )
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a run that may be regional, in shares of its steps.
+
+    Attributes:
+        start_percent: share of the steps that are dense at the start, 0 to 1; rounded up to whole steps.
+        end_percent: from this share of the steps on, all are dense; 1 means that none are.
+
+    Raises:
+        RASError: a value out of range, or an empty window.
+    """
+
+    start_percent: float = 0.2
+    end_percent: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_range("start_percent", self.start_percent, 0.0, 1.0)
+        _check_range("end_percent", self.end_percent, 0.0, 1.0)
+        if self.end_percent <= self.start_percent < 1:
+            raise RASError(
+                f"end_percent = {self.end_percent} is not after start_percent = {self.start_percent}: no "
+                "regional step.",
+                "end_percent of 1 (to the end of the run) or greater than start_percent.",
+                "set end_percent to 1, or use sample_ratio = 1 if you want a dense run.",
+            )
+
+    def of_run(self, config: RASConfig, n_steps: int) -> RASConfig:
+        """The settings of a run of `n_steps` steps: the window in whole steps."""
+        start = math.ceil(self.start_percent * n_steps - 1e-9)
+        end = math.floor(self.end_percent * n_steps + 1e-9)
+        if end <= start:  # too few steps for one in the window
+            return replace(config, start_step=n_steps, end_step=0)
+        return replace(config, start_step=start, end_step=end)
 
 
 def parse_step_list(text: str) -> tuple[int, ...]:

@@ -281,7 +281,7 @@ class Trainer:
         return loss.detach()
 
     def resume(self, work: Path) -> None:
-        """Continue from the whole state of an earlier call, else from packed weights, if the folder has any."""
+        """Continue from the whole state of an earlier call, else from packed weights, if there are any."""
         state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
         if state.exists():
             saved = torch.load(state, map_location=self.device)

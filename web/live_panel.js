@@ -30,7 +30,7 @@ export class LivePanel {
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
-    this.headline.textContent = LEGEND;
+    this.headline.textContent = message.plan || LEGEND;
   }
 
   /** Shows a step that is being computed. */
@@ -190,7 +190,8 @@ function isNodes2() {
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
-function describeRun({ share, speedup }) {
+function describeRun({ plan, share, speedup }) {
+  if (plan) return plan; // the measured figure compares with as many dense steps, the plan with more of them
   const tokens = `${Math.round(share * 100)} % of all tokens`;
   return speedup ? `${tokens} · ${speedup.toFixed(2)}× speed` : tokens;
 }

@@ -176,8 +176,8 @@ class Scene:
 def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:
     """The model from RASPatchModel; by default no setting depends on how much memory is free."""
     return RASPatchModel.execute(
-        model, sample_ratio=ratio, start_step=START, end_step=0, error_reset_every=RESET - START,
-        cuda_graphs=graphs, kv_cache=kv_cache,
+        model, speed="custom", sample_ratio=ratio, start_percent=START / STEPS, end_percent=1.0,
+        error_reset_every=RESET - START, cuda_graphs=graphs, kv_cache=kv_cache,
     ).args[0]  # fmt: skip
 
 

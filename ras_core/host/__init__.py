@@ -7,13 +7,13 @@ and `memory` (choose the format of the K/V cache), `graphs_of_model` (CUDA graph
 CUDA graphs and compiler), `requirements`, `options` (choices for the nodes' inputs), and `names` (ComfyUI's
 keys).
 
-Plans: `plans` (finds the plans of a model), `calibration` (measures them, with the runs of `measured_runs`),
-`planned_model` (applies a plan to a model), `plan_files` (saved plans) and `fingerprint` (which model they
-belong to).
+Plans: `speed` (the plan of a run, and its noise levels), `plans` (which a model has), `calibration` (measures
+them), `measured_runs` (its sampling), `planned_model` (RAS as a plan says), `plan_files` and `fingerprint`
+(what is kept, and for which model).
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
-2. When sampling starts, that wrapper starts a run and adds the run's wrappers to its copy of the model
-   options.
+2. When sampling starts, that wrapper asks the settings what this run computes, starts it, and adds the run's
+   wrappers to its copy of the model options. A speed may replace the noise levels here.
 3. PREPARE_SAMPLING chooses the format of the K/V cache, once the models are loaded.
 4. SAMPLER_SAMPLE copies the conditionings to the device.
 5. PREDICT_NOISE and APPLY_MODEL call `run.network_calls`.

@@ -16,10 +16,8 @@ suggest.
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import comfy.model_management
 import comfy.samplers
@@ -29,15 +27,14 @@ from torch import Tensor
 
 from ..errors import RASError
 from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, PlanSpeed, plain_steps
-from ..method.plan_candidates import candidates
+from ..method.plan_candidates import RegionalCost, candidates
 from ..method.plan_set import PlanSet
 from ..method.sigma_grid import even_density, front_loaded_density, step_density
 from ..models import network_of
-from ..models.cost import CostProfile
 from .fingerprint import fingerprint
 from .measured_runs import Task, block_costs, block_evaluations, closeness
 from .plan_files import save_plans
-from .planned_model import ran_as_planned, with_plan, without_ras
+from .planned_model import ran_as_planned, regional_cost, with_plan, without_ras
 from .plans import FINE_LEVELS, adapter_of
 
 logger = logging.getLogger(__name__)
@@ -177,21 +174,11 @@ def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tupl
     }
 
 
-def step_cost(task: Task) -> Callable[[float], float] | None:
-    """FLOPs of a step on a share of the tokens, relative to a dense step; None if RAS does not support the
-    model.
-    """
+def step_cost(task: Task) -> RegionalCost | None:
+    """Cost of a step on a share of the tokens; None if RAS does not support the model."""
     adapter = adapter_of(task.model)
     if adapter is None:
         logger.info("Multirate RAS: this model does not support regional steps; only its grid is calibrated.")
         return None
     network = network_of(task.model.get_model_object("diffusion_model"))
-    patch = adapter.patch_size(network)
-    n_tokens = math.prod(-(-size // p) for size, p in zip(task.noise.shape[2:], patch, strict=True))
-    n_text = max(adapter.text_rows(network, rows) for rows in task.text_rows)
-    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
-
-
-def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
-    dense = profile.step_flops(n_tokens, n_tokens, n_text)
-    return profile.step_flops(n_tokens, round(share * n_tokens), n_text) / dense
+    return regional_cost(network, adapter, task.noise.shape[2:], task.text_rows)

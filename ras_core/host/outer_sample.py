@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.sampler_helpers
 import torch
 from torch import Tensor, nn
 
-from ..config import RASConfig
+from ..config import RASConfig, Window
 from ..method.grid import TokenGrid
 from ..method.preferences import Preferences
 from ..method.schedule import decreases
@@ -66,6 +66,14 @@ class OuterSample:
             self.disable_pbar, self.seed, **self.more,
         )  # fmt: skip
 
+    @property
+    def steps(self) -> int:
+        return len(self.sigmas) - 1
+
+    @property
+    def is_inpainting(self) -> bool:
+        return self.denoise_mask is not None and bool((self.denoise_mask < 1).any())
+
     def nothing_to_do(self) -> Trace | None:
         """The trace of a run that cannot use the method; None if it can."""
         if len(self.sigmas) < 2:
@@ -75,6 +83,47 @@ class OuterSample:
             logger.warning("Multirate RAS: running dense: no image latent (shape %s).", shape)
             return Trace.empty("not an image latent")
         return None
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run computes.
+
+    Attributes:
+        config: its settings.
+        sigmas: its noise levels.
+        plan: what its speed means, in one line; empty without one.
+        origin: where that comes from, for the log.
+    """
+
+    config: RASConfig
+    sigmas: Tensor
+    plan: str = ""
+    origin: str = ""
+
+
+class Settings(Protocol):
+    """What a user has set, for runs of any length, sampler and size."""
+
+    def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
+        """The settings of the run that starts."""
+
+
+@dataclass(frozen=True)
+class CustomSettings:
+    """The user's own settings; the noise levels stay as they are.
+
+    Attributes:
+        config: of every run.
+        window: replaces the config's start and end; None: they are given in steps.
+    """
+
+    config: RASConfig
+    window: Window | None = None
+
+    def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
+        config = self.window.of_run(self.config, given.steps) if self.window else self.config
+        return RunSettings(config, given.sigmas)
 
 
 def begin_run(
@@ -109,7 +158,7 @@ def _explain_dense_plan(run: RunState) -> None:
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
         run.go_dense("the noise schedule is not strictly decreasing")
-    elif not run.any_regional and config.sample_ratio < 1.0:
+    elif not run.any_regional and config.wants_regional:
         run.warn(
             f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense"
         )

@@ -25,7 +25,7 @@ from ..run.network_calls import SEVERAL_DEVICES
 from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
-from .outer_sample import OuterSample, begin_run
+from .outer_sample import CustomSettings, OuterSample, RunSettings, Settings, begin_run
 from .requirements import check_comfyui
 from .samplers import corrected
 from .wrappers import RunWrappers
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def patch_model(
     model: ModelPatcher,
-    config: RASConfig,
+    settings: Settings | RASConfig,
     priority: Tensor | None = None,
     view_factory: ViewFactory | None = None,
 ) -> ModelPatcher:
@@ -43,7 +43,7 @@ def patch_model(
 
     Args:
         model: any MODEL.
-        config: settings.
+        settings: what runs compute; a RASConfig has its steps in numbers.
         priority: (b or 1, height, width) mask of regions to favour, at any size.
         view_factory: returns an observer for each run, or None.
 
@@ -52,13 +52,16 @@ def patch_model(
             `kv_cache` is unknown.
     """
     check_comfyui()
-    check_setting(config.kv_cache)
+    if isinstance(settings, RASConfig):
+        settings = CustomSettings(settings)
+    if isinstance(settings, CustomSettings):
+        check_setting(settings.config.kv_cache)
     adapter = adapter_for(network_of(model.get_model_object("diffusion_model")))
     patched = model.clone()
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patch = RASPatch(adapter, config, priority, view_factory)
+    patch = RASPatch(adapter, settings, priority, view_factory)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 
@@ -92,15 +95,16 @@ class RASPatch:
     def __init__(
         self,
         adapter: ModelAdapter,
-        config: RASConfig,
+        settings: Settings,
         priority: Tensor | None = None,
         view_factory: ViewFactory | None = None,
     ):
         self.adapter = adapter
-        self.config = config
+        self.settings = settings
         self.priority = priority
         self.view_factory = view_factory
         self.last_trace: Trace | None = None
+        self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         """OUTER_SAMPLE: one run."""
@@ -108,22 +112,33 @@ class RASPatch:
         if (nothing := given.nothing_to_do()) is not None:
             self.last_trace = nothing
             return given.sample(executor)
-        wrappers = self._begin(executor.class_obj, given)
+        settings = self.settings.of_run(given, executor.class_obj)
+        self._tell(settings)
+        given = replace(given, sigmas=settings.sigmas)
+        wrappers = self._begin(executor.class_obj, given, settings)
         ours, trace = replace(given, sampler=corrected(given.sampler, wrappers.run)), None
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            self.last_trace = trace = wrappers.finish()
+            self.last_trace = trace = replace(wrappers.finish(), plan=settings.plan)
             logger.info(trace.summary())
             return result
         finally:
             wrappers.end(trace)
 
-    def _begin(self, guider: Any, given: OuterSample) -> RunWrappers:
+    def _tell(self, settings: RunSettings) -> None:
+        """Log once what a speed means for this model."""
+        line = f"{settings.plan} ({settings.origin})"
+        if settings.plan and line not in self._told:
+            self._told.add(line)
+            logger.info("Multirate RAS: %s.", line)
+
+    def _begin(self, guider: Any, given: OuterSample, settings: RunSettings) -> RunWrappers:
         """Start a run and attach its wrappers."""
         model = guider.model_patcher
         network = network_of(model.get_model_object("diffusion_model"))
-        run = begin_run(given, network, self.adapter, self.config, self.priority)
+        run = begin_run(given, network, self.adapter, settings.config, self.priority)
+        run.plan_line = settings.plan
         if model.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
             run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None

@@ -47,6 +47,8 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
         size: height and width of the latent; None for the plans of this model that were saved last, at any
             size.
     """
+    if last_change() is None:
+        return None  # nothing is kept: spare every run the fingerprint
     own = fingerprint(model)
     found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):

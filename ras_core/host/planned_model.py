@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from functools import partial
+
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+from torch import nn
 
 from ..config import RASConfig
-from ..errors import RASError
 from ..method.plan import Plan
+from ..method.plan_candidates import RegionalCost
+from ..method.schedule import StepKind, StepPlan
+from ..models.base import ModelAdapter
+from ..models.cost import CostProfile
 from .names import KEY
 from .patch import last_trace, patch_model
 
@@ -44,22 +52,28 @@ def settings_of(plan: Plan) -> RASConfig:
     """The settings with which a run computes the plan's shares.
 
     Raises:
-        RASError: the regional steps have different shares.
+        RASError: regional steps of too many different shares.
     """
-    regional = {step: share for step, share in enumerate(plan.shares) if share < 1}
-    if len(set(regional.values())) > 1:
-        raise RASError(
-            "a plan whose regional steps have different shares of tokens.",
-            "one share for all regional steps.",
-            "calibrate again with this version of the pack.",
-        )
-    start = min(regional, default=plan.steps)
-    return RASConfig(
-        sample_ratio=next(iter(regional.values()), 1.0),
-        start_step=start,
-        error_reset_every=0,
-        dense_steps=tuple(step for step in plan.dense_steps if step > start),
-        corrections=True,
-        cuda_graphs="auto",
-        kv_cache=plan.kv_cache,
-    )
+    return RASConfig(shares=plan.shares, corrections=True, cuda_graphs="auto", kv_cache=plan.kv_cache)
+
+
+def regional_cost(
+    network: nn.Module, adapter: ModelAdapter, size: Sequence[int], text_rows: Sequence[int]
+) -> RegionalCost:
+    """Cost of a step on a share of the tokens, in dense steps by FLOPs.
+
+    Args:
+        network, adapter: the network and the adapter of its family.
+        size: of the latent, (H, W).
+        text_rows: of each conditioning.
+    """
+    patch = adapter.patch_size(network)
+    n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))
+    n_text = max((adapter.text_rows(network, rows) for rows in text_rows), default=0)
+    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
+
+
+def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
+    dense = profile.step_flops(n_tokens, n_tokens, n_text)
+    active = StepPlan(0, StepKind.REGIONAL, share).active_count(n_tokens)
+    return profile.step_flops(n_tokens, active, n_text) / dense

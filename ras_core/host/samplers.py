@@ -83,6 +83,15 @@ def corrected(sampler: Any, run: RunState) -> Any:
     return multirate_sampler(CORRECTED_ORDERS[name], sampler.inpaint_options)
 
 
+def plan_sampler(sampler: Any) -> str | None:
+    """The sampler whose plans fit this one; None if there are none."""
+    name = _name_of(sampler)
+    if name == sample_multirate.__name__:
+        order = sampler.extra_options.get("order", 2)
+        return next((each for each, its_order in ORDERS.items() if its_order == order), None)
+    return None if _correction_obstacle(sampler) else name.removeprefix("sample_")
+
+
 def _correction_obstacle(sampler: Any) -> str | None:
     """Why the multirate form cannot replace a sampler, or None."""
     name = _name_of(sampler)

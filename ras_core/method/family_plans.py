@@ -1,6 +1,7 @@
-"""Plans for a model without a calibration: plain sampling on the grids of its family.
+"""Plans for a model that nobody has calibrated: plain sampling on the grids of its family, or better ones.
 
-family_costs.json contains the error of a long step over each part of the schedule, and how it was measured.
+family_plans.json holds, for each family, what a long step over each part of the schedule costs ("costs"). It
+may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ FIRST_ORDER_SPEEDS = ("2.5x", "3x")
 """At these speeds, which have few steps, euler came closer than dpmpp_2m on all models, so its plans come
 first."""
 
-DATA = Path(__file__).with_name("family_costs.json")
+DATA = Path(__file__).with_name("family_plans.json")
 
 
 def family_plans(family: str | None) -> PlanSet:
-    """A plain plan for each speed and sampler, of unknown closeness.
+    """The plans that ship for a family, then a plain one for each speed and sampler.
 
     Args:
         family: name of the adapter's module, such as "sd3". None, or a family without data, gets the mean of
@@ -40,7 +41,7 @@ def family_plans(family: str | None) -> PlanSet:
         for speed in PLAN_SPEEDS
         for sampler in sorted(PLAN_SAMPLERS, reverse=speed in FIRST_ORDER_SPEEDS)
     )  # fmt: skip
-    return PlanSet(plans, origin)
+    return PlanSet((*_shipped().get(family or "", ()), *plans), origin)
 
 
 @lru_cache(maxsize=1)
@@ -50,15 +51,29 @@ def densities() -> dict[str, dict[str, tuple[float, ...]]]:
     Raises:
         RASError: the data file of the pack is damaged.
     """
+    return {
+        family: {sampler: step_density(costs, sampler == "dpmpp_2m") for sampler in PLAN_SAMPLERS}
+        for family, costs in _data()["costs"].items()
+    }
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, tuple[Plan, ...]]:
+    """Whole plans by family.
+
+    Raises:
+        RASError: the file that ships is damaged.
+    """
+    return {family: tuple(map(Plan.from_dict, plans)) for family, plans in _data().get("plans", {}).items()}
+
+
+def _data() -> dict[str, Any]:
     data: Any = read_json(DATA.read_text(encoding="utf-8"))
-    if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("families"):
+    if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("costs"):
         raise RASError(
             f"{DATA.name} is damaged.", f"costs by family, version {VERSION}.", "reinstall the pack."
         )
-    return {
-        family: {sampler: step_density(costs, sampler == "dpmpp_2m") for sampler in PLAN_SAMPLERS}
-        for family, costs in data["families"].items()
-    }
+    return data
 
 
 def _mean(families: list[dict[str, tuple[float, ...]]]) -> dict[str, tuple[float, ...]]:

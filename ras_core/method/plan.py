@@ -27,6 +27,9 @@ PLAN_SPEEDS: tuple[PlanSpeed, ...] = get_args(PlanSpeed)
 FULL_STEPS = 28
 """Steps of the dense run that speeds are relative to."""
 
+MIN_DENSE = 2
+"""Dense steps at the start, at least: the selection compares two estimates."""
+
 
 def plain_steps(speed: str) -> int:
     """Number of steps of a dense run at this speed: 19 for 1.5x, 14 for 2x, 11 for 2.5x, 9 for 3x."""
@@ -39,16 +42,15 @@ class Plan:
 
     Attributes:
         speed: one of PLAN_SPEEDS.
-        sampler: the sampler that the plan is for.
-        density: share of the steps in each block of the `simple` schedule; blocks have equal lengths, and the
-            sum is 1.
-        shares: share of the image tokens at each step: 1 for a dense step, else from 0.05 to below 1. One
-            number per step; the first is 1.
-        kv_cache: format of the K/V cache if a step is regional; checked when the model is patched.
-        full_steps: number of dense steps that the plan replaces.
-        speedup: expected speed-up over `full_steps` dense steps, from FLOPs.
-        closeness: closeness of the final latent to a fine reference, in dB; None if it was not measured.
-        origin: where the plan comes from, for example "calibrated on this model at 1024x1024".
+        sampler: that it was made for.
+        density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
+        shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
+            numbers as steps; the first two are 1: selection needs their results.
+        kv_cache: form of the K/V cache, where a step is regional; checked when the model is patched.
+        full_steps: dense steps that `steps` replace.
+        speedup: expected by FLOPs over `full_steps` dense steps.
+        closeness: of the final latent to a fine reference, dB; None if it was not measured.
+        origin: where it comes from: "calibrated on this model at 1024x1024".
 
     Raises:
         RASError: a value is invalid.
@@ -68,11 +70,11 @@ class Plan:
         _one_of("speed", self.speed, PLAN_SPEEDS)
         _one_of("sampler", self.sampler, PLAN_SAMPLERS)
         _numbers("density", self.density, 0.0, math.inf, "numbers of 0 or more, not all 0")
-        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1, the first of them 1")
+        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1, the first ones 1")
         if sum(self.density) <= 0:
             _refuse("density", self.density, "numbers of 0 or more, not all 0")
-        if self.shares[0] != 1:
-            _refuse("shares", self.shares, "a dense first step (1)")
+        if any(share != 1 for share in self.shares[:MIN_DENSE]):
+            _refuse("shares", self.shares, f"{MIN_DENSE} dense steps (1) at the start")
         if not _is_whole(self.full_steps) or self.full_steps < 1:
             _refuse("full_steps", self.full_steps, "a whole number of 1 or more")
         if not _is_number(self.speedup) or self.speedup <= 0:
@@ -124,20 +126,29 @@ class Plan:
             fine: the model's `simple` schedule.
             given: the sampler's levels, of a whole run, a part of a run, or a run with denoise below 1.
         """
-        return part_of(fine, self.density, self.resized(len(given) - 1).steps, given)
+        return self.resized(len(given) - 1).grid_between(fine, given)
+
+    def grid_between(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
+        """All of the plan's steps between the first and the last of the given noise levels."""
+        return part_of(fine, self.density, self.steps, given)
 
     def resized(self, full_steps: int) -> Plan:
         """The plan of the same speed for another number of dense steps; shares keep their positions."""
         steps = max(1, round(self.steps * full_steps / self.full_steps))
+        return replace(self, shares=self._stretched(steps), full_steps=max(full_steps, 1))
+
+    def on_grid(self, steps: int) -> Plan:
+        """The plan for a grid that already has its steps; what they replace follows from their number."""
+        full_steps = max(round(steps * self.full_steps / self.steps), 1)
+        return replace(self, shares=self._stretched(steps), full_steps=full_steps)
+
+    def _stretched(self, steps: int) -> tuple[float, ...]:
         shares = (self.shares[step * self.steps // steps] for step in range(steps))
-        return replace(self, shares=tuple(shares), full_steps=max(full_steps, 1))
+        return (1.0,) * min(MIN_DENSE, steps) + tuple(shares)[MIN_DENSE:]
 
     def describe(self) -> str:
         """One line: "2x: 17 of 28 steps, 6 dense, 45 % of tokens"."""
-        line = f"{self.speed}: {self.steps} of {self.full_steps} steps, "
-        if self.is_plain:
-            return f"{line}all dense"
-        return f"{line}{len(self.dense_steps)} dense, {100 * self.token_share:.0f} % of tokens"
+        return described(self.speed, self.shares, self.full_steps)
 
     def as_dict(self) -> dict[str, Any]:
         return {"version": VERSION, **asdict(self)}
@@ -167,6 +178,15 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         return cls.from_dict(read_json(text))
+
+
+def described(speed: str, shares: Sequence[float], full_steps: int) -> str:
+    """What a run of this speed computes, in one line."""
+    dense = sum(share == 1 for share in shares)
+    line = f"{speed}: {len(shares)} of {full_steps} steps, "
+    if dense == len(shares):
+        return f"{line}all dense"
+    return f"{line}{dense} dense, {100 * sum(shares) / len(shares):.0f} % of tokens"
 
 
 def read_json(text: str) -> Any:

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import MIN_RATIO
-from .plan import PlanSampler
+from .plan import MIN_DENSE, PlanSampler
 
 RegionalCost = Callable[[float], float]
 """Cost of a step on a share of the tokens, in dense steps."""
 
-MIN_DENSE = 2
-"""Minimum number of dense steps at the start: the selection compares two estimates."""
-
 MAX_SHARE = 0.95
 """Largest share of a regional step. Above it, a regional step saves less than its overhead costs."""
 
-# Share of the tokens in regional steps, and part of the cost that is spent on dense steps at the start. On
-# front-loaded grids shares of 0.5 to 0.8 gave the best results. If regional steps start late, the part of the
-# run in which the whole image changes stays dense.
+DENSE_PART = 0.45
+"""Part of the cost that goes into dense steps where the number of steps is given."""
+
+# Share of the tokens, and part of the cost that goes into dense steps at the start. On front-loaded grids
+# shares of 0.5 to 0.8 did best; a late start keeps the part in which the whole image changes dense.
 TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
     "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),
     "euler": ((0.7, 0.4), (0.5, 0.45)),
@@ -53,6 +52,28 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
     if n_regional < 1 or not cost(MIN_RATIO) <= rest / n_regional <= cost(MAX_SHARE):
         return None
     return (1.0,) * n_dense + (_share_of(rest / n_regional, cost),) * n_regional
+
+
+def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float, ...]:
+    """The shares with which a given number of steps costs that many dense ones divided by the speed; the
+    least possible ones where they do not suffice.
+
+    Args:
+        steps: of the run, which stay.
+        speed: wanted.
+        cost: of a regional step, rising with its share.
+    """
+    budget = steps / speed
+    n_dense = min(max(round(budget * DENSE_PART), MIN_DENSE), steps)
+    n_regional = steps - n_dense
+    if n_regional == 0:
+        return (1.0,) * steps
+    return (1.0,) * n_dense + (_share_of((budget - n_dense) / n_regional, cost),) * n_regional
+
+
+def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:
+    """How much faster steps of these shares are than dense ones."""
+    return len(shares) / sum(1.0 if share == 1 else cost(share) for share in shares)
 
 
 def _share_of(wanted: float, cost: RegionalCost) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from ..config import RASConfig
+from ..errors import RASError
 
 # An evaluation's sigma may differ from the schedule's by rounding (samplers that work in log space).
 SIGMA_TOLERANCE = 1e-4
@@ -46,14 +47,31 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense, and with the multirate method step 1 too, because selection needs results of
-    earlier steps. The window [start_step, end_step) is half-open, unlike in the reference code.
+    Step 0 is always dense, and with the multirate method step 1 too: selection needs results of earlier
+    steps. The window [start_step, end_step) is half-open throughout; in the reference code it is not.
+
+    Raises:
+        RASError: `config.shares` are of another number of steps.
     """
+    if config.shares:
+        return _as_given(n_steps, config.shares)
     window = _regional_window(n_steps, config)
     resets = {step for step in _reset_steps(n_steps, config) if step in window}
     regional = [step for step in window if step not in resets]
     ratios = dict(zip(regional, _ratios(len(regional), config), strict=True))
     return tuple(_plan_one(step, ratios.get(step, 1.0), step in resets) for step in range(n_steps))
+
+
+def _as_given(n_steps: int, shares: Sequence[float]) -> tuple[StepPlan, ...]:
+    """Steps with these shares; a dense one after a regional one is a reset."""
+    if len(shares) != n_steps:
+        raise RASError(
+            f"a plan of {len(shares)} steps for a run of {n_steps}.",
+            "as many shares as steps.",
+            "use RAS Patch Model or RAS KSampler, which fit a plan to the run.",
+        )
+    resets = (share == 1 and min(shares[: step + 1]) < 1 for step, share in enumerate(shares))
+    return tuple(_plan_one(step, shares[step], is_reset) for step, is_reset in enumerate(resets))
 
 
 def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:

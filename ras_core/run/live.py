@@ -25,7 +25,8 @@ class LiveStep:
         kind: "dense", "regional" or "reset" (an error-reset step).
         active_share: share of tokens processed.
         read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None for
-            all. Synchronizes with the device, so it should be called only if the mask is shown.
+            all. Synchronizes with the device, so call it only if the mask is shown.
+        plan: the run's plan in one line; empty without one.
     """
 
     index: int
@@ -33,6 +34,7 @@ class LiveStep:
     kind: str
     active_share: float
     read_mask: Callable[[], np.ndarray | None]
+    plan: str = ""
 
 
 class View(Protocol):
@@ -60,7 +62,12 @@ def live_step(run: RunState) -> LiveStep:
     kind = StepKind.DENSE if active_idx is None else StepKind.REGIONAL
     share = 1.0 if active_idx is None else active_idx.shape[1] / run.grid.n
     return LiveStep(
-        plan.index, len(run.plan), kind_name(kind, plan.is_reset), share, lambda: _mask(run.grid, active_idx)
+        plan.index,
+        len(run.plan),
+        kind_name(kind, plan.is_reset),
+        share,
+        lambda: _mask(run.grid, active_idx),
+        run.plan_line,
     )
 
 

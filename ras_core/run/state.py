@@ -46,9 +46,9 @@ class RunState:
         evaluation: state of the current evaluation.
         active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
         evaluations: number of completed evaluations.
-        is_dense: whether the rest of the run is dense, for a reason that was logged.
-        known_sigma: noise level of the next evaluation, if the sampler has set it; None if it must be read
-            from the device.
+        is_dense: the rest of the run is dense, for a reason that was logged.
+        plan_line: the plan in one line, for a live view; empty without one.
+        known_sigma: noise level of the next evaluation if the sampler has told it; None: read the device.
     """
 
     config: RASConfig
@@ -67,6 +67,7 @@ class RunState:
     is_dense: bool = False
     active_idx: Tensor | None = None
     evaluations: int = 0
+    plan_line: str = ""
     known_sigma: float | None = None
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
     _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels

@@ -59,6 +59,7 @@ class Trace:
         kv_bytes: size of the K/V cache at its largest.
         notes: warnings of the run, such as why a planned regional step ran dense.
         graphs: report on CUDA graphs; None if they were off or not possible.
+        plan: the plan in one line; empty without one.
     """
 
     grid: TokenGrid
@@ -70,6 +71,7 @@ class Trace:
     kv_bytes: int
     notes: tuple[str, ...] = field(default=())
     graphs: GraphReport | None = None
+    plan: str = ""
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
@@ -91,14 +93,17 @@ class Trace:
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
     def summary(self) -> str:
-        """The log line at the end of a run."""
+        """The log line at the end of a run. Speed-ups are over as many dense steps as the run has."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
-            f"Multirate RAS: {self.regional_steps} of {self.n_steps} steps regional, "
-            f"{self.token_share:.0%} of tokens processed, speed-up expected {self.expected_speedup:.2f}x, "
-            f"measured {measured}"
+            f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
+            f"processed, speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
         )
-        return "; ".join(filter(None, [line, self._graphs_line(), *self.notes]))
+        if self.plan:  # it says all of a run on its grid alone
+            says_more = self.regional_steps or self.notes
+            line = f"{line} over {self.n_steps} dense steps" if says_more else ""
+        parts = [self.plan, line, self._graphs_line(), *self.notes]
+        return f"Multirate RAS: {'; '.join(filter(None, parts))}"
 
     def _graphs_line(self) -> str | None:
         total = sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
@@ -120,6 +125,7 @@ class Trace:
             "kv_bytes": self.kv_bytes,
             "grid": list(self.grid.shape),
             "notes": list(self.notes),
+            "plan": self.plan,
             "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [
                 {"step": e.step, "sigma": e.sigma, "kind": e.kind.value, "reset": e.is_reset,

@@ -11,6 +11,7 @@ NODES = (
     "RASDemoPrompt",
 )  # fmt: skip
 STEPS = 6
+TWO_DENSE = {"speed": "custom", "start_percent": 0.3, "error_reset_every": 0}  # of six steps
 
 
 def inputs_of(info: dict) -> dict[str, list]:
@@ -40,7 +41,7 @@ def small_run(request, server):
     """The example workflow at 256 px with few steps; 2 are dense, since 4 would leave no regional step."""
     workflow = server.workflow(demo.WORKFLOWS[request.param].name)
     prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
-    prompt = demo.with_sampler(prompt, steps=STEPS, start_step=2, error_reset_every=0, sample_ratio=0.25)
+    prompt = demo.with_sampler(prompt, steps=STEPS, **TWO_DENSE, sample_ratio=0.25)
     seen = []
     result = server.client.run(prompt, lambda node, step, steps: seen.append((step, steps)), timeout=120)
     return server, result, seen
@@ -94,7 +95,7 @@ def test_the_papers_method_can_be_set_by_its_node(server):
         "class_type": "RASPaperSettings",
         "inputs": {**settings, "error_reset_steps": "4"},
     }
-    prompt = demo.with_sampler(demo.with_size(prompt, 256), steps=STEPS, start_step=2, paper=["paper", 0])
+    prompt = demo.with_sampler(demo.with_size(prompt, 256), steps=STEPS, **TWO_DENSE, paper=["paper", 0])
     (stats,) = server.client.run(prompt, timeout=120).ui("ras")
     # Dense: 0, 1 and 4; regional: 2, 3 and 5.
     assert (stats["regional_steps"], stats["notes"]) == (3, [])

@@ -122,7 +122,8 @@ def test_a_demo_template_generates_an_image(unpacked, folder, family):
     """At 256 px and few steps: 2 dense ones, 4 regional ones with a quarter of the tokens."""
     text = (folder / demo.WORKFLOWS[family].relative_to(ROOT)).read_text(encoding="utf-8")
     prompt = demo.with_size(to_api(json.loads(text), unpacked.object_info), 256)
-    prompt = demo.with_sampler(prompt, steps=STEPS, start_step=2, error_reset_every=0, sample_ratio=0.25)
+    settings = {"speed": "custom", "start_percent": 0.3, "error_reset_every": 0, "sample_ratio": 0.25}
+    prompt = demo.with_sampler(prompt, steps=STEPS, **settings)
     stats = drawn(unpacked, prompt)
     assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (STEPS, 4, [])
 

@@ -17,8 +17,8 @@ INPUTS = {
     "latent_image": "LATENT",
 }
 OUTPUTS = {"picture": "IMAGE", "summary": "IMAGE"}
-PROMOTED = ["seed", "control_after_generate", "steps", "cfg", "sample_ratio"]
-CONTROL = "control_after_generate"  # a widget that the front end adds after a seed
+PROMOTED = ["speed", "seed", "control_after_generate", "steps", "cfg"]
+CONTROL = "control_after_generate"  # a widget that the front end puts behind a seed
 
 
 @pytest.fixture(scope="module")

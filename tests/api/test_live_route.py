@@ -33,7 +33,8 @@ def watch_run(server, announced: dict[str, bool], queued_by: str) -> dict[str, l
     """The live messages that each client received in a small run queued by one of them."""
     workflow = server.workflow(demo.WORKFLOWS["sd3"].name)
     prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
-    prompt = demo.with_sampler(prompt, steps=4, start_step=1, seed=len(announced) + len(queued_by))
+    settings = {"speed": "custom", "start_percent": 0.25, "steps": 4}
+    prompt = demo.with_sampler(prompt, **settings, seed=len(announced) + len(queued_by))
     return asyncio.run(asyncio.wait_for(_watch_run(server, prompt, announced, queued_by), 120))
 
 

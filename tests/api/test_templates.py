@@ -27,10 +27,11 @@ def with_demo_model(prompt: Prompt, family: str) -> Prompt:
     return prompt
 
 
-def shortened(prompt: Prompt) -> Prompt:
-    """Two dense steps, then four with half of the tokens, at 256 px."""
+def shortened(prompt: Prompt, speed: str = "custom") -> Prompt:
+    """With custom two dense steps, then four with half of the tokens; at 256 px."""
+    settings = {"steps": STEPS, "speed": speed, "start_percent": 0.3, "sample_ratio": 0.5}
     for node in prompt.values():
-        for name, value in {"steps": STEPS, "start_step": 2, "sample_ratio": 0.5}.items():
+        for name, value in settings.items():
             if name in node["inputs"]:
                 node["inputs"][name] = value
     return demo.with_size(prompt, 256)
@@ -50,3 +51,11 @@ def test_a_template_generates_an_image_and_a_trace(server, name):
     assert any(low < high for low, high in extrema)  # not one flat colour
     (stats,) = result.ui("ras")
     assert (stats["steps"], stats["regional_steps"], stats["notes"]) == (STEPS, 4, [])
+
+
+def test_a_template_at_twice_the_speed(server):
+    prompt = with_demo_model(to_api(server.workflow("ras_sd3.json"), server.object_info), "sd3")
+    (patch,) = demo.nodes_of(prompt, "RASPatchModel")
+    assert prompt[patch]["inputs"]["speed"] == "2x"
+    (stats,) = server.client.run(shortened(prompt, "2x"), timeout=120).ui("ras")
+    assert (stats["steps"], stats["plan"], stats["notes"]) == (3, "2x: 3 of 6 steps, all dense", [])

@@ -21,8 +21,8 @@ def test_it_is_listed_and_can_be_added_with_all_types_known(report):
     assert added["id"].startswith("SubgraphBlueprint.") and added["category"] == "Subgraph Blueprints"
     assert added["description"].startswith("Samples with RAS")
     assert added["types"] == ["RASKSampler", "VAEDecode", "RASMaskPreview"] and added["unknown"] == []
-    # The front end turns each promoted widget into an input, but not a seed's control.
-    assert added["widgets"] == ["seed", "steps", "cfg", "sample_ratio"]
+    # The front end makes an input of each promoted widget, and leaves a seed's control inside.
+    assert added["widgets"] == ["speed", "seed", "steps", "cfg"]
     assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image", *added["widgets"]]
     assert added["outputs"] == ["picture", "summary"]
 

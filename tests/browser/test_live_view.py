@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SAMPLER = "RASKSampler"
 STEPS = 16
-RESET = 8  # start_step 3 and a reset every 5: steps 8 and 13
+RESET = 8  # three dense steps and a reset every 5: steps 8 and 13
 JOB = {"workflow": str(demo.WORKFLOWS["sd3"]), "sampler": SAMPLER}
 
 

@@ -112,6 +112,20 @@ def test_another_size_gets_its_own_graph_and_the_first_stays_valid(family):
     assert tape.captured == 2
 
 
+def test_each_share_of_a_plan_has_its_graph(sd3):
+    """Of each share the first step is eager, the second captured, and the rest replayed."""
+    shares = (1.0, 1.0) + (0.75,) * 4 + (0.5,) * 4 + (1.0,) + (0.25,) * 4
+    config = RASConfig(shares=shares, corrections=True)
+    plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config, steps=len(shares))
+    model, tape = sd3.build(), FrozenTape()
+    store = capture_on(model, tape)
+    captured = RASConfig(**{**vars(config), "cuda_graphs": "auto"})
+    latent, trace = sample_ras(model, sd3, sd3.noise(), captured, steps=len(shares))
+    assert distance(latent, plain) < 2e-5 and not trace.notes
+    assert [step.active_share for step in trace.steps] == list(shares)
+    assert tape.captured == store.count == 3 and trace.graphs == GraphReport(3, 6)
+
+
 def test_the_ninth_setting_is_captured_too():
     """The store evicts the least recently used graph, and its buffers with it."""
     family, tape = FAMILIES["sd3"], FrozenTape()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.method import family_plans as module
 from ras_pack.ras_core.method.family_plans import densities, family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
 from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
@@ -163,14 +164,14 @@ class TestCandidates:
         """Settings made from a plan give its dense steps and shares."""
         from ras_pack.ras_core.host.planned_model import settings_of
 
-        for shares in ((1, 1, 1, 0.5, 0.5), (1, 1, 0.3, 1, 0.3), (1, 1, 1)):
+        for shares in ((1, 1, 1, 0.5, 0.5), (1, 1, 0.3, 1, 0.3), (1, 1, 1), (1, 1, 0.7, 0.5, 1, 0.5, 0.3)):
             steps = plan_steps(len(shares), settings_of(plan(shares=shares)))
             assert tuple(step.ratio for step in steps) == shares
             assert [step.index for step in steps if step.kind is StepKind.DENSE] == [
                 i for i, share in enumerate(shares) if share == 1
             ]
-        with pytest.raises(RASError, match="different shares"):
-            settings_of(plan(shares=(1, 1, 0.5, 0.4)))
+        with pytest.raises(RASError, match="several shares"):
+            settings_of(plan(shares=(1, 1, 0.5, 0.4, 0.3, 0.2)))
 
 
 class TestFamilies:
@@ -189,6 +190,22 @@ class TestFamilies:
     def test_a_measured_family_says_so(self):
         assert family_plans("sd3").note == "grids of the sd3 family"
         assert family_plans("lumina_next").note == "mean grid of all families that were measured"
+
+    def test_whole_plans_of_the_file_come_first(self, tmp_path, monkeypatch):
+        """A better plan for a family is an entry of the file that ships, in the form of a calibration."""
+        data = json.loads(module.DATA.read_text(encoding="utf-8"))
+        better = plan(steps=17, regional=11, sampler="euler", origin="our own fronts")
+        data["plans"]["sd3"] = json.loads(PlanSet((better,)).to_json())["plans"]
+        (tmp_path / "plans.json").write_text(json.dumps(data), encoding="utf-8")
+        monkeypatch.setattr(module, "DATA", tmp_path / "plans.json")
+        module._shipped.cache_clear()
+        try:
+            plans = family_plans("sd3")
+            assert plans.best("2x", "euler") == better
+            assert plans.best("2x", "dpmpp_2m").is_plain and plans.best("2x", "euler", plain=True).is_plain
+            assert family_plans("lumina2").best("2x", "euler").is_plain
+        finally:
+            module._shipped.cache_clear()
 
     def test_the_mean_is_between_them(self):
         first = [values["euler"][0] for values in densities().values()]

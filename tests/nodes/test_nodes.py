@@ -8,13 +8,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from ras_pack.ras_core.render.comparison import headline
 from support.comfy import ROOT
 from support.sampling import sample
 
+SPEED = ("speed", "2x")
 SETTINGS = [
+    ("plan", None),
     ("sample_ratio", 0.5),
-    ("start_step", 6),
-    ("end_step", 0),
+    ("start_percent", 0.2),
+    ("end_percent", 1.0),
     ("error_reset_every", 0),
     ("priority", None),
     ("paper", None),
@@ -24,9 +27,9 @@ SETTINGS = [
 """Order and defaults are a contract: graphs store widget values by position. New inputs go to the end."""
 
 INPUTS = {
-    "RASPatchModel": [("model", None), *SETTINGS],
+    "RASPatchModel": [("model", None), SPEED, *SETTINGS],
     "RASKSampler": [
-        ("model", None), ("seed", 0), ("steps", 28), ("cfg", 5.0), ("sampler_name", "euler"),
+        ("model", None), SPEED, ("seed", 0), ("steps", 28), ("cfg", 5.0), ("sampler_name", "dpmpp_2m"),
         ("scheduler", "simple"), ("positive", None), ("negative", None), ("latent_image", None),
         ("denoise", 1.0),
         *SETTINGS,
@@ -97,8 +100,8 @@ def _execute_host(sample, model, inputs):
 
 
 def _settings(**changes):
-    """The defaults, with a plan for runs of eight steps."""
-    return {**dict(SETTINGS), "start_step": 4, "error_reset_every": 6, **changes}
+    """Custom settings for runs of eight steps: four of them dense at the start."""
+    return {"speed": "custom", **dict(SETTINGS), "start_percent": 0.5, "error_reset_every": 6, **changes}
 
 
 def _paper(nodes, **changes):
@@ -222,8 +225,8 @@ class TestErrors:
         assert "optimized_attention_override" in message and "0.3.64" in message
 
     def test_an_unknown_demo_family(self, nodes):
-        with pytest.raises(ValueError, match="flux"):
-            _execute(nodes["RASDemoModel"], family="flux")
+        with pytest.raises(ValueError, match="qwen"):
+            _execute(nodes["RASDemoModel"], family="qwen")
 
 
 class TestSampling:
@@ -325,6 +328,28 @@ class TestCompare:
         expected = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)
         assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
         assert result.ui["ras"][0]["regional_steps"] == 4
+
+    def test_a_speed_against_all_steps(self, nodes, sd3, sampler_inputs):
+        class Vae:
+            def decode(self, samples):
+                return samples[:, :3].movedim(1, -1).sigmoid()
+
+        inputs = {**sampler_inputs, "steps": 12, "sampler_name": "dpmpp_2m"}
+        settings = _settings(speed="3x")
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
+        (stats,) = result.ui["ras"]
+        assert (stats["steps"], stats["plan"]) == (4, "3x: 4 of 12 steps, all dense")
+        every = _settings(sample_ratio=1.0)
+        dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **every)
+        assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
+        ras = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings)
+        image = np.zeros((16, 16, 3))
+        assert "(expected 3.00x)" in headline(image, image, (dense[1], ras[1]))
+
+    def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
+        settings = _settings(speed="2x", paper=_paper(nodes))
+        with pytest.raises(ValueError, match="set speed to custom"):
+            _execute(nodes["RASCompare"], model=None, vae=None, **sampler_inputs, **settings)
 
 
 class TestImages:

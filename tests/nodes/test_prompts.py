@@ -9,11 +9,11 @@ from support.comfy import PACK
 
 SAMPLER = {
     "seed": 0, "steps": 4, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0,
-    "sample_ratio": 0.5, "start_step": 2, "end_step": 0, "error_reset_every": 0,
+    "speed": "custom", "sample_ratio": 0.5, "start_percent": 0.5, "end_percent": 1.0, "error_reset_every": 0,
 }  # fmt: skip
 OLD_DEFAULTS = {
     "error_reset_steps": "", "metric": "std", "high_ratio": 1.0, "starvation_scale": 0.1, "ratio_end": 0.0,
-    "method": "multirate", "budget": "fixed",
+    "method": "multirate", "budget": "fixed", "end_step": 0,
 }  # fmt: skip
 PAPER = {
     "metric": "std", "high_ratio": 1.0, "starvation_scale": 0.1, "ratio_end": 0.0, "error_reset_steps": ""
@@ -80,6 +80,8 @@ def test_removed_inputs_at_their_default_are_ignored():
         ({"budget": "adaptive"}, "budget = 'adaptive'"),
         ({"ratio_end": 0.25}, "ratio_end = 0.25"),
         ({"method": "paper", "error_reset_steps": "12,20"}, "method = 'paper', error_reset_steps = '12,20'"),
+        ({"start_step": 6}, "start_step = 6"),
+        ({"start_step": 0, "end_step": 20}, "start_step = 0, end_step = 20"),
     ],
 )
 def test_removed_inputs_with_another_value_are_refused_once(changes, told):

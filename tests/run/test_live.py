@@ -10,7 +10,10 @@ import pytest
 import torch
 from ras_pack.nodes import live
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.plan import Plan
+from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, StepPlan
 from ras_pack.ras_core.models.cost import CostProfile
 from ras_pack.ras_core.render import masks
@@ -136,7 +139,14 @@ class TestContents:
         # (3 + 7 / 2) / 10
         assert end["share"] == pytest.approx(0.65)
 
-    def test_a_run_that_breaks_off_is_reported(self, server):
+    def test_they_name_the_plan(self, server):
+        live._watchers.add("anna")
+        plan = Plan("2x", "euler", (1.0,), (1.0, 1.0, 0.5, 0.5, 0.5), full_steps=STEPS)
+        trace = run(config=Speed("2x", PlanSet((plan,))))
+        said = {message["plan"] for message in messages(server)}
+        assert said == {trace.plan} == {"2x: 5 of 10 steps, 2 dense, 70 % of tokens"}
+
+    def test_a_run_that_breaks_off_says_so(self, server):
         live._watchers.add("anna")
 
         def stop(step, *_):
@@ -233,8 +243,9 @@ class TestOverTime:
     def test_a_step_reads_the_mask_of_the_first_image(self):
         plan = StepPlan(1, StepKind.REGIONAL, 0.2)
         run = SimpleNamespace(
-            evaluation=SimpleNamespace(plan=plan, active_idx=self.ACTIVE), plan=(plan,), grid=self.GRID
-        )
+            evaluation=SimpleNamespace(plan=plan, active_idx=self.ACTIVE), plan=(plan,), grid=self.GRID,
+            plan_line="",
+        )  # fmt: skip
         mask = live_step(run).read_mask()
         assert mask.shape == (3, 2, 3) and np.flatnonzero(mask).tolist() == [0, 5, 7]
 

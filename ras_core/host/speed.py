@@ -1,0 +1,130 @@
+"""A speed as settings of a run: which plan it means, and the noise levels that the plan gives the run.
+
+A plan has a grid of its own. It replaces the sampler's noise levels between the first and the last of them,
+so noise scaling, denoise below 1 and parts of a schedule keep their meaning. Where it cannot, the levels stay
+and regional steps alone bring the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..config import Graphs, RASConfig
+from ..method.plan import Plan, described
+from ..method.plan_candidates import reached_speed, shares_of_steps
+from ..method.plan_set import PlanSet
+from ..method.schedule import decreases
+from ..models import adapter_for, network_of
+from .measured_runs import simple_levels
+from .outer_sample import OuterSample, RunSettings
+from .planned_model import regional_cost, settings_of
+from .plans import FINE_LEVELS, plans_for
+from .samplers import plan_sampler
+
+LEVELS_STAY = "the noise levels stay: {}"
+
+TOLERANCE = 1e-5
+"""Relative to the first level: noise levels this near are the same. They are kept in float32."""
+
+NEAR = 0.05
+"""Relative difference from a speed up to which it counts as reached."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Runs by the plan of a speed.
+
+    Attributes:
+        speed: one of PLAN_SPEEDS.
+        plans: to choose from; None: those kept for the model and size of a run, else its family's.
+        cuda_graphs: as in RASConfig; no plan depends on it.
+    """
+
+    speed: str
+    plans: PlanSet | None = None
+    cuda_graphs: Graphs = "auto"
+
+    def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
+        """The plan's settings and noise levels.
+
+        Raises:
+            RASError: the given plans have none for this speed and sampler.
+        """
+        model = guider.model_patcher
+        if given.is_inpainting:
+            return self._dense(given, "inpainting runs dense")
+        if not decreases(given.sigmas.tolist()):
+            return self._dense(given, "they do not decrease all the way")
+        if reason := _obstacle(given, model):
+            return self._by_shares(given, guider, reason)
+        plans = self.plans or plans_for(model, given.noise.shape[2:])
+        plan = plans.best(self.speed, plan_sampler(given.sampler))
+        fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
+        if _is_grid_of(plan, fine, levels, simple_levels(model, given.steps)):
+            return self._by_plan(plan.on_grid(given.steps), given.sigmas)
+        wanted = _like(plan.levels_of_part(fine, levels), given.sigmas)
+        if not decreases(wanted.tolist()):
+            return self._by_shares(given, guider, "they are too close to each other")
+        return self._by_plan(plan.resized(given.steps), wanted)
+
+    def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
+        config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
+        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
+
+    def _dense(self, given: OuterSample, reason: str) -> RunSettings:
+        """As many steps as given; the run turns dense on its own, and says why."""
+        said = described(self.speed, (1.0,) * given.steps, given.steps)
+        return RunSettings(RASConfig(start_step=0), given.sigmas, said, LEVELS_STAY.format(reason))
+
+    def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
+        """As many steps as given, with shares of the tokens that bring the speed as far as they can."""
+        network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
+        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], _text_rows(guider))
+        wanted = float(self.speed.removesuffix("x"))
+        shares = shares_of_steps(given.steps, wanted, cost)
+        origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
+        if abs(reached / wanted - 1) > NEAR:
+            origin += f"; {reached:.2f}x is all that {given.steps} steps can reach"
+        config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
+        return RunSettings(config, given.sigmas, described(self.speed, shares, given.steps), origin)
+
+
+def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
+    """Why a plan's noise levels cannot replace the sampler's, or None."""
+    if plan_sampler(given.sampler) is None:
+        return "plans are for euler and dpmpp_2m as they come with ComfyUI"
+    levels = given.sigmas.tolist()
+    if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
+        return "they are not of the model's own range"
+    return None
+
+
+def _is_grid_of(plan: Plan, fine: Sequence[float], levels: Sequence[float], simple: Sequence[float]) -> bool:
+    """Whether noise levels are the plan's already, as RAS Scheduler makes them, and no usual schedule."""
+    if _are_same(levels, simple):
+        return False
+    return _are_same(levels, plan.on_grid(len(levels) - 1).grid_between(fine, levels))
+
+
+def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:
+    nearby = TOLERANCE * levels[0]
+    return all(abs(a - b) <= nearby for a, b in zip(levels, others, strict=True))
+
+
+def _like(levels: Sequence[float], given: Tensor) -> Tensor:
+    """Levels as the given ones' tensor, with the first and the last of them to the bit."""
+    made = torch.tensor(levels, dtype=given.dtype, device=given.device)
+    made[0], made[-1] = given[0], given[-1]
+    return made
+
+
+def _text_rows(guider: Any) -> list[int]:
+    """Text rows of each conditioning."""
+    each = (cond.get("cross_attn") for group in guider.conds.values() for cond in group)
+    return [context.shape[1] for context in each if context is not None]

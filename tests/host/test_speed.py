@@ -1,0 +1,395 @@
+"""Each speed through ComfyUI's own sampling nodes: its cost, which plan it takes, what stays as it was."""
+
+import comfy.sample
+import comfy.samplers
+import folder_paths
+import latent_preview
+import pytest
+import torch
+from comfy_extras.nodes_custom_sampler import SamplerCustom
+from ras_pack.nodes.compare import RASCompare
+from ras_pack.nodes.patch_model import RASPatchModel
+from ras_pack.nodes.plans import RASScheduler
+from ras_pack.nodes.sampler import RASKSampler
+from ras_pack.nodes.settings import CUSTOM
+from ras_pack.ras_core.config import RASConfig, Window
+from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.host.measured_runs import simple_levels
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.plan_files import save_plans
+from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
+from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
+from ras_pack.ras_core.method.plan_set import PlanSet
+
+import nodes as host_nodes
+
+STEPS = 28
+SAMPLERS = ("euler", "dpmpp_2m")
+DEFAULTS = {
+    "sample_ratio": 0.5, "start_percent": 0.2, "end_percent": 1.0, "error_reset_every": 0,
+    "cuda_graphs": "off", "kv_cache": "auto",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _own_user_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def _as_comfyui_executes_nodes():
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def info(caplog):
+    with caplog.at_level("INFO"):
+        yield caplog
+
+
+@pytest.fixture
+def progress(monkeypatch):
+    """(step, total) of every callback that ComfyUI's nodes get."""
+    seen, prepare = [], latent_preview.prepare_callback
+
+    def watched(*args, **kwargs):
+        callback = prepare(*args, **kwargs)
+
+        def told(step, x0, x, total):
+            seen.append((step, total))
+            callback(step, x0, x, total)
+
+        return told
+
+    monkeypatch.setattr(latent_preview, "prepare_callback", watched)
+    return seen
+
+
+def values(family, **changes):
+    """KSampler's inputs."""
+    return {
+        "seed": 3, "steps": STEPS, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple",
+        "positive": family.conditioning(1), "negative": family.conditioning(2),
+        "latent_image": {"samples": torch.zeros(1, family.channels, 16, 12)}, "denoise": 1.0, **changes,
+    }  # fmt: skip
+
+
+def ras_ksampler(family, speed, model=None, plan=None, settings=None, **changes):
+    """The latent of RASKSampler, and the trace."""
+    inputs = {"speed": speed, "plan": plan, **DEFAULTS, **(settings or {}), **values(family, **changes)}
+    latent, trace = RASKSampler.execute(model=model or family.build(), **inputs).result
+    return latent["samples"], trace
+
+
+def ras_model(family, speed, model=None, plan=None, **settings):
+    return RASPatchModel.execute(
+        model or family.build(), speed=speed, plan=plan, **{**DEFAULTS, **settings}
+    ).result[0]
+
+
+def ksampler(model, family, **changes):
+    return host_nodes.KSampler().sample(model, **values(family, **changes))[0]["samples"]
+
+
+def advanced(model, family, start, end, latent, leftover=True, **changes):
+    """A part of a run, as KSamplerAdvanced makes it."""
+    given = values(family, **changes)
+    given.pop("denoise")
+    seed = given.pop("seed")
+    return host_nodes.KSamplerAdvanced().sample(
+        model, add_noise="enable" if start == 0 else "disable", noise_seed=seed, start_at_step=start,
+        end_at_step=end, return_with_leftover_noise="enable" if leftover else "disable",
+        **{**given, "latent_image": {"samples": latent}},
+    )[0]["samples"]  # fmt: skip
+
+
+def custom(model, family, sampler, sigmas):
+    node, given = SamplerCustom(), values(family)
+    run = getattr(node, "sample", None) or node.execute
+    result = run(
+        model, True, given["seed"], given["cfg"], given["positive"], given["negative"], sampler, sigmas,
+        given["latent_image"],
+    )  # fmt: skip
+    return (result.result if hasattr(result, "result") else result)[0]["samples"]
+
+
+def factor(speed: str) -> float:
+    return float(speed.removesuffix("x"))
+
+
+def gain(trace, full_steps=STEPS) -> float:
+    """By FLOPs, over dense steps."""
+    return trace.expected_speedup * full_steps / len(trace.evaluations)
+
+
+def levels_of(trace) -> list[float]:
+    return [evaluation.sigma for evaluation in trace.evaluations]
+
+
+def planned(speed="2x", sampler="euler", steps=17, share=0.5, dense=11, density=(0.7, 0.3), **more):
+    shares = (1.0,) * dense + (share,) * (steps - dense)
+    return PlanSet((Plan(speed, sampler, density, shares, origin="made for a test", **more),))
+
+
+class TestCost:
+    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    def test_each_speed_through_both_doors(self, family, speed):
+        model = family.build()
+        latent, trace = ras_ksampler(family, speed, model)
+        assert gain(trace) == pytest.approx(factor(speed), rel=0.05)
+        behind = ras_model(family, speed, model)
+        assert torch.equal(ksampler(behind, family), latent)
+        assert levels_of(last_trace(behind)) == levels_of(trace)
+
+    @pytest.mark.parametrize("sampler_name", SAMPLERS)
+    def test_a_plan_with_regional_steps_through_both_doors(self, family, sampler_name):
+        plan = planned(sampler=sampler_name, share=0.4, dense=6, steps=18)
+        latent, trace = ras_ksampler(family, "2x", plan=plan, sampler_name=sampler_name)
+        assert (trace.n_steps, trace.regional_steps) == (18, 12)
+        assert trace.plan == "2x: 18 of 28 steps, 6 dense, 60 % of tokens"
+        behind = ras_model(family, "2x", plan=plan)
+        assert torch.equal(ksampler(behind, family, sampler_name=sampler_name), latent)
+        sigmas = comfy.samplers.calculate_sigmas(behind.get_model_object("model_sampling"), "simple", STEPS)
+        found = custom(behind, family, comfy.samplers.sampler_object(sampler_name), sigmas)
+        assert torch.equal(found, latent)
+
+    def test_several_shares_are_computed_as_planned(self, sd3):
+        shares = (1.0,) * 4 + (0.75,) * 4 + (0.5,) * 3 + (1.0,) + (0.25,) * 4
+        plan = PlanSet((Plan("2x", "euler", (1.0,), shares),))
+        _, trace = ras_ksampler(sd3, "2x", plan=plan)
+        assert [step.active_share for step in trace.steps] == list(shares)
+        assert [step.is_reset for step in trace.steps].index(True) == 11
+
+    def test_other_samplers_keep_their_grid(self, family, info):
+        """As many steps, with shares of the tokens that bring the speed."""
+        model = family.build()
+        _, trace = ras_ksampler(family, "2x", model, sampler_name="lms")
+        assert (trace.n_steps, levels_of(trace)) == (STEPS, pytest.approx(simple_levels(model, STEPS)[:-1]))
+        assert "the noise levels stay: plans are for euler and dpmpp_2m" in info.text
+        assert gain(trace) == pytest.approx(2, rel=0.05) or "is all that 28 steps can reach" in info.text
+
+    def test_what_is_reached_is_said(self, sd3, info):
+        _, trace = ras_ksampler(sd3, "3x", steps=3, sampler_name="lms")
+        assert gain(trace, 3) < 2
+        assert f"{gain(trace, 3):.2f}x is all that 3 steps can reach" in info.text
+
+    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 12, 20, 50])
+    def test_any_number_of_steps(self, sd3, steps):
+        _, trace = ras_ksampler(sd3, "2x", steps=steps, plan=planned())
+        assert trace.n_steps == max(round(steps * 17 / 28), 1)
+
+    def test_progress_counts_the_plans_steps(self, sd3, progress):
+        _, trace = ras_ksampler(sd3, "3x", sampler_name="dpmpp_2m")
+        assert progress == [(step, 9) for step in range(9)]
+        progress.clear()
+        ras_ksampler(sd3, "2x", plan=planned())
+        assert progress == [(step, 17) for step in range(17)]
+
+
+class TestLevels:
+    """The grid of a plan has the first and the last level of the sampler's own."""
+
+    @pytest.mark.parametrize("sampler_name", SAMPLERS)
+    def test_it_is_plain_sampling_on_the_grid(self, sd3, sampler_name):
+        """A plan whose steps are all dense leaves RAS out."""
+        model = sd3.build()
+        latent, trace = ras_ksampler(sd3, "2x", model, sampler_name=sampler_name)
+        plan = plans_for(model).best("2x", sampler_name)
+        assert plan.is_plain and trace.regional_steps == 0 and trace.notes == ()
+        sigmas = torch.tensor(plan.levels(simple_levels(model, FINE_LEVELS)))
+        sampler = comfy.samplers.sampler_object(sampler_name)
+        assert torch.equal(custom(model, sd3, sampler, sigmas), latent)
+
+    def test_any_scheduler_of_comfyui_makes_way(self, sd3):
+        simple, _ = ras_ksampler(sd3, "2x")
+        for scheduler in ("karras", "beta", "sgm_uniform"):
+            found, trace = ras_ksampler(sd3, "2x", scheduler=scheduler)
+            assert trace.n_steps == 14
+            assert torch.allclose(found, simple, atol=1e-3)
+
+    @pytest.mark.parametrize("plan", [None, planned()], ids=["plain", "regional"])
+    def test_denoise(self, sd3, plan):
+        model = sd3.build()
+        latent = torch.randn(1, 16, 16, 12, generator=torch.Generator().manual_seed(1))
+        changes = {"denoise": 0.6, "latent_image": {"samples": latent}}
+        found, trace = ras_ksampler(sd3, "2x", model, plan, **changes)
+        own = comfy.samplers.KSampler(model, STEPS, torch.device("cpu"), "euler", "simple", 0.6).sigmas
+        assert levels_of(trace)[0] == pytest.approx(float(own[0]))
+        assert trace.n_steps == (14 if plan is None else 17)
+        dense = ksampler(model, sd3, **changes)
+        assert (found - dense).norm() < 0.25 * (dense - latent).norm()
+
+    def test_halves_equal_the_whole(self, sd3):
+        """On an even grid both halves have exactly the levels of the whole."""
+        plan = planned(steps=14, dense=14, density=(1.0,))
+        model = ras_model(sd3, "2x", plan=plan)
+        empty, whole = values(sd3)["latent_image"]["samples"], ksampler(model, sd3)
+        half = advanced(model, sd3, 0, 14, empty)
+        first = levels_of(last_trace(model))
+        found = advanced(model, sd3, 14, STEPS, half)
+        assert len(first) == len(levels_of(last_trace(model))) == 7
+        assert torch.allclose(found, whole, atol=1e-4)
+
+    @pytest.mark.parametrize("sampler_name", SAMPLERS)
+    def test_halves_meet_at_the_level_between_them(self, sd3, sampler_name):
+        model = ras_model(sd3, "2x")
+        simple = simple_levels(model, STEPS)
+        half = advanced(model, sd3, 0, 14, values(sd3)["latent_image"]["samples"], sampler_name=sampler_name)
+        first = last_trace(model)
+        advanced(model, sd3, 14, STEPS, half, leftover=False, sampler_name=sampler_name)
+        second = last_trace(model)
+        assert (levels_of(first)[0], levels_of(second)[0]) == pytest.approx((simple[0], simple[14]))
+        assert len(levels_of(first)) + len(levels_of(second)) == 14
+
+    @pytest.mark.parametrize("plan", [None, planned()], ids=["plain", "regional"])
+    def test_the_schedulers_levels_are_not_shortened_again(self, sd3, plan):
+        model = ras_model(sd3, "2x", plan=plan)
+        made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
+        sampler = comfy.samplers.sampler_object("euler")
+        found = custom(model, sd3, sampler, made)
+        assert last_trace(model).n_steps == len(made) - 1 == (14 if plan is None else 17)
+        assert torch.allclose(found, ras_ksampler(sd3, "2x", plan=plan)[0], atol=1e-5)
+
+    def test_inpainting_keeps_the_levels_and_runs_dense(self, sd3, info):
+        samples = torch.zeros(1, 16, 16, 12)
+        mask = torch.ones(1, 1, 16, 12)
+        mask[..., :6] = 0
+        masked = {"samples": samples, "noise_mask": mask}
+        found, trace = ras_ksampler(sd3, "2x", plan=planned(), latent_image=masked)
+        assert (trace.n_steps, trace.regional_steps) == (STEPS, 0)
+        assert trace.plan == "2x: 28 of 28 steps, all dense" and "inpainting" in trace.notes[0]
+        assert "the noise levels stay: inpainting runs dense" in info.text
+        assert torch.equal(found, ksampler(sd3.build(), sd3, latent_image=masked))
+
+    @pytest.mark.parametrize(
+        ("sampler", "reason"),
+        [
+            (comfy.samplers.ksampler("euler", {"s_churn": 1.0}), "plans are for euler and dpmpp_2m"),
+            (comfy.samplers.sampler_object("euler_ancestral"), "plans are for euler and dpmpp_2m"),
+            (comfy.samplers.sampler_object("heun"), "plans are for euler and dpmpp_2m"),
+        ],
+    )
+    def test_what_a_plan_was_not_made_for(self, sd3, info, sampler, reason):
+        model = ras_model(sd3, "2x")
+        custom(model, sd3, sampler, torch.tensor(simple_levels(model, 10)))
+        assert last_trace(model).n_steps == 10 and f"the noise levels stay: {reason}" in info.text
+
+    @pytest.mark.parametrize(
+        ("sigmas", "reason"),
+        [
+            ((14.6, 4.0, 1.5, 0.5, 0.0), "not of the model's own range"),
+            ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "do not decrease"),
+        ],
+    )
+    def test_levels_of_another_kind_stay(self, sd3, info, sigmas, reason):
+        model = ras_model(sd3, "2x")
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), torch.tensor(sigmas))
+        assert last_trace(model).n_steps == len(sigmas) - 1 and reason in info.text
+
+
+class TestChoice:
+    def test_the_input_wins_over_kept_plans_and_those_over_the_family(self, sd3, info):
+        model = sd3.build()
+        _, trace = ras_ksampler(sd3, "2x", model)
+        assert trace.n_steps == 14 and "(euler, grids of the sd3 family)" in info.text
+        save_plans(planned(steps=16), model, (16, 12))
+        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 16
+        assert ras_ksampler(sd3, "2x", model, planned(steps=18))[1].n_steps == 18
+        assert "(euler, made for a test)" in info.text
+
+    def test_kept_plans_are_those_of_the_runs_size(self, sd3):
+        model = sd3.build()
+        save_plans(planned(steps=16), model, (16, 16))
+        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 14
+        large = {"samples": torch.zeros(1, 16, 16, 16)}
+        assert ras_ksampler(sd3, "2x", model, latent_image=large)[1].n_steps == 16
+
+    def test_kept_plans_are_found_behind_a_lora_that_comes_later(self, sd3):
+        model = sd3.build()
+        changed = model.clone()
+        name = "diffusion_model.joint_blocks.0.x_block.mlp.fc1.weight"
+        weight = dict(model.model.named_parameters())[name]
+        changed.add_patches({name: ("diff", (torch.full_like(weight, 0.01),))}, 1.0)
+        save_plans(planned(steps=16), changed, (16, 12))
+        patched = ras_model(sd3, "2x", model)
+        patched.add_patches({name: ("diff", (torch.full_like(weight, 0.01),))}, 1.0)
+        changes = set(patched.patches) ^ set(changed.patches)
+        assert not changes
+        ksampler(patched, sd3)
+        assert last_trace(patched).n_steps == 16
+
+    def test_it_is_said_once_for_a_model(self, sd3, info):
+        model = ras_model(sd3, "2x")
+        for _ in range(3):
+            ksampler(model, sd3)
+        line = "Multirate RAS: 2x: 14 of 28 steps, all dense (euler, grids of the sd3 family)."
+        assert info.text.count(line) == 1
+        assert last_trace(model).summary() == "Multirate RAS: 2x: 14 of 28 steps, all dense"
+
+    def test_the_line_at_the_end_says_what_gains_compare_with(self, sd3):
+        _, trace = ras_ksampler(sd3, "2x", plan=planned())
+        assert trace.summary().startswith(
+            "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; 6 of 17 steps regional, "
+        )
+        assert trace.summary().endswith(" over 17 dense steps")
+
+    @pytest.mark.parametrize("node", [RASPatchModel, RASKSampler, RASCompare])
+    def test_a_node_runs_again_after_a_calibration(self, sd3, node):
+        before = node.fingerprint_inputs(speed="2x", steps=28)
+        save_plans(planned(steps=16), sd3.build(), (16, 12))
+        assert node.fingerprint_inputs(speed="2x", steps=28) != before
+        assert node.fingerprint_inputs(speed=CUSTOM, steps=28) is None
+
+    def test_a_family_without_figures_says_so(self, info):
+        from support.families import FAMILIES
+
+        ras_ksampler(FAMILIES["lumina_next"], "2x")
+        assert "mean grid of all families that were measured" in info.text
+
+    def test_plans_without_the_speed_are_refused(self, sd3):
+        with pytest.raises(RASError, match="no plan for 3x and euler.*Expected"):
+            ras_ksampler(sd3, "3x", plan=planned())
+
+    def test_the_papers_method_needs_custom(self, sd3):
+        from ras_pack.ras_core.config import PaperSettings
+
+        with pytest.raises(RASError, match="speed = 2x.*Expected.*What to do: set speed to custom"):
+            ras_model(sd3, "2x", paper=PaperSettings())
+
+
+class TestCustom:
+    @pytest.mark.parametrize("sampler_name", SAMPLERS)
+    def test_it_is_the_settings_below_to_the_bit(self, sd3, sampler_name):
+        """20 % of 28 steps are the six that the default was before it became a share."""
+        latent, trace = ras_ksampler(sd3, CUSTOM, sampler_name=sampler_name)
+        config = RASConfig(sample_ratio=0.5, start_step=6, error_reset_every=0, corrections=True)
+        model = patch_model(sd3.build(), config)
+        assert torch.equal(ksampler(model, sd3, sampler_name=sampler_name), latent)
+        assert trace.regional_steps == 22 and trace.plan == ""
+
+    def test_the_plan_input_has_no_effect(self, sd3):
+        assert torch.equal(ras_ksampler(sd3, CUSTOM)[0], ras_ksampler(sd3, CUSTOM, plan=planned())[0])
+
+    @pytest.mark.parametrize(
+        ("start", "end", "steps", "dense"),
+        [
+            (0.2, 1.0, 28, range(6)),
+            (0.2, 1.0, 12, range(3)),  # a second pass: three, and not six
+            (0.2, 1.0, 30, range(6)),
+            (0.0, 1.0, 10, range(2)),  # selection needs two
+            (0.5, 0.8, 10, (*range(5), 8, 9)),
+            (1.0, 1.0, 10, range(10)),
+            (0.2, 0.25, 3, range(3)),
+        ],
+    )
+    def test_shares_of_the_runs_steps(self, sd3, start, end, steps, dense):
+        settings = {"start_percent": start, "end_percent": end}
+        _, trace = ras_ksampler(sd3, CUSTOM, steps=steps, settings=settings)
+        found = [step.step for step in trace.steps if step.active_share == 1]
+        assert found == list(dense)
+
+    @pytest.mark.parametrize("wrong", [(0.5, 0.5), (0.5, 0.2), (-0.1, 1.0), (0.2, 1.1)])
+    def test_a_window_that_makes_no_sense_is_refused(self, wrong):
+        with pytest.raises(RASError, match="_percent = .*Expected.*What to do"):
+            Window(*wrong)
