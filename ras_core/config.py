@@ -67,6 +67,8 @@ class RASConfig:
             node sets them; they are for studies and for the comparison with the reference code.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
+        continue_outputs: with corrections, continue the estimates of cached tokens along their last change,
+            instead of holding them.
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
             does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
@@ -88,6 +90,7 @@ class RASConfig:
     paper: PaperSettings | None = None
     dense_steps: tuple[int, ...] = ()
     corrections: bool = False
+    continue_outputs: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: str = "auto"
 
