@@ -76,7 +76,8 @@ class RASConfig:
             fits, the run is dense. "off" keeps none: in regional steps active tokens attend to each other and
             to text only. That is the paper's ablation (table 4b), a baseline for experiments; images fall
             apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along their
-            last change (kv/forecast.py). Not checked here: the registry (kv/formats.py) defines the settings,
+            last change (kv/forecast.py); "forecast2" takes three times the bytes, and uses their last two
+            changes (kv/quadratic.py). Not checked here: the registry (kv/formats.py) defines the settings,
             and `patch_model` refuses others.
 
     Raises:

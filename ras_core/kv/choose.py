@@ -73,7 +73,7 @@ def check_setting(setting: str) -> None:
     Raises:
         RASError: the message lists the known settings.
     """
-    if setting not in setting_names():
+    if setting != AUTO and setting not in FORMATS:
         raise RASError(
             f"kv_cache = {setting!r}.",
             f"one of {', '.join(setting_names())}.",

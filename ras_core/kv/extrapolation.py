@@ -38,19 +38,28 @@ class Times(KVRows):
     """
 
     storage: ClassVar[str] = "forecast"
+    spans: ClassVar[int] = 1
+    """How many times between evaluations it keeps."""
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
         """The state before the first evaluation, which is at sigma, (bb,)."""
         last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
-        return cls((last, torch.zeros_like(last)), 0, 0)
+        return cls((last, *(torch.zeros_like(last) for _ in range(cls.spans))), 0, 0)
 
     def update_all(self, sigma: Tensor) -> None:
         """A dense call at sigma, (bb,), evaluates all tokens."""
-        last, span = self.tensors
+        last, *spans = self.tensors
         now = sigma.float()[:, None]
-        span.copy_(_fallen(last, now))
+        for span, before in reversed(list(zip(spans, spans[1:], strict=False))):
+            before.copy_(span)
+        spans[0].copy_(fallen(last, now))
         last.copy_(now.expand_as(last))
+
+    @staticmethod
+    def extrapolation(weight: Tensor, before: Tensor, prefix: int, suffix: int) -> Extrapolation:
+        """How far rows are extrapolated, from the weights that `update_active` returned."""
+        return Extrapolation(weight, before, prefix, suffix)
 
     def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
         """A regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
@@ -61,14 +70,16 @@ class Times(KVRows):
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
-        elapsed, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
+        elapsed, before = fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
         span.scatter_(1, active_idx, elapsed)
         last.scatter_(1, active_idx, now)
-        return _weight(_fallen(last, now[:, :1]), span), _weight(elapsed, before)
+        return weight_of(fallen(last, now[:, :1]), span), weight_of(elapsed, before)
 
     def forget(self) -> None:
-        self.tensors[0].fill_(torch.inf)
-        self.tensors[1].zero_()
+        last, *spans = self.tensors
+        last.fill_(torch.inf)
+        for span in spans:
+            span.zero_()
 
 
 class Extrapolation:
@@ -114,30 +125,38 @@ class Extrapolation:
             index: which rows these are.
             kernels: Triton kernels for such rows, if available.
         """
-        is_due = self._attentions % JUDGED_EVERY == 0
-        self._attentions += 1
-        if not is_due:
+        if not self._is_due():
             return
-        self._views.clear()
         if kernels is not None:
             self.weights = kernels.weigh(halves, index, fresh, self._weight, self._trial, self._stride)
             return
-        if self._sample is None:
-            self._sample = index.flat.view(len(self._trial), -1)[:, :: self._stride].flatten()
         weights = []
         for kept, before, new in zip(*halves, fresh, strict=True):
-            last, earlier = self._sampled(kept), self._sampled(before)
-            moved = new[:, :: self._stride].flatten(2).float() - last
+            last, earlier = self._sampled(kept, index), self._sampled(before, index)
+            moved = self._sampled_fresh(new) - last
             gain = _confirmed((last - earlier) * self._trial[..., None], moved)
             weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
         self.weights = torch.stack(weights)
 
-    def _sampled(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, samples, d) float32
+    def _is_due(self) -> bool:
+        """Count one attention. Whether its forecasts are to be compared; if so, forget the last result."""
+        is_due = self._attentions % JUDGED_EVERY == 0
+        self._attentions += 1
+        if is_due:
+            self._views.clear()
+        return is_due
+
+    def _sampled(self, rows: Tensor, index: RowIndex) -> Tensor:  # (bb, r, ...) -> (bb, samples, d) float32
+        if self._sample is None:
+            self._sample = index.flat.view(rows.shape[0], -1)[:, :: self._stride].flatten()
         found = rows.flatten(0, 1).index_select(0, self._sample)
-        return found.view(*self._trial.shape, -1).float()
+        return found.view(rows.shape[0], -1, rows.shape[2:].numel()).float()
+
+    def _sampled_fresh(self, rows: Tensor) -> Tensor:  # (bb, r_kept, ...) -> (bb, samples, d) float32
+        return rows[:, :: self._stride].flatten(2).float()
 
 
-def _weight(elapsed: Tensor, span: Tensor) -> Tensor:
+def weight_of(elapsed: Tensor, span: Tensor) -> Tensor:
     """a / b of the rule, clamped; 0 for a token that was evaluated only once."""
     ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
     return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
@@ -149,6 +168,27 @@ def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
 
 
-def _fallen(before: Tensor, now: Tensor) -> Tensor:
+def fitted_gains(first: Tensor, second: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The factors, 0 to 1, on two forecasts whose sum best fits `target`: (bb, s, d) each -> (bb,) each.
+
+    Where one of them would be negative, the other is fitted alone. `ridge` is added to the diagonal of the
+    least squares, as a share of it.
+    """
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).sum(dim=(1, 2))
+
+    own, other = (product(each, each) * (1 + ridge) + 1e-9 for each in (first, second))
+    both, of_first, of_second = product(first, second), product(first, target), product(second, target)
+    determinant = own * other - both * both
+    gain = (other * of_first - both * of_second) / determinant
+    gain2 = (own * of_second - both * of_first) / determinant
+    alone, alone2 = of_first / own, of_second / other
+    fitted = torch.where(gain2 > 0, gain, alone)
+    fitted2 = torch.where(gain > 0, gain2, alone2) * (gain2 > 0)
+    return fitted.clamp(0, 1), fitted2.clamp(0, 1)
+
+
+def fallen(before: Tensor, now: Tensor) -> Tensor:
     """How far the noise level fell; 0 if it rose, or if there was no evaluation before."""
     return torch.where(before.isfinite(), before - now, torch.zeros_like(before)).clamp_min(0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..rows import Pair, RowIndex, gather_rows, scatter_into
 from .arena import Arena, copies
-from .extrapolation import Extrapolation
+from .extrapolation import Extrapolation, Times
 from .plain import KVRows
 from .spec import CacheSize, KVFormat
 from .triton_check import kernels_for
@@ -30,24 +30,28 @@ from .triton_check import kernels_for
 
 @dataclass
 class ForecastRows(KVRows):
-    """K and V of each row's last evaluation, and of the one before.
+    """K and V of each row's last evaluations.
 
-    `tensors` are key, value, key before and value before, (bb, prefix + n + suffix, ...) each.
+    `tensors` are key and value of the last one, of the one before, and so on: (bb, prefix + n + suffix, ...)
+    each.
     """
 
     storage: ClassVar[str] = "forecast"
+    evaluations: ClassVar[int] = 2
+    times: ClassVar[type[Times]] = Times
 
     @classmethod
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call; the evaluation before counts as equal."""
-        return cls(copies((key, value, key, value), arena), prefix, suffix)
+        """Keep the K/V of a first dense call; the evaluations before count as equal."""
+        return cls(copies((key, value) * cls.evaluations, arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
-        for fresh, kept, before in zip((key, value), *self._halves, strict=True):
-            before.copy_(kept)
-            kept.copy_(fresh)
+        for kept, before in reversed(self._moves(0) + self._moves(1)):
+            self.tensors[before].copy_(self.tensors[kept])
+        self.key.copy_(key)
+        self.value.copy_(value)
 
     def update(self, index: RowIndex, fresh: Pair) -> Pair:
         """Write fresh rows, and return the whole K and V as they were evaluated."""
@@ -71,22 +75,27 @@ class ForecastRows(KVRows):
 
     def _remember(self, number: int, index: RowIndex) -> None:
         """Copy rows that are about to be overwritten to those of the evaluation before."""
-        kept, before = self.tensors[number], self.tensors[number + 2]
-        if torch.compiler.is_compiling():
-            scatter_into(before, index.flat, gather_rows(kept, index.flat))
-        else:
-            writers = self._writers or self._make_writers()
-            writers[number].move(index.flat, writers[number + 2])
+        for kept, before in reversed(self._moves(number)):
+            if torch.compiler.is_compiling():
+                scatter_into(self.tensors[before], index.flat, gather_rows(self.tensors[kept], index.flat))
+            else:
+                writers = self._writers or self._make_writers()
+                writers[kept].move(index.flat, writers[before])
+
+    def _moves(self, number: int) -> list[tuple[int, int]]:
+        """Numbers of the tensors with each evaluation's keys (0) or values (1), and with the one before."""
+        numbers = range(number, 2 * self.evaluations, 2)
+        return list(zip(numbers, numbers[1:], strict=False))
 
     def forget(self) -> None:
         """Overwrite all rows: a NaN of a failed run times a weight of 0 would still be NaN."""
-        for rows in self.tensors[:2]:
-            rows.zero_()  # the first dense call treats these as the evaluation before
+        for rows in self.tensors[:-2]:
+            rows.zero_()  # the first dense call treats these as the evaluations before
 
     @property
     def _halves(self) -> tuple[Pair, Pair]:
         """The last evaluation's rows, and those of the evaluation before."""
-        return self.tensors[:2], self.tensors[2:]
+        return self.tensors[:2], self.tensors[2:4]
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         # Not `new_empty`: uninitialised rows may be NaN, and NaN times a weight of 0 is NaN.

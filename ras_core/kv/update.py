@@ -64,10 +64,10 @@ def update(
     return whole
 
 
-def update_times(slots: Slots, sigma: Tensor, n_tokens: int) -> None:
-    """Record that a dense call at `sigma`, (bb,), evaluates all tokens."""
+def update_times(slots: Slots, sigma: Tensor, n_tokens: int, times: type[Times] = Times) -> None:
+    """Record that a dense call at `sigma`, (bb,), evaluates all tokens; the first one creates `times`."""
     if TIMES not in slots:
-        slots[TIMES] = Times.start(sigma, n_tokens)
+        slots[TIMES] = times.start(sigma, n_tokens)
     slots[TIMES].update_all(sigma)
 
 
@@ -79,6 +79,15 @@ def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tu
     """
     times = slots.get(TIMES)
     return None if times is None else times.update_active(sigma, active_idx)
+
+
+def extrapolation(
+    slots: Slots, weights: tuple[Tensor, Tensor] | None, borders: tuple[int, int]
+) -> Extrapolation | None:
+    """How far the rows of attentions with these borders are extrapolated; `weights` are those of
+    `extrapolation_weights`.
+    """
+    return None if weights is None else slots[TIMES].extrapolation(*weights, *borders)
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import RegionalAbort
 from ..kv import update as kv
-from ..kv.extrapolation import Extrapolation
+from ..kv.extrapolation import Extrapolation, Times
 from ..models.base import Inputs, ModelAdapter
 from ..rows import RowIndex, rows_first
 from .active_rows import ActiveRows, Borders, borders_of
@@ -39,6 +39,7 @@ class CallContext:
         keep: keeps a dense call's K/V; None keeps none, and active tokens attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
         grouped: attends to cached K/V heads without repeating them, if possible.
+        times: knows when tokens were evaluated, for a cache that extrapolates its rows.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -46,6 +47,7 @@ class CallContext:
     keep: kv.Keep | None = kv.KVRows.of
     override: AttentionOverride | None = None
     grouped: GroupedAttention | None = None
+    times: type[Times] = Times
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ class NetworkCall:
         if self._active_idx is not None:
             self._weights = kv.extrapolation_weights(self._slots, sigma, self._active_idx)
         elif sigma is not None:
-            kv.update_times(self._slots, sigma, self._n)
+            kv.update_times(self._slots, sigma, self._n, self._context.times)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
         is_dense, change = self._active_idx is None, self._adapter.map_block_inputs
@@ -237,7 +239,7 @@ class NetworkCall:
 
     def _rows_of_attention(self, rows: int) -> _AttentionRows:
         borders = self._borders_of_attention(rows)
-        extrapolation = None if self._weights is None else Extrapolation(*self._weights, *borders)
+        extrapolation = kv.extrapolation(self._slots, self._weights, borders)
         self._attention_rows[rows] = known = _AttentionRows(borders, self._rows.index(borders), extrapolation)
         return known
 

@@ -205,5 +205,5 @@ class RunState:
         """Whether this step or one of the next can use the K/V of this evaluation."""
         if self.is_dense:
             return False
-        ahead = 3 if self.kv.forecasts else 2  # a change takes two evaluations
+        ahead = 1 + self.kv.evaluations
         return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + ahead])
