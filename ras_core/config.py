@@ -69,6 +69,8 @@ class RASConfig:
             (method/integrator.py).
         continue_outputs: with corrections, continue the estimates of cached tokens along their last change,
             instead of holding them.
+        spread: with kv_cache = "forecast" or "forecast2", correct the forecasts of cached rows by the errors
+            of fresh rows nearby, in steps of half the tokens or more (kv/spread.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
             does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
@@ -92,6 +94,7 @@ class RASConfig:
     dense_steps: tuple[int, ...] = ()
     corrections: bool = False
     continue_outputs: bool = False
+    spread: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: str = "auto"
 

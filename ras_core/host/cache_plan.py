@@ -19,6 +19,7 @@ from ..kv.choose import Choice, Needs, Room, choose
 from ..kv.float8 import has_float8
 from ..kv.formats import AUTO, first_choice
 from ..kv.spec import CacheSize
+from ..kv.spread import TRANSIENTS
 from ..method.schedule import StepKind
 from ..models.base import ModelAdapter
 from ..models.cost import expected_speedup
@@ -76,6 +77,8 @@ class CachePlan:
         # Buffers of earlier graphs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else graph_store(model).nbytes(first)
         working = working_memory(model, noise_shape)
+        if self.run.config.spread:
+            working += TRANSIENTS * needs.size.attention_nbytes
         make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
         free = free_device_bytes(model, working)
         return Room(free + held, free_main_memory(), has_float8(model.load_device))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..rows import Pair, RowIndex
 from .plain import KVRows
+from .spread import Spread
 from .triton_launch import RowKernels
 
 SAMPLE = 128
@@ -57,9 +58,16 @@ class Times(KVRows):
         last.copy_(now.expand_as(last))
 
     @staticmethod
-    def extrapolation(weight: Tensor, before: Tensor, prefix: int, suffix: int) -> Extrapolation:
+    def extrapolation(
+        weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ) -> Extrapolation:
         """How far rows are extrapolated, from the weights that `update_active` returned."""
-        return Extrapolation(weight, before, prefix, suffix)
+        return Extrapolation(weight, before, prefix, suffix, spread)
+
+    def ages(self, sigma: Tensor) -> Tensor:
+        """How far the noise level has fallen to sigma, (bb,), since each token's last evaluation: (bb, n)."""
+        last = self.tensors[0]
+        return fallen(last, sigma.float()[:, None].expand_as(last))
 
     def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
         """A regional call at sigma, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
@@ -91,15 +99,23 @@ class Extrapolation:
     Args:
         weight, before: as returned by `Times.update_active`.
         prefix, suffix: rows of text before and of padding after the image rows.
+        spread: spreads the errors of active tokens; None does not.
 
     Attributes:
         weights: (2, bb, prefix + n + suffix), of keys and of values; 0 is the evaluation before the last, 1
-            the last one, above 1 is extrapolated.
+            the last one, above 1 is extrapolated. With `spread`, those of active tokens are forecasts too.
     """
 
     weights: Tensor
 
-    def __init__(self, weight: Tensor, before: Tensor, prefix: int, suffix: int):
+    def __init__(
+        self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ):
+        self.spread = spread
+        if spread is not None:
+            weight = spread.with_active(weight, before)
+        self._image_weight = weight  # of all tokens
+        self._borders = prefix, suffix
         self._weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
@@ -138,6 +154,22 @@ class Extrapolation:
             weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
         self.weights = torch.stack(weights)
 
+    def correct(self, whole: Tensor, fresh: Tensor, last: Tensor, before: Tensor) -> None:
+        """Add the spread errors of active tokens to forecasts, in place.
+
+        Args:
+            whole: (bb, r, ...) forecasts of all keys or values, active tokens too.
+            fresh: (bb, r_kept, ...) fresh rows.
+            last, before: (bb, r, ...) all rows as last evaluated, and as before that.
+        """
+        rows, new, last, before = (self._image(t) for t in (whole, fresh, last, before))
+        weight = self._image_weight if self._image_weight.ndim == 2 else self._image_weight[..., 0]
+        self.spread.correct(rows, new, self.spread.scales(last - before, weight))
+
+    def _image(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, image rows, d)
+        prefix, suffix = self._borders
+        return rows.flatten(2)[:, prefix : rows.shape[1] - suffix]
+
     def _is_due(self) -> bool:
         """Count one attention. Whether its forecasts are to be compared; if so, forget the last result."""
         is_due = self._attentions % JUDGED_EVERY == 0
@@ -166,27 +198,6 @@ def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
     """The factor, 0 to 1, on forecast changes that best fits the actual ones: (bb, s, d) each -> (bb,)."""
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
-
-
-def fitted_gains(first: Tensor, second: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """The factors, 0 to 1, on two forecasts whose sum best fits `target`: (bb, s, d) each -> (bb,) each.
-
-    Where one of them would be negative, the other is fitted alone. `ridge` is added to the diagonal of the
-    least squares, as a share of it.
-    """
-
-    def product(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(dim=(1, 2))
-
-    own, other = (product(each, each) * (1 + ridge) + 1e-9 for each in (first, second))
-    both, of_first, of_second = product(first, second), product(first, target), product(second, target)
-    determinant = own * other - both * both
-    gain = (other * of_first - both * of_second) / determinant
-    gain2 = (own * of_second - both * of_first) / determinant
-    alone, alone2 = of_first / own, of_second / other
-    fitted = torch.where(gain2 > 0, gain, alone)
-    fitted2 = torch.where(gain > 0, gain2, alone2) * (gain2 > 0)
-    return fitted.clamp(0, 1), fitted2.clamp(0, 1)
 
 
 def fallen(before: Tensor, now: Tensor) -> Tensor:

@@ -64,14 +64,27 @@ class ForecastRows(KVRows):
         """As `update`, but cached rows are returned extrapolated to this call's noise level."""
         halves, kernels = self._halves, kernels_for(*fresh)
         extrapolation.judge(halves, fresh, index, kernels)
-        if kernels is not None:
+        if kernels is not None and extrapolation.spread is None:
             return kernels.extrapolate_rows(halves, index, fresh, extrapolation.weights)
+        return self._updated(index, fresh, extrapolation)
+
+    def _updated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
+        """As `update_extrapolated`, with weights that are set, by PyTorch's operations."""
+        if extrapolation.spread is None:
+            self.update(index, fresh)
+            return self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
+        whole = self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
+        for rows, new, last, before in zip(whole, fresh, *self._halves, strict=True):
+            extrapolation.correct(rows, new, last, before)
+            scatter_into(rows, index.flat, new)
         self.update(index, fresh)
-        (key, value), (key_before, value_before) = halves
-        whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate((key, value)))
-        torch.lerp(key_before, key, extrapolation.weights_like(0, key), out=whole[0])
-        torch.lerp(value_before, value, extrapolation.weights_like(1, value), out=whole[1])
         return whole
+
+    def _extrapolated(self, number: int, index: RowIndex, extrapolation: Extrapolation) -> Tensor:
+        """All keys (0) or values (1) at the call's noise level."""
+        last, before = self.tensors[number : number + 3 : 2]
+        whole = index.scratch.empty(number, last, last.dtype)
+        return torch.lerp(before, last, extrapolation.weights_like(number, last), out=whole)
 
     def _remember(self, number: int, index: RowIndex) -> None:
         """Copy rows that are about to be overwritten to those of the evaluation before."""

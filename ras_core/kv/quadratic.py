@@ -21,9 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..rows import Pair, RowIndex
-from .extrapolation import FARTHEST, Extrapolation, Times, fallen, fitted_gains, weight_of
+from .extrapolation import FARTHEST, Extrapolation, Times, fallen, weight_of
 from .forecast import ForecastRows
+from .gains import fitted_gains
 from .spec import CacheSize, KVFormat
+from .spread import Spread
 
 RIDGE = 1e-3
 """Added to the diagonal of the least squares, as a share of it."""
@@ -51,8 +53,10 @@ class QuadraticTimes(Times):
         return _weights(fallen(last, now[:, :1]), span, span_before), _weights(elapsed, *spans)
 
     @staticmethod
-    def extrapolation(weight: Tensor, before: Tensor, prefix: int, suffix: int) -> QuadraticExtrapolation:
-        return QuadraticExtrapolation(weight, before, prefix, suffix)
+    def extrapolation(
+        weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ) -> QuadraticExtrapolation:
+        return QuadraticExtrapolation(weight, before, prefix, suffix, spread)
 
 
 class QuadraticExtrapolation(Extrapolation):
@@ -63,9 +67,11 @@ class QuadraticExtrapolation(Extrapolation):
             one before, which are added to the last evaluation.
     """
 
-    def __init__(self, weight: Tensor, before: Tensor, prefix: int, suffix: int):
-        super().__init__(weight, before, prefix, suffix)
-        self._weight = self._framed(weight, prefix, suffix)
+    def __init__(
+        self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ):
+        super().__init__(weight, before, prefix, suffix, spread)
+        self._weight = self._framed(self._image_weight, prefix, suffix)
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,12 +123,9 @@ class QuadraticRows(ForecastRows):
     ) -> Pair:
         evaluations = (self.tensors[:2], self.tensors[2:4], self.tensors[4:])
         extrapolation.judge_all(evaluations, fresh, index)
-        self.update(index, fresh)
-        key, value = (self._extrapolated(number, index, extrapolation) for number in (0, 1))
-        return key, value
+        return self._updated(index, fresh, extrapolation)
 
     def _extrapolated(self, number: int, index: RowIndex, extrapolation: QuadraticExtrapolation) -> Tensor:
-        """All keys (0) or values (1) at the call's noise level."""
         last, before, earlier = self.tensors[number::2]
         factor, factor_before = extrapolation.factors_like(number, last)
         whole = index.scratch.empty(number, last, last.dtype)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..errors import RegionalAbort
 from ..rows import Pair, RowIndex
 from .extrapolation import TIMES, Extrapolation, Times
 from .plain import Keep, KVRows, Slot, Slots
+from .spread import LEAST_SHARE, Spread
 
 
 def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: Keep = KVRows.of) -> None:
@@ -81,13 +85,24 @@ def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tu
     return None if times is None else times.update_active(sigma, active_idx)
 
 
-def extrapolation(
-    slots: Slots, weights: tuple[Tensor, Tensor] | None, borders: tuple[int, int]
-) -> Extrapolation | None:
-    """How far the rows of attentions with these borders are extrapolated; `weights` are those of
-    `extrapolation_weights`.
+def extrapolator(
+    slots: Slots, sigma: Tensor, active_idx: Tensor, spread_over: tuple[int, ...] | None = None
+) -> Callable[[int, int], Extrapolation] | None:
+    """As `extrapolation_weights`; returns how far rows are extrapolated, as a function of an attention's rows
+    before and after the image.
+
+    Args:
+        spread_over: tokens along each axis, if errors of active tokens are spread to cached ones
+            (kv/spread.py).
     """
-    return None if weights is None else slots[TIMES].extrapolation(*weights, *borders)
+    times, spread = slots.get(TIMES), None
+    is_enough = spread_over is not None and active_idx.shape[1] >= LEAST_SHARE * math.prod(spread_over)
+    if times is not None and is_enough:
+        spread = Spread(spread_over, active_idx, times.ages(sigma))
+    weights = extrapolation_weights(slots, sigma, active_idx)
+    if weights is None:
+        return None
+    return lambda prefix, suffix: times.extrapolation(*weights, prefix, suffix, spread)
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:

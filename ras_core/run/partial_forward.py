@@ -40,6 +40,7 @@ class CallContext:
         override: another node's attention override (SageAttention and others), or None.
         grouped: attends to cached K/V heads without repeating them, if possible.
         times: knows when tokens were evaluated, for a cache that extrapolates its rows.
+        spread_over: tokens along each axis, to spread the errors of their forecasts (kv/spread.py), or None.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -48,6 +49,7 @@ class CallContext:
     override: AttentionOverride | None = None
     grouped: GroupedAttention | None = None
     times: type[Times] = Times
+    spread_over: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class NetworkCall:
         self._layer: int | None = None
         self._attention = 0
         self._positions: tuple[Tensor, int, Tensor] | None = None  # last table, its axis, its gathered rows
-        self._weights: tuple[Tensor, Tensor] | None = None  # for extrapolating cached rows
+        self._extrapolator: Callable[[int, int], Extrapolation] | None = None
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
         self.text_rows = 0
@@ -156,7 +158,8 @@ class NetworkCall:
     def _update_times(self) -> None:
         sigma = self._context.sigma
         if self._active_idx is not None:
-            self._weights = kv.extrapolation_weights(self._slots, sigma, self._active_idx)
+            spread_over = self._context.spread_over
+            self._extrapolator = kv.extrapolator(self._slots, sigma, self._active_idx, spread_over)
         elif sigma is not None:
             kv.update_times(self._slots, sigma, self._n, self._context.times)
 
@@ -239,7 +242,7 @@ class NetworkCall:
 
     def _rows_of_attention(self, rows: int) -> _AttentionRows:
         borders = self._borders_of_attention(rows)
-        extrapolation = kv.extrapolation(self._slots, self._weights, borders)
+        extrapolation = self._extrapolator and self._extrapolator(*borders)
         self._attention_rows[rows] = known = _AttentionRows(borders, self._rows.index(borders), extrapolation)
         return known
 

@@ -78,6 +78,11 @@ class RunState:
         self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
 
     @property
+    def spread_over(self) -> tuple[int, ...] | None:
+        """Tokens along each axis, if errors of forecasts are to be spread over cached tokens; or None."""
+        return self.grid.shape if self.config.spread else None
+
+    @property
     def is_regional(self) -> bool:
         """Whether the plan has regional steps and the run has not gone dense."""
         return self.any_regional and not self.is_dense

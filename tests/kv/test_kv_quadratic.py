@@ -4,11 +4,11 @@ import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import graphs_of_model
-from ras_pack.ras_core.kv import extrapolation as kv_extrapolation
-from ras_pack.ras_core.kv.extrapolation import TIMES, fitted_gains
+from ras_pack.ras_core.kv.extrapolation import TIMES
+from ras_pack.ras_core.kv.gains import fitted_gains
 from ras_pack.ras_core.kv.quadratic import RIDGE, QuadraticRows, QuadraticTimes
 from ras_pack.ras_core.kv.store import KVStore
-from ras_pack.ras_core.kv.update import extrapolation, extrapolation_weights, update, update_times
+from ras_pack.ras_core.kv.update import extrapolator, update, update_times
 from ras_pack.ras_core.rows import RowIndex
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, capture_on
@@ -104,11 +104,11 @@ class TestRows:
     def _step(self, slots: dict, sigma: float, active: list[int]):
         bb = len(slots[SLOT].key)
         active_idx = torch.tensor([active] * bb)
-        weights = extrapolation_weights(slots, _at(*[sigma] * bb), active_idx)
+        makes = extrapolator(slots, _at(*[sigma] * bb), active_idx)
         index = RowIndex.of(active_idx, self.N, self.PREFIX, 0)
         rows = self._truth(sigma).repeat(bb, 1, 1).flatten(0, 1)[index.flat].unflatten(0, (bb, -1))
         borders = (self.PREFIX, 0)
-        return update(slots, SLOT, (rows, -rows), borders, index, extrapolation(slots, weights, borders))
+        return update(slots, SLOT, (rows, -rows), borders, index, makes(*borders))
 
     def test_parabolas_are_continued_exactly(self):
         slots = self._slots(KVStore(self.N, "forecast2"))
@@ -157,9 +157,8 @@ class TestRows:
             if each.storage == "forecast2" and not isinstance(each, QuadraticTimes):
                 each.tensors = tuple(t.to(dtype) for t in each.tensors)
         index = RowIndex.of(torch.tensor([[1, 3]]), self.N, self.PREFIX, 0)
-        weights = extrapolation_weights(slots, _at(0.6), torch.tensor([[1, 3]]))
+        known = extrapolator(slots, _at(0.6), torch.tensor([[1, 3]]))(self.PREFIX, 0)
         rows = self._truth(0.6)[:, index.flat].to(dtype)
-        known = extrapolation(slots, weights, (self.PREFIX, 0))
         key, _ = update(slots, SLOT, (rows, -rows), (self.PREFIX, 0), index, known)
         assert key.dtype == dtype
         torch.testing.assert_close(key.float(), self._truth(0.6), atol=0.1, rtol=0.02)
@@ -168,8 +167,10 @@ class TestRows:
 class TestRuns:
     def test_it_acts_on_every_family_and_takes_the_bytes_it_should(self, family, monkeypatch):
         # Random weights may move so wildly with the noise level that no forecast would be confirmed.
-        monkeypatch.setattr(kv_extrapolation, "fitted_gains", lambda first, *_: (torch.ones(len(first)),) * 2)
-        monkeypatch.setattr("ras_pack.ras_core.kv.quadratic.fitted_gains", kv_extrapolation.fitted_gains)
+        def ones(first, *_):
+            return torch.ones(len(first)), torch.ones(len(first))
+
+        monkeypatch.setattr("ras_pack.ras_core.kv.quadratic.fitted_gains", ones)
         noise = family.noise(13, 19, batch=2)
         plain, before = sample_ras(
             family.build(), family, noise, RASConfig(**{**vars(QUADRATIC), "kv_cache": "gpu"})
