@@ -75,7 +75,8 @@ class RASConfig:
             does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
             bytes, "cpu" in main memory; "auto" uses the first of these that fits into free memory; if none
-            fits, the run is dense. "off" keeps none: in regional steps active tokens attend to each other and
+            fits, the run is dense; with corrections, "auto" means "forecast" while that takes less than half
+            of the free memory. "off" keeps none: in regional steps active tokens attend to each other and
             to text only. That is the paper's ablation (table 4b), a baseline for experiments; images fall
             apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along their
             last change (kv/forecast.py); "forecast2" takes three times the bytes, and uses their last two

@@ -97,7 +97,7 @@ class Cell:
         common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
         if self.method in ("paper", "random"):
             return RASConfig(**common, paper=self._paper_settings())
-        kv_cache = "forecast" if self.method in ("forecast", *FRESHER) else "auto"
+        kv_cache = "forecast" if self.method in ("forecast", *FRESHER) else "gpu"
         common |= {"dense_steps": self.reset_steps, "corrections": self.method in CORRECTED}
         return RASConfig(**{**common, "kv_cache": kv_cache, **FRESHER.get(self.method, {})})
 

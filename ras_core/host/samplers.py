@@ -83,6 +83,12 @@ def corrected(sampler: Any, run: RunState) -> Any:
     return multirate_sampler(CORRECTED_ORDERS[name], sampler.inpaint_options)
 
 
+def is_corrected(sampler: Any, config: RASConfig) -> bool:
+    """Whether a run with this sampler corrects returning tokens."""
+    is_ours = _name_of(sampler) == sample_multirate.__name__
+    return is_ours or (config.corrections and _correction_obstacle(sampler) is None)
+
+
 def _correction_obstacle(sampler: Any) -> str | None:
     """Why the multirate form cannot replace a sampler, or None."""
     name = _name_of(sampler)

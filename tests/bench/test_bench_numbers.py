@@ -158,7 +158,7 @@ class TestCells:
         selection = replace(base, method="change").config()
         assert (selection.paper, selection.corrections) == (None, False)
         forecast = replace(base, method="forecast").config()
-        assert (forecast.kv_cache, corrected.kv_cache, forecast.spread) == ("forecast", "auto", False)
+        assert (forecast.kv_cache, corrected.kv_cache, forecast.spread) == ("forecast", "gpu", False)
         fresher = replace(base, method="fresher").config()
         assert (fresher.kv_cache, fresher.corrections) == ("forecast2", True)
         assert fresher.continue_outputs and fresher.spread
