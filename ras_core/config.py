@@ -73,15 +73,21 @@ class RASConfig:
             They replace all settings of the schedule above. Empty: those settings apply.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
+        continue_outputs: with corrections, continue the estimates of cached tokens along their last change,
+            instead of holding them.
+        spread: with kv_cache = "forecast" or "forecast2", correct the forecasts of cached rows by the errors
+            of fresh rows nearby, in steps of half the tokens or more (kv/spread.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
             does.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
             bytes, "cpu" in main memory; "auto" uses the first of these that fits into free memory; if none
-            fits, the run is dense. "off" keeps none: in regional steps active tokens attend only to each
-            other and to text. This is the paper's ablation (table 4b), a baseline for experiments; images
-            fall apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along
-            their last change (kv/forecast.py). Not validated here: `patch_model` refuses settings that are
-            not in the registry (kv/formats.py).
+            fits, the run is dense; with corrections, "auto" means "forecast" while that takes less than half
+            of the free memory. "off" keeps none: in regional steps active tokens attend to each other and
+            to text only. That is the paper's ablation (table 4b), a baseline for experiments; images fall
+            apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along their
+            last change (kv/forecast.py); "forecast2" takes three times the bytes, and uses their last two
+            changes (kv/quadratic.py). Not checked here: the registry (kv/formats.py) defines the settings,
+            and `patch_model` refuses others.
 
     Raises:
         RASError: a value out of range, with what is expected.
@@ -95,6 +101,8 @@ class RASConfig:
     dense_steps: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
     corrections: bool = False
+    continue_outputs: bool = False
+    spread: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: str = "auto"
 

@@ -21,9 +21,16 @@ CellMethod = Literal[
     "dense", "multirate", "forecast", "change", "paper", "random", "lazycache", "easycache",
     "whole_steps", "dbcache", "plan", "exact_kv",
 ]  # fmt: skip
-METHODS: tuple[str, ...] = get_args(CellMethod)
-REGIONAL = ("multirate", "forecast", "change", "paper", "random")
-CORRECTED = ("multirate", "forecast")
+FRESHER: dict[str, dict[str, Any]] = {
+    "continued": {"continue_outputs": True},
+    "quadratic": {"kv_cache": "forecast2"},
+    "spread": {"spread": True},
+    "fresher": {"continue_outputs": True, "kv_cache": "forecast2", "spread": True},
+}
+"""Additions to forecast, as settings: outputs continued, quadratic rows, errors spread, and all of these."""
+METHODS: tuple[str, ...] = (*get_args(CellMethod), *FRESHER)
+REGIONAL = ("multirate", "forecast", "change", "paper", "random", *FRESHER)
+CORRECTED = ("multirate", "forecast", *FRESHER)
 PLANNED = ("plan", "exact_kv")
 """Methods that run a plan: sampler, grid, share of the tokens at each step, form of the K/V cache."""
 RETIRED = ("adaptive",)
@@ -40,8 +47,8 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); forecast (multirate with kv_cache = forecast); change (the selection alone); paper;
-            random (random tokens); ComfyUI's LazyCache and EasyCache.
+            integrator); forecast (multirate with kv_cache = forecast) and its additions (FRESHER); change (the
+            selection alone); paper; random (random tokens); ComfyUI's LazyCache and EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
@@ -130,9 +137,9 @@ class Cell:
         common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
         if self.method in ("paper", "random"):
             return RASConfig(**common, paper=self._paper_settings())
-        kv_cache = "forecast" if self.method == "forecast" else "auto"
-        corrections = self.method in CORRECTED
-        return RASConfig(**common, dense_steps=self.reset_steps, corrections=corrections, kv_cache=kv_cache)
+        kv_cache = "forecast" if self.method in ("forecast", *FRESHER) else "gpu"
+        common |= {"dense_steps": self.reset_steps, "corrections": self.method in CORRECTED}
+        return RASConfig(**{**common, "kv_cache": kv_cache, **FRESHER.get(self.method, {})})
 
     def _paper_settings(self) -> PaperSettings:
         return PaperSettings(

@@ -34,6 +34,10 @@ NAMES = {
     "plan": "RAS with a plan",
     "multirate": "RAS, simple grid",
     "forecast": "RAS, simple grid, kv_cache forecast",
+    "continued": "forecast, outputs continued",
+    "quadratic": "forecast2",
+    "spread": "forecast, errors spread",
+    "fresher": "forecast2, outputs continued, errors spread",
     BOUND: "exact K/V (not achievable)",
 }
 

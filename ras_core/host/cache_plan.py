@@ -15,10 +15,12 @@ from torch import nn
 
 from ..graphs.eligibility import format_obstacle
 from ..graphs.session import GraphSession
-from ..kv.choose import Choice, Needs, Room, choose
+from ..kv import forecast
+from ..kv.choose import Choice, Needs, Room, choose, for_corrected
 from ..kv.float8 import has_float8
 from ..kv.formats import AUTO, first_choice
 from ..kv.spec import CacheSize
+from ..kv.spread import TRANSIENTS
 from ..method.schedule import StepKind
 from ..models.base import REFERENCES, ModelAdapter
 from ..models.cost import expected_speedup
@@ -41,6 +43,7 @@ class CachePlan:
         run: state of the run, which receives the decision.
         graphs: the run's CUDA graphs, or None.
         wanted: the user's setting, or its replacement if the sampler does not support it.
+        is_corrected: returning tokens are corrected, so that forecasts of rows pay.
     """
 
     guider: Any
@@ -49,6 +52,7 @@ class CachePlan:
     run: RunState
     graphs: GraphSession | None
     wanted: str
+    is_corrected: bool = False
 
     def attach(self) -> None:
         """Choose the K/V format as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
@@ -68,18 +72,30 @@ class CachePlan:
         borders = self._borders(conds)
         self._log_estimate(max(map(sum, borders), default=0))
         needs = cache_needs(model, self.network, self.adapter, self.run, borders)
-        self._keep(choose(self.wanted, needs, self._room(model, noise_shape, needs)), needs)
+        room = self._room(model, noise_shape, needs)
+        wanted = for_corrected(self.wanted, needs, room) if self.is_corrected else self.wanted
+        self._keep(choose(wanted, needs, room), needs)
         return prepared
 
     def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
         """The memory that is available to the cache after ComfyUI has unloaded other models."""
         first = first_choice(self.wanted).name
         # Buffers of earlier graphs count as free: this run either uses or frees them.
-        held = 0 if self.graphs is None else graph_store(model).nbytes(first)
+        held = 0 if self.graphs is None else sum(map(graph_store(model).nbytes, self._reusable(first)))
         working = working_memory(model, noise_shape)
+        if self.run.config.spread:
+            working += TRANSIENTS * needs.size.attention_nbytes
         make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
         free = free_device_bytes(model, working)
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
+
+    def _reusable(self, first: str) -> set[str]:
+        """Formats whose buffers of earlier graphs this run either uses or frees."""
+        return {first, forecast.FORMAT.name} if self._may_forecast else {first}
+
+    @property
+    def _may_forecast(self) -> bool:
+        return self.is_corrected and self.wanted == AUTO
 
     def _keep(self, choice: Choice, needs: Needs) -> None:
         """Apply the choice, and log it."""
@@ -90,9 +106,9 @@ class CachePlan:
             self.run.go_dense(choice.reason)
             return
         self.run.keep_cache_as(choice.format_name, needs.of_a_branch(choice.format_name))
+        if self.graphs is not None and (choice.is_fallback or self._may_forecast):
+            self.graphs.keep_only(choice.format_name)
         if choice.is_fallback:
-            if self.graphs is not None:
-                self.graphs.keep_only(choice.format_name)
             self.run.warn(choice.reason)
         else:
             logger.info("Multirate RAS: %s.", choice.reason)

@@ -92,6 +92,12 @@ def plan_sampler(sampler: Any) -> str | None:
     return None if _correction_obstacle(sampler) else name.removeprefix("sample_")
 
 
+def is_corrected(sampler: Any, config: RASConfig) -> bool:
+    """Whether a run with this sampler corrects returning tokens."""
+    is_ours = _name_of(sampler) == sample_multirate.__name__
+    return is_ours or (config.corrections and _correction_obstacle(sampler) is None)
+
+
 def _correction_obstacle(sampler: Any) -> str | None:
     """Why the multirate form cannot replace a sampler, or None."""
     name = _name_of(sampler)

@@ -26,7 +26,7 @@ from .conditionings import on_device
 from .graphs_of_model import end_graphs, graph_session, resident_weights
 from .names import BETWEEN_CALLS, KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample
-from .samplers import cache_for
+from .samplers import cache_for, is_corrected
 
 
 class RunWrappers:
@@ -63,7 +63,8 @@ class RunWrappers:
         if run.is_regional:
             _attach(options, WrappersMP.SAMPLER_SAMPLE, self._sample)
         wanted = cache_for(given.sampler, run.config)
-        CachePlan(self._guider, self._network, self._adapter, run, self._graphs, wanted).attach()
+        corrects = is_corrected(given.sampler, run.config)
+        CachePlan(self._guider, self._network, self._adapter, run, self._graphs, wanted, corrects).attach()
 
     def _evaluate(
         self,

@@ -3,10 +3,11 @@
 Read `formats` first: the registry of formats, one for each setting of `kv_cache`; `spec` defines the fields
 of an entry. Each format has a class for the rows of one attention: `plain` (unchanged; the base of the
 others), `float8` with `float8_format` (its constants), `main_memory` (with an offloader), `forecast` with
-`extrapolation` (rows are extrapolated along their last change). `choose` picks a format, `store` keeps a
-run's rows by branch, in memory from an `arena`, and `update` fills and updates them. `triton_launch` and
-`triton_kernels` process float8 and forecast rows in one pass over memory, if `triton_check` finds that they
-work.
+`extrapolation` (along the rows' last change), `quadratic` (along their last two). `spread` corrects forecasts
+by the errors of fresh rows, and `gains` fits how far forecasts are followed. `choose` picks a format,
+`store` keeps a run's rows by branch, in memory from an `arena`, and `update` fills and updates them.
+`triton_launch` and `triton_kernels` process float8 and forecast rows in one pass over memory, if
+`triton_check` finds that they work.
 
 1. Before a run `choose` picks the first format that fits into memory.
 2. A dense call fills the cache: `update.fill` for each attention.

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import RASError
+from . import forecast
 from .formats import AUTO, FORMATS, automatic, first_choice, setting_names
 from .spec import CacheSize, KVFormat
 
 GIB = 2**30
+
+AMPLE = 2
+"""With so many times the memory of a form free, memory is ample."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,10 @@ class Room:
     main_memory: int
     has_float8: bool = True
 
+    def is_ample(self, form: KVFormat, size: CacheSize) -> bool:
+        """Whether a cache in this format leaves as much device memory free as it takes."""
+        return AMPLE * form.peak_nbytes(size) <= self.device
+
     def fits(self, form: KVFormat, size: CacheSize) -> bool:
         """Whether the device supports this format and a cache of this size fits into memory."""
         if form.needs_float8 and not self.has_float8:
@@ -73,7 +81,7 @@ def check_setting(setting: str) -> None:
     Raises:
         RASError: the message lists the known settings.
     """
-    if setting not in setting_names():
+    if setting != AUTO and setting not in FORMATS:
         raise RASError(
             f"kv_cache = {setting!r}.",
             f"one of {', '.join(setting_names())}.",
@@ -87,6 +95,13 @@ def for_sampler(setting: str, adds_noise: bool) -> str:
     if form is None or form.allows_added_noise or not adds_noise:
         return setting
     return first_choice(AUTO).name
+
+
+def for_corrected(setting: str, needs: Needs, room: Room) -> str:
+    """The setting for a run whose tokens are corrected: there "auto" means a forecast if memory is ample."""
+    if setting == AUTO and room.is_ample(forecast.FORMAT, needs.size):
+        return forecast.FORMAT.name
+    return setting
 
 
 def choose(wanted: str, needs: Needs, room: Room) -> Choice:

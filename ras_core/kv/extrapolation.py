@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..rows import Pair, RowIndex
 from .plain import KVRows
+from .spread import Spread
 from .triton_launch import RowKernels
 
 SAMPLE = 128
@@ -39,19 +40,35 @@ class Times(KVRows):
     """
 
     format_name: ClassVar[str] = "forecast"
+    spans: ClassVar[int] = 1
+    """How many times between evaluations it keeps."""
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
         """The state before the first evaluation; sigma, (bb,), is its noise level."""
         last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
-        return cls((last, torch.zeros_like(last)), 0, 0)
+        return cls((last, *(torch.zeros_like(last) for _ in range(cls.spans))), 0, 0)
 
     def update_all(self, sigma: Tensor) -> None:
-        """Update the state for a dense call at sigma, (bb,), which evaluates all tokens."""
-        last, span = self.tensors
+        """A dense call at sigma, (bb,), evaluates all tokens."""
+        last, *spans = self.tensors
         now = sigma.float()[:, None]
-        span.copy_(_fallen(last, now))
+        for span, before in reversed(list(zip(spans, spans[1:], strict=False))):
+            before.copy_(span)
+        spans[0].copy_(fallen(last, now))
         last.copy_(now.expand_as(last))
+
+    @staticmethod
+    def extrapolation(
+        weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ) -> Extrapolation:
+        """How far rows are extrapolated, from the weights that `update_active` returned."""
+        return Extrapolation(weight, before, prefix, suffix, spread)
+
+    def ages(self, sigma: Tensor) -> Tensor:
+        """How far the noise level has fallen to sigma, (bb,), since each token's last evaluation: (bb, n)."""
+        last = self.tensors[0]
+        return fallen(last, sigma.float()[:, None].expand_as(last))
 
     def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
         """Update the state for a regional call at sigma, (bb,), which evaluates the tokens of `active_idx`,
@@ -63,14 +80,16 @@ class Times(KVRows):
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
-        elapsed, before = _fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
+        elapsed, before = fallen(last.gather(1, active_idx), now), span.gather(1, active_idx)
         span.scatter_(1, active_idx, elapsed)
         last.scatter_(1, active_idx, now)
-        return _weight(_fallen(last, now[:, :1]), span), _weight(elapsed, before)
+        return weight_of(fallen(last, now[:, :1]), span), weight_of(elapsed, before)
 
     def forget(self) -> None:
-        self.tensors[0].fill_(torch.inf)
-        self.tensors[1].zero_()
+        last, *spans = self.tensors
+        last.fill_(torch.inf)
+        for span in spans:
+            span.zero_()
 
 
 class Extrapolation:
@@ -82,15 +101,23 @@ class Extrapolation:
     Args:
         weight, before: as returned by `Times.update_active`.
         prefix, suffix: rows of text before and of padding after the image rows.
+        spread: spreads the errors of active tokens; None does not.
 
     Attributes:
-        weights: (2, bb, prefix + n + suffix), of keys and of values: 0 gives the row of the evaluation before
-            the last, 1 that of the last evaluation; above 1 the row is extrapolated.
+        weights: (2, bb, prefix + n + suffix), of keys and of values; 0 is the evaluation before the last, 1
+            the last one, above 1 is extrapolated. With `spread`, those of active tokens are forecasts too.
     """
 
     weights: Tensor
 
-    def __init__(self, weight: Tensor, before: Tensor, prefix: int, suffix: int):
+    def __init__(
+        self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ):
+        self.spread = spread
+        if spread is not None:
+            weight = spread.with_active(weight, before)
+        self._image_weight = weight  # of all tokens
+        self._borders = prefix, suffix
         self._weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
@@ -117,31 +144,55 @@ class Extrapolation:
             index: indices of the fresh rows.
             kernels: Triton kernels for such rows, if available.
         """
-        is_due = self._attentions % JUDGED_EVERY == 0
-        self._attentions += 1
-        if not is_due:
+        if not self._is_due():
             return
-        self._views.clear()
         if kernels is not None:
             self.weights = kernels.weigh(halves, index, fresh, self._weight, self._trial, self._stride)
             return
-        if self._sample is None:
-            self._sample = index.flat.view(len(self._trial), -1)[:, :: self._stride].flatten()
         weights = []
         for kept, before, new in zip(*halves, fresh, strict=True):
-            last, earlier = self._sampled(kept), self._sampled(before)
-            moved = new[:, :: self._stride].flatten(2).float() - last
+            last, earlier = self._sampled(kept, index), self._sampled(before, index)
+            moved = self._sampled_fresh(new) - last
             gain = _confirmed((last - earlier) * self._trial[..., None], moved)
             weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
         self.weights = torch.stack(weights)
 
-    def _sampled(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, samples, d) float32
+    def correct(self, whole: Tensor, fresh: Tensor, last: Tensor, before: Tensor) -> None:
+        """Add the spread errors of active tokens to forecasts, in place.
+
+        Args:
+            whole: (bb, r, ...) forecasts of all keys or values, active tokens too.
+            fresh: (bb, r_kept, ...) fresh rows.
+            last, before: (bb, r, ...) all rows as last evaluated, and as before that.
+        """
+        rows, new, last, before = (self._image(t) for t in (whole, fresh, last, before))
+        weight = self._image_weight if self._image_weight.ndim == 2 else self._image_weight[..., 0]
+        self.spread.correct(rows, new, self.spread.scales(last - before, weight))
+
+    def _image(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, image rows, d)
+        prefix, suffix = self._borders
+        return rows.flatten(2)[:, prefix : rows.shape[1] - suffix]
+
+    def _is_due(self) -> bool:
+        """Count one attention. Whether its forecasts are to be compared; if so, forget the last result."""
+        is_due = self._attentions % JUDGED_EVERY == 0
+        self._attentions += 1
+        if is_due:
+            self._views.clear()
+        return is_due
+
+    def _sampled(self, rows: Tensor, index: RowIndex) -> Tensor:  # (bb, r, ...) -> (bb, samples, d) float32
+        if self._sample is None:
+            self._sample = index.flat.view(rows.shape[0], -1)[:, :: self._stride].flatten()
         found = rows.flatten(0, 1).index_select(0, self._sample)
-        return found.view(*self._trial.shape, -1).float()
+        return found.view(rows.shape[0], -1, rows.shape[2:].numel()).float()
+
+    def _sampled_fresh(self, rows: Tensor) -> Tensor:  # (bb, r_kept, ...) -> (bb, samples, d) float32
+        return rows[:, :: self._stride].flatten(2).float()
 
 
-def _weight(elapsed: Tensor, span: Tensor) -> Tensor:
-    """a / b in the formula of kv/forecast.py, clamped; 0 for a token that was evaluated only once."""
+def weight_of(elapsed: Tensor, span: Tensor) -> Tensor:
+    """a / b of the rule, clamped; 0 for a token that was evaluated only once."""
     ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
     return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
 
@@ -152,6 +203,6 @@ def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
 
 
-def _fallen(before: Tensor, now: Tensor) -> Tensor:
-    """How far the noise level fell; 0 if it rose, or if there was no earlier evaluation."""
+def fallen(before: Tensor, now: Tensor) -> Tensor:
+    """How far the noise level fell; 0 if it rose, or if there was no evaluation before."""
     return torch.where(before.isfinite(), before - now, torch.zeros_like(before)).clamp_min(0)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..rows import Pair, RowIndex, gather_rows, scatter_into
 from .arena import Arena, copies
-from .extrapolation import Extrapolation
+from .extrapolation import Extrapolation, Times
 from .plain import KVRows
 from .spec import CacheSize, KVFormat
 from .triton_check import kernels_for
@@ -32,25 +32,28 @@ from .triton_check import kernels_for
 
 @dataclass
 class ForecastRows(KVRows):
-    """K and V of each row's last two evaluations.
+    """K and V of each row's last evaluations.
 
-    `tensors` has the key and value of the last evaluation, then those of the one before, (bb, prefix + n +
-    suffix, ...) each.
+    `tensors` are key and value of the last one, of the one before, and so on: (bb, prefix + n + suffix, ...)
+    each.
     """
 
     format_name: ClassVar[str] = "forecast"
+    evaluations: ClassVar[int] = 2
+    times: ClassVar[type[Times]] = Times
 
     @classmethod
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call, also as those of the evaluation before."""
-        return cls(copies((key, value, key, value), arena), prefix, suffix)
+        """Keep the K/V of a first dense call; the evaluations before count as equal."""
+        return cls(copies((key, value) * cls.evaluations, arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
-        for fresh, kept, before in zip((key, value), *self._halves, strict=True):
-            before.copy_(kept)
-            kept.copy_(fresh)
+        for kept, before in reversed(self._moves(0) + self._moves(1)):
+            self.tensors[before].copy_(self.tensors[kept])
+        self.key.copy_(key)
+        self.value.copy_(value)
 
     def update(self, index: RowIndex, fresh: Pair) -> Pair:
         """Write fresh rows and return the whole K and V, without extrapolation."""
@@ -63,33 +66,51 @@ class ForecastRows(KVRows):
         """As `update`, but cached rows are returned extrapolated to this call's noise level."""
         halves, kernels = self._halves, kernels_for(*fresh)
         extrapolation.judge(halves, fresh, index, kernels)
-        if kernels is not None:
+        if kernels is not None and extrapolation.spread is None:
             return kernels.extrapolate_rows(halves, index, fresh, extrapolation.weights)
+        return self._updated(index, fresh, extrapolation)
+
+    def _updated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
+        """As `update_extrapolated`, with weights that are set, by PyTorch's operations."""
+        if extrapolation.spread is None:
+            self.update(index, fresh)
+            return self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
+        whole = self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
+        for rows, new, last, before in zip(whole, fresh, *self._halves, strict=True):
+            extrapolation.correct(rows, new, last, before)
+            scatter_into(rows, index.flat, new)
         self.update(index, fresh)
-        (key, value), (key_before, value_before) = halves
-        whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate((key, value)))
-        torch.lerp(key_before, key, extrapolation.weights_like(0, key), out=whole[0])
-        torch.lerp(value_before, value, extrapolation.weights_like(1, value), out=whole[1])
         return whole
 
+    def _extrapolated(self, number: int, index: RowIndex, extrapolation: Extrapolation) -> Tensor:
+        """All keys (0) or values (1) at the call's noise level."""
+        last, before = self.tensors[number : number + 3 : 2]
+        whole = index.scratch.empty(number, last, last.dtype)
+        return torch.lerp(before, last, extrapolation.weights_like(number, last), out=whole)
+
     def _remember(self, number: int, index: RowIndex) -> None:
-        """Save rows that are about to be overwritten as those of the evaluation before."""
-        kept, before = self.tensors[number], self.tensors[number + 2]
-        if torch.compiler.is_compiling():
-            scatter_into(before, index.flat, gather_rows(kept, index.flat))
-        else:
-            writers = self._writers or self._make_writers()
-            writers[number].move(index.flat, writers[number + 2])
+        """Copy rows that are about to be overwritten to those of the evaluation before."""
+        for kept, before in reversed(self._moves(number)):
+            if torch.compiler.is_compiling():
+                scatter_into(self.tensors[before], index.flat, gather_rows(self.tensors[kept], index.flat))
+            else:
+                writers = self._writers or self._make_writers()
+                writers[kept].move(index.flat, writers[before])
+
+    def _moves(self, number: int) -> list[tuple[int, int]]:
+        """Numbers of the tensors with each evaluation's keys (0) or values (1), and with the one before."""
+        numbers = range(number, 2 * self.evaluations, 2)
+        return list(zip(numbers, numbers[1:], strict=False))
 
     def forget(self) -> None:
         """Overwrite all rows: a NaN of a failed run times a weight of 0 would still be NaN."""
-        for rows in self.tensors[:2]:
-            rows.zero_()  # the first dense call treats these as the evaluation before
+        for rows in self.tensors[:-2]:
+            rows.zero_()  # the first dense call treats these as the evaluations before
 
     @property
     def _halves(self) -> tuple[Pair, Pair]:
         """The last evaluation's rows, and those of the evaluation before."""
-        return self.tensors[:2], self.tensors[2:]
+        return self.tensors[:2], self.tensors[2:4]
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         # Not `new_empty`: uninitialised rows may be NaN, and NaN times a weight of 0 is NaN.

@@ -5,7 +5,7 @@ To add a format, write one file with a subclass of `KVRows` and its description,
 
 from __future__ import annotations
 
-from . import float8, forecast, main_memory
+from . import float8, forecast, main_memory, quadratic
 from .plain import Keep, KVRows
 from .spec import KVFormat
 
@@ -35,14 +35,15 @@ FORMATS: dict[str, KVFormat] = {
         main_memory.FORMAT,
         OFF,
         forecast.FORMAT,
+        quadratic.FORMAT,
     )
 }
 """By name, in the order of the nodes' options."""
 
 
 def setting_names() -> tuple[str, ...]:
-    """All settings of `kv_cache`, in the order of the nodes' options."""
-    return (AUTO, *FORMATS)
+    """The settings of `kv_cache` that nodes offer, in their order."""
+    return (AUTO, *(name for name, each in FORMATS.items() if each.is_offered))
 
 
 def automatic() -> list[KVFormat]:

@@ -35,6 +35,8 @@ class KVRows:
     """The setting of `kv_cache` that uses this class; each class has its own."""
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""
+    evaluations: ClassVar[int] = 1
+    """How many evaluations of each row it keeps."""
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None) -> KVRows:

@@ -54,6 +54,7 @@ class KVFormat:
         needs_float8: the device must be able to convert to float8 and back.
         auto_rank: "auto" uses the format of the lowest rank that fits; None excludes it from "auto".
         allows_added_noise: it may be used with samplers that add noise.
+        is_offered: nodes offer it; otherwise only programs can set it.
 
     Raises:
         ValueError: `rows` belongs to another setting.
@@ -70,6 +71,7 @@ class KVFormat:
     needs_float8: bool = False
     auto_rank: int | None = None
     allows_added_noise: bool = True
+    is_offered: bool = True
 
     def __post_init__(self) -> None:
         # CUDA graphs find their buffers by this name; an inherited name would mix up two formats.

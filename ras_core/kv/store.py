@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .arena import Arena
+from .extrapolation import Times
 from .formats import FORMATS, keeper
 from .plain import Keep, KVRows, Slots
 
@@ -51,6 +52,17 @@ class KVStore:
     def forecasts(self) -> bool:
         """Whether cached rows are extrapolated, which needs two evaluations."""
         return FORMATS[self.format_name].advances
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations of each row are kept."""
+        rows = FORMATS[self.format_name].rows
+        return 1 if rows is None else rows.evaluations
+
+    @property
+    def times(self) -> type[Times]:
+        """Knows when tokens were evaluated, if cached rows are extrapolated."""
+        return getattr(FORMATS[self.format_name].rows, "times", Times)
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
         """As `keep`, but bound to one block of device memory for all rows of a call."""

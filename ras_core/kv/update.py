@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..errors import RegionalAbort
 from ..rows import Pair, RowIndex
 from .extrapolation import TIMES, Extrapolation, Times
 from .plain import Keep, KVRows, Slot, Slots
+from .spread import LEAST_SHARE, Spread
 
 
 def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: Keep = KVRows.of) -> None:
@@ -64,10 +68,10 @@ def update(
     return whole
 
 
-def update_times(slots: Slots, sigma: Tensor, n_tokens: int) -> None:
-    """Record that a dense call at `sigma`, (bb,), evaluates all tokens."""
+def update_times(slots: Slots, sigma: Tensor, n_tokens: int, times: type[Times] = Times) -> None:
+    """Record that a dense call at `sigma`, (bb,), evaluates all tokens; the first one creates `times`."""
     if TIMES not in slots:
-        slots[TIMES] = Times.start(sigma, n_tokens)
+        slots[TIMES] = times.start(sigma, n_tokens)
     slots[TIMES].update_all(sigma)
 
 
@@ -79,6 +83,26 @@ def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tu
     """
     times = slots.get(TIMES)
     return None if times is None else times.update_active(sigma, active_idx)
+
+
+def extrapolator(
+    slots: Slots, sigma: Tensor, active_idx: Tensor, spread_over: tuple[int, ...] | None = None
+) -> Callable[[int, int], Extrapolation] | None:
+    """As `extrapolation_weights`; returns how far rows are extrapolated, as a function of an attention's rows
+    before and after the image.
+
+    Args:
+        spread_over: tokens along each axis, if errors of active tokens are spread to cached ones
+            (kv/spread.py).
+    """
+    times, spread = slots.get(TIMES), None
+    is_enough = spread_over is not None and active_idx.shape[1] >= LEAST_SHARE * math.prod(spread_over)
+    if times is not None and is_enough:
+        spread = Spread(spread_over, active_idx, times.ages(sigma))
+    weights = extrapolation_weights(slots, sigma, active_idx)
+    if weights is None:
+        return None
+    return lambda prefix, suffix: times.extrapolation(*weights, prefix, suffix, spread)
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:

@@ -13,8 +13,18 @@ two corrections need no extra evaluations, only each token's own history:
     stale token    when it is evaluated again after a time H, its long step is repeated with D linear in t
                    between the two evaluations (trapezoid in exponential form).
 
-Both are valid for steps of different lengths. A token that was evaluated at the preceding step must not get
-the second correction, because its second-order step already contains it.
+Both hold for uneven steps. A token that was evaluated at the step before must not get the second correction,
+because its second-order step already contains it.
+
+`continued_step` also forecasts the estimates of stale tokens, from their last two evaluations in sigma:
+
+    D' = D + f                f = g (D - D_before) (sigma_last - sigma) / (sigma_before - sigma_last)
+
+The gain g, 0 to 1, is fitted per image to the fresh tokens of the same step: it is the factor on their own
+forecasts that best fits their new estimates. At each step the long step of a stale token is repeated up to
+the present, with D linear in t from its last evaluation to D'. The next step then takes the forecast for its
+middle. The forecasts themselves are not kept: when the token is evaluated again, its long step is repeated
+with its true estimates, as above.
 """
 
 from __future__ import annotations
@@ -24,6 +34,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+FARTHEST = 8.0
+"""Upper bound of a token's forecast, in multiples of its last change."""
+
+STEEPEST = 4.0
+"""Upper bound of the change from a step's start to its middle, in multiples of the change forecast so far."""
 
 
 @dataclass
@@ -118,3 +134,48 @@ def multirate_step(
         ahead = second_order_estimate(history, h)
         target = ahead if fresh is None else torch.where(fresh, ahead, target)
     return history, advance(x, target, h)
+
+
+def continued_step(
+    history: History,
+    x: Tensor,
+    d: Tensor,
+    times: tuple[float, float],
+    masks: tuple[Tensor | None, Tensor | None],
+    order: int,
+) -> tuple[History, Tensor]:
+    """As `multirate_step`, but the estimates of stale tokens are forecast instead of held."""
+    after, held = multirate_step(history, x, d, times, masks, order)
+    (t, t_next), fresh = times, masks[0]
+    if fresh is None:
+        return after, held
+    elapsed, change = forecast_change(history, d, t, fresh)
+    now = history.d + change
+    state = redo_long_step(history, now, t)
+    h = t_next - t
+    middle = math.exp(-t) - math.exp(-(t + h / 2)) if math.isfinite(h) else 0.0
+    ahead = now.addcmul_(change, (middle / elapsed.clamp_min(1e-6)).clamp_max_(STEEPEST))
+    known = history.t.isfinite()
+    return after, torch.where(fresh | ~known, held, advance(state, ahead, h))
+
+
+def forecast_change(history: History, d: Tensor, t: float, fresh: Tensor) -> tuple[Tensor, Tensor]:
+    """How far the estimates have probably changed since they were evaluated.
+
+    Args:
+        history: last evaluations before those at time t.
+        d: (b, c, H, W) estimate at time t, of fresh pixels.
+        t: the time.
+        fresh: (b, 1, H, W) bool.
+
+    Returns:
+        (b, 1, H, W) how far sigma has fallen since each pixel's last evaluation, and the (b, c, H, W) change.
+    """
+    last = history.t.neg().exp_()
+    elapsed = (last - math.exp(-t)).clamp_min_(0.0)
+    span = history.t_before.neg().exp_().sub_(last)  # inf if there was no evaluation before: no change
+    change = (history.d - history.d_before).mul_((elapsed / span).clamp_max_(FARTHEST))
+    forecast, axes = change.masked_fill(~fresh, 0.0), tuple(range(1, d.ndim))
+    agreement = (forecast * (d - history.d)).sum(axes, keepdim=True)
+    gain = agreement / forecast.square().sum(axes, keepdim=True).clamp_min(1e-9)
+    return elapsed, change.mul_(gain.clamp_(0.0, 1.0))

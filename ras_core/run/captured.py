@@ -26,10 +26,18 @@ class CapturedCalls:
         n_tokens: image tokens of the latent.
         tools: the run's tools.
         coverage: checks that hooks reached all blocks.
+        spread_over: as in `CallContext`.
     """
 
-    def __init__(self, n_tokens: int, tools: Tools, coverage: Coverage):
+    def __init__(
+        self,
+        n_tokens: int,
+        tools: Tools,
+        coverage: Coverage,
+        spread_over: tuple[int, ...] | None = None,
+    ):
         self._n_tokens = n_tokens
+        self._spread_over = spread_over
         self._tools = tools
         self._session = tools.graphs
         self._coverage = coverage
@@ -76,7 +84,7 @@ class CapturedCalls:
     ) -> Tensor | None:
         forward = call.forward
         try:
-            options = forward.frozen_options()
+            options = forward.frozen_options(), self._spread_over
         except TypeError as name:
             graphs.refuse(f"another node sets an option of an unknown kind ({name})")
             return None
@@ -88,7 +96,8 @@ class CapturedCalls:
 
         def function(inputs: dict[str, Any], active_idx: Tensor, slots: Slots) -> Tensor:
             forward = call.forward.on(inputs)
-            context = CallContext(forward.inputs, inputs["t"], grouped=self._tools.grouped)
+            spread_over, grouped = self._spread_over, self._tools.grouped
+            context = CallContext(forward.inputs, inputs["t"], grouped=grouped, spread_over=spread_over)
             hooks = NetworkCall(self._tools.adapter, call.network, self._n_tokens, slots, active_idx, context)
             with quick_casts(call.network, active_idx.device), hooks.attached():
                 output = forward(hooks.attend)

@@ -68,7 +68,7 @@ class DenseCalls:
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None
-        context = CallContext(forward.inputs, sigma, keep, forward.other_attention)
+        context = CallContext(forward.inputs, sigma, keep, forward.other_attention, times=kv.times)
         hooks = NetworkCall(self._tools.adapter, call.network, self._run.grid.n, slots, None, context)
         with hooks.attached():
             return hooks, forward(hooks.attend)

@@ -28,7 +28,7 @@ class NetworkCalls:
         self._view = tools.view
         self._graphs = tools.graphs
         coverage = Coverage(tools.adapter)
-        captured = CapturedCalls(run.grid.n, tools, coverage)
+        captured = CapturedCalls(run.grid.n, tools, coverage, run.spread_over)
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
         self._networks: list[nn.Module] = []  # called in this run

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import RegionalAbort
 from ..kv import update as kv
-from ..kv.extrapolation import Extrapolation
+from ..kv.extrapolation import Extrapolation, Times
 from ..models.base import Inputs, ModelAdapter
 from ..rows import RowIndex, rows_first
 from .active_rows import ActiveRows, Borders, borders_of
@@ -39,6 +39,8 @@ class CallContext:
         keep: keeps a dense call's K/V; None keeps none, and active tokens attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
         grouped: attends to cached K/V heads without repeating them, if possible.
+        times: knows when tokens were evaluated, for a cache that extrapolates its rows.
+        spread_over: tokens along each axis, to spread the errors of their forecasts (kv/spread.py), or None.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -46,6 +48,8 @@ class CallContext:
     keep: kv.Keep | None = kv.KVRows.of
     override: AttentionOverride | None = None
     grouped: GroupedAttention | None = None
+    times: type[Times] = Times
+    spread_over: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,7 @@ class NetworkCall:
         context: CallContext = CallContext(),
     ):
         self._adapter, self._network, self._n = adapter, network, n_tokens
-        self._slots = slots
-        self._active_idx = active_idx
-        self._context = context
+        self._slots, self._active_idx, self._context = slots, active_idx, context
         self._grouped = context.grouped if context.override is None else None
         self._suffix = adapter.suffix_rows(network, n_tokens, context.inputs)
         self._rows = None if active_idx is None else ActiveRows(active_idx, n_tokens, self._suffix)
@@ -101,7 +103,7 @@ class NetworkCall:
         self._layer: int | None = None
         self._attention = 0
         self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: last table, its gathered rows
-        self._weights: tuple[Tensor, Tensor] | None = None  # for extrapolating cached rows
+        self._extrapolator: Callable[[int, int], Extrapolation] | None = None
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
         self.text_rows = 0
@@ -155,9 +157,10 @@ class NetworkCall:
     def _update_times(self) -> None:
         sigma = self._context.sigma
         if self._active_idx is not None:
-            self._weights = kv.extrapolation_weights(self._slots, sigma, self._active_idx)
+            spread_over = self._context.spread_over
+            self._extrapolator = kv.extrapolator(self._slots, sigma, self._active_idx, spread_over)
         elif sigma is not None:
-            kv.update_times(self._slots, sigma, self._n)
+            kv.update_times(self._slots, sigma, self._n, self._context.times)
 
     def _before_block(self, layer: int) -> Callable[..., Any]:
         is_dense, change = self._active_idx is None, self._adapter.map_block_inputs
@@ -238,7 +241,7 @@ class NetworkCall:
 
     def _rows_of_attention(self, rows: int) -> _AttentionRows:
         borders = self._borders_of_attention(rows)
-        extrapolation = None if self._weights is None else Extrapolation(*self._weights, *borders)
+        extrapolation = self._extrapolator and self._extrapolator(*borders)
         self._attention_rows[rows] = known = _AttentionRows(borders, self._rows.index(borders), extrapolation)
         return known
 

@@ -63,8 +63,9 @@ class RegionalCalls:
         """As `run`, without a CUDA graph."""
         run, forward = self._run, call.forward
         context = CallContext(
-            forward.inputs, forward.inputs["t"], run.kv.keep, forward.other_attention, self._tools.grouped
-        )
+            forward.inputs, forward.inputs["t"], run.kv.keep, forward.other_attention, self._tools.grouped,
+            spread_over=run.spread_over,
+        )  # fmt: skip
         hooks = NetworkCall(self._tools.adapter, call.network, run.grid.n, slots, active_idx, context)
         try:
             with hooks.attached(), self._weights_preset(call.network, active_idx.device):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..method.integrator import History, advance, multirate_step
+from ..method.integrator import History, advance, continued_step, multirate_step
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
@@ -31,6 +31,7 @@ def integrate(
         steps: yields step numbers, 0 to len(levels) - 2; may be a progress bar.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0
+    step = continued_step if run is not None and run.config.continue_outputs else multirate_step
     for i in steps:
         if run is not None:
             run.known_sigma = levels[i]
@@ -44,7 +45,7 @@ def integrate(
         fresh = fresh_pixels(run)
         stale = None if fresh_before is None else ~fresh_before
         step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the result is the estimate itself
-        history, x = multirate_step(history, x, denoised, (t, t_next), (fresh, stale), step_order)
+        history, x = step(history, x, denoised, (t, t_next), (fresh, stale), step_order)
         fresh_before = fresh
     return x
 

@@ -80,6 +80,11 @@ class RunState:
         self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
 
     @property
+    def spread_over(self) -> tuple[int, ...] | None:
+        """Tokens along each axis, if errors of forecasts are to be spread over cached tokens; or None."""
+        return self.grid.shape if self.config.spread else None
+
+    @property
     def is_regional(self) -> bool:
         """Whether the plan has regional steps and the run has not gone dense."""
         return self.any_regional and not self.is_dense
@@ -214,5 +219,5 @@ class RunState:
         """Whether this step or a following one can use the K/V of this evaluation."""
         if self.is_dense:
             return False
-        ahead = 3 if self.kv.forecasts else 2  # extrapolation needs two evaluations
+        ahead = 1 + self.kv.evaluations
         return any(step.kind is StepKind.REGIONAL for step in self.plan[plan.index : plan.index + ahead])

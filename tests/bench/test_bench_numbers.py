@@ -157,6 +157,13 @@ class TestCells:
         assert (corrected.paper, corrected.corrections) == (None, True)
         selection = replace(base, method="change").config()
         assert (selection.paper, selection.corrections) == (None, False)
+        forecast = replace(base, method="forecast").config()
+        assert (forecast.kv_cache, corrected.kv_cache, forecast.spread) == ("forecast", "gpu", False)
+        fresher = replace(base, method="fresher").config()
+        assert (fresher.kv_cache, fresher.corrections) == ("forecast2", True)
+        assert fresher.continue_outputs and fresher.spread
+        spread = replace(base, method="spread").config()
+        assert (spread.kv_cache, spread.spread, spread.continue_outputs) == ("forecast", True, False)
         assert Cell("sd3").config() is None
 
     def test_a_cell_can_be_read_back_from_its_row(self):

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import comfy.cli_args
 import comfy.model_management
+import comfy.samplers
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import cache_plan, graphs_of_model, memory
+from ras_pack.ras_core.host import cache_plan, graphs_of_model, memory, samplers
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import patch_model
 from ras_pack.ras_core.kv import store as kv_store
@@ -273,6 +274,71 @@ class TestAuto:
         for format_name in KV_FORMATS:
             choice = choose(format_name, needs, room)
             assert choice.format_name == format_name and not choice.is_fallback
+
+
+class TestAutoWithCorrections:
+    """There a forecast pays, and is taken while memory is ample."""
+
+    SETTINGS = RASConfig(sample_ratio=0.5, start_step=2, error_reset_every=0, corrections=True)
+
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+    def test_a_forecast_comes_first(self, family, seen, sampler, caplog):
+        with caplog.at_level("INFO"):
+            _, trace = sample_ras(family.build(), family, family.noise(), self.SETTINGS, sampler=sampler)
+        assert seen["choices"] == ["forecast"] and not trace.notes and trace.regional_steps == 8
+        assert caplog.text.count("is kept on the device, with its last change") == 1
+
+    def test_the_multirate_sampler_itself_corrects(self, sd3):
+        config = RASConfig()
+        assert samplers.is_corrected(samplers.multirate_sampler(2), config)
+        assert not samplers.is_corrected(comfy.samplers.sampler_object("euler"), config)
+        assert samplers.is_corrected(comfy.samplers.sampler_object("euler"), self.SETTINGS)
+
+    @pytest.mark.parametrize("sampler", ["heun", "euler_ancestral"])
+    def test_other_samplers_get_what_they_got(self, sd3, seen, sampler):
+        sample_ras(sd3.build(), sd3, sd3.noise(), self.SETTINGS, sampler=sampler)
+        assert seen["choices"] == ["gpu"]
+
+    def test_what_the_user_names_is_taken(self, sd3, seen):
+        sample_ras(sd3.build(), sd3, sd3.noise(), RASConfig(**{**vars(self.SETTINGS), "kv_cache": "gpu"}))
+        assert seen["choices"] == ["gpu"]
+
+    def test_where_memory_is_not_ample_it_is_as_without_corrections(self, sd3, seen, monkeypatch, caplog):
+        sample_ras(sd3.build(), sd3, sd3.noise(), self.SETTINGS)
+        needs = seen["needs"][0]
+        ample = 2 * needs.on_device("forecast")
+        for device, format_name in [
+            (ample, "forecast"),
+            (ample - 1, "gpu"),
+            (needs.kept("gpu"), "gpu"),
+            (needs.kept("gpu") - 1, "fp8"),
+        ]:
+            _free(monkeypatch, device, 0)
+            _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), self.SETTINGS)
+            assert seen["choices"][-1] == format_name
+            assert bool(trace.notes) == (format_name == "fp8")
+
+    def test_room_is_made_for_plain_rows_only(self, sd3, seen, monkeypatch):
+        asked = []
+        monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
+        monkeypatch.setattr(cache_plan, "working_memory", lambda *_: 0)
+        sample_ras(sd3.build(), sd3, sd3.noise(), self.SETTINGS)
+        assert asked == [seen["needs"][0].kept("gpu")]
+
+    def test_its_buffers_of_an_earlier_run_count_as_room_and_are_used_or_freed(self, sd3, seen, monkeypatch):
+        config = RASConfig(**{**vars(self.SETTINGS), "cuda_graphs": "auto"})
+        model, tape = sd3.build(), AgainTape()
+        store = capture_on(model, tape)
+        monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
+        sample_ras(model, sd3, sd3.noise(), config)
+        needs = seen["needs"][0]
+        assert store.nbytes() == store.nbytes("forecast") == needs.kept("forecast")
+        _free(monkeypatch, 2 * needs.on_device("forecast") - needs.kept("forecast"), 0)
+        sample_ras(model, sd3, sd3.noise(), config)
+        assert seen["choices"] == ["forecast"] * 2 and tape.captured == 1
+        _free(monkeypatch, 0, 0)  # all that plain rows need is what the graphs hold
+        sample_ras(model, sd3, sd3.noise(), config)
+        assert seen["choices"][-1] == "gpu" and store.nbytes() == store.nbytes("gpu")
 
 
 class TestRoom:

@@ -91,11 +91,17 @@ class TestRegistry:
     def test_bytes_by_hand(self):
         """1000 numbers of two bytes in ten rows, five tokens; 200 numbers in the largest attention."""
         kept = {"gpu": 2000, "fp8": 1000 + 10 * 2, "cpu": 0, "off": 0, "forecast": 2 * 2000 + 5 * 8}
-        in_passing = {"gpu": 0, "fp8": 400, "cpu": 800, "off": 0, "forecast": 400}
+        kept["forecast2"] = 3 * 2000 + 5 * 12
+        in_passing = {"gpu": 0, "fp8": 400, "cpu": 800, "off": 0, "forecast": 400, "forecast2": 800}
         for name, form in FORMATS.items():
             assert form.device_nbytes(SIZE) == kept[name]
             assert form.peak_nbytes(SIZE) == kept[name] + in_passing[name]
             assert form.main_nbytes(SIZE) == (2000 if name == "cpu" else 0)
+
+    def test_programs_may_use_formats_that_nodes_do_not_offer(self, sd3):
+        hidden = [name for name, form in FORMATS.items() if not form.is_offered]
+        assert hidden == ["forecast2"]
+        patch_model(sd3.build(), RASConfig(kv_cache="forecast2"))
 
     def test_an_unknown_setting_is_refused_with_the_list_of_settings(self, sd3):
         with pytest.raises(RASError, match="disk.*auto, gpu, fp8, cpu, off, forecast"):
@@ -111,7 +117,7 @@ class TestRegistry:
     @pytest.mark.parametrize("name", ["auto", *FORMATS])
     def test_only_a_forecast_needs_a_sampler_without_added_noise(self, name):
         assert for_sampler(name, adds_noise=False) == name
-        assert for_sampler(name, adds_noise=True) == ("gpu" if name == "forecast" else name)
+        assert for_sampler(name, adds_noise=True) == ("gpu" if name.startswith("forecast") else name)
 
 
 class TestAddedFormat:

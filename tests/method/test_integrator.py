@@ -7,6 +7,8 @@ import torch
 from ras_pack.ras_core.method.integrator import (
     History,
     advance,
+    continued_step,
+    forecast_change,
     multirate_step,
     redo_long_step,
     second_order_estimate,
@@ -27,8 +29,15 @@ def _times(n: int, uneven: bool) -> list[float]:
     return (END * (grid**1.5 if uneven else grid)).tolist()
 
 
-def _integrate(n: int, periods: list[int], order: int, corrected: bool = True, uneven: bool = True) -> float:
-    """Largest error at the end if pixel i is only evaluated at every periods[i]-th step."""
+def _integrate(
+    n: int,
+    periods: list[int],
+    order: int,
+    corrected: bool = True,
+    uneven: bool = True,
+    step=multirate_step,
+) -> float:
+    """Largest error at the end, when pixel i is evaluated at every periods[i]-th step only."""
     x = x0 = torch.ones(1, 1, 2, 2).double()
     every = torch.tensor(periods).view(1, 1, 2, 2)
     history, fresh_before, d = History.empty(x), None, torch.zeros_like(x)
@@ -37,7 +46,7 @@ def _integrate(n: int, periods: list[int], order: int, corrected: bool = True, u
         fresh = torch.tensor(i) % every == 0
         d = torch.where(fresh, RATES * x + 1, d)
         stale = torch.zeros_like(fresh) if fresh_before is None or not corrected else ~fresh_before
-        history, x = multirate_step(history, x, d, (t, t_next), (fresh, stale), order)
+        history, x = step(history, x, d, (t, t_next), (fresh, stale), order)
         fresh_before = fresh
     return float((x - _exact(x0, END)).abs().max())
 
@@ -57,6 +66,90 @@ class TestConvergence:
         errors = [_integrate(n, [2, 2, 4, 4], 2, corrected=False) for n in (96, 192)]
         assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2)
         assert _integrate(96, [2, 2, 4, 4], 2) < errors[0] / 10
+
+
+class TestContinued:
+    """Estimates of stale tokens are forecast."""
+
+    FRESH = torch.tensor([True, True, False, False]).view(1, 1, 2, 2)
+
+    def _history(self, d: torch.Tensor, d_before: torch.Tensor) -> History:
+        """Evaluated at sigma 1 and 3/4."""
+        at = torch.zeros_like(d[:, :1])
+        return History(d, d_before, 2 * d + 1, at - math.log(0.75), at)
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_order(self, order):
+        errors = [_integrate(n, [1, 2, 4, 3], order, step=continued_step) for n in (96, 192, 384)]
+        observed = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+        assert observed == pytest.approx([order, order], abs=0.3)
+
+    def test_estimates_that_are_linear_in_sigma_end_nearer(self):
+        """D = 1 - sigma / 2; three dense steps of ten; then two tokens are computed every 2nd or 4th."""
+
+        def error(step) -> torch.Tensor:
+            x = torch.full((1, 1, 2, 2), 3.0).double()
+            every, stale = torch.tensor([[1, 1], [2, 4]]), torch.zeros_like(self.FRESH)
+            history, times = History.empty(x), _times(10, False)
+            for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+                fresh = ((torch.tensor(i) % every == 0) | torch.tensor(i < 3)).view(1, 1, 2, 2)
+                d = torch.where(fresh, torch.full_like(x, 1 - math.exp(-t) / 2), history.d)
+                history, x = step(history, x, d, (t, t_next), (fresh, stale), 2)
+                stale = ~fresh
+            return (x - (1 + (2 - END / 2) * math.exp(-END))).abs().flatten()
+
+        held, continued = error(multirate_step), error(continued_step)
+        assert torch.equal(held[:2], continued[:2])
+        assert (continued[2:] < 0.6 * held[2:]).all()
+
+    @pytest.mark.parametrize(("seen", "gain"), [(0.25, 1.0), (0.125, 0.5), (1.0, 1.0), (-0.25, 0.0)])
+    def test_forecasts_are_scaled_by_what_fresh_tokens_confirm(self, seen, gain):
+        """Estimates rose by 1/4 as sigma fell by 1/4; now it has fallen by 1/4 again."""
+        d = torch.ones(1, 3, 2, 2)
+        found = torch.where(self.FRESH, d + seen, d)
+        elapsed, change = forecast_change(self._history(d, d - 0.25), found, math.log(2), self.FRESH)
+        assert elapsed.flatten().tolist() == pytest.approx([0.25] * 4)
+        torch.testing.assert_close(change, torch.full_like(d, 0.25 * gain))
+
+    def test_each_image_has_its_own_gain(self):
+        d = torch.ones(2, 3, 2, 2)
+        found = torch.where(self.FRESH, d + torch.tensor([0.25, 0.125]).view(2, 1, 1, 1), d)
+        _, change = forecast_change(self._history(d, d - 0.25), found, math.log(2), self.FRESH)
+        assert change.mean(dim=(1, 2, 3)).tolist() == pytest.approx([0.25, 0.125])
+
+    def test_a_token_that_was_evaluated_once_is_held(self):
+        d = torch.ones(1, 3, 2, 2)
+        history = self._history(d, d - 0.25)
+        history.t_before = torch.full_like(history.t, -torch.inf)
+        _, change = forecast_change(history, d + 1, math.log(2), self.FRESH)
+        assert not change.any()
+
+    @pytest.mark.parametrize("order", [1, 2])
+    def test_one_step_by_hand(self, order):
+        """Stale: the long step redone up to the forecast, then a step with the forecast for its middle."""
+        d = torch.ones(1, 3, 2, 2)
+        history = self._history(d, d - 0.25)
+        found = torch.where(self.FRESH, d + 0.25, d)
+        t, t_next = math.log(2), math.log(8)  # sigma 1/2 to 1/8, its middle in t at 1/4
+        masks = self.FRESH, torch.zeros_like(self.FRESH)
+        after, x = continued_step(history, 5 * d, found, (t, t_next), masks, order)
+        held_after, held = multirate_step(history, 5 * d, found, (t, t_next), masks, order)
+        state = redo_long_step(history, d + 0.25, t)
+        expected = torch.where(self.FRESH, held, advance(state, d + 0.5, t_next - t))
+        torch.testing.assert_close(x, expected)
+        assert all(map(torch.equal, vars(after).values(), vars(held_after).values()))
+
+    def test_the_last_step_ends_at_the_forecast(self):
+        d = torch.ones(1, 3, 2, 2)
+        found = torch.where(self.FRESH, d + 0.25, d)
+        masks = self.FRESH, ~self.FRESH
+        _, x = continued_step(self._history(d, d - 0.25), 5 * d, found, (math.log(2), math.inf), masks, 1)
+        torch.testing.assert_close(x, d + 0.25)
+
+    def test_a_dense_step_is_as_before(self):
+        d = torch.ones(1, 3, 2, 2)
+        args = self._history(d, d - 0.25), 5 * d, d + 0.25, (0.5, 0.7), (None, self.FRESH), 2
+        assert torch.equal(continued_step(*args)[1], multirate_step(*args)[1])
 
 
 class TestByHand:

@@ -1,0 +1,151 @@
+"""Keys and values of cached tokens, extrapolated along their last two changes.
+
+As `forecast`, with one evaluation more: each row's last three, K, K_1 and K_2, define a parabola in the noise
+level. In Newton's form, with `b` and `c` the falls of the noise level between them, and `a` since the last:
+
+    K' = K + g w (K - K_1) + g2 (q (K - K_1) - q_1 (K_1 - K_2))
+
+    w = a / b        q = a (a + b) / (b (b + c))        q_1 = a (a + b) / (c (b + c))
+
+Both gains, 0 to 1, are fitted together to the active tokens of the same step, by least squares. Where the
+parabola has no positive gain it is left out: the fit is then that of `forecast`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..rows import Pair, RowIndex
+from .extrapolation import FARTHEST, Extrapolation, Times, fallen, weight_of
+from .forecast import ForecastRows
+from .gains import fitted_gains
+from .spec import CacheSize, KVFormat
+from .spread import Spread
+
+RIDGE = 1e-3
+"""Added to the diagonal of the least squares, as a share of it."""
+
+
+@dataclass
+class QuadraticTimes(Times):
+    """As `Times`, with the fall of the noise level between the two evaluations before the last.
+
+    Weights have three parts on their last axis: w, q and q_1.
+    """
+
+    format_name: ClassVar[str] = "forecast2"
+    spans: ClassVar[int] = 2
+
+    def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
+        """As in `Times`; returns (bb, n, 3) and (bb, n_active, 3)."""
+        last, span, span_before = self.tensors
+        now = sigma.float()[:, None].expand(active_idx.shape)
+        elapsed = fallen(last.gather(1, active_idx), now)
+        spans = span.gather(1, active_idx), span_before.gather(1, active_idx)
+        span_before.scatter_(1, active_idx, spans[0])
+        span.scatter_(1, active_idx, elapsed)
+        last.scatter_(1, active_idx, now)
+        return _weights(fallen(last, now[:, :1]), span, span_before), _weights(elapsed, *spans)
+
+    @staticmethod
+    def extrapolation(
+        weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ) -> QuadraticExtrapolation:
+        return QuadraticExtrapolation(weight, before, prefix, suffix, spread)
+
+
+class QuadraticExtrapolation(Extrapolation):
+    """As `Extrapolation`, for weights with three parts.
+
+    Attributes:
+        weights: (2, 2, bb, prefix + n + suffix), of keys and of values: factors on the last change and on the
+            one before, which are added to the last evaluation.
+    """
+
+    def __init__(
+        self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
+    ):
+        super().__init__(weight, before, prefix, suffix, spread)
+        self._weight = self._framed(self._image_weight, prefix, suffix)
+        self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
+
+    def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Both factors of keys (0) or values (1), with as many axes as `rows`, (bb, r, ...)."""
+        return self.weights_like(which, rows).unbind()
+
+    def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
+        """As `judge`, with key and value of each evaluation, the last one first."""
+        if not self._is_due():
+            return
+        weights = []
+        for *kept, new in zip(*evaluations, fresh, strict=True):
+            last, before, earlier = (self._sampled(rows, index) for rows in kept)
+            w, q, q_before = self._trial[..., None]
+            linear = (last - before) * w
+            curved = (last - before) * q - (before - earlier) * q_before
+            gains = fitted_gains(linear, curved, self._sampled_fresh(new) - last, RIDGE)
+            weights.append(self._factors(*(each[:, None] for each in gains)).to(new.dtype))
+        self.weights = torch.stack(weights)
+
+    def _factors(self, gain: Tensor, gain2: Tensor) -> Tensor:
+        """Factors on the last change and on the one before, (2, bb, r), with these gains, (bb, 1) each."""
+        w, q, q_before = self._weight
+        return torch.stack([gain * w + gain2 * q, -gain2 * q_before])
+
+    def _framed(self, weight: Tensor, prefix: int, suffix: int) -> Tensor:  # (bb, n, 3) -> (3, bb, r)
+        return F.pad(weight.movedim(-1, 0), (prefix, suffix))
+
+
+def _weights(elapsed: Tensor, span: Tensor, span_before: Tensor) -> Tensor:
+    """w, q and q_1 of the rule, (..., 3), clamped; 0 for a token without the evaluations."""
+    curved = elapsed * (elapsed + span) / (span + span_before).clamp_min(1e-9)
+    parts = (curved / each.clamp_min(1e-9) for each in (span, span_before))
+    has_all = (span > 0) & (span_before > 0)
+    parts = (torch.where(has_all, part.clamp_max(FARTHEST), torch.zeros_like(part)) for part in parts)
+    return torch.stack([weight_of(elapsed, span), *parts], dim=-1)
+
+
+@dataclass
+class QuadraticRows(ForecastRows):
+    """As `ForecastRows`, with one evaluation more."""
+
+    format_name: ClassVar[str] = "forecast2"
+    evaluations: ClassVar[int] = 3
+    times: ClassVar[type[Times]] = QuadraticTimes
+
+    def update_extrapolated(
+        self, index: RowIndex, fresh: Pair, extrapolation: QuadraticExtrapolation
+    ) -> Pair:
+        evaluations = (self.tensors[:2], self.tensors[2:4], self.tensors[4:])
+        extrapolation.judge_all(evaluations, fresh, index)
+        return self._updated(index, fresh, extrapolation)
+
+    def _extrapolated(self, number: int, index: RowIndex, extrapolation: QuadraticExtrapolation) -> Tensor:
+        last, before, earlier = self.tensors[number::2]
+        factor, factor_before = extrapolation.factors_like(number, last)
+        whole = index.scratch.empty(number, last, last.dtype)
+        change = index.scratch.empty(2, last, last.dtype)
+        torch.sub(before, earlier, out=change)
+        torch.sub(last, before, out=whole)
+        return whole.mul_(factor).addcmul_(change, factor_before).add_(last)
+
+
+def _nbytes(size: CacheSize) -> int:
+    return 3 * size.plain_nbytes + 12 * size.tokens  # rows of three evaluations; three float32 per token
+
+
+FORMAT = KVFormat(
+    name="forecast2",
+    rows=QuadraticRows,
+    nbytes=_nbytes,
+    text="the K/V cache of {size} is kept on the device, with its last two changes",
+    transients=2,
+    advances=True,
+    allows_added_noise=False,
+    is_offered=False,
+)

@@ -1,0 +1,118 @@
+"""What the fresh rows of a step tell about the errors of cached rows nearby.
+
+A fresh row shows by how much its forecast would have missed, and neighbouring tokens err alike. So the errors
+of the active tokens are spread over the cached ones. For keys and values of each attention apart:
+
+    E   = K - K'                    of active tokens: fresh row minus its own forecast
+    s   = sqrt(a |f|)               of each token: `a` is how far the noise level fell since its last
+                                    evaluation, |f| the size of its forecast change (root mean square)
+    R   = E / s                     of active tokens
+    K'' = K' + s (g near(R) + g2 mean(R))        of cached tokens
+
+near is the mean over the active ones of the 3 x 3 tokens around, mean that over all active tokens of the
+image. Both gains, 0 to 1, are fitted to a sample of the active tokens, each predicted from the others.
+
+It does harm where few tokens are computed: active tokens are those that change most, and their mean error is
+then wrong for the others in the same direction everywhere, which attention does not average away.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .gains import fitted_gains
+
+LEAST_SHARE = 0.5
+"""Errors are spread if at least this share of the tokens is computed."""
+
+SAMPLE = 256
+"""Number of active tokens, approximately, that gains are fitted to."""
+
+RIDGE = 1e-2
+"""Added to the diagonal of the least squares, as a share of it."""
+
+SMALLEST = 0.05
+"""Added to the size of each forecast, as a share of the mean: rows that did not change may still err."""
+
+TRANSIENTS = 5
+"""Working memory, in keys and values of the largest attention in half precision."""
+
+SMALLEST_SCALE = 1e-2
+"""Lower bound of s, as a share of its mean."""
+
+
+class Spread:
+    """Spreads the errors of one call's active tokens.
+
+    Args:
+        shape: tokens along each axis, (h, w) or (t, h, w).
+        active_idx: (bb, n_active) int64.
+        ages: (bb, n) how far the noise level has fallen since each token's last evaluation.
+    """
+
+    def __init__(self, shape: tuple[int, ...], active_idx: Tensor, ages: Tensor):
+        self._plane = shape[-2:]
+        self._idx = active_idx
+        self._ages = ages
+        here = torch.zeros_like(ages).scatter_(1, active_idx, 1.0)
+        count = self._near(here[..., None])[..., 0]
+        self._has_near = (count > 0.5).float()  # (bb, n)
+        self._share = self._has_near / count.clamp_min(1.0)
+        self._stride = max(1, active_idx.shape[1] // SAMPLE)
+        self._sampled = active_idx[:, :: self._stride]
+        others = count.gather(1, self._sampled) - 1.0
+        self._has_others = (others > 0.5).float()[..., None]  # (bb, samples, 1)
+        self._share_of_others = self._has_others / others.clamp_min(1.0)[..., None]
+
+    def with_active(self, weight: Tensor, before: Tensor) -> Tensor:
+        """Weights of all tokens before this call, from those of cached and of active ones."""
+        index = self._idx if weight.ndim == 2 else self._idx[..., None].expand_as(before)
+        return weight.scatter(1, index, before)
+
+    def scales(self, change: Tensor, weight: Tensor) -> Tensor:
+        """s of each token, up to a factor: (bb, n).
+
+        Args:
+            change: (bb, n, d) last change of the rows.
+            weight: (bb, n) its weight.
+        """
+        size = torch.linalg.vector_norm(change, dim=2, dtype=torch.float32) * weight
+        scale = ((size + SMALLEST * size.mean(1, keepdim=True)) * self._ages).sqrt()
+        mean = scale.mean(1, keepdim=True)
+        return torch.where(mean > 0, scale / mean.clamp_min(1e-30), scale)
+
+    def correct(self, rows: Tensor, fresh: Tensor, scale: Tensor) -> None:
+        """Add the spread errors to the forecasts of all tokens, in place.
+
+        Args:
+            rows: (bb, n, d) forecasts of all tokens, active ones too.
+            fresh: (bb, n_active, d) rows of the active tokens.
+            scale: as returned by `scales`.
+        """
+        index = self._idx[..., None].expand(-1, -1, rows.shape[2])
+        own = scale.gather(1, self._idx)[..., None]
+        usable = torch.where(own > 0, 1.0 / own.clamp_min(SMALLEST_SCALE), torch.zeros_like(own))
+        rates = (fresh.float() - rows.gather(1, index).float()).mul_(usable)
+        mean = rates.mean(1, keepdim=True)
+        near = self._near(torch.zeros_like(rows, dtype=torch.float32).scatter_(1, index, rates))
+        gain, gain2 = (each[:, None] for each in self._gains(rates, near, mean, own))
+        near.mul_((gain * scale * self._share)[..., None])
+        near.addcmul_(mean, (scale * (gain2 + gain * (1.0 - self._has_near)))[..., None])
+        rows.add_(near)
+
+    def _gains(self, rates: Tensor, near: Tensor, mean: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Gains of near and of mean, (bb,) each: active tokens predicted from the others."""
+        count, sample = rates.shape[1], rates[:, :: self._stride]
+        others = (mean * count - sample) / max(count - 1, 1)
+        index = self._sampled[..., None].expand_as(sample)
+        around = (near.gather(1, index) - sample) * self._share_of_others + others * (1.0 - self._has_others)
+        scale = own[:, :: self._stride]
+        return fitted_gains(around * scale, others * scale, sample * scale, RIDGE)
+
+    def _near(self, tokens: Tensor) -> Tensor:
+        """Sum over each token's 3 x 3 neighbourhood along h and w: (bb, n, d) -> (bb, n, d)."""
+        planes = tokens.unflatten(1, (-1, *self._plane)).flatten(0, 1).permute(0, 3, 1, 2)
+        near = F.avg_pool2d(planes, 3, stride=1, padding=1, divisor_override=1)
+        return near.permute(0, 2, 3, 1).reshape(tokens.shape)
