@@ -87,7 +87,7 @@ def _about(name: str) -> str:
     }[name]
 
 
-def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2") -> None:
+def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2,flux") -> None:
     add = command.add_argument
     add("--out", type=Path, help="folder for the results (default: bench/output/<command>)")
     add("--families", type=_words, default=_words(families), help=f"default: {families}")

@@ -60,7 +60,7 @@ class TestTimes:
         assert before[0, 0].tolist() == pytest.approx([w, curved / 0.1, curved / 0.2])
         assert weight[0].tolist() == [pytest.approx([w, curved / 0.1, curved / 0.2]), [0.0, 0.0, 0.0]]
         weight, _ = times.update_active(_at(0.4), torch.tensor([[0]]))
-        curved = 0.1 * 0.3 / 0.3  # token 1 went on: a = 0.1, b = 0.2, c = 0.1
+        curved = 0.1 * 0.3 / 0.3  # token 1 continued: a = 0.1, b = 0.2, c = 0.1
         assert weight[0, 1].tolist() == pytest.approx([0.5, curved / 0.2, curved / 0.1])
 
     def test_two_evaluations_give_a_line_and_one_nothing(self):
