@@ -19,7 +19,7 @@ import torch  # noqa: E402  (after setup, which sets what libraries read)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions are defined (test_fused.py)
 
-from support.families import FAMILIES, Family  # noqa: E402  (needs ComfyUI)
+from support.families import FAMILIES, VARIANTS, Family  # noqa: E402  (needs ComfyUI)
 
 
 @pytest.fixture(scope="session")
@@ -28,9 +28,9 @@ def comfyui() -> Path:
     return COMFYUI
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=[name for name in FAMILIES if name not in VARIANTS])
 def family(request: pytest.FixtureRequest) -> Family:
-    """Every supported family in turn, as a tiny model."""
+    """Every supported family in turn, as a tiny model; in models/ and graphs/ also its variants."""
     return FAMILIES[request.param]
 
 

@@ -186,6 +186,9 @@ FAMILIES = {
 # An older ComfyUI knows fewer of them.
 FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_class is not None}
 
+VARIANTS = ("flux_fill", "flux_kontext")
+"""They differ from `flux` only in the inputs of a call: for tests of the adapters and of captured calls."""
+
 
 @torch.no_grad()
 def draw_weights(network: torch.nn.Module, seed: int) -> None:

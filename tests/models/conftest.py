@@ -1,0 +1,10 @@
+"""The tests of adapters run the variants of a family too."""
+
+import pytest
+from support.families import FAMILIES, Family
+
+
+@pytest.fixture(params=list(FAMILIES))
+def family(request: pytest.FixtureRequest) -> Family:
+    """Every supported family and variant in turn, as a tiny model."""
+    return FAMILIES[request.param]
