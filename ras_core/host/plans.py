@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 FINE_LEVELS = 200
 """Steps of the fine schedule that levels are interpolated from; no model has fewer levels."""
 
+EVEN_LEVELS = 199
+"""The same for the levels that RAS Scheduler makes of an even grid. A prime, so that they never coincide with
+a `simple` schedule: a run must tell both apart, to shorten the one and not the other."""
+
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:
     """The plans that were measured on this model, or else those of its family.
@@ -76,4 +80,9 @@ def levels_of(model: ModelPatcher, plan: Plan, steps: int, denoise: float = 1.0)
     """The plan's noise levels, which replace those of `steps` dense steps."""
     total = steps if denoise >= 1 else int(steps / denoise)
     given = simple_levels(model, total)[-(steps + 1) :]
-    return plan.levels_of_part(simple_levels(model, FINE_LEVELS), given)
+    return plan.levels_of_part(made_levels(model, plan), given)
+
+
+def made_levels(model: ModelPatcher, plan: Plan) -> tuple[float, ...]:
+    """The fine schedule from which `levels_of` makes a plan's levels."""
+    return simple_levels(model, EVEN_LEVELS if plan.has_even_grid else FINE_LEVELS)

@@ -24,7 +24,7 @@ from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
 from .outer_sample import OuterSample, RunSettings
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, plans_for
+from .plans import FINE_LEVELS, made_levels, plans_for
 from .samplers import plan_sampler
 
 LEVELS_STAY = "the noise levels stay: {}"
@@ -66,7 +66,7 @@ class Speed:
         plans = self.plans or plans_for(model, given.noise.shape[2:])
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
-        if _is_grid_of(plan, fine, levels, simple_levels(model, given.steps)):
+        if _is_grid_of(plan, made_levels(model, plan), levels, simple_levels(model, given.steps)):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
         wanted = _like(plan.levels_of_part(fine, levels), given.sigmas)
         if not decreases(wanted.tolist()):

@@ -251,6 +251,16 @@ class TestLevels:
         assert last_trace(model).n_steps == len(made) - 1 == (14 if plan is None else 17)
         assert torch.allclose(found, ras_ksampler(sd3, "2x", plan=plan)[0], atol=1e-5)
 
+    def test_an_even_grid_is_told_from_the_simple_schedule(self, sd3):
+        """Also where its steps divide the fine schedule's, and where a run with denoise has the same steps."""
+        plan = planned(steps=10, dense=10, density=(1.0,))
+        model = ras_model(sd3, "2x", plan=plan)
+        made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        assert last_trace(model).n_steps == len(made) - 1 == 10
+        ksampler(model, sd3, steps=12, denoise=0.6)
+        assert last_trace(model).n_steps == round(12 * 10 / 28)
+
     def test_inpainting_keeps_the_levels_and_runs_dense(self, sd3, info):
         samples = torch.zeros(1, 16, 16, 12)
         mask = torch.ones(1, 1, 16, 12)
