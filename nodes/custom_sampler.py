@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host.samplers import ORDERS, multirate_sampler
+from ..ras_core.host.samplers import multirate_sampler
+from ..ras_core.method.integrator import SOLVERS
 from .settings import CATEGORY
 
 
@@ -19,12 +20,12 @@ class RASSampler(io.ComfyNode):
             category=CATEGORY,
             description="A sampler for SamplerCustom and SamplerCustomAdvanced that corrects regions when "
             "they are computed again. Use it with a model from RAS Patch Model; on other models it is "
-            "dpmpp_2m or euler.",
+            "dpmpp_2m, euler or ab2 (Adams-Bashforth).",
             inputs=[
                 io.Combo.Input(
-                    "order", options=list(ORDERS), default="dpmpp_2m",
-                    tooltip="dpmpp_2m: second order, better up to a speed-up of about 2.7. euler: first "
-                    "order.",
+                    "order", options=list(SOLVERS), default="dpmpp_2m",
+                    tooltip="dpmpp_2m and ab2: second order, better up to a speed-up of about 2.7. Without "
+                    "regional steps, ab2 is the closer of the two where steps are few. euler: first order.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For a custom sampling node.")],
@@ -32,4 +33,4 @@ class RASSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, order: str) -> io.NodeOutput:
-        return io.NodeOutput(multirate_sampler(ORDERS[order]))
+        return io.NodeOutput(multirate_sampler(order))

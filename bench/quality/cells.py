@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from ...ras_core.config import Metric, PaperSettings, RASConfig
 from ...ras_core.errors import RASError
-from ...ras_core.method.plan import PLAN_SPEEDS, Plan
+from ...ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan
 from ...ras_core.method.schedule import plan_steps
 from ...ras_core.method.sigma_grid import even_density
 from .sigma_grids import label_of, steps_of
@@ -47,8 +47,8 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); forecast (multirate with kv_cache = forecast) and its additions (FRESHER); change (the
-            selection alone); paper; random (random tokens); ComfyUI's LazyCache and EasyCache.
+            integrator); forecast (multirate with kv_cache = forecast) and its additions (FRESHER); change
+            (the selection alone); paper; random (random tokens); ComfyUI's LazyCache and EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
@@ -171,7 +171,8 @@ class Cell:
     def plan(self) -> Plan:
         """What ras_core runs for it; its grid comes from the cell's own."""
         shares = self.step_shares()
-        return Plan(PLAN_SPEEDS[0], self.sampler, even_density(), shares, self.kv_cache)
+        sampler = self.sampler if self.sampler in PLAN_SAMPLERS else PLAN_SAMPLERS[0]  # it decides no share
+        return Plan(PLAN_SPEEDS[0], sampler, even_density(), shares, self.kv_cache)
 
     @property
     def extra_settings(self) -> dict[str, Any]:

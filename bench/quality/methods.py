@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...ras_core.host.patch import patch_model
 from ...ras_core.host.planned_model import settings_of
+from ...ras_core.host.samplers import multirate_sampler
 from .block_cache import with_block_cache
 from .cells import CACHES, PLANNED, Cell
 from .oracle import exact_keys_and_values
@@ -45,6 +46,8 @@ def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
 
 def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
     """The cell's sampler, with forecasts at its skipped steps."""
+    if cell.method in PLANNED and cell.sampler == "ab2":
+        return multirate_sampler("ab2")
     sampler = sampler_of(cell.sampler)
     if cell.method != "whole_steps":
         return sampler

@@ -14,6 +14,7 @@ from tqdm.auto import trange
 
 from ..config import RASConfig
 from ..kv.choose import for_sampler
+from ..method.integrator import SOLVERS, Solver
 from ..run.sampler import integrate
 from ..run.state import RunState
 from .names import RUN, TRANSFORMER_OPTIONS
@@ -40,7 +41,7 @@ def sample_multirate(
         extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
         disable: whether to show no progress bar.
-        options: options of the sampler: `order`, 1 or 2 (the default).
+        options: options of the sampler: `solver`, one of SOLVERS; the first by default.
     """
     extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
@@ -54,22 +55,19 @@ def sample_multirate(
     run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
     levels = sigmas.tolist()
     steps = trange(len(levels) - 1, disable=disable)
-    return integrate(denoise, x, levels, run, options.get("order", 2), steps)
+    return integrate(denoise, x, levels, run, options.get("solver", SOLVERS[0]), steps)
 
 
-ORDERS = {"dpmpp_2m": 2, "euler": 1}
-"""Order of the multirate form, by the name of the sampler that it replaces."""
+CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "euler"}
+"""ComfyUI's sampler functions that have a multirate form."""
 
-CORRECTED_ORDERS = {f"sample_{name}": order for name, order in ORDERS.items()}
-"""The same, by the names of ComfyUI's sampler functions."""
-
-STEADY_SAMPLERS = (*CORRECTED_ORDERS, sample_multirate.__name__)
+STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
 """Samplers that add no noise and evaluate once per step, so that a token's last change predicts its next."""
 
 
-def multirate_sampler(order: int, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
+def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
     """The multirate integrator as a SAMPLER."""
-    return comfy.samplers.KSAMPLER(sample_multirate, {"order": order}, inpaint_options or {})
+    return comfy.samplers.KSAMPLER(sample_multirate, {"solver": solver}, inpaint_options or {})
 
 
 def corrected(sampler: Any, run: RunState) -> Any:
@@ -80,15 +78,15 @@ def corrected(sampler: Any, run: RunState) -> Any:
     if obstacle := _correction_obstacle(sampler):
         logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
         return sampler
-    return multirate_sampler(CORRECTED_ORDERS[name], sampler.inpaint_options)
+    return multirate_sampler(CORRECTED[name], sampler.inpaint_options)
 
 
 def plan_sampler(sampler: Any) -> str | None:
     """The sampler whose plans fit this one; None if there are none."""
     name = _name_of(sampler)
     if name == sample_multirate.__name__:
-        order = sampler.extra_options.get("order", 2)
-        return next((each for each, its_order in ORDERS.items() if its_order == order), None)
+        solver = sampler.extra_options.get("solver", SOLVERS[0])
+        return "dpmpp_2m" if solver == "ab2" else solver  # both are second order: the same steps suit them
     return None if _correction_obstacle(sampler) else name.removeprefix("sample_")
 
 
@@ -101,7 +99,7 @@ def is_corrected(sampler: Any, config: RASConfig) -> bool:
 def _correction_obstacle(sampler: Any) -> str | None:
     """Why the multirate form cannot replace a sampler, or None."""
     name = _name_of(sampler)
-    if name not in CORRECTED_ORDERS:
+    if name not in CORRECTED:
         return "this sampler has no multirate form"
     is_plain = type(sampler) is comfy.samplers.KSAMPLER
     if not is_plain or sampler.sampler_function is not getattr(comfy.k_diffusion.sampling, name, None):

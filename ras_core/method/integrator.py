@@ -8,8 +8,9 @@ In the exponential form of the flow's ODE, with t = -log sigma,
 
 two corrections need no extra evaluations, only each token's own history:
 
-    fresh token    D is extrapolated along its last slope to the middle of the step (second order, as
-                   DPM-Solver++(2M));
+    fresh token    second order along its last slope: D is extrapolated to the middle of the step, as in
+                   DPM-Solver++(2M), or the velocity (x - D) / sigma is, as in Adams-Bashforth (`ab2`), which
+                   is nearer to the converged image where steps are long;
     stale token    when it is evaluated again after a time H, its long step is repeated with D linear in t
                    between the two evaluations (trapezoid in exponential form).
 
@@ -31,9 +32,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+
+Solver = Literal["dpmpp_2m", "euler", "ab2"]
+SOLVERS: tuple[Solver, ...] = get_args(Solver)
+"""How fresh tokens step: euler is first order; ab2 is the Adams-Bashforth method of second order in sigma."""
 
 FARTHEST = 8.0
 """Upper bound of a token's forecast, in multiples of its last change."""
@@ -93,6 +99,24 @@ def second_order_estimate(history: History, h: float) -> Tensor:
     return ((history.d - history.d_before) / span).mul_(h / 2).add_(history.d)
 
 
+def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) -> Tensor:
+    """The state at t_next by Adams-Bashforth of second order, for steps of different lengths in sigma.
+
+    x' = x + H (v + (v - v_before) H / (2 H_before)), with v = (x - D) / sigma
+
+    Args:
+        history: evaluations before that of `d`.
+        x, d: (b, c, H, W) state and denoised estimate at time t.
+        t, t_next: times.
+    """
+    sigma, step = math.exp(-t), math.exp(-t_next) - math.exp(-t)
+    velocity = (x - d).div_(sigma)
+    before = (history.x - history.d).mul_(history.t.exp())  # 0 if there was no evaluation
+    span = history.t.neg().exp_().sub_(sigma)  # inf then, so that the velocity is kept
+    slope = (velocity - before).div_(span).mul_(-step / 2)
+    return x.add(velocity.add_(slope), alpha=step)
+
+
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
     """The state at time t if D changed linearly from its last evaluation to `d`: (b, c, H, W)."""
     span = t - history.t
@@ -107,7 +131,7 @@ def multirate_step(
     d: Tensor,
     times: tuple[float, float],
     masks: tuple[Tensor | None, Tensor | None],
-    order: int,
+    solver: Solver,
 ) -> tuple[History, Tensor]:
     """One step of all tokens.
 
@@ -118,7 +142,7 @@ def multirate_step(
         times: start and end of this step.
         masks: (b, 1, H, W) bool each: tokens evaluated at this step, None for all; and tokens that were not
             evaluated at the preceding step, None for none.
-        order: 1, or 2 for a second-order step of fresh tokens.
+        solver: how fresh tokens step.
 
     Returns:
         The new history, and the state at the next step's start.
@@ -127,13 +151,15 @@ def multirate_step(
     if stale is not None:
         returned = stale if fresh is None else fresh & stale
         x = torch.where(returned, redo_long_step(history, d, t), x)
-    history = history.after(x, d, t, fresh)
-    h = t_next - t
-    target = history.d
-    if order == 2:
-        ahead = second_order_estimate(history, h)
+    after, h = history.after(x, d, t, fresh), t_next - t
+    if solver == "ab2":
+        ahead = adams_step(history, x, d, t, t_next)
+        return after, ahead if fresh is None else torch.where(fresh, ahead, advance(x, after.d, h))
+    target = after.d
+    if solver == "dpmpp_2m":
+        ahead = second_order_estimate(after, h)
         target = ahead if fresh is None else torch.where(fresh, ahead, target)
-    return history, advance(x, target, h)
+    return after, advance(x, target, h)
 
 
 def continued_step(
@@ -142,10 +168,10 @@ def continued_step(
     d: Tensor,
     times: tuple[float, float],
     masks: tuple[Tensor | None, Tensor | None],
-    order: int,
+    solver: Solver,
 ) -> tuple[History, Tensor]:
     """As `multirate_step`, but the estimates of stale tokens are forecast instead of held."""
-    after, held = multirate_step(history, x, d, times, masks, order)
+    after, held = multirate_step(history, x, d, times, masks, solver)
     (t, t_next), fresh = times, masks[0]
     if fresh is None:
         return after, held

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from ..method.integrator import History, advance, continued_step, multirate_step
+from ..method.integrator import History, Solver, advance, continued_step, multirate_step
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
@@ -16,18 +16,23 @@ Denoise = Callable[[int, Tensor], Tensor]
 
 
 def integrate(
-    denoise: Denoise, x: Tensor, levels: list[float], run: RunState | None, order: int, steps: Iterable[int]
+    denoise: Denoise,
+    x: Tensor,
+    levels: list[float],
+    run: RunState | None,
+    solver: Solver,
+    steps: Iterable[int],
 ) -> Tensor:
     """Integrate from the first noise level to the last, each token with its own step size.
 
-    Without a run every token is fresh at every step: order 1 is then Euler, order 2 DPM-Solver++(2M).
+    Without a run every token is fresh at every step, and the solver is that of its name.
 
     Args:
         denoise: evaluates the model.
         x: (b, c, H, W) at the first level.
         levels: decreasing, ending in 0 or above.
         run: state of the run, with the tokens that each evaluation computed; None for a model without RAS.
-        order: 1 or 2.
+        solver: of fresh tokens.
         steps: yields step numbers, 0 to len(levels) - 2; may be a progress bar.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0
@@ -44,8 +49,8 @@ def integrate(
         evaluations = run.evaluations if run is not None else 0
         fresh = fresh_pixels(run)
         stale = None if fresh_before is None else ~fresh_before
-        step_order = order if math.isfinite(t_next) else 1  # at sigma 0 the result is the estimate itself
-        history, x = step(history, x, denoised, (t, t_next), (fresh, stale), step_order)
+        own = solver if math.isfinite(t_next) else "euler"  # at sigma 0 the result is the estimate itself
+        history, x = step(history, x, denoised, (t, t_next), (fresh, stale), own)
         fresh_before = fresh
     return x
 

@@ -14,6 +14,7 @@ from ras_pack.nodes.sampler import RASKSampler
 from ras_pack.nodes.settings import CUSTOM
 from ras_pack.ras_core.config import RASConfig, Window
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.host import samplers
 from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
@@ -251,8 +252,14 @@ class TestLevels:
         assert last_trace(model).n_steps == len(made) - 1 == (14 if plan is None else 17)
         assert torch.allclose(found, ras_ksampler(sd3, "2x", plan=plan)[0], atol=1e-5)
 
+    @pytest.mark.parametrize(
+        ("solver", "plans"), [("euler", "euler"), ("dpmpp_2m", "dpmpp_2m"), ("ab2", "dpmpp_2m")]
+    )
+    def test_the_multirate_sampler_takes_the_plans_of_its_order(self, solver, plans):
+        assert samplers.plan_sampler(samplers.multirate_sampler(solver)) == plans
+
     def test_an_even_grid_is_told_from_the_simple_schedule(self, sd3):
-        """Also where its steps divide the fine schedule's, and where a run with denoise has the same steps."""
+        """Also where its steps divide the fine schedule's, and where a run with denoise has as many."""
         plan = planned(steps=10, dense=10, density=(1.0,))
         model = ras_model(sd3, "2x", plan=plan)
         made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]

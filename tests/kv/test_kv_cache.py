@@ -290,7 +290,7 @@ class TestAutoWithCorrections:
 
     def test_the_multirate_sampler_itself_corrects(self, sd3):
         config = RASConfig()
-        assert samplers.is_corrected(samplers.multirate_sampler(2), config)
+        assert samplers.is_corrected(samplers.multirate_sampler("dpmpp_2m"), config)
         assert not samplers.is_corrected(comfy.samplers.sampler_object("euler"), config)
         assert samplers.is_corrected(comfy.samplers.sampler_object("euler"), self.SETTINGS)
 

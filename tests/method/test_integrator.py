@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from ras_pack.ras_core.method.integrator import (
+    SOLVERS,
     History,
+    adams_step,
     advance,
     continued_step,
     forecast_change,
@@ -15,6 +17,7 @@ from ras_pack.ras_core.method.integrator import (
 )
 
 END = 2.0
+ORDER = {"euler": 1, "dpmpp_2m": 2, "ab2": 2}
 RATES = torch.tensor([0.3, -0.5, -1.2, 0.1]).view(1, 1, 2, 2).double()
 
 
@@ -32,7 +35,7 @@ def _times(n: int, uneven: bool) -> list[float]:
 def _integrate(
     n: int,
     periods: list[int],
-    order: int,
+    solver: str,
     corrected: bool = True,
     uneven: bool = True,
     step=multirate_step,
@@ -46,7 +49,7 @@ def _integrate(
         fresh = torch.tensor(i) % every == 0
         d = torch.where(fresh, RATES * x + 1, d)
         stale = torch.zeros_like(fresh) if fresh_before is None or not corrected else ~fresh_before
-        history, x = step(history, x, d, (t, t_next), (fresh, stale), order)
+        history, x = step(history, x, d, (t, t_next), (fresh, stale), solver)
         fresh_before = fresh
     return float((x - _exact(x0, END)).abs().max())
 
@@ -56,16 +59,16 @@ class TestConvergence:
 
     @pytest.mark.parametrize("uneven", [False, True])
     @pytest.mark.parametrize("periods", [[1, 1, 1, 1], [1, 2, 4, 3]], ids=["fresh", "mixed"])
-    @pytest.mark.parametrize("order", [1, 2])
-    def test_order(self, order, periods, uneven):
-        errors = [_integrate(n, periods, order, uneven=uneven) for n in (96, 192, 384)]
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_order(self, solver, periods, uneven):
+        errors = [_integrate(n, periods, solver, uneven=uneven) for n in (96, 192, 384)]
         observed = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-        assert observed == pytest.approx([order, order], abs=0.3)
+        assert observed == pytest.approx([ORDER[solver]] * 2, abs=0.3)
 
     def test_long_steps_are_first_order_without_their_correction(self):
-        errors = [_integrate(n, [2, 2, 4, 4], 2, corrected=False) for n in (96, 192)]
+        errors = [_integrate(n, [2, 2, 4, 4], "dpmpp_2m", corrected=False) for n in (96, 192)]
         assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.2)
-        assert _integrate(96, [2, 2, 4, 4], 2) < errors[0] / 10
+        assert _integrate(96, [2, 2, 4, 4], "dpmpp_2m") < errors[0] / 10
 
 
 class TestContinued:
@@ -78,11 +81,11 @@ class TestContinued:
         at = torch.zeros_like(d[:, :1])
         return History(d, d_before, 2 * d + 1, at - math.log(0.75), at)
 
-    @pytest.mark.parametrize("order", [1, 2])
-    def test_order(self, order):
-        errors = [_integrate(n, [1, 2, 4, 3], order, step=continued_step) for n in (96, 192, 384)]
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_order(self, solver):
+        errors = [_integrate(n, [1, 2, 4, 3], solver, step=continued_step) for n in (96, 192, 384)]
         observed = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-        assert observed == pytest.approx([order, order], abs=0.3)
+        assert observed == pytest.approx([ORDER[solver]] * 2, abs=0.3)
 
     def test_estimates_that_are_linear_in_sigma_end_nearer(self):
         """D = 1 - sigma / 2; three dense steps of ten; then two tokens are computed every 2nd or 4th."""
@@ -94,7 +97,7 @@ class TestContinued:
             for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
                 fresh = ((torch.tensor(i) % every == 0) | torch.tensor(i < 3)).view(1, 1, 2, 2)
                 d = torch.where(fresh, torch.full_like(x, 1 - math.exp(-t) / 2), history.d)
-                history, x = step(history, x, d, (t, t_next), (fresh, stale), 2)
+                history, x = step(history, x, d, (t, t_next), (fresh, stale), "dpmpp_2m")
                 stale = ~fresh
             return (x - (1 + (2 - END / 2) * math.exp(-END))).abs().flatten()
 
@@ -124,16 +127,16 @@ class TestContinued:
         _, change = forecast_change(history, d + 1, math.log(2), self.FRESH)
         assert not change.any()
 
-    @pytest.mark.parametrize("order", [1, 2])
-    def test_one_step_by_hand(self, order):
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_one_step_by_hand(self, solver):
         """Stale: the long step redone up to the forecast, then a step with the forecast for its middle."""
         d = torch.ones(1, 3, 2, 2)
         history = self._history(d, d - 0.25)
         found = torch.where(self.FRESH, d + 0.25, d)
         t, t_next = math.log(2), math.log(8)  # sigma 1/2 to 1/8, its middle in t at 1/4
         masks = self.FRESH, torch.zeros_like(self.FRESH)
-        after, x = continued_step(history, 5 * d, found, (t, t_next), masks, order)
-        held_after, held = multirate_step(history, 5 * d, found, (t, t_next), masks, order)
+        after, x = continued_step(history, 5 * d, found, (t, t_next), masks, solver)
+        held_after, held = multirate_step(history, 5 * d, found, (t, t_next), masks, solver)
         state = redo_long_step(history, d + 0.25, t)
         expected = torch.where(self.FRESH, held, advance(state, d + 0.5, t_next - t))
         torch.testing.assert_close(x, expected)
@@ -143,12 +146,14 @@ class TestContinued:
         d = torch.ones(1, 3, 2, 2)
         found = torch.where(self.FRESH, d + 0.25, d)
         masks = self.FRESH, ~self.FRESH
-        _, x = continued_step(self._history(d, d - 0.25), 5 * d, found, (math.log(2), math.inf), masks, 1)
+        _, x = continued_step(
+            self._history(d, d - 0.25), 5 * d, found, (math.log(2), math.inf), masks, "euler"
+        )
         torch.testing.assert_close(x, d + 0.25)
 
     def test_a_dense_step_is_as_before(self):
         d = torch.ones(1, 3, 2, 2)
-        args = self._history(d, d - 0.25), 5 * d, d + 0.25, (0.5, 0.7), (None, self.FRESH), 2
+        args = self._history(d, d - 0.25), 5 * d, d + 0.25, (0.5, 0.7), (None, self.FRESH), "dpmpp_2m"
         assert torch.equal(continued_step(*args)[1], multirate_step(*args)[1])
 
 
@@ -166,6 +171,17 @@ class TestByHand:
 
     def test_advance_to_sigma_zero_is_the_estimate(self):
         assert advance(self.X, self.D, math.inf).item() == 1.0
+
+    def test_adams_step(self):
+        """From sigma 2 to 1, one unit after an evaluation at sigma 3 with the velocity (9 - 3) / 3 = 2."""
+        at = torch.full((1, 1, 1, 1), -math.log(3.0))
+        history = History(3 * self.D, self.D, 9 * self.D, at, torch.full_like(at, -math.inf))
+        x = adams_step(history, self.X, self.D, -math.log(2.0), 0.0)  # its own velocity is (3 - 1) / 2 = 1
+        assert x.item() == pytest.approx(3 - (1 + (1 - 2) / 2))
+
+    def test_adams_step_without_an_evaluation_before(self):
+        x = adams_step(History.empty(self.X), self.X, self.D, -math.log(2.0), 0.0)
+        assert x.item() == pytest.approx(3 - 1)
 
     def test_second_order_estimate(self):
         """D increased from 0 to 1 in half a unit, so it is 1.5 a quarter of a unit later."""
@@ -196,8 +212,8 @@ class TestByHand:
             0.0,
         ]
 
-    @pytest.mark.parametrize("order", [1, 2])
-    def test_all_fresh_and_none_stale_need_no_masks(self, order):
+    @pytest.mark.parametrize("solver", SOLVERS)
+    def test_all_fresh_and_none_stale_need_no_masks(self, solver):
         """Bit-identical to masks of ones and zeros."""
         draw = torch.Generator().manual_seed(1)
         x, d, d_before, x_before = torch.randn(4, 2, 3, 4, 4, generator=draw)
@@ -207,8 +223,8 @@ class TestByHand:
         some = torch.rand(2, 1, 4, 4, generator=draw) > 0.5
         for fresh, stale in ((None, None), (None, some), (some, None)):
             masks = ones if fresh is None else fresh, ~ones if stale is None else stale
-            expected, state = multirate_step(history, x, d, (1.6, 1.9), masks, order)
-            found, own_state = multirate_step(history, x, d, (1.6, 1.9), (fresh, stale), order)
+            expected, state = multirate_step(history, x, d, (1.6, 1.9), masks, solver)
+            found, own_state = multirate_step(history, x, d, (1.6, 1.9), (fresh, stale), solver)
             assert torch.equal(state, own_state)
             assert all(
                 torch.equal(a, b) for a, b in zip(vars(found).values(), vars(expected).values(), strict=True)
