@@ -85,7 +85,8 @@ class Speed:
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
         """As many steps as given, with shares of the tokens that bring the speed as far as they can."""
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], _text_rows(guider))
+        conds = [cond for group in guider.conds.values() for cond in group]
+        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
@@ -122,9 +123,3 @@ def _like(levels: Sequence[float], given: Tensor) -> Tensor:
     made = torch.tensor(levels, dtype=given.dtype, device=given.device)
     made[0], made[-1] = given[0], given[-1]
     return made
-
-
-def _text_rows(guider: Any) -> list[int]:
-    """Text rows of each conditioning."""
-    each = (cond.get("cross_attn") for group in guider.conds.values() for cond in group)
-    return [context.shape[1] for context in each if context is not None]
