@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import nn
 
 from ..config import RASConfig
+from ..kv.choose import check_setting
 from ..method.plan import Plan
 from ..method.plan_candidates import RegionalCost
 from ..method.schedule import StepKind, StepPlan
@@ -54,8 +55,9 @@ def settings_of(plan: Plan) -> RASConfig:
     """The settings with which a run computes the plan's shares.
 
     Raises:
-        RASError: regional steps of too many different shares.
+        RASError: regional steps of too many different shares, or an unknown form of the K/V cache.
     """
+    check_setting(plan.kv_cache)
     return RASConfig(shares=plan.shares, corrections=True, cuda_graphs="auto", kv_cache=plan.kv_cache)
 
 

@@ -16,6 +16,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..config import Graphs, RASConfig
+from ..kv import forecast
+from ..kv.formats import AUTO
 from ..method.plan import Plan, described
 from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_set import PlanSet
@@ -75,6 +77,10 @@ class Speed:
 
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
+        if config.kv_cache == forecast.FORMAT.name:
+            # Nobody asked for its memory, and this run may have less than the one that measured the plan:
+            # "auto" means the same where memory is ample, and falls back where it is not.
+            config = replace(config, kv_cache=AUTO)
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:

@@ -1,5 +1,7 @@
 """Each speed through ComfyUI's own sampling nodes: its cost, which plan it takes, what stays as it was."""
 
+import json
+
 import comfy.sample
 import comfy.samplers
 import folder_paths
@@ -14,6 +16,7 @@ from ras_pack.nodes.sampler import RASKSampler
 from ras_pack.nodes.settings import CUSTOM
 from ras_pack.ras_core.config import RASConfig, Window
 from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.host import cache_plan
 from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
@@ -356,6 +359,39 @@ class TestChoice:
 
         ras_ksampler(FAMILIES["lumina_next"], "2x")
         assert "mean grid of all families that were measured" in info.text
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"kv_cache": "fp3"},
+            {"shares": [1.0, 1.0, 0.2, 0.3, 0.4, 0.5]},
+            {"density": [1, 10**400]},
+        ],
+        ids=["unknown form", "too many shares", "huge number"],
+    )  # fmt: skip
+    def test_kept_plans_that_no_run_can_follow_are_ignored(self, sd3, info, changes):
+        model, plans = sd3.build(), planned()
+        path = save_plans(plans, model, (16, 12))
+        plan = {**plans.plans[0].as_dict(), **changes}
+        path.write_text(json.dumps({"version": 1, "note": "", "plans": [plan]}))
+        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 14
+        assert "saved plans are ignored" in info.text
+
+    def test_an_unknown_form_of_the_cache_in_a_plan_is_refused(self, sd3):
+        with pytest.raises(RASError, match="kv_cache = 'fp3'.*Expected.*What to do"):
+            ras_ksampler(sd3, "2x", plan=planned(kv_cache="fp3"))
+
+    @pytest.mark.parametrize(("free", "regional"), [(0, 0), (330_000, 6)])
+    def test_a_plan_that_was_measured_with_more_memory(self, sd3, monkeypatch, free, regional):
+        """Calibration measures with `forecast`, which takes twice the memory of `gpu`."""
+        monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: free)
+        monkeypatch.setattr(cache_plan, "free_main_memory", lambda: 0)
+        _, trace = ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
+        assert "do not fit into" in trace.notes[0] and trace.regional_steps == regional
+
+    def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
+        ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
+        assert "is kept on the device, with its last change" in info.text
 
     def test_plans_without_the_speed_are_refused(self, sd3):
         with pytest.raises(RASError, match="no plan for 3x and euler.*Expected"):
