@@ -1,6 +1,7 @@
 """Each speed through ComfyUI's own sampling nodes: its cost, which plan it takes, what stays as it was."""
 
 import json
+from types import SimpleNamespace
 
 import comfy.sample
 import comfy.samplers
@@ -392,6 +393,25 @@ class TestChoice:
     def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
         ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
         assert "is kept on the device, with its last change" in info.text
+
+    def test_settings_without_effect_are_named(self, sd3, info):
+        text = "these settings have no effect"
+        ras_model(sd3, "2x")
+        ras_model(sd3, CUSTOM, sample_ratio=0.3, kv_cache="cpu")
+        assert text not in info.text
+        ras_model(sd3, "2x", sample_ratio=0.3, kv_cache="cpu", cuda_graphs="auto")
+        assert f"with speed = 2x, {text}: sample_ratio, kv_cache." in info.text
+        ras_model(sd3, CUSTOM, plan=planned())
+        assert f"with speed = custom, {text}: plan." in info.text
+
+    def test_a_comparison_ignores_a_window_that_the_speed_ignores(self, sd3, info):
+        """Its dense run is custom, and refused a window that no run uses."""
+        given = values(sd3, sampler_name="euler", steps=4)
+        changes = {**DEFAULTS, "start_percent": 0.5, "end_percent": 0.3}
+        vae = SimpleNamespace(decode=lambda latent: torch.rand(1, 64, 48, 3))
+        RASCompare.execute(vae, model=sd3.build(), speed="2x", plan=planned(), **changes, **given)
+        assert info.text.count("have no effect: start_percent, end_percent.") == 1
+        assert "effect: plan" not in info.text
 
     def test_plans_without_the_speed_are_refused(self, sd3):
         with pytest.raises(RASError, match="no plan for 3x and euler.*Expected"):
