@@ -107,10 +107,11 @@ def _memory_inputs() -> list[io.Input]:
             "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
             tooltip="With speed: custom. Where the keys and values of skipped regions are kept. gpu: "
             "unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, exact "
-            "and slower. auto: the first of these that fits; the log says which. forecast: twice the memory "
-            "of gpu and slightly slower; keys and values are extrapolated along their last change, which "
-            "comes closer to the dense image (euler and dpmpp_2m). off: nowhere, so computed regions do not "
-            "see the others and images fall apart; a baseline for experiments.",
+            "and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
+            "extrapolated along their last change, which comes closer to the dense image (euler and "
+            "dpmpp_2m). auto: forecast, if regions are corrected and it leaves half of the free memory; else "
+            "the first of gpu, fp8 and cpu that fits; the log says which. off: nowhere, so computed regions "
+            "do not see the others and images fall apart; a baseline for experiments.",
         ),
     ]  # fmt: skip
 
