@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
+from ..ras_core.config import Window
 from ..ras_core.render.comparison import comparison_image, difference
 from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
@@ -70,7 +71,8 @@ class RASCompare(RefusesRetired):
 def _dense(inputs: dict) -> dict:
     """The inputs with all steps dense. The method stays the same: the paper's has no corrections."""
     paper = inputs.get("paper")
-    return {**inputs, "speed": CUSTOM, "sample_ratio": 1.0, "paper": paper and replace(paper, ratio_end=0.0)}
+    dense = {"speed": CUSTOM, "plan": None, "sample_ratio": 1.0, **vars(Window())}
+    return {**inputs, **dense, "paper": paper and replace(paper, ratio_end=0.0)}
 
 
 def _image(vae, inputs: dict) -> tuple[np.ndarray, Trace]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any, get_args
 
 from comfy_api.latest import io
@@ -22,6 +23,10 @@ TraceType = io.Custom("RAS_TRACE")
 PaperType = io.Custom("RAS_PAPER")
 PlanType = io.Custom("RAS_PLAN")
 CUSTOM = "custom"
+OF_CUSTOM = ("sample_ratio", "start_percent", "end_percent", "error_reset_every", "kv_cache")
+"""Settings that only a custom speed uses."""
+
+logger = logging.getLogger(__name__)
 
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Float.Input).parameters else {}
 """For an input that few people need; earlier versions of ComfyUI show all inputs alike."""
@@ -102,10 +107,11 @@ def _memory_inputs() -> list[io.Input]:
             "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
             tooltip="With speed: custom. Where the keys and values of skipped regions are kept. gpu: "
             "unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, exact "
-            "and slower. auto: the first of these that fits; the log says which. forecast: twice the memory "
-            "of gpu and slightly slower; keys and values are extrapolated along their last change, which "
-            "comes closer to the dense image (euler and dpmpp_2m). off: nowhere, so computed regions do not "
-            "see the others and images fall apart; a baseline for experiments.",
+            "and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
+            "extrapolated along their last change, which comes closer to the dense image (euler and "
+            "dpmpp_2m). auto: forecast, if regions are corrected and it leaves half of the free memory; else "
+            "the first of gpu, fp8 and cpu that fits; the log says which. off: nowhere, so computed regions "
+            "do not see the others and images fall apart; a baseline for experiments.",
         ),
     ]  # fmt: skip
 
@@ -121,7 +127,21 @@ def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
     Raises:
         RASError: a value that cannot be used, or a model that is not supported.
     """
-    return patch_model(model, chosen_settings(inputs), inputs.get("priority"), open_view)
+    settings = chosen_settings(inputs)
+    if ignored := _without_effect(inputs):
+        logger.warning(
+            "Multirate RAS: with speed = %s, these settings have no effect: %s.",
+            inputs["speed"], ", ".join(ignored),
+        )  # fmt: skip
+    return patch_model(model, settings, inputs.get("priority"), open_view)
+
+
+def _without_effect(inputs: dict[str, Any]) -> list[str]:
+    """Names of the inputs that the user has set, but that this speed does not use."""
+    if inputs["speed"] == CUSTOM:
+        return ["plan"] if inputs.get("plan") is not None else []
+    defaults = {item.id: getattr(item, "default", None) for item in settings_inputs()}
+    return [name for name in OF_CUSTOM if inputs.get(name, defaults[name]) != defaults[name]]
 
 
 def kept_plans(speed: str | None) -> tuple[str, int] | None:

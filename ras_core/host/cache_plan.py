@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,14 +117,9 @@ class CachePlan:
     def _borders(self, conds: dict[str, list[dict]]) -> list[Borders]:
         """Rows of text, and rows after the image, of each conditioning that is evaluated."""
         return [
-            (self.adapter.text_rows(self.network, _encoded_rows(cond)), self._suffix(cond))
+            borders_of_cond(self.network, self.adapter, self.run.grid.n, cond)
             for cond in evaluated_conditionings(self.guider, conds)
         ]
-
-    def _suffix(self, cond: dict) -> int:
-        inputs = {REFERENCES: cond.get(REFERENCE_IMAGES)}
-        suffix = self.adapter.suffix_rows(self.network, self.run.grid.n, inputs)
-        return max(suffix, 0)  # with `ALL`, the rows after the image are text
 
     def _log_estimate(self, n_text: int) -> None:
         """Log the expected speed-up before the run."""
@@ -158,6 +154,10 @@ def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[d
     return [cond for name, group in conds.items() for cond in group if not (leaves_out and name == NEGATIVE)]
 
 
-def _encoded_rows(cond: dict) -> int:
-    context = cond.get(TEXT)
-    return 0 if context is None else context.shape[1]
+def borders_of_cond(
+    network: nn.Module, adapter: ModelAdapter, n_tokens: int, cond: Mapping[str, Any]
+) -> Borders:
+    """Rows of text, and rows after the image, of a conditioning: padding and reference images."""
+    context, inputs = cond.get(TEXT), {REFERENCES: cond.get(REFERENCE_IMAGES)}
+    text = adapter.text_rows(network, 0 if context is None else context.shape[1])
+    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # `ALL`: the rows after it are text

@@ -181,4 +181,4 @@ def step_cost(task: Task) -> RegionalCost | None:
         logger.info("Multirate RAS: this model does not support regional steps; only its grid is calibrated.")
         return None
     network = network_of(task.model.get_model_object("diffusion_model"))
-    return regional_cost(network, adapter, task.noise.shape[2:], task.text_rows)
+    return regional_cost(network, adapter, task.noise.shape[2:], task.conds)

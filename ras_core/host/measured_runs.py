@@ -19,6 +19,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from .names import TEXT
+
 OnStep = Callable[[int], None]
 """Called after each step with its index."""
 
@@ -57,9 +59,9 @@ class Task:
         return self.noise.shape[-2] * scale, self.noise.shape[-1] * scale
 
     @property
-    def text_rows(self) -> list[int]:
-        """Number of text rows of each conditioning."""
-        return [conditioning[0].shape[1] for conditioning in (*self.positive, *self.negative)]
+    def conds(self) -> list[dict[str, Any]]:
+        """Each conditioning, as guiders have it."""
+        return [{**extras, TEXT: context} for context, extras in (*self.positive, *self.negative)]
 
     def levels(self, steps: int) -> tuple[float, ...]:
         """The model's own `simple` schedule."""

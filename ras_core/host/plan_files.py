@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from ..errors import RASError
 from ..method.plan_set import PlanSet
 from .fingerprint import fingerprint
+from .planned_model import settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +69,14 @@ def _name(own: str, size: Sequence[int]) -> str:
 
 
 def _read(path: Path) -> PlanSet | None:
-    """The plans of a file; None after a warning if the file is damaged or has another version."""
+    """The plans of a file; None after a warning if the file is damaged, has another version, or contains a
+    plan that no run can follow.
+    """
     try:
-        return PlanSet.from_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, RASError) as error:
+        plans = PlanSet.from_json(path.read_text(encoding="utf-8"))
+        for plan in plans.plans:
+            settings_of(plan)
+        return plans
+    except (OSError, ValueError, OverflowError, RecursionError, RASError) as error:
         logger.warning("Multirate RAS: saved plans are ignored: %s: %s", path.name, error)
         return None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
 from ..config import RASConfig
+from ..kv.choose import check_setting
 from ..method.plan import Plan
 from ..method.plan_candidates import RegionalCost
 from ..method.schedule import StepKind, StepPlan
 from ..models.base import ModelAdapter
 from ..models.cost import CostProfile
+from .cache_plan import borders_of_cond
 from .names import KEY
 from .patch import last_trace, patch_model
 
@@ -52,28 +55,29 @@ def settings_of(plan: Plan) -> RASConfig:
     """The settings with which a run computes the plan's shares.
 
     Raises:
-        RASError: regional steps of too many different shares.
+        RASError: regional steps of too many different shares, or an unknown form of the K/V cache.
     """
+    check_setting(plan.kv_cache)
     return RASConfig(shares=plan.shares, corrections=True, cuda_graphs="auto", kv_cache=plan.kv_cache)
 
 
 def regional_cost(
-    network: nn.Module, adapter: ModelAdapter, size: Sequence[int], text_rows: Sequence[int]
+    network: nn.Module, adapter: ModelAdapter, size: Sequence[int], conds: Iterable[Mapping[str, Any]]
 ) -> RegionalCost:
     """Cost of a step on a share of the tokens, in dense steps by FLOPs.
 
     Args:
         network, adapter: the network and the adapter of its family.
         size: of the latent, (H, W).
-        text_rows: of each conditioning.
+        conds: the conditionings, whose text and reference images are computed at every step.
     """
     patch = adapter.patch_size(network)
     n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))
-    n_text = max((adapter.text_rows(network, rows) for rows in text_rows), default=0)
-    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
+    n_others = max((sum(borders_of_cond(network, adapter, n_tokens, cond)) for cond in conds), default=0)
+    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_others)
 
 
-def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:
-    dense = profile.step_flops(n_tokens, n_tokens, n_text)
+def _relative_cost(profile: CostProfile, n_tokens: int, n_others: int, share: float) -> float:
+    dense = profile.step_flops(n_tokens, n_tokens, n_others)
     active = StepPlan(0, StepKind.REGIONAL, share).active_count(n_tokens)
-    return profile.step_flops(n_tokens, active, n_text) / dense
+    return profile.step_flops(n_tokens, active, n_others) / dense

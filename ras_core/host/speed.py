@@ -16,6 +16,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..config import Graphs, RASConfig
+from ..kv import forecast
+from ..kv.formats import AUTO
 from ..method.plan import Plan, described
 from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_set import PlanSet
@@ -75,6 +77,10 @@ class Speed:
 
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
+        if config.kv_cache == forecast.FORMAT.name:
+            # Nobody asked for its memory, and this run may have less than the one that measured the plan:
+            # "auto" means the same where memory is ample, and falls back where it is not.
+            config = replace(config, kv_cache=AUTO)
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
@@ -85,7 +91,8 @@ class Speed:
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
         """As many steps as given, with shares of the tokens that bring the speed as far as they can."""
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], _text_rows(guider))
+        conds = [cond for group in guider.conds.values() for cond in group]
+        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
@@ -122,9 +129,3 @@ def _like(levels: Sequence[float], given: Tensor) -> Tensor:
     made = torch.tensor(levels, dtype=given.dtype, device=given.device)
     made[0], made[-1] = given[0], given[-1]
     return made
-
-
-def _text_rows(guider: Any) -> list[int]:
-    """Text rows of each conditioning."""
-    each = (cond.get("cross_attn") for group in guider.conds.values() for cond in group)
-    return [context.shape[1] for context in each if context is not None]

@@ -10,7 +10,7 @@ from .plain import Keep, KVRows
 from .spec import KVFormat
 
 AUTO = "auto"
-"""The setting of `kv_cache` that uses the first format that fits."""
+"""The setting of `kv_cache` that uses the first format that fits; see also `choose.for_corrected`."""
 
 GPU = KVFormat(
     name="gpu",

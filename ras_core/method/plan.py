@@ -46,7 +46,7 @@ class Plan:
         density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
         shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
             numbers as steps; the first two are 1: selection needs their results.
-        kv_cache: form of the K/V cache, where a step is regional; checked when the model is patched.
+        kv_cache: form of the K/V cache, where a step is regional; checked when a plan becomes settings.
         full_steps: dense steps that `steps` replace.
         speedup: expected by FLOPs over `full_steps` dense steps.
         closeness: of the final latent to a fine reference, dB; None if it was not measured.

@@ -1,5 +1,8 @@
 """Each speed through ComfyUI's own sampling nodes: its cost, which plan it takes, what stays as it was."""
 
+import json
+from types import SimpleNamespace
+
 import comfy.sample
 import comfy.samplers
 import folder_paths
@@ -14,7 +17,7 @@ from ras_pack.nodes.sampler import RASKSampler
 from ras_pack.nodes.settings import CUSTOM
 from ras_pack.ras_core.config import RASConfig, Window
 from ras_pack.ras_core.errors import RASError
-from ras_pack.ras_core.host import samplers
+from ras_pack.ras_core.host import cache_plan, samplers
 from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
@@ -363,6 +366,58 @@ class TestChoice:
 
         ras_ksampler(FAMILIES["lumina_next"], "2x")
         assert "mean grid of all families that were measured" in info.text
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"kv_cache": "fp3"},
+            {"shares": [1.0, 1.0, 0.2, 0.3, 0.4, 0.5]},
+            {"density": [1, 10**400]},
+        ],
+        ids=["unknown form", "too many shares", "huge number"],
+    )  # fmt: skip
+    def test_kept_plans_that_no_run_can_follow_are_ignored(self, sd3, info, changes):
+        model, plans = sd3.build(), planned()
+        path = save_plans(plans, model, (16, 12))
+        plan = {**plans.plans[0].as_dict(), **changes}
+        path.write_text(json.dumps({"version": 1, "note": "", "plans": [plan]}))
+        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 14
+        assert "saved plans are ignored" in info.text
+
+    def test_an_unknown_form_of_the_cache_in_a_plan_is_refused(self, sd3):
+        with pytest.raises(RASError, match="kv_cache = 'fp3'.*Expected.*What to do"):
+            ras_ksampler(sd3, "2x", plan=planned(kv_cache="fp3"))
+
+    @pytest.mark.parametrize(("free", "regional"), [(0, 0), (330_000, 6)])
+    def test_a_plan_that_was_measured_with_more_memory(self, sd3, monkeypatch, free, regional):
+        """Calibration measures with `forecast`, which takes twice the memory of `gpu`."""
+        monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: free)
+        monkeypatch.setattr(cache_plan, "free_main_memory", lambda: 0)
+        _, trace = ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
+        assert "do not fit into" in trace.notes[0] and trace.regional_steps == regional
+
+    def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
+        ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
+        assert "is kept on the device, with its last change" in info.text
+
+    def test_settings_without_effect_are_named(self, sd3, info):
+        text = "these settings have no effect"
+        ras_model(sd3, "2x")
+        ras_model(sd3, CUSTOM, sample_ratio=0.3, kv_cache="cpu")
+        assert text not in info.text
+        ras_model(sd3, "2x", sample_ratio=0.3, kv_cache="cpu", cuda_graphs="auto")
+        assert f"with speed = 2x, {text}: sample_ratio, kv_cache." in info.text
+        ras_model(sd3, CUSTOM, plan=planned())
+        assert f"with speed = custom, {text}: plan." in info.text
+
+    def test_a_comparison_ignores_a_window_that_the_speed_ignores(self, sd3, info):
+        """Its dense run is custom, and refused a window that no run uses."""
+        given = values(sd3, sampler_name="euler", steps=4)
+        changes = {**DEFAULTS, "start_percent": 0.5, "end_percent": 0.3}
+        vae = SimpleNamespace(decode=lambda latent: torch.rand(1, 64, 48, 3))
+        RASCompare.execute(vae, model=sd3.build(), speed="2x", plan=planned(), **changes, **given)
+        assert info.text.count("have no effect: start_percent, end_percent.") == 1
+        assert "effect: plan" not in info.text
 
     def test_plans_without_the_speed_are_refused(self, sd3):
         with pytest.raises(RASError, match="no plan for 3x and euler.*Expected"):
