@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host.samplers import multirate_sampler
-from ..ras_core.method.integrator import SOLVERS
+from ..ras_core.host.samplers import SOLVERS, multirate_sampler
 from .settings import CATEGORY
 
 

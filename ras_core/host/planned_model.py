@@ -58,7 +58,13 @@ def settings_of(plan: Plan) -> RASConfig:
         RASError: regional steps of too many different shares, or an unknown form of the K/V cache.
     """
     check_setting(plan.kv_cache)
-    return RASConfig(shares=plan.shares, corrections=True, cuda_graphs="auto", kv_cache=plan.kv_cache)
+    return RASConfig(
+        shares=plan.shares,
+        corrections=True,
+        continue_outputs=True,
+        cuda_graphs="auto",
+        kv_cache=plan.kv_cache,
+    )
 
 
 def regional_cost(

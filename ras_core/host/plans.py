@@ -36,9 +36,11 @@ def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet
         model: any MODEL.
         size: height and width of the latent; None for the plans that were measured last, at any size.
     """
-    saved = saved_plans(model, size)
-    if saved is not None:
-        return saved
+    return saved_plans(model, size) or plans_of_family(model)
+
+
+def plans_of_family(model: ModelPatcher) -> PlanSet:
+    """The plans of a model's family, which no calibration of this model has measured."""
     adapter = adapter_of(model)
     return family_plans(None if adapter is None else type(adapter).__module__.rpartition(".")[2])
 

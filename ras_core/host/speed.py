@@ -19,14 +19,15 @@ from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.plan import Plan, described
-from ..method.plan_candidates import reached_speed, shares_of_steps
+from ..method.plan_candidates import RegionalCost, fitted, reached_speed, shares_of_steps
 from ..method.plan_set import PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
 from .outer_sample import OuterSample, RunSettings
+from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, made_levels, plans_for
+from .plans import FINE_LEVELS, made_levels, plans_of_family
 from .samplers import plan_sampler
 
 LEVELS_STAY = "the noise levels stay: {}"
@@ -65,8 +66,7 @@ class Speed:
             return self._dense(given, "they do not decrease all the way")
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
-        plans = self.plans or plans_for(model, given.noise.shape[2:])
-        plan = plans.best(self.speed, plan_sampler(given.sampler))
+        plan = self._plan_of(given, guider)
         fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
         if _is_grid_of(plan, made_levels(model, plan), levels, simple_levels(model, given.steps)):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
@@ -74,6 +74,22 @@ class Speed:
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, "they are too close to each other")
         return self._by_plan(plan.resized(given.steps), wanted)
+
+    def _plan_of(self, given: OuterSample, guider: Any) -> Plan:
+        """The best plan of this speed; one of the family with the shares that reach the speed on this model.
+
+        Raises:
+            RASError: the given plans have none for this speed and sampler.
+        """
+        model, choice = guider.model_patcher, (self.speed, plan_sampler(given.sampler))
+        measured = self.plans or saved_plans(model, given.noise.shape[2:])
+        if measured is not None:
+            return measured.best(*choice)
+        plan = plans_of_family(model).best(*choice)
+        if plan.is_plain:
+            return plan
+        budget = plan.full_steps / float(self.speed.removesuffix("x"))
+        return replace(plan, shares=fitted(plan.shares, budget, _cost_of(given, guider)))
 
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
@@ -90,9 +106,7 @@ class Speed:
 
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
         """As many steps as given, with shares of the tokens that bring the speed as far as they can."""
-        network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-        conds = [cond for group in guider.conds.values() for cond in group]
-        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
+        cost = _cost_of(given, guider)
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
@@ -100,6 +114,13 @@ class Speed:
             origin += f"; {reached:.2f}x is all that {given.steps} steps can reach"
         config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
         return RunSettings(config, given.sigmas, described(self.speed, shares, given.steps), origin)
+
+
+def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
+    """The cost of a step on a share of the tokens, for the run's model, size and conditionings."""
+    network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
+    conds = [cond for group in guider.conds.values() for cond in group]
+    return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
 
 
 def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:

@@ -71,6 +71,21 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
     return (1.0,) * n_dense + (_share_of((budget - n_dense) / n_regional, cost),) * n_regional
 
 
+def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...]:
+    """The same steps with regional shares that cost the budget, as far as shares can.
+
+    Args:
+        shares: of a plan for another model: dense steps, and regional ones of one share.
+        budget: cost of the run, in dense steps.
+        cost: of a regional step, rising with its share.
+    """
+    n_dense = sum(share == 1 for share in shares)
+    if n_dense == len(shares):
+        return shares
+    share = _share_of((budget - n_dense) / (len(shares) - n_dense), cost)
+    return tuple(1.0 if each == 1 else share for each in shares)
+
+
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:
     """How much faster steps of these shares are than dense ones."""
     return len(shares) / sum(1.0 if share == 1 else cost(share) for share in shares)

@@ -185,7 +185,7 @@ class TestCost:
 
     def test_progress_counts_the_plans_steps(self, sd3, progress):
         _, trace = ras_ksampler(sd3, "3x", sampler_name="dpmpp_2m")
-        assert progress == [(step, 9) for step in range(9)]
+        assert progress == [(step, 12) for step in range(12)] and trace.regional_steps == 7
         progress.clear()
         ras_ksampler(sd3, "2x", plan=planned())
         assert progress == [(step, 17) for step in range(17)]
@@ -198,8 +198,8 @@ class TestLevels:
     def test_it_is_plain_sampling_on_the_grid(self, sd3, sampler_name):
         """A plan whose steps are all dense leaves RAS out."""
         model = sd3.build()
-        latent, trace = ras_ksampler(sd3, "2x", model, sampler_name=sampler_name)
-        plan = plans_for(model).best("2x", sampler_name)
+        plan = plans_for(model).best("2x", sampler_name, plain=True)
+        latent, trace = ras_ksampler(sd3, "2x", model, sampler_name=sampler_name, plan=PlanSet((plan,)))
         assert plan.is_plain and trace.regional_steps == 0 and trace.notes == ()
         sigmas = torch.tensor(plan.levels(simple_levels(model, FINE_LEVELS)))
         sampler = comfy.samplers.sampler_object(sampler_name)
@@ -244,7 +244,7 @@ class TestLevels:
         advanced(model, sd3, 14, STEPS, half, leftover=False, sampler_name=sampler_name)
         second = last_trace(model)
         assert (levels_of(first)[0], levels_of(second)[0]) == pytest.approx((simple[0], simple[14]))
-        assert len(levels_of(first)) + len(levels_of(second)) == 14
+        assert len(levels_of(first)) + len(levels_of(second)) == {"euler": 14, "dpmpp_2m": 17}[sampler_name]
 
     @pytest.mark.parametrize("plan", [None, planned()], ids=["plain", "regional"])
     def test_the_schedulers_levels_are_not_shortened_again(self, sd3, plan):

@@ -5,7 +5,7 @@ import json
 import pytest
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method import family_plans as module
-from ras_pack.ras_core.method.family_plans import densities, family_plans
+from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
 from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
 from ras_pack.ras_core.method.plan_set import PlanSet
@@ -177,11 +177,19 @@ class TestCandidates:
 class TestFamilies:
     def test_a_plain_plan_for_every_speed_and_sampler(self):
         for family in ("sd3", "lumina2", "lumina_next", "flux", None):
-            plans = family_plans(family)
-            assert {(p.speed, p.sampler) for p in plans.plans} == {
+            plain = [p for p in family_plans(family).plans if p.is_plain]
+            assert {(p.speed, p.sampler) for p in plain} == {
                 (speed, sampler) for speed in PLAN_SPEEDS for sampler in PLAN_SAMPLERS
             }
-            assert all(p.is_plain and p.closeness is None for p in plans.plans)
+            assert all(p.closeness is None for p in plain)
+
+    def test_measured_families_have_regional_plans_where_these_gain(self):
+        for family in ("sd3", "lumina2", "flux"):
+            plans = family_plans(family)
+            assert all(not plans.best(speed, "dpmpp_2m").is_plain for speed in PLAN_SPEEDS)
+            assert plans.best("2x", "euler").is_plain and not plans.best("3x", "euler").is_plain
+            assert plans.best("2x", "dpmpp_2m", plain=True).is_plain
+        assert all(p.is_plain for p in family_plans("lumina_next").plans)
 
     def test_speeds_are_kept_within_five_percent(self):
         for p in family_plans("sd3").plans:
@@ -202,11 +210,12 @@ class TestFamilies:
         try:
             plans = family_plans("sd3")
             assert plans.best("2x", "euler") == better
-            assert plans.best("2x", "dpmpp_2m").is_plain and plans.best("2x", "euler", plain=True).is_plain
+            assert plans.best("2x", "dpmpp_2m").origin == "grids of the sd3 family"
+            assert plans.best("2x", "euler", plain=True).is_plain
             assert family_plans("lumina2").best("2x", "euler").is_plain
         finally:
             module._shipped.cache_clear()
 
     def test_the_mean_is_between_them(self):
-        first = [values["euler"][0] for values in densities().values()]
+        first = [family_plans(name).best("2x", "euler").density[0] for name in ("sd3", "lumina2", "flux")]
         assert min(first) <= family_plans(None).best("2x", "euler").density[0] <= max(first)
