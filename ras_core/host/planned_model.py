@@ -14,7 +14,7 @@ from ..config import RASConfig
 from ..method.plan import Plan
 from ..method.plan_candidates import RegionalCost
 from ..method.schedule import StepKind, StepPlan
-from ..models.base import ModelAdapter
+from ..models.base import NO_INPUTS, Inputs, ModelAdapter
 from ..models.cost import CostProfile
 from .names import KEY
 from .patch import last_trace, patch_model
@@ -58,7 +58,11 @@ def settings_of(plan: Plan) -> RASConfig:
 
 
 def regional_cost(
-    network: nn.Module, adapter: ModelAdapter, size: Sequence[int], text_rows: Sequence[int]
+    network: nn.Module,
+    adapter: ModelAdapter,
+    size: Sequence[int],
+    text_rows: Sequence[int],
+    inputs: Inputs = NO_INPUTS,
 ) -> RegionalCost:
     """Cost of a step on a share of the tokens, in dense steps by FLOPs.
 
@@ -66,11 +70,13 @@ def regional_cost(
         network, adapter: the network and the adapter of its family.
         size: of the latent, (H, W).
         text_rows: of each conditioning.
+        inputs: of a call, by name; the rows of reference images are computed in every step.
     """
     patch = adapter.patch_size(network)
     n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))
     n_text = max((adapter.text_rows(network, rows) for rows in text_rows), default=0)
-    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text)
+    suffix = max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # with `ALL`, these rows are text
+    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_text + suffix)
 
 
 def _relative_cost(profile: CostProfile, n_tokens: int, n_text: int, share: float) -> float:

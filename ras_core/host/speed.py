@@ -21,7 +21,9 @@ from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_set import PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
+from ..models.base import REFERENCES
 from .measured_runs import simple_levels
+from .names import REFERENCE_IMAGES
 from .outer_sample import OuterSample, RunSettings
 from .planned_model import regional_cost, settings_of
 from .plans import FINE_LEVELS, plans_for
@@ -85,7 +87,8 @@ class Speed:
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
         """As many steps as given, with shares of the tokens that bring the speed as far as they can."""
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-        cost = regional_cost(network, adapter_for(network), given.noise.shape[2:], _text_rows(guider))
+        size, inputs = given.noise.shape[2:], {REFERENCES: _references(guider)}
+        cost = regional_cost(network, adapter_for(network), size, _text_rows(guider), inputs)
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
@@ -128,3 +131,9 @@ def _text_rows(guider: Any) -> list[int]:
     """Text rows of each conditioning."""
     each = (cond.get("cross_attn") for group in guider.conds.values() for cond in group)
     return [context.shape[1] for context in each if context is not None]
+
+
+def _references(guider: Any) -> list[Tensor] | None:
+    """Reference images of the conditioning that has the most rows of them."""
+    each = (cond.get(REFERENCE_IMAGES) for group in guider.conds.values() for cond in group)
+    return max(each, key=lambda images: sum(image[0, 0].numel() for image in images or ()), default=None)
