@@ -24,6 +24,7 @@ from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
+from support.families import FAMILIES
 
 import nodes as host_nodes
 
@@ -173,6 +174,12 @@ class TestCost:
         assert "the noise levels stay: plans are for euler and dpmpp_2m" in info.text
         assert gain(trace) == pytest.approx(2, rel=0.05) or "is all that 28 steps can reach" in info.text
 
+    def test_rows_of_reference_images_are_counted(self, info):
+        kontext = FAMILIES["flux_kontext"]
+        _, trace = ras_ksampler(kontext, "1.5x", kontext.build(), sampler_name="lms")
+        said = f"{gain(trace):.2f}x is all that 28 steps can reach" in info.text
+        assert gain(trace) == pytest.approx(1.5, rel=0.05) or said
+
     def test_what_is_reached_is_said(self, sd3, info):
         _, trace = ras_ksampler(sd3, "3x", steps=3, sampler_name="lms")
         assert gain(trace, 3) < 2
@@ -244,7 +251,8 @@ class TestLevels:
         advanced(model, sd3, 14, STEPS, half, leftover=False, sampler_name=sampler_name)
         second = last_trace(model)
         assert (levels_of(first)[0], levels_of(second)[0]) == pytest.approx((simple[0], simple[14]))
-        assert len(levels_of(first)) + len(levels_of(second)) == {"euler": 14, "dpmpp_2m": 17}[sampler_name]
+        # dpmpp_2m's plan has 17 steps: each half takes 8 of them.
+        assert len(levels_of(first)) + len(levels_of(second)) == {"euler": 14, "dpmpp_2m": 16}[sampler_name]
 
     @pytest.mark.parametrize("plan", [None, planned()], ids=["plain", "regional"])
     def test_the_schedulers_levels_are_not_shortened_again(self, sd3, plan):
@@ -362,8 +370,6 @@ class TestChoice:
         assert node.fingerprint_inputs(speed=CUSTOM, steps=28) is None
 
     def test_a_family_without_figures_says_so(self, info):
-        from support.families import FAMILIES
-
         ras_ksampler(FAMILIES["lumina_next"], "2x")
         assert "mean grid of all families that were measured" in info.text
 
