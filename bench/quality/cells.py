@@ -47,8 +47,8 @@ class Cell:
     Attributes:
         family: name of a source (sources.py).
         method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); forecast (multirate with kv_cache = forecast) and its additions (FRESHER); change (the
-            selection alone); paper; random (random tokens); ComfyUI's LazyCache and EasyCache.
+            integrator); forecast (multirate with kv_cache = forecast) and its additions (FRESHER); change
+            (the selection alone); paper; random (random tokens); ComfyUI's LazyCache and EasyCache.
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.

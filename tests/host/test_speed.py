@@ -256,7 +256,7 @@ class TestLevels:
         assert torch.allclose(found, ras_ksampler(sd3, "2x", plan=plan)[0], atol=1e-5)
 
     def test_an_even_grid_is_told_from_the_simple_schedule(self, sd3):
-        """Also where its steps divide the fine schedule's, and where a run with denoise has the same steps."""
+        """Also where its steps divide the fine schedule's, and where a run has denoise below 1."""
         plan = planned(steps=10, dense=10, density=(1.0,))
         model = ras_model(sd3, "2x", plan=plan)
         made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
