@@ -68,7 +68,7 @@ class Speed:
         plans = self.plans or plans_for(model, given.noise.shape[2:])
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
-        if _is_grid_of(plan, made_levels(model, plan), levels, simple_levels(model, given.steps)):
+        if _is_grid_of_any(plans, model, levels):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
         wanted = _like(plan.levels_of_part(fine, levels), given.sigmas)
         if not decreases(wanted.tolist()):
@@ -112,11 +112,17 @@ def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
     return None
 
 
-def _is_grid_of(plan: Plan, fine: Sequence[float], levels: Sequence[float], simple: Sequence[float]) -> bool:
-    """Whether noise levels are the plan's already, as RAS Scheduler makes them, and no usual schedule."""
-    if _are_same(levels, simple):
+def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
+    """Whether noise levels are already those of a plan, as RAS Scheduler makes them, and no usual schedule.
+
+    Its inputs may name another speed or sampler than this run has.
+    """
+    steps = len(levels) - 1
+    if _are_same(levels, simple_levels(model, steps)):
         return False
-    return _are_same(levels, plan.on_grid(len(levels) - 1).grid_between(fine, levels))
+    each_grid = {plan.density: plan for plan in plans.plans}.values()
+    grids = (plan.on_grid(steps).grid_between(made_levels(model, plan), levels) for plan in each_grid)
+    return any(_are_same(levels, grid) for grid in grids)
 
 
 def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:

@@ -255,6 +255,15 @@ class TestLevels:
         assert last_trace(model).n_steps == len(made) - 1 == (14 if plan is None else 17)
         assert torch.allclose(found, ras_ksampler(sd3, "2x", plan=plan)[0], atol=1e-5)
 
+    @pytest.mark.parametrize("made_for", [("2x", "dpmpp_2m"), ("3x", "euler")])
+    def test_the_schedulers_levels_for_another_choice_are_not_shortened_either(self, sd3, made_for):
+        """RAS Scheduler starts with dpmpp_2m, and ComfyUI's KSamplerSelect with euler."""
+        speed, sampler = made_for
+        model = ras_model(sd3, "2x")
+        made = RASScheduler.execute(model, speed, STEPS, 1.0, sampler).result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        assert levels_of(last_trace(model)) == pytest.approx(made[:-1].tolist())
+
     def test_an_even_grid_is_told_from_the_simple_schedule(self, sd3):
         """Also where its steps divide the fine schedule's, and where a run has denoise below 1."""
         plan = planned(steps=10, dense=10, density=(1.0,))
