@@ -66,26 +66,21 @@ class Speed:
             return self._dense(given, "they do not decrease all the way")
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
-        plan = self._plan_of(given, guider)
+        measured = self.plans or saved_plans(model, given.noise.shape[2:])
+        plans = measured or plans_of_family(model)
+        plan = plans.best(self.speed, plan_sampler(given.sampler))
+        if not measured:
+            plan = self._fitted(plan, given, guider)
         fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
-        if _is_grid_of(plan, made_levels(model, plan), levels, simple_levels(model, given.steps)):
+        if _is_grid_of_any(plans, model, levels):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
         wanted = _like(plan.levels_of_part(fine, levels), given.sigmas)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, "they are too close to each other")
         return self._by_plan(plan.resized(given.steps), wanted)
 
-    def _plan_of(self, given: OuterSample, guider: Any) -> Plan:
-        """The best plan of this speed; one of the family with the shares that reach the speed on this model.
-
-        Raises:
-            RASError: the given plans have none for this speed and sampler.
-        """
-        model, choice = guider.model_patcher, (self.speed, plan_sampler(given.sampler))
-        measured = self.plans or saved_plans(model, given.noise.shape[2:])
-        if measured is not None:
-            return measured.best(*choice)
-        plan = plans_of_family(model).best(*choice)
+    def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan:
+        """A plan of the family with the shares that reach its speed on this model."""
         if plan.is_plain:
             return plan
         budget = plan.full_steps / float(self.speed.removesuffix("x"))
@@ -133,11 +128,17 @@ def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
     return None
 
 
-def _is_grid_of(plan: Plan, fine: Sequence[float], levels: Sequence[float], simple: Sequence[float]) -> bool:
-    """Whether noise levels are the plan's already, as RAS Scheduler makes them, and no usual schedule."""
-    if _are_same(levels, simple):
+def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
+    """Whether noise levels are already those of a plan, as RAS Scheduler makes them, and no usual schedule.
+
+    Its inputs may name another speed or sampler than this run has.
+    """
+    steps = len(levels) - 1
+    if _are_same(levels, simple_levels(model, steps)):
         return False
-    return _are_same(levels, plan.on_grid(len(levels) - 1).grid_between(fine, levels))
+    each_grid = {plan.density: plan for plan in plans.plans}.values()
+    grids = (plan.on_grid(steps).grid_between(made_levels(model, plan), levels) for plan in each_grid)
+    return any(_are_same(levels, grid) for grid in grids)
 
 
 def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:

@@ -269,8 +269,17 @@ class TestLevels:
     def test_the_multirate_sampler_takes_the_plans_of_its_order(self, solver, plans):
         assert samplers.plan_sampler(samplers.multirate_sampler(solver)) == plans
 
+    @pytest.mark.parametrize("made_for", [("2x", "dpmpp_2m"), ("3x", "euler")])
+    def test_the_schedulers_levels_for_another_choice_are_not_shortened_either(self, sd3, made_for):
+        """RAS Scheduler starts with dpmpp_2m, and ComfyUI's KSamplerSelect with euler."""
+        speed, sampler = made_for
+        model = ras_model(sd3, "2x")
+        made = RASScheduler.execute(model, speed, STEPS, 1.0, sampler).result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        assert levels_of(last_trace(model)) == pytest.approx(made[:-1].tolist())
+
     def test_an_even_grid_is_told_from_the_simple_schedule(self, sd3):
-        """Also where its steps divide the fine schedule's, and where a run with denoise has as many."""
+        """Also where its steps divide the fine schedule's, and where a run has denoise below 1."""
         plan = planned(steps=10, dense=10, density=(1.0,))
         model = ras_model(sd3, "2x", plan=plan)
         made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
