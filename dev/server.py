@@ -1,7 +1,7 @@
 """Start and stop a ComfyUI server for the demo and the tests. Standard library only.
 
 Such a server works in a base directory of its own: models, input, output, temporary and user files are there,
-so nothing that belongs to a person is read or written, and no custom node but this pack is loaded.
+so no user files are read or written, and no custom node but this pack is loaded.
 """
 
 from __future__ import annotations

@@ -103,9 +103,11 @@ def check_folder(folder: Path | None) -> None:
         return
     pipeline = _read_json(folder / "model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
+        found = f"contains a {pipeline}" if pipeline else "has no pipeline class in model_index.json"
         raise RASError(
-            f"the folder {folder.name} holds a {pipeline or 'model without model_index.json'}.",
-            f"a folder of {' or '.join(PIPELINES)}, such as Lumina-Next-SFT-diffusers.",
+            f"the folder {folder.name} {found}.",
+            f"a diffusers folder whose model_index.json names {' or '.join(PIPELINES)},"
+            " such as Lumina-Next-SFT-diffusers.",
             "choose that folder, or none and single files.",
         )
 

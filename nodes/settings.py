@@ -117,7 +117,7 @@ def _memory_inputs() -> list[io.Input]:
 
 
 def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
-    """The model with RAS, from the nodes' inputs.
+    """The model with RAS, with the settings given by the inputs.
 
     Args:
         model: MODEL.

@@ -146,9 +146,10 @@ class RASConfig:
                 "two dense steps at the start: selection needs their results.",
                 "calibrate again.",
             )
-        if len({share for share in self.shares if share < 1}) > MAX_SHARES:
+        count = len({share for share in self.shares if share < 1})
+        if count > MAX_SHARES:
             raise RASError(
-                f"a plan whose regional steps have several shares of tokens, more than {MAX_SHARES}.",
+                f"the plan's regional steps use {count} different token shares.",
                 f"at most {MAX_SHARES} different shares.",
                 "calibrate again with this version of the pack.",
             )

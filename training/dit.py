@@ -68,7 +68,7 @@ class Plan:
         last = self.stages[-1]
         return (last.size, self.stages[0].size) if last.mixed else (last.size,)
 
-    def ahead(self, progress: float) -> Stage:
+    def next_stage(self, progress: float) -> Stage:
         """The stage at this share of the time."""
         return next(stage for stage in self.stages if progress < stage.until)
 
@@ -150,7 +150,7 @@ class DivergenceGuard:
         return self._trainer.network, self._trainer.average, self._trainer.optimizer
 
 
-class Recorded:
+class Captured:
     """A step as a CUDA graph: launching its thousands of small kernels takes longer than they run."""
 
     WARM_UP = 3
@@ -164,7 +164,7 @@ class Recorded:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
             self._loss = trainer.descend(self._places)
-        log.info("%s: step recorded in %.0f s", trainer.family, time.monotonic() - start)
+        log.info("%s: step captured in %.0f s", trainer.family, time.monotonic() - start)
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Replay on this batch; returns the loss, good until the next step."""
@@ -180,20 +180,20 @@ class Trainer:
     def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
         torch.manual_seed(0)
         self.family, self.device, self.plan = family, device, plan
-        # Its own: the default one belongs to a recorded step, and to a recording that failed.
+        # Its own: the default one belongs to a captured step, and to a capture that failed.
         self.generator = torch.Generator(device)
         self.generator.seed()
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
-        # On a GPU NextDiT's step is recorded (`Recorded`), for which the rate has to be a tensor.
-        self.is_recorded = device.type == "cuda" and family == "lumina2"
-        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.is_recorded else 1e-3
+        # On a GPU NextDiT's step is captured (`Captured`), for which the rate has to be a tensor.
+        self.uses_graph = device.type == "cuda" and family == "lumina2"
+        rate = torch.tensor(LEARNING_RATES[family], device=device) if self.uses_graph else 1e-3
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True,
-            capturable=self.is_recorded,
+            capturable=self.uses_graph,
         )  # fmt: skip
-        self._records: dict[int, Recorded] = {}
+        self._captured: dict[int, Captured] = {}
         self.table = torch.zeros(1, 64, device=device)
         self.steps, self.progress, self.history = 0, 0.0, []
         self.loss_sum, self.recent_loss = torch.zeros((), device=device), torch.zeros((), device=device)
@@ -213,7 +213,7 @@ class Trainer:
 
     def _stop_compiling(self) -> None:
         """Back to plain code, which needs more memory: with half the batch."""
-        self._records.clear()
+        self._captured.clear()
         self._loss, self.share = self._raw_loss, 0.5
         if self.parts:
             self.parts.update(lean.PLAIN)
@@ -259,17 +259,17 @@ class Trainer:
 
     def _update(self, batch: tuple[Tensor, ...]) -> Tensor:
         """One change of the weights; returns the loss."""
-        if not self.is_recorded:
+        if not self.uses_graph:
             return self.descend(batch)
         rows = batch[0].shape[-1]
-        if rows not in self._records:
+        if rows not in self._captured:
             try:
-                self._records[rows] = Recorded(self, batch)
+                self._captured[rows] = Captured(self, batch)
             except Exception:  # the driver may refuse; plain training always works
-                log.exception("%s: a step cannot be recorded, plain steps from here", self.family)
-                self.is_recorded = False
+                log.exception("%s: a step cannot be captured, plain steps from here", self.family)
+                self.uses_graph = False
                 return self.descend(batch)
-        return self._records[rows](batch)
+        return self._captured[rows](batch)
 
     def descend(self, batch: tuple[Tensor, ...]) -> Tensor:
         """Gradient and optimiser on one batch; returns the loss."""
@@ -312,8 +312,8 @@ class Trainer:
         if not self.plan.compiled or self.progress >= 1:
             return
         try:
-            ahead = self.plan.ahead(self.progress)
-            for stage in self.plan.stages if len(self.plan.sizes_drawn) > 1 else [ahead]:
+            coming = self.plan.next_stage(self.progress)
+            for stage in self.plan.stages if len(self.plan.sizes_drawn) > 1 else [coming]:
                 start, batch = (
                     time.monotonic(),
                     self.noised(*banks[stage.size].draw(stage.batch, self.generator)),
@@ -364,7 +364,7 @@ class Trainer:
         log.info("%s: %d steps in %.0f s", self.family, self.steps, time.time() - start)
 
     def _next_stage(self) -> Stage:
-        stage = self.plan.ahead(self.progress)
+        stage = self.plan.next_stage(self.progress)
         return self.plan.stages[0] if stage.mixed and self.steps % stage.mixed == 0 else stage
 
     def _log(self, stage: Stage) -> None:

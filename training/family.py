@@ -43,14 +43,15 @@ def train_family(
 ) -> None:
     """Wait for the autoencoder, encode, train a span of the plan until the deadline, measure and save.
 
-    An earlier call that was cut short may have left less than the span's begin: training continues there.
+    An earlier call that was cut short may have stopped before the start of the span: training
+    continues there.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    if device.type == "cuda":  # gradients are summed on the stream of their first use, which no
-        torch.cuda.set_stream(
-            torch.cuda.Stream()
-        )  # recording can leave: everything is on one, not the default
+    if device.type == "cuda":
+        # Gradients are summed on the stream of their first use, which no capture can leave: everything runs
+        # on one stream that is not the default.
+        torch.cuda.set_stream(torch.cuda.Stream())
     trainer = Trainer(family, device, plan)
     trainer.progress = span[0]
     trainer.resume(work)

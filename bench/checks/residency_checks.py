@@ -69,7 +69,7 @@ def _reasons(runs: tuple[Ran, ...]) -> str:
 
 
 def replay_equals_eager(scene: Scene) -> Outcome:
-    """(a) Two runs with graphs; the second must only replay."""
+    """Two runs with graphs; the second must only replay."""
     model = scene.model()
     expected = scene.eager("default", model)
     scene.forget(model)
@@ -79,7 +79,7 @@ def replay_equals_eager(scene: Scene) -> Outcome:
 
 
 def eviction_between_steps(scene: Scene) -> Outcome:
-    """(b) A ballast evicts weights between two replayed steps."""
+    """A ballast evicts weights between two replayed steps."""
     model = scene.model()
     expected, evicted = scene.eager("default", model), []
 
@@ -108,7 +108,7 @@ def eviction_between_runs(scene: Scene) -> Outcome:
 
 
 def ballast_in_capture(scene: Scene) -> Outcome:
-    """(c) Another thread allocates all memory during a capture."""
+    """Another thread allocates all memory during a capture."""
     if not has_dynamic_vram():
         raise Skip("no dynamic VRAM")
     model, failures = scene.model(), []
@@ -137,7 +137,7 @@ def ballast_in_capture(scene: Scene) -> Outcome:
 
 
 def too_little_memory(scene: Scene) -> Outcome:
-    """(d) With less memory than the network, nothing is captured, and no step is slower than a dense one."""
+    """With less memory than the network, nothing is captured, and no step is slower than a dense one."""
     if not has_dynamic_vram():
         raise Skip("no dynamic VRAM")
     model = scene.model()
@@ -166,7 +166,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def lora_changes(scene: Scene) -> Outcome:
-    """(e) A LoRA is added, changed in strength and removed; each run equals one without graphs."""
+    """A LoRA is added, changed in strength and removed; each run equals one without graphs."""
     base = scene.model()
     outcomes = []
     for key, strength in (
@@ -185,7 +185,7 @@ def lora_changes(scene: Scene) -> Outcome:
 
 
 def other_models_between(scene: Scene) -> Outcome:
-    """(f) Another network is loaded, run and dropped between three runs."""
+    """Another network is loaded, run and dropped between three runs."""
     model = scene.model()
     expected, outcomes = scene.eager("default", model), []
     for _ in range(3):
@@ -207,7 +207,7 @@ def free_all_but(model: Any) -> None:
 
 
 def interrupt_between_steps(scene: Scene) -> Outcome:
-    """(g) The user cancels between steps; ComfyUI raises that in its progress bar."""
+    """The user cancels between steps; ComfyUI raises that in its progress bar."""
 
     def callback(step: int, *args: Any) -> None:
         if step == FAULT_STEP:
@@ -217,7 +217,7 @@ def interrupt_between_steps(scene: Scene) -> Outcome:
 
 
 def interrupt_in_capture(scene: Scene) -> Outcome:
-    """(g) The user cancels during a capture: the run ends, and the next one captures."""
+    """The user cancels during a capture: the run ends, and the next one captures."""
     scene.forget(scene.model())
 
     def run(model: Any) -> None:
@@ -230,7 +230,7 @@ def interrupt_in_capture(scene: Scene) -> Outcome:
 
 
 def exception_in_capture(scene: Scene) -> Outcome:
-    """(g) A failed capture does not change the run's result."""
+    """A failed capture does not change the run's result."""
     model = scene.model()
     expected = scene.eager("default", model)
     scene.forget(model)
@@ -244,7 +244,7 @@ def exception_in_capture(scene: Scene) -> Outcome:
 
 
 def interrupt_in_replay(scene: Scene) -> Outcome:
-    """(g) The user cancels in a replay, between the check of the weights and the launch."""
+    """The user cancels in a replay, between the check of the weights and the launch."""
 
     def run(model: Any) -> None:
         with scene.counter.planted(_raiser(InterruptProcessingException())):
@@ -255,7 +255,7 @@ def interrupt_in_replay(scene: Scene) -> Outcome:
 
 
 def exception_in_replay(scene: Scene) -> Outcome:
-    """(g) A launch fails: the run ends with the error or continues eagerly; later runs are right."""
+    """A launch fails: the run ends with the error or continues eagerly; later runs are right."""
     model, failed = scene.model(), []
     expected = scene.eager("default", model)
     scene.run(model)
@@ -272,7 +272,7 @@ def exception_in_replay(scene: Scene) -> Outcome:
 
 
 def out_of_memory_in_capture(scene: Scene) -> Outcome:
-    """(h) The device runs out of memory in a capture."""
+    """The device runs out of memory in a capture."""
     model = scene.model()
     if scene.device.type != "cuda":
         raise Skip("no GPU")
@@ -288,7 +288,7 @@ def out_of_memory_in_capture(scene: Scene) -> Outcome:
 
 
 def unload_frees_all(scene: Scene) -> Outcome:
-    """(h) Unloading after a run with graphs frees all memory; must be the last check."""
+    """Unloading after a run with graphs frees all memory; must be the last check."""
     if scene.device.type != "cuda":
         raise Skip("no GPU")
     model = scene.model()
@@ -310,7 +310,7 @@ def unload_frees_all(scene: Scene) -> Outcome:
 
 
 def two_nodes(scene: Scene) -> Outcome:
-    """(k) Two RAS nodes on one model, used alternately."""
+    """Two RAS nodes on one model, used alternately."""
     model = scene.model()
     runs = []
     for _ in range(2):
@@ -329,7 +329,7 @@ def two_sizes(scene: Scene) -> Outcome:
 
 
 def time_of_check(scene: Scene) -> Outcome:
-    """(l) Pinning the whole range, comparing its serials and unpinning take less than 0.1 ms."""
+    """Pinning the whole range, comparing its serials and unpinning take less than 0.1 ms."""
     model = scene.model()
     scene.run(model)
     vbars = scene.vbars(model)
@@ -371,17 +371,17 @@ def _held_seconds(model: Any, device: torch.device) -> float:
 
 
 def fp8(scene: Scene) -> Outcome:
-    """(i) fp8 weights, by the loader's weight_dtype."""
+    """fp8 weights, by the loader's weight_dtype."""
     return _other_weights(scene, "default", "fp8_e4m3fn")
 
 
 def scaled_fp8(scene: Scene) -> Outcome:
-    """(i) ComfyUI's own scaled fp8 layout."""
+    """ComfyUI's own scaled fp8 layout."""
     return _other_weights(scene, "scaled_fp8")
 
 
 def int8_convrot(scene: Scene) -> Outcome:
-    """(i) ComfyUI's own int8 layout with rotated weights."""
+    """ComfyUI's own int8 layout with rotated weights."""
     return _other_weights(scene, "int8_convrot")
 
 

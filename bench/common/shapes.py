@@ -197,7 +197,7 @@ SHAPES = {
             _mmdit(24, 384, qk_norm="rms", x_block_self_attn_layers=list(range(13))),
             torch.float16, (154, 154), 4096, 2048,
         ),
-        # ComfyUI runs these three in bfloat16. Lumina-Next pads its prompts to the longer one.
+        # ComfyUI runs the following shapes in bfloat16. Lumina-Next pads its prompts to the longer one.
         Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
         Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
         Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),

@@ -1,4 +1,4 @@
-"""The cells that trace what anybody can do without this pack, between 1.4x and 4x; the likeliest first."""
+"""The cells that trace what is possible without RAS, between 1.4x and 4x; the most promising first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .cells import Cell
 OTHER_SAMPLERS = (
     "ipndm", "ipndm_v", "deis", "uni_pc", "uni_pc_bh2", "res_multistep", "gradient_estimation", "lms",
 )  # fmt: skip
-"""ComfyUI's deterministic samplers that evaluate once a step, beside euler and dpmpp_2m."""
+"""ComfyUI's deterministic samplers that evaluate once a step, besides euler and dpmpp_2m."""
 
 # Sampler, grid, steps.
 Dense = tuple[str, str, int]

@@ -20,7 +20,7 @@ from ...ras_core.models import adapter_for, network_of
 from ...ras_core.models.cost import linear_weights
 
 KEY = "bench_block_cache"
-Place = int | str
+Position = int | str
 
 
 @dataclass
@@ -29,11 +29,12 @@ class Kept:
 
     Attributes:
         probe: residual of the first blocks, one tensor for each of their outputs.
-        residuals: of each other block, by its place in its call; None for an output that is none.
+        residuals: residuals of every other block, each with the position of its input in the call; None for
+            an output that is none.
     """
 
     probe: list[Tensor | None] = field(default_factory=list)
-    residuals: dict[int, list[tuple[Place, Tensor] | None]] = field(default_factory=dict)
+    residuals: dict[int, list[tuple[Position, Tensor] | None]] = field(default_factory=dict)
 
 
 def with_block_cache(model: ModelPatcher, threshold: float, probe: int, warm_up: int) -> ModelPatcher:
@@ -95,31 +96,31 @@ class BlockCache:
     @contextmanager
     def _attached(self) -> Iterator[None]:
         try:
-            for place, block in enumerate(self._blocks):
-                block.forward = self._forward_of(place, block.forward)
+            for index, block in enumerate(self._blocks):
+                block.forward = self._forward_of(index, block.forward)
             yield
         finally:
             for block in self._blocks:
                 del block.forward  # the class's own shows again
 
-    def _forward_of(self, place: int, forward: Callable[..., Any]) -> Callable[..., Any]:
+    def _forward_of(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            if place >= self._probe and self._reuse:
-                return self._again(place, args, kwargs)
+            if index >= self._probe and self._reuse:
+                return self._again(index, args, kwargs)
             output = forward(*args, **kwargs)
-            if place >= self._probe:
-                self._new.residuals[place] = _residuals(args, kwargs, output)
+            if index >= self._probe:
+                self._new.residuals[index] = _residuals(args, kwargs, output)
             else:
-                self._watch(place, args, kwargs, output)
+                self._watch(index, args, kwargs, output)
             return output
 
         return run
 
-    def _watch(self, place: int, args: tuple, kwargs: dict, output: Any) -> None:
+    def _watch(self, index: int, args: tuple, kwargs: dict, output: Any) -> None:
         """Keep the input of the first block; after the last of the probe, decide."""
         if self._start is None:
             self._start = _inputs_of(args, kwargs, output)
-        if place != self._probe - 1:
+        if index != self._probe - 1:
             return
         outputs = _as_list(output)
         self._new.probe = [
@@ -131,9 +132,9 @@ class BlockCache:
         if kept is not None and is_warm and self._threshold > 0:
             self._reuse = _change(self._new.probe, kept.probe) < self._threshold
 
-    def _again(self, place: int, args: tuple, kwargs: dict) -> Any:
+    def _again(self, index: int, args: tuple, kwargs: dict) -> Any:
         """The block's inputs plus what it added in the last whole call."""
-        known = self._kept[self._branch].residuals[place]
+        known = self._kept[self._branch].residuals[index]
         found = [None if each is None else _value(args, kwargs, each[0]) + each[1] for each in known]
         return found[0] if len(found) == 1 else tuple(found)
 
@@ -151,18 +152,20 @@ def _as_list(output: Any) -> list[Tensor | None]:
     return list(output) if isinstance(output, (tuple, list)) else [output]
 
 
-def _value(args: tuple, kwargs: dict, place: Place) -> Tensor:
-    return args[place] if isinstance(place, int) else kwargs[place]
+def _value(args: tuple, kwargs: dict, position: Position) -> Tensor:
+    return args[position] if isinstance(position, int) else kwargs[position]
 
 
-def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Place, Tensor] | None]:
+def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, Tensor] | None]:
     """For each output of a block the input that it replaces: the next one of the same shape.
 
     Blocks take and return their hidden tensors in one order. None for an output that is None.
     """
-    places = [*enumerate(args), *kwargs.items()]
-    left = [(place, value) for place, value in places if isinstance(value, Tensor) and value.ndim == 3]
-    found: list[tuple[Place, Tensor] | None] = []
+    positions = [*enumerate(args), *kwargs.items()]
+    left = [
+        (position, value) for position, value in positions if isinstance(value, Tensor) and value.ndim == 3
+    ]
+    found: list[tuple[Position, Tensor] | None] = []
     for out in _as_list(output):
         match = None
         if out is not None:
@@ -172,7 +175,7 @@ def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Place, Tens
     return found
 
 
-def _residuals(args: tuple, kwargs: dict, output: Any) -> list[tuple[Place, Tensor] | None]:
+def _residuals(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, Tensor] | None]:
     pairs = zip(_inputs_of(args, kwargs, output), _as_list(output), strict=True)
     return [None if start is None else (start[0], out - start[1]) for start, out in pairs]
 

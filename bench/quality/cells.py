@@ -169,7 +169,7 @@ class Cell:
         return tuple(1.0 if step in dense else self.ratio for step in range(self.steps))
 
     def plan(self) -> Plan:
-        """What ras_core runs for it; its grid comes from the cell's own."""
+        """What ras_core runs for it; the cell sets the grid."""
         shares = self.step_shares()
         sampler = self.sampler if self.sampler in PLAN_SAMPLERS else PLAN_SAMPLERS[0]  # it decides no share
         return Plan(PLAN_SPEEDS[0], sampler, even_density(), shares, self.kv_cache)

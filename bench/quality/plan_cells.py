@@ -46,7 +46,7 @@ OLD_SETTINGS = ((28, 8, 0, 0.5), (28, 6, 0, 0.3), (20, 6, 0, 0.35), (28, 4, 0, 0
 
 
 def plans(family: str, seed: int) -> list[Cell]:
-    """RAS first, for each cost the likeliest way; the bound after the first ways."""
+    """RAS first, for each cost the most promising way first; the bound after the first ways."""
     made = [_cells(family, seed, [way]) for way in WAYS]
     coarse = _cells(family, seed, COARSE_WAYS, [target for target in TARGETS if target >= 2.5])
     bound = [replace(cell, method="exact_kv") for cell in (*made[0], *made[1])]

@@ -99,7 +99,7 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
 
 
 def settings(family: str, seed: int) -> list[Cell]:
-    """The nodes' settings on the `simple` schedule, without plans, beside fewer steps on it."""
+    """The nodes' settings on the `simple` schedule, without plans, compared with fewer steps on it."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:

@@ -41,7 +41,7 @@ def converged_of(cell: Cell, options: Options) -> Reference:
 def dense_of(cell: Cell, options: Options) -> Reference | None:
     """The run that the cell speeds up: the same sampler, dense, the default number of steps.
 
-    None for samplers that only stand among the baselines: one dense run each would cost more than it tells.
+    None for samplers that occur only as baselines: one dense run each would cost more than it is worth.
     """
     if not cell.order:
         return None

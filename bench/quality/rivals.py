@@ -81,7 +81,7 @@ def sides(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
 
 
 def standings(rows: Sequence[Row], family: str, costs: Sequence[float] = COSTS) -> list[Standing]:
-    """RAS beside the baselines at each cost reduction."""
+    """RAS compared with the baselines at each cost reduction."""
     groups = sides(rows, family)
     ours, theirs, bound = (_front(groups[name]) for name in ("ours", "theirs", "bound"))
     return [

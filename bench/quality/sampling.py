@@ -203,7 +203,7 @@ class Studio:
         if cell.method == "dbcache":
             work = work_of_last_run(model)
             return Ran([1.0] * len(work), work=work)
-        branches = 1 if self.cfg == 1.0 else 2  # the host leaves out the negative prompt at guidance 1
+        branches = 1 if self.cfg == 1.0 else 2  # ComfyUI omits the negative prompt at guidance 1
         return Ran([1.0] * round(rows / (branches * pictures)))
 
     def _now(self) -> float:

@@ -121,4 +121,4 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise RASError(f"the grid {name!r}.", f"a number in place of {text!r}.", "correct it.") from error
+        raise RASError(f"the grid {name!r}.", f"a number instead of {text!r}.", "correct it.") from error

@@ -27,7 +27,7 @@ Forward = Callable[[dict[str, Any], Tensor, Slots], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class RegionalCall:
-    """A regional call that is to be captured.
+    """A regional call to capture.
 
     Attributes:
         inputs: by name; the image `x` is (bb, c, H, W).

@@ -7,8 +7,8 @@ serials of the pages that its weights were copied to.
 
 1. `Residency.of` finds these layers and their range, once per run.
 2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
-   is resident, with the patches of this run: changing a LoRA makes layers forget their serials. The network
-   must have run once before.
+   is resident and already patched for this run, because changing a LoRA clears the serials that the layers
+   remember. The network must have run once before.
 3. `held` pins the range around a replay and compares its serials with those of the proof. A mismatch means
    that something was evicted: the call runs eagerly, which loads what is missing, and a new proof follows.
 4. `captured` does the same around a capture, during which no layer may call the driver.
@@ -44,10 +44,10 @@ class Residency:
     """The evictable weights of one network in one run.
 
     Args:
-        pages: the range that holds all of them.
+        pages: the address range that contains all of the weights.
         layers: the modules whose weights are in it.
         device: where the network runs.
-        prefetch: passes layers their weights before they are used.
+        prefetch: gives each layer its resident weights for the duration of a call (see `Prefetch`).
 
     Attributes:
         layers: as above.

@@ -157,7 +157,7 @@ class GraphEnvironment:
     Attributes:
         store_of: returns the store of a model's captured calls; None if the model cannot have one.
         interrupts: exceptions that ComfyUI raises when the user cancels a run.
-        obstacle: returns why nothing can be captured at the moment, or None; called before each capture.
+        obstacle: returns why nothing can be captured now, or None; called before each capture.
     """
 
     store_of: Callable[[Any], GraphStore | None]

@@ -116,10 +116,14 @@ def _kernel_on(device: torch.device) -> ModuleType | None:
 
         if gives_known_numbers(cast_kernel, device):
             return cast_kernel
-        problem = "wrong numbers"
+        problem = "the kernel returned wrong results"
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception as error:  # no Triton, an old one, a compiler, a driver, a GPU that it does not know
         problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-    logger.info("Multirate RAS: PyTorch casts float8 weights on %s (%s).", device, problem)
+    logger.info(
+        "Multirate RAS: the Triton kernel for float8 weights is not used on %s (%s); PyTorch casts them"
+        " instead.",
+        device, problem,
+    )  # fmt: skip
     return None

@@ -178,7 +178,10 @@ def step_cost(task: Task) -> RegionalCost | None:
     """Cost of a step on a share of the tokens; None if RAS does not support the model."""
     adapter = adapter_of(task.model)
     if adapter is None:
-        logger.info("Multirate RAS: this model does not support regional steps; only its grid is calibrated.")
+        logger.info(
+            "Multirate RAS: RAS does not support this model's architecture: only the noise levels are"
+            " calibrated, without regional steps."
+        )
         return None
     network = network_of(task.model.get_model_object("diffusion_model"))
     return regional_cost(network, adapter, task.noise.shape[2:], task.conds)

@@ -2,7 +2,7 @@
 
 A plan has a grid of its own. It replaces the sampler's noise levels between the first and the last of them,
 so noise scaling, denoise below 1 and parts of a schedule keep their meaning. Where it cannot, the levels stay
-and regional steps alone bring the speed.
+and regional steps alone provide the speed-up.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .planned_model import regional_cost, settings_of
 from .plans import FINE_LEVELS, made_levels, plans_of_family
 from .samplers import plan_sampler
 
-LEVELS_STAY = "the noise levels stay: {}"
+LEVELS_STAY = "the noise levels are kept: {}"
 
 TOLERANCE = 1e-5
 """Relative to the first level: noise levels this near are the same. They are kept in float32."""
@@ -63,7 +63,7 @@ class Speed:
         if given.is_inpainting:
             return self._dense(given, "inpainting runs dense")
         if not decreases(given.sigmas.tolist()):
-            return self._dense(given, "they do not decrease all the way")
+            return self._dense(given, "they are not strictly decreasing")
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
         measured = self.plans or saved_plans(model, given.noise.shape[2:])
@@ -100,7 +100,7 @@ class Speed:
         return RunSettings(RASConfig(start_step=0), given.sigmas, said, LEVELS_STAY.format(reason))
 
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
-        """As many steps as given, with shares of the tokens that bring the speed as far as they can."""
+        """As many steps as given, with shares of the tokens that provide the speed-up as far as they can."""
         cost = _cost_of(given, guider)
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)

@@ -174,7 +174,7 @@ class Extrapolation:
         return rows.flatten(2)[:, prefix : rows.shape[1] - suffix]
 
     def _is_due(self) -> bool:
-        """Count one attention. Whether its forecasts are to be compared; if so, forget the last result."""
+        """Count one attention. Whether its forecasts should be compared; if so, forget the last result."""
         is_due = self._attentions % JUDGED_EVERY == 0
         self._attentions += 1
         if is_due:
@@ -198,7 +198,10 @@ def weight_of(elapsed: Tensor, span: Tensor) -> Tensor:
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
-    """The factor from 0 to 1 by which forecast changes best fit actual ones: (bb, s, d) each -> (bb,)."""
+    """Least-squares factor from the forecast changes to the actual ones, clamped to 0..1.
+
+    Both are (bb, samples, d); returns (bb,).
+    """
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
 

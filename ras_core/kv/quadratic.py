@@ -79,7 +79,7 @@ class QuadraticExtrapolation(Extrapolation):
         return self.weights_like(which, rows).unbind()
 
     def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
-        """As `judge`, with key and value of each evaluation, the last one first."""
+        """Like `judge`, for the (key, value) pairs of the last three evaluations, most recent first."""
         if not self._is_due():
             return
         weights = []

@@ -44,7 +44,7 @@ def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) ->
     if not costs or not all(math.isfinite(cost) and cost >= 0 for cost in costs):
         raise RASError(
             f"costs of blocks = {list(costs)}.",
-            "at least one finite number of 0 or more.",
+            "a non-empty list of finite costs, none of them negative.",
             "measure the blocks again.",
         )
     if order <= 0 or not 0 <= even <= 1:

@@ -81,7 +81,7 @@ class NetworkCall:
 
     Attributes:
         gathered: whether the blocks have run on active tokens only.
-        text_rows: largest number of rows beside the image rows in any attention.
+        text_rows: largest number of rows other than the image rows in any attention.
         blocks_seen, attentions_seen: how many blocks and attentions ran with our hooks.
     """
 

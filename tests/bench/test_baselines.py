@@ -1,4 +1,4 @@
-"""The methods that stand beside RAS in every front: each runs, costs what it says, is exact at its limit."""
+"""The methods compared with RAS in every front: each runs, costs what it says, is exact at its limit."""
 
 import json
 import math

@@ -139,7 +139,7 @@ def planned(speed="2x", sampler="euler", steps=17, share=0.5, dense=11, density=
 
 class TestCost:
     @pytest.mark.parametrize("speed", PLAN_SPEEDS)
-    def test_each_speed_through_both_doors(self, family, speed):
+    def test_each_speed_through_both_entry_points(self, family, speed):
         model = family.build()
         latent, trace = ras_ksampler(family, speed, model)
         assert gain(trace) == pytest.approx(factor(speed), rel=0.05)
@@ -148,7 +148,7 @@ class TestCost:
         assert levels_of(last_trace(behind)) == levels_of(trace)
 
     @pytest.mark.parametrize("sampler_name", SAMPLERS)
-    def test_a_plan_with_regional_steps_through_both_doors(self, family, sampler_name):
+    def test_a_plan_with_regional_steps_through_both_entry_points(self, family, sampler_name):
         plan = planned(sampler=sampler_name, share=0.4, dense=6, steps=18)
         latent, trace = ras_ksampler(family, "2x", plan=plan, sampler_name=sampler_name)
         assert (trace.n_steps, trace.regional_steps) == (18, 12)
@@ -167,11 +167,11 @@ class TestCost:
         assert [step.is_reset for step in trace.steps].index(True) == 11
 
     def test_other_samplers_keep_their_grid(self, family, info):
-        """As many steps, with shares of the tokens that bring the speed."""
+        """As many steps, with shares of the tokens that provide the speed-up."""
         model = family.build()
         _, trace = ras_ksampler(family, "2x", model, sampler_name="lms")
         assert (trace.n_steps, levels_of(trace)) == (STEPS, pytest.approx(simple_levels(model, STEPS)[:-1]))
-        assert "the noise levels stay: plans are for euler and dpmpp_2m" in info.text
+        assert "the noise levels are kept: plans are for euler and dpmpp_2m" in info.text
         assert gain(trace) == pytest.approx(2, rel=0.05) or "is all that 28 steps can reach" in info.text
 
     def test_rows_of_reference_images_are_counted(self, info):
@@ -296,7 +296,7 @@ class TestLevels:
         found, trace = ras_ksampler(sd3, "2x", plan=planned(), latent_image=masked)
         assert (trace.n_steps, trace.regional_steps) == (STEPS, 0)
         assert trace.plan == "2x: 28 of 28 steps, all dense" and "inpainting" in trace.notes[0]
-        assert "the noise levels stay: inpainting runs dense" in info.text
+        assert "the noise levels are kept: inpainting runs dense" in info.text
         assert torch.equal(found, ksampler(sd3.build(), sd3, latent_image=masked))
 
     @pytest.mark.parametrize(
@@ -310,13 +310,13 @@ class TestLevels:
     def test_what_a_plan_was_not_made_for(self, sd3, info, sampler, reason):
         model = ras_model(sd3, "2x")
         custom(model, sd3, sampler, torch.tensor(simple_levels(model, 10)))
-        assert last_trace(model).n_steps == 10 and f"the noise levels stay: {reason}" in info.text
+        assert last_trace(model).n_steps == 10 and f"the noise levels are kept: {reason}" in info.text
 
     @pytest.mark.parametrize(
         ("sigmas", "reason"),
         [
             ((14.6, 4.0, 1.5, 0.5, 0.0), "not of the model's own range"),
-            ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "do not decrease"),
+            ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "they are not strictly decreasing"),
         ],
     )
     def test_levels_of_another_kind_stay(self, sd3, info, sigmas, reason):

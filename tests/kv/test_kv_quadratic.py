@@ -181,7 +181,7 @@ class TestRuns:
         tokens = 7 * 10 * 2 * 2  # of two images in two branches, with three float32 each
         assert trace.kv_bytes == 3 * before.kv_bytes + 12 * tokens
 
-    def test_prompts_grouped_anew_by_dense_steps_keep_their_past(self, family, monkeypatch):
+    def test_prompts_regrouped_by_dense_steps_keep_their_past(self, family, monkeypatch):
         together, _ = sample_ras(family.build(), family, family.noise(), QUADRATIC)
         model = family.build()
         split_prompts(monkeypatch, model, every=2)

@@ -272,7 +272,7 @@ class TestWrongFiles:
     def test_the_folder_of_another_pipeline(self, models):
         index = models / "diffusers" / FOLDER / "model_index.json"
         files.write_json(index, {"_class_name": "StableDiffusion3Pipeline"})
-        assert "holds a StableDiffusion3Pipeline" in refused()
+        assert "contains a StableDiffusion3Pipeline" in refused()
 
     def test_a_layer_of_another_size(self, models):
         state = files.network_weights()

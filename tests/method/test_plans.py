@@ -170,7 +170,7 @@ class TestCandidates:
             assert [step.index for step in steps if step.kind is StepKind.DENSE] == [
                 i for i, share in enumerate(shares) if share == 1
             ]
-        with pytest.raises(RASError, match="several shares"):
+        with pytest.raises(RASError, match="different token shares"):
             settings_of(plan(shares=(1, 1, 0.5, 0.4, 0.3, 0.2)))
 
 

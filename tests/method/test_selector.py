@@ -47,7 +47,9 @@ class TestChange:
         selector = _selector(3)
         _observe(selector, [0, 0, 0], 1.0)
         _observe(selector, [0.0, 0.0, 6.0], 0.5)
-        selector.select(1, -0.5)  # roots of 12 over 3 tokens and 12 over 2, over a distance of 1
+        selector.select(1, -0.5)
+        # Token 2's rate is 6 / 0.5 = 12; its mean over 3 tokens (at token 1) is 4, over 2 (at token 2) 6.
+        # The scores are the roots of these, times a staleness of 1.
         assert selector.score[0].tolist() == pytest.approx([0.0, 2.0, 6**0.5])
 
     def test_a_fresh_token_does_not_inherit_the_staleness_of_its_neighbours(self):

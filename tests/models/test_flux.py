@@ -168,7 +168,7 @@ class TestPatches:
         assert torch.equal(latent, expected)
 
     def test_rows_that_a_patch_adds_to_the_text(self, flux):
-        """USO's style rows stand before the text; the prefix is counted, so they are kept."""
+        """USO's style rows precede the text; the prefix is counted, so they are kept."""
         patched = flux.build().clone()
 
         def add(args):
