@@ -15,7 +15,7 @@ Graphs = Literal["auto", "off"]
 MIN_RATIO = 0.05
 
 MAX_SHARES = 3
-"""Different shares of regional steps in a run: CUDA graphs are captured for each count of active tokens."""
+"""Maximum number of different token shares among a run's regional steps: each needs its own CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class PaperSettings:
         metric: how regions are ranked, from the guided model output (paper, equation 1).
         high_ratio: share of the cached tokens taken from the high end of the metric; the rest comes from its
             low end.
-        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 switches it off.
+        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 ignores drop counts.
         ratio_end: 0 keeps the ratio constant; otherwise it changes linearly from `sample_ratio` to this value
             over the regional steps (the paper's dynamic sampling ratio).
         error_reset_steps: explicit error-reset steps, counted from 0; when not empty they replace
@@ -70,11 +70,11 @@ class RASConfig:
         dense_steps: explicit error-reset steps of the multirate method, which replace `error_reset_every`. No
             node sets them; they are for studies and for the comparison with the reference code.
         shares: share of the image tokens at each step of the run, 1 for a dense one; the first two are 1.
-            They replace all settings of the schedule above. Empty: those settings apply.
+            They replace all settings of the schedule above. If empty, those settings apply.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
         continue_outputs: with corrections, continue the estimates of cached tokens along their last change,
-            instead of holding them.
+            instead of keeping them constant.
         spread: with kv_cache = "forecast" or "forecast2", correct the forecasts of cached rows by the errors
             of fresh rows nearby, in steps of half the tokens or more (kv/spread.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
@@ -136,7 +136,7 @@ class RASConfig:
             _check_range("each of shares", share, MIN_RATIO, 1.0)
         if self.shares and self.paper is not None:
             raise RASError(
-                "shares of each step together with the paper's method.",
+                "a token share for each step (shares) together with the paper's method.",
                 "a plan with the multirate method only.",
                 "set speed to custom, or disconnect paper.",
             )
@@ -177,7 +177,7 @@ class Window:
 
     Attributes:
         start_percent: share of the steps that are dense at the start, 0 to 1; rounded up to whole steps.
-        end_percent: from this share of the steps on, all are dense; 1 means that none are.
+        end_percent: from this share of the steps on, all steps are dense; 1 means no dense steps at the end.
 
     Raises:
         RASError: a value out of range, or an empty window.

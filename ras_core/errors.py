@@ -1,4 +1,4 @@
-"""The errors of this pack. Those for users say what was found, what is expected, and what to do."""
+"""The exceptions of this pack. Messages for users say what was found, what is expected, and what to do."""
 
 from __future__ import annotations
 
@@ -15,4 +15,5 @@ class RegionalAbort(RuntimeError):
 
 
 class NotResident(RuntimeError):
-    """Raised when a capture finds a weight evicted: the call runs eagerly, and may be captured later."""
+    """Raised when the capture of a call finds that a weight was evicted from the device: the call then runs eagerly,
+    and may be captured later."""

@@ -24,7 +24,7 @@ class Scratch:
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of `like`'s shape and device; later calls with this number reuse its memory."""
+        """A contiguous tensor of `like`'s shape and device; later calls of this method with the same `number` reuse its memory."""
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)
@@ -82,7 +82,7 @@ class RowIndex:
     def of(
         cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
     ) -> RowIndex:
-        """Arguments as of `row_index`."""
+        """From the arguments of `row_index`; `scratch` is new if none is given."""
         rows = prefix + n_tokens + suffix
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
         return cls(flat_idx, len(active_idx) * rows, scratch or Scratch())

@@ -17,21 +17,21 @@ KNOWN = {
     "transformer_options",
     "_inside_attn_wrapper",
 }
-"""Keywords of ComfyUI's attention functions that are supported here."""
+"""Keyword arguments of ComfyUI's attention functions with which a call may use grouped K/V heads."""
 
 
 def grouped_attention() -> GroupedAttention | None:
     """ComfyUI's PyTorch attention for grouped K/V heads; None if it does not support them."""
-    # Unwrapped: this is the function that wrap_attn passes to overrides.
+    # ComfyUI's wrap_attn passes the function without its wrapper to attention overrides.
     plain = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)
     return GroupedAttention.of(plain, comfy.ops.scaled_dot_product_attention, output_form)
 
 
 def output_form(args: tuple, kwargs: dict) -> OutputForm | None:
-    """The output form that ComfyUI requests, from the arguments after the number of heads.
+    """The output form that ComfyUI requests, from an attention's arguments after the number of heads.
 
-    None if the call is not equivalent to plain attention: heads must be on a separate axis, and there must be
-    no mask, no precision and no unknown argument.
+    None if the call is not equivalent to plain attention: q, k and v must have heads on a separate axis, and
+    there must be no mask, no precision and no argument outside `KNOWN`.
     """
     mask = args[0] if args else kwargs.get("mask")
     precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")

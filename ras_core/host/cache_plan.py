@@ -43,8 +43,9 @@ class CachePlan:
         network, adapter: the network and the adapter of its family.
         run: state of the run, which receives the decision.
         graphs: the run's CUDA graphs, or None.
-        wanted: the user's setting, or its replacement if the sampler does not support it.
-        is_corrected: returning tokens are corrected, so that forecasts of rows pay.
+        wanted: the user's setting of `kv_cache`, or its replacement if the sampler does not support it.
+        is_corrected: the sampler corrects the past steps of tokens that become active again. Forecasts of
+            cached K/V rows are worth their memory only then.
     """
 
     guider: Any
@@ -59,7 +60,7 @@ class CachePlan:
         """Choose the K/V format as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
         if not self.run.is_regional:
             return
-        if self.wanted != AUTO:  # needed if a guider loads models without PREPARE_SAMPLING
+        if self.wanted != AUTO:  # in case a guider never runs PREPARE_SAMPLING
             self.run.keep_cache_as(self.wanted)
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.PREPARE_SAMPLING, KEY, self.prepare, self.guider.model_options, is_model_options=True
@@ -79,7 +80,7 @@ class CachePlan:
         return prepared
 
     def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
-        """The memory that is available to the cache after ComfyUI has unloaded other models."""
+        """The memory that is available to the K/V cache after ComfyUI has unloaded other models."""
         first = first_choice(self.wanted).name
         # Buffers of earlier graphs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else sum(map(graph_store(model).nbytes, self._reusable(first)))
@@ -91,7 +92,7 @@ class CachePlan:
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
 
     def _reusable(self, first: str) -> set[str]:
-        """Formats whose buffers of earlier graphs this run either uses or frees."""
+        """Names of the K/V formats whose buffers, held by earlier graphs, this run either uses or frees."""
         return {first, forecast.FORMAT.name} if self._may_forecast else {first}
 
     @property
@@ -99,7 +100,7 @@ class CachePlan:
         return self.is_corrected and self.wanted == AUTO
 
     def _keep(self, choice: Choice, needs: Needs) -> None:
-        """Apply the choice, and log it."""
+        """Use the chosen K/V format, or run dense if none fits, and log the reason."""
         if self.graphs is not None and (obstacle := format_obstacle(choice.format_name)):
             self.graphs.refuse(obstacle)
             self.graphs.drop()
@@ -115,14 +116,14 @@ class CachePlan:
             logger.info("Multirate RAS: %s.", choice.reason)
 
     def _borders(self, conds: dict[str, list[dict]]) -> list[Borders]:
-        """Rows of text, and rows after the image, of each conditioning that is evaluated."""
+        """For each conditioning that is evaluated: numbers of text rows, and of rows after the image."""
         return [
             borders_of_cond(self.network, self.adapter, self.run.grid.n, cond)
             for cond in evaluated_conditionings(self.guider, conds)
         ]
 
     def _log_estimate(self, n_text: int) -> None:
-        """Log the expected speed-up before the run."""
+        """Log the speed-up that is expected from FLOPs; `n_text` is the largest number of other rows."""
         n, plan = self.run.grid.n, self.run.plan
         counts = [n if step.kind is StepKind.DENSE else step.active_count(n) for step in plan]
         regional = sum(step.kind is StepKind.REGIONAL for step in plan)
@@ -136,7 +137,9 @@ class CachePlan:
 def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, of_branches: list[Borders]
 ) -> Needs:
-    """Size of a run's K/V cache; `of_branches` has rows of text and rows after the image."""
+    """Size of a run's K/V cache. For each branch, `of_branches` has the numbers of text rows and of rows
+    after the image.
+    """
     suffix = max((after for _, after in of_branches), default=0)
     borders = [sum(rows) for rows in of_branches for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
@@ -157,7 +160,7 @@ def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[d
 def borders_of_cond(
     network: nn.Module, adapter: ModelAdapter, n_tokens: int, cond: Mapping[str, Any]
 ) -> Borders:
-    """Rows of text, and rows after the image, of a conditioning: padding and reference images."""
+    """For a conditioning: number of text rows, and of rows after the image (padding, reference images)."""
     context, inputs = cond.get(TEXT), {REFERENCES: cond.get(REFERENCE_IMAGES)}
     text = adapter.text_rows(network, 0 if context is None else context.shape[1])
-    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # `ALL`: the rows after it are text
+    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # `ALL` adds none: they are text

@@ -1,15 +1,15 @@
-"""Measures on a user's model where steps are needed, tries plans for each speed, and saves the plans.
+"""Measures at which noise levels a model needs its steps, tries plans for each speed, and saves the plans.
 
-1. Measure the error of one long Euler step over each twelfth of a fine schedule, and compute the density of
-   steps from it.
-2. Compute a reference with many steps of dpmpp_2m.
-3. For each speed and sampler, try four grids with dense steps: the measured density, its mean with an even
-   density, a fixed grid ("first a of n, then every k") and the `simple` schedule.
-4. On the best of these grids, try runs with regional steps at the same FLOPs.
+1. Measure the error of one long Euler step over each twelfth of a fine schedule, and compute from these
+   errors how densely a run's steps should be placed in each twelfth.
+2. Compute reference latents with many steps of dpmpp_2m.
+3. For each speed and sampler, try four grids of noise levels, with dense steps: the measured density, its
+   mean with an even density, a fixed grid ("first a of n, then every k") and the `simple` schedule.
+4. On the best of these grids, try runs with regional steps that have the same FLOPs as the dense run.
 
 This takes 66 sampling runs with 1004 steps for each seed, 352 of them in runs with regional steps. For
-SD3-medium at 1024 px, their FLOPs equal those of 917 dense steps. A step with both prompts takes 64 ms there
-on an H100, so two seeds take an estimated 121 s, if regional steps are a tenth slower than their FLOPs
+SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps. A step with both prompts takes
+64 ms there on an H100, so two seeds take an estimated 121 s, if regional steps are a tenth slower than their FLOPs
 suggest.
 """
 
@@ -43,13 +43,13 @@ FINE_STEPS = 24
 BLOCKS = 12
 REFERENCE_STEPS = 72
 
-# "First a of n, then every k", by speed: n, a, k. An alternative to the density from measured costs.
+# For "first a of n levels, then every k-th", by speed: n, a, k. Tried besides the measured density.
 FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
 GRIDS = 4
 """Number of grids that are tried for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
-"""The K/V format that comes closest to a dense run; it takes twice the memory of `gpu`."""
+"""The K/V format whose results are closest to a dense run; it takes twice the memory of the format `gpu`."""
 
 
 def calibrate(
@@ -74,7 +74,7 @@ def calibrate(
             "the latent of an image, (batch, channels, height, width).",
             "connect an empty latent of your usual image size.",
         )
-    fingerprint(model)  # must not fail after minutes of work, when the plans are saved under it
+    fingerprint(model)  # plans are saved under it: if it fails, it must fail before minutes of work
     task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
     plans = Calibration(task).run()
     path = save_plans(plans, model, latent.shape[-2:])
@@ -83,7 +83,7 @@ def calibrate(
 
 
 class Calibration:
-    """One calibration of one model at one size."""
+    """One calibration of one model at one latent size."""
 
     def __init__(self, task: Task):
         self._task = task
@@ -98,13 +98,13 @@ class Calibration:
 
     @property
     def evaluations(self) -> int:
-        """Steps of all runs, for each seed."""
+        """Number of steps of all runs together, for each seed."""
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
         plain = GRIDS * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
         return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
-        """Do all measurements. Plain plans come first, so that they are chosen among equal ones."""
+        """Do all measurements. Plans without regional steps come first, so that they win ties."""
         height, width = self._task.pixels
         self._origin = f"calibrated on this model at {width}x{height}"
         logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
@@ -143,14 +143,14 @@ class Calibration:
         return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
 
     def _measured(self, plan: Plan) -> Plan | None:
-        """The plan with its closeness; None if it did not run as planned."""
+        """The plan with its measured closeness to the reference; None if a run did not follow it."""
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
         try:
             found = self._sample(plan.sampler, plan.levels(self._fine), model)
         except comfy.model_management.OOM_EXCEPTION:
             if plan.is_plain:
                 raise
-            found = None  # the K/V cache did not fit; plain plans need none
+            found = None  # the K/V cache did not fit (plans without regional steps need none)
         if found is None or not (plan.is_plain or ran_as_planned(model, plan)):
             logger.info("Multirate RAS: %s is left out: it did not run as planned.", plan.describe())
             return None
@@ -164,7 +164,7 @@ class Calibration:
 
 
 def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:
-    """Densities to compare, by name; measured costs alone do not always give the best one."""
+    """Densities of steps to compare, by name; the measured one is not always the best."""
     n, first, every = FRONT_LOADED[speed]
     return {
         "measured density, half-way to even": step_density(costs, multistep=True),
@@ -175,7 +175,7 @@ def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tupl
 
 
 def step_cost(task: Task) -> RegionalCost | None:
-    """Cost of a step on a share of the tokens; None if RAS does not support the model."""
+    """The cost of a regional step by its share of tokens; None if RAS does not support the model."""
     adapter = adapter_of(task.model)
     if adapter is None:
         logger.info(

@@ -33,7 +33,7 @@ class ModelCall:
 
     Attributes:
         executor: ComfyUI's executor, which calls the remaining wrappers and the model.
-        inputs: arguments by name, other than the two below.
+        inputs: APPLY_MODEL's arguments by name, other than `control` and `options`.
         control: a ControlNet's residuals, or None.
         options: transformer options.
     """
@@ -45,7 +45,7 @@ class ModelCall:
 
     @classmethod
     def of(cls, executor: Any, *args: Any, **kwargs: Any) -> ModelCall:
-        """From APPLY_MODEL's arguments, by position or by name."""
+        """The call that has these arguments of APPLY_MODEL, passed by position or by name."""
         inputs = dict.fromkeys(ARGUMENTS)
         inputs |= dict(zip(ARGUMENTS[: len(args)], args, strict=True)) | kwargs
         control, options = inputs.pop("control"), inputs.pop("transformer_options")
@@ -76,7 +76,7 @@ class ModelCall:
     @property
     def captured_inputs(self) -> dict[str, Any]:
         found = {name: each for name, each in self.inputs.items() if not isinstance(each, list)}
-        for name, several in self.inputs.items():  # reference images
+        for name, several in self.inputs.items():  # a list: the reference images
             if isinstance(several, list):
                 found |= {f"{name}.{i}": each for i, each in enumerate(several)}
         return found | self._residuals
@@ -127,7 +127,7 @@ class ModelCall:
 
     @property
     def _is_wrapped(self) -> bool:
-        """Whether another node wraps the model's calls, other than for compiling it."""
+        """Whether another node wraps the model's calls, other than with ComfyUI's torch.compile wrapper."""
         compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
         harmless = len(compiling) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

@@ -1,4 +1,4 @@
-"""ComfyUI's own CUDA graphs and compiler (0.33 and later). Earlier versions lack these names.
+"""ComfyUI's own CUDA graphs and compiler (0.33 and later). Earlier versions do not have them.
 
 The compiler assigns fixed addresses to the allocations of a network's blocks, in the order in which they are
 made. A step on fewer tokens makes other allocations, so the compiler is off during runs with RAS. If it is
@@ -24,7 +24,7 @@ SWITCHES = ("disable_comfy_compiler", "disable_cuda_graphs")
 
 @contextmanager
 def compiler_off(is_wanted: bool) -> Iterator[None]:
-    """Switch off ComfyUI's own compiler and graphs for the body, if `is_wanted`."""
+    """In the body, switch off ComfyUI's own compiler and CUDA graphs, if `is_wanted`."""
     args = comfy.cli_args.args
     before = {name: getattr(args, name) for name in SWITCHES if is_wanted and hasattr(args, name)}
     try:
@@ -48,10 +48,10 @@ def pause() -> Callable[[], AbstractContextManager] | None:
 
 
 def capture_obstacle() -> str | None:
-    """Why nothing can be captured now, or None. A capture fails while ComfyUI's compiler tracks the
+    """Why no CUDA graph can be captured now, or None. A capture fails while ComfyUI's compiler tracks the
     allocations of this thread.
     """
-    by_thread = _prefetch("MALLOC_GRAPHS")  # by thread; an earlier version has a list of the active ones
+    by_thread = _prefetch("MALLOC_GRAPHS")  # a dict by thread; a list in an earlier version
     own = by_thread.get(threading.get_ident()) if isinstance(by_thread, Mapping) else None
     if getattr(own, "_comfy_active", False) or _prefetch("ACTIVE_MALLOC_GRAPHS"):
         return "ComfyUI's compiler is active"

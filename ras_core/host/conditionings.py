@@ -28,7 +28,7 @@ def on_device(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str
     """
     try:
         return {name: [_copied(each, device) for each in group] for name, group in conds.items()}
-    except torch.cuda.OutOfMemoryError:  # then ComfyUI copies them at each evaluation
+    except torch.cuda.OutOfMemoryError:  # keep them in main memory: ComfyUI copies them at each evaluation
         return dict(conds)
 
 

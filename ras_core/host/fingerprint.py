@@ -1,7 +1,7 @@
 """Identifies the model that plans belong to: its weights, their patches such as LoRA, and its noise schedule.
 
-Only a sample of the numbers is read, so this takes a fraction of a second for any model. Patches of attention
-and other options are ignored, because they hardly change where steps are needed.
+Only a sample of the weights' elements is read, so this takes a fraction of a second for any model. Patches of
+attention and other options are ignored, because they hardly change where steps are needed.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .measured_runs import simple_levels
 
 NETWORK = "diffusion_model."
 TENSORS = 32
-"""Approximate number of weights that are sampled."""
+"""Approximate number of weight tensors that are sampled."""
 
 NUMBERS = 64
-"""Number of elements that are read of each."""
+"""Number of elements that are read from each sampled weight."""
 
 
 def fingerprint(model: ModelPatcher) -> str:
@@ -41,8 +41,8 @@ def fingerprint(model: ModelPatcher) -> str:
 
 
 def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """The network's weights by ComfyUI's keys, without patches. Not taken from the state dict, which also has
-    parts of quantised weights that are not attributes of their layer.
+    """The network's weights by ComfyUI's keys, without patches. They are not read from the state dict, which
+    also has parts of quantised weights that are not attributes of their layer.
     """
     network = model.get_model_object("diffusion_model")
     own = {f"{NETWORK}{name}": weight for name, weight in network.named_parameters()}
@@ -50,7 +50,7 @@ def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add a value to the digest; for an object with weights, add these."""
+    """Add a value to the digest; for an object with weights, add its weights."""
     if isinstance(value, torch.Tensor):
         _add_tensor(digest, value)
     elif isinstance(value, Mapping):

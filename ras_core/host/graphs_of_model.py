@@ -1,4 +1,4 @@
-"""CUDA graphs of ComfyUI's models: kept on the model, dropped when its weights are unloaded."""
+"""Keeps CUDA graphs on ComfyUI's models, and drops them when ComfyUI unloads the model's weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .names import GRAPHS, KEY
 
 
 def graph_store(model: ModelPatcher) -> GraphStore | None:
-    """The store of the calls that runs of this model have captured, or None."""
+    """The store of the CUDA graphs that runs of this model have captured, or None."""
     return getattr(model.model, GRAPHS, None)
 
 
@@ -43,7 +43,7 @@ def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -
 
 
 def capture_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | None:
-    """Why nothing can be captured right now, or None."""
+    """Why no CUDA graph can be captured right now, or None."""
     # If memory is short, ComfyUI evicts weights and waits for the device, which invalidates a capture.
     if is_dynamic(model) and unused_device_bytes(model) < memory_of_call(model.model, noise_shape):
         return "there is too little free memory to capture a call"
@@ -91,7 +91,7 @@ def _take_prefetched(layer: nn.Module) -> None:
 
 
 def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
-    """The store of the graphs of one of a run's models; None if it cannot have any."""
+    """The store of the graphs of one of a run's models; None if no graph can be captured for it."""
     patcher = main if model is main.model else model.current_patcher
     store = getattr(model, GRAPHS, None)
     if patcher is None:
@@ -106,8 +106,8 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Register a callback for the unloading of the model, also on its parents, because a clone may no longer
-    exist then.
+    """Register a callback for the unloading of the model, and of the models it was cloned from, because the
+    clone may no longer exist by then.
     """
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):

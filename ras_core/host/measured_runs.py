@@ -22,7 +22,7 @@ from torch import Tensor
 from .names import TEXT
 
 OnStep = Callable[[int], None]
-"""Called after each step with its index."""
+"""Called after each step with the index of the step, from 0."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Task:
     def of(
         cls, model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int
     ) -> Task:
-        """A task with the noise of seeds 0 to `seeds` - 1. Only the size of the latent matters."""
+        """A task with the noise of seeds 0 to `seeds` - 1. Of the latent, only the size is used."""
         empty = torch.zeros_like(latent[:1])
         empty = torch.zeros_like(comfy.sample.fix_empty_latent_channels(model, empty))
         noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in range(seeds)])
@@ -60,11 +60,11 @@ class Task:
 
     @property
     def conds(self) -> list[dict[str, Any]]:
-        """Each conditioning, as guiders have it."""
+        """All conditionings, positive and negative, as dicts in the form in which guiders hold them."""
         return [{**extras, TEXT: context} for context, extras in (*self.positive, *self.negative)]
 
     def levels(self, steps: int) -> tuple[float, ...]:
-        """The model's own `simple` schedule."""
+        """The noise levels of the model's own `simple` schedule with this number of steps."""
         return simple_levels(self.model, steps)
 
     def sample(
@@ -78,8 +78,8 @@ class Task:
 
         Args:
             sampler: a SAMPLER.
-            levels: noise levels.
-            model: replaces the task's own, for example with one that is patched with RAS.
+            levels: noise levels of the run, one more than steps.
+            model: used instead of the task's model, for example a clone that is patched with RAS.
             on_step: called with each step's index.
 
         Raises:
@@ -107,7 +107,7 @@ def simple_levels(model: ModelPatcher, steps: int) -> tuple[float, ...]:
 def block_costs(
     task: Task, sampler_name: str, levels: Sequence[float], blocks: int, on_step: OnStep | None = None
 ) -> tuple[float, ...]:
-    """For each block of a fine schedule, RMS error of the final latents if the block is done in one step.
+    """For each block of a fine schedule, RMS error of the final latents if one step replaces the block.
 
     Takes `block_evaluations(len(levels) - 1, blocks)` evaluations for each seed.
 
@@ -116,7 +116,7 @@ def block_costs(
         sampler_name: "euler" or "dpmpp_2m".
         levels: the fine schedule; its number of steps must be a multiple of `blocks`.
         blocks: number of blocks.
-        on_step: called after each evaluation.
+        on_step: called with the index of the step after each evaluation.
     """
     width = (len(levels) - 1) // blocks
     fine = ReplayedStart(sampler_name)
@@ -133,15 +133,15 @@ def block_costs(
 
 
 def block_evaluations(steps: int, blocks: int) -> int:
-    """Number of evaluations of `block_costs` for each seed: the fine run, and the rest of each run after its
-    block.
+    """Number of evaluations of `block_costs` for each seed: the fine run, and for each block a run from the
+    start of the block to the end.
     """
     width = steps // blocks
     return steps + sum(steps - (block + 1) * width for block in range(blocks))
 
 
 def _after(skipped: int, on_step: OnStep | None) -> OnStep:
-    """Report only steps that were evaluated."""
+    """A callback that reports only evaluated steps: it ignores the first `skipped` ones."""
 
     def report(step: int) -> None:
         if on_step is not None and step >= skipped:

@@ -10,11 +10,11 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 KEEP_MAIN_MEMORY = 0.25
-"""Share of free main memory that the K/V cache must leave free."""
+"""Share of the free main memory that the K/V cache must not use."""
 
 
 def working_memory(model: ModelPatcher, noise_shape: Any) -> int:
-    """Bytes of working memory that the network needs, with both branches in one call."""
+    """Bytes of working memory for one call of the network with both branches (positive and negative)."""
     return int(memory_of_call(model, noise_shape) + comfy.model_management.extra_reserved_memory())
 
 
@@ -29,26 +29,26 @@ def memory_of_call(model: Any, noise_shape: Any) -> float:
 
 
 def free_device_bytes(model: ModelPatcher, working: int) -> int:
-    """Free bytes on the sampling device for the K/V cache."""
+    """Bytes on the sampling device that the K/V cache may use; `working` bytes are left free for calls."""
     free = comfy.model_management.get_free_memory(model.load_device)
     return int(free + evictable_room(model) - working)
 
 
 def unused_device_bytes(model: ModelPatcher) -> int:
-    """Free bytes outside PyTorch's memory pool, minus those that must stay free."""
+    """Free device bytes outside PyTorch's memory pool, minus those that ComfyUI must keep free."""
     unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
     return unused - in_pool - headroom_bytes()
 
 
 def free_main_memory() -> int:
-    """Free bytes of main memory for the K/V cache."""
+    """Bytes of main memory that the K/V cache may use."""
     return int(comfy.model_management.get_free_memory(torch.device("cpu")) * (1 - KEEP_MAIN_MEMORY))
 
 
 def evictable_room(model: ModelPatcher) -> int:
     """Bytes that eviction will add to the free memory. Under dynamic VRAM, the weights of the models in use
-    are loaded when they are needed, and other weights are evicted for them. Negative if that frees too
-    little.
+    are loaded when they are needed, and other weights are evicted for them. Negative if evicting
+    all other weights frees too little.
     """
     if not is_dynamic(model):
         return 0

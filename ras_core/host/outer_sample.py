@@ -90,10 +90,10 @@ class RunSettings:
     """What a run computes.
 
     Attributes:
-        config: its settings.
-        sigmas: its noise levels.
-        plan: what its speed means, in one line; empty without one.
-        origin: where that comes from, for the log.
+        config: the run's settings.
+        sigmas: the run's noise levels.
+        plan: the steps and tokens that its speed amounts to, in one line; empty if no speed is set.
+        origin: where this plan comes from, for the log.
     """
 
     config: RASConfig
@@ -114,8 +114,9 @@ class CustomSettings:
     """The user's own settings; the noise levels stay as they are.
 
     Attributes:
-        config: of every run.
-        window: replaces the config's start and end; None: they are given in steps.
+        config: the settings of every run.
+        window: the start and end of regional steps as shares of a run, which replace those of `config`; None
+            if `config` has them in steps.
     """
 
     config: RASConfig
@@ -138,8 +139,8 @@ def begin_run(
     selector = selector_for(config, grid, generator, Preferences.of(grid, favoured))
     run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], selector, recorder)
     _explain_dense_plan(run)
-    # On the demo models, fewer dense steps at the same cost came 15 to 17 dB closer to the full run inside
-    # the mask than regional steps did.
+    # On the demo models, a run of fewer, dense steps came 15 to 17 dB closer to the full run inside the mask
+    # than regional steps of the same cost.
     if run.is_regional and inpainted is not None and bool((inpainted < 1).any()):
         run.go_dense(INPAINTING)
     return run
@@ -160,5 +161,5 @@ def _explain_dense_plan(run: RunState) -> None:
         run.go_dense("the noise schedule is not strictly decreasing")
     elif not run.any_regional and config.wants_regional:
         run.warn(
-            f"no regional step fits: the run has {n_steps} steps, of which {config.start_step} start dense"
+            f"no regional step fits: the run has {n_steps} steps, and the first {config.start_step} are dense"
         )

@@ -1,8 +1,8 @@
 """The entry point: nodes attach RAS to a clone of a model here, and read the trace of its last run.
 
 `RASPatch` is an OUTER_SAMPLE wrapper with a key. When sampling starts, it starts a run and adds the run's
-wrappers to the run's copy of the model options, which is dropped with the run. Only CUDA graphs are kept, on
-the model.
+wrappers to the run's copy of the model options, which is dropped with the run. Only CUDA graphs are
+kept after a run, on the model.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def patch_model(
 
     Args:
         model: any MODEL.
-        settings: what runs compute; a RASConfig has its steps in numbers.
+        settings: what runs compute; a RASConfig gives start and end of the regional steps as step numbers.
         priority: (b or 1, height, width) mask of regions to favour, at any size.
         view_factory: returns an observer for each run, or None.
 
@@ -127,7 +127,7 @@ class RASPatch:
             wrappers.end(trace)
 
     def _tell(self, settings: RunSettings) -> None:
-        """Log once what a speed means for this model."""
+        """Log what a speed means for this model, once for each meaning."""
         line = f"{settings.plan} ({settings.origin})"
         if settings.plan and line not in self._told:
             self._told.add(line)

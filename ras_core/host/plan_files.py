@@ -49,7 +49,7 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
             size.
     """
     if last_change() is None:
-        return None  # nothing is kept: spare every run the fingerprint
+        return None  # no plans are saved: do not compute the fingerprint at every run
     own = fingerprint(model)
     found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):

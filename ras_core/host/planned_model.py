@@ -29,14 +29,14 @@ def has_ras(model: ModelPatcher) -> bool:
 
 
 def without_ras(model: ModelPatcher) -> ModelPatcher:
-    """A clone that samples without RAS."""
+    """A clone of the model that samples without RAS."""
     plain = model.clone()
     plain.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
     return plain
 
 
 def with_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
-    """A clone that computes the plan's shares; the caller provides the sampler and the noise levels.
+    """A clone of the model that computes the plan's share of tokens at each step; the caller provides the sampler and the noise levels.
 
     Raises:
         RASError: the model or the plan is not supported.
@@ -55,7 +55,7 @@ def settings_of(plan: Plan) -> RASConfig:
     """The settings with which a run computes the plan's shares.
 
     Raises:
-        RASError: regional steps of too many different shares, or an unknown form of the K/V cache.
+        RASError: regional steps of too many different shares, or an unknown format of the K/V cache.
     """
     check_setting(plan.kv_cache)
     return RASConfig(
@@ -74,7 +74,7 @@ def regional_cost(
 
     Args:
         network, adapter: the network and the adapter of its family.
-        size: of the latent, (H, W).
+        size: size of the latent, (H, W).
         conds: the conditionings, whose text and reference images are computed at every step.
     """
     patch = adapter.patch_size(network)

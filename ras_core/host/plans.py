@@ -22,11 +22,11 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule that levels are interpolated from; no model has fewer levels."""
+"""Steps of the fine schedule from which a plan's noise levels are interpolated; all models have as many."""
 
 EVEN_LEVELS = 199
-"""The same for the levels that RAS Scheduler makes of an even grid. A prime, so that they never coincide with
-a `simple` schedule: a run must tell both apart, to shorten the one and not the other."""
+"""As FINE_LEVELS, for RAS Scheduler and a plan with an even grid. It is prime, so that these levels never equal
+a `simple` schedule: a run must tell them apart, because it shortens the schedule, but not the levels."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:
@@ -40,7 +40,7 @@ def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet
 
 
 def plans_of_family(model: ModelPatcher) -> PlanSet:
-    """The plans of a model's family, which no calibration of this model has measured."""
+    """The plans of a model's family, which were not measured on this model."""
     adapter = adapter_of(model)
     return family_plans(None if adapter is None else type(adapter).__module__.rpartition(".")[2])
 

@@ -40,7 +40,7 @@ def sample_multirate(
         sigmas: decreasing, ending in 0 or above.
         extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
-        disable: whether to show no progress bar.
+        disable: whether to hide the progress bar.
         options: options of the sampler: `solver`, one of SOLVERS; the first by default.
     """
     extra_args = extra_args or {}
@@ -62,7 +62,7 @@ CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "
 """ComfyUI's sampler functions that have a multirate form."""
 
 STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
-"""Samplers that add no noise and evaluate once per step, so that a token's last change predicts its next."""
+"""Samplers that add no noise and evaluate once per step, so that the last change of a token's estimate predicts the next."""
 
 
 def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
@@ -76,13 +76,13 @@ def corrected(sampler: Any, run: RunState) -> Any:
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
     if obstacle := _correction_obstacle(sampler):
-        logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
+        logger.info("Multirate RAS: regional steps run without corrections: %s.", obstacle)
         return sampler
     return multirate_sampler(CORRECTED[name], sampler.inpaint_options)
 
 
 def plan_sampler(sampler: Any) -> str | None:
-    """The sampler whose plans fit this one; None if there are none."""
+    """The sampler, euler or dpmpp_2m, whose plans fit this one; None if no plan fits."""
     name = _name_of(sampler)
     if name == sample_multirate.__name__:
         solver = sampler.extra_options.get("solver", SOLVERS[0])
@@ -91,7 +91,7 @@ def plan_sampler(sampler: Any) -> str | None:
 
 
 def is_corrected(sampler: Any, config: RASConfig) -> bool:
-    """Whether a run with this sampler corrects returning tokens."""
+    """Whether a run with this sampler corrects tokens that become active again."""
     is_ours = _name_of(sampler) == sample_multirate.__name__
     return is_ours or (config.corrections and _correction_obstacle(sampler) is None)
 

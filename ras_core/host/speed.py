@@ -1,8 +1,8 @@
 """A speed as settings of a run: which plan it means, and the noise levels that the plan gives the run.
 
-A plan has a grid of its own. It replaces the sampler's noise levels between the first and the last of them,
-so noise scaling, denoise below 1 and parts of a schedule keep their meaning. Where it cannot, the levels stay
-and regional steps alone provide the speed-up.
+A plan has its own grid of noise levels. It replaces the sampler's noise levels between the first and the last of them,
+so noise scaling, denoise below 1 and parts of a schedule keep their meaning. If the levels cannot be replaced,
+they stay, and regional steps alone provide the speed-up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from .samplers import plan_sampler
 LEVELS_STAY = "the noise levels are kept: {}"
 
 TOLERANCE = 1e-5
-"""Relative to the first level: noise levels this near are the same. They are kept in float32."""
+"""Two noise levels count as the same if their difference is at most this part of the schedule's first level;
+samplers hold levels in float32."""
 
 NEAR = 0.05
 """Relative difference from a speed up to which it counts as reached."""
@@ -45,7 +46,8 @@ class Speed:
 
     Attributes:
         speed: one of PLAN_SPEEDS.
-        plans: to choose from; None: those kept for the model and size of a run, else its family's.
+        plans: the plans to choose from; None: the plans saved for the model and size of a run, or else the
+            plans of the model's family.
         cuda_graphs: as in RASConfig; no plan depends on it.
     """
 
@@ -89,13 +91,13 @@ class Speed:
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
-            # Nobody asked for its memory, and this run may have less than the one that measured the plan:
-            # "auto" means the same where memory is ample, and falls back where it is not.
+            # The user did not ask for the memory of `forecast`, and this run may have less than the one that measured the plan:
+            # "auto" means `forecast` if memory is ample, and a smaller format if not.
             config = replace(config, kv_cache=AUTO)
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
-        """As many steps as given; the run turns dense on its own, and says why."""
+        """As many dense steps as given. The run itself goes dense and logs the reason."""
         said = described(self.speed, (1.0,) * given.steps, given.steps)
         return RunSettings(RASConfig(start_step=0), given.sigmas, said, LEVELS_STAY.format(reason))
 
@@ -124,14 +126,14 @@ def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
         return "plans are for euler and dpmpp_2m as they come with ComfyUI"
     levels = given.sigmas.tolist()
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
-        return "they are not of the model's own range"
+        return "they are outside the range of the model's own noise levels"
     return None
 
 
 def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
     """Whether noise levels are already those of a plan, as RAS Scheduler makes them, and no usual schedule.
 
-    Its inputs may name another speed or sampler than this run has.
+    RAS Scheduler's inputs may name another speed or sampler than those of this run.
     """
     steps = len(levels) - 1
     if _are_same(levels, simple_levels(model, steps)):
@@ -147,7 +149,7 @@ def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def _like(levels: Sequence[float], given: Tensor) -> Tensor:
-    """Levels as the given ones' tensor, with the first and the last of them to the bit."""
+    """Levels as a tensor of `given`'s dtype and device, with exactly the first and last value of `given`."""
     made = torch.tensor(levels, dtype=given.dtype, device=given.device)
     made[0], made[-1] = given[0], given[-1]
     return made

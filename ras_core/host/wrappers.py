@@ -120,8 +120,8 @@ def _calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
     """Whether the calls of an evaluation run on the same weights, with no other pack's code between them.
 
     Args:
-        model_options: of the run; functions in them that run between calls may do anything.
-        guider: ComfyUI's guider, during a run; hooks may patch the weights for single conditionings.
+        model_options: the run's model options; a function in them that runs between calls may do anything.
+        guider: ComfyUI's guider during a run; its hooks may patch the weights for single conditionings.
     """
     wrappers = model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
     between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]

@@ -1,7 +1,7 @@
-"""Plans for a model that nobody has calibrated: the grids of its family, with regional steps where they gain.
+"""Plans for a model that nobody has calibrated: the grids of its family, with regional steps where these bring a gain.
 
-family_plans.json holds, for each family, what a long step over each part of the schedule costs ("costs"). It
-may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
+family_plans.json holds, for each family, the error of one long step over each part of the schedule ("costs").
+It may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .plan_set import PlanSet
 from .sigma_grid import normalised, step_density
 
 FIRST_ORDER_SPEEDS = ("2.5x", "3x")
-"""At these speeds, which have few steps, euler came closer than dpmpp_2m on all models, so its plans come
-first."""
+"""At these speeds, which have few steps, euler came closer to the reference than dpmpp_2m on all models, so
+euler's plans come first."""
 
 GRADUAL_SPEED = "1.5x"
-"""With as many steps as here, dpmpp_2m is as good on a grid whose step lengths change gradually. With fewer,
-the measured density is closer: by 2.4 dB at 14 steps, mean of three models."""
+"""With as many steps as at this speed, dpmpp_2m is as good on a grid whose step lengths change gradually as on
+the measured density. With fewer steps, the measured density is closer: by 2.4 dB at 14 steps, mean of three models."""
 
 # Dense steps, regional steps, and the share of the tokens in these: the best that were measured on three
 # models with corrections and forecasts, 1 to 4 dB closer than plain sampling with the same sampler and cost.
@@ -54,7 +54,7 @@ def family_plans(family: str | None) -> PlanSet:
 
 
 def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
-    """Plans whose shares reach their speeds on SD3-medium; a run fits them to its own model."""
+    """Plans whose token shares reach their speeds on SD3-medium; a run adjusts the shares to its own model."""
     return tuple(
         Plan(
             speed, sampler, _density(costs, speed, sampler), (1.0,) * n_dense + (share,) * n_regional,
@@ -91,10 +91,10 @@ def _costs() -> dict[str, tuple[float, ...]]:
 
 @lru_cache(maxsize=1)
 def _shipped() -> dict[str, tuple[Plan, ...]]:
-    """Whole plans by family.
+    """The complete plans in the data file, by family.
 
     Raises:
-        RASError: the file that ships is damaged.
+        RASError: the data file of the pack is damaged.
     """
     return {family: tuple(map(Plan.from_dict, plans)) for family, plans in _data().get("plans", {}).items()}
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
-"""By number of axes."""
+"""Pooling function by the number of axes of the grid."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: tor
 
     Args:
         noise: (b, c, *size), guided prediction of the direction from image to noise.
-        metric: one of the three above.
+        metric: "std", "l2norm" or "random".
         grid: token grid of the latent.
         generator: random source of "random", on the CPU.
 

@@ -28,7 +28,7 @@ FULL_STEPS = 28
 """Steps of the dense run that speeds are relative to."""
 
 MIN_DENSE = 2
-"""Dense steps at the start, at least: the selection compares two estimates."""
+"""Smallest number of dense steps at the start of a run: the selection compares two estimates."""
 
 
 def plain_steps(speed: str) -> int:
@@ -42,15 +42,15 @@ class Plan:
 
     Attributes:
         speed: one of PLAN_SPEEDS.
-        sampler: that it was made for.
+        sampler: the sampler that the plan was made for.
         density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
         shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
             numbers as steps; the first two are 1: selection needs their results.
-        kv_cache: form of the K/V cache, where a step is regional; checked when a plan becomes settings.
-        full_steps: dense steps that `steps` replace.
+        kv_cache: format of the K/V cache if a step is regional; checked when a plan becomes settings.
+        full_steps: number of dense steps that the plan's `steps` steps replace.
         speedup: expected by FLOPs over `full_steps` dense steps.
         closeness: of the final latent to a fine reference, dB; None if it was not measured.
-        origin: where it comes from: "calibrated on this model at 1024x1024".
+        origin: where the plan comes from: "calibrated on this model at 1024x1024".
 
     Raises:
         RASError: a value is invalid.
@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens that are computed, over all steps."""
+        """Share of the image tokens that a step computes, mean over the steps of the run."""
         return sum(self.shares) / self.steps
 
     def levels(self, fine: Sequence[float]) -> tuple[float, ...]:
@@ -138,7 +138,7 @@ class Plan:
         return replace(self, shares=self._stretched(steps), full_steps=max(full_steps, 1))
 
     def on_grid(self, steps: int) -> Plan:
-        """The plan for a grid that already has its steps; what they replace follows from their number."""
+        """The plan for a grid that already has its `steps` steps; `full_steps` is computed from them."""
         full_steps = max(round(steps * self.full_steps / self.steps), 1)
         return replace(self, shares=self._stretched(steps), full_steps=full_steps)
 

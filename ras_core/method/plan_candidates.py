@@ -1,4 +1,4 @@
-"""Candidates for runs with regional steps at a given cost: their share of tokens at each step."""
+"""Candidates for runs with regional steps at a given cost: each is a list of the token share at each step."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from ..config import MIN_RATIO
 from .plan import MIN_DENSE, PlanSampler
 
 RegionalCost = Callable[[float], float]
-"""Cost of a step on a share of the tokens, in dense steps."""
+"""Cost of a step on a share of the tokens, in multiples of the cost of a dense step."""
 
 MAX_SHARE = 0.95
 """Largest share of a regional step. Above it, a regional step saves less than its overhead costs."""
 
 DENSE_PART = 0.45
-"""Part of the cost that goes into dense steps where the number of steps is given."""
+"""Part of a run's cost that goes into dense steps, if the number of steps is given."""
 
-# Share of the tokens, and part of the cost that goes into dense steps at the start. On front-loaded grids
+# Share of the tokens in a regional step, and part of the run's cost that goes into dense steps at the start. On front-loaded grids
 # shares of 0.5 to 0.8 did best; a late start keeps the part in which the whole image changes dense.
 TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
     "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),
@@ -55,13 +55,13 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
 
 
 def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float, ...]:
-    """The shares with which a given number of steps costs that many dense ones divided by the speed; the
-    least possible ones where they do not suffice.
+    """The shares with which a given number of steps costs as much as steps / speed dense ones; the smallest
+    possible shares if even these cost more.
 
     Args:
-        steps: of the run, which stay.
-        speed: wanted.
-        cost: of a regional step, rising with its share.
+        steps: number of steps of the run, which is kept.
+        speed: wanted speed-up over as many dense steps.
+        cost: cost of a regional step, increasing with its share.
     """
     budget = steps / speed
     n_dense = min(max(round(budget * DENSE_PART), MIN_DENSE), steps)
@@ -72,12 +72,12 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...]:
-    """The same steps with regional shares that cost the budget, as far as shares can.
+    """The same steps with the share of regional steps changed so that the run costs the budget, if possible.
 
     Args:
-        shares: of a plan for another model: dense steps, and regional ones of one share.
+        shares: shares of a plan for another model: dense steps, and regional steps that have all one share.
         budget: cost of the run, in dense steps.
-        cost: of a regional step, rising with its share.
+        cost: cost of a regional step, increasing with its share.
     """
     n_dense = sum(share == 1 for share in shares)
     if n_dense == len(shares):

@@ -46,7 +46,7 @@ class PlanSet:
                 f"one of: {', '.join(sorted({f'{p.speed} {p.sampler}' for p in self.plans})) or 'none'}.",
                 "choose another speed, or calibrate again.",
             )
-        return max(found, key=_rank)  # the first of equals
+        return max(found, key=_rank)  # the first one among equally good plans
 
     def chosen(self) -> tuple[Plan, ...]:
         """The best plan of each speed, for the speeds that have plans."""

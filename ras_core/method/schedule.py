@@ -51,7 +51,7 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     steps. The window [start_step, end_step) is half-open throughout; in the reference code it is not.
 
     Raises:
-        RASError: `config.shares` are of another number of steps.
+        RASError: `config.shares` has not one share for each of the `n_steps` steps.
     """
     if config.shares:
         return _as_given(n_steps, config.shares)
@@ -66,7 +66,7 @@ def _as_given(n_steps: int, shares: Sequence[float]) -> tuple[StepPlan, ...]:
     """Steps with these shares; a dense one after a regional one is a reset."""
     if len(shares) != n_steps:
         raise RASError(
-            f"a plan of {len(shares)} steps for a run of {n_steps}.",
+            f"a plan of {len(shares)} steps for a run of {n_steps} steps.",
             "as many shares as steps.",
             "use RAS Patch Model or RAS KSampler, which fit a plan to the run.",
         )

@@ -1,4 +1,4 @@
-"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or ours."""
+"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or this pack's own."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ChangeSelector(Selector):
         self._estimate: Tensor | None = None  # (b, c, *size) each token's last estimate
         self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
         self._rate: Tensor | None = None  # (b, n)
-        self._sqrt_rate: Tensor | None = None  # (b, n) of the smoothed rate
+        self._sqrt_rate: Tensor | None = None  # (b, n) square root of the smoothed rate
 
     def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         denoised = denoised.float()

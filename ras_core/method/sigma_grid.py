@@ -20,7 +20,7 @@ from ..errors import RASError
 Levels = Sequence[float]
 
 COST_ORDER = 2.0
-"""q of the Euler method."""
+"""The power q with which the error of the Euler method grows with the length of a step."""
 
 EVEN_PART = 0.5
 """Share of an even density that is mixed in for a multistep sampler."""
@@ -43,7 +43,7 @@ def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) ->
     """
     if not costs or not all(math.isfinite(cost) and cost >= 0 for cost in costs):
         raise RASError(
-            f"costs of blocks = {list(costs)}.",
+            f"costs of the schedule's blocks = {list(costs)}.",
             "a non-empty list of finite costs, none of them negative.",
             "measure the blocks again.",
         )
@@ -86,7 +86,7 @@ def positions(
     """Positions of the `steps` + 1 levels of a grid between two positions, with equal mass in each step.
 
     Args:
-        density: mass of each block; one step passes over a block without mass.
+        density: relative number of steps (mass) of each block; blocks without mass are crossed in one step.
         steps: at least 1.
         start, end: positions of the first and the last level. The steps between them are distributed by the
             density between them.
@@ -96,7 +96,7 @@ def positions(
     """
     if steps < 1 or not 0 <= start < end <= 1:
         raise RASError(
-            f"{steps} steps from position {start} to {end}.",
+            f"{steps} steps from position {start} to {end} of the schedule.",
             "at least one step, and 0 <= start < end <= 1.",
             "ask for at least one step, and a part of the schedule that is not empty.",
         )
@@ -146,7 +146,7 @@ def check_schedule(levels: Levels) -> None:
     """Refuse a schedule that is not strictly decreasing.
 
     Raises:
-        RASError: fewer than two levels, or one that is not below the one before it.
+        RASError: fewer than two levels, or a level that is not below the one before it.
     """
     if len(levels) >= 2 and all(a > b for a, b in zip(levels, levels[1:], strict=False)):
         return

@@ -14,20 +14,20 @@ from ..rows import gather_rows, row_index
 from .cost import CacheProfile, CostProfile
 
 ALL: Final = -1
-"""Value of `suffix_rows` that means: all rows other than the image's follow the image rows."""
+"""Value of `suffix_rows` that means: every row that is not an image row comes after the image rows."""
 
 Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
-"""No inputs, where there is no call."""
+"""Empty inputs, for questions about a network that are asked before any call."""
 
 REFERENCES: Final = "ref_latents"
 """Name of the input with reference images, latents (b, c, H, W) of any size. It is also known while the cache
 is planned, before any call; other inputs are not."""
 
 FIRST_BLOCK: Final = ("double_block", 0)
-"""Name under which patches replace the first block."""
+"""Name of the first block in the transformer options, under which a patch that replaces it is registered."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -36,26 +36,27 @@ class GatherPositions(Protocol):
     """Gathers the active rows of a position table."""
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
-        """Gather along `axis`; axis 0 is the batch, or has one entry for all images."""
+        """Gather along `axis`; axis 0 has one entry for each image, or one for all."""
 
 
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
     Each tensor inside the network is [prefix | image | suffix] along its rows. An adapter states the suffix
-    only. The prefix follows from each tensor's row count, so hidden rows, position tables, attentions and the
-    final layer's output may differ in it.
+    only. The prefix is computed from each tensor's number of rows, so hidden rows, position tables, attentions and the
+    final layer's output may have prefixes of different lengths.
 
     Attributes:
         family: name for messages.
-        classes: the supported network classes, as ends of dotted names ("lumina.model.NextDiT"). Matched
-            exactly: a subclass may be a different network, and two families may use the same class name.
+        classes: the supported network classes, as ends of dotted names ("lumina.model.NextDiT"). Subclasses
+            do not match, since a subclass may be a different network. The names include the module, since two
+            families may use the same class name.
         text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. Only
             a check: rows before the image where none are expected make the run dense.
         runs_wrappers: whether ComfyUI runs other packs' DIFFUSION_MODEL wrappers around this network.
         control_lists: names of the lists that hold a ControlNet's residuals for the image rows.
-        cross_attentions: which attentions of a block, counted from 0, attend to the caption only; they need
-            no cache.
+        cross_attentions: which attentions of a block, counted from 0, attend to the caption only; their
+            keys and values need no cache.
     """
 
     family: str
@@ -70,7 +71,7 @@ class ModelAdapter(ABC):
         """The blocks that a regional step runs on active tokens only, in order."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """Blocks of the same form before the main ones, which process the image rows without the text."""
+        """Blocks before the main ones, with the same kind of inputs, which process the image rows without the text."""
         return ()
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
@@ -149,7 +150,8 @@ class ModelAdapter(ABC):
             inputs: inputs of the call; reference images (`REFERENCES`) may add rows.
 
         Returns:
-            The number, or `ALL`.
+            The number of rows after the image rows, or `ALL` if every row that is not an image row comes after
+            them.
         """
         return 0
 

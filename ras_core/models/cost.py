@@ -14,7 +14,7 @@ class CostProfile:
 
     Attributes:
         image_weights: linear weights applied to an image token in the blocks.
-        text_weights: the same for a text (or padding) token.
+        text_weights: linear weights applied to a text (or padding) token in the blocks.
         joint_width: width of attentions over image and text together, summed over blocks.
         image_width: width of attentions among image tokens only, summed over blocks.
         cross_width: width of attentions of image tokens to text, summed over blocks.
@@ -53,7 +53,7 @@ class CacheProfile:
 
         Args:
             n_tokens: image tokens of the whole image.
-            borders: text and padding rows, one number for each image in each branch.
+            borders: number of text and padding rows together, for each image in each branch.
             padding: number of border rows that are padding; attentions without text have these rows too.
 
         Returns:

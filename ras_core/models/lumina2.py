@@ -15,10 +15,10 @@ class NextDiTAdapter(ModelAdapter):
 
     Two refiner blocks for the image and two for the caption precede the main layers. Those for the image do a
     fourteenth of the work and, like the main layers, run on active tokens only, at a cost of 0.1 dB. Those
-    for the caption are small and run unchanged. Every layer receives rotary positions, which are gathered
-    once per table.
+    for the caption are small and run unchanged. Every layer receives rotary positions, whose table is
+    gathered once per call.
 
-    Z-Image pads the number of image rows to a multiple. Padding rows are processed at every step, like text.
+    Z-Image pads the number of image rows to a multiple of a fixed number. Padding rows are processed at every step, like text.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"
@@ -42,7 +42,7 @@ class NextDiTAdapter(ModelAdapter):
         return -n_tokens % multiple if multiple else 0
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        return n_text + self.suffix_rows(network, n_text)  # captions are padded to the same multiple
+        return n_text + self.suffix_rows(network, n_text)  # captions are padded to a multiple of the same number
 
     def kv_repeat(self, network: nn.Module) -> int:
         return network.layers[0].attention.n_rep

@@ -22,7 +22,7 @@ def front_image(plans: PlanSet) -> np.ndarray:
     """For each speed: plain sampling on `simple`, plain sampling on the best other grid, and the chosen plan.
 
     Args:
-        plans: only those with a measured closeness are drawn, with the better sampler for each speed.
+        plans: plans without a measured closeness are not drawn; for each speed, the closer sampler is.
 
     Returns:
         (1, height, width, 3) float32 in [0, 1].

@@ -32,7 +32,7 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
     Args:
         trace: a finished run.
-        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for a video, its frames.
+        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for videos, the frames of all.
 
     Returns:
         (steps, height, width, 3) float32 in [0, 1]; each frame shows up to four images of the batch in a row,
@@ -172,7 +172,7 @@ def _draw_maps(
 def _draw_colour_bar(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
-    """Draw the legend of the map, with the range of this run: dense steps count for every region."""
+    """Draw the legend of the map, scaled to the range of shares in this run. A dense step counts for every region."""
     x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
@@ -225,7 +225,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
 
 
 def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """(h, w) within `span` -> (h, w, 3) uint8 in colours of cividis."""
+    """Shares of steps, (h, w) within `span` -> colours of cividis, (h, w, 3) uint8."""
     position = np.clip((share - span[0]) / (span[1] - span[0]), 0, 1) * (len(CIVIDIS) - 1)
     low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
     part = (position - low)[..., None]
