@@ -26,7 +26,7 @@ class PaperSettings:
         metric: how regions are ranked, from the guided model output (paper, equation 1).
         high_ratio: share of the cached tokens taken from the high end of the metric; the rest comes from its
             low end.
-        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 ignores drop counts.
+        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 ignores it.
         ratio_end: 0 keeps the ratio constant; otherwise it changes linearly from `sample_ratio` to this value
             over the regional steps (the paper's dynamic sampling ratio).
         error_reset_steps: explicit error-reset steps, counted from 0; when not empty they replace

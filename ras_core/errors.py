@@ -15,5 +15,6 @@ class RegionalAbort(RuntimeError):
 
 
 class NotResident(RuntimeError):
-    """Raised when the capture of a call finds that a weight was evicted from the device: the call then runs eagerly,
-    and may be captured later."""
+    """Raised when the capture of a call finds a weight evicted from the device: the call then runs
+    eagerly, and may be captured later.
+    """

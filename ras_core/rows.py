@@ -24,7 +24,7 @@ class Scratch:
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of `like`'s shape and device; later calls of this method with the same `number` reuse its memory."""
+        """A contiguous tensor of `like`'s shape and device; later calls with the same `number` reuse it."""
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)

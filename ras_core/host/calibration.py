@@ -9,8 +9,8 @@
 
 This takes 66 sampling runs with 1004 steps for each seed, 352 of them in runs with regional steps. For
 SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps. A step with both prompts takes
-64 ms there on an H100, so two seeds take an estimated 121 s, if regional steps are a tenth slower than their FLOPs
-suggest.
+64 ms there on an H100, so two seeds take an estimated 121 s, if regional steps are a tenth slower than their
+FLOPs suggest.
 """
 
 from __future__ import annotations

@@ -36,7 +36,8 @@ def without_ras(model: ModelPatcher) -> ModelPatcher:
 
 
 def with_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
-    """A clone of the model that computes the plan's share of tokens at each step; the caller provides the sampler and the noise levels.
+    """A clone that computes the plan's share of tokens at each step; the caller provides the sampler and the
+    noise levels.
 
     Raises:
         RASError: the model or the plan is not supported.

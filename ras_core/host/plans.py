@@ -25,8 +25,8 @@ FINE_LEVELS = 200
 """Steps of the fine schedule from which a plan's noise levels are interpolated; all models have as many."""
 
 EVEN_LEVELS = 199
-"""As FINE_LEVELS, for RAS Scheduler and a plan with an even grid. It is prime, so that these levels never equal
-a `simple` schedule: a run must tell them apart, because it shortens the schedule, but not the levels."""
+"""As FINE_LEVELS, for RAS Scheduler and a plan with an even grid. It is prime, so that these levels never
+equal a `simple` schedule: a run must tell them apart, because it shortens the schedule, but not the levels."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:

@@ -62,7 +62,8 @@ CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "
 """ComfyUI's sampler functions that have a multirate form."""
 
 STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
-"""Samplers that add no noise and evaluate once per step, so that the last change of a token's estimate predicts the next."""
+"""Samplers that add no noise and evaluate once per step, so that the last change of a token's estimate
+predicts the next one."""
 
 
 def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
@@ -76,7 +77,7 @@ def corrected(sampler: Any, run: RunState) -> Any:
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
     if obstacle := _correction_obstacle(sampler):
-        logger.info("Multirate RAS: regional steps run without corrections: %s.", obstacle)
+        logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
         return sampler
     return multirate_sampler(CORRECTED[name], sampler.inpaint_options)
 

@@ -1,7 +1,7 @@
-"""Plans for a model that nobody has calibrated: the grids of its family, with regional steps where these bring a gain.
+"""Plans for a model that nobody has calibrated: its family's grids, with regional steps if these gain.
 
-family_plans.json holds, for each family, the error of one long step over each part of the schedule ("costs").
-It may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
+family_plans.json holds, for each family, the error of one long step over each part of the schedule
+("costs"). It may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FIRST_ORDER_SPEEDS = ("2.5x", "3x")
 euler's plans come first."""
 
 GRADUAL_SPEED = "1.5x"
-"""With as many steps as at this speed, dpmpp_2m is as good on a grid whose step lengths change gradually as on
-the measured density. With fewer steps, the measured density is closer: by 2.4 dB at 14 steps, mean of three models."""
+"""At this speed's number of steps, dpmpp_2m is as good on a grid whose step lengths change gradually. With
+fewer steps, the measured density comes closer to the reference: by 2.4 dB at 14 steps, mean of three models."""
 
 # Dense steps, regional steps, and the share of the tokens in these: the best that were measured on three
 # models with corrections and forecasts, 1 to 4 dB closer than plain sampling with the same sampler and cost.
@@ -54,7 +54,7 @@ def family_plans(family: str | None) -> PlanSet:
 
 
 def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
-    """Plans whose token shares reach their speeds on SD3-medium; a run adjusts the shares to its own model."""
+    """Plans whose token shares reach their speeds on SD3-medium; a run fits the shares to its own model."""
     return tuple(
         Plan(
             speed, sampler, _density(costs, speed, sampler), (1.0,) * n_dense + (share,) * n_regional,

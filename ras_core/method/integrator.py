@@ -140,7 +140,7 @@ def multirate_step(
         x: (b, c, H, W) state at the start of this step.
         d: (b, c, H, W) denoised estimate of that state; the last one available for cached tokens.
         times: start and end of this step.
-        masks: (b, 1, H, W) bool each: pixels of tokens evaluated at this step, None for all; and pixels that were not
+        masks: (b, 1, H, W) bool each: pixels evaluated at this step, None for all; and pixels not
             evaluated at the preceding step, None for none.
         solver: how fresh tokens step.
 

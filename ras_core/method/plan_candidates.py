@@ -16,7 +16,7 @@ MAX_SHARE = 0.95
 DENSE_PART = 0.45
 """Part of a run's cost that goes into dense steps, if the number of steps is given."""
 
-# Share of the tokens in a regional step, and part of the run's cost that goes into dense steps at the start. On front-loaded grids
+# Share of the tokens in a regional step, and part of the run's cost for dense steps. On front-loaded grids
 # shares of 0.5 to 0.8 did best; a late start keeps the part in which the whole image changes dense.
 TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
     "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),

@@ -1,4 +1,4 @@
-"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or this pack's own."""
+"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or by change."""
 
 from __future__ import annotations
 

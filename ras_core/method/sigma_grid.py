@@ -43,7 +43,7 @@ def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) ->
     """
     if not costs or not all(math.isfinite(cost) and cost >= 0 for cost in costs):
         raise RASError(
-            f"costs of the schedule's blocks = {list(costs)}.",
+            f"costs of blocks of the schedule = {list(costs)}.",
             "a non-empty list of finite costs, none of them negative.",
             "measure the blocks again.",
         )

@@ -27,7 +27,7 @@ REFERENCES: Final = "ref_latents"
 is planned, before any call; other inputs are not."""
 
 FIRST_BLOCK: Final = ("double_block", 0)
-"""Name of the first block in the transformer options, under which a patch that replaces it is registered."""
+"""Name of the first block under which a patch that replaces it is registered."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -43,7 +43,7 @@ class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
     Each tensor inside the network is [prefix | image | suffix] along its rows. An adapter states the suffix
-    only. The prefix is computed from each tensor's number of rows, so hidden rows, position tables, attentions and the
+    only. The prefix is what remains of each tensor's rows, so hidden rows, position tables, attentions and the
     final layer's output may have prefixes of different lengths.
 
     Attributes:
@@ -71,7 +71,7 @@ class ModelAdapter(ABC):
         """The blocks that a regional step runs on active tokens only, in order."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """Blocks before the main ones, with the same kind of inputs, which process the image rows without the text."""
+        """Blocks before the main ones, of the same form, which process the image rows without the text."""
         return ()
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
@@ -150,8 +150,8 @@ class ModelAdapter(ABC):
             inputs: inputs of the call; reference images (`REFERENCES`) may add rows.
 
         Returns:
-            The number of rows after the image rows, or `ALL` if every row that is not an image row comes after
-            them.
+            The number of rows after the image rows, or `ALL` if every row that is not an image row comes
+            after them.
         """
         return 0
 

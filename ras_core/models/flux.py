@@ -11,13 +11,13 @@ from .base import NO_INPUTS, REFERENCES, Gather, GatherPositions, Inputs, ModelA
 from .cost import CacheProfile, CostProfile, linear_weights
 
 OTHER_TRAITS = ("global_modulation", "mlp_silu_act", "yak_mlp", "txt_norm", "txt_ids_dims")
-"""Parameters that Flux.1 does not set. Flux.2, LongCat-Image and Ovis-Image, which use the same class, set some."""
+"""Parameters that Flux.1 does not set; the models of the same class that do: Flux.2, LongCat-Image, Ovis-Image."""
 
 
 class FluxAdapter(ModelAdapter):
     """Text and image are two tensors in double blocks, and one sequence, [text | image], in single ones.
 
-    All attentions join text and image in this order, and receive keys that are already rotated. Kontext's reference images follow the
+    All attentions join text and image in this order; their keys are rotated. Kontext's reference images follow the
     image rows and are processed at every step. Fill's additional channels add no rows.
     """
 
@@ -54,10 +54,10 @@ class FluxAdapter(ModelAdapter):
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
-        """A double block is called with (img=, txt=, vec=, pe=, attn_mask=), a single block with (img, vec=, ...).
+        """A double block gets (img=, txt=, vec=, pe=, attn_mask=), a single block (img, vec=, ...).
 
-        Redux' mask, (bb, r, r), has a row for each query and a column for each key. Only its rows are
-        gathered, because the cache has the keys of all tokens.
+        Redux' mask, (bb, r, r), has a row for each query and a column for each key. Only its rows
+        are gathered, because the cache has the keys of all tokens.
         """
         if gather_hidden is not None:
             args, kwargs = replace_arg(args, kwargs, 0, "img", gather_hidden)

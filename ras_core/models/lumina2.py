@@ -18,7 +18,7 @@ class NextDiTAdapter(ModelAdapter):
     for the caption are small and run unchanged. Every layer receives rotary positions, whose table is
     gathered once per call.
 
-    Z-Image pads the number of image rows to a multiple of a fixed number. Padding rows are processed at every step, like text.
+    Z-Image pads the image rows to a multiple of a fixed number. Padding rows are processed at every step, like text.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"
@@ -42,7 +42,7 @@ class NextDiTAdapter(ModelAdapter):
         return -n_tokens % multiple if multiple else 0
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        return n_text + self.suffix_rows(network, n_text)  # captions are padded to a multiple of the same number
+        return n_text + self.suffix_rows(network, n_text)  # captions are padded alike
 
     def kv_repeat(self, network: nn.Module) -> int:
         return network.layers[0].attention.n_rep

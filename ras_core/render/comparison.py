@@ -77,7 +77,7 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
 def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> str:
     """Speed-up, PSNR and SSIM in one line."""
     faster = traces[0].seconds / traces[1].seconds if traces[1].seconds > 0 else float("nan")
-    fewer = len(traces[0].evaluations) / max(len(traces[1].evaluations), 1)  # a plan may take fewer steps than the dense run
+    fewer = len(traces[0].evaluations) / max(len(traces[1].evaluations), 1)  # a plan may have fewer steps
     return (
         f"{faster:.2f}x faster (expected {traces[1].expected_speedup * fewer:.2f}x), "
         f"PSNR {psnr(dense, ras):.1f} dB, SSIM {ssim(dense, ras):.3f}"

@@ -172,7 +172,7 @@ def _draw_maps(
 def _draw_colour_bar(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
-    """Draw the legend of the map, scaled to the range of shares in this run. A dense step counts for every region."""
+    """Draw the legend of the map, scaled to this run's range. A dense step counts for every region."""
     x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))

@@ -1,4 +1,4 @@
-"""One sampler invocation.
+"""One run: everything that happens during one invocation of a sampler.
 
 Read `state` (of a run) and `evaluation` (the state of one evaluation), `network_calls` (handles each
 evaluation and each call of a network), `call` (one call, and the interface that `host/` implements for it),
@@ -9,11 +9,11 @@ interventions reached every block), `sampler` (the multirate integrator over a s
 `torch_compile`.
 
 1. An evaluation starts: its step is looked up and, if that is regional, its active tokens are selected.
-2. Each call of the network runs dense (filling the cache), regional, or as a replay.
+2. Each call of the network runs dense (filling the cache), regional, or as the replay of a CUDA graph.
 3. Fresh and cached outputs are merged for each branch, before guidance.
 4. The evaluation ends: the selector observes the guided estimate, and the trace gets an entry.
 
-`Trace.summary` words the line that is logged at the end of a run.
+`Trace.summary` composes the line that is logged at the end of a run.
 
 Imports: graphs, kv, models, method, rows, config, errors. ComfyUI calls this package through `host/`.
 """

@@ -16,7 +16,7 @@ from ..models.base import ALL
 from ..rows import RowIndex, Scratch, gather_rows, scatter_rows
 
 Borders = tuple[int, int]
-"""Rows before and after the image rows."""
+"""Number of rows before the image rows of a tensor, and after them."""
 
 
 def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
@@ -24,11 +24,11 @@ def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
 
     Args:
         rows, n_image: all rows of the tensor, and how many of them are image rows.
-        suffix: rows after the image, or `ALL`.
+        suffix: number of rows after the image rows, or `ALL`.
         name: description of the tensor, for the error message.
 
     Raises:
-        RegionalAbort: there are too few rows.
+        RegionalAbort: the tensor has fewer rows than image tokens and suffix.
     """
     others = rows - n_image
     after = others if suffix == ALL else suffix
@@ -43,7 +43,7 @@ class ActiveRows:
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole image.
-        suffix: rows after the image, or `ALL`.
+        suffix: number of rows after the image rows, or `ALL`.
     """
 
     def __init__(self, active_idx: Tensor, n_tokens: int, suffix: int):

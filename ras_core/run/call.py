@@ -31,15 +31,15 @@ class Forward(Protocol):
         """Run the model, with `attend` instead of ComfyUI's attention if given. Returns (bb, c, H, W)."""
 
     def with_control(self, control: dict | None) -> Forward:
-        """The same call with other residuals."""
+        """The same call with other ControlNet residuals."""
 
     def on(self, inputs: dict[str, Any]) -> Forward:
         """The same call on other inputs, named as in `captured_inputs`."""
 
     @property
     def captured_inputs(self) -> dict[str, Any]:
-        """Inputs and residuals by name, tensors of a list one by one: everything that may change from step to
-        step.
+        """The call's inputs and ControlNet residuals by name, each tensor of a list by itself: all that
+        may change from step to step.
         """
 
     @property
@@ -56,7 +56,7 @@ class Forward(Protocol):
 
     @property
     def conditionings(self) -> list | None:
-        """Identities of the conditionings that the call evaluates, if known."""
+        """Ids of the conditionings that the call evaluates; None if they are not known."""
 
     @property
     def replaced_blocks(self) -> tuple[str, ...]:
@@ -71,7 +71,7 @@ class Forward(Protocol):
         """Whether another node wraps the network itself."""
 
     def graph_obstacle(self) -> str | None:
-        """Why the call cannot be captured, or None."""
+        """Why the call cannot be captured as a CUDA graph, or None."""
 
     def frozen_options(self) -> Hashable:
         """The options that the network may read, in a form that can be compared.
@@ -87,7 +87,7 @@ class Call:
 
     Attributes:
         network: the network that is called.
-        branches: the branches it evaluates, b rows of `forward.inputs` each.
+        branches: the branches that the call evaluates; each has b entries on the inputs' batch axis.
         forward: runs the call.
     """
 

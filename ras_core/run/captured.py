@@ -46,9 +46,9 @@ class CapturedCalls:
         """Run a regional call as a CUDA graph. Returns its output, or None if it must run eagerly.
 
         Args:
-            call: the call, with the residuals of active tokens only.
+            call: the call, with the ControlNet residuals of active tokens only.
             active_idx: (bb, n_active).
-            slots: the K/V rows of its branches.
+            slots: the K/V rows of the call's branches.
 
         Raises:
             RowsAdvanced: the call can neither be replayed nor run eagerly on these K/V rows.
@@ -75,7 +75,7 @@ class CapturedCalls:
         return None if graphs.obstacle is not None else graphs
 
     def drop(self) -> None:
-        """Free all memory of graphs, because memory is short."""
+        """Free all memory of CUDA graphs, because device memory is short."""
         if self._session is not None:
             self._session.drop()
 

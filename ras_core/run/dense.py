@@ -56,7 +56,7 @@ class DenseCalls:
         return output
 
     def _slots_for(self, call: Call) -> Slots:
-        """Slots to fill: this run's, those that graphs of an earlier run use, or new ones."""
+        """Slots to fill: the slots of this run, those that CUDA graphs of an earlier run use, or new ones."""
         kv = self._run.kv
         slots = kv.begin_fill(call.branches)
         if not slots and (graphs := self._captured.graphs_of(call)):

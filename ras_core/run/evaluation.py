@@ -33,7 +33,7 @@ class EvaluationState:
         """The branches of a call.
 
         Args:
-            uuids: ids of its conditionings.
+            uuids: ids of the conditionings that the call evaluates.
             variant: the network, and which of its blocks are replaced. Guidance may evaluate a conditioning a
                 second time with blocks skipped (skip-layer guidance), and this call needs its own cache.
         """

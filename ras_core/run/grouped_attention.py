@@ -2,7 +2,7 @@
 
 If several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function. In
 a regional call this would write and read the whole cache once more in every layer. PyTorch's attention
-accepts grouped heads, so it is called directly if it is the attention that ComfyUI would use.
+accepts grouped heads, so this module calls it directly if ComfyUI would use it too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class GroupedAttention:
         self._plain = plain
         self._sdpa = sdpa
         self._form_of = form_of
-        self._known: dict[Hashable, bool] = {}  # by layout of q, k and v
+        self._known: dict[Hashable, bool] = {}  # result of `_same_kernel` by the layout of q, k and v
 
     @classmethod
     def of(
@@ -92,5 +92,5 @@ def _same_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     repeated = (t[:, :1].expand(-1, q.shape[1], -1, -1) for t in (k, v))
     try:
         return torch._fused_sdp_choice(q, k, v, enable_gqa=True) == torch._fused_sdp_choice(q, *repeated)
-    except RuntimeError:  # no allowed kernel supports them
+    except RuntimeError:  # no allowed kernel supports grouped heads
         return False

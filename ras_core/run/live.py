@@ -23,9 +23,9 @@ class LiveStep:
         index: index of its step, from 0.
         n_steps: number of steps of the run.
         kind: "dense", "regional" or "reset" (an error-reset step).
-        active_share: share of tokens processed.
-        read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None for
-            all. Synchronizes with the device, so call it only if the mask is shown.
+        active_share: share of the image tokens that the evaluation processes.
+        read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None if all
+            tokens are active. Synchronizes with the device, so call it only if the mask is shown.
         plan: the run's plan in one line; empty without one.
     """
 
@@ -57,7 +57,7 @@ def kind_name(kind: StepKind, is_reset: bool) -> str:
 
 
 def live_step(run: RunState) -> LiveStep:
-    """The current evaluation; does not wait for the device."""
+    """A report on the run's current evaluation; does not wait for the device."""
     plan, active_idx = run.evaluation.plan, run.evaluation.active_idx
     kind = StepKind.DENSE if active_idx is None else StepKind.REGIONAL
     share = 1.0 if active_idx is None else active_idx.shape[1] / run.grid.n

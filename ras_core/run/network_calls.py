@@ -31,7 +31,7 @@ class NetworkCalls:
         captured = CapturedCalls(run.grid.n, tools, coverage, run.spread_over)
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
-        self._networks: list[nn.Module] = []  # called in this run
+        self._networks: list[nn.Module] = []  # the networks that were called in this run
 
     def evaluate(
         self,
@@ -48,7 +48,7 @@ class NetworkCalls:
             level: noise level, (b,) on the device.
             denoise: calls the network and returns the denoised estimate, (b, c, H, W).
             is_parallel: whether ComfyUI calls copies of the model on other devices, each in its own thread.
-            calls_are_plain: whether no code of other packs runs between its calls.
+            calls_are_plain: whether no code of other packs runs between the network calls of this evaluation.
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:

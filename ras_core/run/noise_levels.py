@@ -20,19 +20,19 @@ LEARNED = 3
 """Number of evaluations that must follow the schedule before levels are predicted."""
 
 LATEST = 2
-"""Number of unchecked predictions at which the check of the oldest is waited for."""
+"""Number of unchecked predictions at which to wait for the check of the oldest one."""
 
 TOLERANCE = 1e-5
-"""Relative difference up to which two numbers are the same level."""
+"""Relative difference up to which two numbers count as the same noise level."""
 
 
 class NoiseLevels:
     """The noise levels of one run.
 
     Args:
-        schedule: the levels of its schedule.
+        schedule: the noise levels of the run's schedule.
         transfer: copies a number from the device asynchronously. None means `Arriving` on CUDA devices; on
-            other devices levels are read directly, which takes no waiting.
+            other devices levels are read directly, without waiting.
 
     Attributes:
         was_wrong: whether a prediction has turned out wrong.
@@ -67,7 +67,7 @@ class NoiseLevels:
         return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) - 1 else None
 
     def _is_next(self, found: float) -> bool:
-        """Whether this is the schedule's next level. The first level may differ: ComfyUI lowers it if it is
+        """Whether the level `found` is the schedule's next one. The first may differ: ComfyUI lowers it if it is
         above the model's highest.
         """
         return self._next == 0 or (

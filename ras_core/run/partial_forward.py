@@ -40,7 +40,7 @@ class CallContext:
         override: another node's attention override (SageAttention and others), or None.
         grouped: attends to cached K/V heads without repeating them, if possible.
         times: knows when tokens were evaluated, for a cache that extrapolates its rows.
-        spread_over: tokens along each axis, to spread the errors of their forecasts (kv/spread.py), or None.
+        spread_over: grid size in tokens by axis, to spread errors of forecasts (kv/spread.py), or None.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -58,7 +58,7 @@ class _AttentionRows:
 
     Attributes:
         borders: rows before and after the active tokens.
-        index: indices of all these rows in the whole sequence.
+        index: indices, in the whole sequence, of the border rows and the active tokens' rows.
         extrapolation: how far to extrapolate cached rows; None if the cache does not extrapolate.
     """
 
@@ -222,7 +222,7 @@ class NetworkCall:
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
-        """K and V of an attention that does not read the cache; a dense call stores them in the cache."""
+        """The call's own K and V, for an attention that does not read the cache; a dense call stores them."""
         borders = self._borders_of_attention(k.shape[token_axis])
         if self._context.keep is not None:
             by_head = token_axis == 2

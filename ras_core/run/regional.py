@@ -1,4 +1,4 @@
-"""Regional calls: process active tokens only; everything else comes from the cache."""
+"""Regional calls: process active tokens only; K, V and outputs of other tokens come from the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-# Errors that code raises if it does not expect shortened sequences. Others are not caused by this pack.
+# Errors that code raises if it does not expect shortened sequences. Other errors are not caused by this pack.
 SHORTENING_ERRORS = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
@@ -52,7 +52,7 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _shortened(self, call: Call, active_idx: Tensor) -> Call:
-        """The call with the residuals of active tokens only."""
+        """The call with the ControlNet residuals of active tokens only."""
         forward = call.forward
         control = self._tools.adapter.gather_control(
             forward.control, forward.options, active_idx, self._run.grid.n
@@ -86,7 +86,7 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """Pass layers their resident weights for an eager regional call. Dense calls do without, because they
+        """Pass layers their resident weights for an eager regional call. Dense calls do not use this: they
         need more working memory, and ComfyUI may have to evict weights for it.
         """
         weights = self._tools.weights

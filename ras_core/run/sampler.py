@@ -12,7 +12,7 @@ from ..method.integrator import History, Solver, advance, continued_step, multir
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
-"""Step and x at its start, (b, c, H, W) -> denoised estimate, (b, c, H, W)."""
+"""(index of a step, x at the start of the step) -> denoised estimate; x and the estimate are (b, c, H, W)."""
 
 
 def integrate(
@@ -25,14 +25,14 @@ def integrate(
 ) -> Tensor:
     """Integrate from the first noise level to the last, each token with its own step size.
 
-    Without a run every token is fresh at every step, and the solver is that of its name.
+    Without a run every token is fresh at every step, so the result is that of the plain method `solver`.
 
     Args:
         denoise: evaluates the model.
         x: (b, c, H, W) at the first level.
         levels: decreasing, ending in 0 or above.
         run: state of the run, with the tokens that each evaluation computed; None for a model without RAS.
-        solver: of fresh tokens.
+        solver: the method by which fresh tokens step.
         steps: yields step numbers, 0 to len(levels) - 2; may be a progress bar.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0

@@ -41,14 +41,14 @@ class RunState:
         kv: K/V cache, per branch.
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
-        text_rows: number of text rows of the longest call, for the cost estimate.
-        kv_bytes: size of the K/V cache at its largest.
+        text_rows: largest number of text rows in a call, for the cost estimate.
+        kv_bytes: largest size of the K/V cache in bytes.
         evaluation: state of the current evaluation.
-        active_idx: (b, n_active) tokens that the last evaluation processed; None for all.
+        active_idx: (b, n_active) indices of the tokens that the last evaluation processed; None for all.
         evaluations: number of completed evaluations.
-        is_dense: the rest of the run is dense, for a reason that was logged.
+        is_dense: the rest of the run is dense, for a reason that is in the log.
         plan_line: the plan in one line, for a live view; empty without one.
-        known_sigma: noise level of the next evaluation if the sampler has told it; None: read the device.
+        known_sigma: noise level of the next evaluation if the sampler gave it, or None: read the device.
     """
 
     config: RASConfig
@@ -81,7 +81,7 @@ class RunState:
 
     @property
     def spread_over(self) -> tuple[int, ...] | None:
-        """Tokens along each axis, if errors of forecasts are to be spread over cached tokens; or None."""
+        """Grid size in tokens along each axis; None unless forecast errors are spread over cached tokens."""
         return self.grid.shape if self.config.spread else None
 
     @property
@@ -122,7 +122,7 @@ class RunState:
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """End a guided evaluation; pass its result, (b, c, H, W) input and denoised estimate at `sigma`, to
+        """End a guided evaluation: pass its input and its denoised estimate at `sigma`, (b, c, H, W) each, to
         the selector.
         """
         evaluation = self.evaluation
@@ -198,7 +198,7 @@ class RunState:
         self.cached_output.clear()
 
     def warn(self, text: str) -> None:
-        """Log a warning, once per run and text, and add it to the trace."""
+        """Log a warning, each text once per run, and add it to the trace."""
         if self.recorder.note(text):
             logger.warning("Multirate RAS: %s", text)
 

@@ -10,7 +10,7 @@ Timestamp = float | torch.cuda.Event
 
 
 def timestamp(device: torch.device) -> Timestamp:
-    """Record a timestamp: when the device reaches it, not when the CPU enqueues it."""
+    """Record the time at which the device finishes the work enqueued so far, not the time of this call."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)

@@ -23,7 +23,8 @@ class Tools:
         graphs: the run's CUDA graphs.
         grouped: attention that does not repeat grouped K/V heads.
         weights: weights that ComfyUI may evict (dynamic VRAM).
-        pause: returns a context manager for allocations that outlive a call.
+        pause: returns a context manager for allocations that outlive a call; ComfyUI's compiler
+            does not track those in its body.
     """
 
     adapter: ModelAdapter

@@ -28,7 +28,7 @@ class Evaluation:
         is_reset: whether it belongs to a planned error-reset step.
         active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
         score: (b, *shape) float32, scores of the tokens after the evaluation, or None.
-        seconds: wall-clock time until the next evaluation started.
+        seconds: wall-clock time from its start to the start of the next evaluation.
     """
 
     step: int
@@ -52,11 +52,11 @@ class Trace:
         grid: token grid of the latent.
         n_steps: steps of the run.
         evaluations: all evaluations, in order; samplers of higher order have several per step.
-        expected_speedup: FLOPs of a dense run of the same evaluations, over those of this run.
-        measured_speedup: estimated time of a dense run, over the time of this run; None if the run has no
+        expected_speedup: FLOPs of a dense run with as many evaluations, over those of this run.
+        measured_speedup: estimated time of such a dense run, over the time of this run; None if the run has no
             dense evaluation to estimate it from.
         seconds: sampling time from the first evaluation on, without loading of the model.
-        kv_bytes: size of the K/V cache at its largest.
+        kv_bytes: largest size of the K/V cache in bytes.
         notes: warnings of the run, such as why a planned regional step ran dense.
         graphs: report on CUDA graphs; None if they were off or not possible.
         plan: the plan in one line; empty without one.
@@ -89,17 +89,17 @@ class Trace:
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens processed, over all evaluations."""
+        """Share of the image tokens that an evaluation processes, mean over all evaluations of the run."""
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
     def summary(self) -> str:
-        """The log line at the end of a run. Speed-ups are over as many dense steps as the run has."""
+        """The log line at the end of a run. Its speed-ups compare the run with as many dense steps."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
             f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
             f"processed, speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
         )
-        if self.plan:  # it says all of a run on its grid alone
+        if self.plan:  # it says everything about a run without regional steps
             says_more = self.regional_steps or self.notes
             line = f"{line} over {self.n_steps} dense steps" if says_more else ""
         parts = [self.plan, line, self._graphs_line(), *self.notes]

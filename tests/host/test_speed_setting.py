@@ -315,7 +315,7 @@ class TestLevels:
     @pytest.mark.parametrize(
         ("sigmas", "reason"),
         [
-            ((14.6, 4.0, 1.5, 0.5, 0.0), "not of the model's own range"),
+            ((14.6, 4.0, 1.5, 0.5, 0.0), "outside the range of the model's own"),
             ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "they are not strictly decreasing"),
         ],
     )
