@@ -22,11 +22,11 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule from which a plan's noise levels are interpolated; all models have as many."""
+"""Steps of the fine schedule from which a plan's noise levels are interpolated; no model has fewer."""
 
 EVEN_LEVELS = 199
 """As FINE_LEVELS, for RAS Scheduler and a plan with an even grid. It is prime, so that these levels never
-equal a `simple` schedule: a run must tell them apart, because it shortens the schedule, but not the levels."""
+equal a `simple` schedule: a run must tell them apart, as it shortens the schedule but not these levels."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:

@@ -1,8 +1,8 @@
 """A speed as settings of a run: which plan it means, and the noise levels that the plan gives the run.
 
 A plan has its own grid of noise levels. It replaces the sampler's noise levels between the
-first and the last of them, so noise scaling, denoise below 1 and parts of a schedule keep their meaning. If the levels cannot be
-replaced, they stay, and regional steps alone provide the speed-up.
+first and the last of them, so noise scaling, denoise below 1 and parts of a schedule keep
+their meaning. If the levels cannot be replaced, they stay, and regional steps alone provide the speed-up.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Speed:
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
-            # The user did not ask for the memory of `forecast`, and this run may have less than the calibration:
+            # The user did not ask for the memory of `forecast`, and may have less now than at calibration:
             # "auto" means `forecast` if memory is ample, and a smaller format if not.
             config = replace(config, kv_cache=AUTO)
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")

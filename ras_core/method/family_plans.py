@@ -1,7 +1,7 @@
 """Plans for a model that nobody has calibrated: its family's grids, with regional steps if these gain.
 
 family_plans.json holds, for each family, the error of one long step over each part of the schedule
-("costs"). It may also hold whole plans ("plans"), in the form in which RAS Calibrate keeps them; these come first.
+("costs"). It may also hold whole plans ("plans"), as RAS Calibrate saves them; these come first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ euler's plans come first."""
 
 GRADUAL_SPEED = "1.5x"
 """At this speed's number of steps, dpmpp_2m is as good on a grid whose step lengths change gradually. With
-fewer steps, the measured density comes closer to the reference: by 2.4 dB at 14 steps, mean of three models."""
+fewer steps, the measured density comes closer to a reference: 2.4 dB at 14 steps, mean of three models."""
 
 # Dense steps, regional steps, and the share of the tokens in these: the best that were measured on three
 # models with corrections and forecasts, 1 to 4 dB closer than plain sampling with the same sampler and cost.

@@ -1,4 +1,4 @@
-"""Selects the active tokens of the next step from the guided results so far, by the paper's rule or by change."""
+"""Selects the active tokens of a step from guided results, by the paper's rule or by predicted change."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
     Each tensor inside the network is [prefix | image | suffix] along its rows. An adapter states the suffix
-    only. The prefix is what remains of each tensor's rows, so hidden rows, position tables, attentions and the
+    only. The prefix is the rest of each tensor's rows, so hidden rows, position tables, attentions and the
     final layer's output may have prefixes of different lengths.
 
     Attributes:

@@ -11,14 +11,14 @@ from .base import NO_INPUTS, REFERENCES, Gather, GatherPositions, Inputs, ModelA
 from .cost import CacheProfile, CostProfile, linear_weights
 
 OTHER_TRAITS = ("global_modulation", "mlp_silu_act", "yak_mlp", "txt_norm", "txt_ids_dims")
-"""Parameters that Flux.1 does not set; the models of the same class that do: Flux.2, LongCat-Image, Ovis-Image."""
+"""Parameters that Flux.1 does not set. Flux.2, LongCat-Image and Ovis-Image, of the same class, set some."""
 
 
 class FluxAdapter(ModelAdapter):
     """Text and image are two tensors in double blocks, and one sequence, [text | image], in single ones.
 
-    All attentions join text and image in this order; their keys are rotated. Kontext's reference images follow the
-    image rows and are processed at every step. Fill's additional channels add no rows.
+    All attentions join text and image in this order; keys are rotated. Kontext's reference images follow
+    the image rows and are processed at every step. Fill's additional channels add no rows.
     """
 
     family = "Flux.1"

@@ -18,7 +18,7 @@ class NextDiTAdapter(ModelAdapter):
     for the caption are small and run unchanged. Every layer receives rotary positions, whose table is
     gathered once per call.
 
-    Z-Image pads the image rows to a multiple of a fixed number. Padding rows are processed at every step, like text.
+    Z-Image pads image rows to a multiple of some number. Padding rows are processed at every step, like text.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"

@@ -67,7 +67,7 @@ class NoiseLevels:
         return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) - 1 else None
 
     def _is_next(self, found: float) -> bool:
-        """Whether the level `found` is the schedule's next one. The first may differ: ComfyUI lowers it if it is
+        """Whether `found` is the schedule's next level. The first may differ: ComfyUI lowers it if it is
         above the model's highest.
         """
         return self._next == 0 or (

@@ -53,7 +53,7 @@ class Trace:
         n_steps: steps of the run.
         evaluations: all evaluations, in order; samplers of higher order have several per step.
         expected_speedup: FLOPs of a dense run with as many evaluations, over those of this run.
-        measured_speedup: estimated time of such a dense run, over the time of this run; None if the run has no
+        measured_speedup: estimated time of such a dense run, over that of this run; None if the run has no
             dense evaluation to estimate it from.
         seconds: sampling time from the first evaluation on, without loading of the model.
         kv_bytes: largest size of the K/V cache in bytes.
