@@ -71,7 +71,7 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs with all steps dense. The method stays: with the paper's, this run has no corrections either."""
+    """The inputs with all steps dense. The method stays: with the paper's, no run corrects regions."""
     paper = inputs.get("paper")
     dense = {"speed": CUSTOM, "plan": None, "sample_ratio": 1.0, **vars(Window())}
     return {**inputs, **dense, "paper": paper and replace(paper, ratio_end=0.0)}

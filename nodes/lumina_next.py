@@ -45,8 +45,8 @@ class RASLuminaNextLoader(io.ComfyNode):
                 io.Float.Input(
                     "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
                     tooltip="For images larger than 1024 x 1024: the time (0 noise, 1 image) up to which "
-                    "the position encoding is stretched to the image size at all frequencies; afterwards only "
-                    "its low ones are. 1 stretches all of them throughout; 0.3 keeps more detail.",
+                    "the position encoding is stretched to the image size at all frequencies; afterwards "
+                    "only its low ones are. 1 stretches all of them throughout; 0.3 keeps more detail.",
                 ),
             ],
             outputs=[

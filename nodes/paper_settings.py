@@ -84,8 +84,8 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Expert. Over the regional steps, the share of the image that is computed changes linearly "
-            f"from sample_ratio to this value, at least {MIN_RATIO}. 0 keeps the share constant.",
+            tooltip="Expert. Over the regional steps, the share of the image that is computed changes "
+            f"linearly from sample_ratio to this value, at least {MIN_RATIO}. 0 keeps the share constant.",
         ),
         io.String.Input(
             "error_reset_steps", default="",

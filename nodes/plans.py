@@ -51,9 +51,9 @@ class RASCalibrate(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="fronts",
-                    tooltip="A plot of how close the image at each speed comes to a reference of many steps: "
-                    "without RAS on the simple schedule, without RAS on the best other noise levels, and with "
-                    "the chosen plans.",
+                    tooltip="A plot of how close the image at each speed comes to a reference of many "
+                    "steps: without RAS on the simple schedule, without RAS on the best other noise levels, "
+                    "and with the chosen plans.",
                 ),
             ],
             is_output_node=True,
@@ -86,8 +86,8 @@ class RASScheduler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "speed", options=list(PLAN_SPEEDS), default="2x",
-                    tooltip="Speed-up over a run of all steps below. 2x of 28 steps gives 14 steps, or more if "
-                    "some steps of the plan compute only a part of the image.",
+                    tooltip="Speed-up over a run of all steps below. 2x of 28 steps gives 14 steps, or more "
+                    "if some steps of the plan compute only a part of the image.",
                 ),
                 io.Int.Input(
                     "steps", default=28, min=1, max=10000,

@@ -48,7 +48,7 @@ class RefusesRetired(io.ComfyNode):
 
     @classmethod
     def refuse_in_prompt(cls) -> None:
-        """Refuse retired inputs when the node is executed: in every version of ComfyUI, and for linked values too."""
+        """Refuse retired inputs when the node runs: in every version of ComfyUI, also for linked values."""
         if cls.hidden is not None and cls.hidden.dynprompt is not None:
             refuse_retired(cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"])
 

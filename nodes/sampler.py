@@ -74,8 +74,8 @@ def sampler_inputs() -> list[io.Input]:
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
             tooltip="Determines the noise to start from.",
         ),
-        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Number of steps without RAS; a speed other than "
-            "custom may take fewer."),
+        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Number of steps without RAS; a speed "
+            "other than custom may take fewer."),
         io.Float.Input(
             "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
             tooltip="Classifier-free guidance: higher follows the prompt more closely.",

@@ -29,7 +29,8 @@ OF_CUSTOM = ("sample_ratio", "start_percent", "end_percent", "error_reset_every"
 logger = logging.getLogger(__name__)
 
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Float.Input).parameters else {}
-"""Arguments that make an input "advanced", for inputs that few users need; earlier versions of ComfyUI show all inputs alike."""
+"""Arguments that make an input "advanced", for inputs that few users need; earlier versions of ComfyUI show
+all inputs alike."""
 
 
 def speed_input() -> io.Input:
@@ -49,8 +50,8 @@ def settings_inputs() -> list[io.Input]:
 def _plan_input() -> io.Input:
     return PlanType.Input(
         "plan", optional=True,
-        tooltip="The plans that speed uses, from RAS Calibrate. Not connected: those saved for this model and "
-        "image size, or else those of the model's family.",
+        tooltip="The plans that speed uses, from RAS Calibrate. Not connected: those saved for this model "
+        "and image size, or else those of the model's family.",
     )  # fmt: skip
 
 
@@ -63,9 +64,9 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "start_percent", default=Window.start_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. Share of the run's steps that are dense (compute the whole image) at "
-            "its start, rounded up to whole steps. These steps set the composition. Good values: 0.2 to 0.3; "
-            "less than 0.15 costs a lot of quality.",
+            tooltip="With speed: custom. Share of the run's steps that are dense (compute the whole image) "
+            "at its start, rounded up to whole steps. These steps set the composition. Good values: 0.2 to "
+            "0.3; less than 0.15 costs a lot of quality.",
         ),
         io.Float.Input(
             "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
@@ -74,10 +75,10 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000, **ADVANCED,
-            tooltip="With speed: custom. After the dense start, every n-th step is dense, which clears the error "
-            "of regions that were skipped. Example: with 4 dense steps at the start and 6 here, steps 10, 16, 22 "
-            "... are dense. 0: no such steps; the same number of dense steps is more effective at the start. Set "
-            "4 to 6 with RAS Paper Settings, and for runs of 50 steps and more.",
+            tooltip="With speed: custom. After the dense start, every n-th step is dense, which clears the "
+            "error of regions that were skipped. Example: with 4 dense steps at the start and 6 here, steps "
+            "10, 16, 22 ... are dense. 0: no such steps; the same number of dense steps is more effective "
+            "at the start. Set 4 to 6 with RAS Paper Settings, and for runs of 50 steps and more.",
         ),
     ]  # fmt: skip
 
@@ -101,18 +102,20 @@ def _memory_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True, **ADVANCED,
-            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed, which is "
-            "faster; steps that cannot be captured run as with off, and the log says why. off: no CUDA graphs.",
+            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed, which "
+            "is faster; steps that cannot be captured run as with off, and the log says why. off: no CUDA "
+            "graphs.",
         ),
         io.Combo.Input(
             "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
-            tooltip="With speed: custom. Where attention's keys and values of skipped regions are kept. gpu: "
-            "unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, exact "
-            "and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
-            "extrapolated along their last change, which comes closer to the image without RAS "
-            "(only with euler and dpmpp_2m). auto: forecast, if skipped regions are corrected and it leaves half "
-            "of the free memory; else the first of gpu, fp8 and cpu that fits; the log says which. off: nowhere, "
-            "so computed regions do not see the others and images fall apart; only a baseline for experiments.",
+            tooltip="With speed: custom. Where attention's keys and values of skipped regions are kept. "
+            "gpu: unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, "
+            "exact and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
+            "extrapolated along their last change, which comes closer to the image without RAS (only with "
+            "euler and dpmpp_2m). auto: forecast, if skipped regions are corrected and it leaves half of "
+            "the free memory; else the first of gpu, fp8 and cpu that fits; the log says which. off: "
+            "nowhere, so computed regions do not see the others and images fall apart; only a baseline for "
+            "experiments.",
         ),
     ]  # fmt: skip
 
