@@ -1,7 +1,7 @@
 """The network of Lumina-Next (Next-DiT, arXiv 2406.18583), written with ComfyUI's operations.
 
-Modules are named as in diffusers' layout, so that files load unchanged. Letters: b
-batch, n image tokens, l caption rows, d width, e channels of a head.
+Modules are named as in diffusers' layout, so that files load unchanged. Letters in shapes: b batch,
+n image tokens, l caption rows, d width, e channels of a head.
 """
 
 from __future__ import annotations
@@ -246,7 +246,7 @@ class ModulatedNorm(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """Feed-forward layer with a SwiGLU gate: (b, n, d) -> (b, n, d)."""
 
     def __init__(self, d: int, inner: int, made: dict, ops: Any):
         super().__init__()

@@ -135,7 +135,7 @@ def wrong_tokenizer(what: str) -> RASError:
 
 
 class GemmaSegments(SDTokenizer):
-    """ComfyUI's weight syntax over Gemma's tokens."""
+    """Splits a prompt with ComfyUI's weight syntax, such as (word:1.2), into Gemma's tokens with weights."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
         path = (tokenizer_data or {})[TOKENIZER]

@@ -26,17 +26,19 @@ class RASCompare(RefusesRetired):
             node_id="RASCompare",
             display_name="RAS Compare",
             category=CATEGORY,
-            description="Samples the same image dense and with RAS, and shows both images, their difference, "
-            "PSNR, SSIM, times and what each step computed. Use it to find settings you like.",
+            description="Samples the same image without and with RAS, and shows both images, their "
+            "difference, PSNR, SSIM, times and what each step computed. Use it to find settings you like.",
             inputs=[
                 *sampler_inputs(),
                 *settings_inputs(),
-                io.Vae.Input("vae", tooltip="Decodes both latents."),
+                io.Vae.Input("vae", tooltip="Decodes the latents of both runs."),
             ],
             outputs=[
                 io.Image.Output(display_name="dense", tooltip="The image without RAS."),
                 io.Image.Output(display_name="ras", tooltip="The image with RAS."),
-                io.Image.Output(display_name="difference", tooltip="Their absolute difference, times four."),
+                io.Image.Output(
+                    display_name="difference", tooltip="The absolute difference of both images, times four."
+                ),
                 io.Image.Output(
                     display_name="comparison", tooltip="Both images, their difference, and the numbers."
                 ),
@@ -55,7 +57,7 @@ class RASCompare(RefusesRetired):
     @classmethod
     def execute(cls, vae, **inputs) -> io.NodeOutput:
         cls.refuse_in_prompt()
-        chosen_settings(inputs)  # refuses them before minutes of work
+        chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
         sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first call autotunes kernels
         dense, dense_trace = _image(vae, _dense(inputs))
         ras, ras_trace = _image(vae, inputs)
@@ -69,7 +71,7 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs with all steps dense. The method stays the same: the paper's has no corrections."""
+    """The inputs with all steps dense. The method stays: with the paper's, no run corrects regions."""
     paper = inputs.get("paper")
     dense = {"speed": CUSTOM, "plan": None, "sample_ratio": 1.0, **vars(Window())}
     return {**inputs, **dense, "paper": paper and replace(paper, ratio_end=0.0)}

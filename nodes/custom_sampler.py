@@ -17,14 +17,15 @@ class RASSampler(io.ComfyNode):
             node_id="RASSampler",
             display_name="RAS Multirate Sampler",
             category=CATEGORY,
-            description="A sampler for SamplerCustom and SamplerCustomAdvanced that corrects regions when "
-            "they are computed again. Use it with a model from RAS Patch Model; on other models it is "
-            "dpmpp_2m, euler or ab2 (Adams-Bashforth).",
+            description="A sampler for SamplerCustom and SamplerCustomAdvanced that corrects skipped "
+            "regions when they are computed again. Use it with a model from RAS Patch Model; with other "
+            "models it equals dpmpp_2m, euler or ab2 (Adams-Bashforth).",
             inputs=[
                 io.Combo.Input(
                     "order", options=list(SOLVERS), default="dpmpp_2m",
-                    tooltip="dpmpp_2m and ab2: second order, better up to a speed-up of about 2.7. Without "
-                    "regional steps, ab2 is the closer of the two where steps are few. euler: first order.",
+                    tooltip="dpmpp_2m and ab2: second order, better up to a speed-up of about 2.7. In runs "
+                    "of few steps that all compute the whole image, ab2 is closer to the result of many "
+                    "steps than dpmpp_2m. euler: first order, worth trying above a speed-up of about 2.7.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="For a custom sampling node.")],

@@ -45,8 +45,8 @@ class RASLuminaNextLoader(io.ComfyNode):
                 io.Float.Input(
                     "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
                     tooltip="For images larger than 1024 x 1024: the time (0 noise, 1 image) up to which "
-                    "all positions are stretched; afterwards only coarse ones are. 1 stretches throughout, "
-                    "0.3 keeps more detail.",
+                    "the position encoding is stretched to the image size at all frequencies; afterwards "
+                    "only its low ones are. 1 stretches all of them throughout; 0.3 keeps more detail.",
                 ),
             ],
             outputs=[
@@ -87,7 +87,7 @@ def _file_input(part: Part) -> io.Input:
         part.label, options=[FROM_FOLDER, *folder_paths.get_filename_list(part.models)], default=FROM_FOLDER,
         tooltip={
             "transformer": "A file in models/diffusion_models instead of the folder's transformer.",
-            "text_encoder": "A Gemma-2B file in models/text_encoders instead of the folder's; its "
+            "text_encoder": "A Gemma-2B file in models/text_encoders instead of the folder's encoder; its "
             "tokenizer.json must be in the same folder.",
             "vae": "A file in models/vae instead of the folder's VAE; SDXL's VAE works too.",
         }[part.label],

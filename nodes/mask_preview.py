@@ -29,9 +29,11 @@ class RASMaskPreview(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="One frame per step; dense steps are marked."),
+                io.Image.Output(display_name="frames", tooltip="One frame per step; steps that compute "
+                    "the whole image (dense) are marked."),
                 io.Image.Output(
-                    display_name="summary", tooltip="How often each region was computed."
+                    display_name="summary", tooltip="How often each region was computed, and the share of "
+                    "the image that each step computed."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -19,9 +19,9 @@ class RASPaperSettings(io.ComfyNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
-            description="Selects regions by the paper's method instead of the multirate method. It has no "
-            "corrections, so set error_reset_every of the sampling node to 4 to 6 to keep skipped regions "
-            "from drifting.",
+            description="Selects regions by the paper's method instead of multirate. It does not correct "
+            "skipped regions, so set error_reset_every of the sampling node to 4 to 6 to keep their errors "
+            "from growing.",
             inputs=[*_ranking_inputs(), *_schedule_inputs()],
             outputs=[
                 PaperType.Output(
@@ -65,13 +65,13 @@ def _ranking_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "metric", options=list(get_args(Metric)), default="std",
-            tooltip="How regions are ranked: by std (the paper's) or l2norm of the predicted noise. random "
-            "is a baseline to compare with.",
+            tooltip="How regions are ranked: by std (the paper's choice) or l2norm of the predicted noise. "
+            "random selects regions at random, as a baseline to compare with.",
         ),
         io.Float.Input(
             "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
-            tooltip="Expert. Share of the skipped regions taken from the high end of the metric; the rest "
-            "comes from the low end. 1: only regions with a high metric are skipped.",
+            tooltip="Expert. Of the regions that a step skips, the share with the highest values of the "
+            "metric; the others are those with the lowest values. 1: only high values are skipped.",
         ),
         io.Float.Input(
             "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
@@ -84,12 +84,12 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Expert. Over the regional steps the ratio changes linearly from sample_ratio to this "
-            f"value. 0 keeps it constant; otherwise at least {MIN_RATIO}.",
+            tooltip="Expert. Over the regional steps, the share of the image that is computed changes "
+            f"linearly from sample_ratio to this value, at least {MIN_RATIO}. 0 keeps the share constant.",
         ),
         io.String.Input(
             "error_reset_steps", default="",
-            tooltip="A list of dense steps, counted from 0, for example 12,20. When not empty, they "
-            "replace error_reset_every of the sampling node.",
+            tooltip="Steps that compute the whole image (dense), counted from 0, for example 12,20. A list "
+            "that is not empty replaces error_reset_every of the sampling node.",
         ),
     ]  # fmt: skip

@@ -17,9 +17,9 @@ class RASPatchModel(RefusesRetired):
             node_id="RASPatchModel",
             display_name="RAS Patch Model",
             category=CATEGORY,
-            description="Speeds up sampling: most steps compute only the regions that matter, and the other "
-            "regions reuse their last output. Works with any sampler node. Supports SD3, SD3.5, "
-            "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
+            description="Speeds up sampling: most steps compute only the regions of the image that matter, "
+            "and the other regions reuse the model's last output for them. Works with any sampler node. "
+            "Supports SD3, SD3.5, Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
                 speed_input(),

@@ -23,7 +23,7 @@ class RASCalibrate(io.ComfyNode):
             category=CATEGORY,
             description="Measures where your model needs its sampling steps, tries plans for 1.5, 2, 2.5 "
             "and 3 times the speed, and saves them for this model and image size. Run it once; it takes "
-            "about as long as 33 images for each seed.",
+            "about as long as 33 images of 28 steps for each seed.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to measure, with its LoRAs. Its RAS settings are ignored."
@@ -51,8 +51,9 @@ class RASCalibrate(io.ComfyNode):
                 ),
                 io.Image.Output(
                     display_name="fronts",
-                    tooltip="How close each speed comes to a fine reference: plain sampling on the simple "
-                    "schedule, on the best other grid, and the chosen plans.",
+                    tooltip="A plot of how close the image at each speed comes to a reference of many "
+                    "steps: without RAS on the simple schedule, without RAS on the best other noise levels, "
+                    "and with the chosen plans.",
                 ),
             ],
             is_output_node=True,
@@ -80,12 +81,13 @@ class RASScheduler(io.ComfyNode):
                 io.Model.Input(
                     "model",
                     tooltip="The model to sample with. If it comes from RAS Patch Model, the noise levels "
-                    "are those of the best plan; if not, those of the best plan without regional steps.",
+                    "are those of the best plan; if not, those of the best plan in which every step "
+                    "computes the whole image.",
                 ),
                 io.Combo.Input(
                     "speed", options=list(PLAN_SPEEDS), default="2x",
-                    tooltip="Speed-up over a run with all steps. 2x of 28 steps gives 14 steps, or more if "
-                    "some steps of the plan compute only a part of the image.",
+                    tooltip="Speed-up over a run of all steps below. 2x of 28 steps gives 14 steps, or more "
+                    "if some steps of the plan compute only a part of the image.",
                 ),
                 io.Int.Input(
                     "steps", default=28, min=1, max=10000,
@@ -97,12 +99,12 @@ class RASScheduler(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "sampler", options=list(PLAN_SAMPLERS), default="dpmpp_2m",
-                    tooltip="The sampler that will use the noise levels; each has its own grid.",
+                    tooltip="The sampler that will use the noise levels; each sampler has its own.",
                 ),
                 PlanType.Input(
                     "plan", optional=True,
                     tooltip="From RAS Calibrate. Not connected: the plans saved for this model, or else the "
-                    "grid of its family.",
+                    "noise levels of its family.",
                 ),
                 io.Latent.Input(
                     "latent_image", optional=True,

@@ -32,7 +32,7 @@ ACCEPT_ALL = (
 
 
 class RefusesRetired(io.ComfyNode):
-    """Base of the nodes that had these inputs."""
+    """Base of the nodes that had the retired inputs."""
 
     @classmethod
     def validate_inputs(
@@ -48,7 +48,7 @@ class RefusesRetired(io.ComfyNode):
 
     @classmethod
     def refuse_in_prompt(cls) -> None:
-        """The same when the node is executed: in every version of ComfyUI, and for linked values too."""
+        """Refuse retired inputs when the node runs: in every version of ComfyUI, also for linked values."""
         if cls.hidden is not None and cls.hidden.dynprompt is not None:
             refuse_retired(cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"])
 
@@ -61,12 +61,12 @@ def refuse_retired(inputs: Mapping[str, Any]) -> None:
     """
     _refuse(
         _given(inputs, HARMLESS),
-        "RASPaperSettings at the input paper for the paper's method; nothing there for multirate.",
+        "RASPaperSettings connected to the input paper for the paper's method, or nothing for multirate.",
         "and connect RASPaperSettings for the paper's method",
     )
     _refuse(
         _given(inputs, IN_STEPS),
-        "start_percent and end_percent, shares of the run's steps: 6 of 28 are 0.2.",
+        "start_percent and end_percent, shares of the run's steps: 0.2 for 6 of 28 steps.",
         "and set start_percent or end_percent, or a speed other than custom",
     )
 

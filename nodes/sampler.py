@@ -48,7 +48,7 @@ class RASKSampler(RefusesRetired):
 
 
 def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
-    """Sample with KSampler's own function, so that previews, noise and masks behave as there.
+    """Sample with KSampler's own function, so that previews, noise and masks behave as in KSampler.
 
     Args:
         model, latent_image: MODEL and LATENT.
@@ -66,15 +66,16 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 
 
 def sampler_inputs() -> list[io.Input]:
-    """KSampler's inputs, in its order, and the speed."""
+    """KSampler's inputs, in KSampler's order, with the speed after the model."""
     return [
         io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image, Flux.1."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-            tooltip="The noise to start from.",
+            tooltip="Determines the noise to start from.",
         ),
-        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Number of denoising steps."),
+        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Number of steps without RAS; a speed "
+            "other than custom may take fewer."),
         io.Float.Input(
             "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
             tooltip="Classifier-free guidance: higher follows the prompt more closely.",
@@ -85,11 +86,12 @@ def sampler_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
-            tooltip="How noise levels are spread over the steps.",
+            tooltip="How noise levels are spread over the steps. With a speed other than custom, euler and "
+            "dpmpp_2m use the noise levels of the plan instead.",
         ),
         io.Conditioning.Input("positive", tooltip="What the image should show."),
         io.Conditioning.Input("negative", tooltip="What the image should not show."),
-        io.Latent.Input("latent_image", tooltip="The latent to denoise; its size is the image's."),
+        io.Latent.Input("latent_image", tooltip="The latent to denoise; it sets the image's size."),
         io.Float.Input(
             "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
             tooltip="1 starts from pure noise; lower values keep the structure of the latent.",

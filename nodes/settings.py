@@ -29,28 +29,29 @@ OF_CUSTOM = ("sample_ratio", "start_percent", "end_percent", "error_reset_every"
 logger = logging.getLogger(__name__)
 
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Float.Input).parameters else {}
-"""For an input that few people need; earlier versions of ComfyUI show all inputs alike."""
+"""Arguments that make an input "advanced", for inputs that few users need; earlier versions of ComfyUI show
+all inputs alike."""
 
 
 def speed_input() -> io.Input:
-    """The one knob; the first widget of a node."""
+    """The speed, the only setting that most users need; the first widget of a node."""
     return io.Combo.Input(
         "speed", options=[*PLAN_SPEEDS, CUSTOM], default="2x",
-        tooltip="How much faster than all the steps. 2x takes half of their time. custom: the settings below "
-        "decide.",
+        tooltip="How much faster than all steps without RAS: 2x takes half of the time. custom: the settings "
+        "below decide.",
     )  # fmt: skip
 
 
 def settings_inputs() -> list[io.Input]:
-    """What else decides a run. Add new ones at the end: graphs store widget values by position."""
+    """The inputs of all other settings. Add new ones at the end: graphs store widget values by position."""
     return [_plan_input(), *_schedule_inputs(), *_selection_inputs(), *_memory_inputs()]
 
 
 def _plan_input() -> io.Input:
     return PlanType.Input(
         "plan", optional=True,
-        tooltip="From RAS Calibrate. Without it: the plans kept for this model and size, else those of its "
-        "family.",
+        tooltip="The plans that speed uses, from RAS Calibrate. Not connected: those saved for this model "
+        "and image size, or else those of the model's family.",
     )  # fmt: skip
 
 
@@ -58,25 +59,26 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. Share of the image's tokens computed in a regional step. 0.5 is "
-            "careful, 0.25 fast; 1 runs every step dense, exactly as without RAS.",
+            tooltip="With speed: custom. Share of the image computed in each regional step. 0.5 is careful, "
+            "0.25 fast. 1: every step computes the whole image, exactly as without RAS.",
         ),
         io.Float.Input(
             "start_percent", default=Window.start_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. Share of the run's steps that are dense at the start, rounded up to "
-            "whole steps. They set the composition: 0.2 to 0.3; less than 0.15 costs a lot of quality.",
+            tooltip="With speed: custom. Share of the run's steps that are dense (compute the whole image) "
+            "at its start, rounded up to whole steps. These steps set the composition. Good values: 0.2 to "
+            "0.3; less than 0.15 costs a lot of quality.",
         ),
         io.Float.Input(
             "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. From this share of the steps on, every step is dense. 1: regional "
-            "steps are allowed to the end.",
+            tooltip="With speed: custom. After this share of the run's steps, every further step is dense "
+            "(computes the whole image). 1: regional steps are allowed to the end.",
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000, **ADVANCED,
-            tooltip="With speed: custom. A dense step every so many steps after the dense start (4 dense and "
-            "6: steps 10, 16, 22 ...) clears the error of regions that were not computed. 0: none; the same "
-            "number of dense steps does more at the start. Set 4 to 6 with RAS Paper Settings, and for 50 "
-            "steps and more.",
+            tooltip="With speed: custom. After the dense start, every n-th step is dense, which clears the "
+            "error of regions that were skipped. Example: with 4 dense steps at the start and 6 here, steps "
+            "10, 16, 22 ... are dense. 0: no such steps; the same number of dense steps is more effective "
+            "at the start. Set 4 to 6 with RAS Paper Settings, and for runs of 50 steps and more.",
         ),
     ]  # fmt: skip
 
@@ -90,8 +92,8 @@ def _selection_inputs() -> list[io.Input]:
         PaperType.Input(
             "paper", optional=True,
             tooltip="With speed: custom. From RAS Paper Settings: regions are then selected by the paper's "
-            "method, and not corrected. Not connected: multirate, which computes what has most likely "
-            "changed and corrects the rest when it is computed again.",
+            "method, and not corrected. Not connected: multirate, which computes the regions that "
+            "have probably changed most, and corrects a skipped region when it is computed again.",
         ),
     ]  # fmt: skip
 
@@ -100,18 +102,20 @@ def _memory_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True, **ADVANCED,
-            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed; what "
-            "cannot be captured runs as with off, and the log says why. off: nothing is captured.",
+            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed, which "
+            "is faster; steps that cannot be captured run as with off, and the log says why. off: no CUDA "
+            "graphs.",
         ),
         io.Combo.Input(
             "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
-            tooltip="With speed: custom. Where the keys and values of skipped regions are kept. gpu: "
-            "unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, exact "
-            "and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
-            "extrapolated along their last change, which comes closer to the dense image (euler and "
-            "dpmpp_2m). auto: forecast, if regions are corrected and it leaves half of the free memory; else "
-            "the first of gpu, fp8 and cpu that fits; the log says which. off: nowhere, so computed regions "
-            "do not see the others and images fall apart; a baseline for experiments.",
+            tooltip="With speed: custom. Where attention's keys and values of skipped regions are kept. "
+            "gpu: unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, "
+            "exact and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
+            "extrapolated along their last change, which comes closer to the image without RAS (only with "
+            "euler and dpmpp_2m). auto: forecast, if skipped regions are corrected and it leaves half of "
+            "the free memory; else the first of gpu, fp8 and cpu that fits; the log says which. off: "
+            "nowhere, so computed regions do not see the others and images fall apart; only a baseline for "
+            "experiments.",
         ),
     ]  # fmt: skip
 
@@ -150,7 +154,7 @@ def kept_plans(speed: str | None) -> tuple[str, int] | None:
 
 
 def chosen_settings(inputs: dict[str, Any]) -> Settings:
-    """The settings that the inputs stand for.
+    """The settings of a run, from the values of the node's inputs.
 
     Raises:
         RASError: a value that cannot be used.
@@ -160,7 +164,7 @@ def chosen_settings(inputs: dict[str, Any]) -> Settings:
     if inputs.get("paper") is not None:
         raise RASError(
             f"RAS Paper Settings together with speed = {inputs['speed']}.",
-            "the paper's method with speed = custom: plans are made for the multirate method.",
+            "speed = custom if RAS Paper Settings is connected, because plans are made for multirate only.",
             "set speed to custom, or disconnect paper.",
         )
     return Speed(inputs["speed"], inputs.get("plan"), inputs.get("cuda_graphs", "auto"))
