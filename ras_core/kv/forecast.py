@@ -72,7 +72,7 @@ class ForecastRows(KVRows):
         return self._updated(index, fresh, extrapolation)
 
     def _updated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
-        """As `update_extrapolated`, once the weights of `extrapolation` are set; uses PyTorch's operations."""
+        """As `update_extrapolated`, once `extrapolation.weights` is set; uses PyTorch's operations."""
         if extrapolation.spread is None:
             self.update(index, fresh)
             return self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)

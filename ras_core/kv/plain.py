@@ -94,7 +94,7 @@ class KVRows:
         """Called before the next attention, if that attention will update these rows: start fetching them."""
 
     def forget(self) -> None:
-        """Called before another run reuses these buffers: erase what this run's values would do to that run."""
+        """Called before another run reuses these buffers: erase values that would affect that run."""
 
     def chunk(self, part: int, parts: int) -> KVRows:
         """Part number `part` of `parts` equal parts along bb (a view)."""

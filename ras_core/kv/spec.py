@@ -88,5 +88,5 @@ class KVFormat:
         return self.nbytes(size) if self.in_main_memory else 0
 
     def peak_nbytes(self, size: CacheSize) -> int:
-        """Peak bytes that a cache of this size occupies on the device in this format, including transients."""
+        """Peak bytes of a cache of this size on the device in this format, including transients."""
         return self.device_nbytes(size) + self.transients * size.attention_nbytes

@@ -100,7 +100,7 @@ class KVStore:
         return {}
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots) -> None:
-        """Register the slots of a completed dense call over these branches, so that regional calls use them."""
+        """Register the slots of a completed dense call over these branches for later regional calls."""
         group = _Group(branches, slots)
         for branch in branches:
             self._groups[branch] = group

@@ -95,7 +95,7 @@ def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) 
 
 
 def _first_line(error: BaseException) -> str:
-    """Class and first line of the error's root cause; Triton wraps it in errors that quote the kernel's code."""
+    """Class and first line of the error's root cause; Triton's errors around it quote the kernel's code."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
