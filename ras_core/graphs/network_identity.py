@@ -23,7 +23,7 @@ class Network:
     """A description of a network for comparison, read from its modules once per run.
 
     Attributes:
-        addresses: of all weights and buffers, with dtype, shape and strides; a graph reads these.
+        addresses: of all weights and buffers, with dtype, shape and strides; a graph reads at these.
         obstacle: why nothing can be captured, or None.
         sampling: ComfyUI's object that converts noise levels to timesteps; a captured call includes this
             conversion.
