@@ -35,7 +35,7 @@ class RegionalCall:
         slots: K/V that the call reads and updates.
         forward: the computation.
         branches: the conditionings that the call evaluates.
-        form: distinguishes it from other calls on the same K/V buffers.
+        form: distinguishes this call from other calls on the same K/V buffers (`eligibility.form_of`).
     """
 
     inputs: dict[str, Any]
@@ -53,7 +53,7 @@ class RegionalCall:
 
 @dataclass(eq=False)
 class CapturedCall:
-    """A captured call: its input and output buffers, and the replay that computes one from the other.
+    """A captured call: its input and output buffers, and the replay that computes the output from the inputs.
 
     Attributes:
         inputs: by name; tensors are the graph's own buffers.
@@ -61,11 +61,12 @@ class CapturedCall:
         output: buffer of the output, (bb, c, H, W).
         replay: launches the graph on the current stream.
         tape: the tape that captured it.
-        off_device: copies of the current inputs that arrive on another device than the graph's, kept on that
-            device to detect changes. Runs copy their conditionings to the device in advance
+        off_device: by name, the last values of inputs that arrive on another device than the graph's; copies
+            on that device, to detect changes. Runs copy their conditionings to the device in advance
             (host/conditionings.py), but other packs' guiders may bypass that.
         last_run: number of the last run that used it.
-        advances: whether the call shifts previous K/V rows, so that running it twice differs from once.
+        advances: whether the call moves the K/V rows that it replaces to those of the evaluation before, so
+            that running it twice leaves other rows than running it once.
     """
 
     inputs: dict[str, Any]
@@ -97,7 +98,7 @@ class CapturedCall:
         return self.tape.launch(self.replay)
 
     def _update(self, inputs: Mapping[str, Any], active_idx: Tensor) -> None:
-        """Copy some or all inputs to their buffers."""
+        """Copy the given inputs, some or all, and the active tokens to the graph's buffers."""
         for name, buffer in self.inputs.items():
             if isinstance(buffer, Tensor) and name in inputs:
                 self._copy(name, buffer, inputs[name])
@@ -113,7 +114,9 @@ class CapturedCall:
 
 
 class RowsAdvanced(RegionalAbort):
-    """A call has advanced its K/V rows but has no output: it must not be run again on these rows."""
+    """A call has advanced its K/V rows but failed before its output was complete: it must not be run again on
+    these rows.
+    """
 
 
 @dataclass
@@ -121,7 +124,7 @@ class Attempt:
     """Progress of an attempt to capture a call; the call runs once before its capture.
 
     Attributes:
-        advances: whether running the call advances K/V rows, so that running it twice differs from once.
+        advances: as in `CapturedCall`.
         has_started: whether the call has started.
         output: the call's output, (bb, c, H, W), once it has completed.
     """
@@ -132,7 +135,7 @@ class Attempt:
 
     @property
     def has_advanced(self) -> bool:
-        """Whether K/V rows may have been advanced."""
+        """Whether this attempt may already have advanced K/V rows."""
         return self.advances and self.has_started
 
     def take_output(self, advanced: Slots, slots: Slots) -> Tensor | None:
@@ -157,10 +160,10 @@ def capture(
     graph cannot capture that copy.
 
     Args:
-        tape: captures the work.
-        call: the call.
-        attempt: updated as the call proceeds, also if it fails.
-        around: returns the context manager for the capture itself.
+        tape: captures the call's work on the device.
+        call: the call to capture.
+        attempt: updated as the call proceeds, also if the call fails.
+        around: returns the context manager in which the capture runs, but not the run before it.
     """
     device = call.inputs["x"].device
     tensors = {name: each for name, each in call.inputs.items() if isinstance(each, Tensor)}

@@ -22,8 +22,8 @@ def cast(codes: tl.int64, numbers: tl.int64, count: tl.int64, TYPE: tl.constexpr
     source = tl.multiple_of(codes.to(tl.pointer_type(tl.uint8)), 16)
     target = tl.multiple_of(numbers.to(tl.pointer_type(TYPE)), 16)
     code = tl.load(source + at, mask=at < count, other=0).to(tl.int16)
-    # A float16 with a code's bits is 2 ** -8 of its number. Integer arithmetic works on every GPU; not all of
-    # them have instructions for float8.
+    # Placed in a float16, a code's bits mean 2 ** -8 of the number that the code stands for. Integer
+    # arithmetic works on every GPU; not all of them have instructions for float8.
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     half = bits.to(tl.float16, bitcast=True) * 256.0
     half = tl.where((code & NAN) == NAN, float("nan"), half)

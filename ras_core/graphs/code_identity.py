@@ -1,9 +1,10 @@
-"""The code that a captured call depends on: classes, code that replaces their functions, and what it reads.
+"""The code that a captured call depends on: the classes of a network's modules, code that replaces functions
+of single modules, and the tensors and numbers that this code reads.
 
-Changes to Python code after its capture do not affect a CUDA graph: a LoRA that replaces a layer's `forward`,
-a replaced layer, a patched class. So code is compared before a graph is reused. Objects that may be large are
-referenced weakly: this keeps none of them alive, and a new object at the same address is not mistaken for the
-old one.
+Changes to Python code after a capture do not affect the captured CUDA graph: a LoRA that replaces a layer's
+`forward`, a replaced layer, a patched class. So code is compared before a graph is reused. Objects that may
+be large are referenced weakly: this keeps none of them alive, and a new object at the same address is not
+mistaken for the old one.
 """
 
 from __future__ import annotations
@@ -35,23 +36,24 @@ COMPILED = "_compiled_call_impl"
 """Attribute in which torch keeps the compiled function that it calls instead of a module."""
 
 COMFYUI, TORCH = "comfy.", "torch."
-"""Prefixes of Python modules whose code may replace a layer's, because it does the same at each call."""
+"""Prefixes of Python modules whose code may replace a layer's functions: it does the same at each call."""
 
 OWNER_CODE = ("_apply_model", "process_timestep", "get_dtype_inference", "manual_cast_dtype")
 """Attributes of ComfyUI's model, which wraps the network, that a captured call uses."""
 
 DEPTH = 4
-"""Number of references from replacement code to the tensors that it reads: method, hook, adapter, list."""
+"""Number of references that are followed from replacement code to the tensors that it reads: from a method to
+its object, a hook, an adapter, a list."""
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What modules of one class have in common.
+    """What all modules (layers) of one class have in common.
 
     Attributes:
-        code: the functions of the class and of the file that defines it.
+        code: the functions of the class, of its bases and of the files that define them.
         obstacles: names in `OBSTACLES` that the class sets.
-        own: names of attributes that change what a module does if it overrides them.
+        own: names of attributes that change what a module does if the module itself sets them.
     """
 
     code: tuple[Hashable, ...]
@@ -73,7 +75,8 @@ class NetworkCode:
 
     Attributes:
         kinds: what modules of one class have in common, by class.
-        replaced: functions that single modules override: the module's number, the function's name, the code.
+        replaced: for each function that a single module overrides: the module's index among the modules, the
+            function's name, and the code that replaces it.
     """
 
     kinds: dict[type, _Kind]
@@ -92,7 +95,7 @@ class NetworkCode:
 
     @property
     def identity(self) -> tuple[Hashable, Hashable]:
-        """Equal for two networks if the same code runs; references to code are weak."""
+        """Equal for two networks whose modules run the same code. References to replacing code are weak."""
         return (
             tuple(kind.code for kind in self.kinds.values()),
             tuple((i, name, _reference(code), _read_by(code)) for i, name, code in self.replaced),
@@ -100,13 +103,15 @@ class NetworkCode:
 
 
 def owner_code(owner: object) -> tuple[Hashable, ...]:
-    """Code of ComfyUI's model around the network: its class's, and any that replaces it on this object."""
+    """Code of ComfyUI's model around the network: the functions of its class, and those in `OWNER_CODE` that
+    are replaced on this one object.
+    """
     own = tuple(_reference(vars(owner).get(name)) for name in OWNER_CODE)
     return own + (_class_code(type(owner)) if isinstance(owner, nn.Module) else ())
 
 
 def is_by(code: Any, *names: str) -> bool:
-    """Whether the module that defines this code has one of these prefixes."""
+    """Whether the name of the Python module that defines this code begins with one of these prefixes."""
     return (getattr(code, "__module__", None) or "").startswith(names)
 
 
@@ -130,7 +135,9 @@ def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(module: nn.Module, name: str, code: Any) -> bool:
-    """Whether this is the class's own function: a removed patch leaves it behind as an attribute."""
+    """Whether `code` is the function of the module's own class: a removed patch may leave it behind as an
+    attribute of the module.
+    """
     return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
         type(module), name, None
     )  # fmt: skip
@@ -163,7 +170,7 @@ def _reference(code: Any) -> Hashable:
 
 
 def _read_by(code: Any) -> tuple[Hashable, ...]:
-    """What ComfyUI's replacement code reads: tensors, by address and layout, and numbers."""
+    """What replacement code of ComfyUI reads: tensors, by address and layout, and numbers, by value."""
     found, pending = [], [code] if is_by(code, COMFYUI) else []
     for _ in range(DEPTH):
         values = [value for each in pending for value in _held_by(each)]

@@ -16,22 +16,23 @@ SIGHTINGS = 2
 and libraries select their kernels when a call runs for the first time."""
 
 MAX_POSTPONED = 3
-"""How often a run postpones the capture of a call for a temporary reason, such as too little free memory."""
+"""How often a run postpones the capture of one call for a temporary reason, such as too little free memory;
+after that, the run does not capture the call."""
 
 MAX_GRAPHS = 8
-"""Limit per model; the least recently used graph is evicted. A sample ratio that changes from step to step
-would need one graph per step."""
+"""Maximum number of graphs per model; beyond it, the least recently used graph is freed. A sample ratio that
+changes from step to step would need one graph per step."""
 
 MAX_TAPES = 2
-"""Limit per model. Each tape holds the working memory of one call; most runs have one or two calls per
-evaluation."""
+"""Maximum number of tapes (tape.py) per model. Each tape holds the working memory of one call; most runs have
+one or two calls per evaluation."""
 
 KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
 KEEP_FREE_DYNAMIC = 0.5
-"""The same under dynamic VRAM, where ComfyUI makes room for other models by evicting weights, without
-unloading the model whose graphs these are."""
+"""`KEEP_FREE` under dynamic VRAM. There ComfyUI makes room for other models by evicting weights without
+unloading their model, and graphs are freed only when their model is unloaded."""
 
 
 RESIDUAL = "control."
@@ -48,8 +49,8 @@ class GraphReport:
     """What a run did with CUDA graphs.
 
     Attributes:
-        captured: calls that were captured.
-        replayed: evaluations whose network calls were all replayed.
+        captured: number of calls of the network that were captured.
+        replayed: number of guided evaluations (steps) whose network calls were all replayed.
         reason: why a call was not captured, or why replays ended; or None.
         resident: number of layers whose evictable weights were resident at the end of the run; None if no
             weights were evictable (no dynamic VRAM) or no network was inspected.
@@ -71,7 +72,8 @@ class GraphReport:
 
 
 def call_obstacle(is_wrapped: bool, other_attention: object, is_patched: bool) -> str | None:
-    """Why a call cannot be captured: code that must run at each step would run only once.
+    """Why a call cannot be captured, or None: other nodes' code must run at each step, but a graph would
+    repeat only what it did during the capture.
 
     Args:
         is_wrapped: whether another node wraps the model's calls.
@@ -105,7 +107,7 @@ def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()
         active_count: active tokens per image.
         inputs: by name. Those that are residuals are part of the form: a ControlNet may begin or end during a
             run.
-        options: transformer options, from `frozen_options`.
+        options: the call's transformer options, as `frozen_options` returns them.
     """
     return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
 

@@ -1,4 +1,4 @@
-"""Tracks which K/V buffers of a store one run uses, and for which calls."""
+"""Tracks which K/V buffers of a model's `GraphStore` one run uses, and for which calls."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from .store import Buffers, GraphStore
 
 
 class Leases:
-    """The buffers of a store that one run uses, by the branches of the call that fills them."""
+    """The K/V buffers of a store that one run uses, by the branches of the dense call that fills them."""
 
     def __init__(self, store: GraphStore):
         self._store = store
         self._held: dict[tuple[Branch, ...], Buffers] = {}
 
     def lend(self, branches: tuple[Branch, ...], signature: Signature, format_name: str) -> Buffers | None:
-        """Lend buffers to a dense call of these branches; None if no free ones fit."""
+        """Lend K/V buffers to a dense call of these branches; None if no unused ones fit."""
         for held in [held for held in self._held if set(held) <= set(branches)]:
             self._held.pop(held).is_lent = False  # lent to an earlier dense call of these branches
         taken = {address for each in self._store.buffers if each.is_lent for address in each.addresses}
@@ -30,7 +30,7 @@ class Leases:
         return None
 
     def find(self, branches: tuple[Branch, ...], slots: Slots) -> Buffers | None:
-        """The buffers of these branches, if `slots` still holds exactly those."""
+        """The buffers lent to these branches; None if `slots` no longer consists of their tensors."""
         buffers = self._held.get(branches)
         return buffers if buffers is not None and buffers.match(slots) else None
 

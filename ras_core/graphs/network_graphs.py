@@ -32,14 +32,14 @@ class NetworkGraphs:
     """One network's CUDA graphs during one run.
 
     Args:
-        store: keeps them between runs.
-        environment: what is needed of ComfyUI.
-        logged: reasons that this run has logged, for any network.
+        store: keeps the graphs between runs.
+        environment: access to ComfyUI (store.py).
+        logged: messages that this run has logged, for any of its networks.
 
     Attributes:
         network: the network's description at the run's first call; None before.
         obstacle: why nothing is captured or replayed (any more); None if nothing prevents it.
-        captured, replayed: numbers of calls.
+        captured, replayed: numbers of this network's calls that this run has captured, and replayed.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class NetworkGraphs:
 
     @property
     def device(self) -> torch.device | None:
-        """Where the network runs, once that is known."""
+        """The device that the network runs on; None before its first call."""
         return self.network and self.network.device
 
     @property
@@ -76,11 +76,11 @@ class NetworkGraphs:
 
     @property
     def reason(self) -> str | None:
-        """Why calls were not captured or replays ended, or None."""
+        """Why calls of this network were not captured, or why their replays ended; None if neither."""
         return self.obstacle or self._sightings.postponed
 
     def prepare(self, network: Network) -> None:
-        """Before the run's first call of the network: drop graphs that do not fit its present state."""
+        """Before the run's first call of the network: drop graphs captured on another state of it."""
         self.network = network
         self._store.start_on(network)
         if obstacle := network.obstacle or self._store.capture_failure:
@@ -146,7 +146,7 @@ class NetworkGraphs:
         self._overlap.begin_call()
 
     def settle(self) -> None:
-        """Make the device wait for replays that were launched early."""
+        """Make the device wait for early replays before it starts what is enqueued next."""
         self._overlap.settle()
 
     def has_advanced(self, branches: tuple[Branch, ...]) -> bool:
@@ -157,11 +157,11 @@ class NetworkGraphs:
         return any(self._overlap.has_advanced(buffers.calls.values()) for buffers in lent)
 
     def end(self) -> str | None:
-        """Finish after the last evaluation. Returns what went wrong, or None."""
+        """As `GraphSession.end`."""
         return self._overlap.end()
 
     def close(self) -> None:
-        """Take back all buffers at the end of the run."""
+        """Return all K/V buffers to the store at the end of the run."""
         self._overlap.forget()
         self._leases.release()
 
@@ -170,7 +170,7 @@ class NetworkGraphs:
         self._store.buffers = [each for each in self._store.buffers if each.format_name == format_name]
 
     def drop(self) -> None:
-        """Free everything, because memory is short."""
+        """Free all graphs and K/V buffers, because memory is short."""
         self.close()
         self._store.clear()
         self.obstacle = self.obstacle or NO_MEMORY
@@ -182,7 +182,7 @@ class NetworkGraphs:
         self._logged.add(line)
 
     def _weights_are_resident(self) -> bool:
-        """Whether all evictable weights are resident, according to the last check."""
+        """Whether all evictable weights are resident; checks again if the last check no longer holds."""
         weights = self.residency
         if weights is None or weights.is_proved:
             return True
@@ -245,4 +245,4 @@ class NetworkGraphs:
         self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
-        self._store.capture_failure = self.obstacle  # until the weights move: attempts cost time
+        self._store.capture_failure = self.obstacle  # no attempts until the network changes: they cost time

@@ -23,14 +23,16 @@ class Network:
     """A description of a network for comparison, read from its modules once per run.
 
     Attributes:
-        addresses: of all weights and buffers, with dtype, shape and strides; a graph reads exactly these.
+        addresses: of all weights and buffers, with dtype, shape and strides; a graph reads at these.
         obstacle: why nothing can be captured, or None.
-        sampling: ComfyUI's object that converts noise levels to timesteps; a captured call includes its work.
-        code: what else a captured call depends on: modules, their classes, and code that replaces their own.
+        sampling: ComfyUI's object that converts noise levels to timesteps; a captured call includes this
+            conversion.
+        code: what else a captured call depends on: the modules, their classes, and any functions that replace
+            the modules' own methods.
         device: the device that the network runs on.
-        loose: under dynamic VRAM, the tensors that are not evictable. They are small, and ComfyUI creates new
-            ones for each run, while a graph reads those of the run that it was captured in; so their contents
-            are compared.
+        loose: under dynamic VRAM, the weights and buffers that are not evictable. They are small, and ComfyUI
+            creates new ones for each run, while a graph reads those of the run that it was captured in. So
+            their contents are compared, not their addresses.
         residency: the weights that ComfyUI may evict; None if there are none (no dynamic VRAM).
     """
 
@@ -67,7 +69,7 @@ def inspect(
         device: the device that it runs on.
         sampling: ComfyUI's object that converts noise levels to timesteps.
         owner: ComfyUI's model, which wraps the network.
-        residency: its evictable weights, if they can be pinned.
+        residency: the network's evictable weights; None if it has none, or they cannot be pinned.
     """
     modules, of_sampling = _modules(network), _modules(sampling)
     evictable = {module for module in modules if is_evictable(module, device)}
@@ -104,8 +106,8 @@ def _modules(root: object) -> list[nn.Module]:
 
 
 def _kind_obstacle(tensors: Sequence[Tensor]) -> str | None:
-    """Refuses tensor classes of other packs (such as GGUF's): they run code at each use, which a graph would
-    not repeat.
+    """Why weights of these classes prevent a capture, or None: tensor classes of other packs (such as GGUF's)
+    run Python code at each use, which a graph would not repeat.
     """
     strange = next((type(t) for t in tensors if not is_by(type(t), COMFYUI, "torch")), None)
     return strange and f"weights are of an unknown kind ({strange.__name__})"

@@ -25,7 +25,7 @@ SHARED = ("x", "t")
 """Inputs that are the same in all calls of an evaluation: the image and its noise level."""
 
 LATEST = 2
-"""Number of evaluations after which the result of a comparison is waited for."""
+"""How many evaluations after a comparison was enqueued the CPU waits for its result."""
 
 WRONG_GUESS = "a call of the network was launched early with the wrong inputs"
 
@@ -36,12 +36,12 @@ class Overlap:
     def __init__(self) -> None:
         self._evaluations = 0
         self._is_allowed = True
-        self._calls: list[CapturedCall] = []  # of this evaluation
-        self._order: list[CapturedCall] = []  # of the last evaluation with captured calls
+        self._calls: list[CapturedCall] = []  # requested in this evaluation, in order
+        self._order: list[CapturedCall] = []  # `_calls` of the last evaluation with captured calls
         self._requested = self._requested_before = 0  # calls of this and the last evaluation, captured or not
-        self._single: set[CapturedCall] = set()  # those that serve a single branch in this run
-        self._used: set[CapturedCall] = set()  # their buffers hold inputs of this run
-        self._launched: set[CapturedCall] = set()  # early, in this evaluation
+        self._single: set[CapturedCall] = set()  # calls that serve a single branch in this run
+        self._used: set[CapturedCall] = set()  # calls whose buffers hold inputs of this run
+        self._launched: set[CapturedCall] = set()  # calls launched early in this evaluation
         self._waits: list[Work] = []
         self._checks: list[_Check] = []
         self._can_guess: dict[CapturedCall, bool] = {}
@@ -72,11 +72,13 @@ class Overlap:
         self._requested += 1
 
     def has_advanced(self, calls: Iterable[CapturedCall]) -> bool:
-        """Whether one of these was launched early and has advanced its K/V rows, but was not requested."""
+        """Whether one of these calls was launched early in this evaluation and so has advanced its K/V rows,
+        but was not requested.
+        """
         return any(each in self._launched and each.advances and each not in self._calls for each in calls)
 
     def end(self) -> str | None:
-        """Finish after the last evaluation. Returns what went wrong, or None."""
+        """Wait for all comparisons after the last evaluation. Returns what went wrong, or None."""
         return self._read_checks(self._evaluations)
 
     def settle(self) -> None:
@@ -86,8 +88,8 @@ class Overlap:
         self._waits.clear()
 
     def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
-        """Forget these calls, or all, because they are dropped or will serve other branches. Comparisons
-        under way are completed.
+        """Forget these calls, or all, because they are dropped or will serve other branches. Results of
+        comparisons that are under way are still read.
         """
         self.settle()
         gone = self._used if calls is None else set(calls)
@@ -142,7 +144,9 @@ class Overlap:
         )
 
     def _is_worth_comparing(self, captured: CapturedCall) -> bool:
-        """Whether a guess would have had the right shapes, and has not been compared yet."""
+        """Whether a guess of this call's inputs would have had the right shapes, and no guess of them has
+        been compared yet.
+        """
         is_open = captured in self._used and captured not in self._can_guess
         return is_open and _are_alike(self._calls[0], captured)
 
@@ -161,7 +165,9 @@ class Overlap:
         return True
 
     def _read_checks(self, wait_until: int) -> str | None:
-        """Read the comparisons that the device has completed; wait for those up to an evaluation."""
+        """Read the comparisons that the device has completed; wait for those of evaluations up to number
+        `wait_until`. Returns what went wrong, or None.
+        """
         trouble, pending = None, []
         for check in self._checks:
             if not check.is_ready(check.evaluation <= wait_until):
@@ -181,9 +187,9 @@ class _Check:
 
     Attributes:
         call: the call whose inputs were guessed; None once it is forgotten.
-        was_launched: whether it was launched with the guessed inputs.
-        evaluation: number of the evaluation.
-        differences: (n,) bool, one per input.
+        was_launched: whether the call was launched with the guessed inputs.
+        evaluation: number of the evaluation in which the comparison was enqueued.
+        differences: (n,) bool, one per input: whether the guess differs from the actual input.
         event: reached once `differences` is on the CPU side; None if it already is.
     """
 
@@ -215,6 +221,6 @@ class _Check:
 
 
 def _are_alike(first: CapturedCall, other: CapturedCall) -> bool:
-    """Whether the first one's shared inputs fit into the other's buffers."""
+    """Whether the first call's `SHARED` inputs and active tokens fit into the other call's buffers."""
     same = all(first.inputs[name].shape == other.inputs[name].shape for name in SHARED)
     return same and first.active_idx.shape == other.active_idx.shape

@@ -1,4 +1,5 @@
-"""The pages of evictable weights: mapping, pinning, and the serial numbers that reveal evictions."""
+"""The memory pages of evictable weights: mapping, pinning, and each page's serial number, which reveals
+evictions (`residency`)."""
 
 from __future__ import annotations
 
@@ -7,10 +8,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 PAGE = 2**25
-"""Bytes per page."""
+"""Bytes per page of a model's evictable address range (32 MiB)."""
 
 MAPPED = 1
-"""Bit of a page's state that is set if the page is mapped."""
+"""Bit in a page's state (`Pages.get_residency`) that is set if the page is mapped to device memory."""
 
 NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark", "prioritize")
 """Attributes that an object must have to be used as `Pages`."""
@@ -34,23 +35,25 @@ class Pages(Protocol):
         """Release one pin that `fault` has put on the same part."""
 
     def set_watermark_limit(self, nbytes: int) -> None:
-        """Evict nothing below this offset; 0 removes the limit."""
+        """Evict nothing below this offset from the range's start, in bytes; 0 removes the limit."""
 
     def get_watermark(self) -> int:
-        """Number of pages, counted from the start, that ComfyUI intends to keep."""
+        """Number of pages, counted from the start of the range, that ComfyUI intends to keep mapped."""
 
     def get_residency(self) -> Sequence[int]:
-        """The state of each page, as bits; older versions do not have this method."""
+        """The state of each page, as bit flags (see `MAPPED`). Older versions of comfy-aimdo do not have this
+        method.
+        """
 
     def prioritize(self) -> None:
-        """Evict from this range last, and keep all its pages if possible."""
+        """Evict from this range after all other models' ranges, and keep all its pages if possible."""
 
 
 class WeightRange:
     """The part of a model's address range that a network's weights are in.
 
     Args:
-        pages: the whole range.
+        pages: the model's whole address range.
         parts: address and size in bytes of each layer's weights.
     """
 
@@ -60,8 +63,8 @@ class WeightRange:
         self._nbytes = max(address + nbytes for address, nbytes in parts) - self._start
 
     def pin(self) -> bytes | None:
-        """Pin all pages. Returns their serials; pins nothing and returns None if memory is short or the
-        driver refuses.
+        """Pin all pages of this part. Returns their serials; pins nothing and returns None if memory is short
+        or the driver refuses.
         """
         try:
             serials = self._pages.fault(self._start, self._nbytes)
@@ -123,7 +126,7 @@ class WeightRange:
 
     def resist_eviction(self) -> bool:
         """If an allocation tried to evict pinned pages, make ComfyUI evict from this range last again. Must
-        be called before they are unpinned. Returns whether an allocation did.
+        be called while these pages are still pinned. Returns whether an allocation tried to evict them.
         """
         is_under_pressure = self._pages.get_watermark() * PAGE < self._end
         if is_under_pressure:

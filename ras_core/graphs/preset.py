@@ -1,4 +1,5 @@
-"""Passes resident weights to layers before an eager call, so that they do not call the driver."""
+"""Passes layers their resident weights before an eager call, so that no layer calls the driver to find out
+whether its weights are resident (`residency`)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ CAST = "comfy_cast_weights"
 """Attribute that makes a ComfyUI layer fetch and cast its weights at each use."""
 
 PREFETCH = "_prefetch"
-"""Attribute in which ComfyUI passes a layer its weights before it runs."""
+"""Attribute in which ComfyUI passes a layer its weights before the layer runs."""
 
 Exchange = tuple[dict[str, Any], str, Any]
 """A dictionary, one of its keys, and the value to store there temporarily."""
@@ -44,7 +45,7 @@ class PresetWeights:
                 with exchanged(self._exchanges()):
                     yield
             finally:
-                # Before unpinning, which frees pages above the watermark.
+                # Called before the pages are unpinned, because unpinning frees those above the watermark.
                 self._is_usable &= not self._residency.range.resist_eviction()
 
     def _exchanges(self) -> list[Exchange]:
@@ -98,7 +99,7 @@ class EvictableWeights:
 
 @contextmanager
 def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
-    """Store these values for the body, then restore the old ones."""
+    """Store the values of these exchanges for the body, then restore what was stored before."""
     before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
     try:
         for held, name, value in exchanges:

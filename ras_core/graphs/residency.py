@@ -45,7 +45,7 @@ class Residency:
 
     Args:
         pages: the address range that contains all of the weights.
-        layers: the modules whose weights are in it.
+        layers: the modules whose weights are in this range.
         device: where the network runs.
         prefetch: gives each layer its resident weights for the duration of a call (see `Prefetch`).
 
@@ -76,7 +76,7 @@ class Residency:
         return cls(pages, tuple(layers), device, prefetch)
 
     def __len__(self) -> int:
-        """Number of layers."""
+        """Number of layers with evictable weights."""
         return len(self.layers)
 
     @property
@@ -90,15 +90,17 @@ class Residency:
         return self.misses > MAX_MISSES
 
     def look(self) -> bool:
-        """Whether all weights are resident; checks them if the last result no longer holds. To be used before
-        each call of the network.
+        """Whether all weights are resident; checks every layer unless the last proof still holds. To be used
+        before each call of the network.
         """
         if not self.is_proved and not self.is_hopeless:
             self.misses += not self.prove()
         return self.is_proved
 
     def prove(self) -> bool:
-        """Check every layer, in a few microseconds each. Returns whether all weights are resident."""
+        """Check every layer, which takes a few microseconds per layer. Returns whether all weights are
+        resident.
+        """
         with self.range.pinned() as serials:
             whole = serials is not None and all(map(self._is_resident, self.layers))
         self._serials = serials if whole else None
@@ -131,7 +133,9 @@ class Residency:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Pin all weights for the body. Yields False, and discards the proof, if one was evicted since."""
+        """Pin all weights for the body. If one was evicted since the last proof, discards the proof, pins
+        nothing and yields False.
+        """
         whole = self._pin_if_whole()
         try:
             yield whole

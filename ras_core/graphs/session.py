@@ -20,7 +20,7 @@ class GraphSession:
         self._parts: dict[Any, NetworkGraphs | None] = {}
         self._refused: str | None = None
         self._logged: set[str] = set()
-        self._calls = self._evaluations = 0  # calls of this evaluation; evaluations that were replayed
+        self._calls = self._evaluations = 0  # calls in this evaluation; earlier evaluations replayed
         self._replayed_before = 0
 
     def of(self, model: Any) -> NetworkGraphs | None:
@@ -78,17 +78,17 @@ class GraphSession:
             part.begin_call()
 
     def end(self) -> str | None:
-        """Finish after the last evaluation. Returns what went wrong, or None."""
+        """Finish after the run's last evaluation. Returns what went wrong in an evaluation, or None."""
         return _first(part.end() for part in self.parts)
 
     def refuse(self, reason: str) -> None:
-        """Use no graphs in this run."""
+        """Use no graphs in the rest of this run, for any network."""
         self._refused = self._refused or reason
         for part in self.parts:
             part.refuse(reason)
 
     def close(self) -> None:
-        """Take back all buffers at the end of the run."""
+        """Return all K/V buffers to the models' stores at the end of the run."""
         for part in self.parts:
             part.close()
 
@@ -98,7 +98,7 @@ class GraphSession:
             part.keep_only(format_name)
 
     def drop(self) -> None:
-        """Free everything, because memory is short."""
+        """Free all graphs and K/V buffers of the networks called so far, because memory is short."""
         self._refused = self._refused or NO_MEMORY
         for part in self.parts:
             part.drop()

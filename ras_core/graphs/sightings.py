@@ -1,4 +1,4 @@
-"""Counts the calls of a run, to decide which are due for capture."""
+"""Counts how often each call of the network occurs in a run, to decide when it is due for capture."""
 
 from __future__ import annotations
 
@@ -17,12 +17,16 @@ class Sightings:
         self._reasons: dict[Hashable, str] = {}  # of postponed captures that are still outstanding
 
     def is_due(self, key: Hashable) -> bool:
-        """Count a call. Returns whether to capture it, if nothing prevents that."""
+        """Count an occurrence of the call with this key (`RegionalCall.key`). Returns whether to capture it
+        now, if nothing else prevents that.
+        """
         self._seen[key] += 1
         return self._seen[key] >= SIGHTINGS and self._n_postponed[key] < MAX_POSTPONED
 
     def postpone(self, key: Hashable, reason: str) -> None:
-        """Note that the call cannot be captured now. It is due again at its next sightings, up to a limit."""
+        """Note that the call cannot be captured now. It stays due at its next occurrences, until it has been
+        postponed `MAX_POSTPONED` times.
+        """
         self._n_postponed[key] += 1
         self._reasons[key] = reason
 

@@ -24,8 +24,8 @@ class Buffers:
     """K/V buffers of one group of branches, and the captured calls that use them.
 
     Attributes:
-        signature: of the dense calls that fill the buffers.
-        slots: the buffers.
+        signature: `eligibility.signature` of the dense calls that fill the buffers.
+        slots: the buffers: the cached K/V rows of each attention.
         calls: captured calls, by form.
         is_lent: whether a run uses the buffers.
     """
@@ -37,7 +37,7 @@ class Buffers:
 
     @property
     def format_name(self) -> str:
-        """The K/V format."""
+        """Name of the K/V format of the buffers (kv/formats.py)."""
         return next(iter(self.slots.values())).format_name
 
     @property
@@ -49,7 +49,7 @@ class Buffers:
         return frozenset(t.untyped_storage().data_ptr() for t in kept)
 
     def match(self, slots: Slots) -> bool:
-        """Whether these are the very tensors of `slots`."""
+        """Whether `slots` consists of the same tensor objects as these buffers."""
         return self.slots.keys() == slots.keys() and all(
             own.prefix == slots[slot].prefix and all(map(operator.is_, own.tensors, slots[slot].tensors))
             for slot, own in self.slots.items()
@@ -90,7 +90,7 @@ class GraphStore:
         return sum(len(buffers.calls) for buffers in self.buffers)
 
     def nbytes(self, format_name: str | None = None) -> int:
-        """K/V bytes held between runs: all, or those of one format."""
+        """Bytes of the K/V buffers in this store: of all formats, or of one."""
         kept = [each for each in self.buffers if format_name in (None, each.format_name)]
         return sum(sequence.nbytes() for each in kept for sequence in each.slots.values())
 
@@ -101,7 +101,9 @@ class GraphStore:
             self._network = network.to_keep
 
     def make_room(self) -> bool:
-        """Evict the least recently used graph if the store is full. False if this run has used them all."""
+        """Free the least recently used graph if the store is full. Returns False if it frees none, because
+        this run has used all of them.
+        """
         if self.count < MAX_GRAPHS:
             return True
         kept = [(c.last_run, i, form) for i, b in enumerate(self.buffers) for form, c in b.calls.items()]
@@ -117,7 +119,8 @@ class GraphStore:
     def capture(
         self, call: RegionalCall, attempt: Attempt, busy: Collection[Tape], around: Around
     ) -> CapturedCall | None:
-        """Capture a call on a tape that is not busy, or on the first one if there is no memory for two.
+        """Capture a call on a tape that is not in `busy`, or on the first tape if memory is too short for
+        two.
 
         Returns:
             None if the capture must wait until the call is made again.
@@ -132,12 +135,12 @@ class GraphStore:
         return capture(self._tape(), call, attempt, around)
 
     def clear(self) -> None:
-        """Free everything."""
+        """Free all graphs, K/V buffers and tapes."""
         self.buffers, self._tapes, self._max_tapes = [], [], MAX_TAPES
         self._network = self.capture_failure = None
 
     def _tape(self, busy: Collection[Tape] = ()) -> Tape:
-        """A tape that is not busy, unless all are."""
+        """A tape that is not in `busy`, created if necessary; the last tape if all are busy."""
         if idle := next((tape for tape in self._tapes if tape not in busy), None):
             return idle
         if len(self._tapes) < self._max_tapes:
@@ -145,7 +148,7 @@ class GraphStore:
         return self._tapes[-1]
 
     def _keep_first_tape(self) -> bool:
-        """Free all tapes but the first, because memory is short. False if there was only one."""
+        """Free all tapes but the first, because memory is short. Returns False if there was only one."""
         has_more, self._tapes, self._max_tapes = len(self._tapes) > 1, self._tapes[:1], 1
         return has_more
 

@@ -1,7 +1,7 @@
 """A small interface to CUDA graphs: capture work once, replay it later.
 
-A captured graph has its own memory pool for temporaries. A tensor that outlives a failed capture points into
-that pool, and freeing it later may end the process. So errors raised in a capture are handled here.
+A captured graph has its own memory pool for temporary tensors. A tensor that outlives a failed capture points
+into that pool, and freeing it later may end the process. So errors raised in a capture are handled here.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class CudaTape:
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        torch.cuda.empty_cache()  # this stream cannot use blocks that are cached for others
+        torch.cuda.empty_cache()  # this stream cannot use blocks that are cached for other streams
         try:
             with torch.cuda.stream(self._stream):
                 return self._warm_up_and_capture(work, around)
@@ -59,7 +59,7 @@ class CudaTape:
 
     def _warm_up_and_capture(self, work: Work, around: Around) -> Work:
         work()  # libraries allocate their workspaces for this stream
-        torch.cuda.empty_cache()  # nor can the pool use blocks that the warm-up has cached
+        torch.cuda.empty_cache()  # the graph's pool cannot use blocks that the warm-up has cached
         with around():
             torch.cuda.synchronize()
             return self._capture(work)

@@ -1,4 +1,4 @@
-"""The tensors of a module, and comparing them byte by byte."""
+"""Finds the tensors of a module, and compares lists of tensors byte by byte."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 2**16
-"""Bytes; tensors up to this size are concatenated and compared in one operation."""
+"""Tensors of up to this many bytes are concatenated and compared in one operation."""
 
 
 def same_contents(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:

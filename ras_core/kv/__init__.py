@@ -3,8 +3,9 @@
 Read `formats` first: the registry of formats, one for each setting of `kv_cache`; `spec` defines the fields
 of an entry. Each format has a class for the rows of one attention: `plain` (unchanged; the base of the
 others), `float8` with `float8_format` (its constants), `main_memory` (with an offloader), `forecast` with
-`extrapolation` (along the rows' last change), `quadratic` (along their last two). `spread` corrects forecasts
-by the errors of fresh rows, and `gains` fits how far forecasts are followed. `choose` picks a format,
+`extrapolation` (extrapolates rows along their last change), `quadratic` (along their last two changes).
+`spread` corrects the forecasts of cached rows by the errors of the forecasts of fresh rows, and `gains` fits
+the factors, 0 to 1, on forecasts and corrections. `choose` picks a format,
 `store` keeps a run's rows by branch, in memory from an `arena`, and `update` fills and updates them.
 `triton_launch` and `triton_kernels` process float8 and forecast rows in one pass over memory, if
 `triton_check` finds that they work.

@@ -1,4 +1,4 @@
-"""One block of memory for the keys and values of one call."""
+"""One block of device memory for the cached keys and values of one call of the network."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 ALIGNED = 512
-"""Alignment in bytes, the same as that of PyTorch's CUDA allocator."""
+"""Alignment of each tensor in the block, in bytes; the same as that of PyTorch's CUDA allocator."""
 
 SPARE = 2**18
-"""Bytes added for alignment padding, enough for 512 tensors."""
+"""Bytes added to the block for alignment padding, enough for 512 tensors."""
 
 
 class Arena:
     """The memory of all keys and values that one call keeps, allocated as one block.
 
-    Separate allocations would alternate with the network's own and fragment the memory: for SD3-medium at
-    1024 px, the gaps amount to a third of the cache's size.
+    Separate allocations, one per tensor, would alternate in memory with the network's temporary tensors and
+    fragment it: for SD3-medium at 1024 px, the gaps amount to a third of the cache's size.
 
     Args:
-        nbytes: expected size; tensors that do not fit are allocated one by one (all of them if 0).
+        nbytes: expected size of all keys and values, in bytes; tensors that do not fit into the block are
+            allocated one by one (all of them if 0).
     """
 
     def __init__(self, nbytes: int = 0):
@@ -41,11 +42,11 @@ class Arena:
     def _allocated(self, device: torch.device) -> Tensor:
         try:
             return torch.empty(self._nbytes, dtype=torch.uint8, device=device)
-        except torch.cuda.OutOfMemoryError:  # single tensors may still fit into free memory
+        except torch.cuda.OutOfMemoryError:  # allocated one by one, the tensors may still fit
             return torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def copies(tensors: Iterable[Tensor], arena: Arena | None = None) -> tuple[Tensor, ...]:
-    """Contiguous copies, in the arena if there is one."""
+    """Contiguous copies of these tensors, in the arena's block if an arena is given."""
     arena = arena or Arena()
     return tuple(arena.copy(t) for t in tensors)

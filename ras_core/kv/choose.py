@@ -12,7 +12,7 @@ from .spec import CacheSize, KVFormat
 GIB = 2**30
 
 AMPLE = 2
-"""With so many times the memory of a form free, memory is ample."""
+"""Device memory is ample if at least this many times the peak bytes of a cache in a format are free."""
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,19 @@ class Needs:
     """Memory requirements of a run's cache, computed from its shapes.
 
     Attributes:
-        size: size of the cache over all branches.
-        branches: number of conditionings.
+        size: size of the cache of all branches together.
+        branches: number of branches: the conditionings (such as positive and negative) that a run evaluates.
     """
 
     size: CacheSize
     branches: int = 1
 
     def kept(self, name: str) -> int:
-        """Bytes that a format keeps on the sampling device."""
+        """Bytes that the cache of all branches occupies on the sampling device in this format."""
         return FORMATS[name].device_nbytes(self.size)
 
     def of_a_branch(self, name: str) -> int:
-        """Bytes that a format keeps on the sampling device for each branch, on average."""
+        """Bytes that the cache of one branch occupies on the sampling device in this format, on average."""
         return self.kept(name) // self.branches
 
     def on_device(self, name: str) -> int:
@@ -49,7 +49,7 @@ class Room:
     has_float8: bool = True
 
     def is_ample(self, form: KVFormat, size: CacheSize) -> bool:
-        """Whether a cache in this format leaves as much device memory free as it takes."""
+        """Whether a cache of this size in this format leaves as much device memory free as it occupies."""
         return AMPLE * form.peak_nbytes(size) <= self.device
 
     def fits(self, form: KVFormat, size: CacheSize) -> bool:
@@ -67,7 +67,7 @@ class Choice:
     Attributes:
         format_name: the chosen format; None if the run must be dense.
         reason: one sentence for the log.
-        is_fallback: whether it is another than the first choice for the user's setting.
+        is_fallback: whether this is not the format that the user's setting uses if there is enough memory.
     """
 
     format_name: str | None
@@ -90,7 +90,7 @@ def check_setting(setting: str) -> None:
 
 
 def for_sampler(setting: str, adds_noise: bool) -> str:
-    """The user's setting if this sampler can use it; otherwise the first choice of "auto"."""
+    """The user's setting if the run's sampler can use it; otherwise the first choice of "auto"."""
     form = FORMATS.get(setting)
     if form is None or form.allows_added_noise or not adds_noise:
         return setting
@@ -98,14 +98,16 @@ def for_sampler(setting: str, adds_noise: bool) -> str:
 
 
 def for_corrected(setting: str, needs: Needs, room: Room) -> str:
-    """The setting for a run whose tokens are corrected: there "auto" means a forecast if memory is ample."""
+    """The setting for a run whose cached tokens are corrected: for it, "auto" means the format "forecast" if
+    device memory is ample.
+    """
     if setting == AUTO and room.is_ample(forecast.FORMAT, needs.size):
         return forecast.FORMAT.name
     return setting
 
 
 def choose(wanted: str, needs: Needs, room: Room) -> Choice:
-    """The format for a run: the one that the user names, or for "auto" the first that fits."""
+    """The format for a run: the one that the user names, or for "auto" the first that fits into memory."""
     if wanted != AUTO:
         form = FORMATS[wanted]
         if form.needs_float8 and not room.has_float8:

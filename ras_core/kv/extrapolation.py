@@ -1,7 +1,7 @@
 """Determines how far cached rows are extrapolated, by the formula in kv/forecast.py.
 
-`Times` tracks when each token was evaluated. `Extrapolation` compares forecasts with fresh rows and scales
-them accordingly.
+`Times` tracks at which noise levels each token was evaluated. `Extrapolation` compares forecasts of fresh
+rows with the rows themselves, and scales the forecasts of cached rows accordingly.
 """
 
 from __future__ import annotations
@@ -19,38 +19,39 @@ from .spread import Spread
 from .triton_launch import RowKernels
 
 SAMPLE = 128
-"""Approximate number of fresh rows that forecasts are compared with."""
+"""Approximate number of fresh rows per image and attention that are compared with their forecasts."""
 
 JUDGED_EVERY = 2
-"""Interval, in attentions, at which forecasts are compared with fresh rows."""
+"""Number of attentions of a call from one comparison of forecasts with fresh rows to the next."""
 
 FARTHEST = 8.0
-"""Upper bound of a row's forecast change, in multiples of its last change."""
+"""Upper bound of a row's forecast change since its last evaluation, in multiples of its last change (the one
+between its last two evaluations)."""
 
 TIMES = (-1, 0)
-"""The slot of a call's `Times`, which precedes the slots of the attentions."""
+"""Key of a call's `Times` among its slots (`plain.Slots`); it precedes the keys of the attentions."""
 
 
 @dataclass
 class Times(KVRows):
-    """When each token was evaluated.
+    """The noise levels at which each token was last evaluated.
 
     `tensors` has two tensors, (bb, n) float32 each: the noise level at each token's last evaluation, and how
-    far the noise level fell between its last two evaluations (0 if there was only one).
+    far the noise level fell between its last two evaluations (0 if there was only one evaluation).
     """
 
     format_name: ClassVar[str] = "forecast"
     spans: ClassVar[int] = 1
-    """How many times between evaluations it keeps."""
+    """How many falls of the noise level between successive evaluations are kept for each token."""
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
-        """The state before the first evaluation; sigma, (bb,), is its noise level."""
+        """The state before the first evaluation, which will be at noise level sigma, (bb,)."""
         last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
         return cls((last, *(torch.zeros_like(last) for _ in range(cls.spans))), 0, 0)
 
     def update_all(self, sigma: Tensor) -> None:
-        """A dense call at sigma, (bb,), evaluates all tokens."""
+        """Update the state for a dense call at noise level sigma, (bb,): it evaluates all tokens."""
         last, *spans = self.tensors
         now = sigma.float()[:, None]
         for span, before in reversed(list(zip(spans, spans[1:], strict=False))):
@@ -62,7 +63,7 @@ class Times(KVRows):
     def extrapolation(
         weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
     ) -> Extrapolation:
-        """How far rows are extrapolated, from the weights that `update_active` returned."""
+        """How far rows are extrapolated; `weight` and `before` are as returned by `update_active`."""
         return Extrapolation(weight, before, prefix, suffix, spread)
 
     def ages(self, sigma: Tensor) -> Tensor:
@@ -71,12 +72,13 @@ class Times(KVRows):
         return fallen(last, sigma.float()[:, None].expand_as(last))
 
     def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
-        """Update the state for a regional call at sigma, (bb,), which evaluates the tokens of `active_idx`,
-        (bb, n_active).
+        """Update the state for a regional call at noise level sigma, (bb,), which evaluates the tokens of
+        `active_idx`, (bb, n_active).
 
         Returns:
-            Forecast changes, in multiples of the last change: of all tokens after this call, (bb, n), 0 for
-            active ones; and of the active tokens as if they had not been evaluated, (bb, n_active).
+            Forecast changes of tokens since their last evaluation, in multiples of their last change: of all
+            tokens, (bb, n), 0 for active ones; and of active tokens as if this call did not evaluate them,
+            (bb, n_active).
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
@@ -95,17 +97,19 @@ class Times(KVRows):
 class Extrapolation:
     """Computes how far the rows of one call are extrapolated.
 
-    Text and padding rows are always fresh. In some of the attentions, forecasts are compared with fresh rows;
-    the resulting gain also applies to the attentions that follow, up to the next comparison.
+    Text and padding rows are always fresh. In every `JUDGED_EVERY`th attention, forecasts of fresh rows are
+    compared with the rows themselves. The resulting gain (kv/forecast.py) scales the forecasts of cached rows
+    in this attention and in those that follow, up to the next comparison.
 
     Args:
         weight, before: as returned by `Times.update_active`.
         prefix, suffix: rows of text before and of padding after the image rows.
-        spread: spreads the errors of active tokens; None does not.
+        spread: spreads the forecast errors of active tokens to cached ones; None if they are not spread.
 
     Attributes:
-        weights: (2, bb, prefix + n + suffix), of keys and of values; 0 is the evaluation before the last, 1
-            the last one, above 1 is extrapolated. With `spread`, those of active tokens are forecasts too.
+        weights: (2, bb, prefix + n + suffix), of keys and of values. A row's weight of 0 gives its values at
+            the evaluation before the last, 1 those at the last one; above 1 the row is extrapolated. With
+            `spread`, weights of active tokens are those of their forecasts; without, they are 1.
     """
 
     weights: Tensor
@@ -116,13 +120,13 @@ class Extrapolation:
         self.spread = spread
         if spread is not None:
             weight = spread.with_active(weight, before)
-        self._image_weight = weight  # of all tokens
+        self._image_weight = weight  # of all image tokens, without text and padding rows
         self._borders = prefix, suffix
         self._weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._attentions = 0
-        self._sample: Tensor | None = None  # indices of the rows that are compared
+        self._sample: Tensor | None = None  # indices of the fresh rows that are compared
         self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by `which` and number of axes
 
     def weights_like(self, which: int, rows: Tensor) -> Tensor:
@@ -135,13 +139,13 @@ class Extrapolation:
     def judge(
         self, halves: tuple[Pair, Pair], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
     ) -> None:
-        """Set `weights` by comparing forecasts with the fresh rows of one attention, if a comparison is due.
+        """Set `weights` by comparing one attention's fresh rows with their forecasts, if that is due.
 
         Args:
-            halves: key and value of all rows, (bb, r, ...) each, from their last evaluation; and the same
-                from the evaluation before.
+            halves: key and value of all rows, (bb, r, ...) each, as of each row's last evaluation; and the
+                same as of the evaluation before.
             fresh: key and value of the fresh rows, (bb, r_kept, ...) each.
-            index: indices of the fresh rows.
+            index: indices of the fresh rows among all rows.
             kernels: Triton kernels for such rows, if available.
         """
         if not self._is_due():
@@ -158,12 +162,12 @@ class Extrapolation:
         self.weights = torch.stack(weights)
 
     def correct(self, whole: Tensor, fresh: Tensor, last: Tensor, before: Tensor) -> None:
-        """Add the spread errors of active tokens to forecasts, in place.
+        """Correct forecasts by the errors of active tokens' forecasts (kv/spread.py), in place.
 
         Args:
-            whole: (bb, r, ...) forecasts of all keys or values, active tokens too.
+            whole: (bb, r, ...) forecasts of all rows of the key or the value, those of active tokens too.
             fresh: (bb, r_kept, ...) fresh rows.
-            last, before: (bb, r, ...) all rows as last evaluated, and as before that.
+            last, before: (bb, r, ...) all rows as of their last evaluation, and as of the one before.
         """
         rows, new, last, before = (self._image(t) for t in (whole, fresh, last, before))
         weight = self._image_weight if self._image_weight.ndim == 2 else self._image_weight[..., 0]
@@ -174,7 +178,9 @@ class Extrapolation:
         return rows.flatten(2)[:, prefix : rows.shape[1] - suffix]
 
     def _is_due(self) -> bool:
-        """Count one attention. Whether its forecasts should be compared; if so, forget the last result."""
+        """Count one attention. Returns whether its fresh rows should be compared with their forecasts; if so,
+        views of the `weights` of the last comparison are dropped.
+        """
         is_due = self._attentions % JUDGED_EVERY == 0
         self._attentions += 1
         if is_due:
@@ -192,20 +198,23 @@ class Extrapolation:
 
 
 def weight_of(elapsed: Tensor, span: Tensor) -> Tensor:
-    """a / b of the rule, clamped; 0 for a token that was evaluated only once."""
+    """a / b of the formula in kv/forecast.py (`elapsed` / `span`), at most `FARTHEST`; 0 for a token that
+    was evaluated only once.
+    """
     ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
     return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
-    """Least-squares factor from the forecast changes to the actual ones, clamped to 0..1.
-
-    Both are (bb, samples, d); returns (bb,).
+    """The factor on the forecast changes that best fits the actual changes `moved` (least squares), clamped
+    to 0..1. Both changes are (bb, samples, d); returns one factor per image, (bb,).
     """
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)
 
 
 def fallen(before: Tensor, now: Tensor) -> Tensor:
-    """How far the noise level fell; 0 if it rose, or if there was no evaluation before."""
+    """How far the noise level fell from `before` to `now`; 0 if it rose, or if `before` is infinite because
+    the token had not been evaluated.
+    """
     return torch.where(before.isfinite(), before - now, torch.zeros_like(before)).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Keys and values as float8, with a scale for each row: half the bytes of float16."""
+"""Keys and values kept as float8, with a scale for each row: about half the bytes of float16."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from .triton_check import kernels_for
 
 @dataclass
 class Float8Rows(KVRows):
-    """K and V as float8_e4m3fn, with one scale for each row of each.
+    """K and V as float8_e4m3fn, with one scale for each row of K and one for each row of V.
 
     With one scale per row or one per tensor, the relative RMS error on the demo models' keys and values is
-    2.65 %; with one per head it is 2.4 to 2.5 %. A scale per row costs two bytes per row, and rows can be
-    overwritten without changing others. Scales are powers of two, so they add no rounding. Attention reads
-    fresh rows unrounded; only rows kept from an earlier step have been rounded to float8.
+    2.65 %; with one scale per head it is 2.4 to 2.5 %. A scale per row costs two bytes per row, and a row can
+    be overwritten without changing the others. Scales are powers of two, so they add no rounding. Attention
+    reads fresh rows unrounded; only rows kept from an earlier step have been rounded to float8.
 
-    `tensors` has four tensors: the key as float8 bytes, its scales, (bb, r) in the key's dtype, and the same
-    for the value.
+    `tensors` has four tensors: the key as float8 bytes, in the key's shape; its scales, (bb, r) in the key's
+    dtype; and the same for the value.
     """
 
     format_name: ClassVar[str] = "fp8"
@@ -77,7 +77,7 @@ class Float8Rows(KVRows):
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether the device can convert to float8 and back."""
+    """Whether PyTorch can convert numbers to float8 and back on this device."""
     try:
         return float(torch.ones(1, device=device).to(FLOAT8).float()) == 1.0
     except (RuntimeError, TypeError, NotImplementedError):
@@ -96,12 +96,12 @@ def to_float8(rows: Tensor) -> Pair:
     largest.view(torch.int32).bitwise_and_(EXPONENT)  # rounds down to a power of two
     scales = largest.mul_(SCALE_OF_POWER).clamp_min_(SMALLEST_SCALE).to(rows.dtype)
     codes = (flat / scales[..., None]).to(FLOAT8)
-    # Not every device can slice, concatenate and scatter float8 tensors; every device can for bytes.
+    # Not every device can slice, concatenate and scatter float8 tensors; every device can do so with bytes.
     return codes.view(torch.uint8).view(rows.shape), scales
 
 
 def from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Tensor:
-    """The inverse of `to_float8`; writes into `rows` if given."""
+    """The inverse of `to_float8`: returns the rows, (bb, r, ...); writes them into `rows` if given."""
     numbers = codes.view(FLOAT8)
     rows = numbers.to(scales.dtype) if rows is None else rows.copy_(numbers)
     rows.flatten(2).mul_(scales[..., None])

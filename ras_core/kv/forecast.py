@@ -1,17 +1,18 @@
 """Keys and values of cached tokens, extrapolated along their last change.
 
 Most of a regional step's error comes from the outdated keys and values of the tokens that it does not
-compute: in an experiment that took those from a dense call and changed nothing else, runs of the demo models
-were 4 to 10 dB closer to the dense run. Tokens keep changing while they are not computed, so their rows are
-extrapolated:
+compute: in an experiment that took these keys and values from a dense call and changed nothing else, results
+of the demo models were 4 to 10 dB closer (PSNR) to those of the dense run. Tokens keep changing while they
+are not computed, so their rows are extrapolated:
 
     K' = K + g (K - K_before) a / b
 
-where `b` is how far the noise level fell between a token's last two evaluations, and `a` how far it has
-fallen since the last one. Plain linear extrapolation (g = 1) makes results worse if few tokens are computed
-or steps are long. So `g`, between 0 and 1, is fitted to the active tokens of the same step: it is the factor
-by which their own forecasts best match their new rows. Early in a run, or in very small images, past changes
-do not predict the next one, and `g` is close to 0.
+where K and K_before are a token's keys (or values) at its last evaluation and at the one before, `b` is how
+far the noise level fell between these two evaluations, and `a` how far it has fallen since the last one.
+Plain linear extrapolation (g = 1) makes results worse if few tokens are computed or steps are long. So `g`,
+between 0 and 1, is fitted to the active tokens of the same step: it is the factor on their own forecast
+changes with which these forecasts best match their fresh rows. Early in a run, or in very small images, past
+changes do not predict the next one, and `g` is close to 0.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ from .triton_check import kernels_for
 class ForecastRows(KVRows):
     """K and V of each row's last evaluations.
 
-    `tensors` are key and value of the last one, of the one before, and so on: (bb, prefix + n + suffix, ...)
-    each.
+    `tensors` are the key and the value at each row's last evaluation, then those at the evaluation before,
+    and so on: (bb, prefix + n + suffix, ...) each.
     """
 
     format_name: ClassVar[str] = "forecast"
@@ -46,7 +47,7 @@ class ForecastRows(KVRows):
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call; the evaluations before count as equal."""
+        """Keep the K/V of a first dense call, also as those of the evaluations before it."""
         return cls(copies((key, value) * cls.evaluations, arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
@@ -71,7 +72,7 @@ class ForecastRows(KVRows):
         return self._updated(index, fresh, extrapolation)
 
     def _updated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
-        """As `update_extrapolated`, with weights that are set, by PyTorch's operations."""
+        """As `update_extrapolated`, once `extrapolation.weights` is set; uses PyTorch's operations."""
         if extrapolation.spread is None:
             self.update(index, fresh)
             return self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
@@ -83,13 +84,15 @@ class ForecastRows(KVRows):
         return whole
 
     def _extrapolated(self, number: int, index: RowIndex, extrapolation: Extrapolation) -> Tensor:
-        """All keys (0) or values (1) at the call's noise level."""
+        """All rows of the key (`number` 0) or the value (1), extrapolated to the call's noise level."""
         last, before = self.tensors[number : number + 3 : 2]
         whole = index.scratch.empty(number, last, last.dtype)
         return torch.lerp(before, last, extrapolation.weights_like(number, last), out=whole)
 
     def _remember(self, number: int, index: RowIndex) -> None:
-        """Copy rows that are about to be overwritten to those of the evaluation before."""
+        """Copy rows of the key (`number` 0) or the value (1) that are about to be overwritten into the tensor
+        of the evaluation before.
+        """
         for kept, before in reversed(self._moves(number)):
             if torch.compiler.is_compiling():
                 scatter_into(self.tensors[before], index.flat, gather_rows(self.tensors[kept], index.flat))
@@ -98,18 +101,20 @@ class ForecastRows(KVRows):
                 writers[kept].move(index.flat, writers[before])
 
     def _moves(self, number: int) -> list[tuple[int, int]]:
-        """Numbers of the tensors with each evaluation's keys (0) or values (1), and with the one before."""
+        """Pairs of indices into `tensors`, for the key (`number` 0) or the value (1): the tensor of an
+        evaluation, and that of the evaluation before.
+        """
         numbers = range(number, 2 * self.evaluations, 2)
         return list(zip(numbers, numbers[1:], strict=False))
 
     def forget(self) -> None:
-        """Overwrite all rows: a NaN of a failed run times a weight of 0 would still be NaN."""
+        """Overwrite all rows with 0: a NaN that a failed run left there would stay NaN at a weight of 0."""
         for rows in self.tensors[:-2]:
-            rows.zero_()  # the first dense call treats these as the evaluations before
+            rows.zero_()  # the first dense call moves these to the evaluations before it
 
     @property
     def _halves(self) -> tuple[Pair, Pair]:
-        """The last evaluation's rows, and those of the evaluation before."""
+        """Key and value as of each row's last evaluation, and as of the evaluation before."""
         return self.tensors[:2], self.tensors[2:4]
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:

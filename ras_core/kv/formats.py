@@ -1,6 +1,7 @@
 """The registry of K/V formats. The rest of the pack accesses a setting of `kv_cache` only by its entry here.
 
-To add a format, write one file with a subclass of `KVRows` and its description, and add it to FORMATS.
+To add a format, write one file with a subclass of `KVRows` and a `KVFormat` that describes it, and add the
+`KVFormat` to FORMATS.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from .plain import Keep, KVRows
 from .spec import KVFormat
 
 AUTO = "auto"
-"""The setting of `kv_cache` that uses the first format that fits; see also `choose.for_corrected`."""
+"""The setting of `kv_cache` that uses the first format whose cache fits into memory (`automatic` has their
+order); see also `choose.for_corrected`."""
 
 GPU = KVFormat(
     name="gpu",
@@ -38,11 +40,11 @@ FORMATS: dict[str, KVFormat] = {
         quadratic.FORMAT,
     )
 }
-"""By name, in the order of the nodes' options."""
+"""All formats by name, in the order in which nodes list the settings of `kv_cache`."""
 
 
 def setting_names() -> tuple[str, ...]:
-    """The settings of `kv_cache` that nodes offer, in their order."""
+    """The settings of `kv_cache` that nodes offer, in the order in which they list them."""
     return (AUTO, *(name for name, each in FORMATS.items() if each.is_offered))
 
 

@@ -1,4 +1,4 @@
-"""How far each of two forecasts is confirmed by what was evaluated."""
+"""Fits a factor on each of two forecasts, so that their sum best matches values that were evaluated."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def fitted_gains(first: Tensor, second: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """The factors, 0 to 1, on two forecasts whose sum best fits `target`: (bb, s, d) each -> (bb,) each.
 
-    Where one of them would be negative, the other is fitted alone. `ridge` is added to the diagonal of the
-    least squares, as a share of it.
+    If the factor on `second` is not positive, it is 0 and `first` is fitted alone, and vice versa. `ridge` is
+    added to the diagonal of the least-squares matrix, as a share of the diagonal.
     """
 
     def product(a: Tensor, b: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from .spec import KVFormat
 
 @dataclass
 class MainMemoryRows(KVRows):
-    """K and V in main memory, unrounded; pinned if the device is a GPU. The run's offloader copies them to
-    the device and back.
+    """K and V in main memory, unrounded; the memory is pinned if the network runs on a GPU. The run's
+    offloader copies them to the device and back.
     """
 
     offloader: Offloader
@@ -75,8 +75,9 @@ class Offloader:
     """Copies rows between main memory and two pairs of buffers on the device, in parallel with computation.
 
     While one attention reads one pair, the next attention's rows are copied into the other. Streams wait for
-    each other; the CPU never waits. All rows are copied back, not only fresh ones: the bus transfers in both
-    directions at once, and scattering rows in main memory would make the CPU wait for the device.
+    each other; the CPU never waits. After an attention all rows are copied back, not only fresh ones: the bus
+    transfers in both directions at once, and scattering only the fresh rows in main memory would make the CPU
+    wait for the device.
 
     Attributes:
         late: number of fetches of rows that had not been prefetched.
@@ -87,7 +88,7 @@ class Offloader:
         self._turn = 0
         self._prefetched: tuple[MainMemoryRows, Pair] | None = None
         self._device: torch.device | None = None
-        self._inward = self._outward = None  # streams
+        self._inward = self._outward = None  # streams for copies to the device and to main memory
         self.late = 0
 
     def buffers(self, rows: MainMemoryRows, device: torch.device) -> Pair:
@@ -98,7 +99,7 @@ class Offloader:
         return self._next_buffers(rows)
 
     def prefetch(self, rows: MainMemoryRows) -> None:
-        """Start copying rows into the buffers that no enqueued work uses."""
+        """Start copying rows into the pair of buffers that the current attention does not use."""
         if self._device is None:
             return
         buffers = self._next_buffers(rows)
@@ -109,7 +110,7 @@ class Offloader:
         self._prefetched = (rows, buffers)
 
     def fetch(self, rows: MainMemoryRows, device: torch.device) -> Pair:
-        """The rows on the device; the current stream waits for the copy."""
+        """Key and value on the device, in a pair of buffers; the current stream waits for the copy."""
         self._use(device)
         if self._prefetched is None or self._prefetched[0] is not rows:
             self.late += 1
@@ -119,7 +120,7 @@ class Offloader:
         return buffers
 
     def store(self, rows: MainMemoryRows, buffers: Pair) -> None:
-        """Copy buffers back to main memory."""
+        """Start copying these buffers on the device back to the rows in main memory."""
         self._wait(self._outward, self._main)
         with torch.cuda.stream(self._outward):
             for kept, buffer in zip(rows.tensors, buffers, strict=True):
@@ -145,7 +146,9 @@ class Offloader:
                 waiting.wait_stream(other)
 
     def _next_buffers(self, rows: MainMemoryRows) -> Pair:
-        """Views of the other pair of buffers, which grow as needed."""
+        """Views, in the shapes of these rows, of the pair of buffers that was not used last; it grows as
+        needed.
+        """
         self._turn = 1 - self._turn
         memory = self._memory[self._turn]
         if not _have_room(memory, rows.tensors):
@@ -157,14 +160,18 @@ class Offloader:
         return tuple(each[: t.numel()].view(t.shape) for each, t in views)
 
     def _share(self, memory: Tensor) -> None:
-        """Keep the allocator from reusing this memory, once freed, before these streams are done with it."""
+        """Once this memory is freed, keep the allocator from reusing it before the copy streams are done with
+        it.
+        """
         for stream in (self._inward, self._outward):
             if stream is not None:
                 memory.record_stream(stream)
 
 
 def empty_in_main_memory(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
-    """An uninitialised tensor in main memory; pageable, which is slower, if no more memory can be pinned."""
+    """An uninitialised tensor of the dtype of `like` in main memory. If no more memory can be pinned, it is
+    pageable, and copies are slower.
+    """
     if pinned:
         try:
             return torch.empty(shape, dtype=like.dtype, pin_memory=True)

@@ -19,7 +19,7 @@ from .arena import Arena, copies
 
 @dataclass
 class KVRows:
-    """K and V of one attention, (bb, prefix + n + suffix, ...) each, kept as they are.
+    """K and V of one attention, (bb, prefix + n + suffix, ...) each, kept unchanged in the network's dtype.
 
     Attributes:
         tensors: the format's tensors, (bb, prefix + n + suffix, ...) each.
@@ -36,7 +36,7 @@ class KVRows:
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""
     evaluations: ClassVar[int] = 1
-    """How many evaluations of each row it keeps."""
+    """Of how many evaluations, most recent first, the values of each row are kept."""
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None) -> KVRows:
@@ -57,7 +57,9 @@ class KVRows:
         return self.tensors[1]
 
     def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
-        """Whether a dense call's K/V can overwrite these rows."""
+        """Whether a dense call's K/V have the shape and number of text rows that are needed to overwrite
+        these rows.
+        """
         return self.prefix == prefix and _alike(self.key, key) and _alike(self.value, value)
 
     def write(self, key: Tensor, value: Tensor) -> None:
@@ -66,8 +68,8 @@ class KVRows:
         self.value.copy_(value)
 
     def update(self, index: RowIndex, fresh: Pair) -> Pair:
-        """Write fresh rows, (bb, r_kept, ...) each, and return the whole K and V, including them."""
-        if torch.compiler.is_compiling():  # the compiler cannot follow RowWriter's exception
+        """Write fresh rows, (bb, r_kept, ...) each, and return K and V of all rows, fresh ones included."""
+        if torch.compiler.is_compiling():  # torch.compile cannot trace the exception that RowWriter handles
             for kept, rows in zip(self.tensors, fresh, strict=True):
                 scatter_into(kept, index.flat, rows)
             return self.key, self.value
@@ -85,14 +87,14 @@ class KVRows:
         return self._by_head
 
     def read(self) -> Pair:
-        """The whole K and V."""
+        """K and V of all rows, (bb, prefix + n + suffix, ...) each, as numbers that attention can read."""
         return self.key, self.value
 
     def prefetch(self) -> None:
-        """Called when these rows will be the next to be updated."""
+        """Called before the next attention, if that attention will update these rows: start fetching them."""
 
     def forget(self) -> None:
-        """Called before another run reuses these rows: forget their history."""
+        """Called before another run reuses these buffers: erase values that would affect that run."""
 
     def chunk(self, part: int, parts: int) -> KVRows:
         """Part number `part` of `parts` equal parts along bb (a view)."""
@@ -112,8 +114,8 @@ class KVRows:
         return replace(self, tensors=framed, prefix=prefix, suffix=suffix)
 
     def joined(self, others: Sequence[KVRows]) -> KVRows:
-        """These rows and others of the same format, joined along bb. Text rows are dropped if their numbers
-        differ; every call writes them again.
+        """These rows and others of the same format, joined along bb. If the numbers of text or padding rows
+        differ, those rows are dropped: every call writes them again.
         """
         if not others:
             return self

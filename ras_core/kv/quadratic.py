@@ -1,14 +1,15 @@
 """Keys and values of cached tokens, extrapolated along their last two changes.
 
-As `forecast`, with one evaluation more: each row's last three, K, K_1 and K_2, define a parabola in the noise
-level. In Newton's form, with `b` and `c` the falls of the noise level between them, and `a` since the last:
+As `forecast`, with one evaluation more: a row's values at its last three evaluations, K, K_1 and K_2 (most
+recent first), define a parabola over the noise level. Let `a` be the fall of the noise level since the last
+evaluation, `b` the fall from K_1's evaluation to K's, and `c` from K_2's to K_1's. In Newton's form:
 
     K' = K + g w (K - K_1) + g2 (q (K - K_1) - q_1 (K_1 - K_2))
 
     w = a / b        q = a (a + b) / (b (b + c))        q_1 = a (a + b) / (c (b + c))
 
-Both gains, 0 to 1, are fitted together to the active tokens of the same step, by least squares. Where the
-parabola has no positive gain it is left out: the fit is then that of `forecast`.
+Both gains, g and g2, 0 to 1, are fitted together to the active tokens of the same step, by least squares. If
+the best g2 is not positive, g2 is 0, and g is fitted alone as in `forecast`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ from .spec import CacheSize, KVFormat
 from .spread import Spread
 
 RIDGE = 1e-3
-"""Added to the diagonal of the least squares, as a share of it."""
+"""Added to the diagonal of the least-squares matrix of the gains, as a share of the diagonal."""
 
 
 @dataclass
 class QuadraticTimes(Times):
-    """As `Times`, with the fall of the noise level between the two evaluations before the last.
+    """As `Times`, with one more tensor, (bb, n): how far the noise level fell between the two evaluations
+    before each token's last one.
 
-    Weights have three parts on their last axis: w, q and q_1.
+    The returned weights have a last axis of three: w, q and q_1 of the formula above.
     """
 
     format_name: ClassVar[str] = "forecast2"
@@ -60,11 +62,12 @@ class QuadraticTimes(Times):
 
 
 class QuadraticExtrapolation(Extrapolation):
-    """As `Extrapolation`, for weights with three parts.
+    """As `Extrapolation`, for weights that consist of w, q and q_1.
 
     Attributes:
-        weights: (2, 2, bb, prefix + n + suffix), of keys and of values: factors on the last change and on the
-            one before, which are added to the last evaluation.
+        weights: (2, 2, bb, prefix + n + suffix), of keys and of values: the factors on a row's last
+            change and on the change before. Both products are added to the row's values at its last
+            evaluation.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class QuadraticExtrapolation(Extrapolation):
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Both factors of keys (0) or values (1), with as many axes as `rows`, (bb, r, ...)."""
+        """Both factors in `weights` of keys (0) or values (1), with as many axes as `rows`, (bb, r, ...)."""
         return self.weights_like(which, rows).unbind()
 
     def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
@@ -102,7 +105,7 @@ class QuadraticExtrapolation(Extrapolation):
 
 
 def _weights(elapsed: Tensor, span: Tensor, span_before: Tensor) -> Tensor:
-    """w, q and q_1 of the rule, (..., 3), clamped; 0 for a token without the evaluations."""
+    """w, q and q_1 of the formula above, (..., 3), clamped; 0 for a token with too few evaluations."""
     curved = elapsed * (elapsed + span) / (span + span_before).clamp_min(1e-9)
     parts = (curved / each.clamp_min(1e-9) for each in (span, span_before))
     has_all = (span > 0) & (span_before > 0)
@@ -112,7 +115,7 @@ def _weights(elapsed: Tensor, span: Tensor, span_before: Tensor) -> Tensor:
 
 @dataclass
 class QuadraticRows(ForecastRows):
-    """As `ForecastRows`, with one evaluation more."""
+    """As `ForecastRows`, with the K and V of one evaluation more: three in all."""
 
     format_name: ClassVar[str] = "forecast2"
     evaluations: ClassVar[int] = 3

@@ -13,10 +13,10 @@ class CacheSize:
     """Size of the K/V cache of one run, known before anything is allocated.
 
     Attributes:
-        numbers: numbers in all keys and values.
-        rows: rows of all keys and values.
-        tokens: image tokens of all images in all branches.
-        largest: numbers in the key and value of the largest attention.
+        numbers: how many numbers all keys and values of all attentions and branches contain together.
+        rows: how many rows these keys and values have together.
+        tokens: how many image tokens all images in all branches have together.
+        largest: how many numbers the key and value of the largest attention contain together.
         itemsize: bytes per number in the network's dtype.
     """
 
@@ -44,17 +44,17 @@ class KVFormat:
     Attributes:
         name: the setting.
         rows: class that keeps the rows of one attention; None keeps none.
-        nbytes: size of the cache in bytes, on the device or in main memory.
-        text: the log line of a run that uses it; "{size}" is replaced by this size.
+        nbytes: returns the size of a run's cache in bytes, wherever it is kept.
+        text: the log line of a run that uses the format; "{size}" is replaced by the size of the cache.
         in_main_memory: the cache is kept in main memory, not on the device.
-        transients: temporary copies on the device, counted in keys and values of one whole attention.
+        transients: working memory on the device during a call, as a multiple of `attention_nbytes`.
         keeps_addresses: its tensors keep their addresses during a run, so CUDA graphs may read them.
-        advances: its rows depend on the last two evaluations (kv/extrapolation.py), so repeating a call
-            changes them again.
+        advances: each call moves the rows that it replaces to those of the evaluation before
+            (kv/forecast.py), so running a call twice leaves other rows than running it once.
         needs_float8: the device must be able to convert to float8 and back.
         auto_rank: "auto" uses the format of the lowest rank that fits; None excludes it from "auto".
-        allows_added_noise: it may be used with samplers that add noise.
-        is_offered: nodes offer it; otherwise only programs can set it.
+        allows_added_noise: the format may be used with samplers that add noise at each step.
+        is_offered: nodes offer this setting; otherwise only programs can use it.
 
     Raises:
         ValueError: `rows` belongs to another setting.
@@ -80,13 +80,13 @@ class KVFormat:
             raise ValueError(f"{found} in format {self.name!r}")
 
     def device_nbytes(self, size: CacheSize) -> int:
-        """Bytes that it keeps on the device."""
+        """Bytes that a cache of this size occupies on the device in this format, without transients."""
         return 0 if self.in_main_memory else self.nbytes(size)
 
     def main_nbytes(self, size: CacheSize) -> int:
-        """Bytes that it keeps in main memory."""
+        """Bytes that a cache of this size occupies in main memory in this format."""
         return self.nbytes(size) if self.in_main_memory else 0
 
     def peak_nbytes(self, size: CacheSize) -> int:
-        """Peak bytes on the device, including transients."""
+        """Peak bytes of a cache of this size on the device in this format, including transients."""
         return self.device_nbytes(size) + self.transients * size.attention_nbytes

@@ -1,7 +1,8 @@
-"""What the fresh rows of a step tell about the errors of cached rows nearby.
+"""Corrects the forecasts of cached rows by the forecast errors of the same step's fresh rows.
 
-A fresh row shows by how much its forecast would have missed, and neighbouring tokens err alike. So the errors
-of the active tokens are spread over the cached ones. For keys and values of each attention apart:
+A fresh row shows by how much its own forecast would have missed, and the forecasts of neighbouring tokens
+have similar errors. So the errors of the active tokens are spread over the cached ones, separately for the
+keys and for the values of each attention:
 
     E   = K - K'                    of active tokens: fresh row minus its own forecast
     s   = sqrt(a |f|)               of each token: `a` is how far the noise level fell since its last
@@ -9,11 +10,13 @@ of the active tokens are spread over the cached ones. For keys and values of eac
     R   = E / s                     of active tokens
     K'' = K' + s (g near(R) + g2 mean(R))        of cached tokens
 
-near is the mean over the active ones of the 3 x 3 tokens around, mean that over all active tokens of the
-image. Both gains, 0 to 1, are fitted to a sample of the active tokens, each predicted from the others.
+near(R) is the mean of R over the active tokens among the 3 x 3 tokens around a token (mean(R) if there are
+none), mean(R) that over all active tokens of the image. Both gains, g and g2, 0 to 1, are fitted to a sample
+of the active tokens, each of them predicted from the other active tokens.
 
-It does harm where few tokens are computed: active tokens are those that change most, and their mean error is
-then wrong for the others in the same direction everywhere, which attention does not average away.
+Spreading makes results worse if few tokens are computed: active tokens are those that change most, so their
+mean error is wrong for cached tokens. As it is wrong in the same direction for all of them, attention does
+not average it away.
 """
 
 from __future__ import annotations
@@ -25,30 +28,32 @@ from torch import Tensor
 from .gains import fitted_gains
 
 LEAST_SHARE = 0.5
-"""Errors are spread if at least this share of the tokens is computed."""
+"""Errors are spread in calls that compute at least this share of the image's tokens."""
 
 SAMPLE = 256
-"""Number of active tokens, approximately, that gains are fitted to."""
+"""Approximate number of active tokens per image that the gains are fitted to."""
 
 RIDGE = 1e-2
-"""Added to the diagonal of the least squares, as a share of it."""
+"""Added to the diagonal of the least-squares matrix of the gains, as a share of the diagonal."""
 
 SMALLEST = 0.05
-"""Added to the size of each forecast, as a share of the mean: rows that did not change may still err."""
+"""Added to |f| of each token, as a share of the image's mean |f|: a forecast of no
+change may be wrong too."""
 
 TRANSIENTS = 5
-"""Working memory, in keys and values of the largest attention in half precision."""
+"""Working memory that spreading needs, as a multiple of the bytes of the largest attention's key and value in
+half precision."""
 
 SMALLEST_SCALE = 1e-2
-"""Lower bound of s, as a share of its mean."""
+"""Lower bound of s in R = E / s, as a share of the image's mean s."""
 
 
 class Spread:
-    """Spreads the errors of one call's active tokens.
+    """Spreads the forecast errors of one call's active tokens over its cached tokens.
 
     Args:
-        shape: tokens along each axis, (h, w) or (t, h, w).
-        active_idx: (bb, n_active) int64.
+        shape: number of tokens along each axis of the image, (h, w) or (t, h, w).
+        active_idx: (bb, n_active) int64, indices of the active tokens.
         ages: (bb, n) how far the noise level has fallen since each token's last evaluation.
     """
 
@@ -67,7 +72,9 @@ class Spread:
         self._share_of_others = self._has_others / others.clamp_min(1.0)[..., None]
 
     def with_active(self, weight: Tensor, before: Tensor) -> Tensor:
-        """Weights of all tokens before this call, from those of cached and of active ones."""
+        """The weights `weight` of all tokens, with those of active tokens replaced by `before`: the weights
+        of their forecasts.
+        """
         index = self._idx if weight.ndim == 2 else self._idx[..., None].expand_as(before)
         return weight.scatter(1, index, before)
 
@@ -75,8 +82,8 @@ class Spread:
         """s of each token, up to a factor: (bb, n).
 
         Args:
-            change: (bb, n, d) last change of the rows.
-            weight: (bb, n) its weight.
+            change: (bb, n, d) last change of each token's row.
+            weight: (bb, n) forecast change of each token, in multiples of its last change.
         """
         size = torch.linalg.vector_norm(change, dim=2, dtype=torch.float32) * weight
         scale = ((size + SMALLEST * size.mean(1, keepdim=True)) * self._ages).sqrt()
@@ -84,7 +91,7 @@ class Spread:
         return torch.where(mean > 0, scale / mean.clamp_min(1e-30), scale)
 
     def correct(self, rows: Tensor, fresh: Tensor, scale: Tensor) -> None:
-        """Add the spread errors to the forecasts of all tokens, in place.
+        """Add the spread errors s (g near(R) + g2 mean(R)) to the forecasts of all tokens, in place.
 
         Args:
             rows: (bb, n, d) forecasts of all tokens, active ones too.
@@ -103,7 +110,9 @@ class Spread:
         rows.add_(near)
 
     def _gains(self, rates: Tensor, near: Tensor, mean: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Gains of near and of mean, (bb,) each: active tokens predicted from the others."""
+        """The gains g of near(R) and g2 of mean(R), (bb,) each, fitted to active tokens that are predicted
+        from the other active tokens.
+        """
         count, sample = rates.shape[1], rates[:, :: self._stride]
         others = (mean * count - sample) / max(count - 1, 1)
         index = self._sampled[..., None].expand_as(sample)

@@ -20,7 +20,7 @@ Branch = Hashable
 
 @dataclass
 class _Group:
-    """The branches of one call and their rows, joined along bb in this order."""
+    """The branches of one call, and their cached rows, joined along bb in the order of `branches`."""
 
     branches: tuple[Branch, ...]
     slots: Slots = field(default_factory=dict)
@@ -30,12 +30,12 @@ class KVStore:
     """The K/V cache of one run.
 
     Args:
-        n_tokens: image tokens of the whole image.
+        n_tokens: number of tokens of the whole image.
         format_name: the format of the cached keys and values (kv/formats.py).
-        branch_nbytes: approximate bytes per branch; 0 if unknown.
+        branch_nbytes: approximate bytes of one branch's cached rows on the device; 0 if unknown.
 
     Attributes:
-        keep: keeps the K/V of a dense call; None keeps none.
+        keep: function that keeps the K/V of a dense call (`plain.Keep`); None if the format keeps none.
     """
 
     def __init__(self, n_tokens: int, format_name: str = KVRows.format_name, branch_nbytes: int = 0):
@@ -50,22 +50,24 @@ class KVStore:
 
     @property
     def forecasts(self) -> bool:
-        """Whether cached rows are extrapolated, which needs two evaluations."""
+        """Whether cached rows are extrapolated, from their values at the last two evaluations that computed
+        them.
+        """
         return FORMATS[self.format_name].advances
 
     @property
     def evaluations(self) -> int:
-        """How many evaluations of each row are kept."""
+        """Of how many evaluations, most recent first, the values of each row are kept."""
         rows = FORMATS[self.format_name].rows
         return 1 if rows is None else rows.evaluations
 
     @property
     def times(self) -> type[Times]:
-        """Knows when tokens were evaluated, if cached rows are extrapolated."""
+        """The class that tracks at which noise levels each token was evaluated; used if `forecasts`."""
         return getattr(FORMATS[self.format_name].rows, "times", Times)
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """As `keep`, but bound to one block of device memory for all rows of a call."""
+        """As `keep`, but bound to one block of device memory for all rows of a call over these branches."""
         if self.keep is None or FORMATS[self.format_name].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
@@ -75,7 +77,9 @@ class KVStore:
         return sum(rows.nbytes() for group in groups.values() for rows in group.slots.values())
 
     def drop(self, branches: tuple[Branch, ...]) -> None:
-        """Forget what is cached for these branches; other branches of their calls keep theirs."""
+        """Drop the cached rows of these branches. Other branches that shared a call with them keep their
+        rows.
+        """
         for branch in branches:
             if branch in self._groups:
                 self._isolate(self._groups[branch])
@@ -84,7 +88,8 @@ class KVStore:
 
     def begin_fill(self, branches: tuple[Branch, ...]) -> Slots:
         """Slots for a dense call's K/V. If the branches are still grouped as before, their rows are
-        overwritten. If not, they are regrouped if the format tracks how they change, and dropped otherwise.
+        overwritten. If not, rows that are extrapolated are regrouped, to keep their history, and others
+        dropped.
         """
         if self.forecasts and all(branch in self for branch in branches):
             return self.slots_for(branches)
@@ -95,13 +100,15 @@ class KVStore:
         return {}
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots) -> None:
-        """The dense call has completed: its slots may be read."""
+        """Register the slots of a completed dense call over these branches for later regional calls."""
         group = _Group(branches, slots)
         for branch in branches:
             self._groups[branch] = group
 
     def slots_for(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots of a regional call over these branches, regrouped if they were grouped differently."""
+        """Slots of a call over these branches; rows are split and joined if an earlier call grouped the
+        branches differently.
+        """
         group = self._groups[branches[0]]
         if group.branches != branches:
             group = self._join(branches)

@@ -25,7 +25,9 @@ def kernels_for(key: Tensor, value: Tensor) -> RowKernels | None:
 
 
 def are_fit(key: Tensor, value: Tensor) -> bool:
-    """Whether one kernel can process both: as many rows of the same length, with or without a head axis."""
+    """Whether one kernel can process both: key and value have equally many rows of equally many numbers
+    (either may have a head axis) and the same dtype.
+    """
     return key.dtype == value.dtype and key.shape[:2] == value.shape[:2] and key.numel() == value.numel()
 
 
@@ -42,7 +44,7 @@ def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
             return kernels
         problem = "they give wrong results"
     except torch.cuda.OutOfMemoryError:
-        raise  # not the kernels' fault; the run falls back
+        raise  # says nothing about the kernels; the run handles it and tries again with less memory
     except ImportError:
         problem = "Triton is not installed"
     except Exception as error:  # an old Triton, a compiler, a driver, an unknown GPU
@@ -55,7 +57,9 @@ def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
 
 
 def gives_known_numbers(kernels: RowKernels, device: torch.device, dtype: torch.dtype) -> bool:
-    """Test each kernel on one image of two rows, one fresh, long enough to be read 16 bytes at a time."""
+    """Test each kernel on one image of two rows, one of them fresh. Rows have 768 numbers, so kernels read
+    them 16 bytes at a time.
+    """
     rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
     expected = torch.tensor([rows], device=device, dtype=dtype)
     old = expected.clone()
@@ -91,7 +95,7 @@ def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) 
 
 
 def _first_line(error: BaseException) -> str:
-    """First line of the error's root cause; the errors that wrap it quote code."""
+    """Class and first line of the error's root cause; Triton's errors around it quote the kernel's code."""
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

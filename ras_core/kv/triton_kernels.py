@@ -33,7 +33,7 @@ SMALLEST_SCALE = tl.constexpr(float8_format.SMALLEST_SCALE)
 
 @triton.jit
 def _at(address, TYPE: tl.constexpr, UNIT: tl.constexpr = 1):
-    """A pointer."""
+    """The address as a pointer to numbers of type TYPE."""
     pointer = address.to(tl.pointer_type(TYPE))
     if UNIT > 1:
         pointer = tl.multiple_of(pointer, 16)
@@ -67,7 +67,7 @@ def _fresh_row_of(
 
 @triton.jit
 def _scale(row):
-    """The scale of a row: a power of two."""
+    """The float8 scale of a row of float32 numbers: a power of two (float8_format.py)."""
     largest = tl.max(tl.abs(row), axis=0)
     power = (largest.to(tl.int32, bitcast=True) & EXPONENT).to(tl.float32, bitcast=True)
     return tl.maximum(power * SCALE_OF_POWER, SMALLEST_SCALE)
@@ -87,7 +87,7 @@ def _encoded(numbers):
 
 @triton.jit
 def _decoded(codes, scale):
-    """float8 as bytes -> float32, times a scale. A float16 with a code's bits is 2 ** -8 of its value."""
+    """float8 as bytes -> float32, times a scale. As a float16, a code's bits mean 2 ** -8 of its value."""
     code = codes.to(tl.int32)
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -99,7 +99,7 @@ def _encode_row(row, at, number, codes, scales, inside):
     numbers = row.to(tl.float32)
     scale = _scale(numbers)
     tl.store(scales + number, scale.to(scales.dtype.element_ty))
-    inverse = 1.0 / scale  # exact, like the product
+    inverse = 1.0 / scale  # exact, as the scale is a power of two; so is the product below
     tl.store(codes + at, _encoded(numbers * inverse), mask=inside)
 
 
@@ -110,7 +110,7 @@ def encode_float8(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Encode all rows of (bb, kept, ...) as codes and scales. Grid: (bb * kept,)."""
+    """Encode all rows of `fresh`, (bb, kept, ...), as float8 codes and scales. Grid: (bb * kept,)."""
     number = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
     row = _fresh_row(
@@ -165,8 +165,8 @@ def extrapolate_rows(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Store fresh rows and save those that they replace; write all rows, cached ones extrapolated, to the
-    whole K and V. Weights are (2, bb, rows), of keys and of values. Grid: (bb * rows, 2).
+    """Store fresh rows in `last` and the rows that they replace in `before`; write all rows, cached ones
+    extrapolated, to the whole K and V. `weights`: (2, bb, rows), of K and of V. Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
     last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
@@ -204,8 +204,8 @@ def compare(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Compare forecasts of fresh rows with their actual change: sums (2, bb, samples, 2), for keys and
-    values, of forecast times change and of forecast squared. Grid: (samples, bb, 2).
+    """Compare forecast changes of fresh rows with their actual changes. Writes `sums`, (2, bb, samples, 2),
+    for keys and values: of forecast times actual change, and of forecast squared. Grid: (samples, bb, 2).
     """
     is_key = tl.program_id(2) == 0
     sample, image = tl.program_id(0), tl.program_id(1)
@@ -233,8 +233,8 @@ def weigh(
     sums: tl.int64, weight: tl.int64, weights: tl.int64, samples, rows,
     TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Weights (2, bb, rows) from `compare`'s sums and the tokens' weights (bb, rows), as in
-    kv/extrapolation.py. Grid: (2 * bb, rows / BLOCK).
+    """Writes `weights`, (2, bb, rows), from `compare`'s sums and each row's forecast change `weight`,
+    (bb, rows), as `Extrapolation.judge` (kv/extrapolation.py) does. Grid: (2 * bb, ceil(rows / BLOCK)).
     """
     which, images = tl.program_id(0), tl.num_programs(0) // 2
     each = tl.arange(0, SAMPLES)

@@ -1,8 +1,8 @@
 """Launches the Triton kernels, which process rows of the K/V cache in one pass over memory.
 
-PyTorch needs five to twelve operations for the same work, and each reads and writes all rows. Without kernels
-(`triton_check`), kv/float8.py and kv/forecast.py use those operations. Float8 rows are bit-identical;
-forecasts differ by rounding, because their sums are accumulated in another order.
+PyTorch needs five to twelve operations for the work of one kernel, and each reads and writes all rows. If the
+kernels do not work (`triton_check`), kv/float8.py and kv/forecast.py use those operations. Both ways give
+bit-identical float8 rows; forecasts differ by rounding, because sums are accumulated in another order.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from torch import Tensor
 from ..rows import Pair, RowIndex
 
 BLOCK = 1024
-"""Number of weights that one program of `weigh` computes."""
+"""Number of rows' weights that one program of the kernel `weigh` computes."""
 
 WARPS = 2
-"""Warps per program, which processes one row; 2 is slightly fastest for 768 to 2432 numbers on an H100."""
+"""Warps per program, which processes one row; 2 is slightly fastest for rows of 768 to 2432
+numbers on an H100."""
 
 
 class RowKernels:
-    """The kernels of one module, for rows on its device.
+    """Launches the kernels of a module, on the device of the given rows.
 
     Args:
         kernels: the module `triton_kernels`.
@@ -71,11 +72,11 @@ class RowKernels:
         extrapolated.
 
         Args:
-            halves: key and value of all rows, (bb, rows, ...) each, from their last evaluation; and the same
-                from the evaluation before.
+            halves: key and value of all rows, (bb, rows, ...) each, as of each row's last evaluation; and the
+                same as of the evaluation before.
             index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
-            weights: (2, bb, rows) of keys and of values; must be 1 for fresh rows.
+            weights: (2, bb, rows), of keys and of values, as in `Extrapolation.weights`; 1 for fresh rows.
         """
         new_key, new_value = _readable_pair(*fresh)
         whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
@@ -104,7 +105,7 @@ class RowKernels:
         Args:
             halves, index, fresh: as in `extrapolate_rows`.
             weight: (bb, rows) float32, forecast change of each row in multiples of its last change.
-            trial: (bb, samples) float32, the same of every `stride`th fresh row, had it not been evaluated.
+            trial: (bb, samples) float32, the same for every `stride`th fresh row, as if it were not fresh.
         """
         new_key, new_value = _readable_pair(*fresh)
         images, samples = trial.shape
@@ -131,7 +132,7 @@ class RowKernels:
 
         Args:
             fresh: a key and a value, or one of them, as returned by `_readable_pair`.
-            addresses: bitwise OR of the addresses of these and of every tensor that is read or written.
+            addresses: bitwise OR of the addresses of these and of all other tensors that the kernel accesses.
         """
         layout = (addresses % 16, fresh[0].dtype, *((t.shape, t.stride()) for t in fresh))
         if (form := self._forms.get(layout)) is None:
@@ -139,7 +140,9 @@ class RowKernels:
         return form
 
     def _form_of(self, fresh: tuple[Tensor, ...], is_odd: bool) -> tuple[list[int], dict[str, Any]]:
-        """As `_form`. A key without a head axis is read by head if the value has one, as in SD3."""
+        """Computes what `_form` returns. If only one of key and value has a head axis, as in SD3, both are
+        read by head. `is_odd`: an address is not a multiple of 16 bytes.
+        """
         heads = max(t.shape[2] if t.ndim == 4 else 1 for t in fresh)
         dim = fresh[0].shape[2:].numel()
         size, unit = dim // heads, 16 // fresh[0].element_size()
@@ -157,13 +160,13 @@ class RowKernels:
 
 
 def _readable(rows: Tensor) -> Tensor:
-    """(bb, r, d) or (bb, r, heads, e) with the last axis contiguous; a copy only if necessary."""
+    """Rows as (bb, r, d) or (bb, r, heads, e) with the last axis contiguous; copied only if necessary."""
     rows = rows.flatten(3) if rows.ndim > 4 else rows
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 
 
 def _readable_pair(key: Tensor, value: Tensor) -> Pair:
-    """As `_readable`, for both, in layouts that have the same heads."""
+    """As `_readable`, for key and value; both are contiguous if they are split into different heads."""
     key, value = _readable(key), _readable(value)
     if key.ndim == value.ndim == 4 and key.shape != value.shape:
         return key.contiguous(), value.contiguous()
@@ -181,5 +184,5 @@ def _addresses(*tensors: Tensor) -> list[int]:
 
 
 def _power(number: int) -> int:
-    """The next power of two."""
+    """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

@@ -21,7 +21,7 @@ def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: K
         slots, slot: where to keep them; rows of an earlier call are overwritten if they fit.
         pair: key and value.
         borders: rows of text before and of padding after the image rows.
-        keep: the format's keeper (kv/formats.py).
+        keep: function of the K/V format that keeps the key and value (`plain.Keep`, kv/formats.py).
     """
     kept = slots.get(slot)
     if kept is not None and kept.fits(*pair, borders[0]):
@@ -44,7 +44,7 @@ def update(
         slots, slot: where the cached rows are.
         fresh: key and value of [prefix | active | suffix], (bb, r_kept, ...) each.
         borders: rows of text before and of padding after the image rows in this call.
-        index: indices of these rows in the whole sequence.
+        index: indices of the fresh rows among all rows [prefix | image | suffix].
         extrapolation: how far to extrapolate cached rows; None if the format does not extrapolate.
 
     Returns:
@@ -69,14 +69,17 @@ def update(
 
 
 def update_times(slots: Slots, sigma: Tensor, n_tokens: int, times: type[Times] = Times) -> None:
-    """Record that a dense call at `sigma`, (bb,), evaluates all tokens; the first one creates `times`."""
+    """Note that a dense call at noise level `sigma`, (bb,), evaluates all tokens; the first call creates an
+    object of class `times` in `slots`.
+    """
     if TIMES not in slots:
         slots[TIMES] = times.start(sigma, n_tokens)
     slots[TIMES].update_all(sigma)
 
 
 def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Record that a regional call at `sigma`, (bb,), evaluates the tokens of `active_idx`, (bb, n_active).
+    """Note that a regional call at noise level `sigma`, (bb,), evaluates the tokens of `active_idx`,
+    (bb, n_active).
 
     Returns:
         As `Times.update_active`; None if the format does not extrapolate.
@@ -88,12 +91,12 @@ def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tu
 def extrapolator(
     slots: Slots, sigma: Tensor, active_idx: Tensor, spread_over: tuple[int, ...] | None = None
 ) -> Callable[[int, int], Extrapolation] | None:
-    """As `extrapolation_weights`; returns how far rows are extrapolated, as a function of an attention's rows
-    before and after the image.
+    """Notes the call as `extrapolation_weights` does. Returns a function from an attention's numbers of text
+    and padding rows to its `Extrapolation`; None if the format does not extrapolate.
 
     Args:
-        spread_over: tokens along each axis, if errors of active tokens are spread to cached ones
-            (kv/spread.py).
+        spread_over: number of tokens along each axis of the image, if the forecast errors of active tokens
+            are to be spread to cached ones (kv/spread.py); None if not.
     """
     times, spread = slots.get(TIMES), None
     is_enough = spread_over is not None and active_idx.shape[1] >= LEAST_SHARE * math.prod(spread_over)
@@ -106,7 +109,7 @@ def extrapolator(
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:
-    """The rows of the next attention: dense calls fill slots in the order of the attentions."""
+    """The rows of the attention after `slot`, or None: dense calls fill slots in the order of attentions."""
     order = iter(slots)
     next(each for each in order if each == slot)
     return slots[following] if (following := next(order, None)) is not None else None
