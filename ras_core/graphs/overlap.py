@@ -88,7 +88,7 @@ class Overlap:
         self._waits.clear()
 
     def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
-        """Forget these calls, or all, because they are dropped or will serve other branches. Results of
+        """Stop tracking these calls (None: all), before they are dropped or serve other branches. Results of
         comparisons that are under way are still read.
         """
         self.settle()

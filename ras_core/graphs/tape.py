@@ -1,7 +1,7 @@
 """A small interface to CUDA graphs: capture work once, replay it later.
 
 A captured graph has its own memory pool for temporary tensors. A tensor that outlives a failed capture points
-into that pool, and freeing it later may end the process. So errors raised in a capture are handled here.
+into that pool, and freeing it later may crash the process. So errors raised in a capture are handled here.
 """
 
 from __future__ import annotations
