@@ -204,8 +204,9 @@ def compare(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Compare, for each sampled fresh row, its forecast change with the change that occurred. Writes `sums`, (2, bb, samples, 2),
-    for keys and values: of forecast times actual change, and of forecast squared. Grid: (samples, bb, 2).
+    """Compare, for each sampled fresh row, its forecast change with the change that occurred. Writes `sums`,
+    (2, bb, samples, 2), for keys and values: of forecast times actual change, and of forecast squared. Grid:
+    (samples, bb, 2).
     """
     is_key = tl.program_id(2) == 0
     sample, image = tl.program_id(0), tl.program_id(1)
