@@ -3,8 +3,6 @@
 Each combination is ComfyUI's own (LoRA patches, SD3 ControlNet, area, mask, hooks), at a small size.
 """
 
-import gc
-
 import comfy.cldm.mmdit
 import comfy.controlnet
 import comfy.ops
@@ -19,7 +17,7 @@ from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.samplers import corrected, sample_multirate
 from ras_pack.ras_core.models import adapter_for
 from support.families import FAMILIES, draw_weights
-from support.sampling import FAST, STEPS, distance, sample, sample_ras
+from support.sampling import FAST, STEPS, distance, sample, sample_ras, unload_all_models
 from support.tape import FrozenTape, capture_on
 
 EAGER = RASConfig(**{**vars(FAST), "cuda_graphs": "off"})
@@ -165,10 +163,7 @@ class TestLoRA:
         styled = model.clone()
         styled.add_patches(lora(styled), 1.0)
         sample_ras(styled, family, noise)
-        import comfy.model_management
-
-        gc.collect()  # ComfyUI's function fails if a model is collected while it runs
-        comfy.model_management.unload_all_models()
+        unload_all_models()
         again, _ = sample_ras(model, family, noise)
         assert torch.equal(again, first)
 

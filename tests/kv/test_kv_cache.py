@@ -30,7 +30,7 @@ from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import RowIndex
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
-from support.sampling import FAST, distance, sample, sample_ras, split_prompts
+from support.sampling import FAST, distance, sample, sample_ras, split_prompts, unload_all_models
 from support.tape import AgainTape, capture_on
 
 KV_FORMATS = ("gpu", "fp8", "cpu", "off", "forecast")
@@ -356,7 +356,7 @@ class TestRoom:
         """ComfyUI's own memory manager with two models loaded, on a device that claims to be a GPU."""
         management = comfy.model_management
         ours, other = sd3.build(), sd3.build(seed=1)
-        management.unload_all_models()
+        unload_all_models()
         management.load_models_gpu([other])
         management.load_models_gpu([ours])
         loaded = {each.model: each for each in management.current_loaded_models}
@@ -382,7 +382,7 @@ class TestRoom:
         memory.make_room(2**60, GPU())
         assert gone == [other]
         assert [each.model for each in management.current_loaded_models] == [ours]
-        management.unload_all_models()
+        unload_all_models()
 
 
 class TestLifeCycle:

@@ -15,7 +15,7 @@ from ras_pack.nodes.lumina_next import RASLuminaNextLoader
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support import lumina_next_files as files
 from support import tiny_lumina_next as tiny
-from support.sampling import FAST, distance
+from support.sampling import FAST, distance, unload_all_models
 
 FOLDER = "tiny-lumina-next"
 
@@ -138,7 +138,7 @@ class TestModel:
         assert len(styled.patches) == 1
         plain = sampled(model, clip)
         assert distance(sampled(styled, clip), plain) > 0.001
-        comfy.model_management.unload_all_models()
+        unload_all_models()
         assert torch.equal(sampled(model, clip), plain)
 
     def test_ras_on_prompts_of_different_length_in_one_call(self, models):
@@ -159,7 +159,7 @@ class TestModel:
         """In low-memory mode, ComfyUI keeps weights off the device and copies them when they are used."""
         model, clip, _ = load()
         expected, conds = sampled(model, clip), encode(clip, "a fox")
-        comfy.model_management.unload_all_models()
+        unload_all_models()
         model.load(torch.device("cpu"), lowvram_model_memory=1)
         t, x = torch.full((1,), 0.5), torch.ones(1, 4, 16, 16)
         low = model.model.apply_model(x, t, c_crossattn=conds[0][0])

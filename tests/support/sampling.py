@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -105,6 +107,16 @@ def positive_alone(when: Callable[[int], bool]) -> Callable:
         return executor(x, timestep, model_options, seed)
 
     return wrapper
+
+
+def unload_all_models() -> None:
+    """ComfyUI's function of this name, once no model is waiting for the garbage collector.
+
+    ComfyUI counts down over its list of loaded models. A model that is collected meanwhile leaves the list,
+    and the index is then out of range.
+    """
+    gc.collect()
+    comfy.model_management.unload_all_models()
 
 
 def distance(a: Tensor, b: Tensor) -> float:
