@@ -71,8 +71,8 @@ class Speed:
         measured = self.plans or saved_plans(model, given.noise.shape[2:])
         plans = measured or plans_of_family(model)
         plan = plans.best(self.speed, plan_sampler(given.sampler))
-        if not measured:
-            plan = self._fitted(plan, given, guider)
+        if not measured and not plan.is_plain:
+            plan = self._fitted(plan, given, guider) or plans.best(self.speed, plan.sampler, plain=True)
         fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
         if _is_grid_of_any(plans, model, levels):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
@@ -81,12 +81,11 @@ class Speed:
             return self._by_shares(given, guider, "they are too close to each other")
         return self._by_plan(plan.resized(given.steps), wanted)
 
-    def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan:
-        """A plan of the family with the shares that reach its speed on this model."""
-        if plan.is_plain:
-            return plan
+    def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan | None:
+        """A plan of the family with the shares that reach its speed on this model; None if none do."""
         budget = plan.full_steps / float(self.speed.removesuffix("x"))
-        return replace(plan, shares=fitted(plan.shares, budget, _cost_of(given, guider)))
+        shares = fitted(plan.shares, budget, _cost_of(given, guider))
+        return None if shares is None else replace(plan, shares=shares)
 
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)

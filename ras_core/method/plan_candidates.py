@@ -13,6 +13,9 @@ RegionalCost = Callable[[float], float]
 MAX_SHARE = 0.95
 """Largest share of a regional step. Above it, a regional step saves less than its overhead costs."""
 
+LEAST_FITTED = 0.4
+"""Smallest regional share of a plan that is fitted to another model. The least that was measured is 0.59."""
+
 DENSE_PART = 0.45
 """Part of a run's cost that goes into dense steps, if the number of steps is given."""
 
@@ -71,18 +74,21 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
     return (1.0,) * n_dense + (_share_of((budget - n_dense) / n_regional, cost),) * n_regional
 
 
-def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...]:
-    """The same steps with the share of regional steps changed so that the run costs the budget, if possible.
+def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
+    """The same steps with the share of regional steps changed so that the run costs the budget; None if that
+    takes a share outside the usual range, such as with large reference images.
 
     Args:
-        shares: shares of a plan for another model: dense steps, and regional steps that have all one share.
+        shares: shares of a plan for another model: dense steps, and at least one regional step, all of one
+            share.
         budget: cost of the run, in dense steps.
         cost: cost of a regional step, increasing with its share.
     """
     n_dense = sum(share == 1 for share in shares)
-    if n_dense == len(shares):
-        return shares
-    share = _share_of((budget - n_dense) / (len(shares) - n_dense), cost)
+    wanted = (budget - n_dense) / (len(shares) - n_dense)
+    if not cost(LEAST_FITTED) <= wanted <= cost(MAX_SHARE):
+        return None
+    share = _share_of(wanted, cost)
     return tuple(1.0 if each == 1 else share for each in shares)
 
 

@@ -180,6 +180,13 @@ class TestCost:
         said = f"{gain(trace):.2f}x is all that 28 steps can reach" in info.text
         assert gain(trace) == pytest.approx(1.5, rel=0.05) or said
 
+    def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
+        kontext = FAMILIES["flux_kontext"]
+        _, trace = ras_ksampler(kontext, "2x", kontext.build(), sampler_name="dpmpp_2m")
+        assert (trace.n_steps, trace.regional_steps) == (17, 11)
+        _, trace = ras_ksampler(kontext, "3x", kontext.build(), sampler_name="dpmpp_2m")
+        assert (trace.n_steps, trace.regional_steps, trace.notes) == (9, 0, ())
+
     def test_what_is_reached_is_said(self, sd3, info):
         _, trace = ras_ksampler(sd3, "3x", steps=3, sampler_name="lms")
         assert gain(trace, 3) < 2

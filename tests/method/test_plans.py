@@ -7,7 +7,7 @@ from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method import family_plans as module
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
-from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
+from ras_pack.ras_core.method.plan_candidates import candidates, fitted, shares_for
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, plan_steps
 
@@ -172,6 +172,21 @@ class TestCandidates:
             ]
         with pytest.raises(RASError, match="different token shares"):
             settings_of(plan(shares=(1, 1, 0.5, 0.4, 0.3, 0.2)))
+
+
+class TestFitted:
+    """A plan of the family on a model whose regional steps cost something else."""
+
+    SHARES = (1.0,) * 6 + (0.7,) * 10
+
+    def test_the_run_costs_the_budget(self):
+        found = fitted(self.SHARES, 14.0, lambda share: 0.5 + share / 2)
+        assert found[:6] == (1.0,) * 6 and found[6:] == pytest.approx((0.6,) * 10, abs=1e-3)
+
+    def test_a_budget_that_takes_too_few_or_too_many_tokens_is_refused(self):
+        """Large reference images are computed at every step; saving that on tokens would spoil the image."""
+        assert fitted(self.SHARES, 14.0, lambda share: 0.75 + share / 4) is None
+        assert fitted(self.SHARES, 15.9, lambda share: share) is None
 
 
 class TestFamilies:
