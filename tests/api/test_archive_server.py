@@ -24,7 +24,7 @@ LUMINA_NEXT = ROOT / "tests" / "data" / "ras_lumina_next_tiny.json"
 
 @pytest.fixture(scope="module")
 def unpacked(comfyui, tmp_path_factory):
-    """A separate ComfyUI server, whose custom_nodes contains the unpacked archive instead of this checkout."""
+    """A separate ComfyUI server, with the unpacked archive in custom_nodes instead of this checkout."""
 
     def unpack(custom_nodes: Path) -> None:
         with zipfile.ZipFile(archive) as opened:

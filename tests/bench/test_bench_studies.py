@@ -59,7 +59,7 @@ class TestDrift:
         assert len(looks[0].errors["key"]) == blocks  # one call for both branches
 
     def test_active_tokens_have_no_error_in_the_first_block(self, tmp_path):
-        """In the first block, a token's key depends on no other token, so the keys of fresh tokens are exact."""
+        """In the first block, a token's key depends on no other token, so fresh tokens have exact keys."""
         studio = studio_of("random_sd3", tmp_path)
         looks, _ = watch(studio, Cell("random_sd3", "multirate", "euler", 6, start=2, ratio=0.5))
         kept = [(look, dict(look.seen)) for look in looks]

@@ -54,7 +54,7 @@ class TestCases:
             pick_cases("qwen")
 
     def test_cases_that_only_differ_in_size(self):
-        """Of several cases with the same network and batch size, only the first is kept; the order remains."""
+        """Of several cases with the same network and batch size, only the first is kept, in order."""
         found = unlike(CASES)
         assert found[0].key == "sd3_medium-1024" and "sd3_medium-1024-b4" in [case.key for case in found]
         assert not any(case.shape == "sd3_medium" and case.pixels != 1024 for case in found)
@@ -121,7 +121,7 @@ class TestJob:
         assert "--enable_index_fusion" not in reference_arguments(JOB.variants[0], JOB, 4, (12, 20))
 
     def test_networks_of_the_same_size(self):
-        """The networks built for SD3-medium and Lumina-Next have the sizes that diffusers published for them."""
+        """The networks built for SD3-medium and Lumina-Next have the sizes published by diffusers."""
         from ras_pack.bench.common.shapes import SHAPES
 
         sd3 = diffusers_config("sd3", SHAPES["sd3_medium"].unet_config)

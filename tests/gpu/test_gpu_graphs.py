@@ -1,4 +1,4 @@
-"""Captured regional calls: as CUDA graphs on a GPU, or on a CPU as stand-ins that repeat tensor operations."""
+"""Captured regional calls: as CUDA graphs on a GPU, or on a CPU as stand-ins that repeat operations."""
 
 from collections.abc import Iterator
 

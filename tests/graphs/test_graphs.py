@@ -115,7 +115,7 @@ def test_another_size_gets_its_own_graph_and_the_first_stays_valid(family):
 
 
 def test_each_share_of_a_plan_has_its_graph(sd3):
-    """For each token share, the first regional step is eager, the second captured, and the others replayed."""
+    """For each token share, the first regional step is eager, the second captured, the others replayed."""
     shares = (1.0, 1.0) + (0.75,) * 4 + (0.5,) * 4 + (1.0,) + (0.25,) * 4
     config = RASConfig(shares=shares, corrections=True)
     plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config, steps=len(shares))
@@ -129,7 +129,7 @@ def test_each_share_of_a_plan_has_its_graph(sd3):
 
 
 def test_the_ninth_setting_is_captured_too():
-    """The store holds eight graphs. For the ninth, it evicts the least recently used graph and its buffers."""
+    """The store holds eight graphs. For a ninth, it evicts the least recently used and its buffers."""
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     store = capture_on(model, tape)

@@ -218,7 +218,7 @@ class TestTwoModels:
 
 class TestOtherCode:
     def _check(self, sd3, variants, captured):
-        """Check that captured runs, alternating between a model and its variants, equal eager runs of each."""
+        """Check that captured runs, which alternate between a model and its variants, equal eager runs."""
         model = variants[0]
         tape = FrozenTape()
         plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]

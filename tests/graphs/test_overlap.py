@@ -237,7 +237,7 @@ class TestWrongGuesses:
         assert tapes.launched == 0 and tapes.replayed > 0 and not trace.notes
 
     def test_other_packs_functions_between_the_calls(self, sd3, monkeypatch):
-        """Another pack's function changes a prompt during the run. An early launch would use the old prompt."""
+        """Another pack's function changes a prompt during the run. An early launch would use the old one."""
 
         def negated(executor, model, conds, x_in, timestep, model_options):
             evaluations.append(1)

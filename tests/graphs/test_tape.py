@@ -1,4 +1,4 @@
-"""The frozen tape, a stand-in for CUDA graphs: it repeats tensor operations, and runs no Python code again."""
+"""The frozen tape, a stand-in for CUDA graphs: it repeats tensor operations without running Python again."""
 
 import pytest
 import torch

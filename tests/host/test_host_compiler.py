@@ -202,7 +202,7 @@ class TestSwallowedHooks:
         assert [step.kind.value for step in trace.steps[4:]] == ["dense"] * 6
 
     def test_from_the_first_call_on(self, sd3):
-        """ComfyUI has a graph of the block from an earlier run, so no hook is called from the first call on."""
+        """ComfyUI has a graph of the block from an earlier run, so it calls no hook from the start."""
         latent, dense, trace = self._run(sd3, 0, self._hooks, is_known=True)
         assert "2 of 3 blocks" in trace.notes[0] and trace.regional_steps == 0
         assert distance(latent, dense) < 2e-5

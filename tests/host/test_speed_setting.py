@@ -210,7 +210,7 @@ class TestCost:
 
 
 class TestLevels:
-    """A plan has its own noise levels, of which the first and the last are those of the sampler's schedule."""
+    """A plan has its own noise levels, but the first and the last are those of the sampler's schedule."""
 
     @pytest.mark.parametrize("sampler_name", SAMPLERS)
     def test_it_is_plain_sampling_on_the_grid(self, sd3, sampler_name):
