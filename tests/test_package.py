@@ -47,7 +47,7 @@ class TestContents:
         assert tracked("--cached", *folders) - archive == set()
 
     def test_only_known_folders(self, archive):
-        """This test fails for a new folder, until somebody has decided whether it belongs into the archive."""
+        """This test fails for a new folder, until it is decided whether the archive contains it."""
         known = {
             "nodes", "ras_core", "lumina_next", "web", "locales", "example_workflows", "subgraphs", "demo",
             "docs",

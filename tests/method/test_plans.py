@@ -1,4 +1,4 @@
-"""Sampling plans: how they are validated, printed, saved as JSON, chosen, and adapted to a number of steps."""
+"""Sampling plans: they are validated, printed, saved as JSON, chosen, and adapted to a number of steps."""
 
 import json
 

@@ -151,7 +151,7 @@ class TestSchemas:
 
 
 class TestErrors:
-    """Errors are raised before anything is computed. They name the value, what is expected, and what to do."""
+    """Errors are raised before anything is computed. They name the value, what was expected, and a remedy."""
 
     def _message(self, nodes, model, **changes) -> str:
         with pytest.raises(ValueError) as caught:

@@ -271,8 +271,8 @@ class TestOverTime:
         assert message["timeline"][1]["share"] == pytest.approx(3 / 18, abs=1e-4)
 
     def test_frames_of_the_first_video_form_one_row(self, trace):
-        """The batch has two videos of five frames each. Frames 0, 2 and 4 of the first video are shown side
-        by side. A token covers 16 x 16 pixels.
+        """The batch has two videos of five frames each. Frames 0, 2 and 4 of the first video form one
+        row. A token covers 16 x 16 pixels.
         """
         images = np.linspace(0.1, 1, 10, dtype=np.float32)[:, None, None, None].repeat(3, axis=3)
         frames = mask_frames(trace, np.broadcast_to(images, (10, 64, 96, 3)))

@@ -98,7 +98,7 @@ def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
-    """Random weights, generated in sorted key order. No gate or modulation is zero, so all affect the output."""
+    """Random weights, generated in sorted key order. All gates and modulations are non-zero."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _weight(name, draw(tuple(shapes[name]), generator)) for name in sorted(shapes)}
 
