@@ -2,8 +2,8 @@
 
     COMFYUI_PATH=~/ComfyUI python3 -m pytest tests/gpu
 
-These tests need only pytest, PyTorch and ComfyUI. ComfyUI chooses its device when it is imported, and
-tests/conftest.py makes it choose the CPU. So run this folder by itself to use the GPU.
+These tests need only pytest, PyTorch and ComfyUI. ComfyUI chooses its device when it is imported. In a run of
+the whole suite, tests/conftest.py makes it choose the CPU, so run this folder by itself to use the GPU.
 """
 
 import sys
