@@ -30,19 +30,21 @@ def comfyui() -> Path:
 
 @pytest.fixture(params=[name for name in FAMILIES if name not in VARIANTS])
 def family(request: pytest.FixtureRequest) -> Family:
-    """Every supported family in turn, as a tiny model; in models/ and graphs/ also its variants."""
+    """Each supported model family in turn, as a tiny model. Tests in models/ and graphs/ override this
+    fixture, and also run the variants of a family.
+    """
     return FAMILIES[request.param]
 
 
 @pytest.fixture
 def sd3() -> Family:
-    """For tests that only need one family."""
+    """The tiny SD3, for tests that only need one model family."""
     return FAMILIES["sd3"]
 
 
 @pytest.fixture(autouse=True)
 def _loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make a test that uses the network fail with a message, instead of depending on the network."""
+    """Make every test fail that opens a connection to another machine."""
     connect = socket.socket.connect
 
     def guarded(self: socket.socket, address):

@@ -1,4 +1,5 @@
-"""Rules for the source: direction of imports, use of ComfyUI, sizes, and text that no file may contain."""
+"""Rules for the source code: which package may import which, where ComfyUI may be used, the sizes of files
+and functions, and text that no file may contain."""
 
 import ast
 import re
@@ -105,7 +106,7 @@ def test_each_package_has_a_page_that_names_its_modules(package):
 
 
 def test_there_are_no_import_cycles():
-    """Imports inside functions count too."""
+    """There are no import cycles between modules, even if imports inside functions are counted."""
     files = {dotted_name(path): path for folder in PACKAGES for path in modules(folder)}
     imported = {name: targets(path, files) - {name} for name, path in files.items()}
     while leaves := {name for name, names in imported.items() if not names & imported.keys()}:
@@ -114,7 +115,9 @@ def test_there_are_no_import_cycles():
 
 
 def targets(path: Path, files: dict[str, Path]) -> set[str]:
-    """The files that a file imports; for a name in a package, the name's own file if it has one."""
+    """The modules that a file imports, as dotted names. If a name is imported from a package and is a module
+    of it, this module counts instead of the package.
+    """
     package, found = path.relative_to(ROOT).parent.parts, set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if not isinstance(node, ast.ImportFrom) or (not node.level and node.module == "nodes"):
@@ -208,7 +211,7 @@ def test_nodes_use_only_the_public_modules(path):
 
 @pytest.mark.parametrize("path", modules("lumina_next"), ids=lambda p: p.name)
 def test_the_packs_own_network_does_not_depend_on_the_method(path):
-    """It is a model like ComfyUI's own; it only shares the form of errors."""
+    """The network in lumina_next/ is a model like ComfyUI's own. From ras_core it uses only the errors."""
     outside = {name for name in inside(path) if name.split(".")[0] != "lumina_next"}
     assert outside <= {"ras_core.errors"}
 

@@ -47,7 +47,7 @@ class TestContents:
         assert tracked("--cached", *folders) - archive == set()
 
     def test_only_known_folders(self, archive):
-        """For a new folder, decide whether it is in the archive."""
+        """This test fails for a new folder, until it is decided whether the archive contains it."""
         known = {
             "nodes", "ras_core", "lumina_next", "web", "locales", "example_workflows", "subgraphs", "demo",
             "docs",
@@ -55,7 +55,9 @@ class TestContents:
         assert {name.split("/")[0] for name in archive if "/" in name} <= known
 
     def test_the_demo_folder_is_included_completely(self, archive):
-        """Tools belong elsewhere, so that .comfyignore does not have to list single files."""
+        """All files of demo/ are in the archive, so that .comfyignore need not list single files. Tools for
+        the demo model belong into another folder.
+        """
         assert tracked("--cached", "demo") <= archive
         programs = {name for name in archive if name.startswith("demo/") and name.endswith(".py")}
         assert programs == {"demo/__init__.py", "demo/loader.py", "demo/prompt.py"}
@@ -89,7 +91,7 @@ class TestMetadata:
         assert f"## {project['project']['version']}" in text
 
     def test_icon_and_banner(self, project):
-        """Square and at most 400 pixels wide; 21:9."""
+        """The icon is square and at most 400 pixels wide. The banner has the aspect ratio 21:9."""
         comfy = project["tool"]["comfy"]
         assert comfy["Icon"].startswith(RAW) and comfy["Banner"].startswith(RAW)
         width, height = _png_size(comfy["Icon"].removeprefix(RAW))

@@ -44,7 +44,9 @@ class TestRows:
     @pytest.mark.parametrize("width", [8, 6], ids=["wide", "narrow"])
     @pytest.mark.parametrize("step", [1, 2], ids=["close", "apart"])
     def test_a_row_writer_equals_scatter_and_gather(self, width, step):
-        """Rows of 32 bytes are written as 16-byte elements if fresh rows are contiguous."""
+        """The row writer gives the result of scatter and gather. Rows of 32 bytes are written in elements of
+        16 bytes if the fresh rows are contiguous.
+        """
         kept, before = (
             torch.arange(2 * 3 * 8.0).view(2, 3, 8)[..., :width].contiguous(),
             torch.zeros(2, 3, width),
@@ -83,7 +85,9 @@ class TestGrid:
         assert pixels.tolist() == [[0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [1, 1, 0, 0, 0]]
 
     def test_a_grid_over_time(self):
-        """Three latent frames of 3 x 5 pixels, two of them in a token; the last token is half empty."""
+        """There are three latent frames of 3 x 5 pixels, and a token covers two frames. So the tokens of the
+        third frame are half empty.
+        """
         grid = TokenGrid((3, 3, 5), (2, 2, 2))
         assert (grid.shape, grid.n) == ((2, 2, 3), 12)
         pixels = grid.active_pixels(torch.tensor([[2, 9]]))[0, 0].int()
@@ -101,7 +105,9 @@ class TestGrid:
         assert torch.equal(image.smooth(values), frame.smooth(values))
 
     def test_the_mean_over_a_token_excludes_padding(self):
-        """One token of 2 x 2 x 2 covers 1 x 1 x 2 pixels, and its neighbour along w only one."""
+        """The latent has 1 x 1 x 3 pixels, and tokens have 2 x 2 x 2. So the first token covers two pixels,
+        the second only one, and the rest of both is padding.
+        """
         grid = TokenGrid((1, 1, 3), (2, 2, 2))
         assert grid.pool(torch.tensor([[[[1.0, 3.0, 7.0]]]])).tolist() == [[2, 7]]
 
@@ -117,7 +123,7 @@ class TestGrid:
 
 class TestStore:
     def _filled(self, branches, text=1):
-        """A store with one attention; K of branch i, image row j is 10 i + j."""
+        """A K/V store with one attention. The key of image row j of prompt i has the value 10 i + j."""
         store = KVStore(2)
         self._fill(store, branches, text)
         return store
@@ -193,7 +199,9 @@ class TestCost:
         assert expected_speedup(profile, 8, 0, [8, 4, 4]) == pytest.approx(24 / 16)
 
     def test_sd3_medium_at_full_size(self):
-        """By hand: 24 blocks with 24 d^2 FLOPs per token and stream, and attention; 154 text tokens."""
+        """The FLOPs computed by hand: in each of 24 blocks, 24 d^2 per token of the image and of the 154 text
+        tokens, plus the attention.
+        """
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
         from ras_pack.ras_core.models import adapter_for

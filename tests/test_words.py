@@ -49,7 +49,9 @@ OF_THE_PACK = (r"\bpictures?\b", r"\brecordings?\b|\brecorded\b")
 
 
 def read(folders: tuple[str, ...], endings: tuple[str, ...]) -> dict[str, str]:
-    """Texts of the tracked files in these folders, by path; this file contains what it rejects."""
+    """The texts of the tracked files in these folders, by path. This file is left out, because it contains
+    the words that it rejects.
+    """
     names = [name for name in tracked() if name.startswith(folders) and name.endswith(endings)]
     return {
         name: (ROOT / name).read_text(encoding="utf-8") for name in names if name != "tests/test_words.py"
@@ -64,12 +66,12 @@ def texts() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def texts_of_tools() -> dict[str, str]:
-    """Programs and pages of everything that is not in the archive, and of the demo."""
+    """The texts of programs and Markdown pages in all folders that are not in the archive, and in demo/."""
     return read(TOOLS, (".py", ".md", ".sh", ".mjs"))
 
 
 def found(pattern: str, texts: dict[str, str]) -> list[str]:
-    """Where a pattern occurs, line breaks between words included."""
+    """Every occurrence of a pattern, as path, line and match. A space also matches a line break."""
     spaced = re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE)
     return [
         f"{name}:{text.count(chr(10), 0, match.start()) + 1}: {match[0]!r}"

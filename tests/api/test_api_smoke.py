@@ -1,4 +1,4 @@
-"""The pack in ComfyUI's own loader and HTTP API: what a browser receives, and one whole run."""
+"""The pack, loaded by a real ComfyUI server: what its HTTP API sends to a browser, and one whole run."""
 
 import pytest
 from ras_pack.dev import demo_run as demo
@@ -28,7 +28,7 @@ def test_the_server_lists_the_node_with_a_tooltip_on_every_input(server, name):
 
 
 def test_the_pack_loads_without_warnings(server):
-    """The loader's final list has a line for every custom node: its import time, and whether it failed."""
+    """ComfyUI's log ends its start with one line per node pack: the import time, and any import failure."""
     lines = server.log.read_text(errors="replace").splitlines()
     told = [line for line in lines if line.endswith("multirate-ras") and " seconds" in line]
     assert len(told) == 1
@@ -38,7 +38,7 @@ def test_the_pack_loads_without_warnings(server):
 # sd3 is never skipped: a checkout without its weights is broken and must fail here.
 @pytest.fixture(scope="module", params=sorted({"sd3", *demo.shipped_families()}))
 def small_run(request, server):
-    """The example workflow at 256 px with few steps; 2 are dense, since 4 would leave no regional step."""
+    """Run the example workflow at 256 px with six steps, of which two are dense and the others regional."""
     workflow = server.workflow(demo.WORKFLOWS[request.param].name)
     prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
     prompt = demo.with_sampler(prompt, steps=STEPS, **TWO_DENSE, sample_ratio=0.25)
@@ -82,7 +82,9 @@ def test_a_wrong_value_is_refused_with_the_name_of_its_input(server):
 
 
 def test_a_prompt_that_still_sets_the_papers_method_by_an_input_is_refused(server):
-    """ComfyUI would ignore the input and run multirate; in older versions, the node refuses to run."""
+    """ComfyUI itself would ignore the removed input `method`, and sample with multirate instead. So the node
+    has to refuse such a prompt.
+    """
     prompt = demo.demo_prompt(server.workflow(demo.WORKFLOWS["sd3"].name), server.object_info)
     with pytest.raises(ComfyError, match="method = 'paper'.*Expected.*What to do.*RASPaperSettings"):
         server.client.run(demo.with_sampler(prompt, method="paper"), timeout=60)

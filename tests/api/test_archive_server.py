@@ -1,7 +1,7 @@
-"""The registry's archive, unpacked into a fresh ComfyUI: what it registers, serves and draws.
+"""The archive for the ComfyUI registry, unpacked into a fresh ComfyUI: its nodes, files and images.
 
-The expected files are read from this checkout, not from the archive, so a folder missing in the archive
-fails.
+The list of expected files is read from this checkout, not from the archive, so that the tests fail if a
+folder is missing in the archive.
 """
 
 import json
@@ -24,7 +24,7 @@ LUMINA_NEXT = ROOT / "tests" / "data" / "ras_lumina_next_tiny.json"
 
 @pytest.fixture(scope="module")
 def unpacked(comfyui, tmp_path_factory):
-    """A separate server with the archive instead of this checkout."""
+    """A separate ComfyUI server, with the unpacked archive in custom_nodes instead of this checkout."""
 
     def unpack(custom_nodes: Path) -> None:
         with zipfile.ZipFile(archive) as opened:
@@ -41,7 +41,7 @@ def folder(unpacked) -> Path:
 
 
 def ours(pattern: str) -> list[str]:
-    """Files of this checkout; there must be at least one."""
+    """The tracked files of this checkout that match the pattern; fails if no file matches."""
     found = sorted(tracked("--cached", f":(glob){pattern}"))
     assert found, pattern
     return found
@@ -56,8 +56,10 @@ def test_the_archive_and_not_this_checkout_loads_without_warnings(unpacked, fold
 
 
 def test_every_module_in_the_archive_is_imported(unpacked, folder):
-    """When the server starts, as its bytecode shows. A module that only tests, training or a benchmark need
-    has none; the GPU kernels have none here either.
+    """When the server starts, it imports every module of the archive, and Python writes bytecode for each.
+
+    A module without bytecode is needed by tests, training or a benchmark only, and must not be in the
+    archive. The modules with GPU kernels are an exception: they are not imported on a CPU.
     """
     modules = sorted(folder.rglob("*.py"))
     unused = [path for path in modules if not [*path.parent.glob(f"__pycache__/{path.stem}.*.pyc")]]
@@ -119,7 +121,7 @@ def drawn(server, prompt) -> dict:
 
 @pytest.mark.parametrize("family", sorted(demo.WORKFLOWS))
 def test_a_demo_template_generates_an_image(unpacked, folder, family):
-    """At 256 px and few steps: 2 dense ones, 4 regional ones with a quarter of the tokens."""
+    """Run at 256 px with two dense steps, then four regional steps that compute a quarter of the tokens."""
     text = (folder / demo.WORKFLOWS[family].relative_to(ROOT)).read_text(encoding="utf-8")
     prompt = demo.with_size(to_api(json.loads(text), unpacked.object_info), 256)
     settings = {"speed": "custom", "start_percent": 0.3, "error_reset_every": 0, "sample_ratio": 0.25}
@@ -129,7 +131,9 @@ def test_a_demo_template_generates_an_image(unpacked, folder, family):
 
 
 def test_lumina_next_generates_an_image(unpacked):
-    """Its weights are not in the archive; tiny random ones are added while the server runs, as users do."""
+    """The archive has no weights of Lumina-Next. The test adds tiny random weights while the server runs, as
+    a user adds the real ones.
+    """
     lumina_next_files.write_folder(unpacked.log.parent / "models" / "diffusers" / "tiny-lumina-next")
     workflow = json.loads(LUMINA_NEXT.read_text(encoding="utf-8"))
     stats = drawn(unpacked, to_api(workflow, unpacked.client.object_info()))

@@ -23,7 +23,7 @@ CONTROL = "control_after_generate"  # a widget that the front end puts behind a 
 
 @pytest.fixture(scope="module")
 def entry(server, comfyui) -> dict:
-    """The server's entry of the blueprint, with its text."""
+    """What the server sends for the pack's subgraph blueprint, with the blueprint's text."""
     if not (comfyui / "app" / "subgraph_manager.py").is_file():
         pytest.skip("this ComfyUI serves no subgraph blueprints yet")
     listed = json.loads(fetch(f"{server.url}/global_subgraphs"))

@@ -1,4 +1,4 @@
-"""The live view on a real server: who asks for it, and who receives it."""
+"""The live view on a real server: only clients that have asked for its messages receive them."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def test_anything_else_is_refused(server, body):
 
 
 def watch_run(server, announced: dict[str, bool], queued_by: str) -> dict[str, list[dict]]:
-    """The live messages that each client received in a small run queued by one of them."""
+    """The live messages that each client received during a small run, which client `queued_by` queued."""
     workflow = server.workflow(demo.WORKFLOWS["sd3"].name)
     prompt = demo.with_size(demo.demo_prompt(workflow, server.object_info), 256)
     settings = {"speed": "custom", "start_percent": 0.25, "steps": 4}

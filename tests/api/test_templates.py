@@ -15,7 +15,7 @@ TEXTS = ("text", "user_prompt")  # of ComfyUI's text encoders
 
 
 def with_demo_model(prompt: Prompt, family: str) -> Prompt:
-    """The demo model and its prompts instead of a checkpoint and ComfyUI's text encoders."""
+    """Replace the checkpoint by the pack's demo model, and ComfyUI's text encoders by the demo prompts."""
     (loader,) = demo.nodes_of(prompt, "CheckpointLoaderSimple")
     prompt[loader] = {"class_type": "RASDemoModel", "inputs": {"family": family}}
     for key, node in prompt.items():
@@ -28,7 +28,7 @@ def with_demo_model(prompt: Prompt, family: str) -> Prompt:
 
 
 def shortened(prompt: Prompt, speed: str = "custom") -> Prompt:
-    """With custom two dense steps, then four with half of the tokens; at 256 px."""
+    """The prompt at 256 px. If `speed` is custom: two dense steps, then four with half of the tokens."""
     settings = {"steps": STEPS, "speed": speed, "start_percent": 0.3, "sample_ratio": 0.5}
     for node in prompt.values():
         for name, value in settings.items():

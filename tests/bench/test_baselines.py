@@ -1,4 +1,6 @@
-"""The methods compared with RAS in every front: each runs, costs what it says, is exact at its limit."""
+"""The methods with which every Pareto front compares RAS: each runs, and has the cost that it states.
+
+At the limit where a method saves nothing, its result is exact."""
 
 import json
 import math
@@ -65,13 +67,15 @@ class TestGrids:
         assert Cell("sd3", grid="2of8by3").steps == steps_of("2of8by3") == 4
 
     def test_a_density_in_the_cell(self):
-        """Three of four steps belong into the first half: 1, 5/6, 4/6, 1/2, 0."""
+        """The density 3+1 puts three of four steps into the first half: levels 1, 5/6, 4/6, 1/2, 0."""
         levels = levels_named("density:3+1", 4, scheduled, no_costs)
         assert levels == pytest.approx((1, 5 / 6, 4 / 6, 0.5, 0))
         assert levels_named("density:1", 4, scheduled, no_costs) == pytest.approx(scheduled("simple", 4))
 
     def test_a_calibrated_grid_goes_where_steps_cost(self):
-        """Costs 9 and 1: three steps to one by the square root; half-way to even five to three."""
+        """With costs 9 and 1 for the two halves, the density is the square root: three to one. Half-way
+        between this density and an even one is five to three.
+        """
         assert density_named("calibrated", lambda: (9.0, 1.0)) == pytest.approx((0.75, 0.25))
         assert density_named("calibrated:0.5", lambda: (9.0, 1.0)) == pytest.approx((0.625, 0.375))
 
@@ -148,15 +152,17 @@ class TestWholeSteps:
         assert weights("taylor0", [1.0, 0.9], 0.4) == [0.0, 1.0]
 
     def test_hermite_damps_taylors_terms(self):
-        """Even steps, one ahead (u = 1), scale 1/2: s H1(s) = 1/2, s^2 H2(s) = -1/4.
+        """For equal steps, one step ahead (u = 1) and scale s = 1/2: s H1(s) = 1/2 and s^2 H2(s) = -1/4.
 
-        Taylor's sum with backward differences d1 and d2 becomes f + d1 / 2 - d2 / 8.
+        So Taylor's sum with the backward differences d1 and d2 becomes f + d1 / 2 - d2 / 8.
         """
         found = weights("hermite2", [1.0, 0.9, 0.8], 0.7)
         assert found == pytest.approx([-1 / 8, -1 / 2 + 1 / 4, 1 + 1 / 2 - 1 / 8])
 
     def test_chebyshev_follows_a_line_with_a_ridge(self):
-        """Between the last value and the line's continuation, nearer to the line."""
+        """For values on a line, the ridge term keeps the forecast between the last value and the next value
+        on the line.
+        """
         known = [1.0, 0.95, 0.9, 0.85, 0.8]
         found = sum(w * s for w, s in zip(weights("chebyshev2", known, 0.7), known, strict=True))
         assert 0.7 < found < 0.8
@@ -186,7 +192,9 @@ class TestBlockCache:
         assert not torch.equal(cached.latents, plain.latents)
 
     def test_residuals_of_an_unchanged_call_give_its_output_again(self, studio):
-        """Two calls of one state: the second, from the cache, equals the first up to rounding."""
+        """The model is called twice with the same latent: the second output, which the cache provides, equals
+        the first up to rounding.
+        """
         source = studio.source
         model = with_block_cache(source.model, threshold=1e9, probe=1, warm_up=1)
         outputs = []
@@ -242,7 +250,7 @@ class TestPlans:
         assert cell_from(text) == cell and cell_from(text).key == cell.key
 
     def test_exact_keys_and_values_come_closer_to_the_dense_run(self, studio):
-        """With them a regional step differs from a dense one at cached tokens only."""
+        """With exact keys and values, a regional step differs from a dense step only at the cached tokens."""
         cell = replace(self.PLAN, grid="simple", shares=(1.0, 1.0, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7))
         dense = studio.sample(replace(cell, shares=(1.0,) * 8)).latents
         cached, exact = (studio.sample(replace(cell, method=method)) for method in ("plan", "exact_kv"))
@@ -252,7 +260,7 @@ class TestPlans:
 
 
 class TestFronts:
-    """Baselines of 40 dB at 1x and 20 dB at 4x: 10 dB for each doubling."""
+    """The baseline has 40 dB at cost reduction 1x and 20 dB at 4x, so it loses 10 dB per factor of two."""
 
     BASE = ((1.0, 40.0), (4.0, 20.0))
 
@@ -261,7 +269,7 @@ class TestFronts:
         assert at_log_cost(self.BASE, 5.0) is None
 
     def test_time_to_equal_quality(self):
-        """At 3x we have 30 dB, which baselines have at 2x."""
+        """At cost reduction 3x RAS has 30 dB. The baseline has these 30 dB at 2x, so the ratio is 1.5."""
         ours = pareto([(1.5, 35.0), (3.0, 30.0)])
         ratio = time_to_equal_quality(ours, self.BASE, 3.0)
         assert (ratio.value, ratio.bound) == (pytest.approx(1.5), "")
@@ -289,7 +297,9 @@ class TestRivals:
         ]  # fmt: skip
 
     def test_against_the_best_of_all(self):
-        """At 3x: 30 dB; baselines 30 - 10 log2(1.5), and they have 30 dB at 2x. The bound is not ours."""
+        """At cost reduction 3x RAS has 30 dB and the best baseline 30 - 10 log2(1.5) dB. The baseline has 30
+        dB at 2x. The upper bound of 36 dB is from `exact_kv`, which does not count as a method.
+        """
         found = standings(self.rows(), "sd3", (3.0,))[0]
         assert found.gain == pytest.approx(10 * math.log2(1.5)) and found.bound == 36.0
         assert found.time.value == pytest.approx(1.5)
@@ -341,7 +351,9 @@ class TestPresets:
 
 
 def test_cells_that_do_not_fit_the_time_are_left_out(options, tmp_path, capsys):
-    """Begin, then 1 s a look: at 2 s the third of four cells has no time."""
+    """The fake clock advances by 1 s per reading, and the limit is 3 s. After two of the four cells, the
+    remaining time is too short for the third.
+    """
     times = iter(range(9))
     cells = [Cell("random_sd3", steps=steps) for steps in (3, 4, 5, 6)]
     run = local_runner(options, tmp_path, limit=3.0, clock=lambda: float(next(times)))

@@ -1,4 +1,4 @@
-"""The harness's computations against hand-computed numbers."""
+"""The computations of the benchmark harness, compared with hand-computed numbers."""
 
 import io
 import math
@@ -22,13 +22,15 @@ from ras_pack.ras_core.models.cost import CostProfile
 
 class TestFigures:
     def test_psnr_of_a_known_error(self):
-        """Everywhere 0.1 off: error 0.01, so 20 dB; identical images get the ceiling."""
+        """If every value is off by 0.1, the mean squared error is 0.01 and the PSNR 20 dB. Identical images
+        get the maximum of 100 dB.
+        """
         one = torch.full((2, 3, 4, 4), 0.5)
         other = torch.stack([one[0] + 0.1, one[1]])
         assert psnr(other, one).tolist() == pytest.approx([20.0, 100.0], abs=1e-4)
 
     def test_psnr_inside_a_mask(self):
-        """Half of the image is off by 0.1: 20 dB inside that half, 23 over the whole image."""
+        """Half of the image is off by 0.1: PSNR is 20 dB inside that half, and 23 dB over the whole image."""
         one, mask = torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
         mask[..., :2] = 1
         other = one + 0.1 * mask
@@ -42,13 +44,13 @@ class TestFigures:
         )
 
     def test_frechet_distance_in_one_dimension(self):
-        """Means 0 and 3, deviations 1 and 2 (samples +-sqrt(1/2), and twice that): 9 + (1 - 2)^2 = 10."""
+        """Means 0 and 3 and standard deviations 1 and 2 give the distance (0 - 3)^2 + (1 - 2)^2 = 10."""
         a = torch.tensor([[-1.0], [1.0]]) / math.sqrt(2)
         assert frechet_distance(a, 2 * a + 3) == pytest.approx(10.0)
         assert frechet_distance(a, a) == pytest.approx(0.0, abs=1e-9)
 
     def test_frechet_distance_with_fewer_samples_than_features(self):
-        """Rotated and shifted copies of one set: only the means differ if the rotation commutes."""
+        """The second set is the first one shifted by 1 in each of 40 features. So only the means differ."""
         a = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))
         assert frechet_distance(a, a + 1.0) == pytest.approx(40.0, rel=1e-6)
 
@@ -57,7 +59,7 @@ class TestFront:
     POINTS = [(1.0, 40.0), (2.0, 30.0), (2.0, 28.0), (1.5, 29.0), (4.0, 20.0)]
 
     def test_only_points_that_no_other_beats_are_kept(self):
-        """(1.5, 29) is worse and more expensive than (2, 30)."""
+        """The point (1.5x, 29 dB) is left out: (2x, 30 dB) is both cheaper and better."""
         assert pareto(self.POINTS) == [(1.0, 40.0), (2.0, 30.0), (4.0, 20.0)]
 
     @pytest.mark.parametrize(
@@ -76,12 +78,12 @@ class TestFront:
 
 class TestCosts:
     def test_a_step_of_half_the_tokens_without_attention(self):
-        """One weight per token: a dense run of 4 steps costs 40, two dense and two half steps cost 30."""
+        """Each of ten tokens costs 1 per step: four dense steps cost 40, two dense and two half steps 30."""
         profile = CostProfile(image_weights=1, text_weights=0, joint_width=0)
         assert cost_reduction(profile, 10, 0, [1, 1, 0.5, 0.5], 4) == pytest.approx(40 / 30)
 
     def test_sd3_medium_at_1024(self):
-        """The settings of the design page: 28 steps, dense 0 to 3, 12 and 20."""
+        """The settings of the design page: 28 steps, of which steps 0 to 3, 12 and 20 are dense."""
         for ratio, expected in ((0.5, 1.57), (0.25, 2.20), (0.125, 2.75)):
             shares = [1.0] * 6 + [ratio] * 22
             assert sd3_cost_reduction(shares) == pytest.approx(expected, abs=0.015)
@@ -107,7 +109,9 @@ class TestCosts:
 class TestAB2:
     @staticmethod
     def error(steps: int, uneven: bool) -> float:
-        """dx/dsigma = v with D = x - sigma v: for v = -x, x(0.2) = x(1) exp(0.8)."""
+        """Error at the end for the equation dx/dsigma = v = -x, whose solution is x(0.2) = x(1) exp(0.8). The
+        denoised estimate is D = x - sigma v.
+        """
         share = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
         sigmas = 1 - 0.8 * (share**1.5 if uneven else share)
         x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
@@ -121,7 +125,7 @@ class TestAB2:
         assert all(1.8 < order < 2.3 for order in orders), orders
 
     def test_exact_for_a_velocity_that_is_linear_in_sigma(self):
-        """v = sigma: Euler's first step is off by h^2 / 2, the others are exact."""
+        """For v = sigma, the first step is an Euler step and off by h^2 / 2; all other steps are exact."""
         sigmas = torch.linspace(1, 0.5, 6, dtype=torch.float64)
         x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         end = sample_ab2(lambda x, sigma: x - sigma.view(-1, 1, 1, 1) ** 2, x, sigmas)
@@ -138,7 +142,9 @@ class TestAB2:
 
 class TestCells:
     def test_axes_that_a_method_lacks_add_no_cells(self):
-        """2 dense samplers x 2 steps; multirate 2 steps x 2 ratios x 2 orders; a cache 2 steps x 1."""
+        """Dense: two samplers x two step counts. Multirate: two step counts x two ratios x two orders. The
+        cache has only two step counts.
+        """
         cells = grid(
             ["sd3"], ["dense", "multirate", "lazycache"], ["euler", "ab2"],
             steps=[28, 14], starts=[4], resets=[4], ratios=[0.5, 0.25], orders=[1, 2],
@@ -184,7 +190,7 @@ class TestCells:
         assert all(sd3_cost_reduction(cell.planned_shares()) >= 1.0 for cell in cells)
 
     def test_the_front_brackets_every_target(self):
-        """Baselines and multirate reach from below 1.5x to beyond 3.5x."""
+        """The cost reductions of the baselines, and of multirate, range from below 1.5x to beyond 3.5x."""
         cells = preset("front", ["sd3"], [0])
         assert not any(cell.method == "easycache" for cell in cells)  # it has no effect on SD3
         for wanted in (lambda c: c.method == "multirate", lambda c: c.sampler == "ab2"):
@@ -200,7 +206,9 @@ class TestCells:
 
 class TestProgress:
     def test_the_time_left_is_estimated_from_the_work_since_the_first_job(self):
-        """Setup and first job: 100 s. Then 2 units of work in 4 s, so the last 5 units take 10 s."""
+        """Setup and the first job take 100 s, which the estimate ignores. Then two units of work take 4 s, so
+        the remaining five units are expected to take 10 s.
+        """
         times, out = iter([0.0, 100.0, 104.0, 114.0]), io.StringIO()
         progress = Progress(3, 8.0, out, clock=lambda: next(times))
         for work in (1.0, 2.0, 5.0):

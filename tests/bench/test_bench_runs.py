@@ -1,4 +1,4 @@
-"""The harness on tiny networks: rows of cells, resuming, references, batches, the studies."""
+"""The benchmark harness on tiny networks: result rows, resuming, reference images, batches, and studies."""
 
 import csv
 import importlib.util
@@ -93,7 +93,7 @@ class TestRows:
 
 class TestBatches:
     def test_prompts_of_equal_length_share_batches_and_results_keep_their_order(self, options):
-        """The number of text rows depends on the prompt; here it is the number of letters."""
+        """Each prompt has its own number of text rows: in this test, its number of letters."""
 
         def encode(text):
             return torch.full((1, len(text), 2), float(len(text))), {"pooled_output": torch.ones(1, 2)}
@@ -184,7 +184,7 @@ class TestReferences:
 class TestReport:
     @staticmethod
     def rows(points):
-        """Rows from (method, sampler, steps, cost, dB)."""
+        """Result rows of the harness, from tuples (method, sampler, steps, cost reduction, PSNR in dB)."""
         empty = dict.fromkeys(COLUMNS)
         return [
             {**empty, **vars(Cell("sd3", method, sampler, steps)), "cost_sd3": cost, "psnr": quality,
@@ -193,7 +193,9 @@ class TestReport:
         ]  # fmt: skip
 
     def test_gain_over_the_better_baseline(self):
-        """At 2x: multirate 33 between 34 and 32, Euler 28, dpmpp_2m 30, so +3; no value beyond 3x."""
+        """At cost reduction 2x, multirate has 33 dB (between 34 and 32), Euler 28 dB and dpmpp_2m 30 dB. So
+        the gain over the better baseline is 3 dB. At 3x multirate has no value.
+        """
         rows = self.rows([
             ("dense", "euler", 28, 1.0, 33.0), ("dense", "euler", 14, 2.0, 28.0),
             ("dense", "dpmpp_2m", 28, 1.0, 39.0), ("dense", "dpmpp_2m", 7, 4.0, 12.0),
@@ -215,7 +217,9 @@ class TestReport:
         assert all(gain.verdict == "no" for gain in gains(rows, "sd3") if gain.gain is not None)
 
     def test_a_setting_that_keeps_the_distribution_counts_even_if_another_has_higher_psnr(self):
-        """At 3x: 30 dB with a worse distance, 25 dB with the same one; fewer steps 20 dB."""
+        """At cost reduction 3x, dense sampling with fewer steps has 20 dB. One setting has 30 dB and a worse
+        Frechet distance than the dense runs, another has 25 dB and the same distance.
+        """
         rows = self.rows([
             ("dense", "euler", 28, 1.0, 33.0), ("dense", "euler", 9, 3.0, 20.0),
             ("multirate", "dpmpp_2m", 28, 3.0, 30.0), ("adaptive", "dpmpp_2m", 20, 3.1, 25.0),
@@ -289,7 +293,9 @@ class TestRealPictures:
             real_halves(tmp_path, size=8, batch=2)
 
     def test_distances_to_both_halves(self):
-        """One feature: halves with means 0 and 2, equal spread; images at 1: distance 1 to both, floor 4."""
+        """The two halves of the reference images have means 0 and 2 of the only feature, and equal variance.
+        The images have mean 1, so their distance to either half is 1. The distance between the halves is 4.
+        """
 
         def at(mean):
             column = torch.tensor([[-1.0], [1.0]]) + mean

@@ -1,4 +1,4 @@
-"""The studies on tiny networks: each writes a table, and its figures are right."""
+"""The studies of the benchmark on tiny networks: each study writes a table with correct figures."""
 
 from pathlib import Path
 
@@ -43,7 +43,9 @@ class TestMetrics:
 class TestDrift:
     @pytest.mark.parametrize("family", FAMILIES)
     def test_the_probe_captures_the_dense_values(self, family, tmp_path):
-        """Evaluated at its own state right after a dense step, the error is zero; later it is not."""
+        """The probe measures the error of the cached tokens in each regional step. This error is not zero
+        even in the first one, because the latent has changed since the dense step.
+        """
         studio = studio_of(family, tmp_path)
         cell = Cell(family, "multirate", "euler", 8, start=3, reset_every=0, ratio=0.5)
         looks, _ = watch(studio, cell)
@@ -57,7 +59,7 @@ class TestDrift:
         assert len(looks[0].errors["key"]) == blocks  # one call for both branches
 
     def test_active_tokens_have_no_error_in_the_first_block(self, tmp_path):
-        """The first block's keys only depend on the token, so those of a fresh token are exact."""
+        """In the first block, a token's key depends on no other token, so fresh tokens have exact keys."""
         studio = studio_of("random_sd3", tmp_path)
         looks, _ = watch(studio, Cell("random_sd3", "multirate", "euler", 6, start=2, ratio=0.5))
         kept = [(look, dict(look.seen)) for look in looks]

@@ -54,7 +54,7 @@ class TestCases:
             pick_cases("qwen")
 
     def test_cases_that_only_differ_in_size(self):
-        """The first case of each network and batch size is kept, in order."""
+        """Of several cases with the same network and batch size, only the first is kept, in order."""
         found = unlike(CASES)
         assert found[0].key == "sd3_medium-1024" and "sd3_medium-1024-b4" in [case.key for case in found]
         assert not any(case.shape == "sd3_medium" and case.pixels != 1024 for case in found)
@@ -68,7 +68,9 @@ class TestCases:
         assert names[0] == "dense"
 
     def test_counts_and_ideal_equal_hand_computed_values(self):
-        """Six dense steps of 28 and 22 with half the tokens; only image rows cost: 28 / (6 + 11)."""
+        """Of 28 steps, 6 are dense and 22 compute half of the tokens. As only image rows cost anything, the
+        ideal speed-up is 28 / (6 + 22 / 2) = 28 / 17.
+        """
         counts = planned_counts(4096, 0.5)
         assert counts.count(4096) == 6 and counts.count(2048) == 22
         linear = CostProfile(image_weights=1000, text_weights=0, joint_width=0)
@@ -82,7 +84,9 @@ def test_a_warning_is_given_if_runs_need_more_graphs_than_a_model_keeps():
 
 class TestReferenceVariants:
     def test_sd3(self):
-        """Triton's kernels are skipped on a CPU, and RAS if the reference does not support the batch."""
+        """The variant with Triton's kernels is skipped on a CPU. All RAS variants are skipped for a batch of
+        images, which the reference code does not support.
+        """
         case = Case("sd3_medium", 1024)
         assert [v.key for v in reference_variants(case, (0.5,), on_gpu=True)] == [
             "reference 100%", "reference 50%", "reference 50% fused",
@@ -117,7 +121,7 @@ class TestJob:
         assert "--enable_index_fusion" not in reference_arguments(JOB.variants[0], JOB, 4, (12, 20))
 
     def test_networks_of_the_same_size(self):
-        """SD3-medium and Lumina-Next equal diffusers' published configurations."""
+        """The networks built for SD3-medium and Lumina-Next have the sizes published by diffusers."""
         from ras_pack.bench.common.shapes import SHAPES
 
         sd3 = diffusers_config("sd3", SHAPES["sd3_medium"].unet_config)
@@ -132,7 +136,9 @@ class TestJob:
             load_reference(tmp_path)
 
     def test_a_missing_flash_attention_is_replaced_by_pytorchs(self, monkeypatch):
-        """Grouped heads, rows before heads and the scale, against the formula."""
+        """The replacement equals the attention formula: with grouped heads, with a given scale, and with
+        tensors whose rows precede their heads.
+        """
         monkeypatch.setitem(sys.modules, "flash_attn", None)
         offer_flash_attention()
         q, k, v = torch.randn(2, 5, 4, 8), torch.randn(2, 7, 2, 8), torch.randn(2, 7, 2, 8)
@@ -149,7 +155,7 @@ class TestJob:
 
 
 class FakeClock:
-    """A clock whose laps are all a tenth of a second."""
+    """A stand-in for the clock that times steps: every step takes 0.1 s."""
 
     device = CPU
     stages = None
@@ -170,7 +176,9 @@ class TestTurns:
         assert bad.seconds == [] and bad.error == "RuntimeError: no kernel"
 
     def test_graphs_that_other_variants_dropped_are_captured_again_before_timing(self):
-        """Each variant's first run drops the graphs of all; a timed run must find its own captured."""
+        """The first run of each variant drops the CUDA graphs of all variants. So each variant has to capture
+        its graph again before its timed run.
+        """
         captured, timed = set(), []
 
         def variant(ratio, graphs):
@@ -198,7 +206,9 @@ class TestTurns:
 
 class TestReferenceRows:
     def test_both_speed_ups_and_the_share_of_the_ideal(self):
-        """Reference: 2 s dense, 1.25 s at half. ComfyUI: 1.5 s dense. The ideal is of its own speed-up."""
+        """The reference code takes 2 s dense and 1.25 s with half of the tokens; ComfyUI takes 1.5 s dense.
+        The share of the ideal is that of the speed-up over the reference's own dense run.
+        """
         from ras_pack.bench.speed.run import row_of
 
         shape = SimpleNamespace(rows_in_network=(154, 154), dtype=torch.float16)
@@ -255,7 +265,9 @@ class TestTrace:
         assert segments.times(1, 12) == {"a": 6, "b": 3, "c": 2}
 
     def test_shares_of_one_step(self):
-        """CPU: 30 of 100 us are ours. Device: 8 of 40 us, the sort, without the previous step."""
+        """Of 100 us of CPU time, the pack's code takes 30 us. Of 40 us of GPU time, its sort takes 8 us.
+        Kernels of the previous step are not counted.
+        """
         found = step_shares(self.EVENTS, [1])
         assert found["steps"] == 1 and found["wall_ms"] == pytest.approx(0.1)
         assert found["own_cpu_share"] == pytest.approx(0.3)
@@ -309,7 +321,9 @@ class TestPlots:
     ]  # fmt: skip
 
     def test_bars_of_a_ratio(self):
-        """The reference with its best option and against its own dense run, the others against ComfyUI's."""
+        """The speed-up of the reference code, with its fastest option, is over its own dense run. The speed-
+        ups of the other methods are over ComfyUI's dense run.
+        """
         found = bars(self.ROWS, 0.5)
         assert found == {
             "eager": {"a": 4 / 3}, "graph": {"a": 2.0}, "lazycache": {"a": 2.0}, "reference": {"a": 2.5},

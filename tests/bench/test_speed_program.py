@@ -125,7 +125,9 @@ class TestFiles:
                 assert found.dtype == tensor.dtype and torch.equal(found.float(), tensor.float())
 
     def test_checkpoint_and_lora(self, tmp_path):
-        """A LoRA's product is LORA_SCALE times a weight's size: 0.3, for 16 products of random numbers."""
+        """The standard deviation of the LoRA's product (rank 16) is LORA_SCALE = 0.3 times that of the
+        weight.
+        """
         paths = {kind: tmp_path / kind for kind in ("default", "lora")}
         assert make_files(SHAPES["sd3_medium"].tiny(), paths, CPU) == {}
         with safetensors.safe_open(paths["default"], "pt") as file:
@@ -154,7 +156,7 @@ class TestFiles:
             assert float((data - weight).norm() / weight.norm()) < 0.05
 
     def test_flux_loads_from_its_file_as_it_was_made(self, tmp_path):
-        """UNETLoader reads the shape from the file; nothing of it is stated elsewhere."""
+        """ComfyUI's UNETLoader infers the network's configuration from the tensors in the file alone."""
         shape = SHAPES["flux_dev"].tiny()
         paths = {kind: tmp_path / f"{kind}.safetensors" for kind in ("default", "lora")}
         assert make_files(shape, paths, CPU) == {}
@@ -232,7 +234,9 @@ def program(name: str, *arguments: str) -> SimpleNamespace:
 
 @pytest.mark.slow
 def test_the_whole_speed_program(tmp_path):
-    """Files are written, loaded by ComfyUI's nodes and sampled, in processes started as by main.py."""
+    """The program writes model files, which ComfyUI's nodes load and sample with. Its child processes start
+    ComfyUI as main.py does.
+    """
     out = tmp_path / "speed.json"
     done = program(
         "speed", "--tiny", "--dynamic-vram", "on", "--weights", "default,fp8,lora", "--out", str(out)
@@ -256,7 +260,7 @@ def test_the_whole_speed_program(tmp_path):
 
 @pytest.mark.parametrize("option", ["--groups", "--only"])
 def test_the_residency_program_refuses_unknown_names(option, tmp_path, capsys):
-    """They would select no checks, which would look like success."""
+    """An unknown name would select no checks at all, and a run without checks would look like success."""
     out = tmp_path / "output" / "residency.json"
     known = {"--groups": "dynamic", "--only": "two_nodes"}[option]
     assert residency.main(["--tiny", option, f"{known}, two_nodse", "--out", str(out)]) == 1
@@ -267,7 +271,7 @@ def test_the_residency_program_refuses_unknown_names(option, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_whole_residency_program(tmp_path):
-    """On a CPU graphs are stand-ins, and a failing check ends the program with status 1."""
+    """On a CPU, the program uses stand-ins for CUDA graphs. Its exit status would be 1 if a check failed."""
     out = tmp_path / "residency.json"
     checks = (
         "replay_equals_eager",

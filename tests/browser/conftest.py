@@ -16,7 +16,7 @@ LIMIT = 300  # seconds for one scenario; a busy machine with two cores needs abo
 
 @pytest.fixture(scope="session")
 def browser() -> Browser:
-    """A Chromium with playwright-core; skips with the reason if there is none."""
+    """A Chromium and playwright-core to control it. If either is missing, the test is skipped."""
     try:
         return find()
     except NoBrowser as reason:
@@ -25,13 +25,13 @@ def browser() -> Browser:
 
 @pytest.fixture(scope="session", params=["classic", "nodes2"])
 def nodes(request: pytest.FixtureRequest) -> str:
-    """The kind of nodes in the front end: drawn on a canvas, or Nodes 2.0."""
+    """Which of the two kinds of nodes the front end shows: nodes drawn on a canvas, or Nodes 2.0."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def drive(nodes: str, browser: Browser, server) -> Callable[..., dict]:
-    """drive(scenario, **job) -> the scenario's report."""
+    """A function `drive(scenario, **job)` that runs a scenario in the browser and returns its report."""
     output = OUTPUT / nodes
     output.mkdir(parents=True, exist_ok=True)
     # Otherwise, the templates dialog would cover the canvas.

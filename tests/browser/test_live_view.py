@@ -68,8 +68,8 @@ class TestRun:
         assert report["pictures"] >= 3
 
     def test_every_step_is_sent_by_itself_or_listed_in_a_later_message(self, report):
-        """Messages are sent at most every quarter of a second; a message lists the steps since the previous
-        one. The last steps may only be listed in the final message.
+        """The server sends at most one message per quarter of a second. Each message lists the steps that
+        were completed since the previous message. The last steps may be listed in the final message only.
         """
         steps = steps_of(report)
         told = {m["step"] for m in steps} | {step for m in steps for step, *_ in m["unsent"]}
@@ -139,7 +139,9 @@ def test_comfyuis_ksampler_after_the_patch_node_shows_it(drive):
 
 
 def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
-    """From classic nodes to Nodes 2.0, and back."""
+    """The live view is shown after the user switches from one kind of nodes to the other (Nodes 2.0, or
+    nodes drawn on a canvas).
+    """
     report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
     assert ours(report["problems"]) == []

@@ -26,7 +26,9 @@ def build() -> LuminaNextDiT2DModel:
 
 
 def velocity(model: LuminaNextDiT2DModel, case: tiny.Case, seed: int) -> torch.Tensor:
-    """The first half of the output, with the positions and the attention scale of the pipeline."""
+    """The velocity: the first half of the output channels. The positions and the attention scale are those
+    that diffusers' pipeline would pass.
+    """
     latent, caption, mask = case.inputs(seed)
     scale = math.sqrt(case.size[0] * case.size[1]) / tiny.SAMPLE_SIZE
     linear, ntk = (scale, 1.0) if case.time < case.watershed else (1.0, scale)

@@ -1,4 +1,4 @@
-"""The bundled models: plain MODEL and VAE objects that change nothing outside themselves."""
+"""The demo models in the pack: ordinary MODEL and VAE objects, whose loading changes no global state."""
 
 import shutil
 
@@ -68,7 +68,7 @@ class TestFamily:
 
 
 def _shipped_with(monkeypatch, change) -> None:
-    """Let `change` alter the tensors of the transformer's file as they are read."""
+    """Make the loader pass the tensors that it reads from the transformer's file through `change`."""
     read = loader.read_weights
 
     def changed(name):
@@ -81,7 +81,7 @@ def _shipped_with(monkeypatch, change) -> None:
 
 
 def test_a_weight_that_the_network_does_not_have_is_ignored(monkeypatch, caplog):
-    """For example, ComfyUI removed Lumina 2's unused `norm_final`."""
+    """A later ComfyUI may lack a weight that the file has: it removed Lumina 2's unused `norm_final`."""
     _shipped_with(monkeypatch, lambda state: state.update({"gone.weight": torch.ones(4)}))
     with caplog.at_level("DEBUG"):
         model, _ = loader.load_demo_model("lumina2")
@@ -105,11 +105,14 @@ def test_a_missing_weight_is_reported_by_name(monkeypatch, change):
 
 
 class TestFluxWithoutItsWeights:
-    """The network, its packed size and its sampling; what it draws `TestFamily` looks at."""
+    """The demo Flux with random weights: its network, the size of its file, and its sampling.
+
+    `TestFamily` checks the images of the trained demo models.
+    """
 
     @pytest.fixture
     def model(self, tmp_path, monkeypatch):
-        """Loaded from a file of random weights, packed as training packs them."""
+        """A model loaded from a file with random weights, in the packed format that the training writes."""
         shutil.copy(loader.WEIGHTS_DIR / loader.AUTOENCODER_FILE, tmp_path)
         config = loader.build_config(loader.FAMILIES["flux"])
         network = config.get_model({}, "", device=torch.device("cpu")).diffusion_model
@@ -145,12 +148,12 @@ class TestFluxWithoutItsWeights:
 
 
 def _packed_name(name: str) -> str:
-    """As ComfyUI 0.30.0 calls the weight; 0.3.75 calls those of the norms `scale`."""
+    """The weight's name in ComfyUI 0.30.0. ComfyUI 0.3.75 calls the weights of norms `scale` instead."""
     return name.replace("_norm.scale", "_norm.weight")
 
 
 def test_the_shipped_weights_are_small():
-    """At most 24 MiB for SD3 with the autoencoder, 12 MiB for Lumina 2, and 10 MiB for Flux."""
+    """The files of SD3 and the autoencoder have at most 24 MiB, Lumina 2 12 MiB, and Flux 10 MiB."""
     size = {path.stem: path.stat().st_size / 2**20 for path in loader.WEIGHTS_DIR.glob("*.safetensors")}
     assert size["sd3"] + size["autoencoder"] <= 24 and size["lumina2"] <= 12
     assert size.get("flux", 0) <= 10

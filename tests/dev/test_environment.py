@@ -1,4 +1,4 @@
-"""The development tools, as far as they can be tested without building or starting anything."""
+"""The development tools, tested without building an environment and without starting a server."""
 
 import dataclasses
 import io
@@ -67,7 +67,9 @@ def test_a_stamp_that_cannot_be_read_is_none(tmp_path):
 
 @pytest.fixture
 def packages(tmp_path):
-    """torch: files of 3 and 0 bytes, and a bytecode file that does not count; one.py with 5 bytes."""
+    """A folder with two packages. `torch` has files of 3 and 0 bytes, and bytecode that does not count
+    towards its size. `one.py` has 5 bytes.
+    """
     (tmp_path / "torch" / "nn").mkdir(parents=True)
     (tmp_path / "torch" / "nn" / "a.py").write_text("abc")
     (tmp_path / "torch" / "__init__.py").write_text("")
@@ -208,7 +210,7 @@ def test_a_wrong_comfyui_path_is_refused_with_what_to_do(monkeypatch, tmp_path):
 
 @pytest.fixture
 def own_tree(monkeypatch, tmp_path):
-    """A temporary tree that looks like ComfyUI, and a temporary folder for what would be written."""
+    """A temporary folder that looks like a user's ComfyUI. The tools write to another temporary folder."""
     own = tmp_path / "mine"
     (own / "comfy").mkdir(parents=True)
     (own / "main.py").write_text("")
@@ -299,7 +301,7 @@ INFO = {
 
 
 def node(number, kind, widgets=(), inputs=(), outputs=("MODEL",), mode=0):
-    """A node in the form that the browser saves; inputs are (name, type, link)."""
+    """A node in the JSON form in which the browser saves a workflow; `inputs` are (name, type, link)."""
     return {
         "id": number,
         "type": kind,
@@ -493,7 +495,7 @@ def test_two_samplers_are_refused():
 class TestBrowser:
     @pytest.fixture
     def programs(self, monkeypatch, tmp_path):
-        """A machine with exactly these programs, and without CHROMIUM_PATH."""
+        """The programs that the (simulated) machine has; the variable CHROMIUM_PATH is not set."""
         programs = {"node", "npm", "chromium"}
         monkeypatch.setattr(browser.shutil, "which", lambda name: f"bin/{name}" if name in programs else None)
         monkeypatch.setattr(browser, "FOLDER", tmp_path)
@@ -545,7 +547,7 @@ class TestBrowser:
 
 
 class TestTriton:
-    """Triton, which the tests need, is only installed in our own interpreter."""
+    """The tests need Triton. It is installed only into the dev environment's own Python, never a user's."""
 
     @pytest.fixture
     def commands(self, monkeypatch):

@@ -2,8 +2,8 @@
 
     COMFYUI_PATH=~/ComfyUI python3 -m pytest tests/gpu
 
-Only needs pytest, PyTorch and ComfyUI. ComfyUI chooses its device when it is imported, so the GPU is only
-used if this folder is run by itself: for the whole suite, tests/conftest.py starts ComfyUI on the CPU.
+These tests need only pytest, PyTorch and ComfyUI. ComfyUI chooses its device when it is imported. In a run of
+the whole suite, tests/conftest.py makes it choose the CPU, so run this folder by itself to use the GPU.
 """
 
 import sys
@@ -26,7 +26,7 @@ if "comfy.cli_args" not in sys.modules:
 
 @pytest.fixture(scope="session")
 def cuda() -> torch.device:
-    """The GPU that ComfyUI uses; skips with the reason if it uses none."""
+    """The GPU that ComfyUI uses. If ComfyUI uses none, the test is skipped with the reason."""
     import comfy.model_management
 
     if not torch.cuda.is_available():
@@ -39,7 +39,9 @@ def cuda() -> torch.device:
 
 @pytest.fixture(scope="session")
 def cpu() -> torch.device:
-    """The CPU; skips if ComfyUI uses a GPU, where the same checks run at true width."""
+    """The CPU. If ComfyUI uses a GPU, the test is skipped, because the GPU tests make the same checks with
+    networks of full width.
+    """
     import comfy.model_management
 
     device = comfy.model_management.get_torch_device()

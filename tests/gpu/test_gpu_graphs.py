@@ -1,4 +1,4 @@
-"""Captured regional calls: CUDA graphs on a GPU, or on a CPU stand-ins that repeat operations."""
+"""Captured regional calls: as CUDA graphs on a GPU, or on a CPU as stand-ins that repeat operations."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ SLOW = ("behind torch.compile",)
 
 @pytest.fixture(scope="module", params=list(SHAPES))
 def scene(request: pytest.FixtureRequest, cuda) -> Iterator[Scene]:
-    """A family's network with few blocks of true width."""
+    """A family's network with few blocks, whose width is that of the published model."""
     found = scene_of(request.param)
     yield found
     found.bench.close()

@@ -1,4 +1,4 @@
-"""Each form of the K/V cache agrees with plain rows within its tolerance, and is reproducible."""
+"""Each K/V cache format gives the result of unchanged rows, within its tolerance, and the same every time."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Captured regional calls, on a tape that needs no GPU: it repeats the operations on the same buffers."""
+"""Captured regional calls without a GPU: a stand-in (tape) repeats the operations on the same buffers."""
 
 import copy
 import gc
@@ -57,7 +57,9 @@ def test_captured_and_eager_runs_agree_and_graphs_serve_the_next_run(family):
 
 
 def test_a_step_counts_as_replayed_when_all_its_calls_were(sd3, monkeypatch):
-    """One call per prompt: both are captured in the second regional step, and replayed in five."""
+    """Each prompt has its own call. The calls of both prompts are captured in the second regional step, and
+    replayed in the remaining five.
+    """
     model = sd3.build()
     split_prompts(monkeypatch, model)
     capture_on(model, Tapes(FrozenTape))
@@ -113,7 +115,7 @@ def test_another_size_gets_its_own_graph_and_the_first_stays_valid(family):
 
 
 def test_each_share_of_a_plan_has_its_graph(sd3):
-    """Of each share the first step is eager, the second captured, and the rest replayed."""
+    """For each token share, the first regional step is eager, the second captured, the others replayed."""
     shares = (1.0, 1.0) + (0.75,) * 4 + (0.5,) * 4 + (1.0,) + (0.25,) * 4
     config = RASConfig(shares=shares, corrections=True)
     plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config, steps=len(shares))
@@ -127,7 +129,7 @@ def test_each_share_of_a_plan_has_its_graph(sd3):
 
 
 def test_the_ninth_setting_is_captured_too():
-    """The store evicts the least recently used graph, and its buffers with it."""
+    """The store holds eight graphs. For a ninth, it evicts the least recently used and its buffers."""
     family, tape = FAMILIES["sd3"], FrozenTape()
     model = family.build()
     store = capture_on(model, tape)
@@ -192,8 +194,8 @@ def test_a_graph_is_replayed_only_for_calls_like_its_own():
 
 
 def test_parts_of_lent_buffers_are_not_lent_too(sd3, monkeypatch):
-    """After a run whose two prompts came in one call, then in two, graphs of both forms share memory. A run
-    with three prompts must not use one of them while the other is in use.
+    """First a run has its two prompts in one call, then in two calls: the graphs for one prompt and for two
+    prompts share K/V buffers. A run with three prompts must not use the same buffers for two of its calls.
     """
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     three = sd3.conditioning(1) + sd3.conditioning(3) + sd3.conditioning(4)
@@ -211,7 +213,7 @@ def test_parts_of_lent_buffers_are_not_lent_too(sd3, monkeypatch):
 
 
 def test_repeated_regrouping_of_calls_holds_no_more_memory(sd3, monkeypatch):
-    """As happens when memory is short from time to time."""
+    """If free memory varies, ComfyUI evaluates the two prompts sometimes in one call, sometimes in two."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     store = capture_on(model, FrozenTape())
@@ -230,7 +232,7 @@ def test_repeated_regrouping_of_calls_holds_no_more_memory(sd3, monkeypatch):
 
 
 def test_a_prompt_omitted_in_some_steps_has_one_set_of_buffers(sd3, monkeypatch):
-    """Some steps skip guidance."""
+    """The negative prompt is omitted in the steps that skip guidance."""
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     model = sd3.build()
     split_prompts(monkeypatch, model)
@@ -280,7 +282,7 @@ def test_a_failed_capture_is_logged_once_and_the_run_continues(caplog):
 
 
 class TestMomentaryObstacle:
-    """For example, too little free memory when a call is due for capture."""
+    """A capture fails for a passing reason, for example too little free memory at that time."""
 
     def _session(self, store, *obstacles):
         answers = list(obstacles)
@@ -289,7 +291,7 @@ class TestMomentaryObstacle:
         return GraphSession(environment)
 
     def _run(self, session, n_active):
-        """One call on the same K/V buffers, alone in its evaluation. Returns whether it had a graph."""
+        """Make one call, the only one of its evaluation. Returns whether it was captured or replayed."""
         session.begin_evaluation(True)
         session.begin_call(MODEL)
         inputs, idx = {"x": torch.zeros(1, 1, 2, 2)}, torch.zeros(1, n_active, dtype=torch.long)
@@ -353,8 +355,8 @@ def test_an_interrupted_run_returns_what_it_borrowed():
 
 @pytest.mark.parametrize("format_name", ["gpu", "forecast"])
 def test_a_run_whose_calls_are_regrouped_returns_all_buffers(sd3, format_name, monkeypatch):
-    """Three steps with both prompts in one call, three with one call each: each change allocates new buffers,
-    and frees those that they replace.
+    """Three steps evaluate both prompts in one call, the next three in one call per prompt, and so on. Each
+    change allocates new buffers, and frees the buffers that they replace.
     """
     model, tape = sd3.build(), FrozenTape()
     split_prompts(monkeypatch, model, every=3)
@@ -424,7 +426,7 @@ def test_conditionings_on_the_cpu_are_copied_only_when_they_change():
 
 
 def test_tensors_of_a_failed_call_are_freed_when_its_error_is_caught(family):
-    """At the end of a capture: immediately, without the garbage collector."""
+    """When a capture fails, the tensors of the call are freed at once, without the garbage collector."""
     left = []
 
     class Watched(FrozenTape):

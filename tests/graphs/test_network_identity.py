@@ -116,7 +116,7 @@ class TestInspect:
 
 
 def guider_of(positive, negative):
-    """ComfyUI's guider with a model for each prompt."""
+    """ComfyUI's dual-model guider: one model for the positive prompt, another for the negative prompt."""
     extras = pytest.importorskip("comfy_extras.nodes_custom_sampler")
     if not hasattr(extras, "Guider_DualModel"):
         pytest.skip("this ComfyUI has no guider with two models")
@@ -125,7 +125,7 @@ def guider_of(positive, negative):
 
 @torch.inference_mode()
 def sample_with_two(family, config, positive, negative, noise=None):
-    """A run with one model for the positive prompt, patched, and one for the negative."""
+    """A run with two models: the one for the positive prompt is patched with RAS, the other is not."""
     noise = family.noise() if noise is None else noise
     patched = patch_model(positive, config)
     guider = guider_of(patched, negative)
@@ -171,7 +171,7 @@ class TestTwoModels:
         assert caplog.text.count("no CUDA graphs") == 1
 
     def test_the_same_prompt_on_both_models(self, sd3):
-        """The keys and values of one must not be used by the other, even if one is skipped in some steps."""
+        """One model must not use the keys and values of the other, even in steps that skip one model."""
         a, b = sd3.build(0), sd3.build(1)
         results = []
         for config in (EAGER, CAPTURED):
@@ -218,7 +218,7 @@ class TestTwoModels:
 
 class TestOtherCode:
     def _check(self, sd3, variants, captured):
-        """Alternating runs of a model and its variants equal eager runs."""
+        """Check that captured runs, which alternate between a model and its variants, equal eager runs."""
         model = variants[0]
         tape = FrozenTape()
         plain = [sample_ras(each, sd3, sd3.noise(), EAGER)[0] for each in variants]
@@ -282,8 +282,8 @@ def _with_bypass_lora(model, strength):
 
 
 class TestForecastRows:
-    """Rows advance once per evaluation: a row's change is the change since the previous evaluation. (Of the
-    tiny models, a forecast changes the rows of this one most.)
+    """Cached rows must advance exactly once per evaluation, because a forecast uses their change since the
+    previous evaluation. Of all tiny models, Lumina 2 has the rows that a forecast changes most.
     """
 
     @pytest.fixture
@@ -329,7 +329,9 @@ class TestForecastRows:
         assert distance(latent, plain) < 2e-5 and not trace.notes and not tape.failures
 
     def test_a_second_tape_without_memory(self, lumina2, monkeypatch):
-        """The call has already run once; the next time it is captured on the first tape."""
+        """The second call is captured on the second tape, which runs out of memory after running the call
+        once. In the next step the call is captured on the first tape.
+        """
         model, tapes = lumina2.build(), []
 
         def make(number):
@@ -347,7 +349,9 @@ class TestForecastRows:
         assert store.count == 2 and store.capture_failure is None and not tapes[1].failures
 
     def test_a_capture_that_fails_in_the_middle_of_its_work(self, lumina2):
-        """Half of its rows have advanced: the call runs again without any cached rows."""
+        """When the capture fails, half of the call's cached rows have already advanced by a step. So the
+        cached rows are discarded, and the call runs again without them.
+        """
 
         class HalfTape(FrozenTape):
             def once(self, work):
@@ -409,7 +413,9 @@ class TestInterrupts:
 
 
 def test_copies_of_the_model_on_other_devices(sd3, caplog):
-    """ComfyUI calls them in threads, each with some of the prompts, so the pack runs dense."""
+    """ComfyUI can call copies of the model on several GPUs in threads, each with some of the prompts. The
+    pack does not support this and runs dense.
+    """
     model, tape = sd3.build(), FrozenTape()
     capture_on(model, tape)
     dense = sample(model, sd3, sd3.noise())
@@ -434,7 +440,9 @@ def test_copies_attached_to_the_model_are_known_before_the_run(sd3, caplog):
 
 
 class TestInputsOfACallBesidesItsNetwork:
-    """Inputs changed between two runs on one tape: the second run must equal an eager run."""
+    """An input other than the network changes between two runs that use the same tape. The second run must
+    equal an eager run.
+    """
 
     def _second_run(self, family, change):
         model, noise = family.build(), family.noise()

@@ -1,4 +1,6 @@
-"""Calls launched before ComfyUI requests them: the same image, and no image from a wrong guess."""
+"""Captured calls that are launched before ComfyUI requests them, with guessed inputs.
+
+The image stays the same, and the outputs of a wrong guess are never used without a warning."""
 
 import comfy.hooks
 import pytest
@@ -80,22 +82,27 @@ def test_a_run_with_another_prompt_launches_early_too(family, name, monkeypatch)
 
 
 def test_three_calls_have_two_tapes(sd3, monkeypatch):
-    """The third is not launched early: it shares a tape, which must not be used twice at once."""
+    """There are three calls and two tapes. The third call is not launched early, because it shares its tape
+    with another call, and a tape must not be used by two calls at once.
+    """
     tapes, traces = _grouped(sd3, monkeypatch, [[1, 1, 1]] * STEPS)
     assert [trace.regional_steps for trace in traces] == [7, 7]
     assert (tapes.launched, tapes.captured) == (LAUNCHED, 3)
 
 
 def test_calls_that_are_regrouped_during_the_run(sd3, monkeypatch):
-    """A call that could be launched early then follows a call with two prompts, or the other way round."""
+    """The grouping of prompts changes during the run, so that a call with one prompt, which could be launched
+    early, sometimes precedes and sometimes follows a call with two prompts.
+    """
     monkeypatch.setattr("ras_pack.ras_core.host.graphs_of_model.may_outlive_run", lambda *_: True)
     tapes, _ = _grouped(sd3, monkeypatch, [[1, 1, 1]] * 12 + [[2, 1]] * 8 + [[1, 2]] * 8 + [[1, 1, 1]] * 8)
     assert tapes.launched > 0 and tapes.waiting == 0
 
 
 def _grouped(sd3, monkeypatch, groups):
-    """The tapes of a run with three prompts in these groups, after checking that its image is that of an
-    eager run; and the traces of both runs.
+    """Make an eager and a captured run with three prompts, whose calls have the numbers of prompts `groups`.
+
+    Checks that both images are equal. Returns the tapes of the captured run, and the traces of both runs.
     """
     latents, traces = [], []
     for config in (EAGER, CAPTURED):
@@ -111,7 +118,9 @@ def _grouped(sd3, monkeypatch, groups):
 
 
 def test_nothing_is_in_flight_when_the_network_is_called(sd3, monkeypatch):
-    """Guidance that skips prompts in some steps: their early launches must be waited for, too."""
+    """Guidance skips the negative prompt in some steps, so the call that was launched early for it is never
+    requested. The pack must wait for this call, too, before the network is called.
+    """
     model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
     patched = patch_model(model, CAPTURED)
     calls = []
@@ -164,7 +173,7 @@ class TestWrongGuesses:
         self._patch = monkeypatch
 
     def _model(self, sd3, kind, shift):
-        """Each second call of an evaluation gets another image."""
+        """A model with RAS. In each evaluation, the second call gets another image than the first call."""
         model, tapes = sd3.build(), Tapes(kind)
         capture_on(model, tapes)
         patched = patch_model(model, CAPTURED)
@@ -188,7 +197,7 @@ class TestWrongGuesses:
         assert last_trace(patched).steps[-1].kind.value == "dense"
 
     def test_within_two_evaluations(self, sd3, monkeypatch, caplog):
-        """Even if the CPU side is far ahead of the device."""
+        """A wrong guess is detected within two evaluations, even if the CPU is far ahead of the device."""
         monkeypatch.setattr(_Check, "is_ready", lambda check, wait: wait)
         patched, tapes = self._model(sd3, FrozenTape, lambda step: 0.1 * (step >= 11))
         sample(patched, sd3, sd3.noise(), steps=20)
@@ -197,7 +206,9 @@ class TestWrongGuesses:
         assert kinds[11:13] == ["regional"] * 2 and set(kinds[13:]) == {"dense"}
 
     def test_even_after_the_graphs_were_dropped(self):
-        """Memory runs out before the comparison is read."""
+        """Memory runs out, and the graphs are dropped, before the result of the comparison is read. The wrong
+        guess must still be reported.
+        """
         (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
         for step, shift in enumerate((0.0, 0.0, 0.0, 1.0)):
             assert calls.begin_evaluation(True) is None
@@ -214,7 +225,9 @@ class TestWrongGuesses:
         assert tapes.launched > 0 and caplog.text.count(WRONG_GUESS) == 1
 
     def test_weights_that_differ_between_prompts(self, sd3, monkeypatch):
-        """ComfyUI's hooks patch the weights for one prompt and remove the patch for the other."""
+        """ComfyUI's hooks patch the weights before the call for one prompt, and remove the patch before the
+        call for the other. So no call may be launched early.
+        """
         model, tapes, unhooked = _split(sd3, monkeypatch, FrozenLateTape)
         prompts = {"positive": _with_lora(sd3, sd3.conditioning(1)), "negative": sd3.conditioning(2)}
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), EAGER, **prompts)
@@ -224,7 +237,7 @@ class TestWrongGuesses:
         assert tapes.launched == 0 and tapes.replayed > 0 and not trace.notes
 
     def test_other_packs_functions_between_the_calls(self, sd3, monkeypatch):
-        """A function that changes a prompt during the run: an early launch would use the old prompt."""
+        """Another pack's function changes a prompt during the run. An early launch would use the old one."""
 
         def negated(executor, model, conds, x_in, timestep, model_options):
             evaluations.append(1)
@@ -274,7 +287,9 @@ def test_an_interrupt_between_two_calls_leaves_nothing_in_flight(sd3, monkeypatc
 
 
 def test_a_prompt_on_another_device_is_compared_there():
-    """A new value is known when the output is requested: the call runs again, and no longer early."""
+    """An early launch guesses the prompt. If the prompt has changed when ComfyUI requests the output, the
+    call runs again, and is not launched early any more.
+    """
     (first, second), calls, idx = _two_captured_calls(), Overlap(), torch.zeros(1, 2, dtype=torch.long)
     second.off_device["prompt"] = PROMPT.clone()  # pretends that the device is another one
     found = []
@@ -306,7 +321,7 @@ PROMPT = torch.ones(1)
 
 
 def _two_captured_calls():
-    """Calls that add a prompt to an image."""
+    """Two captured stand-ins for network calls: each returns the sum of image and prompt."""
     idx = torch.zeros(1, 2, dtype=torch.long)
     inputs = {"x": torch.zeros(1, 1, 2, 2), "t": torch.ones(1), "prompt": PROMPT}
     call = RegionalCall(inputs, idx, {}, lambda now, *_: now["x"] + now["prompt"])
@@ -314,7 +329,7 @@ def _two_captured_calls():
 
 
 def _each_alone(shift):
-    """One call per prompt, each on the previous call's image plus `shift(step)`."""
+    """Evaluate each prompt in its own call; the second call gets the image plus `shift(step)`."""
     evaluations = []
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):
@@ -327,7 +342,7 @@ def _each_alone(shift):
 
 
 def _with_lora(family, conditioning):
-    """ComfyUI's hook that patches weights while this prompt is evaluated."""
+    """The conditioning with ComfyUI's LoRA hook, which patches weights while this prompt is evaluated."""
     name = "diffusion_model.joint_blocks.0.x_block.attn.qkv"
     weight = family.build().model.get_parameter(f"{name}.weight")
     hooks = comfy.hooks.create_hook_lora({f"{name}.diff": torch.full_like(weight, 0.05)}, 1.0, 1.0)

@@ -28,7 +28,7 @@ def pages():
 
 @pytest.fixture
 def layers(pages):
-    """Three layers on two pages; the second one is on both."""
+    """Three layers with weights on two memory pages; the weight of the second layer extends over both."""
     return [layer_on(pages, 0), layer_on(pages, PAGE - 512), layer_on(pages, PAGE + 4096)]
 
 
@@ -214,7 +214,7 @@ def look_at(network):
 
 
 def network_on(pages: FakePages) -> nn.Sequential:
-    """An evictable layer, and small tensors that are new in each run."""
+    """A network of a layer with an evictable weight, and a norm whose small tensors are not evictable."""
     return nn.Sequential(layer_on(pages, 0), nn.LayerNorm(4)).requires_grad_(False)
 
 
@@ -331,7 +331,9 @@ def test_an_unknown_form_of_prefetch_is_left_to_comfyui(layers):
 
 
 def test_the_watermark_is_restored_before_pages_above_it_are_unpinned_also_after_an_error(pages, layers):
-    """Unpinning a page above the watermark frees it: the whole model would have to be loaded again."""
+    """If a page above the watermark is unpinned, it is freed. So the watermark must be restored first, or
+    the whole model would have to be loaded again.
+    """
     weights = used(layers)
     assert weights.prove()
     with pytest.raises(torch.cuda.OutOfMemoryError), PresetWeights(weights).applied():
@@ -354,7 +356,7 @@ def test_a_range_that_the_driver_refuses_is_not_held(pages, layers, monkeypatch)
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_prefetched_weights_are_removed_whatever_comfyuis_function_expects(pages, layers, monkeypatch, whole):
-    """`cleanup_prefetched_modules` takes other arguments from 0.33.1 on."""
+    """ComfyUI's function `cleanup_prefetched_modules` takes different arguments from version 0.33.1 on."""
 
     def cast(modules, dtype, device, bias_dtype, non_blocking):
         for layer in modules:

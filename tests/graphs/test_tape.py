@@ -1,4 +1,4 @@
-"""The frozen tape itself: it repeats tensor operations and nothing else."""
+"""The frozen tape, a stand-in for CUDA graphs: it repeats tensor operations without running Python again."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Float8 weights are cast by one kernel in captured calls, to the same numbers."""
+"""In captured calls, one kernel casts each float8 weight, with the same result as PyTorch's operations."""
 
 import importlib
 
@@ -26,7 +26,7 @@ def kernel():
 
 @pytest.fixture
 def casts(kernel, monkeypatch):
-    """Lets the kernel run on any device; lists the shapes that it cast."""
+    """Let the kernel run on any device; yields a list of the shapes of the weights that it has cast."""
     done = []
 
     def counted(module, codes, dtype):

@@ -55,7 +55,7 @@ def _as_comfyui_executes_nodes():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Fewer fine steps than a real calibration, and one speed."""
+    """Make calibration short: fewer steps on the fine grid, fewer blocks, and only the speed 3x."""
     for name, value in (("FINE_STEPS", 8), ("BLOCKS", 4), ("REFERENCE_STEPS", 12), ("PLAN_SPEEDS", ("3x",))):
         monkeypatch.setattr(calibration, name, value)
 
@@ -84,7 +84,9 @@ def calibrated(sd3, short):
 class TestBlocks:
     @pytest.mark.parametrize("sampler", SAMPLERS)
     def test_a_replayed_start_is_exact(self, sd3, sampler):
-        """The costs are bit-identical to those of whole runs."""
+        """Calibration computes the common start of its runs once. The costs that it measures for the blocks
+        of steps are bit-identical to those from whole runs.
+        """
         measured, levels, expected = task(sd3), task(sd3).levels(8), []
         plain = comfy.samplers.sampler_object(sampler)
         reference = measured.sample(plain, levels)
@@ -176,7 +178,9 @@ class TestCalibration:
             calibration.calibrate(sd3.build(), ([], []), torch.zeros(1, 16, 3, 8, 8), 4.0)
 
     def test_it_takes_at_most_three_minutes_for_sd3_at_1024_pixels(self, sd3):
-        """64 ms per step with both prompts on an H100, plus a tenth for the overhead of regional steps."""
+        """The estimate assumes 64 ms per step for both prompts (measured on an H100), and adds a tenth for
+        the overhead of regional steps.
+        """
         steps = calibration.Calibration(task(sd3)).evaluations
         assert steps * 1.1 * calibration.SEEDS * 0.064 < 180
 
@@ -240,7 +244,9 @@ class TestFingerprint:
         model.detach()
 
     def test_a_checkpoint_with_quantised_weights(self, sd3, monkeypatch):
-        """Its state dict contains scales that are not attributes of the layer."""
+        """The state dict of a quantised checkpoint contains scales, which are not attributes of the layer.
+        The fingerprint of the model must depend on them.
+        """
         monkeypatch.setattr("ras_pack.ras_core.host.fingerprint.TENSORS", 10**6)  # all, so this layer too
         found = {fingerprint(quantised(sd3.build(), scale)) for scale in (1.0, 1.0, 0.5)}
         assert len(found) == 2 and fingerprint(sd3.build()) not in found
@@ -255,7 +261,7 @@ class TestFingerprint:
 
 
 def shifted(model, shift: float):
-    """ComfyUI's own node."""
+    """The model after ComfyUI's node ModelSamplingSD3, which sets the shift."""
     node = ModelSamplingSD3()
     return getattr(node, node.FUNCTION)(model, shift)[0]
 
@@ -356,7 +362,7 @@ class TestNodes:
 
 
 def quantised(model, scale: float):
-    """The model with one layer of ComfyUI's mixed-precision kind, loaded from a scaled fp8 file."""
+    """The model with one layer replaced by ComfyUI's mixed-precision layer, whose fp8 weight has a scale."""
     layer = model.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1
     operations = comfy.ops.mixed_precision_ops({}, torch.float32)
     form = json.dumps({"format": "float8_e4m3fn"}).encode()

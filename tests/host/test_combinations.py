@@ -1,6 +1,6 @@
-"""RAS with other nodes of a graph: the right image, or a dense run with a reason.
+"""RAS combined with other nodes of a workflow: the image is right, or the run is dense and names its reason.
 
-Each combination is ComfyUI's own (LoRA patches, SD3 ControlNet, area, mask, hooks), at a small size.
+The other parts are ComfyUI's own code (LoRA patches, SD3 ControlNet, area, mask, hooks) on tiny models.
 """
 
 import comfy.cldm.mmdit
@@ -39,7 +39,9 @@ def test_every_sampler_of_comfyui_runs(sampler, sd3):
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde"])
 def test_samplers_with_two_evaluations_per_step_follow_the_plan(sampler, family):
-    """An evaluation belongs to the step whose interval holds its sigma, and a step has one active set."""
+    """A network evaluation belongs to the step between whose two noise levels its sigma lies. All evaluations
+    of one step have the same active tokens.
+    """
     _, trace = sample_ras(family.build(), family, family.noise(), sampler=sampler)
     plan = {0: 1.0, 1: 1.0, 6: 1.0}
     sets = {}
@@ -52,7 +54,9 @@ def test_samplers_with_two_evaluations_per_step_follow_the_plan(sampler, family)
 
 class TestSchedule:
     def test_denoise_counts_steps_from_this_runs_first(self, family):
-        """KSampler with denoise 0.5 does the last ten of twenty steps."""
+        """With denoise 0.5 and ten steps, ComfyUI's KSampler runs the last ten steps of a schedule of twenty.
+        The plan counts from the first step that is run.
+        """
         image = family.noise(seed=9)
         _, trace = sample_ras(family.build(), family, family.noise(), latent_image=image, denoise=0.5)
         kinds = [step.kind.value for step in trace.steps]
@@ -80,7 +84,9 @@ class TestSchedule:
         assert f"speed-up {trace.expected_speedup:.2f}x (FLOPs)" in caplog.text[before:after]
 
     def test_a_dense_run_by_request_never_reads_from_the_device(self, sd3, monkeypatch):
-        """Each read would make the CPU wait for the device; the trace is complete without them."""
+        """Reading a value from the device would make the CPU wait. A dense run needs no such read for a
+        complete trace.
+        """
         reads = []
         read = torch.Tensor.__float__
         monkeypatch.setattr(torch.Tensor, "__float__", lambda t: (reads.append(1), read(t))[1])
@@ -100,7 +106,9 @@ class TestSchedule:
             assert (counts[-1] - counts[0] >= STEPS - 1) == (config is FAST)
 
     def test_a_schedule_with_repeated_levels_keeps_the_plain_sampler(self, sd3):
-        """A very low denoise repeats noise levels: the run is dense, without the corrected sampler."""
+        """With a very low denoise, some noise levels of the schedule are equal. Then the run is dense, and
+        ComfyUI's sampler is not replaced by the corrected one.
+        """
         model, noise = sd3.build(), sd3.noise()
         config = RASConfig(corrections=True)
         arguments = {"steps": 28, "denoise": 0.02, "latent_image": sd3.noise(seed=9)}
@@ -171,7 +179,9 @@ class TestLoRA:
 class TestControlNet:
     @pytest.fixture
     def conditioned(self, sd3):
-        """Positive and negative with a two-block SD3 ControlNet of ComfyUI's class."""
+        """A function that makes the positive and the negative conditioning, with an SD3 ControlNet of two
+        blocks (ComfyUI's class).
+        """
         config = {k: v for k, v in sd3.unet_config().items() if k not in ("num_blocks", "out_channels")}
         network = comfy.cldm.mmdit.ControlNet(
             num_blocks=2, operations=comfy.ops.disable_weight_init, **config
@@ -190,7 +200,7 @@ class TestControlNet:
         return make
 
     def test_regional_steps_get_the_active_tokens_residuals(self, sd3, conditioned):
-        """With nine of ten tokens active, the run must be close to the dense one."""
+        """If 90 % of the tokens are active, the latent must be close to that of the dense run."""
         model, noise = sd3.build(), sd3.noise()
         positive, negative = conditioned()
         dense = sample(model, sd3, noise, positive=positive, negative=negative)
@@ -202,7 +212,9 @@ class TestControlNet:
         assert distance(uncontrolled, dense) > 0.1
 
     def test_each_token_gets_its_own_residual(self, sd3):
-        """Two branches with different active sets; residual row j of branch i is 10 i + j."""
+        """Two batch rows (prompts) have different active tokens. The ControlNet residual of token j in batch
+        row i has the value 10 i + j.
+        """
         residual = torch.arange(4.0)[None, :, None] + torch.tensor([0.0, 10.0])[:, None, None]
         control = {"output": [residual, None], "middle": [], "input": []}
         gathered = adapter_for(sd3.build().model.diffusion_model).gather_control(
@@ -219,7 +231,9 @@ class TestControlNet:
 
     @pytest.mark.parametrize("end_percent", [1.0, 0.5])
     def test_calls_with_residuals_are_captured(self, sd3, conditioned, end_percent):
-        """Residuals differ in each step, and when a ControlNet ends, the form of the calls changes."""
+        """The residuals have other values in each step. When the ControlNet ends during the run, later calls
+        have no residuals, and need a graph of their own.
+        """
         noise, model, tape = sd3.noise(), sd3.build(), FrozenTape()
         capture_on(model, tape)
         conds = dict(zip(("positive", "negative"), conditioned(end_percent=end_percent), strict=True))
@@ -265,7 +279,9 @@ class TestConditioning:
         assert caplog.text.count("area conditioning") == 1
 
     def test_a_prompt_frees_its_memory_when_its_range_ends(self, family):
-        """Four prompts, each for a quarter of the run: at most old, new and negative one are kept."""
+        """Each of four positive prompts applies to a quarter of the run. K/V data are kept for at most three
+        prompts at once: the previous and the current positive prompt, and the negative prompt.
+        """
         prompts = []
         for i in range(4):
             prompt = family.conditioning(10 + i)
@@ -301,7 +317,7 @@ class TestConditioning:
 
     @pytest.mark.parametrize("inside", [1.0, 0.5])
     def test_inpainting_runs_dense_with_a_reason(self, sd3, inside, caplog):
-        """In regional steps, keys and values outside the mask would become too old."""
+        """Inpainting runs dense, because the cached keys and values outside the mask would become too old."""
         model, noise, image = sd3.build(), sd3.noise(), sd3.noise(seed=21)
         mask = torch.zeros(1, 1, 16, 16)
         mask[..., 4:12, 4:12] = inside
@@ -316,7 +332,7 @@ class TestConditioning:
         assert trace.regional_steps == 7 and not trace.notes
 
     def test_without_guidance(self, family):
-        """At cfg 1 ComfyUI omits the negative prompt."""
+        """At cfg 1, ComfyUI evaluates only the positive prompt. RAS must work with this one prompt."""
         _, trace = sample_ras(family.build(), family, family.noise(), cfg=1.0)
         assert trace.regional_steps == 7 and not trace.notes
 
@@ -339,7 +355,9 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("skipped", [0, 1])
     def test_a_skipped_block(self, sd3, skipped):
-        """Skip-layer guidance replaces a block and calls the same conditioning again."""
+        """A block is skipped, as skip-layer guidance does in its additional pass. RAS must still run regional
+        steps.
+        """
         model, noise = sd3.build(), sd3.noise()
         model.set_model_patch_replace(lambda args, extra: args, "dit", "double_block", skipped)
         latent, trace = sample_ras(model, sd3, noise, NEARLY_ALL)
@@ -355,14 +373,18 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("second", ["2", "1, 2"])
     def test_two_kinds_of_skip_layer_guidance_do_not_share_a_cache(self, sd3, second):
-        """The second replaces the first: its pass has no cached data and runs dense once."""
+        """In the middle of the run, a second skip-layer guidance replaces the first. No cached data exist for
+        the pass of the second one, so it runs dense once.
+        """
         guided = _skip_layers(_skip_layers(sd3.build(), "1", 0.0, 0.45), second, 0.4501, 1.0)
         _, trace = sample_ras(guided, sd3, sd3.noise(), NEARLY_ALL)
         assert trace.notes == ("a conditioning without cached data ran dense once",)
         assert trace.regional_steps == 8
 
     def test_a_patch_that_expects_every_token_runs_dense_with_a_message(self, family, caplog):
-        """Another pack's hook that adds a full-length tensor fails on a shortened sequence."""
+        """Another pack's hook adds a tensor with a row for every token. In a regional step, which computes
+        fewer rows, the addition fails.
+        """
         model, noise = family.build(), family.noise()
         network = model.model.diffusion_model
         block = adapter_for(network).main_blocks(network)[1]
@@ -388,7 +410,9 @@ class TestOtherPatches:
 
     @pytest.mark.parametrize("corrections", [False, True])
     def test_lazy_cache_in_front(self, family, corrections):
-        """It skips whole steps; RAS continues from the last evaluation."""
+        """ComfyUI's LazyCache skips whole steps, so that RAS does not see them. At the next evaluation, RAS
+        continues from the last one that it saw.
+        """
         from comfy_extras.nodes_easycache import LazyCacheNode
 
         config = RASConfig(sample_ratio=0.5, start_step=2, corrections=corrections)
@@ -399,7 +423,9 @@ class TestOtherPatches:
         assert torch.isfinite(latent).all()
 
     def test_easy_cache_on_a_network_that_runs_its_wrapper(self, caplog):
-        """It would keep outputs with holes at cached tokens: the run is dense, with one warning."""
+        """EasyCache would store the outputs of regional calls, which lack the cached tokens. So the run is
+        dense, with one warning.
+        """
         from comfy_extras.nodes_easycache import EasyCacheNode
 
         lumina = FAMILIES["lumina2"]
@@ -452,7 +478,9 @@ class _NoHandle:
 
 
 def _add_full_length():
-    """A hook that adds a tensor with the rows of its first call, which is dense."""
+    """A hook that adds the same tensor in each call. The tensor has as many rows as the first call, which is
+    dense, so it does not fit a regional call.
+    """
     made = []
 
     def hook(module, args, output):
@@ -486,11 +514,11 @@ def test_a_sampler_with_its_own_options_is_not_replaced(sd3):
 
 
 class OwnKSampler(comfy.samplers.KSAMPLER):
-    """A SAMPLER that another pack derives from ComfyUI's."""
+    """A SAMPLER whose class another node pack derives from ComfyUI's class KSAMPLER."""
 
 
 def sample_euler(model, x, sigmas, **others):
-    """A function of another pack, with the name of ComfyUI's."""
+    """A sampler function of another node pack that has the same name as ComfyUI's function."""
     return comfy.k_diffusion.sampling.sample_euler(model, x, sigmas, **others)
 
 

@@ -1,4 +1,6 @@
-"""torch.compile, as ComfyUI's node applies it: compiled code does not run hooks that are added later."""
+"""RAS with torch.compile, as ComfyUI's node applies it.
+
+Compiled code does not run hooks that are added later, so RAS has to run the network uncompiled."""
 
 import pytest
 import torch
@@ -80,7 +82,9 @@ def test_a_dense_plan_is_compiled_whole():
 
 @pytest.mark.parametrize("part", ["apply_model", "diffusion_model"])
 def test_what_other_nodes_compile(part):
-    """Compiling more than the network, where nothing can be switched off, or the network inside the model."""
+    """Another node has compiled the network inside the model, or a function around the network. RAS cannot
+    switch off compilation there.
+    """
     noise, model = FAMILY.noise(), FAMILY.build()
     expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise, steps=4)
     setattr(model.model, part, torch.compile(getattr(model.model, part), backend="eager"))

@@ -49,7 +49,9 @@ def test_without_memory_comfyui_copies_them_itself(monkeypatch):
 
 
 class TestRuns:
-    """The copies are marked, since on a CPU there is no other device to copy to."""
+    """Tests of whole runs on a CPU, where nothing is really copied to another device. So the function that
+    copies is watched, and its copies are marked.
+    """
 
     @pytest.fixture
     def arrivals(self, monkeypatch):

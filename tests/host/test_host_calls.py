@@ -1,4 +1,6 @@
-"""Translation of ComfyUI's arguments: by position or by name, and with arguments that later versions add."""
+"""Reading the arguments with which ComfyUI calls the network.
+
+They may be given by position or by name, and later versions of ComfyUI add further arguments."""
 
 import pytest
 import torch

@@ -23,7 +23,7 @@ DENSE = RASConfig(sample_ratio=1.0)
 
 @pytest.fixture
 def prefetch(monkeypatch):
-    """Sets attributes of ComfyUI's prefetch module for a test."""
+    """A function that sets an attribute of ComfyUI's prefetch module until the test ends."""
     module = sys.modules.get(host_compiler.PREFETCH) or ModuleType(host_compiler.PREFETCH)
     monkeypatch.setitem(sys.modules, host_compiler.PREFETCH, module)
     return lambda name, value: monkeypatch.setattr(module, name, value, raising=False)
@@ -32,7 +32,10 @@ def prefetch(monkeypatch):
 class TestCompilerOff:
     @pytest.fixture
     def switches(self, monkeypatch):
-        """Adds the switches to ComfyUI's arguments; returns a function that reads them."""
+        """Add ComfyUI's switches for its graphs and compiler to its command-line arguments.
+
+        Returns a function that reads their values.
+        """
         for name in host_compiler.SWITCHES:
             monkeypatch.setattr(comfy.cli_args.args, name, False, raising=False)
         return lambda: [getattr(comfy.cli_args.args, name) for name in host_compiler.SWITCHES]
@@ -150,7 +153,9 @@ class TestCapturesWithIt:
 
 
 class TestSwallowedHooks:
-    """A block whose hooks, or attention override, are not called from some step on."""
+    """From a given step on, one block no longer calls the pack's hooks or its attention override, as with
+    ComfyUI's own CUDA graphs. The pack must detect this and run dense.
+    """
 
     def _run(self, sd3, step, silence, is_known=False):
         model, evaluations = sd3.build(), []
@@ -197,13 +202,15 @@ class TestSwallowedHooks:
         assert [step.kind.value for step in trace.steps[4:]] == ["dense"] * 6
 
     def test_from_the_first_call_on(self, sd3):
-        """ComfyUI's graph is from an earlier run."""
+        """ComfyUI has a graph of the block from an earlier run, so it calls no hook from the start."""
         latent, dense, trace = self._run(sd3, 0, self._hooks, is_known=True)
         assert "2 of 3 blocks" in trace.notes[0] and trace.regional_steps == 0
         assert distance(latent, dense) < 2e-5
 
     def test_the_result_is_the_dense_one(self, sd3):
-        """Not called from the first regional step on: everything after it is as without the pack."""
+        """The override is not called from the first regional step on. This step and all later ones are then
+        computed as without the pack.
+        """
         latent, dense, trace = self._run(sd3, 2, self._override)
         assert trace.regional_steps == 0 and distance(latent, dense) < 2e-5
         assert torch.isfinite(latent).all()

@@ -1,4 +1,6 @@
-"""Each speed through ComfyUI's own sampling nodes: its cost, which plan it takes, what stays as it was."""
+"""Each value of the `speed` setting in runs by ComfyUI's own sampling nodes.
+
+Tests check the cost of the run, which plan the speed selects, and what the speed must not change."""
 
 import json
 from types import SimpleNamespace
@@ -55,7 +57,7 @@ def info(caplog):
 
 @pytest.fixture
 def progress(monkeypatch):
-    """(step, total) of every callback that ComfyUI's nodes get."""
+    """A list of (step, total) from every progress callback of ComfyUI's sampling nodes."""
     seen, prepare = [], latent_preview.prepare_callback
 
     def watched(*args, **kwargs):
@@ -81,7 +83,7 @@ def values(family, **changes):
 
 
 def ras_ksampler(family, speed, model=None, plan=None, settings=None, **changes):
-    """The latent of RASKSampler, and the trace."""
+    """Run the node RASKSampler. Returns its latent and its trace."""
     inputs = {"speed": speed, "plan": plan, **DEFAULTS, **(settings or {}), **values(family, **changes)}
     latent, trace = RASKSampler.execute(model=model or family.build(), **inputs).result
     return latent["samples"], trace
@@ -98,7 +100,7 @@ def ksampler(model, family, **changes):
 
 
 def advanced(model, family, start, end, latent, leftover=True, **changes):
-    """A part of a run, as KSamplerAdvanced makes it."""
+    """The latent after steps `start` to `end` of a run, computed by ComfyUI's node KSamplerAdvanced."""
     given = values(family, **changes)
     given.pop("denoise")
     seed = given.pop("seed")
@@ -124,7 +126,7 @@ def factor(speed: str) -> float:
 
 
 def gain(trace, full_steps=STEPS) -> float:
-    """By FLOPs, over dense steps."""
+    """The expected speed-up (FLOPs) of the run over a dense run of `full_steps` steps."""
     return trace.expected_speedup * full_steps / len(trace.evaluations)
 
 
@@ -167,7 +169,9 @@ class TestCost:
         assert [step.is_reset for step in trace.steps].index(True) == 11
 
     def test_other_samplers_keep_their_grid(self, family, info):
-        """As many steps, with shares of the tokens that provide the speed-up."""
+        """With a sampler for which there are no plans, the number of steps and the noise levels stay. The
+        share of active tokens is lowered until the run has the speed-up.
+        """
         model = family.build()
         _, trace = ras_ksampler(family, "2x", model, sampler_name="lms")
         assert (trace.n_steps, levels_of(trace)) == (STEPS, pytest.approx(simple_levels(model, STEPS)[:-1]))
@@ -206,11 +210,11 @@ class TestCost:
 
 
 class TestLevels:
-    """The grid of a plan has the first and the last level of the sampler's own."""
+    """A plan has its own noise levels, but the first and the last are those of the sampler's schedule."""
 
     @pytest.mark.parametrize("sampler_name", SAMPLERS)
     def test_it_is_plain_sampling_on_the_grid(self, sd3, sampler_name):
-        """A plan whose steps are all dense leaves RAS out."""
+        """If all steps of a plan are dense, the run equals plain sampling on the plan's noise levels."""
         model = sd3.build()
         plan = plans_for(model).best("2x", sampler_name, plain=True)
         latent, trace = ras_ksampler(sd3, "2x", model, sampler_name=sampler_name, plan=PlanSet((plan,)))
@@ -239,7 +243,9 @@ class TestLevels:
         assert (found - dense).norm() < 0.25 * (dense - latent).norm()
 
     def test_halves_equal_the_whole(self, sd3):
-        """On an even grid both halves have exactly the levels of the whole."""
+        """If the plan's steps are spaced evenly, two half runs have exactly the noise levels of the whole
+        run. So their result equals that of the whole run.
+        """
         plan = planned(steps=14, dense=14, density=(1.0,))
         model = ras_model(sd3, "2x", plan=plan)
         empty, whole = values(sd3)["latent_image"]["samples"], ksampler(model, sd3)
@@ -278,7 +284,9 @@ class TestLevels:
 
     @pytest.mark.parametrize("made_for", [("2x", "dpmpp_2m"), ("3x", "euler")])
     def test_the_schedulers_levels_for_another_choice_are_not_shortened_either(self, sd3, made_for):
-        """RAS Scheduler starts with dpmpp_2m, and ComfyUI's KSamplerSelect with euler."""
+        """RAS Scheduler's default sampler is dpmpp_2m, and that of ComfyUI's KSamplerSelect is euler. So a
+        user can easily run a sampler on noise levels that were made for another one.
+        """
         speed, sampler = made_for
         model = ras_model(sd3, "2x")
         made = RASScheduler.execute(model, speed, STEPS, 1.0, sampler).result[0]
@@ -286,7 +294,9 @@ class TestLevels:
         assert levels_of(last_trace(model)) == pytest.approx(made[:-1].tolist())
 
     def test_an_even_grid_is_told_from_the_simple_schedule(self, sd3):
-        """Also where its steps divide the fine schedule's, and where a run has denoise below 1."""
+        """Noise levels made by RAS Scheduler must not be mistaken for ComfyUI's simple schedule, which would
+        be shortened. With denoise below 1, the simple schedule must still be recognised.
+        """
         plan = planned(steps=10, dense=10, density=(1.0,))
         model = ras_model(sd3, "2x", plan=plan)
         made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
@@ -412,7 +422,9 @@ class TestChoice:
 
     @pytest.mark.parametrize(("free", "regional"), [(0, 0), (330_000, 6)])
     def test_a_plan_that_was_measured_with_more_memory(self, sd3, monkeypatch, free, regional):
-        """Calibration measures with `forecast`, which takes twice the memory of `gpu`."""
+        """Calibration measured the plan with the K/V cache format `forecast`, which takes twice the memory of
+        `gpu`. This run has too little memory for it.
+        """
         monkeypatch.setattr(cache_plan, "free_device_bytes", lambda *_: free)
         monkeypatch.setattr(cache_plan, "free_main_memory", lambda: 0)
         _, trace = ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
@@ -433,7 +445,9 @@ class TestChoice:
         assert f"with speed = custom, {text}: plan." in info.text
 
     def test_a_comparison_ignores_a_window_that_the_speed_ignores(self, sd3, info):
-        """Its dense run is custom, and refused a window that no run uses."""
+        """The dense run of a comparison has speed = custom, for which this window (start after end) is an
+        error. But neither run uses the window, so the comparison must work.
+        """
         given = values(sd3, sampler_name="euler", steps=4)
         changes = {**DEFAULTS, "start_percent": 0.5, "end_percent": 0.3}
         vae = SimpleNamespace(decode=lambda latent: torch.rand(1, 64, 48, 3))
@@ -455,7 +469,9 @@ class TestChoice:
 class TestCustom:
     @pytest.mark.parametrize("sampler_name", SAMPLERS)
     def test_it_is_the_settings_below_to_the_bit(self, sd3, sampler_name):
-        """20 % of 28 steps are the six that the default was before it became a share."""
+        """With speed = custom, the node's own settings apply exactly. The default start_percent is 20 %: six
+        of 28 steps, as many as the default had when it was a number of steps.
+        """
         latent, trace = ras_ksampler(sd3, CUSTOM, sampler_name=sampler_name)
         config = RASConfig(sample_ratio=0.5, start_step=6, error_reset_every=0, corrections=True)
         model = patch_model(sd3.build(), config)

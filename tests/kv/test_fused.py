@@ -1,4 +1,6 @@
-"""Triton's kernels equal PyTorch's operations: on a GPU, and elsewhere in Triton's interpreter."""
+"""The pack's Triton kernels give the same results as PyTorch's operations.
+
+The kernels run on a GPU, or in Triton's interpreter if there is none."""
 
 import importlib
 import os
@@ -37,7 +39,7 @@ def kernels() -> RowKernels:
 
 @pytest.fixture
 def use(kernels, monkeypatch):
-    """Sets whether caches use the kernels, on any device."""
+    """A function that sets whether K/V caches use the Triton kernels, on any device."""
 
     def switch(on: bool) -> None:
         monkeypatch.setattr(triton_check, "DEVICE_TYPE", DEVICE.type if on else "none")
@@ -48,7 +50,7 @@ def use(kernels, monkeypatch):
 
 
 def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Rows of very different sizes, (B, n, *shape)."""
+    """Random rows (B, n, *shape), whose magnitudes differ between rows by factors of up to 2^17."""
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randn(B, n, *shape, generator=draw)
     sizes = torch.exp2(torch.randint(-9, 9, (B, n), generator=draw).float())
@@ -60,7 +62,9 @@ def _places() -> RowIndex:
 
 
 def _by_heads(rows: torch.Tensor) -> torch.Tensor:
-    """The same numbers in another layout that networks use: heads first, and each repeated."""
+    """The same numbers in another memory layout that networks use: the head axis precedes the row axis, and
+    every head is repeated.
+    """
     first = rows.movedim(2, 1).repeat_interleave(2, dim=1).contiguous()
     return first.movedim(2, 1)[:, :, ::2]
 
@@ -258,8 +262,8 @@ FORMS = [("float16", 8), ("float16", 1), ("bfloat16", 8), ("float32", 4)]
 
 @pytest.mark.parametrize(("dtype", "unit"), FORMS)
 def test_kernels_compile_for_gpus_that_this_machine_lacks(kernels, dtype, unit):
-    """The interpreter accepts code that Triton does not compile: it has no types. Rows are read 16 bytes at a
-    time if their layout allows it.
+    """Triton's interpreter does not check types, so it accepts code that does not compile for a GPU. So this
+    test compiles the kernels, for rows that can be read 16 bytes at a time and for rows that cannot.
     """
     plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-c", COMPILE, str(TESTS), dtype, str(unit)]

@@ -1,4 +1,4 @@
-"""Every form of the K/V cache: accurate, of the computed size, and freed after the run."""
+"""Every format of the K/V cache is accurate, takes the computed memory, and is freed after the run."""
 
 import gc
 import weakref
@@ -43,7 +43,7 @@ FP8_CALL_ERROR = 0.02
 
 @pytest.fixture
 def seen(monkeypatch) -> dict:
-    """Logs what runs compute and decide: required memory, chosen form, and their offloaders."""
+    """Lists that collect, for each run, the computed memory, the chosen cache format and the offloader."""
     found = {"needs": [], "choices": [], "offloaders": []}
 
     def spy(wanted, needs, room):
@@ -80,7 +80,8 @@ def _alive(others: Sequence[object] = ()) -> list:
     """All live objects that hold K/V, without waiting for the garbage collector.
 
     Args:
-        others: objects that held some before the test. Frames of a failed capture are kept on purpose.
+        others: objects with K/V from before the test, which do not count. For example, the stack frames of a
+            failed capture are kept on purpose.
     """
     kinds = {KVRows, Float8Rows, MainMemoryRows, ForecastRows, Times, Offloader}
     known = set(map(id, others))
@@ -93,11 +94,13 @@ def _free(monkeypatch, device: int, main: int) -> None:
 
 
 class TestAgreement:
-    """A run with another form of cache equals the run with the cache on the device."""
+    """A run with another cache format agrees with the run whose K/V cache is on the device (`gpu`)."""
 
     @pytest.mark.parametrize(("mode", "batch"), [("together", 1), ("split", 2), ("alternating", 2)])
     def test_main_memory_is_exact_and_float8_is_close(self, family, batch, mode, monkeypatch):
-        """Even if ComfyUI regroups the two prompts from step to step."""
+        """The format `cpu` gives the same bits as `gpu`, and `fp8` nearly the same latent, even if ComfyUI
+        changes from step to step whether the two prompts share a call.
+        """
         noise = family.noise(12, 20, batch=batch)
         latents = {}
         for format_name in ("gpu", "fp8", "cpu"):
@@ -110,7 +113,9 @@ class TestAgreement:
         assert 0 < distance(latents["fp8"], latents["gpu"]) < FP8_ERROR
 
     def test_one_regional_call(self, family):
-        """A third of the tokens is active, the rest comes from a cache filled with the same image."""
+        """A third of the tokens is active. The K/V rows of the other tokens are from a dense call on the same
+        latent.
+        """
         model, x, n = family.build(), family.noise(batch=2), 64
         network = model.model.diffusion_model
         active = torch.stack([torch.arange(i, n, 3)[:21] for i in range(2)])
@@ -137,7 +142,9 @@ class TestAgreement:
 
     @pytest.mark.parametrize("format_name", ["gpu", "off"])
     def test_a_mask_has_a_number_for_each_row_of_the_whole_sequence(self, format_name):
-        """Older versions of ComfyUI pass one to the image refiners; `off` only attends to some rows."""
+        """Older versions of ComfyUI pass an attention mask to Lumina 2's image refiners. The mask has a
+        column for every row, but with kv_cache = off the attention sees only the active rows.
+        """
         family = FAMILIES["lumina2"]
         plain, _ = sample_ras(family.build(), family, family.noise(), _settings(format_name))
         model = family.build()
@@ -150,7 +157,9 @@ class TestAgreement:
         assert trace.regional_steps == 7 and not trace.notes
 
     def test_a_mask_of_another_attention_is_not_changed(self):
-        """Lumina-Next's captions have their own mask, here with as many rows as the image has tokens."""
+        """Lumina-Next's attention to the caption has its own mask. In this test the mask has as many columns
+        as the image has tokens, so it could be mistaken for a mask of the image.
+        """
         family = FAMILIES["lumina_next"]
         prompts = {"positive": family.conditioning(1, rows=64), "negative": family.conditioning(2, rows=64)}
         _, trace = sample_ras(family.build(), family, family.noise(), _settings("off"), **prompts)
@@ -201,7 +210,9 @@ class TestBytes:
         assert trace.kv_bytes == seen["needs"][0].kept("gpu")
 
     def test_sd3_medium_at_full_size(self):
-        """24 blocks, K and V of 1,536 half-precision numbers, two prompts, 4,096 image and 154 text rows."""
+        """The cache size computed by hand: 24 blocks, a key and a value of 1,536 half-precision numbers per
+        row, two prompts, 4,096 image rows and 154 text rows.
+        """
         import comfy.ops
         from comfy.ldm.modules.diffusionmodules.mmdit import MMDiT
         from ras_pack.ras_core.models import adapter_for
@@ -214,7 +225,9 @@ class TestBytes:
 
 
 class TestAuto:
-    """With limited memory, each run completes with the form that fits, and logs the form and the reason."""
+    """With kv_cache = auto and limited memory, a run uses a cache format that fits, and logs the format and
+    the reason for it.
+    """
 
     def _needs(self, family, seen) -> Needs:
         sample_ras(family.build(), family, family.noise(), _settings("auto"))
@@ -277,7 +290,9 @@ class TestAuto:
 
 
 class TestAutoWithCorrections:
-    """There a forecast pays, and is taken while memory is ample."""
+    """With corrections, extrapolated K/V rows improve the image. So `auto` takes the format `forecast` as
+    long as memory suffices.
+    """
 
     SETTINGS = RASConfig(sample_ratio=0.5, start_step=2, error_reset_every=0, corrections=True)
 
@@ -353,7 +368,9 @@ class TestRoom:
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
     def test_other_models_are_unloaded_and_the_runs_own_are_kept(self, sd3, monkeypatch):
-        """ComfyUI's own memory manager with two models loaded, on a device that claims to be a GPU."""
+        """To make room for the cache, ComfyUI's memory manager unloads a model that the run does not use. Two
+        models are loaded, on a stand-in that claims to be a GPU.
+        """
         management = comfy.model_management
         ours, other = sd3.build(), sd3.build(seed=1)
         unload_all_models()
@@ -425,7 +442,9 @@ class TestLifeCycle:
     def test_when_memory_runs_out_the_cache_is_freed_before_the_dense_call(
         self, sd3, format_name, monkeypatch
     ):
-        """The third attention runs out of memory: the first two's rows must be freed before the new call."""
+        """The third attention of a call runs out of memory while it stores its K/V rows. The rows of the
+        first two must be freed before the call is repeated.
+        """
         gc.collect()
         filled, held, others = [], [], _alive()
         fill = kv.fill
@@ -455,7 +474,9 @@ class TestOffloader:
         assert seen["offloaders"][-1].late == 7
 
     def test_it_only_uses_two_buffers_on_the_device(self, family, seen, monkeypatch):
-        """The rows of each attention are copied to one of two buffers, which grow to the largest."""
+        """With kv_cache = cpu, each attention's rows are copied to one of two buffers on the device. Both
+        buffers grow to the size of the largest attention.
+        """
         addresses = set()
         fetch = Offloader.fetch
 
@@ -488,11 +509,13 @@ class TestOffloader:
 
 
 class TestOneBlock:
-    """The rows of a call are allocated as one block of the computed size."""
+    """All K/V rows of a network call are allocated as one memory block of the computed size."""
 
     @pytest.fixture
     def pieces(self, monkeypatch) -> list:
-        """After each dense call, the memory blocks of its keys and values: address -> bytes."""
+        """A list with one dict for each dense call: the memory blocks of its keys and values, address ->
+        bytes.
+        """
         found = []
         end_fill = KVStore.end_fill
 
@@ -512,7 +535,9 @@ class TestOneBlock:
         assert trace.kv_bytes <= sum(pieces[0].values())
 
     def test_rows_beyond_the_expected_size_are_kept_too(self, sd3, pieces, monkeypatch):
-        """The size is computed from the mean length of the prompts, which differ a lot."""
+        """The block's size is computed from the mean length of the prompts. If their lengths differ a lot,
+        some rows do not fit into the block, and must be kept elsewhere.
+        """
         plain, _ = sample_ras(sd3.build(), sd3, sd3.noise(), _settings("gpu"))
         monkeypatch.setattr(Needs, "of_a_branch", lambda *_: 100_000)
         monkeypatch.setattr("ras_pack.ras_core.kv.arena.SPARE", 0)
@@ -557,7 +582,9 @@ class TestOneBlock:
 
 
 class TestForms:
-    """Splitting, joining and writing, with small numbers; float8 has a mantissa of three bits."""
+    """Each cache format can split, join and overwrite its rows. The numbers are small powers of two, which
+    float8 with its three mantissa bits represents exactly.
+    """
 
     KEEP = {
         "gpu": KVRows.of,
@@ -609,7 +636,9 @@ class TestForms:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     def test_float8_is_equally_precise_for_tiny_and_huge_rows(self, dtype):
-        """Each row has a scale: float8 itself covers 2^-9 to 448, and these rows are far outside of it."""
+        """Float8 covers only magnitudes from 2^-9 to 448. These rows are far outside this range, so each row
+        is stored with its own scale.
+        """
         generator = torch.Generator().manual_seed(0)
         rows = torch.randn(2, 4, 64, generator=generator)
         rows = (rows * torch.tensor([1e-4, 1.0, 100.0, 8000.0])[None, :, None]).to(dtype)
@@ -623,7 +652,9 @@ class TestForms:
 
 
 class TestGraphs:
-    """Captured calls read K/V at fixed addresses: only forms that keep the addresses can be captured."""
+    """A captured call reads K/V at fixed addresses. So calls are captured only with a cache format whose rows
+    stay at the same addresses.
+    """
 
     @pytest.mark.parametrize("format_name", KV_FORMATS)
     def test_calls_are_captured_only_if_the_cache_stays_in_place(self, family, format_name, caplog):
@@ -668,7 +699,9 @@ class TestGraphs:
 
     @pytest.mark.parametrize(("first", "then"), [("forecast", "gpu"), ("gpu", "forecast")])
     def test_buffers_that_a_run_cannot_use_do_not_count_as_free(self, sd3, monkeypatch, first, then):
-        """Extrapolated rows and plain rows have separate buffers."""
+        """Buffers of captured calls are kept for later runs. A run with extrapolated rows cannot use the
+        buffers for plain rows, nor the other way round, so it must not count them as free memory.
+        """
         asked = []
         monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
         monkeypatch.setattr(graphs_of_model, "may_outlive_run", lambda *_: True)
@@ -684,7 +717,9 @@ class TestGraphs:
 
 
 class TestDynamicVRAM:
-    """Weights that are loaded when used and evicted when others need the memory."""
+    """ComfyUI's dynamic VRAM: weights are loaded when a layer needs them, and evicted when something else
+    needs the memory.
+    """
 
     @pytest.fixture
     def model(self, sd3, monkeypatch):

@@ -1,4 +1,4 @@
-"""Extrapolated keys and values: the rule with hand-computed numbers, and its effect in real networks."""
+"""Extrapolated keys and values (`forecast`): the formula with hand-computed numbers, and whole runs."""
 
 import comfy.sample
 import pytest
@@ -138,7 +138,9 @@ class TestRows:
         torch.testing.assert_close(key, expected)
 
     def test_regrouped_calls_keep_their_times(self):
-        """Two conditionings in one call, then in two, then in one again."""
+        """Each row has noise levels (times) of its last changes. They must be kept when two conditionings,
+        after sharing a call, are evaluated in two calls, and then in one call again.
+        """
         store = KVStore(self.N, "forecast")
         assert store.forecasts and not KVStore(self.N, "gpu").forecasts
         slots = store.begin_fill(("a", "b"))
@@ -178,7 +180,9 @@ class TestRuns:
 
     @pytest.mark.parametrize("start", [0, 1, 2])
     def test_an_unconfirmed_forecast_equals_the_plain_cache(self, family, start, monkeypatch):
-        """Weights of fresh rows and of text are exact, and so is every row that passes through the cache."""
+        """If no forecast is confirmed, all forecasts have weight zero. Then the run must equal, bit by bit,
+        the run with a cache that does not extrapolate.
+        """
         monkeypatch.setattr(kv_extrapolation, "_confirmed", lambda forecast, _: torch.zeros(len(forecast)))
         noise = family.noise(13, 19, batch=2)
         forecast, plain = (
@@ -189,7 +193,9 @@ class TestRuns:
 
     @pytest.mark.parametrize("rows", [7, 4])
     def test_prompts_regrouped_by_dense_steps_keep_their_history(self, family, rows, monkeypatch):
-        """ComfyUI evaluates two prompts together or one by one, depending on memory: here two steps each."""
+        """Depending on free memory, ComfyUI evaluates the two prompts in one call or in two calls. In this
+        test, this changes every two steps.
+        """
         prompts = {"positive": family.conditioning(1, rows=7), "negative": family.conditioning(2, rows=rows)}
         together, _ = sample_ras(family.build(), family, family.noise(), FORECAST, **prompts)
         model = family.build()
@@ -206,7 +212,9 @@ class TestRuns:
         assert caplog.text.count("kv_cache = forecast supports euler and dpmpp_2m") == 1
 
     def test_two_dense_calls_are_kept_before_the_first_regional_one(self, sd3, monkeypatch):
-        """With one dense call, a token could only be forecast after its second evaluation."""
+        """An extrapolation needs two values per row. With K/V rows of two dense calls, cached tokens can be
+        extrapolated from the first regional step on.
+        """
         weights = []
         update_active = Times.update_active
         monkeypatch.setattr(
@@ -232,7 +240,9 @@ class TestReplays:
         assert tape.captured == 1
 
     def test_a_failed_run_does_not_affect_the_next(self, sd3):
-        """With one dense step, the next run's first call overwrites rows that a failed run left behind."""
+        """A failed run leaves NaN in the K/V buffers. With only one dense step, the next run overwrites these
+        rows once only, and must still not read a NaN.
+        """
         config = RASConfig(**{**vars(FORECAST), "start_step": 1, "error_reset_every": 0})
         fine, _ = sample_ras(sd3.build(), sd3, sd3.noise(), config)
         model = sd3.build()

@@ -1,4 +1,4 @@
-"""The registry of K/V formats: its contents, and a format that is added with one line."""
+"""The registry of K/V cache formats: its entries, and a new format that a test adds with one line."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -38,7 +38,10 @@ def _decoded(codes: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 @dataclass
 class Int8Rows(KVRows):
-    """K and V as int8 with a scale per row: `tensors` are codes and scales of the key and of the value."""
+    """Keys and values as int8 codes with one scale per row.
+
+    `tensors` are the codes and the scales of the key, then those of the value.
+    """
 
     format_name: ClassVar[str] = "int8"
 
@@ -89,7 +92,9 @@ class TestRegistry:
         assert [form.name for form in formats.automatic()] == ["gpu", "fp8", "cpu"]
 
     def test_bytes_by_hand(self):
-        """1000 numbers of two bytes in ten rows, five tokens; 200 numbers in the largest attention."""
+        """The cache has 1000 numbers of two bytes each, in ten rows, for five tokens. The largest attention
+        has 200 of these numbers.
+        """
         kept = {"gpu": 2000, "fp8": 1000 + 10 * 2, "cpu": 0, "off": 0, "forecast": 2 * 2000 + 5 * 8}
         kept["forecast2"] = 3 * 2000 + 5 * 12
         in_passing = {"gpu": 0, "fp8": 400, "cpu": 800, "off": 0, "forecast": 400, "forecast2": 800}
@@ -135,7 +140,9 @@ class TestAddedFormat:
 
     @pytest.mark.parametrize("every", [0, 2])
     def test_a_run_keeps_and_updates_it(self, family, every, monkeypatch, caplog):
-        """Even if ComfyUI regroups the two prompts from step to step."""
+        """The added format works in a whole run, even if ComfyUI changes from step to step whether the two
+        prompts share a call.
+        """
         plain, exact = sample_ras(family.build(), family, family.noise(), self._settings(kv_cache="gpu"))
         model = family.build()
         if every:

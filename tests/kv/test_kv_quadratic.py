@@ -1,4 +1,6 @@
-"""Keys and values continued along their last two changes: the rule by hand, and in whole runs."""
+"""Keys and values extrapolated along a parabola (`forecast2`), from their last two changes.
+
+The formula is compared with hand-computed numbers, and used in whole runs."""
 
 import pytest
 import torch
@@ -36,7 +38,9 @@ class TestGains:
         assert self._gains(3 * self.A + 2 * self.B) == [1.0, 1.0]
 
     def test_one_that_would_be_negative_is_left_out_of_the_fit(self):
-        """A alone: (A . (A - B / 4)) / (A . A) = (6 - 3 / 4) / 6; and the same the other way round."""
+        """A fit with both forecasts A and B would give one of them a negative gain. So only the other is
+        fitted: for the target A - B / 4, the gain of A is (A . (A - B / 4)) / (A . A) = (6 - 3 / 4) / 6.
+        """
         assert self._gains(self.A - self.B / 4) == pytest.approx([0.875, 0.0], abs=1e-4)
         assert self._gains(self.B / 2 - self.A / 8) == pytest.approx([0.0, (6 / 2 - 3 / 8) / 6], abs=1e-4)
 

@@ -1,4 +1,6 @@
-"""Errors of active tokens spread to cached ones: the rule by hand, and in whole runs."""
+"""Cached tokens are corrected by the extrapolation errors that the active tokens show.
+
+The formula is compared with a separate computation, and used in whole runs."""
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ FORMATS = ["forecast", "forecast2"]
 
 
 def _some(count: int, bb: int = 1, seed: int = 0) -> torch.Tensor:
-    """(bb, count) tokens in order."""
+    """Indices (bb, count) of randomly drawn tokens, in ascending order."""
     draw = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randperm(N, generator=draw)[:count].sort().values for _ in range(bb)])
 
@@ -59,7 +61,9 @@ class TestRule:
 
     @pytest.mark.parametrize("count", [6, 12, 20])
     def test_it_is_the_rule_token_by_token(self, count):
-        """With 6 of 24, some tokens have no active neighbour."""
+        """The correction equals the formula, computed token by token. If only 6 of 24 tokens are active, some
+        cached tokens have no active neighbour.
+        """
         draw = torch.Generator().manual_seed(4)
         active = _some(count, seed=2)
         ages = 0.1 + torch.rand(1, N, generator=draw)
@@ -103,13 +107,17 @@ class TestRule:
             torch.testing.assert_close(both[part], own)
 
     def test_frames_of_a_video_are_not_neighbours(self):
-        """Two frames of 4 x 3 tokens: all of the first is active but one token, none of the second."""
+        """A latent has two frames of 4 x 3 tokens. In the first frame all tokens but one are active, in the
+        second none is. So tokens of the second frame must have no active neighbour.
+        """
         active = torch.tensor([[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]])
         spread = Spread((2, 4, 3), active, torch.ones(1, N))
         assert spread._has_near[0].tolist() == [1.0] * 12 + [0.0] * 12
 
     def test_rows_that_have_not_changed_yet_are_left(self):
-        """After one dense call there is no forecast, and no scale."""
+        """After only one dense call, no change of the rows is known. Then the scales are zero, and the
+        correction leaves the rows as they are.
+        """
         active, rows = _some(14), torch.zeros(1, N, D)
         spread = Spread(SHAPE, active, torch.ones(1, N))
         scale = spread.scales(torch.zeros(1, N, D), torch.zeros(1, N))
@@ -130,7 +138,10 @@ class TestRows:
     PREFIX, SUFFIX = 2, 1
 
     def _run(self, format_name, dtype, spread_over):
-        """Three dense calls and a regional one, of rows that share an error; (truth, key, value, slots)."""
+        """Make three dense calls and a regional one, whose rows all have the same extrapolation error.
+
+        Returns (truth, key, value, slots).
+        """
         draw = torch.Generator().manual_seed(6)
         base, slope = torch.randn(2, 2, self.PREFIX + N + self.SUFFIX, 2, D // 2, generator=draw)
         common = torch.randn(2, 1, 2, D // 2, generator=draw)

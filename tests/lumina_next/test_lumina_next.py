@@ -1,4 +1,4 @@
-"""Lumina-Next against diffusers': single calls and a whole run, with the same random weights.
+"""The pack's Lumina-Next compared with that of diffusers: single calls and a whole run, with equal weights.
 
 `tests/data/record_lumina_next.py` wrote the reference data, `tests/data/lumina_next.npz`.
 """
@@ -57,7 +57,7 @@ class TestAgainstDiffusers:
 
 @torch.inference_mode()
 def _run(recorded: dict[str, np.ndarray], guide: bool = True) -> torch.Tensor:
-    """Final latent of the reference run repeated in ComfyUI, in the model's space: (2, 4, 12, 20)."""
+    """Repeat diffusers' stored run in ComfyUI. Returns the final latent, scaled as in the model."""
     inputs, model = tiny.run_inputs(), _model(tiny.RUN_WATERSHED)
     if guide:
         guide_first_channels(model)

@@ -1,4 +1,4 @@
-"""RASLuminaNextLoader: its outputs behave like any MODEL, CLIP and VAE, and errors name the wrong file."""
+"""The node RASLuminaNextLoader: it outputs an ordinary MODEL, CLIP and VAE, and its errors name the file."""
 
 import shutil
 from pathlib import Path
@@ -55,7 +55,7 @@ def refused(**changes) -> str:
 
 @torch.inference_mode()
 def sampled(model, clip, size=(16, 16), batch=1, sampler="euler", scheduler="simple", **kwargs):
-    """KSampler with two prompts of different length."""
+    """The latent of a KSampler run whose positive and negative prompt have different lengths."""
     noise = torch.randn(batch, 4, *size, generator=torch.Generator().manual_seed(1))
     positive, negative = (encode(clip, text) for text in ("a red fox in the snow", ""))
     return comfy.sample.sample(
@@ -180,7 +180,9 @@ class TestModel:
 
 class TestClip:
     def test_rows_equal_those_of_transformers(self, models):
-        """With left padding to eight tokens and a mask, as in the reference."""
+        """The text rows equal those of Gemma in transformers, which gets the prompt padded on the left to
+        eight tokens, and a mask.
+        """
         from transformers import GemmaConfig, GemmaModel
 
         clip = load()[1]

@@ -22,7 +22,7 @@ RATES = torch.tensor([0.3, -0.5, -1.2, 0.1]).view(1, 1, 2, 2).double()
 
 
 def _exact(x0: torch.Tensor, t: float) -> torch.Tensor:
-    """dx/dt = D - x with D = a x + 1."""
+    """The exact solution at t of the equation dx/dt = D - x with the denoised estimate D = a x + 1."""
     slope = RATES - 1
     return (x0 + 1 / slope) * torch.exp(slope * t) - 1 / slope
 
@@ -55,7 +55,7 @@ def _integrate(
 
 
 class TestConvergence:
-    """Halving every step divides the error by 2 to the power of the order."""
+    """If every step is half as long, the error is divided by 2 to the power of the solver's order."""
 
     @pytest.mark.parametrize("uneven", [False, True])
     @pytest.mark.parametrize("periods", [[1, 1, 1, 1], [1, 2, 4, 3]], ids=["fresh", "mixed"])
@@ -72,12 +72,12 @@ class TestConvergence:
 
 
 class TestContinued:
-    """Estimates of stale tokens are forecast."""
+    """Tests of steps that extrapolate the denoised estimates of cached (stale) tokens."""
 
     FRESH = torch.tensor([True, True, False, False]).view(1, 1, 2, 2)
 
     def _history(self, d: torch.Tensor, d_before: torch.Tensor) -> History:
-        """Evaluated at sigma 1 and 3/4."""
+        """The history of a token that was last evaluated at sigma 3/4, and before that at sigma 1."""
         at = torch.zeros_like(d[:, :1])
         return History(d, d_before, 2 * d + 1, at - math.log(0.75), at)
 
@@ -88,7 +88,9 @@ class TestContinued:
         assert observed == pytest.approx([ORDER[solver]] * 2, abs=0.3)
 
     def test_estimates_that_are_linear_in_sigma_end_nearer(self):
-        """D = 1 - sigma / 2; three dense steps of ten; then two tokens are computed every 2nd or 4th."""
+        """With D = 1 - sigma / 2, extrapolation makes the error smaller. The first three of ten steps are
+        dense; then one token is computed in every 2nd step, and one in every 4th.
+        """
 
         def error(step) -> torch.Tensor:
             x = torch.full((1, 1, 2, 2), 3.0).double()
@@ -107,7 +109,9 @@ class TestContinued:
 
     @pytest.mark.parametrize(("seen", "gain"), [(0.25, 1.0), (0.125, 0.5), (1.0, 1.0), (-0.25, 0.0)])
     def test_forecasts_are_scaled_by_what_fresh_tokens_confirm(self, seen, gain):
-        """Estimates rose by 1/4 as sigma fell by 1/4; now it has fallen by 1/4 again."""
+        """D rose by 1/4 while sigma fell by 1/4, and now sigma has fallen by 1/4 again. So the forecast
+        change is 1/4, times the share of it that the fresh tokens really show.
+        """
         d = torch.ones(1, 3, 2, 2)
         found = torch.where(self.FRESH, d + seen, d)
         elapsed, change = forecast_change(self._history(d, d - 0.25), found, math.log(2), self.FRESH)
@@ -129,7 +133,9 @@ class TestContinued:
 
     @pytest.mark.parametrize("solver", SOLVERS)
     def test_one_step_by_hand(self, solver):
-        """Stale: the long step redone up to the forecast, then a step with the forecast for its middle."""
+        """For cached tokens, the state is first recomputed from their last evaluation up to now, with the
+        extrapolated estimate. Then the step uses the estimate extrapolated to its middle.
+        """
         d = torch.ones(1, 3, 2, 2)
         history = self._history(d, d - 0.25)
         found = torch.where(self.FRESH, d + 0.25, d)
@@ -166,14 +172,14 @@ class TestByHand:
         return History(self.D, torch.zeros_like(self.D), self.X, at, torch.full_like(at, t_before))
 
     def test_advance_is_euler_in_sigma(self):
-        """From sigma 1 to 1/2: x' = x / 2 + D / 2 = 2."""
+        """A step from sigma 1 to 1/2 is Euler's step x' = x / 2 + D / 2, here 2."""
         assert advance(self.X, self.D, math.log(2)).item() == pytest.approx(2.0)
 
     def test_advance_to_sigma_zero_is_the_estimate(self):
         assert advance(self.X, self.D, math.inf).item() == 1.0
 
     def test_adams_step(self):
-        """From sigma 2 to 1, one unit after an evaluation at sigma 3 with the velocity (9 - 3) / 3 = 2."""
+        """A step from sigma 2 to 1. The previous evaluation was at sigma 3, with velocity (9 - 3) / 3 = 2."""
         at = torch.full((1, 1, 1, 1), -math.log(3.0))
         history = History(3 * self.D, self.D, 9 * self.D, at, torch.full_like(at, -math.inf))
         x = adams_step(history, self.X, self.D, -math.log(2.0), 0.0)  # its own velocity is (3 - 1) / 2 = 1
@@ -184,14 +190,16 @@ class TestByHand:
         assert x.item() == pytest.approx(3 - 1)
 
     def test_second_order_estimate(self):
-        """D increased from 0 to 1 in half a unit, so it is 1.5 a quarter of a unit later."""
+        """D increased from 0 to 1 in a time of 0.5, so it is extrapolated to 1.5 a time of 0.25 later."""
         assert second_order_estimate(self._history(), 0.5).item() == pytest.approx(1.5)
 
     def test_without_a_slope_the_estimate_is_constant(self):
         assert second_order_estimate(self._history(t_before=-math.inf), 0.5).item() == 1.0
 
     def test_redone_step(self):
-        """H = ln 2, D from 1 to 2: 3/2 + 1/2 + (2 - 1) (H - 1 + 1/2) / H."""
+        """A step of length H = ln 2, in which D changes linearly from 1 to 2, ends at
+        3/2 + 1/2 + (2 - 1) (H - 1 + 1/2) / H.
+        """
         span = math.log(2)
         expected = 2.0 + (span - 0.5) / span
         assert redo_long_step(self._history(), 2 * self.D, span).item() == pytest.approx(expected)
@@ -214,7 +222,9 @@ class TestByHand:
 
     @pytest.mark.parametrize("solver", SOLVERS)
     def test_all_fresh_and_none_stale_need_no_masks(self, solver):
-        """Bit-identical to masks of ones and zeros."""
+        """None instead of a mask means that all tokens are fresh, or that none is stale. The result is
+        bit-identical to that with a mask of ones or zeros.
+        """
         draw = torch.Generator().manual_seed(1)
         x, d, d_before, x_before = torch.randn(4, 2, 3, 4, 4, generator=draw)
         t, t_before = torch.rand(2, 2, 1, 4, 4, generator=draw)

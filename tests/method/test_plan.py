@@ -1,4 +1,4 @@
-"""Settings and schedule, with hand-counted steps."""
+"""The settings, and the kinds of steps that follow from them, compared with hand-counted steps."""
 
 import pytest
 from ras_pack.ras_core.config import PaperSettings, RASConfig, parse_step_list
@@ -7,7 +7,7 @@ from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, s
 
 
 def _dense(n_steps: int, **settings) -> list[int]:
-    """Dense steps, of the paper's method by default."""
+    """The indices of the dense steps; unless `settings` say otherwise, by the paper's method."""
     config = RASConfig(**{"paper": PaperSettings(), **settings})
     return [p.index for p in plan_steps(n_steps, config) if p.kind is StepKind.DENSE]
 

@@ -1,4 +1,4 @@
-"""Plans as data: validated, printed, saved as JSON, chosen, and adapted to a user's number of steps."""
+"""Sampling plans: they are validated, printed, saved as JSON, chosen, and adapted to a number of steps."""
 
 import json
 
@@ -141,7 +141,7 @@ class TestChoice:
 
 
 class TestCandidates:
-    """Assumes that a regional step costs its share of a dense step."""
+    """The candidate plans of a calibration, if a regional step costs its token share of a dense step."""
 
     @pytest.mark.parametrize("sampler", PLAN_SAMPLERS)
     @pytest.mark.parametrize("speed", PLAN_SPEEDS)
@@ -175,7 +175,7 @@ class TestCandidates:
 
 
 class TestFitted:
-    """A plan of the family on a model whose regional steps cost something else."""
+    """A family's plan is fitted to a model whose regional steps have another cost than the family's."""
 
     SHARES = (1.0,) * 6 + (0.7,) * 10
 
@@ -184,7 +184,9 @@ class TestFitted:
         assert found[:6] == (1.0,) * 6 and found[6:] == pytest.approx((0.6,) * 10, abs=1e-3)
 
     def test_a_budget_that_takes_too_few_or_too_many_tokens_is_refused(self):
-        """Large reference images are computed at every step; saving that on tokens would spoil the image."""
+        """Every step computes all tokens of the reference images. If they are large, keeping the budget would
+        leave so few image tokens active that the image is spoilt.
+        """
         assert fitted(self.SHARES, 14.0, lambda share: 0.75 + share / 4) is None
         assert fitted(self.SHARES, 15.9, lambda share: share) is None
 
@@ -215,7 +217,9 @@ class TestFamilies:
         assert family_plans("lumina_next").note == "mean grid of all families that were measured"
 
     def test_whole_plans_of_the_file_come_first(self, tmp_path, monkeypatch):
-        """A better plan for a family is an entry of the file that ships, in the form of a calibration."""
+        """plans.json, which the pack ships, can contain complete plans for a family, in the format that a
+        calibration saves. They are preferred to plans computed from the family's grids.
+        """
         data = json.loads(module.DATA.read_text(encoding="utf-8"))
         better = plan(steps=17, regional=11, sampler="euler", origin="our own fronts")
         data["plans"]["sd3"] = json.loads(PlanSet((better,)).to_json())["plans"]

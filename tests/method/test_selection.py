@@ -1,4 +1,4 @@
-"""Metric, selection and starvation, with hand-computed numbers."""
+"""The paper's token selection: metric, ranking and starvation factor, compared with hand-computed numbers."""
 
 import pytest
 import torch
@@ -78,7 +78,9 @@ class TestSelection:
 
 class TestStarvation:
     def _longest_absence(self, **settings) -> int:
-        """Longest run of steps in which one of 1,000 tokens of equal metric is cached; half are active."""
+        """The largest number of steps in a row for which any of 1,000 tokens stays cached. All tokens have
+        the same metric, and half of them are active in each step.
+        """
         config = PaperSettings(**settings)
         metric, drops = torch.ones(1, 1000), torch.zeros(1, 1000, dtype=torch.int32)
         absent, longest = torch.zeros(1000, dtype=torch.int32), 0
@@ -110,7 +112,9 @@ class TestStarvation:
 
 
 class TestPreferences:
-    """Selection from both ends of the metric respects favoured tokens."""
+    """Tokens that the user's mask favours are selected first, from whichever end of the ranking tokens are
+    taken.
+    """
 
     GRID = TokenGrid((32, 32), (2, 2))
 

@@ -1,4 +1,4 @@
-"""Selection by predicted change, with hand-computed numbers."""
+"""Token selection by predicted change, compared with hand-computed numbers."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from ras_pack.ras_core.method.selector import ChangeSelector
 
 
 def _estimates(values: list[float]) -> torch.Tensor:
-    """(1, 1, 2, 2 n) latent of n tokens in a row; every pixel of a token has its value."""
+    """A latent (1, 1, 2, 2 n) of n tokens in a row; every pixel of token i has the value `values[i]`."""
     row = torch.tensor(values).repeat_interleave(2)
     return row.expand(1, 1, 2, -1).clone()
 
@@ -30,8 +30,10 @@ class TestChange:
         assert selector.select(1, 0.9) is None
 
     def test_rate_times_staleness(self):
-        """Sigma 1.0 to 0.8: rates 5 and 10. Token 7 is evaluated at 0.6, where it has not changed.
-        At 0.5, token 0 is stale by 0.3 with rate 5, and token 7 by 0.1 with rate 0."""
+        """From sigma 1.0 to 0.8, tokens 0 and 7 change by 1 and 2, so their rates are 5 and 10. Only token 7
+        is evaluated at sigma 0.6; it has not changed there, so its rate becomes 0. At sigma 0.5 the last
+        evaluation of token 0 is 0.3 ago (in sigma), that of token 7 is 0.1 ago.
+        """
         selector = _selector(8)
         zeros = [0.0] * 8
         _observe(selector, zeros, 1.0)
@@ -53,7 +55,9 @@ class TestChange:
         assert selector.score[0].tolist() == pytest.approx([0.0, 2.0, 6**0.5])
 
     def test_a_fresh_token_does_not_inherit_the_staleness_of_its_neighbours(self):
-        """Rates 4, 4, 4. Token 1 was evaluated at 0.5 and ranks below the others until it is stale too."""
+        """All three tokens change at the rate 4. Only token 1 was evaluated at sigma 0.5, so it ranks below
+        the other tokens until its own value is old too.
+        """
         selector = _selector(3)
         _observe(selector, [0, 0, 0], 1.0)
         _observe(selector, [1.6, 1.6, 1.6], 0.6)
@@ -62,8 +66,9 @@ class TestChange:
         assert selector.score[0].tolist() == pytest.approx([0.4, 0.2, 0.4])
 
     def test_every_token_returns_in_a_long_run_without_resets(self):
-        """16 tokens, four per step, the slowest at a quarter of the fastest one's rate: no token waits for
-        more than four times the average of four steps.
+        """Four of 16 tokens are active in each step, so a token is computed every four steps on average. The
+        slowest token changes at a quarter of the fastest one's rate. Still, none waits for more than 16
+        steps.
         """
         selector = ChangeSelector(TokenGrid((8, 8), (2, 2)))
         rates = (1.0 + torch.arange(16) % 4).view(1, 1, 4, 4)
@@ -88,8 +93,9 @@ class TestChange:
         assert selector._rate[0].tolist() == pytest.approx([2.0, 0.0])
 
     def test_over_time(self):
-        """Two latent frames of 1 x 3 tokens. The second frame changes at its end: its middle token is the
-        next to change, but no token of the first frame. Rates 0, 0, 12; smoothed 0, 4, 6.
+        """A latent has two frames of 1 x 3 tokens, and only the last token of the second frame changes. The
+        rates of this frame are 0, 0, 12; averaged over neighbours they are 0, 4, 6. So the frame's middle
+        token ranks second, and the first frame has the score zero.
         """
         selector = ChangeSelector(TokenGrid((2, 1, 3), (1, 1, 1)))
         still, moved = torch.zeros(1, 4, 2, 1, 3), torch.zeros(1, 4, 2, 1, 3)

@@ -1,4 +1,4 @@
-"""Placement of steps, with small exact examples and an equation with a known error."""
+"""The choice of noise levels for a plan's steps: small exact examples, and an equation with a known error."""
 
 import math
 
@@ -117,7 +117,9 @@ class TestFrontLoaded:
 
 
 class TestPart:
-    """A part of a run starts and ends at the levels of the sampler's own grid."""
+    """If only a part of a run is sampled, this part starts and ends at noise levels of the sampler's
+    schedule.
+    """
 
     def test_two_parts_of_a_run_meet(self):
         simple = tuple(1 - i / 4 for i in range(5))

@@ -1,4 +1,4 @@
-"""The tests of adapters run the variants of a family too."""
+"""The tests of adapters use not only each model family, but also the variants of a family."""
 
 import pytest
 from support.families import FAMILIES, Family

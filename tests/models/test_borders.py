@@ -33,8 +33,8 @@ TINY = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable
 
 
 class HiDream(ModelAdapter):
-    """The image first, then text, of which each block has other rows. It takes part in no run, so it has no
-    cost.
+    """An adapter for HiDream, whose rows are the image's, followed by text rows, which differ from block to
+    block. It is used for single calls only, so it computes no cost.
     """
 
     family, classes = "HiDream", ("hidream.model.HiDreamImageTransformer2DModel",)
@@ -167,7 +167,9 @@ class TestEachTensorHasItsOwnBorders:
         assert distance(case.call(torch.stack(order)), dense) < FLOAT
 
     def test_positions_that_are_not_gathered_are_detected(self, case):
-        """Shows that the two tests above can fail: some networks silently truncate longer tables."""
+        """Shows that the two tests above can fail. An adapter here forgets to select the active tokens'
+        positions; some networks truncate the too long table without an error.
+        """
 
         class Forgets(type(case.adapter)):
             def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
@@ -195,7 +197,9 @@ class TestEachTensorHasItsOwnBorders:
         assert distance(regional[mask], dense[mask]) > 0.01
 
     def test_what_the_cache_holds(self):
-        """Seven text rows, 30 of the image, 24 of a reference; HiDream: text and two times five of Llama."""
+        """Flux has seven text rows before the 30 image rows, and with a reference image 24 rows after them.
+        HiDream has 17 text rows after the image rows: seven, and two times five of Llama.
+        """
         kept = {}
         for name in CASES:
             case = Case(name)
@@ -218,7 +222,9 @@ class TestBorders:
             borders_of(rows, 30, suffix, "a tensor")
 
     def test_tables_of_different_length_and_axis(self):
-        """Two images, three tokens; the second image's active tokens are 2 and 0."""
+        """Rows of the active tokens are taken from tables of different length, with the rows on axis 1 or 2.
+        There are two images of three tokens: token 1 is active in the first image, token 2 in the second.
+        """
         rows = ActiveRows(torch.tensor([[1], [2]]), 3, suffix=1)
         table = torch.arange(6).view(1, 6, 1)  # two text rows, three tokens, one row of padding
         assert rows.gather_table(table, 1)[..., 0].tolist() == [[0, 1, 3, 5], [0, 1, 4, 5]]
@@ -239,7 +245,9 @@ class TestBorders:
         assert rows.short_mask(mask[..., :2], 3)[0, 0].tolist() == [0, 1]  # of another attention
 
     def test_rows_where_no_text_is_expected_make_the_run_dense(self):
-        """SD3 has no text in the image's tensor, so an additional row would be unknown."""
+        """SD3's tensor of image rows contains no text. If a call has one row more than image tokens, the
+        adapter cannot know what that row is.
+        """
         model = FAMILIES["sd3"].build()
         network = model.model.diffusion_model
         slots = {(0, 0): KVRows.of(torch.zeros(1, 4, 2), torch.zeros(1, 4, 2), 0, 0)}
@@ -292,7 +300,9 @@ class TestControl:
         assert FluxAdapter().gather_control(empty, {}, self.ACTIVE, N) == empty
 
     def test_residuals_of_both_lists_are_inputs_of_a_captured_call(self):
-        """Otherwise, a replay would read the residuals of the captured step."""
+        """Both lists of ControlNet residuals must be inputs of the captured call. Otherwise, a replay would
+        use the residuals of the step in which it was captured.
+        """
         control = self._control()
         call = ModelCall(lambda *args, **kwargs: args[4], dict.fromkeys(ARGUMENTS[:4]), control, {})
         residuals = {name: each for name, each in call.captured_inputs.items() if name.startswith(RESIDUAL)}
@@ -336,7 +346,9 @@ class TestRefusal:
             adapter_for(network)
 
     def test_a_case_that_would_fail_silently_runs_dense_with_its_reason(self, family, monkeypatch):
-        """The adapter sees the inputs of the call and its options."""
+        """An adapter can refuse a call by its inputs and options, if the call would silently give wrong
+        results.
+        """
         asked = []
 
         def refusal(self, network, inputs, options):

@@ -1,4 +1,5 @@
-"""What Flux.1 has and no other family: text that joins half-way, masks with queries, reference images."""
+"""What only Flux.1 has: text rows that join the image rows after half of the blocks, attention masks with a
+row per query, and reference images."""
 
 import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
@@ -46,7 +47,7 @@ def _network(config: dict, device: str = "meta"):
 
 
 class TestOtherNetworks:
-    """The class is shared, so its parameters decide."""
+    """Other models use ComfyUI's class Flux too. The network's parameters tell them from Flux.1."""
 
     @pytest.mark.parametrize(
         "traits",
@@ -76,7 +77,9 @@ class TestOtherNetworks:
             adapter_for(chroma())
 
     def test_a_second_network_of_another_variant_makes_the_run_dense(self, flux, monkeypatch):
-        """A guider with two models, both of this class: the adapter is chosen by the first one."""
+        """A guider uses two models of the class Flux, but of different variants. The adapter is chosen for
+        the first model and does not fit the second, so the run is dense.
+        """
         model, noise = flux.build(), flux.noise()
         patched = patch_model(model, EAGER)
         with monkeypatch.context() as patch:
@@ -95,7 +98,9 @@ class TestOtherNetworks:
 
 
 class TestMask:
-    """Redux and `attn_bias` of ApplyStyleModel: a bias for each pair of query and key, text rows first."""
+    """The attention mask of ComfyUI's ApplyStyleModel with `attn_bias` (Redux): a bias for each pair of query
+    and key, where text rows precede image rows.
+    """
 
     def _conditioning(self, family, rows):
         context, extras = family.conditioning(1)[0]
@@ -168,7 +173,9 @@ class TestPatches:
         assert torch.equal(latent, expected)
 
     def test_rows_that_a_patch_adds_to_the_text(self, flux):
-        """USO's style rows precede the text; the prefix is counted, so they are kept."""
+        """The USO patch adds style rows before the text rows. The adapter counts all rows before the image,
+        so these rows are handled like text.
+        """
         patched = flux.build().clone()
 
         def add(args):
@@ -187,7 +194,9 @@ class TestPatches:
         assert trace.regional_steps == 7 and not trace.notes
 
     def test_a_controlnet_and_a_replaced_first_block(self, flux):
-        """Without the block, the rows are whole when the first residual is added."""
+        """Rows of inactive tokens are removed in the first block. If a patch replaces this block, the first
+        ControlNet residual would be added to the rows of all tokens, so the adapter refuses.
+        """
         adapter = adapter_for(flux.build().model.diffusion_model)
         options = {"patches_replace": {"dit": {("double_block", 0): None}}}
         control = {"input": [torch.zeros(1, TOKENS, 128)]}
@@ -212,7 +221,7 @@ class TestReferences:
         assert trace.kv_bytes == 2 * rows * 2 * 5 * 128 * 4  # branches; K and V; blocks; width; bytes
 
     def test_they_count_as_work(self):
-        """Their rows are computed at every step, so the gain is smaller."""
+        """The rows of reference images are computed at every step, so the expected speed-up is smaller."""
         plain, kontext = (
             sample_ras(FAMILIES[name].build(), FAMILIES[name], FAMILIES[name].noise(), EAGER)[1]
             for name in ("flux", "flux_kontext")
@@ -234,7 +243,9 @@ class TestCost:
         assert blocks == adapter_for(network).cost_profile(network).step_flops(TOKENS, TOKENS, TEXT)
 
     def test_flux1_dev_at_1024_pixels(self):
-        """Its true shape, without weights: 3.0 GiB of K/V a branch in 16 bit, as the guide says."""
+        """The network has the size of Flux.1-dev but no weights. Its K/V cache takes 3.0 GiB per prompt in
+        16 bit, as the guide says.
+        """
         network = _network(FLUX1_DEV)
         adapter = adapter_for(network)
         numbers, rows, _ = adapter.cache_profile(network).counts(4096, [512])

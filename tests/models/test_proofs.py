@@ -28,7 +28,7 @@ def _tokens(size: tuple[int, int]) -> int:
 
 
 def _network_call(model, family: Family, x: torch.Tensor, slots: dict, active: torch.Tensor | None = None):
-    """The interventions in one call; dense without active tokens."""
+    """The pack's changes to one call of the network; without `active` tokens, the call is dense."""
     network, context = model.model.diffusion_model, CallContext(family.inputs(model, x))
     return NetworkCall(adapter_for(network), network, _tokens(tuple(x.shape[2:])), slots, active, context)
 
@@ -158,7 +158,7 @@ class TestReality:
 
 
 class TestEffect:
-    """Fewer tokens actually enter the network: counted, not inferred from the image."""
+    """Regional calls compute fewer tokens. The tests count the rows that enter the network."""
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
     def test_rows_that_enter_every_block_and_every_cache(self, family, size):

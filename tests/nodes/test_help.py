@@ -50,7 +50,7 @@ def locale(language: str, name: str = "nodeDefs") -> dict:
 
 
 def flat(tree: dict, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], str]:
-    """{("RASTrace", "inputs", "model", "name"): text}"""
+    """The tree as one dict, whose keys are paths, for example ("RASTrace", "inputs", "model", "name")."""
     found = {}
     for key, value in tree.items():
         found.update(flat(value, (*path, key)) if isinstance(value, dict) else {(*path, key): value})
@@ -87,7 +87,9 @@ class TestPages:
 
     @pytest.mark.parametrize("node_id", SCHEMAS)
     def test_images_and_links(self, node_id):
-        """The interface resolves relative images against web/docs, and relative links against nothing."""
+        """The front end finds relative image paths in web/docs, but cannot resolve relative links. So every
+        link must be a full address.
+        """
         text = page(node_id)
         for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text):
             path = DOCS / picture
@@ -122,7 +124,9 @@ class TestPages:
 
 
 def _expected(steps: int, start: float, ratio: float) -> tuple[float, float]:
-    """Share of tokens, and gain over 28 dense steps, for SD3-medium at 1024 px with 154 text tokens."""
+    """The mean share of active tokens, and the speed-up over a dense run of 28 steps, computed for SD3-medium
+    at 1024 px with 154 text tokens.
+    """
     config = importlib.import_module(f"{PACK}.ras_core.config")
     cost = importlib.import_module(f"{PACK}.ras_core.models.cost")
     schedule = importlib.import_module(f"{PACK}.ras_core.method.schedule")
@@ -190,7 +194,9 @@ class TestLocales:
                 assert seen.setdefault(english[key], texts[key]) == texts[key], key
 
     def test_settings_of_the_interface(self):
-        """English equals web/*.js; the interface looks up a setting by its id with _ instead of dots."""
+        """The English texts of the pack's settings equal those in web/*.js. The front end looks up a
+        setting's translation by its id, with _ instead of dots.
+        """
         scripts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "web").rglob("*.js"))
         ids = {name.replace(".", "_") for name in re.findall(r'"(MultirateRAS\.[\w.]+)"', scripts)}
         settings = {language: locale(language, "settings") for language in LOCALES}
@@ -202,7 +208,7 @@ class TestLocales:
         assert [text for text in flat(settings["en"]).values() if f'"{text}"' not in scripts] == []
 
     def test_comfyui_reads_them(self, tmp_path, monkeypatch):
-        """Read by ComfyUI's own code, with the pack as the only custom node."""
+        """ComfyUI's own code finds the translations of all nodes, with the pack as the only custom node."""
         import folder_paths
         from app.custom_node_manager import CustomNodeManager
 
@@ -216,7 +222,9 @@ class TestLocales:
 
 @pytest.mark.server
 def test_a_server_serves_them(server):
-    """At the addresses that the interface uses: /i18n, and the folder that the node's module names."""
+    """A server sends translations and help pages at the addresses that the front end requests: /i18n, and the
+    folder that is part of the node's module name.
+    """
     from ras_pack.dev.server import fetch
 
     nodes = json.loads(fetch(f"{server.url}/i18n"))["zh"]["nodeDefs"]

@@ -151,7 +151,7 @@ class TestSchemas:
 
 
 class TestErrors:
-    """Raised before anything is computed; they name the value, what is expected, and what to do."""
+    """Errors are raised before anything is computed. They name the value, what was expected, and a remedy."""
 
     def _message(self, nodes, model, **changes) -> str:
         with pytest.raises(ValueError) as caught:
@@ -233,7 +233,9 @@ class TestSampling:
     @pytest.mark.parametrize("is_paper", [False, True])
     @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m", "heun"])
     def test_it_equals_patch_and_ksampler(self, nodes, sd3, sampler_inputs, sampler_name, is_paper):
-        """With either method: corrections are applied wherever RAS is."""
+        """With either method (multirate, or the paper's), RASKSampler gives the result of RASPatchModel
+        followed by ComfyUI's KSampler.
+        """
         import nodes as host_nodes
 
         inputs = {**sampler_inputs, "sampler_name": sampler_name}
@@ -312,7 +314,7 @@ class TestCompare:
     @pytest.mark.parametrize("paper", [None, {"ratio_end": 0.25}], ids=["multirate", "paper"])
     def test_dense_and_ras_images_are_compared(self, nodes, sd3, sampler_inputs, paper):
         class Vae:
-            """Three channels of the latent, eight times as large."""
+            """A stand-in for a VAE: its image is the latent's first three channels, enlarged eight times."""
 
             def decode(self, samples):
                 picture = samples[:, :3].movedim(1, -1).sigmoid()

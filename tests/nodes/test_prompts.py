@@ -1,4 +1,4 @@
-"""Prompts in API format and ComfyUI's own validation: inputs that a node refuses when a prompt is queued."""
+"""Inputs that a node refuses when ComfyUI validates a queued prompt (a workflow in API format)."""
 
 import asyncio
 import importlib
@@ -31,7 +31,7 @@ def registered(monkeypatch):
 
 
 def _prompt(sampler: dict, paper: dict) -> dict:
-    """Demo model -> RASKSampler -> RASMaskPreview, with RASPaperSettings."""
+    """A prompt in API format: demo model, RASKSampler with RASPaperSettings, then RASMaskPreview."""
     linked = {
         "model": ["1", 0], "positive": ["2", 0], "negative": ["2", 0], "latent_image": ["3", 0],
         "paper": ["6", 0],
@@ -85,7 +85,9 @@ def test_removed_inputs_at_their_default_are_ignored():
     ],
 )
 def test_removed_inputs_with_another_value_are_refused_once(changes, told):
-    """ComfyUI alone would run such a prompt with another method."""
+    """ComfyUI itself would ignore an input that was removed from the node, and sample with other settings
+    than the prompt says. So the node refuses, with one error.
+    """
     if not _validates_inputs_outside_the_schema():
         pytest.skip(
             "this ComfyUI drops unknown inputs before a node sees them; the node refuses when it runs"

@@ -1,4 +1,4 @@
-"""Runs whose cached estimates are continued along their last change."""
+"""Runs in which the denoised estimates of cached tokens are extrapolated from their last change."""
 
 import pytest
 import torch

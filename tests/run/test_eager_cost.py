@@ -1,4 +1,4 @@
-"""CPU cost of an eager regional step beyond ComfyUI's own code."""
+"""The CPU work of the pack's own code in a regional step without CUDA graphs."""
 
 import comfy.ldm.flux.math
 import comfy.ldm.lumina.model
@@ -40,7 +40,9 @@ OF_A_CALL: dict[str, Bound] = {"gpu": (55, 12, 10), "fp8": (71, 16, 14), "foreca
 
 @pytest.fixture(autouse=True)
 def _pytorch_attention(monkeypatch):
-    """Use PyTorch's attention, as on a GPU; other attention functions need repeated heads."""
+    """Make the networks use PyTorch's attention, as on a GPU. With ComfyUI's other attention functions,
+    shared K/V heads would have to be repeated.
+    """
     function = host_attention.attention_pytorch
     monkeypatch.setattr(comfy.ldm.modules.diffusionmodules.mmdit, "optimized_attention", function)
     monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
@@ -50,7 +52,9 @@ def _pytorch_attention(monkeypatch):
 
 @torch.inference_mode()
 def _calls(family: Family, format_name: str, depth: int) -> tuple[Counts, Counts]:
-    """Counts of a regional call on 16 of 64 tokens, and of ComfyUI's own call on an image of 16."""
+    """Count the operations of a regional call with 16 of 64 active tokens, and those of a call by ComfyUI
+    alone on an image of 16 tokens.
+    """
     name = DEPTH.get(family.model_class, "num_layers")
     model = family.build(**{name: depth})
     network, slots = model.model.diffusion_model, {}
@@ -77,7 +81,9 @@ def _apply(model, family: Family, side: int, options: dict, sigma: float, counte
 
 @pytest.mark.parametrize("format_name", OF_AN_ATTENTION)
 def test_a_call_and_each_of_its_attentions_stay_within_their_costs(family, format_name):
-    """Two depths: the difference in cost is due to the attentions, the rest to the call."""
+    """The work is counted for networks of two depths. The difference is the work of the additional
+    attentions; what remains is the work of the call itself.
+    """
     (shallow, host_shallow), (deep, host_deep) = (_calls(family, format_name, depth) for depth in DEPTHS)
     of_one = ((deep - shallow) - (host_deep - host_shallow)) / (DEPTHS[1] - DEPTHS[0])
     besides = shallow - host_shallow - of_one * sum(family.block_attentions)
@@ -87,7 +93,9 @@ def test_a_call_and_each_of_its_attentions_stay_within_their_costs(family, forma
 
 
 def test_support_for_grouped_heads_is_checked_once_per_form(monkeypatch):
-    """The check takes six operations, and its result is the same in all layers."""
+    """Whether attention supports grouped heads is checked once per call for each form of attention, not in
+    each layer: the check takes six operations, and all layers have the same result.
+    """
     asked, ask = [], grouped._same_kernel
     monkeypatch.setattr(grouped, "_same_kernel", lambda *tensors: asked.append(1) or ask(*tensors))
     _calls(FAMILIES["lumina2"], "gpu", 4)

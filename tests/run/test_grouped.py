@@ -1,4 +1,6 @@
-"""Cached K/V heads that several query heads share: not repeated if ComfyUI's attention function allows it."""
+"""Grouped attention: cached K/V heads that several query heads share.
+
+The pack does not repeat these heads if ComfyUI's attention function supports grouped heads."""
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.attention as host_attention
@@ -20,13 +22,15 @@ PLAIN = host_attention.attention_pytorch.__wrapped__
 
 
 def _calls(family) -> int:
-    """Number of such attentions: seven regional steps, one per block, both branches in one call."""
+    """The number of attentions with grouped heads in a run: seven regional steps with one call each, since
+    both prompts share a call, and one attention per block.
+    """
     return 7 * len(family.block_attentions)
 
 
 class Offered(list):
-    """For each offered call, whether it was accepted. Calls with a mask, which an older ComfyUI passes to
-    refiners, are only counted.
+    """A list that says for each attention whether it ran with grouped heads. Attentions with a mask, which an
+    older ComfyUI passes to refiners, are only counted, in `masked`.
     """
 
     masked = 0
@@ -34,7 +38,7 @@ class Offered(list):
 
 @pytest.fixture
 def count(monkeypatch) -> Offered:
-    """Use ComfyUI's PyTorch attention, and log what happens to its calls."""
+    """Make the networks use ComfyUI's PyTorch attention, and log whether each call had grouped heads."""
     function = host_attention.attention_pytorch
     monkeypatch.setattr(comfy.ldm.lumina.model, "optimized_attention_masked", function)
     monkeypatch.setattr(ras_pack.lumina_next.network, "optimized_attention", function)
@@ -54,7 +58,7 @@ def count(monkeypatch) -> Offered:
 
 
 def _repeating(family, monkeypatch, **settings):
-    """Repeat the run with repeated heads."""
+    """The latent of a run in which the pack repeats the shared K/V heads."""
     with monkeypatch.context() as patch:
         patch.setattr(wrappers, "grouped_attention", lambda: None)
         return sample_ras(family.build(), family, family.noise(13, 19, batch=2), **settings)[0]
@@ -170,7 +174,9 @@ class TestOneCall:
         assert grouped(PLAIN, *away, skip_reshape=True) is None
 
     def test_no_slower_kernel_is_used_if_one_does_not_support_grouped_heads(self, grouped, monkeypatch):
-        """In float32 on a GPU: memory-efficient with repeated heads, full score matrix with grouped ones."""
+        """In float32 on a GPU, PyTorch uses its memory-efficient kernel for repeated heads, but computes the
+        full score matrix for grouped heads. In such a case the heads must be repeated.
+        """
         assert _same_kernel(self.q, self.k, self.v)
         monkeypatch.setattr(
             torch, "_fused_sdp_choice", lambda q, k, v, enable_gqa=False: 0 if enable_gqa else 2

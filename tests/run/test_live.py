@@ -107,7 +107,9 @@ class TestRecipients:
 
 
 class TestContents:
-    """FAST: steps 0, 1 and 6 of ten are dense, 6 is a reset; the others process half of 64 tokens."""
+    """Messages of a run with the settings FAST: of ten steps, 0 and 1 are dense and 6 is an error reset. The
+    other steps compute half of the 64 tokens.
+    """
 
     KINDS = ["dense"] * 2 + ["regional"] * 4 + ["reset"] + ["regional"] * 3
 
@@ -191,7 +193,9 @@ class TestContents:
 
 class TestFrequency:
     def test_at_most_four_per_second_and_no_step_is_lost(self):
-        """A step takes 0.1 s: 0 is sent at once, then 3, the first at least 0.25 s later, then 6 and 9."""
+        """Each step takes 0.1 s. Step 0 is sent at once. The next message is for step 3, the first step at
+        least 0.25 s later; then steps 6 and 9 are sent.
+        """
         sent, read, now = [], [], [0.0]
         view = live.LiveView({}, sent.append, clock=lambda: now[0])
         for index in range(10):
@@ -211,7 +215,7 @@ class TestFrequency:
 
 
 def test_a_mask_is_packed_row_by_row_from_the_highest_bit():
-    """1000 1010 | 11 and six unused bits: 0x8A, 0xC0."""
+    """The ten bits of the mask are packed as 1000 1010 (0x8A), then 11 and six unused bits (0xC0)."""
     mask = np.array([[1, 0, 0, 0, 1], [0, 1, 0, 1, 1]], dtype=bool)
     assert base64.b64decode(live.pack_mask(mask)) == bytes([0x8A, 0xC0])
     assert live.pack_mask(None) is None
@@ -267,7 +271,9 @@ class TestOverTime:
         assert message["timeline"][1]["share"] == pytest.approx(3 / 18, abs=1e-4)
 
     def test_frames_of_the_first_video_form_one_row(self, trace):
-        """A token has 16 x 16 pixels; five video frames of the first of two videos, of which 0, 2 and 4."""
+        """The batch has two videos of five frames each. Frames 0, 2 and 4 of the first video form one
+        row. A token covers 16 x 16 pixels.
+        """
         images = np.linspace(0.1, 1, 10, dtype=np.float32)[:, None, None, None].repeat(3, axis=3)
         frames = mask_frames(trace, np.broadcast_to(images, (10, 64, 96, 3)))
         assert frames.shape == (2, 2 * 16 + 32, 3 * 3 * 16, 3)

@@ -10,7 +10,7 @@ SCHEDULE = torch.linspace(1, 0, 13).tolist()
 
 
 class Late:
-    """A number that arrives as late as allowed."""
+    """A stand-in for a number read from the device, which arrives only when the reader waits for it."""
 
     def __init__(self, level, expected):
         self._level, self._expected = level, expected
@@ -24,7 +24,7 @@ class Late:
 
 
 def read(levels, transfer=Late):
-    """The value used for each level."""
+    """The noise level that the pack uses for each of the given levels."""
     reader = NoiseLevels(SCHEDULE, transfer)
     return [reader.read(torch.tensor([level])) for level in levels]
 

@@ -10,7 +10,9 @@ from .comfy import ROOT
 
 
 def tracked(*arguments: str) -> set[str]:
-    """Paths of tracked files. The syntax of .comfyignore is that of git's exclude rules."""
+    """Paths of the tracked files that `git ls-files` lists with these arguments. As .comfyignore has the
+    syntax of git's exclude rules, git can apply it.
+    """
     try:
         command = ["git", "ls-files", "-z", *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, check=True)

@@ -1,9 +1,9 @@
-"""Make a real ComfyUI importable in the tests, on the CPU, without touching its tree or the network.
+"""Make a real ComfyUI importable in the tests, on the CPU, without changing its files or using the network.
 
 Two names need care. ComfyUI's loader uses the pack's full path as its module name, so the pack only uses
-relative imports; tests therefore import it by an alias package, `ras_pack`. And the pack has a folder
-`nodes/` while ComfyUI has a file `nodes.py`: the pack's root must not be on `sys.path`, or `import nodes`
-finds the wrong one.
+relative imports, and tests import it as a package named `ras_pack`. The pack has a folder `nodes/`, and
+ComfyUI has a file `nodes.py`. So the pack's root must not be on `sys.path`, or `import nodes` would import
+the pack's folder instead of ComfyUI's file.
 """
 
 import atexit
@@ -29,7 +29,7 @@ QUIET = {
 
 
 class ComfyNotFound(RuntimeError):
-    """No ComfyUI to test against."""
+    """Raised if there is no ComfyUI with which the tests could run."""
 
 
 def comfy_path() -> Path:
@@ -46,7 +46,7 @@ def comfy_path() -> Path:
 
 
 def register_pack() -> None:
-    """Register the alias package; the pack's own `__init__.py` is not run."""
+    """Register the pack as a package named `ras_pack`, without running the pack's own `__init__.py`."""
     if PACK not in sys.modules:
         package = types.ModuleType(PACK, "The pack under test, by alias.")
         package.__path__ = [str(ROOT)]
@@ -54,13 +54,16 @@ def register_pack() -> None:
 
 
 def _put_on_path(comfy: Path) -> None:
-    """Put ComfyUI first on `sys.path` and take the pack's root off it, in every spelling ('' is the cwd)."""
+    """Put ComfyUI first on `sys.path`, and remove all entries for the pack's root from it.
+
+    An entry '' is also removed, since it means the current folder.
+    """
     unwanted = {str(ROOT), str(comfy)}
     sys.path[:] = [str(comfy)] + [p for p in sys.path if p and os.path.realpath(p) not in unwanted]
 
 
 def _temporary_base() -> str:
-    """A directory for models, input, output and user files: ComfyUI's own are neither read nor written."""
+    """A temporary directory for models, input, output and user files, used instead of ComfyUI's own."""
     base = tempfile.mkdtemp(prefix="ras-tests-")
     atexit.register(shutil.rmtree, base, ignore_errors=True)
     return base

@@ -1,4 +1,4 @@
-"""A tiny model of ComfyUI's own classes for every supported family.
+"""A tiny model for every supported model family, built from ComfyUI's own classes.
 
 Weights are random: each layer preserves the scale of its input, and modulation is not zero, so that every
 path of the network affects its output.
@@ -60,7 +60,7 @@ class Family:
 
     @property
     def config_class(self) -> type | None:
-        """The class; None if this ComfyUI does not have it."""
+        """ComfyUI's (or the pack's) class for the model; None if this version of ComfyUI does not have it."""
         if isinstance(self.model_class, type):
             return self.model_class
         return getattr(comfy.supported_models, self.model_class, None)
@@ -74,7 +74,7 @@ class Family:
         return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
     def conditioning(self, seed: int, rows: int = 7) -> list:
-        """CONDITIONING, like the output of ComfyUI's text nodes."""
+        """A random CONDITIONING with the structure that ComfyUI's text encoder nodes output."""
         generator = torch.Generator().manual_seed(seed)
         context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
         pooled = torch.randn(1, POOLED_DIM, generator=generator)
@@ -86,7 +86,7 @@ class Family:
         return [[context, extras]]
 
     def inputs(self, model: comfy.model_patcher.ModelPatcher, x: Tensor) -> dict[str, Any]:
-        """What ComfyUI passes to the network for one conditioning, by name, for the latents `x`."""
+        """The arguments by name that ComfyUI passes to the network for the latents `x` and a conditioning."""
         context, extras = self.conditioning(1)[0]
         conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
         return {name: each.process_cond(batch_size=len(x), area=None).cond for name, each in conds.items()}
@@ -192,7 +192,9 @@ VARIANTS = ("flux_fill", "flux_kontext")
 
 @torch.no_grad()
 def draw_weights(network: torch.nn.Module, seed: int) -> None:
-    """Each tensor's values only depend on its name, so they are equal in a ComfyUI with fewer tensors."""
+    """Fill the network with random weights. The values of a tensor depend only on its name and the seed, so
+    they are the same in a version of ComfyUI whose network lacks other tensors.
+    """
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
         draw = torch.randn(tensor.shape, generator=generator)

@@ -25,7 +25,7 @@ GEMMA = {
 
 
 def write_folder(folder: Path) -> Path:
-    """The whole pipeline, its text encoder in two shards."""
+    """Write all files of the pipeline to a folder; the text encoder is split into two files (shards)."""
     write_json(folder / "model_index.json", {"_class_name": "LuminaText2ImgPipeline"})
     write_json(folder / "scheduler" / "scheduler_config.json", {"shift": 3.0})
     config = {"_class_name": "LuminaNextDiT2DModel", "sample_size": tiny.SAMPLE_SIZE}
@@ -59,7 +59,7 @@ def gemma_weights() -> dict[str, torch.Tensor]:
 
 
 def autoencoder_weights(channels: int = 4) -> dict[str, torch.Tensor]:
-    """A tiny autoencoder with the interface of SDXL's and a hundredth of its size."""
+    """Weights of a tiny autoencoder that ComfyUI loads as a VAE: a hundredth of the size of SDXL's."""
     from comfy.taesd.taesd import TAESD
 
     generator = torch.Generator().manual_seed(3)

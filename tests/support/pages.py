@@ -95,7 +95,9 @@ def use(layer: nn.Module, device: torch.device | str = "cpu") -> None:
 
 @contextmanager
 def prefetch(layers, device):
-    """Stands in for ComfyUI's prefetching of resident layers."""
+    """A stand-in for ComfyUI's function that pins and prefetches the weights of layers. Yields whether all
+    weights were resident.
+    """
     for layer in layers:
         pages, address, nbytes = layer._v
         serials = pages.fault(address, nbytes)

@@ -1,4 +1,4 @@
-"""Sampling with ComfyUI's own functions, in the few forms that the tests need."""
+"""Sampling with ComfyUI's own functions, with and without RAS, and with prompts grouped into calls."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -
         every: number of steps after which this switches on or off; 0 for never.
 
     Returns:
-        A list that grows by one whenever ComfyUI asks for the memory.
+        A list that grows by one whenever ComfyUI asks how much memory the model requires.
     """
     asked = []
 
@@ -77,12 +77,16 @@ def split_prompts(monkeypatch: pytest.MonkeyPatch, model: Any, every: int = 0) -
 
 
 def between_calls(monkeypatch: pytest.MonkeyPatch, wrapper: Callable) -> None:
-    """Let `wrapper` make the calls of each evaluation, in place of ComfyUI's own code."""
+    """Replace ComfyUI's function that evaluates all prompts of a step by `wrapper`, which gets this function
+    as its first argument.
+    """
     monkeypatch.setattr(comfy.samplers, "_calc_cond_batch", partial(wrapper, CALC_COND_BATCH))
 
 
 def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
-    """Evaluate prompts in groups of `sizes(step)`, as ComfyUI does by free memory; averages positive ones."""
+    """A wrapper that evaluates the prompts in calls with `sizes(step)` prompts each, as ComfyUI does
+    depending on free memory. The outputs of the positive prompts are averaged.
+    """
     evaluations = []
 
     def wrapper(executor, model, conds, x_in, timestep, model_options):
@@ -98,7 +102,9 @@ def in_groups(sizes: Callable[[int], list[int]]) -> Callable:
 
 
 def positive_alone(when: Callable[[int], bool]) -> Callable:
-    """Guidance that skips the negative prompt in evaluations (counted from 0) for which this is true."""
+    """Guidance that skips the negative prompt in each evaluation i (counted from 0) for which `when(i)` is
+    true.
+    """
     evaluations = []
 
     def wrapper(executor, x, timestep, model_options, seed):
@@ -110,10 +116,10 @@ def positive_alone(when: Callable[[int], bool]) -> Callable:
 
 
 def unload_all_models() -> None:
-    """ComfyUI's function of this name, once no model is waiting for the garbage collector.
+    """Collect garbage, then call ComfyUI's function of this name.
 
-    ComfyUI counts down over its list of loaded models. A model that is collected meanwhile leaves the list,
-    and the index is then out of range.
+    ComfyUI's function counts down an index over the list of loaded models. If the garbage collector frees a
+    model during this loop, the list becomes shorter, and the index is out of range.
     """
     gc.collect()
     comfy.model_management.unload_all_models()

@@ -1,4 +1,4 @@
-"""Stand-ins for CUDA graphs, on any device."""
+"""Stand-ins for CUDA graphs ("tapes"), which work on any device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Work = Callable[[], None]
 
 
 class AgainTape:
-    """Replays by running the work again: only the contents of the buffers change.
+    """A tape whose replay runs the captured Python function again, on the same buffers with new contents.
 
     As on a GPU, a tape must not be used until everything launched on it has been waited for.
 
@@ -51,7 +51,7 @@ class AgainTape:
         return work
 
     def launch(self, replay: Work) -> Work:
-        """Complete the replay before the other work starts."""
+        """Run the replay at once. Returns a function that waits for it, which has nothing left to do."""
         replay()
         self.launched += 1
         self.waiting += 1
@@ -62,7 +62,7 @@ class AgainTape:
 
 
 class LateTape(AgainTape):
-    """Starts a launched replay only when the other work is complete."""
+    """A tape that runs a launched replay as late as possible: only when something waits for it."""
 
     def launch(self, replay: Work) -> Work:
         waited_for = super().launch(lambda: None)
@@ -75,9 +75,9 @@ class LateTape(AgainTape):
 
 
 class FrozenTape(AgainTape):
-    """Repeats the tensor operations of the work on the same memory, without running Python again, as a CUDA
-    graph does. It does not notice what Python would by then read or decide differently: other code,
-    other networks, weights at other addresses, other numbers.
+    """A tape that repeats the captured tensor operations on the same memory without running Python again, as
+    a CUDA graph does. So a replay ignores whatever has changed in Python since the capture: code, networks,
+    addresses of weights, and numbers.
 
     As in a capture, Python must not read a tensor's value.
     """
@@ -89,18 +89,19 @@ class FrozenTape(AgainTape):
 
 
 class FrozenLateTape(LateTape, FrozenTape):
-    """A frozen tape that starts launched replays only when the other work is complete."""
+    """A frozen tape that runs a launched replay only when something waits for it."""
 
 
 class BrokenTape(AgainTape):
-    """Cannot capture."""
+    """A tape that raises an error at every capture."""
 
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
         raise RuntimeError("planted")
 
 
 class FailingTape(AgainTape):
-    """Runs the work, as happens before a capture, and then fails, `failures` times in total.
+    """A tape that runs the work once, as happens before a capture, and then raises an error. It fails
+    `failures` times in total.
 
     Attributes:
         failures: remaining number of failures.
@@ -119,7 +120,7 @@ class FailingTape(AgainTape):
 
 
 class Tapes:
-    """Creates tapes of one kind, and sums their counts."""
+    """Creates tapes of one class, and adds up the numbers of captures and replays of all these tapes."""
 
     def __init__(self, kind: Callable[[], AgainTape] = AgainTape):
         self._kind = kind

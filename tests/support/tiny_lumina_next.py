@@ -39,7 +39,7 @@ class Case:
         size: latent pixels (H, W).
         time: Lumina-Next's time, 0 for noise and 1 for the image.
         watershed: parameter of the time-aware scaling.
-        padding: padding rows before the caption of nine rows, one number per image.
+        padding: for each image, how many of the caption's nine rows, from the first, are padding.
     """
 
     size: tuple[int, int]
@@ -98,7 +98,7 @@ def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
-    """Random weights, generated in sorted key order; every gate and modulation affects the output."""
+    """Random weights, generated in sorted key order. All gates and modulations are non-zero."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _weight(name, draw(tuple(shapes[name]), generator)) for name in sorted(shapes)}
 

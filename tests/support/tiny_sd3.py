@@ -1,4 +1,4 @@
-"""A tiny SD3 whose weights come from a seed, and the inputs of its conformity data.
+"""A tiny SD3 whose weights come from a seed, and the inputs of the paper's reference runs with it.
 
 The model is ComfyUI's own MMDiT class with few and narrow blocks, so ComfyUI's real forward runs on the
 CPU within milliseconds. Its weights are random, but it behaves like a velocity model: outputs are of order
@@ -35,7 +35,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """One stored run of the reference implementation (`dense` is the same pipeline without it)."""
+    """One stored run of the paper's implementation; the run `dense` is the same pipeline without RAS."""
 
     sample_ratio: float
     high_ratio: float  # share of the cached tokens that is taken from the high end of the ranking
