@@ -34,8 +34,8 @@ it does with the latent x; the shape of x is (b, c, H, W) unless stated otherwis
 
 The hooks of later blocks only gather position tables. NextDiT scatters the rows after its refiner blocks and
 gathers them again before its main blocks, so in NextDiT the latent passes run.partial_forward four times. If
-the call has a CUDA graph, run.captured passes x to graphs.network_graphs; graphs.capture copies x to the input
-buffer of the graph and replays the graph.
+the call has a CUDA graph, run.captured passes x to graphs.network_graphs; graphs.capture copies x to the
+input buffer of the graph and replays the graph.
 
 The path of one K/V row, from the dense call that computes it to a regional call that reads it:
 

@@ -23,7 +23,7 @@ def cast(codes: tl.int64, numbers: tl.int64, count: tl.int64, TYPE: tl.constexpr
     target = tl.multiple_of(numbers.to(tl.pointer_type(TYPE)), 16)
     code = tl.load(source + at, mask=at < count, other=0).to(tl.int16)
     # Shifted into the bits of a float16, a float8 code gives 2 ** -8 times its number, hence the factor 256.
-    # The cast uses integer arithmetic because not all GPUs have instructions for float8.
+    # The bits are shifted as integers, because not all GPUs have instructions for float8.
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     half = bits.to(tl.float16, bitcast=True) * 256.0
     half = tl.where((code & NAN) == NAN, float("nan"), half)

@@ -175,7 +175,7 @@ def _reference(code: Any) -> Hashable:
 
 
 def _read_by(code: Any) -> tuple[Hashable, ...]:
-    """The tensors, by address and layout, and the numbers, by value, that replacement code of ComfyUI reads."""
+    """The tensors (by address and layout) and numbers (by value) that replacement code of ComfyUI reads."""
     found, pending = [], [code] if is_by(code, COMFYUI) else []
     for _ in range(DEPTH):
         values = [value for each in pending for value in _held_by(each)]

@@ -182,8 +182,7 @@ class NetworkGraphs:
         self._logged.add(line)
 
     def _weights_are_resident(self) -> bool:
-        """Whether all evictable weights are resident; checks again if one was evicted since the last check.
-        """
+        """Whether all evictable weights are resident; checks again if an eviction followed the last check."""
         weights = self.residency
         if weights is None or weights.is_proved:
             return True

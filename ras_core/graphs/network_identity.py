@@ -95,9 +95,9 @@ def inspect(
 
 
 def _modules(root: object) -> list[nn.Module]:
-    """All modules of `root`, each once, in order; none if `root` is not a module. (ComfyUI's `sampling`
-    object is a module if it has buffers.) `nn.Module.modules` would be slower, because it builds the name of
-    every module.
+    """All modules of `root`, each once, in order; none if `root` is not a module. `root` may also be
+    ComfyUI's `sampling` object, a module with buffers. `nn.Module.modules` would be slower, because it builds
+    the name of every module.
     """
     found, pending = {}, [root] if isinstance(root, nn.Module) else []
     while pending:

@@ -50,8 +50,7 @@ class Overlap:
 
     @property
     def busy(self) -> list[Tape]:
-        """Tapes of this evaluation's calls. Another call can run in parallel with these only on another tape.
-        """
+        """Tapes of this evaluation's calls. Another call can run in parallel only on another tape."""
         return [captured.tape for captured in self._calls]
 
     def begin_evaluation(self, is_allowed: bool) -> str | None:
@@ -118,8 +117,8 @@ class Overlap:
         self, captured: CapturedCall, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
     ) -> Tensor:
         """Replay a call, or use the output of its early launch; `settle` must have been called. If it is the
-        first call of the evaluation, launch the calls that are expected to follow. Returns the output, (bb,
-        c, H, W).
+        first call of the evaluation, launch the calls that are expected to follow. Returns the output,
+        (bb, c, H, W).
         """
         is_launched = captured in self._launched
         if not self._calls:
@@ -143,8 +142,8 @@ class Overlap:
     def _may_launch(self, other: CapturedCall) -> bool:
         """Whether this call may be launched early. After a wrong guess, a call that advances K/V rows cannot
         be repeated, because it would advance its rows twice. So such a call is launched early only if it is
-        the only call left in the evaluation, has a single branch, which excludes another batching, and has no
-        inputs on the CPU, which might prove the guess wrong.
+        the only call left in the evaluation, has a single branch, so that ComfyUI cannot batch it in another
+        way, and has no inputs on the CPU that might prove the guess wrong.
         """
         return not other.advances or (
             self._requested_before == 2 and other in self._single and not other.off_device

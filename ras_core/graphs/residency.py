@@ -1,4 +1,4 @@
-"""Whether weights that ComfyUI may evict (its dynamic VRAM) are in memory where CUDA graphs read them.
+"""Whether weights that ComfyUI's dynamic VRAM may evict are in memory at the addresses that CUDA graphs read.
 
 Under dynamic VRAM a network's large weights live in one address range, reserved for the model's lifetime. A
 weight is copied into it when its layer runs; any allocation in the process may evict it again, in pages of
@@ -51,7 +51,7 @@ class Residency:
         prefetch: gives each layer its resident weights for the duration of a call (see `Prefetch`).
 
     Attributes:
-        layers: as passed.
+        layers: the modules whose weights are in the range.
         range: the part of `pages` that holds the weights.
         identity: addresses, types and shapes of the weights, to compare between runs.
         misses: number of checks in this run that found a weight evicted.

@@ -115,6 +115,5 @@ class GraphSession:
 
 
 def _first(found: Iterable[str | None]) -> str | None:
-    """The first text in `found` that is not None. All of `found` is computed first, as it has side effects.
-    """
+    """The first text in `found`, or None. All of `found` is computed first, as this has side effects."""
     return next(filter(None, list(found)), None)

@@ -14,7 +14,7 @@ class Sightings:
     def __init__(self) -> None:
         self._seen: Counter[Hashable] = Counter()
         self._n_postponed: Counter[Hashable] = Counter()
-        self._reasons: dict[Hashable, str] = {}  # why captures that are still due were postponed
+        self._reasons: dict[Hashable, str] = {}  # why captures that have not succeeded since were postponed
 
     def is_due(self, key: Hashable) -> bool:
         """Count an occurrence of the call with this key (`RegionalCall.key`). Returns whether to capture it

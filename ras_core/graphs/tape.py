@@ -54,7 +54,7 @@ class CudaTape:
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        torch.cuda.empty_cache()  # blocks cached for other streams: this stream cannot use them
+        torch.cuda.empty_cache()  # frees blocks cached for other streams, which this stream cannot use
         try:
             with torch.cuda.stream(self._stream):
                 return self._warm_up_and_capture(work, around)
@@ -63,7 +63,7 @@ class CudaTape:
 
     def _warm_up_and_capture(self, work: Work, around: Around) -> Work:
         work()  # in this first run, libraries allocate their workspaces for this stream
-        torch.cuda.empty_cache()  # blocks cached by the warm-up: the graph's pool cannot use them
+        torch.cuda.empty_cache()  # frees blocks that the warm-up cached, which the pool cannot use
         with around():
             torch.cuda.synchronize()
             return self._capture(work)
