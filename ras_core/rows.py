@@ -45,7 +45,8 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole sequence.
-        prefix, suffix: rows before and after the image tokens (text, padding); always kept.
+        prefix, suffix: numbers of rows before and after the image tokens (text, padding); these rows are
+            kept.
 
     Returns:
         (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
@@ -70,7 +71,7 @@ class RowIndex:
 
     Attributes:
         flat: (bb * r_kept,) int64, as returned by `row_index`.
-        total: bb * rows.
+        total: number of rows of the whole sequence, bb * rows.
         scratch: the call's scratch memory.
     """
 

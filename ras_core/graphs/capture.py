@@ -138,7 +138,7 @@ class Attempt:
 
     @property
     def has_advanced(self) -> bool:
-        """Whether this attempt may already have advanced K/V rows."""
+        """Whether this attempt may already have advanced K/V rows (`CapturedCall.advances`)."""
         return self.advances and self.has_started
 
     def take_output(self, advanced: Slots, slots: Slots) -> Tensor | None:

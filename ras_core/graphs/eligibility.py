@@ -13,8 +13,8 @@ from torch import Tensor
 from ..kv.formats import FORMATS
 
 SIGHTINGS = 2
-"""A call is captured when its form occurs for the second time: a single occurrence is not worth a capture,
-and libraries select their kernels when a call runs for the first time."""
+"""A call is captured when its form (see `Form`) occurs for the second time. A form that occurs only once is
+not worth a capture, and libraries select their kernels when a call runs for the first time."""
 
 MAX_POSTPONED = 3
 """How often a run postpones the capture of one call for a temporary reason, such as too little free memory;
@@ -43,7 +43,8 @@ RESIDUAL = "control."
 Signature = tuple[Hashable, ...]
 
 Form = tuple[Hashable, ...]
-"""What distinguishes graphs on the same K/V buffers: active tokens per image, options, names of residuals."""
+"""A tuple that distinguishes graphs on the same K/V buffers: the number of active tokens per image, the
+options, and the names of a ControlNet's residuals."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ class NetworkGraphs:
         return self._overlap.begin_evaluation(calls_are_plain)
 
     def begin_call(self) -> None:
-        """Count a call of this network by ComfyUI."""
+        """Count a call of this network that ComfyUI makes, captured or not."""
         self._overlap.begin_call()
 
     def settle(self) -> None:

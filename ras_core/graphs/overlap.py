@@ -60,7 +60,7 @@ class Overlap:
             is_allowed: whether all calls of this evaluation use the same weights.
 
         Returns:
-            What went wrong in an earlier evaluation, or None.
+            A message if a call of an earlier evaluation was launched with wrong inputs, or None.
         """
         self._evaluations += 1
         self._is_allowed = is_allowed

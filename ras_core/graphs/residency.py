@@ -8,7 +8,7 @@ serials of the pages that its weights were copied to.
 1. `Residency.of` finds these layers and their range, once per run.
 2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
    is resident and already patched for this run, because changing a LoRA clears the serials that the layers
-   remember. The network must have run once before.
+   remember. `prove` can succeed only after the network has run once.
 3. `held` pins the range during a replay and compares the serials of its pages with those that `prove` found.
    A mismatch means that some weight was evicted: the call runs eagerly, which loads the missing weights, and
    `prove` is called again.

@@ -24,7 +24,7 @@ class GraphSession:
         self._replayed_before = 0
 
     def of(self, model: Any) -> NetworkGraphs | None:
-        """The graphs of one of ComfyUI's models; None if it gets no graphs in this run."""
+        """The graphs of one of ComfyUI's models; None if this model gets no graphs in this run."""
         if model not in self._parts:
             store = self._environment.store_of(model)
             part = None if store is None else NetworkGraphs(store, self._environment, self._logged)
@@ -62,7 +62,7 @@ class GraphSession:
                 all with the same weights.
 
         Returns:
-            What went wrong in an earlier evaluation, or None.
+            A message if a call of an earlier evaluation was launched with wrong inputs, or None.
         """
         self._evaluations += self._is_replayed
         self._calls, self._replayed_before = 0, self._replayed
