@@ -9,8 +9,9 @@ weights in captured calls).
 
 1. On the first call of a network in a run, `network_identity.inspect` describes the network. Graphs that were
    captured on a network with other weights or other code are dropped.
-2. A dense call borrows K/V buffers of an earlier run if its inputs have the same shapes as in that run, so
-   that graphs that read these buffers can be replayed (`leases`).
+2. A dense call borrows K/V buffers of an earlier run if the K/V format and the signature of its inputs
+   (shapes, dtypes) are the same as in that run. Graphs that read these buffers can then be replayed
+   (`leases`).
 3. A regional call is captured when its form (its number of active tokens, its options) occurs for the second
    time; under dynamic VRAM, inside `Residency.captured`.
 4. Later calls of the same form copy their inputs to the graph's buffers and replay the graph; under dynamic
