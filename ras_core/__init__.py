@@ -2,60 +2,64 @@
 
 Read the packages in this order:
 
-1. `method/`  the method as numbers and tensors: no model, no run, no ComfyUI.
-2. `run/`     one sampler invocation: its state, each call of the network, its trace.
+1. `method/`  the sampling method as functions of numbers and tensors, without a model, a run or ComfyUI.
+2. `run/`     what happens in one sampler invocation: its state, its calls of the network, its trace (log).
 3. `models/`  what the method must know about a network (one adapter per family).
 4. `kv/`      the K/V cache: formats, memory, Triton kernels.
-5. `graphs/`  regional calls as CUDA graphs, and the conditions for replaying one.
+5. `graphs/`  captures regional calls as CUDA graphs, and decides when a graph may be replayed.
 6. `host/`    the interface to ComfyUI.
 7. `render/`  images of a run.
 
 Imports point one way: nodes -> host -> run -> {graphs, kv, models, method} -> {rows, config, errors}, and
 graphs -> kv. `tests/test_layout.py` lists what each package may import.
 
-One latent through a regional step with RAS KSampler and euler, (b, c, H, W) unless stated otherwise:
+The path of one latent through a regional step with RAS KSampler and euler. Each line names a module and what
+it does with the latent x; the shape of x is (b, c, H, W) unless stated otherwise.
 
     host.patch            OUTER_SAMPLE: starts the run and lets ComfyUI sample
     host.samplers         ComfyUI calls the sampler function
-    run.sampler           one step: asks for the denoised estimate of x
-    host.wrappers         PREDICT_NOISE, from ComfyUI's guider
-    run.network_calls     starts the evaluation: looks up its step, selects its active tokens (run.state)
-    host.wrappers         APPLY_MODEL: x is now batched over the branches, (bb, c, H, W)
-    host.call             keeps the arguments by name
-    run.network_calls     a regional evaluation, so
-    run.regional          tries a CUDA graph; without one, attaches the hooks
+    run.sampler           starts one step: asks ComfyUI for the denoised estimate of x
+    host.wrappers         PREDICT_NOISE: ComfyUI's guider passes x to this pack's wrapper
+    run.network_calls     starts the evaluation: looks up the step, selects the active tokens (run.state)
+    host.wrappers         APPLY_MODEL: ComfyUI has batched x over the branches, (bb, c, H, W)
+    host.call             stores the arguments of the model call by name
+    run.network_calls     passes the call to run.regional, because the evaluation is regional
+    run.regional          replays a CUDA graph if possible; otherwise attaches hooks to the network
     host.call             calls ComfyUI's model; its network cuts x into rows, (bb, r, d)
-    run.partial_forward   before the first block: (bb, r, d) -> (bb, r_kept, d), by run.active_rows and rows
-    run.partial_forward   after the final layer: (bb, r_kept, ...) -> (bb, r, ...), zeros at cached tokens
-    run.state             merge: cached output at cached tokens; ComfyUI then combines the branches by cfg
-    run.state             end_evaluation: shows x and the estimate to method.selector, returns to run.sampler
-    method.integrator     x at the start of the next step
+    run.partial_forward   before the first block: gathers (bb, r, d) -> (bb, r_kept, d), with run.active_rows
+    run.partial_forward   after the last layer: scatters (bb, r_kept, ...) -> (bb, r, ...), zeros elsewhere
+    run.state             merge: writes the cached output at cached tokens; ComfyUI then applies CFG
+    run.state             end_evaluation: passes x and the estimate to method.selector and run.sampler
+    method.integrator     computes x at the start of the next step
 
-The hooks of later blocks only gather position tables. NextDiT scatters after its refiners and gathers again
-before its main blocks, so there the latent passes run.partial_forward four times. With CUDA graphs,
-run.captured passes x to graphs.network_graphs; graphs.capture copies it to its input buffer and replays.
+The hooks of later blocks only gather position tables. NextDiT scatters the rows after its refiner blocks and
+gathers them again before its main blocks, so in NextDiT the latent passes run.partial_forward four times. If
+the call has a CUDA graph, run.captured passes x to graphs.network_graphs; graphs.capture copies x to the
+input buffer of the graph and replays the graph.
 
-One K/V row, from a dense call that computes it to a regional call that reads it:
+The path of one K/V row, from the dense call that computes it to a regional call that reads it:
 
-    run.partial_forward   attend: the network has computed K and V; the row is one of (bb, r, ...)
-    rows                  rows_first: rows before heads, one copy of each shared head
-    kv.update             dense call: fill. Regional call: update, by the indices of run.active_rows
-    kv.plain              the format (or kv.float8, kv.main_memory, kv.forecast): writes rows, returns all
-    kv.arena              memory of all rows of a call
+    run.partial_forward   attend: gets K and V from the network; each has rows (bb, r, ...)
+    rows                  rows_first: puts rows before heads, and keeps one copy of each shared head
+    kv.update             in a dense call: fill. In a regional call: update, at indices of run.active_rows
+    kv.plain              (or kv.float8, kv.main_memory, kv.forecast) writes new rows, returns all rows
+    kv.arena              allocates the memory of all rows of a call
     kv.store              keeps the rows by branch until the next call
     run.grouped_attention the active tokens' queries attend to all rows, without repeating shared heads
 
 Letters used in shapes throughout:
     b         images in the batch of one branch
-    bb        rows of one model call: number of branches in it, times b
+    bb        batch size of one model call: number of branches in the call, times b
     n         image tokens of the whole image
     n_active  image tokens processed in a regional step
     r         rows of a sequence inside the network: text, image and padding tokens together
     r_kept    rows of a sequence that a regional call processes
     d         width of a row
     c, H, W   channels and size of the latent; h, w: the token grid; p: the patch size; T, t: over time
-An index is always in token space (row-major over (t,) h, w) outside rows.py.
+Outside rows.py, the index of a token counts image tokens only, row-major over (t,) h, w.
 
-Words: one sampler invocation is a run, one sigma interval a step, one guided model evaluation an
-evaluation, one model forward a call, one conditioning of a call a branch.
+Words used throughout: a run is one sampler invocation; a step is one sigma interval; an evaluation is one
+guided model evaluation; a call is one forward of the model; a branch is one conditioning of a call. A dense
+step, evaluation or call processes all image tokens, a regional one only the active tokens; the other tokens
+are called cached, because their earlier results are used.
 """

@@ -1,4 +1,4 @@
-"""Settings of a run: frozen, and validated on creation."""
+"""The settings of a run, as frozen dataclasses that are validated on creation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Graphs = Literal["auto", "off"]
 MIN_RATIO = 0.05
 
 MAX_SHARES = 3
-"""Maximum number of different token shares among a run's regional steps: each needs its own CUDA graphs."""
+"""Maximum number of different token shares in a run's regional steps, as each needs its own CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,21 @@ class PaperSettings:
     """Settings that only the paper's method has; the multirate method needs none of them.
 
     Attributes:
-        metric: how regions are ranked, from the guided model output (paper, equation 1).
-        high_ratio: share of the cached tokens taken from the high end of the metric; the rest comes from its
-            low end.
-        starvation_scale: weight of a token's drop count in its score (k in equation 1); 0 ignores it.
-        ratio_end: 0 keeps the ratio constant; otherwise it changes linearly from `sample_ratio` to this value
-            over the regional steps (the paper's dynamic sampling ratio).
-        error_reset_steps: explicit error-reset steps, counted from 0; when not empty they replace
-            `error_reset_every`.
+        metric: what regions are ranked by: a statistic of the guided model output (paper, equation 1), or
+            random numbers.
+        high_ratio: share of the cached tokens that are chosen for their high metric; the others are chosen
+            for their low metric.
+        starvation_scale: weight, in a token's score, of the number of steps that dropped the token (k in
+            equation 1); 0 ignores this number.
+        ratio_end: 0 keeps the share of active tokens at `sample_ratio`; otherwise this share changes linearly
+            over the regional steps, from `sample_ratio` to `ratio_end` (the paper's dynamic sampling ratio).
+        error_reset_steps: numbers, from 0, of the error-reset steps (dense steps among the regional ones);
+            unless empty, they replace `error_reset_every`.
         starvation: "corrected" makes a dropped token more likely to be selected again, as the paper's text
             says; "reference" is the formula of the reference code, which has the opposite effect.
 
     Raises:
-        RASError: a value out of range, with what is expected.
+        RASError: a value is out of range; the message says what is expected.
     """
 
     metric: Metric = "std"
@@ -61,36 +63,41 @@ class RASConfig:
 
     Attributes:
         sample_ratio: share of the image tokens processed in a regional step (0.05 to 1; 1 runs dense).
-        start_step: first step that may be regional; the steps before it set the composition (paper, section
-            3.4).
-        end_step: end of the half-open window of regional steps; 0 means the end of the run.
-        error_reset_every: interval of dense steps after `start_step`, in steps; 0 means none.
-        paper: None selects tokens whose estimate has most likely changed (the multirate method); settings
-            select the paper's method, which ranks tokens by `paper.metric`.
-        dense_steps: explicit error-reset steps of the multirate method, which replace `error_reset_every`. No
-            node sets them; they are for studies and for the comparison with the reference code.
-        shares: share of the image tokens at each step of the run, 1 for a dense one; the first two are 1.
-            They replace all settings of the schedule above. If empty, those settings apply.
+        start_step: first step that may be regional; the dense steps before it set the composition (paper,
+            section 3.4).
+        end_step: first step after those that may be regional; 0 means that steps may be regional until the
+            end of the run.
+        error_reset_every: after `start_step`, one in this many steps is dense (an error-reset step); 0 means
+            that there are no such steps.
+        paper: None means the multirate method, which selects the tokens whose estimate has most likely
+            changed. Settings mean the paper's method, which ranks tokens by `paper.metric`.
+        dense_steps: numbers of the error-reset steps of the multirate method; unless empty, they replace
+            `error_reset_every`. No node sets them: they serve studies and the comparison with the reference
+            code.
+        shares: share of the image tokens processed at each step of the run, 1 at a dense step; the first two
+            shares must be 1. Unless empty, the shares replace all settings above that decide which steps are
+            dense and how many tokens the others process.
         corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
             (method/integrator.py).
-        continue_outputs: with corrections, continue the estimates of cached tokens along their last change,
-            instead of keeping them constant.
-        spread: with kv_cache = "forecast" or "forecast2", correct the forecasts of cached rows by the errors
-            of fresh rows nearby, in steps of half the tokens or more (kv/spread.py).
-        cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" never
-            does.
+        continue_outputs: with corrections, extrapolate the estimates of cached tokens along their last
+            change, instead of keeping these estimates constant.
+        spread: with kv_cache = "forecast" or "forecast2", correct the forecasts of cached K/V rows by the
+            forecast errors of nearby rows that the step computes. Only steps that process at least half of
+            the tokens do this (kv/spread.py).
+        cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" uses no
+            CUDA graphs.
         kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
-            bytes, "cpu" in main memory; "auto" uses the first of these that fits into free memory; if none
-            fits, the run is dense; with corrections, "auto" means "forecast" while that takes less than half
-            of the free memory. "off" keeps none: in regional steps active tokens attend to each other and
-            to text only. That is the paper's ablation (table 4b), a baseline for experiments; images fall
-            apart. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values along their
-            last change (kv/forecast.py); "forecast2" takes three times the bytes, and uses their last two
-            changes (kv/quadratic.py). Not checked here: the registry (kv/formats.py) defines the settings,
-            and `patch_model` refuses others.
+            bytes, "cpu" in main memory. "auto" uses the first of these that fits into free memory; if none
+            fits, the run is dense. With corrections, "auto" means "forecast" if that takes less than half of
+            the free memory. "off" keeps no keys and values, so in regional steps active tokens attend only to
+            each other and to text. This is the paper's ablation (table 4b), a baseline for experiments; its
+            images are unusable. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values
+            along their last change (kv/forecast.py); "forecast2" takes three times the bytes, and uses their
+            last two changes (kv/quadratic.py). This class accepts any text: kv/formats.py defines the valid
+            settings, and `patch_model` refuses others.
 
     Raises:
-        RASError: a value out of range, with what is expected.
+        RASError: a value is out of range; the message says what is expected.
     """
 
     sample_ratio: float = 0.5
@@ -116,14 +123,14 @@ class RASConfig:
         self._check_shares()
         if 0 < self.end_step <= self.start_step:
             raise RASError(
-                f"end_step = {self.end_step} is not after start_step = {self.start_step}: no regional step.",
-                "end_step of 0 (to the end of the run) or greater than start_step.",
+                f"end_step = {self.end_step} is not after start_step = {self.start_step}.",
+                "0 (no limit) or a number greater than start_step, so that some step may be regional.",
                 "set end_step to 0, or use sample_ratio = 1 if you want a dense run.",
             )
 
     @property
     def error_reset_steps(self) -> tuple[int, ...]:
-        """Explicit error-reset steps of the method in use; if empty, `error_reset_every` applies."""
+        """Numbers of the error-reset steps, for the method in use; if empty, `error_reset_every` applies."""
         return self.dense_steps if self.paper is None else self.paper.error_reset_steps
 
     @property
@@ -136,14 +143,14 @@ class RASConfig:
             _check_range("each of shares", share, MIN_RATIO, 1.0)
         if self.shares and self.paper is not None:
             raise RASError(
-                "a token share for each step (shares) together with the paper's method.",
+                "a plan (a token share for each step) is used together with the paper's method.",
                 "a plan with the multirate method only.",
                 "set speed to custom, or disconnect paper.",
             )
         if any(share < 1 for share in self.shares[:2]):
             raise RASError(
-                f"shares = {self.shares[:2]} ... of the first steps.",
-                "two dense steps at the start: selection needs their results.",
+                f"the plan's first steps process these shares of the tokens: {self.shares[:2]}.",
+                "a share of 1 in the first two steps, because token selection needs their results.",
                 "calibrate again.",
             )
         count = len({share for share in self.shares if share < 1})
@@ -165,7 +172,7 @@ class RASConfig:
             )
         if self.dense_steps:
             raise RASError(
-                f"dense_steps = {self.dense_steps} together with the paper's method.",
+                f"dense_steps = {self.dense_steps} is used together with the paper's method.",
                 "dense_steps with the multirate method only.",
                 "use error_reset_steps of PaperSettings.",
             )
@@ -177,10 +184,11 @@ class Window:
 
     Attributes:
         start_percent: share of the steps that are dense at the start, 0 to 1; rounded up to whole steps.
-        end_percent: from this share of the steps on, all steps are dense; 1 means no dense steps at the end.
+        end_percent: share of the steps after which all steps are dense; with 1, regional steps may last until
+            the end of the run.
 
     Raises:
-        RASError: a value out of range, or an empty window.
+        RASError: a value is out of range, or the window contains no step.
     """
 
     start_percent: float = 0.2
@@ -191,17 +199,16 @@ class Window:
         _check_range("end_percent", self.end_percent, 0.0, 1.0)
         if self.end_percent <= self.start_percent < 1:
             raise RASError(
-                f"end_percent = {self.end_percent} is not after start_percent = {self.start_percent}: no "
-                "regional step.",
-                "end_percent of 1 (to the end of the run) or greater than start_percent.",
+                f"end_percent = {self.end_percent} is not after start_percent = {self.start_percent}.",
+                "1 (no limit) or a number greater than start_percent, so that some step may be regional.",
                 "set end_percent to 1, or use sample_ratio = 1 if you want a dense run.",
             )
 
     def of_run(self, config: RASConfig, n_steps: int) -> RASConfig:
-        """The settings of a run of `n_steps` steps: the window in whole steps."""
+        """`config` with this window, converted to whole steps of a run of `n_steps` steps."""
         start = math.ceil(self.start_percent * n_steps - 1e-9)
         end = math.floor(self.end_percent * n_steps + 1e-9)
-        if end <= start:  # too few steps for one in the window
+        if end <= start:  # the run has too few steps for one of them to be in the window
             return replace(config, start_step=n_steps, end_step=0)
         return replace(config, start_step=start, end_step=end)
 

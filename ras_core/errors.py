@@ -15,6 +15,6 @@ class RegionalAbort(RuntimeError):
 
 
 class NotResident(RuntimeError):
-    """Raised when the capture of a call finds a weight evicted from the device: the call then runs
-    eagerly, and may be captured later.
+    """Raised when a CUDA graph of a call is captured while a weight is evicted from the device. The call then
+    runs eagerly, and may be captured later.
     """

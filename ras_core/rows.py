@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 Pair = tuple[Tensor, Tensor]
-"""A key and a value, (bb, r, ...) each."""
+"""The keys and the values of one attention layer, (bb, r, ...) each."""
 
 WIDE = torch.complex128
-"""Rows are copied in elements of 16 bytes where possible: kernels that copy rows by index need the same time
-for an element of 16 bytes as for a float16."""
+"""Rows are copied in elements of 16 bytes where possible, because kernels that copy rows by index take as
+long for an element of 16 bytes as for an element of two bytes (float16)."""
 
 
 class Scratch:
-    """Scratch memory that each attention of a call overwrites; allocated once per call."""
+    """Scratch memory, allocated once per call; each attention layer of the call overwrites it."""
 
     def __init__(self) -> None:
         self._memory: dict[int, Tensor] = {}
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of `like`'s shape and device; later calls with the same `number` reuse it."""
+        """A contiguous tensor of `like`'s shape and device; the same `number` gives the same memory again."""
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)
@@ -45,7 +45,8 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole sequence.
-        prefix, suffix: rows before and after the image tokens (text, padding); always kept.
+        prefix, suffix: numbers of rows before and after the image tokens (text, padding); these rows are
+            kept.
 
     Returns:
         (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
@@ -70,7 +71,7 @@ class RowIndex:
 
     Attributes:
         flat: (bb * r_kept,) int64, as returned by `row_index`.
-        total: bb * rows.
+        total: number of rows of the whole sequence, bb * rows.
         scratch: the call's scratch memory.
     """
 
@@ -82,14 +83,16 @@ class RowIndex:
     def of(
         cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
     ) -> RowIndex:
-        """From the arguments of `row_index`; `scratch` is new if none is given."""
+        """Create the index from the arguments of `row_index`; `scratch` None allocates new scratch memory."""
         rows = prefix + n_tokens + suffix
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
         return cls(flat_idx, len(active_idx) * rows, scratch or Scratch())
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(total,) int32: for each row of the sequence, its position among the call's rows, or -1."""
+        """(total,) int32: for each row of the sequence, its position among the rows that the call computes,
+        or -1 if the call does not compute it.
+        """
         numbers = torch.arange(len(self.flat), device=self.flat.device, dtype=torch.int32)
         return numbers.new_full((self.total,), -1).index_copy_(0, self.flat, numbers)
 
@@ -108,8 +111,8 @@ def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
 
 
 class RowWriter:
-    """Reads and writes rows of a contiguous sequence, (bb, r, ...), many times: as `gather_rows` and
-    `scatter_into`, but the layout of the sequence is inspected only once.
+    """Reads and writes rows of a contiguous sequence, (bb, r, ...), like `gather_rows` and `scatter_into`. It
+    is faster for many reads and writes, because the layout of the sequence is inspected only once.
     """
 
     def __init__(self, sequence: Tensor):
@@ -123,14 +126,16 @@ class RowWriter:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
                 return
-            except RuntimeError:  # unsuitable strides or alignment, which later rows have too
+            except RuntimeError:  # unsuitable strides or alignment; rows written later will have the same
                 self._is_wide = False
         self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
 
     def move(self, flat_idx: Tensor, target: RowWriter) -> None:
-        """Copy rows to the same indices of a sequence of the same shape and dtype."""
+        """Copy the rows at these indices to the same indices of `target`, a sequence of the same shape and
+        dtype.
+        """
         here, there = self._wide, target._wide
-        if here.dtype != there.dtype:  # only one of them is aligned to 16 bytes
+        if here.dtype != there.dtype:  # only one of the two sequences is aligned to 16 bytes
             here, there = self._rows, target._rows
         there.index_copy_(0, flat_idx, here.index_select(0, flat_idx))
 
@@ -140,8 +145,8 @@ class RowWriter:
 
 
 def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
-    """A view with rows before heads that keeps one of every `repeats` consecutive heads, which are equal:
-    (bb, heads, r, e) -> (bb, r, heads / repeats, e).
+    """A view with the row axis before the head axis. Of every `repeats` consecutive heads, which are equal,
+    it keeps one: (bb, heads, r, e) -> (bb, r, heads / repeats, e).
     """
     if repeats == 1:
         return by_head.transpose(1, 2)
@@ -152,20 +157,22 @@ def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
-    """Scatter rows to their indices, zeros elsewhere: (bb, r_kept, ...) -> (bb, rows, ...)."""
+    """A sequence with these rows at their indices, and zeros at all other rows:
+    (bb, r_kept, ...) -> (bb, rows, ...).
+    """
     full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
     scatter_into(full, flat_idx, kept)
     return full
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The rows, (r, ...) each, viewed in elements of 16 bytes; unchanged if the row length, a stride or the
-    address of any tensor is not a multiple of 16 bytes.
+    """The tensors, (r, ...) each, viewed as elements of 16 bytes. All are returned unchanged if the row
+    length, a stride or the address of one of them is not a multiple of 16 bytes.
     """
     for t in tensors:
         if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:
             return tensors
-        if not (t.is_cuda or t.is_cpu):  # other devices may not be able to copy such elements
+        if not (t.is_cuda or t.is_cpu):  # other devices may be unable to copy elements of 16 bytes
             return tensors
     try:
         return tuple([t.view(WIDE) for t in tensors])

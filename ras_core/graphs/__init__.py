@@ -1,4 +1,4 @@
-"""Regional calls as CUDA graphs: captured once, then replayed, within a run and across runs.
+"""Captures regional calls as CUDA graphs once, and replays them in the same run and in later runs.
 
 Read `eligibility` (what may be captured); `network_identity`, `code_identity` and `tensors` (what a graph
 depends on); `pages`, `residency` and `preset` (weights that ComfyUI may evict); `tape` (CUDA graphs) and
@@ -7,13 +7,17 @@ run borrows); `sightings` (when a call is due for capture); `overlap` (replays o
 `network_graphs` (one network in one run) and `session` (one run); `weight_casts` with `cast_kernel` (float8
 weights in captured calls).
 
-1. On the first call of a network in a run, `network_identity.inspect` describes the network. Graphs that
-   were captured on a different one are dropped.
-2. A dense call gets K/V buffers of an earlier run, if their graphs fit (`leases`).
+1. On the first call of a network in a run, `network_identity.inspect` describes the network. Graphs that were
+   captured on a network with other weights or other code are dropped.
+2. A dense call borrows K/V buffers of an earlier run if the K/V format and the signature of its inputs
+   (shapes, dtypes) are the same as in that run. Graphs that read these buffers can then be replayed
+   (`leases`).
 3. A regional call is captured when its form (its number of active tokens, its options) occurs for the second
    time; under dynamic VRAM, inside `Residency.captured`.
-4. Later calls copy their inputs to the graph's buffers and replay it, inside `Residency.held`.
-5. At the end of the run the buffers go back to the store. Graphs stay if enough memory is free.
+4. Later calls of the same form copy their inputs to the graph's buffers and replay the graph; under dynamic
+   VRAM, inside `Residency.held`.
+5. At the end of the run the K/V buffers are returned to the store. If enough memory is free, the buffers and
+   their graphs are kept for the next run.
 
 Imports: kv, errors. `tape.Tape` is the interface to CUDA; tests implement it without a GPU.
 """

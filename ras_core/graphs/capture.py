@@ -1,8 +1,8 @@
 """One regional call of the network, captured with its own input and output buffers.
 
 A regional step spends most of its time launching many small kernels; a CUDA graph launches them all at once.
-A graph reads and writes fixed addresses, so every captured call has its own input and output buffers. Its K/V
-buffers are kept in `store`.
+A graph reads and writes fixed addresses, so every captured call has its own input and output buffers. The K/V
+buffers that the call reads are kept in `store`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .eligibility import Form
 from .tape import Around, Tape, Work
 
 Forward = Callable[[dict[str, Any], Tensor, Slots], Tensor]
-"""A call's computation: inputs by name, active tokens (bb, n_active), K/V slots -> output (bb, c, H, W)."""
+"""A function that computes a call: takes the inputs by name, the active tokens (bb, n_active) and the K/V
+slots, and returns the output (bb, c, H, W)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +33,8 @@ class RegionalCall:
     Attributes:
         inputs: by name; the image `x` is (bb, c, H, W).
         active_idx: active tokens, (bb, n_active).
-        slots: K/V that the call reads and updates.
-        forward: the computation.
+        slots: the cached K/V rows of each attention layer, which the call reads and updates.
+        forward: the function that computes the call.
         branches: the conditionings that the call evaluates.
         form: distinguishes this call from other calls on the same K/V buffers (`eligibility.form_of`).
     """
@@ -47,7 +48,7 @@ class RegionalCall:
 
     @property
     def key(self) -> tuple[tuple[Branch, ...], Form]:
-        """A key that is equal for calls that one graph may serve."""
+        """A key that is equal for two calls if one graph may be replayed for both."""
         return self.branches, self.form
 
 
@@ -61,12 +62,14 @@ class CapturedCall:
         output: buffer of the output, (bb, c, H, W).
         replay: launches the graph on the current stream.
         tape: the tape that captured it.
-        off_device: by name, the last values of inputs that arrive on another device than the graph's; copies
-            on that device, to detect changes. Runs copy their conditionings to the device in advance
-            (host/conditionings.py), but other packs' guiders may bypass that.
+        off_device: by name, copies of the last values of inputs that arrive on another device than the
+            graph's. The copies are on that other device, where new values are compared with them. Runs copy
+            their conditionings to the graph's device in advance (host/conditionings.py), but other packs'
+            guiders may bypass this.
         last_run: number of the last run that used it.
-        advances: whether the call moves the K/V rows that it replaces to those of the evaluation before, so
-            that running it twice leaves other rows than running it once.
+        advances: whether the call, before it overwrites K/V rows, keeps them as the rows of the previous
+            evaluation (K/V formats that extrapolate). Running such a call twice leaves other K/V rows than
+            running it once.
     """
 
     inputs: dict[str, Any]
@@ -91,8 +94,8 @@ class CapturedCall:
         return self.output
 
     def launch(self, inputs: Mapping[str, Any], active_idx: Tensor) -> Work:
-        """Launch a replay in parallel with the work that is enqueued next. Missing inputs keep their last
-        values. Returns a function that makes the current stream wait for the output.
+        """Launch a replay in parallel with the work that is enqueued next. Inputs that are not given keep the
+        values of the last replay. Returns a function that makes the current stream wait for the output.
         """
         self._update(inputs, active_idx)
         return self.tape.launch(self.replay)
@@ -107,21 +110,21 @@ class CapturedCall:
     def _copy(self, name: str, buffer: Tensor, value: Tensor) -> None:
         known = self.off_device.get(name)
         if known is not None and torch.equal(known, value):
-            return  # the buffer is up to date; a copy would make the CPU wait for the device
+            return  # the buffer has this value already; a copy would make the CPU wait for the device
         if known is not None:
             self.off_device[name] = value.clone()
         buffer.copy_(value)
 
 
 class RowsAdvanced(RegionalAbort):
-    """A call has advanced its K/V rows but failed before its output was complete: it must not be run again on
-    these rows.
+    """A call has advanced its K/V rows (`CapturedCall.advances`) but failed before its output was complete,
+    so it must not be run again on these rows.
     """
 
 
 @dataclass
 class Attempt:
-    """Progress of an attempt to capture a call; the call runs once before its capture.
+    """Progress of an attempt to capture a call; the call runs once eagerly before it is captured.
 
     Attributes:
         advances: as in `CapturedCall`.
@@ -135,11 +138,12 @@ class Attempt:
 
     @property
     def has_advanced(self) -> bool:
-        """Whether this attempt may already have advanced K/V rows."""
+        """Whether this attempt may already have advanced K/V rows (`CapturedCall.advances`)."""
         return self.advances and self.has_started
 
     def take_output(self, advanced: Slots, slots: Slots) -> Tensor | None:
-        """The output if the call completed, after copying its K/V slots `advanced` into `slots`; else None.
+        """If the call completed, put the K/V slots that it updated, `advanced`, into `slots`, and return its
+        output; otherwise return None.
 
         Raises:
             RowsAdvanced: the call did not complete, but may have advanced K/V rows.
@@ -163,7 +167,8 @@ def capture(
         tape: captures the call's work on the device.
         call: the call to capture.
         attempt: updated as the call proceeds, also if the call fails.
-        around: returns the context manager in which the capture runs, but not the run before it.
+        around: returns a context manager. The capture runs inside it; the eager run before the capture does
+            not.
     """
     device = call.inputs["x"].device
     tensors = {name: each for name, each in call.inputs.items() if isinstance(each, Tensor)}

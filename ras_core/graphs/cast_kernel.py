@@ -15,15 +15,15 @@ SIGN = tl.constexpr(0x80)
 
 @triton.jit
 def cast(codes: tl.int64, numbers: tl.int64, count: tl.int64, TYPE: tl.constexpr, BLOCK: tl.constexpr):
-    """Cast `count` float8_e4m3fn numbers to TYPE; both addresses are multiples of 16 bytes.
-    Grid: (ceil(count / BLOCK),).
+    """Cast `count` float8_e4m3fn numbers at the address `codes` to numbers of TYPE at the address `numbers`.
+    Both addresses are multiples of 16 bytes. Grid: (ceil(count / BLOCK),).
     """
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     source = tl.multiple_of(codes.to(tl.pointer_type(tl.uint8)), 16)
     target = tl.multiple_of(numbers.to(tl.pointer_type(TYPE)), 16)
     code = tl.load(source + at, mask=at < count, other=0).to(tl.int16)
-    # Placed in a float16, a code's bits mean 2 ** -8 of the number that the code stands for. Integer
-    # arithmetic works on every GPU; not all of them have instructions for float8.
+    # Shifted into the bits of a float16, a float8 code gives 2 ** -8 times its number, hence the factor 256.
+    # The bits are shifted as integers, because not all GPUs have instructions for float8.
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     half = bits.to(tl.float16, bitcast=True) * 256.0
     half = tl.where((code & NAN) == NAN, float("nan"), half)

@@ -1,10 +1,11 @@
 """The code that a captured call depends on: the classes of a network's modules, code that replaces functions
 of single modules, and the tensors and numbers that this code reads.
 
-Changes to Python code after a capture do not affect the captured CUDA graph: a LoRA that replaces a layer's
-`forward`, a replaced layer, a patched class. So code is compared before a graph is reused. Objects that may
-be large are referenced weakly: this keeps none of them alive, and a new object at the same address is not
-mistaken for the old one.
+A captured CUDA graph stays the same when Python code changes after the capture, for example when a LoRA
+replaces a layer's `forward`, a layer is replaced, or a class is patched. So the network's code is compared
+with the code at the capture before a graph is reused. Objects that may be large are held by weak references,
+which keep no object alive. With a weak reference, a new object at the same address is not mistaken for the
+old one.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ OBSTACLES = {
 """Attributes of ComfyUI's layers that prevent a capture if they are set, and why."""
 
 COMPILED = "_compiled_call_impl"
-"""Attribute in which torch keeps the compiled function that it calls instead of a module."""
+"""Attribute in which torch keeps a module's compiled function, which it then calls instead of the module."""
 
 COMFYUI, TORCH = "comfy.", "torch."
-"""Prefixes of Python modules whose code may replace a layer's functions: it does the same at each call."""
+"""Prefixes of the names of Python modules whose code may replace a layer's functions without preventing a
+capture, because this code does the same at each call."""
 
 OWNER_CODE = ("_apply_model", "process_timestep", "get_dtype_inference", "manual_cast_dtype")
 """Attributes of ComfyUI's model, which wraps the network, that a captured call uses."""
 
 DEPTH = 4
-"""Number of references that are followed from replacement code to the tensors that it reads: from a method to
-its object, a hook, an adapter, a list."""
+"""Number of consecutive references that are followed from replacement code to find the tensors that it reads,
+for example from a method to its object, then to a hook, then to an adapter, then to a list."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class _Kind:
     """What all modules (layers) of one class have in common.
 
     Attributes:
-        code: the functions of the class, of its bases and of the files that define them.
+        code: the functions of the class, of its bases and of the Python files that define these classes.
         obstacles: names in `OBSTACLES` that the class sets.
-        own: names of attributes that change what a module does if the module itself sets them.
+        own: names of attributes that change what a module does if they are set on the module itself, not on
+            its class.
     """
 
     code: tuple[Hashable, ...]
@@ -95,7 +98,9 @@ class NetworkCode:
 
     @property
     def identity(self) -> tuple[Hashable, Hashable]:
-        """Equal for two networks whose modules run the same code. References to replacing code are weak."""
+        """A value that is equal for two networks whose modules run the same code. It references code that
+        replaces functions of single modules only weakly.
+        """
         return (
             tuple(kind.code for kind in self.kinds.values()),
             tuple((i, name, _reference(code), _read_by(code)) for i, name, code in self.replaced),
@@ -135,8 +140,8 @@ def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(module: nn.Module, name: str, code: Any) -> bool:
-    """Whether `code` is the function of the module's own class: a removed patch may leave it behind as an
-    attribute of the module.
+    """Whether `code` is the function of the module's own class, so that it replaces nothing. Code that
+    removes a patch may leave this function behind as an attribute of the module.
     """
     return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
         type(module), name, None
@@ -144,7 +149,7 @@ def _is_own(module: nn.Module, name: str, code: Any) -> bool:
 
 
 def _class_code(kind: type) -> tuple[Hashable, ...]:
-    """The functions of a class and its bases, and those of the files that define them."""
+    """The functions of a class and its bases, and those of the Python files that define these classes."""
     classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
     files = [sys.modules.get(each.__module__) for each in classes if not is_by(each, TORCH)]
     held = [vars(each) for each in (*classes, *filter(None, files))]
@@ -152,8 +157,8 @@ def _class_code(kind: type) -> tuple[Hashable, ...]:
 
 
 def _code_obstacle(replaced: Sequence[tuple[int, str, Any]]) -> str | None:
-    """Refuses code of other packs, which may do something else at each step: a graph would repeat what it did
-    during the capture.
+    """Why code that replaces functions prevents a capture, or None. Code of other packs does, because it may
+    do something else at each step, whereas a graph would repeat what the code did during the capture.
     """
     if all(is_by(code, COMFYUI, TORCH) for *_, code in replaced):
         return None
@@ -170,7 +175,7 @@ def _reference(code: Any) -> Hashable:
 
 
 def _read_by(code: Any) -> tuple[Hashable, ...]:
-    """What replacement code of ComfyUI reads: tensors, by address and layout, and numbers, by value."""
+    """The tensors (by address and layout) and numbers (by value) that replacement code of ComfyUI reads."""
     found, pending = [], [code] if is_by(code, COMFYUI) else []
     for _ in range(DEPTH):
         values = [value for each in pending for value in _held_by(each)]

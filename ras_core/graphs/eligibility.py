@@ -1,4 +1,5 @@
-"""When a regional call may be captured as a CUDA graph and replayed. No function accesses a device."""
+"""When a regional call may be captured as a CUDA graph and replayed. No function of this module accesses a
+device."""
 
 from __future__ import annotations
 
@@ -12,16 +13,16 @@ from torch import Tensor
 from ..kv.formats import FORMATS
 
 SIGHTINGS = 2
-"""A call is captured when its form occurs for the second time: a single occurrence is not worth a capture,
-and libraries select their kernels when a call runs for the first time."""
+"""A call is captured when its form (see `Form`) occurs for the second time. A form that occurs only once is
+not worth a capture, and libraries select their kernels when a call runs for the first time."""
 
 MAX_POSTPONED = 3
 """How often a run postpones the capture of one call for a temporary reason, such as too little free memory;
 after that, the run does not capture the call."""
 
 MAX_GRAPHS = 8
-"""Maximum number of graphs per model; beyond it, the least recently used graph is freed. A sample ratio that
-changes from step to step would need one graph per step."""
+"""Maximum number of graphs per model; beyond it, the least recently used graph is freed. Without this limit,
+a sample ratio that changes from step to step would create one graph per step."""
 
 MAX_TAPES = 2
 """Maximum number of tapes (tape.py) per model. Each tape holds the working memory of one call; most runs have
@@ -31,8 +32,9 @@ KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
 KEEP_FREE_DYNAMIC = 0.5
-"""`KEEP_FREE` under dynamic VRAM. There ComfyUI makes room for other models by evicting weights without
-unloading their model, and graphs are freed only when their model is unloaded."""
+"""The value of `KEEP_FREE` under dynamic VRAM. It is higher, because under dynamic VRAM ComfyUI makes room
+for other models by evicting weights without unloading their model, but graphs are freed only when their model
+is unloaded."""
 
 
 RESIDUAL = "control."
@@ -41,7 +43,8 @@ RESIDUAL = "control."
 Signature = tuple[Hashable, ...]
 
 Form = tuple[Hashable, ...]
-"""What distinguishes graphs on the same K/V buffers: active tokens per image, options, names of residuals."""
+"""A tuple that distinguishes graphs on the same K/V buffers: the number of active tokens per image, the
+options, and the names of a ControlNet's residuals."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class GraphReport:
         reason: why a call was not captured, or why replays ended; or None.
         resident: number of layers whose evictable weights were resident at the end of the run; None if no
             weights were evictable (no dynamic VRAM) or no network was inspected.
-        layers: number of all layers with evictable weights; None as for `resident`.
+        layers: number of all layers with evictable weights; None in the same cases as `resident`.
     """
 
     captured: int
@@ -65,7 +68,9 @@ class GraphReport:
 
     @property
     def details(self) -> str:
-        """The reason, and the resident layers if some were not, for a log line; may be empty."""
+        """Text for a log line: `reason`, and the number of resident layers if some layers were not resident.
+        It is empty if there is nothing to report.
+        """
         is_whole = self.resident == self.layers
         evicted = None if is_whole else f"{self.resident} of {self.layers} layers resident"
         return ", ".join(filter(None, [self.reason, evicted]))
@@ -90,14 +95,15 @@ def call_obstacle(is_wrapped: bool, other_attention: object, is_patched: bool) -
 
 
 def format_obstacle(format_name: str | None) -> str | None:
-    """Why no call can be captured with this K/V format (None: no cache), or None. Graphs read K/V at the
-    addresses of the capture, so the format must keep them.
+    """Why calls with this K/V format cannot be captured, or None; without a K/V cache, `format_name` is None.
+    A graph reads keys and values at the addresses that they had during the capture, so the format must keep
+    them at these addresses.
     """
     if format_name is None:
         return "the run has no K/V cache"
     if FORMATS[format_name].keeps_addresses:
         return None
-    return f"the K/V format {format_name} does not support them"
+    return f"the K/V format {format_name} does not support CUDA graphs"
 
 
 def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()) -> Form:
@@ -105,16 +111,16 @@ def form_of(active_count: int, inputs: Mapping[str, Any], options: Hashable = ()
 
     Args:
         active_count: active tokens per image.
-        inputs: by name. Those that are residuals are part of the form: a ControlNet may begin or end during a
-            run.
+        inputs: by name. The names of a ControlNet's residuals are part of the form, because a ControlNet may
+            begin or end during a run.
         options: the call's transformer options, as `frozen_options` returns them.
     """
     return (active_count, options, *sorted(name for name in inputs if name.startswith(RESIDUAL)))
 
 
 def frozen_options(options: Mapping[str, Any], left_out: Collection[str] = ()) -> Hashable:
-    """The options that a network may read, in a form that can be compared: a replayed graph computes with the
-    options of its capture, so those of the call must be equal.
+    """The options that a network may read, as a value that can be compared. A replayed graph computes with
+    the options of its capture, so it can replace only calls with equal options.
 
     Args:
         options: the call's transformer options.
@@ -143,7 +149,9 @@ def without_residuals(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def signature(inputs: Mapping[str, Any]) -> Signature | None:
-    """A value that is equal for calls that one graph may serve; None if an input is of an unknown type."""
+    """A value that is equal for two calls if one graph may be replayed for both; None if an input is of an
+    unknown type.
+    """
     parts: list[Hashable] = [torch.is_inference_mode_enabled()]
     for name, value in sorted(inputs.items()):
         if isinstance(value, Tensor):

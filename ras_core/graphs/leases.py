@@ -18,7 +18,9 @@ class Leases:
         self._held: dict[tuple[Branch, ...], Buffers] = {}
 
     def lend(self, branches: tuple[Branch, ...], signature: Signature, format_name: str) -> Buffers | None:
-        """Lend K/V buffers to a dense call of these branches; None if no unused ones fit."""
+        """Lend K/V buffers to a dense call of these branches; None if the store has no unused buffers that
+        fit.
+        """
         for held in [held for held in self._held if set(held) <= set(branches)]:
             self._held.pop(held).is_lent = False  # lent to an earlier dense call of these branches
         taken = {address for each in self._store.buffers if each.is_lent for address in each.addresses}
@@ -30,24 +32,26 @@ class Leases:
         return None
 
     def find(self, branches: tuple[Branch, ...], slots: Slots) -> Buffers | None:
-        """The buffers lent to these branches; None if `slots` no longer consists of their tensors."""
+        """The buffers lent to these branches; None if `slots` no longer consists of the buffers' tensors."""
         buffers = self._held.get(branches)
         return buffers if buffers is not None and buffers.match(slots) else None
 
     def add(self, branches: tuple[Branch, ...], buffers: Buffers) -> None:
-        """Add buffers whose first call was just captured. They replace earlier ones of these branches."""
+        """Add buffers whose first call was just captured. They replace the buffers that these branches used
+        before.
+        """
         known = self._held.get(branches)
         if known is not buffers:
             self._store.buffers = [each for each in self._store.buffers if each is not known] + [buffers]
             self._held[branches] = buffers
 
     def of_any(self, branches: Sequence[Branch]) -> list[Buffers]:
-        """Buffers lent to calls that share a branch with these."""
+        """Buffers lent to calls that evaluate at least one of these branches."""
         return [buffers for held, buffers in self._held.items() if set(branches) & set(held)]
 
     def release(self) -> None:
-        """Take back all buffers, including those of calls that were regrouped during the run, and free the
-        buffers without a captured call.
+        """Take back all buffers, also those lent to calls whose branches ComfyUI grouped in another way later
+        in the run. Free the buffers that have no captured call.
         """
         self._store.buffers = [each for each in self._store.buffers if each.calls]
         for buffers in self._store.buffers:

@@ -38,7 +38,7 @@ class NetworkGraphs:
 
     Attributes:
         network: the network's description at the run's first call; None before.
-        obstacle: why nothing is captured or replayed (any more); None if nothing prevents it.
+        obstacle: why nothing, or nothing more, is captured and replayed; None if nothing prevents it.
         captured, replayed: numbers of this network's calls that this run has captured, and replayed.
     """
 
@@ -80,7 +80,7 @@ class NetworkGraphs:
         return self.obstacle or self._sightings.postponed
 
     def prepare(self, network: Network) -> None:
-        """Before the run's first call of the network: drop graphs captured on another state of it."""
+        """Before the run's first call of the network, drop graphs captured with other weights or code."""
         self.network = network
         self._store.start_on(network)
         if obstacle := network.obstacle or self._store.capture_failure:
@@ -93,8 +93,8 @@ class NetworkGraphs:
             self._log_once("Multirate RAS: no CUDA graphs in this run: %s.", reason)
 
     def lend(self, branches: tuple[Branch, ...], inputs: dict[str, Any], format_name: str = "gpu") -> Slots:
-        """K/V slots of an earlier run with the same K/V format. If a dense call fills them, that run's graphs
-        can be replayed. Empty if there are none.
+        """K/V slots of an earlier run with the same K/V format, or none if no slots fit. After a dense call
+        has filled these slots, that run's graphs can be replayed.
         """
         wanted = None if self.obstacle else signature(without_residuals(inputs))
         buffers = None if wanted is None else self._leases.lend(branches, wanted, format_name)
@@ -117,7 +117,7 @@ class NetworkGraphs:
         """Replay the call, capturing it first if due. Returns its output, or None if it must run eagerly.
 
         Raises:
-            RowsAdvanced: the call has advanced its K/V rows and failed; it must run again without them.
+            RowsAdvanced: the call failed after advancing its K/V rows; it must run again without these rows.
         """
         if self.obstacle is not None or not self._weights_are_resident():
             return None
@@ -142,16 +142,16 @@ class NetworkGraphs:
         return self._overlap.begin_evaluation(calls_are_plain)
 
     def begin_call(self) -> None:
-        """Count a call of this network by ComfyUI."""
+        """Count a call of this network that ComfyUI makes, captured or not."""
         self._overlap.begin_call()
 
     def settle(self) -> None:
-        """Make the device wait for early replays before it starts what is enqueued next."""
+        """Make the device complete all replays launched early before it starts work enqueued later."""
         self._overlap.settle()
 
     def has_advanced(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether K/V rows of these branches were advanced by a call that was launched early but then not
-        requested in that form.
+        """Whether K/V rows of these branches were advanced by a call that was launched early, but that
+        ComfyUI then did not request in the captured form.
         """
         lent = self._leases.of_any(branches)
         return any(self._overlap.has_advanced(buffers.calls.values()) for buffers in lent)
@@ -161,12 +161,12 @@ class NetworkGraphs:
         return self._overlap.end()
 
     def close(self) -> None:
-        """Return all K/V buffers to the store at the end of the run."""
+        """Return all K/V buffers to the store, at the end of the run."""
         self._overlap.forget()
         self._leases.release()
 
     def keep_only(self, format_name: str) -> None:
-        """Free K/V buffers of other formats than this run's, because memory is short."""
+        """Free the K/V buffers in formats other than `format_name`, the run's, because memory is short."""
         self._store.buffers = [each for each in self._store.buffers if each.format_name == format_name]
 
     def drop(self) -> None:
@@ -182,7 +182,7 @@ class NetworkGraphs:
         self._logged.add(line)
 
     def _weights_are_resident(self) -> bool:
-        """Whether all evictable weights are resident; checks again if the last check no longer holds."""
+        """Whether all evictable weights are resident; checks again if an eviction followed the last check."""
         weights = self.residency
         if weights is None or weights.is_proved:
             return True
@@ -198,7 +198,7 @@ class NetworkGraphs:
         return nullcontext() if self.residency is None else self.residency.captured()
 
     def _is_due(self, call: RegionalCall) -> bool:
-        """Count this call. Returns whether to capture it now."""
+        """Count an occurrence of this call. Returns whether to capture the call now."""
         if not self._sightings.is_due(call.key):
             return False
         if signature(call.inputs) is None:
@@ -237,7 +237,7 @@ class NetworkGraphs:
             raise
         except NotResident:
             return None
-        except Exception as error:  # anything a driver, a library or another pack may raise
+        except Exception as error:  # a driver, a library or another pack may raise any error
             self._give_up(error)
             return None
 
@@ -245,4 +245,4 @@ class NetworkGraphs:
         self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
         self.close()
         self._store.buffers = []
-        self._store.capture_failure = self.obstacle  # no attempts until the network changes: they cost time
+        self._store.capture_failure = self.obstacle  # no capture until the network changes, to save time

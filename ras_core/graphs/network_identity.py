@@ -1,7 +1,9 @@
-"""What a captured call depends on: the addresses of the network's weights, and the code that used them.
+"""What a captured call depends on: the addresses of the network's weights, and the Python code that ran
+during the capture.
 
-A CUDA graph repeats the device's work of the capture at the same addresses, and runs no Python. So weights
-and code (`code_identity`) are compared before a graph is reused.
+A replay of a CUDA graph repeats the kernels of the capture on the same addresses, and runs no Python code. So
+before a graph is reused, the network's weights and code (`code_identity`) are compared with those at the
+capture.
 """
 
 from __future__ import annotations
@@ -23,16 +25,17 @@ class Network:
     """A description of a network for comparison, read from its modules once per run.
 
     Attributes:
-        addresses: of all weights and buffers, with dtype, shape and strides; a graph reads at these.
+        addresses: address, dtype, shape and strides of each weight and buffer, because a graph reads at fixed
+            addresses; under dynamic VRAM, of the evictable weights only.
         obstacle: why nothing can be captured, or None.
         sampling: ComfyUI's object that converts noise levels to timesteps; a captured call includes this
             conversion.
         code: what else a captured call depends on: the modules, their classes, and any functions that replace
             the modules' own methods.
         device: the device that the network runs on.
-        loose: under dynamic VRAM, the weights and buffers that are not evictable. They are small, and ComfyUI
-            creates new ones for each run, while a graph reads those of the run that it was captured in. So
-            their contents are compared, not their addresses.
+        loose: under dynamic VRAM, the weights and buffers that are not evictable. These tensors are small.
+            ComfyUI creates new ones for each run, but a graph reads those of the run in which it was
+            captured. So the contents of these tensors are compared, not their addresses.
         residency: the weights that ComfyUI may evict; None if there are none (no dynamic VRAM).
     """
 
@@ -45,7 +48,7 @@ class Network:
     residency: Residency | None = None
 
     def matches(self, other: Network) -> bool:
-        """Whether a graph captured on one may be replayed on the other."""
+        """Whether a graph captured on one of these two networks may be replayed on the other."""
         is_same = self.sampling is other.sampling and self.code == other.code
         return is_same and self.addresses == other.addresses and same_contents(self.loose, other.loose)
 
@@ -92,9 +95,9 @@ def inspect(
 
 
 def _modules(root: object) -> list[nn.Module]:
-    """All modules of `root`, each once, in order; none if `root` is not a module. ComfyUI's `sampling`
-    objects are modules with buffers. `nn.Module.modules` is slower, because it builds the name of every
-    module.
+    """All modules of `root`, each once, in order; none if `root` is not a module. `root` may also be
+    ComfyUI's `sampling` object, a module with buffers. `nn.Module.modules` would be slower, because it builds
+    the name of every module.
     """
     found, pending = {}, [root] if isinstance(root, nn.Module) else []
     while pending:
@@ -106,8 +109,8 @@ def _modules(root: object) -> list[nn.Module]:
 
 
 def _kind_obstacle(tensors: Sequence[Tensor]) -> str | None:
-    """Why weights of these classes prevent a capture, or None: tensor classes of other packs (such as GGUF's)
-    run Python code at each use, which a graph would not repeat.
+    """Why the class of one of these tensors prevents a capture, or None. Tensor classes of other packs (such
+    as GGUF's) run Python code at each use, and a graph would not repeat this code.
     """
     strange = next((type(t) for t in tensors if not is_by(type(t), COMFYUI, "torch")), None)
     return strange and f"weights are of an unknown kind ({strange.__name__})"

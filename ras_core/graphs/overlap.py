@@ -1,11 +1,12 @@
-"""Captured calls of one evaluation, replayed in parallel.
+"""Replays the captured calls of one evaluation in parallel.
 
-If ComfyUI calls the network once per prompt, a call on few tokens leaves much of the device idle. ComfyUI
-requests the second output only when it has the first. So the second call is launched early with guessed
-inputs: the image and the noise level of the first call, and otherwise the inputs of the second call's last
-request in this run. A call is launched early only after such a guess would have been right once, and each
-guess is compared with the actual request. The device does the comparisons. Their results are read
-asynchronously, at most two evaluations later, so that the device is never idle because of them.
+If ComfyUI calls the network once per prompt, a call on few tokens leaves much of the device idle. But ComfyUI
+requests the second call only when it has the output of the first. So the second call is launched early, with
+guessed inputs: the image and the noise level are those of the first call, and all other inputs are those of
+the previous request for the second call. A call is launched early only if, in an earlier evaluation, a guess
+of its inputs would have been right. Every guess is compared with the inputs that ComfyUI then requests. The
+device compares them, and the results are read asynchronously, at most two evaluations later, so that the
+device need not wait for the CPU.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SHARED = ("x", "t")
 """Inputs that are the same in all calls of an evaluation: the image and its noise level."""
 
 LATEST = 2
-"""How many evaluations after a comparison was enqueued the CPU waits for its result."""
+"""Number of evaluations after which the CPU waits for the result of a comparison, if the device has not yet
+completed it."""
 
 WRONG_GUESS = "a call of the network was launched early with the wrong inputs"
 
@@ -36,9 +38,9 @@ class Overlap:
     def __init__(self) -> None:
         self._evaluations = 0
         self._is_allowed = True
-        self._calls: list[CapturedCall] = []  # requested in this evaluation, in order
-        self._order: list[CapturedCall] = []  # `_calls` of the last evaluation with captured calls
-        self._requested = self._requested_before = 0  # calls of this and the last evaluation, captured or not
+        self._calls: list[CapturedCall] = []  # captured calls requested in this evaluation, in order
+        self._order: list[CapturedCall] = []  # `_calls` of the latest evaluation before this one that had any
+        self._requested = self._requested_before = 0  # number of all calls, in this evaluation and the last
         self._single: set[CapturedCall] = set()  # calls that serve a single branch in this run
         self._used: set[CapturedCall] = set()  # calls whose buffers hold inputs of this run
         self._launched: set[CapturedCall] = set()  # calls launched early in this evaluation
@@ -48,7 +50,7 @@ class Overlap:
 
     @property
     def busy(self) -> list[Tape]:
-        """Tapes of this evaluation's calls. Another call runs in parallel with them only on another tape."""
+        """Tapes of this evaluation's calls. Another call can run in parallel only on another tape."""
         return [captured.tape for captured in self._calls]
 
     def begin_evaluation(self, is_allowed: bool) -> str | None:
@@ -58,7 +60,7 @@ class Overlap:
             is_allowed: whether all calls of this evaluation use the same weights.
 
         Returns:
-            What went wrong in an earlier evaluation, or None.
+            A message if a call of an earlier evaluation was launched with wrong inputs, or None.
         """
         self._evaluations += 1
         self._is_allowed = is_allowed
@@ -68,7 +70,7 @@ class Overlap:
         return self._read_checks(self._evaluations - LATEST)
 
     def begin_call(self) -> None:
-        """Count a call of the network by ComfyUI."""
+        """Count a call of the network that ComfyUI makes, captured or not."""
         self._requested += 1
 
     def has_advanced(self, calls: Iterable[CapturedCall]) -> bool:
@@ -82,14 +84,16 @@ class Overlap:
         return self._read_checks(self._evaluations)
 
     def settle(self) -> None:
-        """Make the device wait for early launches before it touches the buffers that they use."""
+        """Make the device complete the calls that were launched early before it starts work that is enqueued
+        later, because this work may use the same buffers.
+        """
         for wait in self._waits:
             wait()
         self._waits.clear()
 
     def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
-        """Stop tracking these calls (None: all), before they are dropped or serve other branches. Results of
-        comparisons that are under way are still read.
+        """Stop tracking these calls, or all calls if None, before they are dropped or are used for other
+        branches. Comparisons that the device has not completed are still read later.
         """
         self.settle()
         gone = self._used if calls is None else set(calls)
@@ -112,8 +116,9 @@ class Overlap:
     def run(
         self, captured: CapturedCall, inputs: Mapping[str, Any], active_idx: Tensor, n_branches: int = 1
     ) -> Tensor:
-        """Replay a call, or use the output of its early launch, after `settle`. Launches the calls that are
-        expected to follow. Returns (bb, c, H, W).
+        """Replay a call, or use the output of its early launch; `settle` must have been called. If it is the
+        first call of the evaluation, launch the calls that are expected to follow. Returns the output,
+        (bb, c, H, W).
         """
         is_launched = captured in self._launched
         if not self._calls:
@@ -135,16 +140,17 @@ class Overlap:
                 busy.append(other.tape)
 
     def _may_launch(self, other: CapturedCall) -> bool:
-        """Whether this call may be launched early. Running a call that advances K/V rows again does not undo
-        a wrong guess, so such a call must be certain to be requested in the captured form: it is the only one
-        left in the evaluation, has a single branch, and cannot be batched with another.
+        """Whether this call may be launched early. After a wrong guess, a call that advances K/V rows cannot
+        be repeated, because it would advance its rows twice. So such a call is launched early only if it is
+        the only call left in the evaluation, has a single branch, so that ComfyUI cannot batch it in another
+        way, and has no inputs on the CPU that might prove the guess wrong.
         """
         return not other.advances or (
             self._requested_before == 2 and other in self._single and not other.off_device
         )
 
     def _is_worth_comparing(self, captured: CapturedCall) -> bool:
-        """Whether a guess of this call's inputs would have had the right shapes, and no guess of them has
+        """Whether a guess of this call's inputs would have the right shapes, and no guess for this call has
         been compared yet.
         """
         is_open = captured in self._used and captured not in self._can_guess
@@ -165,8 +171,8 @@ class Overlap:
         return True
 
     def _read_checks(self, wait_until: int) -> str | None:
-        """Read the comparisons that the device has completed; wait for those of evaluations up to number
-        `wait_until`. Returns what went wrong, or None.
+        """Read the comparisons that the device has completed; wait for comparisons enqueued in the
+        evaluations up to number `wait_until`. Returns what went wrong, or None.
         """
         trouble, pending = None, []
         for check in self._checks:
@@ -186,11 +192,12 @@ class _Check:
     """A comparison of guessed inputs with the actual ones, done by the device.
 
     Attributes:
-        call: the call whose inputs were guessed; None once it is forgotten.
+        call: the call whose inputs were guessed; None after `Overlap.forget` of this call.
         was_launched: whether the call was launched with the guessed inputs.
         evaluation: number of the evaluation in which the comparison was enqueued.
         differences: (n,) bool, one per input: whether the guess differs from the actual input.
-        event: reached once `differences` is on the CPU side; None if it already is.
+        event: CUDA event that the device reaches when `differences` has been copied to main memory; None if
+            `differences` was computed there.
     """
 
     call: CapturedCall | None
@@ -221,6 +228,6 @@ class _Check:
 
 
 def _are_alike(first: CapturedCall, other: CapturedCall) -> bool:
-    """Whether the first call's `SHARED` inputs and active tokens fit into the other call's buffers."""
+    """Whether the `SHARED` inputs and the active tokens of both calls have the same shapes."""
     same = all(first.inputs[name].shape == other.inputs[name].shape for name in SHARED)
     return same and first.active_idx.shape == other.active_idx.shape

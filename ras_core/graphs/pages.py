@@ -1,5 +1,5 @@
-"""The memory pages of evictable weights: mapping, pinning, and each page's serial number, which reveals
-evictions (`residency`)."""
+"""The memory pages of evictable weights: maps and pins pages, and reads their serial numbers, from which
+`residency` detects evictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark",
 
 
 class Pages(Protocol):
-    """A model's evictable address range; the interface of comfy-aimdo's ModelVBAR.
+    """A model's evictable address range. The class describes the interface of comfy-aimdo's ModelVBAR.
 
     Attributes:
         base_addr: start address of the range.
@@ -35,7 +35,7 @@ class Pages(Protocol):
         """Release one pin that `fault` has put on the same part."""
 
     def set_watermark_limit(self, nbytes: int) -> None:
-        """Evict nothing below this offset from the range's start, in bytes; 0 removes the limit."""
+        """Evict no page in the first `nbytes` bytes of the range; 0 removes this limit."""
 
     def get_watermark(self) -> int:
         """Number of pages, counted from the start of the range, that ComfyUI intends to keep mapped."""
@@ -46,11 +46,11 @@ class Pages(Protocol):
         """
 
     def prioritize(self) -> None:
-        """Evict from this range after all other models' ranges, and keep all its pages if possible."""
+        """Make this range the last from which pages are evicted, and keep all its pages if possible."""
 
 
 class WeightRange:
-    """The part of a model's address range that a network's weights are in.
+    """The part of a model's address range that contains one network's weights.
 
     Args:
         pages: the model's whole address range.
@@ -78,7 +78,7 @@ class WeightRange:
 
     @contextmanager
     def pinned(self) -> Iterator[bytes | None]:
-        """Pin all pages for the body; yields what `pin` returns."""
+        """A context manager that pins all pages while its body runs; yields what `pin` returns."""
         serials = self.pin()
         try:
             yield serials
@@ -100,8 +100,9 @@ class WeightRange:
         return bytes(serials)
 
     def mapped(self) -> Callable[[int, int], bool]:
-        """A function that returns whether all pages of one layer's weights are mapped now, given their
-        address and size. With an older comfy-aimdo, which does not report this, it always returns True.
+        """A function that takes the address and size of one layer's weights, and returns whether all their
+        pages are mapped now. Older versions of comfy-aimdo do not report this; the function then always
+        returns True.
         """
         if not hasattr(self._pages, "get_residency"):
             return lambda address, nbytes: True
@@ -115,8 +116,8 @@ class WeightRange:
 
     @contextmanager
     def kept_from_eviction(self) -> Iterator[None]:
-        """Prevent eviction during a capture in the body: an eviction waits for the device, which would
-        invalidate the capture.
+        """A context manager that prevents eviction from these pages during a capture in its body. An eviction
+        would wait for the device, and this would invalidate the capture.
         """
         self._pages.set_watermark_limit(-(-self._end // PAGE) * PAGE)
         try:
@@ -125,8 +126,9 @@ class WeightRange:
             self._pages.set_watermark_limit(0)
 
     def resist_eviction(self) -> bool:
-        """If an allocation tried to evict pinned pages, make ComfyUI evict from this range last again. Must
-        be called while these pages are still pinned. Returns whether an allocation tried to evict them.
+        """If an allocation has tried to evict pinned pages, ComfyUI would evict from this range next: undo
+        that, so that this range is again the last one to evict from. Must be called while the pages are still
+        pinned. Returns whether an allocation tried to evict them.
         """
         is_under_pressure = self._pages.get_watermark() * PAGE < self._end
         if is_under_pressure:

@@ -33,24 +33,27 @@ class PresetWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Wraps an eager call: if all weights are resident, layers use them without calling the driver."""
+        """A context manager around an eager call: if all weights are resident, layers use them without
+        calling the driver.
+        """
         if not self._is_usable or not self._residency.look():
             yield
             return
         with self._residency.held() as whole:
             if not whole:
-                yield  # with nothing pinned, because this call must load the missing weights
+                yield  # nothing is pinned, because this call must load the missing weights
                 return
             try:
                 with exchanged(self._exchanges()):
                     yield
             finally:
-                # Called before the pages are unpinned, because unpinning frees those above the watermark.
+                # Called before the pages are unpinned, because unpinning frees pages above the watermark.
                 self._is_usable &= not self._residency.range.resist_eviction()
 
     def _exchanges(self) -> list[Exchange]:
         """Values to store in layers so that they use their resident weights. A layer that casts nothing gets
-        them as its parameters, as without dynamic VRAM; any other gets what ComfyUI would prefetch for it.
+        these weights as its parameters, as ComfyUI does without dynamic VRAM. Any other layer gets what
+        ComfyUI's prefetch would store in it.
         """
         layers = self._residency.layers
         plain = [layer for layer in layers if _is_plain(layer)]
@@ -61,7 +64,7 @@ class PresetWeights:
         with self._residency.prefetched(others[:1]) as resident:
             form = dict(getattr(others[0], PREFETCH)) if resident else {}
         if form.keys() != {"signature", "resident"}:
-            self._is_usable = False  # a later ComfyUI prefetches in a form that is unknown here
+            self._is_usable = False  # a newer ComfyUI prefetches in a format unknown to this code
             return []
         return presets + [
             (layer.__dict__, PREFETCH, {**form, "signature": layer._v_signature}) for layer in others
@@ -72,7 +75,7 @@ class EvictableWeights:
     """The evictable weights of all networks that one run calls.
 
     Args:
-        prefetch: passes layers their weights before they are used.
+        prefetch: passes layers their resident weights before they run (`residency.Prefetch`).
     """
 
     def __init__(self, prefetch: Prefetch):
@@ -88,7 +91,7 @@ class EvictableWeights:
         return self._known[network]
 
     def preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """Wraps an eager call of a network, as `PresetWeights.applied`."""
+        """A context manager around an eager call of a network (`PresetWeights.applied`)."""
         residency = self.of(network, device)
         if residency is None:
             return nullcontext()
@@ -99,7 +102,7 @@ class EvictableWeights:
 
 @contextmanager
 def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
-    """Store the values of these exchanges for the body, then restore what was stored before."""
+    """Store the value of each exchange while the body runs, then restore what was stored before."""
     before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
     try:
         for held, name, value in exchanges:

@@ -1,4 +1,4 @@
-"""Whether weights that ComfyUI may evict (its dynamic VRAM) are resident where CUDA graphs read them.
+"""Whether weights that ComfyUI's dynamic VRAM may evict are in memory at the addresses that CUDA graphs read.
 
 Under dynamic VRAM a network's large weights live in one address range, reserved for the model's lifetime. A
 weight is copied into it when its layer runs; any allocation in the process may evict it again, in pages of
@@ -8,16 +8,17 @@ serials of the pages that its weights were copied to.
 1. `Residency.of` finds these layers and their range, once per run.
 2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
    is resident and already patched for this run, because changing a LoRA clears the serials that the layers
-   remember. The network must have run once before.
-3. `held` pins the range around a replay and compares its serials with those of the proof. A mismatch means
-   that something was evicted: the call runs eagerly, which loads what is missing, and a new proof follows.
-4. `captured` does the same around a capture, during which no layer may call the driver.
+   remember. `prove` can succeed only after the network has run once.
+3. `held` pins the range during a replay and compares the serials of its pages with those that `prove` found.
+   A mismatch means that some weight was evicted: the call runs eagerly, which loads the missing weights, and
+   `prove` is called again.
+4. `captured` pins and compares in the same way during a capture, in which no layer may call the driver.
 
-Eager calls use the same proof and pin (`preset`).
+For eager calls, `preset` uses the same checks and pins.
 
-Pins last for one launch or one call only. This is enough, because eviction waits for the device before it
-unmaps a page. They must not be held longer: when memory is short and an allocation fails to evict pinned
-pages, ComfyUI lowers this range's watermark and evicts from it next.
+Pages stay pinned during one launch or one call only. This is enough, because an eviction waits for the device
+before it unmaps a page. Longer pins would do harm: when memory is short and an allocation fails to evict
+pinned pages, ComfyUI lowers this range's watermark and evicts from this range next.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from .pages import NEEDED, Pages, WeightRange
 from .tensors import parts_of
 
 MAX_MISSES = 4
-"""Number of times that a run may find weights evicted before it stops checking."""
+"""Number of checks of a run that may find a weight evicted; after one more, the run stops checking."""
 
 Prefetch = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[bool]]
-"""Passes layers their resident weights for the body, so that no layer calls the driver; yields False if a
-weight is not resident."""
+"""Returns a context manager that passes layers their resident weights while its body runs, so that no layer
+calls the driver. The context manager yields False if a weight is not resident."""
 
 
 class Residency:
@@ -50,10 +51,10 @@ class Residency:
         prefetch: gives each layer its resident weights for the duration of a call (see `Prefetch`).
 
     Attributes:
-        layers: as above.
+        layers: the modules whose weights are in the range.
         range: the part of `pages` that holds the weights.
         identity: addresses, types and shapes of the weights, to compare between runs.
-        misses: number of times that this run has found weights evicted.
+        misses: number of checks in this run that found a weight evicted.
     """
 
     def __init__(self, pages: Pages, layers: tuple[nn.Module, ...], device: torch.device, prefetch: Prefetch):
@@ -90,8 +91,8 @@ class Residency:
         return self.misses > MAX_MISSES
 
     def look(self) -> bool:
-        """Whether all weights are resident; checks every layer unless the last proof still holds. To be used
-        before each call of the network.
+        """Whether all weights are resident; checks every layer unless the last proof still holds. To be
+        called before each call of the network.
         """
         if not self.is_proved and not self.is_hopeless:
             self.misses += not self.prove()
@@ -108,8 +109,8 @@ class Residency:
 
     @property
     def resident(self) -> int:
-        """Number of layers whose weights are resident now. Maps no page, unless comfy-aimdo is too old to
-        report mapped ones.
+        """Number of layers whose weights are resident now. Counting maps no page to memory, unless
+        comfy-aimdo is too old to report which pages are mapped.
         """
         is_mapped = self.range.mapped()
         mapped = [layer for layer in self.layers if hasattr(layer, "_v") and is_mapped(*layer._v[1:])]
@@ -133,8 +134,8 @@ class Residency:
 
     @contextmanager
     def held(self) -> Iterator[bool]:
-        """Pin all weights for the body. If one was evicted since the last proof, discards the proof, pins
-        nothing and yields False.
+        """A context manager that pins all weights while its body runs, and yields True. If a weight was
+        evicted since the last proof, it discards the proof, pins nothing and yields False.
         """
         whole = self._pin_if_whole()
         try:
@@ -145,10 +146,11 @@ class Residency:
 
     @contextmanager
     def captured(self) -> Iterator[None]:
-        """Pin all weights for a capture in the body, and let layers use them without calling the driver.
+        """A context manager for a capture in its body: pins all weights, and lets layers use them without
+        calling the driver.
 
         Raises:
-            NotResident: not all weights are resident before the body, or after it.
+            NotResident: a weight is not resident before the body runs, or after it has run.
         """
         if not self.prove():
             raise NotResident
@@ -161,11 +163,13 @@ class Residency:
             raise NotResident
 
     def prefetched(self, layers: Sequence[nn.Module]) -> AbstractContextManager[bool]:
-        """Pass these layers their resident weights for the body; yields False if one is not resident."""
+        """`Prefetch` of these layers: yields False if a weight of one of them is not resident."""
         return self._prefetch(layers, self._device)
 
     def _pin_if_whole(self) -> bool:
-        """Pin the range if nothing was evicted since the proof, and discard the proof otherwise."""
+        """Pin the range, and return True, if nothing was evicted since the last proof. Otherwise discard the
+        proof, and return False.
+        """
         serials = self.range.pin()
         if serials is not None and serials == self._serials:
             return True

@@ -20,11 +20,11 @@ class GraphSession:
         self._parts: dict[Any, NetworkGraphs | None] = {}
         self._refused: str | None = None
         self._logged: set[str] = set()
-        self._calls = self._evaluations = 0  # calls in this evaluation; earlier evaluations replayed
+        self._calls = self._evaluations = 0  # calls in this evaluation; replayed evaluations before it
         self._replayed_before = 0
 
     def of(self, model: Any) -> NetworkGraphs | None:
-        """The graphs of one of ComfyUI's models; None if it gets no graphs in this run."""
+        """The graphs of one of ComfyUI's models; None if this model gets no graphs in this run."""
         if model not in self._parts:
             store = self._environment.store_of(model)
             part = None if store is None else NetworkGraphs(store, self._environment, self._logged)
@@ -58,18 +58,19 @@ class GraphSession:
         """Prepare for the guided evaluation that starts now.
 
         Args:
-            calls_are_plain: whether ComfyUI makes its calls one after the other, on the same weights.
+            calls_are_plain: whether ComfyUI makes the evaluation's calls of the network one after the other,
+                all with the same weights.
 
         Returns:
-            What went wrong in an earlier evaluation, or None.
+            A message if a call of an earlier evaluation was launched with wrong inputs, or None.
         """
         self._evaluations += self._is_replayed
         self._calls, self._replayed_before = 0, self._replayed
         return _first(part.begin_evaluation(calls_are_plain) for part in self.parts)
 
     def begin_call(self, model: Any) -> None:
-        """Prepare for a call of a network by ComfyUI. The device first waits for replays that were launched
-        early, so that K/V buffers and outputs may be read and written.
+        """Prepare for a call of a network by ComfyUI. The device first completes the replays that were
+        launched early, so that their K/V buffers and outputs may be read and written.
         """
         self._calls += 1
         for part in self.parts:
@@ -114,5 +115,5 @@ class GraphSession:
 
 
 def _first(found: Iterable[str | None]) -> str | None:
-    """The first reason that is not None, after evaluating all."""
+    """The first text in `found`, or None. All of `found` is computed first, as this has side effects."""
     return next(filter(None, list(found)), None)

@@ -14,7 +14,7 @@ class Sightings:
     def __init__(self) -> None:
         self._seen: Counter[Hashable] = Counter()
         self._n_postponed: Counter[Hashable] = Counter()
-        self._reasons: dict[Hashable, str] = {}  # of postponed captures that are still outstanding
+        self._reasons: dict[Hashable, str] = {}  # why captures that have not succeeded since were postponed
 
     def is_due(self, key: Hashable) -> bool:
         """Count an occurrence of the call with this key (`RegionalCall.key`). Returns whether to capture it
@@ -24,8 +24,8 @@ class Sightings:
         return self._seen[key] >= SIGHTINGS and self._n_postponed[key] < MAX_POSTPONED
 
     def postpone(self, key: Hashable, reason: str) -> None:
-        """Note that the call cannot be captured now. It stays due at its next occurrences, until it has been
-        postponed `MAX_POSTPONED` times.
+        """Note that the call cannot be captured now. It is due again at its next occurrence, unless its
+        capture has been postponed `MAX_POSTPONED` times.
         """
         self._n_postponed[key] += 1
         self._reasons[key] = reason
@@ -36,5 +36,5 @@ class Sightings:
 
     @property
     def postponed(self) -> str | None:
-        """Why a capture is still outstanding, or None."""
+        """Why a capture was postponed and has not succeeded since, or None."""
         return next(iter(self._reasons.values()), None)

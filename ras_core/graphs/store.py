@@ -1,7 +1,8 @@
 """What a model keeps between runs: captured calls, and the K/V buffers that they read.
 
-Each group of branches has its own K/V buffers, which all graphs of these branches use. A later run borrows
-them, and its dense steps fill them.
+The branches that ComfyUI evaluates in one call form a group. Each group of branches has its own K/V buffers,
+which all graphs for this group read and write. A later run borrows these buffers, and its dense steps fill
+them.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Buffers:
 
     @property
     def addresses(self) -> frozenset[int]:
-        """Addresses of the allocations that hold the buffers. Buffers of regrouped calls may be parts of
-        other buffers, in the same allocation.
+        """Addresses of the allocations that hold the buffers. If ComfyUI groups branches in another way
+        during a run, the buffers of the new group may be parts of the allocation of the old group.
         """
         kept = (t for sequence in self.slots.values() for t in sequence.tensors)
         return frozenset(t.untyped_storage().data_ptr() for t in kept)
@@ -57,8 +58,8 @@ class Buffers:
 
 
 class GraphStore:
-    """The captured calls of one model. It is an attribute of the model and is cleared when the model is
-    unloaded.
+    """The captured calls of one model. The store is an attribute of the model, and is cleared when the model
+    is unloaded.
 
     Args:
         make_tape: creates a tape, given its number.
@@ -79,7 +80,7 @@ class GraphStore:
         self.runs = 0
 
     def __deepcopy__(self, memo: dict) -> GraphStore:
-        return GraphStore(self._make_tape)  # a copied model has its weights at other addresses
+        return GraphStore(self._make_tape)  # empty: the copied model has its weights at other addresses
 
     def __reduce__(self) -> tuple:
         return (GraphStore, ())
@@ -95,14 +96,14 @@ class GraphStore:
         return sum(sequence.nbytes() for each in kept for sequence in each.slots.values())
 
     def start_on(self, network: Network) -> None:
-        """Start a run on this network: drop graphs that were captured on a different one."""
+        """Start a run on this network: drop graphs that were captured with other weights or other code."""
         if self._network is None or not self._network.matches(network):
             self.clear()
             self._network = network.to_keep
 
     def make_room(self) -> bool:
-        """Free the least recently used graph if the store is full. Returns False if it frees none, because
-        this run has used all of them.
+        """Make room for one more graph: if the store is full, free the least recently used graph. Returns
+        False if there is no room, because this run has used all graphs in the store.
         """
         if self.count < MAX_GRAPHS:
             return True
@@ -119,11 +120,12 @@ class GraphStore:
     def capture(
         self, call: RegionalCall, attempt: Attempt, busy: Collection[Tape], around: Around
     ) -> CapturedCall | None:
-        """Capture a call on a tape that is not in `busy`, or on the first tape if memory is too short for
-        two.
+        """Capture a call on a tape that is not in `busy`, or on the first tape if memory is too short for two
+        tapes.
 
         Returns:
-            None if the capture must wait until the call is made again.
+            The captured call. None if memory was short and the call has already advanced its K/V rows, so
+            that the capture must wait until ComfyUI makes this call again.
         """
         try:
             return capture(self._tape(busy), call, attempt, around)
@@ -140,7 +142,7 @@ class GraphStore:
         self._network = self.capture_failure = None
 
     def _tape(self, busy: Collection[Tape] = ()) -> Tape:
-        """A tape that is not in `busy`, created if necessary; the last tape if all are busy."""
+        """A tape that is not in `busy`, created if necessary and allowed; otherwise the last tape."""
         if idle := next((tape for tape in self._tapes if tape not in busy), None):
             return idle
         if len(self._tapes) < self._max_tapes:

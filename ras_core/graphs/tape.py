@@ -1,7 +1,8 @@
 """A small interface to CUDA graphs: capture work once, replay it later.
 
 A captured graph has its own memory pool for temporary tensors. A tensor that outlives a failed capture points
-into that pool, and freeing it later may crash the process. So errors raised in a capture are handled here.
+into that pool, and freeing it later may crash the process. So this module handles the errors raised in a
+capture, whose tracebacks keep such tensors alive.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ Around = Callable[[], AbstractContextManager[None]]
 
 
 class Tape(Protocol):
-    """Captures work and replays it. Graphs of one tape share their working memory: they must not run at the
-    same time.
+    """Captures work and replays it. Graphs of one tape share their working memory, so they must not run at
+    the same time.
     """
 
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
-        """Run `work` once, then capture it inside `around`. Returns a function that replays it."""
+        """Run `work` once, then capture it inside the context manager of `around`. Returns a function that
+        replays the captured work.
+        """
 
     def launch(self, replay: Work) -> Work:
         """Launch the replay in parallel with the work that is enqueued next. Returns a function that makes
@@ -36,7 +39,8 @@ class Tape(Protocol):
 
 
 class CudaTape:
-    """CUDA graphs of PyTorch, with their own stream and memory pool. No tensor outlives a capture.
+    """A tape of PyTorch's CUDA graphs, with a stream and a memory pool of its own. No tensor that was created
+    in a capture is freed after it.
 
     Args:
         number: number of this tape among a model's, from 0. Tapes with different numbers use different
@@ -50,7 +54,7 @@ class CudaTape:
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
         current = torch.cuda.current_stream()
         self._stream.wait_stream(current)
-        torch.cuda.empty_cache()  # this stream cannot use blocks that are cached for other streams
+        torch.cuda.empty_cache()  # frees blocks cached for other streams, which this stream cannot use
         try:
             with torch.cuda.stream(self._stream):
                 return self._warm_up_and_capture(work, around)
@@ -58,8 +62,8 @@ class CudaTape:
             current.wait_stream(self._stream)
 
     def _warm_up_and_capture(self, work: Work, around: Around) -> Work:
-        work()  # libraries allocate their workspaces for this stream
-        torch.cuda.empty_cache()  # the graph's pool cannot use blocks that the warm-up has cached
+        work()  # in this first run, libraries allocate their workspaces for this stream
+        torch.cuda.empty_cache()  # frees blocks that the warm-up cached, which the pool cannot use
         with around():
             torch.cuda.synchronize()
             return self._capture(work)
@@ -83,7 +87,7 @@ class CudaTape:
         return graph.replay
 
     def _leave_pool(self) -> None:
-        """Stop the allocator from using the pool, in case a capture that failed to end has not."""
+        """Stop the allocator from using the pool, which `capture_end` may have left undone when it failed."""
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
@@ -95,8 +99,9 @@ class CudaTape:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """The same error without its traceback. Frames reference tensors, and those made in a capture must be
-    freed before it ends; with cudaMallocAsync, freeing them later ends the process.
+    """The same error without its traceback. The frames of a traceback reference tensors. Tensors created in a
+    capture must be freed before the capture ends, because with cudaMallocAsync, freeing them later terminates
+    the process.
     """
     each: BaseException | None = error
     while each is not None:
@@ -106,7 +111,7 @@ def without_frames(error: BaseException) -> BaseException:
 
 
 def is_broken_by(error: BaseException) -> bool:
-    """Whether this is a driver error, which has invalidated the capture."""
+    """Whether this is an error of the driver, which has invalidated the capture in which it was raised."""
     return isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in str(error)
 
 
@@ -126,7 +131,7 @@ def kept_forever(error: BaseException) -> BaseException:
 @cache
 def _streams(device: int) -> tuple[torch.cuda.Stream, ...]:
     """One stream per tape number, shared by all models, because libraries allocate a workspace for each
-    stream that they see and never free it. Created together, because PyTorch reuses its 32 streams in
-    rotation.
+    stream that they see and never free it. All are created at once, because PyTorch hands out its 32 streams
+    in rotation, so that streams created at different times might be the same.
     """
     return tuple(torch.cuda.Stream(device) for _ in range(MAX_TAPES))

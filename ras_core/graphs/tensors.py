@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 SMALL = 2**16
-"""Tensors of up to this many bytes are concatenated and compared in one operation."""
+"""Tensors of up to this many bytes are concatenated, so that all of them are compared in one operation."""
 
 
 def same_contents(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
@@ -27,13 +27,13 @@ def same_contents(known: Sequence[Tensor], given: Sequence[Tensor]) -> bool:
 
 
 def tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    """A module's own weights and buffers; a quantised weight as the tensors that it consists of."""
+    """A module's own weights and buffers; instead of a quantised weight, the tensors that it consists of."""
     for each in (*module._parameters.values(), *module._buffers.values()):
         yield from parts_of(each)
 
 
 def parts_of(weight: Any) -> Iterator[Tensor]:
-    """The weight itself, or the tensors that a quantised one consists of."""
+    """The weight itself or, if the weight is quantised, the tensors that it consists of."""
     flatten = getattr(weight, "__tensor_flatten__", None)
     if isinstance(weight, Tensor) and flatten is not None:
         for name in flatten()[0]:

@@ -1,10 +1,12 @@
 """Faster casts of float8 weights in captured calls.
 
 A network whose weights are kept as float8 casts each of them at every use. PyTorch's cast kernel is
-compute-bound: on an H100 all casts of one step of SD3-medium take 6.7 ms, half of a captured regional step at
-12.5 % of the tokens. The cast is exact, so the memory-bound kernel used here gives the same numbers.
+compute-bound: on an H100 all casts of one step of SD3-medium take 6.7 ms, which is half of the time of a
+captured regional step that processes 12.5 % of the tokens. Casting float8 to a wider type is exact, so this
+package's kernel, which is memory-bound, gives the same numbers.
 
-Only captured calls use it. In an eager call, intercepting each operation would cost more time than it saves.
+Only captured calls use this kernel. In an eager call, intercepting each operation would cost more time than
+it saves.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 logger = logging.getLogger(__name__)
 
 BLOCK = 4096
-"""How many numbers one program of the kernel casts."""
+"""How many numbers one program (thread block) of the Triton kernel casts."""
 
 WARPS = 8
 
@@ -41,7 +43,7 @@ def quick_casts(network: nn.Module, device: torch.device) -> AbstractContextMana
     """
     if FLOAT8 is None or device.type != DEVICE_TYPE or not any(map(_is_float8, network.parameters())):
         return nullcontext()
-    # Compiled and checked here, in the run before the capture, and not at the first cast.
+    # The kernel is compiled and checked here, in the eager run before the capture, not at its first cast.
     return nullcontext() if _kernel_on(device) is None else QuickCasts()
 
 
@@ -66,7 +68,7 @@ def _is_float8(weight: Tensor) -> bool:
 
 
 def cast_by(kernel: ModuleType, codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a contiguous float8_e4m3fn tensor of any shape to `dtype`, using the kernel of that module."""
+    """Cast a contiguous float8_e4m3fn tensor of any shape to `dtype`, with `cast` of the module `kernel`."""
     numbers = torch.empty_like(codes, dtype=dtype)
     count = codes.numel()
     if count:
@@ -79,7 +81,7 @@ def cast_by(kernel: ModuleType, codes: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def gives_known_numbers(kernel: ModuleType, device: torch.device) -> bool:
-    """Whether the kernel casts each of the 256 codes as PyTorch does."""
+    """Whether the kernel casts each of the 256 float8 codes to the same number as PyTorch does."""
     codes = torch.arange(256, dtype=torch.uint8, device=device).view(FLOAT8)
     return all(_same_numbers(cast_by(kernel, codes, dtype), codes.to(dtype)) for dtype in TARGETS)
 
@@ -89,12 +91,12 @@ def _same_numbers(found: Tensor, expected: Tensor) -> bool:
 
 
 def _cast_to(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> torch.dtype | None:
-    """The dtype that an operation casts its input to; None if it does anything else."""
+    """The dtype that an operation casts its input to; None if the operation does anything but cast."""
     if func is torch.ops.aten._to_copy.default:
         changed = {name for name, value in kwargs.items() if value}
         return kwargs.get("dtype") if changed <= {"dtype", "non_blocking"} else None
-    # In inference mode `Tensor.to` arrives as one operation: to(tensor, dtype, non_blocking, copy,
-    # memory_format)
+    # In inference mode, PyTorch dispatches `Tensor.to` as one operation, with the arguments tensor, dtype,
+    # non_blocking, copy and memory_format.
     is_plain = func is torch.ops.aten.to.dtype and 2 <= len(args) <= 4 and not kwargs.get("memory_format")
     return args[1] if is_plain else None
 
@@ -112,7 +114,7 @@ def _is_readable(source: Tensor) -> bool:
 
 @cache
 def _kernel_on(device: torch.device) -> ModuleType | None:
-    """The kernel's module if it compiles for the device and gives correct results; None otherwise."""
+    """The module `cast_kernel` if its kernel compiles for the device and casts correctly; None otherwise."""
     try:
         from . import cast_kernel
 
@@ -121,7 +123,7 @@ def _kernel_on(device: torch.device) -> ModuleType | None:
         problem = "the kernel returned wrong results"
     except torch.cuda.OutOfMemoryError:
         raise
-    except Exception as error:  # no Triton, an old one, a compiler, a driver, a GPU that it does not know
+    except Exception as error:  # Triton is missing or old, or fails with this compiler, driver or GPU
         problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     logger.info(
         "Multirate RAS: the Triton kernel for float8 weights is not used on %s (%s); PyTorch casts them"

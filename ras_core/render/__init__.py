@@ -1,5 +1,6 @@
-"""Images about runs: `masks` (which tokens each step computed), `comparison` (a dense image and a RAS image),
-`fronts` (closeness and speed-up of plans), `drawing` (colours and fonts).
+"""Draws images that show what a run did or what a calibration found: `masks` (which tokens each step
+computed), `comparison` (the images of a dense run and of a RAS run), `fronts` (the quality of each plan over
+its speed-up), `drawing` (colours and fonts).
 
 Imports: run (its trace), method.
 """

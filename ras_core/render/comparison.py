@@ -1,4 +1,4 @@
-"""Compares two images, in numbers and in an image that shows both."""
+"""Compares the images of a dense run and of a RAS run: computes scores, and draws both images in one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ PANEL = 512
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
-"""PSNR of equal images, instead of infinity, so that averages stay finite."""
+"""Highest PSNR that `psnr` returns. It is used for equal images instead of infinity, so that averages are
+finite."""
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -25,9 +26,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of (H, W, 3) images in [0, 1], mean over pixels and channels.
+    """Structural similarity (SSIM) of (H, W, 3) images in [0, 1], as the mean over pixels and channels.
 
-    Wang et al. (2004) with its Gaussian window (sigma 1.5, 11 pixels wide) and constants.
+    As in Wang et al. (2004), with the constants and the Gaussian window (sigma 1.5, 11 pixels wide) of that
+    paper.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
 
@@ -43,12 +45,12 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Absolute difference, multiplied by four to make small differences visible: float32 in [0, 1]."""
+    """Absolute difference of two images, times four to make it more visible: float32 in [0, 1]."""
     return np.clip(np.abs(a.astype(np.float32) - b) * DIFFERENCE_GAIN, 0, 1)
 
 
 def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> np.ndarray:
-    """Dense image, RAS image and their difference, with times and scores.
+    """One image of the dense image, the RAS image and their difference in a row, with times and scores.
 
     Args:
         dense, ras: (H, W, 3) in [0, 1].
@@ -75,9 +77,9 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
 
 
 def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> str:
-    """Speed-up, PSNR and SSIM in one line."""
+    """One line of text with the measured and the expected speed-up of the RAS run, its PSNR and its SSIM."""
     faster = traces[0].seconds / traces[1].seconds if traces[1].seconds > 0 else float("nan")
-    fewer = len(traces[0].evaluations) / max(len(traces[1].evaluations), 1)  # a plan may have fewer steps
+    fewer = len(traces[0].evaluations) / max(len(traces[1].evaluations), 1)  # a plan's run may be shorter
     return (
         f"{faster:.2f}x faster (expected {traces[1].expected_speedup * fewer:.2f}x), "
         f"PSNR {psnr(dense, ras):.1f} dB, SSIM {ssim(dense, ras):.3f}"

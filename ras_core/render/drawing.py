@@ -11,7 +11,7 @@ FAINT = (110, 116, 130)
 
 
 def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(H, W, 3) -> (height, width, 3), uint8; enlarged tokens keep sharp edges."""
+    """Resize (H, W, 3) -> (height, width, 3), uint8. Enlarged images keep sharp pixel edges."""
     enlarges = image.shape[0] < height
     filter_ = Image.Resampling.NEAREST if enlarges else Image.Resampling.LANCZOS
     return np.asarray(Image.fromarray(image).resize((width, height), filter_))
@@ -26,5 +26,5 @@ def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
     """Pillow's built-in font."""
     try:
         return ImageFont.load_default(size)
-    except TypeError:  # Pillow before 10.1 has one size only
+    except TypeError:  # before version 10.1, Pillow's built-in font has one size only
         return ImageFont.load_default()

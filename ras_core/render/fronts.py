@@ -1,4 +1,5 @@
-"""Plots the fronts of a calibration: closeness over speed-up."""
+"""Plots the results of a calibration: for the best plan of each speed, the closeness of its result to a fine
+reference (dB) over its speed-up."""
 
 from __future__ import annotations
 
@@ -19,10 +20,12 @@ Point = tuple[float, float]
 
 
 def front_image(plans: PlanSet) -> np.ndarray:
-    """For each speed: plain sampling on `simple`, plain sampling on the best other grid, and the chosen plan.
+    """A plot of three curves with a point for each speed: all-dense sampling on the grid (noise levels) of
+    the `simple` schedule, all-dense sampling on the best other grid, and the chosen plan.
 
     Args:
-        plans: plans without a measured closeness are not drawn; for each speed, the closer sampler is.
+        plans: the plans of a calibration. Plans without a measured closeness are not drawn. If a speed has
+            plans for several samplers, the plan with the highest closeness is drawn.
 
     Returns:
         (1, height, width, 3) float32 in [0, 1].
@@ -50,7 +53,7 @@ def front_image(plans: PlanSet) -> np.ndarray:
 
 
 def front(plans: Sequence[Plan]) -> list[Point]:
-    """(speed-up, closeness) of the closest plan of each speed, in the order of speed-up."""
+    """(speed-up, closeness in dB) of the closest plan of each speed, ordered by speed-up."""
     best: dict[str, Plan] = {}
     for plan in plans:
         known = best.get(plan.speed)
@@ -60,7 +63,7 @@ def front(plans: Sequence[Plan]) -> list[Point]:
 
 
 class Axes:
-    """Maps (speed-up, dB) to pixels, with a margin around all points."""
+    """The axes of the plot: map (speed-up, closeness in dB) to pixels, with a margin around all points."""
 
     def __init__(self, points: Sequence[Point]):
         gains, decibels = zip(*points, strict=True)

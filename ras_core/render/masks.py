@@ -1,6 +1,6 @@
 """Images of a trace: one frame per step, and a summary of the run.
 
-Colours are from the Okabe-Ito set and cividis, which remain distinct with any kind of colour vision.
+The colours are from the Okabe-Ito set and from cividis, which are distinct for any kind of colour vision.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ CIVIDIS = np.array(
 
 
 def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """One frame per step, with a caption: active regions are unchanged, cached ones are dimmed.
+    """One frame per step, with a caption. Active regions keep their colours, cached regions are dimmed.
 
     Args:
         trace: a finished run.
-        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for videos, the frames of all.
+        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for videos, the frames of all
+            videos, one video after the other.
 
     Returns:
         (steps, height, width, 3) float32 in [0, 1]; each frame shows up to four images of the batch in a row,
@@ -45,7 +46,9 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """How often each region was computed, and a timeline: (1, height, width, 3) float32 in [0, 1]."""
+    """An image with a map of how often each region was computed, and a timeline of the steps:
+    (1, height, width, 3) float32 in [0, 1].
+    """
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -58,7 +61,7 @@ def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
-    """Backgrounds under the masks, one per plane of tokens shown: (panels, height, width, 3) uint8."""
+    """Backgrounds under the masks, one per plane of `_shown_planes`: (panels, height, width, 3) uint8."""
     height, width = (PIXELS_PER_TOKEN * tokens for tokens in trace.grid.shape[-2:])
     count = len(_shown_planes(trace.steps[0].active)) if trace.steps else 1
     if images is None:
@@ -67,8 +70,9 @@ def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
 
 
 def _shown_planes(tokens: np.ndarray) -> np.ndarray:
-    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the first images of a batch, or frames of the first video
-    at equal distances.
+    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the token planes that are shown, at most `MAX_IMAGES`.
+    They are those of the first images of the batch or, for videos, of equally spaced frames of the first
+    video.
     """
     frames = tokens.reshape(len(tokens), -1, *tokens.shape[-2:])
     if frames.shape[1] == 1:
@@ -77,7 +81,9 @@ def _shown_planes(tokens: np.ndarray) -> np.ndarray:
 
 
 def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarray]:
-    """The images for these planes; a batch of videos is given as one list of all frames."""
+    """The images shown under the `count` planes of `_shown_planes`. For videos, `images` holds the frames of
+    all videos, one video after the other.
+    """
     if math.prod(trace.grid.shape[:-2]) == 1:
         return [images[min(i, len(images) - 1)] for i in range(count)]
     n_frames = max(len(images) // len(trace.steps[0].active), 1)  # of one video
@@ -85,7 +91,7 @@ def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarr
 
 
 def _spread(length: int, count: int) -> np.ndarray:
-    """`count` indices at equal distances, from 0 to `length` - 1."""
+    """`count` equally spaced indices, from 0 to `length` - 1."""
     return np.linspace(0, length - 1, count).round().astype(int)
 
 
@@ -98,7 +104,9 @@ def _frame(trace: Trace, step: Evaluation, backdrops: np.ndarray) -> np.ndarray:
 
 
 def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """An image with cached tokens dark and grey, and active ones in full colour with an outline."""
+    """An image in which cached tokens are dark and grey, and active tokens are in full colour with an
+    outline.
+    """
     mask = np.kron(active, np.ones((PIXELS_PER_TOKEN, PIXELS_PER_TOKEN), dtype=bool))
     grey = backdrop.mean(axis=2, keepdims=True) * 0.28 + np.array(BACKGROUND) * 0.4
     panel = np.where(mask[..., None], backdrop, grey.astype(np.uint8))
@@ -107,7 +115,7 @@ def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.nda
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:
-    """The inner border of the mask's regions, two pixels wide, also at the edges of the image."""
+    """A border inside the mask's regions, two pixels wide, also along the edges of the image."""
     inner = np.pad(mask, 2)
     shifts = [np.roll(inner, offset, axis) for axis in (0, 1) for offset in (-2, -1, 1, 2)]
     return mask & ~np.logical_and.reduce(shifts)[2:-2, 2:-2]
@@ -172,7 +180,9 @@ def _draw_maps(
 def _draw_colour_bar(
     canvas: Image.Image, draw: ImageDraw.ImageDraw, extent: tuple[int, int, int], span: tuple[float, float]
 ) -> None:
-    """Draw the legend of the map, scaled to this run's range. A dense step counts for every region."""
+    """Draw the colour legend of the map. The colours range from the smallest to the largest share of steps
+    that computed a region in this run; a dense step computes every region.
+    """
     x, top, bottom = extent
     ramp = _heat(np.linspace(1, 0, bottom - top)[:, None])
     canvas.paste(Image.fromarray(fit(ramp, 14, bottom - top)), (x, top))
@@ -183,7 +193,9 @@ def _draw_colour_bar(
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
-    """Draw a bar per step for the active share, and the mean region score as a line (right axis)."""
+    """Draw a bar per step, as high as the step's share of active tokens, and a line for the mean score of the
+    regions (right axis).
+    """
     left, top, right, bottom = box
     steps = trace.steps
     slot = (right - left) / max(len(steps), 1)
@@ -225,7 +237,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
 
 
 def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """Shares of steps, (h, w) within `span` -> colours of cividis, (h, w, 3) uint8."""
+    """Map shares of steps, (h, w), to colours of cividis, (h, w, 3) uint8; `span` is their range."""
     position = np.clip((share - span[0]) / (span[1] - span[0]), 0, 1) * (len(CIVIDIS) - 1)
     low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
     part = (position - low)[..., None]
