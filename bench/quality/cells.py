@@ -161,7 +161,7 @@ class Cell:
     def planned_shares(self) -> list[float]:
         """Share of the tokens that each computed step processes, known before the run.
 
-        LazyCache, EasyCache and DBCache decide during the run what to skip: here all their steps count as dense.
+        LazyCache, EasyCache and DBCache decide what to skip during the run; here all their steps are dense.
         """
         if self.method in PLANNED:
             return list(self.step_shares())
