@@ -91,7 +91,7 @@ def _about(name: str) -> str:
         "start-step": "quality with a fixed number of dense steps, more of them at the start or more later",
         "pareto": "quality against cost for every method",
         "backgrounds": "token-ranking metrics on images with plain and with busy backgrounds",
-        "drift": "errors of cached keys, values and attention outputs in a long run, with and without dense resets",
+        "drift": "errors of cached keys, values and attention outputs in long runs, with and without resets",
         "early-steps": "quality with 0, 2, 4 and 6 dense steps at the start",
     }[name]
 

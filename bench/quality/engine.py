@@ -45,7 +45,7 @@ class Engine:
         self._plugins: list[Plugin] | None = None
 
     def studio(self, family: str) -> Studio:
-        """The model of a family with all prompts encoded; loaded on first use and warmed up by one dense step."""
+        """A family's model with all prompts encoded; loaded on first use and warmed up by one dense step."""
         if self._studio is None or self._studio.source.family != family:
             self._studio = None
             self._decoded.clear()
@@ -91,8 +91,8 @@ class Engine:
     def decoded(self, reference: refs.Reference) -> list[Tensor]:
         """The decoded images of a reference, as a list of batches, kept for later cells.
 
-        If they would take more than 1 GiB in float32, they are kept in float16: its rounding alone would limit a
-        PSNR to 79 dB, far above the figures that are measured.
+        If they would take more than 1 GiB in float32, they are kept in float16. Its rounding limits a PSNR to
+        79 dB, far above the figures that are measured.
         """
         if reference not in self._decoded:
             latents = self.reference(reference)

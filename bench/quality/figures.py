@@ -46,8 +46,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
     Let A be the centred features of the first set, divided by sqrt(n - 1), and B those of the second set,
     divided by sqrt(m - 1). Then the covariances are A'A and B'B, and the trace of the square root of their
-    product equals the nuclear norm of A B'. Computed in this form, the distance is exact even for fewer images
-    than features, and no matrix square root is needed.
+    product equals the nuclear norm of A B'. In this form the distance is exact, even for fewer images than
+    features, and no matrix square root is needed.
     """
     a, b = a.double(), b.double()
     gap = (a.mean(dim=0) - b.mean(dim=0)).square().sum()

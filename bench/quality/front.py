@@ -1,4 +1,4 @@
-"""Pareto fronts of quality against cost reduction, and how much one front gains over another. Pure functions."""
+"""Pareto fronts of quality against cost reduction, and how much one front gains over another."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def at_cost(front: Sequence[Point], cost: float) -> float | None:
 
 
 def best_at_cost(fronts: dict[str, Sequence[Point]], cost: float) -> tuple[str, float] | None:
-    """Name and quality of the front that has the highest quality at a cost reduction; None if all end before."""
+    """Name and quality of the best front at a cost reduction; None if every front ends before it."""
     found = {name: quality for name, front in fronts.items() if (quality := at_cost(front, cost)) is not None}
     if not found:
         return None
@@ -50,8 +50,8 @@ class Ratio:
 
     Attributes:
         value: cost reduction of the first front at this quality, divided by that of the other front.
-        bound: "" if `value` is the ratio itself. ">=" or "<=" if the other front has no point of this quality,
-            so that `value` is only a lower or an upper bound of the ratio.
+        bound: "" if `value` is the ratio itself. ">=" or "<=" if the other front does not extend to this
+            quality, so that `value` is only a lower or an upper bound of the ratio.
     """
 
     value: float

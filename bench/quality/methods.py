@@ -20,12 +20,12 @@ from .whole_steps import forecasting
 
 
 def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
-    """The model, patched as the node of the cell's method would patch it; unpatched for methods without a node."""
+    """The model patched for the cell's method; the model itself for the methods dense and whole_steps."""
     config = cell.config()
     if config is not None:
         return patch_model(model, config)
     if cell.method in PLANNED:
-        # No CUDA graphs: nearly every cell has its own shapes to capture, and networks this small gain nothing.
+        # No CUDA graphs: each cell has shapes of its own, and networks of this size gain nothing from them.
         settings = replace(settings_of(cell.plan()), cuda_graphs="off")
         return patch_model(model, replace(settings, **cell.extra_settings))
     if cell.method == "dbcache":
