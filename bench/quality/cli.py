@@ -141,8 +141,12 @@ def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2,
         default="",
         help="folder of real images for FD-EffLite0: image files, or what the `render` command wrote",
     )
-    names = ", ".join(PLUGINS)
-    add("--with", dest="plugins", default="", help=f"further figures, if you have their weights: {names}")
+    add(
+        "--with",
+        dest="plugins",
+        default="",
+        help=f"further figures, if you have their weights: {', '.join(PLUGINS)}",
+    )
 
 
 def _add_cells(command: argparse.ArgumentParser) -> None:
@@ -197,9 +201,14 @@ def _add_cells(command: argparse.ArgumentParser) -> None:
         default=("forecast",),
         help="kinds of K/V cache of the methods plan and exact_kv",
     )
-    add("--steps", type=_ints, default=(28, 20, 14), help="numbers of denoising steps")
-    add("--starts", type=_ints, default=(4,), help="numbers of dense steps at the start")
-    add("--resets", type=_ints, default=(4,), help="intervals of the later dense steps, in steps; 0: none")
+    add("--steps", type=_ints, default=(28, 20, 14))
+    add("--starts", type=_ints, default=(4,), help="numbers of steps at the start that are fully computed")
+    add(
+        "--resets",
+        type=_ints,
+        default=(4,),
+        help="intervals of the fully computed steps after the start; 0: none",
+    )
     add(
         "--ratios",
         type=_floats,
@@ -210,7 +219,7 @@ def _add_cells(command: argparse.ArgumentParser) -> None:
         "--orders",
         type=_ints,
         default=(2,),
-        help="orders of the multirate integrator: 1 (Euler), 2 (DPM++ 2M)",
+        help="orders of the sampler of RAS and of whole_steps: 1 (Euler), 2 (DPM++ 2M)",
     )
     add(
         "--thresholds",

@@ -138,7 +138,7 @@ def _worker_class() -> type:
 class RemoteSide:
     """The engine in a worker process, with methods that Ray can call.
 
-    They take and return numbers, dictionaries and arrays only, because those can be sent between processes.
+    The methods take and return only numbers, dictionaries and arrays, which can be sent between processes.
     """
 
     def __init__(self, options: Options):

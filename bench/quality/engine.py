@@ -57,7 +57,7 @@ class Engine:
     def reference(self, reference: refs.Reference) -> Tensor:
         """Latents (n, c, h, w) of a reference run.
 
-        They are those that another process gave, or else those in the cache folder, or else sampled now.
+        The latents are those that another process gave, or else those in the cache folder, or sampled now.
         """
         if reference in self._given:
             return self._given[reference]
@@ -91,8 +91,8 @@ class Engine:
     def decoded(self, reference: refs.Reference) -> list[Tensor]:
         """The decoded images of a reference, as a list of batches, kept for later cells.
 
-        If they would take more than 1 GiB in float32, they are kept in float16. Its rounding limits a PSNR to
-        79 dB, far above the figures that are measured.
+        If the images would take more than 1 GiB in float32, they are kept in float16. The rounding to float16
+        limits a PSNR to 79 dB, far above the figures that are measured.
         """
         if reference not in self._decoded:
             latents = self.reference(reference)

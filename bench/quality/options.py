@@ -13,8 +13,8 @@ from .prompts import Prompt
 NOT_IN_RESULTS = ("cache", "real", "batch", "threads")
 """Options that may differ between the results of one table.
 
-They decide where or how fast the cells run; `real` decides whether the Frechet distance is measured. At most
-they change the other figures by rounding.
+These options decide where or how fast the cells run; `real` decides whether the Frechet distance is measured.
+At most they change the other figures by rounding.
 """
 
 
@@ -30,7 +30,7 @@ class Options:
         batch: largest number of images sampled in one batch.
         default_steps: number of steps of the dense run that costs are relative to.
         reference_steps: steps of the converged trajectory.
-        device, dtype, threads: as in `start` of bench/common/setup.py.
+        device, dtype, threads: the arguments of `start` in bench/common/setup.py.
         weights: folder of the demo models' weights; if empty, those that the pack includes are used.
         checkpoint: path of a user's model file; empty to measure the demo models only.
         cache: folder that keeps reference trajectories and calibrations between runs.

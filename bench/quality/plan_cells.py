@@ -1,6 +1,6 @@
 """The cells that measure RAS with plans at many cost reductions.
 
-They include cells with exact keys and values (oracle.py), which bound the quality of RAS from above.
+Some of these cells use exact keys and values (oracle.py); their quality is an upper bound for RAS.
 """
 
 from __future__ import annotations

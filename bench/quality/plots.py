@@ -1,4 +1,4 @@
-"""Plots of the results. They need matplotlib, which is an optional package."""
+"""Plots of the results, drawn with matplotlib, which is an optional package."""
 
 from __future__ import annotations
 

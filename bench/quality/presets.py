@@ -136,8 +136,7 @@ def quick(family: str, seed: int) -> list[Cell]:
 def acts(cell: Cell) -> bool:
     """Whether the cell's method has any effect on the cell's family.
 
-    EasyCache has none on SD3: ComfyUI's SD3 network does not call the model wrapper that EasyCache is built
-    on.
+    EasyCache has none on SD3: ComfyUI's SD3 network does not call the wrapper that EasyCache is built on.
     """
     return not (cell.method == "easycache" and "sd3" in cell.family)
 

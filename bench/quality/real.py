@@ -1,8 +1,8 @@
 """Real images, which the Frechet distance compares sampled images with, in two halves.
 
-They come either from a folder of image files, or from the rendered emoji artwork that the demo models were
-trained on (pictures.npy and items.json). Every second image belongs to the second half, so that both halves
-have the same distribution.
+The images come either from a folder of image files, or from the emoji artwork that training/ renders
+(pictures.npy and items.json), of which only the held-out images are used. Every second image belongs to the
+second half, so that both halves have the same distribution.
 """
 
 from __future__ import annotations

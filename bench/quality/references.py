@@ -34,7 +34,7 @@ class Reference:
 
 
 def converged_of(cell: Cell, options: Options) -> Reference:
-    """The reference for the limit that a cell converges to with more steps: a dense run of very many steps."""
+    """The reference for the limit that a cell converges to with more steps: a dense run of many steps."""
     return Reference(cell.family, cell.seed, CONVERGED_SAMPLER, options.reference_steps)
 
 

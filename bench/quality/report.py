@@ -66,7 +66,7 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """ "yes" if the required gain is reached, else "no"; "?" at a cost reduction beyond the end of a front.
+        """ "yes" if the required gain is reached, else "no"; "?" if a front ends before this cost reduction.
 
         If FD-EffLite0 was measured, only the gain of the setting that keeps it counts.
         """

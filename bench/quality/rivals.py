@@ -13,8 +13,8 @@ from .table import markdown
 COSTS = (1.5, 1.75, 2.0, 2.5, 3.0, 3.5)
 BOUND = "exact_kv"
 NEITHER = (BOUND, "change")
-"""Methods that count neither as RAS nor as a baseline: exact keys and values, which no user can have, and token
-selection without the corrected integrator, which is a part of RAS.
+"""Methods that count neither as RAS nor as a baseline: exact keys and values, which no user can have, and
+change-based token selection without the corrected integrator, which is only a part of RAS.
 """
 NAMES = {
     "euler": "fewer steps, simple, Euler",
@@ -74,7 +74,7 @@ class Standing:
 
 
 def sides(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
-    """The rows of a family, split into "ours" (RAS), "theirs" (baselines) and "bound" (exact keys and values)."""
+    """The rows of a family: "ours" (RAS), "theirs" (all baselines) and "bound" (exact keys and values)."""
     found: dict[str, list[Row]] = {"ours": [], "theirs": [], "bound": []}
     for name, cells in curves(rows, family).items():
         if name in OURS:

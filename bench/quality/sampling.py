@@ -95,7 +95,7 @@ class Batch:
 
 @dataclass
 class Studio:
-    """A model with the encoded prompts of the options, ready to sample any cell of its family."""
+    """A model and the encoded prompts of the options, ready to sample any cell of the model's family."""
 
     source: Source
     options: Options
@@ -115,7 +115,7 @@ class Studio:
 
         Args:
             cell: the settings to sample with.
-            latent: (n, c, h, w) images that noise is added to at the start; None for pure noise.
+            latent: latents (n, c, h, w) that noise is added to at the start; None to start from noise alone.
             sigmas: noise levels to use instead of those of the cell's grid.
         """
         model, sampler = prepare_model(self.source.model, cell), sampler_for(cell)
@@ -197,7 +197,7 @@ class Studio:
         return torch.cat(list(parts))[torch.tensor(rows).argsort()]
 
     def decode(self, latents: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Decode batch by batch; yields a slice of the prompts and their RGB images (b, 3, H, W) in [0, 1]."""
+        """Decode in batches; yields a slice of the prompts and their RGB images, (b, 3, H, W) in [0, 1]."""
         for first in range(0, len(latents), self.options.batch):
             part = slice(first, min(first + self.options.batch, len(latents)))
             with torch.inference_mode():
