@@ -1,15 +1,19 @@
 """Quality against cost: `cli` reads the command line.
 
-Pure: `cells`, `presets`, `baselines` and `plan_cells` (the cells of both sides), `sigma_grids` (grids by
-name), `whole_steps` (forecasts of skipped steps), `costs`, `front`, `figures`.
+These modules need no model and no device: `cells` (a cell is one sampling configuration to measure),
+`presets` (lists of cells), `baselines` (cells without RAS), `plan_cells` (cells with RAS), `sigma_grids`
+(noise schedules by name), `whole_steps` (forecasts of skipped steps), `costs`, `front`, `figures`.
 
-`methods` (from a cell to model and sampler), `block_cache` (DBCache), `oracle` (the bound of exact keys and
-values), `calibrated` (where steps belong on a model), `sources`, `sampling`, `solvers`, `references`,
-`engine`, `features`, `weighted_figures`, `real` make and measure images; `table`, `sweep`, `cluster` run many
-cells; `report`, `rivals` (RAS against the best of all), `plots`, `grids`, `conclude` present the results;
-`prompts` and `options` are shared inputs.
+These modules sample images and measure them: `methods` (builds the model and the sampler of a cell),
+`block_cache` (DBCache), `oracle` (exact keys and values in regional steps: an upper bound on the quality of
+RAS), `calibrated` (measures which parts of the noise schedule need the most steps on a model), `sources`,
+`sampling`, `solvers`, `references`, `engine`, `features`, `weighted_figures`, `real`.
 
-A new baseline is a method in `cells`, what applies it in `methods.prepare_model`, and its settings in
-`baselines`; its mark is in `plots`, its name in `rivals`. `weighted_figures` has the figures that need
-weights of their own: LPIPS, CLIP score, FID.
+`table`, `sweep` and `cluster` run many cells. `report`, `rivals` (RAS against the best of all baselines),
+`plots`, `grids` and `conclude` present the results. All of them share `prompts` and `options` as inputs.
+
+To add a baseline: add its method name to `cells`, apply the method in `methods.prepare_model`, and list its
+settings in `baselines`. Its plot marker belongs in `plots`, and its name for tables and plots in `rivals`.
+`weighted_figures` computes the figures that need weights which the pack does not include: LPIPS, CLIP score,
+FID.
 """

@@ -1,4 +1,7 @@
-"""The cells that trace what is possible without RAS, between 1.4x and 4x; the most promising first."""
+"""The cells that show which quality is possible without RAS, at cost reductions from 1.4x to 4x.
+
+The settings that promise the highest quality come first.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from .cells import Cell
 OTHER_SAMPLERS = (
     "ipndm", "ipndm_v", "deis", "uni_pc", "uni_pc_bh2", "res_multistep", "gradient_estimation", "lms",
 )  # fmt: skip
-"""ComfyUI's deterministic samplers that evaluate once a step, besides euler and dpmpp_2m."""
+"""ComfyUI's deterministic samplers that evaluate the model once per step, besides euler and dpmpp_2m."""
 
 # Sampler, grid, steps.
 Dense = tuple[str, str, int]
@@ -46,7 +49,8 @@ SAMPLERS: tuple[Dense, ...] = (
     *((sampler, "calibrated:0.5", 14) for sampler in OTHER_SAMPLERS if sampler != "uni_pc_bh2"),
 )
 
-# Form, sampler, steps, first computed ones, then every so many.
+# Forecast polynomial (a key of whole_steps.FORMS), sampler, number of steps, number of steps computed at the
+# start, interval of the computed steps after those.
 WHOLE_STEPS = (
     ("taylor1", "dpmpp_2m", 40, 6, 3),
     ("hermite2", "dpmpp_2m", 40, 6, 3),
@@ -62,8 +66,8 @@ WHOLE_STEPS = (
     ("hermite2", "euler", 28, 3, 5),
 )
 THRESHOLDS = (0.2, 0.1, 0.4, 0.05, 0.6)
-"""Of LazyCache and EasyCache."""
-# Blocks of the probe, whole steps at the start, threshold.
+"""Reuse thresholds of LazyCache and EasyCache."""
+# Number of probe blocks, number of steps at the start that run all blocks, reuse threshold.
 DBCACHE = (
     (1, 6, 0.1),
     (1, 6, 0.2),
@@ -72,12 +76,16 @@ DBCACHE = (
     (2, 6, 0.1),
     (1, 4, 0.5),
 )
-# Steps, dense ones at the start, a dense one every so many, share of the tokens.
+# Number of steps, number of dense steps at the start, interval of the later dense steps (0: none), share of
+# the tokens that a regional step processes.
 TOKENS = ((28, 8, 0, 0.5), (20, 4, 4, 0.5))
 
 
 def baselines(family: str, seed: int) -> list[Cell]:
-    """Every kind at a few settings first; then what refines their fronts."""
+    """The cells of every kind of baseline, two settings of each kind at a time.
+
+    The first settings cover each kind coarsely; the later ones add points to its Pareto front.
+    """
     kinds: tuple[tuple[Callable[..., Cell], tuple[tuple, ...]], ...] = (
         (dense, CALIBRATED),
         (dense, FRONT_LOADED),
@@ -91,7 +99,7 @@ def baselines(family: str, seed: int) -> list[Cell]:
         (paper, TOKENS),
         (dense, SAMPLERS),
     )
-    # Two of each kind in turn: a run that is cut short has something of all.
+    # Two settings of each kind in turn: a sweep that is stopped early has then measured some of every kind.
     longest = max(len(settings) for _, settings in kinds)
     return [
         make(family, *each, seed=seed)
@@ -102,43 +110,43 @@ def baselines(family: str, seed: int) -> list[Cell]:
 
 
 def dense(family: str, sampler: str, grid: str, steps: int, seed: int = 0) -> Cell:
-    """Plain sampling on a grid."""
+    """A dense run (all tokens, every step) on a named sigma grid."""
     return Cell(family, sampler=sampler, steps=steps, grid=grid, seed=seed)
 
 
 def whole_steps(
     family: str, form: str, sampler: str, steps: int, first: int, every: int, seed: int = 0
 ) -> Cell:
-    """Skipped steps are forecast."""
+    """A run whose skipped steps get a forecast of the denoised estimate."""
     return Cell(
         family, "whole_steps", sampler, steps, start=first, reset_every=every, form=form, seed=seed
     )  # fmt: skip
 
 
 def block_cache(family: str, probe: int, warm_up: int, threshold: float, seed: int = 0) -> Cell:
-    """DBCache."""
+    """A run with DBCache (block_cache.py)."""
     return Cell(
         family, "dbcache", "dpmpp_2m", start=warm_up, probe=probe, threshold=threshold, seed=seed
     )  # fmt: skip
 
 
 def lazy_cache(family: str, threshold: float, seed: int = 0) -> Cell:
-    """ComfyUI's LazyCache."""
+    """A run with ComfyUI's LazyCache."""
     return Cell(family, "lazycache", "dpmpp_2m", threshold=threshold, seed=seed)
 
 
 def easy_cache(family: str, threshold: float, seed: int = 0) -> Cell:
-    """ComfyUI's EasyCache."""
+    """A run with ComfyUI's EasyCache."""
     return Cell(family, "easycache", "dpmpp_2m", threshold=threshold, seed=seed)
 
 
 def random_tokens(family: str, steps: int, start: int, reset: int, ratio: float, seed: int = 0) -> Cell:
-    """As many tokens, but any."""
+    """A run whose regional steps process the same share of the tokens as RAS would, chosen at random."""
     return Cell(family, "random", "euler", steps, start=start, reset_every=reset, ratio=ratio, seed=seed)
 
 
 def paper(family: str, steps: int, start: int, reset: int, ratio: float, seed: int = 0) -> Cell:
-    """The rule of the paper."""
+    """A run whose regional steps select tokens by the rule of the RAS paper (arXiv 2502.10389)."""
     return Cell(
         family, "paper", "euler", steps,
         start=start, reset_every=reset, ratio=ratio, starvation=0.1, seed=seed,

@@ -1,8 +1,10 @@
-"""DBCache: the first blocks are a probe; where they changed little, the others' residuals are used again.
+"""DBCache: if the residual of the first blocks changed little, cached residuals replace the other blocks.
 
-By cache-dit's description (vipshop/cache-dit), for any family that has an adapter: the first F blocks always
-run. Their residual is compared with that of the branch's last whole call, |r - r'| / |r'| in the mean. Below
-the threshold each of the other blocks adds what it added in that call.
+Written from cache-dit's description (vipshop/cache-dit), for any model family that ras_core has an adapter
+for. The first F blocks, the probe, run in every call of the network. Their residual r (output minus input)
+is compared with r', the residual that they had in the last full call (all blocks ran) of the same branch:
+the relative change is mean |r - r'| / mean |r'|. If this change is below the threshold, the blocks after the
+probe do not run: each adds to its input the residual that it had in that full call.
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ Position = int | str
 
 @dataclass
 class Kept:
-    """What a branch's last whole call left behind.
+    """Residuals cached from the last full call of a branch: the last call that ran all blocks.
 
     Attributes:
-        probe: residual of the first blocks, one tensor for each of their outputs.
-        residuals: residuals of every other block, each with the position of its input in the call; None for
-            an output that is none.
+        probe: residual of the probe blocks together, one tensor for each output of the last of them; None for
+            an output without an input of the same shape.
+        residuals: for each block after the probe, by its index, one residual for each output of the block,
+            with the position of the matching input among the block's arguments; None where no input matches.
     """
 
     probe: list[Tensor | None] = field(default_factory=list)
@@ -38,13 +41,14 @@ class Kept:
 
 
 def with_block_cache(model: ModelPatcher, threshold: float, probe: int, warm_up: int) -> ModelPatcher:
-    """A clone that samples with DBCache.
+    """A clone of the model that samples with DBCache.
 
     Args:
-        model: of a family that has an adapter.
-        threshold: relative change of the probe's residual below which the others' are used again.
-        probe: F, blocks that always run.
-        warm_up: whole calls of each branch at the start.
+        model: a model whose family has an adapter in ras_core.
+        threshold: relative change of the probe's residual below which the other blocks' cached residuals are
+            reused.
+        probe: F, the number of blocks at the start of the network that always run.
+        warm_up: number of calls of each branch, at the start of the run, that always run all blocks.
     """
     network = network_of(model.get_model_object("diffusion_model"))
     adapter = adapter_for(network)
@@ -57,16 +61,16 @@ def with_block_cache(model: ModelPatcher, threshold: float, probe: int, warm_up:
 
 
 def work_of_last_run(model: ModelPatcher) -> list[float]:
-    """Share of the network's blocks, by weights, that each call of the last run computed."""
+    """For each call of the last run, the part of the blocks that ran, by their number of linear weights."""
     return model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)[0].__self__.work
 
 
 class BlockCache:
-    """State of a patched model; it is new in each run.
+    """The DBCache state of a patched model; each run starts with an empty cache.
 
     Attributes:
-        work: share of the blocks, by weights, for each call of the run.
-        before: weights of the blocks that run before the main ones.
+        work: for each call of the run, the part of the blocks that ran, by their number of linear weights.
+        before: number of linear weights in the refiner blocks, which always run before the main blocks.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], threshold: float, probe: int, warm_up: int):
@@ -76,13 +80,13 @@ class BlockCache:
         self.before = 0
 
     def around_run(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Any:
-        """OUTER_SAMPLE: the blocks get their other forward for this run only."""
+        """OUTER_SAMPLE wrapper: replaces the forward functions of the main blocks during this run."""
         self.work, self._kept, self._calls = [], {}, {}
         with self._attached():
             return executor(*args, **kwargs)
 
     def around_call(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Any:
-        """APPLY_MODEL: a call starts, of the branches that its options name."""
+        """APPLY_MODEL wrapper: one call, with the cache of the branches that its transformer_options name."""
         options = next((each for each in (*args, *kwargs.values()) if _names_branches(each)), {})
         self._branch = tuple(options.get("uuids", ()))
         self._calls[self._branch] = self._calls.get(self._branch, 0) + 1
@@ -101,7 +105,7 @@ class BlockCache:
             yield
         finally:
             for block in self._blocks:
-                del block.forward  # the class's own shows again
+                del block.forward  # the forward of the class takes effect again
 
     def _forward_of(self, index: int, forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -117,7 +121,7 @@ class BlockCache:
         return run
 
     def _watch(self, index: int, args: tuple, kwargs: dict, output: Any) -> None:
-        """Keep the input of the first block; after the last of the probe, decide."""
+        """Keep the input of the first block. After the last probe block, decide if the other blocks run."""
         if self._start is None:
             self._start = _inputs_of(args, kwargs, output)
         if index != self._probe - 1:
@@ -133,7 +137,7 @@ class BlockCache:
             self._reuse = _change(self._new.probe, kept.probe) < self._threshold
 
     def _again(self, index: int, args: tuple, kwargs: dict) -> Any:
-        """The block's inputs plus what it added in the last whole call."""
+        """The output of a skipped block: its inputs plus the residuals that it had in the last full call."""
         known = self._kept[self._branch].residuals[index]
         found = [None if each is None else _value(args, kwargs, each[0]) + each[1] for each in known]
         return found[0] if len(found) == 1 else tuple(found)
@@ -157,9 +161,10 @@ def _value(args: tuple, kwargs: dict, position: Position) -> Tensor:
 
 
 def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, Tensor] | None]:
-    """For each output of a block the input that it replaces: the next one of the same shape.
+    """For each output of a block, position and value of the matching input: the next of the same shape.
 
-    Blocks take and return their hidden tensors in one order. None for an output that is None.
+    This works because blocks take and return their hidden tensors in the same order. The entry is None if the
+    output is None or if no input has its shape.
     """
     positions = [*enumerate(args), *kwargs.items()]
     left = [
@@ -181,7 +186,7 @@ def _residuals(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, T
 
 
 def _change(new: Sequence[Tensor | None], old: Sequence[Tensor | None]) -> float:
-    """Mean relative change of the residual that has most rows: the image's."""
+    """Relative change, mean |a - b| / mean |b|, of the largest residual tensor: that of the image rows."""
     pairs = [(a, b) for a, b in zip(new, old, strict=True) if a is not None and b is not None]
     a, b = max(pairs, key=lambda pair: pair[0].numel())
     return float((a - b).abs().mean() / b.abs().mean().clamp_min(1e-12))

@@ -1,4 +1,7 @@
-"""Where steps belong on a model, measured once on prompts that are not judged, and kept."""
+"""Measure which parts of the noise schedule need the most steps on a model.
+
+This is measured once per model, on prompts that the sweep does not measure quality with, and kept on disk.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,16 @@ from .sources import Source
 def costs_of(
     source: Source, options: Options, cfg: float, tasks: Callable[[Sequence[str]], Iterable[Task]]
 ) -> tuple[float, ...]:
-    """Final error of one long Euler step over each twelfth of a fine `simple` schedule.
+    """For each twelfth of a fine `simple` schedule, the final error if one Euler step replaces its steps.
 
-    Kept in the folder of the references, by all that decides it.
+    The costs are kept in the folder of the reference trajectories, in a file whose name contains a hash of
+    everything that they depend on.
 
     Args:
-        source: the model.
-        options: of the sweep; its prompts are not measured with.
+        source: the model to measure.
+        options: the options of the sweep; the calibration leaves out the prompts that they name.
         cfg: guidance scale.
-        tasks: the sampling tasks of some prompts.
+        tasks: makes the sampling tasks for a list of prompt texts.
     """
     texts = unjudged([prompt.text for prompt in options.prompts])
     recipe = [source.identity, texts, options.size, cfg, options.dtype, FINE_STEPS, BLOCKS]
@@ -39,7 +43,7 @@ def costs_of(
     costs = _measured(tasks(texts))
     density = density_of(costs)
     shown = " ".join(f"{len(costs) * share:.2f}" for share in density)
-    say(f"calibration: {source.family}, {len(texts)} other prompts, density {shown}")
+    say(f"calibrated {source.family} on {len(texts)} other prompts: step density {shown} (1 is average)")
     if options.cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         told = {"costs": costs, "density": density, "prompts": texts}
@@ -48,24 +52,24 @@ def costs_of(
 
 
 def unjudged(judged: Sequence[str]) -> list[str]:
-    """The calibration prompts that are not among the judged ones.
+    """The calibration prompts that are not among the prompts that quality is measured with (`judged`).
 
     Raises:
-        RASError: all of them are.
+        RASError: all calibration prompts are among them.
     """
     found = [prompt.text for prompt in read_prompts(CALIBRATION) if prompt.text not in set(judged)]
     if not found:
         raise RASError(
-            "all calibration prompts are among the judged ones.",
-            f"other prompts than those of {CALIBRATION.name}.",
-            "name other --prompts.",
+            "all calibration prompts are among the prompts of this sweep.",
+            f"at least one prompt of {CALIBRATION.name} that the sweep does not use.",
+            "choose other prompts with --prompts.",
         )
     return found
 
 
 @torch.inference_mode()
 def _measured(tasks: Iterable[Task]) -> tuple[float, ...]:
-    """Root mean square over the images of all tasks."""
+    """Costs of the twelfths of the schedule: root mean square over the images of all tasks."""
     images, total = 0, [0.0] * BLOCKS
     for task in tasks:
         found = block_costs(task, "euler", simple_levels(task.model, FINE_STEPS), BLOCKS)

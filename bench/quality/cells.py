@@ -1,4 +1,4 @@
-"""A cell: one configuration of sampling to be measured. Pure: no model, no device."""
+"""A cell: one sampling configuration to be measured. This module needs no model and no device."""
 
 from __future__ import annotations
 
@@ -27,43 +27,51 @@ FRESHER: dict[str, dict[str, Any]] = {
     "spread": {"spread": True},
     "fresher": {"continue_outputs": True, "kv_cache": "forecast2", "spread": True},
 }
-"""Additions to forecast, as settings: outputs continued, quadratic rows, errors spread, and all of these."""
+"""Additions to the method forecast, by name, as fields of RASConfig: the estimates of cached tokens continue
+along their last change ("continued"), keys and values are extrapolated quadratically ("quadratic"), forecasts
+are corrected by the errors of nearby rows ("spread"), and all three additions together ("fresher").
+"""
 METHODS: tuple[str, ...] = (*get_args(CellMethod), *FRESHER)
 REGIONAL = ("multirate", "forecast", "change", "paper", "random", *FRESHER)
 CORRECTED = ("multirate", "forecast", *FRESHER)
 PLANNED = ("plan", "exact_kv")
-"""Methods that run a plan: sampler, grid, share of the tokens at each step, form of the K/V cache."""
+"""Methods that run a plan: a sampler, a grid, the token share of each step and a kind of K/V cache."""
 RETIRED = ("adaptive",)
 """Methods that occur in committed results but no longer exist: their rows can be read, but not run again."""
 CACHES = ("lazycache", "easycache")
 ORDER_SAMPLERS = {1: "euler", 2: "dpmpp_2m"}
-"""RASKSampler runs these samplers as the corrected integrator of first and second order."""
+"""Order of the multirate integrator -> the ComfyUI sampler that RASKSampler replaces by that integrator."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the results.
+    """One sampling configuration, which fills one row of the results.
 
     Attributes:
         family: name of a source (sources.py).
-        method: dense (fewer steps when `steps` is small); multirate (change-based selection and corrected
-            integrator); forecast (multirate with kv_cache = forecast) and its additions (FRESHER); change
-            (the selection alone); paper; random (random tokens); ComfyUI's LazyCache and EasyCache.
+        method: dense (a baseline with fewer steps when `steps` is small); multirate (change-based token
+            selection and corrected integrator); forecast (multirate with kv_cache = forecast) and its
+            additions (FRESHER); change (the change-based selection, without the corrected integrator); paper
+            (the token selection of the RAS paper); random (random tokens); lazycache and easycache (ComfyUI's
+            nodes); whole_steps (forecasts of skipped steps); dbcache; plan (RAS with a plan); exact_kv (plan,
+            with exact keys and values in regional steps).
         sampler: name of a ComfyUI sampler, or "ab2".
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
-        ratio_end, metric, high_ratio, starvation: as in PaperSettings, for paper and random.
+        ratio_end, metric, high_ratio: as in PaperSettings, for the methods paper and random.
+        starvation: `starvation_scale` of PaperSettings, for the methods paper and random.
         threshold: reuse threshold of LazyCache, EasyCache and DBCache.
-        seed: of the noise.
-        grid: name of the sigma grid (sigma_grids.py); empty for the sweep's scheduler. One that settles its
-            number of steps sets `steps`.
-        form: of whole_steps (whole_steps.py), which computes the first `start` steps and then every
-            `reset_every`-th.
-        probe: blocks that DBCache always runs; `start` are its whole steps at the start.
-        shares: of plan and exact_kv, the share of the tokens at each step; without it `ratio` from `start`
-            on, with dense steps at `reset_steps`.
-        kv_cache: as in RASConfig, of plan and exact_kv.
-        extra: further fields of RASConfig for plan and exact_kv, as JSON text or a dictionary.
+        seed: seed of the noise.
+        grid: name of the sigma grid (sigma_grids.py); if empty, the scheduler of the sweep's options is used.
+            A name that fixes the number of steps, such as 8of40by3, overrides `steps`.
+        form: name of the forecast of the method whole_steps (whole_steps.py). That method computes the first
+            `start` steps and then every `reset_every`-th step.
+        probe: number of blocks that DBCache always runs. For DBCache, `start` is the number of steps at the
+            start that run all blocks.
+        shares: share of the tokens at each step, for the methods plan and exact_kv. If empty, each step from
+            `start` on has the share `ratio`, except that the steps in `reset_steps` are dense.
+        kv_cache: as in RASConfig, for the methods plan and exact_kv.
+        extra: further fields of RASConfig for the methods plan and exact_kv, as JSON text or a dictionary.
     """
 
     family: str
@@ -90,7 +98,7 @@ class Cell:
     def __post_init__(self) -> None:
         if self.method not in (*METHODS, *RETIRED):
             raise RASError(f"method {self.method!r}.", f"one of {', '.join(METHODS)}.", "correct --methods.")
-        object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # a list after JSON
+        object.__setattr__(self, "reset_steps", tuple(self.reset_steps))  # JSON has made it a list
         object.__setattr__(self, "shares", tuple(self.shares))
         if isinstance(self.extra, dict):
             object.__setattr__(self, "extra", json.dumps(self.extra, sort_keys=True) if self.extra else "")
@@ -99,7 +107,7 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Short name of the settings, the same in every run."""
+        """A hash of the settings, which identifies the cell in every run of the harness."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -109,16 +117,16 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The cell in words, for tables and plots."""
+        """The cell's settings in words, for tables and plots."""
         run = f"{self.sampler} {self.steps} steps" + (f", {label_of(self.grid)}" if self.grid else "")
         if self.method == "dense":
             return run
         if self.method in CACHES:
             return f"{self.method} {self.threshold:g}, {run}"
         if self.method == "dbcache":
-            return f"dbcache F{self.probe} {self.threshold:g} from {self.start}, {run}"
+            return f"dbcache F{self.probe}, threshold {self.threshold:g} from step {self.start}, {run}"
         if self.method == "whole_steps":
-            return f"{self.form} first {self.start}, then every {self.reset_every}, {run}"
+            return f"{self.form}, computed: first {self.start} steps, then 1 in {self.reset_every}, {run}"
         if self.method in PLANNED:
             shares = self.step_shares()
             regional = sorted({share for share in shares if share < 1})
@@ -131,7 +139,7 @@ class Cell:
         return f"{self.method}{kind} {self.sampler} {self.steps}/{self.start}/{resets} {self.ratio:.0%}"
 
     def config(self) -> RASConfig | None:
-        """The node's settings for this cell; None if the cell uses no RAS node."""
+        """The settings that a RAS node would have for this cell; None for a plan, or a method without RAS."""
         if self.method not in REGIONAL:
             return None
         common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
@@ -151,7 +159,10 @@ class Cell:
         )
 
     def planned_shares(self) -> list[float]:
-        """Share of the tokens of each step, as planned; a cache's skipped steps are not known before."""
+        """Share of the tokens that each computed step processes, known before the run.
+
+        LazyCache, EasyCache and DBCache decide what to skip during the run; here all their steps are dense.
+        """
         if self.method in PLANNED:
             return list(self.step_shares())
         if self.method == "whole_steps":
@@ -162,21 +173,24 @@ class Cell:
         return [step.ratio for step in plan_steps(self.steps, config)]
 
     def step_shares(self) -> tuple[float, ...]:
-        """Share of the tokens at each step of a plan."""
+        """Share of the tokens at each step, for a cell that runs a plan."""
         if self.shares:
             return self.shares
         dense = {*range(self.start), *self.reset_steps}
         return tuple(1.0 if step in dense else self.ratio for step in range(self.steps))
 
     def plan(self) -> Plan:
-        """What ras_core runs for it; the cell sets the grid."""
+        """The plan that ras_core runs for this cell.
+
+        Its density is even and has no effect, because the noise levels come from the cell's grid.
+        """
         shares = self.step_shares()
-        sampler = self.sampler if self.sampler in PLAN_SAMPLERS else PLAN_SAMPLERS[0]  # it decides no share
+        sampler = self.sampler if self.sampler in PLAN_SAMPLERS else PLAN_SAMPLERS[0]  # no effect on shares
         return Plan(PLAN_SPEEDS[0], sampler, even_density(), shares, self.kv_cache)
 
     @property
     def extra_settings(self) -> dict[str, Any]:
-        """Further fields of RASConfig."""
+        """The fields of RASConfig in `extra`, as a dictionary."""
         return {**json.loads(self.extra or "{}")}
 
 
@@ -197,7 +211,7 @@ def cell_from(row: dict[str, Any]) -> Cell:
 
 
 def dense_cells(family: str, samplers: Iterable[str], steps: Iterable[int], seed: int = 0) -> list[Cell]:
-    """Dense runs with fewer steps: what any user can do without this pack."""
+    """Dense runs with fewer steps: the speed-up that any user can get without this pack."""
     return [
         Cell(family, sampler=sampler, steps=count, seed=seed) for sampler, count in product(samplers, steps)
     ]
@@ -219,7 +233,10 @@ def grid(
     probes: Sequence[int] = (1,),
     kv_caches: Sequence[str] = ("forecast",),
 ) -> list[Cell]:
-    """Every combination once; a method ignores the axes that it does not have."""
+    """The cells of all combinations of the given values, each once.
+
+    A method ignores the arguments that it has no setting for: dense, for example, ignores `ratios`.
+    """
     cells: dict[str, Cell] = {}
     own = [ORDER_SAMPLERS[order] for order in orders]
     for family, method, count, seed in product(families, methods, steps, seeds):

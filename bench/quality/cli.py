@@ -24,7 +24,7 @@ from .whole_steps import FORMS
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
-"""Defaults of the options on a CPU and on a GPU."""
+"""Default values of these options: SMALL on a CPU, FULL on a GPU."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,12 +36,15 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. Repeat the command to continue.", file=sys.stderr)
+        print("Stopped. To continue where this run stopped, repeat the same command.", file=sys.stderr)
         return 130
 
 
 def remote_side(options: dict) -> object:
-    """Start a Ray worker: the same setup as in this process, then its engine."""
+    """Set up ComfyUI in a Ray worker process and return the worker's measuring engine.
+
+    `options` are those of the process that started the worker, so that both sample alike.
+    """
     from .options import options_from
 
     own = options_from(options)
@@ -54,98 +57,185 @@ def remote_side(options: dict) -> object:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench quality", description=(__doc__ or "").splitlines()[0])
     commands = top.add_subparsers(dest="command", required=True)
-    sweep = commands.add_parser("sweep", help="measure cells and report on them")
+    sweep = commands.add_parser("sweep", help="measure sampling configurations (cells) and write a report")
     _add_options(sweep)
     _add_cells(sweep)
     told = commands.add_parser("report", help="write the tables, plots and image grids of a finished sweep")
     told.add_argument("folder", type=Path)
     held_out = commands.add_parser(
-        "held-out", help="choose the held-out prompts again from the artwork archive"
+        "held-out", help="rewrite the file of held-out prompts from the artwork archive"
     )
-    held_out.add_argument("archive", type=Path, help="emoji.zip of training/")
+    held_out.add_argument("archive", type=Path, help="the artwork archive emoji.zip, made by training/")
     held_out.add_argument("--count", type=int, default=256)
     held_out.add_argument("--out", type=Path, default=HELD_OUT)
-    rendered = commands.add_parser("render", help="render the held-out artwork, for --real and --artwork")
-    rendered.add_argument("archive", type=Path, help="emoji.zip of training/")
+    rendered = commands.add_parser(
+        "render", help="render the held-out artwork to a folder that --real and --artwork accept"
+    )
+    rendered.add_argument("archive", type=Path, help="the artwork archive emoji.zip, made by training/")
     rendered.add_argument("--out", type=Path, default=OUTPUT / "real")
     for name in VALIDATIONS:
         command = commands.add_parser(name, help=f"validation: {_about(name)}")
         _add_options(command, families="sd3")
         if name == "backgrounds":
-            command.add_argument("--artwork", default="", help="folder with pictures.npy of training/")
+            command.add_argument(
+                "--artwork",
+                default="",
+                help="artwork folder written by `render`; without it, shapes are drawn",
+            )
     return top
 
 
 def _about(name: str) -> str:
     return {
-        "metrics": "which region metric picks the tokens that change",
-        "start-step": "where in the schedule the same number of dense steps belongs",
-        "pareto": "quality over cost of every method",
-        "backgrounds": "simple subjects on plain and on busy backgrounds",
-        "drift": "errors of cached values in a long run, with and without resets",
-        "early-steps": "0, 2, 4 and 6 dense steps at the start",
+        "metrics": "how well each token-ranking metric finds the tokens that change most",
+        "start-step": "quality with a fixed number of dense steps, more of them at the start or more later",
+        "pareto": "quality against cost for every method",
+        "backgrounds": "token-ranking metrics on images with plain and with busy backgrounds",
+        "drift": "errors of cached keys, values and attention outputs in long runs, with and without resets",
+        "early-steps": "quality with 0, 2, 4 and 6 dense steps at the start",
     }[name]
 
 
 def _add_options(command: argparse.ArgumentParser, families: str = "sd3,lumina2,flux") -> None:
     add = command.add_argument
     add("--out", type=Path, help="folder for the results (default: bench/output/<command>)")
-    add("--families", type=_words, default=_words(families), help=f"default: {families}")
-    add("--checkpoint", default="", help="a checkpoint of your own, with its text encoders and VAE")
-    add("--weights", default="", help="folder of the demo models' weights")
-    add("--prompts", type=Path, default=HELD_OUT, help="text file with one prompt a line")
-    add("--count", type=int, help="how many of the prompts (CPU: 2, GPU: 256)")
-    add("--size", type=int, help="image size, pixels (CPU: 320, GPU: 512)")
-    add("--batch", type=int, help="images sampled together (CPU: 2, GPU: 64)")
-    add("--reference-steps", type=int, help="of the converged trajectory (CPU: 200, GPU: 250)")
-    add("--cfg", type=float, default=0.0, help="guidance scale (default: 3.5 for the demo models, else 5)")
+    add(
+        "--families",
+        type=_words,
+        default=_words(families),
+        help=f"models to measure, comma-separated (default: {families})",
+    )
+    add(
+        "--checkpoint",
+        default="",
+        help="checkpoint file of your own model, which must include its text encoders and VAE",
+    )
+    add("--weights", default="", help="folder of the demo models' weights (default: those of the pack)")
+    add("--prompts", type=Path, default=HELD_OUT, help="text file with one prompt per line")
+    add(
+        "--count",
+        type=int,
+        help="number of prompts to use, from the first on (default on a CPU: 2, on a GPU: 256)",
+    )
+    add("--size", type=int, help="image width and height in pixels (default on a CPU: 320, on a GPU: 512)")
+    add("--batch", type=int, help="images sampled in one batch (default on a CPU: 2, on a GPU: 64)")
+    add(
+        "--reference-steps",
+        type=int,
+        help="steps of the converged trajectory, the reference of PSNR (default on a CPU: 200, GPU: 250)",
+    )
+    add("--cfg", type=float, default=0.0, help="guidance scale (default: 3.5; with --checkpoint 5)")
     add("--scheduler", default="simple")
-    add("--default-steps", type=int, default=28, help="dense steps whose cost is 1")
+    add("--default-steps", type=int, default=28, help="a dense run of this many steps has cost 1")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    add("--dtype", choices=tuple(DTYPES), default="auto", help="of the network; auto is ComfyUI's choice")
-    add("--threads", type=int, default=0, help="of torch on the CPU; 0 is torch's choice")
-    add("--cache", type=Path, default=OUTPUT / "cache", help="folder for converged trajectories")
+    add(
+        "--dtype",
+        choices=tuple(DTYPES),
+        default="auto",
+        help="precision of the network; auto: ComfyUI chooses",
+    )
+    add("--threads", type=int, default=0, help="CPU threads of torch; 0: torch chooses")
+    add("--cache", type=Path, default=OUTPUT / "cache", help="folder that keeps reference trajectories")
     add(
         "--real",
         default="",
-        help="real images for FD-EffLite0: a folder of files, or artwork rendered by training/",
+        help="folder of real images for FD-EffLite0: image files, or what the `render` command wrote",
     )
-    add("--with", dest="plugins", default="", help=f"further figures, if you have them: {', '.join(PLUGINS)}")
+    add(
+        "--with",
+        dest="plugins",
+        default="",
+        help=f"further figures, if you have their weights: {', '.join(PLUGINS)}",
+    )
 
 
 def _add_cells(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--preset", choices=tuple(PRESETS), help="a ready list of cells; the axes below are then ignored")
-    add("--methods", type=_words, default=("dense", "multirate"), help=f"of {', '.join(METHODS)}")
-    add("--cells", type=Path, help="JSON list of cells, or of plans of ras_core, for every family")
+    add(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="predefined list of cells; replaces --methods and the options that list settings of methods",
+    )
+    add(
+        "--methods",
+        type=_words,
+        default=("dense", "multirate"),
+        help=f"methods to measure: {', '.join(METHODS)}",
+    )
+    add(
+        "--cells",
+        type=Path,
+        help="JSON file: a list of cells, or of plans as RAS Calibrate keeps them; measured on every family",
+    )
     add(
         "--extra",
         type=json.loads,
         action="append",
         default=[],
         metavar="JSON",
-        help="further settings of RASConfig: each plan is run once more with them; may be repeated",
+        help="fields of RASConfig: each plan is run once more with them; may be given several times",
     )
-    add("--limit-seconds", type=float, default=0.0, help="leave out what does not fit; 0 for no limit")
-    add("--samplers", type=_words, default=BASELINE_SAMPLERS, help="of the method dense")
+    add(
+        "--limit-seconds",
+        type=float,
+        default=0.0,
+        help="time limit without --ray; cells that cannot start before it are left out; 0: no limit",
+    )
+    add("--samplers", type=_words, default=BASELINE_SAMPLERS, help="samplers of the method dense")
     add(
         "--grids",
         type=_words,
         default=("",),
-        help="simple, beta, 8of40by3, calibrated, calibrated:0.5, density:2+1",
+        help="noise schedules, such as simple, beta, 8of40by3, calibrated, calibrated:0.5, density:2+1",
     )
-    add("--forms", type=_words, default=("taylor1",), help=f"of whole_steps: {', '.join(FORMS)}")
-    add("--probes", type=_ints, default=(1,), help="blocks that DBCache always runs")
-    add("--kv-caches", type=_words, default=("forecast",), help="of plan and exact_kv")
+    add(
+        "--forms",
+        type=_words,
+        default=("taylor1",),
+        help=f"forecasts of the method whole_steps: {', '.join(FORMS)}",
+    )
+    add("--probes", type=_ints, default=(1,), help="number of blocks that DBCache always runs")
+    add(
+        "--kv-caches",
+        type=_words,
+        default=("forecast",),
+        help="kinds of K/V cache of the methods plan and exact_kv",
+    )
     add("--steps", type=_ints, default=(28, 20, 14))
-    add("--starts", type=_ints, default=(4,), help="dense steps at the start")
-    add("--resets", type=_ints, default=(4,), help="a dense step every so many")
-    add("--ratios", type=_floats, default=(0.5, 0.25), help="shares of active tokens")
-    add("--orders", type=_ints, default=(2,), help="of the multirate integrator: 1, 2")
-    add("--thresholds", type=_floats, default=(0.2,), help="of LazyCache, EasyCache and DBCache")
+    add("--starts", type=_ints, default=(4,), help="numbers of steps at the start that are fully computed")
+    add(
+        "--resets",
+        type=_ints,
+        default=(4,),
+        help="intervals of the fully computed steps after the start; 0: none",
+    )
+    add(
+        "--ratios",
+        type=_floats,
+        default=(0.5, 0.25),
+        help="shares of the tokens that a regional step processes",
+    )
+    add(
+        "--orders",
+        type=_ints,
+        default=(2,),
+        help="orders of the sampler of RAS and of whole_steps: 1 (Euler), 2 (DPM++ 2M)",
+    )
+    add(
+        "--thresholds",
+        type=_floats,
+        default=(0.2,),
+        help="reuse thresholds of LazyCache, EasyCache and DBCache",
+    )
     add("--seeds", type=_ints, default=(0,))
-    add("--ray", default="", help="address of a Ray cluster, or local")
-    add("--workers", type=int, default=0, help="on the Ray cluster; 0 takes what it has")
+    add(
+        "--ray",
+        default="",
+        help="run on a Ray cluster: its address, or `local` to start a cluster on this machine",
+    )
+    add(
+        "--workers", type=int, default=0, help="number of Ray workers; 0: as many as the cluster has room for"
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -161,7 +251,10 @@ def _floats(text: str) -> tuple[float, ...]:
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    """Options from the command line, with the defaults of the device; starts ComfyUI on it."""
+    """The options that the command line gives; the defaults of some depend on whether the device is a GPU.
+
+    Also starts ComfyUI on the device.
+    """
     plugins = parse_plugins(arguments.plugins)
     device = pick_device(arguments.device)
     given = {name: getattr(arguments, name) for name in SMALL if getattr(arguments, name) is not None}
@@ -177,7 +270,7 @@ def options_of(arguments: argparse.Namespace) -> Options:
         default_steps=arguments.default_steps,
         device=device,
         dtype=arguments.dtype,
-        threads=torch.get_num_threads(),  # a remote worker needs the same values to get the same numbers
+        threads=torch.get_num_threads(),  # Ray workers must use as many threads to get equal figures
         weights=str(Path(arguments.weights).resolve()) if arguments.weights else "",
         checkpoint=arguments.checkpoint,
         cache=str(arguments.cache.resolve()),
@@ -188,12 +281,12 @@ def options_of(arguments: argparse.Namespace) -> Options:
 
 
 def families_of(arguments: argparse.Namespace) -> tuple[str, ...]:
-    """The requested families; with a user's checkpoint, only that."""
+    """The model families to measure; with --checkpoint, only the user's checkpoint."""
     return ("checkpoint",) if arguments.checkpoint else arguments.families
 
 
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:
-    """The cells of a sweep."""
+    """The cells of a sweep, from --cells, from --preset, or as all combinations of the given settings."""
     families = families_of(arguments)
     if arguments.cells:
         cells = read_cells(arguments.cells, families)
@@ -219,9 +312,9 @@ def run_sweep(arguments: argparse.Namespace) -> int:
 
     out = arguments.out or OUTPUT / (arguments.preset or "sweep")
     if not options.real:
-        say("FD-EffLite0 is skipped: it needs real pictures, named with --real.")
+        say("FD-EffLite0 is skipped, because it needs a folder of real images: name one with --real.")
     if find_spec("pytorch_msssim") is None:
-        say("SSIM is skipped: it needs pytorch-msssim (pip install -r bench/requirements.txt).")
+        say("SSIM is skipped: pytorch-msssim is not installed (pip install -r bench/requirements.txt).")
     runner = None
     if arguments.ray:
         from .cluster import ray_runner
@@ -241,14 +334,14 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 def run_held_out(arguments: argparse.Namespace) -> int:
     count = write_held_out(arguments.archive, arguments.out, arguments.count)
-    print(f"{count} prompts in {arguments.out}")
+    print(f"{count} prompts written to {arguments.out}")
     return 0
 
 
 def run_render(arguments: argparse.Namespace) -> int:
     from .real import render_held_out
 
-    print(f"{render_held_out(arguments.archive, arguments.out)} images in {arguments.out}")
+    print(f"{render_held_out(arguments.archive, arguments.out)} images written to {arguments.out}")
     return 0
 
 

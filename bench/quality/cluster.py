@@ -1,7 +1,8 @@
-"""A sweep on a Ray cluster: cells are tasks; references are sampled once and shared in Ray's object store.
+"""A sweep on a Ray cluster. Each cell is one task, and each worker is a process with its own model.
 
-Each worker is a process with its own model. Ray copies the repository to the workers as their working
-directory; a worker finds ComfyUI through COMFYUI_PATH, as a local run does.
+Reference trajectories are sampled once, by the workers, and shared through Ray's object store. Ray copies the
+repository to the workers as their working directory. Each worker finds ComfyUI through the environment
+variable COMFYUI_PATH, as a local run does.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ EXCLUDES = [
 
 
 def ray_runner(address: str, options: Options, workers: int) -> Runner:
-    """A runner for `sweep`; `address` "local" starts a cluster on this machine.
+    """A runner that measures the cells of `sweep` on the Ray cluster at `address`; "local" starts one here.
 
     Raises:
         RASError: Ray is not installed.
@@ -58,9 +59,9 @@ def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> 
     kind, need = ("GPU", 1.0) if options.device == "cuda" else ("CPU", float(max(options.threads, 1)))
     available = ray.cluster_resources().get(kind, 1.0)
     count = min(workers or max(int(available / need), 1), len(cells))
-    # Workers beyond the cluster's capacity would wait forever, so the requested number divides it.
+    # Workers beyond the capacity of the cluster would wait forever, so workers get equal shares of it.
     share = min(need, available / count)
-    share = float(int(share)) if share > 1 else share  # Ray accepts a fraction of one GPU, but not of several
+    share = float(int(share)) if share > 1 else share  # Ray refuses 1.5 GPUs, but accepts 0.5
     remote = ray.remote(**{f"num_{kind.lower()}s": share})(_worker_class())
     pool = [remote.remote(options.as_dict()) for _ in range(count)]
     made = _references(ray, pool, cells, options)
@@ -72,7 +73,7 @@ def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> 
 def _references(
     ray: Any, pool: Sequence[Any], cells: Sequence[Cell], options: Options
 ) -> dict[refs.Reference, Any]:
-    """Latents of every reference, in Ray's object store."""
+    """Let the workers sample the references that the cells need; returns Ray handles of their latents."""
     wanted = refs.needed(list(cells), options)
     tasks = [_reference_task(reference) for reference in wanted]
     return {wanted[number]: ray.put(latents) for number, latents in _in_turn(ray, pool, tasks)}
@@ -90,7 +91,7 @@ def _cell_task(cell: Cell, options: Options, made: dict[refs.Reference, Any]) ->
 
 
 def _in_turn(ray: Any, pool: Sequence[Any], tasks: Sequence[Callable[[Any], Any]]) -> Any:
-    """Give each free worker the next task; yields (index of the task, result) as tasks finish."""
+    """Give each free worker the next task; yields (index of the task, its result) as tasks finish."""
     waiting, running = list(enumerate(tasks)), {}
     free = list(pool)
     while waiting or running:
@@ -105,10 +106,14 @@ def _in_turn(ray: Any, pool: Sequence[Any], tasks: Sequence[Callable[[Any], Any]
 
 
 def _worker_class() -> type:
-    """Defined inside a function, so that Ray sends the code: a worker cannot import the pack by name."""
+    """The class of the Ray workers.
+
+    It is defined inside a function, so that Ray sends its code to the workers: they cannot import it by name,
+    because the pack has no importable name before `register_pack`.
+    """
 
     class Worker:
-        """One process with one model at a time."""
+        """A Ray actor: one process, which holds one model at a time."""
 
         def __init__(self, options: dict[str, Any]):
             import importlib.util
@@ -131,7 +136,10 @@ def _worker_class() -> type:
 
 
 class RemoteSide:
-    """The part that runs in a worker; takes and returns plain values: numbers, dictionaries and arrays."""
+    """The engine in a worker process, with methods that Ray can call.
+
+    The methods take and return only numbers, dictionaries and arrays, which can be sent between processes.
+    """
 
     def __init__(self, options: Options):
         from .engine import Engine
@@ -154,8 +162,8 @@ def _import_ray() -> Any:
         import ray
     except ImportError as error:
         raise RASError(
-            f"--ray, but Ray cannot be imported ({error}).",
-            "the package ray here and on the cluster's nodes, of one version.",
-            "pip install ray, or leave out --ray.",
+            f"--ray is given, but Ray cannot be imported ({error}).",
+            "the Python package ray, in the same version on this machine and on the cluster's nodes.",
+            "run `pip install ray`, or leave out --ray.",
         ) from error
     return ray

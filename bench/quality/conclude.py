@@ -1,4 +1,4 @@
-"""Report, plots and image grids of a folder of results. Needs no ComfyUI."""
+"""Write the report, plots and image grids for a folder of results. This works without ComfyUI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .table import Table
 
 
 def conclude(out: Path, title: str = "") -> str:
-    """Write report.md, plots and image grids of a folder; returns the report."""
+    """Write report.md, the plots and the image grids into a folder of results; returns the report's text."""
     table = Table(out / "cells.csv")
     families = list(dict.fromkeys(row["family"] for row in table.rows))
     against = "\n".join(rival_tables(table.rows, family) for family in families)
@@ -36,17 +36,21 @@ def conclude(out: Path, title: str = "") -> str:
 
 
 def can_plot() -> bool:
-    """Whether plots can be drawn; prints the reason once if not."""
+    """Whether plots can be drawn, which needs matplotlib; prints the reason if they cannot."""
     try:
         pyplot()
     except RASError as error:
-        say(f"No plots. {error}")
+        say(f"No plots are drawn. {error}")
         return False
     return True
 
 
 def _grid(rows: Sequence[Row], family: str, out: Path) -> None:
-    """Image strips of the fronts of multirate and of the baselines, and of the compared methods, stacked."""
+    """Stack the image strips of all cells that are on the Pareto front of their curve.
+
+    The curves of fewer steps come first, then those of the other methods. A strip shows the first images of a
+    cell; its label gives the cell, the cost reduction and the PSNR.
+    """
     groups = curves(rows, family)
     strips = []
     for name in [*baselines(groups), *(n for n in groups if groups[n][0]["method"] != "dense")]:

@@ -1,4 +1,4 @@
-"""Reduction of FLOPs by a cell, relative to a dense run with the default number of steps."""
+"""Cost reduction of a cell: FLOPs of a dense run with the default number of steps, divided by the cell's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ DEFAULT_STEPS = 28
 
 
 def _mmdit_profile(width: int, blocks: int, patch_width: int) -> CostProfile:
-    """MMDiT without a second attention; the last block computes only keys and values of the text rows."""
-    block = 12 * width**2  # qkv 3, projection 1, mlp 8
+    """Cost profile of an MMDiT that has only joint attention of image and text, as SD3-medium has.
+
+    For the text rows, its last block computes only keys and values.
+    """
+    block = 12 * width**2  # in units of width**2: qkv 3, output projection 1, MLP 8
     return CostProfile(
         image_weights=blocks * block,
         text_weights=(blocks - 1) * block + 3 * width**2,
@@ -22,9 +25,12 @@ def _mmdit_profile(width: int, blocks: int, patch_width: int) -> CostProfile:
 
 SD3_MEDIUM = _mmdit_profile(width=1536, blocks=24, patch_width=64)
 SD3_TOKENS = 64 * 64
-"""A 1024-pixel image."""
+"""Image tokens of a 1024 x 1024 image."""
 SD3_TEXT = 333
-"""Text rows with the full T5 context; with ComfyUI's 154 rows for short prompts RAS saves 1 to 3 % more."""
+"""Text rows of a prompt with the full T5 context.
+
+ComfyUI uses 154 text rows for short prompts, and with those the cost reduction of RAS is 1 to 3 % larger.
+"""
 
 
 def cost_reduction(
@@ -35,10 +41,11 @@ def cost_reduction(
     default_steps: int,
     work: Sequence[float] = (),
 ) -> float:
-    """Cost of a dense run of `default_steps`, divided by that of evaluations with these active-token shares.
+    """FLOPs of a dense run of `default_steps` steps, divided by the FLOPs of the evaluations in `shares`.
 
-    Evaluations that a cache skipped are not in `shares`. `work` is the part of the blocks that each of them
-    ran; without it they ran all.
+    `shares` has the share of active tokens of each evaluation, without the evaluations that a cache skipped.
+    `work` has, for each of these evaluations, the part of the network's blocks that ran; if `work` is empty,
+    all blocks ran in each of them.
     """
     work = work or [1.0] * len(shares)
     dense = default_steps * profile.step_flops(n_tokens, n_tokens, n_text)
@@ -52,5 +59,8 @@ def cost_reduction(
 def sd3_cost_reduction(
     shares: Sequence[float], default_steps: int = DEFAULT_STEPS, work: Sequence[float] = ()
 ) -> float:
-    """The same at the shape of SD3-medium at 1024 pixels, where the saving matters."""
+    """The cost reduction for a network of SD3-medium's shape at 1024 x 1024 pixels.
+
+    This is a size at which users need the speed-up; the networks measured here may be much smaller.
+    """
     return cost_reduction(SD3_MEDIUM, SD3_TOKENS, SD3_TEXT, shares, default_steps, work)

@@ -1,4 +1,4 @@
-"""Measure a cell: sample it and compute its row of the table."""
+"""Measure a cell: sample its images and compute its row of the results table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KEEP_BYTES = 1 << 30
 
 
 class Engine:
-    """Measures cells in this process. Holds one family's model and its references at a time."""
+    """Measures cells in this process. It holds the model and the references of one model family at a time."""
 
     def __init__(self, options: Options, pictures: Path | None = None):
         self.options = options
@@ -45,7 +45,7 @@ class Engine:
         self._plugins: list[Plugin] | None = None
 
     def studio(self, family: str) -> Studio:
-        """The family's model with encoded prompts, warmed up by one dense step."""
+        """A family's model with all prompts encoded; loaded on first use and warmed up by one dense step."""
         if self._studio is None or self._studio.source.family != family:
             self._studio = None
             self._decoded.clear()
@@ -55,7 +55,10 @@ class Engine:
         return self._studio
 
     def reference(self, reference: refs.Reference) -> Tensor:
-        """Latents (n, c, h, w) of a reference: given by another process, loaded from disk, or sampled now."""
+        """Latents (n, c, h, w) of a reference run.
+
+        The latents are those that another process gave, or else those in the cache folder, or sampled now.
+        """
         if reference in self._given:
             return self._given[reference]
         studio = self.studio(reference.family)
@@ -68,11 +71,11 @@ class Engine:
         return latents
 
     def give(self, reference: refs.Reference, latents: Tensor) -> None:
-        """Use latents that another process sampled."""
+        """Use these latents, sampled by another process, for the reference instead of sampling them here."""
         self._given[reference] = latents
 
     def row(self, cell: Cell) -> dict[str, Any]:
-        """Sample and measure one cell."""
+        """Sample the images of one cell and return its row of the results table, by column name."""
         studio = self.studio(cell.family)
         converged = refs.converged_of(cell, self.options)
         dense = refs.dense_of(cell, self.options)
@@ -86,7 +89,11 @@ class Engine:
         return row
 
     def decoded(self, reference: refs.Reference) -> list[Tensor]:
-        """The reference's images, batch by batch; very many in half precision (good to 79 dB)."""
+        """The decoded images of a reference, as a list of batches, kept for later cells.
+
+        If the images would take more than 1 GiB in float32, they are kept in float16. The rounding to float16
+        limits a PSNR to 79 dB, far above the figures that are measured.
+        """
         if reference not in self._decoded:
             latents = self.reference(reference)
             studio = self.studio(reference.family)
@@ -97,7 +104,7 @@ class Engine:
 
     @staticmethod
     def _warm_up(studio: Studio) -> None:
-        """One step, so that loading and tuning of kernels do not count as the first cell's time."""
+        """Sample one step, so that loading and tuning of kernels do not add to the time of the first cell."""
         sigmas = studio.sigmas(Cell(studio.source.family, steps=1))
         studio.sample_batch(studio.source.model, sampler_of("euler"), sigmas, studio.batches[0], 0)
 
@@ -151,7 +158,7 @@ class Engine:
         return figures | {plugin.column: plugin.value() for plugin in self._plugins or ()}
 
     def _prepare_figures(self) -> None:
-        """Feature networks and the real images' features, once."""
+        """Load the feature networks and compute the features of the real images, on the first call only."""
         if self._plugins is not None:
             return
         options, device = self.options, self._studio.source.device

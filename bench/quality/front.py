@@ -1,4 +1,4 @@
-"""Pareto fronts of quality over cost reduction, and the gain of one over another. Pure functions."""
+"""Pareto fronts of quality against cost reduction, and how much one front gains over another."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from math import exp, log
 
 Point = tuple[float, float]
-"""(cost reduction, quality); higher is better for both."""
+"""One measured cell as (cost reduction, quality). Higher is better for both numbers."""
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
-    """The points that no other point beats in both values, cheapest last; duplicates are dropped."""
+    """The points that no other point beats in both numbers, without duplicates, by rising cost reduction."""
     front: list[Point] = []
     for cost, quality in sorted(set(points), reverse=True):
         if not front or quality > front[-1][1]:
@@ -20,9 +20,10 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 
 def at_cost(front: Sequence[Point], cost: float) -> float | None:
-    """Quality of the front at a cost reduction, interpolated linearly; None beyond its last point.
+    """Quality of a front at a cost reduction, interpolated linearly; None beyond the front's last point.
 
-    At cost reductions below its first point, a front has that point's quality: a cheaper run also qualifies.
+    At a cost reduction below that of the front's first point, the result is the quality of the first point,
+    because a run that is cheaper than required is allowed.
     """
     if not front or cost > front[-1][0]:
         return None
@@ -35,7 +36,7 @@ def at_cost(front: Sequence[Point], cost: float) -> float | None:
 
 
 def best_at_cost(fronts: dict[str, Sequence[Point]], cost: float) -> tuple[str, float] | None:
-    """The best of several fronts at a cost reduction, with its name."""
+    """Name and quality of the best front at a cost reduction; None if every front ends before it."""
     found = {name: quality for name, front in fronts.items() if (quality := at_cost(front, cost)) is not None}
     if not found:
         return None
@@ -45,11 +46,12 @@ def best_at_cost(fronts: dict[str, Sequence[Point]], cost: float) -> tuple[str, 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one front reaches a quality than another.
+    """How many times faster one front reaches a quality than another front.
 
     Attributes:
-        value: the ratio of their cost reductions.
-        bound: "" for the value itself, ">=" or "<=" where the other front ends first.
+        value: cost reduction of the first front at this quality, divided by that of the other front.
+        bound: "" if `value` is the ratio itself. ">=" or "<=" if the other front does not extend to this
+            quality, so that `value` is only a lower or an upper bound of the ratio.
     """
 
     value: float
@@ -57,15 +59,17 @@ class Ratio:
 
 
 def at_log_cost(front: Sequence[Point], cost: float) -> float | None:
-    """As `at_cost`, but straight over the logarithm of cost."""
+    """As `at_cost`, but interpolated linearly in the logarithm of the cost reduction."""
     return at_cost([(log(x), y) for x, y in front], log(cost))
 
 
 def time_to_equal_quality(front: Sequence[Point], other: Sequence[Point], cost: float) -> Ratio | None:
-    """At a front's quality for a cost reduction: this over the other front's cost reduction there.
+    """How many times faster `front` is than `other` at equal quality.
 
-    Above 1 the front is faster. Both are `pareto` fronts; straight over the logarithm of cost. None where
-    the front ends before.
+    The quality is that of `front` at the cost reduction `cost`. The result is `cost` divided by the cost
+    reduction at which `other` has the same quality; above 1, `front` is faster. Both arguments are results of
+    `pareto`, and both are interpolated linearly in the logarithm of the cost reduction. None if `front` ends
+    before `cost`, or if `other` is empty.
     """
     quality = at_log_cost(front, cost)
     if quality is None or not other:

@@ -1,4 +1,7 @@
-"""Image strips for visual comparison: the first few images of each cell, and strips of cells stacked."""
+"""Image strips for visual comparison.
+
+A strip has the first images of one cell in a row; strips of several cells are stacked to an image grid.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ LABEL = 16
 
 
 def save_strip(path: Path, pictures: Tensor) -> None:
-    """Save images (n, 3, H, W) in [0, 1] as one row of thumbnails."""
+    """Save images (n, 3, H, W) in [0, 1] as one image file with a row of n thumbnails."""
     small = F.interpolate(pictures.float(), size=(SIDE, SIDE), mode="bilinear", antialias=True)
     row = (small.clamp(0, 1) * 255).round().byte().permute(2, 0, 3, 1).flatten(1, 2)  # (SIDE, n * SIDE, 3)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +27,10 @@ def save_strip(path: Path, pictures: Tensor) -> None:
 
 
 def stack_strips(strips: Sequence[tuple[str, Path]], out: Path) -> bool:
-    """Stack labelled strips, skipping those without a file; returns False if none is left."""
+    """Stack the strips of (label, file) and save them as one image.
+
+    Strips whose file does not exist are left out. Returns False, and saves nothing, if no file exists.
+    """
     present = [(label, np.asarray(Image.open(path))) for label, path in strips if path.is_file()]
     if not present:
         return False

@@ -1,4 +1,4 @@
-"""From a cell to the model and the sampler that ComfyUI samples with."""
+"""Build the model and the sampler with which ComfyUI samples a cell."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from .whole_steps import forecasting
 
 
 def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
-    """The model as the cell's node would hand it to the sampler."""
+    """The model patched for the cell's method; the model itself for the methods dense and whole_steps."""
     config = cell.config()
     if config is not None:
         return patch_model(model, config)
     if cell.method in PLANNED:
-        # Every cell is another shape; networks of this size gain nothing from graphs.
+        # No CUDA graphs: each cell has shapes of its own, and networks of this size gain nothing from them.
         settings = replace(settings_of(cell.plan()), cuda_graphs="off")
         return patch_model(model, replace(settings, **cell.extra_settings))
     if cell.method == "dbcache":
@@ -38,14 +38,14 @@ def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
 
 
 def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
-    """A ComfyUI sampler by name, or the harness's own."""
+    """The sampler of this name: "ab2" is the harness's own (solvers.py), all others are ComfyUI's."""
     if name == "ab2":
         return comfy.samplers.KSAMPLER(sample_ab2)
     return comfy.samplers.sampler_object(name)
 
 
 def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
-    """The cell's sampler, with forecasts at its skipped steps."""
+    """The sampler of a cell; for the method whole_steps, it forecasts the estimates of the skipped steps."""
     if cell.method in PLANNED and cell.sampler == "ab2":
         return multirate_sampler("ab2")
     sampler = sampler_of(cell.sampler)
@@ -56,5 +56,5 @@ def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
 
 
 def bound_of(cell: Cell) -> AbstractContextManager[None]:
-    """Exact keys and values for the cells that ask for them."""
+    """A context in which regional steps have exact keys and values, if the cell's method is exact_kv."""
     return exact_keys_and_values() if cell.method == "exact_kv" else nullcontext()

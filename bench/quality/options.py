@@ -1,4 +1,4 @@
-"""Options of a command line that apply to all of its cells."""
+"""The options of the command line that apply to all cells of a sweep or study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from typing import Any
 from .prompts import Prompt
 
 NOT_IN_RESULTS = ("cache", "real", "batch", "threads")
-"""Options that decide where or how fast the cells run, and change the figures only by rounding."""
+"""Options that may differ between the results of one table.
+
+These options decide where or how fast the cells run; `real` decides whether the Frechet distance is measured.
+At most they change the other figures by rounding.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,19 +23,19 @@ class Options:
     """Settings of a measurement.
 
     Attributes:
-        prompts: one image is sampled for each.
+        prompts: the prompts; every cell samples one image for each of them.
         size: width and height of the images, pixels.
-        cfg: guidance scale; 0 for the source's default.
-        scheduler: ComfyUI's name of the scheduler.
-        batch: images sampled together.
-        default_steps: a dense run with this many steps has cost 1.
+        cfg: guidance scale; 0 takes the default of the model (sources.py).
+        scheduler: ComfyUI's name of the scheduler, for cells without a grid.
+        batch: largest number of images sampled in one batch.
+        default_steps: number of steps of the dense run that costs are relative to.
         reference_steps: steps of the converged trajectory.
-        device, dtype, threads: as in setup.start.
-        weights: folder of the demo models' weights; empty for the pack's own.
-        checkpoint: a user's model file; empty for none.
-        cache: folder for converged trajectories.
-        real: folder of real images for the Frechet distance; empty for none.
-        plugins: further figures, by name (weighted_figures.py), each with the path of its weights.
+        device, dtype, threads: the arguments of `start` in bench/common/setup.py.
+        weights: folder of the demo models' weights; if empty, those that the pack includes are used.
+        checkpoint: path of a user's model file; empty to measure the demo models only.
+        cache: folder that keeps reference trajectories and calibrations between runs.
+        real: folder of real images for the Frechet distance; if empty, the distance is not measured.
+        plugins: (name, path of its weights) of each further figure to compute (weighted_figures.py).
     """
 
     prompts: tuple[Prompt, ...]
@@ -51,30 +55,33 @@ class Options:
     plugins: tuple[tuple[str, str], ...] = ()
 
     def identity(self) -> dict[str, Any]:
-        """The settings that all results of one table must share."""
+        """The settings that must be the same for all results of one table, by name."""
         values = {k: v for k, v in asdict(self).items() if k not in NOT_IN_RESULTS}
         texts = [prompt.text for prompt in self.prompts]
         return {**values, "prompts": f"{len(texts)}:{digest(texts)}"}
 
     def as_dict(self) -> dict[str, Any]:
-        """The options as plain values, to send to another process."""
+        """The options as a dictionary of plain values, which can be sent to another process."""
         return asdict(self)
 
 
 def options_from(values: dict[str, Any]) -> Options:
-    """The inverse of `as_dict`; also accepts values that went through JSON."""
+    """Options from the result of `as_dict`, also after it was written to JSON and read back."""
     prompts = tuple(Prompt(**prompt) for prompt in values["prompts"])
     plugins = tuple((name, path) for name, path in values["plugins"])
     return Options(**{**values, "prompts": prompts, "plugins": plugins})
 
 
 def digest(value: Any) -> str:
-    """A short hash of anything that JSON can hold."""
+    """A hash of 16 hex digits of any value that can be written as JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def file_digest(path: Path) -> str:
-    """A short hash of a file's contents; for very large files, of both ends and the size."""
+    """A hash of 16 hex digits of a file's contents and size.
+
+    For a file of more than 32 MiB, only its first and last 16 MiB are read.
+    """
     with path.open("rb") as file:
         sha = hashlib.sha256(file.read(1 << 24))
         size = path.stat().st_size

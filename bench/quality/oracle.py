@@ -1,8 +1,9 @@
-"""The bound of the method: regional steps whose keys and values are those of a dense call.
+"""An upper bound on the quality of RAS: regional steps with exact instead of cached keys and values.
 
-With exact rows in every layer, active tokens come out as in a dense call. So that call is made; its output is
-taken at active tokens, the cached one elsewhere. It costs a dense step and counts as a regional one: not
-achievable, and only here to show what better keys and values could give.
+If the keys and values of all tokens were exact in every layer, the output at active tokens would be that of a
+dense call. So this module makes a dense call, takes its output at active tokens, and the cached output at the
+other tokens. The call takes the time of a dense step, but its cost is counted as that of a regional step. No
+real method can achieve this; the bound shows how much quality better keys and values could add at most.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ...ras_core.run.regional import RegionalCalls
 
 @contextmanager
 def exact_keys_and_values() -> Iterator[None]:
-    """Regional calls of runs inside the body have exact keys and values."""
+    """Context manager: in all runs inside its body, regional calls compute with exact keys and values."""
 
     def run(self: RegionalCalls, call: Call) -> Tensor | None:
         state = self._run

@@ -1,4 +1,7 @@
-"""The cells that trace RAS with plans, and the bound that exact keys and values would give it."""
+"""The cells that measure RAS with plans at many cost reductions.
+
+Some of these cells use exact keys and values (oracle.py); their quality is an upper bound for RAS.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,9 @@ from .cells import Cell
 from .costs import DEFAULT_STEPS, SD3_MEDIUM, SD3_TEXT, SD3_TOKENS
 
 TARGETS = (2.0, 1.5, 3.0, 2.5, 1.75, 3.5)
-"""Cost reductions, the most asked for first."""
-# Grid, sampler, share of the tokens in regional steps, part of the cost for dense steps at the start.
+"""Cost reductions that the plans are made for, those that users ask for most often first."""
+# A way to spend the cost of a run: grid, sampler, approximate share of the tokens in regional steps, part of
+# the run's cost that is spent on dense steps at the start.
 Way = tuple[str, str, float, float]
 WAYS: tuple[Way, ...] = (
     ("calibrated:0.5", "dpmpp_2m", 0.7, 0.4),
@@ -30,8 +34,12 @@ COARSE_WAYS: tuple[Way, ...] = (
     ("calibrated", "euler", 0.7, 0.4),
     ("calibrated", "euler", 0.5, 0.5),
 )
-"""From 2.5x on, where long steps want first order."""
-# Grid, dense steps at the start, share, dense steps at the end.
+"""Further ways for cost reductions of 2.5x and more.
+
+At those the steps are so long that a first-order sampler is often better than a second-order one.
+"""
+# Grid, number of dense steps at the start, share of the tokens in regional steps, number of dense steps at
+# the end.
 FRONT_LOADED = (
     ("6of28by2", 6, 0.7, 0),
     ("8of40by3", 8, 0.7, 0),
@@ -42,11 +50,19 @@ FRONT_LOADED = (
 )
 KV_CACHE = "forecast"
 OLD_SETTINGS = ((28, 8, 0, 0.5), (28, 6, 0, 0.3), (20, 6, 0, 0.35), (28, 4, 0, 0.08))
-"""Steps, dense start, resets, share: the nodes' own settings, on the `simple` schedule and without a plan."""
+"""Settings that users can give the nodes without a plan, measured on the `simple` schedule.
+
+Each has the number of steps, the number of dense steps at the start, the interval of the later dense steps
+(0: none), and the share of the tokens in regional steps.
+"""
 
 
 def plans(family: str, seed: int) -> list[Cell]:
-    """RAS first, for each cost the most promising way first; the bound after the first ways."""
+    """All cells of RAS with plans, in the order in which a sweep with a time limit should measure them.
+
+    The ways (`WAYS`) that promise the highest quality come first, each at all cost reductions (`TARGETS`).
+    The cells with exact keys and values follow after the first two ways.
+    """
     made = [_cells(family, seed, [way]) for way in WAYS]
     coarse = _cells(family, seed, COARSE_WAYS, [target for target in TARGETS if target >= 2.5])
     bound = [replace(cell, method="exact_kv") for cell in (*made[0], *made[1])]
@@ -58,13 +74,13 @@ def plans(family: str, seed: int) -> list[Cell]:
 
 
 def step_cost(share: float) -> float:
-    """Cost of a step on a share of the tokens in dense steps, at the shape that all costs are given for."""
+    """Cost of a step on a share of the tokens, relative to a dense step: FLOPs for SD3-medium at 1024 px."""
     dense = SD3_MEDIUM.step_flops(SD3_TOKENS, SD3_TOKENS, SD3_TEXT)
     return SD3_MEDIUM.step_flops(SD3_TOKENS, round(share * SD3_TOKENS), SD3_TEXT) / dense
 
 
 def cell_of_plan(family: str, plan: Plan, seed: int = 0) -> Cell:
-    """A cell that runs a plan of ras_core."""
+    """A cell that runs this plan of ras_core on one family."""
     density = "+".join(f"{share:.6g}" for share in plan.density)
     return Cell(
         family, "plan", plan.sampler, plan.steps,
@@ -73,10 +89,12 @@ def cell_of_plan(family: str, plan: Plan, seed: int = 0) -> Cell:
 
 
 def read_cells(path: Path, families: Sequence[str]) -> list[Cell]:
-    """Cells of a JSON list for each family: fields of Cell without `family`, or plans of ras_core.
+    """The cells that a JSON file lists, once for each family.
+
+    Each entry of the list has either fields of Cell (without `family`) or a plan of ras_core.
 
     Raises:
-        RASError: the file is no such list.
+        RASError: the file cannot be read, or is not such a list.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -87,14 +105,17 @@ def read_cells(path: Path, families: Sequence[str]) -> list[Cell]:
         ]
     except (OSError, ValueError, TypeError) as error:
         raise RASError(
-            f"cells in {path}: {error}.",
+            f"cells in {path} cannot be read: {error}.",
             'a JSON list such as [{"method": "plan", "grid": "8of40by3", "start": 8, "ratio": 0.7}].',
-            "correct --cells.",
+            "correct the file, or name another with --cells.",
         ) from error
 
 
 def with_extra(cells: Iterable[Cell], extras: Sequence[dict[str, Any]]) -> list[Cell]:
-    """The cells, and each plan and bound once more with each set of further settings of RASConfig."""
+    """The given cells, followed by copies of the planned ones that have further settings of RASConfig.
+
+    Each set of settings in `extras` makes one copy of every cell whose method is plan or exact_kv.
+    """
     cells = list(cells)
     planned = [cell for cell in cells if cell.method in ("plan", "exact_kv")]
     return [*cells, *(replace(cell, extra=extra) for extra in extras for cell in planned)]

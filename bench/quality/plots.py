@@ -1,4 +1,4 @@
-"""Plots with matplotlib, which is optional."""
+"""Plots of the results, drawn with matplotlib, which is an optional package."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MARKS = {
 
 
 def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr") -> None:
-    """Quality over cost reduction: a marker for each cell, a line for each curve's Pareto front."""
+    """Plot quality against cost reduction: a marker per cell, a line per Pareto front of a curve."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     for name, cells in curves(rows, family).items():
@@ -62,7 +62,10 @@ def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr"
 
 
 def rival_plot(rows: Sequence[Row], family: str, out: Path) -> None:
-    """Three fronts: RAS, the best of all baselines, and the bound; every kind of baseline as marks."""
+    """Plot three Pareto fronts as lines: RAS, all baselines together, and RAS with exact keys and values.
+
+    Every measured cell is a marker, whose colour and form tell the kind of method.
+    """
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     groups = sides(rows, family)
@@ -88,7 +91,7 @@ def rival_plot(rows: Sequence[Row], family: str, out: Path) -> None:
 def line_plot(
     curves: dict[str, tuple[Sequence[float], Sequence[float]]], labels: tuple[str, str, str], out: Path
 ) -> None:
-    """Named curves of (x, y); `labels` are the axis labels and the title."""
+    """Plot named curves (x values, y values); `labels` are the x label, the y label and the title."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     for name, (x, y) in curves.items():
@@ -100,7 +103,7 @@ def line_plot(
 
 
 def bar_plot(groups: dict[str, dict[str, float]], labels: tuple[str, str], out: Path) -> None:
-    """Groups of bars; `labels` are the value axis label and the title."""
+    """Plot groups of bars, group name -> bar name -> value; `labels` are the y label and the title."""
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     series = list(dict.fromkeys(name for bars in groups.values() for name in bars))

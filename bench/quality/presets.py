@@ -1,4 +1,4 @@
-"""Lists of cells, each for one question."""
+"""Presets: named lists of cells, each of which answers one question about quality and cost."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from .baselines import baselines
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
 from .plan_cells import plans
 
-# Step counts; the cost reduction is 28 divided by each: 1, 1.47, 1.65, 2, 2.33, 2.55, 3.1, 3.5, 4.
+# Step counts of the fewer-steps baselines. The cost reductions are 28 / steps: 1, 1.47, 1.65, ..., 4.
 FEWER_STEPS = (28, 19, 17, 14, 12, 11, 9, 8, 7)
 BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 
-# steps, dense start, reset every, share of active tokens, orders
+# Number of steps, number of dense steps at the start, interval of later dense steps (0: none), share of
+# active tokens, orders of the integrator.
 MULTIRATE: tuple[tuple[int, int, int, float, tuple[int, ...]], ...] = (
     (28, 4, 6, 0.5, (2,)),  # 1.5x
     (28, 6, 0, 0.5, (2,)),
@@ -41,7 +42,8 @@ MULTIRATE: tuple[tuple[int, int, int, float, tuple[int, ...]], ...] = (
     (14, 4, 0, 0.35, (1, 2)),
     (11, 4, 0, 0.5, (2,)),
 )
-# With kv_cache = forecast, second order: steps, dense start, share of active tokens; no resets.
+# Settings with kv_cache = forecast, a second-order integrator and no later dense steps: number of steps,
+# number of dense steps at the start, share of active tokens.
 FORECAST = (
     (28, 8, 0.5),  # 1.5x
     (28, 6, 0.5),
@@ -66,7 +68,8 @@ FORECAST = (
     (10, 6, 0.46),
     (10, 4, 0.64),
 )
-# The settings at which random tokens and the paper's rule are compared: 1.5x and 2x, with resets and without.
+# Settings at which multirate is compared with random tokens and with the paper's rule: cost reductions of
+# about 1.5x and 2x, each with and without later dense steps. Columns as in MULTIRATE, without the orders.
 COMPARED = (
     (28, 4, 6, 0.5),
     (28, 8, 0, 0.5),
@@ -79,18 +82,25 @@ CACHE_THRESHOLDS = {"lazycache": (0.1, 0.2, 0.4), "easycache": (0.1, 0.2, 0.4)}
 def multirate(
     family: str, steps: int, start: int, reset: int, ratio: float, order: int, seed: int = 0
 ) -> Cell:
-    """A multirate cell; the arguments are in the order of the usual notation: 28/4/6, 50 %, second order."""
+    """A multirate cell.
+
+    The arguments are in the order of the notation in tables, such as 28/4/6 50 %: 28 steps, the first 4
+    dense, then a dense step every 6 steps, half of the tokens in regional steps.
+    """
     sampler = ORDER_SAMPLERS[order]
     return Cell(family, "multirate", sampler, steps, start=start, reset_every=reset, ratio=ratio, seed=seed)
 
 
 def forecast(family: str, steps: int, start: int, ratio: float, order: int = 2, seed: int = 0) -> Cell:
-    """A multirate cell without resets whose cached keys and values are extrapolated: 28/6, 50 %."""
+    """A multirate cell without later dense steps whose cached keys and values are extrapolated."""
     return Cell(family, "forecast", ORDER_SAMPLERS[order], steps, start=start, ratio=ratio, seed=seed)
 
 
 def regional(family: str, method: str, steps: int, start: int, reset: int, ratio: float, seed: int) -> Cell:
-    """A cell with Euler and the paper's rule, random tokens, or only change-based selection."""
+    """A cell that samples with Euler and selects tokens by the given method.
+
+    The method is "paper" (the paper's rule), "random" (random tokens) or "change" (those that change most).
+    """
     scale = 0.1 if method == "paper" else 0.0
     return Cell(
         family, method, "euler", steps,
@@ -99,7 +109,7 @@ def regional(family: str, method: str, steps: int, start: int, reset: int, ratio
 
 
 def settings(family: str, seed: int) -> list[Cell]:
-    """The nodes' settings on the `simple` schedule, without plans, compared with fewer steps on it."""
+    """RAS with the nodes' settings instead of plans, and baselines, all on the `simple` schedule."""
     cells = dense_cells(family, BASELINE_SAMPLERS, FEWER_STEPS, seed)
     cells += [forecast(family, *settings, seed=seed) for settings in FORECAST]
     for steps, start, reset, ratio, orders in MULTIRATE:
@@ -113,7 +123,7 @@ def settings(family: str, seed: int) -> list[Cell]:
 
 
 def quick(family: str, seed: int) -> list[Cell]:
-    """A quick look at every method: a few minutes on a CPU."""
+    """A few cells of the most important methods, which take a few minutes on a CPU."""
     cells = dense_cells(family, ("euler",), (28, 14), seed)
     cells += dense_cells(family, ("dpmpp_2m",), (28, 18, 14, 10), seed)
     cells += dense_cells(family, ("ab2",), (14,), seed)
@@ -124,12 +134,15 @@ def quick(family: str, seed: int) -> list[Cell]:
 
 
 def acts(cell: Cell) -> bool:
-    """ComfyUI's EasyCache has no effect on SD3: that network does not call the wrapper that it needs."""
+    """Whether the cell's method has any effect on the cell's family.
+
+    EasyCache has none on SD3: ComfyUI's SD3 network does not call the wrapper that EasyCache is built on.
+    """
     return not (cell.method == "easycache" and "sd3" in cell.family)
 
 
 def front(family: str, seed: int) -> list[Cell]:
-    """Both sides in turn: baselines and plans."""
+    """All baselines and all plans, in turns: a sweep that stops early has then measured some of both."""
     turns = zip_longest(baselines(family, seed), plans(family, seed))
     return [cell for turn in turns for cell in turn if cell is not None and acts(cell)]
 
@@ -144,5 +157,5 @@ PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {
 
 
 def preset(name: str, families: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """The preset's cells, one family at a time."""
+    """The cells of a preset for these families and seeds, grouped by family."""
     return [cell for family in families for seed in seeds for cell in PRESETS[name](family, seed)]

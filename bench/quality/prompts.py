@@ -16,16 +16,20 @@ from ...ras_core.errors import RASError
 
 HELD_OUT = Path(__file__).parent / "held_out.csv"
 CALIBRATION = Path(__file__).parent / "calibration_prompts.txt"
-"""In the demo models' words; none of them is held out."""
+"""Prompts for calibration, made of words that the demo models know.
+
+None of them describes held-out artwork, which quality is measured with.
+"""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and, for a held-out prompt, the artwork that it describes.
+    """A prompt. A held-out prompt also names the artwork that its text describes.
 
     Attributes:
         text: the prompt text.
-        style, hexcode, background: the artwork's style, emoji and background colour; empty for user prompts.
+        style, hexcode, background: style, emoji code point and background colour of the artwork; all three
+            are empty for a user's own prompt.
     """
 
     text: str
@@ -35,13 +39,15 @@ class Prompt:
 
 
 def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
-    """The first `count` prompts of a file: a CSV with the columns of Prompt, or text with one per line.
+    """The first `count` prompts of a file: a CSV file with the fields of Prompt, or one prompt per text line.
 
     Raises:
         RASError: the file is missing or has no prompt.
     """
     if not path.is_file():
-        raise RASError(f"no prompt file {path}.", "a text file with one prompt a line.", "correct --prompts.")
+        raise RASError(
+            f"no prompt file {path}.", "a text file with one prompt per line.", "correct --prompts."
+        )
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
         names = {field.name for field in fields(Prompt)}
@@ -50,14 +56,18 @@ def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
     else:
         found = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
     if not found:
-        raise RASError(f"{path} has no prompt.", "one prompt a line.", "correct --prompts.")
+        raise RASError(f"{path} has no prompt.", "one prompt per line.", "correct --prompts.")
     return tuple(found[:count])
 
 
 def write_held_out(archive: Path, out: Path, count: int) -> int:
-    """Choose held-out (emoji, style) pairs of the artwork archive and write their prompts. Returns how many.
+    """Choose held-out (emoji, style) pairs of the artwork archive and write their prompts to a CSV file.
 
-    Order and background are derived from checksums, so that even the first few prompts are varied.
+    The order of the prompts and the background colours are derived from checksums. So they look random, and
+    even the first few prompts are varied.
+
+    Returns:
+        The number of prompts.
     """
     from ...training import data
 
@@ -80,7 +90,7 @@ def _prompt(item: dict[str, Any], colours: Sequence[str]) -> Prompt:
 
 
 def background_of(hexcode: str, style: str, colours: Sequence[str]) -> str:
-    """The background colour of a held-out image."""
+    """Name of the background colour for the held-out artwork of an emoji in a style."""
     return colours[_draw({"hexcode": hexcode, "style": style}, "background") % len(colours)]
 
 

@@ -1,7 +1,8 @@
-"""Real images, in two halves, as the reference of the Frechet distance.
+"""Real images, which the Frechet distance compares sampled images with, in two halves.
 
-Either a folder of image files, or the rendered emoji set of the demo models' training (pictures.npy and
-items.json). The files are dealt alternately to the halves, so that both have the same distribution.
+The images come either from a folder of image files, or from the emoji artwork that training/ renders
+(pictures.npy and items.json), of which only the held-out images are used. Every second image belongs to the
+second half, so that both halves have the same distribution.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ ENDINGS = {".png", ".jpg", ".jpeg", ".webp"}
 
 
 def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
-    """Two iterators of RGB batches (b, 3, size, size) in [0, 1].
+    """The two halves of the real images, each an iterator of RGB batches (b, 3, size, size) in [0, 1].
 
     Raises:
-        RASError: there are no images, or too few.
+        RASError: the folder has fewer than four image files.
     """
     if (folder / PICTURES).is_file() and (folder / ITEMS).is_file():
         return [_rendered(folder, rows, size, batch) for rows in _artwork_halves(folder)]
@@ -36,14 +37,18 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
     if len(files) < 4:
         raise RASError(
             f"{len(files)} images in {folder}.",
-            f"image files, or {PICTURES} and {ITEMS} as training/ renders them.",
-            "correct --real, or leave it out: the Frechet distance is skipped then.",
+            f"four image files or more, or {PICTURES} and {ITEMS} as training/ renders them.",
+            "correct --real, or leave it out, and the Frechet distance is skipped.",
         )
     return [_opened(files[half::2], size, batch) for half in (0, 1)]
 
 
 def render_held_out(archive: Path, out: Path) -> int:
-    """Render the held-out artwork of `emoji.zip` for `--real`, with resvg-py. Returns how many images."""
+    """Render the held-out artwork of `emoji.zip` with resvg-py, to a folder for `--real`.
+
+    Returns:
+        The number of images.
+    """
     from ...training import data
 
     items = [item for item in data.read_items(archive) if data.is_held_out(item.hexcode, item.style)]
@@ -51,7 +56,8 @@ def render_held_out(archive: Path, out: Path) -> int:
     shape = (len(items), data.PICTURE_SIZE, data.PICTURE_SIZE, 4)
     pictures = np.lib.format.open_memmap(out / PICTURES, mode="w+", dtype=np.uint8, shape=shape)
     for row, item in enumerate(items):
-        # Not its process pool: spawned workers could not import the pack, which is known only by an alias.
+        # The process pool of training/data.py cannot be used: its workers could not import the pack, which is
+        # registered in this process only.
         pictures[row] = data._render(archive, item.file)
     pictures.flush()
     (out / ITEMS).write_text(json.dumps([vars(item) for item in items]), encoding="utf-8")
@@ -59,7 +65,7 @@ def render_held_out(archive: Path, out: Path) -> int:
 
 
 def _artwork_halves(folder: Path) -> list[list[int]]:
-    """Only the held-out images: the models were trained on the others."""
+    """Rows of the held-out images, in two halves. The models were trained on the other images."""
     from ...training import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
@@ -68,7 +74,7 @@ def _artwork_halves(folder: Path) -> list[list[int]]:
 
 
 def _rendered(folder: Path, rows: Sequence[int], size: int, batch: int) -> Iterator[Tensor]:
-    """Held-out artwork on its background colours, placed as in training."""
+    """Batches of held-out artwork on its background colours, scaled and shifted at random as in training."""
     from ...training import data
 
     items = json.loads((folder / ITEMS).read_text(encoding="utf-8"))
@@ -92,7 +98,7 @@ def _opened(files: Sequence[Path], size: int, batch: int) -> Iterator[Tensor]:
 
 
 def _open(path: Path, size: int) -> Tensor:
-    """An image file, cropped to its central square: (1, 3, size, size)."""
+    """An image file, cropped to its central square and resized: RGB (1, 3, size, size) in [0, 1]."""
     from PIL import Image
 
     picture = Image.open(path).convert("RGB")

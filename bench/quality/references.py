@@ -1,4 +1,4 @@
-"""Reference trajectories, sampled once for a model, its prompts and a seed, and kept on disk."""
+"""Reference runs: dense runs whose final latents are sampled once for each setting and kept on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONVERGED_SAMPLER = "dpmpp_2m"
 
 @dataclass(frozen=True)
 class Reference:
-    """A dense run that other cells are compared with."""
+    """A dense run whose images are the reference that the images of other cells are compared with."""
 
     family: str
     seed: int
@@ -34,14 +34,15 @@ class Reference:
 
 
 def converged_of(cell: Cell, options: Options) -> Reference:
-    """The trajectory to which the cell converges as the number of steps grows."""
+    """The reference for the limit that a cell converges to with more steps: a dense run of many steps."""
     return Reference(cell.family, cell.seed, CONVERGED_SAMPLER, options.reference_steps)
 
 
 def dense_of(cell: Cell, options: Options) -> Reference | None:
-    """The run that the cell speeds up: the same sampler, dense, the default number of steps.
+    """The reference run that the cell speeds up: the cell's sampler, dense, with the default number of steps.
 
-    None for samplers that occur only as baselines: one dense run each would cost more than it is worth.
+    None for samplers that only baselines use: a dense run for each of them would take more time than its
+    figure is worth.
     """
     if not cell.order:
         return None
@@ -49,13 +50,13 @@ def dense_of(cell: Cell, options: Options) -> Reference | None:
 
 
 def needed(cells: list[Cell], options: Options) -> list[Reference]:
-    """The references of these cells, each once, in order."""
+    """The references that these cells are compared with, each once, in the order of the cells."""
     found = [make(cell, options) for cell in cells for make in (converged_of, dense_of)]
     return list(dict.fromkeys(each for each in found if each is not None))
 
 
 def reference_name(reference: Reference, options: Options, identity: str, extra: Any = None) -> str:
-    """File name of a reference; it changes with everything that its contents depend on."""
+    """File name of a reference, with a hash of everything that the contents of the file depend on."""
     texts = [prompt.text for prompt in options.prompts]
     recipe = [
         asdict(reference), identity, texts, options.size, options.cfg, options.scheduler, options.dtype,
@@ -65,13 +66,13 @@ def reference_name(reference: Reference, options: Options, identity: str, extra:
 
 
 def load_latents(folder: Path, name: str) -> Tensor | None:
-    """Saved latents (n, c, h, w) of an earlier run; None if there are none."""
+    """Latents (n, c, h, w) that an earlier run saved in this file; None if the file does not exist."""
     path = folder / name
     return load_file(path)["latents"] if path.is_file() else None
 
 
 def save_latents(folder: Path, name: str, latents: Tensor) -> None:
-    """Save latents atomically: the file is complete or absent, even if two processes write it."""
+    """Save latents so that the file is always complete or absent, even if two processes write it at once."""
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"{name}.{os.getpid()}"
     save_file({"latents": latents.contiguous()}, scratch)

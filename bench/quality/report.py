@@ -1,4 +1,4 @@
-"""The report of a table of cells: how much multirate gains over fewer steps at the same cost."""
+"""Report on a table of cells: by how many dB multirate is better than fewer steps of the same cost."""
 
 from __future__ import annotations
 
@@ -15,29 +15,35 @@ from .sigma_grids import kind_of
 from .table import FIGURE_COLUMNS, markdown, read_rows
 
 TARGETS = {1.5: 0.5, 2.0: 1.5, 2.5: 2.0, 3.0: 2.0, 3.5: 2.0}
-"""Cost reduction -> required gain over the best fewer-steps baseline, dB."""
+"""Cost reduction -> required PSNR gain of multirate over the best fewer-steps baseline, in dB."""
 OTHER_TARGETS = {"random": 2.0, "paper": 3.0}
-"""Required gain over random tokens and over the paper's rule, at 1.5x and 2x."""
+"""Required PSNR gain of multirate over random tokens and over the paper's rule, in dB, at OTHER_COSTS."""
 OTHER_COSTS = (1.5, 2.0)
 OURS = ("multirate", "adaptive", "forecast", "plan")
-"""Methods that are RAS as this pack makes it."""
+"""Methods of a cell that count as this pack's RAS, in contrast to baselines and bounds."""
 BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Gain:
-    """Multirate against the best fewer-steps baseline at one cost reduction; None beyond the end of a front.
+    """Multirate compared with the best fewer-steps baseline at one cost reduction.
+
+    A figure is None at cost reductions beyond the last point of its front.
 
     Attributes:
-        cost: cost reduction.
-        wanted: the required gain, dB.
-        multirate, baseline: PSNR of the fronts, dB, interpolated between measured cells.
-        name: the baseline's sampler.
-        setting: the best measured multirate cell that is at least as cheap.
-        fd, fd_baseline, fd_spread: FD-EffLite0 along the same fronts, and the spread of its measurement.
-        kept: the best such cell whose FD is not worse than the baseline's beyond the spread; "" for none.
-        kept_gain: its PSNR over the baseline's, dB.
+        cost: the cost reduction.
+        wanted: required PSNR gain, dB.
+        multirate, baseline: PSNR of the two fronts at this cost reduction, dB, interpolated between measured
+            cells.
+        name: curve of the best baseline: its sampler, or its kind of grid.
+        setting: label of the measured multirate cell with the highest PSNR among those at least as cheap.
+        fd, fd_baseline: FD-EffLite0 of multirate and of the baseline, interpolated along the same fronts.
+        fd_spread: measurement uncertainty of FD-EffLite0: mean of the column `fd_spread` over multirate
+            cells.
+        kept: label of the measured multirate cell with the highest PSNR among those at least as cheap whose
+            FD is at most `fd_baseline` + `fd_spread`; "" if there is none.
+        kept_gain: PSNR of the cell `kept` minus `baseline`, dB.
     """
 
     cost: float
@@ -60,7 +66,10 @@ class Gain:
 
     @property
     def verdict(self) -> str:
-        """Whether a setting reaches the target, and keeps its FD if it was measured; "?" beyond a front."""
+        """ "yes" if the required gain is reached, else "no"; "?" if a front ends before this cost reduction.
+
+        If FD-EffLite0 was measured, only the gain of the setting that keeps it counts.
+        """
         if self.gain is None:
             return "?"
         counts = self.gain if self.fd is None else self.kept_gain
@@ -68,7 +77,7 @@ class Gain:
 
 
 def series_of(row: Row) -> str:
-    """The curve that a cell belongs to."""
+    """Name of the curve that a cell belongs to: the kind of forecast, the method, the grid or the sampler."""
     if row["method"] == "whole_steps":
         return row["form"].rstrip("0123456789")
     if row["method"] != "dense":
@@ -82,7 +91,7 @@ def series_of(row: Row) -> str:
 
 
 def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
-    """Rows of a family by curve, averaged over seeds."""
+    """The rows of a family by curve. Rows that differ only in the seed are averaged to one row."""
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         if row["family"] == family:
@@ -92,17 +101,17 @@ def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
 
 
 def points(rows: Sequence[Row], figure: str = "psnr") -> list[Point]:
-    """(cost reduction at SD3-medium's shape, figure) of the rows that have this figure."""
+    """(cost reduction at SD3-medium's shape, value of the figure) of all rows that have this figure."""
     return [(row["cost_sd3"], row[figure]) for row in rows if row[figure] is not None]
 
 
 def baselines(groups: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """The fewer-steps curves."""
+    """The curves whose cells are dense runs with fewer steps."""
     return {name: rows for name, rows in groups.items() if rows[0]["method"] == "dense"}
 
 
 def gains(rows: Sequence[Row], family: str) -> list[Gain]:
-    """One gain for each target cost reduction."""
+    """The comparison with the fewer-steps baselines at each cost reduction in TARGETS."""
     groups = curves(rows, family)
     dense, ours = baselines(groups), _ours(groups)
     fronts = {name: pareto(points(each)) for name, each in dense.items()}
@@ -123,12 +132,15 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
 
 
 def _ours(groups: dict[str, list[Row]]) -> list[Row]:
-    """The method, with the adaptive budget of older results, and with continued keys and values."""
+    """The rows of all methods that count as this pack's RAS (OURS), also of methods in older results only."""
     return [row for name in OURS for row in groups.get(name, [])]
 
 
 def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
-    """Multirate against random tokens and the paper's rule: cost, curve, its PSNR, gain, required gain."""
+    """Table lines that compare multirate with random tokens and with the paper's rule at OTHER_COSTS.
+
+    Each line has: cost reduction, the other method, its PSNR, the gain of multirate, the required gain.
+    """
     groups = curves(rows, family)
     front = pareto(points(_ours(groups)))
     lines = []
@@ -141,14 +153,18 @@ def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
 
 
 def report(folder: Path) -> str:
-    """The full report of a folder's table, as Markdown.
+    """The full report on the results in a folder, as Markdown.
 
     Raises:
         RASError: the folder has no results.
     """
     rows = read_rows(folder / "cells.csv")
     if not rows:
-        raise RASError(f"no results in {folder}.", "a folder that `sweep --out` wrote.", "run a sweep first.")
+        raise RASError(
+            f"no results in {folder}.",
+            "a folder that `sweep --out` has written results to.",
+            "run a sweep first.",
+        )
     families = list(dict.fromkeys(row["family"] for row in rows))
     return "\n".join(
         part for family in families for part in (_gain_table(rows, family), _front_table(rows, family))
@@ -205,7 +221,10 @@ def _front_table(rows: Sequence[Row], family: str) -> str:
 
 
 def _best(rows: Sequence[Row], cost: float, most_fd: float | None = None) -> Row | None:
-    """The row with the highest PSNR among those at least as cheap and with an FD of at most `most_fd`."""
+    """The row with the highest PSNR whose cost reduction is at least `cost` (1 % less is allowed).
+
+    If `most_fd` is given, only rows with an FD-EffLite0 of at most this value are considered.
+    """
     cheap = [row for row in rows if row["cost_sd3"] >= cost * 0.99]
     if most_fd is not None:
         cheap = [row for row in cheap if row["fd"] is not None and row["fd"] <= most_fd]
@@ -217,7 +236,10 @@ def _label(row: Row | None) -> str:
 
 
 def _along(rows: Sequence[Row], cost: float, figure: str) -> float | None:
-    """Another figure, interpolated between the cells of the PSNR front."""
+    """The value of a figure at a cost reduction, interpolated between the cells of the PSNR front.
+
+    None beyond the front, or if a cell of the front lacks this figure.
+    """
     front = set(pareto(points(rows)))
     cells = sorted((row for row in rows if (row["cost_sd3"], row["psnr"]) in front), key=_cost)
     if not cells or any(row[figure] is None for row in cells):
@@ -235,7 +257,7 @@ def _cost(row: Row) -> float:
 
 
 def _mean(rows: Sequence[Row]) -> Row:
-    """One row for several seeds: the mean of each figure that all of them have."""
+    """Merge the rows of several seeds into one: each figure that all of them have is averaged."""
     if len(rows) == 1:
         return rows[0]
     numbers = [c for c in FIGURE_COLUMNS if isinstance(rows[0][c], (int, float))]

@@ -1,4 +1,4 @@
-"""RAS against the best of everything that does without it: gains at equal cost, time to equal quality."""
+"""RAS compared with the best of all baselines: gain in dB at equal cost, and speed-up at equal quality."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from .table import markdown
 COSTS = (1.5, 1.75, 2.0, 2.5, 3.0, 3.5)
 BOUND = "exact_kv"
 NEITHER = (BOUND, "change")
-"""Neither RAS nor an alternative to it: the bound, and the selection alone."""
+"""Methods that count neither as RAS nor as a baseline: exact keys and values, which no user can have, and
+change-based token selection without the corrected integrator, which is only a part of RAS.
+"""
 NAMES = {
     "euler": "fewer steps, simple, Euler",
     "dpmpp_2m": "fewer steps, simple, DPM++ 2M",
@@ -44,13 +46,17 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Standing:
-    """RAS and the best baseline at one cost reduction; None where a front ends before.
+    """RAS compared with the best baseline at one cost reduction.
+
+    A figure is None if its front ends before this cost reduction.
 
     Attributes:
-        cost: cost reduction.
-        ours, theirs, bound: PSNR in dB along the fronts of RAS, of all baselines, and of exact K/V.
-        time: how many times faster RAS reaches its quality than the baselines.
-        best, rival: the measured cells behind `ours` and `theirs`: the best that are at least as cheap.
+        cost: the cost reduction.
+        ours, theirs, bound: PSNR in dB at this cost reduction on the front of RAS, of all baselines together,
+            and of RAS with exact keys and values.
+        time: how many times faster than the baselines RAS reaches the quality `ours`.
+        best, rival: the measured cells of RAS and of the baselines that have the highest PSNR among those at
+            least as cheap.
     """
 
     cost: float
@@ -63,12 +69,12 @@ class Standing:
 
     @property
     def gain(self) -> float | None:
-        """dB at equal cost."""
+        """PSNR of RAS minus that of the best baseline, in dB, at this cost reduction."""
         return None if self.ours is None or self.theirs is None else self.ours - self.theirs
 
 
 def sides(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
-    """A family's rows as "ours", "theirs" and "bound"."""
+    """The rows of a family: "ours" (RAS), "theirs" (all baselines) and "bound" (exact keys and values)."""
     found: dict[str, list[Row]] = {"ours": [], "theirs": [], "bound": []}
     for name, cells in curves(rows, family).items():
         if name in OURS:
@@ -81,7 +87,7 @@ def sides(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
 
 
 def standings(rows: Sequence[Row], family: str, costs: Sequence[float] = COSTS) -> list[Standing]:
-    """RAS compared with the baselines at each cost reduction."""
+    """RAS compared with the best baseline at each of these cost reductions."""
     groups = sides(rows, family)
     ours, theirs, bound = (_front(groups[name]) for name in ("ours", "theirs", "bound"))
     return [
@@ -95,7 +101,7 @@ def standings(rows: Sequence[Row], family: str, costs: Sequence[float] = COSTS) 
 
 
 def rival_tables(rows: Sequence[Row], family: str) -> str:
-    """Markdown: RAS against the best baseline, and the best of each kind."""
+    """Two Markdown tables: RAS compared with the best baseline, and the PSNR of each kind of method."""
     header = [
         "cost", "RAS dB", "best baseline dB", "kind", "gain dB", "times faster to equal PSNR",
         "exact K/V dB (not achievable)", "RAS SSIM", "baseline SSIM", "RAS cell", "baseline cell",
@@ -104,7 +110,7 @@ def rival_tables(rows: Sequence[Row], family: str) -> str:
     kinds = markdown(["kind", *(f"{cost:g}x" for cost in COSTS)], _kind_lines(rows, family))
     return (
         f"## {family}: RAS against the best of all baselines\n\n{against}\n"
-        f"PSNR in dB of each kind at these costs:\n\n{kinds}"
+        f"PSNR in dB of each kind of method at these cost reductions:\n\n{kinds}"
     )
 
 
@@ -133,6 +139,9 @@ def _front(rows: Sequence[Row]) -> list[Point]:
 
 
 def _cheap_best(rows: Sequence[Row], cost: float) -> Row | None:
-    """The best measured cell that is as cheap, within the one per cent that whole steps round to."""
+    """The measured cell with the highest PSNR whose cost reduction is at least `cost`.
+
+    A cost reduction 1 % smaller is allowed, because a cell with whole steps can rarely meet `cost` exactly.
+    """
     cheap = [row for row in rows if row["psnr"] is not None and row["cost_sd3"] >= cost * 0.99]
     return max(cheap, key=lambda row: row["psnr"], default=None)

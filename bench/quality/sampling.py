@@ -1,4 +1,4 @@
-"""Sample images with ComfyUI's own sampling, many prompts in one batch."""
+"""Sample the images of a cell with ComfyUI's own sampling code, many prompts in one batch."""
 
 from __future__ import annotations
 
@@ -34,17 +34,18 @@ Callback = Callable[[int, Tensor, Tensor, int], None]
 
 @dataclass(frozen=True)
 class Sampled:
-    """The output of sampling a cell.
+    """The images that a cell sampled, and what was computed for them.
 
     Attributes:
         latents: (n, c, h, w) float32 on the CPU, in the order of the prompts.
-        seconds: sampling time of all of them.
-        shares: share of the image tokens of each network evaluation, mean over batches; without skipped
-            ones.
-        notes: deviations from the plan.
-        text_rows: largest number of text rows in a call.
-        activity: (n, h, w) share of the regional steps in which each token was active; None for dense runs.
-        work: part of the network's blocks that each evaluation ran, mean over batches.
+        seconds: sampling time of all images together.
+        shares: for each evaluation, the share of the image tokens that it processed, mean over batches.
+            Evaluations that a cache skipped are not listed.
+        notes: messages about steps that ran differently than planned.
+        text_rows: number of text rows of the batch with the longest texts.
+        activity: (n, h, w), for each token the share of the regional steps in which it was active; None for
+            runs without regional steps.
+        work: for each evaluation, the part of the network's blocks that ran, mean over batches.
     """
 
     latents: Tensor
@@ -58,8 +59,13 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Ran:
-    """What one batch's run did: share of tokens of each evaluation, notes, (b, h, w) activity, and the part
-    of the blocks that each evaluation ran, if not all.
+    """What the run of one batch computed.
+
+    Attributes:
+        shares: for each evaluation, the share of the image tokens that it processed.
+        notes: messages about steps that ran differently than planned.
+        activity: (b, h, w), for each token the share of the regional steps in which it was active.
+        work: for each evaluation, the part of the network's blocks that ran; empty if all of them ran.
     """
 
     shares: list[float]
@@ -70,11 +76,12 @@ class Ran:
 
 @dataclass
 class Batch:
-    """Prompts that go through the network together.
+    """Prompts that are sampled in one batch.
 
     Attributes:
-        rows: their indices among all prompts.
-        positive, negative: CONDITIONING with one row a prompt.
+        rows: indices of these prompts among all prompts.
+        positive: CONDITIONING with one batch row for each of these prompts.
+        negative: CONDITIONING of the empty prompt, with one batch row.
     """
 
     rows: list[int]
@@ -88,7 +95,7 @@ class Batch:
 
 @dataclass
 class Studio:
-    """A source prepared for one set of prompts: conditionings are encoded once."""
+    """A model and the encoded prompts of the options, ready to sample any cell of the model's family."""
 
     source: Source
     options: Options
@@ -107,9 +114,9 @@ class Studio:
         """Sample all images of a cell.
 
         Args:
-            cell: the settings.
-            latent: (n, c, h, w) to start from; None to start from noise.
-            sigmas: noise levels other than the cell's own.
+            cell: the settings to sample with.
+            latent: latents (n, c, h, w) that noise is added to at the start; None to start from noise alone.
+            sigmas: noise levels to use instead of those of the cell's grid.
         """
         model, sampler = prepare_model(self.source.model, cell), sampler_for(cell)
         sigmas = self.sigmas(cell) if sigmas is None else sigmas
@@ -132,7 +139,7 @@ class Studio:
             _mean_shares([each.work or [1.0] * len(each.shares) for each in ran]),
         )
 
-    @torch.inference_mode()  # ComfyUI executes nodes in this mode
+    @torch.inference_mode()  # as ComfyUI does when it executes nodes
     def sample_batch(
         self,
         model: ModelPatcher,
@@ -143,7 +150,7 @@ class Studio:
         latent: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """One run of ComfyUI's sampling: (b, c, h, w) float32 on the CPU."""
+        """Sample one batch by ComfyUI; returns its final latents, (b, c, h, w) float32 on the CPU."""
         shape = self.source.latent_shape(self.options.size)
         texts = [self.options.prompts[row].text for row in batch.rows]
         noise = torch.stack([noise_of(text, seed, shape) for text in texts])
@@ -155,7 +162,7 @@ class Studio:
         return result.float().cpu()
 
     def sigmas(self, cell: Cell, denoise: float = 1.0) -> Tensor:
-        """The noise levels of the cell's grid; without one those that KSampler would take."""
+        """The noise levels of the cell's grid; for a cell without a grid, those that KSampler would use."""
         if cell.grid:
             return torch.tensor(levels_named(cell.grid, cell.steps, self._scheduled, self._block_costs))
         host_name = cell.sampler if cell.sampler in comfy.samplers.KSampler.SAMPLERS else "euler"
@@ -167,7 +174,9 @@ class Studio:
     def _scheduled(self, scheduler: str, steps: int) -> Levels:
         if scheduler not in comfy.samplers.SCHEDULER_NAMES:
             known = ", ".join(comfy.samplers.SCHEDULER_NAMES)
-            raise RASError(f"the grid {scheduler!r}.", f"of ComfyUI's: {known}.", "correct the grid.")
+            raise RASError(
+                f"the grid {scheduler!r}.", f"of ComfyUI's schedulers: {known}.", "correct the grid."
+            )
         sampling = self.source.model.get_model_object("model_sampling")
         return tuple(comfy.samplers.calculate_sigmas(sampling, scheduler, steps).tolist())
 
@@ -183,12 +192,12 @@ class Studio:
             yield Task(self.source.model, batch.positive, batch.negative, noise, self.cfg)
 
     def in_order(self, parts: Sequence[Tensor]) -> Tensor:
-        """The results of the batches in the order of the prompts."""
+        """Join one tensor per batch to one tensor whose rows are in the order of the prompts."""
         rows = [row for batch in self.batches for row in batch.rows]
         return torch.cat(list(parts))[torch.tensor(rows).argsort()]
 
     def decode(self, latents: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """RGB images by batch: yields a slice of the prompts and (b, 3, H, W) in [0, 1] on the device."""
+        """Decode in batches; yields a slice of the prompts and their RGB images, (b, 3, H, W) in [0, 1]."""
         for first in range(0, len(latents), self.options.batch):
             part = slice(first, min(first + self.options.batch, len(latents)))
             with torch.inference_mode():
@@ -203,7 +212,7 @@ class Studio:
         if cell.method == "dbcache":
             work = work_of_last_run(model)
             return Ran([1.0] * len(work), work=work)
-        branches = 1 if self.cfg == 1.0 else 2  # ComfyUI omits the negative prompt at guidance 1
+        branches = 1 if self.cfg == 1.0 else 2  # at guidance 1 ComfyUI omits the negative prompt
         return Ran([1.0] * round(rows / (branches * pictures)))
 
     def _now(self) -> float:
@@ -213,7 +222,7 @@ class Studio:
 
 
 def noise_of(text: str, seed: int, shape: Sequence[int]) -> Tensor:
-    """The noise of a prompt and seed, independent of its batch: `shape`, float32."""
+    """The noise for a prompt and a seed, which does not depend on the other prompts of its batch: float32."""
     own = hashlib.sha256(f"{seed}:{text}".encode()).digest()[:8]
     generator = torch.Generator("cpu").manual_seed(int.from_bytes(own, "little") % 2**63)
     return torch.randn(*shape, generator=generator)
@@ -222,7 +231,11 @@ def noise_of(text: str, seed: int, shape: Sequence[int]) -> Tensor:
 def make_batches(
     encode: Callable[[str], tuple[Tensor, dict[str, Any]]], texts: Sequence[str], size: int
 ) -> list[Batch]:
-    """Batches of prompts with conditionings of equal shape: the number of text rows differs by prompt."""
+    """Split prompts into batches of at most `size`.
+
+    All prompts of a batch have conditionings of the same shape, because the number of text rows can differ
+    between prompts.
+    """
     encoded = [encode(text) for text in texts]
     empty = encode("")
     groups: dict[tuple, list[int]] = {}
@@ -237,7 +250,10 @@ def make_batches(
 
 
 def conditioning(encoded: Sequence[tuple[Tensor, dict[str, Any]]]) -> list:
-    """CONDITIONING of several prompts: their tensors joined along the batch, other values from the first."""
+    """One CONDITIONING for several encoded prompts.
+
+    Tensors are joined along the batch dimension; any other value is that of the first prompt.
+    """
     context = torch.cat([each for each, _ in encoded])
     rest = {name: _joined(name, [values[name] for _, values in encoded]) for name in encoded[0][1]}
     return [[context, rest]]
@@ -246,7 +262,8 @@ def conditioning(encoded: Sequence[tuple[Tensor, dict[str, Any]]]) -> list:
 def _joined(name: str, values: Sequence[Any]) -> Any:
     if not isinstance(values[0], Tensor):
         return values[0]
-    # ComfyUI counts the ones of a mask; with different counts it would not run both prompts in one call.
+    # ComfyUI compares the sums of the positive and the negative mask, and would not run both in one call if
+    # they differed. So a mask of ones keeps one batch row.
     if name == "attention_mask" and all(bool(value.all()) for value in values):
         return values[0]
     return torch.cat(list(values))
@@ -254,14 +271,17 @@ def _joined(name: str, values: Sequence[Any]) -> Any:
 
 @dataclass
 class Calls:
-    """Number of batch rows that went through the first main block."""
+    """Counter of the batch rows that all calls together passed to the first main block of the network."""
 
     rows: int = 0
 
 
 @contextmanager
 def count_calls(source: Source) -> Iterator[Calls]:
-    """Count the calls that reach the network, whatever skips evaluations above it."""
+    """Context manager that counts the batch rows of all calls that reach the network.
+
+    Evaluations that a cache such as LazyCache skips do not reach the network, and are not counted.
+    """
     calls = Calls()
     block = adapter_for(source.network).main_blocks(source.network)[0]
 
@@ -276,7 +296,10 @@ def count_calls(source: Source) -> Iterator[Calls]:
 
 
 def _mean_shares(shares: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Mean over batches; the number of evaluations that a cache skips may differ between batches."""
+    """For each evaluation, the mean of the shares over the batches.
+
+    A cache may skip different numbers of evaluations in different batches: a missing evaluation counts as 0.
+    """
     longest = max(len(each) for each in shares)
     padded = [[*each, *[0.0] * (longest - len(each))] for each in shares]
     return tuple(sum(column) / len(column) for column in zip(*padded, strict=True))

@@ -1,10 +1,14 @@
-"""Names of noise schedules, and their levels. Pure: what is measured on a model comes as numbers.
+"""Grids (noise schedules) by name, and their noise levels.
+
+This module runs no model: costs measured on a model are passed to it as numbers. Names of grids:
 
 simple, beta, ...      one of ComfyUI's schedulers
 8of40by3               the first 8 steps of the 40-step `simple` schedule, then every third of its levels
-calibrated             steps where one long step costs most on this model (calibrated.py)
-calibrated:0.5         the same, half-way to the `simple` schedule
-density:3+1+1+2        so many steps in each of equal parts of the `simple` schedule, by proportion
+calibrated             more steps in those parts of the schedule where one long step causes the largest error
+                       on this model (calibrated.py)
+calibrated:0.5         the mean of the step densities of `calibrated` and of the `simple` schedule
+density:3+1+1+2        the `simple` schedule is cut into equal parts (here four), and the steps are shared
+                       between them in these proportions
 """
 
 from __future__ import annotations
@@ -25,13 +29,13 @@ from ...ras_core.method.sigma_grid import (
 
 Levels = tuple[float, ...]
 FINE_STEPS = 200
-"""Steps of the schedule that a density refers to; as ras_core's plans have it."""
+"""Number of steps of the fine `simple` schedule that a density refers to, as in the plans of ras_core."""
 
 _FRONT_LOADED = re.compile(r"(\d+)of(\d+)by(\d+)")
 
 
 def kind_of(name: str) -> str:
-    """Which kind of grid: "scheduler", "front-loaded", "calibrated" or "density"."""
+    """The kind of a grid, from its name: "scheduler", "front-loaded", "calibrated" or "density"."""
     if parts_of(name) is not None:
         return "front-loaded"
     head = name.partition(":")[0]
@@ -39,10 +43,10 @@ def kind_of(name: str) -> str:
 
 
 def parts_of(name: str) -> tuple[int, int, int] | None:
-    """(first, steps, every) of "first of steps by every"; None for other grids.
+    """The numbers of a front-loaded grid's name: (8, 40, 3) for "8of40by3"; None for other grids.
 
     Raises:
-        RASError: numbers that make no grid.
+        RASError: the numbers define no grid, as in "9of8by3".
     """
     found = _FRONT_LOADED.fullmatch(name)
     if found is None:
@@ -50,13 +54,15 @@ def parts_of(name: str) -> tuple[int, int, int] | None:
     first, steps, every = (int(number) for number in found.groups())
     if not first <= steps or steps < 1 or every < 1:
         raise RASError(
-            f"the grid {name!r}.", "first of steps by every, such as 8of40by3.", "correct the grid."
+            f"the grid {name!r}.",
+            "a name such as 8of40by3: the first 8 of 40 steps, then every third level.",
+            "correct the grid.",
         )
     return first, steps, every
 
 
 def steps_of(name: str) -> int | None:
-    """The number of steps that a grid's name settles; None where the cell says it."""
+    """The number of steps that the name of a grid fixes; None if it fixes none, so that the cell sets it."""
     parts = parts_of(name)
     if parts is None:
         return None
@@ -65,14 +71,15 @@ def steps_of(name: str) -> int | None:
 
 
 def density_named(name: str, costs: Callable[[], Sequence[float]]) -> tuple[float, ...]:
-    """The density of a grid that has one.
+    """The step density of a grid: for each equal part of the `simple` schedule, its share of the steps.
 
     Args:
-        name: of any grid but a scheduler other than `simple`.
-        costs: measures the model, where the name asks for it: final error of one long step over each part.
+        name: name of a front-loaded, calibrated or density grid.
+        costs: measures the model and returns, for each part of the schedule, the final error if one long step
+            replaces the steps of this part. Called for calibrated grids only.
 
     Raises:
-        RASError: the name is not understood.
+        RASError: no grid that has a density has this name.
     """
     kind, _, value = name.partition(":")
     parts = parts_of(name)
@@ -84,7 +91,9 @@ def density_named(name: str, costs: Callable[[], Sequence[float]]) -> tuple[floa
     if kind == "density":
         return normalised([_number(name, part) for part in value.split("+")])
     raise RASError(
-        f"the grid {name!r}.", "one of those that bench/quality/sigma_grids.py names.", "correct the grid."
+        f"the grid {name!r}.",
+        "a front-loaded, calibrated or density grid (see bench/quality/sigma_grids.py).",
+        "correct the grid.",
     )
 
 
@@ -94,12 +103,12 @@ def levels_named(
     scheduled: Callable[[str, int], Levels],
     costs: Callable[[], Sequence[float]],
 ) -> Levels:
-    """Noise levels of a grid, from the first to 0.
+    """The noise levels of a grid, from the highest to 0.
 
     Args:
-        name: of the grid.
-        steps: how many; a name with its own number of steps settles it itself.
-        scheduled: levels of one of ComfyUI's schedulers, by its name and a number of steps.
+        name: name of the grid.
+        steps: number of steps; ignored if the name fixes the number of steps.
+        scheduled: returns the noise levels of a ComfyUI scheduler for its name and a number of steps.
         costs: as for `density_named`.
     """
     parts = parts_of(name)
@@ -112,7 +121,7 @@ def levels_named(
 
 
 def label_of(name: str) -> str:
-    """The grid in words, for tables and plots."""
+    """The name of a grid as tables and plots show it."""
     parts = parts_of(name)
     return name if parts is None else "first {} of {}, then every {}".format(*parts)
 
@@ -121,4 +130,6 @@ def _number(name: str, text: str) -> float:
     try:
         return float(text)
     except ValueError as error:
-        raise RASError(f"the grid {name!r}.", f"a number instead of {text!r}.", "correct it.") from error
+        raise RASError(
+            f"the grid {name!r}.", f"a number instead of {text!r}.", "correct the grid."
+        ) from error

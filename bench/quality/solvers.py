@@ -1,4 +1,4 @@
-"""Samplers that ComfyUI does not have, with the signature of k-diffusion's."""
+"""Samplers that ComfyUI does not have, with the signature of k-diffusion's sampler functions."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ def sample_ab2(
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
 ) -> Tensor:
-    """Adams-Bashforth of second order on the velocity v = (x - D) / sigma, for uneven steps.
+    """Second-order Adams-Bashforth method on the velocity v = (x - D) / sigma, for steps of different sizes.
 
-    x' = x + h (v + (v - v_before) h / (2 h_before)), with h the step in sigma; the first step is Euler's.
+    x' = x + h (v + (v - v_before) h / (2 h_before)), where h is the change of sigma in this step, and
+    v_before and h_before are those of the previous step. The first step is an Euler step.
 
     Args:
         model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).
-        x: (b, c, H, W) at the first sigma.
-        sigmas: decreasing noise levels.
-        extra_args: passed to the model.
+        x: noisy latents (b, c, H, W) at the first noise level.
+        sigmas: decreasing noise levels, the last of them 0.
+        extra_args: keyword arguments that are passed to the model.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
         disable: ignored, since there is no progress bar.
     """

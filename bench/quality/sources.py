@@ -1,4 +1,4 @@
-"""The models to measure: the bundled demo models, a user's checkpoint, or random weights for tests."""
+"""Load the models to measure: the bundled demo models, a user's checkpoint, or tiny random ones for tests."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ class Source:
     """A model with its autoencoder and text encoder.
 
     Attributes:
-        family: name in the results.
-        identity: changes when the weights do.
-        model: an unpatched MODEL.
-        encode: a prompt -> context (1, r, d) and the other values of its CONDITIONING.
-        decode: latents (n, c, H/8, W/8) -> RGB (n, 3, H, W) in [0, 1], on the model's device.
-        invert: RGB (n, 3, H, W) -> latents.
+        family: name of the model in the results.
+        identity: name that contains a hash of the weights, so that it differs for different weights.
+        model: the MODEL, without any patch.
+        encode: function from a prompt to its context (1, r, d) and the other values of its CONDITIONING.
+        decode: function from latents (n, c, H/8, W/8) to RGB images (n, 3, H, W) in [0, 1], on the model's
+            device.
+        invert: function from RGB images (n, 3, H, W) to latents.
         cfg: default guidance scale.
-        compression: image pixels per latent pixel, along each axis.
+        compression: image pixels per latent pixel, in height and in width.
     """
 
     family: str
@@ -58,16 +59,16 @@ class Source:
         return self.model.load_device
 
     def latent_shape(self, size: int) -> tuple[int, int, int]:
-        """(c, h, w) of a square image."""
+        """Shape (c, h, w) of the latent of a square image whose width is `size` pixels."""
         channels = self.model.get_model_object("latent_format").latent_channels
         return (channels, size // self.compression, size // self.compression)
 
 
 def load_source(family: str, options: Options) -> Source:
-    """The source of this name: a demo family, "checkpoint", or "random_" followed by a family of the tests.
+    """Load a model by name: a demo family, "checkpoint", or "random_" and the name of a family of the tests.
 
     Raises:
-        RASError: there is no such source, its weights are missing, or its network is not supported.
+        RASError: no model has this name, its weights are missing, or its network is not supported.
     """
     if family == CHECKPOINT:
         source = _checkpoint_source(Path(options.checkpoint))
@@ -86,7 +87,7 @@ def load_source(family: str, options: Options) -> Source:
 
 
 def has_weights(family: str, weights: str) -> bool:
-    """Whether a demo family can be loaded."""
+    """Whether the weight files of a demo family exist; always True for names that are no demo family."""
     spec = loader.FAMILIES.get(family)
     return spec is None or all(
         (_weights_folder(weights) / name).is_file() for name in (spec.weights, loader.AUTOENCODER_FILE)
@@ -102,9 +103,9 @@ def _demo_source(family: str, weights: str) -> Source:
     names = (loader.FAMILIES[family].weights, loader.AUTOENCODER_FILE)
     if not has_weights(family, weights):
         raise RASError(
-            f"no weights of the demo family {family} in {folder}.",
+            f"the weights of the demo family {family} are not in {folder}.",
             f"the files {' and '.join(names)}, which ship with the pack.",
-            "get them back from the repository, or name their folder with --weights.",
+            "restore these files from the repository, or name the folder that has them with --weights.",
         )
     loader.WEIGHTS_DIR = folder
     try:
@@ -118,12 +119,12 @@ def _demo_source(family: str, weights: str) -> Source:
 
 def _demo_text(text: str) -> tuple[Tensor, dict[str, Any]]:
     context, pooled = encode_prompt(text)
-    # All ones: the padding rows after the words are part of the text here.
+    # The mask is all ones, because the demo models attend to the padding rows after the words as well.
     return context, {"pooled_output": pooled, "attention_mask": torch.ones(1, context.shape[1]).long()}
 
 
 def _through_vae(vae: comfy.sd.VAE) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    vae.output_device = vae.device  # copying every image to the CPU and back would cost more than decoding
+    vae.output_device = vae.device  # copying images to the CPU and back would take longer than decoding
 
     def decode(latents: Tensor) -> Tensor:
         return vae.decode(latents).movedim(-1, 1)[:, :3]
@@ -139,15 +140,15 @@ def _checkpoint_source(path: Path) -> Source:
         raise RASError(
             f"no checkpoint {str(path)!r}.",
             "an SD3, SD3.5 or Lumina 2 file with its text encoders and VAE inside.",
-            "name it with --checkpoint FILE.",
+            "name such a file with --checkpoint FILE.",
         )
     model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(path), output_vae=True, output_clip=True)
     if model is None or clip is None or vae is None:
         missing = [name for name, part in (("model", model), ("CLIP", clip), ("VAE", vae)) if part is None]
         raise RASError(
-            f"{path.name} has no {' and no '.join(missing)}.",
-            "a checkpoint that ComfyUI's Load Checkpoint node can use by itself.",
-            "take the variant of the file that includes them (for SD3: ..._incl_clips).",
+            f"the checkpoint {path.name} contains no {' and no '.join(missing)}.",
+            "a checkpoint from which ComfyUI's Load Checkpoint node can load model, CLIP and VAE.",
+            "use the variant of the checkpoint that includes what is missing (for SD3: ..._incl_clips).",
         )
 
     def encode(text: str) -> tuple[Tensor, dict[str, Any]]:
@@ -160,7 +161,7 @@ def _checkpoint_source(path: Path) -> Source:
 
 
 def _random_source(name: str) -> Source:
-    """A tiny network of the tests; its "autoencoder" is a fixed linear map to RGB."""
+    """A tiny network of the tests with random weights; a fixed linear map decodes its latents to RGB."""
     family = importlib.import_module("support.families").FAMILIES[name.removeprefix(RANDOM)]
     model = family.build()
     channels = model.get_model_object("latent_format").latent_channels

@@ -1,4 +1,4 @@
-"""Run many cells: resuming, progress, and the files with the results."""
+"""Measure many cells, show the progress, and write the results to files from which a sweep can be resumed."""
 
 from __future__ import annotations
 
@@ -26,18 +26,22 @@ Runner = Callable[[Sequence[Cell]], Measured]
 def sweep(
     cells: Sequence[Cell], options: Options, out: Path, runner: Runner | None = None, limit: float = 0.0
 ) -> Table:
-    """Measure the cells that the folder's table lacks, in an order that loads each family once.
+    """Measure the cells that the results table of a folder does not have yet, and append them to the table.
+
+    The cells are sorted by family, so that each model is loaded only once.
 
     Args:
-        runner: measures cells somewhere else, in any order; without it they run in this process.
-        limit: seconds for cells in this process, shared by the families; 0 for none. Cells run in the order
-            given, and those that do not fit are left out.
+        runner: measures the cells elsewhere, such as on a Ray cluster, in any order. If None, they are
+            measured in this process.
+        limit: time limit in seconds for measuring in this process; 0: no limit. Each family gets an equal
+            part of the time. Its cells run in the given order, and cells that cannot start in time are left
+            out.
     """
     claim(out, options.identity())
     table = Table(out / "cells.csv")
     missing = sorted((cell for cell in cells if cell.key not in table.finished), key=lambda c: c.family)
     if len(missing) < len(cells):
-        say(f"{len(cells) - len(missing)} of {len(cells)} cells are finished already.")
+        say(f"{len(cells) - len(missing)} of {len(cells)} cells are in the table already.")
     if not missing:
         return table
     progress = Progress(len(missing), sum(map(work_of, missing)))
@@ -52,7 +56,7 @@ def sweep(
 def local_runner(
     options: Options, out: Path, limit: float = 0.0, clock: Callable[[], float] = time.monotonic
 ) -> Runner:
-    """Cells one after the other in this process, as long as there is time."""
+    """A runner that measures cells one after the other in this process, until the time limit; see `sweep`."""
 
     def run(cells: Sequence[Cell]) -> Measured:
         engine, begun = Engine(options, out / "pictures"), clock()
@@ -60,17 +64,17 @@ def local_runner(
         for number, family_cells in enumerate(families):
             end = begun + limit * (number + 1) / len(families) if limit else float("inf")
             for reference in refs.needed(family_cells, options):
-                say(f"reference: {reference.family}, {reference.sampler}, {reference.steps} steps")
+                say(f"reference run: {reference.family}, {reference.sampler}, {reference.steps} steps")
                 engine.reference(reference)
             for place, cell in enumerate(family_cells):
                 if clock() >= end:
                     left = len(family_cells) - place
-                    say(f"{cell.family}: no time for {left} of {len(family_cells)} cells.")
+                    say(f"{cell.family}: time limit reached, {left} of {len(family_cells)} cells left out.")
                     break
                 try:
                     row = engine.row(cell)
-                except Exception as error:  # one cell must not cost the others their time on a rented device
-                    say(f"{cell.family} {cell.label}: left out ({type(error).__name__}: {error})")
+                except Exception as error:  # a failing cell must not end a sweep on a rented GPU
+                    say(f"{cell.family} {cell.label}: failed and left out ({type(error).__name__}: {error})")
                     continue
                 yield cell, row
 
@@ -78,12 +82,12 @@ def local_runner(
 
 
 def work_of(cell: Cell) -> float:
-    """Planned work of a cell, in units of a dense default run."""
+    """Expected FLOPs of a cell divided by those of a dense run of 28 steps, for the progress display."""
     return 1.0 / sd3_cost_reduction(cell.planned_shares())
 
 
 def write_description(out: Path, options: Options) -> None:
-    """Write description.json: the machine, the date and the settings of the table."""
+    """Write description.json, with the machine, the dates of the sweep and the settings of its table."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = out / "description.json"
     begun = json.loads(path.read_text(encoding="utf-8"))["begun"] if path.exists() else now

@@ -1,4 +1,7 @@
-"""The results on disk: one CSV row per cell, appended when it is finished, so that a run can be resumed."""
+"""The results table on disk: a CSV file with one row per cell.
+
+Each row is appended as soon as its cell is measured, so that an interrupted sweep can be resumed.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,20 @@ CELL_COLUMNS = tuple(field.name for field in fields(Cell))
 FIGURE_COLUMNS = (
     "order",
     "images",
-    "evaluations",  # network evaluations per image, without those that a cache skipped
-    "token_share",  # share of the image tokens processed, mean over the steps
-    "cost_sd3",  # cost reduction at SD3-medium's shape, 1024 px, against dense at the default steps
-    "cost_own",  # the same at this network's shape and size
-    "seconds",  # sampling time of all images, without decoding
-    "psnr",  # dB, mean over images, against the converged trajectory
-    "psnr_sem",  # dB, standard error of that mean
-    "ssim",  # mean over images, against the converged trajectory; empty without pytorch-msssim
-    "latent_error",  # relative, against the converged trajectory
-    "psnr_dense",  # dB, against the same sampler dense at the default steps
-    "fd",  # FD-EffLite0 to the real images; empty without them
-    "fd_spread",  # half the difference between the distances to the two halves of the real images
-    "fd_floor",  # distance between these two halves
-    "fd_block4",  # the same three for mean and deviation of block 4, which are sensitive to colour
+    "evaluations",  # number of network evaluations per image, without those that a cache skipped
+    "token_share",  # share of the image tokens that a step processed, mean over all steps
+    "cost_sd3",  # FLOPs of a dense run with the default steps / FLOPs of the cell, for SD3-medium at 1024 px
+    "cost_own",  # cost reduction as in cost_sd3, but for the measured network at its image size
+    "seconds",  # time for sampling all images, without decoding them
+    "psnr",  # PSNR to the converged trajectory in dB, mean over images
+    "psnr_sem",  # standard error of the mean in column psnr, dB
+    "ssim",  # SSIM to the converged trajectory, mean over images; empty without pytorch-msssim
+    "latent_error",  # relative L2 error of the latents against the converged trajectory
+    "psnr_dense",  # PSNR in dB to a dense run of the same sampler with the default steps
+    "fd",  # FD-EffLite0 to real images (features.py); empty if no real images are given
+    "fd_spread",  # half the difference of the distances to the first and second half of the real images
+    "fd_floor",  # FD-EffLite0 between the two halves of the real images
+    "fd_block4",  # as fd, fd_spread and fd_floor, but with features of block 4, which depend on colour
     "fd_block4_spread",
     "fd_block4_floor",
     "lpips",
@@ -45,7 +48,7 @@ TEXT = {
 
 
 class Table:
-    """A CSV file to which rows are appended."""
+    """The CSV file with the results, to which the row of each measured cell is appended."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -53,11 +56,11 @@ class Table:
 
     @property
     def finished(self) -> set[str]:
-        """Keys of the cells that need not be run again."""
+        """Keys of the cells that are in the table, and so need not be measured again."""
         return {row["key"] for row in self.rows}
 
     def append(self, row: dict[str, Any]) -> None:
-        """Append the row of a finished cell."""
+        """Append the row of a measured cell to the file."""
         fresh = not self.path.exists()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
@@ -69,10 +72,10 @@ class Table:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file, numbers as numbers, empty figures as None.
+    """Read the rows of a results file. Numbers are converted from text, and empty figures become None.
 
-    A last line without a line break was cut off by an interruption: it is removed from the file, and its cell
-    is run again.
+    If the last line has no line break, an interruption cut it off. That line is then removed from the file,
+    and the next sweep measures its cell again.
     """
     if not path.exists():
         return []
@@ -87,18 +90,18 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     header = tuple(next(lines))
     if header != COLUMNS:
         raise RASError(
-            f"{path} has other columns ({len(header)}, first difference {_difference(header)}).",
-            "the columns of this version of the harness.",
-            "name another --out, or move the old results away.",
+            f"{path} has other columns ({len(header)} in all; first difference: {_difference(header)}).",
+            "the columns that this version of the harness writes.",
+            "choose another folder with --out, or move the old results away.",
         )
     return [{name: _read(name, value) for name, value in zip(COLUMNS, line, strict=True)} for line in lines]
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Reserve the folder for results with these settings.
+    """Reserve a folder for results that were measured with these settings, by writing settings.json.
 
     Raises:
-        RASError: it holds results of other settings, which must not be mixed in one table.
+        RASError: the folder holds results with other settings, which must not be mixed in one table.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
@@ -108,7 +111,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
             raise RASError(
                 f"{folder} holds results of other settings: {', '.join(wrong)} differ.",
                 "the settings of the existing results.",
-                "name another --out, or repeat the first command to continue it.",
+                "choose another folder with --out, or repeat the first command to continue its results.",
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +119,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table; numbers have three digits or two decimals, None is a dash."""
+    """A Markdown table. Floats have two decimals, or three if they are below 1; None is shown as a dash."""
     lines = [list(header), *([_shown(value) for value in row] for row in rows)]
     body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([body[0], "|" + "---|" * len(lines[0]), *body[1:]]) + "\n"
@@ -153,4 +156,4 @@ def _difference(header: tuple[str, ...]) -> str:
     for mine, theirs in zip(COLUMNS, header, strict=False):
         if mine != theirs:
             return f"{theirs!r} where {mine!r} belongs"
-    return "their number"
+    return "the number of columns"

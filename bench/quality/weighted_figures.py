@@ -1,6 +1,7 @@
-"""Figures that need weights which the pack cannot include: LPIPS, CLIP score, FID, for users who have them.
+"""Quality figures for users who have the weights they need: LPIPS, CLIP score and FID.
 
-A package is imported only if its figure is requested; nothing is downloaded; missing weights are an error.
+The pack cannot include these weights. The package that computes a figure is imported only if --with requests
+the figure. Nothing is downloaded: if weights are missing, an error says where they must be.
 """
 
 from __future__ import annotations
@@ -19,25 +20,31 @@ from .figures import frechet_distance
 
 
 class Plugin(ABC):
-    """Collects images batch by batch and computes one figure of a cell.
+    """Base class of a figure: collects the images of a cell batch by batch, then computes the figure.
 
     Attributes:
-        column: its column in the table.
+        column: name of the figure's column in the results table.
     """
 
     column: str
 
     @abstractmethod
     def add(self, pictures: Tensor, reference: Tensor, texts: Sequence[str]) -> None:
-        """Add a batch: images and their converged references, (b, 3, H, W) in [0, 1], and their prompts."""
+        """Add a batch of images.
+
+        Args:
+            pictures: the images, (b, 3, H, W) in [0, 1].
+            reference: the images of the converged trajectory for the same prompts, (b, 3, H, W) in [0, 1].
+            texts: the b prompts.
+        """
 
     @abstractmethod
     def value(self) -> float:
-        """The figure of the collected images; clears the collection."""
+        """The figure of all images added since the last call of this function."""
 
 
 class Mean(Plugin):
-    """A figure that is the mean of one value per image."""
+    """Base class of a figure that has one value per image; the cell's figure is their mean."""
 
     def __init__(self) -> None:
         self._values: list[Tensor] = []
@@ -48,14 +55,15 @@ class Mean(Plugin):
 
 
 class Lpips(Mean):
-    """Perceptual distance to the converged image (Zhang et al. 2018), by the package lpips."""
+    """LPIPS distance to the image of the converged trajectory (Zhang et al. 2018), by the package lpips."""
 
     column = "lpips"
 
     def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
         super().__init__()
         package = _package("lpips", "lpips")
-        # The package would download its backbone; users who have it set TORCH_HOME to its folder.
+        # Without AlexNet's weights lpips would download them, so they must exist. TORCH_HOME sets their
+        # folder.
         _torch_hub_file("lpips", "alexnet*.pth")
         self._net = package.LPIPS(net="alex", verbose=False).to(device).eval()
 
@@ -65,7 +73,10 @@ class Lpips(Mean):
 
 
 class ClipScore(Mean):
-    """100 x cosine between image and prompt (Hessel et al. 2021), clipped at 0, with transformers."""
+    """CLIP score (Hessel et al. 2021): 100 x the cosine of image and prompt embeddings, at least 0.
+
+    The package transformers loads the CLIP model from the user's folder.
+    """
 
     column = "clip_score"
 
@@ -74,9 +85,9 @@ class ClipScore(Mean):
         folder = Path(weights)
         if not weights or not (folder / "config.json").is_file():
             raise RASError(
-                f"no CLIP model in {weights!r}.",
-                "a folder with a CLIPModel of the transformers library and its processor.",
-                "name it: --with clip_score=FOLDER.",
+                f"there is no CLIP model in the folder {weights!r}.",
+                "a folder with a CLIPModel and a CLIPProcessor as the library transformers saves them.",
+                "name such a folder: --with clip_score=FOLDER.",
             )
         package = _package("transformers", "clip_score")
         self._device = device
@@ -95,13 +106,17 @@ class ClipScore(Mean):
 
 
 class Fid(Plugin):
-    """Frechet Inception distance (Heusel et al. 2017) by the package pytorch-fid and its weights."""
+    """Frechet Inception distance (Heusel et al. 2017) to the real images, with the network of pytorch-fid."""
 
     column = "fid"
 
     def __init__(self, weights: str, device: torch.device, real: Sequence[Any]):
         if not real:
-            raise RASError("FID without real images.", "--real FOLDER.", "name them, or leave out fid.")
+            raise RASError(
+                "--with fid, but no real images.",
+                "a folder of real images, which FID compares the sampled images with.",
+                "name the folder with --real FOLDER, or leave fid out of --with.",
+            )
         inception = _package("pytorch_fid.inception", "fid")
         _torch_hub_file("fid", "pt_inception*.pth")
         self._device = device
@@ -125,7 +140,10 @@ PLUGINS: dict[str, type[Plugin]] = {plugin.column: plugin for plugin in (Lpips, 
 
 
 def parse_plugins(text: str) -> tuple[tuple[str, str], ...]:
-    """ "lpips,clip_score=FOLDER" -> (("lpips", ""), ("clip_score", "FOLDER"))."""
+    """Split the value of --with into names and folders.
+
+    "lpips,clip_score=FOLDER" gives (("lpips", ""), ("clip_score", "FOLDER")).
+    """
     found = tuple(tuple(f"{part.strip()}=".split("=")[:2]) for part in text.split(",") if part.strip())
     if wrong := [name for name, _ in found if name not in PLUGINS]:
         raise RASError(f"--with {', '.join(wrong)}.", f"of {', '.join(PLUGINS)}.", "correct --with.")
@@ -137,9 +155,9 @@ def _package(module: str, name: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise RASError(
-            f"--with {name}, but {module.partition('.')[0]} cannot be imported ({error}).",
-            "that package in the Python that runs ComfyUI.",
-            f"install it, or leave {name} out.",
+            f"--with {name}, but the package {module.partition('.')[0]} cannot be imported ({error}).",
+            "this package in the Python environment that runs ComfyUI.",
+            f"install the package, or leave {name} out of --with.",
         ) from error
 
 
@@ -147,7 +165,7 @@ def _torch_hub_file(name: str, pattern: str) -> None:
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     if not any(folder.glob(pattern)):
         raise RASError(
-            f"--with {name}, but its weights are not there.",
-            f"{pattern} in {folder}; nothing is downloaded here.",
-            f"put the file there (or set TORCH_HOME), or leave {name} out.",
+            f"--with {name}, but the weights that it needs are missing.",
+            f"a file {pattern} in {folder} (it is not downloaded automatically).",
+            f"put the file into this folder (TORCH_HOME can set another), or leave {name} out of --with.",
         )

@@ -1,13 +1,17 @@
-"""Whole-step forecasts: skipped steps get a guided estimate extrapolated from the last computed ones.
+"""Whole-step forecasts: at skipped steps, the denoised estimate is extrapolated from computed steps.
 
-The methods that users install forecast features inside the network from step to step. Here the same
-polynomials act on the guided denoised estimate as a function of sigma, so that a skipped step costs nothing:
+The original methods (TaylorSeer, HiCache, Spectrum) forecast features inside the network. Here the same
+polynomials in sigma forecast the denoised estimate after guidance. So a skipped step does not run the network
+at all, and its cost counts as zero:
 
-- taylor0, taylor1, taylor2: the polynomial through the last 1, 2, 3 estimates (TaylorSeer, arXiv 2503.06923);
-- hermite2: its terms damped by scaled Hermite polynomials (HiCache, arXiv 2508.16984);
-- chebyshev2, chebyshev4: least squares with a ridge through the last estimates (Spectrum, CVPR 2026).
+- taylor0, taylor1, taylor2: the polynomial through the last 1, 2 or 3 estimates, as in TaylorSeer (arXiv
+  2503.06923);
+- hermite2: as taylor2, but with scaled Hermite polynomials instead of powers, as in HiCache (arXiv
+  2508.16984);
+- chebyshev2, chebyshev4: ridge regression with Chebyshev polynomials on the last estimates (at most 8), as in
+  Spectrum (CVPR 2026).
 
-All of them are linear in the computed estimates, so that each is a list of weights.
+Each forecast is a weighted sum of the computed estimates, so each method only has to compute the weights.
 """
 
 from __future__ import annotations
@@ -21,33 +25,35 @@ from torch import Tensor
 from ...ras_core.errors import RASError
 
 HERMITE_SCALE = 0.5
-"""HiCache's sigma, in its published range."""
+"""The scale sigma of HiCache's polynomials (s in `_hermite`), in the range that its paper gives."""
 RIDGE = 0.1
-"""Spectrum's lambda."""
+"""Strength of the ridge penalty: lambda in the Spectrum paper."""
 KEPT = 8
-"""Estimates that are kept, at most."""
+"""Largest number of computed estimates that are kept for forecasts."""
 
 
 def is_computed(step: int, first: int, every: int) -> bool:
-    """Whether a step is computed: the first ones, then every so many."""
+    """Whether a step is computed: the steps before `first`, then every `every`-th step from `first` on."""
     return step < first or (step - first) % every == 0
 
 
 def computed_steps(steps: int, first: int, every: int) -> int:
-    """How many of the steps are computed."""
+    """Number of computed steps in a run of `steps` steps; the others are forecast."""
     return sum(is_computed(step, first, every) for step in range(steps))
 
 
 def weights(form: str, known: Sequence[float], sigma: float) -> list[float]:
-    """Weights of the computed estimates whose sum is the forecast; 0 for those that are not used.
+    """One weight for each computed estimate; the weighted sum of the estimates is the forecast.
+
+    An estimate that the forecast does not use has the weight 0.
 
     Args:
-        form: a key of FORMS.
-        known: sigmas of the computed estimates, the newest last; at least one.
-        sigma: of the step to forecast.
+        form: name of the kind of forecast, a key of FORMS.
+        known: noise levels of the computed estimates, at least one, the newest last.
+        sigma: noise level of the step to forecast.
 
     Raises:
-        RASError: there is no such form.
+        RASError: FORMS has no such key.
     """
     if form not in FORMS:
         raise RASError(f"forecast {form!r}.", f"one of {', '.join(FORMS)}.", "correct --forms.")
@@ -56,7 +62,7 @@ def weights(form: str, known: Sequence[float], sigma: float) -> list[float]:
 
 
 def _taylor(known: list[float], sigma: float, order: int) -> list[float]:
-    """Lagrange's form of the polynomial through the last order + 1 points."""
+    """Weights of the Lagrange polynomial through the last `order` + 1 estimates, evaluated at `sigma`."""
     nodes = known[-(order + 1) :]
     found = []
     for i, node in enumerate(nodes):
@@ -69,9 +75,11 @@ def _taylor(known: list[float], sigma: float, order: int) -> list[float]:
 
 
 def _hermite(known: list[float], sigma: float, order: int) -> list[float]:
-    """Taylor's sum with s^n H_n(s u) in place of u^n, u the distance in units of the last interval.
+    """Weights of a Taylor sum whose powers u^n are replaced by s^n H_n(s u), as in HiCache.
 
-    Derivatives come from divided differences, as in TaylorSeer, but for uneven steps.
+    u is the distance from the newest estimate to `sigma`, divided by the distance of the last two estimates;
+    s is HERMITE_SCALE and H_n a Hermite polynomial. As in TaylorSeer, differences of estimates approximate
+    the derivatives; divided differences also work for steps of different sizes.
     """
     nodes = known[-(order + 1) :]
     found = [0.0] * (len(known) - 1) + [1.0]
@@ -81,7 +89,7 @@ def _hermite(known: list[float], sigma: float, order: int) -> list[float]:
     u, factorial = (sigma - nodes[-1]) / length, 1.0
     for n in range(1, len(nodes)):
         factorial *= n
-        # The n-th difference f[last n + 1] n! length^n, over n!.
+        # The n-th derivative is about n! f[last n + 1 nodes]. The n! cancels with that of the Taylor sum.
         for place, weight in zip(
             range(len(known) - n - 1, len(known)), _divided(nodes[-(n + 1) :]), strict=True
         ):
@@ -90,7 +98,7 @@ def _hermite(known: list[float], sigma: float, order: int) -> list[float]:
 
 
 def _divided(nodes: Sequence[float]) -> list[float]:
-    """Weights of the divided difference over some nodes."""
+    """Weights of the values at these nodes in their divided difference."""
     found = []
     for i, node in enumerate(nodes):
         weight = 1.0
@@ -102,7 +110,7 @@ def _divided(nodes: Sequence[float]) -> list[float]:
 
 
 def _scaled_hermite(n: int, u: float) -> float:
-    """s^n H_n(s u), with the physicists' H_n."""
+    """s^n H_n(s u), where s is HERMITE_SCALE and H_n the physicists' Hermite polynomial."""
     before, current, x = 0.0, 1.0, HERMITE_SCALE * u
     for k in range(n):
         before, current = current, 2 * x * current - 2 * k * before
@@ -110,10 +118,11 @@ def _scaled_hermite(n: int, u: float) -> float:
 
 
 def _chebyshev(known: list[float], sigma: float, order: int) -> list[float]:
-    """Ridge regression on Chebyshev polynomials of the change since the newest estimate.
+    """Weights of a ridge regression with Chebyshev polynomials, evaluated at `sigma`.
 
-    The span from the oldest kept sigma to 0 is mapped to -1..1. Fitting the change makes the ridge pull
-    towards the newest estimate and not towards 0.
+    The noise levels from the oldest kept estimate down to 0 are mapped to the range from 1 to -1. The
+    regression fits the differences between the estimates and the newest one, so that the ridge penalty pulls
+    the forecast towards the newest estimate, and not towards 0.
     """
     degree = min(order, len(known) - 1)
     if degree < 1:
@@ -139,13 +148,13 @@ FORMS: dict[str, tuple[Callable[[list[float], float, int], list[float]], int]] =
 
 
 def forecasting(function: Callable[..., Tensor], form: str, first: int, every: int) -> Callable[..., Tensor]:
-    """A sampler function of k-diffusion's form whose skipped steps are forecast.
+    """Wrap a k-diffusion sampler function, so that the estimates of skipped steps are forecast.
 
     Args:
-        function: one that evaluates once a step.
-        form: a key of FORMS.
-        first: steps computed at the start.
-        every: of the others, every so many are computed.
+        function: a sampler function that evaluates the model once per step.
+        form: name of the kind of forecast, a key of FORMS.
+        first: number of steps at the start that are computed.
+        every: interval of the computed steps after those, in steps.
     """
 
     def sample(model: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -155,7 +164,10 @@ def forecasting(function: Callable[..., Tensor], form: str, first: int, every: i
 
 
 class _Forecast:
-    """The model function of one run; other attributes are those of ComfyUI's own."""
+    """The model function of one run, which forecasts skipped steps.
+
+    All other attributes are those of ComfyUI's model function.
+    """
 
     def __init__(self, model: Callable[..., Tensor], form: str, first: int, every: int):
         self._model, self._form, self._first, self._every = model, form, first, every

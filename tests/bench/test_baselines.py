@@ -358,7 +358,7 @@ def test_cells_that_do_not_fit_the_time_are_left_out(options, tmp_path, capsys):
     cells = [Cell("random_sd3", steps=steps) for steps in (3, 4, 5, 6)]
     run = local_runner(options, tmp_path, limit=3.0, clock=lambda: float(next(times)))
     assert [cell.steps for cell, _ in run(cells)] == [3, 4]
-    assert "no time for 2 of 4 cells" in capsys.readouterr().err
+    assert "time limit reached, 2 of 4 cells left out" in capsys.readouterr().err
 
 
 def test_a_cell_that_fails_does_not_end_the_others(options, tmp_path, capsys):
