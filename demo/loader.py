@@ -1,9 +1,9 @@
 """Load the bundled demo models as MODEL and VAE for ComfyUI's own nodes.
 
-The transformers are small instances of ComfyUI's own network classes: MMDiT for SD3, NextDiT for Lumina 2, and
-Flux. Their large weight matrices are stored as int8 with one fp16 scale per row, and dequantised here. Nothing
-is registered in the user's model folders, and nothing global in ComfyUI is changed: preview colours and sampling
-settings are set on the config object of the loaded model only.
+The transformers are small instances of ComfyUI's own network classes: MMDiT for SD3, NextDiT for Lumina 2,
+and Flux. Their large weight matrices are stored as int8 with one fp16 scale per row, and dequantised here.
+Nothing is registered in the user's model folders, and nothing global in ComfyUI is changed: preview colours
+and sampling settings are set on the config object of the loaded model only.
 """
 
 from __future__ import annotations
