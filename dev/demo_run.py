@@ -3,9 +3,8 @@
     make demo                          both families
     make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
 
-For each family, a short warm-up run loads the model and tunes the kernels. Two timed runs follow, the first
-dense, the second with RAS, with the same workflow and seed. Thanks to the warm-up, neither of them includes
-loading or tuning. All reported times are seconds that the sampler node took.
+For each family, a short warm-up run loads the model and tunes the kernels. Two timed runs with the same
+workflow and seed follow, first dense, then with RAS. Reported times are seconds that the sampler node took.
 """
 
 from __future__ import annotations
