@@ -104,7 +104,7 @@ def plan_for(family: str, smoke: bool) -> Plan:
 
 @dataclass(frozen=True)
 class LatentBank:
-    """Latents (n, 16, h, w) in fp16, and several prompts for each latent, as word numbers (n, prompts, 16)."""
+    """Latents (n, 16, h, w) in fp16, with several prompts for each as word numbers (n, prompts, 16)."""
 
     latents: Tensor
     numbers: Tensor
@@ -141,7 +141,7 @@ class DivergenceGuard:
         self._kept: list[dict] = []
 
     def look(self, loss: float, size: int) -> None:
-        """Check the mean loss of the latest steps, which were at this image size. Restores a state if needed."""
+        """Check the mean loss of the latest steps, all at this image size. May restore a state."""
         if size != self._size:  # losses of different image sizes cannot be compared
             self._size, self._usual = size, math.inf
         if not loss < BURST * self._usual:
@@ -155,7 +155,7 @@ class DivergenceGuard:
 
     def _take_back(self, loss: float) -> None:
         log.warning(
-            "%s: loss %.4f after %.4f at step %d; restored last good state, without compilation, at half rate",
+            "%s: loss %.4f after %.4f at step %d; restored last good state, not compiled, at half rate",
             self._trainer.family, loss, self._usual, self._trainer.steps,
         )  # fmt: skip
         for part, state in zip(self._parts(), self._kept, strict=True):
@@ -237,7 +237,7 @@ class Trainer:
             self._loss = torch.compile(self._raw_loss, dynamic=False)
 
     def _stop_compiling(self) -> None:
-        """Turn off compilation and drop captured steps. Halves the batch: uncompiled code needs more memory."""
+        """Turn off compilation and drop captured steps. Halves the batch: eager code needs more memory."""
         self._captured.clear()
         self._loss, self.share = self._raw_loss, 0.5
         if self.parts:
