@@ -247,8 +247,9 @@ def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Te
             "the pack is too old for this ComfyUI."
         )
     if unknown := sorted(state.keys() - expected.keys()):
-        names = ", ".join(unknown)
-        logger.debug("demo weights: ignored tensors that %s does not have: %s", type(network).__name__, names)
+        logger.debug(
+            "demo weights: ignored tensors unknown to %s: %s", type(network).__name__, ", ".join(unknown)
+        )
     return {name: state[name] for name in expected}
 
 
