@@ -1,4 +1,6 @@
-"""Draw the registry's icon and banner: a grid of tokens, some of them computed. Needs Pillow.
+"""Draw the icon and the banner for the ComfyUI registry. Needs Pillow.
+
+Both show a grid of tokens in two colours: `ACTIVE` for computed tokens, `CACHED` for tokens from the cache.
 
 python assets/make_art.py
 """
@@ -11,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 HERE = Path(__file__).parent
-SCALE = 4  # drawn large and scaled down, for smooth corners
+SCALE = 4  # the icon is drawn this many times larger, then scaled down, for smooth corners
 
 BACKGROUND = (22, 24, 29)
 CACHED = (52, 56, 66)
@@ -21,14 +23,17 @@ FAINT = (160, 166, 178)
 
 
 def is_lit(row: float, column: float, rows: int) -> bool:
-    """Whether a token lies on a ring around the grid's centre or on the dot in it."""
+    """Whether a token is drawn as computed: if it is on a ring around the grid's centre or the dot inside."""
     middle = (rows - 1) / 2
     distance = math.hypot(row - middle, column - middle) / middle
     return 0.62 < distance < 1.0 or distance < 0.36
 
 
 def draw_grid(draw: ImageDraw.ImageDraw, left: int, top: int, side: int, rows: int, columns: int) -> None:
-    """Tokens of `side` pixels; the lit ring is centred on the first `rows` columns."""
+    """Draw a grid of square cells, one per token, each `side` pixels wide.
+
+    The ring of computed tokens fills the square of the first `rows` columns.
+    """
     gap = round(side * 0.14)
     for row in range(rows):
         for column in range(columns):
@@ -39,7 +44,7 @@ def draw_grid(draw: ImageDraw.ImageDraw, left: int, top: int, side: int, rows: i
 
 
 def icon() -> Image.Image:
-    """400 x 400."""
+    """The icon, 400 x 400 pixels."""
     size = 400 * SCALE
     image = Image.new("RGBA", (size, size), (0, 0, 0, 0))
     draw = ImageDraw.Draw(image)
@@ -51,7 +56,7 @@ def icon() -> Image.Image:
 
 
 def banner() -> Image.Image:
-    """1470 x 630, that is 21:9."""
+    """The banner, 1470 x 630 pixels (aspect ratio 21:9)."""
     width, height = 1470 * 2, 630 * 2
     image = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(image)

@@ -1,1 +1,1 @@
-"""Demo models: small SD3 and Lumina 2 transformers that are bundled with the pack."""
+"""Demo models: small SD3, Lumina 2 and Flux transformers that are bundled with the pack."""

@@ -1,9 +1,9 @@
 """Load the bundled demo models as MODEL and VAE for ComfyUI's own nodes.
 
-The transformers are ComfyUI's classes (MMDiT for SD3, NextDiT for Lumina 2, Flux) in a small size. Their
-large matrices are stored as int8 with one fp16 scale per row and are dequantised here. Nothing is
-registered in the user's model folders, and nothing global in ComfyUI is changed: latent format and sampling
-settings are set on this model's own config object.
+The transformers are small instances of ComfyUI's own network classes: MMDiT for SD3, NextDiT for Lumina 2,
+and Flux. Their large weight matrices are stored as int8 with one fp16 scale per row, and dequantised here.
+Nothing is registered in the user's model folders, and nothing global in ComfyUI is changed: preview colours
+and sampling settings are set on the config object of the loaded model only.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ FLUX_CONFIG: dict[str, Any] = {
 class DemoFamily:
     """One bundled transformer.
 
-    `config_class` names the class in `comfy.supported_models`; `unet_config` holds the arguments of its
-    network; `sampling_settings` overrides the class's own.
+    `config_class` is the name of a model config class in `comfy.supported_models`. `unet_config` holds the
+    arguments of the network; `sampling_settings` overrides entries of the class's sampling settings.
     """
 
     config_class: str
@@ -108,13 +108,14 @@ class DemoFamily:
 FAMILIES: dict[str, DemoFamily] = {
     "sd3": DemoFamily("SD3", "sd3.safetensors", SD3_CONFIG),
     "lumina2": DemoFamily("Lumina2", "lumina2.safetensors", LUMINA2_CONFIG),
-    # Without guidance embedding ComfyUI's class is named after Schnell, whose shift is for few steps.
+    # For a Flux network without guidance embedding, ComfyUI has only the config class of Flux Schnell. The
+    # shift of that class is meant for sampling in few steps, so it is overridden.
     "flux": DemoFamily("FluxSchnell", "flux.safetensors", FLUX_CONFIG, {"shift": 3.0}),
 }
 
 
 def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
-    """MODEL and VAE of one of `FAMILIES`, in the precision ComfyUI picks for its device."""
+    """MODEL and VAE of one of `FAMILIES`, in the dtype that ComfyUI selects for the device."""
     spec = _family_spec(family)
     model_config = build_config(spec)
     autoencoder = read_weights(AUTOENCODER_FILE)
@@ -128,23 +129,26 @@ def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
 def build_config(spec: DemoFamily) -> Any:
     """ComfyUI's model config object of a family, with its network's arguments and sampling settings."""
     model_config = getattr(comfy.supported_models, spec.config_class)(network_config(spec))
-    # A new dict: the class's own is shared by every model of the family.
+    # A new dict, because the dict of the class is shared by every loaded model of the family.
     model_config.sampling_settings = {**model_config.sampling_settings, **spec.sampling_settings}
     return model_config
 
 
 def network_config(spec: DemoFamily) -> dict[str, Any]:
-    """A family's network arguments as this version of ComfyUI understands them."""
+    """A family's network arguments, converted to what the installed version of ComfyUI expects."""
     config = dict(spec.unet_config)
     if "ffn_dim_multiplier" in config:
         config["ffn_dim_multiplier"] /= _feed_forward_base()
     if "txt_ids_dims" in config and "txt_ids_dims" not in FluxParams.__dataclass_fields__:
-        del config["txt_ids_dims"]  # 0.3.75 never numbers the rows of the text
+        del config["txt_ids_dims"]  # in ComfyUI 0.3.75, text tokens never have positions
     return config
 
 
 def _feed_forward_base() -> int:
-    """Factor that NextDiT applies to its width before that multiplier: 1, or 4 in older versions (0.3.64)."""
+    """Factor on the feed-forward width that NextDiT applies in addition to `ffn_dim_multiplier`.
+
+    It is 1 in current ComfyUI versions and 4 in older ones (0.3.64).
+    """
     default = inspect.signature(NextDiT.__init__).parameters["ffn_dim_multiplier"].default
     return 4 if default is None else 1
 
@@ -162,13 +166,13 @@ def read_weights(name: str) -> dict[str, Tensor]:
     except (SafetensorError, ValueError) as error:
         raise ValueError(
             f"Demo weights cannot be read: {path} has {path.stat().st_size} bytes ({error}). "
-            "Expected a complete safetensors file. Reinstall the pack: the file was cut short or changed."
+            "Expected a complete safetensors file. Reinstall the pack: the file is truncated or was changed."
         ) from error
     return unpack_int8(packed)
 
 
 def unpack_int8(packed: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Multiply each int8 matrix (out, in) by its fp16 `<name>.scale` (out,); pass everything else on."""
+    """Multiply each int8 matrix (out, in) by its fp16 `<name>.scale` (out,); keep other tensors unchanged."""
     state = {}
     for name, tensor in packed.items():
         if name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in packed:
@@ -180,9 +184,10 @@ def unpack_int8(packed: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def sincos_table(width: int, grid: int) -> Tensor:
-    """SD3's fixed 2-D position table (1, grid * grid, width): columns in the first half, rows in the second.
+    """SD3's fixed 2-D position table (1, grid * grid, width), computed here because it is not in the file.
 
-    Each half is sines then cosines of the position times 10000^(-2k / half). Rebuilt, not shipped.
+    The first half of the channels encodes a token's column, the second half its row. Each half contains the
+    sines, then the cosines of position * 10000^(-2k / half), where half = width / 2.
     """
     quarter = width // 4
     frequency = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
@@ -201,14 +206,14 @@ def _family_spec(family: str) -> DemoFamily:
 
 
 def _set_preview_factors(latent_format: Any, autoencoder: dict[str, Tensor]) -> None:
-    """Set preview colours fitted to the demo autoencoder on this latent format object, not on its class."""
+    """Set the demo autoencoder's preview colours on this latent format object only, not on its class."""
     latent_format.latent_rgb_factors = autoencoder.pop("latent_rgb_factors").float().tolist()
     latent_format.latent_rgb_factors_bias = autoencoder.pop("latent_rgb_factors_bias").float().tolist()
     latent_format.taesd_decoder_name = None
 
 
 def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
-    """Load the model as ComfyUI loads a diffusion model file with a known config."""
+    """Build the model and load its weights, as ComfyUI does for a diffusion model file of known config."""
     load_device = model_management.get_torch_device()
     offload_device = model_management.unet_offload_device()
     supported = list(model_config.supported_inference_dtypes)
@@ -223,10 +228,10 @@ def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
 
 
 def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that this ComfyUI's network has, without those that it no longer has.
+    """Only the weights that the network has in the installed version of ComfyUI, under its names.
 
-    Between 0.3.75 and 0.30.0 NextDiT lost `norm_final.weight`, which it never used, and the weights of Flux's
-    norms of queries and keys, then called `scale`, got torch's name.
+    Two things changed between ComfyUI 0.3.75 and 0.30.0: NextDiT lost `norm_final.weight`, which it had never
+    used, and Flux's query and key norms renamed their weights from `scale` to `weight`.
 
     Raises:
         ValueError: a weight that the network needs is missing or has another shape.
@@ -237,12 +242,14 @@ def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Te
     if wrong:
         raise ValueError(
             f"Demo weights do not fit {type(network).__name__}: {len(wrong)} tensors are missing or have "
-            f"another shape, first {wrong[0]!r}. Expected all {len(expected)} tensors of this ComfyUI's "
-            "network. Reinstall the pack so that code and weights match; if that does not help, "
+            f"another shape, for example {wrong[0]!r}. Expected all {len(expected)} tensors that the network "
+            "has in this ComfyUI. Reinstall the pack so that code and weights match; if that does not help, "
             "the pack is too old for this ComfyUI."
         )
     if unknown := sorted(state.keys() - expected.keys()):
-        logger.debug("demo weights: %s has no %s; ignored", type(network).__name__, ", ".join(unknown))
+        logger.debug(
+            "demo weights: ignored tensors unknown to %s: %s", type(network).__name__, ", ".join(unknown)
+        )
     return {name: state[name] for name in expected}
 
 
@@ -252,7 +259,7 @@ def _name_here(name: str, expected: Container[str]) -> str:
 
 
 def _load_vae(latent_format: Any, autoencoder: dict[str, Tensor]) -> comfy.sd.VAE:
-    """The shared autoencoder, with this family's scale and shift of latents."""
+    """The autoencoder that all families share, with the latent scale and shift of this family."""
     state = dict(autoencoder)
     state["vae_scale"] = torch.tensor(latent_format.scale_factor)
     state["vae_shift"] = torch.tensor(latent_format.shift_factor)

@@ -1,7 +1,8 @@
 """Text for the demo models, without a text encoder.
 
-Every word is a fixed random vector from a generator that its CRC-32 seeds. This needs no weights and accepts
-every prompt; the models only learnt the words of their training prompts.
+Each word is encoded as a random vector that is always the same, because the CRC-32 of the word seeds the
+random generator. This needs no weights and accepts every prompt, but the models only know the words of their
+training prompts.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ WORD_NORM = 4.0
 
 
 def split_words(text: str) -> list[str]:
-    """Lower-case words of `text` in order; they are separated by anything but letters and digits."""
+    """Lower-case words of `text` in order. Any character except letters and digits separates words."""
     return re.findall(r"[^\W_]+", text.lower())
 
 
 @lru_cache(maxsize=8192)
 def word_vector(word: str) -> Tensor:
-    """The vector of one word: shape (64,), length 4. Treat it as read-only."""
+    """The vector of one word: shape (64,), L2 norm 4. It is cached, so treat it as read-only."""
     generator = torch.Generator("cpu").manual_seed(zlib.crc32(word.encode("utf-8")))
     vector = torch.randn(WORD_DIM, generator=generator, dtype=torch.float32)
     return vector * (WORD_NORM / vector.norm())
@@ -34,8 +35,9 @@ def word_vector(word: str) -> Tensor:
 def encode_prompt(text: str) -> tuple[Tensor, Tensor]:
     """Context (1, 16, 64) and pooled vector (1, 64) of a prompt, float32.
 
-    The first 16 words fill the context, zero rows pad it, later words are dropped. The pooled vector is the
-    sum of the words over the square root of their number. The empty text is all zeros.
+    Each row of the context is the vector of one word. Shorter prompts are padded with zero rows; words after
+    the sixteenth are dropped. The pooled vector is the sum of the word vectors divided by the square root of
+    their number. For an empty prompt, context and pooled vector are zero.
     """
     context = torch.zeros(1, MAX_WORDS, WORD_DIM)
     words = split_words(text)[:MAX_WORDS]

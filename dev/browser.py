@@ -1,7 +1,8 @@
 """A headless Chromium and playwright-core, for the browser tests.
 
-Chromium is that of the system: CHROMIUM_PATH if set, else the one on the PATH. On Debian, it is installed if
-the user is root. playwright-core is installed from npm into `.host/browser`; it never downloads a browser.
+The tests use the system's Chromium: the one at CHROMIUM_PATH if that variable is set, else the one on the
+PATH. If there is none, Debian's package is installed, provided the user is root on Debian. playwright-core is
+installed from npm into `.host/browser`; playwright-core does not download a browser of its own.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ DEBIAN_PACKAGES = ("chromium", "fonts-dejavu-core")
 
 
 class NoBrowser(Exception):
-    """There is no usable browser; the message has the reason and what to do."""
+    """There is no usable browser. The message gives the reason and says what the user can do about it."""
 
 
 @dataclass(frozen=True)
 class Browser:
-    """Paths that a test needs: the programs, and the folder whose `node_modules` contains playwright-core."""
+    """Paths for a browser test: node, Chromium, and the folder with playwright-core in `node_modules`."""
 
     node: str
     chromium: str
@@ -40,24 +41,24 @@ def find() -> Browser:
     """Find an installed browser.
 
     Raises:
-        NoBrowser: something is missing.
+        NoBrowser: Node.js, Chromium or playwright-core is missing.
     """
     node, chromium = shutil.which("node"), find_chromium()
     if not node:
         raise NoBrowser("node is not on the PATH. Install Node.js 18 or newer, with npm.")
     if not chromium:
         told = os.environ.get("CHROMIUM_PATH") or "none of " + ", ".join(CHROMIUM_NAMES)
-        raise NoBrowser(f"there is no Chromium ({told}). Install it, or set CHROMIUM_PATH to one.")
+        raise NoBrowser(f"there is no Chromium ({told}). Install it, or set CHROMIUM_PATH to its path.")
     if playwright_version() != PLAYWRIGHT:
         raise NoBrowser(f"playwright-core {PLAYWRIGHT} is not in {FOLDER}. Run `make test-browser`.")
     return Browser(node, chromium, FOLDER)
 
 
 def prepare() -> Browser:
-    """Find a browser; installs missing parts if possible.
+    """Find a browser, after installing Chromium and playwright-core if they are missing.
 
     Raises:
-        NoBrowser: something is missing and cannot be installed.
+        NoBrowser: one of the programs is missing and cannot be installed.
     """
     if not (find_chromium() or os.environ.get("CHROMIUM_PATH")) and may_install_chromium():
         install_chromium()
@@ -67,13 +68,13 @@ def prepare() -> Browser:
 
 
 def find_chromium() -> str | None:
-    """Path of the Chromium to use."""
+    """Path of the Chromium to use, or None if there is none."""
     given = os.environ.get("CHROMIUM_PATH")
     return shutil.which(given) if given else next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
 
 
 def playwright_version() -> str | None:
-    """The version of playwright-core in FOLDER."""
+    """The version of playwright-core installed in FOLDER, or None."""
     try:
         package = FOLDER / "node_modules" / "playwright-core" / "package.json"
         return json.loads(package.read_text(encoding="utf-8"))["version"]
@@ -82,7 +83,10 @@ def playwright_version() -> str | None:
 
 
 def may_install_chromium() -> bool:
-    """Only as root on Debian: on other systems the package has another name, or needs snapd."""
+    """Whether this tool may install Chromium: only as root on Debian.
+
+    On other systems the package has another name, or its installation needs snapd.
+    """
     try:
         release = Path("/etc/os-release").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -91,7 +95,7 @@ def may_install_chromium() -> bool:
 
 
 def install_chromium() -> None:
-    """Debian's package."""
+    """Install Debian's package of Chromium."""
     say("dev: installing Debian's Chromium for the browser tests")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", *DEBIAN_PACKAGES]):
@@ -100,7 +104,7 @@ def install_chromium() -> None:
 
 
 def install_playwright() -> None:
-    """playwright-core from npm's registry."""
+    """Install playwright-core from npm's registry."""
     npm = shutil.which("npm")
     if not npm:
         raise NoBrowser("npm is not on the PATH. Install npm, which downloads playwright-core.")

@@ -1,4 +1,4 @@
-"""A client for a ComfyUI server: run a prompt, follow it, download the images."""
+"""A client for a ComfyUI server: run a prompt, follow its progress, download its images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .workflow import ComfyError, Prompt
 
 @dataclass
 class Result:
-    """The result of a prompt: each node's `ui` output, and its duration by this machine's clock."""
+    """The result of a prompt: each node's `ui` output, and the seconds that the client measured."""
 
     prompt_id: str
     outputs: dict[str, dict[str, list]]
@@ -28,11 +28,11 @@ class Result:
     node_seconds: dict[str, float] = field(default_factory=dict)
 
     def images(self, node_id: str) -> list[dict]:
-        """References to the images that a node shows, for `Client.image`."""
+        """References to the images that a node shows. `Client.image` downloads an image by its reference."""
         return self.outputs.get(node_id, {}).get("images", [])
 
     def ui(self, key: str) -> list:
-        """The values of all nodes under one key of their `ui` output."""
+        """The values that all nodes returned under the given key of their `ui` output, as one list."""
         return [item for output in self.outputs.values() for item in output.get(key, [])]
 
 
@@ -46,15 +46,15 @@ class Client:
         self.url = url.rstrip("/")
 
     def get(self, path: str) -> Any:
-        """GET a path and read its JSON."""
+        """GET a path of the server and parse the response as JSON."""
         return json.loads(fetch(self.url + path))
 
     def object_info(self) -> dict:
-        """All nodes of the server, with their inputs."""
+        """Descriptions of all node classes of the server, with their inputs."""
         return self.get("/object_info")
 
     def image(self, reference: dict) -> bytes:
-        """The file of an image that a node shows."""
+        """The bytes of an image file, by its reference from `Result.images`."""
         return fetch(f"{self.url}/view?{urllib.parse.urlencode(reference)}")
 
     def queue(self, prompt: Prompt, client_id: str = "") -> str:
@@ -78,7 +78,7 @@ class Client:
                 if message.type == aiohttp.WSMsgType.TEXT and watch.see(json.loads(message.data)):
                     break
             else:
-                raise ComfyError("The server closed the connection during a prompt; see its log.")
+                raise ComfyError("The server closed the connection during a prompt; see the server's log.")
         outputs = await self._outputs(watch.prompt_id)
         return Result(watch.prompt_id, outputs, watch.clock() - watch.start, watch.node_seconds)
 
@@ -89,11 +89,11 @@ class Client:
             if prompt_id in history:
                 return history[prompt_id]["outputs"]
             await asyncio.sleep(0.05)
-        raise ComfyError("The prompt succeeded, but the server has no history of it; see its log.")
+        raise ComfyError("The prompt succeeded, but the server has no history of it; see the server's log.")
 
 
 class _Watch:
-    """Follows a prompt by the server's messages."""
+    """Follows one prompt through the messages that the server sends over the websocket."""
 
     clock = staticmethod(time.perf_counter)
 
@@ -130,7 +130,7 @@ class _Watch:
 
 
 def _rejection(body: bytes) -> str:
-    """The server's reasons, one per node input."""
+    """The server's reasons for rejecting a prompt, one for each invalid node input."""
     try:
         answer = json.loads(body)
     except ValueError:

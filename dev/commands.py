@@ -2,8 +2,9 @@
 
     python3 -m dev COMMAND [ARGUMENTS]    (from the repository's root)
 
-`build` creates the dev environment, `build-old` the one with an older ComfyUI; `python` prints the path of
-its interpreter. The other commands are the Makefile's targets; see `make help`.
+`build` creates the dev environment, `build-old` the one with an older ComfyUI. `python` builds the dev
+environment and prints the path of its Python interpreter. The other commands are the Makefile's targets; see
+`make help`.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ def has_pack(comfyui: Path) -> bool:
 
 
 def serve_command(env: DevEnvironment, arguments: list[str]) -> list[str]:
-    """The command line of a ComfyUI for a browser, with the user's own models."""
+    """The command line of a ComfyUI that the user opens in a browser."""
     command = [str(env.python), str(env.comfyui / "main.py"), "--listen", "127.0.0.1", "--port", "8188"]
     command += ["--disable-api-nodes", "--preview-method", "latent2rgb", *cpu_flag(env)]
     if not env.ours and not has_pack(env.comfyui):
         extra = paths.HOME / "pack_paths.yaml"
-        # JSON is valid YAML, and needs no care with quoting.
+        # JSON is valid YAML, and json.dumps quotes the path correctly.
         extra.write_text(json.dumps({"multirate_ras": {"custom_nodes": str(paths.BASE / "custom_nodes")}}))
         command += ["--extra-model-paths-config", str(extra)]
     return [*command, *arguments]
 
 
 def serve(arguments: list[str]) -> int:
-    """Start ComfyUI for a browser."""
+    """Start a ComfyUI that the user opens in a browser."""
     env = build()
-    # A port in ARGS takes precedence: ComfyUI uses the last one.
+    # A --port in ARGS takes precedence over 8188, because ComfyUI uses the last --port that it is given.
     if "--port" not in arguments and port_taken(8188):
         raise DevError(
             "`make serve` needs port 8188, which is in use, perhaps by another ComfyUI. "
@@ -55,39 +56,39 @@ def serve(arguments: list[str]) -> int:
 
 
 def demo(arguments: list[str]) -> int:
-    """Run the demo in the dev environment's interpreter."""
+    """Run the demo with the dev environment's interpreter."""
     env = build()
     return replace_process([str(env.python), "-m", "dev.demo_run", *arguments], env.variables())
 
 
 def bench_quality(arguments: list[str]) -> int:
-    """Run the quality harness; without arguments a short sweep."""
+    """Run the quality benchmark (`bench quality`); without arguments, its short sweep."""
     env = build()
     program = [str(env.python), "-m", "bench", "quality"]
     return replace_process([*program, *(arguments or ["sweep", "--preset", "quick"])], env.variables())
 
 
 def clean(_arguments: list[str]) -> int:
-    """Remove everything that the commands created, and models and images that users put into `.host/`."""
+    """Remove all files that the commands created, also models and images that users put into `.host/`."""
     for path in (paths.HOME, ROOT / "demo" / "output", ROOT / "tests" / "browser" / "output"):
         shutil.rmtree(path, ignore_errors=True)
     return 0
 
 
 def show_build(_arguments: list[str], release: Release = RELEASE) -> int:
-    """Build, and print the paths."""
+    """Build the dev environment, and print the paths of ComfyUI and the interpreter."""
     env = build(release)
     say(f"dev: ready: ComfyUI at {env.comfyui}, Python at {env.python}")
     return 0
 
 
 def show_build_old(arguments: list[str]) -> int:
-    """Build with the older ComfyUI, and print the paths."""
+    """Build the dev environment with the older ComfyUI, and print the same paths."""
     return show_build(arguments, OLD_RELEASE)
 
 
 def show_python(_arguments: list[str]) -> int:
-    """Build, and print the interpreter's path for use in a shell."""
+    """Build the dev environment, and print only the interpreter's path, for use in shell scripts."""
     print(build().python)
     return 0
 
@@ -103,11 +104,11 @@ def main(argv: list[str] | None = None) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="dev", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed to the program that is run")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="passed on to the command's program")
     options = parser.parse_args(argv)
     if sys.version_info < (3, 10):  # noqa: UP036 (this is the check itself)
         version = sys.version.split()[0]
-        say(f"dev: this is Python {version}; 3.10 or newer is needed. Try: make PYTHON=python3.11 <target>")
+        say(f"dev: Python {version} is too old; 3.10 or newer is needed. Try make PYTHON=python3.11 <target>")
         return 1
     try:
         return COMMANDS[options.command](options.arguments)

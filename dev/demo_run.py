@@ -3,8 +3,8 @@
     make demo                          both families
     make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
 
-A short warm-up run loads the model and tunes kernels, so that the two timed runs (dense, then RAS, with the
-same workflow and seed) have the same conditions. Times are seconds in the sampler.
+For each family, a short warm-up run loads the model and tunes the kernels. Two timed runs with the same
+workflow and seed follow, first dense, then with RAS. Reported times are seconds that the sampler node took.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ WORKFLOWS = {
 }
 NEEDED_NODES = ("RASKSampler", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
 
-# Nodes that the demo adds to a workflow, so that it can save the images whatever the workflow shows or saves.
+# Ids of nodes that the demo adds to a workflow. It saves their images, whatever the workflow itself saves.
 PICTURE, FRAMES, SUMMARY = "demo_picture", "demo_frames", "demo_summary"
 
 
@@ -45,12 +45,12 @@ def say(text: str = "", end: str = "\n") -> None:
 
 
 def nodes_of(prompt: Prompt, class_type: str) -> list[str]:
-    """The ids of a workflow's nodes of a class."""
+    """The ids of all nodes of the class `class_type` in a prompt."""
     return [key for key, node in prompt.items() if node["class_type"] == class_type]
 
 
 def only(prompt: Prompt, class_type: str) -> str:
-    """The id of the only node of a class."""
+    """The id of the only node of the class in a prompt. Raises ComfyError unless there is exactly one."""
     found = nodes_of(prompt, class_type)
     if len(found) != 1:
         raise ComfyError(
@@ -61,7 +61,7 @@ def only(prompt: Prompt, class_type: str) -> str:
 
 
 def demo_prompt(workflow: dict, object_info: dict) -> Prompt:
-    """The workflow as a prompt, with added nodes of known ids that show image, mask frames and summary."""
+    """The workflow as a prompt, with three more nodes of known ids, for image, mask frames and summary."""
     prompt = to_api(workflow, object_info)
     decode, masks = only(prompt, "VAEDecode"), only(prompt, "RASMaskPreview")
     for key, source in ((PICTURE, [decode, 0]), (FRAMES, [masks, 0]), (SUMMARY, [masks, 1])):
@@ -70,14 +70,14 @@ def demo_prompt(workflow: dict, object_info: dict) -> Prompt:
 
 
 def with_sampler(prompt: Prompt, **inputs: object) -> Prompt:
-    """A copy of a prompt with other settings of its RASKSampler."""
+    """A copy of a prompt in which these inputs of its RASKSampler node are changed."""
     changed = copy.deepcopy(prompt)
     changed[only(changed, "RASKSampler")]["inputs"].update(inputs)
     return changed
 
 
 def with_size(prompt: Prompt, size: int) -> Prompt:
-    """A copy of a prompt for a square image of another size."""
+    """A copy of a prompt for a square image of `size` x `size` pixels."""
     changed = copy.deepcopy(prompt)
     for node in changed.values():
         if node["inputs"].keys() >= {"width", "height", "batch_size"}:
@@ -89,7 +89,7 @@ def with_size(prompt: Prompt, size: int) -> Prompt:
 
 
 class Progress:
-    """Shows the sampler's steps on one line."""
+    """Prints the sampler's progress, step by step, on one line of the terminal."""
 
     def __init__(self, label: str, sampler: str) -> None:
         self._label, self._sampler = label, sampler
@@ -104,7 +104,7 @@ class Progress:
             say(f"{step}/{steps} ", end="")
 
     def done(self, seconds: float) -> None:
-        """End the line."""
+        """Print the time in the sampler and end the line."""
         say(
             f"\r  {self._label}: {seconds:.2f} s in the sampler" + " " * 20
             if sys.stdout.isatty()
@@ -113,11 +113,11 @@ class Progress:
 
 
 def execute(client: Client, prompt: Prompt, label: str) -> tuple[Result, float]:
-    """Run a prompt and show its progress; returns its result and the seconds in the sampler."""
+    """Run a prompt and show its progress. Returns its result and the seconds that the sampler node took."""
     sampler = only(prompt, "RASKSampler")
     progress = Progress(label, sampler)
     result = client.run(prompt, progress)
-    # The run's own timing if available, else the time between the server's messages about the node.
+    # The seconds that the RAS nodes report, else the time between the server's messages about the sampler.
     stats = (result.ui("ras") or [{}])[0]
     seconds = stats.get("seconds") or result.node_seconds.get(sampler, 0.0)
     progress.done(seconds)
@@ -132,7 +132,7 @@ def save_images(client: Client, result: Result, node: str, paths: list[Path]) ->
 
 
 def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
-    """Warm up, make the image dense and with RAS, and save everything."""
+    """Run the prompt three times: as a short warm-up, dense, and with RAS. Save images, masks and summary."""
     short = {"speed": "custom", "steps": 3, "start_percent": 0.3, "error_reset_every": 0}
     execute(client, with_sampler(prompt, seed=1, **short), "warm-up")
     runs = []
@@ -148,7 +148,7 @@ def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
 
 
 def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> None:
-    """Run one family and print its table."""
+    """Run the demo of one family and print the table that compares dense and RAS."""
     settings = prompt[only(prompt, "RASKSampler")]["inputs"]
     say(
         f"\n{family}: {settings['steps']} steps, {settings['sampler_name']}, seed {settings['seed']}, "
@@ -165,7 +165,7 @@ def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> No
 
 
 def shipped_families() -> list[str]:
-    """The families whose example workflow and weights exist."""
+    """The families that have both an example workflow and demo weights in this checkout."""
     weights = ROOT / "demo" / "weights"
     return [
         family
@@ -181,12 +181,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--families", default=",".join(shipped_families()), help="comma-separated; default: %(default)s"
     )
     parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the images")
-    parser.add_argument("--seed", type=int, help="instead of the workflow's")
-    parser.add_argument("--steps", type=int, help="instead of the workflow's")
+    parser.add_argument("--seed", type=int, help="used instead of the workflow's seed")
+    parser.add_argument("--steps", type=int, help="used instead of the workflow's number of steps")
     parser.add_argument(
-        "--ratio", type=float, dest="sample_ratio", help="instead of the workflow's sample_ratio"
+        "--ratio", type=float, dest="sample_ratio", help="used instead of the workflow's sample_ratio"
     )
-    parser.add_argument("--size", type=int, help="width and height, instead of the workflow's")
+    parser.add_argument("--size", type=int, help="width and height in pixels, used instead of the workflow's")
     options = parser.parse_args(argv)
     options.families = [family for family in options.families.split(",") if family]
     unknown = [family for family in options.families if family not in shipped_families()]
@@ -196,22 +196,22 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def family_folder(output: Path, family: str) -> Path:
-    """Folder of a family's images; the first one uses the top folder, where README and tests expect them."""
+    """Folder for a family's images. Those of the first family are in `output` itself, as the README says."""
     return output if family == next(iter(WORKFLOWS)) else output / family
 
 
 def check_nodes(object_info: dict, log: Path) -> None:
-    """Check that the pack was loaded: the server runs without it, but would fail at the first prompt."""
+    """Check that the server has loaded the pack. A server without the pack starts, but its prompts fail."""
     missing = [name for name in NEEDED_NODES if name not in object_info]
     if missing:
         raise ComfyError(
-            f"{tail(log, 60)}\n\nThe server runs, but does not have the pack's nodes {', '.join(missing)}. "
+            f"{tail(log, 60)}\n\nThe server runs without these nodes of the pack: {', '.join(missing)}. "
             f"Expected: all of {', '.join(NEEDED_NODES)}. The reason is in the log above ({log})."
         )
 
 
 def run(options: argparse.Namespace) -> None:
-    """Start the server, run every family, stop the server."""
+    """Start the server, run the demo of every chosen family, stop the server."""
     env = current()
     say(f"Starting ComfyUI ({env.comfyui}); its log: {options.output / 'server.log'}")
     log = options.output / "server.log"
@@ -230,11 +230,11 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program; it always stops the server."""
+    """Run the demo as a program. The server is stopped in any case, also after an error or Ctrl-C."""
     exit_on_signals()
     options = parse(argv)
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(options.output / "masks")  # an earlier run may have had more steps
+        shutil.rmtree(options.output / "masks")  # else masks of an earlier run with more steps remain
     try:
         run(options)
     except (ComfyError, DevError) as error:

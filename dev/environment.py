@@ -18,9 +18,9 @@ class DevEnvironment:
     """A ComfyUI tree and the interpreter that runs it.
 
     Attributes:
-        comfyui: the tree.
-        python: the interpreter.
-        ours: whether it was built here, so that it may be changed.
+        comfyui: path of the ComfyUI tree.
+        python: path of the interpreter.
+        ours: whether the tree was built by this tool, so that this tool may change it.
     """
 
     comfyui: Path
@@ -28,20 +28,20 @@ class DevEnvironment:
     ours: bool
 
     def variables(self) -> dict[str, str]:
-        """The environment variables for a program that runs in it."""
-        # Spinning OpenMP threads slow down a busy machine by a factor of 5 to 20.
+        """The environment variables for a program that runs in this dev environment."""
+        # OpenMP threads that wait by spinning slow down a busy machine by a factor of 5 to 20.
         variables = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "COMFYUI_PATH": str(self.comfyui)}
         return writing_bytecode(variables) if self.ours else variables
 
 
 def cpu_flag(env: DevEnvironment) -> list[str]:
-    """`--cpu` if torch finds no accelerator, since ComfyUI would not start without it."""
+    """`--cpu` if torch finds no accelerator, since ComfyUI would not start without this flag."""
     probe = "import torch; print(int(torch.cuda.is_available() or torch.backends.mps.is_available()))"
     return [] if ask([str(env.python), "-c", probe]) == "1" else ["--cpu"]
 
 
 def given_tree() -> Path | None:
-    """The ComfyUI in COMFYUI_PATH, after a check."""
+    """The ComfyUI tree at COMFYUI_PATH, checked; None if the variable is not set."""
     given = os.environ.get("COMFYUI_PATH")
     if not given:
         return None
@@ -49,14 +49,15 @@ def given_tree() -> Path | None:
     if not (path / "main.py").is_file() or not (path / "comfy").is_dir():
         raise DevError(
             f"COMFYUI_PATH is {given}, where there is no ComfyUI. Expected: the folder that has ComfyUI's "
-            "main.py and comfy/ in it. Correct the path, or unset COMFYUI_PATH: one is then built in .host/."
+            "main.py and comfy/ in it. Correct the path, or unset COMFYUI_PATH to build one in .host/."
         )
     return path
 
 
 def current(release: Release = RELEASE) -> DevEnvironment:
-    """The environment selected by the environment variables, built or not; an older release is always our
-    own.
+    """The dev environment that the environment variables select, whether it is built yet or not.
+
+    COMFYUI_PATH only replaces the current release; an older release is always built by this tool.
     """
     tree = (given_tree() if release is RELEASE else None) or release.tree
     return DevEnvironment(tree, interpreter(), is_ours(tree))
@@ -68,7 +69,7 @@ def is_ours(tree: Path) -> bool:
 
 
 def check_given_python(python: Path) -> None:
-    """Check the user's own interpreter, which is never changed."""
+    """Check that the user's own interpreter has the main packages, without changing it."""
     problem = missing_modules(python, ("torch", "aiohttp", "numpy", "PIL"))
     if problem:
         raise DevError(
@@ -78,10 +79,10 @@ def check_given_python(python: Path) -> None:
 
 
 def build(release: Release = RELEASE) -> DevEnvironment:
-    """Build or repair the dev environment. Takes well under a second if nothing is broken.
+    """Build or repair the dev environment. Takes well under a second if it is already complete.
 
     Raises:
-        DevError: it cannot be built.
+        DevError: the environment cannot be built.
     """
     env = current(release)
     paths.HOME.mkdir(exist_ok=True)
@@ -99,7 +100,7 @@ def build(release: Release = RELEASE) -> DevEnvironment:
 
 
 def build_tree(release: Release) -> None:
-    """Create or repair a ComfyUI tree with the pack."""
+    """Create or repair a ComfyUI tree, and put the pack into its custom_nodes."""
     if problem := tree_problem(release):
         say(f"dev: .host/{release.tree.name}: {problem}")
         make_tree(release)

@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def register_pack() -> None:
-    """Register the repository as package `ras_pack`, as the tests do.
+    """Make the repository importable as package `ras_pack`, as the tests do.
 
-    Removes the root and the started program's folder from `sys.path`, so that `import nodes` finds ComfyUI's
-    module instead of the pack's folder.
+    Removes the repository's root and its top-level folders from `sys.path`. Otherwise `import nodes` would
+    find the pack's folder `nodes` instead of ComfyUI's module.
     """
     hidden = {str(ROOT), *(str(path) for path in ROOT.iterdir() if path.is_dir())}
     sys.path[:] = [p for p in sys.path if os.path.realpath(p or ".") not in hidden]
@@ -24,5 +24,5 @@ def register_pack() -> None:
 
 
 def import_from_pack(module: str) -> ModuleType:
-    """A module of this repository by its dotted name, such as "bench.speed.cli"."""
+    """Import a module of this repository by its dotted name, such as "bench.speed.cli"."""
     return importlib.import_module(f"ras_pack.{module}")

@@ -7,5 +7,5 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 HOME = ROOT / ".host"
 VENV = HOME / "venv"
-BASE = HOME / "base"  # base directory for a ComfyUI that we must not change
+BASE = HOME / "base"  # base directory for a user's ComfyUI, which must not be changed
 PACK = "multirate-ras"

@@ -1,4 +1,4 @@
-"""Run other programs, and report failures with what to do."""
+"""Run other programs; if one fails, report what the user can do about it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,22 @@ from .paths import ROOT
 
 
 class DevError(Exception):
-    """A problem for the user to fix: the message says what was found, what is expected and what to do."""
+    """A problem that the user can fix. The message says what was found, what is expected and what to do."""
 
 
 def say(text: str) -> None:
-    """Print progress to stderr; stdout is for the command `python` and the programs that are run."""
+    """Print a progress message to stderr. stdout is for results and for the programs that are run."""
     print(text, file=sys.stderr, flush=True)
 
 
 def run(command: list[str], what: str, do: str) -> None:
-    """Run a command and show its output. Raises DevError if it fails."""
+    """Run a command and show its output on stderr. Raises DevError if the command fails.
+
+    Args:
+        command: program and arguments.
+        what: names the action in the error message, such as "Installing pip".
+        do: tells the user in that message what to do.
+    """
     try:
         code = subprocess.run(command, stdout=sys.stderr).returncode
     except OSError as error:
@@ -34,7 +40,7 @@ def run(command: list[str], what: str, do: str) -> None:
 
 
 def ask(command: list[str]) -> str | None:
-    """A command's output, or None if it fails."""
+    """What a command prints to stdout, or None if the command fails."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     except (OSError, subprocess.TimeoutExpired):
@@ -43,12 +49,12 @@ def ask(command: list[str]) -> str | None:
 
 
 def writing_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables that enable .pyc files: without them, every start takes ten seconds longer."""
+    """A copy of these variables that lets Python write .pyc files, without which starts take 10 s longer."""
     return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def replace_process(command: list[str], environment: dict[str, str]) -> int:
-    """Replace this process with the program, so that signals and the exit status are the program's."""
+    """Replace this process with a program, which then receives the signals and sets the exit status."""
     os.chdir(ROOT)
     if os.name != "nt":
         os.execve(command[0], command, environment)
@@ -59,13 +65,13 @@ def replace_process(command: list[str], environment: dict[str, str]) -> int:
 
 
 def port_taken(port: int) -> bool:
-    """Whether something listens on that port of this machine."""
+    """Whether a program listens on this TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def exit_on_signals() -> None:
-    """Make SIGTERM and SIGHUP end the program like Ctrl-C, so that `finally` stops the server."""
+    """Make SIGTERM and SIGHUP raise SystemExit, so that `finally` and `with` blocks stop the server."""
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)

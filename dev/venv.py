@@ -1,4 +1,4 @@
-"""The packages: `.host/venv`, created and repaired with pip."""
+"""The virtual environment `.host/venv` with the packages for ComfyUI, created and repaired with pip."""
 
 from __future__ import annotations
 
@@ -20,30 +20,34 @@ def venv_python() -> Path:
 
 
 def interpreter() -> Path:
-    """The interpreter for ComfyUI: COMFYUI_PYTHON if set, otherwise that of `.host/venv`."""
+    """Path of the interpreter for ComfyUI: COMFYUI_PYTHON if set, else the interpreter of `.host/venv`."""
     given = os.environ.get("COMFYUI_PYTHON")
-    # Not resolved: a virtual environment's python is a link, and is found by the link's path.
+    # Links are not resolved: the python of a virtual environment is a symlink, and Python finds the
+    # environment's packages by the path of that link.
     return Path(given).expanduser().absolute() if given else venv_python()
 
 
 def site_packages() -> Path:
-    """The folder with the packages of `.host/venv`."""
+    """The site-packages folder of `.host/venv`."""
     lib = "Lib" if os.name == "nt" else "lib/python{}.{}".format(*sys.version_info[:2])
     return VENV / lib / "site-packages"
 
 
 def venv_recipe() -> str:
-    """The fingerprint of everything that determines the contents of `.host/venv`."""
+    """A hash of everything that determines the contents of `.host/venv`."""
     return fingerprint(PACKAGES, TORCHVISION, TORCHVISION_PLAIN, sys.version_info[:2], sys.platform)
 
 
 def missing_modules(python: Path, modules: tuple[str, ...]) -> str | None:
-    """The quick check, without imports: the modules that this interpreter lacks, or that it does not run."""
-    # An empty folder would be found as a namespace package, but without an origin.
+    """Check quickly, without importing them, that an interpreter has these modules.
+
+    Returns a phrase that names missing modules or says that the interpreter does not run, else None.
+    """
+    # find_spec also finds an empty folder, as a namespace package, but such a package has no origin.
     code = f"""from importlib.util import find_spec
 def is_there(module):
     try: return getattr(find_spec(module), "origin", None) is not None
-    except ModuleNotFoundError: return False  # of its parent package
+    except ModuleNotFoundError: return False  # the parent package is missing
 print(*[m for m in {modules!r} if not is_there(m)])"""
     found = ask([str(python), "-c", code])
     if found is None:
@@ -52,7 +56,7 @@ print(*[m for m in {modules!r} if not is_there(m)])"""
 
 
 def import_error(python: Path, modules: tuple[str, ...]) -> str | None:
-    """The thorough check: import every module. Returns the last line of the error."""
+    """Check thoroughly, by importing every module. Returns the last line of the error, or None."""
     code = f"""import importlib
 for m in {modules!r}: assert importlib.import_module(m).__file__, m + ' is empty'"""
     command = [str(python), "-W", "ignore", "-c", code]
@@ -64,27 +68,30 @@ for m in {modules!r}: assert importlib.import_module(m).__file__, m + ' is empty
 
 
 def venv_problem() -> str | None:
-    """Why `.host/venv` must be created or repaired; None if it is complete."""
+    """Why `.host/venv` must be created or repaired, as a phrase for the user; None if it is complete."""
     stamp = read_stamp(VENV)
     return part_problem(stamp, venv_recipe(), venv_damage(stamp) if stamp else None)
 
 
 def venv_damage(stamp: dict) -> str | None:
-    """What has disappeared from `.host/venv` since its stamp was written."""
+    """Which modules or files are missing from `.host/venv`, or changed, since its stamp was written."""
     missing = missing_modules(venv_python(), IMPORTS + TOOLS)
     return missing or damage(stamp["inventory"], inventory(site_packages()))
 
 
 def distrust() -> None:
-    """Remove the packages' stamp, so that the next build tries every import. Used after a server died."""
+    """Remove the stamp of `.host/venv`, so that the next build checks every import.
+
+    Called when a ComfyUI server did not start, because a broken package may be the cause.
+    """
     (VENV / "stamp.json").unlink(missing_ok=True)
 
 
 def make_venv() -> None:
-    """Create or complete `.host/venv`; if its packages still cannot be imported, create it again."""
+    """Create or complete `.host/venv`. If its packages still cannot be imported, create it from scratch."""
     stamp = read_stamp(VENV)
     if stamp and venv_damage(stamp):
-        shutil.rmtree(VENV)  # pip trusts its own records and would not notice missing files
+        shutil.rmtree(VENV)  # pip would not notice missing files: it only reads its own metadata
     distrust()
     fresh = not venv_runs()
     if fresh:
@@ -104,13 +111,13 @@ def make_venv() -> None:
 
 
 def venv_runs() -> bool:
-    """Whether there is a usable environment with this version of Python."""
+    """Whether `.host/venv` exists, runs, and has the Python version of this process."""
     code = "import sys; print(sys.version_info[:2])"
     return ask([str(venv_python()), "-c", code]) == str(sys.version_info[:2])
 
 
 def create_venv() -> None:
-    """Create an empty virtual environment. Without pip at first, which also works without ensurepip."""
+    """Create an empty `.host/venv`. It has no pip at first, so this also works where ensurepip is missing."""
     shutil.rmtree(VENV, ignore_errors=True)
     say(f"dev: creating .host/venv with Python {sys.version.split()[0]}")
     run(
@@ -121,7 +128,10 @@ def create_venv() -> None:
 
 
 def pip() -> list[str]:
-    """A pip that installs into `.host/venv`: its own, this Python's (22.3 or newer), or ensurepip's."""
+    """Command prefix of a pip that installs into `.host/venv`.
+
+    It is the pip of `.host/venv`, else that of this Python (22.3 or newer), else one that ensurepip installs.
+    """
     python = str(venv_python())
     own = [python, "-m", "pip"]
     if ask([*own, "--version"]):
@@ -143,8 +153,8 @@ def pip_install() -> list[str]:
 
 
 def install_packages() -> str | None:
-    """Install everything, torchvision last; returns the modules that cannot be imported."""
-    say("dev: installing packages (PyTorch is the large one)")
+    """Install all packages. Returns the error if a module cannot be imported afterwards, else None."""
+    say("dev: installing packages (PyTorch, the largest, takes a while)")
     install = pip_install()
     advice = "Check the network and pip's settings (pip config list), then run the same command again."
     run([*install, *PACKAGES], "Installing the packages", advice)
@@ -154,7 +164,7 @@ def install_packages() -> str | None:
 
 
 def installed(package: str) -> str:
-    """The version of a package in `.host/venv`; empty if it is not installed."""
+    """The version of a package in `.host/venv`; an empty string if the package is not installed."""
     code = f"from importlib.metadata import version; print(version({package!r}))"
     return ask([str(venv_python()), "-c", code]) or ""
 
@@ -162,10 +172,10 @@ def installed(package: str) -> str:
 def torchvision_candidates(torch_version: str, python: tuple[int, int]) -> tuple[str, ...]:
     """Versions of torchvision to try, best first.
 
-    Its compiled ops only load with exactly the build of torch that they were compiled for. ComfyUI needs
-    none of them, but it imports torchvision on start, and a newer torchvision without its ops cannot be
-    imported. For a local build of torch (`+cpu`) there may be no matching one; then an old torchvision is
-    used, which only warns.
+    The compiled ops of torchvision only load with the exact build of torch that they were compiled for.
+    ComfyUI needs none of these ops, but it imports torchvision on start, and the import of a current
+    torchvision fails if its ops do not load. For a CPU build of torch (`+cpu`) there may be no matching
+    torchvision. An old torchvision is then used, which only prints a warning if its ops do not load.
     """
     local = torch_version.partition("+")[2]
     if local.startswith("cpu") and python <= (3, 11):
@@ -174,10 +184,10 @@ def torchvision_candidates(torch_version: str, python: tuple[int, int]) -> tuple
 
 
 def install_torchvision(install: list[str], advice: str) -> None:
-    """Install the best torchvision that loads.
+    """Install the first of the candidate versions of torchvision that can be imported.
 
-    `install` must ignore dependencies, or pip would replace torch with the version that an older torchvision
-    requires.
+    The pip command `install` must ignore dependencies. Otherwise pip would replace torch with the version
+    that an older torchvision requires.
     """
     torch, present = installed("torch"), f"torchvision=={installed('torchvision').partition('+')[0]}"
     candidates = torchvision_candidates(torch, sys.version_info[:2])
@@ -192,9 +202,9 @@ def install_torchvision(install: list[str], advice: str) -> None:
 
 
 def mend_torchaudio(packages: Path) -> None:
-    """Remove torchaudio's compiled library if it does not load, as with a CPU build of torch.
+    """Remove torchaudio's compiled library if it does not load, which happens with a CPU build of torch.
 
-    Without that file the rest of the package can be imported, which is all that ComfyUI needs to start.
+    Without the library, the rest of torchaudio can be imported, and ComfyUI needs no more than that to start.
     """
     libraries = list((packages / "torchaudio" / "lib").glob("_torchaudio*"))
     if libraries and import_error(venv_python(), ("torchaudio",)) is not None:

@@ -1,7 +1,8 @@
 """Convert a saved workflow to a prompt.
 
-The browser saves a workflow as nodes with positions, links, and widget values in order; the server runs a
-prompt with inputs by name. The browser converts one to the other, and so does `to_api`.
+ComfyUI's browser page saves a workflow: nodes with positions, links between them, and lists of widget values.
+The server runs a prompt: nodes whose inputs have names. The page converts a workflow to a prompt before it
+queues the prompt; `to_api` does the same conversion without a browser.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ SEED_CONTROLS = {"fixed", "increment", "decrement", "randomize"}
 
 
 class ComfyError(Exception):
-    """A prompt was rejected or failed, or a workflow cannot be converted to one."""
+    """A prompt was rejected or failed, or a workflow cannot be converted to a prompt."""
 
 
 def to_api(workflow: dict, object_info: dict) -> Prompt:
-    """The prompt of a saved workflow; `object_info` is the server's response of the same name."""
+    """Convert a saved workflow to a prompt. `object_info` is the server's response to GET /object_info."""
     graph = _Graph(workflow)
     prompt: Prompt = {}
     for node in graph.nodes.values():
@@ -44,7 +45,7 @@ def to_api(workflow: dict, object_info: dict) -> Prompt:
 
 
 class _Graph:
-    """A saved workflow's nodes and links, in either of the browser's two formats."""
+    """Nodes and links of a saved workflow. Some workflows save a link as an object, others as a list."""
 
     def __init__(self, workflow: dict) -> None:
         self.nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -56,12 +57,12 @@ class _Graph:
                 self.links[link[0]] = (link[1], link[2])
 
     def linked_inputs(self, node: dict) -> dict[str, Any]:
-        """The inputs of a node that are linked to other nodes, by name."""
+        """The linked inputs of a node: [node id, output slot] or a primitive's value, by input name."""
         found = {one["name"]: self._source(one.get("link")) for one in node.get("inputs", [])}
         return {name: value for name, value in found.items() if value is not None}
 
     def _source(self, link_id: int | None) -> Any:
-        """The actual source of a link, through reroutes and bypassed nodes; None if there is none."""
+        """Where a link starts, traced back through reroutes and bypassed nodes; None if there is no start."""
         if link_id is None or link_id not in self.links:
             return None
         origin, slot = self.links[link_id]
@@ -79,9 +80,11 @@ class _Graph:
 
 
 def _passed_through(node: dict, slot: int) -> int | None:
-    """The link that a bypassed node passes on to an output: of the input at the same position, or the first
-    of
-        its type."""
+    """The id of the input link that a bypassed node passes on to its output `slot`.
+
+    It is the link of the input at the same position, if that input has the output's type, else the link of
+    the first input of that type.
+    """
     wanted = node["outputs"][slot]["type"]
     inputs = node.get("inputs", [])
     for one in [*inputs[slot : slot + 1], *inputs]:
@@ -91,7 +94,7 @@ def _passed_through(node: dict, slot: int) -> int | None:
 
 
 def _widget_values(node: dict, spec: dict) -> dict[str, Any]:
-    """A node's widget values by name. The file lists them in the order of the node's inputs."""
+    """A node's widget values by input name. The workflow lists them without names, in the order of inputs."""
     values = node.get("widgets_values") or []
     if isinstance(values, dict):
         return dict(values)
@@ -100,7 +103,7 @@ def _widget_values(node: dict, spec: dict) -> dict[str, Any]:
         if not _is_widget(kind, options) or not rest:
             continue
         named[name] = rest.pop(0)
-        # The browser adds its own widget after a seed, and a button after an upload.
+        # The browser saves another value after a seed (the change after each run) or an upload (a button).
         if rest and kind == "INT" and _controlled(name, options) and rest[0] in SEED_CONTROLS:
             rest.pop(0)
         elif rest and (options.get("image_upload") or options.get("audio_upload")):
@@ -109,13 +112,13 @@ def _widget_values(node: dict, spec: dict) -> dict[str, Any]:
 
 
 def _inputs_in_order(spec: dict) -> list[tuple[str, tuple[Any, dict]]]:
-    """Every input as (name, (type, options)), required ones first."""
+    """Every input as (name, (type, options)), required inputs first."""
     inputs = {**spec.get("required", {}), **spec.get("optional", {})}
     return [(name, (one[0], one[1] if len(one) > 1 else {})) for name, one in inputs.items()]
 
 
 def _is_widget(kind: Any, options: dict) -> bool:
-    """Whether an input has a widget in the browser; a list is a choice in the old notation."""
+    """Whether an input has a widget in the browser. A type that is a list is an old-style choice (COMBO)."""
     return not options.get("forceInput") and (isinstance(kind, list) or kind in WIDGET_TYPES)
 
 

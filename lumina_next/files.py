@@ -1,4 +1,4 @@
-"""Finds the file of a part of the model, reads its header, and words the error if it is the wrong file."""
+"""Finds the weight files of a part of the model, reads their headers, and builds errors for wrong files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LONGEST_HEADER = 100 * 2**20
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """Prefixes that ComfyUI's own nodes add to the tensor names of a saved network."""
 
-# Kinds of files, by a part of a tensor's name in the header; the first match counts.
+# Kinds of weight files: (part of a tensor's name, kind). A file is of the first kind that matches a tensor.
 KINDS = (
     ("lora_", "a LoRA"),
     ("joint_blocks.0.", "an SD3 / SD3.5 model"),
@@ -40,12 +40,12 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Part:
-    """One of the three parts of the model.
+    """One of the three parts of the model: transformer, text encoder or VAE.
 
     Attributes:
-        label: name for messages, and name of the part's folder in diffusers' layout.
-        models: name of the part's folder in ComfyUI's models.
-        needed: description of the required file.
+        label: name in messages, also the name of the part's folder in diffusers' layout.
+        models: name of the part's folder in ComfyUI's models folder.
+        needed: description of the file that this part needs.
     """
 
     label: str
@@ -53,7 +53,7 @@ class Part:
     needed: str
 
     def refuse(self, what: str) -> RASError:
-        """The error for a file of this part; `what` is a sentence about the file."""
+        """The error for a wrong file of this part; `what` is a sentence that says what is wrong with it."""
         return RASError(what, f"{self.needed}.", f"choose that file for {self.label}, or download it again.")
 
 
@@ -71,13 +71,13 @@ VAE = Part("vae", "vae", "the VAE of SDXL, which has 4 latent channels, as one s
 
 @dataclass(frozen=True)
 class Header:
-    """The headers of a part's files.
+    """The headers of a part's weight files, as one table of tensors.
 
     Attributes:
         part: the part that the files were chosen for.
-        paths: one file, or all shards in order.
+        paths: the weight file, or all its shards in order.
         shapes: shapes by tensor name, without the prefixes that ComfyUI adds when it saves a network.
-        dtypes: names of all data types in the files, as in safetensors.
+        dtypes: names of all data types in the files, in safetensors' spelling, such as "BF16".
     """
 
     part: Part
@@ -87,27 +87,27 @@ class Header:
 
     @property
     def name(self) -> str:
-        """The file's name for messages: 'the transformer file x.safetensors'."""
+        """The name of the (first) file in messages, such as 'the transformer file x.safetensors'."""
         return f"the {self.part.label} file {self.paths[0].name}"
 
     @property
     def kind(self) -> str:
-        """Description of the kind of file that it appears to be."""
+        """What kind of file it is, judging by its tensor names, such as 'a Flux model' (see `KINDS`)."""
         return next(
             (kind for piece, kind in KINDS if any(piece in name for name in self.shapes)),
             "a file of an unknown kind",
         )
 
     def wrong_kind(self) -> RASError:
-        """The error for a file of another kind."""
+        """The error for a file that contains another kind of model than this part needs."""
         first = min(self.shapes, default="no tensor at all")
         return self.part.refuse(f"{self.name} is {self.kind} (it holds {first}).")
 
     def check(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Compare names and shapes with the expected ones.
+        """Compare the names and shapes of the tensors with the expected ones.
 
         Raises:
-            RASError: they differ; the message has the number of differences and the first of them.
+            RASError: names or shapes differ. The message says how many tensors differ, and names one of them.
         """
         missing = sorted(expected.keys() - self.shapes.keys())
         surplus = sorted(self.shapes.keys() - expected.keys())
@@ -121,10 +121,12 @@ class Header:
         else:
             first = f"{shaped[0]} has shape {self.shapes[shaped[0]]} instead of {expected[shaped[0]]}"
         count = len(missing) + len(surplus) + len(shaped)
-        raise self.part.refuse(f"{self.name} differs in {count} of {len(expected)} tensors: {first}.")
+        raise self.part.refuse(
+            f"{self.name} differs in {count} of {len(expected)} tensors, for example: {first}."
+        )
 
     def load(self) -> dict[str, Tensor]:
-        """The tensors of all files, on the CPU, under the names of `shapes`."""
+        """Load the tensors of all files to the CPU; their names are those of `shapes`."""
         state: dict[str, Tensor] = {}
         for path in self.paths:
             state.update(comfy.utils.load_torch_file(str(path), safe_load=True))
@@ -132,10 +134,10 @@ class Header:
 
 
 def read_header(part: Part, path: Path) -> Header:
-    """The header of a file and of its other shards.
+    """Read the header of a file; if the file is one of several shards, the headers of all shards.
 
     Raises:
-        RASError: a file is missing, truncated, or not a safetensors file.
+        RASError: one of the files is missing, truncated, or not a safetensors file.
     """
     paths = _with_shards(part, path)
     entries: dict[str, dict] = {}
@@ -146,10 +148,10 @@ def read_header(part: Part, path: Path) -> Header:
 
 
 def part_in_folder(part: Part, folder: Path) -> Path:
-    """The weights (or first shard) of a part in diffusers' layout: `<folder>/<part>/*.safetensors`.
+    """The weight file of a part (or its first shard) in diffusers' layout: `<folder>/<part>/*.safetensors`.
 
     Raises:
-        RASError: the folder has no such file.
+        RASError: the folder has no safetensors file for this part.
     """
     files = sorted((folder / part.label).glob("*.safetensors"))
     plain = [path for path in files if not VARIANT.search(path.name)]
@@ -175,7 +177,7 @@ def _with_shards(part: Part, path: Path) -> tuple[Path, ...]:
 
 
 def _entries(part: Part, path: Path) -> dict[str, dict]:
-    """Name -> dtype, shape and offsets, from the header of a safetensors file."""
+    """The header of a safetensors file: tensor name -> dtype, shape and offsets of the data."""
     name = f"the {part.label} file {path.name}"
     if not path.is_file():
         raise part.refuse(f"{name} does not exist.")
@@ -184,7 +186,7 @@ def _entries(part: Part, path: Path) -> dict[str, dict]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if start.startswith(b"version "):
-            raise part.refuse(f"{name} is a Git LFS pointer of {size} bytes, not the weights it stands for.")
+            raise part.refuse(f"{name} is a Git LFS pointer ({size} bytes), not the weights.")
         if len(start) < 8 or length > LONGEST_HEADER:
             raise part.refuse(f"{name} is no safetensors file ({size:,} bytes).")
         raw = file.read(length)
@@ -196,7 +198,7 @@ def _entries(part: Part, path: Path) -> dict[str, dict]:
         state = "is cut short" if len(raw) < length else "is no safetensors file"
         raise part.refuse(f"{name} {state} ({size:,} bytes).") from None
     if size < end:
-        raise part.refuse(f"{name} is cut short: it has {size:,} bytes of {end:,}.")
+        raise part.refuse(f"{name} is cut short: it has only {size:,} of its {end:,} bytes.")
     return entries
 
 

@@ -24,21 +24,21 @@ CHANNELS, PATCH = 4, 2
 
 @dataclass(frozen=True)
 class Sources:
-    """The chosen files; a single file takes precedence over the folder.
+    """The files that the user chose. For each part, a single file takes precedence over the folder.
 
     Attributes:
-        folder: folder in diffusers' layout, with model_index.json.
-        files: single files by label ("transformer", "text_encoder", "vae").
+        folder: a folder in diffusers' layout, with model_index.json; None if none was chosen.
+        files: the single files, by label of the part ("transformer", "text_encoder", "vae").
     """
 
     folder: Path | None
     files: dict[str, Path]
 
     def header(self, part: Part) -> Header:
-        """The header of a part's files.
+        """Read the header of a part's weight files.
 
         Raises:
-            RASError: neither a file nor a folder was chosen, or the chosen one cannot be used.
+            RASError: neither a file nor a folder was chosen for this part, or the choice cannot be used.
         """
         path = self.files.get(part.label)
         if path is None and self.folder is None:
@@ -51,10 +51,10 @@ class Sources:
         return read_header(part, path or part_in_folder(part, self.folder))
 
     def tokenizer(self, text_encoder: Header) -> Path:
-        """The text encoder's tokenizer.json.
+        """Path of the text encoder's tokenizer.json, next to its weights or in the folder's tokenizer/.
 
         Raises:
-            RASError: the file does not exist.
+            RASError: there is no tokenizer file in either location.
         """
         weights = text_encoder.paths[0]
         candidates = [weights.with_suffix(".tokenizer.json"), weights.with_name("tokenizer.json")]
@@ -64,16 +64,16 @@ class Sources:
             if path.is_file():
                 return path
         names = ", ".join(f"{path.parent.name}/{path.name}" for path in candidates)
-        raise wrong_tokenizer(f"{text_encoder.name} comes without a tokenizer: there is no {names}.")
+        raise wrong_tokenizer(f"{text_encoder.name} has no tokenizer: none of these files exists: {names}.")
 
 
 def load_lumina_next(
     sources: Sources, *, guide_all_channels: bool = False, scaling_watershed: float = 1.0
 ) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
-    """Load the three parts, after checking the headers of all files.
+    """Load transformer, text encoder and VAE, after checking the headers of all their files.
 
     Raises:
-        RASError: a file is missing or wrong; the message says what the file is and what is needed.
+        RASError: a file is missing or wrong. The message says what the file is and which file is needed.
     """
     check_folder(sources.folder)
     headers = {part.label: sources.header(part) for part in (TRANSFORMER, TEXT_ENCODER, VAE)}
@@ -94,10 +94,10 @@ def load_lumina_next(
 
 
 def check_folder(folder: Path | None) -> None:
-    """Refuse a folder of another pipeline.
+    """Check that a diffusers folder contains a Lumina-Next pipeline.
 
     Raises:
-        RASError: the message names the pipeline.
+        RASError: the folder contains another pipeline, which the message names, or none.
     """
     if folder is None:
         return
@@ -108,12 +108,12 @@ def check_folder(folder: Path | None) -> None:
             f"the folder {folder.name} {found}.",
             f"a diffusers folder whose model_index.json names {' or '.join(PIPELINES)},"
             " such as Lumina-Next-SFT-diffusers.",
-            "choose that folder, or none and single files.",
+            "choose such a folder, or choose no folder and a single file for each part.",
         )
 
 
 def network_config(header: Header) -> dict[str, Any]:
-    """The network's arguments, from the shapes of its weights.
+    """The network's arguments, derived from the shapes of the weights in the file.
 
     Raises:
         RASError: the file does not contain the transformer of Lumina-Next.
@@ -144,10 +144,10 @@ def network_config(header: Header) -> dict[str, Any]:
 
 
 def check_vae(header: Header) -> None:
-    """Refuse a file that is not a VAE for the transformer's latents.
+    """Check that a file contains a VAE for the latents of the transformer, which have 4 channels.
 
     Raises:
-        RASError: the file is not a VAE, or has another number of latent channels.
+        RASError: the file is not a VAE, or its latents have another number of channels.
     """
     names = ("decoder.conv_in.weight", "taesd_decoder.1.weight")
     shape = next((header.shapes[name] for name in names if name in header.shapes), None)
@@ -158,13 +158,13 @@ def check_vae(header: Header) -> None:
 
 
 def _sampling_settings(folder: Path | None) -> dict[str, float]:
-    """The shift of the noise schedule, if the folder's scheduler has one."""
+    """Sampling settings: the noise schedule's shift from the folder's scheduler config, or {} without one."""
     config = _read_json(folder / "scheduler" / "scheduler_config.json") if folder else {}
     return {"shift": float(config["shift"])} if "shift" in config else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a configuration file; empty if the file is missing or cannot be read."""
+    """The content of a JSON configuration file; {} if the file is missing or cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -21,12 +21,12 @@ GUIDED_CHANNELS = 3
 
 
 class LuminaNextConfig(comfy.supported_models_base.BASE):
-    """ComfyUI's description of a model family."""
+    """The model config class that ComfyUI needs for a model family, here for Lumina-Next."""
 
     unet_extra_config: dict[str, Any] = {}
     sampling_settings = {"multiplier": 1.0, "shift": 1.0}
     latent_format = comfy.latent_formats.SDXL
-    memory_usage_factor = 1.4  # ComfyUI's value for Lumina-Image-2.0, a network of the same width
+    memory_usage_factor = 1.4  # ComfyUI's value for Lumina-Image-2.0, whose network has the same width
     supported_inference_dtypes = [torch.bfloat16, torch.float32]
 
     def get_model(
@@ -36,14 +36,17 @@ class LuminaNextConfig(comfy.supported_models_base.BASE):
 
 
 class LuminaNext(BaseModel):
-    """ComfyUI's model around the network."""
+    """The model class through which ComfyUI calls the network."""
 
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
-        """Sigma itself, even if a node that changes the shift scales timesteps by 1000, as for SD3."""
+        """Convert a timestep to sigma, which the network expects.
+
+        Both are equal unless a node that changes the shift has scaled the timesteps by 1000, as for SD3.
+        """
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs) -> dict[str, Any]:
-        """Caption and mask, as objects that allow captions of different lengths in one call."""
+        """Caption and its mask, as `CaptionCond`: captions of different lengths can then share a batch."""
         conds = super().extra_conds(**kwargs)
         caption = kwargs.get("cross_attn")
         if caption is not None:
@@ -55,7 +58,10 @@ class LuminaNext(BaseModel):
 
 
 class CaptionCond(comfy.conds.CONDRegular):
-    """Caption rows (b, l, ...). Shorter captions are padded with zeros, which the mask excludes."""
+    """Caption embeddings or their mask: a tensor (b, l, ...), where l is the number of caption tokens.
+
+    To share a batch with a longer caption, a tensor is padded with zeros; the mask then excludes the padding.
+    """
 
     def can_concat(self, other: CaptionCond) -> bool:
         return self.cond.shape[2:] == other.cond.shape[2:] and self.cond.device == other.cond.device
@@ -69,7 +75,7 @@ class CaptionCond(comfy.conds.CONDRegular):
 def build_patcher(
     network_config: dict[str, Any], state: dict[str, Tensor], sampling_settings: dict[str, float]
 ) -> ModelPatcher:
-    """MODEL from weights in diffusers' layout, in the dtype that ComfyUI selects for the device."""
+    """Build MODEL from weights in diffusers' layout, in the dtype that ComfyUI selects for the device."""
     config = LuminaNextConfig(network_config)
     config.sampling_settings = {**config.sampling_settings, **sampling_settings}
     load_device = model_management.get_torch_device()
@@ -87,8 +93,9 @@ def build_patcher(
 
 
 def guide_first_channels(model: ModelPatcher) -> None:
-    """Apply guidance to the first three channels only, as in the reference; the fourth keeps the estimate of
-    the positive prompt.
+    """Apply classifier-free guidance to the first three latent channels only, as the reference code does.
+
+    The fourth channel of the result is that of the prediction for the positive prompt.
     """
     model.set_model_sampler_post_cfg_function(_keep_last_channel)
 

@@ -1,7 +1,7 @@
 """The network of Lumina-Next (Next-DiT, arXiv 2406.18583), written with ComfyUI's operations.
 
-Modules are named as in diffusers' layout, so that files load unchanged. Letters in shapes: b batch,
-n image tokens, l caption rows, d width, e channels of a head.
+Modules have the names of diffusers' implementation, so that its weight files load unchanged. Letters in
+shapes: b batch, n image tokens, l caption tokens, d width of the network, e channels of a head.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from .rotary import rotary_table, time_aware_factors
 
 TIME_CHANNELS = 256
 CONDITION_WIDTH = 1024
-"""Largest width of the vector that modulates the layers by time and caption."""
+"""Largest width of the vector, computed from time and caption, that modulates the layers."""
 
 
 class LuminaNextDiT(nn.Module):
-    """Image tokens attend to each other and, gated, to the caption; time and caption modulate every layer.
+    """The transformer. In each layer, image tokens attend to each other and, through a gate, to the caption.
+
+    A vector computed from time and caption modulates every layer.
 
     Args:
         in_channels: channels of the latent.
-        hidden_size: width d.
-        num_layers: main layers.
+        hidden_size: width d of the network.
+        num_layers: number of layers.
         num_attention_heads, num_kv_heads: number of query heads, and of K/V heads.
         ffn_size: inner width of the feed-forward layers.
-        cross_attention_dim: width of a caption row.
-        out_channels: output channels, of which the first `in_channels` are the velocity.
-        patch_size: latent pixels along a token's side.
-        sample_size: latent pixels along a side of the training images; other sizes are scaled relative to it.
+        cross_attention_dim: width of a caption token's embedding.
+        out_channels: channels of the raw output; the first `in_channels` of them are the velocity.
+        patch_size: latent pixels along a side of a token's patch.
+        sample_size: latent pixels along a side of the training images, from which the rotary positions and
+            the attention scale of other image sizes are computed.
         scaling_watershed: see `time_aware_factors`.
         dtype, device, operations: as passed by ComfyUI.
     """
@@ -71,7 +74,7 @@ class LuminaNextDiT(nn.Module):
         self.patch_embedder = nn.ModuleDict(
             {"proj": operations.Linear(patch_size**2 * in_channels, hidden_size, **made)}
         )
-        self.pad_token = nn.Parameter(torch.empty(hidden_size, **made))  # in every file, but unused
+        self.pad_token = nn.Parameter(torch.empty(hidden_size, **made))  # in every weight file, but unused
         self.time_caption_embed = TimeCaptionEmbedding(cross_attention_dim, width, made, operations)
         heads = (num_attention_heads, num_kv_heads)
         self.layers = nn.ModuleList(
@@ -84,14 +87,14 @@ class LuminaNextDiT(nn.Module):
         self, x: Tensor, timesteps: Tensor, context: Tensor, attention_mask: Tensor | None = None,
         control: dict | None = None, transformer_options: dict | None = None, **kwargs,
     ) -> Tensor:  # fmt: skip
-        """The velocity in ComfyUI's sense, noise minus image: (b, c, H, W).
+        """The velocity with ComfyUI's sign, that is noise minus image: (b, c, H, W).
 
         Args:
             x: (b, c, H, W) latent, of any size.
-            timesteps: (b,) sigma, 1 for noise and 0 for the image. Lumina-Next's own time is 1 - sigma.
-            context: (b, l, cross_attention_dim) caption.
-            attention_mask: (b, l), 0 for padding rows; None if there are none.
-            transformer_options: ComfyUI's; wrappers and the attention override are supported.
+            timesteps: (b,) sigma, 1 for noise and 0 for the image. The network's own time is 1 - sigma.
+            context: (b, l, cross_attention_dim) embeddings of the caption tokens.
+            attention_mask: (b, l), 0 for padding tokens of the caption; None if no caption is padded.
+            transformer_options: ComfyUI's options. Its wrappers and its attention override are supported.
         """
         options = transformer_options or {}
         return WrapperExecutor.new_class_executor(
@@ -127,16 +130,16 @@ class LuminaNextDiT(nn.Module):
         return rotary_table((h, w), self.head_dim, *factors, time.device)
 
     def _proportional_scale(self, n: int) -> float:
-        """Factor on the scale of self-attention, so that its entropy does not grow with the image size."""
+        """Factor on the scale of self-attention, so that attention entropy does not grow with image size."""
         return math.sqrt(math.log(n, self.base_tokens))
 
 
 class AttentionCall:
-    """Settings shared by all attentions of one call.
+    """Attention settings that all layers share during one forward call of the network.
 
     Args:
-        scale: factor on self-attention's usual scale. Computed from all tokens of the image, also if
-            only some of them are processed.
+        scale: factor on self-attention's usual scale. It depends on the number of tokens in the whole image,
+            even in steps that process only some of the tokens.
         options: ComfyUI's transformer options.
     """
 
@@ -146,7 +149,10 @@ class AttentionCall:
 
 
 class LuminaNextBlock(nn.Module):
-    """Self-attention plus gated attention to the caption, which share an output matrix, then feed-forward."""
+    """A layer: self-attention plus gated attention to the caption, then a feed-forward layer.
+
+    The sum of both attentions is projected by one shared output matrix.
+    """
 
     def __init__(
         self, d: int, heads: tuple[int, int], ffn_size: int, caption_width: int, condition_width: int,
@@ -172,7 +178,7 @@ class LuminaNextBlock(nn.Module):
         condition: Tensor,
         call: AttentionCall,
     ) -> Tensor:
-        """(b, n, d) -> (b, n, d); `rotary` has a row for each of the n tokens."""
+        """Map x (b, n, d) to (b, n, d); `rotary` contains the rotation for each of the n tokens."""
         normed, attention_gate, ffn_scale, ffn_gate = self.norm1(x, condition)
         mixed = self._mix(normed, rotary, caption, call)
         x = x + attention_gate * self.norm2(self.attn2.to_out[0](mixed))
@@ -190,7 +196,10 @@ class LuminaNextBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention with grouped keys and values, with norms over all heads; its output is not projected."""
+    """Grouped-query attention without an output projection.
+
+    Queries and keys are normalised over the channels of all heads together.
+    """
 
     def __init__(self, d: int, context_width: int, heads: tuple[int, int], made: dict, ops: Any):
         super().__init__()
@@ -204,7 +213,7 @@ class Attention(nn.Module):
 
     @property
     def kv_repeat(self) -> int:
-        """Number of query heads that share a key head."""
+        """Number of query heads that share one K/V head."""
         return self.heads // self.kv_heads
 
     def forward(
@@ -231,7 +240,7 @@ class Attention(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """The norm before attention, and the layer's scales and gates, computed from time and caption."""
+    """The norm before attention. It also computes the layer's scales and gates from time and caption."""
 
     def __init__(self, d: int, condition_width: int, made: dict, ops: Any):
         super().__init__()
@@ -239,7 +248,7 @@ class ModulatedNorm(nn.Module):
         self.norm = ops.RMSNorm(d, eps=1e-5, **made)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normed x (b, n, d); gate of attention, scale and gate of feed-forward (b, 1, d)."""
+        """Return the normed x (b, n, d), then attention gate, feed-forward scale and gate (b, 1, d) each."""
         modulation = self.linear(F.silu(condition))[:, None]
         attention_scale, attention_gate, ffn_scale, ffn_gate = modulation.chunk(4, dim=2)
         return self.norm(x) * (1 + attention_scale), attention_gate.tanh(), 1 + ffn_scale, ffn_gate.tanh()
@@ -259,7 +268,7 @@ class FeedForward(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Tokens to patches: (b, n, d) -> (b, n, p * p * out)."""
+    """Map each token to the values of its output patch: (b, n, d) -> (b, n, p * p * out)."""
 
     def __init__(self, d: int, condition_width: int, patch_values: int, made: dict, ops: Any):
         super().__init__()
@@ -273,7 +282,7 @@ class FinalLayer(nn.Module):
 
 
 class TimeCaptionEmbedding(nn.Module):
-    """One vector from the time and the mean caption row: (b, width)."""
+    """Compute one vector (b, width) from the time and the mean of the caption tokens' embeddings."""
 
     def __init__(self, caption_width: int, width: int, made: dict, ops: Any):
         super().__init__()
@@ -296,7 +305,7 @@ class TimeCaptionEmbedding(nn.Module):
 
 
 def _sinusoid(time: Tensor) -> Tensor:
-    """(b,) in 0..1 -> (b, 256): cosines, then sines, at frequencies from 1 down to nearly 1/10000."""
+    """Embed times (b,) in 0..1 as (b, 256): cosines, then sines, at frequencies from 1 to almost 1/10000."""
     half = TIME_CHANNELS // 2
     exponent = torch.arange(half, dtype=torch.float32, device=time.device) / half
     angle = time.float()[:, None] * torch.exp(-math.log(10000.0) * exponent)
@@ -304,6 +313,6 @@ def _sinusoid(time: Tensor) -> Tensor:
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Attention bias: 0 at caption rows, the lowest number at padding rows: (b, l) -> (b, 1, 1, l)."""
+    """Attention bias (b, 1, 1, l) from a mask (b, l): 0 for tokens, the lowest number for padding."""
     low = torch.finfo(dtype).min
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask == 0, low)[:, None, None]

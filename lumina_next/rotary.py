@@ -1,4 +1,4 @@
-"""Rotary positions of Lumina-Next along two axes, scaled by image size and time."""
+"""Rotary positions of Lumina-Next along two axes, scaled depending on image size and time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ def rotary_table(
 ) -> Tensor:
     """Rotation of each pair of channels at each token: (1, h * w, 1, head_dim / 2, 2, 2), float32.
 
-    Pairs alternate between the axes: even pairs rotate by the token's row, odd pairs by its column.
+    Channel pairs with even index rotate by the token's row position, pairs with odd index by its column.
 
     Args:
-        grid: (h, w) tokens, row by row.
+        grid: (h, w), number of rows and columns of tokens; tokens are ordered row by row.
         head_dim: channels of a head, divisible by 4.
-        linear_factor: (1,), divides all frequencies, so positions move closer together.
-        ntk_factor: (1,), multiplies the base, which lowers mainly the low frequencies.
+        linear_factor: (1,), divides all frequencies, which has the effect of positions closer together.
+        ntk_factor: (1,), multiplies the base of the frequencies, which lowers mainly the low frequencies.
         device: the device of the table.
     """
     h, w = grid
@@ -33,15 +33,15 @@ def rotary_table(
 
 
 def time_aware_factors(time: Tensor, watershed: float, scale: float) -> tuple[Tensor, Tensor]:
-    """Linear and NTK factor at a time (Lumina-Next, section 2.3): (1,) each.
+    """The linear and the NTK factor for `rotary_table` at a time: (1,) each (Lumina-Next paper, section 2.3).
 
-    Until the watershed, while the layout of the image develops, all frequencies are scaled to the image size.
-    Afterwards only low frequencies are, so that details keep the spacing that the model was trained on.
+    Before the watershed, while the layout of the image develops, all frequencies are scaled to the image
+    size. After it, mainly the low frequencies are, so that details keep the token spacing of the training.
 
     Args:
         time: (1,), 0 for noise, 1 for the image.
-        watershed: a time, as above; with 1, all frequencies are scaled in the whole run.
-        scale: square root of the image's area over that of the training images.
+        watershed: the time at which the scaling changes; if it is 1, all frequencies are scaled in all steps.
+        scale: square root of (area of the image / area of the training images).
     """
     is_early = time < watershed
     one = torch.ones_like(time)

@@ -1,7 +1,7 @@
-"""Text for Lumina-Next: Gemma-2B from `transformers`, as a CLIP of ComfyUI.
+"""Text for Lumina-Next: Gemma-2B from `transformers`, wrapped as a CLIP for ComfyUI.
 
-As in the reference, a prompt is converted to lower case and truncated to 256 tokens, and the caption rows are
-the input of the last layer.
+As in the reference code, a prompt is converted to lower case and truncated to 256 tokens. The caption
+embeddings are the hidden states that enter Gemma's last layer.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ logger = logging.getLogger(__name__)
 
 NAME = "gemma_2b"
 TOKENIZER = "gemma_2b_tokenizer"
-HEAD_DIM = 256  # of every Gemma of the first generation
+HEAD_DIM = 256  # every Gemma of the first generation has heads of this size
 MAX_TOKENS = 256
 LAYER = -2
 PAD, BOS = 0, "<bos>"
 
 
 def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.CLIP:
-    """CLIP from a Gemma file.
+    """Load CLIP from the weight files and the tokenizer of Gemma.
 
     Args:
         header: header of the text encoder's files.
         tokenizer: path of Gemma's tokenizer.json.
-        caption_width: width of a caption row in the transformer.
+        caption_width: width of the caption embeddings that the transformer takes.
 
     Raises:
-        RASError: the file is not Gemma or has another width, or the tokenizer belongs to another model.
+        RASError: the file is not Gemma, its width does not match, or the tokenizer is of another model.
     """
     sizes = gemma_sizes(header, caption_width)
     vocabulary = Vocabulary.from_pretrained(tokenizer)
     if len(vocabulary.get_vocab()) > sizes["vocab_size"]:
         raise header.part.refuse(
-            f"{header.name} knows {sizes['vocab_size']:,} tokens, its tokenizer {tokenizer.name} has "
-            f"{len(vocabulary.get_vocab()):,}."
+            f"{header.name} has embeddings for {sizes['vocab_size']:,} tokens, but its tokenizer "
+            f"{tokenizer.name} has {len(vocabulary.get_vocab()):,} tokens."
         )
     state = {_bare(name): tensor for name, tensor in header.load().items() if name != "lm_head.weight"}
     target = ClipTarget(GemmaTokenizer, GemmaEncoder)
@@ -61,10 +61,10 @@ def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.C
 
 
 def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
-    """Arguments of transformers' GemmaConfig, from the shapes of the weights.
+    """The arguments of transformers' GemmaConfig, derived from the shapes of the weights.
 
     Raises:
-        RASError: the file is not a Gemma of the first generation, or has another width.
+        RASError: the file is not a Gemma of the first generation, or its width is not `caption_width`.
     """
     shapes = {_bare(name): shape for name, shape in header.shapes.items() if name != "lm_head.weight"}
     try:
@@ -93,7 +93,7 @@ def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
 
 
 class Vocabulary:
-    """Gemma's tokenizer.json with the interface that ComfyUI's tokenizers expect."""
+    """Gemma's tokenizer.json, with the interface that ComfyUI's SDTokenizer expects."""
 
     def __init__(self, tokenizer: Tokenizer, bos: int):
         self._tokenizer = tokenizer
@@ -108,7 +108,7 @@ class Vocabulary:
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # tokenizers raises no narrower class than Exception
             raise wrong_tokenizer(f"the tokenizer file {path.name} cannot be read ({error}).") from error
         bos = tokenizer.token_to_id(BOS)
         if bos is None:
@@ -126,7 +126,7 @@ class Vocabulary:
 
 
 def wrong_tokenizer(what: str) -> RASError:
-    """The error for a tokenizer; `what` is a sentence about its file."""
+    """The error for a missing or wrong tokenizer; `what` is a sentence that says what is wrong."""
     return RASError(
         what,
         "tokenizer.json of Gemma-2B, next to the text encoder's file or in the folder's tokenizer/.",
@@ -135,7 +135,10 @@ def wrong_tokenizer(what: str) -> RASError:
 
 
 class GemmaSegments(SDTokenizer):
-    """Splits a prompt with ComfyUI's weight syntax, such as (word:1.2), into Gemma's tokens with weights."""
+    """Converts a prompt to Gemma's tokens, with a weight for each token.
+
+    The weights come from ComfyUI's syntax in the prompt, such as (word:1.2).
+    """
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
         path = (tokenizer_data or {})[TOKENIZER]
@@ -153,24 +156,26 @@ class GemmaSegments(SDTokenizer):
     def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs) -> list[list[tuple]]:
         batches = super().tokenize_with_weights(text.lower().strip(), return_word_ids, **kwargs)
         if any(len(batch) > MAX_TOKENS for batch in batches):
-            logger.warning("Multirate RAS: Lumina-Next reads %d tokens; the rest is ignored.", MAX_TOKENS)
+            logger.warning(
+                "Multirate RAS: Lumina-Next reads %d tokens of a prompt; the rest is ignored.", MAX_TOKENS
+            )
         return [batch[:MAX_TOKENS] for batch in batches]
 
 
 class GemmaTokenizer(SD1Tokenizer):
-    """The tokenizer that CLIP.tokenize calls."""
+    """The tokenizer that ComfyUI's CLIP.tokenize calls."""
 
     def __init__(self, embedding_directory: Any = None, tokenizer_data: dict | None = None):
         super().__init__(embedding_directory, tokenizer_data or {}, name=NAME, tokenizer=GemmaSegments)
 
 
 class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
-    """The encoder that CLIP.encode calls: tokens -> caption rows and mask.
+    """The encoder that ComfyUI's CLIP calls: it maps tokens to caption embeddings and a mask.
 
     Args:
         sizes: arguments of transformers' GemmaConfig.
-        state: weights in transformers' names.
-        device, dtype: initial device and dtype.
+        state: weights, under the names that transformers gives them.
+        device, dtype: device and dtype in which the weights are created.
     """
 
     special_tokens = {"start": 2, "pad": PAD}
@@ -193,18 +198,18 @@ class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
         self.gemma = gemma.eval().requires_grad_(False).to(device)
 
     def set_clip_options(self, options: dict[str, Any]) -> None:
-        """Set the layer that the CLIPSetLastLayer node requests."""
+        """Set which layer's hidden states are returned, as the CLIPSetLastLayer node requests."""
         self.layer = options.get("layer", self.layer)
 
     def reset_clip_options(self) -> None:
         self.layer = LAYER
 
     def encode_token_weights(self, token_weight_pairs: dict[str, list]) -> tuple:
-        """Caption (1, l, d), no pooled vector, and the mask (1, l)."""
+        """Encode weighted tokens: caption embeddings (1, l, d), no pooled vector, and the mask (1, l)."""
         return super().encode_token_weights(token_weight_pairs[NAME])
 
     def encode(self, tokens: list[list[int]]) -> tuple[Tensor, None, dict[str, Tensor]]:
-        """Token lists of equal length -> rows (b, l, d) and mask (b, l), 0 for padding."""
+        """Encode token lists of equal length to embeddings (b, l, d) and a mask (b, l), 0 for padding."""
         ids = torch.tensor(tokens, device=self.gemma.embed_tokens.weight.device)
         mask = (ids != PAD).long()
         with torch.no_grad():
@@ -216,12 +221,16 @@ class GemmaEncoder(nn.Module, ClipTokenWeightEncoder):
 
 
 def _bare(name: str) -> str:
-    """The name without `model.`, which transformers adds when it saves the language model with its head."""
+    """A tensor's name without `model.`, a prefix of files that contain Gemma with its language-model head."""
     return name.removeprefix("model.")
 
 
 def _dtype(header: Header) -> torch.dtype:
-    """bfloat16 if the device supports it, else float32; Gemma overflows in float16."""
+    """The text encoder's dtype. It is never float16, in which Gemma overflows.
+
+    On the CPU: float32 if all weights are float32, else bfloat16. On other devices: bfloat16 if they support
+    it, else float32.
+    """
     device = model_management.text_encoder_device()
     if model_management.is_device_cpu(device):
         return torch.float32 if header.dtypes == {"F32"} else torch.bfloat16
@@ -229,7 +238,7 @@ def _dtype(header: Header) -> torch.dtype:
 
 
 def _gemma_model() -> Any:
-    from transformers import GemmaModel  # takes a second to import, so only when needed
+    from transformers import GemmaModel  # imported only when needed, because the import takes a second
 
     return GemmaModel
 

@@ -1,1 +1,1 @@
-"""How the demo models were trained. Start with README.md; nothing here is imported by the node pack."""
+"""Programs that trained the demo models. Start with README.md. The node pack imports nothing from here."""

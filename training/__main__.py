@@ -1,6 +1,7 @@
-"""`python -m training collect` or `clipart`, then `python -m training train`, from the repository's root.
+"""The command line of the training, from the repository's root: `python -m training COMMAND`.
 
-Running the folder works too, from any directory: `python path/to/training train`.
+Run the commands `collect` and `clipart` first, which write the archives of images, then `train`. The folder
+can also be run from any directory: `python path/to/training train`.
 """
 
 import logging
@@ -13,7 +14,7 @@ from dev.pack import import_from_pack, register_pack
 
 COMMANDS = ("collect", "clipart", "train")
 
-register_pack()  # also needed in the processes that render images, which import this file again
+register_pack()  # not only below: processes that render images also import this file
 
 if __name__ == "__main__":
     if sys.argv[1:2] not in [[name] for name in COMMANDS]:

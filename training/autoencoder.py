@@ -1,4 +1,4 @@
-"""Train the shared autoencoder: ComfyUI's TAESD classes with 16 latent channels."""
+"""Train the autoencoder that all demo families share: ComfyUI's TAESD classes with 16 latent channels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ WARMUP_STEPS = 100
 
 
 def build_autoencoder() -> nn.ModuleDict:
-    """Encoder and decoder with the names of ComfyUI's state dict. Their convolutions are not initialised."""
+    """Create encoder and decoder, named as in ComfyUI's state dict.
+
+    ComfyUI's convolutions leave their weights uninitialised, so they are initialised here, as in torch.
+    """
     model = nn.ModuleDict(
         {
             "taesd_encoder": taesd.Encoder(latent_channels=16),
@@ -42,7 +45,10 @@ def build_autoencoder() -> nn.ModuleDict:
 
 
 def random_crops(pictures: Tensor, backgrounds: Tensor, batch: int) -> Tensor:
-    """Square crops (b, 3, 128, 128) of random images on random backgrounds, some of them downscaled."""
+    """Square crops (b, 3, 128, 128) of random images on random backgrounds.
+
+    All crops of a batch are cut at one of `CROP_SOURCES`; larger sizes are scaled down to 128 px.
+    """
     source, device = random.choice(CROP_SOURCES), pictures.device
     row = torch.randint(len(pictures), (batch, 1, 1), device=device)
     corner = torch.randint(pictures.shape[1] - source + 1, (2, batch, 1, 1), device=device)
@@ -59,18 +65,19 @@ def random_crops(pictures: Tensor, backgrounds: Tensor, batch: int) -> Tensor:
 
 
 def picture_loss(out: Tensor, image: Tensor) -> Tensor:
-    """L1, squared and gradient error."""
+    """Image loss: the sum of L1 error, squared error (twice) and L1 error of the image gradients."""
     down = (out.diff(dim=2) - image.diff(dim=2)).abs().mean()
     right = (out.diff(dim=3) - image.diff(dim=3)).abs().mean()
     return F.l1_loss(out, image) + 2 * F.mse_loss(out, image) + down + right
 
 
 def training_loss(model: nn.ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss, and the squared error alone.
+    """Return the total loss, and the squared error of the decoded images alone.
 
-    The latent is pulled towards mean 0 and variance 1 per channel. A little noise is added, so that the
-    decoder tolerates errors of the sampler. The latent at half size must decode to the image at half size:
-    latents that scale like images are easier for a transformer to model.
+    One term of the loss pulls the latents towards mean 0 and variance 1 per channel. A little noise is added
+    to the latents, so that the decoder learns to tolerate errors of the sampler. Another term compares the
+    decoded half-size latent with the half-size image, because latents that can be scaled like images are
+    easier for a transformer to model.
     """
     latent = model["taesd_encoder"](image).float()
     mean, variance = latent.mean(dim=(0, 2, 3)), latent.var(dim=(0, 2, 3))
@@ -84,7 +91,7 @@ def training_loss(model: nn.ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_autoencoder(pictures: Tensor, seconds: float, batch: int, compiled: bool) -> nn.ModuleDict:
-    """Train for a fixed time; the learning rate depends on the elapsed time."""
+    """Train for a fixed time. The learning rate follows the elapsed share of that time."""
     device = pictures.device
     rng = random.Random(0)
     backgrounds = gradient_canvas([random_background(rng) for _ in range(512)], 64, device)
@@ -117,7 +124,7 @@ def _psnr(error: float) -> float:
 
 @torch.no_grad()
 def measure_psnr(model: nn.ModuleDict, pictures: Tensor) -> float:
-    """Mean PSNR (dB) over whole 512-px images on random backgrounds, float32."""
+    """Mean PSNR in dB between 512-px images on random backgrounds and their reconstructions, in float32."""
     rng, values = random.Random(1), []
     for part in pictures.split(8):
         backgrounds = [random_background(rng) for _ in part]
@@ -128,7 +135,7 @@ def measure_psnr(model: nn.ModuleDict, pictures: Tensor) -> float:
 
 
 def whole_pictures(pictures: Tensor, canvas: Tensor, rng: random.Random) -> Tensor:
-    """Place images on their canvases, at a random size between 80 and 95 % and with a small shift."""
+    """Place each image on its canvas, scaled to 80 to 95 % of the canvas and with a small random shift."""
     scale = torch.tensor([rng.uniform(0.80, 0.95) for _ in pictures], device=pictures.device)
     shift = torch.tensor([[rng.uniform(-0.04, 0.04) for _ in "xy"] for _ in pictures], device=pictures.device)
     return compose(pictures, canvas, scale, shift)
@@ -136,7 +143,10 @@ def whole_pictures(pictures: Tensor, canvas: Tensor, rng: random.Random) -> Tens
 
 @torch.no_grad()
 def fit_preview_factors(model: nn.ModuleDict, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares map from a latent pixel to its RGB colour in -1..1: factors (16, 3) and bias (3,)."""
+    """Fit preview colours: the least-squares map from a latent pixel to its RGB colour in -1..1.
+
+    Returns factors (16, 3) and bias (3,).
+    """
     rng, rows, targets = random.Random(2), [], []
     for part in pictures.split(8):
         backgrounds = [random_background(rng) for _ in part]
@@ -153,7 +163,7 @@ def fit_preview_factors(model: nn.ModuleDict, pictures: Tensor) -> tuple[Tensor,
 
 
 def save_autoencoder(model: nn.ModuleDict, factors: tuple[Tensor, Tensor], path: Path) -> None:
-    """Write fp16 weights and preview colours."""
+    """Write the weights as fp16 and the preview colours as float32 into one file."""
     state = {name: tensor.half().contiguous().cpu() for name, tensor in model.state_dict().items()}
     state["latent_rgb_factors"], state["latent_rgb_factors_bias"] = (f.float().cpu() for f in factors)
     partial = path.with_suffix(".part")

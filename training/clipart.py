@@ -1,6 +1,7 @@
-"""Collect public-domain clip art of things into one archive, `clipart.zip`, built like that of the emoji.
+"""Collect public-domain clip art into one archive, `clipart.zip`, of the same structure as `emoji.zip`.
 
-Input is the unpacked Debian package openclipart-svg. Run: `python -m training clipart --package FOLDER`.
+Only clip art that shows a single object is collected. Input is the unpacked Debian package openclipart-svg.
+Run: `python -m training clipart --package FOLDER`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ LEFT_OUT = re.compile(
     "|logo|flag|map|icon"
 )
 NOT_DRAWN = re.compile(r"<(?:\w+:)?(?:text|image|flowRoot)\b")
-"""Text needs fonts, and raster images are large."""
+"""SVG elements that exclude a file: text would need fonts, and embedded raster images are large."""
 METADATA = re.compile(
     r"<metadata.*?</metadata>|<sodipodi:namedview[^>]*/>|<sodipodi:namedview.*?</sodipodi:namedview>",
     re.DOTALL,
@@ -49,7 +50,10 @@ LEAST_COVER, MOST_COVER, MOST_STRETCH = 0.06, 0.97, 4
 
 
 def clip_art(root: Path, largest: int) -> Iterator[tuple[Item, str]]:
-    """Pieces that show a thing, each with its SVG text of at most `largest` bytes when compressed."""
+    """Suitable clip art from the chosen folders, as items with their SVG text.
+
+    Skips duplicates, unsuitable subjects, and files of more than `largest` bytes when compressed.
+    """
     seen = set()
     for folder in FOLDERS:
         for path in sorted((root / folder).rglob("*.svg")):
@@ -63,7 +67,7 @@ def clip_art(root: Path, largest: int) -> Iterator[tuple[Item, str]]:
 
 
 def describe(name: str, source: str) -> Item:
-    """Label from title or file name, tags from keywords and folders."""
+    """Create the item of a file: its label is the title or file name, its tags are keywords and folders."""
     found = re.search(r"<dc:title>([^<]*)</dc:title>", source)
     title = html.unescape(found.group(1)) if found else ""
     *folders, file = name.split("/")
@@ -81,11 +85,15 @@ def describe(name: str, source: str) -> Item:
 
 
 def framed(text: str) -> str | None:
-    """The piece with its page cut down to what is drawn; None where that is not one thing to be seen."""
+    """Crop the page of an SVG text to the drawing.
+
+    Returns None if the SVG cannot be rendered or cropped, or if the drawing does not look like a single
+    object: if it covers too little or too much of its bounding box, or if that box is too long and thin.
+    """
     try:
         image = render_svg(text, FRAME_SIZE)
         left, top, right, bottom = image.getchannel("A").getbbox()
-    except Exception:  # the renderer names no kind of its own; an empty image has no box
+    except Exception:  # the renderer has no exception class of its own; an empty image has no bounding box
         return None
     width, height = right - left, bottom - top
     cover = np.asarray(image.getchannel("A")).sum() / (255 * width * height)
@@ -102,7 +110,7 @@ def framed(text: str) -> str | None:
 
 
 def collect(root: Path, target: Path, largest: int) -> int:
-    """Write the archive and return the number of pieces in it."""
+    """Write the archive and return the number of images in it."""
     found = list(clip_art(root, largest))
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         frames = pool.map(framed, [text for _, text in found], chunksize=16)
@@ -117,8 +125,8 @@ def collect(root: Path, target: Path, largest: int) -> int:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="training clipart", description=__doc__)
-    parser.add_argument("--package", type=Path, required=True, help="its usr/share/openclipart/svg")
+    parser.add_argument("--package", type=Path, required=True, help="the package's usr/share/openclipart/svg")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data/clipart.zip")
-    parser.add_argument("--largest", type=int, default=12000, help="bytes of a compressed piece")
+    parser.add_argument("--largest", type=int, default=12000, help="most bytes of a compressed SVG file")
     arguments = parser.parse_args()
-    log.info("%d pieces in %s", collect(arguments.package, arguments.out, arguments.largest), arguments.out)
+    log.info("%d images in %s", collect(arguments.package, arguments.out, arguments.largest), arguments.out)

@@ -35,7 +35,16 @@ SVG = (
 
 @dataclass(frozen=True)
 class Item:
-    """One image: its style word, code point(s), English name, search tags and file in the archive."""
+    """One image of the data set.
+
+    Attributes:
+        style: the word that stands for its style in prompts.
+        hexcode: its code points in hexadecimal; for clip art, its name.
+        label: its English name.
+        tags: its search tags, used as further words in prompts.
+        group: number of its group of emoji in emojibase; -1 for clip art.
+        file: its path in the archive.
+    """
 
     style: str
     hexcode: str
@@ -46,18 +55,21 @@ class Item:
 
 
 def concepts(root: Path) -> list[dict[str, Any]]:
-    """The named emoji of the chosen groups."""
+    """The entries of emojibase for all emoji in the groups `GROUPS`."""
     entries = json.loads((root / NAMES_PACK / "package/en/data.json").read_text("utf-8"))
     return [entry for entry in entries if entry.get("group") in GROUPS]
 
 
 def plain_code(hexcode: str) -> str:
-    """Lower-case code without the emoji variation selector, which only some of the packs include."""
+    """An emoji's code in lower case, without the variation selector FE0F, which only some packs include."""
     return hexcode.lower().replace("-fe0f", "")
 
 
 def svg_items(root: Path, style: str, entries: list[dict[str, Any]]) -> Iterator[tuple[Item, str]]:
-    """Items of one icon set with their SVG text. A set without code points uses noto's names."""
+    """Items of one icon set, with their SVG text.
+
+    Icons are found by code point. For an icon set without a table of code points, noto's table is used.
+    """
     icons = _read(root, SVG_PACKS[style], "icons.json")
     chars = _read(root, SVG_PACKS[style], "chars.json") or _read(root, SVG_PACKS["noto"], "chars.json")
     names = {plain_code(code): name for code, name in chars.items()}
@@ -70,7 +82,7 @@ def svg_items(root: Path, style: str, entries: list[dict[str, Any]]) -> Iterator
 
 
 def webp_items(root: Path, entries: list[dict[str, Any]]) -> Iterator[tuple[Item, Path]]:
-    """Items of the 3-D set with the path of their image."""
+    """Items of the 3-D emoji set, each with the path of its image."""
     folder = root / WEBP_PACK / "package/assets"
     files = {plain_code(path.stem): path for path in folder.glob("*.webp")}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""Images and prompts: rendering, the held-out rule, prompt variants and backgrounds."""
+"""Images and prompts for training: rendering, held-out images, random prompts and backgrounds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 @dataclass(frozen=True)
 class Background:
-    """A plain colour or a gradient between two, as RGB in 0..1, with the words that name it."""
+    """A background: a plain colour, or a gradient between two colours, as RGB in 0..1.
+
+    `words` name it in prompts.
+    """
 
     words: tuple[str, ...]
     top: tuple[float, ...]
@@ -59,18 +62,21 @@ class Background:
 
 
 def is_held_out(hexcode: str, style: str) -> bool:
-    """Whether a (concept, style) pair is excluded from training: one in ten, by the CRC-32 of its name."""
+    """Whether a (concept, style) pair is excluded from training. The CRC-32 of its name selects a tenth."""
     return zlib.crc32(f"{hexcode.upper()}:{style}".encode()) % HELD_OUT_ONE_IN == 0
 
 
 def read_items(archive: Path) -> list[Item]:
-    """All images listed in the archive."""
+    """The items of all images in an archive, without the images."""
     with zipfile.ZipFile(archive) as file:
         return [Item(**entry) for entry in json.loads(file.read("items.json"))]
 
 
 def render_all(archives: list[Path], items: list[Item], out: Path, workers: int) -> None:
-    """Render each item of its archive to premultiplied RGBA (n, 512, 512, 4) uint8 in one .npy file."""
+    """Render all items, each from its own archive, into one .npy file.
+
+    The file contains premultiplied RGBA (n, 512, 512, 4), uint8.
+    """
     shape = (len(items), PICTURE_SIZE, PICTURE_SIZE, 4)
     pictures = np.lib.format.open_memmap(out, mode="w+", dtype=np.uint8, shape=shape)
     with ProcessPoolExecutor(workers) as pool:
@@ -81,7 +87,7 @@ def render_all(archives: list[Path], items: list[Item], out: Path, workers: int)
 
 
 def render_svg(text: str, size: int) -> Image.Image:
-    """An SVG as RGBA, its longer side `size` px."""
+    """Render an SVG text to RGBA; its longer side becomes `size` pixels."""
     import resvg_py
     from PIL import Image
 
@@ -95,7 +101,7 @@ def _open_archive(archive: Path) -> zipfile.ZipFile:
 
 
 def _render(archive: Path, name: str) -> np.ndarray:
-    """One file of the archive as premultiplied RGBA."""
+    """Render one file of an archive to premultiplied RGBA (512, 512, 4), centred."""
     from PIL import Image
 
     data = _open_archive(archive).read(name)
@@ -114,7 +120,11 @@ def _render(archive: Path, name: str) -> np.ndarray:
 
 
 def random_background(rng: random.Random) -> Background:
-    """55 % plain, 25 % gradients to a lighter or darker shade, 20 % gradients of two named colours."""
+    """A random background.
+
+    55 % of all backgrounds are a plain colour, 25 % are a gradient from a colour to a lighter or darker shade
+    of it, and 20 % are a gradient between two named colours.
+    """
     name = rng.choice(list(COLOURS))
     top, kind = _jittered(name, rng), rng.random()
     if kind < 0.55:
@@ -132,7 +142,10 @@ def _jittered(name: str, rng: random.Random) -> tuple[float, ...]:
 
 
 def prompt_words(item: Item, background: Background | None, rng: random.Random) -> list[str]:
-    """A random prompt for this image: style, label and background, with words omitted at random."""
+    """The words of a random prompt for an image: style, label or tags, and background.
+
+    Style, background and words of the label are omitted at random.
+    """
     words = _subject_words(item, rng)
     if rng.random() < 0.85:
         words = [item.style, *words]
@@ -142,7 +155,7 @@ def prompt_words(item: Item, background: Background | None, rng: random.Random) 
 
 
 def full_prompt(item: Item, background: str) -> str:
-    """The full prompt of an image, for quality measurements."""
+    """The prompt of an image with style, complete label and background, for measuring quality."""
     return f"{item.style} {' '.join(split_words(item.label))} on {background}"
 
 
@@ -161,30 +174,30 @@ def _subject_words(item: Item, rng: random.Random) -> list[str]:
 
 
 class Vocabulary:
-    """Indices of words in a table of word vectors; index 0 is the zero row for padding."""
+    """Numbers all words that occur. A word's number is its row in `table`; row 0 is zero, for padding."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def encode(self, words: list[str]) -> list[int]:
-        """Indices of up to 16 words, padded with zeros."""
+        """The numbers of the first 16 words, padded with zeros to 16 entries."""
         row = [self.numbers.setdefault(word, len(self.numbers) + 1) for word in words[:MAX_WORDS]]
         return row + [0] * (MAX_WORDS - len(row))
 
     def table(self) -> Tensor:
-        """Word vectors (1 + words, 64)."""
+        """The vectors of all words by number, (1 + number of words, 64)."""
         return torch.stack([torch.zeros(WORD_DIM), *(word_vector(word) for word in self.numbers)])
 
 
 def embed_numbers(table: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Context (b, 16, 64) and pooled vector (b, 64) as from `encode_prompt`."""
+    """Context (b, 16, 64) and pooled vector (b, 64) of word numbers (b, 16), as from `encode_prompt`."""
     context = table[numbers]
     count = (numbers > 0).sum(dim=1, keepdim=True).clamp(min=1)
     return context, context.sum(dim=1) / count.sqrt()
 
 
 def gradient_canvas(backgrounds: list[Background], size: int, device: torch.device) -> Tensor:
-    """Backgrounds as RGB images (b, 3, size, size) in 0..1."""
+    """Draw backgrounds as RGB images (b, 3, size, size) in 0..1."""
     top = torch.tensor([b.top for b in backgrounds], device=device)[:, :, None, None]
     bottom = torch.tensor([b.bottom for b in backgrounds], device=device)[:, :, None, None]
     slope = torch.tensor([b.angle for b in backgrounds], device=device)[:, None, None, None]
@@ -194,7 +207,11 @@ def gradient_canvas(backgrounds: list[Background], size: int, device: torch.devi
 
 
 def compose(pictures: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Put premultiplied uint8 images (b, h, w, 4), scaled and shifted, on canvases (b, 3, s, s)."""
+    """Draw premultiplied uint8 images (b, h, w, 4) on canvases (b, 3, s, s).
+
+    Each image is scaled to the share `scale` (b,) of the canvas, then moved left and up by `shift` (b, 2),
+    in units of half the size of the scaled image.
+    """
     layers = pictures.permute(0, 3, 1, 2).float() / 255
     size = canvas.shape[-1]
     if layers.shape[-1] != size:

@@ -1,4 +1,4 @@
-"""Train one transformer family on the autoencoder's latents, with ComfyUI's own network classes."""
+"""Train the transformer of one family on the autoencoder's latents, with ComfyUI's own network class."""
 
 from __future__ import annotations
 
@@ -36,14 +36,19 @@ TRAINING_SHIFT = 3.0
 UNIFORM_TIME_SHARE = 0.1
 LEAST_AGREEMENT = 0.98
 SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 250, 60.0
-BURST, KEEP_EVERY = 1.25, 10  # a loss of so many times the usual one has diverged; looks between copies
+# A loss of BURST times its running average has diverged. The state is copied at every KEEP_EVERY-th check.
+BURST, KEEP_EVERY = 1.25, 10
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One resolution of the training: image size, batch and the share of the time at which it ends.
+    """One stage of the training, at one image size.
 
-    Of `mixed` steps one is taken at the resolution of the first stage; none if it is 0.
+    Attributes:
+        size: pixels along a side of the images.
+        batch: images per step.
+        until: share of the training time at which the stage ends.
+        mixed: every `mixed`-th step is taken at the image size of the first stage; 0 for no such steps.
     """
 
     size: int
@@ -54,7 +59,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run: its stages, variants of each picture kept as latents, and prompts a variant."""
+    """A training run.
+
+    Attributes:
+        stages: its stages, in order.
+        variants: number of latents of each image, which differ in background, scale and shift.
+        prompts: number of prompts of each variant.
+        sample_steps: sampling steps for the test images.
+        compiled: whether to use torch.compile.
+    """
 
     stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
     variants: int = 6
@@ -64,12 +77,12 @@ class Plan:
 
     @property
     def sizes_drawn(self) -> tuple[int, ...]:
-        """Image sizes that the last stage trains."""
+        """The image sizes in pixels at which the last stage trains."""
         last = self.stages[-1]
         return (last.size, self.stages[0].size) if last.mixed else (last.size,)
 
     def next_stage(self, progress: float) -> Stage:
-        """The stage at this share of the time."""
+        """The stage to which this share of the training time belongs."""
         return next(stage for stage in self.stages if progress < stage.until)
 
 
@@ -79,7 +92,10 @@ SMOKE_PLAN = Plan(
 
 
 def plan_for(family: str, smoke: bool) -> Plan:
-    """The plan of a family. Flux has only rotary positions and learns both sizes."""
+    """The plan of a family. Flux keeps training at both image sizes until the end.
+
+    Flux can learn both, because all its positions are rotary.
+    """
     plan = SMOKE_PLAN if smoke else Plan()
     if family != "flux":
         return plan
@@ -88,13 +104,13 @@ def plan_for(family: str, smoke: bool) -> Plan:
 
 @dataclass(frozen=True)
 class LatentBank:
-    """Latents (n, 16, h, w) fp16 and, for each, word numbers (n, prompts, 16) of several prompts."""
+    """Latents (n, 16, h, w) in fp16, with several prompts for each as word numbers (n, prompts, 16)."""
 
     latents: Tensor
     numbers: Tensor
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch of latents and word numbers, some of them empty."""
+        """A random batch: latents, and one prompt for each as word numbers. Some prompts are made empty."""
         chance = {"device": self.latents.device, "generator": generator}
         row = torch.randint(len(self.latents), (batch,), **chance)
         prompt = torch.randint(self.numbers.shape[1], (batch,), **chance)
@@ -103,7 +119,7 @@ class LatentBank:
 
 
 def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
-    """Shifted logit-normal noise levels, one in ten uniform so that both ends are seen."""
+    """Random noise levels: shifted logit-normal, but one in ten uniform so that levels near 0 and 1 occur."""
     chance = {"device": generator.device, "generator": generator}
     normal = shift_time(torch.sigmoid(torch.randn(batch, **chance)), TRAINING_SHIFT)
     uniform = torch.rand(batch, **chance)
@@ -111,10 +127,12 @@ def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
 
 
 class DivergenceGuard:
-    """Watches a trainer's loss; when it bursts, takes everything back to when it was well, plain and slower.
+    """Watches a trainer's loss. If the loss diverges, restores the last good state of the training.
+
+    Training then continues without compilation and with half the learning rate.
 
     Attributes:
-        rate_share: factor on the learning rate.
+        rate_share: factor on the learning rate, halved at each divergence.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -123,8 +141,8 @@ class DivergenceGuard:
         self._kept: list[dict] = []
 
     def look(self, loss: float, size: int) -> None:
-        """The mean loss of the latest steps, at pictures of this `size`."""
-        if size != self._size:  # losses of another size compare with nothing
+        """Check the mean loss of the latest steps, all at this image size. May restore a state."""
+        if size != self._size:  # losses of different image sizes cannot be compared
             self._size, self._usual = size, math.inf
         if not loss < BURST * self._usual:
             if self._kept:
@@ -137,7 +155,7 @@ class DivergenceGuard:
 
     def _take_back(self, loss: float) -> None:
         log.warning(
-            "%s: loss %.4f after %.4f at step %d: back to the last good state, plain code, half the rate",
+            "%s: loss %.4f after %.4f at step %d; restored last good state, not compiled, at half rate",
             self._trainer.family, loss, self._usual, self._trainer.steps,
         )  # fmt: skip
         for part, state in zip(self._parts(), self._kept, strict=True):
@@ -151,23 +169,30 @@ class DivergenceGuard:
 
 
 class Captured:
-    """A step as a CUDA graph: launching its thousands of small kernels takes longer than they run."""
+    """A training step captured as a CUDA graph.
+
+    Without a graph, launching the step's thousands of small kernels would take longer than running them.
+    """
 
     WARM_UP = 3
 
     def __init__(self, trainer: Trainer, batch: tuple[Tensor, ...]) -> None:
         self._places = tuple(tensor.clone() for tensor in batch)
         start = time.monotonic()
-        for _ in range(self.WARM_UP):  # compiles, and lets libraries set up
+        for _ in range(self.WARM_UP):  # compiles the functions, and lets libraries initialise
             trainer.descend(self._places)
         trainer.optimizer.zero_grad(set_to_none=True)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=torch.cuda.current_stream()):
             self._loss = trainer.descend(self._places)
-        log.info("%s: step captured in %.0f s", trainer.family, time.monotonic() - start)
+        log.info(
+            "%s: captured the training step as a CUDA graph in %.0f s",
+            trainer.family,
+            time.monotonic() - start,
+        )
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Replay on this batch; returns the loss, good until the next step."""
+        """Replay the step on this batch. Returns the loss, a tensor that the next replay overwrites."""
         for place, tensor in zip(self._places, batch, strict=True):
             place.copy_(tensor)
         self._graph.replay()
@@ -175,18 +200,18 @@ class Captured:
 
 
 class Trainer:
-    """Network, optimiser and running average of one family."""
+    """Trains one family: its network, the optimiser, and the running average (EMA) of the weights."""
 
     def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
         torch.manual_seed(0)
         self.family, self.device, self.plan = family, device, plan
-        # Its own: the default one belongs to a captured step, and to a capture that failed.
+        # Not the default generator, since a CUDA graph capture takes possession of it, even if it fails.
         self.generator = torch.Generator(device)
         self.generator.seed()
         self.network = build_network(family).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
-        # On a GPU NextDiT's step is captured (`Captured`), for which the rate has to be a tensor.
+        # On a GPU, NextDiT's step is captured (`Captured`), which needs the learning rate as a tensor.
         self.uses_graph = device.type == "cuda" and family == "lumina2"
         rate = torch.tensor(LEARNING_RATES[family], device=device) if self.uses_graph else 1e-3
         self.optimizer = torch.optim.AdamW(
@@ -204,7 +229,7 @@ class Trainer:
         self.guard = DivergenceGuard(self)
 
     def _compile(self) -> None:
-        """SD3 and Flux as a whole, which takes a minute; of NextDiT the elementwise parts (lean.py)."""
+        """Compile the whole loss for SD3 and Flux, only the functions in lean.py for NextDiT."""
         torch._dynamo.config.recompile_limit = 64
         if self.family == "lumina2":
             self.parts.update(lean.compiled())
@@ -212,7 +237,7 @@ class Trainer:
             self._loss = torch.compile(self._raw_loss, dynamic=False)
 
     def _stop_compiling(self) -> None:
-        """Back to plain code, which needs more memory: with half the batch."""
+        """Turn off compilation and drop captured steps. Halves the batch: eager code needs more memory."""
         self._captured.clear()
         self._loss, self.share = self._raw_loss, 0.5
         if self.parts:
@@ -223,11 +248,11 @@ class Trainer:
         return F.mse_loss(out.float(), target)
 
     def loss(self, latent: Tensor, numbers: Tensor) -> Tensor:
-        """Flow-matching loss of one batch."""
+        """Flow-matching loss of one batch of latents and word numbers."""
         return self._mixed(self._loss, self.noised(latent, numbers))
 
     def noised(self, latent: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """What the loss takes: noisy latents, levels, context, pooled vectors and targets."""
+        """The arguments of the loss: noisy latents, noise levels, context, pooled vectors and targets."""
         context, pooled = embed_numbers(self.table, numbers)
         sigma = random_sigma(len(latent), self.generator)
         noise = torch.randn(latent.shape, device=self.device, generator=self.generator)
@@ -239,7 +264,11 @@ class Trainer:
             return function(*batch)
 
     def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
-        """One optimiser step; the learning rate is flat for half of the time, then falls as a cosine."""
+        """One optimiser step.
+
+        After a warm-up, the learning rate is constant in the first half of the training time. In the second
+        half it falls to 1 % of that along a cosine.
+        """
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
         rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
         self._set_rate(rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall)))))
@@ -258,21 +287,23 @@ class Trainer:
                 group["lr"] = rate
 
     def _update(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """One change of the weights; returns the loss."""
+        """Update the weights on one batch, by a captured step where possible; returns the loss."""
         if not self.uses_graph:
             return self.descend(batch)
         rows = batch[0].shape[-1]
         if rows not in self._captured:
             try:
                 self._captured[rows] = Captured(self, batch)
-            except Exception:  # the driver may refuse; plain training always works
-                log.exception("%s: a step cannot be captured, plain steps from here", self.family)
+            except Exception:  # capture may fail; eager training always works
+                log.exception(
+                    "%s: the step cannot be captured; training continues without CUDA graphs", self.family
+                )
                 self.uses_graph = False
                 return self.descend(batch)
         return self._captured[rows](batch)
 
     def descend(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Gradient and optimiser on one batch; returns the loss."""
+        """Compute the gradient on one batch and apply the optimiser; returns the loss."""
         loss = self._mixed(self._loss, batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -281,7 +312,7 @@ class Trainer:
         return loss.detach()
 
     def resume(self, work: Path) -> None:
-        """Continue from the whole state of an earlier call, else from packed weights, if there are any."""
+        """Load the state that an earlier call saved in `work`, else its packed weights, if either exists."""
         state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
         if state.exists():
             saved = torch.load(state, map_location=self.device)
@@ -297,7 +328,7 @@ class Trainer:
         log.info("%s continues from %s at %.0f %%", self.family, found, 100 * self.progress)
 
     def save_state(self, work: Path) -> None:
-        """Everything the next call needs to continue as if there had been no break."""
+        """Save what a later call needs to continue the training: weights, optimiser, steps and progress."""
         state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
         state |= {"optimizer": self.optimizer.state_dict(), "steps": self.steps, "history": self.history}
         path = work / f"state_{self.family}.pt"
@@ -306,8 +337,9 @@ class Trainer:
         partial.rename(path)
 
     def check_compiled(self, banks: dict[int, LatentBank]) -> None:
-        """Compile for the coming stage, or for all that will mix; plain code again when that fails or gives
-        another gradient.
+        """Compile for the coming stage, or for all stages if the last one mixes image sizes.
+
+        Turns compilation off if it fails, or if the compiled gradient differs from the eager one.
         """
         if not self.plan.compiled or self.progress >= 1:
             return
@@ -321,18 +353,25 @@ class Trainer:
                 agreement = self._agreement(batch)
                 seconds = time.monotonic() - start
                 log.info(
-                    "%s %d px: gradient cosine %.5f, %.0f s", self.family, stage.size, agreement, seconds
+                    "%s %d px: cosine of compiled and eager gradient %.5f, %.0f s",
+                    self.family,
+                    stage.size,
+                    agreement,
+                    seconds,
                 )
                 if not agreement > LEAST_AGREEMENT:
-                    raise RuntimeError(f"compiled gradient has cosine {agreement} with the plain one")
-        except Exception:  # the compiler may fail in many ways, plain training always works
+                    raise RuntimeError(f"cosine of compiled and eager gradient is only {agreement}")
+        except Exception:  # the compiler may fail in many ways; eager training always works
             log.exception("%s trains without torch.compile", self.family)
             self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _agreement(self, batch: tuple[Tensor, ...]) -> float:
-        """Cosine between the compiled gradient of a batch and the plain one, summed over small parts."""
-        with torch.compiler.set_stance("force_eager"):  # first: it also fills the table of rotary angles
+        """Cosine between the compiled gradient of a batch and the eager one.
+
+        The eager gradient is summed over parts of 64 images, because eager code needs more memory.
+        """
+        with torch.compiler.set_stance("force_eager"):  # also fills the table of rotary angles
             plain = self._gradient(self._raw_loss, batch, 64)
         compiled = self._gradient(self._loss, batch, len(batch[0]))
         return F.cosine_similarity(compiled, plain, dim=0).item()
@@ -344,7 +383,10 @@ class Trainer:
         return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
 
     def train(self, banks: dict[int, LatentBank], deadline: float, work: Path, until: float) -> None:
-        """Train to this share of the plan by the deadline (`time.time()`), saving everything each minute."""
+        """Train until the deadline (`time.time()`), where the share `until` of the plan is reached.
+
+        Saves weights and state once a minute.
+        """
         start = saved = time.time()
         seconds, begin = max(1.0, deadline - start), self.progress
         while self.progress < until:
@@ -361,7 +403,7 @@ class Trainer:
                 self.save_state(work)
                 saved = now
             self.progress = min(until, begin + (until - begin) * (now - start) / seconds)
-        log.info("%s: %d steps in %.0f s", self.family, self.steps, time.time() - start)
+        log.info("%s: at step %d after %.0f s", self.family, self.steps, time.time() - start)
 
     def _next_stage(self) -> Stage:
         stage = self.plan.next_stage(self.progress)
@@ -379,7 +421,10 @@ class Trainer:
 def encode_bank(
     encoder: nn.Module, pictures: Tensor, items: list[Item], size: int, plan: Plan, vocabulary: Vocabulary
 ) -> LatentBank:
-    """Encode several variants of every picture, each with its own background and prompts."""
+    """Encode several variants of every image to latents. Each has a random background, scale and shift.
+
+    Each variant also gets random prompts of its own.
+    """
     rng, device = random.Random(size), pictures.device
     latents, numbers = [], []
     for _ in range(plan.variants):

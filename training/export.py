@@ -15,7 +15,11 @@ CLIP_CANDIDATES = 24
 
 
 def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (out, in) and fp16 scale (out,): each row uses the clipping point with the smallest error."""
+    """Quantise a matrix to int8 (out, in) with an fp16 scale per row (out,).
+
+    For each row, `CLIP_CANDIDATES` scales are tried, and the scale with the smallest squared error is used.
+    Every scale but the largest clips the largest values of the row.
+    """
     peak = matrix.abs().amax(dim=1).clamp(min=1e-8)
     best_error = torch.full_like(peak, float("inf"))
     best_scale = peak / 127
@@ -34,7 +38,7 @@ def _round(matrix: Tensor, scale: Tensor) -> Tensor:
 
 
 def pack_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `loader.unpack_int8`, without the tables that the loader computes."""
+    """The inverse of `loader.unpack_int8`. Leaves out the position table, which the loader computes."""
     packed = {}
     for name, tensor in state.items():
         tensor = tensor.detach().float()
@@ -48,7 +52,7 @@ def pack_int8(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_packed(state: dict[str, Tensor], path: Path) -> None:
-    """Pack the weights and write the file atomically."""
+    """Pack the weights with `pack_int8` and write them to a file atomically."""
     partial = path.with_suffix(".part")
     save_file(pack_int8(state), partial, metadata={"format": "pt"})
     partial.rename(path)

@@ -1,4 +1,4 @@
-"""One family from images to weights: latents, training, judging, files."""
+"""Train one family, from rendered images to weight files: encode latents, train, measure, save."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def load_autoencoder(path: Path, device: torch.device) -> nn.ModuleDict:
-    """The trained pair in float32."""
+    """The trained encoder and decoder in float32."""
     state = {name: tensor.float() for name, tensor in load_file(path).items() if name.startswith("taesd")}
     model = build_autoencoder()
     model.load_state_dict(state)
@@ -41,16 +41,17 @@ def train_family(
     plan: Plan,
     span: tuple[float, float],
 ) -> None:
-    """Wait for the autoencoder, encode, train a span of the plan until the deadline, measure and save.
+    """Train one family and write its weights and figures to the folder `work`.
 
-    An earlier call that was cut short may have stopped before the start of the span: training
-    continues there.
+    Waits for the autoencoder's file, encodes the images, trains the part `span` of the plan until `deadline`
+    (`time.time()`), then measures the result. If the saved state of an earlier call ends before the start of
+    the span, because that call was interrupted, training continues from that state.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if device.type == "cuda":
-        # Gradients are summed on the stream of their first use, which no capture can leave: everything runs
-        # on one stream that is not the default.
+        # PyTorch accumulates a parameter's gradient on the stream on which it was first computed, and a CUDA
+        # graph capture must not use another stream than its own. So all work runs on one non-default stream.
         torch.cuda.set_stream(torch.cuda.Stream())
     trainer = Trainer(family, device, plan)
     trainer.progress = span[0]
@@ -73,9 +74,9 @@ def train_family(
     }
     del train_pictures, test_pictures
     trainer.table = vocabulary.table().to(device)
-    log.info("%s: banks of %d latents in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
+    log.info("%s: %d latents per size in %.0f s", family, len(banks[sizes[0]].latents), time.time() - begun)
     figures = {"first_test_loss": fixed_loss(trainer, test_banks[sizes[-1]])}
-    log.info("%s starts at a loss of %.4f on held-out pictures", family, figures["first_test_loss"])
+    log.info("%s: loss on held-out images before training %.4f", family, figures["first_test_loss"])
     trainer.check_compiled(banks)
     trainer.train(banks, deadline, work, span[1])
     trainer.save_state(work)

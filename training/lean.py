@@ -1,8 +1,9 @@
-"""NextDiT's main blocks for training: ComfyUI's computation, with the elementwise parts in four functions.
+"""NextDiT's main blocks, rewritten for training: the same computation as ComfyUI's, but faster when compiled.
 
-Uncompiled, these parts take several times as long as the matrix products, since each small operation reads
-and writes memory. Each of the four can be compiled by itself; matrix products and attention still use the
-libraries' kernels. Norms and the residual stream are float32.
+All elementwise operations of a block are in four functions: `enter`, `leave`, `heads` and `gated`. Without
+compilation, these operations take several times as long as the matrix products, because each of them reads
+and writes memory. Each of the four functions can be compiled by itself. Matrix products and attention are not
+compiled; they use the kernels of PyTorch's libraries. Norms and the residual stream are float32.
 """
 
 from __future__ import annotations
@@ -16,33 +17,36 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_EPS = 1e-6
-"""Epsilon of the norms of queries and keys; torch's default would depend on the precision of the input."""
+"""Epsilon of the query and key norms. It is given because torch's default depends on the input's dtype."""
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last dimension, in float32; `weight` has a row for each image.
+    """RMS norm over the last dimension, in float32; `weight` has a row for each image of the batch.
 
-    With one row for all, compiled code would sum its gradient over all tokens of a batch in a single block.
+    If all images shared one row, the compiled backward pass would sum its gradient over all tokens of the
+    batch in a single thread block of the GPU, which is slow.
     """
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 def enter(x: Tensor, weight: Tensor, eps: float, scale: Tensor, kind: torch.dtype) -> Tensor:
-    """A sublayer's input: `x` (b, n, d) normed by `weight`, modulated by `scale` (b, d), of type `kind`."""
+    """Compute a sublayer's input: norm `x` (b, n, d), modulate it by `scale` (b, d), convert it to `kind`."""
     return (rms(x, weight.unsqueeze(1), eps) * (1 + scale.float().unsqueeze(1))).to(kind)
 
 
 def leave(x: Tensor, y: Tensor, weight: Tensor, eps: float, gate: Tensor) -> Tensor:
-    """The residual stream `x` (b, n, d) plus a sublayer's output `y`, normed and gated by `gate` (b, d)."""
+    """Add a sublayer's output `y` to the residual stream `x` (b, n, d), after norming and gating `y`."""
     return x + gate.float().tanh().unsqueeze(1) * rms(y, weight.unsqueeze(1), eps)
 
 
 def heads(
     qkv: Tensor, sizes: tuple[int, int, int], q_weight: Tensor, k_weight: Tensor, angles: Tensor
 ) -> tuple[Tensor, ...]:
-    """Queries, keys and values (b, heads, n, head_dim) of `qkv` (b, n, all heads); the first two normed by
-    weights (b, head_dim) and rotated by `angles` (1, n, 1, head_dim / 2, 2, 2).
+    """Split `qkv` (b, n, channels of all heads) into queries, keys and values (b, heads, n, head_dim).
+
+    Queries and keys are normed with the weights (b, head_dim) and rotated by `angles`
+    (1, n, 1, head_dim / 2, 2, 2).
     """
     q, k, v = (part.unflatten(-1, (-1, q_weight.shape[1])) for part in qkv.split(sizes, dim=-1))
     q = rotate(rms(q, q_weight[:, None, None], HEAD_EPS), angles)
@@ -51,13 +55,13 @@ def heads(
 
 
 def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotary embedding of `x` (b, n, heads, head_dim), with neighbouring numbers as pairs, as in ComfyUI."""
+    """Apply rotary embedding to `x` (b, n, heads, head_dim), to neighbouring channels as in ComfyUI."""
     pairs = x.unflatten(-1, (-1, 1, 2))
     return (angles[..., 0] * pairs[..., 0] + angles[..., 1] * pairs[..., 1]).flatten(-2)
 
 
 def gated(x1: Tensor, x3: Tensor) -> Tensor:
-    """The gated activation of the feed-forward layer."""
+    """The gated activation (SwiGLU) of the feed-forward layer."""
     return F.silu(x1) * x3
 
 
@@ -65,12 +69,15 @@ PLAIN: dict[str, Callable[..., Any]] = {"enter": enter, "leave": leave, "heads":
 
 
 def compiled() -> dict[str, Callable[..., Any]]:
-    """The four functions for torch.compile, each with one kernel for all shapes."""
+    """The four functions compiled with dynamic shapes, so that one kernel serves all image sizes."""
     return {name: torch.compile(function, dynamic=True) for name, function in PLAIN.items()}
 
 
 def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Callable[..., Tensor]:
-    """`forward` of a modulated JointTransformerBlock; `parts` is read at each call, so it may change."""
+    """A `forward` for a modulated JointTransformerBlock that uses the functions in `parts`.
+
+    `parts` is read at each call, so its entries may be replaced later.
+    """
     attention, feed, eps = block.attention, block.feed_forward, block.attention_norm1.eps
     counts = (attention.n_local_heads, attention.n_local_kv_heads, attention.n_local_kv_heads)
     sizes = tuple(count * attention.head_dim for count in counts)
@@ -96,8 +103,9 @@ def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Cal
 
 
 def install(network: nn.Module) -> dict[str, Callable[..., Any]]:
-    """Use these functions in the modulated blocks of `network`; the returned functions may be replaced in
-    place.
+    """Make the modulated blocks of `network` use the four functions.
+
+    Returns the dict of functions that the blocks read. Replacing an entry of it changes all blocks.
     """
     parts = dict(PLAIN)
     for module in network.modules():

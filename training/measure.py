@@ -1,4 +1,4 @@
-"""Judge a trained transformer: samples of held-out prompts, what packing costs, loss on fixed rows."""
+"""Measure a trained transformer: sample held-out prompts, compare int8 with float weights, compute losses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender
 
 @torch.no_grad()
 def sample(network: nn.Module, trainer: Trainer, prompts: list[str], shift: float, size: int) -> Tensor:
-    """Latents of prompts at `size` px: Euler steps with guidance from seeded noise, as KSampler does them."""
+    """Sample latents for prompts at `size` px from seeded noise, with Euler steps and CFG like KSampler."""
     device = trainer.device
     pairs = [encode_prompt(prompt) for prompt in prompts]
     context = torch.cat([pair[0] for pair in pairs]).to(device)
@@ -51,7 +51,10 @@ def sample(network: nn.Module, trainer: Trainer, prompts: list[str], shift: floa
 
 @torch.no_grad()
 def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
-    """Loss of the averaged weights on fixed rows, noise and levels, with text."""
+    """Loss of the averaged (EMA) weights on the first `rows` latents of a bank, with prompts.
+
+    Noise and noise levels are the same in each call, so that losses can be compared.
+    """
     values = []
     trainer.generator.manual_seed(1)
     for first in range(0, min(rows, len(bank.latents)), 32):
@@ -65,7 +68,11 @@ def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
 
 
 def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Path) -> dict[str, float]:
-    """Sample held-out prompts in float and from the packed weights; save grids, return PSNR between them."""
+    """Sample held-out prompts with the float weights and with the packed int8 weights.
+
+    Saves the int8 images as one PNG per shift and size. Returns the mean PSNR in dB between int8 and
+    float images, under a key that names shift and size.
+    """
     picked = random.Random(3).sample(held_out, min(16, len(held_out)))
     prompts = [full_prompt(item, GRID_COLOURS[i % len(GRID_COLOURS)]) for i, item in enumerate(picked)]
     packed = copy.deepcopy(trainer.average)
@@ -87,12 +94,12 @@ def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Pa
 
 @torch.no_grad()
 def decode(decoder: nn.Module, latents: Tensor) -> Tensor:
-    """Pictures (b, 3, h, w) in 0..1."""
+    """Decode latents to images (b, 3, h, w) in 0..1."""
     return torch.cat([decoder(part).clamp(0, 1) for part in latents.split(4)])
 
 
 def save_grid(images: Tensor, path: Path, columns: int = 4) -> None:
-    """Write pictures as one PNG, row by row."""
+    """Write images row by row into one PNG; an incomplete last row is left out."""
     from PIL import Image
 
     columns = min(columns, len(images))

@@ -1,4 +1,4 @@
-"""The transformers to be trained: ComfyUI's own network classes, with what training and compiling need."""
+"""Build the transformers for training: ComfyUI's network classes, adapted for autograd and torch.compile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .lean import HEAD_EPS
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: object
 ) -> Tensor:
-    """What ComfyUI's attention computes, without its switches, so that compilation sees one operation."""
+    """Compute attention as ComfyUI does, but always by one operation, which torch.compile can trace."""
     if not options.get("skip_reshape"):
         q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
@@ -28,9 +28,10 @@ def plain_attention(
 
 
 def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Rotary angles of the first row for the whole batch, computed once for each number of tokens.
+    """Wrap a function of rotary angles, so that it runs only once for each number of tokens.
 
-    Compiled code then reads a table; it has no double-precision trigonometry of its own.
+    The angles of the batch's first image are used for the whole batch, since all images have the same token
+    positions. Compiled code then reads a table instead of computing double-precision sines and cosines.
     """
     tables: dict[int, Tensor] = {}
 
@@ -43,7 +44,7 @@ def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def plain_rotation(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotary embedding of queries and keys (b, n, heads, d) by (1, n, 1, d / 2, 2, 2), nothing in place."""
+    """Apply rotary `angles` (1, n, 1, d / 2, 2, 2) to queries and keys (b, n, heads, d), not in place."""
     return _rotate(q, angles), _rotate(k, angles)
 
 
@@ -53,11 +54,11 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def build_network(family: str) -> nn.Module:
-    """The family's network with plain torch layers, freshly initialised. Gates and output start at zero."""
+    """Build a family's network from plain torch layers. Gates and output layer are initialised with zeros."""
     network, embedders = BUILDERS[family](network_config(FAMILIES[family]))
     for name, parameter in network.named_parameters():
         _initialise(name, parameter)
-    for embedder in embedders:  # the residual stream stays float32 under autocast
+    for embedder in embedders:  # float32, so that the residual stream is float32 even under autocast
         embedder.register_forward_hook(lambda module, args, out: out.float())
     return network
 
@@ -81,7 +82,7 @@ def _build_flux(config: dict[str, Any]) -> tuple[nn.Module, tuple[nn.Module, ...
     network.pe_embedder.forward = fixed_rotation(network.pe_embedder.forward)
     flux_math.optimized_attention, flux_math.apply_rope = plain_attention, plain_rotation
     for module in network.modules():
-        if isinstance(module, nn.LayerNorm):  # its input is kept for the gradient, then added to in place
+        if isinstance(module, nn.LayerNorm):  # autograd needs its input, which Flux changes in place later
             module.register_forward_pre_hook(lambda module, args: (args[0].clone(),))
         elif isinstance(module, nn.RMSNorm):
             module.eps = HEAD_EPS
@@ -89,7 +90,7 @@ def _build_flux(config: dict[str, Any]) -> tuple[nn.Module, tuple[nn.Module, ...
 
 
 BUILDERS = {"sd3": _build_sd3, "lumina2": _build_nextdit, "flux": _build_flux}
-"""For each family: from its network's arguments to the network and the embedders of its tokens."""
+"""For each family, a function from its network's arguments to the network and its token embedders."""
 
 SMALL_START = ("t_embedder", "y_embedder", "time_in", "vector_in")
 ZERO_START = ("adaLN_modulation", "_mod.lin", "modulation.lin", "final_layer")
@@ -97,7 +98,7 @@ ZERO_START = ("adaLN_modulation", "_mod.lin", "modulation.lin", "final_layer")
 
 @torch.no_grad()
 def _initialise(name: str, parameter: Tensor) -> None:
-    if name == "cap_embedder.1.bias":  # zero rows (padding) would have their gradient blown up by eight norms
+    if name == "cap_embedder.1.bias":  # if zero, eight norms would amplify the gradient of padding rows
         nn.init.normal_(parameter, std=0.5)
     elif any(part in name for part in ZERO_START) or name.endswith("bias"):
         nn.init.zeros_(parameter)
@@ -112,7 +113,7 @@ def _initialise(name: str, parameter: Tensor) -> None:
 def predict(
     network: nn.Module, family: str, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
 ) -> Tensor:
-    """Noise minus picture, called as ComfyUI calls the family at noise level `sigma` (b,)."""
+    """Predict noise minus image at noise level `sigma` (b,), with the arguments that ComfyUI passes."""
     if family == "sd3":
         return network(x, sigma * 1000, context=context, y=pooled)
     if family == "flux":
@@ -121,5 +122,5 @@ def predict(
 
 
 def shift_time(u: Tensor, shift: float) -> Tensor:
-    """Flow-matching shift of SD3 (Esser et al. 2024, eq. 23)."""
+    """Shift noise levels `u` in 0..1 as SD3 does for flow matching (Esser et al. 2024, eq. 23)."""
     return shift * u / (1 + (shift - 1) * u)

@@ -31,7 +31,7 @@ SMOKE_ITEMS = 5
 
 @dataclass(frozen=True)
 class Options:
-    """What every stage of the run needs to know."""
+    """Options of the command line that every stage of the run needs."""
 
     archives: tuple[Path, ...]
     work: Path
@@ -45,7 +45,7 @@ class Options:
 
 
 def render_stage(options: Options) -> None:
-    """Render all pictures of the archives."""
+    """Render all images of the archives into one file in the work folder."""
     found = [(archive, item) for archive in options.archives for item in read_items(archive)]
     if options.smoke:
         held_out = [pair for pair in found if is_held_out(pair[1].hexcode, pair[1].style)]
@@ -56,7 +56,7 @@ def render_stage(options: Options) -> None:
     render_all([archive for archive, _ in found], items, partial, os.cpu_count() or 1)
     (options.work / "items.json").write_text(json.dumps([vars(item) for item in items]))
     partial.rename(options.work / "pictures.npy")
-    log.info("rendered %d pictures in %.0f s", len(items), time.monotonic() - start)
+    log.info("rendered %d images in %.0f s", len(items), time.monotonic() - start)
 
 
 def _dataset(work: Path) -> tuple[np.ndarray, list, list[int]]:
@@ -68,7 +68,7 @@ def _dataset(work: Path) -> tuple[np.ndarray, list, list[int]]:
 
 
 def autoencoder_stage(options: Options) -> None:
-    """Train, measure on held-out pictures, save."""
+    """Train the autoencoder, save it, and log its PSNR on held-out images."""
     from . import autoencoder as ae
 
     pictures, items, held_out = _dataset(options.work)
@@ -82,7 +82,7 @@ def autoencoder_stage(options: Options) -> None:
     except Exception:
         if options.smoke:
             raise
-        log.exception("compiled autoencoder failed, training it without torch.compile")
+        log.exception("training the autoencoder with torch.compile failed; training it without")
         model = ae.train_autoencoder(train, options.autoencoder_seconds, batch, False)
     model.load_state_dict({name: tensor.half().float() for name, tensor in model.state_dict().items()})
     factors = ae.fit_preview_factors(model, train[:: max(1, len(train) // 256)])
@@ -91,7 +91,7 @@ def autoencoder_stage(options: Options) -> None:
 
 
 def family_stage(options: Options, family: str, deadline: float) -> None:
-    """Train one transformer until the deadline."""
+    """Train the transformer of one family until the deadline (`time.time()`)."""
     from .dit import plan_for
     from .family import train_family
 
@@ -103,7 +103,7 @@ def family_stage(options: Options, family: str, deadline: float) -> None:
 
 
 def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subprocess.Popen[bytes]:
-    """Run one stage as its own process on one GPU, with its own log file."""
+    """Start one stage of the training in a separate process on one GPU, with its own log file."""
     command = [sys.executable, str(PROGRAM), "train", "--stage", stage]
     command += [
         "--archive",
@@ -121,7 +121,7 @@ def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subp
 
 
 def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait for all processes; when one fails, stop the others and show its log."""
+    """Wait for all stages. If one fails, terminate the others and raise an error with the end of its log."""
     while running:
         for stage, process in list(running.items()):
             code = process.poll()
@@ -136,7 +136,12 @@ def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> N
 
 
 def run_all(options: Options, families: list[str], seconds: float) -> None:
-    """Render, then train the autoencoder while the transformers get ready, then the transformers."""
+    """Render the images, then train the autoencoder and the transformers, in `seconds` altogether.
+
+    With several GPUs, the families are trained in parallel; with one GPU, one after the other. In the first
+    case all families, in the second case the first family, start together with the autoencoder: they prepare
+    their networks, then wait for its file.
+    """
     begun, gpus = time.time(), max(1, torch.cuda.device_count())
     end = begun + seconds - FINAL_SECONDS
     if not (options.work / "pictures.npy").exists():
@@ -160,18 +165,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="training train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--archive", type=Path, nargs="+", required=True, help="made by `training collect`")
-    parser.add_argument("--work", type=Path, required=True, help="folder for pictures, logs and weights")
-    parser.add_argument("--seconds", type=float, default=1380.0, help="time for everything")
-    parser.add_argument("--families", default="sd3,lumina2", help=f"comma list of {', '.join(FAMILY_NAMES)}")
-    parser.add_argument("--autoencoder", type=Path, help="a trained one to take instead of training one")
+    parser.add_argument(
+        "--archive",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="archives of images, as `collect` and `clipart` write",
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for rendered images, logs and weights"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1380.0, help="time limit for the whole run, in seconds"
+    )
+    parser.add_argument(
+        "--families", default="sd3,lumina2", help=f"comma-separated, from {', '.join(FAMILY_NAMES)}"
+    )
+    parser.add_argument("--autoencoder", type=Path, help="use this trained autoencoder file")
     parser.add_argument("--autoencoder-seconds", type=float, default=200.0)
     parser.add_argument(
-        "--span", type=float, nargs=2, default=(0.0, 1.0), help="part of the training's plan to run, 0 to 1"
+        "--span",
+        type=float,
+        nargs=2,
+        default=(0.0, 1.0),
+        help="start and end of the part of the plan to train, 0 to 1",
     )
-    parser.add_argument("--smoke", action="store_true", help="few pictures, tiny batches, no compilation")
+    parser.add_argument(
+        "--smoke", action="store_true", help="quick test: few images, tiny batches, no compilation"
+    )
     parser.add_argument("--stage", choices=("all", "render", "autoencoder", *FAMILY_NAMES), default="all")
-    parser.add_argument("--deadline", type=float, default=0.0, help="time.time() at which a stage ends")
+    parser.add_argument(
+        "--deadline", type=float, default=0.0, help="time (as time.time()) at which a stage ends"
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         import comfy.cli_args

@@ -100,7 +100,7 @@ def test_a_weight_that_the_network_does_not_have_is_ignored(monkeypatch, caplog)
 )
 def test_a_missing_weight_is_reported_by_name(monkeypatch, change):
     _shipped_with(monkeypatch, change)
-    with pytest.raises(ValueError, match="1 tensors .* first 'x_embedder.weight'.* Reinstall"):
+    with pytest.raises(ValueError, match="1 tensors .* for example 'x_embedder.weight'.* Reinstall"):
         loader.load_demo_model("lumina2")
 
 

@@ -310,13 +310,13 @@ class TestWrongFiles:
     def test_a_text_encoder_without_its_tokenizer(self, models):
         shutil.rmtree(models / "diffusers" / FOLDER / "tokenizer")
         message = refused()
-        assert "comes without a tokenizer" in message and "tokenizer/tokenizer.json" in message
+        assert "has no tokenizer" in message and "tokenizer/tokenizer.json" in message
 
     @pytest.mark.parametrize(
         "words, what",
         [
             (("<s>", "<unk>"), "no token <bos>"),
-            ((*files.WORDS, "more"), "knows 12 tokens, its tokenizer tokenizer.json has 13"),
+            ((*files.WORDS, "more"), "for 12 tokens, but its tokenizer tokenizer.json has 13"),
         ],
     )
     def test_another_tokenizer(self, models, words, what):
