@@ -51,7 +51,7 @@ def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add a value to the digest. Of an object that has `weights`, its type's name and the weights are added."""
+    """Add a value to the digest; for an object that has `weights`, add its type's name and the weights."""
     if isinstance(value, torch.Tensor):
         _add_tensor(digest, value)
     elif isinstance(value, Mapping):
@@ -64,7 +64,7 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, (str, int, float, type(None))):
         digest.update(f"{value!r};".encode())
     else:
-        digest.update(f"{type(value).__name__};".encode())  # the type only: its repr may differ between sessions
+        digest.update(f"{type(value).__name__};".encode())  # no repr: it may differ between sessions
 
 
 def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:

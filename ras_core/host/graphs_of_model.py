@@ -110,8 +110,8 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Register `_on_detach` for the unloading of the model, and of the models that it was cloned from, because
-    the clone may no longer exist when ComfyUI unloads the weights that all of them share.
+    """Register `_on_detach` for the unloading of the model, and of the models that it was cloned from: the
+    clone may no longer exist when ComfyUI unloads the weights that all of them share.
     """
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):

@@ -1,8 +1,8 @@
 """Sampling runs for measurements on a user's model, with ComfyUI's own samplers.
 
-To measure the error of one long step over a block of a schedule, the steps before this block are not
-evaluated again: the sampler gets the denoised estimates of an earlier run for them. This halves the number of
-evaluations. The result is exactly that of a full run for any deterministic sampler that evaluates once per
+To measure the error of one long step over a block of a schedule, the model is not evaluated again up to the
+start of this block: the sampler gets the denoised estimates of an earlier run instead. This halves the number
+of evaluations. The result is exactly that of a full run for any deterministic sampler that evaluates once per
 step, including multistep samplers.
 """
 
@@ -108,8 +108,8 @@ def simple_levels(model: ModelPatcher, steps: int) -> tuple[float, ...]:
 def block_costs(
     task: Task, sampler_name: str, levels: Sequence[float], blocks: int, on_step: OnStep | None = None
 ) -> tuple[float, ...]:
-    """For each block of steps of a fine schedule: the RMS error of the final latents if one long step replaces
-    all steps of the block.
+    """For each block of steps of a fine schedule: the RMS error of the final latents if one long step
+    replaces all steps of the block.
 
     The measurement takes `block_evaluations(len(levels) - 1, blocks)` evaluations for each seed.
 
@@ -136,7 +136,7 @@ def block_costs(
 
 def block_evaluations(steps: int, blocks: int) -> int:
     """Number of evaluations that `block_costs` makes for each seed: those of the fine run, and for each block
-    those of a run from the second evaluation of the block to the end of the schedule.
+    those of the steps after it (the estimate at the start of the block is known from the fine run).
     """
     width = steps // blocks
     return steps + sum(steps - (block + 1) * width for block in range(blocks))

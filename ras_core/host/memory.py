@@ -46,11 +46,12 @@ def free_main_memory() -> int:
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes of weights that ComfyUI can evict, minus those that it still has to load for the models in use.
+    """Bytes that evicting the weights of unused models adds to the free memory, after the weights of the
+    models in use have been loaded.
 
     With dynamic VRAM, ComfyUI loads the weights of the models in use only when they are needed, and evicts
-    other weights for them. The result is negative if evicting all other weights frees too little for that.
-    Without dynamic VRAM, it is 0.
+    other weights for them. The number of bytes is negative if evicting all other weights frees too little for
+    that. Without dynamic VRAM, it is 0.
     """
     if not is_dynamic(model):
         return 0

@@ -53,4 +53,4 @@ PATCHED = ("patches", PATCHES_REPLACE)
 
 NOT_READ = (UUIDS, "sigmas", "sample_sigmas", WRAPPERS, "callbacks", *PATCHED, ATTENTION, RUN)
 """Keys of transformer options that do not change what a captured call computes, so they are not compared.
-Networks get the sigmas as inputs as well, and calls with patches or other nodes' wrappers are not captured."""
+Networks get the sigmas as inputs too, and calls with patches or other nodes' wrappers are not captured."""
