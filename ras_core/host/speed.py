@@ -1,9 +1,9 @@
 """From the speed that a user chose to the settings of a run: its plan, and the noise levels of this plan.
 
-A plan has its own grid of noise levels. The part of this grid between the sampler's first and last noise level
-replaces the sampler's noise levels. As these two levels are kept, noise scaling, denoise below 1 and runs over
-a part of a schedule work as usual. If the sampler's noise levels cannot be replaced, the run keeps them, and
-only regional steps provide the speed-up.
+A plan has its own grid of noise levels. The part of this grid between the first and the last of the sampler's
+noise levels replaces those between them. As the first and last level are kept, noise scaling, denoise below 1
+and runs over a part of a schedule work as usual. If the sampler's noise levels cannot be replaced, the run
+keeps them, and only regional steps provide the speed-up.
 """
 
 from __future__ import annotations
