@@ -68,7 +68,7 @@ def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
     """In the body of the `with`, layers under dynamic VRAM have their weights prefetched, as by ComfyUI, so
-    that they need not ask the driver for them. Yields whether all these weights are resident on the device.
+    that no layer calls the driver. Yields whether all these weights are resident on the device.
     """
     layers = list(layers)
     try:

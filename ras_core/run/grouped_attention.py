@@ -2,8 +2,8 @@
 
 If several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function. In
 a regional call, the repetition would write and read the whole cache once more in every layer. PyTorch's
-attention accepts K/V heads that are not repeated, so this module calls PyTorch's attention directly if ComfyUI
-would use it too.
+attention accepts K/V heads that are not repeated, so this module calls PyTorch's attention directly if that
+is the attention that ComfyUI uses.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class GroupedAttention:
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
     ) -> Tensor | None:
-        """The output that `func` would have for repeated K/V heads, computed without repeating the heads; None
-        if that is impossible or if torch would select another kernel for it.
+        """The output that `func` has for repeated K/V heads, computed without repeating the heads; None if
+        that is impossible, or if torch would select another kernel for it.
 
         Args:
             func: ComfyUI's attention function.
@@ -76,7 +76,7 @@ class GroupedAttention:
         return output if form == "heads" else output.transpose(1, 2).flatten(2)
 
     def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """The result of `_same_kernel`, cached by the layout of q, k and v, because it takes six operations."""
+        """As `_same_kernel`, but cached by the layout of q, k and v: the check takes six operations."""
         layout = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
         if (known := self._known.get(layout)) is None:
             known = self._known[layout] = _same_kernel(q, k, v)

@@ -126,7 +126,7 @@ class NetworkCalls:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Continue the run dense, as ComfyUI calls copies of the model on other devices in parallel threads."""
+        """Continue the run dense: ComfyUI calls copies of the model on other devices in parallel threads."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)

@@ -1,13 +1,13 @@
-"""The noise level of each evaluation as a Python float, without waiting for the device if it can be predicted.
+"""The noise level of each evaluation as a Python float, predicted where possible to avoid synchronizing.
 
-A sampler passes its noise level as a tensor on the device. To read this tensor, the CPU waits for all enqueued
-work, and then the device is idle until the CPU has enqueued more work. This costs about 2 ms per step on an
-H100, where a regional step on an eighth of SD3-medium's tokens takes 13 ms at 1024 px.
+A sampler passes its noise level as a tensor on the device. To read this tensor, the CPU waits for all
+enqueued work, and then the device is idle until the CPU has enqueued more work. This costs about 2 ms per
+step on an H100, where a regional step on an eighth of SD3-medium's tokens takes 13 ms at 1024 px.
 
 Most samplers evaluate once at each noise level of the schedule, in order. If the first evaluations of a run
 do so, each later evaluation is assumed to use the next level of the schedule. Its actual level is copied
-asynchronously, and compared when the copy arrives. If a sampler departs from the order, this comparison fails,
-and all further levels are read synchronously.
+asynchronously, and compared when the copy arrives. If a sampler departs from the order, this comparison
+fails, and all further levels are read synchronously.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LEARNED = 3
 """Number of evaluations that must follow the schedule before noise levels are predicted."""
 
 LATEST = 2
-"""With this number of predictions that are not checked yet, the CPU waits for the oldest one's actual level."""
+"""If this number of predictions is not checked yet, the CPU waits for the actual level of the oldest one."""
 
 TOLERANCE = 1e-5
 """Relative difference up to which two numbers count as the same noise level."""
@@ -79,8 +79,8 @@ class NoiseLevels:
         )
 
     def _are_right(self) -> bool:
-        """Whether all predictions whose actual level has arrived were right. Waits for the level of the oldest
-        prediction if LATEST predictions are not checked yet.
+        """Whether all predictions whose actual level has arrived were right. Waits for the level of the
+        oldest prediction if LATEST predictions are not checked yet.
         """
         while self._pending and self._pending[0].has_arrived(len(self._pending) >= LATEST):
             if not self._pending.popleft().is_right:

@@ -1,4 +1,4 @@
-"""Regional calls: they process active tokens only, and take K, V and outputs of other tokens from the cache."""
+"""Regional calls: they process active tokens only; K, V and outputs of other tokens come from the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-# Errors of code that does not expect sequences that RAS has shortened. This pack causes no other errors.
+# Errors of code that does not expect sequences that RAS has shortened. Errors of other classes are not due to
+# RAS, so they are not caught.
 SHORTENING_ERRORS = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
@@ -31,8 +32,8 @@ class RegionalCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor | None:
-        """Run the call. Returns its output, (bb, c, H, W), fresh at active tokens and cached elsewhere; None if
-        the call must run dense.
+        """Run the call. Returns its output, (bb, c, H, W), fresh at active tokens and cached elsewhere; None
+        if the call must run dense.
         """
         run = self._run
         if not run.is_ready(call.branches):
@@ -88,9 +89,9 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """In the body of the `with`, the network's layers get their weights without a look-up in ComfyUI's
-        dynamic VRAM. This is not used in dense calls: they need more working memory, for which ComfyUI may
-        have to evict weights.
+        """In the body of the `with`, the network's layers have their resident weights preset, so that no
+        layer asks ComfyUI's dynamic VRAM for them. Dense calls do not use this: they need more working
+        memory, for which ComfyUI may have to evict weights.
         """
         weights = self._tools.weights
         return nullcontext() if weights is None else weights.preset(network, device)
