@@ -112,7 +112,7 @@ class RunState:
         return sigma
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
-        """Start a guided evaluation: find its step and, if this step is regional, select its active tokens."""
+        """Start a guided evaluation: find its step and, if the step is regional, select its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))

@@ -1,4 +1,4 @@
-"""The objects with which `host/` gives a run access to the adapter, CUDA graphs and ComfyUI's memory."""
+"""The objects that `host/` gives to a run: its adapter, CUDA graphs, and access to ComfyUI's memory."""
 
 from __future__ import annotations
 
