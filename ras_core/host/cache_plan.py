@@ -81,7 +81,7 @@ class CachePlan:
         return prepared
 
     def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
-        """The memory that is available to the K/V cache after ComfyUI has unloaded other models."""
+        """Lets ComfyUI unload other models; returns the memory that is then available to the K/V cache."""
         first = first_choice(self.wanted).name
         # K/V buffers held by CUDA graphs of earlier runs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else sum(map(graph_store(model).nbytes, self._reusable(first)))

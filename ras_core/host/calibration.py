@@ -6,7 +6,7 @@
 3. For each speed and sampler, sample with dense steps on four grids of noise levels: the grid of the measured
    density, that of the mean of measured and even density, a fixed grid (the first a levels of a schedule of n
    levels, then every k-th) and the `simple` schedule.
-4. On the best of these grids, sample with regional steps that have the same FLOPs as the dense run.
+4. On the best of these grids, sample runs with regional steps, each with as many FLOPs as the dense run.
 
 For each seed, a calibration samples 66 runs, which have 1004 steps together; 352 of these steps belong to
 runs with regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps. A
@@ -111,7 +111,7 @@ class Calibration:
         """
         height, width = self._task.pixels
         self._origin = f"calibrated on this model at {width}x{height}"
-        logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
+        logger.info("Multirate RAS: calibration takes %d sampling steps for each seed.", self.evaluations)
         levels = self._task.levels(FINE_STEPS)
         costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))

@@ -37,8 +37,8 @@ def compiler_off(is_wanted: bool) -> Iterator[None]:
 
 
 def pause() -> Callable[[], AbstractContextManager] | None:
-    """A function that returns a context manager, in whose body ComfyUI's compiler assigns no fixed addresses:
-    for allocations that outlive a call. None if this version of ComfyUI has no compiler.
+    """A function that returns a context manager for allocations that outlive a call: in the body of the
+    `with`, the compiler assigns no fixed addresses. None if this version of ComfyUI has no compiler.
     """
     pause_malloc_graph = _prefetch("pause_malloc_graph")
     if pause_malloc_graph is None:

@@ -47,7 +47,7 @@ def free_main_memory() -> int:
 
 def evictable_room(model: ModelPatcher) -> int:
     """Bytes that evicting the weights of unused models adds to the free memory, after the weights of the
-    models in use have been loaded.
+    models in use have been loaded and without the bytes that ComfyUI must keep free.
 
     With dynamic VRAM, ComfyUI loads the weights of the models in use only when they are needed, and evicts
     other weights for them. The number of bytes is negative if evicting all other weights frees too little for

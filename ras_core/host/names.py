@@ -20,7 +20,8 @@ UUIDS = "uuids"
 """Key, in transformer options, of the ids of the conditionings that a call evaluates."""
 
 PATCHES_REPLACE, REPLACED_BLOCKS = "patches_replace", "dit"
-"""Keys, in transformer options, of the blocks that other patches replace: the second is inside the first."""
+"""Keys of the blocks that other nodes' patches replace. The first key, of transformer options, leads to a
+dict, and the second is a key of this dict."""
 
 WRAPPERS = "wrappers"
 COMPILES = "torch.compile"

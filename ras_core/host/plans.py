@@ -22,8 +22,8 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule from which a plan's noise levels are interpolated. Every supported model defines
-at least this number of noise levels, so none occurs twice."""
+"""Steps of the fine schedule from which a plan's noise levels are interpolated. Every model defines at least
+this number of noise levels, so no level occurs twice in the fine schedule."""
 
 EVEN_LEVELS = 199
 """Steps of the fine schedule that RAS Scheduler uses for a plan with an even grid, instead of FINE_LEVELS.
@@ -79,7 +79,7 @@ def planned_levels(
     plan = plans.best(*choice, plain=not has_ras(model))
     levels = levels_of(model, plan, steps, denoise)
     said = plan.resized(steps).describe()
-    logger.info("Multirate RAS: noise levels for %s (%s; %s).", said, plan.sampler, plan.origin)
+    logger.info("Multirate RAS: noise levels of the plan %s (%s; %s).", said, plan.sampler, plan.origin)
     return levels
 
 

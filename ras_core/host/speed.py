@@ -1,9 +1,9 @@
 """From the speed that a user chose to the settings of a run: its plan, and the noise levels of this plan.
 
-A plan has its own grid of noise levels. The part of this grid between the first and the last of the sampler's
-noise levels replaces those between them. As the first and last level are kept, noise scaling, denoise below 1
-and runs over a part of a schedule work as usual. If the sampler's noise levels cannot be replaced, the run
-keeps them, and only regional steps provide the speed-up.
+A plan has its own grid of noise levels, which replaces the sampler's noise levels except the first and the
+last. As these two are kept, noise scaling, denoise below 1 and runs over a part of a schedule work as usual.
+If the sampler's noise levels cannot be replaced, the run keeps all of them, and only regional steps provide
+the speed-up.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ class Speed:
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
-        """The settings of a dense run over the sampler's own noise levels, for a run that RAS cannot
-        accelerate. RunState warns the user of the reason.
+        """The settings of a run that keeps the sampler's own noise levels, and that `begin_run` will make
+        dense. `begin_run` then logs the reason.
         """
         said = described(self.speed, (1.0,) * given.steps, given.steps)
         return RunSettings(RASConfig(start_step=0), given.sigmas, said, LEVELS_STAY.format(reason))

@@ -107,8 +107,8 @@ class NetworkCalls:
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
             return (
-                f"a call covers {tuple(x.shape)}, not the whole latent {run.grid.size} for each conditioning "
-                "(area conditioning, tiling and context windows do this)"
+                f"a model call has input of shape {tuple(x.shape)}, not the whole latent {run.grid.size} for "
+                "each conditioning (area conditioning, tiling and context windows do this)"
             )
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):

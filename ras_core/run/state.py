@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
-LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations ran as the wrong step"
+LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
 
 
 @dataclass

@@ -23,8 +23,8 @@ class Tools:
         graphs: the run's CUDA graphs.
         grouped: attention that does not repeat grouped K/V heads.
         weights: access to the weights that ComfyUI may evict (dynamic VRAM).
-        pause: returns a context manager, in whose body ComfyUI's compiler does not track allocations; for
-            allocations that outlive a call.
+        pause: returns a context manager for allocations that outlive a call; in the body of the `with`,
+            ComfyUI's compiler does not track allocations.
     """
 
     adapter: ModelAdapter
