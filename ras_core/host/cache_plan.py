@@ -70,7 +70,7 @@ class CachePlan:
     def prepare(
         self, executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
     ) -> Any:
-        """PREPARE_SAMPLING: let ComfyUI load the models, then choose the format."""
+        """The PREPARE_SAMPLING wrapper: lets ComfyUI load the run's models, then chooses the K/V format."""
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
         borders = self._borders(conds)
         self._log_estimate(max(map(sum, borders), default=0))

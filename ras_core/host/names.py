@@ -29,7 +29,7 @@ COMPILES = "torch.compile"
 call."""
 
 KEEPS_NEGATIVE = "disable_cfg1_optimization"
-"""Key of the model option to evaluate negative conditionings at cfg 1 too."""
+"""Key of the model option with which ComfyUI evaluates negative conditionings at cfg 1 too."""
 
 NEGATIVE = "negative"
 TEXT = "cross_attn"

@@ -108,7 +108,7 @@ class RASPatch:
         self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
-        """OUTER_SAMPLE: one run."""
+        """The OUTER_SAMPLE wrapper: samples one run."""
         given = OuterSample.of(*args, **kwargs)
         if (nothing := given.nothing_to_do()) is not None:
             self.last_trace = nothing

@@ -131,7 +131,7 @@ def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
 def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
     """Why a plan's noise levels cannot replace those of the sampler; None if they can."""
     if plan_sampler(given.sampler) is None:
-        return "plans are for euler and dpmpp_2m only, and not for other packs' versions of them"
+        return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
     levels = given.sigmas.tolist()
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"

@@ -76,7 +76,7 @@ class RunWrappers:
         model_options: dict | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """PREDICT_NOISE: one guided evaluation."""
+        """The PREDICT_NOISE wrapper: runs one guided evaluation."""
         options = model_options or {}
         return self._calls.evaluate(
             x,
@@ -87,11 +87,11 @@ class RunWrappers:
         )
 
     def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """APPLY_MODEL: one call of the network for one or more conditionings."""
+        """The APPLY_MODEL wrapper: runs one call of the network, for one or more conditionings."""
         return self._calls.call(ModelCall.of(executor, *args, **kwargs))
 
     def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
-        """SAMPLER_SAMPLE: copy the conditionings to the device for this run."""
+        """The SAMPLER_SAMPLE wrapper: samples with the conditionings copied to the device."""
         given, guider.conds = guider.conds, on_device(guider.conds, self._model.load_device)
         try:
             return executor(guider, *args, **kwargs)

@@ -60,7 +60,9 @@ class ActiveRows:
         return self._indices[borders]
 
     def short_borders(self, rows: int, name: str) -> Borders:
-        """The borders of a tensor that was shortened to `rows` rows."""
+        """The numbers of rows before and after the rows of active tokens, in a shortened tensor of `rows`
+        rows.
+        """
         return borders_of(rows, self._active_idx.shape[1], self._suffix, name)
 
     def gather(self, whole: Tensor, borders: Borders) -> Tensor:
