@@ -1,4 +1,4 @@
-"""One call of ComfyUI's model; implements `run.call.Forward`."""
+"""One call of ComfyUI's model: the class here implements the interface `run.call.Forward`."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_option
 """Names of the arguments that ComfyUI passes to APPLY_MODEL by position."""
 
 
-@dataclass  # not frozen: Dynamo fails on the constructor of a frozen one
+@dataclass  # not frozen: torch's Dynamo fails on the constructor of a frozen dataclass
 class ModelCall:
     """One call of ComfyUI's model, with its arguments by name, so that each can be replaced.
 
     Attributes:
         executor: ComfyUI's executor, which calls the remaining wrappers and the model.
-        inputs: APPLY_MODEL's arguments by name, other than `control` and `options`.
+        inputs: APPLY_MODEL's arguments by name, except `control` and `transformer_options`.
         control: a ControlNet's residuals, or None.
         options: transformer options.
     """
@@ -76,7 +76,7 @@ class ModelCall:
     @property
     def captured_inputs(self) -> dict[str, Any]:
         found = {name: each for name, each in self.inputs.items() if not isinstance(each, list)}
-        for name, several in self.inputs.items():  # a list: the reference images
+        for name, several in self.inputs.items():  # an argument that is a list has the reference images
             if isinstance(several, list):
                 found |= {f"{name}.{i}": each for i, each in enumerate(several)}
         return found | self._residuals
@@ -127,7 +127,7 @@ class ModelCall:
 
     @property
     def _is_wrapped(self) -> bool:
-        """Whether another node wraps the model's calls, other than with ComfyUI's torch.compile wrapper."""
+        """Whether another node wraps the model's calls; ComfyUI's torch.compile wrapper does not count."""
         compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
         harmless = len(compiling) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

@@ -1,4 +1,4 @@
-"""Choices for inputs of nodes, from other packages of ras_core."""
+"""Choices that the nodes offer for their inputs, taken from other packages of ras_core."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from ..kv.formats import setting_names
 
 
 def kv_cache_options() -> list[str]:
-    """Settings of `kv_cache`, in the order in which nodes show them."""
+    """The values of the setting `kv_cache`, in the order in which nodes show them."""
     return list(setting_names())

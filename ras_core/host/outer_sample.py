@@ -1,4 +1,4 @@
-"""The arguments of OUTER_SAMPLE, and the start of a run from them."""
+"""The arguments of ComfyUI's wrapper OUTER_SAMPLE, and the start of a run from these arguments."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..run.trace import Recorder, Trace
 logger = logging.getLogger(__name__)
 
 INPAINTING = (
-    "inpainting: regions outside the mask would keep the keys and values of much noisier steps, which would "
-    "spoil the result inside the mask"
+    "inpainting: tokens outside the mask would keep the keys and values of much noisier steps, which would "
+    "spoil the image inside the mask"
 )
 
 
@@ -54,7 +54,7 @@ class OuterSample:
 
     @classmethod
     def of(cls, *args: Any, **kwargs: Any) -> OuterSample:
-        """From arguments that are passed by position or by name."""
+        """The arguments in one object, whether ComfyUI passed them by position or by name."""
         known = {each.name for each in fields(cls)} & kwargs.keys()
         own = {name: kwargs.pop(name) for name in known}
         return cls(*args, **own, more=kwargs)
@@ -75,12 +75,12 @@ class OuterSample:
         return self.denoise_mask is not None and bool((self.denoise_mask < 1).any())
 
     def nothing_to_do(self) -> Trace | None:
-        """The trace of a run that cannot use the method; None if it can."""
+        """The trace of a run that RAS cannot accelerate; None if RAS can accelerate this run."""
         if len(self.sigmas) < 2:
             return Trace.empty("the sampler had no step to run")
         if self.noise.ndim != 4:
             shape = tuple(self.noise.shape)
-            logger.warning("Multirate RAS: running dense: no image latent (shape %s).", shape)
+            logger.warning("Multirate RAS: running dense: the latent is not an image (shape %s).", shape)
             return Trace.empty("not an image latent")
         return None
 
@@ -92,7 +92,8 @@ class RunSettings:
     Attributes:
         config: the run's settings.
         sigmas: the run's noise levels.
-        plan: the steps and tokens that its speed amounts to, in one line; empty if no speed is set.
+        plan: the number of steps and the share of tokens for the speed that the user chose, in one line;
+            empty if the user chose no speed.
         origin: where this plan comes from, for the log.
     """
 
@@ -103,20 +104,20 @@ class RunSettings:
 
 
 class Settings(Protocol):
-    """What a user has set, for runs of any length, sampler and size."""
+    """The settings of a RAS node, which give the settings of each run for its sampler, steps and size."""
 
     def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
-        """The settings of the run that starts."""
+        """The settings of the run that is about to start, with the arguments `given`."""
 
 
 @dataclass(frozen=True)
 class CustomSettings:
-    """The user's own settings; the noise levels stay as they are.
+    """Settings that the user made in detail, without a speed; the sampler's noise levels are kept.
 
     Attributes:
         config: the settings of every run.
-        window: the start and end of regional steps as shares of a run, which replace those of `config`; None
-            if `config` has them in steps.
+        window: the start and end of the regional steps as shares of the run's steps, which replace the start
+            and end of `config`; None to use those of `config`, which are step numbers.
     """
 
     config: RASConfig
@@ -139,15 +140,15 @@ def begin_run(
     selector = selector_for(config, grid, generator, Preferences.of(grid, favoured))
     run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], selector, recorder)
     _explain_dense_plan(run)
-    # On the demo models, a run of fewer, dense steps came 15 to 17 dB closer to the full run inside the mask
-    # than regional steps of the same cost.
+    # On the demo models, inside the mask, a run with fewer steps, all dense, came 15 to 17 dB closer to the
+    # run with all steps dense than a run with regional steps of the same cost.
     if run.is_regional and inpainted is not None and bool((inpainted < 1).any()):
         run.go_dense(INPAINTING)
     return run
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
-    """A mask of any size, resized to the latent as in ComfyUI: (b, H, W) on the sampling device."""
+    """A mask of any size, resized to the latent's size as ComfyUI does: (b, H, W) on the sampling device."""
     if mask is None:
         return None
     fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())

@@ -1,8 +1,8 @@
 """The entry point: nodes attach RAS to a clone of a model here, and read the trace of its last run.
 
-`RASPatch` is an OUTER_SAMPLE wrapper with a key. When sampling starts, it starts a run and adds the run's
-wrappers to the run's copy of the model options, which is dropped with the run. Only CUDA graphs are
-kept after a run, on the model.
+`RASPatch` is ComfyUI's OUTER_SAMPLE wrapper on the clone. When sampling starts, `RASPatch` starts a run and
+adds the run's wrappers to the run's copy of the model options, which is dropped with the run. After a run,
+only its CUDA graphs are kept, on ComfyUI's model, and its trace.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ def patch_model(
 
     Args:
         model: any MODEL.
-        settings: what runs compute; a RASConfig gives start and end of the regional steps as step numbers.
-        priority: (b or 1, height, width) mask of regions to favour, at any size.
+        settings: what the runs compute. A RASConfig has start and end of the regional steps as step numbers.
+        priority: (b or 1, height, width) mask of any size. Tokens in it get a higher score, so that they are
+            selected more often.
         view_factory: returns an observer for each run, or None.
 
     Raises:
@@ -67,7 +68,7 @@ def patch_model(
 
 
 def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
-    """The trace of the last finished run of a patched model; `default` if no run has finished.
+    """The trace of the last finished run of a patched model; `default` if no run of it has finished.
 
     Raises:
         RASError: the model is not patched, or no run of it has finished and there is no default.
@@ -83,7 +84,7 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
     if trace is None:
         raise RASError(
             "no run of this model has finished yet.",
-            "a latent that a sampler made with this very model.",
+            "a latent that was sampled with the model connected here.",
             "connect the sampler's LATENT to this node, and the same RASPatchModel output to both.",
         )
     return trace
@@ -107,7 +108,7 @@ class RASPatch:
         self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
-        """OUTER_SAMPLE: one run."""
+        """The OUTER_SAMPLE wrapper: samples one run."""
         given = OuterSample.of(*args, **kwargs)
         if (nothing := given.nothing_to_do()) is not None:
             self.last_trace = nothing
@@ -127,7 +128,7 @@ class RASPatch:
             wrappers.end(trace)
 
     def _tell(self, settings: RunSettings) -> None:
-        """Log what a speed means for this model, once for each meaning."""
+        """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line."""
         line = f"{settings.plan} ({settings.origin})"
         if settings.plan and line not in self._told:
             self._told.add(line)

@@ -36,7 +36,7 @@ def save_plans(plans: PlanSet, model: ModelPatcher, size: Sequence[int]) -> Path
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
     draft.write_text(plans.to_json(), encoding="utf-8")
-    os.replace(draft, path)  # atomic: another process reads the old file or the new one
+    os.replace(draft, path)  # atomic: another process reads either the old file or the new file
     return path
 
 
@@ -45,11 +45,11 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None for the plans of this model that were saved last, at any
-            size.
+        size: height and width of the latent; None for those plans of this model that were saved last, for
+            any size.
     """
     if last_change() is None:
-        return None  # no plans are saved: do not compute the fingerprint at every run
+        return None  # no plans are saved, so the fingerprint, computed at every run, is not needed
     own = fingerprint(model)
     found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -59,7 +59,7 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
 
 def last_change() -> tuple[str, int] | None:
-    """Name and time of the plans that were saved last, for any model; None if no plans are saved."""
+    """Name and time of the plan file that was saved last, for any model; None if there is no plan file."""
     stamps = [(path.stat().st_mtime_ns, path.name) for path in plans_folder().glob("*.json")]
     return max(stamps)[::-1] if stamps else None
 
@@ -69,7 +69,7 @@ def _name(own: str, size: Sequence[int]) -> str:
 
 
 def _read(path: Path) -> PlanSet | None:
-    """The plans of a file; None after a warning if the file is damaged, has another version, or contains a
+    """The plans of a file. None, with a warning, if the file is damaged, has another version, or contains a
     plan that no run can follow.
     """
     try:

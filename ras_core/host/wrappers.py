@@ -1,4 +1,6 @@
-"""The ComfyUI wrappers of one run: attached when sampling starts, dropped with the run's model options."""
+"""One run's wrappers of ComfyUI functions. They are attached when sampling starts, and dropped with the run's
+copy of the model options.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,7 @@ class RunWrappers:
         model_options: dict | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """PREDICT_NOISE: one guided evaluation."""
+        """The PREDICT_NOISE wrapper: runs one guided evaluation."""
         options = model_options or {}
         return self._calls.evaluate(
             x,
@@ -85,31 +87,33 @@ class RunWrappers:
         )
 
     def _apply(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """APPLY_MODEL: one call of the network for one or more conditionings."""
+        """The APPLY_MODEL wrapper: runs one call of the network, for one or more conditionings."""
         return self._calls.call(ModelCall.of(executor, *args, **kwargs))
 
     def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
-        """SAMPLER_SAMPLE: copy the conditionings to the device for this run."""
+        """The SAMPLER_SAMPLE wrapper: samples with the conditionings copied to the device."""
         given, guider.conds = guider.conds, on_device(guider.conds, self._model.load_device)
         try:
             return executor(guider, *args, **kwargs)
         finally:
-            guider.conds = given  # a guider may outlive its run
+            guider.conds = given  # the guider may outlive this run, and would keep the copies
 
     def finish(self) -> Trace:
-        """Finish after the last step. Returns the run's trace."""
+        """Finish the run after its last step. Returns the run's trace."""
         self._calls.end()
         run = self.run
         if run.any_regional and not (run.recorder.any_regional or run.recorder.any_note):
             run.warn(
                 "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
             )
-        now = timestamp(self._model.load_device)  # before the report, which takes time per layer
+        now = timestamp(self._model.load_device)  # taken first: the report takes time for each layer
         report = None if self._graphs is None else self._graphs.report
         return run.recorder.finish(now, len(run.plan), self._profile, run.text_rows, run.kv_bytes, report)
 
     def end(self, trace: Trace | None) -> None:
-        """Release everything large; `trace` is None if the run was interrupted or failed."""
+        """Free the memory of the run, also after an error. `trace` is None if the run was interrupted or
+        failed.
+        """
         self.run.release()
         end_graphs(self._model, self._graphs)
         if self._view is not None:
@@ -117,11 +121,12 @@ class RunWrappers:
 
 
 def _calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
-    """Whether the calls of an evaluation run on the same weights, with no other pack's code between them.
+    """Whether all network calls of an evaluation use the same weights, and no code of another pack runs
+    between these calls.
 
     Args:
-        model_options: the run's model options; a function in them that runs between calls may do anything.
-        guider: ComfyUI's guider during a run; its hooks may patch the weights for single conditionings.
+        model_options: the run's model options. A function of another pack in them may run between calls.
+        guider: ComfyUI's guider during a run. Its hooks may patch the weights for some conditionings only.
     """
     wrappers = model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
     between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]

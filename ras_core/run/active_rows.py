@@ -1,9 +1,9 @@
-"""The rows of active tokens, in every tensor that a regional call shortens.
+"""Finds the rows of active tokens, in every tensor that a regional call shortens.
 
-A tensor inside the network is [prefix | image | suffix] along its rows. Hidden rows, position tables,
-attentions and the final layer's output may differ in their prefix: text may be a separate tensor in one
-block, and part of the image's sequence in the next. So each tensor's prefix is computed from its own row
-count.
+Along its rows, a tensor inside the network is [prefix | image | suffix]. The prefix (text) may have another
+length in hidden states than in position tables, attentions or the final layer's output, because text may be
+a separate tensor in one block, and part of the image's sequence in the next block. So the length of each
+tensor's prefix is computed from that tensor's number of rows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from ..models.base import ALL
 from ..rows import RowIndex, Scratch, gather_rows, scatter_rows
 
 Borders = tuple[int, int]
-"""Number of rows before the image rows of a tensor, and after them."""
+"""Two numbers of a tensor: its rows before the image rows, and its rows after the image rows."""
 
 
 def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
-    """The borders of a tensor.
+    """The numbers of rows before and after the image rows of a tensor.
 
     Args:
         rows, n_image: all rows of the tensor, and how many of them are image rows.
@@ -38,7 +38,7 @@ def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
 
 
 class ActiveRows:
-    """Keeps and restores the rows of one regional call.
+    """Shortens the tensors of one regional call to the rows that it processes, and restores their length.
 
     Args:
         active_idx: (bb, n_active) int64, token indices.
@@ -54,13 +54,15 @@ class ActiveRows:
         self._scratch = Scratch()
 
     def index(self, borders: Borders) -> RowIndex:
-        """Indices of the rows that are kept in a tensor with these borders."""
+        """Indices of the rows that the call keeps of a tensor with these borders."""
         if borders not in self._indices:
             self._indices[borders] = RowIndex.of(self._active_idx, self._n, *borders, self._scratch)
         return self._indices[borders]
 
     def short_borders(self, rows: int, name: str) -> Borders:
-        """The borders of a tensor that was shortened to `rows` rows."""
+        """The numbers of rows before and after the rows of active tokens, in a shortened tensor of `rows`
+        rows.
+        """
         return borders_of(rows, self._active_idx.shape[1], self._suffix, name)
 
     def gather(self, whole: Tensor, borders: Borders) -> Tensor:
@@ -68,8 +70,8 @@ class ActiveRows:
         return gather_rows(whole, self.index(borders).flat)
 
     def gather_table(self, table: Tensor, axis: int) -> Tensor:
-        """Keep the rows of active tokens, prefix and suffix along `axis` of a position table, (bb or 1, ...).
-        The result has bb entries along axis 0.
+        """Keep the rows of active tokens, prefix and suffix of a position table, (bb or 1, ...), whose rows
+        are along `axis`. The result has bb entries along axis 0.
         """
         borders = borders_of(table.shape[axis], self._n, self._suffix, "a position table")
         whole = table.expand(len(self._active_idx), *table.shape[1:])
@@ -78,13 +80,15 @@ class ActiveRows:
         return self.gather(whole.movedim(axis, 1), borders).movedim(1, axis)
 
     def scatter(self, kept: Tensor) -> Tensor:
-        """Restore all rows, with zeros at cached tokens: (bb, r_kept, ...) -> (bb, r, ...)."""
+        """Restore the full number of rows, with zeros in the rows of cached (inactive) tokens:
+        (bb, r_kept, ...) -> (bb, r, ...).
+        """
         index = self.index(self.short_borders(kept.shape[1], "the final layer's output"))
         return scatter_rows(kept, index.flat, index.total // len(self._active_idx))
 
     def short_mask(self, mask: Tensor, n_keys: int) -> Tensor:
-        """Keep the columns of an attention mask, (bb or 1, ..., r), that belong to `n_keys` keys. A mask of
-        any other length belongs to another attention and is returned unchanged.
+        """Keep those columns of an attention mask, (bb or 1, ..., r), whose keys the call keeps, `n_keys` of
+        them. A mask that does not have r columns belongs to another attention and is returned unchanged.
         """
         rows = n_keys - self._active_idx.shape[1] + self._n
         if mask.shape[-1] != rows or n_keys == rows:

@@ -1,4 +1,4 @@
-"""Dense calls: process all tokens, and keep K/V and output for the regional steps that follow."""
+"""Dense calls: they process all tokens, and keep K/V and output for the regional steps that follow."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class DenseCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor:
-        """Run the call. Returns (bb, c, H, W), and keeps K/V and output if a regional step may follow."""
+        """Run the call and return its output, (bb, c, H, W). Keeps its K/V and output if a regional step may
+        use them.
+        """
         run = self._run
         if not run.evaluation.fill_cache:
             return call.forward()
@@ -44,7 +46,7 @@ class DenseCalls:
         except torch.cuda.OutOfMemoryError:
             failure = NO_MEMORY
             self._captured.drop()
-        if failure is not None:  # outside the handler, which keeps the failed call's tensors alive
+        if failure is not None:  # not in the except block, in which the failed call's tensors live
             slots.clear()
             run.go_dense(failure)
             return call.forward()
@@ -56,7 +58,9 @@ class DenseCalls:
         return output
 
     def _slots_for(self, call: Call) -> Slots:
-        """Slots to fill: the slots of this run, those that CUDA graphs of an earlier run use, or new ones."""
+        """The K/V slots that a dense call fills: the slots that this run already has for its branches, slots
+        that CUDA graphs of an earlier run use, or new slots.
+        """
         kv = self._run.kv
         slots = kv.begin_fill(call.branches)
         if not slots and (graphs := self._captured.graphs_of(call)):
@@ -64,7 +68,9 @@ class DenseCalls:
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
-        """Run the call; separate from `run`, so that a failed call's tensors are freed with the frame."""
+        """Run the call with hooks that fill `slots`. This is a function of its own, so that the tensors of a
+        failed call are freed with its frame.
+        """
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None
@@ -77,7 +83,9 @@ class DenseCalls:
         return NO_HOOKS if hooks.blocks_seen == 0 else self._coverage.gap(call, hooks)
 
     def _outside_compiler(self, keep: Keep | None) -> Keep | None:
-        """`keep`, but ComfyUI's compiler does not track its allocations."""
+        """A function that does the same as `keep`, but pauses ComfyUI's compiler, so that the compiler does
+        not track the allocations of the K/V rows.
+        """
         pause = self._tools.pause
         if keep is None or pause is None:
             return keep

@@ -12,12 +12,12 @@ from ..method.schedule import StepPlan
 
 @dataclass
 class EvaluationState:
-    """One evaluation: its plan, and the branches that were called in it.
+    """The state of one evaluation: its step's plan, its active tokens, and the branches called in it.
 
     Attributes:
         plan: plan of the step that the evaluation belongs to.
         active_idx: active tokens, (b, n_active), of a regional evaluation; None for a dense one.
-        fill_cache: whether dense calls keep their K/V.
+        fill_cache: whether dense calls of this evaluation keep their K/V.
         ran_regional: whether at least one call processed active tokens only.
         seen: branches called so far.
     """
@@ -30,12 +30,13 @@ class EvaluationState:
     _calls: dict[object, int] = field(default_factory=dict)
 
     def branches(self, uuids: list, variant: object) -> tuple[Branch, ...]:
-        """The branches of a call.
+        """Names of the branches of a call, one for each conditioning that the call evaluates.
 
         Args:
             uuids: ids of the conditionings that the call evaluates.
             variant: the network, and which of its blocks are replaced. Guidance may evaluate a conditioning a
-                second time with blocks skipped (skip-layer guidance), and this call needs its own cache.
+                second time with blocks skipped (skip-layer guidance), and this second call needs a K/V cache
+                of its own.
         """
         named = []
         for uuid in uuids:

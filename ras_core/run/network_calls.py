@@ -1,4 +1,4 @@
-"""Handles each evaluation of a run, and each call of a network: dense, regional, or passed through."""
+"""Handles each evaluation of a run, and each network call in it: runs it dense, regional, or unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ class NetworkCalls:
             level: noise level, (b,) on the device.
             denoise: calls the network and returns the denoised estimate, (b, c, H, W).
             is_parallel: whether ComfyUI calls copies of the model on other devices, each in its own thread.
-            calls_are_plain: whether no code of other packs runs between the network calls of this evaluation.
+            calls_are_plain: whether all network calls of this evaluation use the same weights, and no code of
+                another pack runs between them.
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:
@@ -87,12 +88,12 @@ class NetworkCalls:
         return self._dense.run(call)
 
     def end(self) -> None:
-        """Finish after the last evaluation."""
+        """Finish the run's use of CUDA graphs after the last evaluation, and log a warning if they failed."""
         if self._graphs is not None and (trouble := self._graphs.end()):
             self._run.warn(trouble)
 
     def _is_ours(self, forward: Forward) -> bool:
-        """Whether the method can handle this call; if not, the run continues dense with a warning."""
+        """Whether RAS can handle this call. If RAS cannot, the run continues dense, with a warning."""
         if not self._run.is_regional:
             return False
         if (obstacle := self._obstacle(forward)) is not None:
@@ -106,8 +107,8 @@ class NetworkCalls:
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
             return (
-                f"a call covers {tuple(x.shape)}, not the whole latent {run.grid.size} for each conditioning "
-                "(area conditioning, tiling and context windows do this)"
+                f"a model call has input of shape {tuple(x.shape)}, not the whole latent {run.grid.size} for "
+                "each conditioning (area conditioning, tiling and context windows do this)"
             )
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):
@@ -115,8 +116,8 @@ class NetworkCalls:
         return self._adapter.refusal(forward.network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:
-        """The network's number in this run, which distinguishes the branches of two networks (a guider with
-        two models).
+        """The network's number in this run. A guider may call two models, and the number distinguishes the
+        branches of one network from those of the other.
         """
         for number, each in enumerate(self._networks):
             if each is network:
@@ -125,7 +126,7 @@ class NetworkCalls:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Continue dense, because ComfyUI calls copies of the model on other devices in parallel threads."""
+        """Continue the run dense: ComfyUI calls copies of the model on other devices in parallel threads."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)

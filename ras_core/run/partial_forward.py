@@ -1,11 +1,11 @@
-"""One call of ComfyUI's own network, with three temporary interventions.
+"""Runs one call of ComfyUI's own network, with three interventions that last for this call.
 
-gather     before the first block, the image rows of all but the active tokens are dropped;
-attention  fresh K/V rows are written to the cache, and queries attend to the whole cache;
-scatter    the rows of the final layer's output are scattered back to their tokens.
+gather     before the first block, drops the image rows of inactive tokens;
+attention  writes fresh K/V rows to the cache, and lets the queries attend to all rows of the cache;
+scatter    after the final layer, moves the output rows back to the positions of their tokens.
 
-The network's own forward runs unchanged. The interventions are torch hooks and an attention override, which
-are attached for one call.
+The network's own forward code is unchanged: torch hooks make the first and third intervention, and an
+attention override makes the second.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ AttentionOverride = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class CallContext:
-    """The context of a network call.
+    """Inputs and settings of one network call.
 
     Attributes:
-        inputs: inputs of ComfyUI's model by name, for the adapter.
+        inputs: inputs of ComfyUI's model by name, which the adapter reads.
         sigma: (bb,) noise level; needed only if the cache extrapolates its rows.
-        keep: keeps a dense call's K/V; None keeps none, and active tokens attend only to each other.
+        keep: stores a dense call's K/V. None: there is no cache, and active tokens attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
-        grouped: attends to cached K/V heads without repeating them, if possible.
-        times: knows when tokens were evaluated, for a cache that extrapolates its rows.
-        spread_over: grid size in tokens by axis, to spread errors of forecasts (kv/spread.py), or None.
+        grouped: an attention that does not repeat the cache's K/V heads, or None.
+        times: class that stores when each token was evaluated, for a cache that extrapolates its rows.
+        spread_over: size of the token grid, if forecast errors are spread over it (kv/spread.py), or None.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -54,11 +54,11 @@ class CallContext:
 
 @dataclass(frozen=True)
 class _AttentionRows:
-    """State shared by a regional call's attentions that have the same number of rows.
+    """Values that all attentions of a regional call share if they have the same number of rows.
 
     Attributes:
-        borders: rows before and after the active tokens.
-        index: indices, in the whole sequence, of the border rows and the active tokens' rows.
+        borders: number of rows before the rows of active tokens, and after them.
+        index: indices, in the whole sequence, of all rows that the call keeps.
         extrapolation: how far to extrapolate cached rows; None if the cache does not extrapolate.
     """
 
@@ -80,9 +80,9 @@ class NetworkCall:
         context: inputs and settings of the call.
 
     Attributes:
-        gathered: whether the blocks have run on active tokens only.
-        text_rows: largest number of rows other than the image rows in any attention.
-        blocks_seen, attentions_seen: how many blocks and attentions ran with our hooks.
+        gathered: whether image rows have been dropped, so that blocks run on active tokens only.
+        text_rows: number of rows other than the image rows, in the attention that has most of them.
+        blocks_seen, attentions_seen: how many blocks and attentions ran with this pack's hooks.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: last table, its gathered rows
+        self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: table, its kept rows
         self._extrapolator: Callable[[int, int], Extrapolation] | None = None
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
@@ -111,7 +111,7 @@ class NetworkCall:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Attach the hooks for the body, and remove them afterwards, also after an error."""
+        """Attach the hooks for the body of the `with`; remove them after it, also after an error."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):
@@ -130,14 +130,14 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The attention override for ComfyUI: merges K and V with the cache in blocks with hooks."""
+        """The attention override for ComfyUI: merges K and V with the cached rows, in blocks with hooks."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
             if self._context.keep is None and self.gathered:
                 args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
-            if by_head and k.shape[1] != heads:  # from the cache, which stores shared heads once
+            if by_head and k.shape[1] != heads:  # K and V are from the cache, with shared heads stored once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
                     return output
@@ -147,7 +147,7 @@ class NetworkCall:
         return func(q, k, v, heads, *args, **kwargs)
 
     def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """An attention's arguments, with its mask reduced to the keys of active tokens."""
+        """An attention's arguments, with the mask reduced to the keys that this call computes."""
         mask = args[0] if args else kwargs.get("mask")
         if mask is None:
             return args, kwargs
@@ -170,7 +170,7 @@ class NetworkCall:
             self.blocks_seen += 1
             if is_dense:
                 return None
-            # Gather rows for the first block that runs; later blocks receive its shortened output.
+            # Only the first block that runs needs its input gathered: later blocks receive short input.
             gather_hidden = None if self.gathered else self._gather_hidden
             return change(args, kwargs, gather_hidden, self._gather_positions)
 
@@ -194,11 +194,11 @@ class NetworkCall:
         return known[1]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore all rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
+        """Restore the length, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
         return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore all rows, because the network prepends text here; the first main block gathers again."""
+        """Restore the length: after its refiners, the network prepends text; the next block gathers again."""
         whole = self._after_final(module, args, output)
         self.gathered = False
         return whole
@@ -211,7 +211,7 @@ class NetworkCall:
             return k, v
         rows = q.shape[token_axis]
         if k.shape[token_axis] != rows:
-            raise RegionalAbort(f"attention {slot} received {rows} query and {k.shape[token_axis]} key rows")
+            raise RegionalAbort(f"attention {slot}: {rows} query rows, but {k.shape[token_axis]} key rows")
         if not self.gathered or self._context.keep is None:
             return self._from_call(slot, k, v, token_axis)
         known = self._attention_rows.get(rows) or self._rows_of_attention(rows)

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
-LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations ran as the wrong step"
+LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
 
 
 @dataclass
@@ -41,14 +41,16 @@ class RunState:
         kv: K/V cache, per branch.
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
-        text_rows: largest number of text rows in a call, for the cost estimate.
-        kv_bytes: largest size of the K/V cache in bytes.
+        text_rows: number of text rows in the call that has most of them, for the cost estimate.
+        kv_bytes: size in bytes that the K/V cache had at most during the run.
         evaluation: state of the current evaluation.
-        active_idx: (b, n_active) indices of the tokens that the last evaluation processed; None for all.
+        active_idx: indices of the tokens that the last evaluation processed, (b, n_active); None if it
+            processed all tokens.
         evaluations: number of completed evaluations.
-        is_dense: the rest of the run is dense, for a reason that is in the log.
-        plan_line: the plan in one line, for a live view; empty without one.
-        known_sigma: noise level of the next evaluation if the sampler gave it, or None: read the device.
+        is_dense: whether the rest of the run is dense; the log has the reason.
+        plan_line: the plan of the run's speed in one line, for a live view; empty if no speed is set.
+        known_sigma: the next evaluation's noise level if the sampler is the multirate integrator, which knows
+            it; None if the level must be read from the device.
     """
 
     config: RASConfig
@@ -81,7 +83,9 @@ class RunState:
 
     @property
     def spread_over(self) -> tuple[int, ...] | None:
-        """Grid size in tokens along each axis; None unless forecast errors are spread over cached tokens."""
+        """Size of the token grid along each axis, if forecast errors are spread over cached tokens; otherwise
+        None.
+        """
         return self.grid.shape if self.config.spread else None
 
     @property
@@ -90,14 +94,14 @@ class RunState:
         return self.any_regional and not self.is_dense
 
     def keep_cache_as(self, format_name: str, branch_nbytes: int = 0) -> None:
-        """Set the format of the K/V cache (kv/formats.py) and its approximate bytes per branch. Must be
-        called before the first call of the network.
+        """Set the format of the K/V cache (kv/formats.py) and the approximate bytes that the cache takes per
+        branch. This function must be called before the first call of the network.
         """
         self.kv = KVStore(self.grid.n, format_name, branch_nbytes)
 
     def sigma_of(self, level: Tensor) -> float:
-        """The noise level, given as (1,), of the evaluation that is about to start. Must be called once for
-        each evaluation.
+        """The noise level of the evaluation that is about to start, as a float; `level` is the same noise
+        level as a tensor, (1,). This function must be called exactly once for each evaluation.
         """
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
@@ -108,22 +112,22 @@ class RunState:
         return sigma
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
-        """Start a guided evaluation: find its step and, if that is regional, select its active tokens."""
+        """Start a guided evaluation: find its step and, if the step is regional, select its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
         self.recorder.begin(plan, sigma, now)
         self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
 
     def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
-        """Record an evaluation of a run without regional steps. Its noise level, (1,), is read after the run,
-        to avoid synchronizing.
+        """Add an evaluation to the trace of a run without regional steps. The evaluation's noise level,
+        `sigma` (1,), is read only after the run, so that the CPU need not wait for the device.
         """
         self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
         self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """End a guided evaluation: pass its input and its denoised estimate at `sigma`, (b, c, H, W) each, to
-        the selector.
+        """End a guided evaluation: pass its input and its denoised estimate, (b, c, H, W) each, and its noise
+        level to the selector, and complete its entry in the trace.
         """
         evaluation = self.evaluation
         self.evaluation = None
@@ -141,10 +145,10 @@ class RunState:
         self.kv_bytes = max(self.kv_bytes, self.kv.nbytes())
 
     def merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
-        """Merge fresh output at active tokens with cached output elsewhere, and keep the result.
+        """Merge fresh output at active tokens with cached output at the other tokens; cache the result.
 
         Args:
-            branches: branches of the call, b rows each.
+            branches: branches of the call, each with b entries on the batch axis of `fresh`.
             active_idx: (bb, n_active).
             fresh: the network's output, (bb, c, H, W).
 
@@ -158,23 +162,25 @@ class RunState:
         return merged
 
     def keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
-        """Keep a call's output, (bb, c, H, W), for regional steps."""
+        """Cache a call's output, (bb, c, H, W), for the regional steps that follow."""
         for branch, part in zip(branches, output.clone().chunk(len(branches)), strict=True):
             self.cached_output[branch] = part
 
     @property
     def active_pixels(self) -> Tensor | None:
-        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None for all."""
+        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
         return None if self.active_idx is None else self.pixels_of(self.active_idx)
 
     def pixels_of(self, active_idx: Tensor) -> Tensor:
-        """Latent pixels of selected tokens, (b, n_active) -> (b, 1, H, W) bool; computed once per step."""
+        """Latent pixels of the tokens with these indices, (b, n_active) -> (b, 1, H, W) bool. The result is
+        cached until other indices are given.
+        """
         if self._pixels is None or self._pixels[0] is not active_idx:
             self._pixels = (active_idx, self.grid.active_pixels(active_idx))
         return self._pixels[1]
 
     def _forget_others(self, seen: set[Branch]) -> None:
-        """Drop conditionings that are no longer evaluated (prompt scheduling), with their cache."""
+        """Drop the K/V and output of branches that the last evaluation did not call (prompt scheduling)."""
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
         for branch in gone:
@@ -185,7 +191,7 @@ class RunState:
         self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
-        """End regional steps for the rest of this run, with one warning."""
+        """Run the rest of this run dense: free the caches, and log a warning with the reason."""
         self.is_dense = True
         self.release()
         if self.evaluation is not None:
@@ -198,7 +204,7 @@ class RunState:
         self.cached_output.clear()
 
     def warn(self, text: str) -> None:
-        """Log a warning, each text once per run, and add it to the trace."""
+        """Log a warning and add it to the trace, unless this run has already logged the same text."""
         if self.recorder.note(text):
             logger.warning("Multirate RAS: %s", text)
 
@@ -207,7 +213,9 @@ class RunState:
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
-        """The active tokens of a step, selected once: all evaluations of a step use the same tokens."""
+        """The active tokens of a step, or None if the step is dense. They are selected at the step's first
+        evaluation, and all evaluations of the step use the same tokens.
+        """
         if plan.kind is StepKind.DENSE or self.is_dense:
             return None
         if self._selected is None or self._selected[0] != plan.index:
@@ -216,7 +224,7 @@ class RunState:
         return self._selected[1]
 
     def _is_cache_needed(self, plan: StepPlan) -> bool:
-        """Whether this step or a following one can use the K/V of this evaluation."""
+        """Whether regional calls of this step or of later steps may read the K/V of this evaluation."""
         if self.is_dense:
             return False
         ahead = 1 + self.kv.evaluations

@@ -10,7 +10,7 @@ Timestamp = float | torch.cuda.Event
 
 
 def timestamp(device: torch.device) -> Timestamp:
-    """Record the time at which the device finishes the work enqueued so far, not the time of this call."""
+    """The time at which a CUDA device finishes the work enqueued so far; on other devices, the time now."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -19,7 +19,7 @@ def timestamp(device: torch.device) -> Timestamp:
 
 
 def seconds_between(start: Timestamp, end: Timestamp) -> float:
-    """Seconds from one timestamp to another; waits until the device has reached the later one."""
+    """Seconds between two timestamps. Waits until the device has reached the later timestamp."""
     if isinstance(start, float) and isinstance(end, float):
         return end - start
     end.synchronize()

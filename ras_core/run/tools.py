@@ -1,4 +1,4 @@
-"""Services that a run uses."""
+"""The objects that `host/` gives to a run: its adapter, CUDA graphs, and access to ComfyUI's memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from .live import View
 
 @dataclass(frozen=True)
 class Tools:
-    """Services given to a run when it starts; all but the adapter are optional.
+    """Objects that a run gets when it starts and then uses. Only the adapter is required.
 
     Attributes:
         adapter: adapter of the network's family.
-        view: observer of the run.
+        view: an observer that gets reports while the run is sampling.
         graphs: the run's CUDA graphs.
         grouped: attention that does not repeat grouped K/V heads.
-        weights: weights that ComfyUI may evict (dynamic VRAM).
-        pause: returns a context manager for allocations that outlive a call; ComfyUI's compiler
-            does not track those in its body.
+        weights: access to the weights that ComfyUI may evict (dynamic VRAM).
+        pause: returns a context manager for allocations that outlive a call; in the body of the `with`,
+            ComfyUI's compiler does not track allocations.
     """
 
     adapter: ModelAdapter

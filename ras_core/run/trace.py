@@ -1,4 +1,4 @@
-"""The trace of a run: collected while it samples, frozen when it ends."""
+"""The trace of a run: the data that are collected about its evaluations, read-only once the run has ended."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Evaluation:
     """One guided evaluation of the model.
 
     Attributes:
-        step: index of the step it belongs to.
+        step: index of the step that the evaluation belongs to.
         sigma: noise level.
         kind: how the evaluation ran; it may be dense although it was planned as regional.
-        is_reset: whether it belongs to a planned error-reset step.
-        active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
+        is_reset: whether its step was planned as an error-reset step.
+        active: (b, *shape) bool, the tokens that were processed; `shape` is the shape of the token grid.
         score: (b, *shape) float32, scores of the tokens after the evaluation, or None.
-        seconds: wall-clock time from its start to the start of the next evaluation.
+        seconds: time from the start of this evaluation to that of the next one, or to the end of the run.
     """
 
     step: int
@@ -52,14 +52,14 @@ class Trace:
         grid: token grid of the latent.
         n_steps: steps of the run.
         evaluations: all evaluations, in order; samplers of higher order have several per step.
-        expected_speedup: FLOPs of a dense run with as many evaluations, over those of this run.
-        measured_speedup: estimated time of such a dense run, over that of this run; None if the run has no
-            dense evaluation to estimate it from.
+        expected_speedup: FLOPs of a dense run with as many evaluations, divided by the FLOPs of this run.
+        measured_speedup: estimated time of such a dense run, divided by the time of this run; None if this
+            run has no dense evaluation from which the time can be estimated.
         seconds: sampling time from the first evaluation on, without loading of the model.
-        kv_bytes: largest size of the K/V cache in bytes.
+        kv_bytes: size in bytes that the K/V cache had at most during the run.
         notes: warnings of the run, such as why a planned regional step ran dense.
-        graphs: report on CUDA graphs; None if they were off or not possible.
-        plan: the plan in one line; empty without one.
+        graphs: report on the run's CUDA graphs; None if CUDA graphs were off or not possible.
+        plan: the plan of the run's speed in one line; empty if no speed is set.
     """
 
     grid: TokenGrid
@@ -75,7 +75,7 @@ class Trace:
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
-        """The trace of a run without the method, with the reason."""
+        """The trace of a run without RAS; its only note is the reason."""
         return cls(TokenGrid((1, 1), (1, 1)), 0, (), 1.0, None, 0.0, 0, (reason,))
 
     @property
@@ -89,17 +89,17 @@ class Trace:
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens that an evaluation processes, mean over all evaluations of the run."""
+        """Share of the image tokens that an evaluation processed, as the mean over the run's evaluations."""
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
     def summary(self) -> str:
-        """The log line at the end of a run. Its speed-ups compare the run with as many dense steps."""
+        """The line to log at the end of a run. Its speed-ups are over a run of as many steps, all dense."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
             f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
             f"processed, speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
         )
-        if self.plan:  # it says everything about a run without regional steps
+        if self.plan:  # of a run without regional steps, the plan's line says everything
             says_more = self.regional_steps or self.notes
             line = f"{line} over {self.n_steps} dense steps" if says_more else ""
         parts = [self.plan, line, self._graphs_line(), *self.notes]
@@ -158,11 +158,11 @@ class Recorder:
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
     ) -> None:
-        """Start an entry. If the noise level is on the device, `plan` maps it to a step after the run."""
+        """Start an entry. If `sigma` is a tensor, `plan` is a function that finds its step after the run."""
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
-        """Complete the entry of the current evaluation; `active_idx` is None if it was dense."""
+        """Complete the current evaluation's entry; `active_idx` is None if the evaluation was dense."""
         entry = self._entries[-1]
         entry.active_idx, entry.score = active_idx, score
 
@@ -175,7 +175,7 @@ class Recorder:
         return bool(self._notes)
 
     def note(self, text: str) -> bool:
-        """Add a note; False if the trace already has it."""
+        """Add a note and return True; return False if the trace already has this note."""
         if text in self._notes:
             return False
         self._notes.append(text)
@@ -237,10 +237,10 @@ def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
 
 
 def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
-    """Estimated time of a dense run over the time of this run; None if it cannot be estimated.
+    """Estimated time of a dense run, divided by the time of this run; None if no estimate is possible.
 
-    Each evaluation of a dense run counts as the median dense evaluation of this run. The first evaluation is
-    left out, because it includes loading and autotuning of kernels.
+    The dense run's evaluations are assumed to take the median time of the dense evaluations of this run. Both
+    times leave out the first evaluation, which includes loading and autotuning of kernels.
     """
     later = evaluations[1:]
     dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
