@@ -91,8 +91,7 @@ class KVRows:
         return self.key, self.value
 
     def prefetch(self) -> None:
-        """Called one attention before the one that updates these rows: start copying the rows to the device.
-        """
+        """Called one attention before the one that updates these rows: start copying the rows to the device."""
 
     def forget(self) -> None:
         """Called before another run reuses these tensors: erase numbers that would affect the new run."""

@@ -39,7 +39,7 @@ class QuadraticTimes(Times):
     its second-last evaluation.
 
     The weights that `update_active` returns have a last axis of length three: w, q and q_1 of the formula
-        above.
+    above.
     """
 
     format_name: ClassVar[str] = "forecast2"
@@ -80,8 +80,7 @@ class QuadraticExtrapolation(Extrapolation):
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors that `weights` has for keys (0) or values (1), viewed with as many axes as `rows`.
-        """
+        """The two factors that `weights` has for keys (0) or values (1), viewed with as many axes as `rows`."""
         return self.weights_like(which, rows).unbind()
 
     def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
