@@ -48,7 +48,7 @@ class ForecastRows(KVRows):
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call, and use copies of them as the K/V of earlier evaluations too."""
+        """Keep the K/V of a first dense call, and use copies of it as the K/V of earlier evaluations too."""
         return cls(copies((key, value) * cls.evaluations, arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:

@@ -102,7 +102,7 @@ class Offloader:
         return self._next_buffers(rows)
 
     def prefetch(self, rows: MainMemoryRows) -> None:
-        """Start copying these rows into the pair of device buffers that the current attention does not use."""
+        """Start copying these rows into the pair of device buffers that the current attention leaves free."""
         if self._device is None:
             return
         buffers = self._next_buffers(rows)

@@ -91,7 +91,7 @@ class KVRows:
         return self.key, self.value
 
     def prefetch(self) -> None:
-        """Called one attention before the one that updates these rows: start copying the rows to the device."""
+        """Start copying these rows to the device; called one attention before these rows are updated."""
 
     def forget(self) -> None:
         """Called before another run reuses these tensors: erase numbers that would affect the new run."""

@@ -80,7 +80,7 @@ class QuadraticExtrapolation(Extrapolation):
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The two factors that `weights` has for keys (0) or values (1), viewed with as many axes as `rows`."""
+        """The two factors in `weights` for keys (0) or values (1), viewed with as many axes as `rows`."""
         return self.weights_like(which, rows).unbind()
 
     def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:

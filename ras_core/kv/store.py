@@ -68,7 +68,7 @@ class KVStore:
         return getattr(FORMATS[self.format_name].rows, "times", Times)
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """`keep` for one call over these branches: all rows that it keeps share one block of device memory."""
+        """`keep` for one call over these branches: all rows kept by it share one block of device memory."""
         if self.keep is None or FORMATS[self.format_name].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))

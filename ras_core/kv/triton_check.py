@@ -1,4 +1,4 @@
-"""Whether the Triton kernels work for given keys and values: all are tested once for each device and dtype."""
+"""Whether the Triton kernels work for given keys and values: they are tested once per device and dtype."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _float8_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool
 
 
 def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool:
-    """Test extrapolation with a key that has changed as its forecast says and a value that has not changed."""
+    """Test extrapolation with a key that has changed as forecast and a value that has not changed."""
     new, index = expected[:, 1:], RowIndex(torch.tensor([1], device=old.device), 2)
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=old.device)
