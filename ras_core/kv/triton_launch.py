@@ -37,7 +37,7 @@ class RowKernels:
         self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # keys: layouts
 
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
-        """Encode rows, (bb, r, ...), as float8 into contiguous `codes`, (bb, r, ...), and `scales`, (bb, r)."""
+        """Encode rows as float8 into `codes`, (bb, r, ...), and `scales`, (bb, r), both contiguous."""
         rows = _readable(rows)
         at, codes_at, scales_at = _addresses(rows, codes, scales)
         strides, form = self._form((rows,), at | codes_at)
@@ -102,7 +102,8 @@ class RowKernels:
         trial: Tensor,
         stride: int,
     ) -> Tensor:
-        """Compare forecasts with fresh rows; returns the weights (`Extrapolation.weights`) of all rows.
+        """Compare forecasts with fresh rows; returns the weights of all rows, (2, bb, rows), for
+        `Extrapolation`.
 
         Args:
             halves, index, fresh: as in `extrapolate_rows`.
