@@ -10,14 +10,14 @@ These modules plan a run that shall reach a given speed: `sigma_grid` (at which 
 given cost), `family_plans` (plans for a model that has not been calibrated).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.
-2. After each evaluation a `Selector` observes the denoised estimate, to know how fast each token changes. 3.
-Before a regional step it selects the tokens whose estimate has probably changed most since they were
-   computed.
+2. After each evaluation a `Selector` observes the denoised estimate, to know how fast each token changes.
+3. Before a regional step the `Selector` selects the tokens whose estimate has probably changed most since
+   they were last computed.
 4. `multirate_step` integrates each token over the time since its own last evaluation.
 
-To add a metric to the paper's rule, add a name to `config.Metric` and compute the metric in `metric`. To add a
-selection rule, write a subclass of `Selector`. To add a solver, extend `integrator` (a third-order solver needs
-a `History` of three evaluations) and `host/samplers`, which maps ComfyUI's samplers to solvers.
+To add a metric to the paper's rule, add a name to `config.Metric` and compute the metric in `metric`. To add
+a selection rule, write a subclass of `Selector`. To add a solver, extend `integrator` (a third-order solver
+needs a `History` of three evaluations) and `host/samplers`, which maps ComfyUI's samplers to solvers.
 
 Imports: config, errors. All functions take and return numbers and tensors; none knows a model, a run or
 ComfyUI.

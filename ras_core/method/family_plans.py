@@ -117,5 +117,5 @@ def _data() -> dict[str, Any]:
 
 
 def _mean(families: list[tuple[float, ...]]) -> tuple[float, ...]:
-    """The mean of all families' costs, for each part of the schedule; all families have equally many parts."""
+    """The mean of all families' costs, for each part of the schedule; every family has the same parts."""
     return normalised([sum(each) for each in zip(*families, strict=True)])
