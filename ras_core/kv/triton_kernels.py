@@ -2,7 +2,7 @@
 
 Each program processes one row of one key or value, except in `weigh`. Tensors of all rows are contiguous,
 (bb, rows, ...), with DIM numbers a row. Fresh rows have the network's layout: heads of HEAD numbers, and
-three strides, from image to image, row to row and head to head. WIDTH: DIM rounded up to a power of two.
+three strides: from image to image, row to row, head to head. WIDTH is DIM rounded up to a power of two.
 
 Arguments are addresses of tensors of type TYPE, and strides in units of UNIT numbers: 16 bytes if all rows
 are aligned to 16 bytes, otherwise one number. If tensors were passed instead of addresses, Triton would ask the

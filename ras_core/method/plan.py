@@ -83,7 +83,7 @@ class Plan:
             _refuse("closeness", self.closeness, "a number of decibels, or none")
         for name in ("kv_cache", "origin"):
             if not isinstance(getattr(self, name), str):
-                _refuse(name, getattr(self, name), "a text")
+                _refuse(name, getattr(self, name), "a string")
         object.__setattr__(self, "density", normalised(self.density))
         object.__setattr__(self, "shares", tuple(self.shares))
 
@@ -133,7 +133,7 @@ class Plan:
         return part_of(fine, self.density, self.steps, given)
 
     def resized(self, full_steps: int) -> Plan:
-        """The plan of the same speed, relative to another number of dense steps."""
+        """This plan for another number of dense steps: same speed, shares stretched over the new steps."""
         steps = max(1, round(self.steps * full_steps / self.full_steps))
         return replace(self, shares=self._stretched(steps), full_steps=max(full_steps, 1))
 
