@@ -1,8 +1,8 @@
 """Triton kernels for rows of the K/V cache. Only `triton_check` imports this: Triton may not be installed.
 
 Each program processes one row of one key or value, except in `weigh`. Tensors of all rows are contiguous,
-(bb, rows, ...), with DIM numbers a row. Fresh rows have the network's layout: heads of HEAD numbers, and
-three strides: from image to image, row to row, head to head. WIDTH is DIM rounded up to a power of two.
+(bb, rows, ...), with DIM numbers a row. Fresh rows have the network's layout: heads of HEAD numbers,
+and three strides: from image to image, row to row, head to head. WIDTH is DIM rounded up to a power of two.
 
 Arguments are addresses of tensors of type TYPE, and strides in units of UNIT numbers: 16 bytes if all rows
 are aligned to 16 bytes, otherwise one number. If tensors were passed instead of addresses, Triton would ask the

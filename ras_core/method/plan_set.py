@@ -10,8 +10,8 @@ from ..errors import RASError
 from .plan import PLAN_SPEEDS, VERSION, Plan, checked_version, read_json
 
 WORTHWHILE = 0.2
-"""To be chosen, a plan with regional steps must be closer to the reference than the best plain plan by more
-than this many dB: with two seeds, smaller differences are not significant."""
+"""To be chosen, a measured plan with regional steps must be closer to the reference than the best plain plan
+by more than this many dB: with two seeds, smaller differences are not significant."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class PlanSet:
     note: str = ""
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
-        """The plan of a speed whose result is closest to the reference. A plan with regional steps is
-        preferred to plain plans only if it is closer by more than WORTHWHILE.
+        """The plan of a speed whose result is closest to the reference. A plan with regional steps must be
+        closer than the best plain plan by more than WORTHWHILE. If no plan of the speed was measured, the
+        first one is returned.
 
         Args:
             speed: one of PLAN_SPEEDS.

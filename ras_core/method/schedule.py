@@ -28,7 +28,7 @@ class StepPlan:
         index: number of the step in the run, from 0.
         kind: dense or regional.
         ratio: share of the image tokens to process; 1 for a dense step.
-        is_reset: whether this is a dense step between regional ones, which clears the error of the cached
+        is_reset: whether this is a dense step among regional steps, inserted to clear the error of the cached
             tokens (paper, section 3.4).
     """
 
@@ -38,7 +38,7 @@ class StepPlan:
     is_reset: bool = False
 
     def active_count(self, n_tokens: int) -> int:
-        """Number of tokens to process; the number of cached tokens is rounded down, as in the reference code."""
+        """Number of tokens to process; that of cached tokens is rounded down, as in the reference code."""
         if self.kind is StepKind.DENSE:
             return n_tokens
         cached = int((1.0 - self.ratio) * n_tokens + 1e-6)

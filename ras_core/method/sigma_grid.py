@@ -126,7 +126,7 @@ def _position_of_mass(mass: Sequence[float], wanted: float) -> float:
 
 
 def level_at(levels: Levels, position: float) -> float:
-    """The noise level at a position of a fine schedule, interpolated linearly between the schedule's levels."""
+    """The noise level at a position of a fine schedule, interpolated linearly between its levels."""
     place = position * (len(levels) - 1)
     low = min(int(place), len(levels) - 2)
     return levels[low] + (levels[low + 1] - levels[low]) * (place - low)
@@ -177,7 +177,9 @@ def front_loaded(levels: Levels, first: int, every: int) -> tuple[float, ...]:
 
 
 def front_loaded_density(steps: int, first: int, every: int) -> tuple[float, ...]:
-    """The density of the grid "first a of n, then every k" (n = `steps`), to place any number of steps alike."""
+    """The density of the grid "first a of n, then every k", with n = `steps`, a = `first`, k = `every`; a
+    grid with this density may have any number of steps.
+    """
     return normalised((1.0,) * first + (1 / every,) * (steps - first))
 
 
