@@ -129,7 +129,7 @@ def choose(wanted: str, needs: Needs, room: Room) -> Choice:
     first, *others = automatic()
     if room.fits(first, needs.size):
         return Choice(first.name, _describe(first, needs.size))
-    short = f"{_gib(first.nbytes(needs.size))} do not fit into {_gib(room.device)} of free memory"
+    short = f"{_gib(first.nbytes(needs.size))} do not fit into {_gib(room.device)} of free device memory"
     for form in others:
         if room.fits(form, needs.size):
             return Choice(form.name, f"{_describe(form, needs.size)}, since {short}", True)

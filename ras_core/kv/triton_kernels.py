@@ -5,8 +5,8 @@ Each program processes one row of one key or value, except in `weigh`. Tensors o
 and three strides: from image to image, row to row, head to head. WIDTH is DIM rounded up to a power of two.
 
 Arguments are addresses of tensors of type TYPE, and strides in units of UNIT numbers: 16 bytes if all rows
-are aligned to 16 bytes, otherwise one number. If tensors were passed instead of addresses, Triton would ask the
-driver which device owns the memory, and this query fails during a capture with cudaMallocAsync.
+are aligned to 16 bytes, otherwise one number. If tensors were passed instead of addresses, Triton would ask
+the driver which device owns the memory, and this query fails during a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations

@@ -111,7 +111,9 @@ def _data() -> dict[str, Any]:
     data: Any = read_json(DATA.read_text(encoding="utf-8"))
     if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("costs"):
         raise RASError(
-            f"{DATA.name} is damaged.", f"costs by family, version {VERSION}.", "reinstall the pack."
+            f"{DATA.name} is damaged.",
+            f"version {VERSION}, with the costs of each family.",
+            "reinstall the pack.",
         )
     return data
 

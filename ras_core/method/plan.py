@@ -70,17 +70,17 @@ class Plan:
         _one_of("speed", self.speed, PLAN_SPEEDS)
         _one_of("sampler", self.sampler, PLAN_SAMPLERS)
         _numbers("density", self.density, 0.0, math.inf, "numbers of 0 or more, not all 0")
-        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1, the first ones 1")
+        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1")
         if sum(self.density) <= 0:
             _refuse("density", self.density, "numbers of 0 or more, not all 0")
         if any(share != 1 for share in self.shares[:MIN_DENSE]):
-            _refuse("shares", self.shares, f"{MIN_DENSE} dense steps (1) at the start")
+            _refuse("shares", self.shares, f"a share of 1 for each of the first {MIN_DENSE} steps")
         if not _is_whole(self.full_steps) or self.full_steps < 1:
             _refuse("full_steps", self.full_steps, "a whole number of 1 or more")
         if not _is_number(self.speedup) or self.speedup <= 0:
             _refuse("speedup", self.speedup, "a number above 0")
         if self.closeness is not None and not _is_number(self.closeness):
-            _refuse("closeness", self.closeness, "a number of decibels, or none")
+            _refuse("closeness", self.closeness, "a number of decibels, or null if it was not measured")
         for name in ("kv_cache", "origin"):
             if not isinstance(getattr(self, name), str):
                 _refuse(name, getattr(self, name), "a string")

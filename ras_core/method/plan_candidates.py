@@ -25,8 +25,8 @@ DENSE_PART = 0.45
 """Share of a run's cost that is spent on dense steps if the number of steps is given."""
 
 # For each candidate: token share of a regional step, and share of the run's cost that dense steps have.
-# Token shares of 0.5 to 0.8 on front-loaded grids gave the best results. Regional steps start late, so that the
-# first part of a run, in which the whole image changes, is dense.
+# Token shares of 0.5 to 0.8 on front-loaded grids gave the best results. Regional steps start late, so that
+# the first part of a run, in which the whole image changes, is dense.
 TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
     "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),
     "euler": ((0.7, 0.4), (0.5, 0.45)),

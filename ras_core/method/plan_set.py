@@ -75,7 +75,9 @@ class PlanSet:
         values = checked_version("set of plans", read_json(text))
         plans, note = values.get("plans"), values.get("note", "")
         if not isinstance(plans, list) or not plans or not isinstance(note, str):
-            raise RASError("a set of plans without plans.", "a list of plans and a note.", "calibrate again.")
+            raise RASError(
+                "a set of plans without any plan.", "a list of plans and a note.", "calibrate again."
+            )
         return cls(tuple(Plan.from_dict(each) for each in plans), note)
 
 

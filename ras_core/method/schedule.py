@@ -69,7 +69,7 @@ def _as_given(n_steps: int, shares: Sequence[float]) -> tuple[StepPlan, ...]:
     if len(shares) != n_steps:
         raise RASError(
             f"a plan of {len(shares)} steps for a run of {n_steps} steps.",
-            "as many shares as steps.",
+            "one token share for each step of the run.",
             "use RAS Patch Model or RAS KSampler, which fit a plan to the run.",
         )
     resets = (share == 1 and min(shares[: step + 1]) < 1 for step, share in enumerate(shares))
