@@ -243,7 +243,8 @@ class TestAuto:
             if words is None:
                 assert not trace.notes and "kept on the device" in caplog.text
             else:
-                assert len(trace.notes) == 1 and words in trace.notes[0] and "free memory" in trace.notes[0]
+                assert len(trace.notes) == 1 and words in trace.notes[0]
+                assert "free device memory" in trace.notes[0]
                 assert caplog.text.count("WARNING") == 1
 
     def test_a_dense_run_is_the_dense_run(self, family, monkeypatch):
