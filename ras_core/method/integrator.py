@@ -8,24 +8,26 @@ In the exponential form of the flow's ODE, with t = -log sigma,
 
 two corrections need no extra evaluations, only each token's own history:
 
-    fresh token    second order along its last slope: D is extrapolated to the middle of the step, as in
-                   DPM-Solver++(2M), or the velocity (x - D) / sigma is, as in Adams-Bashforth (`ab2`), which
-                   is nearer to the converged image where steps are long;
+    fresh token    its step is of second order: D is extrapolated along its last slope to the middle of the
+                   step, as in DPM-Solver++(2M); or the velocity (x - D) / sigma is extrapolated, as in
+                   Adams-Bashforth (`ab2`), whose results are nearer to the converged image if steps are long;
     stale token    when it is evaluated again after a time H, its long step is repeated with D linear in t
                    between the two evaluations (trapezoid in exponential form).
 
-Both hold for uneven steps. A token that was evaluated at the step before must not get the second correction,
-because its second-order step already contains it.
+Both corrections hold for steps of different lengths. A token that was evaluated at the step before must not
+get the correction of stale tokens, because its second-order step already contains that correction.
 
-`continued_step` also forecasts the estimates of stale tokens, from their last two evaluations in sigma:
+`continued_step` also forecasts the estimates D of stale tokens, linearly in sigma from their last two
+evaluations:
 
     D' = D + f                f = g (D - D_before) (sigma_last - sigma) / (sigma_before - sigma_last)
 
-The gain g, 0 to 1, is fitted per image to the fresh tokens of the same step: it is the factor on their own
-forecasts that best fits their new estimates. At each step the long step of a stale token is repeated up to
-the present, with D linear in t from its last evaluation to D'. The next step then takes the forecast for its
-middle. The forecasts themselves are not kept: when the token is evaluated again, its long step is repeated
-with its true estimates, as above.
+The gain g, 0 to 1, is fitted for each image to the fresh tokens of the same step: g is the factor on the
+fresh tokens' own forecast changes with which these best match their new estimates. At each step, the long
+step of a stale token is repeated from the token's last evaluation to the present, with D linear in t from the
+last estimate to D'. The step that follows uses the estimate that is forecast for its middle. Forecasts are
+not stored in the history: when the token is evaluated again, its long step is repeated with its true
+estimates, as above.
 """
 
 from __future__ import annotations
@@ -39,23 +41,26 @@ from torch import Tensor
 
 Solver = Literal["dpmpp_2m", "euler", "ab2"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
-"""How fresh tokens step: euler is first order; ab2 is the Adams-Bashforth method of second order in sigma."""
+"""The methods by which fresh tokens are integrated: euler is of first order; dpmpp_2m and ab2
+(Adams-Bashforth in sigma) are of second order."""
 
 FARTHEST = 8.0
-"""Upper bound of a token's forecast, in multiples of its last change."""
+"""Upper bound of the change that is forecast for a token, in multiples of the token's last change."""
 
 STEEPEST = 4.0
-"""Upper bound of the change from a step's start to its middle, in multiples of the change forecast so far."""
+"""Upper bound of the change that is forecast from a step's start to its middle, in multiples of the change
+that is forecast from the token's last evaluation to the step's start."""
 
 
 @dataclass
 class History:
-    """Last evaluations of every latent pixel.
+    """The last two evaluations of every latent pixel.
 
     Attributes:
         d, d_before: (b, c, H, W) denoised estimate of the last evaluation and of the one before it.
         x: (b, c, H, W) state at the last evaluation.
-        t, t_before: (b, 1, H, W) time of those evaluations; -inf where there was none.
+        t, t_before: (b, 1, H, W) times of the same two evaluations; -inf for an evaluation that has not taken
+            place.
     """
 
     d: Tensor
@@ -84,8 +89,8 @@ class History:
 
 
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
-    """Exact solution of dx/dt = D - x over h for constant D."""
-    # A float is computed on the CPU: copying it to a GPU as a tensor would synchronize.
+    """The state after a time h, from the exact solution of dx/dt = D - x for constant D."""
+    # For a float, exp is computed on the CPU: copying h to a GPU as a tensor would synchronize.
     if isinstance(h, float):
         decay = math.exp(-h)
         return (x * decay).add_(d * (1 - decay))
@@ -95,30 +100,32 @@ def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
 
 def second_order_estimate(history: History, h: float) -> Tensor:
     """D in the middle of the next step, of length h, extrapolated from the last two evaluations."""
-    span = history.t - history.t_before  # inf if there is no slope yet: D is kept
+    span = history.t - history.t_before  # inf after a first evaluation: the result is D
     return ((history.d - history.d_before) / span).mul_(h / 2).add_(history.d)
 
 
 def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) -> Tensor:
-    """The state at t_next by Adams-Bashforth of second order, for steps of different lengths in sigma.
+    """The state at t_next by the second-order Adams-Bashforth method for steps of different lengths in sigma.
 
     x' = x + H (v + (v - v_before) H / (2 H_before)), with v = (x - D) / sigma
 
     Args:
-        history: evaluations before that of `d`.
+        history: the evaluations before the one that gave `d`.
         x, d: (b, c, H, W) state and denoised estimate at time t.
         t, t_next: times.
     """
     sigma, step = math.exp(-t), math.exp(-t_next) - math.exp(-t)
     velocity = (x - d).div_(sigma)
     before = (history.x - history.d).mul_(history.t.exp())  # 0 if there was no evaluation
-    span = history.t.neg().exp_().sub_(sigma)  # inf then, so that the velocity is kept
+    span = history.t.neg().exp_().sub_(sigma)  # inf if there was no evaluation: slope 0
     slope = (velocity - before).div_(span).mul_(-step / 2)
     return x.add(velocity.add_(slope), alpha=step)
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
-    """The state at time t if D changed linearly from its last evaluation to `d`: (b, c, H, W)."""
+    """The state at time t if D changed linearly in t from the last evaluation's estimate to `d`: (b, c, H,
+    W).
+    """
     span = t - history.t
     safe = span.clamp_min(1e-6)
     weight = (safe - 1).add_(safe.neg().exp_()).div_(safe)
@@ -136,13 +143,13 @@ def multirate_step(
     """One step of all tokens.
 
     Args:
-        history: evaluations before this step's.
+        history: the evaluations before the one at the start of this step.
         x: (b, c, H, W) state at the start of this step.
-        d: (b, c, H, W) denoised estimate of that state; the last one available for cached tokens.
+        d: (b, c, H, W) denoised estimate of that state; for cached tokens, their last estimate.
         times: start and end of this step.
-        masks: (b, 1, H, W) bool each: pixels evaluated at this step, None for all; and pixels not
-            evaluated at the preceding step, None for none.
-        solver: how fresh tokens step.
+        masks: (b, 1, H, W) bool each: pixels that are evaluated at this step (None if all are); and pixels
+            that were not evaluated at the preceding step (None if all were).
+        solver: the method by which fresh tokens are integrated.
 
     Returns:
         The new history, and the state at the next step's start.
@@ -170,7 +177,7 @@ def continued_step(
     masks: tuple[Tensor | None, Tensor | None],
     solver: Solver,
 ) -> tuple[History, Tensor]:
-    """As `multirate_step`, but the estimates of stale tokens are forecast instead of held."""
+    """As `multirate_step`, but estimates of stale tokens are forecast instead of kept constant."""
     after, held = multirate_step(history, x, d, times, masks, solver)
     (t, t_next), fresh = times, masks[0]
     if fresh is None:
@@ -186,20 +193,20 @@ def continued_step(
 
 
 def forecast_change(history: History, d: Tensor, t: float, fresh: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the estimates have probably changed since they were evaluated.
+    """The change that is forecast for the estimates from each pixel's last evaluation to time t.
 
     Args:
-        history: last evaluations before those at time t.
-        d: (b, c, H, W) estimate at time t, of fresh pixels.
-        t: the time.
-        fresh: (b, 1, H, W) bool.
+        history: each pixel's last evaluations before time t.
+        d: (b, c, H, W) denoised estimate at time t, which only fresh pixels need.
+        t: the present time.
+        fresh: (b, 1, H, W) bool, pixels that are evaluated at time t.
 
     Returns:
         (b, 1, H, W) how far sigma has fallen since each pixel's last evaluation, and the (b, c, H, W) change.
     """
     last = history.t.neg().exp_()
     elapsed = (last - math.exp(-t)).clamp_min_(0.0)
-    span = history.t_before.neg().exp_().sub_(last)  # inf if there was no evaluation before: no change
+    span = history.t_before.neg().exp_().sub_(last)  # inf after a first evaluation: the change is 0
     change = (history.d - history.d_before).mul_((elapsed / span).clamp_max_(FARTHEST))
     forecast, axes = change.masked_fill(~fresh, 0.0), tuple(range(1, d.ndim))
     agreement = (forecast * (d - history.d)).sum(axes, keepdim=True)

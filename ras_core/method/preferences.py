@@ -1,4 +1,4 @@
-"""User preferences for token selection: regions to favour."""
+"""User preferences for token selection: image regions whose tokens are to be selected more often."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from .grid import TokenGrid
 
 PRIORITY_WEIGHT = 3.0
-"""Extra weight of a token with priority 1: its score is four times as high as without priority."""
+"""Extra weight of a token with priority 1: its score is multiplied by 1 + 3 = 4."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Preferences:
     """Preferences for each token.
 
     Attributes:
-        priority: (b or 1, n) float in [0, 1], how much each token is favoured; None if none is.
+        priority: (b or 1, n) float in [0, 1], how strongly each token is favoured; None if no token is.
     """
 
     priority: Tensor | None = None
@@ -29,5 +29,5 @@ class Preferences:
 
     @property
     def weight(self) -> Tensor | float:
-        """Factor on the score of each token, from 1 to 4 by its priority."""
+        """Factor on the score of each token: 1 at priority 0, rising linearly to 4 at priority 1."""
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority

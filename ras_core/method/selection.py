@@ -18,22 +18,24 @@ def select_active(
 ) -> Tensor:
     """Indices of the active tokens, sorted by position.
 
-    Of the n - active_count cached tokens, the share `high_ratio` comes from the high end of the metric and
-    the rest from its low end.
+    The n - active_count cached tokens come from both ends of the ranking by the metric: the share
+    `high_ratio` of them from the high end, and the others from the low end.
 
-    The paper contradicts itself about starvation: equation 1 multiplies the metric of a dropped token by
-    exp(+k D), but according to its text the tokens with a HIGH metric are cached, so the factor keeps dropped
-    tokens cached forever (in the reference code at 50 %, about half of the tokens are never computed again).
-    "corrected" follows the stated aim: a token that was dropped often moves away from the end of the ranking
-    that is dropped. "reference" is the formula of the reference code.
+    The paper contradicts itself about starvation, i.e. tokens that are never computed. Equation 1 multiplies
+    the metric of a token that has been dropped (cached) D times by exp(+k D), but according to the paper's
+    text the tokens with a HIGH metric are cached, so the factor keeps dropped tokens cached forever. (With
+    the reference code at a sample ratio of 50 %, about half of the tokens are never computed again.) With the
+    setting "corrected", a token that was dropped often moves away from the ends of the ranking, as the text
+    intends. With "reference", the formula of the reference code is used.
 
     Args:
         metric: (b, n) float32.
         drop_count: (b, n) int, how often each token has been cached so far.
-        active_count: tokens to keep, 1 to n.
-        settings: the paper's settings; `high_ratio` and those for starvation are used here.
-        preferences: favoured tokens move away from both ends of the ranking. Ignored by the reference
-            formula, which only serves to prove conformity with the reference code.
+        active_count: number of active tokens, 1 to n.
+        settings: the paper's settings, of which `high_ratio`, `starvation` and `starvation_scale` are used
+            here.
+        preferences: favoured tokens move away from both ends of the ranking. The "reference" formula ignores
+            them, because its only purpose is to give the same results as the reference code.
 
     Returns:
         (b, active_count) int64.
@@ -48,7 +50,9 @@ def select_active(
 
 
 def count_drops(drop_count: Tensor, active_idx: Tensor) -> Tensor:
-    """Drop counts after a step with these active tokens: (b, n), (b, n_active) -> (b, n), a new tensor."""
+    """How often each token has been cached, counted up for the tokens that a step does not compute: (b, n),
+    (b, n_active) -> (b, n), a new tensor.
+    """
     return (drop_count + 1).scatter(1, active_idx, drop_count.gather(1, active_idx))
 
 

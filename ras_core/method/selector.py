@@ -1,4 +1,6 @@
-"""Selects the active tokens of a step from guided results, by the paper's rule or by predicted change."""
+"""Selects the active tokens of a step from the guided results of earlier steps, by the paper's rule or by
+predicted change.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,15 @@ from .metric import region_metric
 from .preferences import Preferences
 from .selection import count_drops, select_active
 
-SMALLEST_STEP = 1e-6  # in sigma; two evaluations at the same noise level give no rate
+SMALLEST_STEP = 1e-6  # in sigma; evaluations closer than this give no rate
 
 
 class Selector(ABC):
-    """Observes guided results and selects active tokens, for each image of the batch.
+    """Observes the guided results of a run and selects active tokens, separately for each image of the batch.
 
     Attributes:
-        score: (b, n) float32, scores after the last result or at the last selection; None before the first
-            result.
+        score: (b, n) float32, each token's score, computed at the last result or selection; None before the
+            first result.
     """
 
     score: Tensor | None = None
@@ -34,9 +36,10 @@ class Selector(ABC):
         """Update the state with the result of a guided evaluation.
 
         Args:
-            x, denoised: (b, c, *size) input and merged estimate.
+            x, denoised: (b, c, *size) input, and denoised estimate in which cached tokens have their old
+                values.
             sigma: noise level.
-            active_idx: (b, n_active) tokens that were actually evaluated; None for all.
+            active_idx: (b, n_active) indices of the tokens that were evaluated; None if all were.
         """
 
     @abstractmethod
@@ -45,7 +48,9 @@ class Selector(ABC):
 
 
 class PaperSelector(Selector):
-    """Selects by equation 1: the metric of the last output, weighted by how often a token was dropped."""
+    """Selects by equation 1: the metric of the last output, weighted by how often each token was dropped
+    (cached).
+    """
 
     def __init__(
         self, settings: PaperSettings, grid: TokenGrid, generator: torch.Generator, preferences: Preferences
@@ -75,16 +80,16 @@ class ChangeSelector(Selector):
                difference in sigma, averaged over 3 x 3 tokens along h and w;
     staleness  how far sigma has fallen since the token's last evaluation.
 
-    Rate times staleness predicts the error of the cached estimate, which is the local error of the long step
-    that a cached token takes. With the square root of the rate, slowly changing tokens do not wait too long,
-    and measured quality is higher. This is not the paper's rule, which did worse than a random selection on a
-    trained model.
+    Rate times staleness predicts the error of a cached estimate, i.e. the local error of the long step that a
+    cached token takes. The square root of the rate is used instead of the rate, because slowly changing
+    tokens then do not wait too long and measured quality is higher. This is not the paper's rule, with which
+    results on a trained model were worse than with a random selection.
     """
 
     def __init__(self, grid: TokenGrid, preferences: Preferences | None = None):
         super().__init__(grid, preferences or Preferences())
         self._estimate: Tensor | None = None  # (b, c, *size) each token's last estimate
-        self._sigma: Tensor | None = None  # (b, n) noise level of that evaluation
+        self._sigma: Tensor | None = None  # (b, n) sigma of each token's last estimate
         self._rate: Tensor | None = None  # (b, n)
         self._sqrt_rate: Tensor | None = None  # (b, n) square root of the smoothed rate
 
@@ -102,7 +107,7 @@ class ChangeSelector(Selector):
             fresh &= self._grid.active_mask(active_idx)
         self._rate = torch.where(fresh, moved.div_(travelled.clamp_min_(SMALLEST_STEP)), self._rate)
         self._sigma = self._sigma.masked_fill(fresh, sigma)
-        self._estimate = denoised.clone()  # the merged result has the old estimate of cached tokens
+        self._estimate = denoised.clone()  # for cached tokens, these are their old estimates
         self._sqrt_rate = self._grid.smooth(self._rate).sqrt()
         self.score = self._need(sigma)
 
@@ -118,8 +123,8 @@ class ChangeSelector(Selector):
         """Score at `sigma`: (b, n).
 
         Only the rate is smoothed, because only the rate is noisy. If staleness were averaged too, a fresh
-        token among stale ones would score as high as its neighbours: it would be selected again and again,
-        and its neighbours never.
+        token among stale tokens would get as high a score as these: the fresh token could be selected again
+        and again, and its stale neighbours never.
         """
         return (self._sigma - sigma).abs_().mul_(self._sqrt_rate)
 

@@ -432,7 +432,7 @@ class TestChoice:
 
     def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
         ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
-        assert "is kept on the device, with its last change" in info.text
+        assert "is kept on the device, with the last change of each row" in info.text
 
     def test_settings_without_effect_are_named(self, sd3, info):
         text = "these settings have no effect"
