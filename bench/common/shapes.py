@@ -97,7 +97,7 @@ class Shape:
         draw_weights(model.diffusion_model, seed)
         patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
         if self.model_class == LUMINA_NEXT:
-            guide_first_channels(patcher)  # ComfyUI's loader does this by default
+            guide_first_channels(patcher)  # as the pack's loader node does by default
         return patcher
 
     def _model(self, device: torch.device) -> Any:

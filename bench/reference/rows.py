@@ -76,10 +76,8 @@ def _ask(job: Job, seconds: float) -> tuple[dict[str, Any], str]:
                 timeout=limit, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {}, f"the process with the reference code took more than {limit:.0f} s"
+            return {}, f"the reference's process took more than {limit:.0f} s"
         if done.returncode or not out.is_file():
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            return {}, f"the process with the reference code ended with status {done.returncode}: {last}"[
-                :500
-            ]
+            return {}, f"the reference's process ended with status {done.returncode}: {last}"[:500]
         return json.loads(out.read_text(encoding="utf-8")), ""
