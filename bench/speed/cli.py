@@ -295,7 +295,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--reference", type=Path, help="also run the microsoft/RAS code in this folder")
     top.add_argument(
         "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
-        help="also run each variant with ComfyUI's TorchCompileModel node before the RAS node",
+        help="also run dense and RAS with ComfyUI's TorchCompileModel node before the RAS node",
     )  # fmt: skip
     top.add_argument(
         "--kv-cache", type=_format_names, default=(), metavar="NAMES",
