@@ -1,6 +1,4 @@
-"""Run a case of the speed program: its variants sample in turns, with the nodes that a user's workflow
-has.
-"""
+"""Run a case of the speed program: its variants sample in turns, with ComfyUI's loader and sampler nodes."""
 
 from __future__ import annotations
 
