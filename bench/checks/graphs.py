@@ -1,4 +1,4 @@
-"""Check that regional steps replayed from CUDA graphs agree with eager ones, and when graphs are dropped.
+"""Check that captured and eager regional steps agree, and that CUDA graphs are kept and dropped correctly.
 
     python -m bench graphs --out bench/output/graphs.json
 

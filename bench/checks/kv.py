@@ -25,10 +25,14 @@ with random weights, rounding to fp8 soon changes which tokens are selected, so 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0 if every row's error is within its limit."""
     parser = argparse.ArgumentParser(prog="bench kv")
-    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2,flux_dev", help="comma list")
+    parser.add_argument(
+        "--families", default="sd3_medium,sd35_medium,lumina2,flux_dev", help="comma-separated list"
+    )
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--ratio", type=float, default=0.25)
-    parser.add_argument("--tiny", action="store_true", help="tiny networks; runs on a CPU if there is no GPU")
+    parser.add_argument(
+        "--tiny", action="store_true", help="use tiny networks; without a GPU, run on the CPU"
+    )
     parser.add_argument("--out", type=Path, default=OUTPUT / "kv_check.json")
     options = parser.parse_args(argv)
     start(pick_device("auto" if options.tiny else "cuda"))

@@ -1,4 +1,4 @@
-"""The command line of the speed program, which compares the time and memory of RAS and dense runs.
+"""Compare the time and memory of runs with RAS and of dense runs: the command line of the speed program.
 
 For each case, the program starts one process with dynamic VRAM and one without, if ComfyUI has dynamic VRAM.
 It writes the results after each process, and prints a table at the end.
