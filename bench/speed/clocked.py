@@ -11,7 +11,9 @@ KEY = "speed_bench_clock"
 
 
 def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
-    """A clone of the model whose runs the clock times: every evaluation, and the stages around them."""
+    """A clone of the model; the clock times each evaluation of its runs, and the stages before and after
+    them.
+    """
 
     def run(executor, *args, **kwargs):
         clock.restart()

@@ -1,4 +1,4 @@
-"""Studies that validate the method. Each is a command that writes a table and a plot."""
+"""Studies that validate the method. Each is a command of `bench quality` that writes a table and a plot."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 """Cache drift: the error of the cached tokens' keys, values and attention outputs.
 
 A long run is sampled with and without error resets. At some of its steps, the dense network is evaluated at
-exactly the same state, and keys, values and attention outputs of the cached tokens are compared: relative
-error, mean over main blocks. A cached token's attention output is that of its last active step.
+exactly the same latent and noise level. The cached tokens' keys, values and attention outputs in the run are
+then compared with those of the dense network; the figure is the relative error, averaged over the main
+blocks. The attention output of a cached token in the run is the one from the last step in which the token was
+active.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from .probe import Place, Probe, Seen
 STEPS = 100
 RATIO = 0.25
 IMAGES = 8
-"""Few, since keys and values of every block are kept."""
+"""Number of images: only a few, since the keys and values of every block are kept in memory."""
 LOOKS = 24
 RESETS = {"resets every 6": 6, "no resets": 0}
 PARTS = ("key", "value", "output")
@@ -40,7 +42,9 @@ PARTS = ("key", "value", "output")
 
 @dataclass
 class Look:
-    """A step to examine: state (b, c, h, w), noise level, the attentions in the run, and their errors."""
+    """A step of the run to examine: its latent `state` (b, c, h, w) and noise level, its attentions, which
+    tokens were cached, their mean `age` in steps, and the errors of their keys, values and outputs.
+    """
 
     step: int
     state: Tensor
@@ -52,7 +56,7 @@ class Look:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its tables as Markdown."""
     options = replace(options, prompts=options.prompts[:IMAGES], batch=IMAGES)
     engine = Engine(options)
     studio = engine.studio(family)
@@ -68,7 +72,7 @@ def run(family: str, options: Options, out: Path) -> str:
         target = torch.cat(engine.decoded(converged_of(cell, options)))
         images = torch.cat([images for _, images in studio.decode(latents)])
         qualities.append([name, float(psnr(images, target).mean())])
-        say(f"{name}: {len(looks)} steps examined, {qualities[-1][1]:.2f} dB")
+        say(f"{name}: {len(looks)} steps examined, PSNR of the final images {qualities[-1][1]:.2f} dB")
         for look in looks:
             means = [sum(look.errors[part]) / len(look.errors[part]) for part in PARTS]
             lines.append([name, look.step, look.sigma, look.age, *means])
@@ -92,7 +96,9 @@ def run(family: str, options: Options, out: Path) -> str:
 
 
 def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
-    """Sample the cell's first batch; returns its attentions at some regional steps, and its latents."""
+    """Sample the first batch of images with the cell's settings. Returns some of the regional steps, with
+    their attentions, and the final latents.
+    """
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
     regional = [i for i, share in enumerate(cell.planned_shares()) if share < 1.0]
     wanted = set(regional[:: max(len(regional) // LOOKS, 1)])
@@ -119,7 +125,9 @@ def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
 
 
 def compare(studio: Studio, looks: list[Look]) -> None:
-    """Evaluate the dense network at each look's state, and fill in the errors."""
+    """Evaluate the dense network at the latent and noise level of each step, and fill in the step's
+    errors.
+    """
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
 
     def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -149,5 +157,7 @@ def _fill(look: Look, dense: dict[Place, Seen]) -> None:
 
 
 def relative(stale: Tensor, exact: Tensor, rows: Tensor) -> float:
-    """|stale - exact| / |exact| over the rows of the mask: (bb, n, d), (bb, n, d), (bb, n)."""
+    """Relative L2 error of `stale` against `exact`, both (bb, n, d), over the tokens in the mask `rows`, (bb,
+    n).
+    """
     return float((stale - exact)[rows].float().norm() / exact[rows].float().norm())

@@ -1,8 +1,9 @@
 """Early dense steps: how many steps must be dense before the first regional one.
 
-Error resets stay at the same steps, so only the start differs, and with it the cost. The last column is the
-PSNR of DPM-Solver++(2M) with fewer steps at that cost. Step 0 is always dense, since nothing is cached yet.
-Multirate needs two evaluations to measure change, so 0 and 2 are the same for it.
+All cells have their error resets at the same steps, so they differ only in the number of early dense steps,
+and so in cost. The last column of the table is the PSNR of a DPM-Solver++(2M) run that has the same cost
+because it has fewer steps. Step 0 is always dense, since nothing is cached yet. For the multirate method, 0
+and 2 early dense steps give the same run, because this method needs two evaluations to measure change.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SMALL_FEWER = (14, 9)
 
 
 def cells(family: str, small: bool) -> list[Cell]:
-    """Second-order multirate and the paper's rule, with each number of early dense steps."""
+    """Cells of second-order multirate and of the paper's rule, with each number of early dense steps."""
     return [
         Cell(family, method, sampler, STEPS, start=early, reset_steps=RESETS, ratio=ratio, starvation=scale)
         for method, sampler, scale in (("multirate", "dpmpp_2m", 0.0), ("paper", "euler", 0.1))
@@ -36,7 +37,7 @@ def cells(family: str, small: bool) -> list[Cell]:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its table as Markdown."""
     small = is_small(options)
     own, fewer = cells(family, small), dense_cells(family, ("dpmpp_2m",), SMALL_FEWER if small else FEWER)
     rows = measured([*own, *fewer], options, out)

@@ -1,7 +1,7 @@
-"""Capture the attentions of a run: keys, values and outputs of every image token at chosen steps.
+"""Collect the attentions of a run: keys, values and attention outputs of every image token, step by step.
 
-It is an attention override. The method calls it with its merged keys and values, so it sees the same keys and
-values as the active tokens.
+The probe is an attention override of ComfyUI. RAS calls the override with the cached and the new keys and
+values already merged, so the probe sees the keys and values to which the active tokens attend.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from ...ras_core.models import adapter_for
 from ..quality.sources import Source
 
 Place = tuple[int, int, int]
-"""Index of an attention in a step: (model call, main block, attention in the block)."""
+"""Identifies an attention in a step: (number of the network call, of the main block, of the attention in
+it)."""
 
 
 @dataclass
 class Seen:
-    """One attention at one step, only image tokens: (bb, n, d) each."""
+    """Keys, values and outputs of the image tokens in one attention at one step: (bb, n, d) each."""
 
     key: Tensor
     value: Tensor
@@ -40,9 +41,9 @@ class Probe:
     """Collects the attentions of a step.
 
     Attributes:
-        source, grid: source and token grid of the probed run.
-        seen: the last step's attentions, by index.
-        cached: (bb, n) bool, tokens that the last step did not process; None if it was dense.
+        source, grid: source of the network, and token grid, of the run that is probed.
+        seen: the attentions of the last step.
+        cached: (bb, n) bool, the tokens that the last step did not process; None if that step was dense.
     """
 
     source: Source
@@ -54,12 +55,12 @@ class Probe:
     _attention: int = 0
 
     def begin_step(self) -> None:
-        """Call before each step: the next model call is its first."""
+        """Call this before each step: the next network call then counts as the first call of the step."""
         self._call = -1
 
     @contextmanager
     def attached(self, model: ModelPatcher):
-        """A clone of the model with this probe attached, within the body."""
+        """Yields a clone of the model with this probe attached, for use inside the with statement."""
         probed = model.clone()
         options = probed.model_options.setdefault("transformer_options", {})
         probed.model_options["transformer_options"] = {**options, ATTENTION: self._attend}
@@ -110,5 +111,5 @@ class Probe:
 
 
 def _rows(t: Tensor, token_axis: int) -> Tensor:
-    """(bb, r, ...) or (bb, heads, r, e) -> (bb, r, d)."""
+    """Flatten the heads of keys or values: (bb, r, ...) or (bb, heads, r, e) -> (bb, r, d)."""
     return (t.movedim(2, 1) if token_axis == 2 else t).flatten(2)
