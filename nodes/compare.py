@@ -18,9 +18,7 @@ from .settings import CATEGORY, CUSTOM, chosen_settings, kept_plans, settings_in
 
 
 class RASCompare(RefusesRetired):
-    """Takes the inputs of RASKSampler and a VAE; outputs both images, their difference, and what each step
-    computed.
-    """
+    """Takes the inputs of RASKSampler and a VAE; outputs both images, their difference and a summary."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -1,6 +1,4 @@
-"""RASSampler: the multirate sampler (each region takes steps of its own size) for ComfyUI's custom sampling
-nodes.
-"""
+"""RASSampler: a sampler with own step sizes for each region, for ComfyUI's custom sampling nodes."""
 
 from __future__ import annotations
 

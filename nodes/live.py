@@ -182,9 +182,7 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
 
 
 def register_route() -> None:
-    """Register ROUTE with ComfyUI's server. Does nothing if no server runs or if ROUTE is already
-    registered.
-    """
+    """Register ROUTE with ComfyUI's server; do nothing if no server runs or ROUTE is already registered."""
     server = _server()
     if server is None or any(getattr(route, "path", None) == ROUTE for route in server.routes):
         return
@@ -223,9 +221,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
 
 
 def _server() -> Any:
-    """ComfyUI's running server; None if the module `server` was not imported, in which case no browser can
-    watch.
-    """
+    """ComfyUI's running server; None if its module was not imported, so that no browser can watch."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 

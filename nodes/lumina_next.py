@@ -1,6 +1,4 @@
-"""RASLuminaNextLoader: loads Lumina-Next, the second model of the RAS paper, for which ComfyUI has no
-loader.
-"""
+"""RASLuminaNextLoader: loads Lumina-Next, a model of the RAS paper for which ComfyUI has no loader."""
 
 from __future__ import annotations
 

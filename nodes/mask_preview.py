@@ -11,9 +11,7 @@ from .settings import CATEGORY, TraceType
 
 
 class RASMaskPreview(io.ComfyNode):
-    """Takes RAS_TRACE; outputs one image for each step and a summary image, and shows the summary in the
-    node.
-    """
+    """Takes RAS_TRACE; outputs one image per step and a summary image, and shows the summary in the node."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

@@ -37,9 +37,7 @@ versions of ComfyUI, which have no advanced inputs and show all inputs alike."""
 
 
 def speed_input() -> io.Input:
-    """The input `speed`, the only setting that most users need. It is the first widget of each node that has
-    it.
-    """
+    """The input `speed`, the only setting that most users need; it is the first widget of its nodes."""
     return io.Combo.Input(
         "speed", options=[*PLAN_SPEEDS, CUSTOM], default="2x",
         tooltip="How many times faster the run is than a run of the same number of steps without RAS: 2x "

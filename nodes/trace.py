@@ -9,9 +9,7 @@ from .settings import CATEGORY, TraceType
 
 
 class RASTrace(io.ComfyNode):
-    """Takes a MODEL from RASPatchModel and the sampler's LATENT; outputs this LATENT and the run's
-    RAS_TRACE.
-    """
+    """Takes a MODEL from RASPatchModel and the sampler's LATENT; outputs this LATENT and RAS_TRACE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
