@@ -90,8 +90,8 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Expert. The share of the image that a regional step computes changes linearly during the "
-            "run, from sample_ratio at the first regional step to this value at the last regional "
+            tooltip="Expert. The share of the image that a regional step computes changes linearly during "
+            "the run, from sample_ratio at the first regional step to this value at the last regional "
             f"step. This value must be at least {MIN_RATIO}. 0 keeps the share at sample_ratio.",
         ),
         io.String.Input(

@@ -42,7 +42,7 @@ class GatherPositions(Protocol):
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
-        Along its rows, each tensor inside the network is [prefix | image | suffix]. An adapter states only the
+    Along its rows, each tensor inside the network is [prefix | image | suffix]. An adapter states only the
     number of suffix rows. The prefix of a tensor is the rest of its rows, so hidden tensors, position tables,
     attentions and the final layer's output may have prefixes of different lengths.
 
@@ -71,7 +71,7 @@ class ModelAdapter(ABC):
         """The blocks that a regional step runs on active tokens only, in order."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """Blocks before the main blocks, with the same arguments, that process image rows without the text."""
+        """Blocks before the main blocks, with equal arguments, that process image rows without the text."""
         return ()
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:

@@ -62,8 +62,8 @@ class CacheProfile:
                 too.
 
         Returns:
-            Three counts: the elements of all keys and values; the rows of all keys and values; the elements of
-            the keys and values of the widest attention.
+            Three counts: elements of all keys and values; rows of all keys and values; elements of the keys and
+            values of the widest attention.
         """
         image_rows = (n_tokens + padding) * len(borders)
         joint_rows = n_tokens * len(borders) + sum(borders)
