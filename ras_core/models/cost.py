@@ -62,7 +62,7 @@ class CacheProfile:
                 too.
 
         Returns:
-            Three counts: elements of all keys and values; rows of all keys and values; elements of the keys and
+            Three counts: elements of all keys and values; rows of all keys and values; elements of keys and
             values of the widest attention.
         """
         image_rows = (n_tokens + padding) * len(borders)
