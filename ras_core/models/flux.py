@@ -55,7 +55,7 @@ class FluxAdapter(ModelAdapter):
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
-        """Double blocks are called with (img=, txt=, vec=, pe=, attn_mask=), single blocks with (img, vec=, ...).
+        """A double block takes (img=, txt=, vec=, pe=, attn_mask=), a single block takes (img, vec=, ...).
 
         The attention mask of Redux, (bb, r, r), has a row for each query and a column for each key. Only the
         mask's rows are gathered, because the K/V cache has the keys of all tokens.
