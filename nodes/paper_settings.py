@@ -1,4 +1,4 @@
-"""RASPaperSettings: the paper's method, for the nodes that sample with RAS."""
+"""RASPaperSettings: selects the method of the RAS paper, for the nodes that sample with RAS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .settings import CATEGORY, PaperType
 
 
 class RASPaperSettings(io.ComfyNode):
-    """-> RAS_PAPER, which replaces the multirate method by the paper's."""
+    """Outputs RAS_PAPER, which makes a node use the paper's method instead of multirate."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,9 +19,10 @@ class RASPaperSettings(io.ComfyNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
-            description="Selects regions by the paper's method instead of multirate. It does not correct "
-            "skipped regions, so set error_reset_every of the sampling node to 4 to 6 to keep their errors "
-            "from growing.",
+            description="Selects regions by the method of the RAS paper instead of multirate. The paper's "
+            "method does not correct skipped regions. So set error_reset_every, in the node to which you "
+            "connect this node, to a value from 4 to 6, which keeps the errors of skipped regions from "
+            "growing.",
             inputs=[*_ranking_inputs(), *_schedule_inputs()],
             outputs=[
                 PaperType.Output(
@@ -35,10 +36,12 @@ class RASPaperSettings(io.ComfyNode):
     def validate_inputs(
         cls, metric=None, high_ratio=None, starvation_scale=None, ratio_end=None, error_reset_steps=None
     ) -> bool:
-        """Refuse invalid values before the prompt runs; values that other nodes provide are None here.
+        """Refuse invalid values before the prompt runs. An input that is linked to another node's output is
+        None here.
 
-        ComfyUI does not check the inputs that are parameters of this function. It shows a returned text once
-        for each of them, but an exception only once.
+        ComfyUI itself does not check the inputs that are parameters of this function. This function raises an
+        exception instead of returning an error text, because ComfyUI would show the text once for each of
+        these inputs.
         """
         given = {
             "metric": metric, "high_ratio": high_ratio, "starvation_scale": starvation_scale,
@@ -53,7 +56,7 @@ class RASPaperSettings(io.ComfyNode):
 
 
 def paper_settings(error_reset_steps: str = "", **inputs: Any) -> PaperSettings:
-    """The settings from the values of the node's inputs.
+    """PaperSettings made from the values of the node's inputs.
 
     Raises:
         RASError: a value that cannot be used.
@@ -65,17 +68,20 @@ def _ranking_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "metric", options=list(get_args(Metric)), default="std",
-            tooltip="How regions are ranked: by std (the paper's choice) or l2norm of the predicted noise. "
-            "random selects regions at random, as a baseline to compare with.",
+            tooltip="The measure by which regions are ranked: the standard deviation (std, the paper's "
+            "choice) or the L2 norm (l2norm) of the predicted noise. random selects regions at random, as a "
+            "baseline to compare with.",
         ),
         io.Float.Input(
             "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
-            tooltip="Expert. Of the regions that a step skips, the share with the highest values of the "
-            "metric; the others are those with the lowest values. 1: only high values are skipped.",
+            tooltip="Expert. A step skips the regions with the highest and with the lowest values of the "
+            "metric. high_ratio is the share of the skipped regions that come from the highest values. With "
+            "1, only regions with high values are skipped.",
         ),
         io.Float.Input(
             "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
-            tooltip="Expert. How strongly a region that was skipped often is favoured. 0: not at all.",
+            tooltip="Expert. How strongly a region that was skipped often is preferred when regions are "
+            "selected to be computed. 0: not at all.",
         ),
     ]  # fmt: skip
 
@@ -84,12 +90,13 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Expert. Over the regional steps, the share of the image that is computed changes "
-            f"linearly from sample_ratio to this value, at least {MIN_RATIO}. 0 keeps the share constant.",
+            tooltip="Expert. The share of the image that a regional step computes changes linearly during "
+            "the run, from sample_ratio at the first regional step to this value at the last regional "
+            f"step. This value must be at least {MIN_RATIO}. 0 keeps the share at sample_ratio.",
         ),
         io.String.Input(
             "error_reset_steps", default="",
-            tooltip="Steps that compute the whole image (dense), counted from 0, for example 12,20. A list "
-            "that is not empty replaces error_reset_every of the sampling node.",
+            tooltip="A list of the steps that are dense (compute the whole image), counted from 0, for "
+            "example 12,20. A list that is not empty replaces error_reset_every of the sampling node.",
         ),
     ]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Inputs that the nodes with RAS settings no longer have; graphs that still pass them are refused.
+"""Inputs that the nodes with RAS settings no longer have; workflows that still pass these inputs are refused.
 
-ComfyUI ignores unknown inputs: a prompt in API format with method = paper would silently run as multirate. If
-ComfyUI can pass unknown inputs to a node (`accept_all_inputs`), the prompt is refused when it is queued; in
-older versions, when the node is executed.
+ComfyUI ignores inputs that a node does not have. So a prompt in API format with method = paper would silently
+run with multirate. In versions of ComfyUI that can pass such inputs to a node
+(`accept_all_inputs`), the prompt is refused when it is queued; in older versions, when the node is executed.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from comfy_api.latest import io
 from ..ras_core.errors import RASError
 
 HARMLESS = {"method": "multirate", "budget": "fixed", "ratio_end": 0.0, "error_reset_steps": ""}
-"""Retired inputs of the paper's method that had an effect, each with its neutral value. The others (metric,
-high_ratio, starvation_scale) had no effect without method = paper."""
+"""Retired inputs of the paper's method that are refused, each with the value that is accepted because it
+changes nothing. The retired inputs metric, high_ratio and starvation_scale are accepted with any value,
+because they had no effect without method = paper."""
 
 IN_STEPS = {"start_step": None, "end_step": 0}
-"""Retired inputs that counted steps, each with its neutral value; None: there is none."""
+"""Retired inputs that were numbers of steps, each with the value that is accepted because it changes nothing;
+None if every value is refused."""
 
 HIDDEN = (io.Hidden.dynprompt, io.Hidden.unique_id)
-"""Hidden inputs that `refuse_in_prompt` reads; for a node's schema."""
+"""Hidden inputs of a node's schema, which `refuse_in_prompt` reads."""
 
 ACCEPT_ALL = (
     {"accept_all_inputs": True} if "accept_all_inputs" in inspect.signature(io.Schema).parameters else {}
 )
-"""For a node's schema: pass inputs that the schema does not list to `RefusesRetired.validate_inputs`."""
+"""Arguments of a node's schema, with which ComfyUI passes inputs that the schema does not list to
+`RefusesRetired.validate_inputs`; empty in versions of ComfyUI that cannot do this."""
 
 
 class RefusesRetired(io.ComfyNode):
@@ -38,7 +41,11 @@ class RefusesRetired(io.ComfyNode):
     def validate_inputs(
         cls, method=None, budget=None, ratio_end=None, error_reset_steps=None, start_step=None, end_step=None
     ) -> bool:
-        """Refuse a prompt when it is queued. An exception is shown once, a returned text once per input."""
+        """Refuse a prompt with retired inputs when it is queued.
+
+        Raises an exception, which ComfyUI shows once; an error text that is returned would be shown once per
+        input.
+        """
         given = {
             "method": method, "budget": budget, "ratio_end": ratio_end,
             "error_reset_steps": error_reset_steps, "start_step": start_step, "end_step": end_step,
@@ -48,13 +55,15 @@ class RefusesRetired(io.ComfyNode):
 
     @classmethod
     def refuse_in_prompt(cls) -> None:
-        """Refuse retired inputs when the node runs: in every version of ComfyUI, also for linked values."""
+        """Refuse retired inputs when the node runs. Unlike `validate_inputs`, this works in every version of
+        ComfyUI, and also for inputs that are linked to another node's output.
+        """
         if cls.hidden is not None and cls.hidden.dynprompt is not None:
             refuse_retired(cls.hidden.dynprompt.get_node(cls.hidden.unique_id)["inputs"])
 
 
 def refuse_retired(inputs: Mapping[str, Any]) -> None:
-    """Refuse retired inputs with values other than the neutral ones.
+    """Refuse retired inputs that have values other than those in HARMLESS and IN_STEPS.
 
     Raises:
         RASError: the message names the inputs and their replacement.

@@ -1,4 +1,4 @@
-"""RASKSampler: ComfyUI's KSampler with RAS inside, and the trace of the run."""
+"""RASKSampler: ComfyUI's KSampler with RAS, which also outputs the trace of the run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .settings import CATEGORY, TraceType, kept_plans, patched, settings_inputs, speed_input
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
-"""Inputs that are passed to ComfyUI's sampling function under the same names."""
+"""Names of the inputs that are passed to ComfyUI's `common_ksampler` under the same names."""
 
 
 class RASKSampler(RefusesRetired):
-    """The inputs of KSampler plus those of RASPatchModel -> LATENT and RAS_TRACE."""
+    """Takes the inputs of KSampler and of RASPatchModel; outputs LATENT and RAS_TRACE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,13 +23,14 @@ class RASKSampler(RefusesRetired):
             node_id="RASKSampler",
             display_name="RAS KSampler",
             category=CATEGORY,
-            description="KSampler with region-adaptive sampling; also outputs a trace of what each step "
-            "computed.",
+            description="KSampler with region-adaptive sampling (RAS). It also outputs the trace of the "
+            "run, which says what each step computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
                 TraceType.Output(
-                    display_name="trace", tooltip="What each step computed, for RAS Mask Preview."
+                    display_name="trace",
+                    tooltip="The trace of the run (what each step computed), for RAS Mask Preview.",
                 ),
             ],
             hidden=[*HIDDEN],
@@ -38,7 +39,7 @@ class RASKSampler(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Runs again after a calibration, which changes the plans that are kept."""
+        """Makes ComfyUI run the node again after a calibration, because that changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod
@@ -48,7 +49,8 @@ class RASKSampler(RefusesRetired):
 
 
 def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
-    """Sample with KSampler's own function, so that previews, noise and masks behave as in KSampler.
+    """Sample with the function that ComfyUI's KSampler calls, so that previews, noise and masks behave as in
+    KSampler.
 
     Args:
         model, latent_image: MODEL and LATENT.
@@ -66,23 +68,25 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 
 
 def sampler_inputs() -> list[io.Input]:
-    """KSampler's inputs, in KSampler's order, with the speed after the model."""
+    """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
     return [
         io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image, Flux.1."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
-            tooltip="Determines the noise to start from.",
+            tooltip="Determines the noise from which sampling starts.",
         ),
-        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="Number of steps without RAS; a speed "
-            "other than custom may take fewer."),
+        io.Int.Input("steps", default=28, min=1, max=10000, tooltip="The number of steps of a run without "
+        "RAS. With a speed other than custom, the run with RAS may have fewer steps."),
         io.Float.Input(
             "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
-            tooltip="Classifier-free guidance: higher follows the prompt more closely.",
+            tooltip="The scale of classifier-free guidance: with a higher value, the image follows the "
+            "prompt more closely.",
         ),
         io.Combo.Input(
             "sampler_name", options=comfy.samplers.KSampler.SAMPLERS, default="dpmpp_2m",
-            tooltip="The sampling algorithm; all of them work with RAS, euler and dpmpp_2m best.",
+            tooltip="The sampling algorithm. All sampling algorithms work with RAS; euler and dpmpp_2m work "
+            "best.",
         ),
         io.Combo.Input(
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
@@ -94,6 +98,7 @@ def sampler_inputs() -> list[io.Input]:
         io.Latent.Input("latent_image", tooltip="The latent to denoise; it sets the image's size."),
         io.Float.Input(
             "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-            tooltip="1 starts from pure noise; lower values keep the structure of the latent.",
+            tooltip="With 1, sampling starts from pure noise; lower values keep the structure of the "
+            "latent.",
         ),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""RASTrace: the trace of a run of a patched model in another sampler node."""
+"""RASTrace: outputs the trace of a run that any sampler node made with a model from RAS Patch Model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .settings import CATEGORY, TraceType
 
 
 class RASTrace(io.ComfyNode):
-    """Patched MODEL and the sampler's LATENT -> the same LATENT and the run's RAS_TRACE."""
+    """Takes a MODEL from RASPatchModel and the sampler's LATENT; outputs this LATENT and RAS_TRACE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -17,18 +17,20 @@ class RASTrace(io.ComfyNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
-            description="Outputs the trace of the last finished run of a model from RAS Patch Model. The "
-            "latent passes through, so that this node runs after the sampler.",
+            description="Outputs the trace (what each step computed) of the last finished run of a model "
+            "from RAS Patch Model. The latent passes through unchanged; it is an input only so that ComfyUI "
+            "runs this node after the sampler.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."
                 ),
-                io.Latent.Input("latent", tooltip="The sampler's output; it passes through unchanged."),
+                io.Latent.Input("latent", tooltip="The sampler's output, which passes through unchanged."),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The latent, unchanged."),
+                io.Latent.Output(display_name="latent", tooltip="The unchanged latent."),
                 TraceType.Output(
-                    display_name="trace", tooltip="What each step computed, for RAS Mask Preview."
+                    display_name="trace",
+                    tooltip="The trace of the run (what each step computed), for RAS Mask Preview.",
                 ),
             ],
         )
