@@ -89,10 +89,13 @@ def reference(job: SpeedJob, bench: Bench, dense: Any, left: Callable[[], float]
     """Measure the reference code on this case and return its rows. Call it after ComfyUI's variants were
     measured.
     """
+    import comfy.model_management
+
     from ..reference.rows import reference_rows
     from .cases import reference_variants
 
-    asked = reference_variants(job.case, job.ratios, job.device == "cuda")
+    on_gpu = comfy.model_management.get_torch_device().type == "cuda"
+    asked = reference_variants(job.case, job.ratios, on_gpu)
     return reference_rows(bench, dense, asked, Path(job.reference), job.repeats, left()) if asked else []
 
 
