@@ -35,7 +35,7 @@ class Sources:
     files: dict[str, Path]
 
     def header(self, part: Part) -> Header:
-        """Read the header of a part's weight files.
+        """Read the list of tensors from the weight files of one part of the model: network, encoder or VAE.
 
         Raises:
             RASError: neither a file nor a folder was chosen for this part, or the choice cannot be used.

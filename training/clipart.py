@@ -85,7 +85,7 @@ def describe(name: str, source: str) -> Item:
 
 
 def framed(text: str) -> str | None:
-    """Crop the page of an SVG text to the drawing.
+    """Return the SVG document with its page (the `viewBox`) cropped to the bounds of what is drawn on it.
 
     Returns None if the SVG cannot be rendered or cropped, or if the drawing does not look like a single
     object: if it covers too little or too much of its bounding box, or if that box is too long and thin.

@@ -58,7 +58,8 @@ Each has the number of steps, the number of dense steps at the start, the interv
 
 
 def plans(family: str, seed: int) -> list[Cell]:
-    """All cells of RAS with plans, in the order in which a sweep with a time limit should measure them.
+    """All cells (configurations to be measured) that run RAS by a plan, in the order in which a sweep with a
+    time limit should measure them.
 
     The ways (`WAYS`) that promise the highest quality come first, each at all cost reductions (`TARGETS`).
     The cells with exact keys and values follow after the first two ways.

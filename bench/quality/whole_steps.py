@@ -1,8 +1,8 @@
 """Whole-step forecasts: at skipped steps, the denoised estimate is extrapolated from computed steps.
 
-The original methods (TaylorSeer, HiCache, Spectrum) forecast features inside the network. Here the same
-polynomials in sigma forecast the denoised estimate after guidance. So a skipped step does not run the network
-at all, and its cost counts as zero:
+The original methods (TaylorSeer, HiCache, Spectrum) forecast features inside the network. This module applies
+the same polynomials, as functions of sigma, to the denoised estimate after guidance. So a skipped step does
+not run the network at all, and its cost counts as zero:
 
 - taylor0, taylor1, taylor2: the polynomial through the last 1, 2 or 3 estimates, as in TaylorSeer (arXiv
   2503.06923);

@@ -93,7 +93,8 @@ class Overlap:
 
     def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
         """Stop tracking these calls, or all calls if None, before they are dropped or are used for other
-        branches. Comparisons that the device has not completed are still read later.
+        branches. If the device has not yet compared the inputs of an early replay with the actual ones, the
+        result of that comparison is still read later.
         """
         self.settle()
         gone = self._used if calls is None else set(calls)

@@ -135,7 +135,7 @@ class Residency:
     @contextmanager
     def held(self) -> Iterator[bool]:
         """A context manager that pins all weights while its body runs, and yields True. If a weight was
-        evicted since the last proof, it discards the proof, pins nothing and yields False.
+        evicted since all weights were last found resident, it pins nothing and yields False.
         """
         whole = self._pin_if_whole()
         try:

@@ -47,7 +47,7 @@ REFERENCE_STEPS = 72
 # (n, a, k) by speed, for the fixed grid: of a schedule of n levels, take the first a, then every k-th.
 FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
 GRIDS = 4
-"""Number of grids that are tried for each speed and sampler."""
+"""Number of sigma grids that calibration tries for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
 """K/V format of the measured runs: of all formats, its results are closest to those of a dense run. It takes

@@ -1,10 +1,11 @@
 """A plan: the data that determines what a run of a given speed computes.
 
-Steps are stored as a density over the model's own `simple` schedule, not as noise levels. So for every model,
-number of steps and shift, the grid decreases from the model's first level to 0. If the shift adapts the
-schedule to another resolution, the grid adapts too. But if a user changes the shift at the same resolution,
-the steps move, although the differential equation stays the same and needs its steps where they were. So a
-plan that was measured on a model is used only with the schedule on which it was measured.
+A plan stores its sigma grid not as noise levels but as a density: the share of its steps in each part of the
+model's own `simple` schedule. A grid made from it decreases from the model's first noise level to 0, whatever
+the model, the number of steps and the shift. If the shift adapts the schedule to another resolution, the grid
+adapts too. But if a user changes the shift at the same resolution, the steps move, although the differential
+equation stays the same and needs its steps where they were. So a plan that was measured on a model is used
+only with the schedule on which it was measured.
 """
 
 from __future__ import annotations

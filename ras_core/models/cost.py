@@ -63,7 +63,7 @@ class CacheProfile:
 
         Returns:
             Three counts: elements of all keys and values; rows of all keys and values; elements of keys and
-            values of the widest attention.
+            values of the one attention that has most of them.
         """
         image_rows = (n_tokens + padding) * len(borders)
         joint_rows = n_tokens * len(borders) + sum(borders)
