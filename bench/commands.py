@@ -1,4 +1,4 @@
-"""The programs of bench. Each is a module with a function `main(argv)` that returns the exit status."""
+"""The programs of bench. Each program is a module whose function `main(argv)` returns the exit status."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Checks of regional network calls that are captured as CUDA graphs.
 
-Each check returns whether it passed, and a text with the figures that it measured.
+Each check returns whether it passed, and a text with the figures that it measured. A tape is the object that
+captures network calls as CUDA graphs and replays them (ras_core/graphs/tape.py).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class WatchedTape:
 
     Attributes:
         tape: the tape that captures and replays.
-        plant: returns whether the next capture is made to fail.
+        plant: called before each capture; returns whether this capture must fail.
         launched: number of replays that were launched in parallel with other work.
         planted: number of captures that were made to fail.
     """
@@ -86,7 +87,8 @@ class WatchedTape:
 class Planted(Exception):
     """The failure that a check injects.
 
-    It is not a RuntimeError, because code that catches RuntimeErrors in order to fall back would hide it.
+    The class is not derived from RuntimeError, because code that catches a RuntimeError in order
+    to fall back would hide the failure.
     """
 
 
@@ -114,7 +116,7 @@ class Scene:
 
     Attributes:
         bench: holds the network.
-        kind: creates a tape, given the tape's number.
+        kind: class or function that creates a tape, given the tape's number.
         fails: whether all captures are made to fail from now on.
     """
 
@@ -135,7 +137,7 @@ class Scene:
         return graph_store(self.bench.model)
 
     def total(self, count: str) -> int:
-        """The sum over all tapes of their attribute `count`: "launched" or "planted"."""
+        """Sum of one counter over all tapes; `count` is its attribute name, "launched" or "planted"."""
         return sum(getattr(tape, count) for tape in self.tapes)
 
     def run(self, graphs: str, kv_cache: str = "gpu") -> tuple[Tensor, Trace]:
@@ -221,8 +223,8 @@ def interrupted(scene: Scene) -> Result:
 
 
 def with_patch(scene: Scene) -> Result:
-    """Compare with a weight patch as from a LoRA: it adds a constant to each matrix of the first main
-    block.
+    """Compare captured and eager steps of a model with a weight patch like that of a LoRA. The patch adds a
+    constant to each matrix of the first main block.
     """
     model = scene.bench.model.clone()
     block = ("diffusion_model.joint_blocks.0.", "diffusion_model.layers.0.")
@@ -249,8 +251,8 @@ def with_forecast(scene: Scene) -> Result:
 
 
 def kernels_agree(scene: Scene) -> Result:
-    """A run with an fp8 K/V cache gives the same latent with Triton's kernels as with PyTorch's operations,
-    which both give bit-identical fp8 rows.
+    """A run with an fp8 K/V cache gives the same latent with Triton's kernels as with PyTorch's operations:
+    the fp8 rows of the kernels are bit-identical to those of the operations.
     """
     bench = scene.bench
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)

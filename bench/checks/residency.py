@@ -145,8 +145,8 @@ def is_wanted(group: Group, options: argparse.Namespace) -> bool:
 def make_files(
     folder: Path, options: argparse.Namespace, log: IO[str], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    """Write all files of the network under test, and those of another network, which `other_models_between`
-    runs between two runs of the first.
+    """Write the model files of the network under test and of a second network. The check
+    `other_models_between` runs this second network between two runs of the network under test.
     """
     report: dict[str, Any] = {"seconds": 0.0}
     files = {

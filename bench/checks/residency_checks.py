@@ -1,4 +1,5 @@
-"""The residency program's checks. Each returns whether it passed (None if it was skipped), and its figures.
+"""The residency program's checks. A check returns whether it passed (None if it was skipped), and a text with
+its figures.
 
 The checks compare the latents of runs with `cuda_graphs` auto bit for bit with those of runs without graphs
 and with the same seed. They inject faults into the attention function that SD3's blocks call, into a replay,
@@ -353,8 +354,10 @@ def two_sizes(scene: Scene) -> Outcome:
 
 
 def time_of_check(scene: Scene) -> Outcome:
-    """The pack's check before a replay, that no weights were evicted, takes less than 0.1 ms: it pins the
-    address range of all weights, compares the serial numbers of its pages, and unpins it.
+    """Before each replay, the pack checks that no weights were evicted; this takes less than 0.1 ms.
+
+    The pack pins the address range of all weights, compares the serial numbers of the memory pages in this
+    range with those it read earlier, and unpins the range.
     """
     model = scene.model()
     scene.run(model)
@@ -444,8 +447,8 @@ def _raiser(error: BaseException) -> Callable[[], None]:
 
 
 def _all(outcomes: list[Outcome], also: bool = True) -> Outcome:
-    """Whether all outcomes and `also` are true, with the detail of the first failure, else of the last
-    outcome.
+    """One outcome for several: passed if all of them passed and the further condition `also` is true. The
+    detail is that of the first failed outcome or, if none failed, of the last outcome.
     """
     bad = [detail for held, detail in outcomes if not held]
     return also and not bad, bad[0] if bad else outcomes[-1][1]

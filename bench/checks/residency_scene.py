@@ -231,8 +231,8 @@ def ballast(*sizes: int) -> None:
 
 @contextmanager
 def in_capture(action: Callable[[], Any]) -> Iterator[list[int]]:
-    """Call `action` once during a capture, when the network reaches its second attention. The yielded list is
-    empty until `action` is called.
+    """Call `action` once during a capture, when the network reaches its second attention. The context manager
+    yields a list that shows whether this has happened: it is empty before, and has one entry afterwards.
     """
     original, seen, done = mmdit.optimized_attention, [], []
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 PREFIX = "Multirate RAS: "
 PACK = __package__.rsplit(".", 2)[0]
-"""Name of the pack's package and of its logger, which is the parent of all loggers of the pack's modules. The
-package of this module is two levels below."""
+"""Name of the pack's package and of its logger, which is the parent of all loggers of the pack's modules.
+`__package__` is PACK.bench.common, so its last two parts are removed."""
 
 
 @contextmanager

@@ -16,8 +16,8 @@ def say(text: str) -> None:
 class Progress:
     """Prints a line after each job, with the estimated time left.
 
-    The estimate assumes that a job's duration is proportional to its work, and leaves out the first job,
-    which also loads models and samples references.
+    The estimate assumes that a job's duration is proportional to its work. It leaves out the first job, whose
+    duration also includes loading models and sampling the images that results are compared with.
 
     Args:
         jobs: number of jobs.

@@ -21,8 +21,8 @@ LATENT_CHANNELS = 16
 LUMINA_NEXT = "LuminaNext"
 FLUX = "Flux"
 _DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
-"""Key of the number of main blocks in a family's configuration, for families where the key is not
-"n_layers"."""
+"""The key of `unet_config` that holds the number of main blocks, by family. Families that are not listed use
+the key "n_layers"."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Shape:
         pooled_width: number of features in the pooled text vector; 0 if the family has no such vector.
         multiple: the network pads its text rows and its image rows to a multiple of this number.
         channels: number of channels of the latent.
-        cfg: guidance scale. At 1, ComfyUI evaluates only the positive prompt; this is for networks that were
-            distilled from guided ones.
+        cfg: guidance scale. At a scale of 1, ComfyUI evaluates only the positive prompt; networks that were
+            distilled from guided ones are run at this scale.
     """
 
     name: str

@@ -1,6 +1,6 @@
 """Timestamps and memory figures of a device.
 
-On a GPU, timestamps are CUDA events, so that the CPU does not wait for the GPU when it takes one.
+On a GPU, timestamps are CUDA events, so that taking a timestamp does not make the CPU wait for the GPU.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Stages:
         self._name, self._since = name, now
 
     def enqueued(self) -> None:
-        """Note that the CPU has enqueued the current evaluation."""
+        """Store the CPU seconds from the start of the current evaluation until now, when it is enqueued."""
         self.enqueue.append(time.perf_counter() - self._since)
 
 
@@ -74,7 +74,7 @@ class Clock:
             self.stages.enqueued()
 
     def laps(self) -> list[float]:
-        """Seconds between consecutive timestamps. Waits until the device has reached the last one."""
+        """Seconds between consecutive timestamps. Waits until the device has reached the last timestamp."""
         return [seconds_between(*pair) for pair in itertools.pairwise(self._marks)]
 
 

@@ -1,5 +1,5 @@
-"""Measure how much CPU time an eager regional step needs beyond that of a step of ComfyUI alone with the same
-number of rows, for each setting of `kv_cache`.
+"""Measure how much more CPU time an eager regional step takes than a step without RAS ("ComfyUI alone") on as
+many rows, for each setting of `kv_cache`.
 """
 
 from __future__ import annotations

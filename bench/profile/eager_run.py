@@ -92,13 +92,15 @@ class Runner:
 
 @torch.inference_mode()
 def costs(name: str, format_names: Sequence[str], seconds: float) -> list[Cost]:
-    """Cost of a step of ComfyUI alone, on an image with as many tokens as a regional step has active ones;
-    then the cost of a regional step with each setting of `kv_cache`.
+    """Cost of a step without RAS, then cost of a regional step with each setting of `kv_cache`.
+
+    The step without RAS is on a smaller image: its number of tokens is the number of active tokens in a
+    regional step.
 
     Args:
         name: a family, a key of DEPTH.
         format_names: settings of `kv_cache`.
-        seconds: total duration of the timing, during which ComfyUI alone and the settings take turns.
+        seconds: total duration of the timing. Runs without RAS and runs with each setting take turns.
     """
     shape = narrow(name)
     model = shape.build(torch.device("cpu"))

@@ -4,8 +4,8 @@
 
 There is one server process, and one client that stays connected and receives every message and latent
 preview. Before each run, the client tells the server whether to send the live view. A run's time is taken
-from the sampler's trace. The CPU time is that of the server process; other load on the machine affects it
-less than the run's time. The program prints JSON.
+from the sampler's trace. The CPU time is that of the server process. Other load on the machine changes the
+CPU time less than it changes the run's time. The program prints JSON.
 """
 
 from __future__ import annotations

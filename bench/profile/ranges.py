@@ -68,7 +68,9 @@ class MarkingClock(Clock):
 
 @contextmanager
 def named_ranges() -> Iterator[None]:
-    """Inside the with statement, mark the functions in RANGES and the hooks' own work in profiles."""
+    """Inside the with statement, a profile shows named ranges: those of RANGES, and the range "hooks" for the
+    work of the torch hooks through which RAS changes a network call.
+    """
     try:
         for label, functions in RANGES.items():
             for of, function in functions:

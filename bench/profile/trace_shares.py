@@ -16,7 +16,7 @@ from typing import Any
 PREFIX = "ras: "
 EVALUATION = "bench: evaluation"
 NETWORK = "network and ComfyUI"
-"""Name of the time that is outside all ranges of RAS, in the network itself and in ComfyUI."""
+"""Name under which the time outside all ranges of RAS is counted: time in the network and in ComfyUI."""
 
 LAUNCHERS = ("cuda_runtime", "cuda_driver")
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -39,7 +39,7 @@ class Segments:
 
     @classmethod
     def of(cls, ranges: Iterable[Event]) -> Segments:
-        """Build the timeline from ranges of which any two are nested or disjoint."""
+        """Build the timeline from ranges, each two of which are either nested or disjoint."""
         edges = []
         for each in ranges:
             start, length = float(each["ts"]), float(each["dur"])
@@ -79,8 +79,8 @@ def step_shares(events: Sequence[Event], chosen: Sequence[int]) -> dict[str, Any
         own_cpu_share, own_device_share: the part of the CPU time and of the device time that is in RAS's
             ranges; None if no time was measured.
         kernels, launches: kernels and copies per step, and calls per step that launched them.
-        waits, reads: calls per step that wait for the device, and that read a tensor's value on the CPU; by
-            "name of the call in name of the range".
+        waits, reads: two dictionaries with the number of calls per step: those that wait for the device, and
+            those that read a tensor's value on the CPU. A key has the form "CALL in RANGE".
         pageable_copies: copies per step from or to main memory that is not pinned.
 
     Raises:
