@@ -1,8 +1,8 @@
 """Compare the time and memory of runs with RAS and of dense runs: the command line of the speed program.
 
-Dynamic VRAM is the memory management with which newer versions of ComfyUI may evict weights from the GPU at
-any time. If ComfyUI has it, the program starts two processes for each case, one with dynamic VRAM and one
-without. It writes the results after each process, and prints a table at the end.
+Dynamic VRAM is the memory management of newer versions of ComfyUI, which may evict weights from GPU memory.
+If ComfyUI has it, the program starts two processes for each case, one with dynamic VRAM and one without. It
+writes the results after each process, and prints a table at the end.
 """
 
 from __future__ import annotations

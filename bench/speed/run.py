@@ -163,8 +163,8 @@ def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
 def too_many_graphs(wanted: Sequence[Variant], calls: int) -> str:
     """A warning if the variants together need more CUDA graphs than a model keeps, else an empty string.
 
-    With too many graphs, each run has to capture its graphs again, because the variants run in turn and the
-    model drops the graphs of the others.
+    If they need too many, each run has to capture its graphs again: the variants run in turn, and the runs of
+    the other variants have made the model drop these graphs.
 
     Args:
         wanted: the variants.

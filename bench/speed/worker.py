@@ -56,8 +56,9 @@ def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
 
 
 def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    """Measure the case with each kind of weights in turn. Yields the result rows of each kind when they are
-    measured, and then those of the reference code.
+    """Measure the case with each kind of weights in turn. Yields the result rows of each kind as soon as they
+    are measured. After those of unchanged weights, it yields the rows of the reference code, if the job has
+    it.
     """
     from ..common.shapes import free
     from .run import measure_case, too_many_graphs
