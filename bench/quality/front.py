@@ -53,9 +53,9 @@ class Ratio:
 
     Attributes:
         value: cost reduction of the first front at this quality, divided by that of the other front.
-        bound: "" if `value` is the ratio itself. ">=" if the quality is above all points of the other front:
-            the ratio is at least `value`. "<=" if the quality is below all points of the other front: the
-            ratio is at most `value`.
+        bound: how the ratio compares with `value`. "": they are equal. ">=": the ratio is at least `value`,
+            because the quality is above all points of the other front. "<=": the ratio is at most `value`,
+            because the quality is below all points of the other front.
     """
 
     value: float
