@@ -24,7 +24,7 @@ from .whole_steps import FORMS
 VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
-"""Default values of these options: SMALL on a CPU, FULL on a GPU."""
+"""SMALL and FULL: default values of --count, --size, --reference-steps and --batch on a CPU and on a GPU."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def remote_side(options: dict) -> object:
     """Set up ComfyUI in a Ray worker process and return the worker's measuring engine.
 
-    `options` are those of the process that started the worker, so that both sample alike.
+    `options` are those of the process that started the worker, so that both processes sample alike.
     """
     from .options import options_from
 

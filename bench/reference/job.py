@@ -23,7 +23,8 @@ class Job:
         device: "cuda" or "cpu".
         pixels: image size along each side.
         batch, steps: batch size and sampling steps of a run.
-        text: number of text rows of a prompt, width of a row, and width of the pooled text vector.
+        text: three numbers: text rows of a prompt, width of a text row, and width of the pooled text vector
+            (0 if the network has none).
         repeats: number of timed runs of each variant.
         seconds: time limit of the job; infinite if there is none.
     """
@@ -52,8 +53,9 @@ class Job:
 
 
 def diffusers_config(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that make diffusers' transformer class build the same network as this configuration does in
-    ComfyUI (SD3) or in this pack (Lumina-Next).
+    """Arguments with which diffusers' transformer class builds the network that `config` defines.
+
+    `config` has the arguments of ComfyUI's network class for SD3, and of this pack's class for Lumina-Next.
     """
     if family == "lumina_next":
         return {
@@ -74,7 +76,7 @@ def diffusers_config(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reference_arguments(variant: Variant, job: Job, start_step: int, resets: tuple[int, ...]) -> list[str]:
-    """The command-line arguments with which the reference's own programs would run this variant."""
+    """The command-line arguments with which the programs in microsoft/RAS would run this variant."""
     words = {
         "num_inference_steps": job.steps, "sample_ratio": variant.ratio, "height": job.pixels,
         "width": job.pixels, "error_reset_steps": ",".join(map(str, resets)), "metric": "std",

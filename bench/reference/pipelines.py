@@ -1,7 +1,7 @@
-"""The reference code (microsoft/RAS) on diffusers' pipelines, with networks of the real models' layer sizes.
+"""Run the reference code. The reference is microsoft/RAS, which patches pipelines of diffusers.
 
-None of the reference's code is copied: the user's checkout of it is imported, and functions of the checkout
-patch the pipeline.
+The networks have the layer sizes of the real models, and random weights. None of the reference's code is
+copied: this module imports the user's checkout of microsoft/RAS, and the functions in it patch the pipeline.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def load_reference(checkout: Path) -> None:
 
 
 class Reference:
-    """A diffusers pipeline whose network is on the device. It samples the variants of a job, with or without
-    the reference's patches. Call `load_reference` first.
+    """A diffusers pipeline whose network is on the job's device. It samples the variants of a job, with or
+    without the reference's patches. Call `load_reference` first.
 
     Args:
         job: the case.
@@ -93,8 +93,8 @@ class Reference:
         self._prompt = self._embeddings()
 
     def run(self, variant: Variant, clock: Clock) -> Callable[[int], None]:
-        """A function that samples once. The clock gets a timestamp at each network call and after the last
-        step.
+        """A function that samples once with a seed. `clock` takes a timestamp at each network call and after
+        the last step.
         """
 
         def sample(seed: int) -> None:
@@ -114,8 +114,8 @@ class Reference:
         return sample
 
     def prepare(self, variant: Variant) -> None:
-        """Prepare the pipeline for a variant: apply the reference's patches, except for diffusers' own dense
-        runs.
+        """Prepare the pipeline for a variant by applying the reference's patches. A dense variant without an
+        `option` is diffusers' own dense run, and gets no patches.
         """
         self.restore()
         if variant.ratio >= 1 and not variant.option:
@@ -175,14 +175,14 @@ def build_network(of_class: Any, job: Job, device: torch.device, dtype: torch.dt
 
 
 def offer_flash_attention() -> None:
-    """If the package flash-attn is missing, register PyTorch's own copy of its kernel under the package's
-    name.
+    """If the package flash-attn is missing, register a module named flash_attn in its place. The module's
+    attention function calls PyTorch, which contains a copy of flash-attn's kernel.
     """
     try:
         import_module("flash_attn")
     except ImportError:
         module = types.ModuleType(
-            "flash_attn", "PyTorch's kernels under the name that the reference imports."
+            "flash_attn", "PyTorch's attention, for code that imports the package flash-attn."
         )
         module.__spec__ = ModuleSpec("flash_attn", None)
         module.flash_attn_func = _flash_attention

@@ -1,4 +1,4 @@
-"""The reference code's rows in the speed program's table."""
+"""Measure the reference code (microsoft/RAS) as rows for the results of the speed program, `bench speed`."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ START = 20
 started."""
 
 GRACE = 60
-"""Extra seconds for the process to start and end; they are added to the time limit of its runs."""
+"""Extra seconds in which the reference's process may start and end, added to the time limit of the runs."""
 
 
 def reference_rows(
     bench: Bench, dense: Measured, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """One row per variant of the reference. A separate process measures them; before this call, the calling
-    process has to free its own network (`bench.close()`).
+    """One row of results for each variant of the reference. A separate process runs and times the variants.
+    Before this call, call `bench.close()`, which frees the network of the present process.
 
     Args:
         bench: the case, after `close`.
@@ -53,7 +53,9 @@ def reference_rows(
 
 
 def job_of(bench: Bench, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float) -> Job:
-    """The case as a job for the process that runs the reference, which does not import ComfyUI."""
+    """The job with which a separate process runs the reference code on the case of `bench`. That process does
+    not import ComfyUI.
+    """
     shape = bench.shape
     family = "sd3" if shape.model_class == "SD3" else "lumina_next"
     return Job(

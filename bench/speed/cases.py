@@ -16,8 +16,7 @@ START_STEP = 4
 RESETS = (12, 20)
 RATIOS = (0.5, 0.25, 0.125)
 EAGER_RATIO = 0.25
-"""The ratio (share of active tokens) of the only run without CUDA graphs, unless more such runs are asked
-for."""
+"""RAS runs without CUDA graphs at this ratio (share of active tokens) only, or with --more at every ratio."""
 
 WEIGHTS = ("default", "fp8", "lora", "scaled_fp8", "int8", "int8_convrot")
 """How a network's weights are loaded: unchanged, with the loader's weight_dtype fp8_e4m3fn, with a LoRA, or
@@ -71,15 +70,16 @@ class Variant:
     """One way to run a case.
 
     Attributes:
-        method: "dense", "ras", "lazycache" or "reference".
-        ratio: share of active tokens in regional steps, for "ras" and "reference".
-        graphs: value of the RAS node's input `cuda_graphs`, for "ras".
-        option: kernels of the reference, for "reference": "flash" for FlashAttention, "fused" for its Triton
-            kernels, "" for neither.
-        kv_cache: value of the RAS node's input `kv_cache`, for "ras".
+        method: "dense" (ComfyUI without RAS), "ras" (this pack), "lazycache" (ComfyUI's node) or "reference"
+            (microsoft/RAS on diffusers; dense if `ratio` is 1).
+        ratio: share of active tokens in regional steps, for the methods "ras" and "reference".
+        graphs: value of the RAS node's input `cuda_graphs`, for the method "ras".
+        option: optional kernels that the method "reference" uses: "flash" for FlashAttention, "fused" for
+            microsoft/RAS's Triton kernels, "" for neither.
+        kv_cache: value of the RAS node's input `kv_cache`, for the method "ras".
         compiled: backend of a TorchCompileModel node of ComfyUI before the RAS node; "" if there is no such
             node.
-        weights: how the weights are loaded, one of WEIGHTS.
+        weights: kind of weights, one of the names in WEIGHTS.
     """
 
     method: str
@@ -117,7 +117,8 @@ def variants(
         ratios: shares of active tokens in regional steps.
         graphs: whether the device has CUDA graphs.
         compiled: a backend of torch.compile; if not "", compiled variants with this backend are added.
-        format_names: settings of `kv_cache`; for each of them, variants with this setting are added.
+        format_names: further values of the RAS node's input `kv_cache`. Each value adds a RAS variant for
+            each ratio.
         more: whether to add RAS with all tokens active, RAS without CUDA graphs at every ratio, and
             LazyCache.
     """
@@ -140,7 +141,7 @@ def eager_ratios(ratios: Sequence[float]) -> Sequence[float]:
 
 
 def other_weights(ratios: Sequence[float], graphs: bool, weights: str) -> list[Variant]:
-    """The variants whose weights are loaded in this way (one of WEIGHTS), the dense variant first."""
+    """The variants with one kind of weights (`weights`, a name in WEIGHTS), the dense variant first."""
     mode = "auto" if graphs else "off"
     return [Variant("dense", weights=weights), *(Variant("ras", r, mode, weights=weights) for r in ratios)]
 
@@ -153,9 +154,11 @@ def weights_of(case: Case, wanted: Sequence[str], tiny: bool = False) -> Sequenc
 
 
 def loads_from_file(case: Case, tiny: bool = False) -> bool:
-    """Whether ComfyUI's loader detects the network from its file. The loader detects Lumina 2 and Z-Image
-    only at their original widths, so not if `tiny`, and it does not know Lumina-Next, which this pack
-    implements.
+    """Whether ComfyUI's loader detects the network from its file.
+
+    The loader detects Lumina 2 and Z-Image only at their original widths, so it does not detect their tiny
+    networks. It never detects Lumina-Next, because ComfyUI does not have this network; the pack implements
+    it.
     """
     return case.shape.startswith(("sd3", "flux")) or (case.shape != "lumina_next" and not tiny)
 
@@ -164,9 +167,9 @@ def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> lis
     """The variants of a case that the reference code can run: diffusers' dense pipeline, then the reference's
     RAS.
 
-    The reference can select tokens only for a single image, so for larger batches only the dense variant
-    remains. The reference's kernels for SD3 need Triton, and so a GPU. For Lumina-Next, diffusers passes a
-    mask to attention, with which PyTorch cannot use its fast kernels. The reference's script calls
+    The reference can select tokens only for a single image. For larger batches, the result has only the dense
+    variant. The reference's kernels for SD3 need Triton, and so a GPU. For Lumina-Next, diffusers passes a
+    mask to attention. With a mask, PyTorch cannot use its fast kernels. The reference's script calls
     FlashAttention without a mask instead; for a fair comparison, there is also a dense variant with
     FlashAttention.
     """
@@ -217,8 +220,10 @@ def ideal_speedup(
 
 
 def pick_cases(wanted: str) -> list[Case]:
-    """The cases that a text such as "sd3_medium-512,lumina2" names: a case is picked if its key is one of the
-    names or begins with one that is no key. An empty text and "all" pick every case.
+    """The cases that a list of names in a text picks, such as "sd3_medium-512,lumina2".
+
+    A name that is the key of a case picks this case. Any other name picks all cases whose keys begin with it.
+    An empty text and "all" pick every case.
 
     Raises:
         ValueError: a name matches no case.
@@ -235,8 +240,8 @@ def pick_cases(wanted: str) -> list[Case]:
 
 
 def unlike(cases: Iterable[Case]) -> list[Case]:
-    """The first case of each network and batch size. For --tiny, where all images have the same size, any
-    further case would repeat one of these.
+    """The first case of each network and batch size, for --tiny. With --tiny all images have the same size,
+    so cases that differ only in the image size would measure the same.
     """
     found: dict[tuple[str, int], Case] = {}
     for case in cases:
@@ -245,5 +250,11 @@ def unlike(cases: Iterable[Case]) -> list[Case]:
 
 
 def affordable_repeats(run_seconds: float, left: float, wanted: int) -> int:
-    """Number of timed rounds of `run_seconds` that fit into the seconds left, at most `wanted`."""
+    """Number of timed rounds that fit into the time left, at most `wanted`.
+
+    Args:
+        run_seconds: seconds that one round takes, in which each variant runs once.
+        left: seconds left.
+        wanted: desired number of rounds.
+    """
     return max(int(min(wanted, left / max(run_seconds, 1e-9))), 0)

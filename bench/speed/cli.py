@@ -1,7 +1,8 @@
 """Compare the time and memory of runs with RAS and of dense runs: the command line of the speed program.
 
-For each case, the program starts one process with dynamic VRAM and one without, if ComfyUI has dynamic VRAM.
-It writes the results after each process, and prints a table at the end.
+Dynamic VRAM is the memory management of newer versions of ComfyUI, which may evict weights from GPU memory.
+If ComfyUI has it, the program starts two processes for each case, one with dynamic VRAM and one without. It
+writes the results after each process, and prints a table at the end.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from .table import profile_table, table
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the fastest place for files of 16 GB)
 ROOM = 40 * 2**30
-"""Free bytes that the shared memory needs, to be used for a case's files: a network of 16 GB in several
-layouts."""
+"""A case's files are written to shared memory only if this number of bytes is free there. The largest case
+has a network of 16 GB in several layouts."""
 
 TINY_STEPS = 14
 
@@ -120,8 +121,8 @@ def run_case(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """Run a case: one process writes its files, the others measure. The results are written after each of
-    them.
+    """Run a case. The first process writes the model files that the case needs; the others load these files
+    and measure. The results are written after each measuring process.
     """
     started = time.perf_counter()
     if budget.left() < options.reserve:
@@ -149,7 +150,7 @@ def ways_to_start(
 ) -> list[tuple[str, ...]]:
     """The flags for ComfyUI in each process: none (ComfyUI's default), then the flag that disables dynamic
     VRAM, if this version of ComfyUI has dynamic VRAM. A network that is not loaded from a file runs only
-    without it.
+    without dynamic VRAM.
     """
     if "default" in failed:
         return []
@@ -196,7 +197,7 @@ def scratch(options: argparse.Namespace) -> Any:
 
 
 def shared_memory(nbytes: int) -> Path | None:
-    """The shared-memory folder if it has more than this number of free bytes, else None."""
+    """The shared-memory folder if more than `nbytes` bytes are free in it, else None."""
     has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > nbytes
     return SHARED_MEMORY if has_room else None
 

@@ -26,10 +26,11 @@ class SpeedJob:
         repeats: number of timed runs of each variant.
         seconds: time limit of the job; infinite if there is none.
         folder: the folder of the files.
-        files: names of the files in that folder, by kind of weights: "default", "lora" or a quantised layout.
-            Empty if the process builds the network itself.
+        files: names of the files in `folder`, by kind of file: "default", "lora" or a quantised layout. The
+            dictionary is empty if the process builds the network itself.
         variants: the variants to run, grouped by weights, with the dense variant first in each group.
-        reference: folder with microsoft/RAS, whose code is measured too; "" if it is not.
+        reference: folder with a checkout of microsoft/RAS, whose code is also measured; if "", that code is
+            not measured.
         ratios: shares of active tokens with which the reference runs.
     """
 

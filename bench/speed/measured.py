@@ -1,4 +1,7 @@
-"""Run variants in turns and measure their time and memory. A variant is any function that samples once."""
+"""Run the variants of a case in turn, and measure their time and memory.
+
+A function given for each variant samples it once, so variants of other programs than ComfyUI can be measured.
+"""
 
 from __future__ import annotations
 
@@ -28,17 +31,18 @@ class Measured:
         forget: function that frees what earlier variants left in memory.
         seconds: sampling time of each timed run, from the start of its first evaluation to the end of its
             last.
-        node_seconds: wall-clock time of each timed run's whole call of the sampler node, up to when the
-            device has finished.
-        stages: seconds that a sampler node's call spends in each stage, sampling included; from a separate
-            run.
+        node_seconds: for each timed run, the wall-clock time of the sampler node's call, until the device has
+            finished.
+        stages: seconds that a sampler node's call spends in each stage, sampling included. A separate run,
+            which is not a timed run, measures them.
         enqueue: CPU seconds to enqueue each evaluation, in the same run as `stages`.
         steps: for each timed run, the seconds of each evaluation.
-        warm_up: sampling seconds of the first run, which is not a timed run.
+        warm_up: sampling seconds of the first run. This run is not in `seconds`.
         memory: memory figures of the first run.
         trace: trace of the last run, if RAS was on.
         counts: number of active tokens in each step, for runs without a trace.
-        kept_graphs: number of graphs that the model keeps after the first run, before which it has none.
+        kept_graphs: number of CUDA graphs that the model has after the variant's first run. `forget` frees
+            all graphs before that run.
         graphs: number of CUDA graphs captured and number of replays in the last run.
         log: what the pack logged in the first run.
     """
@@ -86,8 +90,10 @@ class Measured:
         self.kept_graphs = self.count_kept_graphs()
 
     def stage(self, seed: int) -> None:
-        """Time the stages of one run. In this run, the model also captures graphs again that it dropped
-        during the first runs of other variants.
+        """Time the stages of one run.
+
+        The first runs of other variants may have made the model drop CUDA graphs of this variant. If so, the
+        model captures these graphs again in the run that is timed here.
         """
         stages = self.clock.stages = Stages(self.clock.device)
         try:
@@ -114,7 +120,8 @@ class Measured:
 def take_turns(
     found: Sequence[Measured], device: torch.device, repeats: int, left: Callable[[], float]
 ) -> None:
-    """Run all variants: first each one to warm up, then each one timed by stages, then in timed rounds.
+    """Run all variants: first a warm-up run of each, then a run of each that times the stages, then the timed
+    rounds.
 
     Each timed round runs every variant once, so that changes of the GPU's clock rate affect all variants
     alike.
@@ -142,7 +149,7 @@ def take_turns(
 
 
 def _guarded(each: Measured, work: Callable[[], None]) -> None:
-    """Do this work for a variant. If it fails, keep the error: from then on, the variant is skipped."""
+    """Call `work` for a variant. If the call fails, keep its error in the variant, which is then skipped."""
     try:
         work()
     except Exception as error:

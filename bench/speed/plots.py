@@ -44,9 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """The rows that have figures, at most one row for each case and variant. If two files have a row, that of
-    the later file is used. If a file has the row with and without dynamic VRAM, the one with dynamic VRAM is
-    used, since dynamic VRAM is ComfyUI's default.
+    """The rows that have figures, at most one row for each case and variant. If several files have a row for
+    the same case and variant, the row of the file that is last in `paths` is used. If one file has two such
+    rows, one with and one without dynamic VRAM, the row with dynamic VRAM is used, since dynamic VRAM is
+    ComfyUI's default.
     """
     found: dict[tuple[str, str], Row] = {}
     for path in paths:
@@ -68,8 +69,8 @@ def series_of(row: Row) -> str | None:
 
 
 def bars(rows: Sequence[Row], ratio: float) -> dict[str, dict[str, float]]:
-    """The best speed-up against a dense run, by series and case. The reference code is compared with its own
-    dense run, all other series with ComfyUI's.
+    """For each series, the best speed-up against a dense run in each case. The reference code is compared
+    with its own dense run, all other series with ComfyUI's.
     """
     found: dict[str, dict[str, float]] = {}
     for row in rows:
@@ -141,11 +142,11 @@ def speedup_plot(rows: Sequence[Row], out: Path) -> bool:
 def scaling_plot(
     rows: Sequence[Row], out: Path, place: Callable[[Row], int], labels: tuple[str, str], is_log: bool
 ) -> bool:
-    """Plot the duration of a run, and its speed-up next to that expected from FLOPs, over the image size or
-    the batch size.
+    """Draw two plots with a size on the x axis: the image size or the batch size. The left one shows the
+    sampling time of a run, the right one the speed-up and the speed-up expected from FLOPs.
 
     Args:
-        rows: rows of one family that differ only in this size.
+        rows: rows of one family, whose cases differ only in the size on the x axis.
         out: image file.
         place: function that returns the size in a row.
         labels: label of the size axis, and the title.

@@ -1,4 +1,4 @@
-"""Run a case of the speed program: its variants sample in turns, with ComfyUI's loader and sampler nodes."""
+"""Run a case of the speed program: its variants sample in turn, with ComfyUI's loader and sampler nodes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class Bench:
     """A case that is ready to run.
 
     Attributes:
-        model: MODEL from a loader node. If None, a network with random weights is built in this process.
+        model: MODEL from a loader node. If `model` is None, a network with random weights is built in this
+            process.
     """
 
     case: Case
@@ -129,7 +130,7 @@ class Bench:
         return run
 
     def latent_of(self, variant: Variant, seed: int = SEED) -> tuple[Tensor, Trace]:
-        """Sample once with RAS; returns the latent and the trace, to be compared with those of other runs."""
+        """Sample once with RAS; returns the latent and the trace, which callers compare with other runs."""
         patched = with_ras(self.model, variant)
         latent = self._sampler_node(patched)(seed)
         return latent["samples"], last_trace(patched)
@@ -160,8 +161,10 @@ def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
 
 
 def too_many_graphs(wanted: Sequence[Variant], calls: int) -> str:
-    """A warning if variants that run in turns need more CUDA graphs than a model keeps, so that each run has
-    to capture graphs again; else an empty string.
+    """A warning if the variants together need more CUDA graphs than a model keeps, else an empty string.
+
+    If they need too many, each run has to capture its graphs again: the variants run in turn, and the runs of
+    the other variants have made the model drop these graphs.
 
     Args:
         wanted: the variants.

@@ -18,8 +18,9 @@ FORMER_KEYS = {
 
 
 def table(results: dict[str, Any]) -> str:
-    """A table with one line per variant. The column `speed-up` is against ComfyUI's dense run, and `own`
-    against the dense run of the same program (ComfyUI or, for the reference code, diffusers).
+    """A table with one line per variant. The column `speed-up` is relative to ComfyUI's dense run. The
+    column `own` is relative to the dense run of the same program: ComfyUI, or diffusers for the reference
+    code.
     """
     lines = [HEAD, *(_line(_renamed(row)) for row in results["rows"])]
     about = results.get("machine") or dict.fromkeys(("device", "torch", "comfyui"), "?")
@@ -30,8 +31,10 @@ def table(results: dict[str, Any]) -> str:
 
 
 def profile_table(results: dict[str, Any]) -> str:
-    """A table with one line per profiled variant, then details of each: the time in each range, and the calls
-    and lines of code that wait for the device.
+    """A table with one line per profiled variant, then details of each variant.
+
+    The details are the time in each range, and the calls and lines of code at which the CPU waits for the
+    device. A range is a named part of RAS's own work (bench/profile/ranges.py).
     """
     head = (
         "case",

@@ -56,7 +56,10 @@ def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
 
 
 def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    """Measure the case with each kind of weights in turn, and yield the rows of each kind."""
+    """Measure the case with each kind of weights in turn. Yields the result rows of each kind as soon as they
+    are measured. After those of unchanged weights, it yields the rows of the reference code, if the job has
+    it.
+    """
     from ..common.shapes import free
     from .run import measure_case, too_many_graphs
 
@@ -117,8 +120,8 @@ def shape_of(job: SpeedJob) -> Any:
 
 
 def open_bench(job: SpeedJob, weights: str) -> Bench:
-    """Prepare the case. Its network is loaded with ComfyUI's loader nodes from the job's files or, if the job
-    has no files, built in this process.
+    """Prepare the job's case to run with one kind of weights. If the job has files, ComfyUI's loader nodes
+    load the case's network from them; otherwise the network is built in this process.
     """
     import comfy.model_management
     import torch
