@@ -1,8 +1,7 @@
 """The demo: one image per family, dense and with RAS, from the example workflow in a real ComfyUI.
 
-`make demo` runs the demo for both families, SD3 and Lumina 2. Options are passed in ARGS, for example:
-
-    make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
+`make demo` runs the demo for both families, SD3 and Lumina 2. ARGS passes options, for example:
+`make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'`.
 
 For each family, a short warm-up run loads the model and tunes the kernels. Two timed runs with the same
 workflow and seed follow, first dense, then with RAS. Reported times are seconds that the sampler node took.
@@ -62,9 +61,7 @@ def only(prompt: Prompt, class_type: str) -> str:
 
 
 def demo_prompt(workflow: dict, object_info: dict) -> Prompt:
-    """The workflow as a prompt. Three nodes with known ids are added to it: they return the image, the mask
-    frames and the summary.
-    """
+    """The workflow as a prompt, plus three nodes of known ids for the image, the masks and the summary."""
     prompt = to_api(workflow, object_info)
     decode, masks = only(prompt, "VAEDecode"), only(prompt, "RASMaskPreview")
     for key, source in ((PICTURE, [decode, 0]), (FRAMES, [masks, 0]), (SUMMARY, [masks, 1])):
@@ -199,9 +196,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def family_folder(output: Path, family: str) -> Path:
-    """Folder for a family's images: for the first family `output` itself, as the README says; for any other
-    family a folder in it.
-    """
+    """Folder for a family's images: `output` itself for the first family, else a folder in `output`."""
     return output if family == next(iter(WORKFLOWS)) else output / family
 
 

@@ -48,7 +48,7 @@ reads it:
    1. run.partial_forward   attend: gets K and V from the network; each has rows (bb, r, ...)
    2. rows                  rows_first: puts rows before heads, and keeps one copy of each shared head
    3. run.active_rows       in a regional call: gives the indices of the call's rows among all rows
-   4. kv.update             in a dense call, fill writes all rows; in a regional call, update writes some
+   4. kv.update             in a dense call, fill writes all rows; in a regional call, update writes its rows
    5. kv.plain              writes rows and returns all rows; other formats: float8, main_memory, forecast
    6. kv.arena              allocates the memory of all rows of a call
    7. kv.store              keeps the rows by branch until the next call
