@@ -69,7 +69,7 @@ def bench_quality(arguments: list[str]) -> int:
 
 
 def clean(_arguments: list[str]) -> int:
-    """Remove all files that the commands created, also models and images that users put into `.host/`."""
+    """Remove all files that the commands created, and models and images that users put into `.host/`."""
     for path in (paths.HOME, ROOT / "demo" / "output", ROOT / "tests" / "browser" / "output"):
         shutil.rmtree(path, ignore_errors=True)
     return 0

@@ -76,7 +76,7 @@ def offer_triton(python: Path) -> None:
         return
     say("dev: installing Triton (290 MB), to test the GPU kernels")
     try:
-        run([*pip_install(), TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
+        run([*pip_install(), TRITON], "Installing Triton", "Without Triton, the kernel tests are skipped.")
     except DevError as reason:
         say(f"dev: {reason}")
 

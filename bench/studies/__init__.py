@@ -1,4 +1,6 @@
-"""Studies that validate the method. Each is a command of `bench quality` that writes a table and a plot."""
+"""Studies that validate the method. Each study is a command of `bench quality` that writes a table and a
+plot.
+"""
 
 from __future__ import annotations
 

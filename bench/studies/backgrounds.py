@@ -1,9 +1,13 @@
 """Metric robustness: does a metric still follow the changes when the background is busier than the subject?
 
 Simple subjects with exact masks are placed on plain and on busy backgrounds. Noise is added to each image, up
-to the level from which KSampler starts with denoise 0.6. The image is then denoised with each metric, and the
-result is compared to a converged run from the same start. A metric that measures how busy a region is,
-instead of how much the region changes, selects the tokens of a busy background and misses the subject.
+to the level from which KSampler starts with denoise 0.6. From this start, one run per metric denoises the
+image; each of these runs selects its active tokens by its metric. The result is compared to that of a
+converged run from the same start, which is a dense run with very many steps. A metric that measures how busy
+a region is, instead of how much the region changes, selects the tokens of a busy background and misses the
+subject.
+
+A cell is one sampling configuration that is measured (quality/cells.py).
 """
 
 from __future__ import annotations
@@ -82,22 +86,23 @@ def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
 
 
 def partial_sigmas(studio: Studio, cell: Cell) -> Tensor:
-    """Noise levels of the cell's steps, which cover only the last part of a full run, as with KSampler's
-    denoise.
+    """Noise levels of the cell's run. The run starts at a lower noise level than a full run, as KSampler does
+    with denoise below 1.
     """
     return studio.sigmas(cell, DENOISE)
 
 
 def converged_sigmas(studio: Studio, first: Tensor) -> Tensor:
-    """Noise levels of a converged run that starts at exactly the noise level `first`, with steps as small as
-    those of converged runs elsewhere in `bench quality`.
+    """Noise levels of a converged run that starts at exactly the noise level `first`.
+
+    They are `first` and those noise levels of a full run of `reference_steps` steps that are below `first`.
     """
     every = studio.sigmas(Cell(studio.source.family, steps=studio.options.reference_steps))
     return torch.cat([first[None], every[every < first * (1 - 1e-3)]])
 
 
 def converged(studio: Studio, latent: Tensor) -> Tensor:
-    """Results (latents) of converged runs, which have very many steps, from the latents of these images."""
+    """Final latents of converged runs. These runs start from `latent`, the images' latents, plus noise."""
     cell = Cell(studio.source.family, sampler=CONVERGED_SAMPLER, steps=STEPS)
     first = partial_sigmas(studio, cell)[0]
     return studio.sample(cell, latent, converged_sigmas(studio, first)).latents

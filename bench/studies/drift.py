@@ -1,9 +1,11 @@
 """Cache drift: the error of the cached tokens' keys, values and attention outputs.
 
-A long run is sampled with and without error resets. At some of its steps, the dense network is evaluated at
-exactly the same latent and noise level. The cached tokens' keys, values and attention outputs in the run are
-then compared with those of the dense network; the figure is the relative error, averaged over the main
-blocks. The attention output of a cached token in the run is the one from the last step in which the token was
+A long run is sampled twice: once with error resets (single dense steps between the regional ones, which clear
+the errors of the cached tokens), and once without. At some regional steps of each run, the network is also
+evaluated densely, at exactly the same latent and noise level. The cached tokens' keys, values and attention
+outputs in the run are then compared with those of the dense evaluation. The study reports their relative
+error, averaged over all attentions of the main blocks (those that process only the active tokens in regional
+steps). The attention output of a cached token in the run is the one from the last step in which the token was
 active.
 """
 
@@ -42,8 +44,16 @@ PARTS = ("key", "value", "output")
 
 @dataclass
 class Look:
-    """A step of the run to examine: its latent `state` (b, c, h, w) and noise level, its attentions, which
-    tokens were cached, their mean `age` in steps, and the errors of their keys, values and outputs.
+    """A regional step of the run that is examined.
+
+    Attributes:
+        step: index of the step in the run.
+        state: the latent at the start of the step, (b, c, h, w).
+        seen: keys, values and outputs of each attention in the step; emptied when `errors` is filled.
+        cached: (bb, n) bool, the tokens that were cached in the step.
+        sigma: noise level at the start of the step.
+        age: mean number of steps since the cached tokens were last active.
+        errors: for "key", "value" and "output": the relative error of the cached tokens in each attention.
     """
 
     step: int
@@ -125,7 +135,7 @@ def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
 
 
 def compare(studio: Studio, looks: list[Look]) -> None:
-    """Evaluate the dense network at the latent and noise level of each step, and fill in the step's
+    """Evaluate the network densely at the latent and noise level of each step, and fill in the step's
     errors.
     """
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
@@ -144,7 +154,7 @@ def compare(studio: Studio, looks: list[Look]) -> None:
 
 
 def grid_of(studio: Studio) -> TokenGrid:
-    """The token grid of the studio's images."""
+    """The token grid of the images that this studio (a model with encoded prompts) samples."""
     network = studio.source.network
     _, height, width = studio.source.latent_shape(studio.options.size)
     return TokenGrid((height, width), adapter_for(network).patch_size(network))

@@ -1,10 +1,10 @@
 """Metric validation: does a region metric select the tokens that are about to change?
 
 The study measures two figures for each metric, with the same schedule and Euler steps for all. The first is
-the captured share, measured along a dense run: of the squared change of the denoised estimate in the next
-step, the part that is in the tokens that the metric would select. Random tokens capture a share equal to
-their ratio; an oracle that knows the next step captures the largest possible share. The second figure is the
-PSNR of runs that use the metric.
+the captured share, measured along a dense run. In each step, the metric selects the tokens that it would keep
+active in the next step. The captured share is the share of these tokens in the squared change of the denoised
+estimate in the next step. Random tokens capture a share equal to their ratio; an oracle that knows the next
+step captures the largest possible share. The second figure is the PSNR of runs that use the metric.
 """
 
 from __future__ import annotations
@@ -112,8 +112,10 @@ def _captured(
     sigmas: Sequence[float],
     first: int = 4,
 ) -> list[float]:
-    """The captured share of each step k from `first` - 1 on: of the denoised estimate's squared change from
-    step k to step k + 1, the part in the tokens that are selected after step k.
+    """The captured share of each step k, from step `first` - 1 on.
+
+    The denoised estimate changes from step k to step k + 1. The captured share is the part of this squared
+    change that falls on the tokens selected after step k, divided by the whole squared change.
     """
     patch = adapter_for(studio.source.network).patch_size(studio.source.network)
     grid = TokenGrid(tuple(states[0].shape[2:]), patch)

@@ -1,7 +1,8 @@
 """Collect the attentions of a run: keys, values and attention outputs of every image token, step by step.
 
-The probe is an attention override of ComfyUI. RAS calls the override with the cached and the new keys and
-values already merged, so the probe sees the keys and values to which the active tokens attend.
+The probe is an attention override of ComfyUI. In a regional step, RAS first writes the active tokens' new
+keys and values over their cached ones. It then calls the override with the keys and values of all tokens, so
+the probe sees exactly the keys and values that the active tokens attend to.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from ...ras_core.models import adapter_for
 from ..quality.sources import Source
 
 Place = tuple[int, int, int]
-"""Identifies an attention in a step: (number of the network call, of the main block, of the attention in
-it)."""
+"""Identifies an attention in a step by three indices from 0: (index of the network call in the step, index of
+the main block in the network, index of the attention in the main block)."""
 
 
 @dataclass
@@ -41,7 +42,8 @@ class Probe:
     """Collects the attentions of a step.
 
     Attributes:
-        source, grid: source of the network, and token grid, of the run that is probed.
+        source: the model whose run is probed, as loaded by quality/sources.py.
+        grid: token grid of that run.
         seen: the attentions of the last step.
         cached: (bb, n) bool, the tokens that the last step did not process; None if that step was dense.
     """

@@ -35,8 +35,8 @@ class Scenes:
 
 
 def make_scenes(options: Options, artwork: str) -> Scenes:
-    """One scene per prompt. Its subject is the prompt's artwork if the artwork's folder is given, else a
-    drawn shape.
+    """One scene per prompt. The subject of a scene is the prompt's artwork if `artwork`, the folder with the
+    artwork, is given. Otherwise the subject is a drawn shape.
     """
     if artwork:
         subject, mask, texts = _artwork(Path(artwork), options)
@@ -88,8 +88,8 @@ def _shapes(count: int, size: int) -> Layers:
 
 
 def _artwork(folder: Path, options: Options) -> tuple[Tensor, Tensor, list[str]]:
-    """The prompts' artwork, its masks, and the prompts' texts. The background colour is removed from the
-    texts, since the scenes have other backgrounds.
+    """One artwork per prompt, the mask of each artwork, and the text of each prompt. The background colour is
+    removed from the texts, since the scenes have other backgrounds.
     """
     items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
     rows = {(item["hexcode"], item["style"]): row for row, item in enumerate(items)}

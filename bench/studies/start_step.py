@@ -1,4 +1,4 @@
-"""Scheduling sensitivity: where do a fixed number of dense steps help most, at the start or later in the run?
+"""Scheduling sensitivity: do dense steps help more at the start of a run or later in it?
 
 All cells have the same cost, since `DENSE` of their 28 steps are dense. The dense steps that are not at the
 start are error resets, spread evenly over the remaining steps.
