@@ -52,7 +52,7 @@ LEAST_COVER, MOST_COVER, MOST_STRETCH = 0.06, 0.97, 4
 def clip_art(root: Path, largest: int) -> Iterator[tuple[Item, str]]:
     """Suitable clip art from the chosen folders, as items with their SVG text.
 
-    Skips duplicates, unsuitable subjects, and files of more than `largest` bytes when compressed.
+    Skips duplicates, unsuitable subjects, and files whose compressed size in bytes is greater than `largest`.
     """
     seen = set()
     for folder in FOLDERS:

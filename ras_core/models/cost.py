@@ -10,7 +10,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class CostProfile:
-    """What determines the multiply-adds of a step in a network.
+    """The sizes of a network that determine the multiply-adds of one step.
 
     Attributes:
         image_weights: number of linear weights that the blocks apply to an image token.
@@ -42,7 +42,9 @@ class CostProfile:
 
 @dataclass(frozen=True)
 class CacheProfile:
-    """Width of a key in each attention whose keys and values are cached; a value has the same width.
+    """Widths of the keys in the attentions whose keys and values are cached, one entry for each attention.
+
+    In each attention, the values are as wide as the keys.
 
     Attributes:
         joint: widths of attentions over image and text together.
@@ -53,17 +55,17 @@ class CacheProfile:
     image: tuple[int, ...] = ()
 
     def counts(self, n_tokens: int, borders: Sequence[int], padding: int = 0) -> tuple[int, int, int]:
-        """Size of the whole K/V cache in elements and rows, which do not depend on the cache's format.
+        """Size of the whole K/V cache in elements and in rows; neither depends on the format of the cache.
 
         Args:
             n_tokens: image tokens of the whole image.
-            borders: for each image and each prompt, number of text and padding rows together.
-            padding: how many of these rows are padding; attentions among image tokens only have padding rows
-                too.
+            borders: numbers of text and padding rows together, one entry for each image with each prompt.
+            padding: number of padding rows in each of these entries. Attentions that are restricted to image
+                tokens have no text rows, but they have these padding rows.
 
         Returns:
-            Three counts: elements of all keys and values; rows of all keys and values; elements of keys and
-            values of the one attention that has most of them.
+            Three counts: elements of all keys and values; rows of all keys and values; elements of the keys
+            and values of the largest attention.
         """
         image_rows = (n_tokens + padding) * len(borders)
         joint_rows = n_tokens * len(borders) + sum(borders)
@@ -73,7 +75,11 @@ class CacheProfile:
 
 
 def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_counts: Iterable[int]) -> float:
-    """FLOPs of a dense run, divided by those of a run whose evaluations process `active_counts` tokens."""
+    """FLOPs of a dense run, divided by those of a run with regional steps.
+
+    `active_counts` has the number of image tokens that each evaluation of the run processes, one entry for
+    each evaluation.
+    """
     counts = list(active_counts)
     if not counts:
         return 1.0
@@ -84,7 +90,8 @@ def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_co
 def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
     """Number of weights of the linear layers in `module` that are applied to each row.
 
-    Modulation layers, whose names contain `skip`, are not counted, because they run once per image.
+    Layers whose names contain the text `skip` are not counted. These are modulation layers, which run once
+    per image instead of once per row.
     """
     return sum(
         layer.in_features * layer.out_features

@@ -11,7 +11,8 @@ from .base import NO_INPUTS, REFERENCES, Gather, GatherPositions, Inputs, ModelA
 from .cost import CacheProfile, CostProfile, linear_weights
 
 OTHER_TRAITS = ("global_modulation", "mlp_silu_act", "yak_mlp", "txt_norm", "txt_ids_dims")
-"""Parameters that Flux.1 leaves unset; Flux.2, LongCat-Image and Ovis-Image, of the same class, set some."""
+"""Parameters that are unset in Flux.1. Networks of Flux.2, LongCat-Image and Ovis-Image have the same class,
+but some of these parameters are set in them, which shows that they are not Flux.1."""
 
 
 class FluxAdapter(ModelAdapter):
@@ -55,10 +56,11 @@ class FluxAdapter(ModelAdapter):
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
-        """A double block takes (img=, txt=, vec=, pe=, attn_mask=), a single block takes (img, vec=, ...).
+        """The network passes img, txt, vec, pe and attn_mask to a double block, all by keyword. It passes the
+        same to a single block, but without txt, and with img as the positional argument.
 
-        The attention mask of Redux, (bb, r, r), has a row for each query and a column for each key. Only the
-        mask's rows are gathered, because the K/V cache has the keys of all tokens.
+        The attention mask of Redux, (bb, r, r), has a row for each query and a column for each key. Its rows
+        are gathered; its columns are not, because the K/V cache has the keys of all tokens.
         """
         if gather_hidden is not None:
             args, kwargs = replace_arg(args, kwargs, 0, "img", gather_hidden)

@@ -13,10 +13,11 @@ from .cost import CacheProfile, CostProfile, linear_weights
 class LuminaNextAdapter(ModelAdapter):
     """The sequence consists of image rows only; the text enters through a second attention in each layer.
 
-    The second attention reads keys and values of the caption, which does not change during a run, so it needs
-    no K/V cache. Every layer receives a table of rotary positions; keys are cached after rotation, as in the
-    paper's own code. The network computes the factor on the scale of self-attention before the first layer,
-    from the number of tokens of the whole image.
+    The second attention reads keys and values of the caption. The caption does not change during a run, so
+    this attention needs no K/V cache. Every layer receives a table of rotary positions; keys are cached after
+    rotation, as in the paper's own code. The scale of self-attention (on queries times keys) depends on the
+    image size. The network computes it before the first layer, from the number of tokens of the whole image,
+    so it is the same in dense and regional calls.
     """
 
     family = "Lumina-Next"
