@@ -10,9 +10,9 @@ separately for the keys and for the values of each attention:
     K'' = K' + s (g near(R) + g2 mean(R))
 
 E, of an active token, is its fresh row minus its own forecast. s, of any token, measures how large its
-forecast error may be: `a` is how far the noise level has fallen since the token's last evaluation, and |f| is the
-root mean square of the change that is forecast for the token's row. R, of an active token, is its error in
-multiples of s. K'', of a cached token, is its corrected forecast.
+forecast error may be: `a` is how far the noise level has fallen since the token's last evaluation, and |f|
+is the root mean square of the change that is forecast for the token's row. R, of an active token, is its
+error in multiples of s. K'', of a cached token, is its corrected forecast.
 
 near(R) is the mean of R over the active tokens among the 3 x 3 tokens around a token; if none of these is
 active, mean(R) is used instead. mean(R) is the mean of R over all active tokens of the image. The gains g and
