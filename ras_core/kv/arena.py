@@ -22,8 +22,8 @@ class Arena:
     SD3-medium at 1024 px, these gaps amount to a third of the cache's size.
 
     Args:
-        nbytes: expected size of all keys and values, in bytes; tensors that do not fit into the block are
-            allocated one by one; with 0 there is no block, so all tensors are.
+        nbytes: expected size of all keys and values, in bytes. Tensors that do not fit into the block are
+            allocated one by one. With 0, there is no block, and all tensors are allocated one by one.
     """
 
     def __init__(self, nbytes: int = 0):

@@ -1,5 +1,5 @@
-"""Chooses the K/V format of a run by the free memory. The functions here access no device: the caller
-measures the memory.
+"""Chooses the K/V format of a run according to the free memory. The functions here access no device: the
+caller measures the memory.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def check_setting(setting: str) -> None:
 
 
 def for_sampler(setting: str, adds_noise: bool) -> str:
-    """The user's setting of `kv_cache`; but the first choice of "auto" if the run's sampler adds noise and
-    the format of the setting does not allow that.
+    """The user's setting of `kv_cache`. Exception: if the run's sampler adds noise and the setting's format
+    must not be used with such samplers, this returns the first choice of "auto".
     """
     form = FORMATS.get(setting)
     if form is None or form.allows_added_noise or not adds_noise:
@@ -109,8 +109,9 @@ def for_sampler(setting: str, adds_noise: bool) -> str:
 
 
 def for_corrected(setting: str, needs: Needs, room: Room) -> str:
-    """The setting of `kv_cache` for a run that corrects the estimates of cached tokens: "auto" becomes
-    "forecast" if device memory is ample for that format; any other setting is returned unchanged.
+    """The setting of `kv_cache` for a run whose sampler corrects the past steps of tokens that become active
+    again (RAS's multirate integrator). In such a run, "auto" becomes "forecast" if device memory is ample for
+    that format; any other setting is returned unchanged.
     """
     if setting == AUTO and room.is_ample(forecast.FORMAT, needs.size):
         return forecast.FORMAT.name

@@ -1,8 +1,9 @@
 """Determines how far cached rows are extrapolated by the formula in kv/forecast.py.
 
-`Times` tracks at which noise levels each token was evaluated. `Extrapolation` compares the forecasts that
-fresh rows would have had with the fresh rows themselves, and scales the forecasts of cached rows by the
-factor that fits best.
+A forecast is an extrapolated row. `Times` tracks at which noise levels each token was evaluated.
+`Extrapolation` compares fresh rows (rows that the call computes) with the forecasts that they would have had
+if the call had not computed them. The factor by which the forecast changes of fresh rows fit the actual ones
+best then scales the forecast changes of cached rows.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Times(KVRows):
 
     format_name: ClassVar[str] = "forecast"
     spans: ClassVar[int] = 1
-    """For how many pairs of successive evaluations of each token the fall of the noise level is kept."""
+    """Number of pairs of successive evaluations, per token, for which the fall of the noise level is kept."""
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
@@ -71,8 +72,8 @@ class Times(KVRows):
         return Extrapolation(weight, before, prefix, suffix, spread)
 
     def ages(self, sigma: Tensor) -> Tensor:
-        """How far the noise level fell from each token's last evaluation to now, when it is sigma, (bb,):
-        (bb, n).
+        """How far the noise level fell from each token's last evaluation to the present noise level sigma,
+        (bb,). Returns (bb, n).
         """
         last = self.tensors[0]
         return fallen(last, sigma.float()[:, None].expand_as(last))
@@ -82,10 +83,9 @@ class Times(KVRows):
         `active_idx`, (bb, n_active).
 
         Returns:
-            The change that is forecast for each token since its last evaluation, in multiples of the token's
-            last change, twice: for all tokens, (bb, n), where active tokens have 0 because this call
-            evaluates them; and for the active tokens only, (bb, n_active), as if this call did not evaluate
-            them.
+            Two tensors of forecast changes since a token's last evaluation, in multiples of the token's last
+            change. The first, (bb, n), is for all tokens; active tokens have 0, because this call evaluates
+            them. The second, (bb, n_active), is for the active tokens, as if this call did not evaluate them.
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
@@ -117,8 +117,8 @@ class Extrapolation:
     Attributes:
         weights: (2, bb, prefix + n + suffix), one per row of the key and of the value. Weight 0 gives the
             row's numbers at the evaluation before its last one, weight 1 those at its last evaluation, and a
-            weight above 1 extrapolates the row. With `spread`, the weights of active tokens give the
-            forecasts of their rows; without `spread`, active tokens have weight 1.
+            weight above 1 extrapolates the row. With `spread`, active tokens are extrapolated too, because
+            the errors of their forecasts are needed; without `spread`, active tokens have weight 1.
     """
 
     weights: Tensor
@@ -189,8 +189,8 @@ class Extrapolation:
 
     def _is_due(self) -> bool:
         """Count one attention. Returns whether this attention's fresh rows should be compared with their
-        forecasts; if so, the views of the `weights` are dropped, because the comparison will replace
-        `weights`.
+        forecasts. If so, this drops the stored views (reshaped forms) of `weights`, because the comparison
+        will replace `weights`.
         """
         is_due = self._attentions % JUDGED_EVERY == 0
         self._attentions += 1
@@ -217,8 +217,8 @@ def weight_of(elapsed: Tensor, span: Tensor) -> Tensor:
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
-    """The factor on the changes `forecast` for which the product best fits the actual changes `moved` (least
-    squares), clamped to 0..1. Both changes are (bb, samples, d); returns one factor per image, (bb,).
+    """The factor by which the changes `forecast` must be multiplied to fit the actual changes `moved` best
+    (least squares), clamped to 0..1. Both changes are (bb, samples, d); returns one factor per image, (bb,).
     """
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)

@@ -1,5 +1,5 @@
-"""The registry of K/V formats. All other code finds what it must know about a setting of `kv_cache` in the
-setting's entry here.
+"""The registry of K/V formats. Each setting of `kv_cache` except "auto" names a format; the format's entry
+here holds all that other code must know about it.
 
 To add a format, write one file with a subclass of `KVRows` and a `KVFormat` that describes it, and add the
 `KVFormat` to FORMATS.
@@ -13,7 +13,8 @@ from .spec import KVFormat
 
 AUTO = "auto"
 """The setting of `kv_cache` with which a run uses the first format whose cache fits into memory, in the order
-of `automatic`; `choose.for_corrected` makes an exception."""
+of `automatic`. Exception: if the sampler corrects past steps and device memory is ample, the run uses
+"forecast" (`choose.for_corrected`)."""
 
 GPU = KVFormat(
     name="gpu",

@@ -93,8 +93,8 @@ class Offloader:
         self.late = 0
 
     def buffers(self, rows: MainMemoryRows, device: torch.device) -> Pair:
-        """A pair of buffers on the device in the shapes of these rows; the current stream may write into them
-        at once.
+        """A pair of buffers on the device in the shapes of these rows. The current stream may write into them
+        without waiting for earlier copies, because this function makes it wait for them.
         """
         self._prefetched = None  # the caller may overwrite prefetched rows
         self._use(device)
@@ -163,8 +163,8 @@ class Offloader:
         return tuple(each[: t.numel()].view(t.shape) for each, t in views)
 
     def _share(self, memory: Tensor) -> None:
-        """Tell PyTorch's allocator that the copy streams use this memory, so that it is not reused, once
-        freed, before their copies have completed.
+        """Tell PyTorch's allocator that the copy streams use this memory. If the memory is freed, the
+        allocator then does not reuse it before the copies on these streams have completed.
         """
         for stream in (self._inward, self._outward):
             if stream is not None:

@@ -45,7 +45,9 @@ class KVRows:
 
     @classmethod
     def keeper(cls) -> Keep:
-        """`of`, with the resources that all attentions of one run share as arguments (none in this class)."""
+        """`of`, with the resources that all attentions of one run share filled in as arguments. In this
+        class, there are no such resources.
+        """
         return cls.of
 
     @property
@@ -131,7 +133,9 @@ class KVRows:
         return sum(t.nbytes for t in self.tensors)
 
     def _make_writers(self) -> tuple[RowWriter, ...]:
-        """Create the row writers, one for each of `tensors`; called when they are first needed."""
+        """Create a `RowWriter`, which reads and writes rows, for each of `tensors`. This is done when the
+        writers are first needed.
+        """
         self._writers = tuple(map(RowWriter, self.tensors))
         return self._writers
 
@@ -164,8 +168,8 @@ text and padding rows. In formats that keep rows on the device, it accepts `aren
 of the call."""
 
 Slot = tuple[int, int]
-"""Identifies an attention: (index of its block, counted from the first block with gathered rows; index of the
-attention within the block)."""
+"""Identifies an attention: (index of its block, index of the attention within the block). Blocks are counted
+from the first block that regional calls run on active tokens only."""
 
 Slots = dict[Slot, KVRows]
 """The cached rows of one call, in the order of its attentions."""

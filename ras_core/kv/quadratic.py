@@ -30,7 +30,8 @@ from .spec import CacheSize, KVFormat
 from .spread import Spread
 
 RIDGE = 1e-3
-"""Each number on the diagonal of the gains' least-squares matrix is increased by this share of itself."""
+"""The gains g and g2 are the solution of two linear equations (least squares). Each number on the diagonal of
+the matrix of these equations is increased by this share of itself."""
 
 
 @dataclass
@@ -84,8 +85,8 @@ class QuadraticExtrapolation(Extrapolation):
         return self.weights_like(which, rows).unbind()
 
     def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
-        """As `judge`, but compares with forecasts from `evaluations`: the (key, value) pairs of each row's
-        last three evaluations, most recent first.
+        """As `judge`, but the forecasts with which fresh rows are compared are computed from `evaluations`:
+        the (key, value) pairs of each row's last three evaluations, most recent first.
         """
         if not self._is_due():
             return
@@ -100,8 +101,8 @@ class QuadraticExtrapolation(Extrapolation):
         self.weights = torch.stack(weights)
 
     def _factors(self, gain: Tensor, gain2: Tensor) -> Tensor:
-        """The factors on each row's last change and on the change before it, (2, bb, r), if g and g2 are
-        `gain` and `gain2`, (bb, 1) each.
+        """The factors on each row's last change and on the change before it, (2, bb, r). The arguments `gain`
+        and `gain2`, (bb, 1) each, are g and g2 of the formula above.
         """
         w, q, q_before = self._weight
         return torch.stack([gain * w + gain2 * q, -gain2 * q_before])

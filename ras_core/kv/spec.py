@@ -16,7 +16,7 @@ class CacheSize:
         numbers: total of numbers in the keys and values of all attentions and branches.
         rows: total of rows of the keys and values of all attentions and branches.
         tokens: total of image tokens, over all images of all branches.
-        largest: numbers in the key and value, taken together, of the attention where they are largest.
+        largest: numbers in the key and value, taken together, of the largest attention.
         itemsize: bytes per number in the network's dtype.
     """
 

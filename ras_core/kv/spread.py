@@ -4,12 +4,15 @@ For a fresh row, the error that its own forecast would have had is known, and th
 tokens have similar errors. So the forecast errors of the active tokens are spread over the cached ones,
 separately for the keys and for the values of each attention:
 
-    E   = K - K'                    of active tokens: fresh row minus its own forecast
-    s   = sqrt(a |f|)               of each token: `a` is how far the noise level has fallen since the
-                                    token's last evaluation, |f| is the root mean square of the change that
-                                    is forecast for the token's row
-    R   = E / s                     of active tokens
-    K'' = K' + s (g near(R) + g2 mean(R))        of cached tokens
+    E   = K - K'
+    s   = sqrt(a |f|)
+    R   = E / s
+    K'' = K' + s (g near(R) + g2 mean(R))
+
+E, of an active token, is its fresh row minus its own forecast. s, of any token, measures how large its
+forecast error may be: `a` is how far the noise level has fallen since the token's last evaluation, and |f|
+is the root mean square of the change that is forecast for the token's row. R, of an active token, is its
+error in multiples of s. K'', of a cached token, is its corrected forecast.
 
 near(R) is the mean of R over the active tokens among the 3 x 3 tokens around a token; if none of these is
 active, mean(R) is used instead. mean(R) is the mean of R over all active tokens of the image. The gains g and
@@ -74,8 +77,9 @@ class Spread:
         self._share_of_others = self._has_others / others.clamp_min(1.0)[..., None]
 
     def with_active(self, weight: Tensor, before: Tensor) -> Tensor:
-        """`weight`, the weights of all tokens, with the weights of active tokens replaced by `before`, so
-        that active tokens are forecast too.
+        """`weight` with the numbers of active tokens replaced by `before`, so that active tokens are forecast
+        too. `weight` has the forecast changes of all tokens, and `before` those that the active tokens would
+        have if this call did not compute them (both as returned by `Times.update_active`).
         """
         index = self._idx if weight.ndim == 2 else self._idx[..., None].expand_as(before)
         return weight.scatter(1, index, before)

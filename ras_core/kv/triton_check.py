@@ -50,7 +50,7 @@ def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
     except Exception as error:  # from an old Triton, a compiler, a driver, an unknown GPU
         problem = _first_line(error)
     logger.info(
-        "Multirate RAS: no Triton kernels for %s on %s (%s); kv_cache = fp8 and forecast are slower.",
+        "Multirate RAS: no Triton kernels for %s on %s (%s); kv_cache = fp8 (float8) or forecast is slower.",
         dtype, device, problem,
     )  # fmt: skip
     return None
@@ -79,7 +79,9 @@ def _float8_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool
 
 
 def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool:
-    """Test extrapolation with a key that has changed as forecast and a value that has not changed."""
+    """Test extrapolation with a key that has changed by twice its forecast, which gives the largest gain, 1,
+    and with a value that has not changed, which gives the gain 0.
+    """
     new, index = expected[:, 1:], RowIndex(torch.tensor([1], device=old.device), 2)
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=old.device)
@@ -95,8 +97,8 @@ def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) 
 
 
 def _first_line(error: BaseException) -> str:
-    """Class and first line of the error's root cause; the errors that Triton raises from it quote kernel
-    code.
+    """Class and first line of the error's root cause. Triton's own errors, raised from it, are not used,
+    because their messages quote kernel code.
     """
     while error.__cause__ is not None:
         error = error.__cause__

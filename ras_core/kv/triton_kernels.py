@@ -1,12 +1,12 @@
-"""Triton kernels for rows of the K/V cache. Only `triton_check` imports this: Triton may not be installed.
+"""Triton kernels for rows of the K/V cache. Not every system has Triton, so only `triton_check` imports them.
 
 Each program processes one row of one key or value, except in `weigh`. Tensors of all rows are contiguous,
 (bb, rows, ...), with DIM numbers a row. Fresh rows have the network's layout: heads of HEAD numbers,
 and three strides: from image to image, row to row, head to head. WIDTH is DIM rounded up to a power of two.
 
-Arguments are addresses of tensors of type TYPE, and strides in units of UNIT numbers: 16 bytes if all rows
-are aligned to 16 bytes, otherwise one number. If tensors were passed instead of addresses, Triton would ask
-the driver which device owns the memory, and this query fails during a capture with cudaMallocAsync.
+Arguments are addresses of tensors of type TYPE, and strides as multiples of UNIT numbers. UNIT numbers take
+16 bytes if all rows are aligned to 16 bytes; otherwise UNIT is 1. If tensors were passed, not addresses,
+Triton would ask the driver which device owns the memory; this fails in a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _encoded(numbers):
 
 @triton.jit
 def _decoded(codes, scale):
-    """float8 bytes -> float32, times `scale`. A code's bits, read as a float16, give 2 ** -8 of its value."""
+    """Convert float8 bytes to float32, times `scale`. As bits of a float16, they give the number / 256."""
     code = codes.to(tl.int32)
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -204,8 +204,8 @@ def compare(
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Compare the forecast change of each sampled fresh row with its actual change. Writes `sums`,
-    (2, bb, samples, 2), of keys and values: for each sample, the sums over a row's numbers of forecast times
-    actual change and of the forecast squared. Grid: (samples, bb, 2).
+    (2, bb, samples, 2), for keys and values: for each sampled row, two sums over its numbers, of
+    (forecast x actual change) and of (forecast x forecast). Grid: (samples, bb, 2).
     """
     is_key = tl.program_id(2) == 0
     sample, image = tl.program_id(0), tl.program_id(1)
@@ -234,7 +234,8 @@ def weigh(
     TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Computes `weights`, (2, bb, rows), as `Extrapolation.judge` (kv/extrapolation.py) does, from the
-    sums of `compare` and each row's forecast change `weight`, (bb, rows). Grid: (2 * bb, ceil(rows / BLOCK)).
+    sums of `compare` and from `weight`, (bb, rows): the forecast change of each row, in multiples of its
+    last change. Grid: (2 * bb, ceil(rows / BLOCK)).
     """
     which, images = tl.program_id(0), tl.num_programs(0) // 2
     each = tl.arange(0, SAMPLES)

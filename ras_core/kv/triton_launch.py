@@ -21,8 +21,8 @@ BLOCK = 1024
 """One program of the kernel `weigh` computes the weights of this many rows."""
 
 WARPS = 2
-"""Warps in each program, i.e. for each row; on an H100, 2 warps are slightly faster than other numbers for
-rows of 768 to 2432 numbers."""
+"""Warps in each program, i.e. for each row; on an H100, 2 warps are slightly faster than any other count,
+for rows of 768 to 2432 numbers."""
 
 
 class RowKernels:
@@ -146,8 +146,9 @@ class RowKernels:
         return form
 
     def _form_of(self, fresh: tuple[Tensor, ...], is_odd: bool) -> tuple[list[int], dict[str, Any]]:
-        """Computes what `_form` returns. If only one of key and value has a head axis, as in SD3, both are
-        read as heads. `is_odd`: whether an address in `_form`'s `addresses` is not a multiple of 16 bytes.
+        """Computes what `_form` returns. If only one of key and value has a head axis, as in SD3, the rows of
+        both are read as rows of heads. `is_odd`: whether an address in `_form`'s `addresses` is not a
+        multiple of 16 bytes.
         """
         heads = max(t.shape[2] if t.ndim == 4 else 1 for t in fresh)
         dim = fresh[0].shape[2:].numel()

@@ -53,7 +53,7 @@ def update(
         before the call's next `update`, which may overwrite them.
 
     Raises:
-        RegionalAbort: no dense call has filled this attention.
+        RegionalAbort: no dense call has filled the cache of this attention.
     """
     rows = slots.get(slot)
     if rows is None:
@@ -110,8 +110,9 @@ def extrapolator(
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:
-    """The cached rows of the attention after `slot`, or None after the last attention. The order of `slots`
-    is that of the attentions, because dense calls fill it in this order.
+    """The cached rows of the attention after `slot`, or None after the last attention. Dense calls add the
+    attentions to the dictionary `slots` in the order in which they run, so the next key is the next
+    attention.
     """
     order = iter(slots)
     next(each for each in order if each == slot)

@@ -1,4 +1,6 @@
-"""The interface of an adapter, which states facts about a network; RAS needs no copy of its forward."""
+"""The interface of an adapter. An adapter states the few facts about a network that RAS needs, so that RAS
+can use ComfyUI's network and needs no copy of the network's forward function.
+"""
 
 from __future__ import annotations
 
@@ -51,8 +53,9 @@ class ModelAdapter(ABC):
         classes: the supported network classes, as ends of dotted names ("lumina.model.NextDiT"). Subclasses
             do not match, since a subclass may be a different network. The dotted names include the module,
             since two families may use the same class name.
-        text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. The
-            value is only a check: if rows precede the image rows although it is False, the run is dense.
+        text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. This
+            is only a check: if rows precede the image rows although `text_in_hidden` is False, the run is
+            dense.
         runs_wrappers: whether ComfyUI runs other packs' DIFFUSION_MODEL wrappers around this network.
         control_lists: names of the lists that hold a ControlNet's residuals for the image rows.
         cross_attentions: which attentions of a block, counted from 0, attend only to the caption; their
@@ -71,7 +74,9 @@ class ModelAdapter(ABC):
         """The blocks that a regional step runs on active tokens only, in order."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """Blocks before the main blocks, with equal arguments, that process image rows without the text."""
+        """Blocks before the main blocks that take the same arguments as the main blocks, and process image
+        rows without the text.
+        """
         return ()
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
@@ -96,9 +101,9 @@ class ModelAdapter(ABC):
             args, kwargs: the arguments that the network passes to the block.
             gather_hidden: function to apply to the tensor with the image rows, which are on axis 1; None if
                 this tensor must not be changed.
-            gather_positions: function to apply to each position table that every block receives, with the
-                axis of the table's rows. A table that is not gathered may cause no error, because some
-                networks truncate a table that is too long.
+            gather_positions: function to call for each position table that every block receives; its
+                arguments are the table and the axis on which the table has its rows. A table that is not
+                gathered may cause no error, because some networks truncate a table that is too long.
         """
 
     @abstractmethod
@@ -125,8 +130,9 @@ class ModelAdapter(ABC):
 
         Raises:
             RegionalAbort: the residuals have an unknown form, or another node's patch replaces the first
-                block. Such a patch may not run the block, and then the rows to which the first residual is
-                added are still those of all tokens. After this error, the call runs on all tokens.
+                block. If such a patch does not call the block, RAS does not gather the active rows there, so
+                the first residual would be added to the rows of all tokens. After this error, the call runs
+                on all tokens.
         """
         if control is None:
             return None
@@ -149,7 +155,8 @@ class ModelAdapter(ABC):
         Args:
             network: ComfyUI's network.
             n_tokens: image tokens of the whole image.
-            inputs: inputs of the model call; reference images among them (`REFERENCES`) may add rows.
+            inputs: inputs of the model call, by name. If they have reference images (`REFERENCES`), these
+                may add rows.
 
         Returns:
             The number of rows after the image rows, or `ALL` if every row that is not an image row comes
@@ -158,8 +165,8 @@ class ModelAdapter(ABC):
         return 0
 
     def unsupported(self, network: nn.Module) -> str | None:
-        """For a variant of `classes` that was not tested, a few words for the error message that name the
-        variant; None if the network is supported.
+        """A few words for the error message, which name the variant if the network is an untested variant of
+        `classes`; None if the network is supported.
         """
         return None
 
