@@ -1,17 +1,24 @@
-"""Measures at which noise levels a model needs its steps, tries plans for each speed, and saves the plans.
+"""Measures which noise levels need the most steps, tries plans for each speed, and saves the plans.
 
-1. Measure the error of one long Euler step over each twelfth of a fine schedule, and compute from these
-   errors how densely a run's steps should be placed in each twelfth.
+The work in order:
+
+1. Measure the error of one long Euler step over each twelfth of a fine schedule. The larger the error in a
+   twelfth, the larger the share of a run's steps in it. These shares are the measured density.
 2. Compute reference latents with many steps of dpmpp_2m.
-3. For each speed and sampler, sample with dense steps on four grids of noise levels: the grid of the measured
-   density, that of the mean of measured and even density, a fixed grid (the first a levels of a schedule of n
-   levels, then every k-th) and the `simple` schedule.
-4. On the best of these grids, sample runs with regional steps, each with as many FLOPs as the dense run.
+3. For each speed and sampler, sample with dense steps on four grids of noise levels:
+   - the grid of the measured density;
+   - the grid of the mean of the measured density and the even density (the same share in each twelfth);
+   - a fixed grid: the first `a` levels of a schedule of `n` levels, then every `k`-th level;
+   - the `simple` schedule.
+4. On the grid whose result is closest to the reference latents, sample runs with regional steps. Each of them
+   has as many FLOPs as the dense run on that grid.
 
-For each seed, a calibration samples 66 runs, which have 1004 steps together; 352 of these steps belong to
-runs with regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps. A
-dense step of this model with both prompts takes 64 ms on an H100, so a calibration with two seeds takes an
-estimated 121 s, if regional steps take a tenth more time than their FLOPs suggest.
+For each seed, a calibration samples 66 runs with 1004 steps in total; 352 of these steps are in runs with
+regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps; those of the
+runs with regional steps equal 265. The following estimate is for two seeds. It assumes that a dense step of
+one image with the positive and the negative prompt takes 64 ms, as measured on an H100 (another measurement
+gave 58 ms, see conditionings.py). It also assumes that runs with regional steps take a tenth more time than
+their FLOPs suggest. Then a calibration takes 2 x (917 + 26.5) x 64 ms = 121 s.
 """
 
 from __future__ import annotations
@@ -50,8 +57,8 @@ GRIDS = 4
 """Number of sigma grids that calibration tries for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
-"""K/V format of the measured runs: of all formats, its results are closest to those of a dense run. It takes
-twice the memory of the format `gpu`."""
+"""K/V format of the measured runs. Runs with this format give results closer to those of a dense run than runs
+with any other format. It takes twice the memory of the format `gpu`."""
 
 
 def calibrate(
@@ -100,7 +107,7 @@ class Calibration:
 
     @property
     def evaluations(self) -> int:
-        """Number of steps that all runs of the calibration have together, for each seed."""
+        """Total number of steps of all runs of the calibration, for each seed."""
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
         plain = GRIDS * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
         return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
@@ -147,7 +154,7 @@ class Calibration:
         return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
 
     def _measured(self, plan: Plan) -> Plan | None:
-        """The plan with the closeness of its latents to the reference; None if its run deviated from it."""
+        """The plan with the closeness of its latents to the reference; None if the run did not follow the plan."""
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
         try:
             found = self._sample(plan.sampler, plan.levels(self._fine), model)
@@ -168,7 +175,9 @@ class Calibration:
 
 
 def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:
-    """The densities of steps to compare, by name: the measured density does not always give the best grid."""
+    """The step densities to compare, as a dict by name. There are several, because the measured density does
+    not always give the best grid.
+    """
     n, first, every = FRONT_LOADED[speed]
     return {
         "measured density, half-way to even": step_density(costs, multistep=True),

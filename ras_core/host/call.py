@@ -32,7 +32,7 @@ class ModelCall:
     """One call of ComfyUI's model, with its arguments by name, so that each can be replaced.
 
     Attributes:
-        executor: ComfyUI's executor, which calls the remaining wrappers and the model.
+        executor: ComfyUI's executor, which calls the wrappers that follow this pack's, and then the model.
         inputs: APPLY_MODEL's arguments by name, except `control` and `transformer_options`.
         control: a ControlNet's residuals, or None.
         options: transformer options.

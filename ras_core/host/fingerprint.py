@@ -1,8 +1,8 @@
 """Identifies the model that plans belong to: its weights, their patches such as LoRA, and its noise schedule.
 
 Only a sample of the weights' elements is read, so a fingerprint takes a fraction of a second for any model.
-Patches of attention and other model options are ignored, because they hardly change at which noise levels a
-model needs its steps.
+Patches of attention and other model options are ignored, because they hardly change which noise levels need
+the most steps.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ def fingerprint(model: ModelPatcher) -> str:
 
 
 def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """The network's weights by ComfyUI's keys, without patches. The state dict is not used, because it splits
-    quantised weights into parts, some of which are not attributes of their layer.
+    """The network's weights by ComfyUI's keys, without patches. The state dict is not used: it
+    splits a quantised weight into several entries, such as its scale. Some of these are not attributes of
+    their layer, so ComfyUI fails when it is asked for them by key.
     """
     network = model.get_model_object("diffusion_model")
     own = {f"{NETWORK}{name}": weight for name, weight in network.named_parameters()}
@@ -51,7 +52,9 @@ def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add a value to the digest; for an object that has `weights`, add its type's name and the weights."""
+    """Add a value to the digest. For a patch object with `weights`, such as ComfyUI's LoRA adapter, add its
+    type's name and these weights.
+    """
     if isinstance(value, torch.Tensor):
         _add_tensor(digest, value)
     elif isinstance(value, Mapping):

@@ -67,8 +67,8 @@ def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
 
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
-    """In the body of the `with`, layers under dynamic VRAM have their weights prefetched, as by ComfyUI, so
-    that no layer calls the driver. Yields whether all these weights are resident on the device.
+    """Prefetch the weights of layers under dynamic VRAM, as ComfyUI does, for the body of the `with`: in it, no
+    layer calls the driver to find out whether its weights are resident. Yields whether all these weights are resident on the device.
     """
     layers = list(layers)
     try:
@@ -80,8 +80,9 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
 
 
 def _take_prefetched(layer: nn.Module) -> None:
-    """Undo ComfyUI's prefetching of one layer. ComfyUI's own function for this is not called: its arguments
-    differ between versions, and the state that it leaves would make the layer count as resident forever.
+    """Undo ComfyUI's prefetching of the weights of `layer`. ComfyUI has a function that does the same, but it is
+    not called: its arguments differ between versions of ComfyUI, and the state that it leaves behind would
+    make `layer` count as resident forever.
     """
     prefetched = layer.__dict__.pop(PREFETCH, None)
     for name in ("weight_lowvram_function", "bias_lowvram_function"):
@@ -93,8 +94,8 @@ def _take_prefetched(layer: nn.Module) -> None:
 
 
 def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
-    """The store of the CUDA graphs of `model`, one of the run's models; None if no CUDA graph can be captured
-    for this model.
+    """The store of the CUDA graphs of `model`, one of the models that the run calls (a guider may call two);
+    None if no CUDA graph can be captured for this model.
     """
     patcher = main if model is main.model else model.current_patcher
     store = getattr(model, GRAPHS, None)
@@ -110,8 +111,8 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Register `_on_detach` for the unloading of the model, and of the models that it was cloned from: the
-    clone may no longer exist when ComfyUI unloads the weights that all of them share.
+    """Register `_on_detach` for the unloading of `model` and of the models that it was cloned from. Clones
+    share their weights, and `model` may no longer exist when ComfyUI unloads these weights.
     """
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):

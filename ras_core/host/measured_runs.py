@@ -1,7 +1,8 @@
 """Sampling runs for measurements on a user's model, with ComfyUI's own samplers.
 
-To measure the error of one long step over a block of a schedule, the model is not evaluated again up to the
-start of this block: the sampler gets the denoised estimates of an earlier run instead. This halves the number
+A block is a number of consecutive steps of a schedule. To measure the error of one long step over a block,
+the model is evaluated only after the start of this block. For the steps up to the start, the sampler gets the
+denoised estimates of an earlier run instead. This halves the number
 of evaluations. The result is exactly that of a full run for any deterministic sampler that evaluates once per
 step, including multistep samplers.
 """
@@ -79,7 +80,7 @@ class Task:
 
         Args:
             sampler: a SAMPLER.
-            levels: noise levels of the run, one more than it has steps.
+            levels: noise levels of the run; a run of n steps has n + 1 levels.
             model: used instead of the task's model, for example a clone that is patched with RAS.
             on_step: called with each step's index.
 
@@ -118,7 +119,7 @@ def block_costs(
         sampler_name: "euler" or "dpmpp_2m".
         levels: the fine schedule; its number of steps must be a multiple of `blocks`.
         blocks: number of blocks.
-        on_step: called with the index of the step after each evaluation.
+        on_step: called after each evaluation with the index of its step.
     """
     width = (len(levels) - 1) // blocks
     fine = ReplayedStart(sampler_name)
@@ -135,8 +136,9 @@ def block_costs(
 
 
 def block_evaluations(steps: int, blocks: int) -> int:
-    """Number of evaluations that `block_costs` makes for each seed: those of the fine run, and for each block
-    those of the steps after it (the estimate at the start of the block is known from the fine run).
+    """Number of evaluations that `block_costs` makes for each seed: one for each step of the fine run, and
+    for each block one for each step after the block. The long step over the block needs no evaluation,
+    because the estimate at the start of the block is known from the fine run.
     """
     width = steps // blocks
     return steps + sum(steps - (block + 1) * width for block in range(blocks))

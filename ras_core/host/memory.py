@@ -46,12 +46,12 @@ def free_main_memory() -> int:
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes that evicting the weights of unused models adds to the free memory, after the weights of the
-    models in use have been loaded and without the bytes that ComfyUI must keep free.
+    """Bytes that become free if ComfyUI evicts all weights that it can evict, and then loads all weights of the
+    models in use. The bytes that ComfyUI must keep free are subtracted.
 
     With dynamic VRAM, ComfyUI loads the weights of the models in use only when they are needed, and evicts
-    other weights for them. The number of bytes is negative if evicting all other weights frees too little for
-    that. Without dynamic VRAM, it is 0.
+    other weights for them. The result is negative if evicting all other weights does not free enough memory
+    for the models in use and the bytes to keep free. Without dynamic VRAM, it is 0.
     """
     if not is_dynamic(model):
         return 0

@@ -20,8 +20,8 @@ UUIDS = "uuids"
 """Key, in transformer options, of the ids of the conditionings that a call evaluates."""
 
 PATCHES_REPLACE, REPLACED_BLOCKS = "patches_replace", "dit"
-"""Keys of the blocks that other nodes' patches replace. The first key, of transformer options, leads to a
-dict, and the second is a key of this dict."""
+"""Keys of the blocks that other nodes' patches replace. The first is a key of transformer options; its
+value is a dict, in which the second is a key."""
 
 WRAPPERS = "wrappers"
 COMPILES = "torch.compile"
@@ -42,16 +42,17 @@ INPUTS = "model_conds"
 """Key, in a conditioning, of a dict of the network's inputs: objects whose attribute `cond` is a tensor."""
 
 MULTIGPU, MULTIGPU_CLONES = "multigpu", "multigpu_clones"
-"""Keys of a model's copies on other devices (multi-GPU). The first is a key of the model's additional models,
-the second of a run's model options. ComfyUI calls each copy in its own thread."""
+"""Keys of a model's copies on other devices (multi-GPU). The first is a key of the additional models that
+ComfyUI attaches to a ModelPatcher, the second a key of a run's model options. ComfyUI calls each copy in its own thread."""
 
 BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU_CLONES)
-"""Keys of model options with which other nodes' code, or several threads, make the network calls of an
-evaluation."""
+"""Keys of model options. If a run has one of them, the network calls of an evaluation are made by another
+node's code or by several threads."""
 
 PATCHED = ("patches", PATCHES_REPLACE)
 """Keys, in transformer options, of other nodes' patches of the network."""
 
 NOT_READ = (UUIDS, "sigmas", "sample_sigmas", WRAPPERS, "callbacks", *PATCHED, ATTENTION, RUN)
 """Keys of transformer options that do not change what a captured call computes, so they are not compared.
-Networks get the sigmas as inputs too, and calls with patches or other nodes' wrappers are not captured."""
+The sigmas need no comparison, because networks also get them as inputs, which every replay copies. Patches
+and other nodes' wrappers need none, because calls with them are not captured."""

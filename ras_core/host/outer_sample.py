@@ -75,7 +75,9 @@ class OuterSample:
         return self.denoise_mask is not None and bool((self.denoise_mask < 1).any())
 
     def nothing_to_do(self) -> Trace | None:
-        """The trace of a run that RAS cannot accelerate; None if RAS can accelerate this run."""
+        """If RAS cannot accelerate this run: the run's trace (log), which contains only the reason. None if RAS
+        can accelerate the run.
+        """
         if len(self.sigmas) < 2:
             return Trace.empty("the sampler had no step to run")
         if self.noise.ndim != 4:
@@ -92,8 +94,8 @@ class RunSettings:
     Attributes:
         config: the run's settings.
         sigmas: the run's noise levels.
-        plan: the number of steps and the share of tokens for the speed that the user chose, in one line;
-            empty if the user chose no speed.
+        plan: one line of text for the log and the live view: the number of steps and the share of tokens for
+            the speed that the user chose. Empty if the user chose no speed.
         origin: where this plan comes from, for the log.
     """
 
@@ -104,10 +106,10 @@ class RunSettings:
 
 
 class Settings(Protocol):
-    """The settings of a RAS node, which give the settings of each run for its sampler, steps and size."""
+    """The settings of a RAS node. Each run's settings follow from them and the run's sampler, steps and size."""
 
     def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
-        """The settings of the run that is about to start, with the arguments `given`."""
+        """The settings of the run that is about to start. `given` holds the arguments of this run."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,8 @@ class CustomSettings:
 
     Attributes:
         config: the settings of every run.
-        window: the start and end of the regional steps as shares of the run's steps, which replace the start
-            and end of `config`; None to use those of `config`, which are step numbers.
+        window: the start and end of the regional steps as shares of the run's number of steps. They replace
+            the `start_step` and `end_step` of `config`, which are step numbers. None to use these two.
     """
 
     config: RASConfig
@@ -156,7 +158,9 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
 
 
 def _explain_dense_plan(run: RunState) -> None:
-    """Warn if the run will have no regional step, with the reason, unless the user asked for that."""
+    """Warn if the run will have no regional step, and give the reason. Do not warn if the user chose a dense
+    run.
+    """
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
         run.go_dense("the noise schedule is not strictly decreasing")

@@ -2,7 +2,7 @@
 
 `RASPatch` is ComfyUI's OUTER_SAMPLE wrapper on the clone. When sampling starts, `RASPatch` starts a run and
 adds the run's wrappers to the run's copy of the model options, which is dropped with the run. After a run,
-only its CUDA graphs are kept, on ComfyUI's model, and its trace.
+only two things are kept: its CUDA graphs (on ComfyUI's model) and its trace (on the `RASPatch`).
 """
 
 from __future__ import annotations
@@ -43,9 +43,10 @@ def patch_model(
 
     Args:
         model: any MODEL.
-        settings: what the runs compute. A RASConfig has start and end of the regional steps as step numbers.
-        priority: (b or 1, height, width) mask of any size. Tokens in it get a higher score, so that they are
-            selected more often.
+        settings: what the runs compute: the settings of a RAS node, or one RASConfig for every run. A
+            RASConfig gives the start and end of the regional steps as step numbers.
+        priority: (b or 1, height, width) mask of any size. Tokens inside the mask get a higher score, so
+            that they are selected more often.
         view_factory: returns an observer for each run, or None.
 
     Raises:

@@ -45,8 +45,8 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None for those plans of this model that were saved last, for
-            any size.
+        size: height and width of the latent. None: the plans of this model that were saved last, whatever
+            their size.
     """
     if last_change() is None:
         return None  # no plans are saved, so the fingerprint, computed at every run, is not needed
@@ -69,8 +69,8 @@ def _name(own: str, size: Sequence[int]) -> str:
 
 
 def _read(path: Path) -> PlanSet | None:
-    """The plans of a file. None, with a warning, if the file is damaged, has another version, or contains a
-    plan that no run can follow.
+    """The set of plans that a plan file contains. None, with a warning, if the file is damaged, has another
+    version, or contains a plan that no run can follow.
     """
     try:
         plans = PlanSet.from_json(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Applies a plan to a model. `calibration` turns RAS on only through this module."""
+"""Applies a plan to a model. The module `calibration` uses RAS only through the functions of this module."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def ran_as_planned(model: ModelPatcher, plan: Plan) -> bool:
 
 
 def settings_of(plan: Plan) -> RASConfig:
-    """The settings with which a run computes the plan's shares.
+    """The settings with which a run computes the plan's shares of tokens.
 
     Raises:
         RASError: the plan's regional steps have too many different shares of tokens, or the plan names an
@@ -72,7 +72,7 @@ def settings_of(plan: Plan) -> RASConfig:
 def regional_cost(
     network: nn.Module, adapter: ModelAdapter, size: Sequence[int], conds: Iterable[Mapping[str, Any]]
 ) -> RegionalCost:
-    """A function from the share of tokens that a step computes to its cost: its FLOPs over a dense step's.
+    """A function that gives a step's cost for its share of tokens: its FLOPs divided by a dense step's FLOPs.
 
     Args:
         network, adapter: the network and the adapter of its family.

@@ -22,15 +22,17 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule from which a plan's noise levels are interpolated. Every model defines at least
-this number of noise levels, so no level occurs twice in the fine schedule."""
+"""Steps of the fine schedule from which a plan's noise levels are interpolated. In a `simple`
+schedule with more steps than the model defines noise levels, some levels would occur twice. Every model
+defines at least 200."""
 
 EVEN_LEVELS = 199
 """Steps of the fine schedule that RAS Scheduler uses for a plan with an even grid, instead of FINE_LEVELS.
 
-The number is prime, so that the noise levels of RAS Scheduler never equal those of a `simple` schedule. A run
-must distinguish these two, because it shortens a `simple` schedule to the plan's number of steps, but uses
-RAS Scheduler's levels, which already have that number, unchanged."""
+The number is prime, so a run's number of steps does not divide it. Therefore the levels of RAS Scheduler are
+interpolated between levels of the fine schedule, and never equal those of a `simple` schedule. A run must be
+able to distinguish RAS Scheduler's levels from a `simple` schedule: it shortens a `simple` schedule to the
+plan's number of steps, but leaves RAS Scheduler's levels unchanged, because they already are the plan's."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:
@@ -38,7 +40,7 @@ def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None for those plans that were measured last, at any size.
+        size: height and width of the latent; None: the plans measured last, whatever their size.
     """
     return saved_plans(model, size) or plans_of_family(model)
 
@@ -68,8 +70,8 @@ def planned_levels(
         plans: the plans to choose from.
         choice: speed and sampler.
         steps: number of steps of a dense run.
-        denoise: as in KSampler: the first noise level is the level at which a KSampler with `steps` and
-            `denoise` starts. With denoise 0, there are no noise levels.
+        denoise: as in KSampler, i.e. the levels start where those of a KSampler with `steps` and `denoise`
+            start. With denoise 0, there are no noise levels.
 
     Raises:
         RASError: there is no plan for this choice.

@@ -15,7 +15,7 @@ def check_comfyui() -> None:
     """Raise an error if this version of ComfyUI lacks an extension point that RAS needs.
 
     Raises:
-        RASError: an extension point is missing; the message names all that are.
+        RASError: an extension point is missing; the message names all missing ones.
     """
     missing = [name for name in NEEDED_WRAPPERS if not hasattr(WrappersMP, name)]
     if not hasattr(comfy.ldm.modules.attention, "wrap_attn"):

@@ -32,7 +32,7 @@ def sample_multirate(
     disable: bool | None = None,
     **options: Any,
 ) -> Tensor:
-    """The multirate integrator as a sampler function with the parameters that k-diffusion's have.
+    """The multirate integrator as a sampler function with the parameters of k-diffusion's sampler functions.
 
     Args:
         model: (x, sigma) -> denoised estimate, (b, c, H, W).
@@ -41,7 +41,7 @@ def sample_multirate(
         extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
         disable: whether to hide the progress bar.
-        options: options of the sampler. The only one is `solver`, one of SOLVERS; by default the first.
+        options: options of the sampler. The only option is `solver`, one of SOLVERS; its default is the first.
     """
     extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
@@ -63,7 +63,7 @@ CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "
 
 STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
 """Samplers that add no noise and evaluate once per step. With these, the last change of a token's denoised
-estimate predicts its next change."""
+estimate predicts its next change, so K/V formats that extrapolate along the last change can be used."""
 
 
 def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
@@ -94,7 +94,9 @@ def plan_sampler(sampler: Any) -> str | None:
 
 
 def is_corrected(sampler: Any, config: RASConfig) -> bool:
-    """Whether a run with this sampler corrects tokens that become active again."""
+    """Whether a run with this sampler corrects tokens that become active again: the integrator repeats their
+    long step with their new estimate (method/integrator.py).
+    """
     is_ours = _name_of(sampler) == sample_multirate.__name__
     return is_ours or (config.corrections and _correction_obstacle(sampler) is None)
 
@@ -113,8 +115,8 @@ def _correction_obstacle(sampler: Any) -> str | None:
 
 
 def cache_for(sampler: Any, config: RASConfig) -> str:
-    """The user's setting of `kv_cache`, or a setting that replaces it if the sampler is not one of
-    STEADY_SAMPLERS.
+    """The user's setting of `kv_cache`. Exception: if this format extrapolates keys and values, which works with
+    STEADY_SAMPLERS only, and the sampler is another one, a format that does not extrapolate is returned.
     """
     wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
     if wanted != config.kv_cache:
