@@ -57,8 +57,8 @@ GRIDS = 4
 """Number of sigma grids that calibration tries for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
-"""K/V format of the measured runs. Runs with this format give results closer to those of a dense run than runs
-with any other format. It takes twice the memory of the format `gpu`."""
+"""K/V format of the measured runs. Runs with this format give results closer to those of a dense run than
+runs with any other format. It takes twice the memory of the format `gpu`."""
 
 
 def calibrate(
@@ -154,7 +154,9 @@ class Calibration:
         return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
 
     def _measured(self, plan: Plan) -> Plan | None:
-        """The plan with the closeness of its latents to the reference; None if the run did not follow the plan."""
+        """The plan with the closeness of its latents to the reference; None if the run did not follow the
+        plan.
+        """
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
         try:
             found = self._sample(plan.sampler, plan.levels(self._fine), model)

@@ -1,9 +1,10 @@
 """Switches off the CUDA graphs and the compiler that ComfyUI itself has from version 0.33 on.
 
 While a network's blocks run, the compiler gives each memory allocation a fixed address. It recognises an
-allocation by its number in the order of all allocations. A step on fewer tokens makes other allocations, so the compiler is off during runs with RAS. If the
-compiler is active in spite of this, this pack pauses it while allocating buffers that outlive a call, and
-captures no CUDA graph. ComfyUI's own graphs replay blocks without running their hooks (run/coverage.py detects this).
+allocation by its number in the order of all allocations. A step on fewer tokens makes other allocations, so
+the compiler is off during runs with RAS. If the compiler is active in spite of this, this pack pauses it
+while allocating buffers that outlive a call, and captures no CUDA graph. ComfyUI's own graphs replay blocks
+without running their hooks (run/coverage.py detects this).
 """
 
 from __future__ import annotations

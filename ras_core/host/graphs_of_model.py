@@ -67,8 +67,9 @@ def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
 
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
-    """Prefetch the weights of layers under dynamic VRAM, as ComfyUI does, for the body of the `with`: in it, no
-    layer calls the driver to find out whether its weights are resident. Yields whether all these weights are resident on the device.
+    """Prefetch the weights of layers under dynamic VRAM, as ComfyUI does, for the body of the `with`: in it,
+    no layer calls the driver to find out whether its weights are resident. Yields whether all these weights
+    are resident on the device.
     """
     layers = list(layers)
     try:
@@ -80,8 +81,8 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
 
 
 def _take_prefetched(layer: nn.Module) -> None:
-    """Undo ComfyUI's prefetching of the weights of `layer`. ComfyUI has a function that does the same, but it is
-    not called: its arguments differ between versions of ComfyUI, and the state that it leaves behind would
+    """Undo ComfyUI's prefetching of the weights of `layer`. ComfyUI has a function that does the same, but it
+    is not called: its arguments differ between versions of ComfyUI, and the state that it leaves behind would
     make `layer` count as resident forever.
     """
     prefetched = layer.__dict__.pop(PREFETCH, None)
@@ -94,7 +95,7 @@ def _take_prefetched(layer: nn.Module) -> None:
 
 
 def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
-    """The store of the CUDA graphs of `model`, one of the models that the run calls (a guider may call two);
+    """The store of the CUDA graphs of `model`, one of the models that the run calls (a guider may call two).
     None if no CUDA graph can be captured for this model.
     """
     patcher = main if model is main.model else model.current_patcher

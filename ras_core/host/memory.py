@@ -46,8 +46,8 @@ def free_main_memory() -> int:
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes that become free if ComfyUI evicts all weights that it can evict, and then loads all weights of the
-    models in use. The bytes that ComfyUI must keep free are subtracted.
+    """Bytes that become free if ComfyUI evicts all weights that it can evict, and then loads all weights of
+    the models in use. The bytes that ComfyUI must keep free are subtracted.
 
     With dynamic VRAM, ComfyUI loads the weights of the models in use only when they are needed, and evicts
     other weights for them. The result is negative if evicting all other weights does not free enough memory

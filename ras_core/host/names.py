@@ -43,7 +43,8 @@ INPUTS = "model_conds"
 
 MULTIGPU, MULTIGPU_CLONES = "multigpu", "multigpu_clones"
 """Keys of a model's copies on other devices (multi-GPU). The first is a key of the additional models that
-ComfyUI attaches to a ModelPatcher, the second a key of a run's model options. ComfyUI calls each copy in its own thread."""
+ComfyUI attaches to a ModelPatcher, the second a key of a run's model options. ComfyUI calls each copy in its
+own thread."""
 
 BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU_CLONES)
 """Keys of model options. If a run has one of them, the network calls of an evaluation are made by another

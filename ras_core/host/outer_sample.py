@@ -75,8 +75,8 @@ class OuterSample:
         return self.denoise_mask is not None and bool((self.denoise_mask < 1).any())
 
     def nothing_to_do(self) -> Trace | None:
-        """If RAS cannot accelerate this run: the run's trace (log), which contains only the reason. None if RAS
-        can accelerate the run.
+        """If RAS cannot accelerate this run: the run's trace (log), which contains only the reason. None if
+        RAS can accelerate the run.
         """
         if len(self.sigmas) < 2:
             return Trace.empty("the sampler had no step to run")
@@ -106,7 +106,7 @@ class RunSettings:
 
 
 class Settings(Protocol):
-    """The settings of a RAS node. Each run's settings follow from them and the run's sampler, steps and size."""
+    """The settings of a RAS node; with a run's sampler, steps and size, they determine the run's settings."""
 
     def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
         """The settings of the run that is about to start. `given` holds the arguments of this run."""

@@ -41,7 +41,7 @@ def sample_multirate(
         extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
         disable: whether to hide the progress bar.
-        options: options of the sampler. The only option is `solver`, one of SOLVERS; its default is the first.
+        options: options of the sampler. The only option is `solver`: one of SOLVERS, by default the first.
     """
     extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
@@ -115,8 +115,8 @@ def _correction_obstacle(sampler: Any) -> str | None:
 
 
 def cache_for(sampler: Any, config: RASConfig) -> str:
-    """The user's setting of `kv_cache`. Exception: if this format extrapolates keys and values, which works with
-    STEADY_SAMPLERS only, and the sampler is another one, a format that does not extrapolate is returned.
+    """The user's setting of `kv_cache`. Exception: if this format extrapolates keys and values, which works
+    with STEADY_SAMPLERS only, and the sampler is another one, a format that does not extrapolate is returned.
     """
     wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
     if wanted != config.kv_cache:

@@ -1,4 +1,4 @@
-"""From the speed that a user chose to the settings of a run: its plan, and the noise levels of this plan.
+"""Derives a run's settings from the speed that the user chose: its plan, and the noise levels of this plan.
 
 A plan has its own grid of noise levels, which replaces the sampler's noise levels except the first and the
 last. As these two are kept, noise scaling, denoise below 1 and runs over a part of a schedule work as usual.
@@ -47,7 +47,7 @@ class Speed:
 
     Attributes:
         speed: one of PLAN_SPEEDS.
-        plans: the plans to choose from. None means the plans that are saved for the model and latent size of
+        plans: the plans to choose from; None to use the plans that are saved for the model and latent size of
             a run, or the plans of the model's family if none are saved.
         cuda_graphs: as in RASConfig; plans do not contain this setting.
     """
@@ -99,15 +99,15 @@ class Speed:
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
-        """The settings of a run that keeps the sampler's own noise levels, and that `begin_run` will make
-        dense. `begin_run` then logs the reason.
+        """The settings of a dense run with the sampler's own noise levels. These settings allow regional
+        steps, but `begin_run` detects the same obstacle, makes the run dense and logs the reason.
         """
         said = described(self.speed, (1.0,) * given.steps, given.steps)
         return RunSettings(RASConfig(start_step=0), given.sigmas, said, LEVELS_STAY.format(reason))
 
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
-        """The settings of a run over the sampler's own noise levels, whose regional steps alone come as close
-        to the speed as they can.
+        """The settings of a run that keeps the sampler's own noise levels, so that only regional steps can
+        make it faster. These compute shares of tokens with which the run comes closest to the speed.
         """
         cost = _cost_of(given, guider)
         wanted = float(self.speed.removesuffix("x"))
@@ -120,8 +120,8 @@ class Speed:
 
 
 def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
-    """A function from the share of tokens that a step computes to its cost, for the run's model, latent size
-    and conditionings.
+    """A function that gives a step's cost for its share of tokens, for the run's model, latent size and
+    conditionings.
     """
     network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
     conds = [cond for group in guider.conds.values() for cond in group]
@@ -129,7 +129,7 @@ def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
 
 
 def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
-    """Why a plan's noise levels cannot replace those of the sampler; None if they can."""
+    """Why a plan's noise levels cannot replace the sampler's noise levels; None if nothing prevents this."""
     if plan_sampler(given.sampler) is None:
         return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
     levels = given.sigmas.tolist()
@@ -139,11 +139,11 @@ def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
 
 
 def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
-    """Whether `levels` are already the noise levels of a plan, made by RAS Scheduler, and not those of the
+    """Whether `levels` are noise levels that RAS Scheduler has made from any of `plans`, and not those of the
     model's `simple` schedule.
 
-    All plans are compared, because the user may have set another speed or sampler on RAS Scheduler than this
-    run has.
+    The function tries all plans, not only the plans for this run's speed and sampler, because the user may
+    have chosen another speed or sampler on RAS Scheduler.
     """
     steps = len(levels) - 1
     if _are_same(levels, simple_levels(model, steps)):
@@ -159,7 +159,9 @@ def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def _like(levels: Sequence[float], given: Tensor) -> Tensor:
-    """`levels` as a tensor with the dtype and device of `given`, and exactly its first and last value."""
+    """`levels` as a tensor with the dtype and device of `given`. Its first and last value are exactly those
+    of `given`.
+    """
     made = torch.tensor(levels, dtype=given.dtype, device=given.device)
     made[0], made[-1] = given[0], given[-1]
     return made

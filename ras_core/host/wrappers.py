@@ -1,5 +1,5 @@
-"""One run's wrappers of ComfyUI functions. They are attached when sampling starts, and dropped with the run's
-copy of the model options.
+"""The wrappers of one run: ComfyUI calls them in place of its own functions. They are attached when sampling
+starts, and dropped with the run's copy of the model options.
 """
 
 from __future__ import annotations
@@ -125,8 +125,10 @@ def _calls_are_plain(model_options: Mapping[str, Any], guider: object) -> bool:
     between these calls.
 
     Args:
-        model_options: the run's model options. A function of another pack in them may run between calls.
-        guider: ComfyUI's guider during a run. Its hooks may patch the weights for some conditionings only.
+        model_options: the run's model options. If they contain a function of another pack, this function may
+            run between calls.
+        guider: ComfyUI's guider during a run. Hooks on its model may patch the weights for some conditionings
+            only.
     """
     wrappers = model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
     between = [model_options.get(name) for name in BETWEEN_CALLS] + [wrappers.get("calc_cond_batch")]

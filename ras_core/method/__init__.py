@@ -1,24 +1,29 @@
 """The method: which steps are regional, which tokens are active in them, and how each token is integrated.
 
-Read `schedule` (which steps are dense and which regional), `selector` (selects tokens by predicted change and
-keeps the state of the selection during a run), `metric` and `selection` (select tokens by the paper's rule),
-`preferences` (the user's masks), `integrator` (integrates each token with its own step size) and `grid` (maps
-latent pixels to tokens and back).
+These modules compute a run; read them in this order:
 
-These modules plan a run that shall reach a given speed: `sigma_grid` (at which noise levels the steps are),
+- `schedule`: which steps are dense and which regional
+- `selector`: selects tokens by predicted change, and keeps the state of the selection during a run
+- `metric` and `selection`: select tokens by the rule of the paper (arXiv 2502.10389) instead
+- `preferences`: the user's masks
+- `integrator`: integrates each token with its own step size
+- `grid`: maps latent pixels to tokens and back
+
+These modules plan a run that is to reach a given speed: `sigma_grid` (at which noise levels the steps are),
 `plan` and `plan_set` (what a run of each speed computes), `plan_candidates` (which token shares to try at a
 given cost), `family_plans` (plans for a model that has not been calibrated).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.
 2. After each evaluation a `Selector` observes the denoised estimate, to know how fast each token changes.
-3. Before a regional step the `Selector` selects the tokens whose estimate has probably changed most since
-   they were last computed.
+3. Before a regional step the `Selector` selects the tokens whose denoised estimate has probably changed most
+   since it was last computed.
 4. `multirate_step` integrates each token over the time since its own last evaluation.
 
-To add a metric to the paper's rule, add a name to `config.Metric` and compute the metric in `metric`. To add
-a selection rule, write a subclass of `Selector`. To add a solver, extend `integrator` (a third-order solver
-needs a `History` of three evaluations) and `host/samplers`, which maps ComfyUI's samplers to solvers.
+To add a metric to the paper's selection rule (its equation 1), add a name to `config.Metric` and compute
+the metric in `metric`. To add a selection rule, write a subclass of `Selector`. To add a solver, extend
+`integrator` (a third-order solver needs a `History` of three evaluations) and `host/samplers`, which maps
+ComfyUI's samplers to solvers.
 
-Imports: config, errors. All functions take and return numbers and tensors; none knows a model, a run or
-ComfyUI.
+Imports: config, errors. All functions and classes compute with numbers and tensors; none depends on a
+model, a run or ComfyUI.
 """

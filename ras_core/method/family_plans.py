@@ -18,13 +18,15 @@ from .plan_set import PlanSet
 from .sigma_grid import normalised, step_density
 
 FIRST_ORDER_SPEEDS = ("2.5x", "3x")
-"""At these speeds, which have few steps, results of euler were closer to the reference than those of dpmpp_2m
-on all measured models, so plans with euler precede plans with dpmpp_2m."""
+"""Speeds at which plans with euler precede plans with dpmpp_2m. Runs at these speeds have few steps; on every
+model that was measured, results of euler were then closer to the reference than those of dpmpp_2m."""
 
 GRADUAL_SPEED = "1.5x"
-"""At this speed, dpmpp_2m gets a grid whose step lengths change gradually, on which its results are as good
-as on a grid of the measured density. At higher speeds, which have fewer steps, results on the measured
-density are closer to the reference, at 14 steps by 2.4 dB (mean of three models)."""
+"""The speed at which plans with dpmpp_2m have the gradual grid: its density is the mean of the measured and
+the even density, so that step lengths change gradually. At this speed, results on the gradual grid are as
+good as on a grid of the measured density alone. At higher speeds, which have fewer steps, results on the
+gradual grid are worse: at 14 steps, those on the measured density are closer to the reference by 2.4 dB (mean
+of three models)."""
 
 # For each speed and sampler: number of dense steps, number of regional steps, and share of the tokens in each
 # regional step. These were the best of those measured on three models: their results were 0.6 to 4 dB closer
@@ -42,12 +44,12 @@ DATA = Path(__file__).with_name("family_plans.json")
 
 
 def family_plans(family: str | None) -> PlanSet:
-    """First the complete plans in the data file for a family, then plans with regional steps, then plain
-    plans, both of these computed from the family's costs.
+    """The plans of a family, in order of preference: the complete plans in the data file; plans with regional
+    steps, computed from the family's costs; plain plans (all steps dense), also computed from these costs.
 
     Args:
         family: name of the adapter's module, such as "sd3". For None or a family without data, the result is
-            plain plans only, on the mean grid of all families.
+            plain plans only, on a grid from the mean of all families' costs.
     """
     found = _costs().get(family or "")
     if found is None:
@@ -59,8 +61,8 @@ def family_plans(family: str | None) -> PlanSet:
 
 
 def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
-    """Plans with regional steps. Their token shares reach the plans' speeds on SD3-medium; a run on another
-    model changes the shares so that they reach these speeds on that model.
+    """Plans with regional steps. The token shares in REGIONAL are for SD3-medium, on which the plans reach
+    their speeds with them. A run on another model changes the shares so that it reaches the same speed.
     """
     return tuple(
         Plan(

@@ -15,7 +15,8 @@ POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The grid of patches, one per token, into which the network cuts a latent along (h, w) or (t, h, w).
+    """The grid of tokens of a latent. The network cuts the latent into patches along (h, w) or (t, h, w);
+    each patch is one token.
 
     If the latent's size along an axis is not a multiple of the patch size, the last tokens along that axis
     are partly padding, as in ComfyUI. A token's neighbours are tokens of the same latent frame, along h and
@@ -70,5 +71,5 @@ class TokenGrid:
         return near.view(-1, self.n)
 
     def _planes(self, values: Tensor) -> Tensor:
-        """One plane per frame: (b, n) -> (b * t, 1, h, w), with t = 1 for a grid over (h, w)."""
+        """One plane of tokens for each latent frame: (b, n) -> (b * t, 1, h, w); t = 1 for a grid over (h, w)."""
         return values.view(-1, 1, *self.shape[-2:])

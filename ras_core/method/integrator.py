@@ -1,33 +1,44 @@
 """Multirate integration: each token takes its own steps through the same ODE.
 
-A cached token keeps its last denoised estimate D over several steps, so it takes one long first-order step.
-In the exponential form of the flow's ODE, with t = -log sigma,
+While a token is cached, it keeps its last denoised estimate D. So the steps of the run from its last
+evaluation to its next are together one long first-order step of this token. In its exponential form, with
+t = -log sigma, the flow's ODE is
 
     dx/dt = D(x, t) - x
-    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma; paper, eq. 3)
 
-two corrections need no extra evaluations, only each token's own history:
+and its solution for constant D is an Euler step in sigma (paper, eq. 3):
 
-    fresh token    its step is of second order: D is extrapolated along its last slope to the middle of the
-                   step, as in DPM-Solver++(2M); or the velocity (x - D) / sigma is extrapolated, as in
-                   Adams-Bashforth (`ab2`), whose results are nearer to the converged image if steps are long;
-    stale token    when it is evaluated again after a time H, its long step is repeated with D linear in t
-                   between the two evaluations (trapezoid in exponential form).
+    x(t + h) = e^-h x(t) + (1 - e^-h) D
 
-Both corrections hold for steps of different lengths. A token that was evaluated at the step before must not
-get the correction of stale tokens, because its second-order step already contains that correction.
+This module improves these first-order steps by two corrections, which need no extra evaluations:
+
+    fresh token    A token that is evaluated at this step. With `euler`, its step stays of first order. With
+                   `dpmpp_2m` it is of second order: D is extrapolated along its last slope to the middle of
+                   the step, as in DPM-Solver++(2M). With `ab2` it is of second order too: the velocity
+                   (x - D) / sigma is extrapolated, as in Adams-Bashforth. If steps are long, results of `ab2`
+                   are nearer to the converged image.
+    stale token    A token that was not evaluated at the step before. When it is evaluated again, its long
+                   step since its last evaluation is repeated, with D linear in t between the two evaluations
+                   (trapezoid in exponential form).
+
+Both corrections are valid for steps of unequal length. A token that was evaluated at the step before must not
+get the correction of stale tokens: that correction accounts for the change of D during a first-order step,
+and the token's second-order step has accounted for this change already.
 
 `continued_step` also forecasts the estimates D of stale tokens, linearly in sigma from their last two
 evaluations:
 
-    D' = D + f                f = g (D - D_before) (sigma_last - sigma) / (sigma_before - sigma_last)
+    D' = D + f
+    f = g (D - D_before) (sigma_last - sigma) / (sigma_before - sigma_last)
 
-The gain g, 0 to 1, is fitted for each image to the fresh tokens of the same step: g is the factor on the
-fresh tokens' own forecast changes with which these best match their new estimates. At each step, the long
-step of a stale token is repeated from the token's last evaluation to the present, with D linear in t from the
-last estimate to D'. The step that follows uses the estimate that is forecast for its middle. Forecasts are
-not stored in the history: when the token is evaluated again, its long step is repeated with its true
-estimates, as above.
+D' is the forecast estimate at the current sigma, and f the forecast change. D and D_before are the estimates
+of the last two evaluations, at sigma_last and sigma_before. The gain g, 0 to 1, is fitted for each image to
+the fresh tokens of the same step, whose new estimates are known: their own forecast changes, multiplied by g,
+match the changes to these new estimates best. At each step at which a stale token is not evaluated, its state
+is computed again by one long step from its last evaluation to the start of this step, with D linear in t from
+the last estimate to D'. From this state, the token takes the step with the estimate that is forecast for the
+middle of the step. Forecasts are not stored in the history: when the token is evaluated again, its long step
+is repeated with its true estimates, as above.
 """
 
 from __future__ import annotations
@@ -48,8 +59,8 @@ FARTHEST = 8.0
 """Upper bound of the change that is forecast for a token, in multiples of the token's last change."""
 
 STEEPEST = 4.0
-"""Upper bound of the change that is forecast from a step's start to its middle, in multiples of the change
-that is forecast from the token's last evaluation to the step's start."""
+"""Upper bound of the second of two forecast changes, in multiples of the first. The first is the change from
+the token's last evaluation to the start of a step, the second the change from there to the step's middle."""
 
 
 @dataclass
@@ -71,12 +82,18 @@ class History:
 
     @classmethod
     def empty(cls, x: Tensor) -> History:
-        """The history before any evaluation of state x."""
+        """The history of a run that starts with state x, before its first evaluation."""
         never = torch.full_like(x[:, :1], -torch.inf)
         return cls(x, x, x, never, never)
 
     def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor | None = None) -> History:
-        """The history after evaluating the pixels of `fresh`, (b, 1, H, W) bool, or all of them at time t."""
+        """The history after an evaluation at time t.
+
+        Args:
+            x, d: (b, c, H, W) state and denoised estimate at time t.
+            t: time of the evaluation.
+            fresh: (b, 1, H, W) bool, the pixels that were evaluated; None if all were.
+        """
         if fresh is None:
             return History(d=d, d_before=self.d, x=x, t=torch.full_like(self.t, t), t_before=self.t)
         return History(
@@ -107,7 +124,10 @@ def second_order_estimate(history: History, h: float) -> Tensor:
 def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) -> Tensor:
     """The state at t_next by the second-order Adams-Bashforth method for steps of different lengths in sigma.
 
-    x' = x + H (v + (v - v_before) H / (2 H_before)), with v = (x - D) / sigma
+    x' = x + H (v + (v - v_before) H / (2 H_before))
+
+    Here v = (x - D) / sigma is the velocity now, v_before the velocity at the evaluation before, H the change
+    of sigma over this step, and H_before the change of sigma since the evaluation before.
 
     Args:
         history: the evaluations before the one that gave `d`.
@@ -123,8 +143,8 @@ def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) 
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
-    """The state at time t if D changed linearly in t from the last evaluation's estimate to `d`: (b, c, H,
-    W).
+    """The state at time t, (b, c, H, W), after one long step from each pixel's last evaluation. Over this
+    step, D changes linearly in t from the estimate of that evaluation to `d`.
     """
     span = t - history.t
     safe = span.clamp_min(1e-6)
@@ -140,7 +160,8 @@ def multirate_step(
     masks: tuple[Tensor | None, Tensor | None],
     solver: Solver,
 ) -> tuple[History, Tensor]:
-    """One step of all tokens.
+    """Integrate all tokens over one step. Fresh tokens advance by `solver`, cached tokens with their last
+    estimate. For tokens that are evaluated again after a pause, the past long step is corrected first.
 
     Args:
         history: the evaluations before the one at the start of this step.
@@ -197,12 +218,13 @@ def forecast_change(history: History, d: Tensor, t: float, fresh: Tensor) -> tup
 
     Args:
         history: each pixel's last evaluations before time t.
-        d: (b, c, H, W) denoised estimate at time t, which only fresh pixels need.
+        d: (b, c, H, W) denoised estimate at time t; used only at fresh pixels.
         t: the present time.
         fresh: (b, 1, H, W) bool, pixels that are evaluated at time t.
 
     Returns:
-        (b, 1, H, W) how far sigma has fallen since each pixel's last evaluation, and the (b, c, H, W) change.
+        Two tensors: the decrease of sigma since each pixel's last evaluation, (b, 1, H, W); and the forecast
+        change, (b, c, H, W).
     """
     last = history.t.neg().exp_()
     elapsed = (last - math.exp(-t)).clamp_min_(0.0)

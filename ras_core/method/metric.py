@@ -18,7 +18,7 @@ def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: tor
     as in a run of its own.
 
     Args:
-        noise: (b, c, *size), guided prediction of the direction from image to noise.
+        noise: (b, c, *size), guided model output: the predicted direction from the image to the noise.
         metric: "std", "l2norm" or "random".
         grid: token grid of the latent.
         generator: random number generator for the metric "random", on the CPU.

@@ -3,9 +3,9 @@
 A plan stores its sigma grid not as noise levels but as a density: the share of its steps in each part of the
 model's own `simple` schedule. A grid made from it decreases from the model's first noise level to 0, whatever
 the model, the number of steps and the shift. If the shift adapts the schedule to another resolution, the grid
-adapts too. But if a user changes the shift at the same resolution, the steps move, although the differential
-equation stays the same and needs its steps where they were. So a plan that was measured on a model is used
-only with the schedule on which it was measured.
+adapts too. But if a user changes the shift at the same resolution, the grid moves to other noise levels,
+although the same noise levels as before need the most steps (the differential equation has not changed). So a
+plan that was measured on a model is used only with the schedule on which it was measured.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def plain_steps(speed: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run computes to be faster, by a given factor, than a dense run of `full_steps` steps.
+    """What a run computes so that it reaches a given speed-up over a dense run of `full_steps` steps.
 
     Attributes:
         speed: one of PLAN_SPEEDS.
         sampler: the sampler that the plan was made for.
-        density: for each of several equal parts of the `simple` schedule, its share of the steps; sum 1.
-        shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. One number
-            for each step; the first two are 1, because selection needs the results of two dense steps.
-        kv_cache: format of the K/V cache if a step is regional; checked when a plan becomes settings.
-        full_steps: number of dense steps that the plan's `steps` steps replace.
+        density: share of the steps in each part of the `simple` schedule (parts with equally many steps).
+        shares: for each step, the share of the image tokens that it computes: 1 for a dense step, else 0.05
+            to below 1. The first two are 1, because selection needs the results of two dense steps.
+        kv_cache: format of the K/V cache for regional steps; checked when settings are made from the plan.
+        full_steps: number of steps of the dense run that a run of this plan replaces.
         speedup: expected from FLOPs, relative to `full_steps` dense steps.
         closeness: how close the final latent is to a fine reference, in dB; None if it was not measured.
         origin: where the plan comes from, such as "calibrated on this model at 1024x1024".
@@ -130,16 +130,16 @@ class Plan:
         return self.resized(len(given) - 1).grid_between(fine, given)
 
     def grid_between(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
-        """The noise levels if all steps of the plan are between the first and the last given level."""
+        """The noise levels with all steps of the plan placed between the first and last level of `given`."""
         return part_of(fine, self.density, self.steps, given)
 
     def resized(self, full_steps: int) -> Plan:
-        """This plan for another number of dense steps: same speed, shares stretched over the new steps."""
+        """This plan for a dense run of `full_steps` steps: same speed, with its shares stretched to match."""
         steps = max(1, round(self.steps * full_steps / self.full_steps))
         return replace(self, shares=self._stretched(steps), full_steps=max(full_steps, 1))
 
     def on_grid(self, steps: int) -> Plan:
-        """The plan for a grid that has `steps` steps already; `full_steps` changes in proportion."""
+        """This plan with `steps` steps, for a grid that is already fixed; `full_steps` is scaled likewise."""
         full_steps = max(round(steps * self.full_steps / self.steps), 1)
         return replace(self, shares=self._stretched(steps), full_steps=full_steps)
 
@@ -182,7 +182,7 @@ class Plan:
 
 
 def described(speed: str, shares: Sequence[float], full_steps: int) -> str:
-    """One line that describes a run: its speed, its steps and its mean share of tokens."""
+    """One line about the run of a plan: its speed, its steps and its mean share of tokens."""
     dense = sum(share == 1 for share in shares)
     line = f"{speed}: {len(shares)} of {full_steps} steps, "
     if dense == len(shares):
@@ -205,7 +205,7 @@ def read_json(text: str) -> Any:
 
 
 def checked_version(what: str, values: Any) -> dict[str, Any]:
-    """`values` without the field "version", which must be VERSION."""
+    """The dict `values`, read from JSON, without its field "version", which must be VERSION."""
     version = values.get("version") if isinstance(values, Mapping) else None
     if version != VERSION:
         raise RASError(

@@ -22,7 +22,7 @@ LEAST_FITTED = 0.4
 measured plan (`family_plans.REGIONAL`) is 0.59."""
 
 DENSE_PART = 0.45
-"""Share of a run's cost that is spent on dense steps if the number of steps is given."""
+"""Share of a run's cost that dense steps have in `shares_of_steps`, where the number of steps is given."""
 
 # For each candidate: token share of a regional step, and share of the run's cost that dense steps have.
 # Token shares of 0.5 to 0.8 on front-loaded grids gave the best results. Regional steps start late, so that
@@ -65,11 +65,11 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
 
 def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float, ...]:
     """The token share of every step of a run of `steps` steps that costs as much as steps / speed dense
-    steps. If even the smallest possible shares cost more, the result has these.
+    steps. If even the smallest possible shares cost more than that, the result has the smallest shares.
 
     Args:
         steps: number of steps of the run, dense and regional.
-        speed: wanted speed-up over a run of `steps` dense steps.
+        speed: desired speed-up over a run of `steps` dense steps.
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
     budget = steps / speed
@@ -82,8 +82,8 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
     """The same dense and regional steps, with the token share of the regional steps changed so that the run
-    costs the budget; None if that share would not be between LEAST_FITTED and MAX_SHARE, which happens with
-    large reference images, for example.
+    costs the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE; large reference
+    images can be a reason.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all

@@ -1,4 +1,4 @@
-"""The plans of a model for each speed, and the choice of the best plan of a speed."""
+"""The plans of a model for each speed, and the choice of the best plan for a given speed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class PlanSet:
     """The plans of a model, from which the best plan of a speed is chosen.
 
     Attributes:
-        plans: plans of any speed and sampler; there may be several for the same speed. Among plans that are
-            equally good or not measured, the first is preferred.
+        plans: plans of any speed and sampler; there may be several for the same speed. If two plans
+            are equally close to the reference, or neither was measured, the earlier one is preferred.
         note: where the plans come from, and how they were measured.
     """
 
@@ -28,9 +28,9 @@ class PlanSet:
     note: str = ""
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
-        """The plan of a speed whose result is closest to the reference. A plan with regional steps must be
-        closer than the best plain plan by more than WORTHWHILE. If no plan of the speed was measured, the
-        first one is returned.
+        """The best plan for a speed: the plan whose result is closest to the reference. But a plan with
+        regional steps must be closer than the best plain plan by more than WORTHWHILE. If no plan for the
+        speed was measured, the first plan for it in `plans` is returned.
 
         Args:
             speed: one of PLAN_SPEEDS.
