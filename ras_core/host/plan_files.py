@@ -45,7 +45,7 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
     Args:
         model: any MODEL.
-        size: height and width of the latent. None: the plans of this model that were saved last, whatever
+        size: height and width of the latent; None to use the plans of this model that were saved last, whatever
             their size.
     """
     if last_change() is None:

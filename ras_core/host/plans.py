@@ -22,9 +22,8 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule from which a plan's noise levels are interpolated. In a `simple`
-schedule with more steps than the model defines noise levels, some levels would occur twice. Every model
-defines at least 200."""
+"""Steps of the fine schedule from which a plan's noise levels are interpolated. A `simple` schedule
+repeats levels if it has more steps than the model defines noise levels; every model defines at least 200."""
 
 EVEN_LEVELS = 199
 """Steps of the fine schedule that RAS Scheduler uses for a plan with an even grid, instead of FINE_LEVELS.
@@ -40,7 +39,7 @@ def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None: the plans measured last, whatever their size.
+        size: height and width of the latent; None to use the plans measured last, whatever their size.
     """
     return saved_plans(model, size) or plans_of_family(model)
 

@@ -1,5 +1,5 @@
-"""The wrappers of one run: ComfyUI calls them in place of its own functions. They are attached when sampling
-starts, and dropped with the run's copy of the model options.
+"""The wrappers of one run: ComfyUI calls each of them around one of its functions. They are attached when
+sampling starts, and dropped with the run's copy of the model options.
 """
 
 from __future__ import annotations

@@ -71,5 +71,5 @@ class TokenGrid:
         return near.view(-1, self.n)
 
     def _planes(self, values: Tensor) -> Tensor:
-        """One plane of tokens for each latent frame: (b, n) -> (b * t, 1, h, w); t = 1 for a grid over (h, w)."""
+        """One plane of tokens per latent frame: (b, n) -> (b * t, 1, h, w); t = 1 for a grid over (h, w)."""
         return values.view(-1, 1, *self.shape[-2:])
