@@ -45,8 +45,8 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None to use the plans of this model that were saved last, whatever
-            their size.
+        size: height and width of the latent; None to use the plans of this model that were saved last,
+            whatever their size.
     """
     if last_change() is None:
         return None  # no plans are saved, so the fingerprint, computed at every run, is not needed
