@@ -158,8 +158,8 @@ def check_vae(header: Header) -> None:
 
 
 def _sampling_settings(folder: Path | None) -> dict[str, float]:
-    """ComfyUI's sampling settings, with the shift of the noise schedule from the folder's scheduler config; {}
-    if there is no scheduler config, or no shift in it.
+    """ComfyUI's sampling settings, with the shift of the noise schedule from the folder's scheduler config.
+    They are {} if there is no scheduler config, or no shift in it.
     """
     config = _read_json(folder / "scheduler" / "scheduler_config.json") if folder else {}
     return {"shift": float(config["shift"])} if "shift" in config else {}

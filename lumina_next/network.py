@@ -141,8 +141,8 @@ class AttentionCall:
     """Attention settings that all layers share during one forward call of the network.
 
     Args:
-        scale: factor on self-attention's usual scale. This factor depends on the number of tokens in the whole
-            image, even in steps that process only some of the tokens.
+        scale: factor on self-attention's usual scale. This factor depends on the number of tokens in the
+            whole image, even in steps that process only some of the tokens.
         options: ComfyUI's transformer options.
     """
 
@@ -251,8 +251,8 @@ class ModulatedNorm(nn.Module):
         self.norm = ops.RMSNorm(d, eps=1e-5, **made)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normalised x (b, n, d), then the attention gate, the feed-forward scale and the feed-forward
-        gate, each (b, 1, d). The attention scale is not returned, because x is already multiplied by it.
+        """Return the normalised x (b, n, d), then the attention gate, the feed-forward scale and the
+        feed-forward gate, each (b, 1, d). x is already multiplied by the attention scale.
         """
         modulation = self.linear(F.silu(condition))[:, None]
         attention_scale, attention_gate, ffn_scale, ffn_gate = modulation.chunk(4, dim=2)

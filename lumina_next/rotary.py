@@ -19,7 +19,8 @@ def rotary_table(
     Args:
         grid: (h, w), size of the token grid; tokens are ordered row by row.
         head_dim: channels of a head, divisible by 4.
-        linear_factor: (1,), divides all frequencies, which has the effect of moving positions closer together.
+        linear_factor: (1,), divides all frequencies, which has the effect of moving positions closer
+            together.
         ntk_factor: (1,), multiplies the base of the frequencies, which lowers mainly the low frequencies.
         device: the device of the table.
     """
