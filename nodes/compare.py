@@ -55,7 +55,7 @@ class RASCompare(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after RAS Calibrate has run, because it changes the saved plans."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod

@@ -19,8 +19,8 @@ class RASSampler(io.ComfyNode):
             category=CATEGORY,
             description="A sampler for SamplerCustom and SamplerCustomAdvanced. While RAS skips a region, "
             "the model's last output for this region is reused. When the region is computed again, this "
-            "sampler corrects the error that the reuse has caused. Use this sampler with a model from RAS Patch Model; with "
-            "other models it is the ordinary dpmpp_2m, euler or ab2 (Adams-Bashforth).",
+            "sampler corrects the error that the reuse has caused. Use this sampler with a model from RAS "
+            "Patch Model; with other models it is the ordinary dpmpp_2m, euler or ab2 (Adams-Bashforth).",
             inputs=[
                 io.Combo.Input(
                     "order", options=list(SOLVERS), default="dpmpp_2m",

@@ -214,7 +214,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
     """Client id, and whether this client wants to watch, from the body of a request.
 
     Raises:
-        ValueError: the body has neither a client id nor the form that `announce` describes.
+        ValueError: the body does not have the form that `announce` describes.
     """
     client, enabled = (body.get("client_id"), body.get("enabled")) if isinstance(body, dict) else (None, None)
     if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT_ID or not isinstance(enabled, bool):

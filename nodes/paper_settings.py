@@ -41,8 +41,8 @@ class RASPaperSettings(io.ComfyNode):
         None here.
 
         ComfyUI itself does not check the inputs that are parameters of this function, so this function checks
-        them. It raises an exception instead of returning an error text, because ComfyUI would show the text once for each of
-        these inputs.
+        them. It raises an exception instead of returning an error text, because ComfyUI would show the text
+        once for each of these inputs.
         """
         given = {
             "metric": metric, "high_ratio": high_ratio, "starvation_scale": starvation_scale,

@@ -114,8 +114,8 @@ class RASScheduler(io.ComfyNode):
                 PlanType.Input(
                     "plan", optional=True,
                     tooltip="The plans made by RAS Calibrate; the inputs speed and sampler select one of "
-                    "them. If nothing is connected, the plans that were saved for this model are used, and if there "
-                    "are none, the plans of the model's family.",
+                    "them. If nothing is connected, the plans that were saved for this model are used, and "
+                    "if there are none, the plans of the model's family.",
                 ),
                 io.Latent.Input(
                     "latent_image", optional=True,

@@ -1,9 +1,9 @@
 """Inputs that the nodes with RAS settings no longer have; workflows that still pass these inputs are refused.
 
-By default, ComfyUI ignores inputs that a node does not have. So a prompt in API format with the retired input
-method = "paper" would silently run with multirate. Newer versions of ComfyUI can pass such inputs to the
-node's `validate_inputs` (see ACCEPT_ALL); there the prompt is refused when it is queued. In older versions, it
-is refused when the node is executed.
+By default, ComfyUI ignores inputs that a node does not have. So a prompt in API format with the retired
+input method = "paper" would silently run with multirate. Newer versions of ComfyUI can pass such inputs to
+the node's `validate_inputs` (see ACCEPT_ALL); there the prompt is refused when it is queued. In older versions,
+it is refused when the node is executed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ ACCEPT_ALL = (
     {"accept_all_inputs": True} if "accept_all_inputs" in inspect.signature(io.Schema).parameters else {}
 )
 """Arguments of a node's schema. They make ComfyUI pass all inputs of the prompt, including those that the
-schema does not list, to `RefusesRetired.validate_inputs`. Empty in versions of ComfyUI that cannot do this."""
+schema does not list, to `RefusesRetired.validate_inputs`. Empty in versions of ComfyUI that cannot do
+this."""
 
 
 class RefusesRetired(io.ComfyNode):
@@ -71,7 +72,7 @@ def refuse_retired(inputs: Mapping[str, Any]) -> None:
     """
     _refuse(
         _given(inputs, HARMLESS),
-        "for the paper's method, RASPaperSettings connected to the input `paper`; for multirate, no connection.",
+        "for the paper's method, RASPaperSettings connected to the input paper; for multirate, nothing.",
         "and connect RASPaperSettings for the paper's method",
     )
     _refuse(

@@ -39,7 +39,7 @@ class RASKSampler(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after RAS Calibrate has run, because it changes the saved plans."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod
@@ -70,8 +70,8 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
     return [
-        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina-Image-2.0, Lumina-Next, "
-        "Z-Image or Flux.1."),
+        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina-Image-2.0, "
+        "Lumina-Next, Z-Image or Flux.1."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,

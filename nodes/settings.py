@@ -58,8 +58,8 @@ def _plan_input() -> io.Input:
     return PlanType.Input(
         "plan", optional=True,
         tooltip="The plans made by RAS Calibrate, from which the input speed selects one. If nothing is "
-        "connected, the plans that were saved for this model and image size are used, and if there are none, the plans of "
-        "the model's family.",
+        "connected, the plans that were saved for this model and image size are used, and if there are "
+        "none, the plans of the model's family.",
     )  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def _schedule_inputs() -> list[io.Input]:
         io.Float.Input(
             "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01, **ADVANCED,
             tooltip="Used with speed custom. The share of the image that each regional step computes. At "
-            "0.5 the image stays close to the image without RAS; 0.25 is faster. At 1 every step computes the "
-            "whole image, exactly as without RAS.",
+            "0.5 the image stays close to the image without RAS; 0.25 is faster. At 1 every step computes "
+            "the whole image, exactly as without RAS.",
         ),
         io.Float.Input(
             "start_percent", default=Window.start_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
@@ -79,8 +79,8 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="Used with speed custom. The share of the run's steps after which all remaining steps are "
-            "dense (compute the whole image). With 1, regional steps are allowed until the end of the run.",
+            tooltip="Used with speed custom. The share of the run's steps after which all remaining steps "
+            "are dense (compute the whole image). With 1, regional steps are allowed until the end of the run.",
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000, **ADVANCED,
