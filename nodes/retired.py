@@ -2,8 +2,8 @@
 
 By default, ComfyUI ignores inputs that a node does not have. So a prompt in API format with the retired
 input method = "paper" would silently run with multirate. Newer versions of ComfyUI can pass such inputs to
-the node's `validate_inputs` (see ACCEPT_ALL); there the prompt is refused when it is queued. In older versions,
-it is refused when the node is executed.
+the node's `validate_inputs` (see ACCEPT_ALL); there the prompt is refused when it is queued. In older
+versions, it is refused when the node is executed.
 """
 
 from __future__ import annotations

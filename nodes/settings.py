@@ -80,7 +80,8 @@ def _schedule_inputs() -> list[io.Input]:
         io.Float.Input(
             "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
             tooltip="Used with speed custom. The share of the run's steps after which all remaining steps "
-            "are dense (compute the whole image). With 1, regional steps are allowed until the end of the run.",
+            "are dense (compute the whole image). With 1, regional steps are allowed until the end of the "
+            "run.",
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000, **ADVANCED,

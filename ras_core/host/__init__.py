@@ -42,7 +42,8 @@ What happens in a run:
 The code for ComfyUI's extension points: `patch` has OUTER_SAMPLE; `wrappers` has PREDICT_NOISE, APPLY_MODEL
 and SAMPLER_SAMPLE; `cache_plan` has PREPARE_SAMPLING. To use another extension point, add a method to
 `RunWrappers`, and a line to `RunWrappers.attach`. If the pack cannot work without that extension point, add
-its name to `requirements`; otherwise attach the method only if ComfyUI's class `WrappersMP` has that name.
+its name to `requirements`; otherwise attach the method only if ComfyUI's class `WrappersMP` has that
+name.
 
 Latents with a time axis (video) are not supported yet: `outer_sample` lets ComfyUI sample them without RAS,
 and `calibration` raises an error. `method.grid`, `run.live` and `render.masks` can already process such
