@@ -15,7 +15,7 @@ Graphs = Literal["auto", "off"]
 MIN_RATIO = 0.05
 
 MAX_SHARES = 3
-"""Maximum number of different token shares in a run's regional steps. Each share needs its own graphs."""
+"""Most different token shares in a run's regional steps, because each share needs its own CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class RASConfig:
             error of a token's skipped steps when the token is computed again (method/integrator.py).
         continue_outputs: if `corrections` is set, extrapolate a cached token's estimate along its last change
             instead of keeping it constant.
-        spread: if `kv_cache` is "forecast" or "forecast2", correct the forecasts of cached K/V rows. Nearby rows
-            that the step computes show how large their own forecast errors were; the correction is derived
-            from these errors. It is made if a step processes at least half of the tokens (kv/spread.py).
+        spread: if `kv_cache` is "forecast" or "forecast2", correct the forecasts of cached K/V
+            rows by the forecast errors that nearby rows show when the step computes them. This is done only
+            in steps that process at least half of the tokens (kv/spread.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" uses no
             CUDA graphs.
         kv_cache: how the keys and values of cached tokens are kept. "gpu": unchanged, on the GPU. "fp8": on

@@ -2,7 +2,7 @@
 
 Modules that sample, in reading order:
 
-- `patch`: the entry point: what a node attaches to a model.
+- `patch`: the entry point, which a node attaches to a model.
 - `outer_sample`: starts a run from ComfyUI's arguments.
 - `wrappers`: the wrappers of a run.
 - `call`: one call of ComfyUI's model.
@@ -31,13 +31,13 @@ What happens in a run:
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
 2. When sampling starts, that wrapper derives from the settings what this run computes, starts the run, and
-   adds the run's wrappers to the run's copy of the model options. If the user chose a speed, the noise levels
-   of its plan may replace the sampler's noise levels before the run starts.
+   adds the run's wrappers to the run's copy of the model options. If the user chose a speed, the noise
+   levels of its plan may replace the sampler's noise levels before the run starts.
 3. The PREPARE_SAMPLING wrapper chooses the format of the K/V cache, once the run's models are loaded.
 4. The SAMPLER_SAMPLE wrapper copies the conditionings to the device.
 5. The PREDICT_NOISE and APPLY_MODEL wrappers call `run.network_calls`.
-6. When the run ends, `patch` keeps the run's trace for later nodes. The run's wrappers disappear with its copy of
-   the model options.
+6. When the run ends, `patch` keeps the run's trace for later nodes. The run's wrappers disappear with its
+   copy of the model options.
 
 The code for ComfyUI's extension points: `patch` has OUTER_SAMPLE; `wrappers` has PREDICT_NOISE, APPLY_MODEL
 and SAMPLER_SAMPLE; `cache_plan` has PREPARE_SAMPLING. To use another extension point, add a method to
@@ -49,5 +49,5 @@ Latents with a time axis (video) are not supported yet: `outer_sample` lets Comf
 and `calibration` raises an error. `method.grid`, `run.live` and `render.masks` can already process such
 latents.
 
-This package may import `run`, and the packages that `run` may import.
+Imports: this package may import `run`, and the packages that `run` may import.
 """

@@ -94,8 +94,8 @@ class CachePlan:
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
 
     def _reusable(self, first: str) -> set[str]:
-        """Names of the K/V formats that this run may use. If earlier CUDA graphs hold buffers in these formats,
-        this run either reuses the buffers or frees them.
+        """Names of the K/V formats that this run may use. If earlier CUDA graphs hold buffers in these
+        formats, this run either reuses the buffers or frees them.
         """
         return {first, forecast.FORMAT.name} if self._may_forecast else {first}
 
