@@ -1,7 +1,8 @@
 """The pack's nodes, for ComfyUI's V3 node API.
 
-`settings` has the inputs that the sampling nodes share. To add a setting, add a field to `RASConfig`, an
-input of the same name to `settings`, and the texts of the input to locales/ and web/docs/.
+The module `settings` contains the inputs that the sampling nodes share. To add a setting, add a field to
+`RASConfig` and an input of the same name to `settings`. Then add the texts of the input: its translations to
+locales/, and its description to web/docs/.
 
 To add a setting of the paper's method, add a field to `PaperSettings` and an input of the same name to
 `paper_settings`.

@@ -55,7 +55,7 @@ class RASCompare(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after a calibration, because that changes the saved plans."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod
@@ -75,10 +75,9 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs for the run without RAS: all its steps are dense.
+    """The inputs of the run without RAS, in which all steps are dense.
 
-    PaperSettings stay among the inputs, because they decide which euler and dpmpp_2m run: ComfyUI's own, or
-    the pack's, which correct regions. Both runs must use the same.
+    Of PaperSettings, only `ratio_end` matters to such a run: unless it is 0, it makes steps regional.
     """
     paper = inputs.get("paper")
     dense = {"speed": CUSTOM, "plan": None, "sample_ratio": 1.0, **vars(Window())}
@@ -86,7 +85,7 @@ def _dense(inputs: dict) -> dict:
 
 
 def _image(vae, inputs: dict) -> tuple[np.ndarray, Trace]:
-    """(b, H, W, 3) float32 in [0, 1] and the run's trace."""
+    """Sample and decode one run. Returns its images, (b, H, W, 3) float32 in [0, 1], and its trace."""
     latent, trace = sample_with_trace(**inputs)
     decoded = vae.decode(latent["samples"])
     return np.clip(decoded.reshape(-1, *decoded.shape[-3:]).float().cpu().numpy(), 0, 1), trace

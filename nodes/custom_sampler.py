@@ -1,4 +1,4 @@
-"""RASSampler: a sampler with own step sizes for each region, for ComfyUI's custom sampling nodes."""
+"""RASSampler: a sampler with a separate step size for each region, for ComfyUI's custom sampling nodes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ class RASSampler(io.ComfyNode):
             node_id="RASSampler",
             display_name="RAS Multirate Sampler",
             category=CATEGORY,
-            description="A sampler for SamplerCustom and SamplerCustomAdvanced that corrects skipped "
-            "regions when they are computed again. Use this sampler with a model from RAS Patch Model; with "
-            "other models it is the ordinary dpmpp_2m, euler or ab2 (Adams-Bashforth).",
+            description="A sampler for SamplerCustom and SamplerCustomAdvanced. While RAS skips a region, "
+            "the model's last output for this region is reused. When the region is computed again, this "
+            "sampler corrects the error that the reuse has caused. Use this sampler with a model from RAS "
+            "Patch Model; with other models it is the ordinary dpmpp_2m, euler or ab2 (Adams-Bashforth).",
             inputs=[
                 io.Combo.Input(
                     "order", options=list(SOLVERS), default="dpmpp_2m",

@@ -1,7 +1,9 @@
-"""Server side of the live view: keeps a list of the browsers that watch, and sends them the steps of runs.
+"""Server side of the live view.
+
+Keeps a list of the browsers that watch the live view, and sends the steps of runs to these browsers.
 
 A browser that wants to watch posts its client id to ROUTE. The messages of a run are sent only to the browser
-that queued the run, and only if this browser watches; otherwise no message is built.
+that queued the run. If that browser does not watch, no message is built.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def _open_view(grid: Any) -> View | None:
 class LiveView:
     """Sends the steps of a run to one browser as small messages.
 
-    After an error, the view sends no more messages, because an error of the view must never make the run
-    fail.
+    After an error, the view sends no more messages, because an error in the live view must never make the
+    run fail.
 
     Args:
         about: fields that every message of the run contains, such as the node's id and the size of the grid.
@@ -96,8 +98,8 @@ class LiveView:
     def step(self, step: LiveStep) -> None:
         """Send the message about a new step.
 
-        If the last message was sent less than MIN_INTERVAL ago, send nothing now; the next message then
-        includes this step, without its mask.
+        If the last message was sent less than MIN_INTERVAL ago, send nothing now. The next message then lists
+        this step too, in its field `unsent` and without a mask.
         """
         if step.index == self._last_step:
             return
@@ -169,8 +171,8 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
     """A mask of tokens, (h, w) bool, as base64: eight tokens per byte, row by row, the first token in the
     highest bit.
 
-    Of a mask with frames, (t, h, w), only the first latent frame is packed, because ComfyUI's previews show
-    this frame.
+    For a mask with frames, (t, h, w), only the first latent frame is packed, because ComfyUI's previews show
+    that frame.
     """
     if mask is None:
         return None
@@ -212,7 +214,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
     """Client id, and whether this client wants to watch, from the body of a request.
 
     Raises:
-        ValueError: the body is not such an announcement.
+        ValueError: the body does not have the form that `announce` describes.
     """
     client, enabled = (body.get("client_id"), body.get("enabled")) if isinstance(body, dict) else (None, None)
     if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT_ID or not isinstance(enabled, bool):
@@ -221,7 +223,7 @@ def read_announcement(body: Any) -> tuple[str, bool]:
 
 
 def _server() -> Any:
-    """ComfyUI's running server; None if its module was not imported, so that no browser can watch."""
+    """ComfyUI's running server; None if its module was not imported, in which case no browser can watch."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
@@ -230,7 +232,7 @@ def _is_watching(server: Any, client: str | None) -> bool:
 
 
 def _executing_node(server: Any) -> str | None:
-    """Id of the node that the browser shows as executing, on which ComfyUI also shows its latent previews."""
+    """Id of the node that the browser shows as executing. ComfyUI shows its latent previews on this node."""
     if server.last_node_id is not None:
         return str(server.last_node_id)
     from comfy_execution.utils import get_executing_context

@@ -1,4 +1,4 @@
-"""RASLuminaNextLoader: loads Lumina-Next, a model of the RAS paper for which ComfyUI has no loader."""
+"""RASLuminaNextLoader: loads Lumina-Next, a model used in the RAS paper. ComfyUI has no loader for it."""
 
 from __future__ import annotations
 
@@ -44,10 +44,12 @@ class RASLuminaNextLoader(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="Has an effect only for images larger than 1024 x 1024. Until this time of the "
-                    "run (0 is noise, 1 is the finished image), the position encoding is scaled to the "
-                    "image size at all frequencies; after this time, only at low frequencies. With 1, all "
-                    "frequencies are scaled during the whole run; 0.3 keeps more detail.",
+                    tooltip="The time at which the scaling of the position encoding changes; at time 0, the "
+                    "image is noise, at time 1, it is finished. Before this time, all frequencies of the "
+                    "encoding are scaled to the image size. After it, mainly the low frequencies are "
+                    "scaled. With 1, all frequencies are scaled during the whole run; 0.3 keeps more detail "
+                    "than 1. Images with as many pixels as 1024 x 1024 need no scaling, so this input does "
+                    "not change them.",
                 ),
             ],
             outputs=[
@@ -92,7 +94,7 @@ def _file_input(part: Part) -> io.Input:
             "transformer": "A file in models/diffusion_models that is loaded instead of the folder's "
             "transformer.",
             "text_encoder": "A Gemma-2B file in models/text_encoders that is loaded instead of the folder's "
-            "text encoder. A tokenizer.json for it must be in the same folder as the file.",
+            "text encoder. The folder of this file must also contain Gemma-2B's tokenizer.json.",
             "vae": "A file in models/vae that is loaded instead of the folder's VAE. The VAE of SDXL works "
             "too.",
         }[part.label],

@@ -1,4 +1,4 @@
-"""RASMaskPreview: which regions each step computed, as images."""
+"""RASMaskPreview: shows, as images, which regions each step computed."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class RASMaskPreview(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="One image for each step. Dense steps, which "
-                "compute the whole image, are marked."),
+                io.Image.Output(display_name="frames", tooltip="One image for each step. Its caption "
+                "says whether the step is dense (computes the whole image) or regional."),
                 io.Image.Output(
                     display_name="summary", tooltip="An image that shows how often each region was "
                     "computed, and the share of the image that each step computed."

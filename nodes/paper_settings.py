@@ -20,14 +20,15 @@ class RASPaperSettings(io.ComfyNode):
             display_name="RAS Paper Settings",
             category=CATEGORY,
             description="Selects regions by the method of the RAS paper instead of multirate. The paper's "
-            "method does not correct skipped regions. So set error_reset_every, in the node to which you "
-            "connect this node, to a value from 4 to 6, which keeps the errors of skipped regions from "
-            "growing.",
+            "method does not correct skipped regions, so their errors grow until the next dense step. To "
+            "keep these errors small, set error_reset_every to a value from 4 to 6. That input is in the "
+            "node to which you connect this node.",
             inputs=[*_ranking_inputs(), *_schedule_inputs()],
             outputs=[
                 PaperType.Output(
                     display_name="paper",
-                    tooltip="For the input paper of RAS Patch Model, RAS KSampler or RAS Compare.",
+                    tooltip="Connect this output to the paper input of RAS Patch Model, RAS KSampler or RAS "
+                    "Compare.",
                 )
             ],
         )
@@ -39,9 +40,9 @@ class RASPaperSettings(io.ComfyNode):
         """Refuse invalid values before the prompt runs. An input that is linked to another node's output is
         None here.
 
-        ComfyUI itself does not check the inputs that are parameters of this function. This function raises an
-        exception instead of returning an error text, because ComfyUI would show the text once for each of
-        these inputs.
+        ComfyUI itself does not check the inputs that are parameters of this function, so this function checks
+        them. It raises an exception instead of returning an error text, because ComfyUI would show the text
+        once for each of these inputs.
         """
         given = {
             "metric": metric, "high_ratio": high_ratio, "starvation_scale": starvation_scale,
@@ -68,20 +69,20 @@ def _ranking_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "metric", options=list(get_args(Metric)), default="std",
-            tooltip="The measure by which regions are ranked: the standard deviation (std, the paper's "
-            "choice) or the L2 norm (l2norm) of the predicted noise. random selects regions at random, as a "
-            "baseline to compare with.",
+            tooltip="The measure by which regions are ranked. std: the standard deviation of the predicted "
+            "noise, which is the paper's choice. l2norm: the L2 norm of the predicted noise. random: no "
+            "measure; regions are selected at random, as a baseline to compare with.",
         ),
         io.Float.Input(
             "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
-            tooltip="Expert. A step skips the regions with the highest and with the lowest values of the "
-            "metric. high_ratio is the share of the skipped regions that come from the highest values. With "
-            "1, only regions with high values are skipped.",
+            tooltip="Expert. A regional step skips regions from both ends of the ranking by the input "
+            "metric. This value is the share of the skipped regions that come from the end with the high "
+            "values; the others come from the low end. With 1, only regions with high values are skipped.",
         ),
         io.Float.Input(
             "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
-            tooltip="Expert. How strongly a region that was skipped often is preferred when regions are "
-            "selected to be computed. 0: not at all.",
+            tooltip="Expert. How strongly the selection of the regions to compute prefers regions that were "
+            "skipped often. 0: not at all.",
         ),
     ]  # fmt: skip
 

@@ -18,9 +18,9 @@ class RASPatchModel(RefusesRetired):
             display_name="RAS Patch Model",
             category=CATEGORY,
             description="Speeds up sampling: most steps compute only those regions of the image that have "
-            "probably changed most, and each other region reuses the output that the model last computed "
-            "for it. Works with any sampler node. Supports SD3, SD3.5, Lumina-Image-2.0, Lumina-Next, "
-            "Z-Image and Flux.1.",
+            "probably changed most since they were last computed. Every remaining region reuses the output "
+            "that the model last computed for it. Works with any sampler node. Supports SD3, SD3.5, "
+            "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
             inputs=[
                 io.Model.Input(
                     "model",
@@ -36,7 +36,7 @@ class RASPatchModel(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after a calibration, because that changes the saved plans."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod

@@ -23,16 +23,16 @@ class RASCalibrate(io.ComfyNode):
             category=CATEGORY,
             description="Measures at which noise levels your model needs the most sampling steps, tries "
             "plans for speed-ups of 1.5, 2, 2.5 and 3, and saves the best plans for this model and image "
-            "size. Run this node once; for each seed, it takes about as long as sampling 33 images with 28 "
-            "steps.",
+            "size. Run this node once. It takes about as long as sampling 33 images with 28 steps, times "
+            "the number of images that it measures with (input seeds).",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model to measure, with its LoRAs. If it comes from RAS Patch "
                     "Model, the settings of that node are ignored."
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="A prompt as you typically use it, to measure with. The plans are "
-                    "then used for all prompts."
+                    "positive", tooltip="A typical prompt of yours, used for measuring. The plans that are "
+                    "saved apply to all prompts."
                 ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt that you usually use."),
                 io.Latent.Input(
@@ -51,14 +51,15 @@ class RASCalibrate(io.ComfyNode):
             ],
             outputs=[
                 PlanType.Output(
-                    display_name="plan", tooltip="One plan for each speed, for the input plan of other "
-                    "nodes."
+                    display_name="plan", tooltip="One plan for each speed. Connect this output to the plan "
+                    "input of other RAS nodes."
                 ),
                 io.Image.Output(
                     display_name="fronts",
-                    tooltip="A plot of how close runs at each speed come to a reference run of many steps. "
-                    "Its three curves are runs without RAS on the simple schedule, runs without RAS on the "
-                    "best other noise levels, and runs with the chosen plans.",
+                    tooltip="A plot that shows, for each speed, how close the result of a run is to the "
+                    "result of a reference run of many steps, in dB. The first curve is for runs without "
+                    "RAS on the simple schedule, the second for runs without RAS on those other noise "
+                    "levels that gave the closest results, and the third for runs with the chosen plans.",
                 ),
             ],
             is_output_node=True,
@@ -80,20 +81,22 @@ class RASScheduler(io.ComfyNode):
             node_id="RASScheduler",
             display_name="RAS Scheduler",
             category=CATEGORY,
-            description="Outputs the noise levels of a run with fewer steps, which are denser where your "
-            "model needs more steps. For SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
+            description="Outputs the noise levels of a run with fewer steps. They are closer together where "
+            "your model needs more steps. For SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to sample with. If it comes from RAS Patch Model, the noise levels "
-                    "are those of the best plan for this speed and sampler; if not, those of the best plan "
-                    "in which every step computes the whole image.",
+                    tooltip="The model to sample with. If the model comes from RAS Patch Model, the noise "
+                    "levels are those of the best plan for the speed and the sampler that are set here. "
+                    "With any other model, only plans in which every step computes the whole image are "
+                    "considered.",
                 ),
                 io.Combo.Input(
                     "speed", options=list(PLAN_SPEEDS), default="2x",
-                    tooltip="The speed-up over a run without RAS that has the number of steps below. With "
-                    "2x and 28 steps, the result is 14 steps, or more than 14 steps if some steps of the "
-                    "plan compute only a part of the image.",
+                    tooltip="The speed-up over a run without RAS that has as many steps as the input steps "
+                    "says. Example: with 2x and 28 steps, you get the noise levels of a run of 14 steps. If "
+                    "some steps of the plan compute only a part of the image, the run has more than 14 "
+                    "steps.",
                 ),
                 io.Int.Input(
                     "steps", default=28, min=1, max=10000,
@@ -110,14 +113,15 @@ class RASScheduler(io.ComfyNode):
                 ),
                 PlanType.Input(
                     "plan", optional=True,
-                    tooltip="The plans from which speed and sampler choose, made by RAS Calibrate. If "
-                    "nothing is connected, the plans that were saved for this model are used, and if there "
-                    "are none, the plans of the model's family.",
+                    tooltip="The plans made by RAS Calibrate; the inputs speed and sampler select one of "
+                    "them. If nothing is connected, the plans that were saved for this model are used, and "
+                    "if there are none, the plans of the model's family.",
                 ),
                 io.Latent.Input(
                     "latent_image", optional=True,
-                    tooltip="The size of this latent selects among the plans that were saved for this "
-                    "model. If nothing is connected, the plans that were saved last are used.",
+                    tooltip="The latent that you will sample. If the input plan is not connected, the plans "
+                    "that were saved for this model and the size of this latent are used. If nothing is "
+                    "connected here, the plans that were saved last are used.",
                 ),
             ],
             outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels, for a custom "

@@ -1,8 +1,9 @@
 """Inputs that the nodes with RAS settings no longer have; workflows that still pass these inputs are refused.
 
-ComfyUI ignores inputs that a node does not have. So a prompt in API format with method = paper would silently
-run with multirate. In versions of ComfyUI that can pass such inputs to a node
-(`accept_all_inputs`), the prompt is refused when it is queued; in older versions, when the node is executed.
+By default, ComfyUI ignores inputs that a node does not have. So a prompt in API format with the retired
+input method = "paper" would silently run with multirate. Newer versions of ComfyUI can pass such inputs to
+the node's `validate_inputs` (see ACCEPT_ALL); there the prompt is refused when it is queued. In older
+versions, it is refused when the node is executed.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from ..ras_core.errors import RASError
 
 HARMLESS = {"method": "multirate", "budget": "fixed", "ratio_end": 0.0, "error_reset_steps": ""}
 """Retired inputs of the paper's method that are refused, each with the value that is accepted because it
-changes nothing. The retired inputs metric, high_ratio and starvation_scale are accepted with any value,
-because they had no effect without method = paper."""
+changes nothing. The retired inputs metric, high_ratio and starvation_scale are accepted with any value:
+they had an effect only with method = "paper", and that value is refused already."""
 
 IN_STEPS = {"start_step": None, "end_step": 0}
-"""Retired inputs that were numbers of steps, each with the value that is accepted because it changes nothing;
-None if every value is refused."""
+"""Retired inputs that were numbers of steps, each with the value that is accepted because it changes nothing.
+None stands for no value: every value of start_step is refused."""
 
 HIDDEN = (io.Hidden.dynprompt, io.Hidden.unique_id)
 """Hidden inputs of a node's schema, which `refuse_in_prompt` reads."""
@@ -30,8 +31,9 @@ HIDDEN = (io.Hidden.dynprompt, io.Hidden.unique_id)
 ACCEPT_ALL = (
     {"accept_all_inputs": True} if "accept_all_inputs" in inspect.signature(io.Schema).parameters else {}
 )
-"""Arguments of a node's schema, with which ComfyUI passes inputs that the schema does not list to
-`RefusesRetired.validate_inputs`; empty in versions of ComfyUI that cannot do this."""
+"""Arguments of a node's schema. They make ComfyUI pass all inputs of the prompt, including those that the
+schema does not list, to `RefusesRetired.validate_inputs`. Empty in versions of ComfyUI that cannot do
+this."""
 
 
 class RefusesRetired(io.ComfyNode):
@@ -63,14 +65,14 @@ class RefusesRetired(io.ComfyNode):
 
 
 def refuse_retired(inputs: Mapping[str, Any]) -> None:
-    """Refuse retired inputs that have values other than those in HARMLESS and IN_STEPS.
+    """Refuse retired inputs, except those whose value changes nothing (the values in HARMLESS and IN_STEPS).
 
     Raises:
-        RASError: the message names the inputs and their replacement.
+        RASError: the message names the inputs and their replacements.
     """
     _refuse(
         _given(inputs, HARMLESS),
-        "RASPaperSettings connected to the input paper for the paper's method, or nothing for multirate.",
+        "for the paper's method, RASPaperSettings connected to the input paper; for multirate, nothing.",
         "and connect RASPaperSettings for the paper's method",
     )
     _refuse(

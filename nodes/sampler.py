@@ -23,8 +23,8 @@ class RASKSampler(RefusesRetired):
             node_id="RASKSampler",
             display_name="RAS KSampler",
             category=CATEGORY,
-            description="KSampler with region-adaptive sampling (RAS). It also outputs the trace of the "
-            "run, which says what each step computed.",
+            description="KSampler with region-adaptive sampling (RAS). The node also outputs the trace of "
+            "the run, which says what each step computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -39,7 +39,7 @@ class RASKSampler(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after a calibration, because that changes the saved plans."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod
@@ -54,7 +54,7 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 
     Args:
         model, latent_image: MODEL and LATENT.
-        inputs: the other values of `sampler_inputs` and `settings_inputs`, by name.
+        inputs: values of all other inputs in `sampler_inputs` and `settings_inputs`, by name.
 
     Returns:
         LATENT and the run's trace.
@@ -70,7 +70,8 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
 def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
     return [
-        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina 2, Z-Image, Flux.1."),
+        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina-Image-2.0, "
+        "Lumina-Next, Z-Image or Flux.1."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,
@@ -91,7 +92,7 @@ def sampler_inputs() -> list[io.Input]:
         io.Combo.Input(
             "scheduler", options=comfy.samplers.KSampler.SCHEDULERS, default="simple",
             tooltip="How noise levels are spread over the steps. With a speed other than custom, euler and "
-            "dpmpp_2m use the noise levels of the plan instead.",
+            "dpmpp_2m ignore this input: they use the noise levels of the plan for that speed.",
         ),
         io.Conditioning.Input("positive", tooltip="What the image should show."),
         io.Conditioning.Input("negative", tooltip="What the image should not show."),

@@ -40,14 +40,14 @@ def speed_input() -> io.Input:
     """The input `speed`, the only setting that most users need; it is the first widget of its nodes."""
     return io.Combo.Input(
         "speed", options=[*PLAN_SPEEDS, CUSTOM], default="2x",
-        tooltip="How many times faster the run is than a run of the same number of steps without RAS: 2x "
-        "takes half of the time. custom: there is no plan, and the settings below set what each step "
-        "computes.",
+        tooltip="How many times faster the run is than a run of the same number of steps without RAS. "
+        "Example: a run with 2x takes half as long. With custom, no plan is used; the settings below "
+        "determine what each step computes.",
     )  # fmt: skip
 
 
 def settings_inputs() -> list[io.Input]:
-    """The inputs of all settings except `speed`.
+    """The inputs for all settings except `speed`.
 
     Add new inputs at the end: saved workflows store the values of widgets by position.
     """
@@ -57,9 +57,9 @@ def settings_inputs() -> list[io.Input]:
 def _plan_input() -> io.Input:
     return PlanType.Input(
         "plan", optional=True,
-        tooltip="The plans from which speed chooses, made by RAS Calibrate. If nothing is connected, the "
-        "plans that were saved for this model and image size are used, and if there are none, the plans of "
-        "the model's family.",
+        tooltip="The plans made by RAS Calibrate, from which the input speed selects one. If nothing is "
+        "connected, the plans that were saved for this model and image size are used, and if there are "
+        "none, the plans of the model's family.",
     )  # fmt: skip
 
 
@@ -68,8 +68,8 @@ def _schedule_inputs() -> list[io.Input]:
         io.Float.Input(
             "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01, **ADVANCED,
             tooltip="Used with speed custom. The share of the image that each regional step computes. At "
-            "0.5 the image stays close to that without RAS; 0.25 is faster. At 1 every step computes the "
-            "whole image, exactly as without RAS.",
+            "0.5 the image stays close to the image without RAS; 0.25 is faster. At 1 every step computes "
+            "the whole image, exactly as without RAS.",
         ),
         io.Float.Input(
             "start_percent", default=Window.start_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
@@ -79,16 +79,18 @@ def _schedule_inputs() -> list[io.Input]:
         ),
         io.Float.Input(
             "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="Used with speed custom. After this share of the run's steps, every remaining step is "
-            "dense (computes the whole image). With 1, regional steps are allowed until the end of the run.",
+            tooltip="Used with speed custom. The share of the run's steps after which all remaining steps "
+            "are dense (compute the whole image). With 1, regional steps are allowed until the end of the "
+            "run.",
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000, **ADVANCED,
-            tooltip="Used with speed custom. With a value of n, every n-th step after the dense steps at "
-            "the start is dense too (a reset), which clears the errors of skipped regions. Example: with 4 "
-            "dense steps at the start and the value 6, steps 10, 16, 22 ... are dense. With 0 there are no "
-            "resets; dense steps improve the image more at the start of the run than as resets. Set 4 to 6 "
-            "with RAS Paper Settings, and for runs of 50 steps and more.",
+            tooltip="Used with speed custom. A reset is a dense step among the regional ones, which clears "
+            "the errors of skipped regions. With a value of n, the first reset is n steps after the first "
+            "regional step, and every n-th step after it is a reset too. Example: with 4 dense steps at the "
+            "start and the value 6, steps 10, 16, 22 ... are resets, counted from 0. With 0 there are no "
+            "resets. A dense step improves the image more if it is added at the start of the run than if it "
+            "is a reset. Use a value from 4 to 6 with RAS Paper Settings, and in runs of 50 or more steps.",
         ),
     ]  # fmt: skip
 
@@ -102,10 +104,11 @@ def _selection_inputs() -> list[io.Input]:
         ),
         PaperType.Input(
             "paper", optional=True,
-            tooltip="Used with speed custom. If RAS Paper Settings is connected, regions are selected by "
-            "the method of the RAS paper and are not corrected. If nothing is connected, the method is "
-            "multirate: it computes the regions that have probably changed most, and corrects a skipped "
-            "region when the region is computed again.",
+            tooltip="Used with speed custom. While a region is skipped, the model's last output for it is "
+            "reused, which causes an error. If nothing is connected, the method is multirate: it computes "
+            "the regions that have probably changed most, and when it computes a skipped region again, it "
+            "corrects this error. If RAS Paper Settings is connected, regions are selected by the method of "
+            "the RAS paper, and the error is not corrected.",
         ),
     ]  # fmt: skip
 
@@ -120,15 +123,18 @@ def _memory_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
-            tooltip="Used with speed custom. How attention's keys and values of skipped regions are kept. "
-            "gpu: unchanged, on the GPU. fp8: on the GPU in half the memory, slightly less exact. cpu: "
-            "unchanged in main memory, which is slower. forecast: keys and values are extrapolated in the "
-            "direction of their last change, so that the image is closer to that without RAS; this takes "
-            "twice the memory of gpu, is slightly slower, and works only with euler and dpmpp_2m. auto: "
-            "forecast, if skipped regions are corrected and forecast leaves half of the free memory free; "
-            "otherwise the first of gpu, fp8 and cpu that fits. The log says which of them is used. off: "
-            "keys and values are not kept, so computed regions do not attend to skipped regions and the "
-            "image loses its coherence; use off only as a baseline for experiments.",
+            tooltip="Used with speed custom. How the attention layers keep the keys and values of skipped "
+            "regions.\n"
+            "gpu: unchanged, on the GPU.\n"
+            "fp8: on the GPU in half the memory, slightly less exact.\n"
+            "cpu: unchanged, in main memory, which is slower.\n"
+            "forecast: keys and values are extrapolated in the direction of their last change, so that the "
+            "image is closer to the image without RAS. This takes twice the memory of gpu, is slightly "
+            "slower, and works only with euler and dpmpp_2m.\n"
+            "off: keys and values are not kept, so computed regions do not attend to skipped regions and "
+            "the image loses its coherence. Use off only as a baseline for experiments.\n"
+            "auto: forecast, if skipped regions are corrected and forecast needs at most half of the free "
+            "memory; otherwise the first of gpu, fp8 and cpu that fits. The log says which one is used.",
         ),
     ]  # fmt: skip
 
@@ -154,8 +160,8 @@ def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
 
 
 def _without_effect(inputs: dict[str, Any]) -> list[str]:
-    """Names of inputs that the user has set to other values than the defaults, but that have no effect with
-    this speed.
+    """Names of the inputs that have no effect with the chosen speed although their values differ from the
+    defaults.
     """
     if inputs["speed"] == CUSTOM:
         return ["plan"] if inputs.get("plan") is not None else []
@@ -164,9 +170,9 @@ def _without_effect(inputs: dict[str, Any]) -> list[str]:
 
 
 def kept_plans(speed: str | None) -> tuple[str, int] | None:
-    """A value that changes whenever a node with this speed may find other saved plans; for
-    `fingerprint_inputs`, so that ComfyUI then runs the node again. Always None with speed = custom, which
-    uses no plans.
+    """The value that a node with this speed returns from `fingerprint_inputs`. It changes whenever RAS
+    Calibrate saves plans, and ComfyUI then runs the node again. Always None with speed = custom, which uses
+    no plans.
     """
     return None if speed == CUSTOM else last_change()
 

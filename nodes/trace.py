@@ -1,4 +1,6 @@
-"""RASTrace: outputs the trace of a run that any sampler node made with a model from RAS Patch Model."""
+"""RASTrace: outputs the trace of a run. The run may be that of any sampler node, if the sampler node's model
+comes from RAS Patch Model.
+"""
 
 from __future__ import annotations
 

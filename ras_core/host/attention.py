@@ -17,8 +17,8 @@ KNOWN = {
     "transformer_options",
     "_inside_attn_wrapper",
 }
-"""Keyword arguments of ComfyUI's attention functions that do not prevent the use of grouped K/V heads. A call
-with any other keyword argument repeats the heads."""
+"""Keyword arguments of ComfyUI's attention functions that do not prevent the use of grouped K/V heads. In a
+call with any other keyword argument, K/V heads are repeated instead of grouped."""
 
 
 def grouped_attention() -> GroupedAttention | None:
@@ -31,9 +31,9 @@ def grouped_attention() -> GroupedAttention | None:
 def output_form(args: tuple, kwargs: dict) -> OutputForm | None:
     """The layout in which ComfyUI wants an attention's output: "rows" or "heads".
 
-    The layout is read from the arguments that follow the number of heads. None if these arguments ask for
-    anything but attention without a mask: q, k and v must have their heads on a separate axis, and the call
-    must have no mask, no `attn_precision` and no argument outside `KNOWN`.
+    The layout is read from the arguments that follow the number of heads. None if the
+    call is not plain attention. In a plain call, q, k and v have their heads on a separate axis; there is no
+    mask, no `attn_precision` and no argument outside `KNOWN`.
     """
     mask = args[0] if args else kwargs.get("mask")
     precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")

@@ -43,10 +43,11 @@ class CachePlan:
         network, adapter: the network and the adapter of its family.
         run: state of the run; the chosen format is set on it.
         graphs: the run's CUDA graphs, or None.
-        wanted: the user's setting of `kv_cache`, or another setting if the sampler does not support the
-            user's.
-        is_corrected: whether the sampler corrects the past steps of tokens that become active again. Only
-            with such a sampler do forecasts of cached K/V rows improve images enough to justify their memory.
+        wanted: the user's setting of `kv_cache`, or a setting that replaces it if the sampler does not
+            support it.
+        is_corrected: whether the sampler corrects a token that becomes active again: it repeats the steps in
+            which the token was cached, with the new estimate (method/integrator.py). With other samplers,
+            forecasts of cached K/V rows do not improve images enough to justify their memory.
     """
 
     guider: Any
@@ -93,7 +94,9 @@ class CachePlan:
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
 
     def _reusable(self, first: str) -> set[str]:
-        """Names of K/V formats: this run either uses or frees their buffers, held by earlier CUDA graphs."""
+        """Names of the K/V formats that this run may use. If earlier CUDA graphs hold buffers in these
+        formats, this run either reuses the buffers or frees them.
+        """
         return {first, forecast.FORMAT.name} if self._may_forecast else {first}
 
     @property
@@ -140,8 +143,8 @@ class CachePlan:
 def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, of_branches: list[Borders]
 ) -> Needs:
-    """Size of a run's K/V cache. `of_branches` has two numbers for each branch: its text rows, and its rows
-    after the image.
+    """The memory that the K/V cache of a run needs. `of_branches` contains a pair of numbers for each branch:
+    its number of text rows, and its number of rows after the image.
     """
     suffix = max((after for _, after in of_branches), default=0)
     borders = [sum(rows) for rows in of_branches for _ in range(run.batch)]
