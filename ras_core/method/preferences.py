@@ -9,7 +9,7 @@ from torch import Tensor
 from .grid import TokenGrid
 
 PRIORITY_WEIGHT = 3.0
-"""Extra weight of a token with priority 1: its score is multiplied by 1 + 3 = 4."""
+"""Extra weight at priority 1. It is added to the usual factor of 1: the score is multiplied by 1 + 3 = 4."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Preferences:
     """Preferences for each token.
 
     Attributes:
-        priority: (b or 1, n) float in [0, 1], how strongly each token is favoured; None if no token is.
+        priority: (b or 1, n) float in [0, 1], how strongly each token is favoured; None if none is favoured.
     """
 
     priority: Tensor | None = None
@@ -29,5 +29,7 @@ class Preferences:
 
     @property
     def weight(self) -> Tensor | float:
-        """Factor on the score of each token: 1 at priority 0, rising linearly to 4 at priority 1."""
+        """Factor by which each token's selection score is multiplied. It rises linearly from 1 at priority 0
+        to 4 at priority 1.
+        """
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority

@@ -28,8 +28,8 @@ class StepPlan:
         index: number of the step in the run, from 0.
         kind: dense or regional.
         ratio: share of the image tokens to process; 1 for a dense step.
-        is_reset: whether this is a dense step among regional steps, inserted to clear the error of the cached
-            tokens (paper, section 3.4).
+        is_reset: whether this is a reset: a dense step inserted among regional steps to clear the error that
+            cached tokens have accumulated (paper, section 3.4).
     """
 
     index: int
@@ -38,7 +38,9 @@ class StepPlan:
     is_reset: bool = False
 
     def active_count(self, n_tokens: int) -> int:
-        """Number of tokens to process; that of cached tokens is rounded down, as in the reference code."""
+        """Number of tokens to process. The number of cached tokens is rounded down, as in the authors'
+        reference code.
+        """
         if self.kind is StepKind.DENSE:
             return n_tokens
         cached = int((1.0 - self.ratio) * n_tokens + 1e-6)
@@ -48,9 +50,10 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense, and with the multirate method step 1 too, because selection needs the results of
-    earlier steps. Regional steps are in the window [start_step, end_step): `end_step` itself is never
-    regional, whereas the reference code is not consistent in this.
+    Step 0 is always dense, because selection needs the result of an earlier step. With the multirate method
+    (`config.paper` is None), step 1 is dense too, because its selection needs the results of two steps.
+    Regional steps are in the window [start_step, end_step), so `end_step` itself is never regional. The
+    paper authors' reference code treats `end_step` inconsistently.
 
     Raises:
         RASError: the number of `config.shares` is not `n_steps`.
@@ -65,7 +68,9 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
 
 
 def _as_given(n_steps: int, shares: Sequence[float]) -> tuple[StepPlan, ...]:
-    """Steps with these token shares; every dense step after the first regional step is a reset."""
+    """Plan steps with the token shares of `config.shares`, one per step. Every dense step after the first
+    regional step is a reset.
+    """
     if len(shares) != n_steps:
         raise RASError(
             f"a plan of {len(shares)} steps for a run of {n_steps} steps.",
@@ -81,8 +86,8 @@ def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
 
     Args:
         sigmas: the noise levels of the run in decreasing order, one more than there are steps.
-        sigma: noise level of an evaluation, which may be between two values of the schedule, or just below
-            its first value.
+        sigma: noise level of an evaluation. Samplers of higher order also evaluate between two levels of the
+            schedule. Some samplers, such as dpmpp_2m_sde, slightly lower the first level of flow models.
     """
     last = len(sigmas) - 2
     step = 0

@@ -18,15 +18,16 @@ def select_active(
 ) -> Tensor:
     """Indices of the active tokens, sorted by position.
 
-    The n - active_count cached tokens come from both ends of the ranking by the metric: the share
-    `high_ratio` of them from the high end, and the others from the low end.
+    Tokens are ranked by their region metric (method/metric.py). The n - active_count cached tokens are those
+    at both ends of the ranking: a share `high_ratio` of them at the high end, the rest at the low end.
 
     The paper contradicts itself about starvation, i.e. tokens that are never computed. Equation 1 multiplies
-    the metric of a token that has been dropped (cached) D times by exp(+k D), but according to the paper's
-    text the tokens with a HIGH metric are cached, so the factor keeps dropped tokens cached forever. (With
-    the reference code at a sample ratio of 50 %, about half of the tokens are never computed again.) With the
-    setting "corrected", a token that was dropped often moves away from the ends of the ranking, as the text
-    intends. With "reference", the formula of the reference code is used.
+    the metric of a token that has been cached D times by exp(+k D), where k is `starvation_scale`. But
+    according to the paper's text, the tokens with a HIGH metric are cached. So the factor keeps cached tokens
+    cached forever: with the authors' reference code at a sample ratio of 50 %, about half of the tokens are
+    never computed again. With `starvation` = "corrected", a token that was cached often moves away from the
+    ends of the ranking, as the text intends. With `starvation` = "reference", the formula of the reference
+    code is used.
 
     Args:
         metric: (b, n) float32.
@@ -34,8 +35,9 @@ def select_active(
         active_count: number of active tokens, 1 to n.
         settings: the paper's settings, of which `high_ratio`, `starvation` and `starvation_scale` are used
             here.
-        preferences: favoured tokens move away from both ends of the ranking. The "reference" formula ignores
-            them, because its only purpose is to give the same results as the reference code.
+        preferences: the user's preferences, which move favoured tokens away from both ends of the ranking.
+            The "reference" formula ignores `preferences`, because its only purpose is to give the same
+            results as the reference code.
 
     Returns:
         (b, active_count) int64.
@@ -50,8 +52,8 @@ def select_active(
 
 
 def count_drops(drop_count: Tensor, active_idx: Tensor) -> Tensor:
-    """How often each token has been cached, counted up for the tokens that a step does not compute: (b, n),
-    (b, n_active) -> (b, n), a new tensor.
+    """The drop count after a step, as a new tensor (b, n): `drop_count` (b, n), increased by 1 for each token
+    that the step does not compute, i.e. that is not in `active_idx` (b, n_active).
     """
     return (drop_count + 1).scatter(1, active_idx, drop_count.gather(1, active_idx))
 

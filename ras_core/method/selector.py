@@ -22,8 +22,8 @@ class Selector(ABC):
     """Observes the guided results of a run and selects active tokens, separately for each image of the batch.
 
     Attributes:
-        score: (b, n) float32, each token's score, computed at the last result or selection; None before the
-            first result.
+        score: (b, n) float32, each token's score, computed when the last result was observed or the last
+            selection was made, whichever was later; None before the first result.
     """
 
     score: Tensor | None = None
@@ -48,8 +48,8 @@ class Selector(ABC):
 
 
 class PaperSelector(Selector):
-    """Selects by equation 1: the metric of the last output, weighted by how often each token was dropped
-    (cached).
+    """Selects by equation 1: each token's region metric (method/metric.py) in the last guided result,
+    weighted by how often the token was cached.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class PaperSelector(Selector):
 class ChangeSelector(Selector):
     """Selects the tokens whose estimate has probably changed most, by sqrt(rate) times staleness.
 
-    rate       change of the token's denoised estimate between its last two evaluations, divided by the
-               difference in sigma, averaged over 3 x 3 tokens along h and w;
-    staleness  how far sigma has fallen since the token's last evaluation.
+    rate: by how much the token's denoised estimate changed between the token's last two evaluations, divided
+        by the difference in sigma; then averaged over the token and its neighbours (3 x 3 tokens of a plane).
+    staleness: how far sigma has fallen since the token's last evaluation.
 
     Rate times staleness predicts the error of a cached estimate, i.e. the local error of the long step that a
-    cached token takes. The square root of the rate is used instead of the rate, because slowly changing
-    tokens then do not wait too long and measured quality is higher. This is not the paper's rule, with which
-    results on a trained model were worse than with a random selection.
+    cached token takes. The square root of the rate is used instead of the rate, for two reasons: slowly
+    changing tokens do not wait too long, and measured quality is higher. This differs from the paper's rule,
+    which gave worse results than a random selection on a trained model.
     """
 
     def __init__(self, grid: TokenGrid, preferences: Preferences | None = None):
@@ -123,8 +123,8 @@ class ChangeSelector(Selector):
         """Score at `sigma`: (b, n).
 
         Only the rate is smoothed, because only the rate is noisy. If staleness were averaged too, a fresh
-        token among stale tokens would get as high a score as these: the fresh token could be selected again
-        and again, and its stale neighbours never.
+        token among stale tokens would get as high a score as they have. The fresh token could then be
+        selected again and again, and its stale neighbours never.
         """
         return (self._sigma - sigma).abs_().mul_(self._sqrt_rate)
 

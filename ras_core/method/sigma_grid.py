@@ -1,13 +1,14 @@
 """Places the steps of a run: computes a density of steps from measured errors, and noise levels from a
 density.
 
-A position is a point in a fine schedule: 0 at the schedule's first noise level, 1 at its last, and increasing
-equally in each of its steps. A density divides the positions into K blocks of equal length and gives, for
-each block, the share of a run's steps in the block.
+A position is a point in a fine schedule, from 0 at the schedule's first noise level to 1 at its last, and
+grows by the same amount in each step of the schedule. A density divides the positions into K blocks of equal
+length and gives, for each block, the share of a run's steps in the block.
 
-If a solver's error in one step is proportional to (length)^q, and one step over a block has error c, then n
-steps in that block have error c n^(1 - q). For a fixed total number of steps, the sum of the blocks' errors
-is smallest if n is proportional to c^(1/q) in each block.
+Let a solver's error in one step be proportional to (length)^q, and let one step over a block have error c.
+Each of n equal steps over that block then has error c / n^q, and all n together have error c n^(1 - q). For
+a fixed total number of steps, the sum of the blocks' errors is smallest if n is proportional to c^(1/q) in
+each block.
 """
 
 from __future__ import annotations
@@ -22,20 +23,22 @@ from ..errors import RASError
 Levels = Sequence[float]
 
 COST_ORDER = 2.0
-"""The error of one step of the Euler method is proportional to the step's length to this power, q."""
+"""The power q for the Euler method: the error of one Euler step is proportional to (step length)^q."""
 
 EVEN_PART = 0.5
-"""For a multistep sampler, the density is mixed with an even density, which has this share in the mixture."""
+"""Share of an even density (the same in each block) in the density for a multistep sampler."""
 
 
 def density_of(costs: Sequence[float], order: float = 2.0, even: float = 0.0) -> tuple[float, ...]:
     """The share of steps that each block should get.
 
     Args:
-        costs: for each block, the error of the final latent if one step crosses the block; in any unit.
+        costs: for each block, the error of the final latent if one step crosses the block. The unit of the
+            errors is arbitrary, but the same for all blocks.
         order: q; the error of a step grows with its length to the power q, which is 2 for Euler.
-        even: the result is (1 - even) times the computed density plus `even` times an even density. 0.5 is
-            often better than 0, because steps of a real run extend over several blocks and costs are noisy.
+        even: the result is (1 - even) times the computed density plus `even` times an even density, i.e. one
+            with the same share in each block. 0.5 is often better than 0, for two reasons: a step of a real
+            run extends over several blocks, and costs are noisy.
 
     Returns:
         One number for each block; their sum is 1.
@@ -61,9 +64,10 @@ def step_density(costs: Sequence[float], multistep: bool) -> tuple[float, ...]:
     """The density that plans have by default, from the costs of the blocks.
 
     Args:
-        costs: errors of the blocks as in `density_of`, measured with Euler even for multistep samplers. A
-            measurement takes one long step among short ones; multistep samplers extrapolate far after such a
-            change of step length, and the resulting error does not show where steps are needed.
+        costs: errors of the blocks as in `density_of`, measured with Euler even for multistep samplers. This
+            is because a measurement takes one long step among short ones. A multistep sampler extrapolates
+            far when the step length changes so much, and the error of this extrapolation does not show where
+            steps are needed.
         multistep: whether the density is for a multistep sampler such as dpmpp_2m, which works best if step
             lengths change gradually.
     """
@@ -81,14 +85,15 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
 
 
 def even_density(blocks: int = 1) -> tuple[float, ...]:
-    """The density with which a grid has the spacing of the fine schedule: the same share in each block."""
+    """The density that gives a grid the spacing of the fine schedule: the same share in each block."""
     return (1 / blocks,) * blocks
 
 
 def positions(
     density: Sequence[float], steps: int, start: float = 0.0, end: float = 1.0
 ) -> tuple[float, ...]:
-    """Positions of the `steps` + 1 levels of a grid from `start` to `end`; each step covers the same mass.
+    """Positions of the `steps` + 1 levels of a grid from `start` to `end`. The steps divide the mass of the
+    density between `start` and `end` equally.
 
     Args:
         density: the mass of each block, i.e. the relative number of steps in the block; a block without mass
@@ -143,7 +148,7 @@ def position_at(levels: Levels, level: float) -> float:
 
 
 def grid(levels: Levels, places: Sequence[float]) -> tuple[float, ...]:
-    """The noise levels at these positions of a fine schedule."""
+    """The noise levels of a fine schedule, `levels`, at the positions `places`."""
     check_schedule(levels)
     return tuple(level_at(levels, place) for place in places)
 
@@ -164,32 +169,32 @@ def check_schedule(levels: Levels) -> None:
 
 
 def front_loaded(levels: Levels, first: int, every: int) -> tuple[float, ...]:
-    """A grid of the family "first a of n, then every k": a schedule's first a steps, then every k-th of its
-    levels.
+    """A grid that keeps the first `first` steps of a schedule, and after them only every `every`-th level.
+    The last level is always kept. This family of grids is called "first a of n, then every k".
 
     Args:
-        levels: the n-step schedule, n + 1 levels.
-        first: a, at least 0.
-        every: k, at least 1.
+        levels: the schedule of n steps, n + 1 levels.
+        first: the number a in the family's name, at least 0.
+        every: the number k in the family's name, at least 1.
     """
     check_schedule(levels)
     return (*levels[:-1][:first], *levels[first:-1:every], levels[-1])
 
 
 def front_loaded_density(steps: int, first: int, every: int) -> tuple[float, ...]:
-    """The density of the grid "first a of n, then every k", with n = `steps`, a = `first`, k = `every`; a
-    grid with this density may have any number of steps.
+    """The density of the grid that `front_loaded` makes of a schedule of `steps` steps with the same `first`
+    and `every`. Another grid with this density may have any number of steps.
     """
     return normalised((1.0,) * first + (1 / every,) * (steps - first))
 
 
 def part_of(levels: Levels, density: Sequence[float], steps: int, given: Levels) -> tuple[float, ...]:
-    """A grid of `steps` steps for the part of the schedule that the levels `given` cover; the first and the
-    last level are kept.
+    """A grid of `steps` steps for a part of the schedule: from the first level in `given` to the last one.
+    These two levels are kept unchanged.
 
     A run covers only a part of the schedule if KSamplerAdvanced has start and end steps, or if denoise is
-    below 1. The first and the last level are kept so that the second of two samplers that share a run starts
-    at the level at which the first ends, and so that denoise has its usual effect.
+    below 1. The first and the last level are kept for two reasons. If two samplers share a schedule, the
+    second must start at the level at which the first ends. And denoise must have its usual effect.
 
     Args:
         levels: the model's fine schedule.

@@ -15,7 +15,7 @@ PANEL = 512
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
-"""Highest PSNR that `psnr` returns. It is used for equal images instead of infinity, so that averages are
+"""Highest PSNR that `psnr` returns. Equal images get this PSNR instead of infinity, so that averages are
 finite."""
 
 
@@ -28,8 +28,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity (SSIM) of (H, W, 3) images in [0, 1], as the mean over pixels and channels.
 
-    As in Wang et al. (2004), with the constants and the Gaussian window (sigma 1.5, 11 pixels wide) of that
-    paper.
+    The constants and the Gaussian window (sigma 1.5, 11 pixels wide) are those of the paper that defined SSIM
+    (Wang and others, 2004).
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
 
@@ -50,7 +50,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> np.ndarray:
-    """One image of the dense image, the RAS image and their difference in a row, with times and scores.
+    """Put the dense image, the RAS image and their difference into one wide image, with times and scores.
 
     Args:
         dense, ras: (H, W, 3) in [0, 1].

@@ -1,9 +1,10 @@
 """Finds the rows of active tokens, in every tensor that a regional call shortens.
 
-Along its rows, a tensor inside the network is [prefix | image | suffix]. The prefix (text) may have another
-length in hidden states than in position tables, attentions or the final layer's output, because text may be
-a separate tensor in one block, and part of the image's sequence in the next block. So the length of each
-tensor's prefix is computed from that tensor's number of rows.
+The rows of a tensor inside the network are in the order [prefix | image | suffix]. The prefix is text. Its
+length may differ between hidden states, position tables, attentions and the final layer's
+output: in one block, text may be a tensor of its own, and in the next block it may precede the image rows in
+the same tensor. So the length of each tensor's prefix is computed from that tensor's number of rows. The
+borders of a tensor are the lengths of its prefix and its suffix.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
 
     Args:
         rows, n_image: all rows of the tensor, and how many of them are image rows.
-        suffix: number of rows after the image rows, or `ALL`.
+        suffix: number of rows after the image rows; `ALL` if all rows but the image rows come after them.
         name: description of the tensor, for the error message.
 
     Raises:
-        RegionalAbort: the tensor has fewer rows than image tokens and suffix.
+        RegionalAbort: the tensor has fewer rows than image rows and suffix rows together.
     """
     others = rows - n_image
     after = others if suffix == ALL else suffix
@@ -54,7 +55,7 @@ class ActiveRows:
         self._scratch = Scratch()
 
     def index(self, borders: Borders) -> RowIndex:
-        """Indices of the rows that the call keeps of a tensor with these borders."""
+        """Indices of the rows that the call keeps, in a tensor whose prefix and suffix have these lengths."""
         if borders not in self._indices:
             self._indices[borders] = RowIndex.of(self._active_idx, self._n, *borders, self._scratch)
         return self._indices[borders]
@@ -87,8 +88,8 @@ class ActiveRows:
         return scatter_rows(kept, index.flat, index.total // len(self._active_idx))
 
     def short_mask(self, mask: Tensor, n_keys: int) -> Tensor:
-        """Keep those columns of an attention mask, (bb or 1, ..., r), whose keys the call keeps, `n_keys` of
-        them. A mask that does not have r columns belongs to another attention and is returned unchanged.
+        """Keep the `n_keys` columns of an attention mask, (bb or 1, ..., r), whose keys the call keeps. A
+        mask that does not have r columns is for an attention over other keys, and is returned unchanged.
         """
         rows = n_keys - self._active_idx.shape[1] + self._n
         if mask.shape[-1] != rows or n_keys == rows:

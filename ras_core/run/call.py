@@ -28,13 +28,13 @@ class Forward(Protocol):
     options: dict
 
     def __call__(self, attend: Attend | None = None) -> Tensor:
-        """Run the model, with `attend` instead of ComfyUI's attention if given. Returns (bb, c, H, W)."""
+        """Run the model. If `attend` is given, it replaces ComfyUI's attention. Returns (bb, c, H, W)."""
 
     def with_control(self, control: dict | None) -> Forward:
         """The same call with other ControlNet residuals."""
 
     def on(self, inputs: dict[str, Any]) -> Forward:
-        """The same call on other inputs, named as in `captured_inputs`."""
+        """The same call with other inputs: `inputs` has the same names as `captured_inputs`."""
 
     @property
     def captured_inputs(self) -> dict[str, Any]:
@@ -97,5 +97,7 @@ class Call:
 
     @property
     def variant(self) -> Hashable:
-        """What distinguishes two calls with the same conditionings: the network, and its replaced blocks."""
+        """The network's number in the run and the names of its replaced blocks. Two calls with the same
+        conditionings but different variants need separate K/V caches.
+        """
         return self.branches[0][1]

@@ -48,10 +48,11 @@ class CapturedCalls:
         Args:
             call: the call, with the ControlNet residuals of active tokens only.
             active_idx: (bb, n_active).
-            slots: the K/V rows of the call's branches.
+            slots: the cached K/V rows of the call's branches, by attention.
 
         Raises:
-            RowsAdvanced: the call can neither be replayed nor run eagerly on these K/V rows.
+            RowsAdvanced: the call can neither be replayed nor run eagerly, because a call that was launched
+                early has already changed the rows in `slots` (graphs/overlap.py).
         """
         graphs = self.graphs_of(call)
         output = None if graphs is None else self._output_of(graphs, call, active_idx, slots)

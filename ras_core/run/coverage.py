@@ -11,8 +11,8 @@ from .partial_forward import NetworkCall
 
 
 class Coverage:
-    """Compares the numbers of blocks and attentions in which the hooks ran with the expected numbers, which
-    are those of the first dense call of each variant.
+    """Compares the numbers of blocks and attentions in which the hooks ran with the expected numbers. The
+    expected numbers were counted in the first dense call with the same variant (`Call.variant`).
     """
 
     def __init__(self, adapter: ModelAdapter):

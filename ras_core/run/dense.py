@@ -58,8 +58,8 @@ class DenseCalls:
         return output
 
     def _slots_for(self, call: Call) -> Slots:
-        """The K/V slots that a dense call fills: the slots that this run already has for its branches, slots
-        that CUDA graphs of an earlier run use, or new slots.
+        """The K/V slots that a dense call fills: the slots that this run already has for its branches; if it
+        has none, slots of an earlier run, so that its CUDA graphs can be replayed on them; else new slots.
         """
         kv = self._run.kv
         slots = kv.begin_fill(call.branches)
@@ -68,8 +68,8 @@ class DenseCalls:
         return slots
 
     def _fill(self, call: Call, slots: Slots) -> tuple[NetworkCall, Tensor]:
-        """Run the call with hooks that fill `slots`. This is a function of its own, so that the tensors of a
-        failed call are freed with its frame.
+        """Run the call with hooks that fill `slots`. This is a function of its own so that, if
+        the call fails, its tensors are freed together with this function's stack frame.
         """
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
@@ -83,8 +83,8 @@ class DenseCalls:
         return NO_HOOKS if hooks.blocks_seen == 0 else self._coverage.gap(call, hooks)
 
     def _outside_compiler(self, keep: Keep | None) -> Keep | None:
-        """A function that does the same as `keep`, but pauses ComfyUI's compiler, so that the compiler does
-        not track the allocations of the K/V rows.
+        """A function that stores K/V rows as `keep` does (see `kv.plain.Keep`), but pauses ComfyUI's compiler
+        meanwhile, so that the compiler does not track the allocations of the rows.
         """
         pause = self._tools.pause
         if keep is None or pause is None:

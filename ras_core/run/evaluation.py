@@ -18,7 +18,7 @@ class EvaluationState:
         plan: plan of the step that the evaluation belongs to.
         active_idx: active tokens, (b, n_active), of a regional evaluation; None for a dense one.
         fill_cache: whether dense calls of this evaluation keep their K/V.
-        ran_regional: whether at least one call processed active tokens only.
+        ran_regional: whether at least one call of the evaluation processed active tokens only.
         seen: branches called so far.
     """
 

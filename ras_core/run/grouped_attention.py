@@ -24,11 +24,11 @@ class GroupedAttention:
     """ComfyUI's PyTorch attention, for K/V heads that are not repeated.
 
     Args:
-        plain: ComfyUI's PyTorch attention, as passed to attention overrides. Only calls of this function are
-            computed without repeating heads.
+        plain: ComfyUI's PyTorch attention, as passed to attention overrides. Heads must be repeated in calls
+            of any other attention function.
         sdpa: the function that `plain` calls, with the arguments of torch's scaled_dot_product_attention.
-        form_of: returns the layout of the output ("rows" or "heads") from a call's arguments that follow the
-            number of heads; None if the call is not equivalent to `sdpa` without a mask.
+        form_of: gets those arguments of a call of `plain` that follow the number of heads. Returns the layout
+            of the call's output, "rows" or "heads"; None if `sdpa` without a mask would give another output.
     """
 
     def __init__(self, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf):
@@ -57,14 +57,14 @@ class GroupedAttention:
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
     ) -> Tensor | None:
-        """The output that `func` has for repeated K/V heads, computed without repeating the heads; None if
-        that is impossible, or if torch would select another kernel for it.
+        """The output of `func` for repeated K/V heads, computed without repeating the heads. None if that is
+        impossible, or if torch would select another kernel for grouped heads than for repeated heads.
 
         Args:
             func: ComfyUI's attention function.
             q: (bb, heads, r, e).
             k, v: (bb, kv_heads, rows, e).
-            args, kwargs: what ComfyUI passes to `func` after the number of heads.
+            args, kwargs: the arguments that follow the number of heads in ComfyUI's call of `func`.
 
         Returns:
             (bb, r, heads * e), or (bb, heads, r, e) if ComfyUI requests that form.
@@ -76,7 +76,9 @@ class GroupedAttention:
         return output if form == "heads" else output.transpose(1, 2).flatten(2)
 
     def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """As `_same_kernel`, but cached by the layout of q, k and v: the check takes six operations."""
+        """As `_same_kernel`, but each result is kept for later calls with the same layout of q, k and v,
+        because the check takes six torch operations.
+        """
         layout = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
         if (known := self._known.get(layout)) is None:
             known = self._known[layout] = _same_kernel(q, k, v)
@@ -84,11 +86,11 @@ class GroupedAttention:
 
 
 def _same_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch selects the same attention kernel for grouped heads as for repeated heads.
+    """Whether torch selects the same attention kernel if K/V heads are grouped as if they are repeated.
 
-    Not every kernel supports grouped heads. In float32, and on GPUs without flash attention, torch falls back
-    to a kernel that materializes all attention weights. The selection is read from a private function of
-    torch, because no public function returns it for all devices.
+    Not every kernel supports grouped heads. For grouped heads in float32, or on GPUs without flash attention,
+    torch therefore falls back to a kernel that materializes all attention weights. The selection is read from
+    a private function of torch, because no public function returns it for all devices.
     """
     if q.device.type not in ("cuda", "cpu"):
         return False

@@ -25,8 +25,8 @@ class LiveStep:
         kind: "dense", "regional" or "reset" (a dense step that resets the errors of cached tokens).
         active_share: share of the image tokens that the evaluation processes.
         read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None if all
-            tokens are active. It waits for the device, so call it only to show the mask.
-        plan: the plan of the run's speed in one line; empty if the user chose no speed.
+            tokens are active. `read_mask` waits for the device, so call it only to show the mask.
+        plan: one line that describes the plan of the chosen speed; empty if the user chose no speed.
     """
 
     index: int
@@ -44,7 +44,7 @@ class View(Protocol):
         """Called when an evaluation starts."""
 
     def end(self, trace: Trace | None) -> None:
-        """Called when the run has ended; the trace is None if it was interrupted or failed."""
+        """Called when the run has ended; the trace is None if the run was interrupted or failed."""
 
 
 ViewFactory = Callable[[TokenGrid], View | None]

@@ -49,7 +49,8 @@ class NetworkCalls:
             denoise: calls the network and returns the denoised estimate, (b, c, H, W).
             is_parallel: whether ComfyUI calls copies of the model on other devices, each in its own thread.
             calls_are_plain: whether all network calls of this evaluation use the same weights, and no code of
-                another pack runs between them.
+                another pack runs between these calls. Only then can a call be launched before ComfyUI
+                requests it (graphs/overlap.py).
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:
@@ -93,7 +94,7 @@ class NetworkCalls:
             self._run.warn(trouble)
 
     def _is_ours(self, forward: Forward) -> bool:
-        """Whether RAS can handle this call. If RAS cannot, the run continues dense, with a warning."""
+        """Whether RAS can handle this call. If it cannot, the run continues dense, with a warning."""
         if not self._run.is_regional:
             return False
         if (obstacle := self._obstacle(forward)) is not None:
@@ -116,8 +117,8 @@ class NetworkCalls:
         return self._adapter.refusal(forward.network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:
-        """The network's number in this run. A guider may call two models, and the number distinguishes the
-        branches of one network from those of the other.
+        """The network's number in this run. A guider may call two models. The network's number is part of
+        each branch's name, so that the branches of the two networks have different names.
         """
         for number, each in enumerate(self._networks):
             if each is network:
@@ -126,7 +127,9 @@ class NetworkCalls:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Continue the run dense: ComfyUI calls copies of the model on other devices in parallel threads."""
+        """Continue the run dense, because ComfyUI calls copies of the model on other devices in parallel
+        threads.
+        """
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)

@@ -1,13 +1,14 @@
 """The noise level of each evaluation as a Python float, predicted where possible to avoid synchronizing.
 
 A sampler passes its noise level as a tensor on the device. To read this tensor, the CPU waits for all
-enqueued work, and then the device is idle until the CPU has enqueued more work. This costs about 2 ms per
-step on an H100, where a regional step on an eighth of SD3-medium's tokens takes 13 ms at 1024 px.
+enqueued work, and then the device is idle until the CPU has enqueued more work. The idle time is
+about 2 ms per step on an H100. For comparison, a regional step that computes an eighth of SD3-medium's tokens
+at 1024 px takes 13 ms there.
 
 Most samplers evaluate once at each noise level of the schedule, in order. If the first evaluations of a run
-do so, each later evaluation is assumed to use the next level of the schedule. Its actual level is copied
-asynchronously, and compared when the copy arrives. If a sampler departs from the order, this comparison
-fails, and all further levels are read synchronously.
+do so, each later evaluation is assumed to use the next level of the schedule. That evaluation's actual level
+is copied asynchronously, and compared with the assumed level when the copy arrives. If a sampler does not use
+the levels in the schedule's order, this comparison fails, and all further levels are read synchronously.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class NoiseLevels:
 
     Args:
         schedule: the noise levels of the run's schedule.
-        transfer: the class that copies a number from the device asynchronously. None means `Arriving` on CUDA
-            devices, and no prediction on other devices: there, every level is read directly.
+        transfer: the class that copies a number from the device asynchronously. If it is None, `Arriving` is
+            used on CUDA devices; on other devices no level is predicted, and every level is read directly.
 
     Attributes:
         was_wrong: whether a prediction has turned out wrong.
@@ -71,16 +72,17 @@ class NoiseLevels:
         return self._schedule[self._next] if LEARNED <= self._next < len(self._schedule) - 1 else None
 
     def _is_next(self, found: float) -> bool:
-        """Whether `found` is the schedule's next noise level. The first level of a run may differ from the
-        schedule's, because ComfyUI lowers a level that is above the highest level of the model.
+        """Whether `found`, a level that was read from the device, is the schedule's next noise level. A run's
+        first level is not compared: some samplers, such as dpmpp_2m_sde, slightly lower the first level of
+        flow models.
         """
         return self._next == 0 or (
             self._next < len(self._schedule) and _is_same(found, self._schedule[self._next])
         )
 
     def _are_right(self) -> bool:
-        """Whether all predictions whose actual level has arrived were right. Waits for the level of the
-        oldest prediction if LATEST predictions are not checked yet.
+        """Check the predictions whose actual levels have been copied; return whether they were all right. If
+        as many as `LATEST` predictions are not checked yet, wait for the actual level of the oldest one.
         """
         while self._pending and self._pending[0].has_arrived(len(self._pending) >= LATEST):
             if not self._pending.popleft().is_right:

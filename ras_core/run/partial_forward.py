@@ -1,8 +1,8 @@
-"""Runs one call of ComfyUI's own network, with three interventions that last for this call.
+"""Runs one call of a network in ComfyUI's code, with three interventions that are in force only during it.
 
-gather     before the first block, drops the image rows of inactive tokens;
-attention  writes fresh K/V rows to the cache, and lets the queries attend to all rows of the cache;
-scatter    after the final layer, moves the output rows back to the positions of their tokens.
+gather: before the first block, the image rows of inactive tokens are dropped.
+attention: fresh K/V rows are written to the cache, and queries attend to all rows of the cache.
+scatter: after the final layer, the output rows are moved back to the positions of their tokens.
 
 The network's own forward code is unchanged: torch hooks make the first and third intervention, and an
 attention override makes the second.
@@ -36,11 +36,11 @@ class CallContext:
     Attributes:
         inputs: inputs of ComfyUI's model by name, which the adapter reads.
         sigma: (bb,) noise level; needed only if the cache extrapolates its rows.
-        keep: stores a dense call's K/V. None: there is no cache, and active tokens attend only to each other.
+        keep: stores a dense call's K/V; None without a cache: active tokens attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
         grouped: an attention that does not repeat the cache's K/V heads, or None.
         times: class that stores when each token was evaluated, for a cache that extrapolates its rows.
-        spread_over: size of the token grid, if forecast errors are spread over it (kv/spread.py), or None.
+        spread_over: size of the token grid if kv/spread.py corrects extrapolated rows, otherwise None.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -59,7 +59,7 @@ class _AttentionRows:
     Attributes:
         borders: number of rows before the rows of active tokens, and after them.
         index: indices, in the whole sequence, of all rows that the call keeps.
-        extrapolation: how far to extrapolate cached rows; None if the cache does not extrapolate.
+        extrapolation: computes the weights that extrapolate cached rows; None if no row is extrapolated.
     """
 
     borders: Borders
@@ -81,7 +81,7 @@ class NetworkCall:
 
     Attributes:
         gathered: whether image rows have been dropped, so that blocks run on active tokens only.
-        text_rows: number of rows other than the image rows, in the attention that has most of them.
+        text_rows: largest number of non-image rows in any attention.
         blocks_seen, attentions_seen: how many blocks and attentions ran with this pack's hooks.
     """
 
@@ -130,7 +130,7 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The attention override for ComfyUI: merges K and V with the cached rows, in blocks with hooks."""
+        """The attention override for ComfyUI. In blocks with hooks, it merges k and v with cached rows."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
@@ -147,7 +147,7 @@ class NetworkCall:
         return func(q, k, v, heads, *args, **kwargs)
 
     def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """An attention's arguments, with the mask reduced to the keys that this call computes."""
+        """An attention's arguments without a K/V cache: the mask is cut to the `n_keys` computed keys."""
         mask = args[0] if args else kwargs.get("mask")
         if mask is None:
             return args, kwargs
@@ -194,13 +194,13 @@ class NetworkCall:
         return known[1]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore the length, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
+        """Restore the full number of rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
         return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore the length: after its refiners, the network prepends text; the next block gathers again."""
+        """Restore all rows after the last refiner (block without text), before text and image are joined."""
         whole = self._after_final(module, args, output)
-        self.gathered = False
+        self.gathered = False  # the first main block gathers again, from text and image rows together
         return whole
 
     def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
@@ -222,7 +222,7 @@ class NetworkCall:
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
-        """The call's own K and V, for an attention that does not read the cache; a dense call stores them."""
+        """Return k and v for an attention that does not read the cache. A dense call also caches k and v."""
         borders = self._borders_of_attention(k.shape[token_axis])
         if self._context.keep is not None:
             by_head = token_axis == 2

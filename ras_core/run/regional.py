@@ -32,8 +32,8 @@ class RegionalCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor | None:
-        """Run the call. Returns its output, (bb, c, H, W), fresh at active tokens and cached elsewhere; None
-        if the call must run dense.
+        """Run the call and return its output, (bb, c, H, W), which is fresh at active tokens and cached
+        elsewhere. Return None if the call must run dense.
         """
         run = self._run
         if not run.is_ready(call.branches):
@@ -89,9 +89,10 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """In the body of the `with`, the network's layers have their resident weights preset, so that no
-        layer asks ComfyUI's dynamic VRAM for them. Dense calls do not use this: they need more working
-        memory, for which ComfyUI may have to evict weights.
+        """If all weights of the network are in device memory, they cannot be evicted in the body of the
+        `with`, and layers use them without asking the driver whether they are there (graphs/preset.py). Dense
+        calls do not use this function: they need more working memory, and to provide it, ComfyUI may have to
+        evict weights.
         """
         weights = self._tools.weights
         return nullcontext() if weights is None else weights.preset(network, device)

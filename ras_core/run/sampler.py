@@ -24,17 +24,20 @@ def integrate(
     solver: Solver,
     steps: Iterable[int],
 ) -> Tensor:
-    """Integrate from the first noise level to the last, each token with its own step size.
+    """Integrate x from the first noise level to the last. Each token has its own step size: the time
+    since its own last evaluation (method/integrator.py).
 
-    Without a run, every token is fresh at every step, so the result is that of the ordinary sampler `solver`.
+    If `run` is None, every token is fresh (evaluated) at every step, so the result is that of the ordinary
+    sampler `solver`.
 
     Args:
         denoise: evaluates the model.
         x: the noisy latent at the first level, (b, c, H, W).
-        levels: decreasing, ending in 0 or above.
-        run: state of the run, with the tokens that each evaluation computed; None for a model without RAS.
+        levels: noise levels, decreasing to 0 or to a positive level.
+        run: state of the run, from which the tokens that each evaluation computed are read; None if the model
+            is not patched with RAS.
         solver: the integration method for fresh tokens.
-        steps: yields step numbers, 0 to len(levels) - 2; may be a progress bar.
+        steps: the step numbers 0 to len(levels) - 2, for example as a range wrapped in a progress bar.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0
     step = continued_step if run is not None and run.config.continue_outputs else multirate_step

@@ -42,15 +42,17 @@ class RunState:
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
         text_rows: number of text rows in the call that has most of them, for the cost estimate.
-        kv_bytes: size in bytes that the K/V cache had at most during the run.
+        kv_bytes: largest size of the K/V cache during the run, in bytes.
         evaluation: state of the current evaluation.
         active_idx: indices of the tokens that the last evaluation processed, (b, n_active); None if it
             processed all tokens.
         evaluations: number of completed evaluations.
-        is_dense: whether the rest of the run is dense; the log has the reason.
-        plan_line: the plan of the run's speed in one line, for a live view; empty if no speed is set.
-        known_sigma: the next evaluation's noise level if the sampler is the multirate integrator, which knows
-            it; None if the level must be read from the device.
+        is_dense: whether the rest of the run is dense because RAS cannot continue; a warning in the log
+            gives the reason.
+        plan_line: one line that describes the plan of the chosen speed; empty if no speed is set. Live views
+            show it.
+        known_sigma: noise level of the next evaluation, set by the multirate integrator. None with any other
+            sampler, whose noise levels are on the device.
     """
 
     config: RASConfig
@@ -83,8 +85,8 @@ class RunState:
 
     @property
     def spread_over(self) -> tuple[int, ...] | None:
-        """Size of the token grid along each axis, if forecast errors are spread over cached tokens; otherwise
-        None.
+        """Size of the token grid along each axis, if extrapolated rows (forecasts) of cached tokens are
+        corrected by the forecast errors of active tokens (kv/spread.py); otherwise None.
         """
         return self.grid.shape if self.config.spread else None
 
@@ -94,8 +96,8 @@ class RunState:
         return self.any_regional and not self.is_dense
 
     def keep_cache_as(self, format_name: str, branch_nbytes: int = 0) -> None:
-        """Set the format of the K/V cache (kv/formats.py) and the approximate bytes that the cache takes per
-        branch. This function must be called before the first call of the network.
+        """Start an empty K/V cache with this format (kv/formats.py) and this approximate size per branch, in
+        bytes. This function must be called before the first call of the network.
         """
         self.kv = KVStore(self.grid.n, format_name, branch_nbytes)
 
@@ -126,8 +128,8 @@ class RunState:
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """End a guided evaluation: pass its input and its denoised estimate, (b, c, H, W) each, and its noise
-        level to the selector, and complete its entry in the trace.
+        """End a guided evaluation: pass the selector the evaluation's input `x`, its denoised estimate (both
+        (b, c, H, W)) and its noise level. Then complete the evaluation's entry in the trace.
         """
         evaluation = self.evaluation
         self.evaluation = None
@@ -139,7 +141,7 @@ class RunState:
         self.recorder.end(self.active_idx, self.selector.score)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
-        """Keep the K/V slots that a dense call of these branches has filled."""
+        """Keep the K/V slots that a dense call has filled for `branches`."""
         self.kv.end_fill(branches, slots)
         self.text_rows = max(self.text_rows, text_rows)
         self.kv_bytes = max(self.kv_bytes, self.kv.nbytes())
@@ -180,7 +182,9 @@ class RunState:
         return self._pixels[1]
 
     def _forget_others(self, seen: set[Branch]) -> None:
-        """Drop the K/V and output of branches that the last evaluation did not call (prompt scheduling)."""
+        """Drop the K/V and output of branches that the last evaluation did not call. With a prompt
+        schedule, for example, a prompt is no longer called after its last step.
+        """
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
         for branch in gone:
@@ -209,7 +213,7 @@ class RunState:
             logger.warning("Multirate RAS: %s", text)
 
     def is_ready(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether all these branches have cached K/V and a cached output."""
+        """Whether each branch in `branches` has cached K/V and a cached output."""
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
@@ -224,7 +228,9 @@ class RunState:
         return self._selected[1]
 
     def _is_cache_needed(self, plan: StepPlan) -> bool:
-        """Whether regional calls of this step or of later steps may read the K/V of this evaluation."""
+        """Whether the K/V of an evaluation in the step `plan` must be kept, because regional calls of this
+        step or of a step soon after it may read them.
+        """
         if self.is_dense:
             return False
         ahead = 1 + self.kv.evaluations

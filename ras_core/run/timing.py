@@ -19,7 +19,7 @@ def timestamp(device: torch.device) -> Timestamp:
 
 
 def seconds_between(start: Timestamp, end: Timestamp) -> float:
-    """Seconds between two timestamps. Waits until the device has reached the later timestamp."""
+    """Seconds from `start` to `end`. Waits until the device has reached `end`."""
     if isinstance(start, float) and isinstance(end, float):
         return end - start
     end.synchronize()

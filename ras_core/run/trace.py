@@ -1,4 +1,4 @@
-"""The trace of a run: the data that are collected about its evaluations, read-only once the run has ended."""
+"""The trace of a run: the data collected about its evaluations, read-only once the run has ended."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Evaluation:
         step: index of the step that the evaluation belongs to.
         sigma: noise level.
         kind: how the evaluation ran; it may be dense although it was planned as regional.
-        is_reset: whether its step was planned as an error-reset step.
+        is_reset: whether its step was planned as a reset (`StepPlan.is_reset`).
         active: (b, *shape) bool, the tokens that were processed; `shape` is the shape of the token grid.
         score: (b, *shape) float32, scores of the tokens after the evaluation, or None.
-        seconds: time from the start of this evaluation to that of the next one, or to the end of the run.
+        seconds: time from the start of this evaluation until the next one starts or the run ends.
     """
 
     step: int
@@ -53,13 +53,13 @@ class Trace:
         n_steps: steps of the run.
         evaluations: all evaluations, in order; samplers of higher order have several per step.
         expected_speedup: FLOPs of a dense run with as many evaluations, divided by the FLOPs of this run.
-        measured_speedup: estimated time of such a dense run, divided by the time of this run; None if this
-            run has no dense evaluation from which the time can be estimated.
+        measured_speedup: estimated time of a dense run with as many evaluations, divided by the time of this
+            run; None if this run has no dense evaluation from which the dense run's time can be estimated.
         seconds: sampling time from the first evaluation on, without loading of the model.
-        kv_bytes: size in bytes that the K/V cache had at most during the run.
-        notes: warnings of the run, such as why a planned regional step ran dense.
+        kv_bytes: largest size of the K/V cache during the run, in bytes.
+        notes: warnings of the run, for example that regional steps ran dense, and why.
         graphs: report on the run's CUDA graphs; None if CUDA graphs were off or not possible.
-        plan: the plan of the run's speed in one line; empty if no speed is set.
+        plan: one line that describes the plan of the chosen speed; empty if no speed is set.
     """
 
     grid: TokenGrid
@@ -89,11 +89,11 @@ class Trace:
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens that an evaluation processed, as the mean over the run's evaluations."""
+        """Share of the image tokens that the run's evaluations processed on average."""
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
     def summary(self) -> str:
-        """The line to log at the end of a run. Its speed-ups are over a run of as many steps, all dense."""
+        """The line to log at the end of a run; its speed-ups are relative to as many steps, all dense."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
         line = (
             f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
@@ -158,7 +158,7 @@ class Recorder:
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
     ) -> None:
-        """Start an entry. If `sigma` is a tensor, `plan` is a function that finds its step after the run."""
+        """Start an entry. `plan` is the step's plan, or a function that finds it once sigma is read."""
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
@@ -239,8 +239,8 @@ def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
 def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
     """Estimated time of a dense run, divided by the time of this run; None if no estimate is possible.
 
-    The dense run's evaluations are assumed to take the median time of the dense evaluations of this run. Both
-    times leave out the first evaluation, which includes loading and autotuning of kernels.
+    The dense run's evaluations are assumed to take the median time of the dense evaluations of this run. The
+    first evaluation counts in neither time, because kernels are loaded and autotuned during it.
     """
     later = evaluations[1:]
     dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
