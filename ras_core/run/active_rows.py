@@ -44,7 +44,7 @@ class ActiveRows:
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole image.
-        suffix: number of rows after the image rows, or `ALL`.
+        suffix: number of rows after the image rows, or `ALL`, as in `borders_of`.
     """
 
     def __init__(self, active_idx: Tensor, n_tokens: int, suffix: int):
