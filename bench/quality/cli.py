@@ -21,7 +21,7 @@ from .prompts import HELD_OUT, read_prompts, write_held_out
 from .weighted_figures import PLUGINS, parse_plugins
 from .whole_steps import FORMS
 
-VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
+VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps", "inpaint")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
 """Defaults of the options on a CPU and on a GPU."""
@@ -84,6 +84,7 @@ def _about(name: str) -> str:
         "backgrounds": "simple subjects on plain and on busy backgrounds",
         "drift": "errors of cached values in a long run, with and without resets",
         "early-steps": "0, 2, 4 and 6 dense steps at the start",
+        "inpaint": "PSNR inside the mask, of plain runs and of regional steps",
     }[name]
 
 
