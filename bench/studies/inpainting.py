@@ -223,7 +223,7 @@ def _originals(studio: Studio) -> Tensor:
 
 
 def _kept(scene: Scene, recipe: tuple, make: Callable[[], Tensor]) -> Tensor:
-    """Latents of a run, kept by all that decides them, so that an interrupted study goes on."""
+    """Latents of a run, kept by all that decides them, so that an interrupted study can continue."""
     studio = scene.studio
     values = [value.tolist() if isinstance(value, Tensor) else value for value in recipe]
     about = [values, scene.part, scene.denoise, studio.source.identity, studio.options.identity()]
