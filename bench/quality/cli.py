@@ -71,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     for name in VALIDATIONS:
         command = commands.add_parser(name, help=f"validation: {_about(name)}")
         _add_options(command, families="sd3")
+        if name == "inpaint":
+            command.add_argument("--parts", type=_words, default=("half", "quarter", "sixteenth"))
+            command.add_argument("--denoises", type=_floats, default=(1.0, 0.6))
         if name == "backgrounds":
             command.add_argument("--artwork", default="", help="folder with pictures.npy of training/")
     return top
@@ -259,7 +262,8 @@ def run_validation(arguments: argparse.Namespace) -> int:
 
     name = arguments.command
     out = arguments.out or OUTPUT / name
-    extra = {"artwork": arguments.artwork} if name == "backgrounds" else {}
+    own = {"backgrounds": ("artwork",), "inpaint": ("parts", "denoises")}.get(name, ())
+    extra = {each: getattr(arguments, each) for each in own}
     for family in families_of(arguments):
         print(VALIDATION_COMMANDS[name](family, options, out, **extra))
     return 0

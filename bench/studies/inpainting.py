@@ -8,7 +8,7 @@ takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ from .common import is_small, publish
 DENOISES = (1.0, 0.6)
 SPEEDS = ("1.5x", "2x", "3x")
 SMALL_SPEEDS = ("2x",)
-REFERENCE_STEPS, SMALL_REFERENCE_STEPS = 120, 32
+REFERENCE_STEPS, SMALL_REFERENCE_STEPS = 120, 28
 DENSE_PART = 0.5
 """Part of a regional run's cost for dense steps at its start."""
 
@@ -138,13 +138,19 @@ class Scene:
         return masked_psnr(self.images(latents), target, mask.expand(len(latents), -1, -1, -1))
 
 
-def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+def run(
+    family: str,
+    options: Options,
+    out: Path,
+    parts: Sequence[str] = tuple(PARTS),
+    denoises: Sequence[float] = DENOISES,
+) -> str:
+    """The study for one family, with some of the masks and values of denoise; returns its table."""
     small = is_small(options)
     studio = Studio(load_source(family, options), options)
     lines: list[list[Any]] = []
-    for denoise in DENOISES:
-        for part in PARTS:
+    for denoise in denoises:
+        for part in parts:
             scene = Scene(studio, part, denoise, _originals(studio))
             lines += _lines(scene, SMALL_WAYS if small else WAYS, small)
     bars: dict[str, dict[str, float]] = {}
@@ -213,7 +219,7 @@ def _regional(scene: Scene, way: Way, shares: Shares, levels: Tensor) -> Tensor:
 
 def _originals(studio: Studio) -> Tensor:
     """The images that are inpainted: each is drawn from the prompt before its own, with another noise."""
-    cell = Cell(studio.source.family, sampler="dpmpp_2m", steps=28, seed=7)
+    cell = Cell(studio.source.family, sampler="dpmpp_2m", steps=14, seed=7)
     name = refs.reference_name(
         refs.Reference(cell.family, cell.seed, cell.sampler, cell.steps),
         studio.options,

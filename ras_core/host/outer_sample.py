@@ -130,7 +130,7 @@ def is_inpainting(given: OuterSample, guider: Any) -> bool:
     """
     if given.denoise_mask is None:
         return False
-    return MASK_FUNCTION in guider.model_options or bool((given.denoise_mask < 1).any())
+    return MASK_FUNCTION in guider.model_options or not bool((given.denoise_mask >= 1).all())
 
 
 def begin_run(

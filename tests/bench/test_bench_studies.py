@@ -113,12 +113,11 @@ class TestInpainting:
             assert inside[0][active[0]].sum() == inside.sum() == 4
         assert seen.all()
 
-    def test_plain_and_regional_runs_cost_the_same(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(inpainting, "DENOISES", (0.6,))
-        monkeypatch.setattr(inpainting, "PARTS", {"quarter": 1 / 4})
-        told = inpainting.run("random_sd3", options_in(tmp_path), tmp_path / "out")
+    def test_plain_and_regional_runs_cost_the_same(self, tmp_path):
+        case = {"parts": ("quarter",), "denoises": (0.6,)}
+        told = inpainting.run("random_sd3", options_in(tmp_path), tmp_path / "out", **case)
         rows = [line.split("|")[1:-1] for line in told.splitlines() if "quarter" in line]
         costs = [float(row[5]) for row in rows]
         assert len(rows) == 3 and max(costs) <= min(costs) * 1.01
-        again = inpainting.run("random_sd3", options_in(tmp_path), tmp_path / "out")
+        again = inpainting.run("random_sd3", options_in(tmp_path), tmp_path / "out", **case)
         assert again == told
