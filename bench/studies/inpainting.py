@@ -83,7 +83,7 @@ WAYS = (
     Way("regional, ab2, rows forecast", "ab2", kv_cache="forecast"),
     Way("regional, ab2, rows forecast and spread", "ab2", kv_cache="forecast2", spread=True),
 )
-SMALL_WAYS = (*WAYS[2:4], WAYS[-1])
+SMALL_WAYS = (WAYS[0], *WAYS[2:4], WAYS[-1])
 
 
 @dataclass
