@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import backgrounds, drift, early_steps, metrics, pareto, start_step
+from . import backgrounds, drift, early_steps, inpainting, metrics, pareto, start_step
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "metrics": metrics.run,
@@ -15,4 +15,5 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "backgrounds": backgrounds.run,
     "drift": drift.run,
     "early-steps": early_steps.run,
+    "inpaint": inpainting.run,
 }

@@ -31,6 +31,9 @@ call."""
 KEEPS_NEGATIVE = "disable_cfg1_optimization"
 """Key of the model option with which ComfyUI evaluates negative conditionings at cfg 1 too."""
 
+MASK_FUNCTION = "denoise_mask_function"
+"""Key of the model option that changes the mask of inpainting at each evaluation."""
+
 NEGATIVE = "negative"
 TEXT = "cross_attn"
 """Key of the encoded text in a conditioning."""

@@ -25,7 +25,15 @@ from ..run.network_calls import SEVERAL_DEVICES
 from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
-from .outer_sample import CustomSettings, OuterSample, RunSettings, Settings, begin_run
+from .outer_sample import (
+    INPAINTING,
+    CustomSettings,
+    OuterSample,
+    RunSettings,
+    Settings,
+    begin_run,
+    is_inpainting,
+)
 from .requirements import check_comfyui
 from .samplers import corrected
 from .wrappers import RunWrappers
@@ -141,6 +149,10 @@ class RASPatch:
         network = network_of(model.get_model_object("diffusion_model"))
         run = begin_run(given, network, self.adapter, settings.config, self.priority)
         run.plan_line = settings.plan
+        # On the demo models, inside the mask, a run of fewer steps, all dense, came 15 to 17 dB closer to
+        # the run with all steps dense than a run with regional steps of the same cost.
+        if run.is_regional and is_inpainting(given, guider):
+            run.go_dense(INPAINTING)
         if model.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
             run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None

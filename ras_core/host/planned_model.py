@@ -53,7 +53,7 @@ def ran_as_planned(model: ModelPatcher, plan: Plan) -> bool:
 
 
 def settings_of(plan: Plan) -> RASConfig:
-    """The settings with which a run computes the plan's shares of tokens.
+    """The settings of a run that, at each step, processes the share of tokens that the plan states.
 
     Raises:
         RASError: the plan's regional steps have too many different shares of tokens, or the plan names an

@@ -25,13 +25,15 @@ from ..method.plan_set import PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
-from .outer_sample import OuterSample, RunSettings
+from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, made_levels, plans_of_family
+from .plans import FINE_LEVELS, made_levels, plans_for, plans_of_family
 from .samplers import plan_sampler
 
 LEVELS_STAY = "the noise levels are kept: {}"
+NOT_DECREASING = "they are not strictly decreasing"
+TOO_CLOSE = "they are too close to each other"
 
 TOLERANCE = 1e-5
 """Two noise levels count as the same if they differ by at most this fraction of the schedule's first level,
@@ -63,10 +65,10 @@ class Speed:
             RASError: `plans` has no plan for this speed and sampler.
         """
         model = guider.model_patcher
-        if given.is_inpainting:
-            return self._dense(given, "inpainting runs dense")
         if not decreases(given.sigmas.tolist()):
-            return self._dense(given, "they are not strictly decreasing")
+            return self._dense(given, NOT_DECREASING)
+        if is_inpainting(given, guider):
+            return self._inpainting(given, model)
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
         measured = self.plans or saved_plans(model, given.noise.shape[2:])
@@ -74,13 +76,27 @@ class Speed:
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if not measured and not plan.is_plain:
             plan = self._fitted(plan, given, guider) or plans.best(self.speed, plan.sampler, plain=True)
-        fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
-        if _is_grid_of_any(plans, model, levels):
+        if _is_grid_of_any(plans, model, given.sigmas.tolist()):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
-        wanted = _like(plan.levels_of_part(fine, levels), given.sigmas)
+        wanted = _levels_of(plan, given, model)
         if not decreases(wanted.tolist()):
-            return self._by_shares(given, guider, "they are too close to each other")
+            return self._by_shares(given, guider, TOO_CLOSE)
         return self._by_plan(plan.resized(given.steps), wanted)
+
+    def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
+        """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
+        if reason := _obstacle(given, model):
+            return self._dense(given, reason)
+        plans = self.plans or plans_for(model, given.noise.shape[2:])
+        sampler = plan_sampler(given.sampler)
+        plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
+        if _is_grid_of_any(plans, model, sigmas.tolist()):
+            plan = plans.best(self.speed, sampler).on_grid(given.steps)
+            plan = replace(plan, shares=(1.0,) * given.steps)
+        elif not decreases((sigmas := _levels_of(plan, given, model)).tolist()):
+            return self._dense(given, TOO_CLOSE)
+        settings = self._by_plan(plan, sigmas)
+        return replace(settings, plan=f"{settings.plan} (inpainting)")
 
     def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan | None:
         """A family's plan with its shares of tokens changed so that this model reaches the plan's speed; None
@@ -136,6 +152,12 @@ def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"
     return None
+
+
+def _levels_of(plan: Plan, given: OuterSample, model: ModelPatcher) -> Tensor:
+    """The plan's noise levels, which replace those of a run."""
+    fine = simple_levels(model, FINE_LEVELS)
+    return _like(plan.levels_of_part(fine, given.sigmas.tolist()), given.sigmas)
 
 
 def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:

@@ -83,7 +83,8 @@ def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tu
     n_active).
 
     Returns:
-        What `Times.update_active` returns; None if the format does not extrapolate.
+        The forecast changes of all tokens and of the active tokens, as `Times.update_active` returns them;
+        None if the K/V format does not extrapolate.
     """
     times = slots.get(TIMES)
     return None if times is None else times.update_active(sigma, active_idx)

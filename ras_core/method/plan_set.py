@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import RASError
 from .plan import PLAN_SPEEDS, VERSION, Plan, checked_version, read_json
@@ -49,6 +49,19 @@ class PlanSet:
                 "choose another speed, or calibrate again.",
             )
         return max(found, key=_rank)  # among equally good plans, the first
+
+    def plain(self, speed: str, sampler: str) -> Plan:
+        """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the
+        noise levels of its best plan.
+
+        Raises:
+            RASError: there is no plan of this speed and sampler at all.
+        """
+        best = self.best(speed, sampler)
+        if any(p.is_plain for p in self.plans if (p.speed, p.sampler) == (speed, sampler)):
+            return self.best(speed, sampler, plain=True)
+        steps = max(round(best.full_steps / float(speed.removesuffix("x"))), 1)
+        return replace(best, shares=(1.0,) * steps, closeness=None, speedup=best.full_steps / steps)
 
     def chosen(self) -> tuple[Plan, ...]:
         """The best plan of each speed for which there are plans."""

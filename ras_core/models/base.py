@@ -38,7 +38,9 @@ class GatherPositions(Protocol):
     """Gathers the active rows of a position table."""
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
-        """Gather the rows on `axis`. Axis 0 of the table has one entry per image, or one for all images."""
+        """The active rows of `table`, a tensor with one row per token on `axis`. Its axis 0 has one entry per
+        image, or a single entry for all images.
+        """
 
 
 class ModelAdapter(ABC):
@@ -186,7 +188,8 @@ class ModelAdapter(ABC):
         return None
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        """Number of rows before the image rows for a conditioning of `n_text` rows; more if it is padded."""
+        """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding rows if
+        the family pads its text."""
         return n_text
 
     def kv_repeat(self, network: nn.Module) -> int:
