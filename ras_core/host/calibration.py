@@ -154,8 +154,8 @@ class Calibration:
         return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
 
     def _measured(self, plan: Plan) -> Plan | None:
-        """The plan, with the measured closeness of the run's latents to the reference added; None if the run did not follow the
-        plan.
+        """The plan, with the measured closeness of the run's latents to the reference added; None if the run
+        did not follow the plan.
         """
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
         try:

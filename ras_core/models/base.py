@@ -188,8 +188,9 @@ class ModelAdapter(ABC):
         return None
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding rows if
-        the family pads its text."""
+        """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding
+        rows if the family pads its text.
+        """
         return n_text
 
     def kv_repeat(self, network: nn.Module) -> int:
