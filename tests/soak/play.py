@@ -35,7 +35,7 @@ class Outcome:
         failures: broken invariants.
         runs: number of sampling runs.
         regional: number of regional steps of its first run.
-        replayed: number of evaluations that the first run replayed.
+        replayed: number of evaluations that its first run and the repetition replayed.
         fault: the fault that struck, or None.
         refused: whether ComfyUI itself cannot sample this.
     """
@@ -64,6 +64,10 @@ class _Run:
     @property
     def regional(self) -> int:
         return sum(trace.regional_steps for trace in self.traces)
+
+    @property
+    def replayed(self) -> int:
+        return sum(trace.graphs.replayed for trace in self.traces if trace.graphs is not None)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -117,9 +121,10 @@ class _Play:
             self._same_error(first, dense)
             return
         self._check_first(first, dense)
-        self._between(ras)
-        self._again(ras, first)
-        self._other_way(first)
+        if first.error is None:
+            self._between(ras)
+            self._again(ras, first)
+            self._other_way(first)
         self._dense_again(dense)
         self._fail(checks.same_state(state, checks.network_state(parts.network), "the network"))
         after = checks.options_state(parts.base.model_options)
@@ -162,7 +167,7 @@ class _Play:
             self._fail([f"raised {type(first.error).__name__}: {first.error!s:.200}"])
             return
         self._outcome.regional = first.regional
-        self._outcome.replayed = sum(t.graphs.replayed for t in first.traces if t.graphs is not None)
+        self._outcome.replayed = first.replayed
         self._fail(checks.same_form(first.latent, dense.latent, "the run"))
         skips = bool(SKIPPING & set(self._scenario.patches))
         for trace, seen in zip(first.traces, first.seen, strict=True):
@@ -190,7 +195,7 @@ class _Play:
         """What happens between the first run and its repetition."""
         scenario = self._scenario
         if scenario.other is not None:
-            before = last_trace(ras, None) if ras is not None else None
+            before = last_trace(ras)
             self._sampled(self._parts.model(scenario.other))
             if last_trace(ras) is not before:
                 self._fail(["another branch's run changed this branch's trace"])
@@ -218,9 +223,8 @@ class _Play:
 
     def _again(self, ras: Any, first: _Run) -> None:
         """The same run again, in spite of all that happened in between."""
-        if first.error is not None:
-            return
         again = self._sampled(ras)
+        self._outcome.replayed += again.replayed
         if again.error is not None:
             self._fail([f"the same run again raised {again.error!r:.200}"])
         elif self._store is None:
@@ -236,7 +240,7 @@ class _Play:
     def _other_way(self, first: _Run) -> None:
         """The same run by another way: without captured calls, or with K/V rows in main memory."""
         settings = self._scenario.settings
-        if first.error is not None or "speed" in settings:
+        if "speed" in settings:
             return
         if self._store is not None:
             self._without_captures(first)

@@ -21,6 +21,7 @@ PATCHES = (
 PROMPTS = ("plain", "two", "masked", "area", "late", "early", "long", "hooked")
 RAISING = ("callback", "interrupt", "module", "module_interrupt", "module_memory")
 FAULTS = (*RAISING, "fill_memory", "update_memory", "nan", "failing_capture", "broken_capture")
+CAPTURABLE = [AUTO, *(name for name, each in FORMATS.items() if each.keeps_addresses)]
 SPEEDS = ("1.5x", "2x", "2.5x", "3x")
 SLOW = {"dpm_adaptive", "dpm_fast"}
 """Samplers that choose their own number of evaluations."""
@@ -80,6 +81,9 @@ class Scenario:
         """Scenario `number` of a seed; the same in every version of Python."""
         random = Random(f"{seed}/{number}")
         values = {name: draw(random) for name, draw in _DRAWS.items()}
+        if values["tape"]:  # captures need several regional steps, and rows at fixed addresses
+            values["steps"] = max(values["steps"], random.choice([8, 12]))
+            values["settings"]["kv_cache"] = random.choice(CAPTURABLE)
         return cls(**values)
 
     def describe(self) -> str:
