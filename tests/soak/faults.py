@@ -104,6 +104,8 @@ def is_interrupt(error: BaseException | None) -> bool:
 
 
 def _error(kind: str) -> BaseException | None:
+    if kind == "nan":
+        return None
     if "interrupt" in kind:
         return comfy.model_management.InterruptProcessingException()
     if kind.endswith("memory"):
