@@ -15,7 +15,7 @@ from tqdm.auto import trange
 from ..config import RASConfig
 from ..kv.choose import for_sampler
 from ..method.integrator import SOLVERS, Solver
-from ..run.sampler import integrate
+from ..run.sampler import Integration
 from ..run.state import RunState
 from .names import RUN, TRANSFORMER_OPTIONS
 
@@ -41,7 +41,8 @@ def sample_multirate(
         extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
         disable: whether to hide the progress bar.
-        options: options of the sampler: `solver`, one of SOLVERS; the first by default.
+        options: options of the sampler: `solver`, one of SOLVERS, the first by default; and `plain`, the
+            sampler function of ComfyUI that makes the steps before the first regional one, none by default.
     """
     extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
@@ -55,7 +56,14 @@ def sample_multirate(
     run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
     levels = sigmas.tolist()
     steps = trange(len(levels) - 1, disable=disable)
-    return integrate(denoise, x, levels, run, options.get("solver", SOLVERS[0]), steps)
+    integration = Integration(denoise, levels, run, options.get("solver", SOLVERS[0]))
+    if (plain := options.get("plain")) is None or run is None:
+        return integration.over(x, steps)
+
+    def sample_plain(denoised: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return plain(lambda x, sigma: denoised(x), x, sigmas, disable=True)
+
+    return integration.following(sample_plain, x, steps)
 
 
 CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "euler"}
@@ -79,7 +87,9 @@ def corrected(sampler: Any, run: RunState) -> Any:
     if obstacle := _correction_obstacle(sampler):
         logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
         return sampler
-    return multirate_sampler(CORRECTED[name], sampler.inpaint_options)
+    made = multirate_sampler(CORRECTED[name], sampler.inpaint_options)
+    made.extra_options["plain"] = sampler.sampler_function
+    return made
 
 
 def plan_sampler(sampler: Any) -> str | None:

@@ -41,6 +41,8 @@ class Parts:
     Attributes:
         base: the model without any patch, a ModelPatcher.
         noise, latent: (b, c, H, W).
+        lora: a weight patch, by the weights' names.
+        layer, layer_forward: name and function of a linear layer in the middle of the network.
     """
 
     def __init__(self, scenario: Scenario):
@@ -51,6 +53,9 @@ class Parts:
         self.noise = self._family.noise(*scenario.size, batch=scenario.batch)
         image = self._family.noise(*scenario.size, batch=scenario.batch, seed=21)
         self.latent = image if scenario.latent == "image" else torch.zeros_like(self.noise)
+        # Taken from the unpatched network: a loaded model contains its patches.
+        self.lora = _lora(self.base)
+        self.layer, self.layer_forward = _middle_layer(self.network)
         self._rows = {name: kind(self.network) for name, kind in self._row_patches().items()}
         self.prompts = self._prompts()
 
@@ -227,13 +232,22 @@ def _lora_weights(model: Any) -> dict[str, Tensor]:
     return {name: each for name, each in model.model.state_dict().items() if name.endswith(LORA_LAYERS)}
 
 
-def _with_lora(model: Any, parts: Parts) -> Any:
+def _lora(model: Any) -> dict[str, tuple[Tensor]]:
     generator = torch.Generator().manual_seed(4)
-    draws = {
+    return {
         name: (0.2 * torch.randn(weight.shape, generator=generator) * weight.float().std(),)
         for name, weight in _lora_weights(model).items()
     }
-    model.add_patches(draws, 1.0)
+
+
+def _middle_layer(network: torch.nn.Module) -> tuple[str, Callable[[Tensor], Tensor]]:
+    inner = set(adapter_for(network).main_blocks(network)[1].modules())
+    linear = [n for n, each in network.named_modules() if each in inner and isinstance(each, torch.nn.Linear)]
+    return linear[-1], network.get_submodule(linear[-1]).forward
+
+
+def _with_lora(model: Any, parts: Parts) -> Any:
+    model.add_patches(parts.lora, 1.0)
     return model
 
 
@@ -249,15 +263,8 @@ def _with_block(model: Any, parts: Parts) -> Any:
 
 
 def _with_object(model: Any, parts: Parts) -> Any:
-    """Replaces the function of one linear layer in the middle of the network."""
-    network = parts.network
-    block = adapter_for(network).main_blocks(network)[1]
-    names = [
-        name for name, each in network.named_modules()
-        if isinstance(each, torch.nn.Linear) and any(each is inner for inner in block.modules())
-    ]  # fmt: skip
-    plain = network.get_submodule(names[-1]).forward
-    model.add_object_patch(f"diffusion_model.{names[-1]}.forward", partial(_scaled, plain))
+    """Replaces the function of a linear layer."""
+    model.add_object_patch(f"diffusion_model.{parts.layer}.forward", partial(_scaled, parts.layer_forward))
     return model
 
 

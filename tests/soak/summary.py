@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
 import torch
 
 from .play import Outcome, is_deterministic, play
@@ -35,7 +35,7 @@ class Summary:
         refused: number of scenarios that ComfyUI cannot sample itself.
         faults: how often each fault struck.
         failures: by the number of the scenario, what was wrong.
-        memory_mib: peak memory of the process after WARM scenarios, and at the end.
+        memory_mib: memory of the process after WARM scenarios, and at the end.
         seconds: duration.
     """
 
@@ -76,7 +76,7 @@ class Summary:
             f"seed {self.seed}: {self.scenarios} scenarios ({self.regional} with regional steps, "
             f"{self.replayed} with replayed calls, {self.refused} that ComfyUI refuses), {self.runs} runs, "
             f"{sum(self.faults.values())} faults, {len(self.failures)} failures, {self.seconds:.0f} s, "
-            f"peak memory {' -> '.join(map(str, self.memory_mib))} MiB"
+            f"memory {' -> '.join(map(str, self.memory_mib))} MiB"
         )
 
 
@@ -103,8 +103,8 @@ def soak(
             for failure in outcome.failures:
                 report(f"make soak ARGS='--seed {seed} --only {number}'  # {failure}")
             if summary.scenarios == WARM:
-                summary.memory_mib.append(_peak_mib())
-    summary.memory_mib.append(_peak_mib())
+                summary.memory_mib.append(_memory_mib())
+    summary.memory_mib.append(_memory_mib())
     summary.seconds = time.perf_counter() - start
     return summary
 
@@ -137,8 +137,8 @@ def _ready() -> Iterator[None]:
         graphs_of_model.may_outlive_run = kept
 
 
-def _peak_mib() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def _memory_mib() -> int:
+    return psutil.Process().memory_info().rss >> 20
 
 
 def machine() -> dict[str, str]:
