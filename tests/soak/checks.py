@@ -164,7 +164,7 @@ def same_state(before: Any, after: Any, what: str) -> list[str]:
 def nothing_alive() -> list[str]:
     """Whether no state of a run and no K/V row is alive."""
     kinds = (KVRows, KVStore, RunState)
-    alive = [type(each).__name__ for each in _objects() if isinstance(each, kinds)]
+    alive = [type(each).__name__ for each in _objects() if issubclass(type(each), kinds)]
     return [f"still alive after the run: {', '.join(sorted(set(alive)))} ({len(alive)})"] if alive else []
 
 

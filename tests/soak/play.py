@@ -205,8 +205,12 @@ class _Play:
             self._with_fault(ras)
 
     def _with_fault(self, ras: Any) -> None:
+        noise = spoiled(self._parts.noise, self._scenario)
+        if self._scenario.fault == "nan" and (dense := self._sampled(self._plain, noise)).error is not None:
+            self._same_error(self._sampled(ras, noise), dense)
+            return
         with planted(self._scenario) as fault:
-            run = self._sampled(ras, spoiled(self._parts.noise, self._scenario), fault.callback)
+            run = self._sampled(ras, noise, fault.callback)
         if not fault.has_struck:
             return
         self._outcome.fault = self._scenario.fault

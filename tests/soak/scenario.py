@@ -79,10 +79,12 @@ class Scenario:
 
     @classmethod
     def draw(cls, seed: int, number: int) -> Scenario:
-        """Scenario `number` of a seed; the same in every version of Python."""
-        random = Random(f"{seed}/{number}")
-        values = {name: draw(random) for name, draw in _DRAWS.items()}
+        """Scenario `number` of a seed. Each value has its own generator, so a version of ComfyUI with other
+        samplers changes no other value.
+        """
+        values = {name: choose(Random(f"{seed}/{number}/{name}")) for name, choose in _DRAWS.items()}
         if values["tape"]:  # captures need several regional steps, and rows at fixed addresses
+            random = Random(f"{seed}/{number}/captures")
             values["steps"] = max(values["steps"], random.choice([8, 12]))
             values["settings"]["kv_cache"] = random.choice(CAPTURABLE)
         elif values["fault"] in OF_CAPTURES:

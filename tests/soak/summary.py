@@ -95,7 +95,7 @@ def soak(
         report: gets a line for each failure.
     """
     summary, start = Summary(seed), time.perf_counter()
-    with _ready():
+    with ready():
         for number in numbers:
             if is_over():
                 break
@@ -118,8 +118,8 @@ def _played(seed: int, number: int) -> Outcome:
 
 
 @contextmanager
-def _ready() -> Iterator[None]:
-    """In the body, captured calls are kept between runs, logs are off, and objects that existed before do not
+def ready() -> Iterator[None]:
+    """Prepare for scenarios. In the body, captured calls are kept between runs, logs are off, and objects that existed before do not
     count as alive.
     """
     from ras_pack.ras_core.host import graphs_of_model
