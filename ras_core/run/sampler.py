@@ -54,7 +54,7 @@ class Integration:
         self._evaluations = 0
 
     def over(self, x: Tensor, steps: Iterable[int]) -> Tensor:
-        """The final latent, from x (b, c, H, W) at the first of these steps; `steps` may be a progress bar."""
+        """The final latent, from x (b, c, H, W) at the first of these steps, which may be a progress bar."""
         for i in steps:
             x = self._advanced(i, x, self._evaluated(i, x))
         return x
@@ -110,7 +110,7 @@ class Integration:
         self._evaluations = self._run.evaluations if self._run is not None else 0
         self._fresh_before = fresh = fresh_pixels(self._run)
         stale = None if fresh_before is None else ~fresh_before
-        own = self._solver if math.isfinite(t_next) else "euler"  # at sigma 0 the result is the estimate itself
+        own = self._solver if math.isfinite(t_next) else "euler"  # at sigma 0 the result is the estimate
         self._history, x = self._step(history, x, denoised, (t, t_next), (fresh, stale), own)
         return x
 

@@ -167,7 +167,8 @@ def test_earlier_evaluations_of_a_row_survive_any_regrouping(format_name, data):
                 both.update(group, text, draw(st.integers(1, N)))
         for key, rows in both.rows.last.items():
             moved = (rows != before[key]).any(dim=(0, 3, 4))[None, :, :, None, None]
-            earlier = [torch.where(moved, a, b) for a, b in zip([rows, *history[key]], history[key], strict=False)]
+            newer = [rows, *history[key]]
+            earlier = [torch.where(moved, a, b) for a, b in zip(newer, history[key], strict=False)]
             history[key] = [rows.clone(), *earlier[1:]]
     slots = both.store.slots_for(BRANCHES)
     for slot in SLOTS:

@@ -204,9 +204,10 @@ def test_the_papers_selection_has_as_many_tokens_as_asked(metric, data):
     images, n = metric.shape
     count = data.draw(st.integers(1, n))
     settings = PaperSettings(
-        high_ratio=data.draw(st.floats(0.0, 1.0)), starvation_scale=data.draw(st.sampled_from([0.0, 0.1, 10.0])),
+        high_ratio=data.draw(st.floats(0.0, 1.0)),
+        starvation_scale=data.draw(st.sampled_from([0.0, 0.1, 10.0])),
         starvation=data.draw(st.sampled_from(["corrected", "reference"])),
-    )  # fmt: skip
+    )
     drops = torch.randint(0, 9, metric.shape, generator=torch.Generator().manual_seed(n))
     active = select_active(metric, drops, count, settings)
     assert _is_choice(active, images, count, n)

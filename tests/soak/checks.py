@@ -22,6 +22,9 @@ CLOSE = 2e-3
 """Relative distance up to which two ways to compute the same run agree in float32: selections can depend on
 the last bits of scores, but rarely do."""
 
+APART = "relative distance"
+"""In every failure about the values of a latent."""
+
 LONGEST_NOTE = 300
 LIVE_LIMIT = 2**20
 
@@ -32,7 +35,7 @@ def same_bits(found: Tensor, wanted: Tensor, what: str) -> list[str]:
         return problem
     if torch.equal(found.nan_to_num(77.0), wanted.nan_to_num(77.0)):
         return []
-    return [f"{what}: not identical, relative distance {_distance(found, wanted):.2g}"]
+    return [f"{what}: not identical, {APART} {_distance(found, wanted):.2g}"]
 
 
 def close(found: Tensor, wanted: Tensor, what: str, limit: float = CLOSE) -> list[str]:
@@ -40,7 +43,7 @@ def close(found: Tensor, wanted: Tensor, what: str, limit: float = CLOSE) -> lis
     if problem := same_form(found, wanted, what):
         return problem
     apart = _distance(found, wanted)
-    return [] if apart <= limit else [f"{what}: relative distance {apart:.2g}"]
+    return [] if apart <= limit else [f"{what}: {APART} {apart:.2g}"]
 
 
 def same_form(found: Tensor, wanted: Tensor, what: str) -> list[str]:

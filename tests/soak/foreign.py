@@ -56,7 +56,8 @@ class _RowPatch:
 
     def _hook(self, module: nn.Module, args: tuple, output: Any) -> Any:
         parts = list(output) if isinstance(output, tuple) else [output]
-        longest = max((i for i, part in enumerate(parts) if part is not None), key=lambda i: parts[i].shape[1])
+        present = [i for i, part in enumerate(parts) if part is not None]
+        longest = max(present, key=lambda i: parts[i].shape[1])
         if self.is_learning:
             self._known.add(parts[longest].shape[1])
         parts[longest] = self.changed(parts[longest])

@@ -16,8 +16,9 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as custom_nodes
 import torch
 from comfy.patcher_extension import WrappersMP
-from comfy_extras import nodes_apg, nodes_cfg, nodes_easycache, nodes_pag, nodes_perpneg, nodes_slg, nodes_tcfg
+from comfy_extras import nodes_apg, nodes_cfg, nodes_easycache, nodes_pag, nodes_perpneg, nodes_slg
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3, RescaleCFG
+from comfy_extras.nodes_tcfg import TCFG
 from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.outer_sample import Settings
@@ -225,7 +226,8 @@ class Parts:
         draw_weights(network, 8)
         control = comfy.controlnet.ControlNet(network, compression_ratio=1, load_device=torch.device("cpu"))
         net = control.set_cond_hint(self._family.noise(*self.noise.shape[2:], seed=12), 0.7, (0.0, 0.6))
-        return [[text, {**extras, "control": net, "control_apply_to_uncond": False}] for text, extras in prompt]
+        added = {"control": net, "control_apply_to_uncond": False}
+        return [[text, {**extras, **added}] for text, extras in prompt]
 
 
 def _lora_weights(model: Any) -> dict[str, Tensor]:
@@ -252,8 +254,12 @@ def _with_lora(model: Any, parts: Parts) -> Any:
 
 
 def _with_attention(model: Any, parts: Parts) -> Any:
-    model.model_options["transformer_options"][ATTENTION] = lambda func, *args, **kwargs: func(*args, **kwargs)
+    model.model_options["transformer_options"][ATTENTION] = _attend
     return model
+
+
+def _attend(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    return function(*args, **kwargs)
 
 
 def _with_block(model: Any, parts: Parts) -> Any:
@@ -280,6 +286,10 @@ def _with_wrapper(wrapper: type) -> Callable:
     return add
 
 
+def _with_cache(node: Any, threshold: float) -> Callable:
+    return lambda model, parts: node.execute(model, threshold, 0.15, 0.95, False)[0]
+
+
 def _with_post_cfg(model: Any, parts: Parts) -> Any:
     model.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.99)
     return model
@@ -299,8 +309,8 @@ _PATCHES: dict[str, Callable[[Any, Parts], Any]] = {
     "unet_wrapper": _with_wrapper(PassBy),
     "step_cache": _with_wrapper(StepCache),
     "post_cfg": _with_post_cfg,
-    "lazy_cache": lambda model, parts: nodes_easycache.LazyCacheNode.execute(model, 1.5, 0.15, 0.95, False)[0],
-    "easy_cache": lambda model, parts: nodes_easycache.EasyCacheNode.execute(model, 0.2, 0.15, 0.95, False)[0],
+    "lazy_cache": _with_cache(nodes_easycache.LazyCacheNode, 1.5),
+    "easy_cache": _with_cache(nodes_easycache.EasyCacheNode, 0.2),
     "two_passes": _with_two_passes,
 }
 
@@ -324,7 +334,7 @@ _GUIDANCE: dict[str, Callable[[Any], Any]] = {
     "rescale": _node(RescaleCFG, 0.7),
     "cfg_zero": _node(nodes_cfg.CFGZeroStar),
     "apg": _node(nodes_apg.APG, 1.0, 5.0, 0.0),
-    "tcfg": _node(nodes_tcfg.TCFG),
+    "tcfg": _node(TCFG),
     "nag": _nag,
     "slg": _node(
         nodes_slg.SkipLayerGuidanceDiT, scale=3.0, start_percent=0.01, end_percent=0.6, double_layers="1",
