@@ -1,4 +1,4 @@
-"""Properties of a trace's numbers: they agree with the evaluations that the run reported, and with each other."""
+"""Properties of a trace: its numbers agree with the evaluations of the run, and with each other."""
 
 import json
 import math

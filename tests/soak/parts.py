@@ -95,7 +95,7 @@ class Parts:
     @torch.inference_mode()  # ComfyUI executes nodes in this mode
     def sample(self, model: Any, noise: Tensor, callback: Callable | None = None) -> Iterator[Tensor]:
         """Sample with ComfyUI's guider; yields the latent (b, c, H, W) of each half, or of the only run."""
-        latent = self.latent
+        latent = self.latent if noise.shape == self.latent.shape else torch.zeros_like(noise)
         for i, sigmas in enumerate(self._schedules(model)):
             torch.manual_seed(SEED)  # some samplers draw from the global generator
             with self._calls_grouped():
@@ -105,6 +105,13 @@ class Parts:
                     denoise_mask=self._mask(), callback=callback, disable_pbar=True, seed=SEED,
                 )  # fmt: skip
             yield latent
+
+    def other_noise(self, what: str) -> Tensor:
+        """Noise of another size or batch, (b, c, H, W)."""
+        height, width = self._scenario.size
+        if what == "size":
+            return self._family.noise(width + 2, height, batch=self._scenario.batch)
+        return self._family.noise(height, width, batch=self._scenario.batch + 1)
 
     def guider(self, model: Any) -> Any:
         """A new guider for this model, as the scenario's guider node makes it."""

@@ -199,6 +199,13 @@ class _Play:
             self._sampled(self._parts.model(scenario.other))
             if last_trace(ras) is not before:
                 self._fail(["another branch's run changed this branch's trace"])
+        if scenario.detour is not None:
+            noise = self._parts.other_noise(scenario.detour)
+            dense, detour = self._sampled(self._plain, noise), self._sampled(ras, noise)
+            if dense.error is not None or detour.error is not None:
+                self._same_error(detour, dense)
+            else:
+                self._fail(checks.same_form(detour.latent, dense.latent, f"another {scenario.detour}"))
         if scenario.unload:
             unload_all_models()
         if scenario.fault and scenario.fault not in CAPTURES:

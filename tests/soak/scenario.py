@@ -49,6 +49,7 @@ class Scenario:
         settings: arguments of RASConfig, or {"speed": ...}; the key "paper" has those of PaperSettings.
         tape: None, or the stand-in for CUDA graphs: "frozen" or "late".
         other: settings of a second branch of the same model, which runs in between; or None.
+        detour: None, "size" or "batch": what differs in a further run of the same model, in between.
         unload: whether models are unloaded between runs.
         fault, at: one of FAULTS or None, and at which of its occasions it strikes.
     """
@@ -73,6 +74,7 @@ class Scenario:
     settings: dict[str, Any]
     tape: str | None
     other: dict[str, Any] | None
+    detour: str | None
     unload: bool
     fault: str | None
     at: int
@@ -175,6 +177,7 @@ _DRAWS = {
     "settings": _settings,
     "tape": _rarely(0.4, None, "frozen", "late"),
     "other": lambda random: _settings(random) if random.random() < 0.2 else None,
+    "detour": _rarely(0.3, None, "size", "batch"),
     "unload": _rarely(0.3, False, True),
     "fault": _rarely(0.6, None, *FAULTS),
     "at": lambda random: random.choice([1, random.randint(1, 12), random.randint(1, 400)]),
@@ -182,5 +185,5 @@ _DRAWS = {
 _PLAINEST = {
     **{"dtype": "float32", "batch": 1, "denoise": 1.0, "cfg": 4.0, "guidance": "cfg", "patches": ("ras",)},
     **{"prompts": "plain", "latent": "empty", "mask": None, "priority": None, "calls": "together"},
-    **{"halves": False, "tape": None, "other": None, "unload": False, "fault": None},
+    **{"halves": False, "tape": None, "other": None, "detour": None, "unload": False, "fault": None},
 }

@@ -45,7 +45,8 @@ def _plain(**changes) -> Scenario:
         **{"family": "sd3", "dtype": "float32", "size": (8, 8), "batch": 1, "sampler": "euler"},
         **{"scheduler": "simple", "steps": 5, "denoise": 1.0, "cfg": 4.0, "guidance": "cfg"},
         **{"patches": ("ras",), "prompts": "plain", "latent": "empty", "mask": None, "priority": None},
-        **{"calls": "together", "halves": False, "tape": None, "other": None, "unload": False},
+        **{"calls": "together", "halves": False, "tape": None, "other": None, "detour": None},
+        **{"unload": False},
         **{"settings": {"sample_ratio": 0.5, "start_step": 2, "kv_cache": "gpu"}, "fault": None, "at": 1},
     }
     return Scenario(**{**values, **changes})
