@@ -13,11 +13,12 @@ from ..method.integrator import History, Solver, advance, continued_step, multir
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
-"""(index of a step, x at the start of the step) -> denoised estimate; x and the estimate are (b, c, H, W)."""
+"""A function of a step's index and of x at the start of this step, which returns the denoised estimate. x and
+the estimate are (b, c, H, W)."""
 
 Plain = Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-"""An ordinary sampler: (function from x to the denoised estimate, first x) -> final x. It calls the function
-once per step, in the order of the schedule."""
+"""An ordinary sampler: a function of another function, which maps x to the denoised estimate, and of the
+first x. It calls that function once per step, in the order of the schedule, and returns the final x."""
 
 
 class Departure(Exception):
@@ -36,13 +37,13 @@ class Departure(Exception):
 class Integration:
     """Integrates from the first noise level to the last, each token with its own step size.
 
-    Without a run every token is fresh at every step, so the result is that of the plain method `solver`.
+    Without a run, every token is fresh at every step, so the result is that of the ordinary sampler `solver`.
 
     Args:
         denoise: evaluates the model.
         levels: decreasing, ending in 0 or above.
         run: state of the run, with the tokens that each evaluation computed; None for a model without RAS.
-        solver: the method by which fresh tokens step.
+        solver: the integration method for fresh tokens.
     """
 
     def __init__(self, denoise: Denoise, levels: list[float], run: RunState | None, solver: Solver):
@@ -88,7 +89,7 @@ class Integration:
             self._history = known.after(x, denoised, _time(self._levels[i]))
             self._fresh_before = None
         else:
-            self._fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
+            self._skip(x)
         return denoised
 
     def _evaluated(self, i: int, x: Tensor) -> Tensor:
@@ -97,15 +98,19 @@ class Integration:
         return self._denoise(i, x)
 
     def _has_answered(self) -> bool:
-        """Whether the model itself gave the last estimate, not a step cache, whose estimates are guesses."""
+        """Whether the model itself gave the last estimate, and no step cache (another node)."""
         return self._run is None or self._run.evaluations != self._evaluations
+
+    def _skip(self, x: Tensor) -> None:
+        """Note a skipped evaluation: its estimate is a guess, which must not enter the history."""
+        self._fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
 
     def _advanced(self, i: int, x: Tensor, denoised: Tensor) -> Tensor:
         """x at the start of the step after step i, (b, c, H, W)."""
         t, t_next = _time(self._levels[i]), _time(self._levels[i + 1])
         history, fresh_before = self._history or History.empty(x), self._fresh_before
-        if not self._has_answered():  # a guess must not enter the history
-            self._fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
+        if not self._has_answered():
+            self._skip(x)
             return advance(x, denoised, t_next - t)
         self._evaluations = self._run.evaluations if self._run is not None else 0
         self._fresh_before = fresh = fresh_pixels(self._run)
@@ -116,7 +121,7 @@ class Integration:
 
 
 def fresh_pixels(run: RunState | None) -> Tensor | None:
-    """Latent pixels that the last evaluation computed: (b, 1, H, W) bool; None for all."""
+    """The latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
     return None if run is None else run.active_pixels
 
 
