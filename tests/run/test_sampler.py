@@ -4,10 +4,9 @@ import comfy.model_management
 import pytest
 import torch
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host import samplers
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.kv import update as kv
-from support.sampling import distance, sample, sample_ras
+from support.sampling import sample, sample_ras
 
 CORRECTED = RASConfig(sample_ratio=0.5, start_step=2, error_reset_every=0, corrections=True)
 
@@ -37,24 +36,8 @@ class TestDenseSteps:
         assert trace.regional_steps == 0 and len(trace.notes) == 1
         assert torch.equal(latent, dense)
 
-    def test_regional_steps_follow_from_where_the_sampler_was(self, sd3, sampler, monkeypatch):
-        """The integrator alone takes the same dense steps, with other rounding."""
-        model, noise = sd3.build(), sd3.noise(8, 8)
-        mixed, trace = sample_ras(model, sd3, noise, CORRECTED, sampler=sampler)
-        plain = samplers.corrected
-        monkeypatch.setattr("ras_pack.ras_core.host.patch.corrected", lambda *args: _alone(plain(*args)))
-        alone, expected = sample_ras(model, sd3, noise, CORRECTED, sampler=sampler)
-        assert trace.regional_steps == expected.regional_steps == 8
-        assert 0 < distance(mixed, alone) < 1e-5
-
     def test_the_callback_is_called_once_for_each_step(self, sd3, sampler):
         steps = []
         patched = patch_model(sd3.build(), CORRECTED)
         sample(patched, sd3, sd3.noise(8, 8), sampler=sampler, callback=lambda i, *rest: steps.append(i))
         assert steps == list(range(10)) and len(last_trace(patched).evaluations) == 10
-
-
-def _alone(sampler):
-    """The sampler without the one that makes its first steps."""
-    sampler.extra_options.pop("plain")
-    return sampler
