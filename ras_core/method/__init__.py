@@ -1,7 +1,8 @@
 """The method: which steps are regional, which tokens are active in them, and how each token is integrated.
 
 Read `schedule` (dense and regional steps), `selector` (selection by predicted change, and its state during a
-run), `metric` and `selection` (selection by the paper's rule), `preferences` (masks of the user),
+run), `waiting` (how long a token may stay cached), `metric` and `selection` (selection by the paper's rule),
+`preferences` (masks of the user),
 `integrator` (each token with its own step size) and `grid` (from latent pixels to tokens and back).
 
 Plans: `sigma_grid` (placement of steps), `plan` and `plan_set` (what the runs of each speed compute),

@@ -31,3 +31,7 @@ class Preferences:
     def weight(self) -> Tensor | float:
         """Factor on the score of each token, from 1 to 4 by its priority."""
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority
+
+    def in_order(self, order: Tensor) -> Preferences:
+        """The preferences of the tokens in this order, (n,)."""
+        return self if self.priority is None else Preferences(self.priority[:, order])
