@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
+ANSWERED = (
+    "another node answered evaluations without the network, as step caches do; they count neither as dense nor "
+    "as regional"
+)
+
 LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
 
 
@@ -122,7 +127,6 @@ class RunState:
         `sigma` (1,), is read only after the run, so that the CPU need not wait for the device.
         """
         self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
-        self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
@@ -137,6 +141,12 @@ class RunState:
         if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
             self.selector.observe(x, denoised, sigma, self.active_idx)
         self.recorder.end(self.active_idx, self.selector.score)
+
+    def skip_evaluation(self) -> None:
+        """End an evaluation that no network took part in: it is neither recorded nor observed."""
+        self.evaluation = None
+        self.recorder.drop_last()
+        self.warn(ANSWERED)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
         """Keep the K/V slots that a dense call of these branches has filled."""
