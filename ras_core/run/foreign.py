@@ -83,7 +83,7 @@ def may_keep(code: Any, depth: int = DEPTH) -> bool:
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
-    """What a value that cannot be written to refers to; None if it can be written to, or is of another kind."""
+    """What a value refers to that cannot be written to itself; None for any other value."""
     if isinstance(value, FunctionType):
         return _read_by(value)
     if isinstance(value, (tuple, frozenset)):

@@ -56,8 +56,7 @@ class NetworkCalls:
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:
-            run.record_plain_evaluation(level.flatten()[:1].clone(), timestamp(x.device))
-            return self._plain(denoise)
+            return self._plain(level.flatten()[:1].clone(), denoise)
         if is_parallel and not run.is_dense:
             self._refuse_threads()
         sigma = run.sigma_of(level.flatten()[:1])
@@ -94,12 +93,12 @@ class NetworkCalls:
                 return output
         return self._dense.run(call)
 
-    def _plain(self, denoise: Callable[[], Tensor]) -> Tensor:
-        """An evaluation of a run without regional steps. Returns (b, c, H, W)."""
-        self._ran = False
+    def _plain(self, level: Tensor, denoise: Callable[[], Tensor]) -> Tensor:
+        """An evaluation of a run without regional steps, at a noise level (1,). Returns (b, c, H, W)."""
+        self._ran, now = False, timestamp(level.device)
         denoised = denoise()
         if self._ran:
-            self._run.evaluations += 1
+            self._run.record_plain_evaluation(level, now)
         else:
             self._run.skip_evaluation()
         return denoised

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
 ANSWERED = (
-    "another node answered evaluations without the network, as step caches do; they count neither as dense nor "
-    "as regional"
+    "another node answered evaluations without the network, as step caches do; they count neither as dense "
+    "nor as regional"
 )
 
 LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
@@ -119,14 +119,15 @@ class RunState:
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
         """Start a guided evaluation: find its step and, if the step is regional, select its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
-        self.recorder.begin(plan, sigma, now)
-        self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
+        active_idx, fill_cache = self._active_tokens(plan), self._is_cache_needed(plan)
+        self.evaluation = EvaluationState(plan, active_idx, fill_cache, now)
 
     def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
         """Add an evaluation to the trace of a run without regional steps. The evaluation's noise level,
         `sigma` (1,), is read only after the run, so that the CPU need not wait for the device.
         """
         self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
+        self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
@@ -140,12 +141,12 @@ class RunState:
         self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
         if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
             self.selector.observe(x, denoised, sigma, self.active_idx)
+        self.recorder.begin(evaluation.plan, sigma, evaluation.started)
         self.recorder.end(self.active_idx, self.selector.score)
 
     def skip_evaluation(self) -> None:
-        """End an evaluation that no network took part in: it is neither recorded nor observed."""
+        """End an evaluation in which no network ran: the trace and the selector do not get it."""
         self.evaluation = None
-        self.recorder.drop_last()
         self.warn(ANSWERED)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:

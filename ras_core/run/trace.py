@@ -166,10 +166,6 @@ class Recorder:
         entry = self._entries[-1]
         entry.active_idx, entry.score = active_idx, score
 
-    def drop_last(self) -> None:
-        """Drop the entry of the current evaluation."""
-        self._entries.pop()
-
     @property
     def any_regional(self) -> bool:
         return any(entry.active_idx is not None for entry in self._entries)

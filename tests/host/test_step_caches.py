@@ -250,8 +250,8 @@ class TestWholeEvaluations:
 
 
 class TestInsideTheNetwork:
-    """A cache that would see the rows of active tokens only: the run is dense, with the reason, and bit for bit
-    the run without RAS.
+    """A cache that would see the rows of active tokens only. The run is dense, with the reason, and its
+    latent is bit for bit that of the run without RAS.
     """
 
     def _assert_dense(self, attach, family, reason, caplog, answered=3):
