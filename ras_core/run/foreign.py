@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dis
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from enum import Enum
 from functools import lru_cache, partial
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -23,6 +23,9 @@ from ..graphs.code_identity import COMFYUI, TORCH, is_by
 DEPTH = 4
 """Number of consecutive references that are followed from a function to something that it may write to."""
 
+MOST_OBJECTS = 500
+"""Number of objects that are searched for a tensor."""
+
 WRITES = frozenset({"STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "STORE_SLICE"})
 """Instructions that write to something that may outlive the call."""
 
@@ -33,7 +36,7 @@ CONSTANT = (
 """Types of values in which a function keeps no result."""
 
 
-def other_cache(network: nn.Module, blocks: Iterable[nn.Module], replacements: Iterable[Any]) -> str | None:
+def other_cache(network: nn.Module, blocks: Sequence[nn.Module], replacements: Iterable[Any]) -> str | None:
     """Why the network must run on all tokens, as a reason for the log; None if it may run on fewer.
 
     Args:
@@ -41,15 +44,49 @@ def other_cache(network: nn.Module, blocks: Iterable[nn.Module], replacements: I
         blocks: its blocks.
         replacements: functions of other nodes' patches that run instead of blocks.
     """
-    blocks = list(blocks)
-    package = _package(type(network))
-    for block in blocks:
-        if _package(type(block)) != package and not is_by(type(block), TORCH):
-            return f"another node replaces the network's blocks (by {type(block).__name__})"
-    own = (code for module in (network, *blocks) for code in _own_functions(module))
-    if any(map(may_keep, (*own, *replacements))):
+    for kind in dict.fromkeys(map(type, blocks)):
+        if _package(kind) != _package(type(network)) and not is_by(kind, TORCH):
+            return f"another node replaces the network's blocks (by {kind.__name__})"
+    forwards = (vars(block).get("forward") for block in blocks)
+    if any(map(may_keep, (*filter(None, forwards), *_own_functions(network), *replacements))):
         return "another node replaces parts of the network by code that may answer from a cache of its own"
     return None
+
+
+def holds_results(code: Any) -> bool:
+    """Whether a function can now reach a tensor in an object that it can write to, so that this tensor may be
+    a result of an earlier call. ComfyUI's and torch's code does not count.
+    """
+    pending, seen = [code], 0
+    while pending and seen < MOST_OBJECTS:
+        each, seen = pending.pop(), seen + 1
+        if isinstance(each, (*CONSTANT, nn.Module)) or is_by(each, COMFYUI, TORCH):
+            continue
+        parts = _parts(each)
+        if parts is None:
+            parts = tuple(_contents(each))
+            if any(isinstance(part, Tensor) for part in _flat(parts)):
+                return True
+        pending += parts
+    return False
+
+
+def _contents(value: Any) -> Iterable[Any]:
+    """What an object that can be written to contains."""
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (Sequence, Set)):
+        return value
+    return vars(value).values() if hasattr(value, "__dict__") else ()
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Any]:
+    """These values, and those in tuples among them."""
+    for each in values:
+        if isinstance(each, tuple):
+            yield from _flat(each)
+        else:
+            yield each
 
 
 @contextmanager
@@ -98,7 +135,8 @@ def _parts(value: Any) -> Iterable[Any] | None:
 def _read_by(function: FunctionType) -> Iterator[Any]:
     """What a function reads from outside a call; of other packages' functions, nothing."""
     for cell in function.__closure__ or ():
-        yield cell.cell_contents
+        with suppress(ValueError):  # a variable without a value
+            yield cell.cell_contents
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     for name in _globals_of(function.__code__):

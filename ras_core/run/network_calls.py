@@ -10,7 +10,7 @@ from .call import Call, Forward
 from .captured import CapturedCalls
 from .coverage import Coverage
 from .dense import DenseCalls
-from .foreign import other_cache, watched
+from .foreign import holds_results, other_cache, watched
 from .live import live_step
 from .regional import RegionalCalls
 from .state import RunState
@@ -145,6 +145,8 @@ class NetworkCalls:
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):
             return f"the guider also calls a network of another family ({type(network).__name__})"
+        if holds_results(forward.other_attention):
+            return "another node's attention function keeps results from one step to the next"
         cache = other_cache(network, self._adapter.blocks(network), forward.replacements)
         return cache or self._adapter.refusal(network, forward.inputs, forward.options)
 

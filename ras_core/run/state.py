@@ -54,6 +54,7 @@ class RunState:
         evaluations: number of completed evaluations.
         is_dense: whether the rest of the run is dense; the log has the reason.
         plan_line: the plan of the run's speed in one line, for a live view; empty if no speed is set.
+        reads_levels: whether no noise level is predicted, because another node decides which evaluations run.
         known_sigma: the next evaluation's noise level if the sampler is the multirate integrator, which knows
             it; None if the level must be read from the device.
     """
@@ -75,6 +76,7 @@ class RunState:
     active_idx: Tensor | None = None
     evaluations: int = 0
     plan_line: str = ""
+    reads_levels: bool = False
     known_sigma: float | None = None
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
     _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
@@ -111,6 +113,8 @@ class RunState:
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
             return sigma
+        if self.reads_levels:
+            return float(level)
         sigma = self._levels.read(level)
         if self._levels.was_wrong:
             self.warn(LEFT_ORDER)

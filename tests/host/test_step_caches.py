@@ -4,6 +4,7 @@ The caches are small stand-ins, one for each way by which nodes get in front of 
 """
 
 from dataclasses import replace
+from functools import partial
 
 import comfy.samplers
 import numpy as np
@@ -11,9 +12,13 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import PaperSettings, RASConfig
+from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.run import state
+from ras_pack.ras_core.run.noise_levels import NoiseLevels
 from support.families import FAMILIES
 from support.sampling import STEPS, distance, sample, sample_ras
+from support.tape import FrozenTape, capture_on
 
 SD3, LUMINA = FAMILIES["sd3"], FAMILIES["lumina2"]
 OURS = RASConfig(sample_ratio=0.5, start_step=2, error_reset_every=0)
@@ -180,9 +185,41 @@ class TestWholeEvaluations:
         _, trace, _ = run(BESIDE["PREDICT_NOISE"], SD3, self.STEPS, replace(OURS, corrections=True))
         assert caplog.text.count(ANSWERED) == 1 and len(trace.evaluations) == 7
 
+    def test_no_noise_level_is_predicted_behind_such_a_wrapper(self, monkeypatch):
+        """On a GPU, levels are predicted from the schedule. An evaluation that never arrives would shift
+        them.
+        """
+
+        class Unknown:
+            """A number on the device, which arrives only when it is waited for."""
+
+            def __init__(self, level, expected):
+                self.is_right = abs(float(level) - expected) < 1e-6
+
+            def has_arrived(self, wait):
+                return wait
+
+        monkeypatch.setattr(state, "NoiseLevels", partial(NoiseLevels, transfer=Unknown))
+        _, trace, _ = run(BESIDE["PREDICT_NOISE"], SD3, self.STEPS, OURS)
+        assert [each.step for each in trace.evaluations] == [0, 1, 2, 4, 6, 8, 9] and not trace.notes
+
+    def test_replayed_calls(self):
+        """Calls that a function wrapper lets through are replayed as CUDA graphs. The latent is the same."""
+        latents = []
+        for graphs in ("off", "auto"):
+            model, cache, tape = SD3.build(), StepCache(self.STEPS), FrozenTape()
+            capture_on(model, tape)
+            function_wrapper(model, cache)
+            config = replace(OURS, cuda_graphs=graphs)
+            latent, trace = sample_ras(model, SD3, SD3.noise(**SMALL), config)
+            latents.append(latent)
+        assert trace.graphs.replayed == 3 and trace.regional_steps == 5
+        assert distance(latents[1], latents[0]) < 2e-5
+
+    @pytest.mark.parametrize("corrections", [False, True])
     @pytest.mark.parametrize("steps", [{2, 3}, {6}, {9}], ids=["first regional", "reset", "last"])
-    def test_the_step_that_is_answered_may_be_any(self, steps):
-        config = replace(OURS, error_reset_every=4)
+    def test_the_step_that_is_answered_may_be_any(self, steps, corrections):
+        config = replace(OURS, error_reset_every=4, corrections=corrections)
         latent, trace, cache = run(function_wrapper, SD3, steps, config)
         assert cache.answered == steps and torch.isfinite(latent).all()
         expected = {step: 1.0 if step in (0, 1, 6) else 0.5 for step in range(STEPS) if step not in steps}
@@ -316,6 +353,23 @@ class TestInsideTheNetwork:
             model.set_model_unet_function_wrapper(wrapper)
 
         self._assert_dense(attach, LUMINA, "replaces the network's blocks (by AllLayers)", caplog)
+
+    def test_attention_override(self, caplog):
+        """An attention override skips attentions, whose outputs it has kept."""
+
+        def attach(model, cache):
+            number = {}
+
+            def override(func, q, *args, transformer_options=None, **kwargs):
+                level = transformer_options["sigmas"]
+                number[float(level[0])] = index = number.get(float(level[0]), -1) + 1
+                return cache(
+                    level, index, lambda: func(q, *args, transformer_options=transformer_options, **kwargs)
+                )
+
+            model.model_options["transformer_options"][ATTENTION] = override
+
+        self._assert_dense(attach, SD3, "attention function keeps results", caplog)
 
     @pytest.mark.parametrize("part", ["", ".layers.1"], ids=["network", "block"])
     def test_replaced_forward(self, part, caplog):
