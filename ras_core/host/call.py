@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,10 @@ class ModelCall:
         return tuple(sorted(map(str, self.options.get(PATCHES_REPLACE, {}).get(REPLACED_BLOCKS, {}))))
 
     @property
+    def replacements(self) -> tuple[Any, ...]:
+        return tuple(self.options.get(PATCHES_REPLACE, {}).get(REPLACED_BLOCKS, {}).values())
+
+    @property
     def other_attention(self) -> Attend | None:
         return self.options.get(ATTENTION)
 
@@ -109,12 +113,26 @@ class ModelCall:
     def wraps_network(self) -> bool:
         return bool(self.options.get(WRAPPERS, {}).get("diffusion_model"))
 
+    @property
+    def is_compiled(self) -> bool:
+        return bool(self._compiling)
+
+    @property
+    def is_wrapped_inside(self) -> bool:
+        wrappers = getattr(self.executor, "wrappers", ())
+        return any(each not in self._compiling for each in wrappers[self.executor.idx + 1 :])
+
     def graph_obstacle(self) -> str | None:
         is_patched = any(self.options.get(name) for name in PATCHED)
         return call_obstacle(self._is_wrapped, self.other_attention, is_patched)
 
     def frozen_options(self) -> Hashable:
         return frozen_options(self.options, NOT_READ)
+
+    @property
+    def _compiling(self) -> Sequence[Any]:
+        """The wrappers of ComfyUI's torch.compile node."""
+        return self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
 
     @property
     def _residuals(self) -> dict[str, Tensor | None]:
@@ -128,6 +146,5 @@ class ModelCall:
     @property
     def _is_wrapped(self) -> bool:
         """Whether another node wraps the model's calls; ComfyUI's torch.compile wrapper does not count."""
-        compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
-        harmless = len(compiling) if CAN_SWITCH else 0
+        harmless = len(self._compiling) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

@@ -78,6 +78,7 @@ class RunWrappers:
     ) -> Tensor:
         """The PREDICT_NOISE wrapper: runs one guided evaluation."""
         options = model_options or {}
+        self.run.reads_levels = executor.idx > 0  # a wrapper outside this one may answer evaluations itself
         return self._calls.evaluate(
             x,
             timestep,

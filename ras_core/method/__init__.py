@@ -4,6 +4,7 @@ These modules compute a run; read them in this order:
 
 - `schedule`: which steps are dense and which regional
 - `selector`: selects tokens by predicted change, and keeps the state of the selection during a run
+- `waiting`: limits how long a token may stay cached
 - `metric` and `selection`: select tokens by the rule of the paper (arXiv 2502.10389) instead
 - `preferences`: the user's masks
 - `integrator`: integrates each token with its own step size

@@ -33,3 +33,7 @@ class Preferences:
         to 4 at priority 1.
         """
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority
+
+    def in_order(self, order: Tensor) -> Preferences:
+        """The preferences of the tokens in this order, (n,)."""
+        return self if self.priority is None else Preferences(self.priority[:, order])

@@ -9,6 +9,7 @@ Read the modules in this order:
 - `partial_forward` makes the three interventions in a call: gather, attention, scatter.
 - `active_rows` finds the rows of active tokens.
 - `coverage` checks whether the interventions reached every block.
+- `foreign` recognises caches of other packs inside the network.
 - `sampler` integrates all steps of a schedule with the multirate integrator (method/integrator.py).
 - `trace` reports on a run after it has ended, `live` while it is sampling.
 - `tools` lists the objects that a run gets from `host/`.

@@ -63,12 +63,24 @@ class Forward(Protocol):
         """Names of the network's blocks that other nodes' patches replace in this call."""
 
     @property
+    def replacements(self) -> tuple[Any, ...]:
+        """The functions that run instead of these blocks."""
+
+    @property
     def other_attention(self) -> Attend | None:
         """The attention function that another node has set for this call, or None."""
 
     @property
     def wraps_network(self) -> bool:
         """Whether another node wraps the network itself."""
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether ComfyUI's torch.compile node compiles the network in this call."""
+
+    @property
+    def is_wrapped_inside(self) -> bool:
+        """Whether another node's wrapper of the model's call runs inside this pack's."""
 
     def graph_obstacle(self) -> str | None:
         """Why the call cannot be captured as a CUDA graph; None if it can."""

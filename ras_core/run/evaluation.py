@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..kv.store import Branch
 from ..method.schedule import StepPlan
+from .timing import Timestamp
 
 
 @dataclass
@@ -17,6 +18,7 @@ class EvaluationState:
     Attributes:
         plan: plan of the step that the evaluation belongs to.
         active_idx: active tokens, (b, n_active), of a regional evaluation; None for a dense one.
+        started: when it started.
         fill_cache: whether dense calls of this evaluation keep their K/V.
         ran_regional: whether at least one call of the evaluation processed active tokens only.
         seen: branches called so far.
@@ -25,6 +27,7 @@ class EvaluationState:
     plan: StepPlan
     active_idx: Tensor | None
     fill_cache: bool
+    started: Timestamp
     ran_regional: bool = False
     seen: set[Branch] = field(default_factory=set)
     _calls: dict[object, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from .call import Call, Forward
 from .captured import CapturedCalls
 from .coverage import Coverage
 from .dense import DenseCalls
+from .foreign import holds_results, other_cache, watched
 from .live import live_step
 from .regional import RegionalCalls
 from .state import RunState
@@ -32,6 +33,8 @@ class NetworkCalls:
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
         self._networks: list[nn.Module] = []  # the networks that were called in this run
+        self._ran = False  # whether a network has run in this evaluation
+        self._is_visible = False  # whether a watched network has been seen to run
 
     def evaluate(
         self,
@@ -54,8 +57,7 @@ class NetworkCalls:
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:
-            run.record_plain_evaluation(level.flatten()[:1].clone(), timestamp(x.device))
-            return denoise()
+            return self._plain(level.flatten()[:1].clone(), denoise)
         if is_parallel and not run.is_dense:
             self._refuse_threads()
         sigma = run.sigma_of(level.flatten()[:1])
@@ -64,12 +66,16 @@ class NetworkCalls:
         run.begin_evaluation(sigma, timestamp(x.device))
         if self._view is not None:
             self._view.step(live_step(run))
+        self._ran = False
         try:
             denoised = denoise()
         except BaseException:
             run.abandon_evaluation()
             raise
-        run.end_evaluation(x, denoised, sigma)
+        if self._ran:
+            run.end_evaluation(x, denoised, sigma)
+        else:
+            run.skip_evaluation()
         return denoised
 
     def call(self, forward: Forward) -> Tensor:
@@ -78,8 +84,8 @@ class NetworkCalls:
             self._graphs.begin_call(forward.model)
         evaluation = self._run.evaluation
         if evaluation is None or not self._is_ours(forward):
-            return forward()
-        network = forward.network
+            return self._unchanged(forward)
+        self._ran, network = True, forward.network
         variant = (self._number_of(network), forward.replaced_blocks)
         call = Call(network, evaluation.branches(forward.conditionings, variant), forward)
         if evaluation.active_idx is not None:
@@ -87,6 +93,32 @@ class NetworkCalls:
             if output is not None:
                 return output
         return self._dense.run(call)
+
+    def _plain(self, level: Tensor, denoise: Callable[[], Tensor]) -> Tensor:
+        """An evaluation of a run without regional steps, at a noise level (1,). Returns (b, c, H, W)."""
+        self._ran, now = False, timestamp(level.device)
+        denoised = denoise()
+        if self._ran:
+            self._run.record_plain_evaluation(level, now)
+        else:
+            self._run.skip_evaluation()
+        return denoised
+
+    def _unchanged(self, forward: Forward) -> Tensor:
+        """Run a call of all tokens, of which nothing is kept. Returns (bb, c, H, W)."""
+        network = forward.network
+        if forward.is_compiled or not self._is_wrapped(forward) or not self._adapter.matches(network):
+            self._ran = True
+            return forward()
+        with watched(self._adapter.main_blocks(network)) as ran:
+            output = forward()
+        self._is_visible |= bool(ran)
+        self._ran |= bool(ran) or not self._is_visible
+        return output
+
+    def _is_wrapped(self, forward: Forward) -> bool:
+        """Whether another node's code runs between this pack's code and the network."""
+        return forward.is_wrapped_inside or (self._adapter.runs_wrappers and forward.wraps_network)
 
     def end(self) -> None:
         """Finish the run's use of CUDA graphs after the last evaluation, and log a warning if they failed."""
@@ -103,7 +135,7 @@ class NetworkCalls:
 
     def _obstacle(self, forward: Forward) -> str | None:
         run, x = self._run, forward.inputs["x"]
-        if self._adapter.runs_wrappers and forward.wraps_network:
+        if self._is_wrapped(forward):
             return "another node (such as EasyCache) wraps the network and would cache partial outputs"
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
@@ -114,7 +146,10 @@ class NetworkCalls:
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):
             return f"the guider also calls a network of another family ({type(network).__name__})"
-        return self._adapter.refusal(forward.network, forward.inputs, forward.options)
+        if holds_results(forward.other_attention):
+            return "another node's attention function keeps results from one step to the next"
+        cache = other_cache(network, self._adapter.blocks(network), forward.replacements)
+        return cache or self._adapter.refusal(network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:
         """The network's number in this run. A guider may call two models. The network's number is part of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..method.integrator import History, Solver, advance, continued_step, multirate_step
-from .state import RunState
+from .state import ANSWERED, RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
 """A function of a step's index and of x at the start of this step, which returns the denoised estimate. x and
@@ -49,6 +49,7 @@ def integrate(
         if run is not None and run.evaluations == evaluations:
             # A step cache (another node) skipped this evaluation, so `denoised` is a guess, which must not
             # enter the integrator's history.
+            run.warn(ANSWERED)
             x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
             continue
         evaluations = run.evaluations if run is not None else 0

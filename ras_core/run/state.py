@@ -23,6 +23,11 @@ logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
 
+ANSWERED = (
+    "another node answered evaluations without the network, as step caches do; they count neither as dense "
+    "nor as regional"
+)
+
 LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
 
 
@@ -47,12 +52,11 @@ class RunState:
         active_idx: indices of the tokens that the last evaluation processed, (b, n_active); None if it
             processed all tokens.
         evaluations: number of completed evaluations.
-        is_dense: whether the rest of the run is dense because RAS cannot continue; a warning in the log
-            gives the reason.
-        plan_line: one line that describes the plan of the chosen speed; empty if no speed is set. Live views
-            show it.
-        known_sigma: noise level of the next evaluation, set by the multirate integrator. None with any other
-            sampler, whose noise levels are on the device.
+        is_dense: whether the rest of the run is dense because RAS cannot continue; the log says why.
+        plan_line: one line that describes the plan of the chosen speed, for live views; empty without one.
+        reads_levels: whether noise levels are read, not predicted, because another node decides which
+            evaluations run.
+        known_sigma: noise level of the next evaluation, set by the multirate integrator; None with others.
     """
 
     config: RASConfig
@@ -72,6 +76,7 @@ class RunState:
     active_idx: Tensor | None = None
     evaluations: int = 0
     plan_line: str = ""
+    reads_levels: bool = False
     known_sigma: float | None = None
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
     _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
@@ -108,6 +113,8 @@ class RunState:
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
             return sigma
+        if self.reads_levels:
+            return float(level)
         sigma = self._levels.read(level)
         if self._levels.was_wrong:
             self.warn(LEFT_ORDER)
@@ -116,8 +123,8 @@ class RunState:
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
         """Start a guided evaluation: find its step and, if the step is regional, select its active tokens."""
         plan = self.plan[step_of_sigma(self.sigmas, sigma)]
-        self.recorder.begin(plan, sigma, now)
-        self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
+        active_idx, fill_cache = self._active_tokens(plan), self._is_cache_needed(plan)
+        self.evaluation = EvaluationState(plan, active_idx, fill_cache, now)
 
     def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
         """Add an evaluation to the trace of a run without regional steps. The evaluation's noise level,
@@ -138,7 +145,13 @@ class RunState:
         self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
         if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
             self.selector.observe(x, denoised, sigma, self.active_idx)
+        self.recorder.begin(evaluation.plan, sigma, evaluation.started)
         self.recorder.end(self.active_idx, self.selector.score)
+
+    def skip_evaluation(self) -> None:
+        """End an evaluation in which no network ran: the trace and the selector do not get it."""
+        self.evaluation = None
+        self.warn(ANSWERED)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
         """Keep the K/V slots that a dense call has filled for `branches`."""
