@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host.patch import last_trace
+from ..ras_core.host.patch import trace_of
 from .settings import CATEGORY, TraceType
 
 
@@ -17,8 +17,8 @@ class RASTrace(io.ComfyNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
-            description="Outputs the trace of the last finished run of a model from RAS Patch Model. The "
-            "latent passes through, so that this node runs after the sampler.",
+            description="Outputs the trace of the run that made the latent, with a model from RAS Patch "
+            "Model. The latent passes through, so that this node runs after the sampler.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."
@@ -35,4 +35,4 @@ class RASTrace(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
-        return io.NodeOutput(latent, last_trace(model))
+        return io.NodeOutput(latent, trace_of(model, latent))

@@ -3,10 +3,10 @@
 Read `patch` (the entry point: what a node attaches to a model) and `outer_sample` (starts a run from
 ComfyUI's arguments), `wrappers` (the wrappers of a run), `call` (one call of ComfyUI's model), `cache_plan`
 and `memory` (choose the format of the K/V cache), `graphs_of_model` (CUDA graphs kept on a model),
-`samplers` (the sampler of a run), `conditionings` (copies a run's conditionings to the device once),
-`attention` (ComfyUI's attention with grouped K/V heads), `compiler` (the CUDA graphs and the compiler that
-ComfyUI itself has from 0.33 on), `requirements` (checks ComfyUI's extension points), `options` (choices for
-the nodes' inputs), and `names` (keys of ComfyUI's dicts).
+`samplers` (the sampler of a run), `traces` (finds the trace of a latent), `conditionings` (copies a run's
+conditionings to the device once), `attention` (ComfyUI's attention with grouped K/V heads), `compiler` (the
+CUDA graphs and the compiler that ComfyUI itself has from 0.33 on), `requirements` (checks ComfyUI's extension
+points), `options` (choices for the nodes' inputs), and `names` (keys of ComfyUI's dicts).
 
 Plans: `speed` (the plan of a run, and its noise levels), `plans` (finds the plans of a model), `calibration`
 (measures plans), `measured_runs` (the sampling runs of a calibration), `planned_model` (a model with the RAS

@@ -18,8 +18,10 @@ from ..method.preferences import Preferences
 from ..method.schedule import decreases
 from ..method.selector import selector_for
 from ..models.base import ModelAdapter
+from ..run.passes import NOT_DECREASING
+from ..run.recorder import Recorder
 from ..run.state import RunState
-from ..run.trace import Recorder, Trace
+from ..run.trace import Trace
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +161,7 @@ def _explain_dense_plan(run: RunState) -> None:
     """Warn if the run will have no regional step, with the reason, unless the user asked for that."""
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
-        run.go_dense("the noise schedule is not strictly decreasing")
+        run.go_dense(NOT_DECREASING)
     elif not run.any_regional and config.wants_regional:
         run.warn(
             f"no regional step fits: the run has {n_steps} steps, and the first {config.start_step} are dense"

@@ -4,10 +4,11 @@ Read `state` (of a run) and `evaluation` (the state of one evaluation), `network
 evaluation and each call of a network), `call` (one call, and the interface that `host/` implements for it),
 `dense`, `regional` and `captured` (the three ways to run a call), `partial_forward` (the three interventions
 in a call: gather, attention, scatter) with `active_rows` (the rows of active tokens), `coverage` (whether the
-interventions reached every block), `sampler` (the multirate integrator over a schedule), `trace` and `live`
-(reports after a run, and during it), `tools` (objects that a run gets from `host/`), `noise_levels` (predicts
-each evaluation's noise level), `timing` (timestamps on the device), `grouped_attention` (attention without
-repeated K/V heads), `torch_compile` (runs compiled networks eagerly).
+interventions reached every block), `sampler` (the multirate integrator over a schedule), `steps` (the step
+of each evaluation), `passes` (the calls of the sampler in a run), `recorder`, `trace` and `live` (reports
+after a run, and during it), `tools` (objects that a run gets from `host/`), `noise_levels` (predicts each
+evaluation's noise level), `timing` (timestamps on the device), `grouped_attention` (attention without repeated
+K/V heads), `torch_compile` (runs compiled networks eagerly).
 
 1. An evaluation starts: its step is looked up and, if this step is regional, its active tokens are selected.
 2. Each call of the network runs dense (and fills the K/V cache), regional, or regional as the replay of a
