@@ -114,6 +114,15 @@ def trace_of(model: ModelPatcher, latent: Any) -> Trace:
     return Trace.empty(reason)
 
 
+def compare_with(model: ModelPatcher, dense: Trace) -> None:
+    """From now on, report speed-ups of runs of this patched model over the measured dense run.
+
+    Raises:
+        RASError: the model is not patched.
+    """
+    _patch_of(model).dense = dense
+
+
 def _patch_of(model: ModelPatcher) -> RASPatch:
     patches = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
     if not patches:
@@ -126,7 +135,9 @@ def _patch_of(model: ModelPatcher) -> RASPatch:
 
 
 class RASPatch:
-    """The wrapper on a patched model: adapter, settings, and the traces of its finished runs."""
+    """The wrapper on a patched model: adapter, settings, the traces of its finished runs, and the dense run
+    that they are compared with, or None.
+    """
 
     def __init__(
         self,
@@ -140,6 +151,7 @@ class RASPatch:
         self.priority = priority
         self.view_factory = view_factory
         self.traces = Traces()
+        self.dense: Trace | None = None
         self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
@@ -159,6 +171,7 @@ class RASPatch:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
             trace = replace(wrappers.finish(), plan=settings.plan)
+            trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())
             return result

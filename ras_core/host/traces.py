@@ -50,7 +50,7 @@ def _nbytes(trace: Trace) -> int:
 
 def _digests(latent: Any) -> set[str]:
     """Hashes of the latent's values, as they are and as samplers convert them for other nodes."""
-    if type(latent) is not Tensor:
+    if type(latent) is not Tensor or latent.layout is not torch.strided:
         return set()
     narrower = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
     return {_digest(latent.to(dtype)) for dtype in {torch.float32, narrower}}

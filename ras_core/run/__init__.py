@@ -7,8 +7,8 @@ in a call: gather, attention, scatter) with `active_rows` (the rows of active to
 interventions reached every block), `sampler` (the multirate integrator over a schedule), `steps` (the step
 of each evaluation), `passes` (the calls of the sampler in a run), `recorder`, `trace` and `live` (reports
 after a run, and during it), `tools` (objects that a run gets from `host/`), `noise_levels` (predicts each
-evaluation's noise level), `timing` (timestamps on the device), `grouped_attention` (attention without repeated
-K/V heads), `torch_compile` (runs compiled networks eagerly).
+evaluation's noise level), `timing` (timestamps on the device), `grouped_attention` (attention without
+repeated K/V heads), `torch_compile` (runs compiled networks eagerly).
 
 1. An evaluation starts: its step is looked up and, if this step is regional, its active tokens are selected.
 2. Each call of the network runs dense (and fills the K/V cache), regional, or regional as the replay of a
