@@ -157,7 +157,7 @@ class TestNumbers:
 
         model = patch_model(sd3.build(), FAST)
         sample(model, sd3, sd3.noise(), sampler="heun")
-        trace = replace(last_trace(model), graphs=GraphReport(replayed=5))
+        trace = replace(last_trace(model), graphs=GraphReport(captured=1, replayed=5))
         regional = trace.regional_evaluations
         assert regional > trace.regional_steps
         assert f"5 of {regional} regional evaluations replayed as CUDA graphs" in trace.summary()
@@ -191,10 +191,6 @@ class TestNumbers:
         assert len(found) == 4  # headline, its second line, the summary, the log
         expected = {each for line in shown for each in re.findall(r"expected (\d+\.\d\d)x", line)}
         assert expected == {f"{stats['expected_speedup']:.2f}"}
-        times = [
-            float(re.search(r"([\d.]+) s$", line)[1]) for line in lines if line.startswith(("dense ", "RAS "))
-        ]
-        assert len(times) == 2
 
 
 def test_a_dense_run_by_request_has_nothing_to_explain(sd3):
