@@ -63,8 +63,8 @@ class RunWrappers:
         grouped = grouped_attention()
         tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause)
         self._calls = NetworkCalls(run, tools)
+        _detach(options)  # what a run has left that could not end
         options[TRANSFORMER_OPTIONS][RUN] = run
-        _detach(options)  # the wrappers of a run that could not end
         _attach(options, WrappersMP.PREDICT_NOISE, self._evaluate)
         _attach(options, WrappersMP.APPLY_MODEL, self._apply)
         _attach(options, WrappersMP.SAMPLER_SAMPLE, self._sample)

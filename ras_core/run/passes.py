@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from copy import copy
 from dataclasses import replace
 
 from ..method.schedule import StepKind, StepPlan, decreases, plan_steps
-from ..method.selector import Selector
 from .state import RunState
 
 CHANGED_STEPS = (
@@ -25,7 +23,6 @@ class Passes:
 
     def __init__(self, run: RunState):
         self._run = run
-        self._selector: Selector = copy(run.selector)  # without observations
         self._begun = 0
 
     def begin(self, sigmas: list[float]) -> None:
@@ -40,7 +37,6 @@ class Passes:
         run.plan = done + tuple(replace(step, index=len(done) + step.index) for step in steps)
         # The memory of the K/V cache was only planned if the run was given levels with regional steps.
         run.any_regional = run.any_regional and any(step.kind is StepKind.REGIONAL for step in run.plan)
-        run.selector = copy(self._selector)
         run.kv.drop(tuple(run.cached_output))
         run.cached_output.clear()
         run.active_idx = None

@@ -16,6 +16,11 @@ from ..models.cost import CostProfile, expected_speedup
 from .timing import Timestamp, measured_speedup, seconds_between
 from .trace import Evaluation, Trace
 
+UNCACHED_ONCE = "a conditioning without cached data ran dense once"
+UNCACHED_OFTEN = (
+    "in {} evaluations a conditioning without cached data ran dense: it is new, or guidance has skipped it"
+)
+
 
 @dataclass
 class _Entry:
@@ -36,6 +41,7 @@ class Recorder:
         self._batch = batch
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
+        self._uncached: set[int] = set()  # numbers of evaluations
 
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
@@ -55,6 +61,10 @@ class Recorder:
     @property
     def any_note(self) -> bool:
         return bool(self._notes)
+
+    def count_uncached(self) -> None:
+        """In the current evaluation, a conditioning without cached data runs dense."""
+        self._uncached.add(len(self._entries))
 
     def note(self, text: str) -> bool:
         """Add a note and return True; return False if the trace already has this note."""
@@ -82,9 +92,13 @@ class Recorder:
             measured_speedup=measured_speedup(evaluations),
             seconds=sum(e.seconds for e in evaluations),
             kv_bytes=kv_bytes,
-            notes=tuple(self._notes),
+            notes=tuple(map(self._counted, self._notes)),
             graphs=graphs,
         )
+
+    def _counted(self, note: str) -> str:
+        is_often = note == UNCACHED_ONCE and len(self._uncached) > 1
+        return UNCACHED_OFTEN.format(len(self._uncached)) if is_often else note
 
     def _evaluations(self, now: Timestamp) -> tuple[Evaluation, ...]:
         entries = self._entries

@@ -59,7 +59,7 @@ def integrate(
 
 def fresh_pixels(run: RunState | None) -> Tensor | None:
     """The latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
-    return None if run is None else run.active_pixels
+    return None if run is None or run.active_idx is None else run.grid.active_pixels(run.active_idx)
 
 
 def _time(sigma: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan, plan_steps
 from ..method.selector import Selector
 from .evaluation import ODD_RESULT, EvaluationState, estimate_in
-from .noise_levels import NoiseLevels
+from .noise_levels import LEFT_ORDER, NoiseLevels
 from .recorder import Recorder
 from .steps import Steps
 from .timing import Timestamp
@@ -23,8 +24,6 @@ from .timing import Timestamp
 logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
-
-LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
 
 
 @dataclass
@@ -36,6 +35,7 @@ class RunState:
         sigmas: the run's schedule as plain numbers.
         grid: token grid of the latent.
         batch: images in the batch.
+        new_selector: makes a selector that has observed nothing.
         selector: picks the active tokens of regional steps.
         recorder: collects the trace.
         plan: one entry per step.
@@ -59,8 +59,9 @@ class RunState:
     sigmas: list[float]
     grid: TokenGrid
     batch: int
-    selector: Selector
+    new_selector: Callable[[], Selector]
     recorder: Recorder
+    selector: Selector = field(init=False)
     plan: tuple[StepPlan, ...] = ()
     steps: Steps = field(init=False)
     kv: KVStore = field(init=False)
@@ -85,7 +86,7 @@ class RunState:
 
     def follow(self, sigmas: list[float], first: int = 0) -> None:
         """Expect evaluations at these noise levels, which are those of the steps from `first` on."""
-        self.sigmas = sigmas
+        self.sigmas, self.selector = sigmas, self.new_selector()
         self.steps, self._levels = Steps(sigmas, first), NoiseLevels(sigmas)
 
     @property
@@ -183,13 +184,10 @@ class RunState:
         for branch, part in zip(branches, output.clone().chunk(len(branches)), strict=True):
             self.cached_output[branch] = part
 
-    @property
-    def active_pixels(self) -> Tensor | None:
-        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
-        return None if self.active_idx is None else self.grid.active_pixels(self.active_idx)
-
     def _forget_others(self, seen: set[Branch]) -> None:
-        """Drop the K/V and output of branches that the last evaluation did not call (prompt scheduling)."""
+        """Drop the K/V and output of branches that the last evaluation did not call: their prompt has ended,
+        or guidance skips it for some steps. If it returns, it must run dense: see `dense.py`.
+        """
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
         for branch in gone:

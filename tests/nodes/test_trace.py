@@ -180,8 +180,8 @@ class TestNumbers:
             result = compare.RASCompare.execute(
                 Vae(), model=sd3.build(), speed=speed, plan=None, seed=3, steps=steps, cfg=4.0,
                 sampler_name="euler", scheduler="simple", positive=sd3.conditioning(1),
-                negative=sd3.conditioning(2), latent_image={"samples": torch.zeros(1, 16, 16, 16)}, denoise=1.0,
-                sample_ratio=0.25, start_percent=0.3, end_percent=1.0, error_reset_every=0,
+                negative=sd3.conditioning(2), latent_image={"samples": torch.zeros(1, 16, 16, 16)},
+                denoise=1.0, sample_ratio=0.25, start_percent=0.3, end_percent=1.0, error_reset_every=0,
             )  # fmt: skip
         (stats,) = result.ui["ras"]
         (log,) = [line for line in caplog.messages if f"over {steps} dense steps" in line]
