@@ -64,7 +64,7 @@ class RASCompare(RefusesRetired):
         chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
         sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first run tunes kernels
         dense, dense_trace = _image(vae, _dense(inputs))
-        ras, ras_trace = _image(vae, inputs)
+        ras, ras_trace = _image(vae, {**inputs, "dense": dense_trace})
         comparison = comparison_image(dense[0], ras[0], (dense_trace, ras_trace))
         summary = summary_image(ras_trace, ras)
         images = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
-from ..ras_core.host.patch import last_trace
+from ..ras_core.host.patch import compare_with, last_trace
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .settings import CATEGORY, TraceType, kept_plans, patched, settings_inputs, speed_input
@@ -48,12 +48,14 @@ class RASKSampler(RefusesRetired):
         return io.NodeOutput(*sample_with_trace(**inputs))
 
 
-def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
+def sample_with_trace(model, latent_image, *, dense: Trace | None = None, **inputs) -> tuple[dict, Trace]:
     """Sample with the function that ComfyUI's KSampler calls, so that previews, noise and masks behave as in
     KSampler.
 
     Args:
         model, latent_image: MODEL and LATENT.
+        dense: the trace of a dense run of the same image, to which the reported speed-ups are then relative;
+            or None.
         inputs: values of all other inputs in `sampler_inputs` and `settings_inputs`, by name.
 
     Returns:
@@ -62,6 +64,8 @@ def sample_with_trace(model, latent_image, **inputs) -> tuple[dict, Trace]:
     from nodes import common_ksampler
 
     ras_model = patched(model, inputs)
+    if dense is not None:
+        compare_with(ras_model, dense)
     sampling = {name: inputs[name] for name in SAMPLING}
     (latent,) = common_ksampler(ras_model, latent=latent_image, **sampling)
     return latent, last_trace(ras_model, Trace.empty("the sampler had no step to run"))

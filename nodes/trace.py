@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host.patch import last_trace
+from ..ras_core.host.patch import trace_of
 from .settings import CATEGORY, TraceType
 
 
@@ -19,9 +19,8 @@ class RASTrace(io.ComfyNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
-            description="Outputs the trace (what each step computed) of the last finished run of a model "
-            "from RAS Patch Model. The latent passes through unchanged; it is an input only so that ComfyUI "
-            "runs this node after the sampler.",
+            description="Outputs the trace (what each step computed) of the run that made the latent, with a "
+            "model from RAS Patch Model. The latent passes through unchanged.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."
@@ -39,4 +38,4 @@ class RASTrace(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
-        return io.NodeOutput(latent, last_trace(model))
+        return io.NodeOutput(latent, trace_of(model, latent))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Protocol
 
 import comfy.model_management
@@ -18,8 +19,10 @@ from ..method.preferences import Preferences
 from ..method.schedule import decreases
 from ..method.selector import selector_for
 from ..models.base import ModelAdapter
+from ..run.passes import NOT_DECREASING
+from ..run.recorder import Recorder
 from ..run.state import RunState
-from ..run.trace import Recorder, Trace
+from ..run.trace import Trace
 from .names import MASK_FUNCTION
 
 logger = logging.getLogger(__name__)
@@ -145,8 +148,8 @@ def begin_run(
     recorder = Recorder(grid, noise.shape[0])
     generator = torch.Generator().manual_seed((given.seed or 0) % 2**63)
     favoured = _at_latent_size(priority, noise)
-    selector = selector_for(config, grid, generator, Preferences.of(grid, favoured))
-    run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], selector, recorder)
+    new_selector = partial(selector_for, config, grid, generator, Preferences.of(grid, favoured))
+    run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], new_selector, recorder)
     _explain_dense_plan(run)
     return run
 
@@ -165,7 +168,7 @@ def _explain_dense_plan(run: RunState) -> None:
     """
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
-        run.go_dense("the noise schedule is not strictly decreasing")
+        run.go_dense(NOT_DECREASING)
     elif not run.any_regional and config.wants_regional:
         run.warn(
             f"no regional step fits: the run has {n_steps} steps, and the first {config.start_step} are dense"

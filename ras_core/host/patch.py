@@ -36,9 +36,19 @@ from .outer_sample import (
 )
 from .requirements import check_comfyui
 from .samplers import corrected
+from .traces import Progress, Traces
 from .wrappers import RunWrappers
 
 logger = logging.getLogger(__name__)
+
+OTHER_LATENT = (
+    "this latent is not the result of a run of the connected model: it comes from another model or from a "
+    "sampler without steps (denoise 0), or another node changed it after sampling"
+)
+NO_RUN = (
+    "the connected model has not sampled anything: the latent comes from another model or from a sampler "
+    "without steps (denoise 0)"
+)
 
 
 def patch_model(
@@ -82,14 +92,7 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
     Raises:
         RASError: the model is not patched, or no run of it has finished and there is no default.
     """
-    patches = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
-    if not patches:
-        raise RASError(
-            "this model was not patched by a RAS node.",
-            "the MODEL output of RASPatchModel that is also connected to the sampler.",
-            "connect that output here.",
-        )
-    trace = patches[-1].last_trace or default
+    trace = _patch_of(model).traces.last or default
     if trace is None:
         raise RASError(
             "no run of this model has finished yet.",
@@ -99,8 +102,51 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
     return trace
 
 
+def trace_of(model: ModelPatcher, latent: Any) -> Trace:
+    """The trace of the run of a patched model that returned this latent. If none did, an empty trace with the
+    reason, so that a workflow still outputs its image.
+
+    Args:
+        model: a MODEL.
+        latent: a LATENT.
+
+    Raises:
+        RASError: the model is not patched, or the latent has no samples and no run has finished.
+    """
+    traces, samples = _patch_of(model).traces, latent.get("samples")
+    if samples is None:
+        return Trace.empty(OTHER_LATENT) if traces.last else last_trace(model)
+    if (found := traces.of(samples)) is not None:
+        return found
+    reason = OTHER_LATENT if traces.last else NO_RUN
+    logger.warning("Multirate RAS: no trace: %s.", reason)
+    return Trace.empty(reason)
+
+
+def compare_with(model: ModelPatcher, dense: Trace) -> None:
+    """From now on, report speed-ups of runs of this patched model over the measured dense run.
+
+    Raises:
+        RASError: the model is not patched.
+    """
+    _patch_of(model).dense = dense
+
+
+def _patch_of(model: ModelPatcher) -> RASPatch:
+    patches = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    if not patches:
+        raise RASError(
+            "this model was not patched by a RAS node.",
+            "the MODEL output of RASPatchModel that is also connected to the sampler.",
+            "connect that output here.",
+        )
+    return patches[-1]
+
+
 class RASPatch:
-    """The wrapper on a patched model: adapter, settings, and the trace of its last finished run."""
+    """The wrapper on a patched model: adapter, settings, the traces of its finished runs, and the dense run
+    that they are compared with, or None.
+    """
 
     def __init__(
         self,
@@ -113,24 +159,29 @@ class RASPatch:
         self.settings = settings
         self.priority = priority
         self.view_factory = view_factory
-        self.last_trace: Trace | None = None
+        self.traces = Traces()
+        self.dense: Trace | None = None
         self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         """The OUTER_SAMPLE wrapper: samples one run."""
         given = OuterSample.of(*args, **kwargs)
         if (nothing := given.nothing_to_do()) is not None:
-            self.last_trace = nothing
-            return given.sample(executor)
+            result = given.sample(executor)
+            self.traces.add(nothing, [result])
+            return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
         given = replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
-        ours, trace = replace(given, sampler=corrected(given.sampler, wrappers.run)), None
+        progress, trace = Progress(wrappers.finish_step, given.callback), None
+        ours = replace(given, sampler=corrected(given.sampler, wrappers.run), callback=progress)
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            self.last_trace = trace = replace(wrappers.finish(), plan=settings.plan)
+            trace = replace(wrappers.finish(), plan=settings.plan)
+            trace = trace if self.dense is None else trace.against(self.dense)
+            self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())
             return result
         finally:

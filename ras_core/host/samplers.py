@@ -66,6 +66,15 @@ STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
 estimate predicts its next change, so K/V formats that extrapolate along the last change can be used."""
 
 
+OWN_LEVELS = ("dpm_fast_function", "dpm_adaptive_function")
+"""ComfyUI's samplers whose steps are not those of the schedule."""
+
+
+def follows_schedule(sampler: Any) -> bool:
+    """Whether the steps that a sampler reports are probably those of its schedule."""
+    return _name_of(sampler) not in OWN_LEVELS
+
+
 def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
     """The multirate integrator as a SAMPLER object of ComfyUI."""
     return comfy.samplers.KSAMPLER(sample_multirate, {"solver": solver}, inpaint_options or {})

@@ -9,7 +9,8 @@ from enum import Enum
 from ..config import RASConfig
 from ..errors import RASError
 
-# With samplers that work in log space, an evaluation's sigma may differ from the schedule's by rounding.
+# An evaluation's sigma may differ from the schedule's by rounding (samplers that work in log space): by at
+# most this fraction, and by less than half a step, because long schedules have still smaller steps.
 SIGMA_TOLERANCE = 1e-4
 
 
@@ -91,9 +92,14 @@ def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
     """
     last = len(sigmas) - 2
     step = 0
-    while step < last and sigmas[step + 1] * (1.0 + SIGMA_TOLERANCE) >= sigma:
+    while step < last and _starts_at_or_above(sigmas[step], sigmas[step + 1], sigma):
         step += 1
     return step
+
+
+def _starts_at_or_above(before: float, start: float, sigma: float) -> bool:
+    """Whether the step from `start`, which follows the step from `before`, starts at `sigma` or above it."""
+    return start + min(SIGMA_TOLERANCE * start, (before - start) / 2) >= sigma
 
 
 def decreases(sigmas: Sequence[float]) -> bool:

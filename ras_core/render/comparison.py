@@ -78,9 +78,9 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
 
 def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> str:
     """One line of text with the measured and the expected speed-up of the RAS run, its PSNR and its SSIM."""
-    faster = traces[0].seconds / traces[1].seconds if traces[1].seconds > 0 else float("nan")
-    fewer = len(traces[0].evaluations) / max(len(traces[1].evaluations), 1)  # a plan's run may be shorter
+    trace = traces[1] if traces[1].dense_steps else traces[1].against(traces[0])
+    faster = trace.measured_speedup or float("nan")
     return (
-        f"{faster:.2f}x faster (expected {traces[1].expected_speedup * fewer:.2f}x), "
+        f"{faster:.2f}x faster (expected {trace.expected_speedup:.2f}x), "
         f"PSNR {psnr(dense, ras):.1f} dB, SSIM {ssim(dense, ras):.3f}"
     )

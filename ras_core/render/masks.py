@@ -141,17 +141,12 @@ def _colour(step: Evaluation) -> tuple[int, int, int]:
 
 
 def _headline(trace: Trace) -> str:
-    return (
-        f"{trace.regional_steps} of {trace.n_steps} steps regional, "
-        f"{trace.token_share:.0%} of tokens processed"
-    )
+    return trace.counts()
 
 
 def _subline(trace: Trace) -> str:
-    measured = f"{trace.measured_speedup:.2f}x" if trace.measured_speedup else "n/a"
     text = (
-        f"speed-up expected {trace.expected_speedup:.2f}x, measured {measured}; "
-        f"sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
+        f"{trace.speedups()}; sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
     )
     return "; ".join([text, *trace.notes])
 

@@ -11,6 +11,8 @@ Read the modules in this order:
 - `coverage` checks whether the interventions reached every block.
 - `foreign` recognises caches of other packs inside the network.
 - `sampler` integrates all steps of a schedule with the multirate integrator (method/integrator.py).
+- `steps` finds the step of each evaluation; `passes` counts the calls of the sampler in a run.
+- `recorder` collects the data of the trace during a run.
 - `trace` reports on a run after it has ended, `live` while it is sampling.
 - `tools` lists the objects that a run gets from `host/`.
 - `noise_levels` predicts each evaluation's noise level, so that the CPU need not read it from the device.

@@ -10,6 +10,13 @@ from ..kv.store import Branch
 from ..method.schedule import StepPlan
 from .timing import Timestamp
 
+ANSWERED = (
+    "another node answered evaluations without the network, as step caches do; they count neither as dense "
+    "nor as regional"
+)
+
+ODD_RESULT = "the guider's results are not estimates of the whole latent, so that regions cannot be compared"
+
 
 @dataclass
 class EvaluationState:
@@ -48,3 +55,13 @@ class EvaluationState:
             named.append((uuid, variant, ordinal))
         self.seen.update(named)
         return tuple(named)
+
+
+def estimate_in(result: object, batch: int, size: tuple[int, ...]) -> Tensor | None:
+    """The denoised estimate (b, c, *size) in what a guider returned: the result itself or, if it is several
+    estimates, the first; None if there is none.
+    """
+    for each in result if isinstance(result, (tuple, list)) else (result,):
+        if isinstance(each, Tensor) and len(each) == batch and each.shape[2:] == size:
+            return each
+    return None

@@ -29,6 +29,9 @@ TOLERANCE = 1e-5
 """Relative difference up to which two numbers count as the same noise level."""
 
 
+LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
+
+
 class NoiseLevels:
     """The noise levels of one run.
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..method.integrator import History, Solver, advance, continued_step, multirate_step
-from .state import ANSWERED, RunState
+from .evaluation import ANSWERED
+from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
 """A function of a step's index and of x at the start of this step, which returns the denoised estimate. x and
@@ -63,7 +64,7 @@ def integrate(
 
 def fresh_pixels(run: RunState | None) -> Tensor | None:
     """The latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
-    return None if run is None else run.active_pixels
+    return None if run is None or run.active_idx is None else run.grid.active_pixels(run.active_idx)
 
 
 def _time(sigma: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,23 +13,17 @@ from ..config import RASConfig
 from ..kv.plain import Slots
 from ..kv.store import Branch, KVStore
 from ..method.grid import TokenGrid
-from ..method.schedule import StepKind, StepPlan, plan_steps, step_of_sigma
+from ..method.schedule import StepKind, StepPlan, plan_steps
 from ..method.selector import Selector
-from .evaluation import EvaluationState
-from .noise_levels import NoiseLevels
+from .evaluation import ANSWERED, ODD_RESULT, EvaluationState, estimate_in
+from .noise_levels import LEFT_ORDER, NoiseLevels
+from .recorder import Recorder
+from .steps import Steps
 from .timing import Timestamp
-from .trace import Recorder
 
 logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
-
-ANSWERED = (
-    "another node answered evaluations without the network, as step caches do; they count neither as dense "
-    "nor as regional"
-)
-
-LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations used the wrong step's settings"
 
 
 @dataclass
@@ -40,9 +35,11 @@ class RunState:
         sigmas: the run's schedule as plain numbers.
         grid: token grid of the latent.
         batch: images in the batch.
+        new_selector: makes a selector that has observed nothing.
         selector: picks the active tokens of regional steps.
         recorder: collects the trace.
         plan: one entry per step.
+        steps: finds the step of each evaluation.
         kv: K/V cache, per branch.
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
@@ -63,9 +60,11 @@ class RunState:
     sigmas: list[float]
     grid: TokenGrid
     batch: int
-    selector: Selector
+    new_selector: Callable[[], Selector]
     recorder: Recorder
+    selector: Selector = field(init=False)
     plan: tuple[StepPlan, ...] = ()
+    steps: Steps = field(init=False)
     kv: KVStore = field(init=False)
     any_regional: bool = field(init=False)
     cached_output: dict[Branch, Tensor] = field(default_factory=dict)
@@ -79,14 +78,18 @@ class RunState:
     reads_levels: bool = False
     known_sigma: float | None = None
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
-    _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
     _levels: NoiseLevels = field(init=False)
 
     def __post_init__(self) -> None:
-        self._levels = NoiseLevels(self.sigmas)
+        self.follow(self.sigmas)
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
         self.kv = KVStore(self.grid.n)
         self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
+
+    def follow(self, sigmas: list[float], first: int = 0) -> None:
+        """Expect evaluations at these noise levels, which are those of the steps from `first` on."""
+        self.sigmas, self.selector = sigmas, self.new_selector()
+        self.steps, self._levels = Steps(sigmas, first), NoiseLevels(sigmas)
 
     @property
     def spread_over(self) -> tuple[int, ...] | None:
@@ -122,7 +125,7 @@ class RunState:
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
         """Start a guided evaluation: find its step and, if the step is regional, select its active tokens."""
-        plan = self.plan[step_of_sigma(self.sigmas, sigma)]
+        plan = self.plan[self.steps.next()(sigma)]
         active_idx, fill_cache = self._active_tokens(plan), self._is_cache_needed(plan)
         self.evaluation = EvaluationState(plan, active_idx, fill_cache, now)
 
@@ -130,21 +133,31 @@ class RunState:
         """Add an evaluation to the trace of a run without regional steps. The evaluation's noise level,
         `sigma` (1,), is read only after the run, so that the CPU need not wait for the device.
         """
-        self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
+        step = self.steps.next()
+        self.recorder.begin(lambda level: self.plan[step(level)], sigma, now)
         self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
-    def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """End a guided evaluation: pass the selector the evaluation's input `x`, its denoised estimate (both
-        (b, c, H, W)) and its noise level. Then complete the evaluation's entry in the trace.
+    def end_evaluation(self, x: Tensor, result: object, sigma: float) -> None:
+        """End a guided evaluation: pass its input, (b, c, H, W), its denoised estimate and its noise level to
+        the selector, and complete its entry in the trace.
+
+        Args:
+            x: the input.
+            result: the estimate, (b, c, H, W), or what a guider of another pack returns instead: some return
+                several estimates, the usual one first.
+            sigma: the noise level.
         """
         evaluation = self.evaluation
         self.evaluation = None
         self._forget_others(evaluation.seen)
         self.evaluations += 1
         self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
-        if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
+        denoised = estimate_in(result, self.batch, self.grid.size)
+        if self.any_regional and denoised is not None:
             self.selector.observe(x, denoised, sigma, self.active_idx)
+        elif self.is_regional:
+            self.go_dense(ODD_RESULT)
         self.recorder.begin(evaluation.plan, sigma, evaluation.started)
         self.recorder.end(self.active_idx, self.selector.score)
 
@@ -181,22 +194,9 @@ class RunState:
         for branch, part in zip(branches, output.clone().chunk(len(branches)), strict=True):
             self.cached_output[branch] = part
 
-    @property
-    def active_pixels(self) -> Tensor | None:
-        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
-        return None if self.active_idx is None else self.pixels_of(self.active_idx)
-
-    def pixels_of(self, active_idx: Tensor) -> Tensor:
-        """Latent pixels of the tokens with these indices, (b, n_active) -> (b, 1, H, W) bool. The result is
-        cached until other indices are given.
-        """
-        if self._pixels is None or self._pixels[0] is not active_idx:
-            self._pixels = (active_idx, self.grid.active_pixels(active_idx))
-        return self._pixels[1]
-
     def _forget_others(self, seen: set[Branch]) -> None:
-        """Drop the K/V and output of branches that the last evaluation did not call. With a prompt
-        schedule, for example, a prompt is no longer called after its last step.
+        """Drop the K/V and output of branches that the last evaluation did not call: their prompt has ended,
+        or guidance skips it for some steps. If it returns, it must run dense: see `dense.py`.
         """
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
@@ -236,7 +236,7 @@ class RunState:
         if plan.kind is StepKind.DENSE or self.is_dense:
             return None
         if self._selected is None or self._selected[0] != plan.index:
-            active = self.selector.select(plan.active_count(self.grid.n), self.sigmas[plan.index])
+            active = self.selector.select(plan.active_count(self.grid.n), self.steps.level_of(plan.index))
             self._selected = (plan.index, active)
         return self._selected[1]
 

@@ -19,8 +19,8 @@ from ras_pack.ras_core.models.cost import CostProfile
 from ras_pack.ras_core.render import masks
 from ras_pack.ras_core.render.masks import mask_frames, summary_image
 from ras_pack.ras_core.run.live import LiveStep, live_step
+from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.timing import timestamp
-from ras_pack.ras_core.run.trace import Recorder
 from support.families import FAMILIES
 from support.sampling import FAST, STEPS, sample
 
