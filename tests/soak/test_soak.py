@@ -22,7 +22,7 @@ def test_a_short_soak_is_clean():
     summary = soak(SEED, iter(SHORT), report=lines.append)
     assert lines == []
     assert summary.scenarios == len(SHORT) and summary.refused == 0
-    assert summary.regional >= 5 and summary.replayed >= 2
+    assert summary.regional >= 5 and summary.replayed >= 1
     assert len(summary.faults) >= 3
 
 
