@@ -13,7 +13,7 @@ from .scenario import FAULTS, GUIDANCE, PATCHES, PROMPTS, Scenario
 from .summary import ready, soak
 
 SEED = 21
-SHORT = (8, 17, 19, 106, 155, 174, 205, 213)
+SHORT = (8, 17, 19, 106, 155, 213)
 """Scenarios of a second or less, with captured calls, several prompts and faults among them."""
 
 
@@ -22,7 +22,7 @@ def test_a_short_soak_is_clean():
     summary = soak(SEED, iter(SHORT), report=lines.append)
     assert lines == []
     assert summary.scenarios == len(SHORT) and summary.refused == 0
-    assert summary.regional >= 6 and summary.replayed >= 2
+    assert summary.regional >= 5 and summary.replayed >= 1
     assert len(summary.faults) >= 3
 
 
