@@ -3,6 +3,7 @@
 The caches are small stand-ins, one for each way by which nodes get in front of the network.
 """
 
+import itertools
 from dataclasses import replace
 from functools import partial
 
@@ -339,20 +340,14 @@ class TestInsideTheNetwork:
     def test_blocks_in_one_module_for_the_time_of_a_call(self, caplog):
         """A function wrapper puts a module with all layers, which may skip them, in place of the layers."""
 
-        def attach(model, cache):
-            network = model.model.diffusion_model
+        self._assert_dense(all_layers(0), LUMINA, "replaces the network's blocks (by AllLayers)", caplog)
 
-            def wrapper(apply_model, given):
-                layers = network.layers
-                network.layers = torch.nn.ModuleList([AllLayers(layers, cache, given["timestep"])])
-                try:
-                    return apply_model(given["input"], given["timestep"], **given["c"])
-                finally:
-                    network.layers = layers
-
-            model.set_model_unet_function_wrapper(wrapper)
-
-        self._assert_dense(attach, LUMINA, "replaces the network's blocks (by AllLayers)", caplog)
+    def test_a_cache_that_begins_half_way(self, caplog):
+        """Steps 2 to 4 are regional. The cache begins at step 5, and sees the rows of all tokens only."""
+        latent, trace, cache = run(all_layers(5), LUMINA, {2, 4}, OURS)
+        assert [each.step for each in trace.evaluations if each.active_share < 1] == [2, 3, 4]
+        assert caplog.text.count("replaces the network's blocks (by AllLayers)") == 1
+        assert cache.answered == {2, 4} and torch.isfinite(latent).all()
 
     def test_attention_override(self, caplog):
         """An attention override skips attentions, whose outputs it has kept."""
@@ -387,6 +382,26 @@ class TestInsideTheNetwork:
             model.add_object_patch(name, forward)
 
         self._assert_dense(attach, LUMINA, MAY_ANSWER, caplog)
+
+
+def all_layers(begin):
+    """A way in: from call number `begin` on, a function wrapper puts `AllLayers` in place of the layers."""
+
+    def attach(model, cache):
+        network, calls = model.model.diffusion_model, itertools.count()
+
+        def wrapper(apply_model, given):
+            layers = network.layers
+            if next(calls) >= begin:
+                network.layers = torch.nn.ModuleList([AllLayers(layers, cache, given["timestep"])])
+            try:
+                return apply_model(given["input"], given["timestep"], **given["c"])
+            finally:
+                network.layers = layers
+
+        model.set_model_unet_function_wrapper(wrapper)
+
+    return attach
 
 
 class AllLayers(torch.nn.Module):
