@@ -17,9 +17,7 @@ from .timing import Timestamp, measured_speedup, seconds_between
 from .trace import Evaluation, Trace
 
 UNCACHED_ONCE = "a conditioning without cached data ran dense once"
-UNCACHED_OFTEN = (
-    "in {} evaluations a conditioning without cached data ran dense: it is new, or guidance has skipped it"
-)
+UNCACHED_OFTEN = "in {} evaluations a conditioning without cached data ran dense"
 
 
 @dataclass

@@ -260,17 +260,20 @@ class TestShiftedLevels:
 
 
 class TestGuidanceThatChanges:
-    """Guidance that leaves the negative prompt out of some steps. When the prompt returns, it has no cached
-    data, or outdated data that would spoil the image: this evaluation runs dense, all others as planned.
-    """
+    """Guidance that leaves the negative prompt out of some steps."""
 
+    @pytest.mark.parametrize("kv_cache", ["gpu", "forecast"])
     @pytest.mark.parametrize(
-        ("skips", "returns"),
-        [(range(3, 6), 1), (range(4, 10), 0), (range(0, 4), 1), ((3, 5, 8), 3), (range(3, 10, 2), 3)],
+        ("skips", "joins", "near"),
+        [(range(3, 6), 0, 0.1), (range(4, 10), 0, 0.1), (range(4), 1, 0.1), (range(3, 10, 2), 0, 0.25)],
     )
-    def test_the_negative_prompt_stops_and_returns(self, sd3, skips, returns):
+    def test_the_negative_prompt_stops_and_returns(self, sd3, skips, joins, near, kv_cache):
+        """All steps are regional as planned; only if the prompt joins late, its first evaluation is dense."""
         model, noise = sd3.build(), sd3.noise()
-        nearly = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=0, cuda_graphs="off")
+        nearly = RASConfig(
+            sample_ratio=0.9, start_step=2, error_reset_every=0, cuda_graphs="off", kv_cache=kv_cache,
+            corrections=True,
+        )  # fmt: skip
         latents = []
         for settings in (None, nearly):
             guiding = patch_model(model, settings) if settings else model.clone()
@@ -279,10 +282,39 @@ class TestGuidanceThatChanges:
             )
             latents.append(sample(guiding, sd3, noise))
         trace = last_trace(guiding)
-        assert distance(*latents) < 0.1
-        assert trace.regional_steps == 8 - returns and len(trace.evaluations) == STEPS
-        often = UNCACHED_OFTEN.format(returns)
-        assert trace.notes == {0: (), 1: (UNCACHED_ONCE,)}.get(returns, (often,))
+        assert distance(*latents) < near
+        assert trace.regional_steps == 8 - joins and len(trace.evaluations) == STEPS
+        assert trace.notes == (UNCACHED_ONCE,) * joins
+
+    def test_prompts_that_take_turns(self, sd3):
+        """Of two positive prompts, each applies to every second step."""
+        turns, prompts = [], [sd3.conditioning(10), sd3.conditioning(11)]
+
+        def alternate(executor, x, timestep, model_options, seed):
+            turns.append(1)
+            guider, conds = executor.class_obj, executor.class_obj.conds
+            guider.conds = {**conds, "positive": [conds["positive"][len(turns) % 2]]}
+            try:
+                return executor(x, timestep, model_options, seed)
+            finally:
+                guider.conds = conds
+
+        patched = patch_model(sd3.build(), EAGER)
+        patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "alternate", alternate)
+        sample(patched, sd3, sd3.noise(), positive=prompts[0] + prompts[1])
+        trace = last_trace(patched)
+        assert trace.notes == (UNCACHED_ONCE,) and trace.regional_steps == 6
+
+    def test_several_prompts_that_join_are_counted(self, sd3):
+        late = []
+        for start in (0.4, 0.75):
+            late += sd3.conditioning(3 + len(late))
+            late[-1][1]["start_percent"], late[-1][1]["end_percent"] = start, 1.0
+        _, trace = sample_ras(
+            sd3.build(), sd3, sd3.noise(), EAGER, positive=sd3.conditioning(1) + late, cfg=1.0
+        )
+        dense = STEPS - trace.regional_steps - len(DENSE)
+        assert dense == 2 and trace.notes == (UNCACHED_OFTEN.format(2),)
 
     @pytest.mark.parametrize("is_outside", [True, False])
     def test_cfg_override(self, sd3, is_outside):
