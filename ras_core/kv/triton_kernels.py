@@ -2,8 +2,7 @@
 
 Each program processes one row of one key or value, except in `weigh`. Whole tensors are contiguous, (bb,
 rows, ...), with rows of DIM numbers. Fresh rows have the network's layout, in heads of HEAD numbers, with
-three strides: from one image to the next, from row to row, from head to head. WIDTH is DIM rounded up to a
-power of two.
+three strides: from image to image, from row to row, from head to head. WIDTH: DIM, up to a power of two.
 
 Tensors are passed as addresses of numbers of type TYPE, and strides in units of UNIT numbers: 16 bytes if all
 rows are aligned to that, otherwise one number. If they were passed as tensors, Triton would ask the driver
@@ -25,7 +24,6 @@ BIAS = tl.constexpr(120 << 3)  # exponent bias of float32 minus that of float8
 DENORMAL = tl.constexpr(16384.0)  # float32 numbers of this size have the spacing of denormal float8: 2 ** -9
 DENORMAL_BITS = tl.constexpr(0x46800000)
 HALF_STEP = tl.constexpr(0x7FFFF)  # half a step of a float8 mantissa in a float32, minus one
-
 EXPONENT = tl.constexpr(float8_format.EXPONENT)
 SCALE_OF_POWER = tl.constexpr(float8_format.SCALE_OF_POWER)
 SMALLEST_SCALE = tl.constexpr(float8_format.SMALLEST_SCALE)
@@ -152,6 +150,8 @@ def update_float8(
     else:
         scale = tl.load(scales + number).to(tl.float32)
         cached = _decoded(tl.load(codes + at, mask=inside, other=0), scale)
+        if TYPE == tl.float16:  # the largest code and scale give 65536, which has no float16
+            cached = tl.where(tl.abs(cached) == 65536.0, cached * (65504.0 / 65536.0), cached)
         tl.store(whole + at, cached.to(TYPE), mask=inside)
 
 
