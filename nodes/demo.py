@@ -7,10 +7,11 @@ from comfy_api.latest import io
 
 from ..demo.loader import FAMILIES, load_demo_model
 from ..demo.prompt import encode_prompt
+from .checks import CheckedNode
 from .settings import CATEGORY
 
 
-class RASDemoModel(io.ComfyNode):
+class RASDemoModel(CheckedNode):
     """The embedded demo model as a plain MODEL and VAE."""
 
     @classmethod
@@ -35,10 +36,11 @@ class RASDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, family: str) -> io.NodeOutput:
+        cls.check(family=family)
         return io.NodeOutput(*load_demo_model(family))
 
 
-class RASDemoPrompt(io.ComfyNode):
+class RASDemoPrompt(CheckedNode):
     """Text -> CONDITIONING for the demo model."""
 
     @classmethod
@@ -60,6 +62,7 @@ class RASDemoPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
+        cls.check(text=text)
         context, pooled = encode_prompt(text)
         # NextDiT requires a mask. The demo models treat the empty rows after the words as text.
         mask = torch.ones(context.shape[:2], dtype=torch.long)

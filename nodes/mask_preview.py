@@ -7,10 +7,11 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..ras_core.render.masks import mask_frames, summary_image
+from .checks import CheckedNode
 from .settings import CATEGORY, TraceType
 
 
-class RASMaskPreview(io.ComfyNode):
+class RASMaskPreview(CheckedNode):
     """RAS_TRACE -> one frame per step, and a summary, which the node shows."""
 
     @classmethod
@@ -42,6 +43,7 @@ class RASMaskPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, images=None) -> io.NodeOutput:
+        cls.check(trace=trace, images=images)
         arrays = None if images is None else images.float().cpu().numpy()
         frames = _to_image(mask_frames(trace, arrays))
         summary = _to_image(summary_image(trace, arrays))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..ras_core.host.patch import last_trace
+from .checks import CheckedNode
 from .settings import CATEGORY, TraceType
 
 
-class RASTrace(io.ComfyNode):
+class RASTrace(CheckedNode):
     """Patched MODEL and the sampler's LATENT -> the same LATENT and the run's RAS_TRACE."""
 
     @classmethod
@@ -35,4 +36,5 @@ class RASTrace(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
+        cls.check(model=model)
         return io.NodeOutput(latent, last_trace(model))

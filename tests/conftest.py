@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from support import comfy
 
 try:
@@ -15,6 +16,12 @@ except comfy.ComfyNotFound as error:
     raise pytest.UsageError(str(error)) from None
 
 import torch  # noqa: E402  (after setup, which sets what libraries read)
+
+# The same examples in every run, on a machine of any speed, and no files.
+settings.register_profile(
+    "pack", derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("pack")
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions are defined (test_fused.py)

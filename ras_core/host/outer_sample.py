@@ -143,6 +143,8 @@ def begin_run(
     # than regional steps of the same cost.
     if run.is_regional and inpainted is not None and bool((inpainted < 1).any()):
         run.go_dense(INPAINTING)
+    if run.is_regional and priority is not None and noise.shape[0] % len(priority):
+        run.go_dense(f"priority has {len(priority)} masks for {noise.shape[0]} images")
     return run
 
 
