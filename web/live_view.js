@@ -8,11 +8,13 @@ import { app } from "../../scripts/app.js";
 import { drop, dropAll, dropRunning, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
+const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
 const SETTING = "MultirateRAS.LiveView";
 
 const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
 let announced = null; // last announcement to the server
+let key = ""; // shows the server that this browser receives the messages of its client id
 let isEnabled = true;
 let promptId = null; // the running prompt
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
@@ -39,6 +41,10 @@ app.registerExtension({
   setup() {
     addStyle();
     api.addEventListener(EVENT, ({ detail }) => receive(detail));
+    api.addEventListener(KEY_EVENT, ({ detail }) => {
+      key = detail.key;
+      announce(true);
+    });
     api.addEventListener("progress_state", ({ detail }) => countSteps(detail));
     api.addEventListener("status", announce);
     api.addEventListener("reconnected", () => announce(true));
@@ -79,11 +85,12 @@ async function announce(again = false) {
   if (!client_id || (announcement === announced && again !== true)) return;
   announced = announcement;
   try {
-    await api.fetchApi(ROUTE, {
+    const answer = await api.fetchApi(ROUTE, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ client_id, enabled: isEnabled }),
+      body: JSON.stringify({ client_id, enabled: isEnabled, key }),
     });
+    if (answer.status !== 200) announced = null; // the key is on its way; if not, the next status message asks again
   } catch {
     announced = null; // the server does not answer; the next status message tries again
   }

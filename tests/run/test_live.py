@@ -299,7 +299,7 @@ def test_a_full_sized_mask_is_small():
     [
         None, [], "x", {}, {"client_id": "a"}, {"enabled": True}, {"client_id": "", "enabled": True},
         {"client_id": 5, "enabled": True}, {"client_id": "a", "enabled": 1},
-        {"client_id": "a" * 129, "enabled": True},
+        {"client_id": "a" * 129, "enabled": True}, {"client_id": "a", "enabled": True, "key": 5},
     ],
 )  # fmt: skip
 def test_a_wrong_announcement_is_refused(body):
@@ -308,4 +308,5 @@ def test_a_wrong_announcement_is_refused(body):
 
 
 def test_an_announcement():
-    assert live.read_announcement({"client_id": "a", "enabled": False}) == ("a", False)
+    assert live.read_announcement({"client_id": "a", "enabled": False}) == ("a", False, "")
+    assert live.read_announcement({"client_id": "a", "enabled": True, "key": "k"}) == ("a", True, "k")
