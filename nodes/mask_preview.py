@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..ras_core.render.masks import mask_frames, summary_image
+from ..ras_core.render.frames import mask_frames
+from ..ras_core.render.masks import summary_image
 from .checks import CheckedNode
 from .settings import CATEGORY, TraceType
 

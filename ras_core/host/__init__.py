@@ -25,7 +25,7 @@ ComfyUI's extension points: OUTER_SAMPLE in `patch`; PREDICT_NOISE, APPLY_MODEL 
 its name to `requirements`; otherwise attach the method only if `WrappersMP` has that name.
 
 Latents over time are refused in `outer_sample` (runs) and `calibration`; `method.grid`, `run.live` and
-`render.masks` support such latents already.
+`render.frames` support such latents already.
 
 Imports: run and all below it.
 """
