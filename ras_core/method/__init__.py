@@ -4,7 +4,8 @@ Read `schedule` (dense and regional steps), `selector` (selection by predicted c
 run), `metric` and `selection` (selection by the paper's rule), `preferences` (masks of the user),
 `integrator` (each token with its own step size) and `grid` (from latent pixels to tokens and back).
 
-Plans: `sigma_grid` (placement of steps), `plan` and `plan_set` (what the runs of each speed compute),
+Plans: `sigma_grid` (placement of steps), `plan`, `plan_set` (what the runs of each speed compute),
+`plan_json` (reading them),
 `plan_candidates` (token shares to try at a given cost), `family_plans` (for a model without a calibration).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from ..errors import RASError
-from .plan import PLAN_SPEEDS, VERSION, Plan, checked_version, read_json
+from .plan import PLAN_SPEEDS, Plan
+from .plan_json import VERSION, checked_version, read_json
 
 WORTHWHILE = 0.2
 """Gain in dB over plain sampling that a plan with regional steps must exceed to be chosen: with two seeds,
