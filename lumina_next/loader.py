@@ -168,7 +168,7 @@ def load_vae(header: Header) -> comfy.sd.VAE:
     """Load a VAE whose header was checked.
 
     Raises:
-        RASError: ComfyUI cannot load it, or it lacks weights of its decoder, which ComfyUI would draw anew.
+        RASError: ComfyUI cannot load it, or it lacks weights of its decoder, which ComfyUI would draw at random.
     """
     state = header.load()
     try:

@@ -101,7 +101,7 @@ def told(value: Any) -> str:
 
 
 def _of_schema(cls: type[io.ComfyNode], inputs: Mapping[str, Any]) -> list[tuple[io.Input, Any]]:
-    """The inputs that the node has, each with its value; options such as files are read anew."""
+    """The inputs that the node has, each with its value; options such as files are read again."""
     return [(item, inputs[item.id]) for item in cls.define_schema().inputs if item.id in inputs]
 
 

@@ -168,7 +168,7 @@ class TestWeights:
         assert "weights of the data type" in message_of(check, TRANSFORMER, path)
 
     def test_a_vae_without_a_part_of_its_decoder(self, tmp_path):
-        """ComfyUI would draw the missing weights anew, and warn in its log only."""
+        """ComfyUI would draw the missing weights at random, and warn in its log only."""
         state = files.autoencoder_weights()
         last = max(name for name in state if name.startswith("taesd_decoder."))
         del state[last]
