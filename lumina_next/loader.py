@@ -168,7 +168,8 @@ def load_vae(header: Header) -> comfy.sd.VAE:
     """Load a VAE whose header was checked.
 
     Raises:
-        RASError: ComfyUI cannot load it, or it lacks weights of its decoder, which ComfyUI would draw at random.
+        RASError: ComfyUI cannot load it, or it lacks weights of its decoder; ComfyUI would leave these at
+            random values.
     """
     state = header.load()
     try:
