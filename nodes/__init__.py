@@ -3,6 +3,8 @@
 `settings` has the inputs that the sampling nodes share. To add a setting, add a field to `RASConfig` and an
 input of the same name there, and its texts to locales/ and web/docs/.
 
+`checks` refuses bad values of any input by the node's schema; a new type of input needs a line there.
+
 To add a setting of the paper's method, add a field to `PaperSettings` and an input to `paper_settings`.
 
 To show more in the live view, add data to `LiveStep` (ras_core/run/live.py). `live` sends it to
