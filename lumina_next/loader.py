@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.diffusers_convert
 import comfy.model_management as model_management
 import comfy.sd
 import torch
@@ -22,7 +22,8 @@ from .text import load_clip, wrong_tokenizer
 
 PIPELINES = ("LuminaText2ImgPipeline", "LuminaPipeline")
 CHANNELS, PATCH = 4, 2
-DECODER = ("decoder.", "taesd_decoder.")
+DECODER = ("decoder.", "post_quant_conv.", "taesd_decoder.")
+DIFFUSERS_VAE = "decoder.up_blocks.0.resnets.0.norm1.weight"
 LONGEST_JSON = 2**20
 SHIFTS = (0.01, 100.0)  # of a noise schedule; published models have 1 to 6
 
@@ -173,21 +174,19 @@ def load_vae(header: Header) -> comfy.sd.VAE:
     """
     state = header.load()
     try:
+        if DIFFUSERS_VAE in state:  # as ComfyUI does
+            state = comfy.diffusers_convert.convert_vae_state_dict(state)
+        names = frozenset(state)
         vae = comfy.sd.VAE(sd=state)
         vae.throw_exception_if_invalid()
     except model_management.OOM_EXCEPTION:
         raise
     except Exception as error:  # ComfyUI recognises a VAE by single tensors, and fails in many ways
         raise header.part.refuse(f"{header.name} cannot be loaded ({error}).") from error
-    needed = {name: tuple(t.shape) for name, t in vae.first_stage_model.state_dict().items()}
-    if _decoder_size(header.shapes) < _decoder_size(needed):
-        raise header.part.refuse(f"{header.name} lacks weights of the decoder.")
+    missing = sorted(vae.first_stage_model.state_dict().keys() - names)
+    if missing := [name for name in missing if name.startswith(DECODER)]:
+        raise header.part.refuse(f"{header.name} lacks weights of the decoder, such as {missing[0]}.")
     return vae
-
-
-def _decoder_size(shapes: dict[str, tuple[int, ...]]) -> int:
-    """Numbers in the weights of a VAE's decoder; in every layout, the names of these begin alike."""
-    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(DECODER))
 
 
 def _sampling_settings(folder: Path | None) -> dict[str, float]:

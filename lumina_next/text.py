@@ -128,6 +128,7 @@ class Vocabulary:
         return vocabulary
 
     def __call__(self, text: str) -> dict[str, list[int]]:
+        text = text.encode("utf-8", "replace").decode()  # a prompt in JSON may hold halves of characters
         try:
             ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         except Exception as error:

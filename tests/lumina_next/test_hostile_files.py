@@ -171,7 +171,7 @@ class TestWeights:
         """ComfyUI would draw the missing weights at random, and warn in its log only."""
         state = files.autoencoder_weights()
         last = max(name for name in state if name.startswith("taesd_decoder."))
-        del state[last]
+        state[f"{last}.other"] = state.pop(last)
         assert "lacks weights of the decoder" in message_of(
             check, VAE, files.save(state, tmp_path / "v.safetensors")
         )
@@ -252,6 +252,12 @@ class TestTokenizer:
         path = tmp_path_factory.getbasetemp() / "field.json"
         path.write_text(json.dumps(content))
         message_of(Vocabulary.from_pretrained, path)
+
+    @given(text=st.text(st.characters(), max_size=40))
+    @settings(max_examples=40)
+    def test_any_prompt(self, folder, text):
+        ids = Vocabulary.from_pretrained(folder / "tokenizer" / "tokenizer.json")(text + "\ud800")
+        assert all(0 <= each < len(files.WORDS) for each in ids["input_ids"])
 
     def test_a_number_without_an_embedding(self, copy):
         path = copy / "tokenizer" / "tokenizer.json"
