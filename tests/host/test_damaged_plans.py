@@ -40,7 +40,7 @@ def scheduled(model) -> torch.Tensor:
 
 
 @given(content=st.binary(max_size=80) | ANY.map(json.dumps).map(str.encode))
-@settings(max_examples=80)
+@settings(max_examples=60)
 def test_any_text(content):
     try:
         PlanSet.from_json(content.decode("utf-8", "surrogateescape"))
@@ -49,7 +49,7 @@ def test_any_text(content):
 
 
 @given(name=st.sampled_from(["version", *PLAN.as_dict()]), value=ANY | NUMBERS)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_any_field_of_a_plan(sd3_model, name, value):
     """A plan that is read gives finite levels that decrease to 0."""
     text = json.dumps({"version": 1, "note": "", "plans": [{**PLAN.as_dict(), name: value}]})

@@ -101,7 +101,7 @@ class TestWeights:
         assert "broken.safetensors" in message_of(check, PARTS[part], path)
 
     @given(content=st.binary(max_size=200) | st.binary(max_size=100).map(packed))
-    @settings(max_examples=150)
+    @settings(max_examples=40)
     def test_any_bytes(self, tmp_path_factory, content):
         path = tmp_path_factory.getbasetemp() / "any.safetensors"
         path.write_bytes(content)
@@ -116,14 +116,14 @@ class TestWeights:
             max_leaves=5,
         ),
     )
-    @settings(max_examples=100)
+    @settings(max_examples=50)
     def test_any_header_entry(self, tmp_path_factory, name, value):
         path = tmp_path_factory.getbasetemp() / "entry.safetensors"
         path.write_bytes(packed({"a": {**ENTRY, name: value}}, bytes(4)))
         assert message_of(check, TRANSFORMER, path)
 
     @given(data=st.data())
-    @settings(max_examples=40)
+    @settings(max_examples=15)
     def test_any_shapes_of_the_right_names(self, folder, tmp_path_factory, data):
         """Shapes decide about the sizes of a network that is built to compare it with the file."""
         source = {
@@ -223,7 +223,7 @@ class TestSettings:
         st.sampled_from(["shift", "_class_name", "sample_size"]),
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=200) | st.lists(st.text()),
     ).map(lambda each: json.dumps(each).encode()))  # fmt: skip
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     def test_any_settings(self, folder, tmp_path_factory, content):
         path = tmp_path_factory.getbasetemp() / "settings"
         for name in ("model_index.json", "scheduler/scheduler_config.json"):
@@ -235,7 +235,7 @@ class TestSettings:
 
 class TestTokenizer:
     @given(content=st.binary(max_size=100))
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     def test_any_bytes(self, tmp_path_factory, content):
         path = tmp_path_factory.getbasetemp() / "tokenizer.json"
         path.write_bytes(content)
@@ -245,7 +245,7 @@ class TestTokenizer:
         name=st.sampled_from(["model", "vocab", "added_tokens", "pre_tokenizer", "normalizer", "unk_token"]),
         value=st.none() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=3), max_size=3),
     )
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     def test_any_field(self, folder, tmp_path_factory, name, value):
         content = json.loads((folder / "tokenizer" / "tokenizer.json").read_text())
         (content["model"] if name in content["model"] else content)[name] = value
