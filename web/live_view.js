@@ -23,6 +23,12 @@ let foreignPromptId = null; // a prompt that was running when the user opened an
 // node shows one image (this panel with the preview in it) instead of two.
 api.addEventListener("b_preview_with_metadata", takePreview);
 
+// Not in `setup` either: the setting's first `onChange` announces before it.
+api.addEventListener(KEY_EVENT, ({ detail }) => {
+  key = detail.key;
+  announce(true);
+});
+
 app.registerExtension({
   name: "multirate_ras.live_view",
 
@@ -41,10 +47,6 @@ app.registerExtension({
   setup() {
     addStyle();
     api.addEventListener(EVENT, ({ detail }) => receive(detail));
-    api.addEventListener(KEY_EVENT, ({ detail }) => {
-      key = detail.key;
-      announce(true);
-    });
     api.addEventListener("progress_state", ({ detail }) => countSteps(detail));
     api.addEventListener("status", announce);
     api.addEventListener("reconnected", () => announce(true));
