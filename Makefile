@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 DEV := $(PYTHON) -m dev
 
-.PHONY: help host host-old demo serve test test-old test-browser lint bench-quality clean
+.PHONY: help host host-old demo serve test test-old test-browser soak lint bench-quality clean
 
 help:
 	@echo 'make host    build ComfyUI 0.30.0 under .host/ (or use COMFYUI_PATH), with this pack in it'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test    the tests, against that ComfyUI'
 	@echo 'make test-old   a shorter suite, against ComfyUI 0.3.75 (make host-old builds it)'
 	@echo 'make test-browser   only those in a real browser; its screenshots: tests/browser/output/'
+	@echo 'make soak    random scenarios with planted faults for 5 minutes; tests/soak/__init__.py has the invariants'
 	@echo 'make lint    ruff'
 	@echo 'make bench-quality  quality against cost, a short run: bench/output/quick/'
 	@echo 'make clean   remove .host/ and the output folders'
@@ -23,5 +24,5 @@ host:
 host-old:
 	@$(DEV) build-old
 
-demo serve test test-old test-browser lint bench-quality clean:
+demo serve test test-old test-browser soak lint bench-quality clean:
 	@$(DEV) $@ $(ARGS)

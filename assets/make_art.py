@@ -23,7 +23,10 @@ FAINT = (160, 166, 178)
 
 
 def is_lit(row: float, column: float, rows: int) -> bool:
-    """Whether a token is drawn as computed: if it is on a ring around the grid's centre or the dot inside."""
+    """Whether a token is drawn as computed.
+
+    The computed tokens form a ring around the grid's centre, and a dot in the middle of the ring.
+    """
     middle = (rows - 1) / 2
     distance = math.hypot(row - middle, column - middle) / middle
     return 0.62 < distance < 1.0 or distance < 0.36
@@ -32,7 +35,7 @@ def is_lit(row: float, column: float, rows: int) -> bool:
 def draw_grid(draw: ImageDraw.ImageDraw, left: int, top: int, side: int, rows: int, columns: int) -> None:
     """Draw a grid of square cells, one per token, each `side` pixels wide.
 
-    The ring of computed tokens fills the square of the first `rows` columns.
+    The ring of computed tokens is in the leftmost `rows` columns, which form a square.
     """
     gap = round(side * 0.14)
     for row in range(rows):

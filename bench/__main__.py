@@ -1,6 +1,6 @@
 """`python -m bench PROGRAM ...`, from the repository's root; see `commands` for the programs.
 
-Running the folder works too, from any directory: `python path/to/bench PROGRAM ...`.
+From any other directory, run the folder instead: `python path/to/bench PROGRAM ...`.
 """
 
 import sys

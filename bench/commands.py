@@ -1,4 +1,4 @@
-"""The programs of bench, each a module with a function `main(argv)` that returns the exit status."""
+"""The programs of bench. Each program is a module whose function `main(argv)` returns the exit status."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ PROGRAMS = {
     "quality": (".quality.cli", "quality against cost, and the studies of the method"),
     "speed": (".speed.cli", "speed and memory, compared to dense runs, LazyCache and the reference code"),
     "speed-plot": (".speed.plots", "plots of the speed program's results"),
-    "residency": (".checks.residency", "do CUDA graphs under dynamic VRAM give the same images?"),
-    "graphs": (".checks.graphs", "do captured and eager steps agree in every family?"),
-    "kv": (".checks.kv", "error, time and memory of the forms of the K/V cache"),
-    "eager-cost": (".profile.eager_cost", "CPU cost of an eager regional step"),
-    "live-view": (".profile.live_view", "cost of the live view"),
+    "residency": (".checks.residency", "check that CUDA graphs do not change images under dynamic VRAM"),
+    "graphs": (".checks.graphs", "check that captured and eager steps agree in every model family"),
+    "kv": (".checks.kv", "error, time and memory of each setting of kv_cache"),
+    "eager-cost": (".profile.eager_cost", "CPU time of regional steps without CUDA graphs"),
+    "live-view": (".profile.live_view", "sampling time and CPU time that the live view costs"),
 }
 """The programs for users, each with a one-line description."""
 
 WORKERS = {"speed-worker": ".speed.worker", "reference-worker": ".reference.worker"}
-"""Processes of the speed program; each reads its job from standard input."""
+"""Programs that the speed program starts in processes of their own; each reads its job from standard
+input."""
 
 
 def usage() -> str:
@@ -32,7 +33,9 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start a program; returns its exit status: 1 if it fails, 2 if there is no such program."""
+    """Run a program; returns its exit status: 1 if the program raises RASError, 2 if there is no such
+    program.
+    """
     modules = {name: module for name, (module, _) in PROGRAMS.items()} | WORKERS
     if not argv or argv[0] not in modules:
         asked_for_help = argv[:1] == ["--help"] or argv[:1] == ["-h"]

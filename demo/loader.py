@@ -147,9 +147,9 @@ def network_config(spec: DemoFamily) -> dict[str, Any]:
 
 
 def _feed_forward_base() -> int:
-    """Factor on the feed-forward width that NextDiT applies in addition to `ffn_dim_multiplier`.
+    """The factor by which NextDiT multiplies the feed-forward width, in addition to `ffn_dim_multiplier`.
 
-    It is 1 in current ComfyUI versions and 4 in older ones (0.3.64).
+    The factor is 1 in current ComfyUI versions and 4 in older ones (0.3.64).
     """
     default = inspect.signature(NextDiT.__init__).parameters["ffn_dim_multiplier"].default
     return 4 if default is None else 1
@@ -233,10 +233,12 @@ def _load_patcher(model_config: Any, state: dict[str, Tensor]) -> ModelPatcher:
 
 
 def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Only the weights that the network has in the installed version of ComfyUI, under its names.
+    """Only the weights that the network has in the installed version of ComfyUI, under the names that this
+    version uses.
 
-    Two things changed between ComfyUI 0.3.75 and 0.30.0: NextDiT lost `norm_final.weight`, which it had never
-    used, and Flux's query and key norms renamed their weights from `scale` to `weight`.
+    Two things changed from the older ComfyUI 0.3.75 to the newer 0.30.0. NextDiT lost `norm_final.weight`,
+    which it had never used. In Flux, the weights of the query and key norms were renamed from `scale` to
+    `weight`.
 
     Raises:
         RASError: a weight that the network needs is missing or has another shape.

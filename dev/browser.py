@@ -1,8 +1,8 @@
 """A headless Chromium and playwright-core, for the browser tests.
 
 The tests use the system's Chromium: the one at CHROMIUM_PATH if that variable is set, else the one on the
-PATH. If there is none, Debian's package is installed, provided the user is root on Debian. playwright-core is
-installed from npm into `.host/browser`; playwright-core does not download a browser of its own.
+PATH. If there is none, Debian's package is installed, provided the user is root on Debian. The npm package
+playwright-core is installed into `.host/browser`. It does not download a browser of its own.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class Client:
             raise ComfyError(f"The server rejected the prompt: {_rejection(error.read())}") from None
 
     def run(self, prompt: Prompt, progress: Progress | None = None, timeout: float = 600) -> Result:
-        """Run a prompt until it ends. Raises ComfyError with the node's own message if it fails."""
+        """Run a prompt until it ends. If a node fails, raises ComfyError with the node's own message."""
         return asyncio.run(asyncio.wait_for(self._run(prompt, progress), timeout))
 
     async def _run(self, prompt: Prompt, progress: Progress | None) -> Result:

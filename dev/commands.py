@@ -19,7 +19,7 @@ from . import paths
 from .environment import DevEnvironment, build, cpu_flag
 from .paths import PACK, ROOT
 from .processes import DevError, port_taken, replace_process, say
-from .testing import lint, test, test_browser, test_old
+from .testing import lint, soak, test, test_browser, test_old
 from .tree import OLD_RELEASE, RELEASE, Release
 
 
@@ -69,7 +69,7 @@ def bench_quality(arguments: list[str]) -> int:
 
 
 def clean(_arguments: list[str]) -> int:
-    """Remove all files that the commands created, also models and images that users put into `.host/`."""
+    """Remove all files that the commands created, and models and images that users put into `.host/`."""
     for path in (paths.HOME, ROOT / "demo" / "output", ROOT / "tests" / "browser" / "output"):
         shutil.rmtree(path, ignore_errors=True)
     return 0
@@ -96,7 +96,7 @@ def show_python(_arguments: list[str]) -> int:
 COMMANDS = {
     **{"build": show_build, "build-old": show_build_old, "python": show_python, "serve": serve},
     **{"demo": demo, "test": test, "test-old": test_old, "test-browser": test_browser, "lint": lint},
-    **{"bench-quality": bench_quality, "clean": clean},
+    **{"soak": soak, "bench-quality": bench_quality, "clean": clean},
 }
 
 

@@ -1,7 +1,7 @@
 """The demo: one image per family, dense and with RAS, from the example workflow in a real ComfyUI.
 
-    make demo                          both families
-    make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'
+`make demo` runs the demo for both families, SD3 and Lumina 2. ARGS passes options, for example:
+`make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'`.
 
 For each family, a short warm-up run loads the model and tunes the kernels. Two timed runs with the same
 workflow and seed follow, first dense, then with RAS. Reported times are seconds that the sampler node took.
@@ -61,7 +61,7 @@ def only(prompt: Prompt, class_type: str) -> str:
 
 
 def demo_prompt(workflow: dict, object_info: dict) -> Prompt:
-    """The workflow as a prompt, with three more nodes of known ids, for image, mask frames and summary."""
+    """The workflow as a prompt, plus three nodes of known ids for the image, the masks and the summary."""
     prompt = to_api(workflow, object_info)
     decode, masks = only(prompt, "VAEDecode"), only(prompt, "RASMaskPreview")
     for key, source in ((PICTURE, [decode, 0]), (FRAMES, [masks, 0]), (SUMMARY, [masks, 1])):
@@ -196,7 +196,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def family_folder(output: Path, family: str) -> Path:
-    """Folder for a family's images. Those of the first family are in `output` itself, as the README says."""
+    """Folder for a family's images: `output` itself for the first family, else a folder in `output`."""
     return output if family == next(iter(WORKFLOWS)) else output / family
 
 

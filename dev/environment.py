@@ -57,7 +57,8 @@ def given_tree() -> Path | None:
 def current(release: Release = RELEASE) -> DevEnvironment:
     """The dev environment that the environment variables select, whether it is built yet or not.
 
-    COMFYUI_PATH only replaces the current release; an older release is always built by this tool.
+    If COMFYUI_PATH is set, the ComfyUI there replaces the tree of `RELEASE`, the current release. The tree of
+    an older release is always built by this tool.
     """
     tree = (given_tree() if release is RELEASE else None) or release.tree
     return DevEnvironment(tree, interpreter(), is_ours(tree))
@@ -79,7 +80,8 @@ def check_given_python(python: Path) -> None:
 
 
 def build(release: Release = RELEASE) -> DevEnvironment:
-    """Build or repair the dev environment. Takes well under a second if it is already complete.
+    """Build or repair the dev environment. If the environment is already complete, this takes well
+    under a second.
 
     Raises:
         DevError: the environment cannot be built.

@@ -17,7 +17,9 @@ class DevError(Exception):
 
 
 def say(text: str) -> None:
-    """Print a progress message to stderr. stdout is for results and for the programs that are run."""
+    """Print a progress message to standard error. Standard output is kept for the results of commands and for
+    the output of the program that replaces this process (`replace_process`).
+    """
     print(text, file=sys.stderr, flush=True)
 
 
@@ -49,7 +51,9 @@ def ask(command: list[str]) -> str | None:
 
 
 def writing_bytecode(environment: Mapping[str, str]) -> dict[str, str]:
-    """A copy of these variables that lets Python write .pyc files, without which starts take 10 s longer."""
+    """A copy of these environment variables without PYTHONDONTWRITEBYTECODE. Python then writes .pyc files;
+    without them, each start of ComfyUI takes 10 s longer.
+    """
     return {name: value for name, value in environment.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
@@ -71,7 +75,9 @@ def port_taken(port: int) -> bool:
 
 
 def exit_on_signals() -> None:
-    """Make SIGTERM and SIGHUP raise SystemExit, so that `finally` and `with` blocks stop the server."""
+    """Make SIGTERM and SIGHUP raise SystemExit. The program's `finally` and `with` blocks then run, and stop
+    the ComfyUI server that it started.
+    """
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)

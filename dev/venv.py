@@ -41,7 +41,8 @@ def venv_recipe() -> str:
 def missing_modules(python: Path, modules: tuple[str, ...]) -> str | None:
     """Check quickly, without importing them, that an interpreter has these modules.
 
-    Returns a phrase that names missing modules or says that the interpreter does not run, else None.
+    Returns None if it has all of them. Otherwise returns a phrase for the user, which names the missing
+    modules or says that the interpreter does not run.
     """
     # find_spec also finds an empty folder, as a namespace package, but such a package has no origin.
     code = f"""from importlib.util import find_spec
@@ -56,7 +57,9 @@ print(*[m for m in {modules!r} if not is_there(m)])"""
 
 
 def import_error(python: Path, modules: tuple[str, ...]) -> str | None:
-    """Check thoroughly, by importing every module. Returns the last line of the error, or None."""
+    """Check thoroughly, by importing every module. If an import fails, returns the last line of its error
+    message; if all succeed, returns None.
+    """
     code = f"""import importlib
 for m in {modules!r}: assert importlib.import_module(m).__file__, m + ' is empty'"""
     command = [str(python), "-W", "ignore", "-c", code]
@@ -82,13 +85,15 @@ def venv_damage(stamp: dict) -> str | None:
 def distrust() -> None:
     """Remove the stamp of `.host/venv`, so that the next build checks every import.
 
-    Called when a ComfyUI server did not start, because a broken package may be the cause.
+    Called when a ComfyUI server did not start. The cause may be a broken package.
     """
     (VENV / "stamp.json").unlink(missing_ok=True)
 
 
 def make_venv() -> None:
-    """Create or complete `.host/venv`. If its packages still cannot be imported, create it from scratch."""
+    """Create `.host/venv`, or complete it if it exists. If it existed and its packages cannot be
+    imported even then, create it again from scratch.
+    """
     stamp = read_stamp(VENV)
     if stamp and venv_damage(stamp):
         shutil.rmtree(VENV)  # pip would not notice missing files: it only reads its own metadata
@@ -117,7 +122,9 @@ def venv_runs() -> bool:
 
 
 def create_venv() -> None:
-    """Create an empty `.host/venv`. It has no pip at first, so this also works where ensurepip is missing."""
+    """Create an empty `.host/venv`, which has no pip at first. Creating it without pip also works where
+    ensurepip is missing.
+    """
     shutil.rmtree(VENV, ignore_errors=True)
     say(f"dev: creating .host/venv with Python {sys.version.split()[0]}")
     run(
@@ -186,8 +193,8 @@ def torchvision_candidates(torch_version: str, python: tuple[int, int]) -> tuple
 def install_torchvision(install: list[str], advice: str) -> None:
     """Install the first of the candidate versions of torchvision that can be imported.
 
-    The pip command `install` must ignore dependencies. Otherwise pip would replace torch with the version
-    that an older torchvision requires.
+    The parameter `install` is the command prefix for installing packages. It must contain `--no-deps`.
+    Otherwise pip would replace torch with the version that an older torchvision requires.
     """
     torch, present = installed("torch"), f"torchvision=={installed('torchvision').partition('+')[0]}"
     candidates = torchvision_candidates(torch, sys.version_info[:2])

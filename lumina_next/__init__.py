@@ -1,1 +1,3 @@
-"""Lumina-Next-T2I (arXiv 2406.18583), the RAS paper's second model, whose network ComfyUI does not have."""
+"""Lumina-Next-T2I (arXiv 2406.18583), the second of the two models in the RAS paper. ComfyUI has no network
+for it, so this package contains one.
+"""

@@ -1,4 +1,6 @@
-"""Finds the weight files of a part of the model, reads their headers, and builds errors for wrong files."""
+"""Finds the weight files of a part of the model (transformer, text encoder or VAE), reads their headers, and
+builds errors for wrong files.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ class Part:
     Attributes:
         label: name in messages, also the name of the part's folder in diffusers' layout.
         models: name of the part's folder in ComfyUI's models folder.
-        needed: description of the file that this part needs.
+        needed: description of the file that is needed for this part.
     """
 
     label: str
@@ -89,7 +91,8 @@ class Header:
     Attributes:
         part: the part that the files were chosen for.
         paths: the weight file, or all its shards in order.
-        shapes: shapes by tensor name, without the prefixes that ComfyUI adds when it saves a network.
+        shapes: shape of each tensor, by its name without the prefix that ComfyUI adds to tensor names when it
+            saves a network.
         dtypes: names of all data types in the files, in safetensors' spelling, such as "BF16".
     """
 
@@ -100,7 +103,9 @@ class Header:
 
     @property
     def name(self) -> str:
-        """The name of the (first) file in messages, such as 'the transformer file x.safetensors'."""
+        """The name of the file, or of the first of several shards, in messages, such as 'the transformer file
+        x.safetensors'.
+        """
         return f"the {self.part.label} file {self.paths[0].name}"
 
     @property
@@ -112,7 +117,7 @@ class Header:
         )
 
     def wrong_kind(self) -> RASError:
-        """The error for a file that contains another kind of model than this part needs."""
+        """The error for a file that contains a model of another kind than this part needs."""
         first = min(self.shapes, default="no tensor at all")
         return self.part.refuse(f"{self.name} is {self.kind} (it holds {first}).")
 
@@ -159,7 +164,7 @@ class Header:
         return count
 
     def load(self) -> dict[str, Tensor]:
-        """Load the tensors of all files to the CPU; their names are those of `shapes`.
+        """Load the tensors of all files to the CPU, under the same names as in `shapes`.
 
         Raises:
             RASError: a file can no longer be read.

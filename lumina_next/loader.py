@@ -30,10 +30,10 @@ SHIFTS = (0.01, 100.0)  # of a noise schedule; published models have 1 to 6
 
 @dataclass(frozen=True)
 class Sources:
-    """The files that the user chose. For each part, a single file takes precedence over the folder.
+    """The files that the user chose. For each part, a single file takes precedence over the diffusers folder.
 
     Attributes:
-        folder: a folder in diffusers' layout, with model_index.json; None if none was chosen.
+        folder: a folder in diffusers' layout, with model_index.json; None if no folder was chosen.
         files: the single files, by label of the part ("transformer", "text_encoder", "vae").
     """
 
@@ -41,7 +41,7 @@ class Sources:
     files: dict[str, Path]
 
     def header(self, part: Part) -> Header:
-        """Read the header of a part's weight files.
+        """Read the headers of the weight files of one part of the model: transformer, text encoder or VAE.
 
         Raises:
             RASError: neither a file nor a folder was chosen for this part, or the choice cannot be used.
@@ -101,7 +101,7 @@ def check_folder(folder: Path | None) -> None:
     """Check that a diffusers folder contains a Lumina-Next pipeline.
 
     Raises:
-        RASError: the folder contains another pipeline, which the message names, or none.
+        RASError: the folder contains no pipeline, or another one, which the message names.
     """
     if folder is None:
         return
@@ -116,7 +116,7 @@ def check_folder(folder: Path | None) -> None:
 
 
 def network_config(header: Header) -> dict[str, Any]:
-    """The network's arguments, derived from the shapes of the weights in the file.
+    """Constructor arguments of the network, derived from the shapes of the weights in the file.
 
     Raises:
         RASError: the file does not contain the transformer of Lumina-Next.
@@ -190,7 +190,9 @@ def load_vae(header: Header) -> comfy.sd.VAE:
 
 
 def _sampling_settings(folder: Path | None) -> dict[str, float]:
-    """Sampling settings: the noise schedule's shift from the folder's scheduler config, or {} without one."""
+    """ComfyUI's sampling settings, with the shift of the noise schedule from the folder's scheduler config.
+    They are {} if there is no scheduler config, or no shift in it.
+    """
     config = _read_json(folder / "scheduler" / "scheduler_config.json") if folder else {}
     return {"shift": float(_number(config, "shift", 1.0, SHIFTS))} if "shift" in config else {}
 

@@ -41,7 +41,8 @@ class LuminaNext(BaseModel):
     def process_timestep(self, timestep: Tensor, **kwargs) -> Tensor:
         """Convert a timestep to sigma, which the network expects.
 
-        Both are equal unless a node that changes the shift has scaled the timesteps by 1000, as for SD3.
+        The two are equal, unless a node that changes the shift (such as ModelSamplingSD3) was used: with it,
+        timesteps are 1000 times sigma, as in SD3.
         """
         return timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
@@ -60,7 +61,8 @@ class LuminaNext(BaseModel):
 class CaptionCond(comfy.conds.CONDRegular):
     """Caption embeddings or their mask: a tensor (b, l, ...), where l is the number of caption tokens.
 
-    To share a batch with a longer caption, a tensor is padded with zeros; the mask then excludes the padding.
+    So that it can share a batch with a longer caption, a tensor is padded with zeros. The mask then excludes
+    the padding.
     """
 
     def can_concat(self, other: CaptionCond) -> bool:

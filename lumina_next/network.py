@@ -1,7 +1,8 @@
 """The network of Lumina-Next (Next-DiT, arXiv 2406.18583), written with ComfyUI's operations.
 
 Modules have the names of diffusers' implementation, so that its weight files load unchanged. Letters in
-shapes: b batch, n image tokens, l caption tokens, d width of the network, e channels of a head.
+shapes: b batch, n image tokens, l caption tokens, d width of the network, e channels of a head, p patch size,
+out channels of the raw output.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .rotary import rotary_table, time_aware_factors
 
 TIME_CHANNELS = 256
 CONDITION_WIDTH = 1024
-"""Largest width of the vector, computed from time and caption, that modulates the layers."""
+"""Upper limit of the width of the condition. This vector, computed from time and caption, modulates every
+layer."""
 
 
 class LuminaNextDiT(nn.Module):
@@ -39,8 +41,8 @@ class LuminaNextDiT(nn.Module):
         cross_attention_dim: width of a caption token's embedding.
         out_channels: channels of the raw output; the first `in_channels` of them are the velocity.
         patch_size: latent pixels along a side of a token's patch.
-        sample_size: latent pixels along a side of the training images, from which the rotary positions and
-            the attention scale of other image sizes are computed.
+        sample_size: latent pixels along a side of the training images. The rotary positions and the attention
+            scale for other image sizes are derived from it.
         scaling_watershed: see `time_aware_factors`.
         dtype, device, operations: as passed by ComfyUI.
     """
@@ -94,7 +96,8 @@ class LuminaNextDiT(nn.Module):
             timesteps: (b,) sigma, 1 for noise and 0 for the image. The network's own time is 1 - sigma.
             context: (b, l, cross_attention_dim) embeddings of the caption tokens.
             attention_mask: (b, l), 0 for padding tokens of the caption; None if no caption is padded.
-            transformer_options: ComfyUI's options. Its wrappers and its attention override are supported.
+            transformer_options: ComfyUI's options. Model wrappers and an attention override in them are
+                supported.
         """
         options = transformer_options or {}
         return WrapperExecutor.new_class_executor(
@@ -138,8 +141,8 @@ class AttentionCall:
     """Attention settings that all layers share during one forward call of the network.
 
     Args:
-        scale: factor on self-attention's usual scale. It depends on the number of tokens in the whole image,
-            even in steps that process only some of the tokens.
+        scale: factor on self-attention's usual scale. This factor depends on the number of tokens in the
+            whole image, even in steps that process only some of the tokens.
         options: ComfyUI's transformer options.
     """
 
@@ -240,7 +243,7 @@ class Attention(nn.Module):
 
 
 class ModulatedNorm(nn.Module):
-    """The norm before attention. It also computes the layer's scales and gates from time and caption."""
+    """Normalises x before attention, and computes the layer's scales and gates from time and caption."""
 
     def __init__(self, d: int, condition_width: int, made: dict, ops: Any):
         super().__init__()
@@ -248,7 +251,9 @@ class ModulatedNorm(nn.Module):
         self.norm = ops.RMSNorm(d, eps=1e-5, **made)
 
     def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the normed x (b, n, d), then attention gate, feed-forward scale and gate (b, 1, d) each."""
+        """Return the normalised x (b, n, d), then the attention gate, the feed-forward scale and the
+        feed-forward gate, each (b, 1, d). x is already multiplied by the attention scale.
+        """
         modulation = self.linear(F.silu(condition))[:, None]
         attention_scale, attention_gate, ffn_scale, ffn_gate = modulation.chunk(4, dim=2)
         return self.norm(x) * (1 + attention_scale), attention_gate.tanh(), 1 + ffn_scale, ffn_gate.tanh()
@@ -268,7 +273,7 @@ class FeedForward(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Map each token to the values of its output patch: (b, n, d) -> (b, n, p * p * out)."""
+    """Map each token to its patch of the output, with p * p pixels: (b, n, d) -> (b, n, p * p * out)."""
 
     def __init__(self, d: int, condition_width: int, patch_values: int, made: dict, ops: Any):
         super().__init__()
@@ -282,7 +287,9 @@ class FinalLayer(nn.Module):
 
 
 class TimeCaptionEmbedding(nn.Module):
-    """Compute one vector (b, width) from the time and the mean of the caption tokens' embeddings."""
+    """Compute the condition, one vector for each image, from the time and the mean of the caption tokens'
+    embeddings: (b, width). This width is not the network's d; it is at most CONDITION_WIDTH.
+    """
 
     def __init__(self, caption_width: int, width: int, made: dict, ops: Any):
         super().__init__()

@@ -13,12 +13,14 @@ def rotary_table(
 ) -> Tensor:
     """Rotation of each pair of channels at each token: (1, h * w, 1, head_dim / 2, 2, 2), float32.
 
-    Channel pairs with even index rotate by the token's row position, pairs with odd index by its column.
+    Channel pairs with an even index rotate by the token's row position, pairs with an odd index by its column
+    position.
 
     Args:
-        grid: (h, w), number of rows and columns of tokens; tokens are ordered row by row.
+        grid: (h, w), size of the token grid; tokens are ordered row by row.
         head_dim: channels of a head, divisible by 4.
-        linear_factor: (1,), divides all frequencies, which has the effect of positions closer together.
+        linear_factor: (1,), divides all frequencies, which has the effect of moving positions closer
+            together.
         ntk_factor: (1,), multiplies the base of the frequencies, which lowers mainly the low frequencies.
         device: the device of the table.
     """
@@ -35,8 +37,9 @@ def rotary_table(
 def time_aware_factors(time: Tensor, watershed: float, scale: float) -> tuple[Tensor, Tensor]:
     """The linear and the NTK factor for `rotary_table` at a time: (1,) each (Lumina-Next paper, section 2.3).
 
-    Before the watershed, while the layout of the image develops, all frequencies are scaled to the image
-    size. After it, mainly the low frequencies are, so that details keep the token spacing of the training.
+    Before the time `watershed`, while the layout of the image develops, all frequencies are scaled to the
+    image size. After it, mainly the low frequencies are scaled, so that details keep the token spacing used
+    in training.
 
     Args:
         time: (1,), 0 for noise, 1 for the image.

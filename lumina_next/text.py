@@ -112,7 +112,7 @@ class Vocabulary:
         """Read a tokenizer file.
 
         Raises:
-            RASError: the file is missing, cannot be read, or is not Gemma's.
+            RASError: the tokenizer file is missing, cannot be read, or is not Gemma's.
         """
         try:
             tokenizer = Tokenizer.from_file(str(path))
@@ -140,7 +140,7 @@ class Vocabulary:
 
 
 def wrong_tokenizer(what: str) -> RASError:
-    """The error for a missing or wrong tokenizer; `what` is a sentence that says what is wrong."""
+    """The error for a missing or wrong tokenizer; its first sentence is `what`, which names the fault."""
     return RASError(
         what,
         "tokenizer.json of Gemma-2B, beside the text encoder or in tokenizer/.",
@@ -240,7 +240,7 @@ def _bare(name: str) -> str:
 
 
 def _dtype(header: Header) -> torch.dtype:
-    """The text encoder's dtype. It is never float16, in which Gemma overflows.
+    """The dtype of the text encoder. It is never float16, because Gemma overflows in float16.
 
     On the CPU: float32 if all weights are float32, else bfloat16. On other devices: bfloat16 if they support
     it, else float32.

@@ -1,14 +1,17 @@
 """The pack's nodes, for ComfyUI's V3 node API.
 
-`settings` has the inputs that the sampling nodes share. To add a setting, add a field to `RASConfig` and an
-input of the same name there, and its texts to locales/ and web/docs/.
+The module `settings` contains the inputs that the sampling nodes share. To add a setting, add a field to
+`RASConfig` and an input of the same name to `settings`. Then add the texts of the input: its translations to
+locales/, and its description to web/docs/.
 
 `checks` refuses bad values of any input by the node's schema; a new type of input needs a line there.
 
-To add a setting of the paper's method, add a field to `PaperSettings` and an input to `paper_settings`.
+To add a setting of the paper's method, add a field to `PaperSettings` and an input of the same name to
+`paper_settings`.
 
-To show more in the live view, add data to `LiveStep` (ras_core/run/live.py). `live` sends it to
-web/live_view.js (transport, setting); live_panel.js, mask_overlay.js and timeline.js draw it.
+To show more in the live view, add a field to `LiveStep` (ras_core/run/live.py). The module `live` sends the
+fields to the browser. There web/live_view.js receives them, and live_panel.js, mask_overlay.js and
+timeline.js draw them.
 """
 
 from __future__ import annotations

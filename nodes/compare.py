@@ -1,4 +1,4 @@
-"""RASCompare: the same image dense and with RAS."""
+"""RASCompare: samples the same image without RAS (all steps dense) and with RAS, and compares the two."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .settings import CATEGORY, CUSTOM, check_queued, chosen_settings, kept_plan
 
 
 class RASCompare(RefusesRetired):
-    """The inputs of RASKSampler and a VAE -> both images, their difference, and what RAS did."""
+    """Takes the inputs of RASKSampler and a VAE; outputs both images, their difference and a summary."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,12 +26,13 @@ class RASCompare(RefusesRetired):
             node_id="RASCompare",
             display_name="RAS Compare",
             category=CATEGORY,
-            description="Samples the same image without and with RAS, and shows both images, their "
-            "difference, PSNR, SSIM, times and what each step computed. Use it to find settings you like.",
+            description="Samples the same image without and with RAS. Shows both images, their difference, "
+            "PSNR and SSIM between them, the times of both runs, and what each step computed. Use this node "
+            "to find settings you like.",
             inputs=[
                 *sampler_inputs(),
                 *settings_inputs(),
-                io.Vae.Input("vae", tooltip="Decodes the latents of both runs."),
+                io.Vae.Input("vae", tooltip="The VAE that decodes the latents of both runs."),
             ],
             outputs=[
                 io.Image.Output(display_name="dense", tooltip="The image without RAS."),
@@ -40,9 +41,12 @@ class RASCompare(RefusesRetired):
                     display_name="difference", tooltip="The absolute difference of both images, times four."
                 ),
                 io.Image.Output(
-                    display_name="comparison", tooltip="Both images, their difference, and the numbers."
+                    display_name="comparison",
+                    tooltip="Both images and their difference, with times, PSNR and SSIM.",
                 ),
-                io.Image.Output(display_name="summary", tooltip="What each step of the RAS run computed."),
+                io.Image.Output(
+                    display_name="summary", tooltip="What each step of the run with RAS computed."
+                ),
             ],
             hidden=[*HIDDEN],
             is_output_node=True,
@@ -55,7 +59,7 @@ class RASCompare(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Runs again after a calibration, which changes the plans that are kept."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod
@@ -63,9 +67,9 @@ class RASCompare(RefusesRetired):
         cls.refuse_in_prompt()
         chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
         cls.check(vae=vae, **inputs)
-        sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first call autotunes kernels
+        sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first run tunes kernels
         dense, dense_trace = _image(vae, _dense(inputs))
-        ras, ras_trace = _image(vae, inputs)
+        ras, ras_trace = _image(vae, {**inputs, "dense": dense_trace})
         comparison = comparison_image(dense[0], ras[0], (dense_trace, ras_trace))
         summary = summary_image(ras_trace, ras)
         images = [
@@ -76,14 +80,17 @@ class RASCompare(RefusesRetired):
 
 
 def _dense(inputs: dict) -> dict:
-    """The inputs with all steps dense. The method stays: with the paper's, no run corrects regions."""
+    """The inputs of the run without RAS, in which all steps are dense.
+
+    Of PaperSettings, only `ratio_end` matters to such a run: unless it is 0, it makes steps regional.
+    """
     paper = inputs.get("paper")
     dense = {"speed": CUSTOM, "plan": None, "sample_ratio": 1.0, **vars(Window())}
     return {**inputs, **dense, "paper": paper and replace(paper, ratio_end=0.0)}
 
 
 def _image(vae, inputs: dict) -> tuple[np.ndarray, Trace]:
-    """(b, H, W, 3) float32 in [0, 1] and the run's trace."""
+    """Sample and decode one run. Returns its images, (b, H, W, 3) float32 in [0, 1], and its trace."""
     latent, trace = sample_with_trace(**inputs)
     decoded = vae.decode(latent["samples"])
     return np.clip(decoded.reshape(-1, *decoded.shape[-3:]).float().cpu().numpy(), 0, 1), trace

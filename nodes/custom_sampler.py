@@ -1,4 +1,4 @@
-"""RASSampler: the multirate integrator for ComfyUI's custom sampling nodes."""
+"""RASSampler: a sampler with a separate step size for each region, for ComfyUI's custom sampling nodes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .settings import CATEGORY
 
 
 class RASSampler(CheckedNode):
-    """-> SAMPLER that integrates each region with its own step size."""
+    """Outputs a SAMPLER that integrates each region of the image with its own step size."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,18 +18,21 @@ class RASSampler(CheckedNode):
             node_id="RASSampler",
             display_name="RAS Multirate Sampler",
             category=CATEGORY,
-            description="A sampler for SamplerCustom and SamplerCustomAdvanced that corrects skipped "
-            "regions when they are computed again. Use it with a model from RAS Patch Model; with other "
-            "models it equals dpmpp_2m, euler or ab2 (Adams-Bashforth).",
+            description="A sampler for SamplerCustom and SamplerCustomAdvanced. While RAS skips a region, "
+            "the model's last output for this region is reused. When the region is computed again, this "
+            "sampler corrects the error that the reuse has caused. Use this sampler with a model from RAS "
+            "Patch Model; with other models it is the ordinary dpmpp_2m, euler or ab2 (Adams-Bashforth).",
             inputs=[
                 io.Combo.Input(
                     "order", options=list(SOLVERS), default="dpmpp_2m",
-                    tooltip="dpmpp_2m and ab2: second order, better up to a speed-up of about 2.7. In runs "
-                    "of few steps that all compute the whole image, ab2 is closer to the result of many "
-                    "steps than dpmpp_2m. euler: first order, worth trying above a speed-up of about 2.7.",
+                    tooltip="dpmpp_2m and ab2 are second-order methods, which are better up to a speed-up "
+                    "of about 2.7. In runs of few steps that all compute the whole image, the result of ab2 "
+                    "is closer to that of a run with many steps than the result of dpmpp_2m. euler is a "
+                    "first-order method; try it for speed-ups above about 2.7.",
                 ),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For a custom sampling node.")],
+            outputs=[io.Sampler.Output(display_name="sampler", tooltip="The sampler, for a custom sampling "
+            "node.")],
         )  # fmt: skip
 
     @classmethod

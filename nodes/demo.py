@@ -12,7 +12,7 @@ from .settings import CATEGORY
 
 
 class RASDemoModel(CheckedNode):
-    """The embedded demo model as a plain MODEL and VAE."""
+    """Loads a demo model of the pack; outputs MODEL (without RAS) and VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,16 +20,19 @@ class RASDemoModel(CheckedNode):
             node_id="RASDemoModel",
             display_name="RAS Demo Model",
             category=CATEGORY,
-            description="Small models, trained on emoji artwork and included in the pack, to try RAS without "
-            "a download. Use RAS Demo Prompt for the prompts and an image size of 512 x 512.",
+            description="Loads a small model that the pack includes, to try RAS without a download. The "
+            "models were trained on emoji artwork. Use RAS Demo Prompt for the prompts and an image size of "
+            "512 x 512.",
             inputs=[
                 io.Combo.Input(
                     "family", options=list(FAMILIES), default="sd3",
-                    tooltip="Architecture: sd3 (MMDiT), lumina2 (NextDiT) or flux (two kinds of blocks).",
+                    tooltip="The architecture of the model: sd3 (MMDiT), lumina2 (NextDiT) or flux (Flux.1, "
+                    "with double and single blocks).",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A plain MODEL, for any sampler node."),
+                io.Model.Output(display_name="model", tooltip="A MODEL without RAS, for RAS Patch Model or "
+                "any sampler node."),
                 io.Vae.Output(display_name="vae", tooltip="The VAE of this model."),
             ],
         )  # fmt: skip
@@ -41,7 +44,7 @@ class RASDemoModel(CheckedNode):
 
 
 class RASDemoPrompt(CheckedNode):
-    """Text -> CONDITIONING for the demo model."""
+    """Takes a text; outputs CONDITIONING for the demo model."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -49,21 +52,24 @@ class RASDemoPrompt(CheckedNode):
             node_id="RASDemoPrompt",
             display_name="RAS Demo Prompt",
             category=CATEGORY,
-            description="Text for the demo model: up to 16 words such as 'noto owl on blue'.",
+            description="Turns a text of up to 16 words, such as 'noto owl on blue', into CONDITIONING for "
+            "the demo model.",
             inputs=[
                 io.String.Input(
                     "text", default="noto owl on blue", multiline=True,
-                    tooltip="A style (noto, fluent, twemoji, 3d), an object, and a background colour. Empty "
-                    "for the negative prompt.",
+                    tooltip="A style (noto, fluent, twemoji, 3d), an object, and a background colour. Leave "
+                    "the text empty for the negative prompt.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="For the sampler.")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The CONDITIONING, for the "
+            "sampler node.")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
         cls.check(text=text)
         context, pooled = encode_prompt(text)
-        # NextDiT requires a mask. The demo models treat the empty rows after the words as text.
+        # NextDiT requires an attention mask. The mask is all ones, because the demo models treat the zero
+        # rows after the words as text.
         mask = torch.ones(context.shape[:2], dtype=torch.long)
         return io.NodeOutput([[context, {"pooled_output": pooled, "attention_mask": mask}]])

@@ -1,8 +1,11 @@
-"""Server side of the live view: tracks which browsers watch, and sends them the steps of a run.
+"""Server side of the live view.
+
+Keeps a list of the browsers that watch the live view, and sends the steps of runs to these browsers.
 
 A browser that wants to watch posts its client id to ROUTE. The server sends the key of this client id over
-the client's WebSocket, so that nobody else gets it, and the browser posts again, with the key. A run sends
-messages only to the client that queued it, and only if that client watches; otherwise no message is built.
+the client's WebSocket, so that nobody else gets it, and the browser posts again, with the key. The messages
+of a run are sent only to the browser that queued the run. If that browser does not watch, no message is
+built.
 """
 
 from __future__ import annotations
@@ -34,11 +37,12 @@ MIN_INTERVAL = 0.25  # seconds between two messages of a run
 MAX_BODY, MAX_CLIENT_ID = 1024, 128
 
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
-_watchers: set[str] = set()  # client ids of browsers that want to watch, for the server's lifetime
+_watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
 
 
 def open_view(grid: Any) -> View | None:
-    """A view of a run that starts now, for the client that queued it; None if that client does not watch.
+    """The live view of a run that starts now, for the browser that queued the run; None if this browser does
+    not watch, or if the view cannot be opened.
 
     Args:
         grid: the run's TokenGrid.
@@ -73,11 +77,12 @@ def _open_view(grid: Any) -> View | None:
 class LiveView:
     """Sends the steps of a run to one browser as small messages.
 
-    After an error, a view sends nothing more: it must never make the run fail.
+    After an error, the view sends no more messages, because an error in the live view must never make the
+    run fail.
 
     Args:
-        about: fields of all messages of the run.
-        send: sends a message.
+        about: fields that every message of the run contains, such as the node's id and the size of the grid.
+        send: sends one message, given as a dict, to the browser.
         is_watched: whether the browser still watches.
         clock: returns the time in seconds.
     """
@@ -99,7 +104,11 @@ class LiveView:
         self._is_broken = False
 
     def step(self, step: LiveStep) -> None:
-        """Send a new step; if the last message is too recent, include it in the next one, without a mask."""
+        """Send the message about a new step.
+
+        If the last message was sent less than MIN_INTERVAL ago, send nothing now. The next message then lists
+        this step too, in its field `unsent` and without a mask.
+        """
         if step.index == self._last_step:
             return
         self._last_step = step.index
@@ -111,7 +120,7 @@ class LiveView:
         self._try_send(lambda: {**step_message(step), "unsent": unsent})
 
     def end(self, trace: Trace | None) -> None:
-        """Send the end of the run, with all its steps if it finished."""
+        """Send the message about the end of the run; it contains all steps if the run finished."""
         self._try_send(lambda: end_message(trace))
 
     def _try_send(self, build: Callable[[], dict]) -> None:
@@ -143,7 +152,7 @@ def step_message(step: LiveStep) -> dict[str, Any]:
 
 
 def end_message(trace: Trace | None) -> dict[str, Any]:
-    """The message at the end of a run: all its steps, or none if it did not finish."""
+    """The message about the end of a run, with all its steps; without steps if the run did not finish."""
     if trace is None:
         return {"phase": "end", "finished": False}
     return {
@@ -167,9 +176,11 @@ def _timeline_entry(step: Evaluation) -> dict[str, Any]:
 
 
 def pack_mask(mask: np.ndarray | None) -> str | None:
-    """(h, w) bool as base64: eight tokens per byte, row by row, the first in the highest bit.
+    """A mask of tokens, (h, w) bool, as base64: eight tokens per byte, row by row, the first token in the
+    highest bit.
 
-    Of (t, h, w), only the first latent frame is packed, which is the one that ComfyUI's previews show.
+    For a mask with frames, (t, h, w), only the first latent frame is packed, because ComfyUI's previews show
+    that frame.
     """
     if mask is None:
         return None
@@ -181,7 +192,7 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
 
 
 def register_route() -> None:
-    """Register the route for browsers; does nothing without a server, or if the route exists."""
+    """Register ROUTE with ComfyUI's server; do nothing if no server runs or ROUTE is already registered."""
     server = _server()
     if server is None or any(getattr(route, "path", None) == ROUTE for route in server.routes):
         return
@@ -238,10 +249,11 @@ async def _read_json(request: web.Request) -> Any:
 
 
 def read_announcement(body: Any) -> tuple[str, bool, str]:
-    """Client id, whether it watches, and the key that the client has, "" if none.
+    """Client id, whether this client wants to watch, and the key that it sent ("" if none), from the body of
+    a request.
 
     Raises:
-        ValueError: the body has another form.
+        ValueError: the body does not have the form that `announce` describes.
     """
     fields = body if isinstance(body, dict) else {}
     client, enabled, key = fields.get("client_id"), fields.get("enabled"), fields.get("key", "")
@@ -253,7 +265,7 @@ def read_announcement(body: Any) -> tuple[str, bool, str]:
 
 
 def _server() -> Any:
-    """ComfyUI's running server; None if its module was not imported, so that no browser can watch."""
+    """ComfyUI's running server; None if its module was not imported, in which case no browser can watch."""
     return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
@@ -262,7 +274,7 @@ def _is_watching(server: Any, client: str | None) -> bool:
 
 
 def _executing_node(server: Any) -> str | None:
-    """The node that the browser shows as executing; ComfyUI shows its previews there."""
+    """Id of the node that the browser shows as executing. ComfyUI shows its latent previews on this node."""
     if server.last_node_id is not None:
         return str(server.last_node_id)
     from comfy_execution.utils import get_executing_context

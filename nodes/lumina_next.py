@@ -1,4 +1,4 @@
-"""RASLuminaNextLoader: the paper's second model, for which ComfyUI has no loader."""
+"""RASLuminaNextLoader: loads Lumina-Next, a model used in the RAS paper. ComfyUI has no loader for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PARTS = (TRANSFORMER, TEXT_ENCODER, VAE)
 
 
 class RASLuminaNextLoader(CheckedNode):
-    """Lumina-Next-T2I -> MODEL, CLIP and VAE."""
+    """Loads the files of Lumina-Next-T2I; outputs MODEL, CLIP and VAE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -29,30 +29,35 @@ class RASLuminaNextLoader(CheckedNode):
             node_id="RASLuminaNextLoader",
             display_name="RAS Lumina-Next Loader",
             category=CATEGORY,
-            description="Loads Lumina-Next-T2I in diffusers' layout as a plain MODEL, CLIP and VAE: a folder "
-            "in models/diffusers, or single files. Nothing is downloaded.",
+            description="Loads Lumina-Next-T2I in diffusers' layout, from a folder in models/diffusers or "
+            "from single files. Outputs MODEL (without RAS), CLIP and VAE. Nothing is downloaded.",
             inputs=[
                 io.Combo.Input(
                     "folder", options=[NO_FOLDER, *diffusers_folders()], default=NO_FOLDER,
-                    tooltip="A folder in models/diffusers with model_index.json, such as "
+                    tooltip="A folder in models/diffusers that contains model_index.json, such as "
                     "Lumina-Next-SFT-diffusers.",
                 ),
                 *(_file_input(part) for part in PARTS),
                 io.Combo.Input(
                     "guidance_channels", options=[FIRST_THREE, ALL], default=FIRST_THREE,
-                    tooltip="Latent channels that cfg guides. The published pipeline guides the first three "
-                    "of four.",
+                    tooltip="The latent channels to which cfg is applied. The published pipeline applies "
+                    "cfg to the first three of the four channels.",
                 ),
                 io.Float.Input(
                     "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="For images larger than 1024 x 1024: the time (0 noise, 1 image) up to which "
-                    "the position encoding is stretched to the image size at all frequencies; afterwards "
-                    "only its low ones are. 1 stretches all of them throughout; 0.3 keeps more detail.",
+                    tooltip="The time at which the scaling of the position encoding changes; at time 0, the "
+                    "image is noise, at time 1, it is finished. Before this time, all frequencies of the "
+                    "encoding are scaled to the image size. After it, mainly the low frequencies are "
+                    "scaled. With 1, all frequencies are scaled during the whole run; 0.3 keeps more detail "
+                    "than 1. Images with as many pixels as 1024 x 1024 need no scaling, so this input does "
+                    "not change them.",
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="A plain MODEL, for any sampler node."),
-                io.Clip.Output(display_name="clip", tooltip="Gemma-2B, for CLIP Text Encode."),
+                io.Model.Output(display_name="model", tooltip="A MODEL without RAS, for RAS Patch Model or "
+                "any sampler node."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder, Gemma-2B, for CLIP Text "
+                "Encode."),
                 io.Vae.Output(display_name="vae", tooltip="The VAE of this model."),
             ],
         )  # fmt: skip
@@ -89,10 +94,12 @@ def _file_input(part: Part) -> io.Input:
     return io.Combo.Input(
         part.label, options=[FROM_FOLDER, *folder_paths.get_filename_list(part.models)], default=FROM_FOLDER,
         tooltip={
-            "transformer": "A file in models/diffusion_models instead of the folder's transformer.",
-            "text_encoder": "A Gemma-2B file in models/text_encoders instead of the folder's encoder; its "
-            "tokenizer.json must be in the same folder.",
-            "vae": "A file in models/vae instead of the folder's VAE; SDXL's VAE works too.",
+            "transformer": "A file in models/diffusion_models that is loaded instead of the folder's "
+            "transformer.",
+            "text_encoder": "A Gemma-2B file in models/text_encoders that is loaded instead of the folder's "
+            "text encoder. The folder of this file must also contain Gemma-2B's tokenizer.json.",
+            "vae": "A file in models/vae that is loaded instead of the folder's VAE. The VAE of SDXL works "
+            "too.",
         }[part.label],
     )  # fmt: skip
 

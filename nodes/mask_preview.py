@@ -1,4 +1,4 @@
-"""RASMaskPreview: which regions each step computed, as images."""
+"""RASMaskPreview: shows, as images, which regions each step computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .settings import CATEGORY, TraceType
 
 
 class RASMaskPreview(CheckedNode):
-    """RAS_TRACE -> one frame per step, and a summary, which the node shows."""
+    """Takes RAS_TRACE; outputs one image per step and a summary image, and shows the summary in the node."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -21,21 +21,22 @@ class RASMaskPreview(CheckedNode):
             node_id="RASMaskPreview",
             display_name="RAS Mask Preview",
             category=CATEGORY,
-            description="Shows which regions each step computed, with one frame per step and a summary of "
-            "the run.",
+            description="Shows which regions each step of a run computed: one image for each step, and a "
+            "summary image of the whole run.",
             inputs=[
-                TraceType.Input("trace", tooltip="From RAS KSampler or RAS Trace."),
+                TraceType.Input("trace", tooltip="The trace of the run to show, from RAS KSampler or RAS "
+                "Trace."),
                 io.Image.Input(
-                    "images", optional=True, tooltip="The finished image, shown under the masks. Without "
-                    "it, the masks are drawn on grey.",
+                    "images", optional=True, tooltip="The finished image, which is shown under the masks. "
+                    "If nothing is connected, the masks are drawn on grey.",
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="One frame per step; steps that compute "
-                    "the whole image (dense) are marked."),
+                io.Image.Output(display_name="frames", tooltip="One image for each step. Its caption "
+                "says whether the step is dense (computes the whole image) or regional."),
                 io.Image.Output(
-                    display_name="summary", tooltip="How often each region was computed, and the share of "
-                    "the image that each step computed."
+                    display_name="summary", tooltip="An image that shows how often each region was "
+                    "computed, and the share of the image that each step computed."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

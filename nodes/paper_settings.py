@@ -1,4 +1,4 @@
-"""RASPaperSettings: the paper's method, for the nodes that sample with RAS."""
+"""RASPaperSettings: selects the method of the RAS paper, for the nodes that sample with RAS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .settings import CATEGORY, PaperType
 
 
 class RASPaperSettings(CheckedNode):
-    """-> RAS_PAPER, which replaces the multirate method by the paper's."""
+    """Outputs RAS_PAPER, which makes a node use the paper's method instead of multirate."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,14 +20,16 @@ class RASPaperSettings(CheckedNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
-            description="Selects regions by the paper's method instead of multirate. It does not correct "
-            "skipped regions, so set error_reset_every of the sampling node to 4 to 6 to keep their errors "
-            "from growing.",
+            description="Selects regions by the method of the RAS paper instead of multirate. The paper's "
+            "method does not correct skipped regions, so their errors grow until the next dense step. To "
+            "keep these errors small, set error_reset_every to a value from 4 to 6. That input is in the "
+            "node to which you connect this node.",
             inputs=[*_ranking_inputs(), *_schedule_inputs()],
             outputs=[
                 PaperType.Output(
                     display_name="paper",
-                    tooltip="For the input paper of RAS Patch Model, RAS KSampler or RAS Compare.",
+                    tooltip="Connect this output to the paper input of RAS Patch Model, RAS KSampler or RAS "
+                    "Compare.",
                 )
             ],
         )
@@ -43,7 +45,7 @@ class RASPaperSettings(CheckedNode):
 
 
 def paper_settings(error_reset_steps: str = "", **inputs: Any) -> PaperSettings:
-    """The settings from the values of the node's inputs.
+    """PaperSettings made from the values of the node's inputs.
 
     Raises:
         RASError: a value that cannot be used.
@@ -55,17 +57,20 @@ def _ranking_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "metric", options=list(get_args(Metric)), default="std",
-            tooltip="How regions are ranked: by std (the paper's choice) or l2norm of the predicted noise. "
-            "random selects regions at random, as a baseline to compare with.",
+            tooltip="The measure by which regions are ranked. std: the standard deviation of the predicted "
+            "noise, which is the paper's choice. l2norm: the L2 norm of the predicted noise. random: no "
+            "measure; regions are selected at random, as a baseline to compare with.",
         ),
         io.Float.Input(
             "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
-            tooltip="Expert. Of the regions that a step skips, the share with the highest values of the "
-            "metric; the others are those with the lowest values. 1: only high values are skipped.",
+            tooltip="Expert. A regional step skips regions from both ends of the ranking by the input "
+            "metric. This value is the share of the skipped regions that come from the end with the high "
+            "values; the others come from the low end. With 1, only regions with high values are skipped.",
         ),
         io.Float.Input(
             "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
-            tooltip="Expert. How strongly a region that was skipped often is favoured. 0: not at all.",
+            tooltip="Expert. How strongly the selection of the regions to compute prefers regions that were "
+            "skipped often. 0: not at all.",
         ),
     ]  # fmt: skip
 
@@ -74,12 +79,13 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
-            tooltip="Expert. Over the regional steps, the share of the image that is computed changes "
-            f"linearly from sample_ratio to this value, at least {MIN_RATIO}. 0 keeps the share constant.",
+            tooltip="Expert. The share of the image that a regional step computes changes linearly during "
+            "the run, from sample_ratio at the first regional step to this value at the last regional "
+            f"step. This value must be at least {MIN_RATIO}. 0 keeps the share at sample_ratio.",
         ),
         io.String.Input(
             "error_reset_steps", default="",
-            tooltip="Steps that compute the whole image (dense), counted from 0, for example 12,20. A list "
-            "that is not empty replaces error_reset_every of the sampling node.",
+            tooltip="A list of the steps that are dense (compute the whole image), counted from 0, for "
+            "example 12,20. A list that is not empty replaces error_reset_every of the sampling node.",
         ),
     ]  # fmt: skip

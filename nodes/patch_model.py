@@ -1,4 +1,4 @@
-"""RASPatchModel: RAS for any sampler node."""
+"""RASPatchModel: makes any sampler node sample with RAS."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .settings import CATEGORY, check_queued, kept_plans, patched, settings_inpu
 
 
 class RASPatchModel(RefusesRetired):
-    """MODEL -> the same MODEL, sampling with RAS."""
+    """Takes a MODEL; outputs a copy of it that samples with RAS."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -17,11 +17,15 @@ class RASPatchModel(RefusesRetired):
             node_id="RASPatchModel",
             display_name="RAS Patch Model",
             category=CATEGORY,
-            description="Speeds up sampling: most steps compute only the regions of the image that matter, "
-            "and the other regions reuse the model's last output for them. Works with any sampler node. "
-            "Supports SD3, SD3.5, Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
+            description="Speeds up sampling: most steps compute only those regions of the image that have "
+            "probably changed most since they were last computed. Every remaining region reuses the output "
+            "that the model last computed for it. Works with any sampler node. Supports SD3, SD3.5, "
+            "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
             inputs=[
-                io.Model.Input("model", tooltip="The model to speed up. The original stays as it is."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to speed up. The node changes a copy, not the connected model.",
+                ),
                 speed_input(),
                 *settings_inputs(),
             ],
@@ -36,7 +40,7 @@ class RASPatchModel(RefusesRetired):
 
     @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Runs again after a calibration, which changes the plans that are kept."""
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""RASCalibrate and RASScheduler: plans measured on the user's own model, and their noise levels."""
+"""RASCalibrate measures plans on the user's own model; RASScheduler outputs the noise levels of a plan."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .settings import CATEGORY, PlanType
 
 
 class RASCalibrate(CheckedNode):
-    """MODEL, conditionings, LATENT -> RAS_PLAN, and an image of the results."""
+    """Takes MODEL, conditionings and LATENT; outputs RAS_PLAN and a plot of the results."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,39 +23,45 @@ class RASCalibrate(CheckedNode):
             node_id="RASCalibrate",
             display_name="RAS Calibrate",
             category=CATEGORY,
-            description="Measures where your model needs its sampling steps, tries plans for 1.5, 2, 2.5 "
-            "and 3 times the speed, and saves them for this model and image size. Run it once; it takes "
-            "about as long as 33 images of 28 steps for each seed.",
+            description="Measures at which noise levels your model needs the most sampling steps, tries "
+            "plans for speed-ups of 1.5, 2, 2.5 and 3, and saves the best plans for this model and image "
+            "size. Run this node once. It takes about as long as sampling 33 images with 28 steps, times "
+            "the number of images that it measures with (input seeds).",
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to measure, with its LoRAs. Its RAS settings are ignored."
+                    "model", tooltip="The model to measure, with its LoRAs. If it comes from RAS Patch "
+                    "Model, the settings of that node are ignored."
                 ),
                 io.Conditioning.Input(
-                    "positive", tooltip="A typical prompt of yours; the plans are used for all prompts."
+                    "positive", tooltip="A typical prompt of yours, used for measuring. The plans that are "
+                    "saved apply to all prompts."
                 ),
-                io.Conditioning.Input("negative", tooltip="The negative prompt that you use."),
+                io.Conditioning.Input("negative", tooltip="The negative prompt that you usually use."),
                 io.Latent.Input(
-                    "latent_image", tooltip="An empty latent of your usual size; each size has its own plans."
+                    "latent_image", tooltip="An empty latent of your usual image size. Plans are saved for "
+                    "each image size separately."
                 ),
                 io.Float.Input(
                     "cfg", default=5.0, min=0.0, max=100.0, step=0.1, round=0.01,
-                    tooltip="The guidance scale that you use.",
+                    tooltip="The guidance scale that you usually use.",
                 ),
                 io.Int.Input(
                     "seeds", default=SEEDS, min=1, max=16,
-                    tooltip="Number of images to measure with, sampled as one batch. More images give more "
-                    "reliable plans, but take more time and memory.",
+                    tooltip="The number of images to measure with, which are sampled as one batch. More "
+                    "images give more reliable plans, but take more time and memory.",
                 ),
             ],
             outputs=[
                 PlanType.Output(
-                    display_name="plan", tooltip="The plans of all speeds, for the input plan of other nodes."
+                    display_name="plan", tooltip="One plan for each speed. Connect this output to the plan "
+                    "input of other RAS nodes."
                 ),
                 io.Image.Output(
                     display_name="fronts",
-                    tooltip="A plot of how close the image at each speed comes to a reference of many "
-                    "steps: without RAS on the simple schedule, without RAS on the best other noise levels, "
-                    "and with the chosen plans.",
+                    tooltip="A plot that shows, for each speed, how close the result of a run is to the "
+                    "result of a reference run of many steps, in dB. The first curve is for runs without "
+                    "RAS on the simple schedule, the second for runs without RAS on those other noise "
+                    "levels that gave the closest results, and the third for runs with the chosen plans.",
                 ),
             ],
             is_output_node=True,
@@ -73,7 +79,7 @@ class RASCalibrate(CheckedNode):
 
 
 class RASScheduler(CheckedNode):
-    """MODEL and a speed -> SIGMAS."""
+    """Takes MODEL and a speed; outputs SIGMAS."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -81,44 +87,51 @@ class RASScheduler(CheckedNode):
             node_id="RASScheduler",
             display_name="RAS Scheduler",
             category=CATEGORY,
-            description="Noise levels for a run with fewer steps, placed where your model needs them. For "
-            "SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
+            description="Outputs the noise levels of a run with fewer steps. They are closer together where "
+            "your model needs more steps. For SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to sample with. If it comes from RAS Patch Model, the noise levels "
-                    "are those of the best plan; if not, those of the best plan in which every step "
-                    "computes the whole image.",
+                    tooltip="The model to sample with. If the model comes from RAS Patch Model, the noise "
+                    "levels are those of the best plan for the speed and the sampler that are set here. "
+                    "With any other model, only plans in which every step computes the whole image are "
+                    "considered.",
                 ),
                 io.Combo.Input(
                     "speed", options=list(PLAN_SPEEDS), default="2x",
-                    tooltip="Speed-up over a run of all steps below. 2x of 28 steps gives 14 steps, or more "
-                    "if some steps of the plan compute only a part of the image.",
+                    tooltip="The speed-up over a run without RAS that has as many steps as the input steps "
+                    "says. Example: with 2x and 28 steps, you get the noise levels of a run of 14 steps. If "
+                    "some steps of the plan compute only a part of the image, the run has more than 14 "
+                    "steps.",
                 ),
                 io.Int.Input(
                     "steps", default=28, min=1, max=10000,
-                    tooltip="Number of steps that you would use without a speed-up.",
+                    tooltip="The number of steps that you would use without RAS and without this node.",
                 ),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01,
-                    tooltip="1 starts from pure noise; lower values keep the structure of the latent.",
+                    tooltip="With 1, sampling starts from pure noise; lower values keep the structure of "
+                    "the latent.",
                 ),
                 io.Combo.Input(
                     "sampler", options=list(PLAN_SAMPLERS), default="dpmpp_2m",
-                    tooltip="The sampler that will use the noise levels; each sampler has its own.",
+                    tooltip="The sampler that will use the noise levels; each sampler has its own plans.",
                 ),
                 PlanType.Input(
                     "plan", optional=True,
-                    tooltip="From RAS Calibrate. Not connected: the plans saved for this model, or else the "
-                    "noise levels of its family.",
+                    tooltip="The plans made by RAS Calibrate; the inputs speed and sampler select one of "
+                    "them. If nothing is connected, the plans that were saved for this model are used, and "
+                    "if there are none, the plans of the model's family.",
                 ),
                 io.Latent.Input(
                     "latent_image", optional=True,
-                    tooltip="Its size selects among the plans saved for this model. Not connected: the "
-                    "newest plans.",
+                    tooltip="The latent that you will sample. If the input plan is not connected, the plans "
+                    "that were saved for this model and the size of this latent are used. If nothing is "
+                    "connected here, the plans that were saved last are used.",
                 ),
             ],
-            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="For a custom sampling node.")],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="The noise levels, for a custom "
+            "sampling node.")],
         )  # fmt: skip
 
     @classmethod

@@ -1,4 +1,7 @@
-"""The inputs that RASPatchModel, RASKSampler and RASCompare share, in the order that saved graphs store."""
+"""The inputs that RASPatchModel, RASKSampler and RASCompare share.
+
+Their order must not change: saved workflows store the values of inputs by position.
+"""
 
 from __future__ import annotations
 
@@ -26,34 +29,39 @@ PaperType = io.Custom("RAS_PAPER")
 PlanType = io.Custom("RAS_PLAN")
 CUSTOM = "custom"
 OF_CUSTOM = ("sample_ratio", "start_percent", "end_percent", "error_reset_every", "kv_cache")
-"""Settings that only a custom speed uses."""
+"""Names of the inputs that have an effect only with speed = custom."""
 
 logger = logging.getLogger(__name__)
 
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Float.Input).parameters else {}
-"""Arguments that make an input "advanced", for inputs that few users need; earlier versions of ComfyUI show
-all inputs alike."""
+"""Keyword arguments of an input that few users need: ComfyUI then shows it as "advanced". Empty in earlier
+versions of ComfyUI, which have no advanced inputs and show all inputs alike."""
 
 
 def speed_input() -> io.Input:
-    """The speed, the only setting that most users need; the first widget of a node."""
+    """The input `speed`, the only setting that most users need; it is the first widget of its nodes."""
     return io.Combo.Input(
         "speed", options=[*PLAN_SPEEDS, CUSTOM], default="2x",
-        tooltip="How much faster than all steps without RAS: 2x takes half of the time. custom: the settings "
-        "below decide.",
+        tooltip="How many times faster the run is than a run of the same number of steps without RAS. "
+        "Example: a run with 2x takes half as long. With custom, no plan is used; the settings below "
+        "determine what each step computes.",
     )  # fmt: skip
 
 
 def settings_inputs() -> list[io.Input]:
-    """The inputs of all other settings. Add new ones at the end: graphs store widget values by position."""
+    """The inputs for all settings except `speed`.
+
+    Add new inputs at the end: saved workflows store the values of widgets by position.
+    """
     return [_plan_input(), *_schedule_inputs(), *_selection_inputs(), *_memory_inputs()]
 
 
 def _plan_input() -> io.Input:
     return PlanType.Input(
         "plan", optional=True,
-        tooltip="The plans that speed uses, from RAS Calibrate. Not connected: those saved for this model "
-        "and image size, or else those of the model's family.",
+        tooltip="The plans made by RAS Calibrate, from which the input speed selects one. If nothing is "
+        "connected, the plans that were saved for this model and image size are used, and if there are "
+        "none, the plans of the model's family.",
     )  # fmt: skip
 
 
@@ -61,26 +69,30 @@ def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "sample_ratio", default=0.5, min=MIN_RATIO, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. Share of the image computed in each regional step. 0.5 is careful, "
-            "0.25 fast. 1: every step computes the whole image, exactly as without RAS.",
+            tooltip="Used with speed custom. The share of the image that each regional step computes. At "
+            "0.5 the image stays close to the image without RAS; 0.25 is faster. At 1 every step computes "
+            "the whole image, exactly as without RAS.",
         ),
         io.Float.Input(
             "start_percent", default=Window.start_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. Share of the run's steps that are dense (compute the whole image) "
-            "at its start, rounded up to whole steps. These steps set the composition. Good values: 0.2 to "
-            "0.3; less than 0.15 costs a lot of quality.",
+            tooltip="Used with speed custom. The share of the run's steps that are dense (compute the whole "
+            "image) at the start of the run, rounded up to whole steps. These first steps set the "
+            "composition. Good values are 0.2 to 0.3; a value below 0.15 costs a lot of quality.",
         ),
         io.Float.Input(
             "end_percent", default=Window.end_percent, min=0.0, max=1.0, step=0.01, **ADVANCED,
-            tooltip="With speed: custom. After this share of the run's steps, every further step is dense "
-            "(computes the whole image). 1: regional steps are allowed to the end.",
+            tooltip="Used with speed custom. The share of the run's steps after which all remaining steps "
+            "are dense (compute the whole image). With 1, regional steps are allowed until the end of the "
+            "run.",
         ),
         io.Int.Input(
             "error_reset_every", default=0, min=0, max=10000, **ADVANCED,
-            tooltip="With speed: custom. After the dense start, every n-th step is dense, which clears the "
-            "error of regions that were skipped. Example: with 4 dense steps at the start and 6 here, steps "
-            "10, 16, 22 ... are dense. 0: no such steps; the same number of dense steps is more effective "
-            "at the start. Set 4 to 6 with RAS Paper Settings, and for runs of 50 steps and more.",
+            tooltip="Used with speed custom. A reset is a dense step among the regional ones, which clears "
+            "the errors of skipped regions. With a value of n, the first reset is n steps after the first "
+            "regional step, and every n-th step after it is a reset too. Example: with 4 dense steps at the "
+            "start and the value 6, steps 10, 16, 22 ... are resets, counted from 0. With 0 there are no "
+            "resets. A dense step improves the image more if it is added at the start of the run than if it "
+            "is a reset. Use a value from 4 to 6 with RAS Paper Settings, and in runs of 50 or more steps.",
         ),
     ]  # fmt: skip
 
@@ -89,13 +101,16 @@ def _selection_inputs() -> list[io.Input]:
     return [
         io.Mask.Input(
             "priority", optional=True,
-            tooltip="Regions that matter more to you, such as a face: they are computed more often.",
+            tooltip="A mask of the regions that matter more to you, such as a face. Regional steps compute "
+            "these regions more often.",
         ),
         PaperType.Input(
             "paper", optional=True,
-            tooltip="With speed: custom. From RAS Paper Settings: regions are then selected by the paper's "
-            "method, and not corrected. Not connected: multirate, which computes the regions that "
-            "have probably changed most, and corrects a skipped region when it is computed again.",
+            tooltip="Used with speed custom. While a region is skipped, the model's last output for it is "
+            "reused, which causes an error. If nothing is connected, the method is multirate: it computes "
+            "the regions that have probably changed most, and when it computes a skipped region again, it "
+            "corrects this error. If RAS Paper Settings is connected, regions are selected by the method of "
+            "the RAS paper, and the error is not corrected.",
         ),
     ]  # fmt: skip
 
@@ -104,31 +119,35 @@ def _memory_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
             "cuda_graphs", options=list(get_args(Graphs)), default="auto", optional=True, **ADVANCED,
-            tooltip="auto: on an NVIDIA GPU regional steps are captured as CUDA graphs and replayed, which "
-            "is faster; steps that cannot be captured run as with off, and the log says why. off: no CUDA "
-            "graphs.",
+            tooltip="auto: on an NVIDIA GPU, regional steps are captured as CUDA graphs and replayed, which "
+            "makes them faster. Steps that cannot be captured run as with off, and the log says why. off: "
+            "no CUDA graphs.",
         ),
         io.Combo.Input(
             "kv_cache", options=kv_cache_options(), default="auto", optional=True, **ADVANCED,
-            tooltip="With speed: custom. Where attention's keys and values of skipped regions are kept. "
-            "gpu: unchanged, on the GPU. fp8: half the memory, slightly less exact. cpu: in main memory, "
-            "exact and slower. forecast: twice the memory of gpu and slightly slower; keys and values are "
-            "extrapolated along their last change, which comes closer to the image without RAS (only with "
-            "euler and dpmpp_2m). auto: forecast, if skipped regions are corrected and it leaves half of "
-            "the free memory; else the first of gpu, fp8 and cpu that fits; the log says which. off: "
-            "nowhere, so computed regions do not see the others and images fall apart; only a baseline for "
-            "experiments.",
+            tooltip="Used with speed custom. How the attention layers keep the keys and values of skipped "
+            "regions.\n"
+            "gpu: unchanged, on the GPU.\n"
+            "fp8: on the GPU in half the memory, slightly less exact.\n"
+            "cpu: unchanged, in main memory, which is slower.\n"
+            "forecast: keys and values are extrapolated in the direction of their last change, so that the "
+            "image is closer to the image without RAS. This takes twice the memory of gpu, is slightly "
+            "slower, and works only with euler and dpmpp_2m.\n"
+            "off: keys and values are not kept, so computed regions do not attend to skipped regions and "
+            "the image loses its coherence. Use off only as a baseline for experiments.\n"
+            "auto: forecast, if skipped regions are corrected and forecast needs at most half of the free "
+            "memory; otherwise the first of gpu, fp8 and cpu that fits. The log says which one is used.",
         ),
     ]  # fmt: skip
 
 
 def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
-    """The model with RAS, with the settings given by the inputs.
+    """A copy of the model that samples with RAS, with the settings that the node's inputs give.
 
     Args:
         model: MODEL.
-        inputs: values of `speed_input` and `settings_inputs`, by name; unknown ones are ignored, as in
-            ComfyUI.
+        inputs: values of `speed_input` and `settings_inputs`, by name; unknown names are ignored, as ComfyUI
+            does.
 
     Raises:
         RASError: a value that cannot be used, or a model that is not supported.
@@ -143,7 +162,9 @@ def patched(model: io.Model.Type, inputs: dict[str, Any]) -> io.Model.Type:
 
 
 def _without_effect(inputs: dict[str, Any]) -> list[str]:
-    """Names of the inputs that the user has set, but that this speed does not use."""
+    """Names of the inputs that have no effect with the chosen speed although their values differ from the
+    defaults.
+    """
     if inputs["speed"] == CUSTOM:
         return ["plan"] if inputs.get("plan") is not None else []
     defaults = {item.id: getattr(item, "default", None) for item in settings_inputs()}
@@ -151,7 +172,10 @@ def _without_effect(inputs: dict[str, Any]) -> list[str]:
 
 
 def kept_plans(speed: str | None) -> tuple[str, int] | None:
-    """Changes whenever a node with this speed may find other plans; for `fingerprint_inputs`."""
+    """The value that a node with this speed returns from `fingerprint_inputs`. It changes whenever RAS
+    Calibrate saves plans, and ComfyUI then runs the node again. Always None with speed = custom, which uses
+    no plans.
+    """
     return None if speed == CUSTOM else last_change()
 
 
@@ -174,7 +198,7 @@ def _custom_settings(inputs: dict[str, Any]) -> Settings:
     names = {item.id for item in settings_inputs()} - {"plan", "priority", *vars(Window())}
     values = {name: value for name, value in inputs.items() if name in names}
     window = Window(**{name: inputs[name] for name in vars(Window()) if name in inputs})
-    corrections = values.get("paper") is None  # the paper's method has none
+    corrections = values.get("paper") is None  # the paper's method does not correct regions
     return CustomSettings(RASConfig(**values, corrections=corrections), window)
 
 

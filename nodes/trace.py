@@ -1,16 +1,18 @@
-"""RASTrace: the trace of a run of a patched model in another sampler node."""
+"""RASTrace: outputs the trace of a run. The run may be that of any sampler node, if the sampler node's model
+comes from RAS Patch Model.
+"""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..ras_core.host.patch import last_trace
+from ..ras_core.host.patch import trace_of
 from .checks import CheckedNode
 from .settings import CATEGORY, TraceType
 
 
 class RASTrace(CheckedNode):
-    """Patched MODEL and the sampler's LATENT -> the same LATENT and the run's RAS_TRACE."""
+    """Takes a MODEL from RASPatchModel and the sampler's LATENT; outputs this LATENT and RAS_TRACE."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -18,18 +20,19 @@ class RASTrace(CheckedNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
-            description="Outputs the trace of the last finished run of a model from RAS Patch Model. The "
-            "latent passes through, so that this node runs after the sampler.",
+            description="Outputs the trace (what each step computed) of the run that made the latent, with a "
+            "model from RAS Patch Model. The latent passes through unchanged.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."
                 ),
-                io.Latent.Input("latent", tooltip="The sampler's output; it passes through unchanged."),
+                io.Latent.Input("latent", tooltip="The sampler's output, which passes through unchanged."),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="The latent, unchanged."),
+                io.Latent.Output(display_name="latent", tooltip="The unchanged latent."),
                 TraceType.Output(
-                    display_name="trace", tooltip="What each step computed, for RAS Mask Preview."
+                    display_name="trace",
+                    tooltip="The trace of the run (what each step computed), for RAS Mask Preview.",
                 ),
             ],
         )
@@ -37,4 +40,4 @@ class RASTrace(CheckedNode):
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
         cls.check(model=model)
-        return io.NodeOutput(latent, last_trace(model))
+        return io.NodeOutput(latent, trace_of(model, latent))

@@ -10,52 +10,62 @@ Read the packages in this order:
 6. `host/`    the interface to ComfyUI.
 7. `render/`  images of a run.
 
-Imports point one way: nodes -> host -> run -> {graphs, kv, models, method} -> {rows, config, errors}, and
-graphs -> kv. `tests/test_layout.py` lists what each package may import.
+Several packages use three single modules: `rows` (the rows of a sequence inside the network), `config` (the
+settings of a run) and `errors` (the exceptions). The ComfyUI nodes are in another package, `nodes`.
 
-The path of one latent through a regional step with RAS KSampler and euler. Each line names a module and what
-it does with the latent x; the shape of x is (b, c, H, W) unless stated otherwise.
+Imports point one way; in this line, a -> b means that a imports b:
+nodes -> host -> run -> {graphs, kv, models, method} -> {rows, config, errors}, and graphs -> kv.
+`tests/test_layout.py` lists what each package may import.
 
-    host.patch            OUTER_SAMPLE: starts the run and lets ComfyUI sample
-    host.samplers         ComfyUI calls the sampler function
-    run.sampler           starts one step: asks ComfyUI for the denoised estimate of x
-    host.wrappers         PREDICT_NOISE: ComfyUI's guider passes x to this pack's wrapper
-    run.network_calls     starts the evaluation: looks up the step, selects the active tokens (run.state)
-    host.wrappers         APPLY_MODEL: ComfyUI has batched x over the branches, (bb, c, H, W)
-    host.call             stores the arguments of the model call by name
-    run.network_calls     passes the call to run.regional, because the evaluation is regional
-    run.regional          replays a CUDA graph if possible; otherwise attaches hooks to the network
-    host.call             calls ComfyUI's model; its network cuts x into rows, (bb, r, d)
-    run.partial_forward   before the first block: gathers (bb, r, d) -> (bb, r_kept, d), with run.active_rows
-    run.partial_forward   after the last layer: scatters (bb, r_kept, ...) -> (bb, r, ...), zeros elsewhere
-    run.state             merge: writes the cached output at cached tokens; ComfyUI then applies CFG
-    run.state             end_evaluation: passes x and the estimate to method.selector and run.sampler
-    method.integrator     computes x at the start of the next step
+The following list shows the path of one latent x through a regional step with RAS KSampler and euler. Each
+line names a module and what it does with x; the shape of x is (b, c, H, W) unless stated otherwise.
+
+   1. host.patch            OUTER_SAMPLE: starts the run, then lets ComfyUI sample
+   2. host.samplers         ComfyUI calls the sampler function
+   3. run.sampler           starts one step: asks ComfyUI for the denoised estimate of x
+   4. host.wrappers         PREDICT_NOISE: ComfyUI's guider passes x to this pack's wrapper
+   5. run.network_calls     starts the evaluation: looks up the step, selects the active tokens (run.state)
+   6. host.wrappers         APPLY_MODEL: ComfyUI has batched x over the branches, (bb, c, H, W)
+   7. host.call             stores the arguments of the model call by name
+   8. run.network_calls     passes the call to run.regional, because the evaluation is regional
+   9. run.regional          replays a CUDA graph if possible; otherwise attaches hooks to the network
+  10. host.call             calls ComfyUI's model; its network cuts x into rows, (bb, r, d)
+  11. run.partial_forward   before the first block: gathers (bb, r, d) -> (bb, r_kept, d), by run.active_rows
+  12. run.partial_forward   after the last layer: scatters (bb, r_kept, ...) -> (bb, r, ...), zeros elsewhere
+  13. run.state             merge: writes the cached output at cached tokens; ComfyUI then applies CFG
+  14. run.state             end_evaluation: passes x and the estimate to method.selector
+  15. run.sampler           gets the estimate; passes it and x to method.integrator
+  16. method.integrator     computes x at the start of the next step
 
 The hooks of later blocks only gather position tables. NextDiT scatters the rows after its refiner blocks and
 gathers them again before its main blocks, so in NextDiT the latent passes run.partial_forward four times. If
 the call has a CUDA graph, run.captured passes x to graphs.network_graphs; graphs.capture copies x to the
 input buffer of the graph and replays the graph.
 
-The path of one K/V row, from the dense call that computes it to a regional call that reads it:
+The following list shows the path of one K/V row, from the dense call that computes it to a regional call that
+reads it:
 
-    run.partial_forward   attend: gets K and V from the network; each has rows (bb, r, ...)
-    rows                  rows_first: puts rows before heads, and keeps one copy of each shared head
-    kv.update             in a dense call: fill. In a regional call: update, at indices of run.active_rows
-    kv.plain              (or kv.float8, kv.main_memory, kv.forecast) writes new rows, returns all rows
-    kv.arena              allocates the memory of all rows of a call
-    kv.store              keeps the rows by branch until the next call
-    run.grouped_attention the active tokens' queries attend to all rows, without repeating shared heads
+   1. run.partial_forward   attend: gets K and V from the network; each has rows (bb, r, ...)
+   2. rows                  rows_first: puts rows before heads, and keeps one copy of each shared head
+   3. run.active_rows       in a regional call: gives the indices of the call's rows among all rows
+   4. kv.update             in a dense call, fill writes all rows; in a regional call, update writes its rows
+   5. kv.plain              writes rows and returns all rows; other formats: float8, main_memory, forecast
+   6. kv.arena              allocates the memory of all rows of a call
+   7. kv.store              keeps the rows by branch until the next call
+   8. run.grouped_attention the active tokens' queries attend to all rows, without repeating shared heads
 
 Letters used in shapes throughout:
-    b         images in the batch of one branch
-    bb        batch size of one model call: number of branches in the call, times b
-    n         image tokens of the whole image
-    n_active  image tokens processed in a regional step
-    r         rows of a sequence inside the network: text, image and padding tokens together
-    r_kept    rows of a sequence that a regional call processes
-    d         width of a row
-    c, H, W   channels and size of the latent; h, w: the token grid; p: the patch size; T, t: over time
+    - b: images in the batch of one branch
+    - bb: batch size of one model call, which is the number of branches in the call times b
+    - n: image tokens of the whole image
+    - n_active: image tokens processed in a regional step
+    - r: rows of a sequence inside the network: text, image and padding tokens together
+    - r_kept: rows of a sequence that a regional call processes
+    - d: width of a row
+    - c, H, W: channels, height and width of the latent; T: its length in time, if it has a time axis
+    - h, w: height and width of the token grid; t: its length in time
+    - p: the patch size, in latent pixels
+
 Outside rows.py, the index of a token counts image tokens only, row-major over (t,) h, w.
 
 Words used throughout: a run is one sampler invocation; a step is one sigma interval; an evaluation is one

@@ -18,7 +18,7 @@ MAX_STEPS = 10_000
 """Largest number of steps that ComfyUI's sampler nodes accept."""
 
 MAX_SHARES = 3
-"""Maximum number of different token shares in a run's regional steps, as each needs its own CUDA graphs."""
+"""Most different token shares in a run's regional steps, because each share needs its own CUDA graphs."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class PaperSettings:
     Attributes:
         metric: what regions are ranked by: a statistic of the guided model output (paper, equation 1), or
             random numbers.
-        high_ratio: share of the cached tokens that are chosen for their high metric; the others are chosen
-            for their low metric.
-        starvation_scale: weight, in a token's score, of the number of steps that dropped the token (k in
-            equation 1); 0 ignores this number.
-        ratio_end: 0 keeps the share of active tokens at `sample_ratio`; otherwise this share changes linearly
-            over the regional steps, from `sample_ratio` to `ratio_end` (the paper's dynamic sampling ratio).
+        high_ratio: share of the cached tokens (those that a step skips) that come from the high end of the
+            ranking by the metric; the others come from its low end.
+        starvation_scale: weight, in a token's score, of the number of steps in which the token was cached (k
+            in equation 1); with 0, that number has no influence.
+        ratio_end: share of active tokens in the last regional step. The share changes linearly over the
+            regional steps, from `sample_ratio` on (the paper's dynamic sampling ratio). 0 for no change.
         error_reset_steps: numbers, from 0, of the error-reset steps (dense steps among the regional ones);
             unless empty, they replace `error_reset_every`.
         starvation: "corrected" makes a dropped token more likely to be selected again, as the paper's text
@@ -72,32 +72,32 @@ class RASConfig:
             end of the run.
         error_reset_every: after `start_step`, one in this many steps is dense (an error-reset step); 0 means
             that there are no such steps.
-        paper: None means the multirate method, which selects the tokens whose estimate has most likely
-            changed. Settings mean the paper's method, which ranks tokens by `paper.metric`.
+        paper: None for the multirate method, which selects the tokens whose denoised estimate has probably
+            changed most; a PaperSettings for the paper's method, which ranks tokens by `paper.metric`.
         dense_steps: numbers of the error-reset steps of the multirate method; unless empty, they replace
-            `error_reset_every`. No node sets them: they serve studies and the comparison with the reference
-            code.
+            `error_reset_every`. No node sets this field: it serves studies and the comparison with the
+            reference code.
         shares: share of the image tokens processed at each step of the run, 1 at a dense step; the first two
             shares must be 1. Unless empty, the shares replace all settings above that decide which steps are
-            dense and how many tokens the others process.
-        corrections: let the multirate integrator replace the euler and dpmpp_2m samplers
-            (method/integrator.py).
-        continue_outputs: with corrections, extrapolate the estimates of cached tokens along their last
-            change, instead of keeping these estimates constant.
-        spread: with kv_cache = "forecast" or "forecast2", correct the forecasts of cached K/V rows by the
-            forecast errors of nearby rows that the step computes. Only steps that process at least half of
-            the tokens do this (kv/spread.py).
+            dense and how many tokens a regional step processes.
+        corrections: replace the samplers euler and dpmpp_2m by the multirate integrator, which corrects the
+            error of a token's skipped steps when the token is computed again (method/integrator.py).
+        continue_outputs: if `corrections` is set, extrapolate a cached token's estimate along its last change
+            instead of keeping it constant.
+        spread: if `kv_cache` is "forecast" or "forecast2", correct the forecasts of cached K/V
+            rows by the forecast errors that nearby rows show when the step computes them. This is done only
+            in steps that process at least half of the tokens (kv/spread.py).
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" uses no
             CUDA graphs.
-        kv_cache: where the keys and values of cached tokens are kept: "gpu" as they are, "fp8" in half the
-            bytes, "cpu" in main memory. "auto" uses the first of these that fits into free memory; if none
-            fits, the run is dense. With corrections, "auto" means "forecast" if that takes less than half of
-            the free memory. "off" keeps no keys and values, so in regional steps active tokens attend only to
-            each other and to text. This is the paper's ablation (table 4b), a baseline for experiments; its
-            images are unusable. "forecast" takes twice the bytes of "gpu", and extrapolates keys and values
-            along their last change (kv/forecast.py); "forecast2" takes three times the bytes, and uses their
-            last two changes (kv/quadratic.py). This class accepts any text: kv/formats.py defines the valid
-            settings, and `patch_model` refuses others.
+        kv_cache: how the keys and values of cached tokens are kept. "gpu": unchanged, on the GPU. "fp8": on
+            the GPU in half the bytes. "cpu": unchanged, in main memory. "forecast": twice the bytes of "gpu";
+            extrapolated along their last change (kv/forecast.py). "forecast2": three times the bytes;
+            extrapolated from their last two changes (kv/quadratic.py). "off": not kept, so active tokens
+            attend only to each other and to text. That is an ablation of the paper (table 4b), for
+            experiments only: its images are unusable. "auto": the first of "gpu", "fp8" and "cpu" that fits
+            into free memory; if none fits, the run is dense. If `corrections` is set, "auto" is "forecast"
+            if that takes at most half of the free memory. This field accepts any text here, but `patch_model`
+            refuses a text that is neither "auto" nor a format of kv/formats.py.
 
     Raises:
         RASError: a value is out of range; the message says what is expected.
@@ -133,7 +133,7 @@ class RASConfig:
 
     @property
     def error_reset_steps(self) -> tuple[int, ...]:
-        """Numbers of the error-reset steps, for the method in use; if empty, `error_reset_every` applies."""
+        """Numbers of the method's error-reset steps. If there are none, `error_reset_every` applies."""
         return self.dense_steps if self.paper is None else self.paper.error_reset_steps
 
     @property
@@ -187,8 +187,8 @@ class Window:
 
     Attributes:
         start_percent: share of the steps that are dense at the start, 0 to 1; rounded up to whole steps.
-        end_percent: share of the steps after which all steps are dense; with 1, regional steps may last until
-            the end of the run.
+        end_percent: regional steps are allowed until this share of the steps has run; all later steps are
+            dense. With 1, they are allowed until the end of the run.
 
     Raises:
         RASError: a value is out of range, or the window contains no step.

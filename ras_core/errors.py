@@ -71,8 +71,8 @@ class RegionalAbort(RuntimeError):
 
 
 class NotResident(RuntimeError):
-    """Raised when a CUDA graph of a call is captured while a weight is evicted from the device. The call then
-    runs eagerly, and may be captured later.
+    """Raised in an attempt to capture a call as a CUDA graph, if ComfyUI has evicted one of the network's
+    weights from the device. The call then runs eagerly, and may be captured later.
     """
 
 

@@ -24,7 +24,10 @@ class Scratch:
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor of `like`'s shape and device; the same `number` gives the same memory again."""
+        """A contiguous tensor with the shape and device of `like`, its values undefined.
+
+        `number` selects one of several pieces of memory. Calls with the same number return the same memory.
+        """
         key = number, like.shape, dtype
         if (view := self._views.get(key)) is None:
             view = self._views[key] = self._taken(number, like, dtype)
@@ -112,7 +115,7 @@ def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
 
 class RowWriter:
     """Reads and writes rows of a contiguous sequence, (bb, r, ...), like `gather_rows` and `scatter_into`. It
-    is faster for many reads and writes, because the layout of the sequence is inspected only once.
+    is faster for many reads and writes: it inspects the layout of its sequence only once, when it is created.
     """
 
     def __init__(self, sequence: Tensor):
@@ -121,7 +124,7 @@ class RowWriter:
         self._is_wide = self._wide is not self._rows
 
     def put(self, flat_idx: Tensor, fresh: Tensor) -> None:
-        """Write (bb, r_kept, ...) rows to these indices."""
+        """Write the rows `fresh`, (bb, r_kept, ...), at these indices of the sequence."""
         if self._is_wide:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
@@ -145,8 +148,9 @@ class RowWriter:
 
 
 def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
-    """A view with the row axis before the head axis. Of every `repeats` consecutive heads, which are equal,
-    it keeps one: (bb, heads, r, e) -> (bb, r, heads / repeats, e).
+    """A view with the row axis before the head axis: (bb, heads, r, e) -> (bb, r, heads / repeats, e).
+
+    Every `repeats` consecutive heads are equal; the view contains one of them.
     """
     if repeats == 1:
         return by_head.transpose(1, 2)
@@ -166,8 +170,9 @@ def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
 
 
 def _wide(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, (r, ...) each, viewed as elements of 16 bytes. All are returned unchanged if the row
-    length, a stride or the address of one of them is not a multiple of 16 bytes.
+    """Views of these tensors, (r, ...) each, as tensors with elements of 16 bytes (dtype `WIDE`). All tensors
+    are returned unchanged if the row length, a stride or the address of one of them is not a multiple of 16
+    bytes.
     """
     for t in tensors:
         if t.ndim < 2 or t.shape[-1] * t.element_size() % 16 or t.data_ptr() % 16:

@@ -1,1 +1,4 @@
-"""Programs that trained the demo models. Start with README.md. The node pack imports nothing from here."""
+"""Programs that trained the demo models. Start with README.md.
+
+The node pack imports nothing from this folder.
+"""

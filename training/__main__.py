@@ -1,7 +1,7 @@
 """The command line of the training, from the repository's root: `python -m training COMMAND`.
 
-Run the commands `collect` and `clipart` first, which write the archives of images, then `train`. The folder
-can also be run from any directory: `python path/to/training train`.
+First run the commands `collect` and `clipart`, which write the archives of images. Then run `train`. The
+folder can also be run from any directory: `python path/to/training train`.
 """
 
 import logging

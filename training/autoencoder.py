@@ -47,7 +47,8 @@ def build_autoencoder() -> nn.ModuleDict:
 def random_crops(pictures: Tensor, backgrounds: Tensor, batch: int) -> Tensor:
     """Square crops (b, 3, 128, 128) of random images on random backgrounds.
 
-    All crops of a batch are cut at one of `CROP_SOURCES`; larger sizes are scaled down to 128 px.
+    For each batch, a side length in pixels is chosen at random from `CROP_SOURCES`. All crops of the batch
+    are cut with this side length and, if it is larger than 128 px, scaled down to 128 px.
     """
     source, device = random.choice(CROP_SOURCES), pictures.device
     row = torch.randint(len(pictures), (batch, 1, 1), device=device)
@@ -65,14 +66,14 @@ def random_crops(pictures: Tensor, backgrounds: Tensor, batch: int) -> Tensor:
 
 
 def picture_loss(out: Tensor, image: Tensor) -> Tensor:
-    """Image loss: the sum of L1 error, squared error (twice) and L1 error of the image gradients."""
+    """Image loss: L1 error + 2 * squared error + L1 error of the image gradients (means over all pixels)."""
     down = (out.diff(dim=2) - image.diff(dim=2)).abs().mean()
     right = (out.diff(dim=3) - image.diff(dim=3)).abs().mean()
     return F.l1_loss(out, image) + 2 * F.mse_loss(out, image) + down + right
 
 
 def training_loss(model: nn.ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the total loss, and the squared error of the decoded images alone.
+    """Return the total loss for training, and the mean squared error of the decoded images for the log.
 
     One term of the loss pulls the latents towards mean 0 and variance 1 per channel. A little noise is added
     to the latents, so that the decoder learns to tolerate errors of the sampler. Another term compares the
@@ -91,7 +92,7 @@ def training_loss(model: nn.ModuleDict, image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def train_autoencoder(pictures: Tensor, seconds: float, batch: int, compiled: bool) -> nn.ModuleDict:
-    """Train for a fixed time. The learning rate follows the elapsed share of that time."""
+    """Train for `seconds`. The learning rate depends on the elapsed share of this time."""
     device = pictures.device
     rng = random.Random(0)
     backgrounds = gradient_canvas([random_background(rng) for _ in range(512)], 64, device)
@@ -135,7 +136,10 @@ def measure_psnr(model: nn.ModuleDict, pictures: Tensor) -> float:
 
 
 def whole_pictures(pictures: Tensor, canvas: Tensor, rng: random.Random) -> Tensor:
-    """Place each image on its canvas, scaled to 80 to 95 % of the canvas and with a small random shift."""
+    """Draw each image on the background of the same index in `canvas`, (b, 3, s, s).
+
+    The image is scaled to 80 to 95 % of the background's size and shifted a little, both at random.
+    """
     scale = torch.tensor([rng.uniform(0.80, 0.95) for _ in pictures], device=pictures.device)
     shift = torch.tensor([[rng.uniform(-0.04, 0.04) for _ in "xy"] for _ in pictures], device=pictures.device)
     return compose(pictures, canvas, scale, shift)

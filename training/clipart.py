@@ -52,7 +52,7 @@ LEAST_COVER, MOST_COVER, MOST_STRETCH = 0.06, 0.97, 4
 def clip_art(root: Path, largest: int) -> Iterator[tuple[Item, str]]:
     """Suitable clip art from the chosen folders, as items with their SVG text.
 
-    Skips duplicates, unsuitable subjects, and files of more than `largest` bytes when compressed.
+    Skips duplicates, unsuitable subjects, and files whose compressed size in bytes is greater than `largest`.
     """
     seen = set()
     for folder in FOLDERS:
@@ -85,7 +85,7 @@ def describe(name: str, source: str) -> Item:
 
 
 def framed(text: str) -> str | None:
-    """Crop the page of an SVG text to the drawing.
+    """Return the SVG document with its page (the `viewBox`) cropped to the bounds of what is drawn on it.
 
     Returns None if the SVG cannot be rendered or cropped, or if the drawing does not look like a single
     object: if it covers too little or too much of its bounding box, or if that box is too long and thin.

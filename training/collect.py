@@ -38,12 +38,12 @@ class Item:
     """One image of the data set.
 
     Attributes:
-        style: the word that stands for its style in prompts.
-        hexcode: its code points in hexadecimal; for clip art, its name.
-        label: its English name.
-        tags: its search tags, used as further words in prompts.
-        group: number of its group of emoji in emojibase; -1 for clip art.
-        file: its path in the archive.
+        style: the word for the image's style in prompts.
+        hexcode: the emoji's code points in hexadecimal; for clip art, its path in the package without suffix.
+        label: the English name of what the image shows.
+        tags: search tags, used as further words in prompts.
+        group: index of the emoji's group in emojibase (smileys are group 0); -1 for clip art.
+        file: the image's path in the archive.
     """
 
     style: str
@@ -68,7 +68,8 @@ def plain_code(hexcode: str) -> str:
 def svg_items(root: Path, style: str, entries: list[dict[str, Any]]) -> Iterator[tuple[Item, str]]:
     """Items of one icon set, with their SVG text.
 
-    Icons are found by code point. For an icon set without a table of code points, noto's table is used.
+    Icons are found by code point, in the table `chars.json` of their set. If this table is empty, that of the
+    set `noto` is used.
     """
     icons = _read(root, SVG_PACKS[style], "icons.json")
     chars = _read(root, SVG_PACKS[style], "chars.json") or _read(root, SVG_PACKS["noto"], "chars.json")

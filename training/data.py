@@ -62,7 +62,10 @@ class Background:
 
 
 def is_held_out(hexcode: str, style: str) -> bool:
-    """Whether a (concept, style) pair is excluded from training. The CRC-32 of its name selects a tenth."""
+    """Whether an image, given by its `hexcode` and style, is excluded from training.
+
+    A tenth of all images is excluded. They are selected by the CRC-32 of the text "HEXCODE:style".
+    """
     return zlib.crc32(f"{hexcode.upper()}:{style}".encode()) % HELD_OUT_ONE_IN == 0
 
 
@@ -73,7 +76,7 @@ def read_items(archive: Path) -> list[Item]:
 
 
 def render_all(archives: list[Path], items: list[Item], out: Path, workers: int) -> None:
-    """Render all items, each from its own archive, into one .npy file.
+    """Render all items into one .npy file; `items[i]` is in the archive `archives[i]`.
 
     The file contains premultiplied RGBA (n, 512, 512, 4), uint8.
     """
@@ -122,8 +125,9 @@ def _render(archive: Path, name: str) -> np.ndarray:
 def random_background(rng: random.Random) -> Background:
     """A random background.
 
-    55 % of all backgrounds are a plain colour, 25 % are a gradient from a colour to a lighter or darker shade
-    of it, and 20 % are a gradient between two named colours.
+    Its colours are those of `COLOURS`, each changed a little at random. 55 % of all backgrounds have one
+    plain colour. 25 % are a gradient from one colour to a lighter or darker shade of the same colour. 20 %
+    are a gradient between two of the colours.
     """
     name = rng.choice(list(COLOURS))
     top, kind = _jittered(name, rng), rng.random()
@@ -174,7 +178,10 @@ def _subject_words(item: Item, rng: random.Random) -> list[str]:
 
 
 class Vocabulary:
-    """Numbers all words that occur. A word's number is its row in `table`; row 0 is zero, for padding."""
+    """Gives each word that occurs in prompts a number, from 1.
+
+    The number of a word is the row of its vector in `table`. Row 0 of the table is zero, for padding.
+    """
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
@@ -190,7 +197,11 @@ class Vocabulary:
 
 
 def embed_numbers(table: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Context (b, 16, 64) and pooled vector (b, 64) of word numbers (b, 16), as from `encode_prompt`."""
+    """Encode prompts given as word numbers, (b, 16); the numbers are rows of `table`.
+
+    Returns what `demo.prompt.encode_prompt` returns for the words: context (b, 16, 64) and pooled vector
+    (b, 64).
+    """
     context = table[numbers]
     count = (numbers > 0).sum(dim=1, keepdim=True).clamp(min=1)
     return context, context.sum(dim=1) / count.sqrt()
@@ -209,8 +220,8 @@ def gradient_canvas(backgrounds: list[Background], size: int, device: torch.devi
 def compose(pictures: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Draw premultiplied uint8 images (b, h, w, 4) on canvases (b, 3, s, s).
 
-    Each image is scaled to the share `scale` (b,) of the canvas, then moved left and up by `shift` (b, 2),
-    in units of half the size of the scaled image.
+    Each side of an image is scaled to `scale` (b,) times the side of the canvas. Then the image is moved to
+    the left by `shift[:, 0]` and up by `shift[:, 1]`; the unit is half a side of the scaled image.
     """
     layers = pictures.permute(0, 3, 1, 2).float() / 255
     size = canvas.shape[-1]

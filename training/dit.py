@@ -48,7 +48,7 @@ class Stage:
         size: pixels along a side of the images.
         batch: images per step.
         until: share of the training time at which the stage ends.
-        mixed: every `mixed`-th step is taken at the image size of the first stage; 0 for no such steps.
+        mixed: every `mixed`-th step of the stage uses the image size of the first stage; 0: no step does.
     """
 
     size: int
@@ -59,12 +59,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """A training run.
+    """How one family is trained.
+
+    The training images are variants of the collected images. A variant is an image with a random background,
+    scale and shift, encoded to a latent.
 
     Attributes:
-        stages: its stages, in order.
-        variants: number of latents of each image, which differ in background, scale and shift.
-        prompts: number of prompts of each variant.
+        stages: the stages of the training, in order.
+        variants: number of variants of each image.
+        prompts: number of random prompts for each variant.
         sample_steps: sampling steps for the test images.
         compiled: whether to use torch.compile.
     """
@@ -82,7 +85,7 @@ class Plan:
         return (last.size, self.stages[0].size) if last.mixed else (last.size,)
 
     def next_stage(self, progress: float) -> Stage:
-        """The stage to which this share of the training time belongs."""
+        """The stage of the training when `progress`, a share of the training time, has elapsed."""
         return next(stage for stage in self.stages if progress < stage.until)
 
 
@@ -92,9 +95,9 @@ SMOKE_PLAN = Plan(
 
 
 def plan_for(family: str, smoke: bool) -> Plan:
-    """The plan of a family. Flux keeps training at both image sizes until the end.
+    """The plan of a family. Flux is trained at both image sizes until the end.
 
-    Flux can learn both, because all its positions are rotary.
+    Flux can learn both sizes, because all its positions are rotary.
     """
     plan = SMOKE_PLAN if smoke else Plan()
     if family != "flux":
@@ -141,7 +144,10 @@ class DivergenceGuard:
         self._kept: list[dict] = []
 
     def look(self, loss: float, size: int) -> None:
-        """Check the mean loss of the latest steps, all at this image size. May restore a state."""
+        """Check whether the mean `loss` of the latest steps has diverged; if so, restore the last good state.
+
+        All these steps were at the image size `size`, in pixels.
+        """
         if size != self._size:  # losses of different image sizes cannot be compared
             self._size, self._usual = size, math.inf
         if not loss < BURST * self._usual:
@@ -192,7 +198,10 @@ class Captured:
         )
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """Replay the step on this batch. Returns the loss, a tensor that the next replay overwrites."""
+        """Run the step on this batch by replaying the CUDA graph.
+
+        Returns the loss. It is a tensor that the next replay of the graph overwrites.
+        """
         for place, tensor in zip(self._places, batch, strict=True):
             place.copy_(tensor)
         self._graph.replay()
@@ -237,7 +246,10 @@ class Trainer:
             self._loss = torch.compile(self._raw_loss, dynamic=False)
 
     def _stop_compiling(self) -> None:
-        """Turn off compilation and drop captured steps. Halves the batch: eager code needs more memory."""
+        """Turn off compilation and drop captured steps.
+
+        Also halves the batch size, because eager code needs more memory.
+        """
         self._captured.clear()
         self._loss, self.share = self._raw_loss, 0.5
         if self.parts:
@@ -267,7 +279,7 @@ class Trainer:
         """One optimiser step.
 
         After a warm-up, the learning rate is constant in the first half of the training time. In the second
-        half it falls to 1 % of that along a cosine.
+        half it falls along a cosine to 1 % of this constant rate.
         """
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
         rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
@@ -312,7 +324,11 @@ class Trainer:
         return loss.detach()
 
     def resume(self, work: Path) -> None:
-        """Load the state that an earlier call saved in `work`, else its packed weights, if either exists."""
+        """Continue from what earlier calls saved in `work`.
+
+        Loads the saved state of the training. If there is none, loads the family's packed int8 weights. If
+        there are none either, the training starts from the initial weights.
+        """
         state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
         if state.exists():
             saved = torch.load(state, map_location=self.device)
@@ -337,9 +353,10 @@ class Trainer:
         partial.rename(path)
 
     def check_compiled(self, banks: dict[int, LatentBank]) -> None:
-        """Compile for the coming stage, or for all stages if the last one mixes image sizes.
+        """Check that compilation works: compile the loss and compare its gradient with the eager one.
 
-        Turns compilation off if it fails, or if the compiled gradient differs from the eager one.
+        Does so at the image size of the coming stage, or of all stages if the last stage of the plan mixes
+        image sizes. Turns compilation off if it fails, or if the two gradients differ.
         """
         if not self.plan.compiled or self.progress >= 1:
             return
@@ -383,9 +400,10 @@ class Trainer:
         return torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None])
 
     def train(self, banks: dict[int, LatentBank], deadline: float, work: Path, until: float) -> None:
-        """Train until the deadline (`time.time()`), where the share `until` of the plan is reached.
+        """Train until the time `deadline`, in seconds as of `time.time()`.
 
-        Saves weights and state once a minute.
+        The progress through the plan follows the time: it reaches the share `until` at the deadline. Saves
+        weights and state once a minute.
         """
         start = saved = time.time()
         seconds, begin = max(1.0, deadline - start), self.progress
@@ -421,9 +439,9 @@ class Trainer:
 def encode_bank(
     encoder: nn.Module, pictures: Tensor, items: list[Item], size: int, plan: Plan, vocabulary: Vocabulary
 ) -> LatentBank:
-    """Encode several variants of every image to latents. Each has a random background, scale and shift.
+    """Encode several variants of every image to latents.
 
-    Each variant also gets random prompts of its own.
+    Each variant has a random background, scale and shift, and random prompts of its own.
     """
     rng, device = random.Random(size), pictures.device
     latents, numbers = [], []

@@ -18,7 +18,7 @@ def quantise_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Quantise a matrix to int8 (out, in) with an fp16 scale per row (out,).
 
     For each row, `CLIP_CANDIDATES` scales are tried, and the scale with the smallest squared error is used.
-    Every scale but the largest clips the largest values of the row.
+    All scales except the largest clip the largest values of the row.
     """
     peak = matrix.abs().amax(dim=1).clamp(min=1e-8)
     best_error = torch.full_like(peak, float("inf"))

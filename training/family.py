@@ -41,11 +41,11 @@ def train_family(
     plan: Plan,
     span: tuple[float, float],
 ) -> None:
-    """Train one family and write its weights and figures to the folder `work`.
+    """Train one family and write its weights and measured values to the folder `work`.
 
     Waits for the autoencoder's file, encodes the images, trains the part `span` of the plan until `deadline`
-    (`time.time()`), then measures the result. If the saved state of an earlier call ends before the start of
-    the span, because that call was interrupted, training continues from that state.
+    (`time.time()`), then measures the result. If an earlier call was interrupted before the start of the
+    span, training continues from the state that the earlier call saved.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True

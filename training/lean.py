@@ -17,21 +17,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 HEAD_EPS = 1e-6
-"""Epsilon of the query and key norms. It is given because torch's default depends on the input's dtype."""
+"""Epsilon of the query and key norms. It is set explicitly, because torch's default epsilon depends on the
+input's dtype."""
 
 
 def rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm over the last dimension, in float32; `weight` has a row for each image of the batch.
+    """RMS norm of `x` over its last dimension, in float32.
 
-    If all images shared one row, the compiled backward pass would sum its gradient over all tokens of the
-    batch in a single thread block of the GPU, which is slow.
+    `weight` has one row for each image of the batch; all these rows are equal. If all images shared one row
+    instead, the compiled backward pass would sum its gradient over all tokens of the batch in a single thread
+    block of the GPU, which is slow.
     """
     x = x.float()
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 def enter(x: Tensor, weight: Tensor, eps: float, scale: Tensor, kind: torch.dtype) -> Tensor:
-    """Compute a sublayer's input: norm `x` (b, n, d), modulate it by `scale` (b, d), convert it to `kind`."""
+    """Compute a sublayer's input from the residual stream `x` (b, n, d).
+
+    Norms `x`, multiplies it by 1 + `scale` (b, d), and converts it to the dtype `kind`.
+    """
     return (rms(x, weight.unsqueeze(1), eps) * (1 + scale.float().unsqueeze(1))).to(kind)
 
 
@@ -74,9 +79,10 @@ def compiled() -> dict[str, Callable[..., Any]]:
 
 
 def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Callable[..., Tensor]:
-    """A `forward` for a modulated JointTransformerBlock that uses the functions in `parts`.
+    """Create a `forward` for a JointTransformerBlock whose scales and gates depend on the noise level
+    (`modulation` is True). Its elementwise operations are the functions in `parts`, with the keys of `PLAIN`.
 
-    `parts` is read at each call, so its entries may be replaced later.
+    Each forward pass reads `parts` again, so entries can be replaced after `forward` was created.
     """
     attention, feed, eps = block.attention, block.feed_forward, block.attention_norm1.eps
     counts = (attention.n_local_heads, attention.n_local_kv_heads, attention.n_local_kv_heads)
@@ -105,7 +111,8 @@ def block_forward(block: nn.Module, parts: dict[str, Callable[..., Any]]) -> Cal
 def install(network: nn.Module) -> dict[str, Callable[..., Any]]:
     """Make the modulated blocks of `network` use the four functions.
 
-    Returns the dict of functions that the blocks read. Replacing an entry of it changes all blocks.
+    Returns the dict from which all blocks take the functions. Replacing an entry of the dict changes all
+    blocks.
     """
     parts = dict(PLAIN)
     for module in network.modules():

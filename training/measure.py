@@ -51,7 +51,7 @@ def sample(network: nn.Module, trainer: Trainer, prompts: list[str], shift: floa
 
 @torch.no_grad()
 def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
-    """Loss of the averaged (EMA) weights on the first `rows` latents of a bank, with prompts.
+    """Loss of the averaged (EMA) weights on the first `rows` latents of a bank, each with its first prompt.
 
     Noise and noise levels are the same in each call, so that losses can be compared.
     """
@@ -70,8 +70,9 @@ def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
 def evaluate(trainer: Trainer, decoder: nn.Module, held_out: list[Item], out: Path) -> dict[str, float]:
     """Sample held-out prompts with the float weights and with the packed int8 weights.
 
-    Saves the int8 images as one PNG per shift and size. Returns the mean PSNR in dB between int8 and
-    float images, under a key that names shift and size.
+    Samples at each shift of the noise schedule in `SHIFTS` and at each image size of the plan's last stage.
+    Saves the images of the int8 weights, one PNG for each schedule shift and image size. Returns a dict: for
+    each shift and size (named by the key), the mean PSNR in dB between the images of int8 and float weights.
     """
     picked = random.Random(3).sample(held_out, min(16, len(held_out)))
     prompts = [full_prompt(item, GRID_COLOURS[i % len(GRID_COLOURS)]) for i, item in enumerate(picked)]

@@ -20,7 +20,10 @@ from .lean import HEAD_EPS
 def plain_attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None, **options: object
 ) -> Tensor:
-    """Compute attention as ComfyUI does, but always by one operation, which torch.compile can trace."""
+    """Compute what ComfyUI's attention functions compute, always by `scaled_dot_product_attention`.
+
+    torch.compile can trace this operation.
+    """
     if not options.get("skip_reshape"):
         q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v)
@@ -44,7 +47,10 @@ def fixed_rotation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
 
 
 def plain_rotation(q: Tensor, k: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply rotary `angles` (1, n, 1, d / 2, 2, 2) to queries and keys (b, n, heads, d), not in place."""
+    """Apply rotary `angles` (1, n, 1, d / 2, 2, 2) to queries and keys (b, n, heads, d).
+
+    Returns new tensors; nothing is changed in place, because autograd may need the old values.
+    """
     return _rotate(q, angles), _rotate(k, angles)
 
 
@@ -54,7 +60,11 @@ def _rotate(x: Tensor, angles: Tensor) -> Tensor:
 
 
 def build_network(family: str) -> nn.Module:
-    """Build a family's network from plain torch layers. Gates and output layer are initialised with zeros."""
+    """Build a family's network from plain torch layers.
+
+    The modulation layers, which compute the gates of the blocks, and the final layer are initialised with
+    zeros.
+    """
     network, embedders = BUILDERS[family](network_config(FAMILIES[family]))
     for name, parameter in network.named_parameters():
         _initialise(name, parameter)
@@ -90,7 +100,8 @@ def _build_flux(config: dict[str, Any]) -> tuple[nn.Module, tuple[nn.Module, ...
 
 
 BUILDERS = {"sd3": _build_sd3, "lumina2": _build_nextdit, "flux": _build_flux}
-"""For each family, a function from its network's arguments to the network and its token embedders."""
+"""For each family, a function that takes the arguments of the network class, and returns the network and its
+token embedders."""
 
 SMALL_START = ("t_embedder", "y_embedder", "time_in", "vector_in")
 ZERO_START = ("adaLN_modulation", "_mod.lin", "modulation.lin", "final_layer")
@@ -113,7 +124,10 @@ def _initialise(name: str, parameter: Tensor) -> None:
 def predict(
     network: nn.Module, family: str, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
 ) -> Tensor:
-    """Predict noise minus image at noise level `sigma` (b,), with the arguments that ComfyUI passes."""
+    """Predict the difference noise - image at the noise levels `sigma` (b,).
+
+    The network is called with the same arguments as in ComfyUI.
+    """
     if family == "sd3":
         return network(x, sigma * 1000, context=context, y=pooled)
     if family == "flux":

@@ -31,7 +31,7 @@ SMOKE_ITEMS = 5
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the command line that every stage of the run needs."""
+    """Options of the command line that every stage of the training needs."""
 
     archives: tuple[Path, ...]
     work: Path
@@ -121,7 +121,10 @@ def start_stage(options: Options, stage: str, gpu: int, deadline: float) -> subp
 
 
 def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> None:
-    """Wait for all stages. If one fails, terminate the others and raise an error with the end of its log."""
+    """Wait for the processes of all stages.
+
+    If a process fails, terminate the others and raise an error with the end of the failed process's log.
+    """
     while running:
         for stage, process in list(running.items()):
             code = process.poll()
@@ -138,9 +141,10 @@ def wait_for(options: Options, running: dict[str, subprocess.Popen[bytes]]) -> N
 def run_all(options: Options, families: list[str], seconds: float) -> None:
     """Render the images, then train the autoencoder and the transformers, in `seconds` altogether.
 
-    With several GPUs, the families are trained in parallel; with one GPU, one after the other. In the first
-    case all families, in the second case the first family, start together with the autoencoder: they prepare
-    their networks, then wait for its file.
+    With several GPUs, the families are trained in parallel, and all of them start together with the
+    autoencoder. With one GPU, the families are trained one after the other, and only the first family starts
+    together with the autoencoder. A family that starts with the autoencoder prepares its network, then waits
+    for the autoencoder's file.
     """
     begun, gpus = time.time(), max(1, torch.cuda.device_count())
     end = begun + seconds - FINAL_SECONDS

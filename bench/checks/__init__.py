@@ -1,3 +1,5 @@
-"""Correctness checks on a real GPU: `graphs` and `kv` for each family with few blocks, `residency` for CUDA
-graphs under dynamic VRAM (`residency_scene`, `residency_checks`).
+"""Correctness checks on a real GPU.
+
+`graphs` checks captured steps (`graph_checks`) and `kv` the K/V cache, for each model family. `residency`
+checks CUDA graphs under ComfyUI's dynamic VRAM (`residency_scene`, `residency_checks`).
 """

@@ -1,4 +1,8 @@
-"""Checks of captured regional calls: each returns whether it passed, and its numbers."""
+"""Checks of regional network calls that are captured as CUDA graphs.
+
+Each check returns whether it passed, and a text with the figures that it measured. A tape is the object that
+captures network calls as CUDA graphs and replays them (ras_core/graphs/tape.py).
+"""
 
 from __future__ import annotations
 
@@ -32,14 +36,16 @@ TOLERANCE = 2e-2
 BLOCKS = 4
 TINY_PIXELS, TINY_STEPS = 128, 14
 INTERRUPTED_AT = 9
-"""The evaluation in which a run is interrupted: a regional one."""
+"""Number (from 1) of the network evaluation in which a check interrupts the run; this evaluation is
+regional."""
 
 FAILING_OPERATION = 150
-"""Index of the operation that fails in a capture: after the first blocks of any family."""
+"""Number (from 1) of the PyTorch operation that is made to fail in a capture: in each family, this operation
+comes after the network's first blocks."""
 
 Work = Callable[[], None]
 Result = tuple[bool, str]
-"""Whether a check passed, and its numbers."""
+"""Whether a check passed, and a text with the figures that it measured."""
 
 
 class Skip(Exception):
@@ -48,13 +54,13 @@ class Skip(Exception):
 
 @dataclass
 class WatchedTape:
-    """A tape on which captures can be made to fail.
+    """A tape whose captures can be made to fail.
 
     Attributes:
         tape: the tape that captures and replays.
-        plant: whether the next captures fail.
-        launched: replays that were launched in parallel with other work.
-        planted: captures that failed.
+        plant: called before each capture; returns whether this capture must fail.
+        launched: number of replays that were launched in parallel with other work.
+        planted: number of captures that were made to fail.
     """
 
     tape: Any
@@ -79,11 +85,18 @@ class WatchedTape:
 
 
 class Planted(Exception):
-    """Not a RuntimeError: code that falls back after a RuntimeError would hide the failure."""
+    """The failure that a check injects.
+
+    The class is not derived from RuntimeError, because code that catches a RuntimeError in order
+    to fall back would hide the failure.
+    """
 
 
 class _Failure(TorchDispatchMode):
-    """Makes an operation fail half-way through a call, whose tensors must not outlive the capture."""
+    """Makes one PyTorch operation raise `Planted` half-way through a network call that is being captured.
+
+    The tensors that the call has created by then must not outlive the failed capture.
+    """
 
     def __init__(self, tape: WatchedTape):
         super().__init__()
@@ -103,8 +116,8 @@ class Scene:
 
     Attributes:
         bench: holds the network.
-        kind: creates the tape with a given number.
-        fails: whether captures fail.
+        kind: class or function that creates a tape, given the tape's number.
+        fails: whether all captures are made to fail from now on.
     """
 
     bench: Bench
@@ -124,25 +137,25 @@ class Scene:
         return graph_store(self.bench.model)
 
     def total(self, count: str) -> int:
-        """Sum of `launched` or `planted` over all tapes."""
+        """Sum of one counter over all tapes; `count` is its attribute name, "launched" or "planted"."""
         return sum(getattr(tape, count) for tape in self.tapes)
 
     def run(self, graphs: str, kv_cache: str = "gpu") -> tuple[Tensor, Trace]:
         return self.bench.latent_of(Variant("ras", 0.5, graphs, kv_cache=kv_cache))
 
     def compare(self, kv_cache: str = "gpu") -> Result:
-        """Compare a run with graphs to one without."""
+        """Whether a run with CUDA graphs gives the same latent as a run without, within TOLERANCE."""
         expected, _ = self.run("off", kv_cache)
         latent, trace = self.run("auto", kv_cache)
         error, count = distance(latent, expected), self.store.count
-        detail = f"error {error:.2e}, {count} graphs, {trace.regional_steps} regional, {trace.notes}"
+        detail = f"error {error:.2e}, {count} graphs, {trace.regional_steps} regional steps, {trace.notes}"
         if self.store.capture_failure:
             detail += f", {self.store.capture_failure}"
         return error < TOLERANCE and count > 0 and not trace.notes, detail
 
     @contextmanager
     def using(self, model: ModelPatcher) -> Iterator[None]:
-        """Sample another clone of the model."""
+        """Sample with this clone of the model inside the with statement."""
         original, self.bench.model = self.bench.model, model
         try:
             yield
@@ -151,12 +164,14 @@ class Scene:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    """Relative L2 of two latents."""
+    """Relative L2 error of latent `a` against latent `b`."""
     return float((a - b).norm() / b.norm())
 
 
 def scene_of(name: str, pixels: int = 512, tiny: bool = False) -> Scene:
-    """A family's network: few blocks of true width with CUDA graphs, or a tiny one with stand-in tapes."""
+    """A family's network to check: a few blocks of the family's true width with real CUDA graphs, or, if
+    `tiny`, a tiny network for the CPU with the tests' stand-ins for CUDA graphs.
+    """
     shape = SHAPES[name].tiny() if tiny else SHAPES[name].shallow(BLOCKS)
     pixels, steps = (TINY_PIXELS, TINY_STEPS) if tiny else (pixels, STEPS)
     bench = Bench(Case(name, pixels), shape, management.get_torch_device(), pixels, steps)
@@ -208,7 +223,9 @@ def interrupted(scene: Scene) -> Result:
 
 
 def with_patch(scene: Scene) -> Result:
-    """Add a difference to every matrix of the first main block, as a LoRA does."""
+    """Compare captured and eager steps of a model with a weight patch like that of a LoRA. The patch adds a
+    constant to each matrix of the first main block.
+    """
     model = scene.bench.model.clone()
     block = ("diffusion_model.joint_blocks.0.", "diffusion_model.layers.0.")
     weights = {
@@ -234,7 +251,9 @@ def with_forecast(scene: Scene) -> Result:
 
 
 def kernels_agree(scene: Scene) -> Result:
-    """Triton's kernels and PyTorch's operations, which give bit-identical fp8 rows."""
+    """A run with an fp8 K/V cache gives the same latent with Triton's kernels as with PyTorch's operations:
+    the fp8 rows of the kernels are bit-identical to those of the operations.
+    """
     bench = scene.bench
     rows = bench.latent["samples"].to(bench.device, bench.shape.dtype).flatten(2)
     used = triton_check.kernels_for(rows, rows) is not None
@@ -268,9 +287,9 @@ def call_for_each_prompt(scene: Scene) -> Result:
 
 
 def second_call_overlaps(scene: Scene) -> Result:
-    """The second call of an evaluation is launched with the first."""
+    """If an evaluation calls the network twice, the second call is launched together with the first."""
     if scene.bench.shape.cfg == 1:
-        raise Skip("no negative prompt is evaluated, so there is no second call")
+        raise Skip("without a negative prompt, an evaluation makes no second network call")
     before = scene.total("launched")
     with one_prompt_a_call():
         scene.run("auto")
@@ -296,7 +315,7 @@ def unloading(scene: Scene) -> Result:
 
 
 def capturing_again(scene: Scene) -> Result:
-    """Dropping the graphs frees all their memory, in each of three rounds."""
+    """Drop all graphs, then capture them again, three times: allocated memory after a drop must not grow."""
     held = []
     for _ in range(3):
         scene.store.clear()
@@ -309,31 +328,34 @@ def capturing_again(scene: Scene) -> Result:
 
 CHECKS: dict[str, Callable[[Scene], Result]] = {
     "captured and eager steps agree": agree,
-    "and in a second run": agree,
-    "the second run captures nothing": makes_no_new_graphs,
-    "another size": another_size,
-    "the first size again": agree,
+    "captured and eager steps agree in a second run": agree,
+    "another run captures no new graphs": makes_no_new_graphs,
+    "captured and eager steps agree at another image size": another_size,
+    "captured and eager steps agree at the first image size again": agree,
     "an interrupted run returns its buffers": interrupted,
-    "after an interrupted run": agree,
-    "with a LoRA-like patch of the weights": with_patch,
-    "without it again": agree,
+    "captured and eager steps agree after an interrupted run": agree,
+    "captured and eager steps agree with a LoRA-like patch of the weights": with_patch,
+    "captured and eager steps agree after the patch was removed": agree,
     "behind torch.compile": behind_compile,
     "with kv_cache = fp8": with_float8,
     "with kv_cache = forecast": with_forecast,
     "Triton's kernels agree with PyTorch": kernels_agree,
-    "a capture that fails half-way leaves the run as it is": failing_capture,
-    "with a call for each prompt": call_for_each_prompt,
-    "whose second call is launched with the first": second_call_overlaps,
-    "unloading drops the graphs": unloading,
-    "after the model was unloaded": agree,
-    "capturing again leaves no memory behind": capturing_again,
+    "a capture that fails half-way does not change the latent": failing_capture,
+    "captured and eager steps agree with one network call per prompt": call_for_each_prompt,
+    "the second prompt's call is launched with the first prompt's": second_call_overlaps,
+    "unloading the model drops its graphs": unloading,
+    "captured and eager steps agree after the model was unloaded": agree,
+    "capturing again leaks no memory": capturing_again,
 }
-"""The order matters: some checks look at the state after an earlier one."""
+"""Checks by description, in the order in which they must run: some test the state that an earlier check
+left."""
 
 
 @torch.inference_mode()
 def run_check(what: str, scene: Scene) -> tuple[bool | None, str]:
-    """A check's result; None if it does not apply here."""
+    """Run a check; returns whether it passed (None if it does not apply to this network or device), and
+    details.
+    """
     try:
         held, detail = CHECKS[what](scene)
     except Skip as reason:

@@ -1,9 +1,9 @@
-"""Do captured (CUDA graph) and eager regional steps agree, and are graphs kept and dropped correctly?
+"""Check that captured and eager regional steps agree, and that CUDA graphs are kept and dropped correctly.
 
     python -m bench graphs --out bench/output/graphs.json
 
-Needs an NVIDIA GPU; networks have few blocks of true width, so it takes about a minute. `--tiny` runs the
-program on a CPU. tests/gpu runs the same checks.
+This needs an NVIDIA GPU and takes about a minute, since each network has only a few blocks (of the family's
+true width). With `--tiny`, the program runs on a CPU. The tests in tests/gpu run the same checks.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench graphs", description=(__doc__ or "").splitlines()[0])
-    top.add_argument("--families", default="", help="comma list; all by default")
+    top.add_argument("--families", default="", help="comma-separated list; all families by default")
     top.add_argument("--pixels", type=int, default=512)
-    top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does the program run?")
+    top.add_argument("--tiny", action="store_true", help="only try the program: tiny networks, on the CPU")
     top.add_argument("--out", type=Path, default=OUTPUT / "graphs.json")
     return top
 
 
 def check_family(name: str, options: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Run all checks of one family; a check that raises has failed, and the next ones still run."""
+    """Run all checks of one family. A check that raises an exception has failed; the later checks still
+    run.
+    """
     from .graph_checks import CHECKS, run_check, scene_of
 
     scene = scene_of(name, options.pixels, options.tiny)

@@ -1,4 +1,6 @@
-"""Compare the forms of the K/V cache: error, bytes, seconds, peak memory; one row for each."""
+"""Compare the settings of `kv_cache`: one row per setting, with the latent's error, the cache's bytes,
+seconds and peak memory.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,21 @@ from ..common.setup import machine, pick_device, start
 
 KV_FORMATS = ("gpu", "fp8", "cpu", "off")
 TOLERANCE = {"cpu": 1e-3, "fp8": 0.2}
-"""Allowed relative L2 error against "gpu". With random weights the selected tokens soon differ, so the figure
-of float8 means little."""
+"""Allowed relative L2 error of the latent, against a run with kv_cache "gpu". The limit for "fp8" is loose:
+with random weights, rounding to fp8 soon changes which tokens are selected, so the error says little."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 if all rows passed."""
+    """Returns the exit status: 0 if every row's error is within its limit."""
     parser = argparse.ArgumentParser(prog="bench kv")
-    parser.add_argument("--families", default="sd3_medium,sd35_medium,lumina2,flux_dev", help="comma list")
+    parser.add_argument(
+        "--families", default="sd3_medium,sd35_medium,lumina2,flux_dev", help="comma-separated list"
+    )
     parser.add_argument("--pixels", type=int, default=1024)
     parser.add_argument("--ratio", type=float, default=0.25)
-    parser.add_argument("--tiny", action="store_true", help="tiny networks; runs on a CPU if there is no GPU")
+    parser.add_argument(
+        "--tiny", action="store_true", help="use tiny networks; without a GPU, run on the CPU"
+    )
     parser.add_argument("--out", type=Path, default=OUTPUT / "kv_check.json")
     options = parser.parse_args(argv)
     start(pick_device("auto" if options.tiny else "cuda"))
@@ -47,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
-    """One row per K/V format, after a dense run: the first run measures memory, the second time."""
+    """One row per setting in KV_FORMATS. A dense run comes first, to warm up; then each setting has two runs:
+    the first measures memory, the second measures time.
+    """
 
     import comfy.model_management
 
@@ -78,5 +86,5 @@ def measured(shape: Any, pixels: int, ratio: float) -> Iterator[dict[str, Any]]:
 
 
 def distance(a: Any, b: Any) -> float:
-    """Relative L2 of two latents."""
+    """Relative L2 error of latent `a` against latent `b`."""
     return float((a - b).norm() / b.norm())

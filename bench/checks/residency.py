@@ -1,5 +1,7 @@
-"""The residency program's command line. It writes the model files, then runs each group of checks in its own
-process, which starts ComfyUI with the group's flags.
+"""The command line of `bench residency`, which checks CUDA graphs under ComfyUI's dynamic VRAM.
+
+The program writes the model files, then runs each group of checks in a process of its own, in which ComfyUI
+is started with the group's flags.
 """
 
 from __future__ import annotations
@@ -33,20 +35,21 @@ from ..speed.job import SpeedJob
 
 FILES = ("default", "lora", "scaled_fp8", "int8_convrot")
 LEFT_FREE = 4.0
-"""GiB of memory for the process of group `small`: too little for a 4 GiB network and its activations."""
+"""GiB of GPU memory that ComfyUI may use in the group `small`: too little for a network of 4 GiB together
+with its activations."""
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Group:
-    """Checks that share a process.
+    """Checks that run one after another in the same process.
 
     Attributes:
         name: the group's name.
         flags: ComfyUI's command-line flags.
         checks: names in residency_checks.CHECKS.
-        seconds: time limit.
+        seconds: time limit for all of the group's checks together.
     """
 
     name: str
@@ -68,12 +71,13 @@ WITHOUT = (
 
 
 def groups(total: int) -> list[Group]:
-    """All groups, for a device with `total` bytes of memory."""
+    """All groups of checks, for a device with `total` bytes of memory."""
     headroom = f"{max(total / GIB - LEFT_FREE, 1.0):.1f}"
     brief = ("replay_equals_eager", "eviction_between_steps")
     return [
         Group("dynamic", (), MAIN, 170.0),
-        # A broken capture leaves its process's allocator unusable for other checks.
+        # Each of the next two checks has its own process: a capture that it breaks leaves the CUDA allocator
+        # of the process unusable for other checks.
         Group("ballast", (), ("ballast_in_capture",)),
         Group("out of memory", (), ("out_of_memory_in_capture",)),
         Group("without", (DISABLE_DYNAMIC,), WITHOUT, 90.0),
@@ -85,7 +89,7 @@ def groups(total: int) -> list[Group]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0 if nothing failed."""
+    """Returns the exit status: 0 if no check failed."""
     options = parser().parse_args(argv)
     if options.worker:
         return work(json.loads(options.worker))
@@ -126,7 +130,7 @@ def check_names(option: str, given: Sequence[str], known: Sequence[str]) -> None
     """Refuse unknown names.
 
     Raises:
-        RASError: with the names that are known.
+        RASError: a given name is unknown; the message lists the known names.
     """
     if unknown := [name for name in given if name not in known]:
         names = ", ".join(dict.fromkeys(known))
@@ -141,7 +145,9 @@ def is_wanted(group: Group, options: argparse.Namespace) -> bool:
 def make_files(
     folder: Path, options: argparse.Namespace, log: IO[str], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    """Write all files of the network under test, and of another network to run in between."""
+    """Write the model files of the network under test and of a second network. The check
+    `other_models_between` runs this second network between two runs of the network under test.
+    """
     report: dict[str, Any] = {"seconds": 0.0}
     files = {
         "network": ("sd3_medium", FILES),
@@ -171,7 +177,9 @@ def run_group(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """Run a group's checks. A check that kills the process has failed; the rest run in a new process."""
+    """Run a group's checks. If a check kills the process, that check has failed, and the remaining checks run
+    in a new process.
+    """
     out, until = folder / "checks.json", time.perf_counter() + group.seconds
     flags = [*group.flags, *(["--cpu"] if options.tiny else [])]
     say(f"{group.name}: {' '.join(flags)}")
@@ -195,14 +203,16 @@ def run_group(
 
 
 def start_group(job: dict[str, Any], seconds: float, log: IO[str]) -> str:
-    """Run a group's process. Returns how it failed; empty if it succeeded."""
+    """Run a group's process to its end. Returns an error message if the process failed, else an empty
+    string.
+    """
     Path(job["out"]).unlink(missing_ok=True)
     command = own_command("residency", "--worker", json.dumps(job))
     try:
         done = subprocess.run(command, stdout=log, stderr=log, timeout=max(seconds, 0) + 30, check=False)
     except subprocess.TimeoutExpired:
-        return "the process did not end"
-    return f"the process ended with status {done.returncode}" if done.returncode else ""
+        return "the process did not end within its time limit"
+    return f"the process ended with exit status {done.returncode}" if done.returncode else ""
 
 
 def add(
@@ -213,7 +223,7 @@ def add(
     detail: str,
     dynamic: bool | None = None,
 ) -> None:
-    """Print and store a check's result; `held` is None if it was skipped."""
+    """Print and store a check's result; `held` is whether the check passed, or None if it was skipped."""
     word = "skip" if held is None else "ok" if held else "FAIL"
     print(f"{word} {group}: {name} {detail}", flush=True)
     results["checks"].append(
@@ -222,7 +232,7 @@ def add(
 
 
 def work(job: dict[str, Any]) -> int:
-    """Run the checks of a group; the body of its process."""
+    """What a group's process does: start ComfyUI, then run the group's checks one after another."""
     started = time.perf_counter()
     start_as_main(job["flags"], job["threads"])
     import comfyui_version
@@ -254,10 +264,10 @@ def work(job: dict[str, Any]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench residency")
-    top.add_argument("--groups", default="", help="comma list; all by default")
-    top.add_argument("--only", default="", help="comma list of checks")
+    top.add_argument("--groups", default="", help="comma-separated list of groups; all by default")
+    top.add_argument("--only", default="", help="comma-separated list of checks; all by default")
     top.add_argument("--threads", type=int, default=0)
-    top.add_argument("--tiny", action="store_true", help="a tiny network on the CPU: does the program run?")
+    top.add_argument("--tiny", action="store_true", help="only try the program: a tiny network, on the CPU")
     top.add_argument("--out", type=Path, default=OUTPUT / "residency.json")
     top.add_argument("--worker", help=argparse.SUPPRESS)
     return top

@@ -1,7 +1,9 @@
-"""The residency program's checks: each returns whether it passed (None: skipped) and its numbers.
+"""The residency program's checks. A check returns whether it passed (None if it was skipped), and a text with
+its figures.
 
-Runs with `cuda_graphs` auto are compared bit for bit with runs of the same seed without graphs. Faults are
-injected in the attention function that SD3's blocks call, in a replay, or between two steps.
+The checks compare the latents of runs with `cuda_graphs` auto bit for bit with those of runs without graphs
+and with the same seed. They inject faults into the attention function that SD3's blocks call, into a replay,
+or between two steps.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ from ..common.shapes import free
 from .residency_scene import PAGE, Ran, Scene, Skip, count_pages, evict, in_capture, pinned_pages, ras
 
 FAULT_STEP = 5
-"""A regional step, replayed: the first regional call is eager, the second captured."""
+"""Index of the step at which a fault is injected. This step is regional and replayed: only the run's first
+regional call runs eagerly, and the second is captured."""
 
 SECONDS = 60
-"""Time limit of a check; its process is terminated after that."""
+"""Time limit of a check in seconds; after that time, the check's process is terminated."""
 
 Outcome = tuple[bool | None, str]
 
 
 def run_check(check: Callable[[Scene], Outcome], scene: Scene) -> Outcome:
-    """Run a check. It also fails if it leaves a page of any network pinned."""
+    """Run a check. The check also fails if a memory page of any network's weights is still pinned
+    afterwards.
+    """
     faulthandler.dump_traceback_later(SECONDS, exit=True)
     started = time.perf_counter()
     try:
@@ -50,7 +55,9 @@ def run_check(check: Callable[[Scene], Outcome], scene: Scene) -> Outcome:
 
 
 def compared(expected: Tensor, *runs: Ran, needs_replays: bool = True) -> Outcome:
-    """Whether all runs gave bit-identical latents, and replayed graphs (unless `needs_replays` is False)."""
+    """Whether all runs gave the expected latent bit for bit, and at least one of them replayed a graph. The
+    second condition is dropped if `needs_replays` is False.
+    """
     errors = [float((run.latent - expected).norm() / expected.norm()) for run in runs]
     is_equal = all(torch.equal(run.latent, expected) for run in runs)
     captures, replays = sum(run.captures for run in runs), sum(run.replays for run in runs)
@@ -60,7 +67,7 @@ def compared(expected: Tensor, *runs: Ran, needs_replays: bool = True) -> Outcom
     if needs_replays and not replays:
         held = False
         detail += f", nothing was replayed: {_reasons(runs)}"
-    return held, f"{detail}, {regional} regional"
+    return held, f"{detail}, {regional} regional steps"
 
 
 def _reasons(runs: tuple[Ran, ...]) -> str:
@@ -69,17 +76,17 @@ def _reasons(runs: tuple[Ran, ...]) -> str:
 
 
 def replay_equals_eager(scene: Scene) -> Outcome:
-    """Two runs with graphs; the second must only replay."""
+    """Two runs with graphs give the same latent as a run without; the details show the captures of each."""
     model = scene.model()
     expected = scene.eager("default", model)
     scene.forget(model)
     held, detail = compared(expected, first := scene.run(model), second := scene.run(model))
     again = second.captures
-    return held, f"{detail}, {first.captures} and then {again} captures"
+    return held, f"{detail}, {first.captures} captures in the first run and {again} in the second"
 
 
 def eviction_between_steps(scene: Scene) -> Outcome:
-    """A ballast evicts weights between two replayed steps."""
+    """A large allocation evicts weights between two replayed steps."""
     model = scene.model()
     expected, evicted = scene.eager("default", model), []
 
@@ -88,7 +95,7 @@ def eviction_between_steps(scene: Scene) -> Outcome:
             evicted.append(evict(scene, model))
 
     if not torch.equal(scene.sample(model, callback=callback), scene.sample(model)):
-        raise Skip("ComfyUI's own image changes when weights are evicted in a run, even without this pack")
+        raise Skip("evicting weights during a run changes ComfyUI's latent even without this pack")
     evicted.clear()
     runs = scene.run(model), scene.run(model, callback=callback), scene.run(model)
     held, detail = compared(expected, *runs)
@@ -98,7 +105,7 @@ def eviction_between_steps(scene: Scene) -> Outcome:
 
 
 def eviction_between_runs(scene: Scene) -> Outcome:
-    """Weights are evicted after a run and loaded again; its graphs stay valid."""
+    """Weights are evicted after a run, and loaded again by the next run; the latents must not change."""
     model = scene.model()
     expected = scene.eager("default", model)
     first = scene.run(model)
@@ -108,7 +115,7 @@ def eviction_between_runs(scene: Scene) -> Outcome:
 
 
 def ballast_in_capture(scene: Scene) -> Outcome:
-    """Another thread allocates all memory during a capture."""
+    """Another thread allocates all free GPU memory during a capture."""
     if not has_dynamic_vram():
         raise Skip("no dynamic VRAM")
     model, failures = scene.model(), []
@@ -131,13 +138,15 @@ def ballast_in_capture(scene: Scene) -> Outcome:
         run = scene.run(model)
     torch.cuda.empty_cache()
     if not count:
-        return False, f"no capture was begun: {_reasons((run,))}"
+        return False, f"no capture started: {_reasons((run,))}"
     held, detail = compared(expected, run, scene.run(model), scene.run(model), needs_replays=False)
-    return held, f"{detail}, ballast: {failures or 'allocated'}"
+    return held, f"{detail}, allocation by the other thread: {failures or 'succeeded'}"
 
 
 def too_little_memory(scene: Scene) -> Outcome:
-    """With less memory than the network, nothing is captured, and no step is slower than a dense one."""
+    """With less GPU memory than the network needs, nothing is captured, and a run with RAS takes at most 5 %
+    longer than a dense run.
+    """
     if not has_dynamic_vram():
         raise Skip("no dynamic VRAM")
     model = scene.model()
@@ -146,7 +155,8 @@ def too_little_memory(scene: Scene) -> Outcome:
     runs = [scene.run(model, kv_cache="auto") for _ in range(2)]
     patched = ras(model, kv_cache="auto")
     times: dict[bool, list[float]] = {False: [], True: []}
-    for _ in range(6):  # alternately, since weights that stream in at each step make timings noisy
+    # Dense runs and runs with RAS take turns: timings are noisy when weights are loaded again at each step.
+    for _ in range(6):
         for with_ras, each in ((False, model), (True, patched)):
             times[with_ras].append(_seconds(lambda each=each: scene.sample(each)))
     dense, mixed = min(times[False]), min(times[True])
@@ -155,8 +165,9 @@ def too_little_memory(scene: Scene) -> Outcome:
     if not regional:
         held = held and all(torch.equal(run.latent, expected) for run in runs)
     size, there = model.model_size() / 2**20, count_pages(scene, 1) * PAGE / 2**20
-    detail = f"{regional} regional steps, {mixed / dense:.2f} of the dense time"
-    return held, f"{detail}, {there:.0f} of {size:.0f} MiB resident: {'; '.join(runs[0].trace.notes)[:200]}"
+    detail = f"{regional} regional steps, run time {mixed / dense:.2f} of that of a dense run"
+    notes = "; ".join(runs[0].trace.notes)[:200]
+    return held, f"{detail}, {there:.0f} of {size:.0f} MiB of weights resident: {notes}"
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -166,7 +177,7 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 
 def lora_changes(scene: Scene) -> Outcome:
-    """A LoRA is added, changed in strength and removed; each run equals one without graphs."""
+    """A LoRA is added, changed in strength and removed; each time, the latents equal those without graphs."""
     base = scene.model()
     outcomes = []
     for key, strength in (
@@ -185,7 +196,7 @@ def lora_changes(scene: Scene) -> Outcome:
 
 
 def other_models_between(scene: Scene) -> Outcome:
-    """Another network is loaded, run and dropped between three runs."""
+    """After each of three runs, another network is loaded, run and dropped; the latents must not change."""
     model = scene.model()
     expected, outcomes = scene.eager("default", model), []
     for _ in range(3):
@@ -199,7 +210,9 @@ def other_models_between(scene: Scene) -> Outcome:
 
 
 def free_all_but(model: Any) -> None:
-    """Unload all other models, as a workflow with a text encoder does."""
+    """Unload all models except this one, as ComfyUI may do when a workflow needs memory for a text
+    encoder.
+    """
     management = comfy.model_management
     loaded = [each for each in management.current_loaded_models if each.model is not None]
     keep = [each for each in loaded if each.model.model is model.model]
@@ -207,7 +220,9 @@ def free_all_but(model: Any) -> None:
 
 
 def interrupt_between_steps(scene: Scene) -> Outcome:
-    """The user cancels between steps; ComfyUI raises that in its progress bar."""
+    """The user cancels between two steps: as in ComfyUI's progress bar, the step callback raises the
+    exception.
+    """
 
     def callback(step: int, *args: Any) -> None:
         if step == FAULT_STEP:
@@ -217,34 +232,38 @@ def interrupt_between_steps(scene: Scene) -> Outcome:
 
 
 def interrupt_in_capture(scene: Scene) -> Outcome:
-    """The user cancels during a capture: the run ends, and the next one captures."""
+    """The user cancels during a capture: the run must end, and later runs must be able to capture and
+    replay.
+    """
     scene.forget(scene.model())
 
     def run(model: Any) -> None:
         with in_capture(_raiser(InterruptProcessingException())) as count:
             scene.run(model)
         if not count:
-            raise Skip("no capture was begun")
+            raise Skip("no capture started")
 
     return _stopped(scene, run)
 
 
 def exception_in_capture(scene: Scene) -> Outcome:
-    """A failed capture does not change the run's result."""
+    """An exception in a capture must not change the latent of that run or of later runs."""
     model = scene.model()
     expected = scene.eager("default", model)
     scene.forget(model)
     with in_capture(_raiser(RuntimeError("planted"))) as count:
         run = scene.run(model)
-    scene.forget(model)  # a failed capture is not tried again on the same weights
+    scene.forget(model)  # or else the pack would not try to capture on the same weights again
     if not count:
-        return False, f"no capture was begun: {_reasons((run,))}"
+        return False, f"no capture started: {_reasons((run,))}"
     after = scene.run(model), scene.run(model)
     return compared(expected, run, *after, needs_replays=False)
 
 
 def interrupt_in_replay(scene: Scene) -> Outcome:
-    """The user cancels in a replay, between the check of the weights and the launch."""
+    """The user cancels in a replay, after the pack has checked the weights and before it launches the
+    graph.
+    """
 
     def run(model: Any) -> None:
         with scene.counter.planted(_raiser(InterruptProcessingException())):
@@ -255,7 +274,9 @@ def interrupt_in_replay(scene: Scene) -> Outcome:
 
 
 def exception_in_replay(scene: Scene) -> Outcome:
-    """A launch fails: the run ends with the error or continues eagerly; later runs are right."""
+    """Launching a graph raises an error. The run may end with this error or continue eagerly; the latents of
+    later runs must not change.
+    """
     model, failed = scene.model(), []
     expected = scene.eager("default", model)
     scene.run(model)
@@ -272,7 +293,7 @@ def exception_in_replay(scene: Scene) -> Outcome:
 
 
 def out_of_memory_in_capture(scene: Scene) -> Outcome:
-    """The device runs out of memory in a capture."""
+    """The GPU runs out of memory during a capture; the latents must not change."""
     model = scene.model()
     if scene.device.type != "cuda":
         raise Skip("no GPU")
@@ -282,13 +303,15 @@ def out_of_memory_in_capture(scene: Scene) -> Outcome:
         run = scene.run(model)
     scene.forget(model)
     if not count:
-        return False, f"no capture was begun: {_reasons((run,))}"
+        return False, f"no capture started: {_reasons((run,))}"
     after = scene.run(model), scene.run(model)
     return compared(expected, run, *after, needs_replays=False)
 
 
 def unload_frees_all(scene: Scene) -> Outcome:
-    """Unloading after a run with graphs frees all memory; must be the last check."""
+    """After runs with graphs, unloading all models frees their graphs and memory. It must be a group's last
+    check.
+    """
     if scene.device.type != "cuda":
         raise Skip("no GPU")
     model = scene.model()
@@ -300,13 +323,15 @@ def unload_frees_all(scene: Scene) -> Outcome:
     loaded = sum(vbar.loaded_size() for each in scene.models.values() for vbar in scene.vbars(each))
     store, allocated = graph_store(model), torch.cuda.memory_allocated()
     kept = 0 if store is None else store.count
-    held = loaded == 0 and kept == 0 and allocated < 128 * 2**20  # each stream keeps a cuBLAS workspace
+    # Up to 128 MiB may stay allocated, because each CUDA stream keeps a cuBLAS workspace.
+    held = loaded == 0 and kept == 0 and allocated < 128 * 2**20
     expected = scene.eager("default", model)
     outcome = compared(expected, scene.run(model), scene.run(model))
     detail = (
-        f"{loaded / 2**20:.0f} MiB of weights, {allocated / 2**20:.0f} MiB, {kept} graphs after unloading"
+        f"after unloading: {loaded / 2**20:.0f} MiB of weights, "
+        f"{allocated / 2**20:.0f} MiB allocated by PyTorch, {kept} graphs"
     )
-    return held and bool(outcome[0]), f"{detail}; then {outcome[1]}"
+    return held and bool(outcome[0]), f"{detail}; in the next runs: {outcome[1]}"
 
 
 def two_nodes(scene: Scene) -> Outcome:
@@ -320,7 +345,7 @@ def two_nodes(scene: Scene) -> Outcome:
 
 
 def two_sizes(scene: Scene) -> Outcome:
-    """Runs of two sizes, alternately."""
+    """Runs at two image sizes, alternately."""
     model, other = scene.model(), scene.size + 128
     outcomes = []
     for size in (scene.size, other, scene.size, other):
@@ -329,7 +354,11 @@ def two_sizes(scene: Scene) -> Outcome:
 
 
 def time_of_check(scene: Scene) -> Outcome:
-    """Pinning the whole range, comparing its serials and unpinning take less than 0.1 ms."""
+    """Before each replay, the pack checks that no weights were evicted; this takes less than 0.1 ms.
+
+    The pack pins the address range of all weights, compares the serial numbers of the memory pages in this
+    range with those it read earlier, and unpins the range.
+    """
     model = scene.model()
     scene.run(model)
     vbars = scene.vbars(model)
@@ -340,7 +369,7 @@ def time_of_check(scene: Scene) -> Outcome:
     nbytes = max(address + size for _, address, size in parts) - low
     serials = vbars[0].fault(low, nbytes)
     if serials is None:
-        return False, "the whole range cannot be mapped"
+        return False, "the address range of all weights cannot be mapped"
     vbars[0].unpin(low, nbytes)
     known = bytes(serials)
 
@@ -353,15 +382,15 @@ def time_of_check(scene: Scene) -> Outcome:
 
     plain = min(_seconds(lambda: [check() for _ in range(100)]) for _ in range(5)) / 100
     own = _held_seconds(model, scene.device)
-    detail = f"{nbytes / 2**20:.0f} MiB, {len(known) // 4} pages: {plain * 1e6:.1f} us by comfy-aimdo"
-    return check() and max(plain, own) < 1e-4, f"{detail}, {own * 1e6:.1f} us by the pack"
+    detail = f"{nbytes / 2**20:.0f} MiB, {len(known) // 4} pages: {plain * 1e6:.1f} us with comfy-aimdo alone"
+    return check() and max(plain, own) < 1e-4, f"{detail}, {own * 1e6:.1f} us in the pack's code"
 
 
 def _held_seconds(model: Any, device: torch.device) -> float:
-    """Duration of the pack's own check, in seconds."""
+    """Seconds that the pack's own code takes to check, before a replay, that no weights were evicted."""
     weights = EvictableWeights(resident_weights).of(model.model.diffusion_model, device)
     if not weights.prove():
-        raise Skip("not all weights are resident")
+        raise Skip("not all weights are in GPU memory")
 
     def check() -> None:
         with weights.held():
@@ -371,31 +400,33 @@ def _held_seconds(model: Any, device: torch.device) -> float:
 
 
 def fp8(scene: Scene) -> Outcome:
-    """fp8 weights, by the loader's weight_dtype."""
+    """Weights that UNETLoader casts to fp8 (its input weight_dtype)."""
     return _other_weights(scene, "default", "fp8_e4m3fn")
 
 
 def scaled_fp8(scene: Scene) -> Outcome:
-    """ComfyUI's own scaled fp8 layout."""
+    """Weights from a file in ComfyUI's scaled fp8 layout."""
     return _other_weights(scene, "scaled_fp8")
 
 
 def int8_convrot(scene: Scene) -> Outcome:
-    """ComfyUI's own int8 layout with rotated weights."""
+    """Weights from a file in ComfyUI's int8 layout with rotated weights."""
     return _other_weights(scene, "int8_convrot")
 
 
 def _other_weights(scene: Scene, kind: str, weight_dtype: str = "default") -> Outcome:
     model = scene.model(kind, weight_dtype)
     expected = scene.eager(f"{kind} {weight_dtype}", model)
-    # Without dynamic VRAM such weights are cast at each use, which the pack does not capture.
+    # Without dynamic VRAM, ComfyUI casts such weights at each use. The pack does not capture such calls.
     outcome = compared(expected, scene.run(model), scene.run(model), needs_replays=has_dynamic_vram())
     free_all_but(scene.model())
     return outcome
 
 
 def _stopped(scene: Scene, run: Callable[[Any], Any]) -> Outcome:
-    """Run and cancel; then two runs with graphs must be right."""
+    """Whether `run` is cancelled, and two runs with graphs after it give the same latent as without
+    graphs.
+    """
     model = scene.model()
     expected = scene.eager("default", model)
     try:
@@ -416,7 +447,9 @@ def _raiser(error: BaseException) -> Callable[[], None]:
 
 
 def _all(outcomes: list[Outcome], also: bool = True) -> Outcome:
-    """Whether all passed, with the detail of the first failure, or else of the last check."""
+    """One outcome for several: passed if all of them passed and the further condition `also` is true. The
+    detail is that of the first failed outcome or, if none failed, of the last outcome.
+    """
     bad = [detail for held, detail in outcomes if not held]
     return also and not bad, bad[0] if bad else outcomes[-1][1]
 

@@ -1,5 +1,5 @@
-"""The subject of the residency program's checks: a network from a file, sampled with and without CUDA graphs,
-and ways to disturb it.
+"""What the residency program's checks work on: a network that is loaded from a file and sampled with and
+without CUDA graphs, and functions that disturb its runs (evict weights, fill the memory, inject faults).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PAGE = 32 * 2**20
 """Size of a page of evictable weights, in bytes."""
 
 CAPTURING = [False]
-"""Whether a stand-in tape is capturing."""
+"""One bool: whether a tape that stands in for a CUDA graph (on a CPU) is capturing."""
 
 
 class Skip(Exception):
@@ -44,7 +44,9 @@ class Skip(Exception):
 
 @dataclass
 class Ran:
-    """A run's latent, its trace, numbers of CUDA graph captures and replays, and the pack's log lines."""
+    """Results of a run: its latent and trace, its number of graph captures and replays, and the pack's log
+    lines.
+    """
 
     latent: Tensor
     trace: Any
@@ -54,7 +56,7 @@ class Ran:
 
 
 class Counter:
-    """Counts captures and replays of CUDA graphs, or of the tests' stand-in tapes."""
+    """Counts captures and replays of CUDA graphs or, if `tiny`, of the tapes that replace them on a CPU."""
 
     def __init__(self, tiny: bool):
         self._cuda = GraphCounter().install()
@@ -64,7 +66,7 @@ class Counter:
             self.tapes = _tapes()
 
     def take(self) -> tuple[int, int]:
-        """Captures and replays since the last call."""
+        """Number of captures and number of replays since `take` was last called."""
         if self.tapes is None:
             found = self._cuda.take()
             return found["captures"], found["replays"]
@@ -73,7 +75,7 @@ class Counter:
 
     @contextmanager
     def planted(self, action: Callable[[], None]) -> Iterator[None]:
-        """Call `action` in each replay, before the launch."""
+        """Inside the with statement, call `action` in each replay, just before the graph is launched."""
         if self.tapes is not None:
             raise Skip("replays of stand-in tapes cannot be intercepted")
         self._cuda.before_replay = action
@@ -104,13 +106,13 @@ class Scene:
         return SHAPES[name].tiny() if self.tiny else SHAPES[name]
 
     def model(self, kind: str = "default", weight_dtype: str = "default") -> Any:
-        """The network from UNETLoader, loaded once.
+        """The network from UNETLoader; each file is loaded only once with each weight_dtype.
 
         Raises:
-            Skip: the file does not exist, because this ComfyUI does not have the layout.
+            Skip: the file does not exist, because this ComfyUI lacks the quantised layout `kind`.
         """
         if not (self.folder / f"network_{kind}.safetensors").exists():
-            raise Skip(f"no {kind} file could be made")
+            raise Skip(f"no file with {kind} weights could be written")
         if (key := f"{kind} {weight_dtype}") not in self.models:
             with torch.inference_mode():
                 found = nodes.UNETLoader().load_unet(f"network_{kind}.safetensors", weight_dtype)[0]
@@ -124,13 +126,13 @@ class Scene:
         return loader.load_lora_model_only(self.model(), "network_lora.safetensors", strength)[0]
 
     def other(self) -> tuple[Any, Shape]:
-        """Another network, loaded from its file each time."""
+        """A network other than the one under test, loaded from its file at each call, and its shape."""
         with torch.inference_mode():
             found = nodes.UNETLoader().load_unet("other_default.safetensors", "default")[0]
         return found, self._shape("sd35_large" if self.tiny else "lumina2")
 
     def sample(self, model: Any, shape: Shape | None = None, steps: int = STEPS, **kwargs: Any) -> Tensor:
-        """The latent of a run: (1, c, H, W) on the CPU."""
+        """Sample once; returns the final latent, (1, c, H, W), on the CPU."""
         shape, size = shape or self.shape, kwargs.pop("size", self.size)
         latent = shape.latent(size, size, 1)["samples"]
         seed = kwargs.pop("seed", 7)
@@ -155,9 +157,12 @@ class Scene:
         return Ran(latent, last_trace(patched), *self.counter.take(), lines)
 
     def eager(self, key: str, model: Any, ratio: float = 0.5, **kwargs: Any) -> Tensor:
-        """The latent without graphs, sampled once per `key`."""
+        """The latent of a run with RAS but without graphs. It is sampled only once for the same `key`, ratio
+        and other arguments; `key` names the weights.
+        """
         full = (key, ratio, *sorted(kwargs.items()))
-        if not self.expected:  # a process's first run differs in its last bits, even without this pack
+        # The latent of a process's first run differs in its last bits, even without this pack.
+        if not self.expected:
             self.sample(model)
             self.run(model, "off", ratio, **kwargs)
         if full not in self.expected:
@@ -174,7 +179,9 @@ class Scene:
 
 
 def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:
-    """The model from RASPatchModel; by default no setting depends on how much memory is free."""
+    """The model patched by RASPatchModel. With the default arguments, no setting depends on how much memory
+    is free, so that all runs do the same.
+    """
     return RASPatchModel.execute(
         model, speed="custom", sample_ratio=ratio, start_percent=START / STEPS, end_percent=1.0,
         error_reset_every=RESET - START, cuda_graphs=graphs, kv_cache=kv_cache,
@@ -187,13 +194,15 @@ def pinned_pages(scene: Scene) -> int:
 
 
 def count_pages(scene: Scene, bit: int, models: Any = None) -> int:
-    """Number of pages with this bit of their state set: 1 for resident, 2 for pinned."""
+    """Number of weight pages whose state has this bit set: 1 for pages in GPU memory, 2 for pinned pages."""
     vbars = [vbar for model in models or scene.models.values() for vbar in scene.vbars(model)]
     return sum(bool(page & bit) for vbar in vbars for page in vbar.get_residency())
 
 
 def evict(scene: Scene, model: Any) -> int:
-    """Allocate nearly all memory once. Returns the number of evicted pages of the model's weights."""
+    """Allocate nearly all GPU memory and free it again, to evict weights. Returns the number of pages of the
+    model's weights that were evicted.
+    """
     vbars = scene.vbars(model)
     if not vbars:
         raise Skip("no dynamic VRAM")
@@ -207,7 +216,9 @@ def evict(scene: Scene, model: Any) -> int:
 
 
 def ballast(*sizes: int) -> None:
-    """Try to allocate each of these numbers of bytes until one succeeds, then free it."""
+    """Try to allocate GPU memory of each of these sizes in bytes, until an attempt succeeds; then free it
+    again.
+    """
     for nbytes in sizes:
         try:
             torch.empty(nbytes, dtype=torch.uint8, device="cuda")
@@ -220,7 +231,9 @@ def ballast(*sizes: int) -> None:
 
 @contextmanager
 def in_capture(action: Callable[[], Any]) -> Iterator[list[int]]:
-    """Call `action` once during a capture, in the second attention; the yielded list then gets an entry."""
+    """Call `action` once during a capture, when the network reaches its second attention. The context manager
+    yields a list that shows whether this has happened: it is empty before, and has one entry afterwards.
+    """
     original, seen, done = mmdit.optimized_attention, [], []
 
     def attention(*args: Any, **kwargs: Any) -> Tensor:

@@ -1,4 +1,6 @@
-"""Checkpoints and LoRAs with random weights of true shapes, as files for ComfyUI's loader nodes."""
+"""Write checkpoint and LoRA files for ComfyUI's loader nodes, with the layer sizes of real models and random
+weights.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,15 @@ from .shapes import Shape, free
 from .tensor_file import write_tensors
 
 BLOCKS = ("joint_blocks.", "layers.", "double_blocks.", "single_blocks.")
-"""Name prefixes of main blocks, in the families that ComfyUI's loader detects."""
+"""Prefixes of the parameter names of main blocks, in the families that ComfyUI's loader detects."""
 
 MODULATION = ("adaLN", "_mod.", "modulation.")
-"""What the names of modulation layers contain."""
+"""The name of each modulation layer contains one of these texts."""
 
 LORA_RANK = 16
 LORA_SCALE = 0.3
-"""Standard deviation of a random LoRA's product, relative to the weight's."""
+"""Standard deviation of the product of a random LoRA's two matrices, divided by that of the weight it
+changes."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,10 @@ class Quantised:
     """One of ComfyUI's quantised weight layouts.
 
     Attributes:
-        format: its name in a checkpoint and in comfy.quant_ops.
+        format: the layout's name in a checkpoint and in comfy.quant_ops.
         options: arguments of the layout's `quantize`.
-        extra: further keys of a layer's entry in the checkpoint.
-        multiple: the layout needs layer widths to be multiples of this.
+        extra: further keys of each quantised layer's entry in the checkpoint's metadata.
+        multiple: only layers whose widths are multiples of this number are quantised.
     """
 
     format: str
@@ -61,12 +64,12 @@ def make_files(
 
     Args:
         shape: shape of the network.
-        wanted: path by kind: "default", "lora" or a key of QUANTISED.
+        wanted: paths of the files to write, by kind of weights: "default", "lora" or a key of QUANTISED.
         device: the device that generates the weights.
         seed: seed of the weights.
 
     Returns:
-        The reason for each kind that could not be written.
+        Error messages by kind, for the kinds whose file could not be written.
     """
     network = shape.network(device, seed)
     tensors = {name: tensor.detach() for name, tensor in network.state_dict().items()}
@@ -110,7 +113,7 @@ def _lora(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple
         weight = tensors[f"{layer}.weight"]
         up = torch.empty(weight.shape[0], LORA_RANK, dtype=weight.dtype, device=device)
         down = torch.empty(LORA_RANK, weight.shape[1], dtype=weight.dtype, device=device)
-        # Weights have a standard deviation of 1 / sqrt(width); the product has LORA_SCALE times that.
+        # The weights' standard deviation is 1 / sqrt(width); that of up @ down is LORA_SCALE times as large.
         up.normal_(0.0, LORA_SCALE / LORA_RANK**0.5, generator=generator)
         down.normal_(0.0, weight.shape[1] ** -0.5, generator=generator)
         name = f"diffusion_model.{layer}"
@@ -120,7 +123,9 @@ def _lora(tensors: Mapping[str, Tensor], device: torch.device) -> Iterator[tuple
 
 
 def _quantised(tensors: Mapping[str, Tensor], how: Quantised) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The checkpoint in one of ComfyUI's quantised layouts: its tensors, and the file's metadata."""
+    """Convert a checkpoint to one of ComfyUI's quantised layouts; returns its tensors and the file's
+    metadata.
+    """
     from comfy import quant_ops
 
     layout = quant_ops.get_layout_class(quant_ops.QUANT_ALGOS[how.format]["comfy_tensor_layout"])

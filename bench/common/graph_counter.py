@@ -12,12 +12,14 @@ COUNTED = ("capture_end", "replay")
 
 
 class GraphCounter:
-    """Counts captures and replays after `install`; zeros if torch has no CUDA graphs.
+    """Counts CUDA graph captures and replays from `install` on; the counts stay 0 if torch has no CUDA
+    graphs.
 
-    Install it before the first capture, since other code may keep a graph's bound methods.
+    Call `install` before the first capture. It replaces methods of CUDAGraph, so it would miss calls from
+    code that has already stored a bound method of a graph.
 
     Attributes:
-        before_replay: called in each replay before the launch, to inject faults.
+        before_replay: called in each replay just before the graph is launched, to inject faults.
     """
 
     def __init__(self) -> None:
@@ -41,7 +43,7 @@ class GraphCounter:
         return counted
 
     def take(self) -> dict[str, int]:
-        """Captures and replays since the last call."""
+        """Number of captures and of replays since `take` was last called."""
         found = {"captures": self._counts["capture_end"], "replays": self._counts["replay"]}
         self._counts.clear()
         return found

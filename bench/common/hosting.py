@@ -1,8 +1,8 @@
 """Start ComfyUI in this process as its main.py does, without its server.
 
-Importing ComfyUI's `main` does the work, so the allocator, comfy-aimdo and the dynamic patcher are set up as
-in the installed version. It must happen before torch is imported, because torch reads the allocator's
-settings when it is loaded.
+`start_as_main` imports ComfyUI's module `main`, so the installed version itself sets up the CUDA allocator,
+comfy-aimdo and the model patcher for dynamic VRAM. Call it before torch is imported, because torch reads the
+allocator's settings when it is loaded.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from .paths import ROOT
 
 DISABLE_DYNAMIC = "--disable-dynamic-vram"
 QUIET = ("--disable-api-nodes", "--disable-all-custom-nodes")
-"""ComfyUI loads no custom nodes: the programs import the pack's nodes themselves."""
+"""Flags that keep ComfyUI from loading API nodes and custom nodes. The programs import the pack's nodes
+themselves."""
 
 
 def comfyui_path() -> Path:
-    """The ComfyUI in COMFYUI_PATH, or else in the dev environment.
+    """The folder of the ComfyUI in COMFYUI_PATH or, if that is not set, of the one in the dev environment.
 
     Raises:
-        RASError: neither exists.
+        RASError: there is no ComfyUI in that folder.
     """
     support = importlib.import_module("support.comfy")
     try:
@@ -40,7 +41,7 @@ def comfyui_path() -> Path:
 
 
 def knows_dynamic_vram(comfyui: Path) -> bool:
-    """Whether this version has dynamic VRAM and a flag to turn it off."""
+    """Whether this version of ComfyUI has dynamic VRAM and a flag to turn it off."""
     return DISABLE_DYNAMIC in (comfyui / "comfy" / "cli_args.py").read_text(encoding="utf-8")
 
 
@@ -48,8 +49,9 @@ def start_as_main(flags: Sequence[str] = (), threads: int = 0) -> Path:
     """Import ComfyUI's main.py with these command-line flags; returns ComfyUI's folder.
 
     Args:
-        flags: ComfyUI's flags. Without --base-directory, models, input and output are in a temporary folder.
-        threads: torch's CPU threads; 0 for torch's default.
+        flags: ComfyUI's flags. Without --base-directory among them, ComfyUI's folders for models, input and
+            output are in a temporary folder.
+        threads: number of CPU threads for torch; 0 for torch's default.
 
     Raises:
         RASError: there is no ComfyUI, or torch has already been imported.
@@ -80,7 +82,7 @@ def start_as_main(flags: Sequence[str] = (), threads: int = 0) -> Path:
 
 
 def has_dynamic_vram() -> bool:
-    """Whether ComfyUI runs with dynamic VRAM; False for versions without it."""
+    """Whether ComfyUI runs with dynamic VRAM; False for versions of ComfyUI that do not have it."""
     try:
         memory = importlib.import_module("comfy.memory_management")
     except ImportError:
@@ -89,7 +91,9 @@ def has_dynamic_vram() -> bool:
 
 
 def end_node() -> None:
-    """Clean up like ComfyUI's executor when a node has finished, if this version does so."""
+    """Clean up as ComfyUI's executor does after each node. Without dynamic VRAM there is nothing to clean
+    up.
+    """
     if not has_dynamic_vram():
         return
     importlib.import_module("comfy.model_management").reset_cast_buffers()

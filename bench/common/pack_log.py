@@ -8,12 +8,15 @@ from contextlib import contextmanager
 
 PREFIX = "Multirate RAS: "
 PACK = __package__.rsplit(".", 2)[0]
-"""The pack's package, whose loggers are children of its own; this module is two packages below it."""
+"""Name of the pack's package and of its logger, which is the parent of all loggers of the pack's modules.
+`__package__` is PACK.bench.common, so its last two parts are removed."""
 
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """Collect the pack's messages in the body, without duplicates and without their prefix."""
+    """Collect the messages that the pack logs inside the with statement, without duplicates and without
+    PREFIX.
+    """
     lines: list[str] = []
 
     class Handler(logging.Handler):

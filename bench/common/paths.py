@@ -10,5 +10,5 @@ OUTPUT = ROOT / "bench" / "output"
 
 
 def command(program: str, *arguments: str) -> list[str]:
-    """A command line that starts a program of bench in another process, from any working directory."""
+    """The command line that starts a program of bench in another process; it works from any directory."""
     return [sys.executable, str(ROOT / "bench"), program, *arguments]

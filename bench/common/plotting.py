@@ -8,18 +8,18 @@ from ...ras_core.errors import RASError
 
 
 def pyplot() -> Any:
-    """matplotlib without a display.
+    """matplotlib.pyplot, with a backend that needs no display.
 
     Raises:
-        RASError: it is not installed.
+        RASError: matplotlib cannot be imported.
     """
     try:
         import matplotlib
     except ImportError as error:
         raise RASError(
             f"plots need matplotlib, which cannot be imported ({error}).",
-            "matplotlib 3.8 or newer in the Python that runs this.",
-            "pip install -r bench/requirements.txt; the tables are written without it.",
+            "matplotlib 3.8 or newer in the Python that runs this program.",
+            "pip install -r bench/requirements.txt; without matplotlib, only the tables are written.",
         ) from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt

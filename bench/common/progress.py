@@ -9,18 +9,19 @@ from typing import TextIO
 
 
 def say(text: str) -> None:
-    """Print a message for the user to standard error; tables use standard output."""
+    """Print a message for the user to standard error, because standard output is for tables."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """Reports progress; work is counted in any unit that is proportional to time.
+    """Prints a line after each job, with the estimated time left.
 
-    The first job is excluded from the rate, since it includes loading models and making references.
+    The estimate assumes that a job's duration is proportional to its work. It leaves out the first job, whose
+    duration also includes loading models and sampling the images that results are compared with.
 
     Args:
         jobs: number of jobs.
-        work: total work of the jobs.
+        work: total work of all jobs, in any unit that is proportional to their duration.
         stream: where to write; standard error by default, so that tables can be piped.
         clock: returns the time in seconds.
     """
@@ -36,11 +37,11 @@ class Progress:
         self._work_left = work
         self._stream, self._clock = stream or sys.stderr, clock
         self._begun = clock()
-        self._first: float | None = None  # when the first job finished
+        self._first: float | None = None  # time at which the first job finished
         self._work_since = 0.0
 
     def step(self, work: float, text: str) -> None:
-        """Report that a job is done."""
+        """Report that a job with this much work is done."""
         now = self._clock()
         self._done += 1
         self._work_left -= work

@@ -20,7 +20,9 @@ DTYPES = {
 
 
 def pick_device(wanted: str) -> str:
-    """ "cuda" or "cpu"; "auto" is a GPU if torch finds one."""
+    """The device to use, "cuda" or "cpu". If "auto" is wanted, it is "cuda" if torch finds a GPU, else
+    "cpu".
+    """
     import torch
 
     found = torch.cuda.is_available()
@@ -34,13 +36,13 @@ def pick_device(wanted: str) -> str:
 
 
 def start(device: str, dtype: str = "auto", threads: int = 0) -> None:
-    """Import ComfyUI for sampling. Call it before anything else imports ComfyUI.
+    """Import ComfyUI for sampling. Call this function before anything else imports ComfyUI.
 
     Args:
         device: "cpu" or "cuda".
-        dtype: a key of DTYPES: precision of the network. The autoencoder always runs in float32, so that
-            its rounding does not affect the figures.
-        threads: torch's CPU threads; 0 for torch's default.
+        dtype: precision of the network, a key of DTYPES. The autoencoder always runs in float32, so that its
+            rounding errors do not affect the measurements.
+        threads: number of CPU threads for torch; 0 for torch's default.
     """
     support = importlib.import_module("support.comfy")
     flags = {"fp32_vae": True, **DTYPES[dtype]}

@@ -1,4 +1,4 @@
-"""Networks of true shapes with random weights."""
+"""Networks with the layer sizes of the real models, and random weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ LATENT_CHANNELS = 16
 LUMINA_NEXT = "LuminaNext"
 FLUX = "Flux"
 _DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
-"""Name of the number of main blocks in a family's configuration, where it is not n_layers."""
+"""The key of `unet_config` that holds the number of main blocks, by family. Families that are not listed use
+the key "n_layers"."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +30,18 @@ class Shape:
     """A family's network, and the shape of the conditioning from its text encoders.
 
     Attributes:
-        name: for tables.
-        model_class: name in comfy.supported_models, or LUMINA_NEXT for the pack's own.
-        unet_config: what that class builds the network from, without the dtype.
-        dtype: precision that ComfyUI runs it in.
-        text_rows: of the positive and of the negative prompt; where they differ, ComfyUI makes two calls.
-        text_width: numbers in a text row.
-        pooled_width: numbers of the pooled text vector, 0 where the family has none.
-        multiple: text and image rows are padded to a multiple of it inside the network.
-        channels: of the latent.
-        cfg: guidance; 1 evaluates the positive prompt alone, for networks distilled from guided ones.
+        name: name of the network in tables and options.
+        model_class: name of a class in comfy.supported_models, or LUMINA_NEXT for the pack's own class.
+        unet_config: configuration from which that class builds the network, without the dtype.
+        dtype: precision in which ComfyUI runs the network.
+        text_rows: number of text rows (tokens) of the positive and of the negative prompt. If the two numbers
+            differ, ComfyUI evaluates the prompts in two separate network calls.
+        text_width: number of features in a text row.
+        pooled_width: number of features in the pooled text vector; 0 if the family has no such vector.
+        multiple: the network pads its text rows and its image rows to a multiple of this number.
+        channels: number of channels of the latent.
+        cfg: guidance scale. At a scale of 1, ComfyUI evaluates only the positive prompt; networks that were
+            distilled from guided ones are run at this scale.
     """
 
     name: str
@@ -54,12 +57,16 @@ class Shape:
 
     @property
     def rows_in_network(self) -> tuple[int, ...]:
-        """Text rows of each evaluated branch as the blocks see them."""
+        """Number of text rows that the blocks process, padding included, for each prompt that is
+        evaluated.
+        """
         evaluated = self.text_rows[:1] if self.cfg == 1 else self.text_rows
         return tuple(-(-rows // self.multiple) * self.multiple for rows in evaluated)
 
     def conditioning(self, which: int) -> list:
-        """CONDITIONING of the positive (0) or the negative (1) prompt, like the output of a text node."""
+        """A random CONDITIONING for the positive (`which` = 0) or the negative prompt (1), in the format that
+        a text encoder node returns.
+        """
         generator = torch.Generator().manual_seed(which + 1)
         rows = self.text_rows[which]
         extras = {"attention_mask": torch.ones(1, rows, dtype=torch.long)}
@@ -73,8 +80,8 @@ class Shape:
         return {"samples": torch.zeros(batch, self.channels, *size)}
 
     def network(self, device: torch.device, seed: int = 0) -> nn.Module:
-        """The bare network, with random weights generated on the device. Not for dynamic VRAM, which gives
-        new networks no weights.
+        """The bare network, with random weights generated on the device. Do not call it in a process with
+        dynamic VRAM, where a new network has no weights.
         """
         network = self._model(device).diffusion_model
         draw_weights(network, seed)
@@ -83,14 +90,14 @@ class Shape:
     def build(self, device: torch.device, seed: int = 0) -> comfy.model_patcher.ModelPatcher:
         """A MODEL built in this process, for checks and for networks that ComfyUI's loader does not detect.
 
-        It is never moved to the CPU (its offload device is its own): moving 16 GB would take longer than
-        the runs.
+        The model is never moved to the CPU, because moving 16 GB would take longer than the runs: its offload
+        device is the device it runs on.
         """
         model = self._model(device)
         draw_weights(model.diffusion_model, seed)
         patcher = comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
         if self.model_class == LUMINA_NEXT:
-            guide_first_channels(patcher)  # ComfyUI's loader does this by default
+            guide_first_channels(patcher)  # as the pack's loader node does by default
         return patcher
 
     def _model(self, device: torch.device) -> Any:
@@ -99,8 +106,8 @@ class Shape:
         return of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
 
     def shallow(self, blocks: int) -> Shape:
-        """The same family with few main blocks of the true width."""
-        if self.model_class == FLUX:  # half of each kind
+        """This network with only this number of main blocks; their width does not change."""
+        if self.model_class == FLUX:  # one half double-stream blocks, the other half single-stream blocks
             depths = {"depth": blocks // 2, "depth_single_blocks": blocks - blocks // 2}
             return replace(self, unet_config={**self.unet_config, **depths})
         config = {**self.unet_config, _DEPTH.get(self.model_class, "n_layers"): blocks}
@@ -114,7 +121,7 @@ class Shape:
         return replace(self, unet_config=config)
 
     def tiny(self) -> Shape:
-        """The same family at a size that a CPU runs in milliseconds."""
+        """A network of the same family that is small enough to run in milliseconds on a CPU."""
         config = {**self.unet_config, **_TINY[self.model_class]}
         if config.get("x_block_self_attn_layers"):
             config["x_block_self_attn_layers"] = [0]
@@ -180,7 +187,7 @@ _TINY = {
     },
     "Lumina2": {**_TINY_BLOCKS, "dim": 128, "n_heads": 4, "n_kv_heads": 2},
     "ZImage": {**_TINY_BLOCKS, "dim": 256, "n_heads": 8, "n_kv_heads": 8},
-    # ComfyUI's loader takes heads to be 128 wide.
+    # 128 features per attention head, because ComfyUI's loader assumes this width for Flux.
     FLUX: {
         "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 2, "context_in_dim": 64,
         "vec_in_dim": 64,
@@ -197,7 +204,8 @@ SHAPES = {
             _mmdit(24, 384, qk_norm="rms", x_block_self_attn_layers=list(range(13))),
             torch.float16, (154, 154), 4096, 2048,
         ),
-        # ComfyUI runs the following shapes in bfloat16. Lumina-Next pads its prompts to the longer one.
+        # ComfyUI runs the following networks in bfloat16. Lumina-Next pads both prompts to the longer one's
+        # length.
         Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
         Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
         Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),

@@ -1,4 +1,4 @@
-"""Write tensors from a device straight into a safetensors file, without building it in main memory."""
+"""Write tensors from a device straight into a safetensors file, without a copy of the file in main memory."""
 
 from __future__ import annotations
 

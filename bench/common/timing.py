@@ -1,4 +1,7 @@
-"""Timestamps and memory figures of a device; CUDA events on a GPU, so that timing never waits."""
+"""Timestamps and memory figures of a device.
+
+On a GPU, timestamps are CUDA events, so that taking a timestamp does not make the CPU wait for the GPU.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,12 @@ from ...ras_core.run.timing import Timestamp, seconds_between, timestamp
 
 @dataclass
 class Stages:
-    """Times the stages of a sampler node's call; synchronizes the device between stages and evaluations.
+    """Times the stages of a sampler node's call. To do so, it synchronizes the device at the start of each
+    stage and of each evaluation.
 
     Attributes:
-        seconds: duration of each stage, in order.
-        enqueue: CPU seconds of each evaluation, starting on an idle device.
+        seconds: total duration of each stage, by name.
+        enqueue: for each evaluation, the CPU seconds to enqueue it on an idle device.
     """
 
     device: torch.device
@@ -28,7 +32,7 @@ class Stages:
     _since: float = 0.0
 
     def enter(self, name: str) -> None:
-        """Start a stage, which ends the previous one."""
+        """Start a stage, and so end the previous one."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         now = time.perf_counter()
@@ -37,7 +41,7 @@ class Stages:
         self._name, self._since = name, now
 
     def enqueued(self) -> None:
-        """Note that the CPU has enqueued the current evaluation."""
+        """Store the CPU seconds from the start of the current evaluation until now, when it is enqueued."""
         self.enqueue.append(time.perf_counter() - self._since)
 
 
@@ -45,7 +49,8 @@ class Clock:
     """Timestamps in a run: one at the start of each evaluation and one when sampling has ended.
 
     Attributes:
-        stages: if set, notified of every stage; only for runs whose total time is not used.
+        stages: if set, it times every stage of the run. Set it only if the run's total time is not used,
+            because timing the stages slows the run down.
     """
 
     stages: Stages | None = None
@@ -69,18 +74,19 @@ class Clock:
             self.stages.enqueued()
 
     def laps(self) -> list[float]:
-        """Seconds between consecutive timestamps; waits for the device."""
+        """Seconds between consecutive timestamps. Waits until the device has reached the last timestamp."""
         return [seconds_between(*pair) for pair in itertools.pairwise(self._marks)]
 
 
 class Peak:
-    """Measures GPU memory from its creation on, in bytes; zeros on other devices.
+    """Measures GPU memory in bytes, from when this object is created until `read`. On a CPU, all figures are
+    0.
 
     Attributes:
-        before: allocated bytes at the start.
-        allocated, reserved: peaks of allocated and of reserved bytes; set by `read`.
-        taken: bytes used on the device by all processes, at the time of `read`: also the allocator's reserve,
-            and memory of CUDA graphs that no other number includes.
+        before: bytes that torch's allocator had allocated when this object was created.
+        allocated, reserved: peaks of the bytes that torch's allocator has allocated and reserved.
+        taken: bytes that all processes use on the device when `read` is called. Only this figure includes the
+            memory of CUDA graphs.
         peak: `allocated` plus the weights that dynamic VRAM keeps outside torch's allocator.
     """
 

@@ -1,4 +1,4 @@
-"""Random weights for networks of true shapes."""
+"""Random weights for networks with the layer sizes of real models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import nn
 
 @torch.no_grad()
 def draw_weights(network: nn.Module, seed: int) -> None:
-    """Set random weights: each layer preserves the scale of its input, and modulation is not zero."""
+    """Set random weights, scaled such that the output of each layer has about the scale of its input.
+    Modulation layers get random weights too, not zeros.
+    """
     tensors = [*network.named_parameters(), *network.named_buffers()]
     generator = torch.Generator(tensors[0][1].device).manual_seed(seed)
     for name, tensor in tensors:

@@ -17,14 +17,14 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts of a piece of work, or averages per step.
+    """How many operations and calls a piece of code makes, in total or on average per step.
 
     Attributes:
-        operations: PyTorch operations that the dispatcher passes to the device, views included.
-        views: operations that only reinterpret memory: no kernel, no allocation.
-        allocations: operations that allocate memory for their result.
-        functions: calls to Python functions.
-        builtins: calls from Python to functions in C.
+        operations: number of PyTorch operations that the dispatcher passes to the device, views included.
+        views: number of operations that only reinterpret memory and need no kernel and no allocation.
+        allocations: number of operations that allocate memory for their result.
+        functions: number of calls to Python functions.
+        builtins: number of calls from Python to functions in C.
     """
 
     operations: float = 0
@@ -35,7 +35,7 @@ class Counts:
 
     @property
     def kernels(self) -> float:
-        """Operations that launch work on the device."""
+        """Number of operations that launch work on the device."""
         return self.operations - self.views
 
     def __sub__(self, other: Counts) -> Counts:
@@ -50,7 +50,7 @@ class Counts:
 
 @dataclass
 class OperationCounter(TorchDispatchMode):
-    """Counts this thread's operations in the body of a with statement.
+    """Counts the PyTorch operations of this thread inside a with statement.
 
     Attributes:
         by_name: number of calls of each operation.
@@ -81,7 +81,9 @@ class OperationCounter(TorchDispatchMode):
 
 @contextmanager
 def counted_functions() -> Iterator[Counter[str]]:
-    """Count calls to Python functions ("call") and to functions in C ("c_call") in the body."""
+    """Count the calls to Python functions ("call") and to functions in C ("c_call") inside a with
+    statement.
+    """
     found: Counter[str] = Counter()
 
     def note(frame: FrameType, event: str, argument: Any) -> None:

@@ -20,10 +20,12 @@ from .counts import Counts, OperationCounter, counted_functions
 STEPS = 12
 START_STEP = 4
 WATCHED = range(START_STEP + 1, STEPS - 1)
-"""Measured steps: the regional ones without the first, and without the last step of the run."""
+"""Indices of the measured steps: all regional steps except the first regional one and the last step of the
+run."""
 
 SIDE, SHARE = 16, 4
-"""Latent pixels along one side of the image; ratio of all tokens to the active ones in a regional step."""
+"""SIDE: number of latent pixels along one side of the image. SHARE: number of all tokens, divided by the
+number of active tokens in a regional step."""
 
 DEPTH = {"sd3_medium": 24, "sd35_large": 38, "sd35_medium": 24, "lumina2": 26, "z_image": 30}
 
@@ -34,7 +36,7 @@ HEADER = (
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one step: CPU time on one core, and counts of the work."""
+    """Cost of one step: CPU seconds on one core, and the number of operations and calls."""
 
     seconds: float
     counts: Counts
@@ -54,7 +56,7 @@ def line(family: str, what: str, cost: Cost) -> str:
 
 @dataclass
 class Runner:
-    """A model and an image size to run it at."""
+    """Runs a model at one image size, and keeps the durations of its steps in `seconds`."""
 
     shape: Shape
     model: ModelPatcher
@@ -72,7 +74,7 @@ class Runner:
         return replace(of_torch, functions=of_python.functions, builtins=of_python.builtins)
 
     def time(self) -> None:
-        """Append the seconds of one run's steps to `seconds`."""
+        """Sample once, and append the CPU seconds of each measured step to `seconds`."""
         marks = self.run(time.thread_time)
         self.seconds += [marks[i] - marks[i - 1] for i in WATCHED]
 
@@ -90,12 +92,15 @@ class Runner:
 
 @torch.inference_mode()
 def costs(name: str, format_names: Sequence[str], seconds: float) -> list[Cost]:
-    """Costs of ComfyUI's own step on as many tokens, then of regional steps with each form of the K/V cache.
+    """Cost of a step without RAS, then cost of a regional step with each setting of `kv_cache`.
+
+    The step without RAS is on a smaller image: its number of tokens is the number of active tokens in a
+    regional step.
 
     Args:
         name: a family, a key of DEPTH.
         format_names: settings of `kv_cache`.
-        seconds: total timing duration; all of them take turns.
+        seconds: total duration of the timing. Runs without RAS and runs with each setting take turns.
     """
     shape = narrow(name)
     model = shape.build(torch.device("cpu"))
@@ -115,13 +120,13 @@ def costs(name: str, format_names: Sequence[str], seconds: float) -> list[Cost]:
     while time.perf_counter() < end:
         for runner in runners:
             runner.time()
-    # The fastest fifth, since other processes use this machine too.
+    # The 20th percentile of the step times: other processes on this machine make many steps slower.
     quiet = [statistics.quantiles(runner.seconds or [0.0, 0.0], n=5)[0] for runner in runners]
     return list(map(Cost, quiet, counts))
 
 
 def narrow(name: str) -> Shape:
-    """A network with its family's depth, but with few and narrow rows."""
+    """A network with as many blocks as the family's real model, but narrow layers and few text rows."""
     tiny = SHAPES[name].tiny()
     depth = "num_blocks" if "num_blocks" in tiny.unet_config else "n_layers"
     return replace(tiny, unet_config={**tiny.unet_config, depth: DEPTH[name]})

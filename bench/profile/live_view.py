@@ -1,10 +1,11 @@
-"""Measure the cost of the live view: the same demo run on a real server, alternately with and without it.
+"""Measure the cost of the live view: a demo workflow runs on a real server, alternately with and without it.
 
     $(python3 -m dev python) -m bench live-view --pairs 8      (from the repository's root)
 
-There is one server process and one client, which stays connected and receives every message and latent
-preview. Before each run the client tells the server whether it watches. The time of a run is taken from the
-sampler's trace; the CPU time is that of the server, which is less sensitive to other load. Prints JSON.
+There is one server process, and one client that stays connected and receives every message and latent
+preview. Before each run, the client tells the server whether to send the live view. A run's time is taken
+from the sampler's trace. The CPU time is that of the server process. Other load on the machine changes the
+CPU time less than it changes the run's time. The program prints JSON.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ async def one_run(client: Client, socket: aiohttp.ClientWebSocketResponse, promp
 
 
 async def measure(url: str, pid: int, pairs: int, size: int, steps: int) -> dict[str, list]:
-    """Lists with one number per run, watched and unwatched; the order alternates from pair to pair."""
+    """Lists with one figure per run, separately for runs with the live view on and off. Of each pair of runs,
+    one has it on and one off; which of them comes first alternates from pair to pair.
+    """
     client, server = Client(url), psutil.Process(pid)
     info = client.object_info()
     base = demo.with_size(demo.to_api(json.loads(demo.WORKFLOWS["sd3"].read_text()), info), size)

@@ -1,4 +1,6 @@
-"""Mark RAS's own work in a profile by wrapping its functions from outside: normal runs have no overhead."""
+"""Mark RAS's own work in a profile. RAS's functions are wrapped from outside, only while a profile is taken,
+so that normal runs have no overhead.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ from .trace_shares import EVALUATION, PREFIX
 
 Function = Callable[..., Any]
 Wrapped = tuple[Any, Function]
-"""A class or module, and one of its functions."""
+"""A class or module, and a function in it that gets wrapped."""
 
 
 def _each(of: Any, *functions: Function) -> tuple[Wrapped, ...]:
@@ -42,12 +44,13 @@ RANGES: dict[str, tuple[Wrapped, ...]] = {
     "integrator": _each(sampler, sampler.multirate_step, sampler.fresh_pixels),
     "captured calls": _each(NetworkGraphs, NetworkGraphs.prepare, NetworkGraphs.lend),
 }
-"""Functions by the name of their range, as attributes instead of strings: importing this module (as a test
-does) fails if one was renamed.
+"""The functions that each range marks, by the range's name. They are written as attributes, not as strings,
+so that importing this module (as a test does) fails if one of them has been renamed.
 """
 
 SPECIAL = _each(NetworkCall, NetworkCall.attached, NetworkCall._before_block)
-"""Functions that need a special wrapper."""
+"""Functions that get a special wrapper, which marks only the work of the hooks, not the network in
+between."""
 
 
 def wrapped() -> tuple[Wrapped, ...]:
@@ -65,7 +68,9 @@ class MarkingClock(Clock):
 
 @contextmanager
 def named_ranges() -> Iterator[None]:
-    """Mark RANGES and the hooks' own work in the body."""
+    """Inside the with statement, a profile shows named ranges: those of RANGES, and the range "hooks" for the
+    work of the torch hooks through which RAS changes a network call.
+    """
     try:
         for label, functions in RANGES.items():
             for of, function in functions:
@@ -81,7 +86,7 @@ def named_ranges() -> Iterator[None]:
 def _named(function: Callable, label: str) -> Callable:
     @wraps(function)
     def inside(*args: Any, **kwargs: Any) -> Any:
-        # A replay does not run this Python code, and a capture needs no ranges.
+        # No range during a capture: replays of the captured graph do not run this Python code.
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return function(*args, **kwargs)
         with record_function(PREFIX + label):
@@ -99,7 +104,7 @@ def _hooks_in_range(before_block: Callable) -> Callable:
 
 
 def _attached_in_range(attached: Callable) -> Callable:
-    """Mark attaching and removing the hooks, but not the call in between."""
+    """Mark the time in which hooks are attached and removed, but not the network call in between."""
 
     @contextmanager
     def inside(call: NetworkCall) -> Iterator[None]:

@@ -1,4 +1,6 @@
-"""Profiles of dense and regional steps: the share of RAS's own work, and code that waits for the device."""
+"""Profiles of dense and regional steps: RAS's own share of the time, and the code that waits for the
+device.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,13 @@ from .trace_shares import step_shares
 
 STEPS = START_STEP + 7
 CHOSEN = tuple(range(START_STEP + 1, STEPS - 1))
-"""Profiled evaluations: regional ones without the first, and without the last of the run."""
+"""Indices of the profiled evaluations: all regional ones except the first regional one and the run's last
+one."""
 
 
 @torch.inference_mode()
 def profiles(bench: Bench, variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """One entry per variant; if it failed, with the error instead of figures."""
+    """One entry per variant, with its figures, or with the error if profiling it failed."""
     found = []
     for variant in variants:
         entry = {"case": bench.case.key, "variant": variant.key, "ratio": variant.ratio, "error": ""}
@@ -40,7 +43,9 @@ def profiles(bench: Bench, variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 
 def profile_variant(bench: Bench, variant: Variant) -> dict[str, Any]:
-    """Run to warm up, run in the profiler, and on a GPU run again to find calls that wait for the device."""
+    """Sample a first time to warm up, a second time in the profiler, and on a GPU a third time to find the
+    calls that wait for the device.
+    """
     on_gpu = bench.device.type == "cuda"
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with named_ranges():
@@ -63,7 +68,9 @@ def profile_variant(bench: Bench, variant: Variant) -> dict[str, Any]:
 
 
 class WatchingClock(Clock):
-    """Enables CUDA's warnings about synchronization during the chosen evaluations."""
+    """A clock that turns on PyTorch's warnings about CUDA synchronization during the evaluations in
+    CHOSEN.
+    """
 
     def restart(self) -> None:
         super().restart()
@@ -79,7 +86,7 @@ class WatchingClock(Clock):
 
 
 def waiting_lines(bench: Bench, variant: Variant) -> dict[str, float]:
-    """Lines of Python code that wait for the device, with their frequency per step."""
+    """Lines of Python code that wait for the device, each with its number of waits per step."""
     each = bench.measured(variant, WatchingClock(bench.device))
     try:
         with warnings.catch_warnings(record=True) as caught:

@@ -1,7 +1,7 @@
-"""Where a step's time goes, read from a profiler's Chrome trace. Pure.
+"""Compute from a profiler's Chrome trace where the time of a step goes. This module does not import torch.
 
-Named ranges on the CPU side tell which code launched a kernel: the innermost range around the launch.
-CPU times are those of the launching thread, device times those of kernels and copies.
+A kernel is attributed to the innermost named range that was open on the CPU when the kernel was launched. CPU
+times are those of the thread that launches kernels; device times are those of kernels and copies.
 """
 
 from __future__ import annotations
@@ -16,27 +16,30 @@ from typing import Any
 PREFIX = "ras: "
 EVALUATION = "bench: evaluation"
 NETWORK = "network and ComfyUI"
-"""Work outside all of our ranges."""
+"""Name under which the time outside all ranges of RAS is counted: time in the network and in ComfyUI."""
 
 LAUNCHERS = ("cuda_runtime", "cuda_driver")
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 READS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
-"""Operations that read a result on the CPU side; on a GPU each of them also waits."""
+"""PyTorch operations that read a tensor's values on the CPU. If the tensor is on a GPU, they wait for the
+GPU."""
 
 Event = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Segments:
-    """A timeline, split where the innermost range changes: names[i] is the range from starts[i] on."""
+    """A timeline, split where the innermost range changes: from starts[i] on, the innermost range is
+    names[i].
+    """
 
     starts: Sequence[float]
     names: Sequence[str]
 
     @classmethod
     def of(cls, ranges: Iterable[Event]) -> Segments:
-        """Build the timeline from ranges that are nested or disjoint."""
+        """Build the timeline from ranges, each two of which are either nested or disjoint."""
         edges = []
         for each in ranges:
             start, length = float(each["ts"]), float(each["dur"])
@@ -55,7 +58,7 @@ class Segments:
         return self.names[bisect.bisect_right(self.starts, time) - 1]
 
     def times(self, start: float, end: float) -> Counter[str]:
-        """Total duration of each name between two timestamps."""
+        """Total time between two timestamps in which each name was the innermost range."""
         found: Counter[str] = Counter()
         first = bisect.bisect_right(self.starts, start) - 1
         for i in range(first, len(self.starts)):
@@ -67,23 +70,28 @@ class Segments:
 
 
 def step_shares(events: Sequence[Event], chosen: Sequence[int]) -> dict[str, Any]:
-    """Means over the chosen evaluations, each from its start to that of the next; times in milliseconds.
+    """Mean figures of the chosen evaluations (steps). A step lasts from the start of its evaluation to the
+    start of the next evaluation. Times are in milliseconds.
 
     Returns:
-        wall_ms, device_ms: duration of a step, and of its kernels.
-        cpu_ms_by, device_ms_by: CPU and device time by range.
-        own_cpu_share, own_device_share: share of these times in our ranges; None if nothing was measured.
-        kernels, launches: kernels per step, and calls that launched them.
-        waits, reads: calls per step, by "name in range".
+        wall_ms, device_ms: duration of a step, and total duration of its kernels and copies.
+        cpu_ms_by, device_ms_by: CPU time and device time of a step, by range.
+        own_cpu_share, own_device_share: the part of the CPU time and of the device time that is in RAS's
+            ranges; None if no time was measured.
+        kernels, launches: kernels and copies per step, and calls per step that launched them.
+        waits, reads: two dictionaries with the number of calls per step: those that wait for the device, and
+            those that read a tensor's value on the CPU. A key has the form "CALL in RANGE".
         pageable_copies: copies per step from or to main memory that is not pinned.
 
     Raises:
-        ValueError: the trace does not hold the evaluation after the last chosen one.
+        ValueError: the trace ends before the evaluation that follows the last chosen one.
     """
     events = [e for e in events if "dur" in e]
     marks = sorted(float(e["ts"]) for e in events if e["name"] == EVALUATION and _is_range(e))
     if not chosen or len(marks) < max(chosen) + 2:
-        raise ValueError(f"{len(marks)} evaluations in the trace; {list(chosen)} and the next one are needed")
+        raise ValueError(
+            f"the trace has {len(marks)} evaluations; evaluations {list(chosen)} and the next one are needed"
+        )
     segments = Segments.of(e for e in events if _is_range(e) and e["name"].startswith(PREFIX))
     windows = [pair for i, pair in enumerate(pairwise(marks)) if i in set(chosen)]
     on_cpu: Counter[str] = Counter()

@@ -6,8 +6,9 @@ These modules need no model and no device: `cells` (a cell is one sampling confi
 
 These modules sample images and measure them: `methods` (builds the model and the sampler of a cell),
 `block_cache` (DBCache), `oracle` (exact keys and values in regional steps: an upper bound on the quality of
-RAS), `calibrated` (measures which parts of the noise schedule need the most steps on a model), `sources`,
-`sampling`, `solvers`, `references`, `engine`, `features`, `weighted_figures`, `real`.
+RAS), `known_tokens` (a trial: regional steps in inpainting), `calibrated` (measures which parts of the noise
+schedule need the most steps on a model), `sources`, `sampling`, `solvers`, `references`, `engine`,
+`features`, `weighted_figures`, `real`.
 
 `table`, `sweep` and `cluster` run many cells. `report`, `rivals` (RAS against the best of all baselines),
 `plots`, `grids` and `conclude` present the results. All of them share `prompts` and `options` as inputs.

@@ -82,7 +82,8 @@ TOKENS = ((28, 8, 0, 0.5), (20, 4, 4, 0.5))
 
 
 def baselines(family: str, seed: int) -> list[Cell]:
-    """The cells of every kind of baseline, two settings of each kind at a time.
+    """The cells of every kind of baseline, in the order in which a sweep measures them: the kinds take turns,
+    and each contributes two settings per turn.
 
     The first settings cover each kind coarsely; the later ones add points to its Pareto front.
     """

@@ -30,10 +30,11 @@ class Kept:
     """Residuals cached from the last full call of a branch: the last call that ran all blocks.
 
     Attributes:
-        probe: residual of the probe blocks together, one tensor for each output of the last of them; None for
-            an output without an input of the same shape.
-        residuals: for each block after the probe, by its index, one residual for each output of the block,
-            with the position of the matching input among the block's arguments; None where no input matches.
+        probe: residual of the whole probe, one entry for each output of the last probe block: this output
+            minus the matching input of the first block. The entry is None if no input matches.
+        residuals: index of a block after the probe -> one entry for each output of the block. An entry is the
+            position of the matching input among the block's arguments, and the output minus this input. The
+            entry is None if no input matches.
     """
 
     probe: list[Tensor | None] = field(default_factory=list)
@@ -61,7 +62,7 @@ def with_block_cache(model: ModelPatcher, threshold: float, probe: int, warm_up:
 
 
 def work_of_last_run(model: ModelPatcher) -> list[float]:
-    """For each call of the last run, the part of the blocks that ran, by their number of linear weights."""
+    """For each call of the last run, the share of the network's linear weights in the blocks that ran."""
     return model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)[0].__self__.work
 
 
@@ -69,7 +70,8 @@ class BlockCache:
     """The DBCache state of a patched model; each run starts with an empty cache.
 
     Attributes:
-        work: for each call of the run, the part of the blocks that ran, by their number of linear weights.
+        work: for each call of the run, the share of the linear weights of all blocks that is in the blocks
+            that ran.
         before: number of linear weights in the refiner blocks, which always run before the main blocks.
     """
 
@@ -161,7 +163,8 @@ def _value(args: tuple, kwargs: dict, position: Position) -> Tensor:
 
 
 def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, Tensor] | None]:
-    """For each output of a block, position and value of the matching input: the next of the same shape.
+    """For each output of a block, position and value of the matching input. This is the first input that has
+    the output's shape and does not match an earlier output.
 
     This works because blocks take and return their hidden tensors in the same order. The entry is None if the
     output is None or if no input has its shape.

@@ -24,7 +24,8 @@ from .sources import Source
 def costs_of(
     source: Source, options: Options, cfg: float, tasks: Callable[[Sequence[str]], Iterable[Task]]
 ) -> tuple[float, ...]:
-    """For each twelfth of a fine `simple` schedule, the final error if one Euler step replaces its steps.
+    """For each twelfth of a fine `simple` schedule: the error of the final latents if one Euler step replaces
+    all steps of this twelfth.
 
     The costs are kept in the folder of the reference trajectories, in a file whose name contains a hash of
     everything that they depend on.
@@ -55,7 +56,7 @@ def unjudged(judged: Sequence[str]) -> list[str]:
     """The calibration prompts that are not among the prompts that quality is measured with (`judged`).
 
     Raises:
-        RASError: all calibration prompts are among them.
+        RASError: all calibration prompts are in `judged`.
     """
     found = [prompt.text for prompt in read_prompts(CALIBRATION) if prompt.text not in set(judged)]
     if not found:

@@ -27,9 +27,14 @@ FRESHER: dict[str, dict[str, Any]] = {
     "spread": {"spread": True},
     "fresher": {"continue_outputs": True, "kv_cache": "forecast2", "spread": True},
 }
-"""Additions to the method forecast, by name, as fields of RASConfig: the estimates of cached tokens continue
-along their last change ("continued"), keys and values are extrapolated quadratically ("quadratic"), forecasts
-are corrected by the errors of nearby rows ("spread"), and all three additions together ("fresher").
+"""Methods that add settings to the method forecast, by name. The settings are fields of RASConfig.
+
+- continued: the denoised estimates of cached tokens are extrapolated by their last change, instead of being
+  kept constant;
+- quadratic: cached keys and values are extrapolated by their last two changes, instead of by the last one;
+- spread: forecasts of cached keys and values are corrected by the forecast errors of nearby rows, which the
+  step computes;
+- fresher: all three additions together.
 """
 METHODS: tuple[str, ...] = (*get_args(CellMethod), *FRESHER)
 REGIONAL = ("multirate", "forecast", "change", "paper", "random", *FRESHER)
@@ -40,7 +45,7 @@ RETIRED = ("adaptive",)
 """Methods that occur in committed results but no longer exist: their rows can be read, but not run again."""
 CACHES = ("lazycache", "easycache")
 ORDER_SAMPLERS = {1: "euler", 2: "dpmpp_2m"}
-"""Order of the multirate integrator -> the ComfyUI sampler that RASKSampler replaces by that integrator."""
+"""The ComfyUI sampler that RASKSampler replaces by the multirate integrator, for each integrator order."""
 
 
 @dataclass(frozen=True)
@@ -49,27 +54,39 @@ class Cell:
 
     Attributes:
         family: name of a source (sources.py).
-        method: dense (a baseline with fewer steps when `steps` is small); multirate (change-based token
-            selection and corrected integrator); forecast (multirate with kv_cache = forecast) and its
-            additions (FRESHER); change (the change-based selection, without the corrected integrator); paper
-            (the token selection of the RAS paper); random (random tokens); lazycache and easycache (ComfyUI's
-            nodes); whole_steps (forecasts of skipped steps); dbcache; plan (RAS with a plan); exact_kv (plan,
-            with exact keys and values in regional steps).
-        sampler: name of a ComfyUI sampler, or "ab2".
+        method: how the cell samples:
+            dense: every step processes all tokens; a baseline with fewer steps when `steps` is small.
+            multirate: RAS that selects the tokens whose estimate has most likely changed, and samples with
+                the multirate integrator.
+            change: selects tokens as multirate does, but without the multirate integrator.
+            forecast: multirate with kv_cache = "forecast".
+            continued, quadratic, spread, fresher: forecast with the additional settings in FRESHER.
+            paper: RAS with the token selection of the RAS paper.
+            random: RAS that selects tokens at random.
+            plan: RAS with a plan (PLANNED).
+            exact_kv: as plan, but regional steps have exact keys and values (oracle.py).
+            lazycache, easycache: ComfyUI's nodes of these names.
+            dbcache: DBCache (block_cache.py).
+            whole_steps: skipped steps get a forecast of the denoised estimate (whole_steps.py).
+        sampler: name of a ComfyUI sampler, or "ab2", the harness's own second-order Adams-Bashforth sampler
+            (solvers.py).
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
         ratio_end, metric, high_ratio: as in PaperSettings, for the methods paper and random.
-        starvation: `starvation_scale` of PaperSettings, for the methods paper and random.
+        starvation: `starvation_scale` of PaperSettings, for the methods paper and random: weight, in a
+            token's score, of the number of steps that dropped the token.
         threshold: reuse threshold of LazyCache, EasyCache and DBCache.
         seed: seed of the noise.
         grid: name of the sigma grid (sigma_grids.py); if empty, the scheduler of the sweep's options is used.
-            A name that fixes the number of steps, such as 8of40by3, overrides `steps`.
-        form: name of the forecast of the method whole_steps (whole_steps.py). That method computes the first
-            `start` steps and then every `reset_every`-th step.
+            The name of a grid can fix the number of steps, which then overrides `steps`: the name 8of40by3
+            (the first 8 of 40 steps, then every third level) fixes 19.
+        form: for the method whole_steps: name of the forecast (whole_steps.py). The method whole_steps
+            computes the first `start` steps and then every `reset_every`-th step.
         probe: number of blocks that DBCache always runs. For DBCache, `start` is the number of steps at the
             start that run all blocks.
-        shares: share of the tokens at each step, for the methods plan and exact_kv. If empty, each step from
-            `start` on has the share `ratio`, except that the steps in `reset_steps` are dense.
+        shares: share of active tokens at each step, for the methods plan and exact_kv. If `shares` is
+            empty, the first `start` steps and the steps in `reset_steps` are dense, and all other steps have
+            the share `ratio`; `reset_every` is not used.
         kv_cache: as in RASConfig, for the methods plan and exact_kv.
         extra: further fields of RASConfig for the methods plan and exact_kv, as JSON text or a dictionary.
     """
@@ -107,12 +124,15 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """A hash of the settings, which identifies the cell in every run of the harness."""
+        """A hash of the settings. It names the cell in results, and is the same whenever the harness runs."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def order(self) -> int:
-        """Order of the integrator: 1 for Euler, 2 for the second-order samplers, 0 for any other sampler."""
+        """Order of the multirate integrator that matches the sampler: 1 for Euler, 2 for dpmpp_2m and ab2.
+
+        It is 0 for all other samplers, which have no matching multirate integrator.
+        """
         return {"euler": 1, "dpmpp_2m": 2, "ab2": 2}.get(self.sampler, 0)
 
     @property
@@ -139,7 +159,10 @@ class Cell:
         return f"{self.method}{kind} {self.sampler} {self.steps}/{self.start}/{resets} {self.ratio:.0%}"
 
     def config(self) -> RASConfig | None:
-        """The settings that a RAS node would have for this cell; None for a plan, or a method without RAS."""
+        """The settings that a RAS node would have for this cell.
+
+        None if the method runs a plan (PLANNED) or does not use RAS.
+        """
         if self.method not in REGIONAL:
             return None
         common = {"sample_ratio": self.ratio, "start_step": self.start, "error_reset_every": self.reset_every}
@@ -182,7 +205,8 @@ class Cell:
     def plan(self) -> Plan:
         """The plan that ras_core runs for this cell.
 
-        Its density is even and has no effect, because the noise levels come from the cell's grid.
+        A plan's density decides the noise levels. Here the density is even, and it is not used: the noise
+        levels come from the cell's grid.
         """
         shares = self.step_shares()
         sampler = self.sampler if self.sampler in PLAN_SAMPLERS else PLAN_SAMPLERS[0]  # no effect on shares

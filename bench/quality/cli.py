@@ -21,10 +21,10 @@ from .prompts import HELD_OUT, read_prompts, write_held_out
 from .weighted_figures import PLUGINS, parse_plugins
 from .whole_steps import FORMS
 
-VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps")
+VALIDATIONS = ("metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps", "inpaint")
 SMALL = {"count": 2, "size": 320, "reference_steps": 200, "batch": 2}
 FULL = {"count": 256, "size": 512, "reference_steps": 250, "batch": 64}
-"""Default values of these options: SMALL on a CPU, FULL on a GPU."""
+"""SMALL and FULL: default values of --count, --size, --reference-steps and --batch on a CPU and on a GPU."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 def remote_side(options: dict) -> object:
     """Set up ComfyUI in a Ray worker process and return the worker's measuring engine.
 
-    `options` are those of the process that started the worker, so that both sample alike.
+    `options` are those of the process that started the worker, so that both processes sample alike.
     """
     from .options import options_from
 
@@ -76,6 +76,9 @@ def parser() -> argparse.ArgumentParser:
     for name in VALIDATIONS:
         command = commands.add_parser(name, help=f"validation: {_about(name)}")
         _add_options(command, families="sd3")
+        if name == "inpaint":
+            command.add_argument("--parts", type=_words, default=("half", "quarter", "sixteenth"))
+            command.add_argument("--denoises", type=_floats, default=(1.0, 0.6))
         if name == "backgrounds":
             command.add_argument(
                 "--artwork",
@@ -93,6 +96,7 @@ def _about(name: str) -> str:
         "backgrounds": "token-ranking metrics on images with plain and with busy backgrounds",
         "drift": "errors of cached keys, values and attention outputs in long runs, with and without resets",
         "early-steps": "quality with 0, 2, 4 and 6 dense steps at the start",
+        "inpaint": "PSNR inside the mask, of plain runs and of regional steps",
     }[name]
 
 
@@ -351,7 +355,8 @@ def run_validation(arguments: argparse.Namespace) -> int:
 
     name = arguments.command
     out = arguments.out or OUTPUT / name
-    extra = {"artwork": arguments.artwork} if name == "backgrounds" else {}
+    own = {"backgrounds": ("artwork",), "inpaint": ("parts", "denoises")}.get(name, ())
+    extra = {each: getattr(arguments, each) for each in own}
     for family in families_of(arguments):
         print(VALIDATION_COMMANDS[name](family, options, out, **extra))
     return 0

@@ -73,7 +73,7 @@ def _spread(ray: Any, cells: Sequence[Cell], options: Options, workers: int) -> 
 def _references(
     ray: Any, pool: Sequence[Any], cells: Sequence[Cell], options: Options
 ) -> dict[refs.Reference, Any]:
-    """Let the workers sample the references that the cells need; returns Ray handles of their latents."""
+    """The references that the cells need, sampled by the workers: Ray handles of their latents."""
     wanted = refs.needed(list(cells), options)
     tasks = [_reference_task(reference) for reference in wanted]
     return {wanted[number]: ray.put(latents) for number, latents in _in_turn(ray, pool, tasks)}
@@ -108,8 +108,9 @@ def _in_turn(ray: Any, pool: Sequence[Any], tasks: Sequence[Callable[[Any], Any]
 def _worker_class() -> type:
     """The class of the Ray workers.
 
-    It is defined inside a function, so that Ray sends its code to the workers: they cannot import it by name,
-    because the pack has no importable name before `register_pack`.
+    The class is defined inside a function, so that Ray sends its code to the workers. A worker could not
+    import the class by name: this repository can be imported in the worker only after `register_pack`, which
+    the class itself calls.
     """
 
     class Worker:

@@ -46,10 +46,11 @@ def can_plot() -> bool:
 
 
 def _grid(rows: Sequence[Row], family: str, out: Path) -> None:
-    """Stack the image strips of all cells that are on the Pareto front of their curve.
+    """Stack the image strips of the cells on Pareto fronts. The cells of one kind of method are a curve
+    (`series_of`), and each curve has a Pareto front of its own.
 
-    The curves of fewer steps come first, then those of the other methods. A strip shows the first images of a
-    cell; its label gives the cell, the cost reduction and the PSNR.
+    The curves of the fewer-steps baselines come first, then the curves of the other methods. A strip shows
+    the first images of a cell; its label gives the cell, the cost reduction and the PSNR.
     """
     groups = curves(rows, family)
     strips = []

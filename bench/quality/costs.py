@@ -1,4 +1,4 @@
-"""Cost reduction of a cell: FLOPs of a dense run with the default number of steps, divided by the cell's."""
+"""Cost reduction of a cell: FLOPs of a dense run with the default number of steps / FLOPs of the cell."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DEFAULT_STEPS = 28
 def _mmdit_profile(width: int, blocks: int, patch_width: int) -> CostProfile:
     """Cost profile of an MMDiT that has only joint attention of image and text, as SD3-medium has.
 
-    For the text rows, its last block computes only keys and values.
+    The last block of an MMDiT computes only keys and values for the text rows.
     """
     block = 12 * width**2  # in units of width**2: qkv 3, output projection 1, MLP 8
     return CostProfile(
@@ -43,9 +43,9 @@ def cost_reduction(
 ) -> float:
     """FLOPs of a dense run of `default_steps` steps, divided by the FLOPs of the evaluations in `shares`.
 
-    `shares` has the share of active tokens of each evaluation, without the evaluations that a cache skipped.
-    `work` has, for each of these evaluations, the part of the network's blocks that ran; if `work` is empty,
-    all blocks ran in each of them.
+    `shares` has the share of active tokens of each evaluation. Evaluations that LazyCache, EasyCache or a
+    whole-step forecast skipped are not in the list. `work` has, for each of these evaluations, the part of
+    the network's blocks that ran; if `work` is empty, all blocks ran in each of them.
     """
     work = work or [1.0] * len(shares)
     dense = default_steps * profile.step_flops(n_tokens, n_tokens, n_text)
@@ -61,6 +61,7 @@ def sd3_cost_reduction(
 ) -> float:
     """The cost reduction for a network of SD3-medium's shape at 1024 x 1024 pixels.
 
-    This is a size at which users need the speed-up; the networks measured here may be much smaller.
+    Runs of this size take so long that users want them to be faster. The networks that the harness measures
+    may be much smaller.
     """
     return cost_reduction(SD3_MEDIUM, SD3_TOKENS, SD3_TEXT, shares, default_steps, work)

@@ -32,7 +32,10 @@ KEEP_BYTES = 1 << 30
 
 
 class Engine:
-    """Measures cells in this process. It holds the model and the references of one model family at a time."""
+    """Measures cells in this process.
+
+    An engine holds the model and the references of one model family at a time.
+    """
 
     def __init__(self, options: Options, pictures: Path | None = None):
         self.options = options
@@ -92,7 +95,7 @@ class Engine:
         """The decoded images of a reference, as a list of batches, kept for later cells.
 
         If the images would take more than 1 GiB in float32, they are kept in float16. The rounding to float16
-        limits a PSNR to 79 dB, far above the figures that are measured.
+        limits a PSNR to 79 dB, far above the PSNRs that cells reach.
         """
         if reference not in self._decoded:
             latents = self.reference(reference)
@@ -158,7 +161,11 @@ class Engine:
         return figures | {plugin.column: plugin.value() for plugin in self._plugins or ()}
 
     def _prepare_figures(self) -> None:
-        """Load the feature networks and compute the features of the real images, on the first call only."""
+        """Load the networks that quality figures need and compute the features of the real images.
+
+        The feature network of FD-EffLite0 is loaded if there are real images, and the networks of LPIPS, CLIP
+        score and FID if --with names these figures. Only the first call does anything.
+        """
         if self._plugins is not None:
             return
         options, device = self.options, self._studio.source.device

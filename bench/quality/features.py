@@ -1,8 +1,9 @@
 """FD-EffLite0: a Frechet distance between image sets, computed from features of EfficientNet-Lite0.
 
 Its values cannot be compared with FID, which uses another network. The network's weights are part of a Python
-package, so nothing is downloaded. The pooled features hardly depend on colour. So a second Frechet distance
-uses the mean and the standard deviation of each channel after block 4, which do depend on colour.
+package, so nothing is downloaded. The pooled features (the final features, averaged over the image) hardly
+depend on colour. So there is a second Frechet distance, whose features do depend on colour: the mean and the
+standard deviation of each channel after block 4.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ class FeatureNet:
 
 
 def distances(made: Features, real: tuple[Features, Features] | None) -> dict[str, float]:
-    """Frechet distances of sampled images to the real images, as columns of the results table.
+    """Frechet distances of sampled images to the real images, by their column in the results table.
 
-    The real images come in two halves. For each kind of features there are three columns: the mean of the
+    The real images come in two halves. For the pooled features there are three columns: the mean of the
     distances to the two halves (`fd`), half the difference of these distances (`fd_spread`), and the distance
-    between the two halves (`fd_floor`). Empty without real images, or with fewer than two sampled images.
+    between the two halves (`fd_floor`). The columns for the features after block 4 begin with `fd_block4`
+    instead of `fd`. The result is empty if there are no real images or fewer than two sampled images.
     """
     if real is None or len(made) < 2:
         return {}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 PSNR_CEILING = 100.0
-"""Largest PSNR in dB. Identical images get this value instead of infinity, so that means stay finite."""
+"""Largest PSNR in dB. For identical images it replaces an infinite PSNR, so that means stay finite."""
 
 
 def psnr(pictures: Tensor, reference: Tensor) -> Tensor:
@@ -30,7 +30,10 @@ def ssim(pictures: Tensor, reference: Tensor) -> Tensor | None:
 
 
 def masked_psnr(pictures: Tensor, reference: Tensor, mask: Tensor) -> Tensor:
-    """PSNR of each image in dB, with each pixel's error weighted by `mask`, (n, 1, H, W) in [0, 1]: (n,)."""
+    """PSNR of each image in dB, with each pixel's error weighted by a mask. The result is (n,).
+
+    `pictures` and `reference` are (n, 3, H, W) and `mask` is (n, 1, H, W), all in [0, 1].
+    """
     error = (pictures.float() - reference.float()).square().mean(dim=1, keepdim=True) * mask
     mean = error.sum(dim=(1, 2, 3)) / mask.sum(dim=(1, 2, 3)).clamp_min(1e-9)
     return (-10.0 * mean.clamp_min(1e-30).log10()).clamp_max(PSNR_CEILING)

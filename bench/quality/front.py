@@ -11,7 +11,10 @@ Point = tuple[float, float]
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
-    """The points that no other point beats in both numbers, without duplicates, by rising cost reduction."""
+    """The points on the Pareto front, each once, sorted by rising cost reduction.
+
+    A point is on the front if no other point is at least as good in both cost reduction and quality.
+    """
     front: list[Point] = []
     for cost, quality in sorted(set(points), reverse=True):
         if not front or quality > front[-1][1]:
@@ -22,8 +25,8 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 def at_cost(front: Sequence[Point], cost: float) -> float | None:
     """Quality of a front at a cost reduction, interpolated linearly; None beyond the front's last point.
 
-    At a cost reduction below that of the front's first point, the result is the quality of the first point,
-    because a run that is cheaper than required is allowed.
+    Below the cost reduction of the front's first point, the result is the quality of the first point: its run
+    costs less than this cost reduction allows.
     """
     if not front or cost > front[-1][0]:
         return None
@@ -50,8 +53,9 @@ class Ratio:
 
     Attributes:
         value: cost reduction of the first front at this quality, divided by that of the other front.
-        bound: "" if `value` is the ratio itself. ">=" or "<=" if the other front does not extend to this
-            quality, so that `value` is only a lower or an upper bound of the ratio.
+        bound: how the ratio compares with `value`. "": they are equal. ">=": the ratio is at least `value`,
+            because the quality is above all points of the other front. "<=": the ratio is at most `value`,
+            because the quality is below all points of the other front.
     """
 
     value: float
@@ -64,11 +68,12 @@ def at_log_cost(front: Sequence[Point], cost: float) -> float | None:
 
 
 def time_to_equal_quality(front: Sequence[Point], other: Sequence[Point], cost: float) -> Ratio | None:
-    """How many times faster `front` is than `other` at equal quality.
+    """The `Ratio` of two fronts at equal quality: how many times faster `front` is than `other`.
 
-    The quality is that of `front` at the cost reduction `cost`. The result is `cost` divided by the cost
-    reduction at which `other` has the same quality; above 1, `front` is faster. Both arguments are results of
-    `pareto`, and both are interpolated linearly in the logarithm of the cost reduction. None if `front` ends
+    The quality is that of `front` at the cost reduction `cost`. The value of the ratio is `cost` divided by
+    the cost reduction at which `other` has the same quality; above 1, `front` is faster. `front` and `other`
+    are results of `pareto`, and are interpolated linearly in the logarithm of the cost reduction. The result
+    is a bound if `other` does not reach the quality or is better everywhere. It is None if `front` ends
     before `cost`, or if `other` is empty.
     """
     quality = at_log_cost(front, cost)

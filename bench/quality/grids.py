@@ -1,6 +1,7 @@
 """Image strips for visual comparison.
 
-A strip has the first images of one cell in a row; strips of several cells are stacked to an image grid.
+A strip shows the first images of one cell in a row. An image grid shows the strips of several cells, one
+below the other.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ def save_strip(path: Path, pictures: Tensor) -> None:
 
 
 def stack_strips(strips: Sequence[tuple[str, Path]], out: Path) -> bool:
-    """Stack the strips of (label, file) and save them as one image.
+    """Stack the strips of these (label, file) pairs and save them as one image.
 
-    Strips whose file does not exist are left out. Returns False, and saves nothing, if no file exists.
+    Strips whose file does not exist are left out. Returns False, and saves nothing, if none of the files
+    exists.
     """
     present = [(label, np.asarray(Image.open(path))) for label, path in strips if path.is_file()]
     if not present:

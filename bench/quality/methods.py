@@ -45,7 +45,11 @@ def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
 
 
 def sampler_for(cell: Cell) -> comfy.samplers.KSAMPLER:
-    """The sampler of a cell; for the method whole_steps, it forecasts the estimates of the skipped steps."""
+    """The sampler of a cell.
+
+    For the method whole_steps, the sampler's skipped steps use a forecast of the denoised estimate instead of
+    a run of the network.
+    """
     if cell.method in PLANNED and cell.sampler == "ab2":
         return multirate_sampler("ab2")
     sampler = sampler_of(cell.sampler)

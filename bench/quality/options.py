@@ -28,14 +28,15 @@ class Options:
         cfg: guidance scale; 0 takes the default of the model (sources.py).
         scheduler: ComfyUI's name of the scheduler, for cells without a grid.
         batch: largest number of images sampled in one batch.
-        default_steps: number of steps of the dense run that costs are relative to.
+        default_steps: a cell's cost is relative to that of a dense run with this number of steps.
         reference_steps: steps of the converged trajectory.
         device, dtype, threads: the arguments of `start` in bench/common/setup.py.
         weights: folder of the demo models' weights; if empty, those that the pack includes are used.
         checkpoint: path of a user's model file; empty to measure the demo models only.
         cache: folder that keeps reference trajectories and calibrations between runs.
         real: folder of real images for the Frechet distance; if empty, the distance is not measured.
-        plugins: (name, path of its weights) of each further figure to compute (weighted_figures.py).
+        plugins: for each further quality figure to compute (weighted_figures.py): its name, and the folder of
+            the network weights that the figure needs, or "".
     """
 
     prompts: tuple[Prompt, ...]

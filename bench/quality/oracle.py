@@ -1,9 +1,11 @@
 """An upper bound on the quality of RAS: regional steps with exact instead of cached keys and values.
 
-If the keys and values of all tokens were exact in every layer, the output at active tokens would be that of a
-dense call. So this module makes a dense call, takes its output at active tokens, and the cached output at the
-other tokens. The call takes the time of a dense step, but its cost is counted as that of a regional step. No
-real method can achieve this; the bound shows how much quality better keys and values could add at most.
+A regional step of RAS computes only the active tokens, which attend to cached keys and values of the other
+tokens. With exact keys and values in every layer, the output at active tokens would be that of a dense call.
+So this module makes a dense call and keeps its output at active tokens only; the other tokens keep their
+cached output. The call takes the time of a dense step, but its cost is counted as that of a regional step. No
+real method can get exact keys and values at this cost. The bound shows by how much the quality of RAS could
+rise at most if its cached keys and values were better.
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """The cells that measure RAS with plans at many cost reductions.
 
-Some of these cells use exact keys and values (oracle.py); their quality is an upper bound for RAS.
+A way (`Way`) is a rule for spending the cost of a run. It consists of a sigma grid, a sampler, an approximate
+share of active tokens in regional steps, and the part of the cost that dense steps at the start take. A way
+and a cost reduction together give one cell.
+
+Some of the cells use exact keys and values (oracle.py); their quality is an upper bound for RAS.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from .cells import Cell
 from .costs import DEFAULT_STEPS, SD3_MEDIUM, SD3_TEXT, SD3_TOKENS
 
 TARGETS = (2.0, 1.5, 3.0, 2.5, 1.75, 3.5)
-"""Cost reductions that the plans are made for, those that users ask for most often first."""
+"""Cost reductions for which plans are made. The ones that users ask for most often come first."""
 # A way to spend the cost of a run: grid, sampler, approximate share of the tokens in regional steps, part of
 # the run's cost that is spent on dense steps at the start.
 Way = tuple[str, str, float, float]
@@ -34,9 +38,10 @@ COARSE_WAYS: tuple[Way, ...] = (
     ("calibrated", "euler", 0.7, 0.4),
     ("calibrated", "euler", 0.5, 0.5),
 )
-"""Further ways for cost reductions of 2.5x and more.
+"""Additional ways (`Way`), for cost reductions of 2.5x and more.
 
-At those the steps are so long that a first-order sampler is often better than a second-order one.
+At such cost reductions the steps are so long that a first-order sampler is often better than a second-order
+one.
 """
 # Grid, number of dense steps at the start, share of the tokens in regional steps, number of dense steps at
 # the end.
@@ -50,7 +55,7 @@ FRONT_LOADED = (
 )
 KV_CACHE = "forecast"
 OLD_SETTINGS = ((28, 8, 0, 0.5), (28, 6, 0, 0.3), (20, 6, 0, 0.35), (28, 4, 0, 0.08))
-"""Settings that users can give the nodes without a plan, measured on the `simple` schedule.
+"""Settings of RAS without a plan, as users can enter them in the nodes. They run on the `simple` schedule.
 
 Each has the number of steps, the number of dense steps at the start, the interval of the later dense steps
 (0: none), and the share of the tokens in regional steps.
@@ -58,10 +63,12 @@ Each has the number of steps, the number of dense steps at the start, the interv
 
 
 def plans(family: str, seed: int) -> list[Cell]:
-    """All cells of RAS with plans, in the order in which a sweep with a time limit should measure them.
+    """All cells (configurations to be measured) that run RAS by a plan, in the order in which a sweep with a
+    time limit should measure them.
 
-    The ways (`WAYS`) that promise the highest quality come first, each at all cost reductions (`TARGETS`).
-    The cells with exact keys and values follow after the first two ways.
+    The ways in WAYS that promise the highest quality come first, and each way runs at all cost reductions in
+    TARGETS. The cells of the first two ways also run with exact keys and values: the first six of these
+    follow directly after the two ways, the others near the end.
     """
     made = [_cells(family, seed, [way]) for way in WAYS]
     coarse = _cells(family, seed, COARSE_WAYS, [target for target in TARGETS if target >= 2.5])
@@ -112,9 +119,9 @@ def read_cells(path: Path, families: Sequence[str]) -> list[Cell]:
 
 
 def with_extra(cells: Iterable[Cell], extras: Sequence[dict[str, Any]]) -> list[Cell]:
-    """The given cells, followed by copies of the planned ones that have further settings of RASConfig.
+    """The given cells, followed by copies of those whose method is plan or exact_kv.
 
-    Each set of settings in `extras` makes one copy of every cell whose method is plan or exact_kv.
+    Each dictionary in `extras` has further fields of RASConfig, and makes one copy of every such cell.
     """
     cells = list(cells)
     planned = [cell for cell in cells if cell.method in ("plan", "exact_kv")]

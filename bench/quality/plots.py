@@ -42,7 +42,9 @@ MARKS = {
 
 
 def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr") -> None:
-    """Plot quality against cost reduction: a marker per cell, a line per Pareto front of a curve."""
+    """Plot quality against cost reduction: each cell as a marker, and the Pareto front of each kind of method
+    as a line.
+    """
     plt = pyplot()
     fig, ax = plt.subplots(figsize=(8, 5.2))
     for name, cells in curves(rows, family).items():

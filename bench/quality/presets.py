@@ -92,7 +92,10 @@ def multirate(
 
 
 def forecast(family: str, steps: int, start: int, ratio: float, order: int = 2, seed: int = 0) -> Cell:
-    """A multirate cell without later dense steps whose cached keys and values are extrapolated."""
+    """A cell of the method forecast: multirate, with cached keys and values that are extrapolated.
+
+    Only the first `start` steps are dense.
+    """
     return Cell(family, "forecast", ORDER_SAMPLERS[order], steps, start=start, ratio=ratio, seed=seed)
 
 
@@ -142,7 +145,7 @@ def acts(cell: Cell) -> bool:
 
 
 def front(family: str, seed: int) -> list[Cell]:
-    """All baselines and all plans, in turns: a sweep that stops early has then measured some of both."""
+    """All baselines and all plans, alternately, so that a sweep that stops early has some of both."""
     turns = zip_longest(baselines(family, seed), plans(family, seed))
     return [cell for turn in turns for cell in turn if cell is not None and acts(cell)]
 

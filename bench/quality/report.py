@@ -20,7 +20,7 @@ OTHER_TARGETS = {"random": 2.0, "paper": 3.0}
 """Required PSNR gain of multirate over random tokens and over the paper's rule, in dB, at OTHER_COSTS."""
 OTHER_COSTS = (1.5, 2.0)
 OURS = ("multirate", "adaptive", "forecast", "plan")
-"""Methods of a cell that count as this pack's RAS, in contrast to baselines and bounds."""
+"""Methods that count as this pack's RAS, in contrast to baselines and bounds."""
 BASELINE_SAMPLERS = ("euler", "dpmpp_2m", "ab2")
 Row = dict[str, Any]
 
@@ -29,7 +29,8 @@ Row = dict[str, Any]
 class Gain:
     """Multirate compared with the best fewer-steps baseline at one cost reduction.
 
-    A figure is None at cost reductions beyond the last point of its front.
+    PSNRs and FDs are interpolated on Pareto fronts. They are None at cost reductions beyond the last point of
+    their front.
 
     Attributes:
         cost: the cost reduction.
@@ -37,12 +38,13 @@ class Gain:
         multirate, baseline: PSNR of the two fronts at this cost reduction, dB, interpolated between measured
             cells.
         name: curve of the best baseline: its sampler, or its kind of grid.
-        setting: label of the measured multirate cell with the highest PSNR among those at least as cheap.
-        fd, fd_baseline: FD-EffLite0 of multirate and of the baseline, interpolated along the same fronts.
+        setting: label of one measured multirate cell. Of the cells whose cost reduction is at least `cost`,
+            it is the one with the highest PSNR.
+        fd, fd_baseline: FD-EffLite0 of multirate and of the baseline, interpolated along their PSNR fronts.
         fd_spread: measurement uncertainty of FD-EffLite0: mean of the column `fd_spread` over multirate
             cells.
-        kept: label of the measured multirate cell with the highest PSNR among those at least as cheap whose
-            FD is at most `fd_baseline` + `fd_spread`; "" if there is none.
+        kept: label of a cell chosen as `setting` is, but only from cells that keep the FD: theirs is at most
+            `fd_baseline` + `fd_spread`. "" if there is no such cell.
         kept_gain: PSNR of the cell `kept` minus `baseline`, dB.
     """
 
@@ -68,7 +70,7 @@ class Gain:
     def verdict(self) -> str:
         """ "yes" if the required gain is reached, else "no"; "?" if a front ends before this cost reduction.
 
-        If FD-EffLite0 was measured, only the gain of the setting that keeps it counts.
+        If FD-EffLite0 was measured, `kept_gain` is compared with the required gain, otherwise `gain`.
         """
         if self.gain is None:
             return "?"
@@ -77,7 +79,12 @@ class Gain:
 
 
 def series_of(row: Row) -> str:
-    """Name of the curve that a cell belongs to: the kind of forecast, the method, the grid or the sampler."""
+    """Name of the curve that a cell belongs to; a curve has the cells of one kind of method.
+
+    The name is the kind of forecast for the method whole_steps, and the method for all others except dense.
+    Dense cells on the `simple` schedule are named by their sampler, and those on other grids by the kind of
+    grid.
+    """
     if row["method"] == "whole_steps":
         return row["form"].rstrip("0123456789")
     if row["method"] != "dense":
@@ -91,7 +98,10 @@ def series_of(row: Row) -> str:
 
 
 def curves(rows: Sequence[Row], family: str) -> dict[str, list[Row]]:
-    """The rows of a family by curve. Rows that differ only in the seed are averaged to one row."""
+    """For each curve (`series_of`), the rows of a family that belong to it.
+
+    Rows that differ only in the seed are averaged into one row.
+    """
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         if row["family"] == family:
@@ -132,12 +142,13 @@ def gains(rows: Sequence[Row], family: str) -> list[Gain]:
 
 
 def _ours(groups: dict[str, list[Row]]) -> list[Row]:
-    """The rows of all methods that count as this pack's RAS (OURS), also of methods in older results only."""
+    """The rows of the methods in OURS, including methods that occur only in older results."""
     return [row for name in OURS for row in groups.get(name, [])]
 
 
 def versus_others(rows: Sequence[Row], family: str) -> list[list[Any]]:
-    """Table lines that compare multirate with random tokens and with the paper's rule at OTHER_COSTS.
+    """Table lines that compare multirate, at each cost reduction in OTHER_COSTS, with two other methods:
+    random tokens and the paper's rule.
 
     Each line has: cost reduction, the other method, its PSNR, the gain of multirate, the required gain.
     """
@@ -238,7 +249,8 @@ def _label(row: Row | None) -> str:
 def _along(rows: Sequence[Row], cost: float, figure: str) -> float | None:
     """The value of a figure at a cost reduction, interpolated between the cells of the PSNR front.
 
-    None beyond the front, or if a cell of the front lacks this figure.
+    The value is None at cost reductions beyond the end of the front, or if a cell of the front lacks this
+    figure.
     """
     front = set(pareto(points(rows)))
     cells = sorted((row for row in rows if (row["cost_sd3"], row["psnr"]) in front), key=_cost)

@@ -13,8 +13,10 @@ from .table import markdown
 COSTS = (1.5, 1.75, 2.0, 2.5, 3.0, 3.5)
 BOUND = "exact_kv"
 NEITHER = (BOUND, "change")
-"""Methods that count neither as RAS nor as a baseline: exact keys and values, which no user can have, and
-change-based token selection without the corrected integrator, which is only a part of RAS.
+"""Methods that count neither as RAS nor as a baseline.
+
+The method exact_kv has exact keys and values at the cost of regional steps, which no user can have. The
+method change selects tokens as RAS does, but without the multirate integrator, so it is only a part of RAS.
 """
 NAMES = {
     "euler": "fewer steps, simple, Euler",
@@ -54,9 +56,9 @@ class Standing:
         cost: the cost reduction.
         ours, theirs, bound: PSNR in dB at this cost reduction on the front of RAS, of all baselines together,
             and of RAS with exact keys and values.
-        time: how many times faster than the baselines RAS reaches the quality `ours`.
-        best, rival: the measured cells of RAS and of the baselines that have the highest PSNR among those at
-            least as cheap.
+        time: how many times faster RAS reaches the quality `ours` than the baselines do.
+        best, rival: one measured cell of RAS and one of the baselines. Of the cells whose cost reduction is
+            at least `cost`, each is the one with the highest PSNR.
     """
 
     cost: float
@@ -141,7 +143,8 @@ def _front(rows: Sequence[Row]) -> list[Point]:
 def _cheap_best(rows: Sequence[Row], cost: float) -> Row | None:
     """The measured cell with the highest PSNR whose cost reduction is at least `cost`.
 
-    A cost reduction 1 % smaller is allowed, because a cell with whole steps can rarely meet `cost` exactly.
+    A cost reduction 1 % smaller is allowed: few cells meet `cost` exactly, since the number of steps is an
+    integer.
     """
     cheap = [row for row in rows if row["psnr"] is not None and row["cost_sd3"] >= cost * 0.99]
     return max(cheap, key=lambda row: row["psnr"], default=None)

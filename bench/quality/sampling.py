@@ -34,18 +34,18 @@ Callback = Callable[[int, Tensor, Tensor, int], None]
 
 @dataclass(frozen=True)
 class Sampled:
-    """The images that a cell sampled, and what was computed for them.
+    """The final latents of a cell, the time that sampling took, and what part of the network ran.
 
     Attributes:
         latents: (n, c, h, w) float32 on the CPU, in the order of the prompts.
         seconds: sampling time of all images together.
-        shares: for each evaluation, the share of the image tokens that it processed, mean over batches.
-            Evaluations that a cache skipped are not listed.
-        notes: messages about steps that ran differently than planned.
+        shares: for each evaluation, the share of the image tokens that it processed, averaged over the
+            batches. Evaluations that LazyCache, EasyCache or a whole-step forecast skipped are not listed.
+        notes: warnings of the runs, such as why a step that was planned as regional ran dense.
         text_rows: number of text rows of the batch with the longest texts.
         activity: (n, h, w), for each token the share of the regional steps in which it was active; None for
             runs without regional steps.
-        work: for each evaluation, the part of the network's blocks that ran, mean over batches.
+        work: for each evaluation, the part of the network's blocks that ran, averaged over the batches.
     """
 
     latents: Tensor
@@ -63,7 +63,7 @@ class Ran:
 
     Attributes:
         shares: for each evaluation, the share of the image tokens that it processed.
-        notes: messages about steps that ran differently than planned.
+        notes: warnings of the run, such as why a step that was planned as regional ran dense.
         activity: (b, h, w), for each token the share of the regional steps in which it was active.
         work: for each evaluation, the part of the network's blocks that ran; empty if all of them ran.
     """
@@ -80,8 +80,8 @@ class Batch:
 
     Attributes:
         rows: indices of these prompts among all prompts.
-        positive: CONDITIONING with one batch row for each of these prompts.
-        negative: CONDITIONING of the empty prompt, with one batch row.
+        positive: CONDITIONING of these prompts, one entry of the batch dimension per prompt.
+        negative: CONDITIONING of the empty prompt, whose batch dimension has length 1.
     """
 
     rows: list[int]
@@ -116,7 +116,7 @@ class Studio:
         Args:
             cell: the settings to sample with.
             latent: latents (n, c, h, w) that noise is added to at the start; None to start from noise alone.
-            sigmas: noise levels to use instead of those of the cell's grid.
+            sigmas: noise levels of the steps; None takes those of the cell's grid.
         """
         model, sampler = prepare_model(self.source.model, cell), sampler_for(cell)
         sigmas = self.sigmas(cell) if sigmas is None else sigmas
@@ -150,7 +150,7 @@ class Studio:
         latent: Tensor | None = None,
         callback: Callback | None = None,
     ) -> Tensor:
-        """Sample one batch by ComfyUI; returns its final latents, (b, c, h, w) float32 on the CPU."""
+        """Sample one batch with ComfyUI; returns its final latents, (b, c, h, w) float32 on the CPU."""
         shape = self.source.latent_shape(self.options.size)
         texts = [self.options.prompts[row].text for row in batch.rows]
         noise = torch.stack([noise_of(text, seed, shape) for text in texts])
@@ -197,7 +197,11 @@ class Studio:
         return torch.cat(list(parts))[torch.tensor(rows).argsort()]
 
     def decode(self, latents: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Decode in batches; yields a slice of the prompts and their RGB images, (b, 3, H, W) in [0, 1]."""
+        """Decode latents in batches.
+
+        Yields for each batch the slice of the prompts that it covers, and their RGB images, (b, 3, H, W) in
+        [0, 1].
+        """
         for first in range(0, len(latents), self.options.batch):
             part = slice(first, min(first + self.options.batch, len(latents)))
             with torch.inference_mode():
@@ -233,8 +237,8 @@ def make_batches(
 ) -> list[Batch]:
     """Split prompts into batches of at most `size`.
 
-    All prompts of a batch have conditionings of the same shape, because the number of text rows can differ
-    between prompts.
+    The number of text rows can differ between prompts. Only prompts whose conditionings have the same shape
+    share a batch.
     """
     encoded = [encode(text) for text in texts]
     empty = encode("")
@@ -252,7 +256,8 @@ def make_batches(
 def conditioning(encoded: Sequence[tuple[Tensor, dict[str, Any]]]) -> list:
     """One CONDITIONING for several encoded prompts.
 
-    Tensors are joined along the batch dimension; any other value is that of the first prompt.
+    The tensors of the prompts are joined along the batch dimension. Values that are not tensors are taken
+    from the first prompt.
     """
     context = torch.cat([each for each, _ in encoded])
     rest = {name: _joined(name, [values[name] for _, values in encoded]) for name in encoded[0][1]}
@@ -271,14 +276,17 @@ def _joined(name: str, values: Sequence[Any]) -> Any:
 
 @dataclass
 class Calls:
-    """Counter of the batch rows that all calls together passed to the first main block of the network."""
+    """Counts the work of a run: `rows` is the sum of the batch sizes of all network calls.
+
+    The batch sizes are read at the network's first main block (`Adapter.main_blocks`).
+    """
 
     rows: int = 0
 
 
 @contextmanager
 def count_calls(source: Source) -> Iterator[Calls]:
-    """Context manager that counts the batch rows of all calls that reach the network.
+    """Context manager that sums the batch sizes of all calls that reach the network.
 
     Evaluations that a cache such as LazyCache skips do not reach the network, and are not counted.
     """
@@ -298,7 +306,8 @@ def count_calls(source: Source) -> Iterator[Calls]:
 def _mean_shares(shares: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """For each evaluation, the mean of the shares over the batches.
 
-    A cache may skip different numbers of evaluations in different batches: a missing evaluation counts as 0.
+    A cache such as LazyCache may skip more evaluations in one batch than in another. The batches then differ
+    in length, and the evaluations that a shorter batch lacks at its end count as 0.
     """
     longest = max(len(each) for each in shares)
     padded = [[*each, *[0.0] * (longest - len(each))] for each in shares]

@@ -2,13 +2,13 @@
 
 This module runs no model: costs measured on a model are passed to it as numbers. Names of grids:
 
-simple, beta, ...      one of ComfyUI's schedulers
-8of40by3               the first 8 steps of the 40-step `simple` schedule, then every third of its levels
-calibrated             more steps in those parts of the schedule where one long step causes the largest error
-                       on this model (calibrated.py)
-calibrated:0.5         the mean of the step densities of `calibrated` and of the `simple` schedule
-density:3+1+1+2        the `simple` schedule is cut into equal parts (here four), and the steps are shared
-                       between them in these proportions
+- simple, beta, and other names of ComfyUI's schedulers: the noise levels of this scheduler;
+- 8of40by3: the first 8 steps of the 40-step `simple` schedule, then every third of its levels;
+- calibrated: more steps in those parts of the schedule where one long step causes the largest error on this
+  model (calibrated.py);
+- calibrated:0.5: the mean of the step densities of `calibrated` and of the `simple` schedule;
+- density:3+1+1+2: the `simple` schedule is cut into equal parts (here four), and the steps are shared between
+  them in these proportions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from ...ras_core.method.sigma_grid import (
 
 Levels = tuple[float, ...]
 FINE_STEPS = 200
-"""Number of steps of the fine `simple` schedule that a density refers to, as in the plans of ras_core."""
+"""Number of steps of a fine `simple` schedule. The noise levels of grids with a density are interpolated
+between those of this schedule, as in the plans of ras_core.
+"""
 
 _FRONT_LOADED = re.compile(r"(\d+)of(\d+)by(\d+)")
 
@@ -62,7 +64,7 @@ def parts_of(name: str) -> tuple[int, int, int] | None:
 
 
 def steps_of(name: str) -> int | None:
-    """The number of steps that the name of a grid fixes; None if it fixes none, so that the cell sets it."""
+    """The number of steps that the name of a grid fixes. If it is None, the cell decides the number."""
     parts = parts_of(name)
     if parts is None:
         return None
@@ -75,11 +77,11 @@ def density_named(name: str, costs: Callable[[], Sequence[float]]) -> tuple[floa
 
     Args:
         name: name of a front-loaded, calibrated or density grid.
-        costs: measures the model and returns, for each part of the schedule, the final error if one long step
-            replaces the steps of this part. Called for calibrated grids only.
+        costs: function that measures the model, called for calibrated grids only. For each part of the
+            schedule, it returns the error of the final latent when a single long step crosses the part.
 
     Raises:
-        RASError: no grid that has a density has this name.
+        RASError: this is not the name of a grid with a density.
     """
     kind, _, value = name.partition(":")
     parts = parts_of(name)

@@ -18,17 +18,19 @@ def sample_ab2(
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
 ) -> Tensor:
-    """Second-order Adams-Bashforth method on the velocity v = (x - D) / sigma, for steps of different sizes.
+    """Second-order Adams-Bashforth method for steps of different sizes.
 
-    x' = x + h (v + (v - v_before) h / (2 h_before)), where h is the change of sigma in this step, and
-    v_before and h_before are those of the previous step. The first step is an Euler step.
+    The velocity of the latent x is v = (x - D) / sigma, where D is the denoised estimate. A step leads from x
+    to x' = x + h (v + (v - v_before) h / (2 h_before)). Here h is the change of sigma in this step, and
+    v_before and h_before are the v and h of the previous step. The first step is an Euler step.
 
     Args:
         model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).
         x: noisy latents (b, c, H, W) at the first noise level.
         sigmas: decreasing noise levels, the last of them 0.
         extra_args: keyword arguments that are passed to the model.
-        callback: called once per step with i, x, sigma, sigma_hat and denoised.
+        callback: called once per step with a dictionary: i (number of the step), x, sigma, sigma_hat (equal
+            to sigma in this sampler) and denoised (D).
         disable: ignored, since there is no progress bar.
     """
     levels = sigmas.tolist()

@@ -31,14 +31,15 @@ class Source:
 
     Attributes:
         family: name of the model in the results.
-        identity: name that contains a hash of the weights, so that it differs for different weights.
+        identity: text that tells models with different weights apart; it contains a hash of the weights.
         model: the MODEL, without any patch.
         encode: function from a prompt to its context (1, r, d) and the other values of its CONDITIONING.
         decode: function from latents (n, c, H/8, W/8) to RGB images (n, 3, H, W) in [0, 1], on the model's
             device.
         invert: function from RGB images (n, 3, H, W) to latents.
         cfg: default guidance scale.
-        compression: image pixels per latent pixel, in height and in width.
+        compression: number of image pixels per latent pixel along each axis: with 8, a latent pixel covers
+            8 x 8 image pixels.
     """
 
     family: str
@@ -65,7 +66,9 @@ class Source:
 
 
 def load_source(family: str, options: Options) -> Source:
-    """Load a model by name: a demo family, "checkpoint", or "random_" and the name of a family of the tests.
+    """Load a model by name: a demo family, "checkpoint" (the user's file), or a tiny random network.
+
+    The name of a tiny network is "random_" followed by the name of a family in tests/support/families.py.
 
     Raises:
         RASError: no model has this name, its weights are missing, or its network is not supported.

@@ -31,11 +31,11 @@ def sweep(
     The cells are sorted by family, so that each model is loaded only once.
 
     Args:
-        runner: measures the cells elsewhere, such as on a Ray cluster, in any order. If None, they are
-            measured in this process.
-        limit: time limit in seconds for measuring in this process; 0: no limit. Each family gets an equal
-            part of the time. Its cells run in the given order, and cells that cannot start in time are left
-            out.
+        runner: measures the cells elsewhere, such as on a Ray cluster, in any order. If `runner` is None, the
+            cells are measured in this process.
+        limit: time limit in seconds for measuring in this process; 0: no limit. The time is divided equally
+            between the families. The cells of a family run in the given order, and those that have not
+            started when the family's time is over are left out.
     """
     claim(out, options.identity())
     table = Table(out / "cells.csv")
@@ -87,7 +87,7 @@ def work_of(cell: Cell) -> float:
 
 
 def write_description(out: Path, options: Options) -> None:
-    """Write description.json, with the machine, the dates of the sweep and the settings of its table."""
+    """Write description.json: the machine, the dates of the sweep, and the options that it measures with."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     path = out / "description.json"
     begun = json.loads(path.read_text(encoding="utf-8"))["begun"] if path.exists() else now

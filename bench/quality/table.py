@@ -74,8 +74,8 @@ class Table:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a results file. Numbers are converted from text, and empty figures become None.
 
-    If the last line has no line break, an interruption cut it off. That line is then removed from the file,
-    and the next sweep measures its cell again.
+    If the last line has no line break at its end, the program was interrupted while it wrote that line. The
+    line is then removed from the file, and the next sweep measures its cell again.
     """
     if not path.exists():
         return []
@@ -101,7 +101,8 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
     """Reserve a folder for results that were measured with these settings, by writing settings.json.
 
     Raises:
-        RASError: the folder holds results with other settings, which must not be mixed in one table.
+        RASError: the folder has results that were measured with other settings. One table must not mix
+            results of different settings.
     """
     path = folder / "settings.json"
     settings = json.loads(json.dumps(settings))
@@ -119,7 +120,10 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def markdown(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    """A Markdown table. Floats have two decimals, or three if they are below 1; None is shown as a dash."""
+    """A Markdown table.
+
+    Its floats have two decimals, or three if they are between -1 and 1. None is shown as a dash.
+    """
     lines = [list(header), *([_shown(value) for value in row] for row in rows)]
     body = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([body[0], "|" + "---|" * len(lines[0]), *body[1:]]) + "\n"

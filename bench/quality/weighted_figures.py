@@ -1,7 +1,8 @@
-"""Quality figures for users who have the weights they need: LPIPS, CLIP score and FID.
+"""Quality figures that need network weights which the user provides: LPIPS, CLIP score and FID.
 
-The pack cannot include these weights. The package that computes a figure is imported only if --with requests
-the figure. Nothing is downloaded: if weights are missing, an error says where they must be.
+The pack cannot include these weights. Each figure is computed by a Python package, which is imported only if
+the command-line option --with names the figure. Nothing is downloaded: if weights are missing, an error says
+where they must be.
 """
 
 from __future__ import annotations
@@ -55,7 +56,10 @@ class Mean(Plugin):
 
 
 class Lpips(Mean):
-    """LPIPS distance to the image of the converged trajectory (Zhang et al. 2018), by the package lpips."""
+    """LPIPS distance (Zhang et al. 2018) to the reference image, computed by the package lpips.
+
+    The reference image is that of the converged trajectory, a dense run with very many steps.
+    """
 
     column = "lpips"
 

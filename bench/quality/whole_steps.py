@@ -1,13 +1,14 @@
 """Whole-step forecasts: at skipped steps, the denoised estimate is extrapolated from computed steps.
 
-The original methods (TaylorSeer, HiCache, Spectrum) forecast features inside the network. Here the same
-polynomials in sigma forecast the denoised estimate after guidance. So a skipped step does not run the network
-at all, and its cost counts as zero:
+The original methods (TaylorSeer, HiCache, Spectrum) forecast features inside the network. They fit a
+polynomial to the features of computed steps and evaluate it at the skipped step. This module does the same
+with the denoised estimate after guidance, as a function of the noise level sigma. So a skipped step does not
+run the network at all, and its cost counts as zero. The kinds of forecast are:
 
 - taylor0, taylor1, taylor2: the polynomial through the last 1, 2 or 3 estimates, as in TaylorSeer (arXiv
   2503.06923);
-- hermite2: as taylor2, but with scaled Hermite polynomials instead of powers, as in HiCache (arXiv
-  2508.16984);
+- hermite2: as taylor2, but each power is replaced by a scaled Hermite polynomial of the same degree, as in
+  HiCache (arXiv 2508.16984);
 - chebyshev2, chebyshev4: ridge regression with Chebyshev polynomials on the last estimates (at most 8), as in
   Spectrum (CVPR 2026).
 
@@ -25,7 +26,10 @@ from torch import Tensor
 from ...ras_core.errors import RASError
 
 HERMITE_SCALE = 0.5
-"""The scale sigma of HiCache's polynomials (s in `_hermite`), in the range that its paper gives."""
+"""The scaling factor of HiCache's polynomials, in the range that its paper gives.
+
+It is s in `_hermite`. The paper calls it sigma, but it is not a noise level.
+"""
 RIDGE = 0.1
 """Strength of the ridge penalty: lambda in the Spectrum paper."""
 KEPT = 8
@@ -33,7 +37,7 @@ KEPT = 8
 
 
 def is_computed(step: int, first: int, every: int) -> bool:
-    """Whether a step is computed: the steps before `first`, then every `every`-th step from `first` on."""
+    """True for the steps before `first`, for `first` itself, and for every `every`-th step after `first`."""
     return step < first or (step - first) % every == 0
 
 
@@ -79,7 +83,7 @@ def _hermite(known: list[float], sigma: float, order: int) -> list[float]:
 
     u is the distance from the newest estimate to `sigma`, divided by the distance of the last two estimates;
     s is HERMITE_SCALE and H_n a Hermite polynomial. As in TaylorSeer, differences of estimates approximate
-    the derivatives; divided differences also work for steps of different sizes.
+    the derivatives. They are divided differences here, which also work for steps of different sizes.
     """
     nodes = known[-(order + 1) :]
     found = [0.0] * (len(known) - 1) + [1.0]
@@ -98,7 +102,7 @@ def _hermite(known: list[float], sigma: float, order: int) -> list[float]:
 
 
 def _divided(nodes: Sequence[float]) -> list[float]:
-    """Weights of the values at these nodes in their divided difference."""
+    """Weights of a sum of values, one weight per node. The sum is the divided difference of the values."""
     found = []
     for i, node in enumerate(nodes):
         weight = 1.0
@@ -121,8 +125,8 @@ def _chebyshev(known: list[float], sigma: float, order: int) -> list[float]:
     """Weights of a ridge regression with Chebyshev polynomials, evaluated at `sigma`.
 
     The noise levels from the oldest kept estimate down to 0 are mapped to the range from 1 to -1. The
-    regression fits the differences between the estimates and the newest one, so that the ridge penalty pulls
-    the forecast towards the newest estimate, and not towards 0.
+    regression is not fitted to the kept estimates, but to their differences from the newest estimate. So the
+    ridge penalty, which pulls what is fitted towards 0, pulls the forecast towards the newest estimate.
     """
     degree = min(order, len(known) - 1)
     if degree < 1:
@@ -154,7 +158,7 @@ def forecasting(function: Callable[..., Tensor], form: str, first: int, every: i
         function: a sampler function that evaluates the model once per step.
         form: name of the kind of forecast, a key of FORMS.
         first: number of steps at the start that are computed.
-        every: interval of the computed steps after those, in steps.
+        every: interval of the computed steps from step `first` on, in steps.
     """
 
     def sample(model: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -164,9 +168,9 @@ def forecasting(function: Callable[..., Tensor], form: str, first: int, every: i
 
 
 class _Forecast:
-    """The model function of one run, which forecasts skipped steps.
+    """Replaces ComfyUI's model function in one sampling run: at skipped steps it returns a forecast.
 
-    All other attributes are those of ComfyUI's model function.
+    Attributes that this class does not define are those of ComfyUI's model function.
     """
 
     def __init__(self, model: Callable[..., Tensor], form: str, first: int, every: int):

@@ -1,3 +1,5 @@
-"""Measurements of the reference code, microsoft/RAS: `rows` sends a job (`job`) to a `worker` process, which
-runs `pipelines`.
+"""Measurements of the reference code, microsoft/RAS.
+
+`rows` sends a `Job` (module `job`) to a process of its own (`worker`), which samples with the pipelines in
+`pipelines`.
 """

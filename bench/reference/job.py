@@ -1,4 +1,4 @@
-"""A job for the process that runs the reference code, and its report. Pure."""
+"""A job for the process that runs the reference code. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ class Job:
     Attributes:
         checkout: folder with microsoft/RAS.
         family: "sd3" or "lumina_next".
-        network: arguments of diffusers' transformer.
+        network: arguments of diffusers' transformer class.
         variants: the variants to run, dense first.
-        dtype: its name in torch.
+        dtype: name of the network's precision in torch.
         device: "cuda" or "cpu".
         pixels: image size along each side.
         batch, steps: batch size and sampling steps of a run.
-        text: number of text rows of a prompt, their width, and the width of the pooled vector.
-        repeats: number of timed rounds.
-        seconds: time limit; infinite for none.
+        text: three numbers: text rows of a prompt, width of a text row, and width of the pooled text vector
+            (0 if the network has none).
+        repeats: number of timed runs of each variant.
+        seconds: time limit of the job; infinite if there is none.
     """
 
     checkout: str
@@ -52,7 +53,10 @@ class Job:
 
 
 def diffusers_config(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of diffusers' transformer for a network of ComfyUI (SD3) or of this pack (Lumina-Next)."""
+    """Arguments with which diffusers' transformer class builds the network that `config` defines.
+
+    `config` has the arguments of ComfyUI's network class for SD3, and of this pack's class for Lumina-Next.
+    """
     if family == "lumina_next":
         return {
             "sample_size": config["sample_size"], "patch_size": 2, "in_channels": config["in_channels"],
@@ -72,7 +76,7 @@ def diffusers_config(family: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def reference_arguments(variant: Variant, job: Job, start_step: int, resets: tuple[int, ...]) -> list[str]:
-    """The command line for the reference's own programs."""
+    """The command-line arguments with which the programs in microsoft/RAS would run this variant."""
     words = {
         "num_inference_steps": job.steps, "sample_ratio": variant.ratio, "height": job.pixels,
         "width": job.pixels, "error_reset_steps": ",".join(map(str, resets)), "metric": "std",

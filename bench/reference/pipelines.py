@@ -1,6 +1,7 @@
-"""The reference code (microsoft/RAS) on diffusers' pipelines, with networks of true shapes.
+"""Run the reference code. The reference is microsoft/RAS, which patches pipelines of diffusers.
 
-None of its code is copied: the checkout is imported, and its own functions patch the pipeline.
+The networks have the layer sizes of the real models, and random weights. None of the reference's code is
+copied: this module imports the user's checkout of microsoft/RAS, and the functions in it patch the pipeline.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from ..speed.cases import RESETS, START_STEP, Variant
 from .job import Job, reference_arguments
 
 DIFFUSERS = "0.35.2"
-"""The version with which this was tested."""
+"""The version of diffusers with which this module was tested."""
 
-# Transformer and pipeline class in diffusers, then module and function of the reference.
+# For each family: names of the transformer class and the pipeline class in diffusers, then names of the
+# module and the function of the reference that patch the pipeline.
 FAMILIES = {
     "sd3": (
         "SD3Transformer2DModel", "StableDiffusion3Pipeline",
         "ras.utils.stable_diffusion_3.update_pipeline_sd3", "update_sd3_pipeline",
     ),
-    "lumina_next": (  # the reference uses its old name LuminaText2ImgPipeline
+    "lumina_next": (  # the reference still calls this pipeline class LuminaText2ImgPipeline
         "LuminaNextDiT2DModel", "LuminaPipeline",
         "ras.utils.lumina_next_t2i.update_pipeline_lumina", "update_lumina_pipeline",
     ),
@@ -44,15 +46,15 @@ def load_reference(checkout: Path) -> None:
     """Make diffusers and the reference importable.
 
     Raises:
-        RASError: one of them is missing.
+        RASError: the checkout or diffusers is missing.
     """
-    os.environ["USE_FLAX"] = "NO"  # diffusers would import JAX, in a version that may not match
+    os.environ["USE_FLAX"] = "NO"  # else diffusers would import JAX, whose version may not fit diffusers
     source = checkout / "src"
     if not (source / "ras" / "utils" / "ras_manager.py").is_file():
         raise RASError(
             f"--reference {checkout} has no src/ras/utils/ras_manager.py.",
             "a folder with a checkout of github.com/microsoft/RAS.",
-            "git clone it, and name that folder.",
+            "git clone that repository, and pass its folder to --reference.",
         )
     sys.path.insert(0, str(source.resolve()))
     try:
@@ -60,16 +62,17 @@ def load_reference(checkout: Path) -> None:
     except ImportError as error:
         raise RASError(
             f"the reference needs diffusers, which cannot be imported ({error}).",
-            f"diffusers {DIFFUSERS} in the Python that runs this.",
+            f"diffusers {DIFFUSERS} in the Python that runs this program.",
             f"pip install --no-deps diffusers=={DIFFUSERS}",
         ) from error
 
 
 class Reference:
-    """A pipeline whose network is on the device, with its variants.
+    """A diffusers pipeline whose network is on the job's device. It samples the variants of a job, with or
+    without the reference's patches. Call `load_reference` first.
 
     Args:
-        job: the case; call `load_reference` first.
+        job: the case.
     """
 
     def __init__(self, job: Job):
@@ -90,7 +93,9 @@ class Reference:
         self._prompt = self._embeddings()
 
     def run(self, variant: Variant, clock: Clock) -> Callable[[int], None]:
-        """A function that samples once, with timestamps at each network call and after the last step."""
+        """A function that samples once with a seed. `clock` takes a timestamp at each network call and after
+        the last step.
+        """
 
         def sample(seed: int) -> None:
             self.prepare(variant)
@@ -109,7 +114,9 @@ class Reference:
         return sample
 
     def prepare(self, variant: Variant) -> None:
-        """Use diffusers' own pipeline, or apply the reference's patches to it."""
+        """Prepare the pipeline for a variant by applying the reference's patches. A dense variant without an
+        `option` is diffusers' own dense run, and gets no patches.
+        """
         self.restore()
         if variant.ratio >= 1 and not variant.option:
             return
@@ -119,14 +126,14 @@ class Reference:
         self._patch(self.pipeline)
 
     def restore(self) -> None:
-        """Remove the patches, with their keys and values."""
+        """Remove the reference's patches, and so free the keys and values that they cache."""
         self.network.__dict__.pop("forward", None)
         self.pipeline.scheduler = self._scheduler
         for name, module in self._attentions():
             module.set_processor(self._processors[name])
 
     def counts(self, variant: Variant) -> list[int]:
-        """Active tokens of each step in the reference's plan; empty for diffusers' dense pipeline."""
+        """Number of active tokens of each step, as the reference plans them; empty for dense runs."""
         if variant.ratio >= 1:
             return []
         n_tokens = (self.job.pixels // 16) ** 2
@@ -168,12 +175,14 @@ def build_network(of_class: Any, job: Job, device: torch.device, dtype: torch.dt
 
 
 def offer_flash_attention() -> None:
-    """If the package flash-attn is missing, register PyTorch's own copy of the kernel under its name."""
+    """If the package flash-attn is missing, register a module named flash_attn in its place. The module's
+    attention function calls PyTorch, which contains a copy of flash-attn's kernel.
+    """
     try:
         import_module("flash_attn")
     except ImportError:
         module = types.ModuleType(
-            "flash_attn", "PyTorch's kernels under the name that the reference imports."
+            "flash_attn", "PyTorch's attention, for code that imports the package flash-attn."
         )
         module.__spec__ = ModuleSpec("flash_attn", None)
         module.flash_attn_func = _flash_attention
@@ -183,7 +192,9 @@ def offer_flash_attention() -> None:
 def _flash_attention(
     q: Tensor, k: Tensor, v: Tensor, softmax_scale: float | None = None, **ignored: Any
 ) -> Tensor:
-    """q, k, v: (b, rows, heads, channels), with fewer heads in k and v -> the shape of q."""
+    """Attention of q, k and v: (b, rows, heads, channels), where k and v may have fewer heads than q. The
+    result has the shape of q.
+    """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=softmax_scale, enable_gqa=True).transpose(1, 2)
 

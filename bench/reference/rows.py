@@ -1,4 +1,4 @@
-"""The reference code's rows in the speed program's table."""
+"""Measure the reference code (microsoft/RAS) as rows for the results of the speed program, `bench speed`."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from ..speed.run import Bench, row_of
 from .job import Job, diffusers_config
 
 START = 20
-"""Estimated seconds to load the libraries and build the network."""
+"""Estimated seconds to load the libraries and build the network. With less time left, no process is
+started."""
 
 GRACE = 60
-"""Extra seconds for the process to start and end, beyond the time limit of its runs."""
+"""Extra seconds in which the reference's process may start and end, added to the time limit of the runs."""
 
 
 def reference_rows(
     bench: Bench, dense: Measured, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float
 ) -> list[dict[str, Any]]:
-    """One row per variant, measured in a separate process after this one has freed its network.
+    """One row of results for each variant of the reference. A separate process runs and times the variants.
+    Before this call, call `bench.close()`, which frees the network of the present process.
 
     Args:
-        bench: the case, closed.
-        dense: ComfyUI's dense run.
-        variants: the variants, diffusers' dense pipeline first.
+        bench: the case, after `close`.
+        dense: measurements of ComfyUI's dense run.
+        variants: the variants to run, diffusers' dense pipeline first.
         checkout: folder with microsoft/RAS.
-        repeats: number of timed rounds.
-        seconds: time limit.
+        repeats: number of timed runs of each variant.
+        seconds: time limit for all variants together.
     """
     found = [Measured(each, lambda seed: None, Clock(bench.device)) for each in variants]
     report, error = {}, "no time left"
@@ -51,7 +53,9 @@ def reference_rows(
 
 
 def job_of(bench: Bench, variants: Sequence[Variant], checkout: Path, repeats: int, seconds: float) -> Job:
-    """The case as a job for the other process, which has no ComfyUI."""
+    """The job with which a separate process runs the reference code on the case of `bench`. That process does
+    not import ComfyUI.
+    """
     shape = bench.shape
     family = "sd3" if shape.model_class == "SD3" else "lumina_next"
     return Job(
@@ -63,7 +67,7 @@ def job_of(bench: Bench, variants: Sequence[Variant], checkout: Path, repeats: i
 
 
 def _ask(job: Job, seconds: float) -> tuple[dict[str, Any], str]:
-    """Run the job; returns its report, or an empty report and the error."""
+    """Run the job in a new process. Returns its report and no error, or an empty report and the error."""
     limit = None if seconds == float("inf") else max(seconds, 0) + GRACE
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "report.json"
@@ -74,8 +78,8 @@ def _ask(job: Job, seconds: float) -> tuple[dict[str, Any], str]:
                 timeout=limit, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            return {}, f"the reference took more than {limit:.0f} s"
+            return {}, f"the reference's process took more than {limit:.0f} s"
         if done.returncode or not out.is_file():
             last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-            return {}, f"the reference ended with status {done.returncode}: {last}"[:500]
+            return {}, f"the reference's process ended with status {done.returncode}: {last}"[:500]
         return json.loads(out.read_text(encoding="utf-8")), ""

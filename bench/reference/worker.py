@@ -20,17 +20,18 @@ def main(argv: list[str] | None = None) -> int:
     (out,) = sys.argv[1:] if argv is None else argv
     job = Job.loads(sys.stdin.read())
     started = time.perf_counter()
-    with contextlib.redirect_stdout(sys.stderr):  # the reference prints its plan
+    with contextlib.redirect_stdout(sys.stderr):  # the reference prints to standard output
         report = measure(job, lambda: job.seconds - (time.perf_counter() - started))
     Path(out).write_text(json.dumps(report), encoding="utf-8")
     return 0
 
 
 def measure(job: Job, left: Any) -> dict[str, Any]:
-    """Figures of each variant, in the form that `reference_rows` reads."""
+    """Measure each variant; returns the figures in the format that `reference_rows` reads."""
     load_reference(Path(job.checkout))
     reference = Reference(job)
-    offer_flash_attention()  # not at the top: libraries check on import whether it exists
+    # Only now, because libraries check for the package flash-attn when they are imported.
+    offer_flash_attention()
     found = []
     for variant in job.variants:
         clock = Clock(reference.device)

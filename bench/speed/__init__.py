@@ -1,5 +1,6 @@
-"""Time and memory of whole runs: `cli` sends jobs (`job`) to `worker` processes.
+"""Time and memory of whole runs.
 
-`cases` and `job` are pure; `run`, `measured`, `clocked` run and time a case; `table` and `plots` present the
-results.
+`cli` is the command line, and sends each job (`job`) to a process (`worker`). In the worker process, `run`,
+`measured` and `clocked` sample a case and time it. `cases` lists the cases and their variants. `table` and
+`plots` present the results. `cases` and `job` import neither torch nor ComfyUI.
 """

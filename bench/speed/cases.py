@@ -1,4 +1,6 @@
-"""Cases and variants of the speed program, and the speed-up expected from FLOPs. Pure: needs no ComfyUI."""
+"""Cases and variants of the speed program, and the speed-up expected from FLOPs. Imports no torch or
+ComfyUI.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ START_STEP = 4
 RESETS = (12, 20)
 RATIOS = (0.5, 0.25, 0.125)
 EAGER_RATIO = 0.25
-"""The ratio for runs without CUDA graphs."""
+"""RAS runs without CUDA graphs at this ratio (share of active tokens) only, or with --more at every ratio."""
 
 WEIGHTS = ("default", "fp8", "lora", "scaled_fp8", "int8", "int8_convrot")
 """How a network's weights are loaded: unchanged, with the loader's weight_dtype fp8_e4m3fn, with a LoRA, or
@@ -22,10 +24,12 @@ from a file in one of ComfyUI's quantised layouts."""
 
 DEFAULT_CASES = "sd3_medium-1024,sd35_large-1024,lumina2-1024,z_image-1024"
 DEFAULT_WEIGHTS = {"sd3_medium-1024": WEIGHTS}
-"""By case; all other cases load the weights unchanged, in fp8, and with a LoRA."""
+"""For each of these cases, the kinds of weights to run by default. All other cases run the first three of
+WEIGHTS: unchanged, in fp8, and with a LoRA."""
 
 REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
-"""The families of the reference code, with the options of its published scripts for each."""
+"""The networks that the reference code supports, each with the kernel option that the reference's published
+script uses for it."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Case:
         return f"{self.shape}-{self.pixels}" + (f"-b{self.batch}" if self.batch > 1 else "")
 
 
-# Most important first: a short run only does the first ones.
+# The most important cases come first, because cases at the end are dropped if --seconds is too short for all.
 CASES = (
     Case("sd3_medium", 1024),
     Case("lumina2", 1024),
@@ -66,13 +70,16 @@ class Variant:
     """One way to run a case.
 
     Attributes:
-        method: "dense", "ras", "lazycache" or "reference".
-        ratio: share of active tokens, for "ras" and "reference".
-        graphs: the node's input cuda_graphs, for "ras".
-        option: for "reference": "flash" for FlashAttention, "fused" for its Triton kernels.
-        kv_cache: the node's input of that name, for "ras".
-        compiled: the backend of ComfyUI's TorchCompileModel node upstream; "" for none.
-        weights: one of WEIGHTS.
+        method: "dense" (ComfyUI without RAS), "ras" (this pack), "lazycache" (ComfyUI's node) or "reference"
+            (microsoft/RAS on diffusers; dense if `ratio` is 1).
+        ratio: share of active tokens in regional steps, for the methods "ras" and "reference".
+        graphs: value of the RAS node's input `cuda_graphs`, for the method "ras".
+        option: optional kernels that the method "reference" uses: "flash" for FlashAttention, "fused" for
+            microsoft/RAS's Triton kernels, "" for neither.
+        kv_cache: value of the RAS node's input `kv_cache`, for the method "ras".
+        compiled: backend of a TorchCompileModel node of ComfyUI before the RAS node; "" if there is no such
+            node.
+        weights: kind of weights, one of the names in WEIGHTS.
     """
 
     method: str
@@ -103,14 +110,17 @@ def variants(
     format_names: Sequence[str] = (),
     more: bool = False,
 ) -> list[Variant]:
-    """The variants with unchanged weights. Dense is first, as the baseline for all others.
+    """The variants with unchanged weights. The dense variant is the first, since all others are compared with
+    it.
 
     Args:
-        ratios: shares of active tokens.
+        ratios: shares of active tokens in regional steps.
         graphs: whether the device has CUDA graphs.
-        compiled: adds runs with this backend.
-        format_names: adds runs with these settings of kv_cache.
-        more: adds runs with all tokens, every ratio without graphs, and LazyCache.
+        compiled: a backend of torch.compile; if not "", compiled variants with this backend are added.
+        format_names: further values of the RAS node's input `kv_cache`. Each value adds a RAS variant for
+            each ratio.
+        more: whether to add RAS with all tokens active, RAS without CUDA graphs at every ratio, and
+            LazyCache.
     """
     mode = "auto" if graphs else "off"
     found = [Variant("dense")]
@@ -126,36 +136,42 @@ def variants(
 
 
 def eager_ratios(ratios: Sequence[float]) -> Sequence[float]:
-    """EAGER_RATIO if it is among the ratios, else the first ratio."""
+    """The ratio to run without CUDA graphs: EAGER_RATIO if it is among the ratios, else the first of them."""
     return [EAGER_RATIO] if EAGER_RATIO in ratios else ratios[:1]
 
 
 def other_weights(ratios: Sequence[float], graphs: bool, weights: str) -> list[Variant]:
-    """The variants with another form of the same weights, dense first."""
+    """The variants with one kind of weights (`weights`, a name in WEIGHTS), the dense variant first."""
     mode = "auto" if graphs else "off"
     return [Variant("dense", weights=weights), *(Variant("ras", r, mode, weights=weights) for r in ratios)]
 
 
 def weights_of(case: Case, wanted: Sequence[str], tiny: bool = False) -> Sequence[str]:
-    """The forms of weights to run a case with: the requested ones, or the case's default."""
+    """The kinds of weights (of WEIGHTS) to run a case with: the wanted kinds, or else the case's default."""
     if not loads_from_file(case, tiny):
         return WEIGHTS[:1]
     return wanted or (WEIGHTS if tiny else DEFAULT_WEIGHTS.get(case.key, WEIGHTS[:3]))
 
 
 def loads_from_file(case: Case, tiny: bool = False) -> bool:
-    """Whether ComfyUI's loader detects the network from its file. It only detects Lumina 2 and Z-Image at
-    their original widths, and does not know Lumina-Next, which is the pack's own.
+    """Whether ComfyUI's loader detects the network from its file.
+
+    The loader detects Lumina 2 and Z-Image only at their original widths, so it does not detect their tiny
+    networks. It never detects Lumina-Next, because ComfyUI does not have this network; the pack implements
+    it.
     """
     return case.shape.startswith(("sd3", "flux")) or (case.shape != "lumina_next" and not tiny)
 
 
 def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:
-    """The variants of a case that the reference code can run: diffusers' dense pipeline, then RAS.
+    """The variants of a case that the reference code can run: diffusers' dense pipeline, then the reference's
+    RAS.
 
-    It selects the tokens of a single image, so larger batches run dense. Its kernels for SD3 need Triton.
-    For Lumina-Next, diffusers passes a mask to attention, which rules out the fast kernels. The reference's
-    script calls FlashAttention instead, so the comparison includes a dense run with it.
+    The reference can select tokens only for a single image. For larger batches, the result has only the dense
+    variant. The reference's kernels for SD3 need Triton, and so a GPU. For Lumina-Next, diffusers passes a
+    mask to attention. With a mask, PyTorch cannot use its fast kernels. The reference's script calls
+    FlashAttention without a mask instead; for a fair comparison, there is also a dense variant with
+    FlashAttention.
     """
     option = REFERENCE_OPTIONS.get(case.shape)
     if option is None:
@@ -172,13 +188,15 @@ def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> lis
 
 
 def own_dense(variant: Variant, found: Iterable[Variant]) -> Variant:
-    """The dense variant to compare a reference variant with: the one with the same attention."""
+    """The dense variant with which a variant of the reference is compared: the one with the same
+    attention.
+    """
     dense = [other for other in found if other.ratio >= 1]
     return next((other for other in dense if other.option == variant.option), dense[0])
 
 
 def planned_counts(n_tokens: int, ratio: float, steps: int = STEPS) -> list[int]:
-    """Planned active tokens of each step with this program's settings."""
+    """Planned number of active tokens in each step, with this program's START_STEP and RESETS."""
     active = n_tokens - int((1 - ratio) * n_tokens + 1e-6)
     dense = {*range(START_STEP), *RESETS}
     return [n_tokens if step in dense else active for step in range(steps)]
@@ -187,7 +205,14 @@ def planned_counts(n_tokens: int, ratio: float, steps: int = STEPS) -> list[int]
 def ideal_speedup(
     profile: CostProfile, n_tokens: int, text_rows: Sequence[int], counts: Iterable[int]
 ) -> float:
-    """Dense FLOPs divided by those of evaluations with these active tokens, with each branch's text rows."""
+    """FLOPs of a dense run, divided by those of a run whose evaluations have these numbers of active tokens.
+
+    Args:
+        profile: FLOPs of the network.
+        n_tokens: number of image tokens.
+        text_rows: number of text rows of each prompt that is evaluated.
+        counts: number of active tokens in each evaluation.
+    """
     counts = list(counts)
     dense = sum(profile.step_flops(n_tokens, n_tokens, rows) for rows in text_rows) * len(counts)
     spent = sum(profile.step_flops(n_tokens, count, rows) for count in counts for rows in text_rows)
@@ -195,7 +220,10 @@ def ideal_speedup(
 
 
 def pick_cases(wanted: str) -> list[Case]:
-    """ "sd3_medium-512,lumina2" -> cases whose key begins with one of these; all for an empty text or "all".
+    """The cases that a list of names in a text picks, such as "sd3_medium-512,lumina2".
+
+    A name that is the key of a case picks this case. Any other name picks all cases whose keys begin with it.
+    An empty text and "all" pick every case.
 
     Raises:
         ValueError: a name matches no case.
@@ -212,7 +240,9 @@ def pick_cases(wanted: str) -> list[Case]:
 
 
 def unlike(cases: Iterable[Case]) -> list[Case]:
-    """One case of each network and batch size: with tiny images, the cases do not differ in size."""
+    """The first case of each network and batch size, for --tiny. With --tiny all images have the same size,
+    so cases that differ only in the image size would measure the same.
+    """
     found: dict[tuple[str, int], Case] = {}
     for case in cases:
         found.setdefault((case.shape, case.batch), case)
@@ -220,5 +250,11 @@ def unlike(cases: Iterable[Case]) -> list[Case]:
 
 
 def affordable_repeats(run_seconds: float, left: float, wanted: int) -> int:
-    """Number of timed rounds that fit into the seconds left; 0 if not even one does."""
+    """Number of timed rounds that fit into the time left, at most `wanted`.
+
+    Args:
+        run_seconds: seconds that one round takes, in which each variant runs once.
+        left: seconds left.
+        wanted: desired number of rounds.
+    """
     return max(int(min(wanted, left / max(run_seconds, 1e-9))), 0)

@@ -1,5 +1,8 @@
-"""The command line of the speed program. It runs each case in one process per way to start ComfyUI, writes
-the results after each process, and prints a table at the end.
+"""Compare the time and memory of runs with RAS and of dense runs: the command line of the speed program.
+
+Dynamic VRAM is the memory management of newer versions of ComfyUI, which may evict weights from GPU memory.
+If ComfyUI has it, the program starts two processes for each case, one with dynamic VRAM and one without. It
+writes the results after each process, and prints a table at the end.
 """
 
 from __future__ import annotations
@@ -41,15 +44,16 @@ from .table import profile_table, table
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (the fastest place for files of 16 GB)
 ROOM = 40 * 2**30
-"""Maximum bytes of a case's files: a network of 16 GB, and copies in other layouts."""
+"""A case's files are written to shared memory only if this number of bytes is free there. The largest case
+has a network of 16 GB in several layouts."""
 
 TINY_STEPS = 14
 
 MOST = 1800
-"""Time limit of one process without --seconds, in seconds."""
+"""Longest time limit of one process, in seconds; it applies also without --seconds."""
 
 GRACE = 60
-"""Extra seconds for a process to start and end."""
+"""Extra seconds for a process to start and end; they are added to its time limit."""
 
 
 @dataclass
@@ -93,7 +97,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
-    """Fill in defaults: few runs for --quick, and for --tiny, which only checks that every path runs."""
+    """Fill in the options that were not given. With --quick or --tiny, the defaults are fewer runs; --tiny
+    only tests that all code runs.
+    """
     is_short = options.tiny or options.quick
     options.ratios = options.ratios or (RATIOS[1:2] if is_short else RATIOS)
     if options.repeats is None:
@@ -115,10 +121,12 @@ def run_case(
     results: dict[str, Any],
     log: IO[str],
 ) -> None:
-    """Run a case in all its processes; writes the results after each."""
+    """Run a case. The first process writes the model files that the case needs; the others load these files
+    and measure. The results are written after each measuring process.
+    """
     started = time.perf_counter()
     if budget.left() < options.reserve:
-        say(f"{case.key}: dropped, {max(budget.left(), 0):.0f} s are left")
+        say(f"{case.key}: dropped, because only {max(budget.left(), 0):.0f} s of --seconds are left")
         results["dropped"].append(case.key)
         write_json(options.out, results)
         return
@@ -131,8 +139,8 @@ def run_case(
             run = replace(measuring(job, options, failed), flags=(*job.flags, *flags), seconds=budget.left())
             add_report(results, case, ask(run, log))
             write_json(options.out, results)
-            job = replace(job, reference="")  # it does not depend on dynamic VRAM
-    say(f"{case.key}: {time.perf_counter() - started:.0f} s")
+            job = replace(job, reference="")  # once is enough: the reference does not depend on dynamic VRAM
+    say(f"{case.key}: done in {time.perf_counter() - started:.0f} s")
     if not options.profile:
         say(table({**results, "rows": [row for row in results["rows"] if row["case"] == case.key]}))
 
@@ -140,8 +148,9 @@ def run_case(
 def ways_to_start(
     case: Case, options: argparse.Namespace, has_dynamic: bool, failed: dict[str, str]
 ) -> list[tuple[str, ...]]:
-    """Sets of flags for ComfyUI: its defaults, then without dynamic VRAM if its version has it. With dynamic
-    VRAM, a network can only be loaded from a file.
+    """The flags for ComfyUI in each process: none (ComfyUI's default), then the flag that disables dynamic
+    VRAM, if this version of ComfyUI has dynamic VRAM. A network that is not loaded from a file runs only
+    without dynamic VRAM.
     """
     if "default" in failed:
         return []
@@ -152,7 +161,7 @@ def ways_to_start(
 
 
 def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: float) -> SpeedJob:
-    """The job that writes the case's files."""
+    """The job of a case's first process: write the files with random weights."""
     weights = tuple(weights_of(case, options.weights, options.tiny))
     from_file = loads_from_file(case, options.tiny)
     own = ("--cpu",) if options.device == "cpu" else ()
@@ -172,7 +181,7 @@ def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: fl
 
 
 def measuring(job: SpeedJob, options: argparse.Namespace, failed: dict[str, str]) -> SpeedJob:
-    """The job that runs the case with the files of the first job."""
+    """The job that measures or profiles the case, with the files that the first job has written."""
     action: Action = "profile" if options.profile else "measure"
     steps = 11 if options.profile else job.steps  # profile_run.STEPS, which imports torch
     left = tuple(variant for variant in job.variants if variant.weights not in failed)
@@ -188,7 +197,7 @@ def scratch(options: argparse.Namespace) -> Any:
 
 
 def shared_memory(nbytes: int) -> Path | None:
-    """The shared-memory folder if it has this much room, else None."""
+    """The shared-memory folder if more than `nbytes` bytes are free in it, else None."""
     has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > nbytes
     return SHARED_MEMORY if has_room else None
 
@@ -243,37 +252,60 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="bench speed", description=(__doc__ or "").splitlines()[0])
     top.add_argument(
         "--cases", default="",
-        help=f"comma list of names or their beginnings, or all; {DEFAULT_CASES} by default",
+        help="comma-separated list of names of cases or beginnings of names, or `all`; "
+        f"{DEFAULT_CASES} by default",
     )  # fmt: skip
-    top.add_argument("--list", action="store_true", help="only print the cases")
-    top.add_argument("--seconds", type=float, default=0, help="time limit; cases that do not fit are dropped")
-    top.add_argument("--reserve", type=float, default=30, help="estimated seconds to start a case")
-    top.add_argument("--quick", action="store_true", help="one timed run, only 25 %%, unchanged weights")
-    top.add_argument("--repeats", type=int, help="timed runs of each variant; 3 by default")
-    top.add_argument("--steps", type=int, default=0, help=f"{STEPS}, and 30 for Lumina-Next, by default")
-    top.add_argument("--ratios", type=_ratios, help="0.5,0.25,0.125 by default")
-    top.add_argument("--weights", type=_weights, help=f"comma list of {', '.join(WEIGHTS)}")
+    top.add_argument("--list", action="store_true", help="only print the names of all cases")
     top.add_argument(
-        "--dynamic-vram", choices=("both", "on", "off"), default="both", help="how ComfyUI is started"
+        "--seconds", type=float, default=0,
+        help="time limit of the program; cases for which no time is left are dropped; 0 for no limit",
+    )  # fmt: skip
+    top.add_argument(
+        "--reserve", type=float, default=30,
+        help="a case is dropped if fewer seconds than this are left; 30 by default",
+    )  # fmt: skip
+    top.add_argument(
+        "--quick", action="store_true",
+        help="time each variant once, with only 25 %% of the tokens active and with unchanged weights",
+    )  # fmt: skip
+    top.add_argument("--repeats", type=int, help="number of timed runs of each variant; 3 by default")
+    top.add_argument(
+        "--steps", type=int, default=0,
+        help=f"sampling steps of a run; by default {STEPS}, and 30 for Lumina-Next",
+    )  # fmt: skip
+    top.add_argument(
+        "--ratios", type=_ratios, help="shares of active tokens in regional steps; 0.5,0.25,0.125 by default"
     )
+    top.add_argument(
+        "--weights", type=_weights, help=f"how weights are loaded; comma-separated, of {', '.join(WEIGHTS)}"
+    )
+    top.add_argument(
+        "--dynamic-vram", choices=("both", "on", "off"), default="both",
+        help="run each case in ComfyUI with dynamic VRAM (on), without (off), or both, if ComfyUI has it",
+    )  # fmt: skip
     top.add_argument("--flags", default="", help="further command-line flags for ComfyUI, in one argument")
     top.add_argument(
-        "--scratch", type=Path, help="folder for checkpoints; by default shared memory if it has room"
+        "--scratch", type=Path, help="folder for checkpoints; by default shared memory if it has enough room"
     )
     top.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     top.add_argument("--threads", type=int, default=0)
-    top.add_argument("--more", action="store_true", help="also run LazyCache, all tokens, and no graphs")
-    top.add_argument("--reference", type=Path, help="a folder with microsoft/RAS, to compare with")
+    top.add_argument(
+        "--more", action="store_true",
+        help="also run LazyCache, RAS with all tokens active, and RAS without CUDA graphs at every ratio",
+    )  # fmt: skip
+    top.add_argument("--reference", type=Path, help="also run the microsoft/RAS code in this folder")
     top.add_argument(
         "--compile", nargs="?", const="inductor", default="", metavar="BACKEND",
-        help="also run after ComfyUI's TorchCompileModel",
+        help="also run dense and RAS with ComfyUI's TorchCompileModel node before the RAS node",
     )  # fmt: skip
     top.add_argument(
         "--kv-cache", type=_format_names, default=(), metavar="NAMES",
-        help="also run with these settings of kv_cache: fp8,forecast,cpu",
+        help="also run RAS with these settings of kv_cache, for example fp8,forecast,cpu",
     )  # fmt: skip
     top.add_argument("--profile", action="store_true", help="profile steps of --cases instead of timing runs")
-    top.add_argument("--tiny", action="store_true", help="tiny networks on the CPU: does every path run?")
+    top.add_argument(
+        "--tiny", action="store_true", help="only test that all code runs: tiny networks, on the CPU"
+    )
     top.add_argument("--out", type=Path, default=OUTPUT / "speed.json")
     return top
 
@@ -281,15 +313,16 @@ def parser() -> argparse.ArgumentParser:
 def _names(text: str, known: Sequence[str], what: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if unknown := sorted(set(names) - set(known)):
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)} is no {what}; there are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"no {what} {', '.join(unknown)}; known are {', '.join(known)}")
     return names
 
 
 def _format_names(text: str) -> tuple[str, ...]:
-    # Imported here, since it imports torch: a worker imports this module before it starts ComfyUI.
+    # Not imported at the top, because `formats` imports torch. `checks.residency` imports this module before
+    # it starts ComfyUI, which must import torch first.
     from ...ras_core.kv.formats import setting_names
 
-    return _names(text, setting_names(), "kv_cache")
+    return _names(text, setting_names(), "setting of kv_cache")
 
 
 def _weights(text: str) -> tuple[str, ...]:

@@ -11,7 +11,10 @@ KEY = "speed_bench_clock"
 
 
 def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
-    """A clone of the model whose runs the clock times: every evaluation, and the stages around them."""
+    """A clone of the model. In each of its runs, `clock` takes a timestamp at the start of every evaluation
+    and at the end of sampling. If `clock.stages` is set, it also times the stages before and after the
+    evaluations.
+    """
 
     def run(executor, *args, **kwargs):
         clock.restart()

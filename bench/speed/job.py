@@ -1,4 +1,4 @@
-"""A job for a process that runs ComfyUI: one case, with one way to start ComfyUI. Pure."""
+"""A job for a process that runs ComfyUI: one case, and the flags to start ComfyUI with. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ Action = Literal["make", "measure", "profile"]
 
 @dataclass(frozen=True)
 class SpeedJob:
-    """One case for one process.
+    """What one process has to do for one case.
 
     Attributes:
-        action: "make" writes files with random weights, "measure" and "profile" load and run them.
+        action: "make" writes files with random weights; "measure" and "profile" load these files and sample.
         case: the case.
-        tiny: a tiny network at TINY_PIXELS.
-        device: "cuda" or "cpu".
+        tiny: whether to use a tiny network of the case's family, and images of TINY_PIXELS.
+        device: "cuda", "cpu" or "auto".
         flags: ComfyUI's command-line flags.
-        threads: torch's CPU threads; 0 for torch's default.
+        threads: number of CPU threads for torch; 0 for torch's default.
         steps: sampling steps per run.
-        repeats: number of timed runs.
-        seconds: time limit; infinite for none.
-        folder: where the files are.
-        files: file names in that folder by kind: "default", "lora" or a quantised layout. Empty if the
-            process builds the network itself.
-        variants: the variants to run, grouped by weights, dense first in each group.
-        reference: a checkout of microsoft/RAS, or "".
-        ratios: shares of active tokens for the reference.
+        repeats: number of timed runs of each variant.
+        seconds: time limit of the job; infinite if there is none.
+        folder: the folder of the files.
+        files: names of the files in `folder`, by kind of file: "default", "lora" or a quantised layout. The
+            dictionary is empty if the process builds the network itself.
+        variants: the variants to run, grouped by weights, with the dense variant first in each group.
+        reference: folder with a checkout of microsoft/RAS, whose code is also measured; if "", that code is
+            not measured.
+        ratios: shares of active tokens with which the reference runs.
     """
 
     action: Action
@@ -62,11 +63,11 @@ class SpeedJob:
 
 
 def file_of(weights: str) -> str:
-    """The kind of file that these weights are loaded from."""
+    """The kind of file from which these weights (one of WEIGHTS) are loaded."""
     return "default" if weights in ("fp8", "lora") else weights
 
 
 def files_for(case: Case, weights: tuple[str, ...]) -> dict[str, str]:
-    """Names of the files that these weights need, by kind."""
+    """Names of the files that these kinds of weights are loaded from, by kind of file."""
     kinds = {file_of(each) for each in weights} | ({"lora"} & set(weights))
     return {kind: f"{case.shape}_{kind}.safetensors" for kind in sorted(kinds)}

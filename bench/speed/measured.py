@@ -1,4 +1,7 @@
-"""Run variants in turns and measure them, whatever they run."""
+"""Run the variants of a case in turn, and measure their time and memory.
+
+A function given for each variant samples it once, so variants of other programs than ComfyUI can be measured.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,23 @@ class Measured:
 
     Attributes:
         variant, run, clock: the variant, the function that samples it, and the clock that times it.
-        forget: frees what earlier variants left in memory.
-        seconds: sampling time of each timed run, from the first evaluation's start to the last one's end.
-        node_seconds: wall-clock time of the whole call of the sampler node, synchronized at its end.
-        stages: seconds of that call by stage, sampling included, from a separate run.
-        enqueue: CPU seconds of each evaluation of that run.
-        steps: seconds of each evaluation, per timed run.
-        warm_up: sampling seconds of the first run.
-        memory: memory figures of that first run.
+        forget: function that frees what earlier variants left in memory.
+        seconds: sampling time of each timed run, from the start of its first evaluation to the end of its
+            last.
+        node_seconds: for each timed run, the wall-clock time of the sampler node's call, until the device has
+            finished.
+        stages: seconds that a sampler node's call spends in each stage, sampling included. A separate run,
+            which is not a timed run, measures them.
+        enqueue: CPU seconds to enqueue each evaluation, in the same run as `stages`.
+        steps: for each timed run, the seconds of each evaluation.
+        warm_up: sampling seconds of the first run. This run is not in `seconds`.
+        memory: memory figures of the first run.
         trace: trace of the last run, if RAS was on.
-        counts: active tokens of each step, for runs without a trace.
-        kept_graphs: number of graphs that the model keeps after the first run, which starts with none.
-        graphs: CUDA graphs captured and replayed in the last run.
-        log: what the pack logged in the first run, except for its summary.
+        counts: number of active tokens in each step, for runs without a trace.
+        kept_graphs: number of CUDA graphs that the model has after the variant's first run. `forget` frees
+            all graphs before that run.
+        graphs: number of CUDA graphs captured and number of replays in the last run.
+        log: what the pack logged in the first run.
     """
 
     variant: Variant
@@ -62,7 +69,7 @@ class Measured:
     error: str = ""
 
     def once(self, seed: int) -> tuple[list[float], float]:
-        """Run once; returns the seconds of each evaluation, and of the whole call."""
+        """Sample once. Returns the seconds of each evaluation, and those of the whole call of `run`."""
         _wait()
         self.count_graphs()
         started = time.perf_counter()
@@ -74,7 +81,7 @@ class Measured:
         return self.clock.laps(), seconds
 
     def warm(self, device: torch.device) -> None:
-        """Do the first run, in which libraries choose kernels; it measures memory."""
+        """Do the first run, in which libraries choose their kernels. This run measures memory."""
         self.forget()  # so that only this variant's memory is measured
         peak = Peak(device)
         with logged() as lines:
@@ -83,7 +90,11 @@ class Measured:
         self.kept_graphs = self.count_kept_graphs()
 
     def stage(self, seed: int) -> None:
-        """Time a run by stages. It also captures the graphs again that other variants' first runs dropped."""
+        """Time the stages of one run.
+
+        The first runs of other variants may have made the model drop CUDA graphs of this variant. If so, the
+        model captures these graphs again in the run that is timed here.
+        """
         stages = self.clock.stages = Stages(self.clock.device)
         try:
             stages.enter("before sampling")
@@ -96,7 +107,7 @@ class Measured:
         self.stages, self.enqueue = stages.seconds, stages.enqueue
 
     def figures_only(self) -> Measured:
-        """A copy without `run`, which holds a network."""
+        """A copy without the functions that keep the network in memory, such as `run`."""
         return replace(self, run=lambda seed: None, forget=lambda: None, count_kept_graphs=lambda: 0)
 
     def time(self, seed: int) -> None:
@@ -109,13 +120,17 @@ class Measured:
 def take_turns(
     found: Sequence[Measured], device: torch.device, repeats: int, left: Callable[[], float]
 ) -> None:
-    """Run each variant once, once by stages, then in rounds, so that clock drift affects all variants alike.
+    """Run all variants: first a warm-up run of each, then a run of each that times the stages, then the timed
+    rounds.
+
+    Each timed round runs every variant once, so that changes of the GPU's clock rate affect all variants
+    alike.
 
     Args:
         found: the variants, dense first.
-        device: the device they run on.
-        repeats: desired number of timed rounds.
-        left: returns the seconds left.
+        device: the device on which the variants run.
+        repeats: desired number of timed rounds; there are fewer if the time left is too short.
+        left: function that returns the seconds left.
     """
     started = time.perf_counter()
     for each in found:
@@ -134,7 +149,7 @@ def take_turns(
 
 
 def _guarded(each: Measured, work: Callable[[], None]) -> None:
-    """If a variant fails, keep its error and skip it from then on; the other variants continue."""
+    """Call `work` for a variant. If the call fails, keep its error in the variant, which is then skipped."""
     try:
         work()
     except Exception as error:

@@ -1,4 +1,6 @@
-"""Plots of speed results: speed-up and FLOP ideal, cost over image size and batch size, time of each step."""
+"""Plots of the speed program's results: speed-up compared to that expected from FLOPs (the "FLOP ideal"), run
+time over image size and over batch size, and the time of each step.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ Row = dict[str, Any]
 FAMILY = "sd3_medium"
 SERIES = {"eager": "tab:orange", "graph": "tab:red", "reference": "tab:blue", "lazycache": "tab:green"}
 NAMES = {
-    "eager": "RAS", "graph": "RAS, captured calls", "reference": "reference code, against its own dense",
+    "eager": "RAS", "graph": "RAS, captured calls", "reference": "reference code, against its own dense run",
     "lazycache": "LazyCache (any ratio)",
 }  # fmt: skip
 RATIO_COLOURS = {1.0: "black", 0.5: "tab:orange", 0.25: "tab:red", 0.125: "tab:purple"}
@@ -26,7 +28,7 @@ RATIO_COLOURS = {1.0: "black", 0.5: "tab:orange", 0.25: "tab:red", 0.125: "tab:p
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status."""
     options = argparse.ArgumentParser(prog="bench speed-plot")
-    options.add_argument("results", type=Path, nargs="+", help="JSON files of `bench speed`")
+    options.add_argument("results", type=Path, nargs="+", help="result files (JSON) of `bench speed`")
     options.add_argument("--out", type=Path, required=True, help="folder for the plots")
     given = options.parse_args(argv)
     rows = read_rows(given.results)
@@ -34,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         for name, draw in PLOTS.items():
             if not draw(rows, given.out / f"{name}.png"):
-                print(f"no {name}.png: these results lack the cases for it", file=sys.stderr)
+                print(f"no {name}.png, because the results lack the cases that it shows", file=sys.stderr)
     except RASError as error:
         print(error, file=sys.stderr)
         return 1
@@ -42,8 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_rows(paths: Sequence[Path]) -> list[Row]:
-    """Rows that have figures. If two files have the same case and variant, the later file wins. If a file has
-    rows with and without dynamic VRAM, those with it are used, since that is ComfyUI's default.
+    """The rows that have figures, at most one row for each case and variant. If several files have a row for
+    the same case and variant, the row of the file that is last in `paths` is used. If one file has two such
+    rows, one with and one without dynamic VRAM, the row with dynamic VRAM is used, since dynamic VRAM is
+    ComfyUI's default.
     """
     found: dict[tuple[str, str], Row] = {}
     for path in paths:
@@ -54,7 +58,7 @@ def read_rows(paths: Sequence[Path]) -> list[Row]:
 
 
 def series_of(row: Row) -> str | None:
-    """The series that a row belongs to; None for dense runs."""
+    """The plotted series that a row belongs to (a key of SERIES); None for dense runs."""
     if row["method"] == "lazycache":
         return "lazycache"
     if row["ratio"] >= 1 or row["method"] == "dense":
@@ -65,7 +69,9 @@ def series_of(row: Row) -> str | None:
 
 
 def bars(rows: Sequence[Row], ratio: float) -> dict[str, dict[str, float]]:
-    """Speed-up by series and case. For the reference: with its best option, against its own dense run."""
+    """For each series, the best speed-up against a dense run in each case. The reference code is compared
+    with its own dense run, all other series with ComfyUI's.
+    """
     found: dict[str, dict[str, float]] = {}
     for row in rows:
         name = series_of(row)
@@ -78,7 +84,7 @@ def bars(rows: Sequence[Row], ratio: float) -> dict[str, dict[str, float]]:
 
 
 def ideals(rows: Sequence[Row], ratio: float) -> dict[str, float]:
-    """FLOP ideal of our own runs, by case."""
+    """The speed-up expected from FLOPs for this pack's RAS at a ratio, by case."""
     return {
         row["case"]: row["ideal"]
         for row in rows
@@ -87,7 +93,7 @@ def ideals(rows: Sequence[Row], ratio: float) -> dict[str, float]:
 
 
 def best_seconds(rows: Sequence[Row], ratio: float) -> Row | None:
-    """Our fastest row at a ratio; for ratio 1, ComfyUI's dense row."""
+    """The row of this pack's fastest RAS variant at a ratio; for ratio 1, that of ComfyUI's dense run."""
     if ratio >= 1:
         fitting = [row for row in rows if row["method"] == "dense"]
     else:
@@ -100,7 +106,9 @@ def ratios_of(rows: Sequence[Row]) -> list[float]:
 
 
 def speedup_plot(rows: Sequence[Row], out: Path) -> bool:
-    """Bars for every case, one panel per ratio, with the FLOP ideal as a line over each group."""
+    """Plot the speed-up as a group of bars for each case, in one panel per ratio. A line across each group
+    shows the speed-up expected from FLOPs.
+    """
     ratios = ratios_of(rows)
     if not ratios:
         return False
@@ -134,12 +142,13 @@ def speedup_plot(rows: Sequence[Row], out: Path) -> bool:
 def scaling_plot(
     rows: Sequence[Row], out: Path, place: Callable[[Row], int], labels: tuple[str, str], is_log: bool
 ) -> bool:
-    """Duration of a run, and its speed-up with the FLOP ideal, over a size of the work.
+    """Draw two plots with a size on the x axis: the image size or the batch size. The left one shows the
+    sampling time of a run, the right one the speed-up and the speed-up expected from FLOPs.
 
     Args:
-        rows: rows of one family that differ only in that size.
+        rows: rows of one family, whose cases differ only in the size on the x axis.
         out: image file.
-        place: returns the size of a row.
+        place: function that returns the size in a row.
         labels: label of the size axis, and the title.
         is_log: whether seconds are shown on a logarithmic scale.
     """
@@ -162,7 +171,7 @@ def scaling_plot(
         right.plot(x, ideal, linestyle="--", color=colour, label=f"FLOP ideal of {name}")
     if is_log:
         left.set_yscale("log")
-    left.set_ylabel("seconds of a run's sampling")
+    left.set_ylabel("sampling time of a run, s")
     right.set_ylabel("speed-up against dense")
     for ax in (left, right):
         ax.set_xticks(sizes)
@@ -186,7 +195,9 @@ def batch_plot(rows: Sequence[Row], out: Path) -> bool:
 
 
 def step_plot(rows: Sequence[Row], out: Path) -> bool:
-    """Milliseconds of each step, one panel per family of the reference code."""
+    """Plot the milliseconds of each step, in one panel for each of the families that the reference
+    supports.
+    """
     cases = ("sd3_medium-1024", "lumina_next-1024")
     shown = {case: [row for row in rows if row["case"] == case and row.get("step_seconds")] for case in cases}
     shown = {case: found for case, found in shown.items() if found}
@@ -199,7 +210,7 @@ def step_plot(rows: Sequence[Row], out: Path) -> bool:
             if row["method"] == "lazycache" or (row["method"] == "ras" and row["ratio"] >= 1):
                 continue
             style = "-" if row["method"] != "reference" else ":" if row["option"] else "--"
-            ax.plot(  # without the last step, in which the run ends
+            ax.plot(  # without the last step, whose time includes the end of the run
                 [1000 * seconds for seconds in row["step_seconds"][:-1]],
                 color=RATIO_COLOURS.get(row["ratio"]), linestyle=style,
                 marker="." if series_of(row) == "graph" else None, linewidth=1, label=row["variant"],

@@ -1,4 +1,4 @@
-"""Runs of the speed program, with the nodes that users place: one case at a time, its variants in turns."""
+"""Run a case of the speed program: its variants sample in turn, with ComfyUI's loader and sampler nodes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from .measured import SEED, Measured, Run, take_turns
 
 graphs_since_last_call = GraphCounter().install().take
 LAZYCACHE = {"reuse_threshold": 0.2, "start_percent": 0.15, "end_percent": 0.95, "verbose": False}
-"""The node's defaults."""
+"""The default inputs of ComfyUI's LazyCache node."""
 
 
 @dataclass
@@ -47,7 +47,8 @@ class Bench:
     """A case that is ready to run.
 
     Attributes:
-        model: MODEL from a loader node; if None, the network is built in this process.
+        model: MODEL from a loader node. If `model` is None, a network with random weights is built in this
+            process.
     """
 
     case: Case
@@ -74,7 +75,9 @@ class Bench:
         return (-(-self.pixels // PIXELS_PER_LATENT // 2)) ** 2
 
     def measured(self, variant: Variant, clock: Clock | None = None) -> Measured:
-        """A variant ready to run, timed by the given clock or by a new one."""
+        """Prepare a variant to be run and measured; its runs are timed by the given clock, or else by a new
+        one.
+        """
         clock = clock or Clock(self.device)
         model = clocked(self.model, clock)
         if variant.compiled:
@@ -127,13 +130,15 @@ class Bench:
         return run
 
     def latent_of(self, variant: Variant, seed: int = SEED) -> tuple[Tensor, Trace]:
-        """The latent and the trace of a run with RAS, for comparisons."""
+        """Sample once with RAS; returns the latent and the trace, which callers compare with other runs."""
         patched = with_ras(self.model, variant)
         latent = self._sampler_node(patched)(seed)
         return latent["samples"], last_trace(patched)
 
     def warm_up(self) -> None:
-        """Do a dense run without RAS first: on a GPU, cuBLAS may round the first run differently."""
+        """Do a dense run without RAS, before runs whose latents are compared: on a GPU, cuBLAS may round
+        differently in the first run of a process than in later ones.
+        """
         self._sampler_node(self.model)(SEED)
 
     def ideal(self, counts: Sequence[int]) -> float:
@@ -145,7 +150,9 @@ class Bench:
 
 
 def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
-    """The model patched by RASPatchModel, with the explicit dense steps of the reference."""
+    """The model patched with RAS, with the same dense steps as the reference code: the first START_STEP
+    steps, and those in RESETS.
+    """
     config = RASConfig(
         sample_ratio=variant.ratio, start_step=START_STEP, dense_steps=RESETS,
         cuda_graphs=variant.graphs, kv_cache=variant.kv_cache,
@@ -154,15 +161,22 @@ def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
 
 
 def too_many_graphs(wanted: Sequence[Variant], calls: int) -> str:
-    """Advice if alternating runs need more graphs than a model keeps, so that each run captures again; else
-    empty.
+    """A warning if the variants together need more CUDA graphs than a model keeps, else an empty string.
+
+    If they need too many, each run has to capture its graphs again: the variants run in turn, and the runs of
+    the other variants have made the model drop these graphs.
+
+    Args:
+        wanted: the variants.
+        calls: number of network calls per evaluation; each of them needs a graph.
     """
     needed = calls * sum(each.graphs != "off" for each in wanted)
     if needed <= MAX_GRAPHS:
         return ""
     return (
-        f"These runs need {needed} CUDA graphs in turns, but a model keeps only {MAX_GRAPHS}: each run "
-        "will capture its calls again. Ask for fewer --ratios or fewer settings of --kv-cache at a time."
+        f"The variants, which run in turns, need {needed} CUDA graphs, but a model keeps only {MAX_GRAPHS}. "
+        "So each run has to capture its graphs again, which takes time. To avoid this, use fewer --ratios or "
+        "fewer settings of --kv-cache."
     )
 
 
@@ -170,19 +184,27 @@ def too_many_graphs(wanted: Sequence[Variant], calls: int) -> str:
 def measure_case(
     bench: Bench, found: Sequence[Measured], repeats: int, left: Callable[[], float]
 ) -> list[dict[str, Any]]:
-    """One row per variant of this process; `left` returns the seconds left."""
+    """Measure a case's variants; returns one row per variant.
+
+    Args:
+        bench: the case.
+        found: the variants, dense first.
+        repeats: desired number of timed runs of each variant.
+        left: function that returns the seconds left.
+    """
     take_turns(found, bench.device, repeats, left)
     return [row_of(bench, each, found[0], found[0]) for each in found]
 
 
 def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -> dict[str, Any]:
-    """The figures of a variant as plain values.
+    """The figures of a variant, as values that JSON can hold.
 
     Args:
         bench: the case.
-        each: the variant.
-        dense: ComfyUI's dense run, the base of `speedup`.
-        own_dense: the dense run of the same program, the base of `own_speedup`.
+        each: measurements of the variant.
+        dense: measurements of ComfyUI's dense run; `speedup` is relative to them.
+        own_dense: measurements of the dense run in the same program as the variant (ComfyUI or diffusers);
+            `own_speedup` is relative to them.
     """
     variant = each.variant
     row: dict[str, Any] = {
@@ -211,7 +233,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
 
 
 def _overhead(each: Measured) -> float | None:
-    """Median seconds of a sampler node's call beyond its sampling."""
+    """Seconds that a sampler node's call takes in addition to sampling, as the median over the timed runs."""
     around = list(map(operator.sub, each.node_seconds, each.seconds))
     return statistics.median(around) if around else None
 
@@ -223,7 +245,9 @@ def _kinds(each: Measured) -> list[str]:
 
 
 def _step_figures(each: Measured) -> dict[str, Any]:
-    """Median seconds and CPU seconds of dense and of regional steps, without the last step."""
+    """Median seconds, and median CPU seconds, of a dense and of a regional step. The first and the last step
+    of each run are left out.
+    """
     kinds = _kinds(each)
     found: dict[str, list[float]] = {}
     for laps in each.steps:
@@ -251,7 +275,7 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
 
 
 def plain(value: Any) -> Any:
-    """A trace's report, reduced to values that JSON can hold."""
+    """Convert a value from a trace (a dataclass, list, dict or other object) to values that JSON can hold."""
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, dict):

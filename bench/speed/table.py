@@ -1,4 +1,4 @@
-"""The results of the speed program as a table for the terminal."""
+"""Show the results of the speed program as a table in the terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ FORMER_KEYS = {
     "host_ms_by": "cpu_ms_by",
     "own_host_share": "own_cpu_share",
 }
-"""Keys in older result files, and their current names."""
+"""Keys of older result files, each with its current name."""
 
 
 def table(results: dict[str, Any]) -> str:
-    """One line per variant; speed-ups are against ComfyUI's eager dense run and the program's own."""
+    """A table with one line per variant. The column `speed-up` is relative to ComfyUI's dense run. The
+    column `own` is relative to the dense run of the same program: ComfyUI, or diffusers for the reference
+    code.
+    """
     lines = [HEAD, *(_line(_renamed(row)) for row in results["rows"])]
     about = results.get("machine") or dict.fromkeys(("device", "torch", "comfyui"), "?")
     title = f"{about['device']}, torch {about['torch']}, ComfyUI {about['comfyui']}, {results['date']}"
@@ -28,7 +31,11 @@ def table(results: dict[str, Any]) -> str:
 
 
 def profile_table(results: dict[str, Any]) -> str:
-    """One line per profiled variant, then the details of each: time by range, calls and lines that wait."""
+    """A table with one line per profiled variant, then details of each variant.
+
+    The details are the time in each range, and the calls and lines of code at which the CPU waits for the
+    device. A range is a named part of RAS's own work (bench/profile/ranges.py).
+    """
     head = (
         "case",
         "variant",
@@ -52,7 +59,7 @@ def profile_table(results: dict[str, Any]) -> str:
 
 
 def _renamed(entry: dict[str, Any]) -> dict[str, Any]:
-    """A row or profile, with the current names of its keys."""
+    """A copy of a row or profile in which keys from older result files have their current names."""
     return {FORMER_KEYS.get(key, key): value for key, value in entry.items()}
 
 
@@ -104,7 +111,7 @@ def _notes(row: dict[str, Any]) -> list[str]:
     if row.get("error"):
         found.append(row["error"])
     if row.get("only_warm_up"):
-        found.append("only the warm-up run fitted")
+        found.append("there was no time for a timed run, so the figures are from the warm-up run")
     return found
 
 

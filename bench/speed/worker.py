@@ -14,7 +14,7 @@ from ..common.progress import say
 from .job import SpeedJob, file_of
 
 if TYPE_CHECKING:
-    from .run import Bench  # imports torch, which ComfyUI must load first
+    from .run import Bench  # not imported at run time: it imports torch, but ComfyUI must start first
 
 TINY_PIXELS = 128
 FP8 = "fp8_e4m3fn"
@@ -22,7 +22,7 @@ LORA_STRENGTH = 0.7
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Read the job from standard input, and write the report to the file in the first argument."""
+    """Read a job from standard input, do it, and write a report to the file that the first argument names."""
     out = Path((argv or sys.argv[1:])[0])
     job = SpeedJob.loads(sys.stdin.read())
     started = time.perf_counter()
@@ -56,11 +56,14 @@ def make(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
 
 
 def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    """Rows of the case, one group of weights after another."""
+    """Measure the case with each kind of weights in turn. Yields the result rows of each kind as soon as they
+    are measured. After those of unchanged weights, it yields the rows of the reference code, if the job has
+    it.
+    """
     from ..common.shapes import free
     from .run import measure_case, too_many_graphs
 
-    profile = None  # one baseline for all: the work is the same, whatever the format of the weights
+    profile = None  # the same FLOPs for all kinds of weights, since the format does not change their number
     for weights in dict.fromkeys(variant.weights for variant in job.variants):
         group = [variant for variant in job.variants if variant.weights == weights]
         if warning := too_many_graphs(group, len(set(shape_of(job).text_rows))):
@@ -86,16 +89,21 @@ def measure(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]
 
 
 def reference(job: SpeedJob, bench: Bench, dense: Any, left: Callable[[], float]) -> list[dict[str, Any]]:
-    """Rows of the reference code, measured after the case's own."""
+    """Measure the reference code on this case and return its rows. Call it after ComfyUI's variants were
+    measured.
+    """
+    import comfy.model_management
+
     from ..reference.rows import reference_rows
     from .cases import reference_variants
 
-    asked = reference_variants(job.case, job.ratios, job.device == "cuda")
+    on_gpu = comfy.model_management.get_torch_device().type == "cuda"
+    asked = reference_variants(job.case, job.ratios, on_gpu)
     return reference_rows(bench, dense, asked, Path(job.reference), job.repeats, left()) if asked else []
 
 
 def profile(job: SpeedJob, left: Callable[[], float]) -> Iterator[dict[str, Any]]:
-    """Profiles of the case's variants."""
+    """Profile the case's variants that have unchanged weights, and yield the profiles."""
     from ..profile.run import profiles
 
     bench = open_bench(job, "default")
@@ -112,7 +120,9 @@ def shape_of(job: SpeedJob) -> Any:
 
 
 def open_bench(job: SpeedJob, weights: str) -> Bench:
-    """The case with a network from ComfyUI's loader nodes, or built here if they do not detect it."""
+    """Prepare the job's case to run with one kind of weights. If the job has files, ComfyUI's loader nodes
+    load the case's network from them; otherwise the network is built in this process.
+    """
     import comfy.model_management
     import torch
 
@@ -120,13 +130,13 @@ def open_bench(job: SpeedJob, weights: str) -> Bench:
 
     device = comfy.model_management.get_torch_device()
     pixels = TINY_PIXELS if job.tiny else job.case.pixels
-    with torch.inference_mode():  # ComfyUI runs its loader nodes in this mode
+    with torch.inference_mode():  # as ComfyUI does when it runs loader nodes
         model = load(job, weights) if job.files else None
     return Bench(job.case, shape_of(job), device, pixels, job.steps, model)
 
 
 def load(job: SpeedJob, weights: str) -> Any:
-    """A MODEL from UNETLoader, followed by LoraLoaderModelOnly for a LoRA."""
+    """Load a MODEL with the node UNETLoader; if `weights` is "lora", LoraLoaderModelOnly then adds a LoRA."""
     import folder_paths
 
     import nodes

@@ -1,10 +1,12 @@
-"""Studies that validate the method. Each is a command that writes a table and a plot."""
+"""Studies that validate the method. Each study is a command of `bench quality` that writes a table and a
+plot.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import backgrounds, drift, early_steps, metrics, pareto, start_step
+from . import backgrounds, drift, early_steps, inpainting, metrics, pareto, start_step
 
 COMMANDS: dict[str, Callable[..., str]] = {
     "metrics": metrics.run,
@@ -13,4 +15,5 @@ COMMANDS: dict[str, Callable[..., str]] = {
     "backgrounds": backgrounds.run,
     "drift": drift.run,
     "early-steps": early_steps.run,
+    "inpaint": inpainting.run,
 }

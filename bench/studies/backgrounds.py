@@ -1,9 +1,13 @@
 """Metric robustness: does a metric still follow the changes when the background is busier than the subject?
 
-Simple subjects with exact masks are placed on plain and on busy backgrounds. Each image is half noised, then
-denoised with each metric, and compared to a converged run from the same start. A metric that measures how
-busy a region is, instead of how much it changes, spends its tokens on a busy background and misses the
+Simple subjects with exact masks are placed on plain and on busy backgrounds. Noise is added to each image, up
+to the level from which KSampler starts with denoise 0.6. From this start, one run per metric denoises the
+image; each of these runs selects its active tokens by its metric. The result is compared to that of a
+converged run from the same start, which is a dense run with very many steps. A metric that measures how busy
+a region is, instead of how much the region changes, selects the tokens of a busy background and misses the
 subject.
+
+A cell is one sampling configuration that is measured (quality/cells.py).
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ def variants(family: str) -> dict[str, Cell]:
 
 
 def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its table as Markdown."""
     scenes = make_scenes(options, artwork)
     options = replace(options, prompts=tuple(Prompt(text) for text in scenes.texts))
     studio = Studio(load_source(family, options), options)
@@ -61,7 +65,7 @@ def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
         target = decoded(studio, converged(studio, latent))
         for name, cell in variants(family).items():
             lines.append([kind, name, *_figures(studio, cell, latent, target, scenes.mask)])
-            progress.step(1, f"{kind} background, {name}: {lines[-1][2]:.2f} dB")
+            progress.step(1, f"{kind} background, {name}: PSNR {lines[-1][2]:.2f} dB")
     groups = {line[1]: {} for line in lines}
     for kind, name, quality, *_ in lines:
         groups[name][f"{kind} background"] = quality
@@ -74,7 +78,7 @@ def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
         "subject active",
         "rest active",
     ]
-    labels = ("PSNR to the converged run, dB", f"{family}: {RATIO:.0%} active, from {DENOISE:.0%} noise")
+    labels = ("PSNR to the converged run, dB", f"{family}: {RATIO:.0%} of tokens active, denoise {DENOISE}")
     return publish(
         out, f"backgrounds_{family}", f"Simple subjects on plain and busy backgrounds, {family}",
         [("", header, lines)], lambda path: bar_plot(groups, labels, path), options,
@@ -82,18 +86,23 @@ def run(family: str, options: Options, out: Path, artwork: str = "") -> str:
 
 
 def partial_sigmas(studio: Studio, cell: Cell) -> Tensor:
-    """The cell's steps over the last part of the noise levels, as set by KSampler's denoise."""
+    """Noise levels of the cell's run. The run starts at a lower noise level than a full run, as KSampler does
+    with denoise below 1.
+    """
     return studio.sigmas(cell, DENOISE)
 
 
 def converged_sigmas(studio: Studio, first: Tensor) -> Tensor:
-    """Steps as fine as those of other converged runs, starting at exactly the same noise level."""
+    """Noise levels of a converged run that starts at exactly the noise level `first`.
+
+    They are `first` and those noise levels of a full run of `reference_steps` steps that are below `first`.
+    """
     every = studio.sigmas(Cell(studio.source.family, steps=studio.options.reference_steps))
     return torch.cat([first[None], every[every < first * (1 - 1e-3)]])
 
 
 def converged(studio: Studio, latent: Tensor) -> Tensor:
-    """Latents to which a run from these images converges."""
+    """Final latents of converged runs. These runs start from `latent`, the images' latents, plus noise."""
     cell = Cell(studio.source.family, sampler=CONVERGED_SAMPLER, steps=STEPS)
     first = partial_sigmas(studio, cell)[0]
     return studio.sample(cell, latent, converged_sigmas(studio, first)).latents
@@ -101,13 +110,13 @@ def converged(studio: Studio, latent: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def invert(studio: Studio, images: Tensor) -> Tensor:
-    """Latents of images (n, 3, H, W), on the CPU."""
+    """Convert images (n, 3, H, W) to latents; returns the latents on the CPU."""
     parts = images.split(studio.options.batch)
     return torch.cat([studio.source.invert(part).float().cpu() for part in parts])
 
 
 def decoded(studio: Studio, latents: Tensor) -> Tensor:
-    """Images of latents, on the CPU."""
+    """Convert latents to images; returns the images on the CPU."""
     return torch.cat([images.float().cpu() for _, images in studio.decode(latents)])
 
 
@@ -130,7 +139,7 @@ def _figures(studio: Studio, cell: Cell, latent: Tensor, target: Tensor, mask: T
 
 
 def _token_mask(studio: Studio, mask: Tensor) -> Tensor:
-    """Share of the subject in each token: (n, 1, size, size) -> (n, tokens)."""
+    """The part of each token's area that the subject's mask covers: (n, 1, size, size) -> (n, tokens)."""
     _, height, width = studio.source.latent_shape(studio.options.size)
     patch = adapter_for(studio.source.network).patch_size(studio.source.network)
     pixels = torch.nn.functional.adaptive_avg_pool2d(mask, (height, width))[:, 0]

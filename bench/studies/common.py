@@ -1,4 +1,4 @@
-"""Shared by the studies: measuring cells, and writing tables."""
+"""Functions that the studies share: measure cells, and write tables and plots."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from ..quality.sweep import sweep, write_description
 from ..quality.table import markdown
 
 FEW = 32
-"""With fewer prompts, a study uses a coarser grid, for a CPU."""
+"""With fewer prompts than this, a study measures fewer settings, so that it is fast enough on a CPU."""
 
 
 def is_small(options: Options) -> bool:
-    """Whether this is a quick look rather than a measurement."""
+    """Whether there are so few prompts that the study is a quick look rather than a measurement."""
     return len(options.prompts) < FEW
 
 
 def measured(cells: Sequence[Cell], options: Options, out: Path) -> list[Row]:
-    """Rows of these cells, in order; rows of finished cells are read from the folder's table."""
+    """Measure these cells; returns their rows in the same order. Cells that the table in the folder `out`
+    already contains are not measured again.
+    """
     table = sweep(cells, options, out)
     rows = {row["key"]: row for row in table.rows}
     return [rows[cell.key] for cell in cells]
@@ -44,9 +46,9 @@ def publish(
         out: folder for the files.
         name: base name of the files, without a suffix.
         title: heading of the report.
-        tables: name, header and rows of each.
-        plot: draws into a file.
-        options: written to description.json.
+        tables: caption, header and rows of each table.
+        plot: function that draws the plot into a file.
+        options: options of the study, which are written to description.json.
 
     Returns:
         The Markdown text.

@@ -1,8 +1,12 @@
 """Cache drift: the error of the cached tokens' keys, values and attention outputs.
 
-A long run is sampled with and without error resets. At some of its steps, the dense network is evaluated at
-exactly the same state, and keys, values and attention outputs of the cached tokens are compared: relative
-error, mean over main blocks. A cached token's attention output is that of its last active step.
+A long run is sampled twice: once with error resets (single dense steps between the regional ones, which clear
+the errors of the cached tokens), and once without. At some regional steps of each run, the network is also
+evaluated densely, at exactly the same latent and noise level. The cached tokens' keys, values and attention
+outputs in the run are then compared with those of the dense evaluation. The study reports their relative
+error, averaged over all attentions of the main blocks (those that process only the active tokens in regional
+steps). The attention output of a cached token in the run is the one from the last step in which the token was
+active.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from .probe import Place, Probe, Seen
 STEPS = 100
 RATIO = 0.25
 IMAGES = 8
-"""Few, since keys and values of every block are kept."""
+"""Number of images: only a few, since the keys and values of every block are kept in memory."""
 LOOKS = 24
 RESETS = {"resets every 6": 6, "no resets": 0}
 PARTS = ("key", "value", "output")
@@ -40,7 +44,17 @@ PARTS = ("key", "value", "output")
 
 @dataclass
 class Look:
-    """A step to examine: state (b, c, h, w), noise level, the attentions in the run, and their errors."""
+    """A regional step of the run that is examined.
+
+    Attributes:
+        step: index of the step in the run.
+        state: the latent at the start of the step, (b, c, h, w).
+        seen: keys, values and outputs of each attention in the step; emptied when `errors` is filled.
+        cached: (bb, n) bool, the tokens that were cached in the step.
+        sigma: noise level at the start of the step.
+        age: mean number of steps since the cached tokens were last active.
+        errors: for "key", "value" and "output": the relative error of the cached tokens in each attention.
+    """
 
     step: int
     state: Tensor
@@ -52,7 +66,7 @@ class Look:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its tables as Markdown."""
     options = replace(options, prompts=options.prompts[:IMAGES], batch=IMAGES)
     engine = Engine(options)
     studio = engine.studio(family)
@@ -68,7 +82,7 @@ def run(family: str, options: Options, out: Path) -> str:
         target = torch.cat(engine.decoded(converged_of(cell, options)))
         images = torch.cat([images for _, images in studio.decode(latents)])
         qualities.append([name, float(psnr(images, target).mean())])
-        say(f"{name}: {len(looks)} steps examined, {qualities[-1][1]:.2f} dB")
+        say(f"{name}: {len(looks)} steps examined, PSNR of the final images {qualities[-1][1]:.2f} dB")
         for look in looks:
             means = [sum(look.errors[part]) / len(look.errors[part]) for part in PARTS]
             lines.append([name, look.step, look.sigma, look.age, *means])
@@ -92,7 +106,9 @@ def run(family: str, options: Options, out: Path) -> str:
 
 
 def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
-    """Sample the cell's first batch; returns its attentions at some regional steps, and its latents."""
+    """Sample the first batch of images with the cell's settings. Returns some of the regional steps, with
+    their attentions, and the final latents.
+    """
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
     regional = [i for i, share in enumerate(cell.planned_shares()) if share < 1.0]
     wanted = set(regional[:: max(len(regional) // LOOKS, 1)])
@@ -119,7 +135,9 @@ def watch(studio: Studio, cell: Cell) -> tuple[list[Look], Tensor]:
 
 
 def compare(studio: Studio, looks: list[Look]) -> None:
-    """Evaluate the dense network at each look's state, and fill in the errors."""
+    """Evaluate the network densely at the latent and noise level of each step, and fill in the step's
+    errors.
+    """
     probe, batch = Probe(studio.source, grid_of(studio)), studio.batches[0]
 
     def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], **kwargs: Any) -> Tensor:
@@ -136,7 +154,7 @@ def compare(studio: Studio, looks: list[Look]) -> None:
 
 
 def grid_of(studio: Studio) -> TokenGrid:
-    """The token grid of the studio's images."""
+    """The token grid of the images that this studio (a model with encoded prompts) samples."""
     network = studio.source.network
     _, height, width = studio.source.latent_shape(studio.options.size)
     return TokenGrid((height, width), adapter_for(network).patch_size(network))
@@ -149,5 +167,7 @@ def _fill(look: Look, dense: dict[Place, Seen]) -> None:
 
 
 def relative(stale: Tensor, exact: Tensor, rows: Tensor) -> float:
-    """|stale - exact| / |exact| over the rows of the mask: (bb, n, d), (bb, n, d), (bb, n)."""
+    """Relative L2 error of `stale` against `exact`, both (bb, n, d), over the tokens in the mask `rows`, (bb,
+    n).
+    """
     return float((stale - exact)[rows].float().norm() / exact[rows].float().norm())

@@ -1,8 +1,13 @@
 """Early dense steps: how many steps must be dense before the first regional one.
 
-Error resets stay at the same steps, so only the start differs, and with it the cost. The last column is the
-PSNR of DPM-Solver++(2M) with fewer steps at that cost. Step 0 is always dense, since nothing is cached yet.
-Multirate needs two evaluations to measure change, so 0 and 2 are the same for it.
+All cells have their error resets at the same steps, so they differ only in the number of early dense steps,
+and so in cost. A cell is one sampling configuration that is measured (quality/cells.py). The last column of
+the table compares each cell with dense DPM-Solver++(2M) runs of fewer steps: it gives the PSNR that such runs
+have at the cell's cost, interpolated between the measured numbers of steps.
+
+Step 0 is always dense, since nothing is cached yet. The multirate method always makes step 1 dense too,
+because it needs two evaluations to measure change. So for this method, 0 and 2 early dense steps give the
+same run.
 """
 
 from __future__ import annotations
@@ -26,7 +31,9 @@ SMALL_FEWER = (14, 9)
 
 
 def cells(family: str, small: bool) -> list[Cell]:
-    """Second-order multirate and the paper's rule, with each number of early dense steps."""
+    """Cells with each number of early dense steps, for two methods: the second-order multirate method, and
+    the token selection of the RAS paper (arXiv 2502.10389).
+    """
     return [
         Cell(family, method, sampler, STEPS, start=early, reset_steps=RESETS, ratio=ratio, starvation=scale)
         for method, sampler, scale in (("multirate", "dpmpp_2m", 0.0), ("paper", "euler", 0.1))
@@ -36,7 +43,7 @@ def cells(family: str, small: bool) -> list[Cell]:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its table as Markdown."""
     small = is_small(options)
     own, fewer = cells(family, small), dense_cells(family, ("dpmpp_2m",), SMALL_FEWER if small else FEWER)
     rows = measured([*own, *fewer], options, out)

@@ -1,9 +1,10 @@
-"""Metric validation: does a region metric pick the tokens that are about to change?
+"""Metric validation: does a region metric select the tokens that are about to change?
 
-Two figures for each metric, with the same schedule and plain Euler steps. Captured share: along a
-dense run, the share of the next step's squared change of the denoised estimate in the tokens that the metric
-would select. Random tokens get their ratio; an oracle that knows the next step gets the maximum. PSNR: of
-actual runs.
+The study measures two figures for each metric, with the same schedule and Euler steps for all. The first is
+the captured share, measured along a dense run. In each step, the metric selects the tokens that it would keep
+active in the next step. The captured share is the share of these tokens in the squared change of the denoised
+estimate in the next step. Random tokens capture a share equal to their ratio; an oracle that knows the next
+step captures the largest possible share. The second figure is the PSNR of runs that use the metric.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ ORACLE = "oracle"
 
 
 def variants(family: str) -> dict[str, Cell]:
-    """The metrics as cells, whose ratio is set later."""
+    """One cell for each metric; the cell's ratio is set later."""
     base = Cell(family, "paper", "euler", 28, start=4, reset_every=6)
     return {
         "std, low active (paper)": replace(base, starvation=0.1),
@@ -46,7 +47,7 @@ def variants(family: str) -> dict[str, Cell]:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its table as Markdown."""
     measured_ratios = SMALL_RATIOS if is_small(options) else RATIOS
     cells = {
         (name, ratio): replace(cell, ratio=ratio)
@@ -65,7 +66,7 @@ def run(family: str, options: Options, out: Path) -> str:
         for name in [*variants(family), ORACLE]
     }
     header = ["metric", "ratio", "captured", "PSNR dB", "cost"]
-    labels = ("share of the next change captured", f"{family}: what each metric sees")
+    labels = ("captured share of the next step's change", f"{family}: change captured by each metric")
     return publish(
         out, f"metrics_{family}", f"Region metrics, {family}", [("", header, lines)],
         lambda path: bar_plot(groups, labels, path), options,
@@ -74,7 +75,9 @@ def run(family: str, options: Options, out: Path) -> str:
 
 @torch.inference_mode()
 def captured_shares(studio: Studio, metrics: dict[str, Cell]) -> dict[tuple[str, float], float]:
-    """Mean over steps and images, for each metric and ratio, along a dense run."""
+    """The captured share of each metric and of the oracle at each ratio: the mean over the steps and images
+    of dense runs.
+    """
     sums: dict[tuple[str, float], list[float]] = {}
     for batch in studio.batches:
         states, estimates, sigmas = dense_run(studio, batch)
@@ -109,7 +112,11 @@ def _captured(
     sigmas: Sequence[float],
     first: int = 4,
 ) -> list[float]:
-    """Share of the change from step k to k + 1 in the tokens picked after step k, from k = first - 1 on."""
+    """The captured share of each step k, from step `first` - 1 on.
+
+    The denoised estimate changes from step k to step k + 1. The captured share is the part of this squared
+    change that falls on the tokens selected after step k, divided by the whole squared change.
+    """
     patch = adapter_for(studio.source.network).patch_size(studio.source.network)
     grid = TokenGrid(tuple(states[0].shape[2:]), patch)
     count = round(ratio * grid.n)

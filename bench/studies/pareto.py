@@ -1,4 +1,6 @@
-"""The Pareto curve: quality over cost of every method, and multirate's gain over fewer steps."""
+"""The Pareto curve: PSNR over cost for every method, and how much multirate gains over runs with fewer
+steps.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ SMALL_MULTIRATE = (
 
 
 def small_cells(family: str) -> list[Cell]:
-    """Few cells, but enough for a curve of every method."""
+    """A small number of cells, which is still enough to draw a curve for every method."""
     cells = dense_cells(family, BASELINE_SAMPLERS, SMALL_STEPS)
     cells += [multirate(family, *settings) for settings in SMALL_MULTIRATE]
     for method in ("random", "paper"):
@@ -31,7 +33,7 @@ def small_cells(family: str) -> list[Cell]:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its tables."""
+    """Run the study for one family; returns its tables as Markdown."""
     own = small_cells(family) if is_small(options) else front(family, 0)
     rows = measured(own, options, out)
     lines = [

@@ -1,7 +1,8 @@
-"""Capture the attentions of a run: keys, values and outputs of every image token at chosen steps.
+"""Collect the attentions of a run: keys, values and attention outputs of every image token, step by step.
 
-It is an attention override. The method calls it with its merged keys and values, so it sees the same keys and
-values as the active tokens.
+The probe is an attention override of ComfyUI. In a regional step, RAS first writes the active tokens' new
+keys and values over their cached ones. It then calls the override with the keys and values of all tokens, so
+the probe sees exactly the keys and values that the active tokens attend to.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from ...ras_core.models import adapter_for
 from ..quality.sources import Source
 
 Place = tuple[int, int, int]
-"""Index of an attention in a step: (model call, main block, attention in the block)."""
+"""Identifies an attention in a step by three indices from 0: (index of the network call in the step, index of
+the main block in the network, index of the attention in the main block)."""
 
 
 @dataclass
 class Seen:
-    """One attention at one step, only image tokens: (bb, n, d) each."""
+    """Keys, values and outputs of the image tokens in one attention at one step: (bb, n, d) each."""
 
     key: Tensor
     value: Tensor
@@ -40,9 +42,10 @@ class Probe:
     """Collects the attentions of a step.
 
     Attributes:
-        source, grid: source and token grid of the probed run.
-        seen: the last step's attentions, by index.
-        cached: (bb, n) bool, tokens that the last step did not process; None if it was dense.
+        source: the model whose run is probed, as loaded by quality/sources.py.
+        grid: token grid of that run.
+        seen: the attentions of the last step.
+        cached: (bb, n) bool, the tokens that the last step did not process; None if that step was dense.
     """
 
     source: Source
@@ -54,12 +57,12 @@ class Probe:
     _attention: int = 0
 
     def begin_step(self) -> None:
-        """Call before each step: the next model call is its first."""
+        """Call this before each step: the next network call then counts as the first call of the step."""
         self._call = -1
 
     @contextmanager
     def attached(self, model: ModelPatcher):
-        """A clone of the model with this probe attached, within the body."""
+        """Yields a clone of the model with this probe attached, for use inside the with statement."""
         probed = model.clone()
         options = probed.model_options.setdefault("transformer_options", {})
         probed.model_options["transformer_options"] = {**options, ATTENTION: self._attend}
@@ -110,5 +113,5 @@ class Probe:
 
 
 def _rows(t: Tensor, token_axis: int) -> Tensor:
-    """(bb, r, ...) or (bb, heads, r, e) -> (bb, r, d)."""
+    """Flatten the heads of keys or values: (bb, r, ...) or (bb, heads, r, e) -> (bb, r, d)."""
     return (t.movedim(2, 1) if token_axis == 2 else t).flatten(2)

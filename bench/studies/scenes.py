@@ -1,4 +1,4 @@
-"""Simple subjects on plain and on busy backgrounds, with exact masks: artwork or drawn shapes."""
+"""Images of simple subjects (artwork or drawn shapes) on plain and on busy backgrounds, with exact masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..quality.options import Options
 
 KINDS = ("plain", "busy")
 Layers = tuple[Tensor, Tensor]
-"""Subject premultiplied by its mask, (n, 3, s, s), and the mask, (n, 1, s, s)."""
+"""The subjects in RGB, multiplied by their masks, (n, 3, s, s), and the masks, (n, 1, s, s)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,9 @@ class Scenes:
 
 
 def make_scenes(options: Options, artwork: str) -> Scenes:
-    """One scene per prompt: the prompt's artwork if its folder is given, else a drawn shape."""
+    """One scene per prompt. The subject of a scene is the prompt's artwork if `artwork`, the folder with the
+    artwork, is given. Otherwise the subject is a drawn shape.
+    """
     if artwork:
         subject, mask, texts = _artwork(Path(artwork), options)
     else:
@@ -46,13 +48,15 @@ def make_scenes(options: Options, artwork: str) -> Scenes:
 
 
 def plain(count: int, size: int) -> Tensor:
-    """One light colour per image."""
+    """Plain backgrounds: one light colour per image."""
     colours = torch.rand(count, 3, generator=torch.Generator().manual_seed(1)) * 0.4 + 0.5
     return colours[:, :, None, None].expand(-1, -1, size, size)
 
 
 def busy(count: int, size: int) -> Tensor:
-    """Gratings, blobs and grain in many colours: high frequency and high contrast everywhere."""
+    """Busy backgrounds of gratings, blobs and grain in many colours, with fine detail and high contrast
+    everywhere.
+    """
     generator = torch.Generator().manual_seed(2)
     axis = torch.linspace(0, 1, size)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -68,7 +72,7 @@ def busy(count: int, size: int) -> Tensor:
 
 
 def _shapes(count: int, size: int) -> Layers:
-    """Discs, squares, triangles and rings in one flat colour."""
+    """Drawn subjects: discs, squares, triangles and rings, each in one flat colour."""
     axis = torch.linspace(-1, 1, size)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     radius = (x.square() + y.square()).sqrt()
@@ -84,7 +88,9 @@ def _shapes(count: int, size: int) -> Layers:
 
 
 def _artwork(folder: Path, options: Options) -> tuple[Tensor, Tensor, list[str]]:
-    """The prompts' artwork; the background colour is removed from the texts, since the backgrounds differ."""
+    """One artwork per prompt, the mask of each artwork, and the text of each prompt. The background colour is
+    removed from the texts, since the scenes have other backgrounds.
+    """
     items = json.loads((folder / "items.json").read_text(encoding="utf-8"))
     rows = {(item["hexcode"], item["style"]): row for row, item in enumerate(items)}
     found = [(p, rows[p.hexcode, p.style]) for p in options.prompts if (p.hexcode, p.style) in rows]
@@ -92,7 +98,7 @@ def _artwork(folder: Path, options: Options) -> tuple[Tensor, Tensor, list[str]]
         raise RASError(
             f"{len(options.prompts) - len(found)} of the prompts have no artwork in {folder}.",
             "the held-out prompts and the images that training/ renders.",
-            "leave out --artwork: shapes are drawn instead.",
+            "leave out --artwork; simple shapes are then drawn instead.",
         )
     images = np.load(folder / "pictures.npy", mmap_mode="r")
     layers = torch.from_numpy(np.stack([images[row] for _, row in found])).permute(0, 3, 1, 2).float() / 255

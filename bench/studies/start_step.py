@@ -1,7 +1,7 @@
-"""Scheduling sensitivity: the same number of dense steps, with more of them at the start or more later.
+"""Scheduling sensitivity: do dense steps help more at the start of a run or later in it?
 
-All cells cost the same: `DENSE` of 28 steps are dense. Those that are not at the start are error resets,
-spread evenly over the remaining steps.
+All cells have the same cost, since `DENSE` of their 28 steps are dense. The dense steps that are not at the
+start are error resets, spread evenly over the remaining steps.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from .common import is_small, measured, publish
 
 STEPS = 28
 DENSE = 7
-STARTS = (2, 3, 4, 5, 6, 7)  # the multirate method needs two
+STARTS = (2, 3, 4, 5, 6, 7)  # from 2 on, since the multirate method needs 2 dense steps to measure change
 SMALL_STARTS = (2, 4, 7)
 RATIOS = (0.5, 0.25)
 SMALL_RATIOS = (0.25,)
 
 
 def spread_resets(start: int, dense: int = DENSE, steps: int = STEPS) -> tuple[int, ...]:
-    """Indices of the `dense - start` resets, spread evenly over the steps from `start` on."""
+    """Step indices of the `dense - start` error resets, which are spread evenly over the steps from `start`
+    on.
+    """
     count = dense - start
     gap = (steps - start) / (count + 1)
     return tuple(start + round(gap * (i + 1)) for i in range(count))
 
 
 def cells(family: str, small: bool) -> dict[tuple[str, float, int], Cell]:
-    """The cells, by method, ratio and start."""
+    """The cells, by method, ratio and number of dense steps at the start."""
     made = {}
     for method, sampler in (("multirate", "dpmpp_2m"), ("paper", "euler")):
         for ratio in SMALL_RATIOS if small else RATIOS:
@@ -42,7 +44,7 @@ def cells(family: str, small: bool) -> dict[tuple[str, float, int], Cell]:
 
 
 def run(family: str, options: Options, out: Path) -> str:
-    """The study for one family; returns its table."""
+    """Run the study for one family; returns its table as Markdown."""
     own = cells(family, is_small(options))
     rows = measured(list(own.values()), options, out)
     lines, curves = [], {}
@@ -53,7 +55,7 @@ def run(family: str, options: Options, out: Path) -> str:
         x.append(start)
         y.append(row["psnr"])
     header = ["method", "ratio", "dense at the start", "resets at", "cost", "PSNR dB"]
-    labels = (f"of {DENSE} dense steps, those at the start", "PSNR to the converged trajectory, dB", family)
+    labels = (f"dense steps at the start, of {DENSE} in all", "PSNR to the converged trajectory, dB", family)
     return publish(
         out, f"start_step_{family}", f"Where {DENSE} dense steps of {STEPS} belong, {family}",
         [("", header, lines)], lambda path: line_plot(curves, labels, path), options,

@@ -9,13 +9,14 @@ weights in captured calls).
 
 1. On the first call of a network in a run, `network_identity.inspect` describes the network. Graphs that were
    captured on a network with other weights or other code are dropped.
-2. A dense call borrows K/V buffers of an earlier run if the K/V format and the signature of its inputs
-   (shapes, dtypes) are the same as in that run. Graphs that read these buffers can then be replayed
-   (`leases`).
+2. A dense call can borrow the K/V buffers of an earlier run. Two things must be the same as in that run: the
+   K/V format, and the signature (shapes and dtypes) of the call's inputs. Graphs that read these buffers can
+   then be replayed (`leases`).
 3. A regional call is captured when its form (its number of active tokens, its options) occurs for the second
-   time; under dynamic VRAM, inside `Residency.captured`.
-4. Later calls of the same form copy their inputs to the graph's buffers and replay the graph; under dynamic
-   VRAM, inside `Residency.held`.
+   time. Under dynamic VRAM, where ComfyUI may evict weights during a run, the weights are checked and pinned
+   during the capture (`residency.Residency.captured`).
+4. Later calls of the same form copy their inputs to the graph's buffers and replay the graph. Under dynamic
+   VRAM, the weights are checked and pinned during the launch of the replay (`residency.Residency.held`).
 5. At the end of the run the K/V buffers are returned to the store. If enough memory is free, the buffers and
    their graphs are kept for the next run.
 

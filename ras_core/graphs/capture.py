@@ -63,9 +63,9 @@ class CapturedCall:
         replay: launches the graph on the current stream.
         tape: the tape that captured it.
         off_device: by name, copies of the last values of inputs that arrive on another device than the
-            graph's. The copies are on that other device, where new values are compared with them. Runs copy
-            their conditionings to the graph's device in advance (host/conditionings.py), but other packs'
-            guiders may bypass this.
+            graph's. The copies are on that other device, where new values are compared with them. Such
+            inputs are rare: runs copy their conditionings to the graph's device in advance
+            (host/conditionings.py), but another pack's guider may pass conditionings that were not copied.
         last_run: number of the last run that used it.
         advances: whether the call, before it overwrites K/V rows, keeps them as the rows of the previous
             evaluation (K/V formats that extrapolate). Running such a call twice leaves other K/V rows than
@@ -142,8 +142,12 @@ class Attempt:
         return self.advances and self.has_started
 
     def take_output(self, advanced: Slots, slots: Slots) -> Tensor | None:
-        """If the call completed, put the K/V slots that it updated, `advanced`, into `slots`, and return its
-        output; otherwise return None.
+        """If the call completed, put the K/V slots that it updated into `slots` and return its output.
+        Otherwise return None.
+
+        Args:
+            advanced: the K/V slots that the call updated.
+            slots: where to put them.
 
         Raises:
             RowsAdvanced: the call did not complete, but may have advanced K/V rows.
@@ -167,8 +171,8 @@ def capture(
         tape: captures the call's work on the device.
         call: the call to capture.
         attempt: updated as the call proceeds, also if the call fails.
-        around: returns a context manager. The capture runs inside it; the eager run before the capture does
-            not.
+        around: returns the context manager inside which the capture runs. The eager run before the capture
+            is outside of this context manager.
     """
     device = call.inputs["x"].device
     tensors = {name: each for name, each in call.inputs.items() if isinstance(each, Tensor)}

@@ -1,7 +1,7 @@
 """The Triton kernel that casts float8 weights. Only `weight_casts` imports this: Triton may not be installed.
 
-Tensors are passed as addresses. If they were passed as tensors, Triton would ask the driver which device owns
-their memory, and that fails while a CUDA graph is captured with cudaMallocAsync.
+The kernel gets the addresses of its tensors as integers. If it got the tensors themselves, Triton would ask
+the driver which device owns their memory, and that fails while a CUDA graph is captured with cudaMallocAsync.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ COMPILED = "_compiled_call_impl"
 """Attribute in which torch keeps a module's compiled function, which it then calls instead of the module."""
 
 COMFYUI, TORCH = "comfy.", "torch."
-"""Prefixes of the names of Python modules whose code may replace a layer's functions without preventing a
-capture, because this code does the same at each call."""
+"""Prefixes of the names of ComfyUI's and PyTorch's Python modules. Code of these modules may replace
+functions of a layer: it does the same at each call, so calls of the network can still be captured."""
 
 OWNER_CODE = ("_apply_model", "process_timestep", "get_dtype_inference", "manual_cast_dtype")
 """Attributes of ComfyUI's model, which wraps the network, that a captured call uses."""
@@ -98,8 +98,8 @@ class NetworkCode:
 
     @property
     def identity(self) -> tuple[Hashable, Hashable]:
-        """A value that is equal for two networks whose modules run the same code. It references code that
-        replaces functions of single modules only weakly.
+        """A value that is equal for two networks whose modules run the same code. To code that replaces
+        functions of single modules, it holds only weak references.
         """
         return (
             tuple(kind.code for kind in self.kinds.values()),
@@ -140,8 +140,9 @@ def _replaced_code(module: nn.Module, kind: _Kind) -> Iterator[tuple[str, Any]]:
 
 
 def _is_own(module: nn.Module, name: str, code: Any) -> bool:
-    """Whether `code` is the function of the module's own class, so that it replaces nothing. Code that
-    removes a patch may leave this function behind as an attribute of the module.
+    """Whether `code`, an attribute of the module, is the method of the module's own class, so that it
+    replaces nothing. Such an attribute remains if a patch is removed by setting the attribute to the
+    original method instead of deleting it.
     """
     return isinstance(code, MethodType) and code.__self__ is module and code.__func__ is getattr(
         type(module), name, None

@@ -14,7 +14,8 @@ from ..kv.formats import FORMATS
 
 SIGHTINGS = 2
 """A call is captured when its form (see `Form`) occurs for the second time. A form that occurs only once is
-not worth a capture, and libraries select their kernels when a call runs for the first time."""
+not worth a capture. Also, its first occurrence runs eagerly, and libraries select their kernels in this eager
+call."""
 
 MAX_POSTPONED = 3
 """How often a run postpones the capture of one call for a temporary reason, such as too little free memory;
@@ -32,9 +33,9 @@ KEEP_FREE = 0.25
 """Share of the device's memory that must be free for graphs and their K/V buffers to outlive a run."""
 
 KEEP_FREE_DYNAMIC = 0.5
-"""The value of `KEEP_FREE` under dynamic VRAM. It is higher, because under dynamic VRAM ComfyUI makes room
-for other models by evicting weights without unloading their model, but graphs are freed only when their model
-is unloaded."""
+"""The value of `KEEP_FREE` under dynamic VRAM. Graphs are freed when ComfyUI unloads their model to make room
+for other models. Under dynamic VRAM, ComfyUI evicts weights instead and does not unload the model, so
+the graphs keep their memory. That is why more memory must be free."""
 
 
 RESIDUAL = "control."
@@ -77,8 +78,8 @@ class GraphReport:
 
 
 def call_obstacle(is_wrapped: bool, other_attention: object, is_patched: bool) -> str | None:
-    """Why a call cannot be captured, or None: other nodes' code must run at each step, but a graph would
-    repeat only what it did during the capture.
+    """Why a call cannot be captured; None if it can be. Code of other nodes prevents a capture: it must run
+    at each step, but a graph would repeat only what this code did during the capture.
 
     Args:
         is_wrapped: whether another node wraps the model's calls.
@@ -127,7 +128,7 @@ def frozen_options(options: Mapping[str, Any], left_out: Collection[str] = ()) -
         left_out: names of options that do not change what a captured call computes.
 
     Raises:
-        TypeError: with the name of an option that cannot be compared.
+        TypeError: an option cannot be compared; the message is the option's name.
     """
     read = sorted(name for name in options if name not in left_out)
     return tuple((name, _frozen(name, options[name])) for name in read)

@@ -32,7 +32,9 @@ class Leases:
         return None
 
     def find(self, branches: tuple[Branch, ...], slots: Slots) -> Buffers | None:
-        """The buffers lent to these branches; None if `slots` no longer consists of the buffers' tensors."""
+        """The buffers lent to these branches. None if none are lent, or if `slots`, the K/V slots that the
+        run now uses for these branches, do not consist of the buffers' tensors.
+        """
         buffers = self._held.get(branches)
         return buffers if buffers is not None and buffers.match(slots) else None
 
@@ -50,8 +52,10 @@ class Leases:
         return [buffers for held, buffers in self._held.items() if set(branches) & set(held)]
 
     def release(self) -> None:
-        """Take back all buffers, also those lent to calls whose branches ComfyUI grouped in another way later
-        in the run. Free the buffers that have no captured call.
+        """Take back all buffers that the run has borrowed, and free the buffers that have no captured call.
+
+        If ComfyUI grouped the branches into other calls during the run, the buffers of the earlier calls are
+        still lent. They are taken back too.
         """
         self._store.buffers = [each for each in self._store.buffers if each.calls]
         for buffers in self._store.buffers:

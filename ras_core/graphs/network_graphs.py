@@ -39,7 +39,8 @@ class NetworkGraphs:
     Attributes:
         network: the network's description at the run's first call; None before.
         obstacle: why nothing, or nothing more, is captured and replayed; None if nothing prevents it.
-        captured, replayed: numbers of this network's calls that this run has captured, and replayed.
+        captured: how many of this network's calls this run has captured.
+        replayed: how many of this network's calls this run has replayed.
     """
 
     def __init__(
@@ -146,12 +147,12 @@ class NetworkGraphs:
         self._overlap.begin_call()
 
     def settle(self) -> None:
-        """Make the device complete all replays launched early before it starts work enqueued later."""
+        """Make the device complete early replays (see overlap.py) before it starts work enqueued later."""
         self._overlap.settle()
 
     def has_advanced(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether K/V rows of these branches were advanced by a call that was launched early, but that
-        ComfyUI then did not request in the captured form.
+        """Whether a call that was launched early (see overlap.py) has advanced K/V rows of these branches in
+        vain, because ComfyUI did not request the call in the captured form.
         """
         lent = self._leases.of_any(branches)
         return any(self._overlap.has_advanced(buffers.calls.values()) for buffers in lent)
@@ -166,7 +167,7 @@ class NetworkGraphs:
         self._leases.release()
 
     def keep_only(self, format_name: str) -> None:
-        """Free the K/V buffers in formats other than `format_name`, the run's, because memory is short."""
+        """Memory is short: free all K/V buffers in formats other than the run's format, `format_name`."""
         self._store.buffers = [each for each in self._store.buffers if each.format_name == format_name]
 
     def drop(self) -> None:
@@ -211,7 +212,7 @@ class NetworkGraphs:
         return self._store.make_room()
 
     def _capture(self, call: RegionalCall, buffers: Buffers | None) -> Tensor | None:
-        """Capture a call. Returns its output, or None if it must run eagerly."""
+        """Capture a call. Returns the call's output, or None if the call must run eagerly."""
         if buffers is None:
             buffers = Buffers(signature(without_residuals(call.inputs)), dict(call.slots), is_lent=True)
         attempt = Attempt(FORMATS[buffers.format_name].advances)

@@ -50,14 +50,17 @@ class Overlap:
 
     @property
     def busy(self) -> list[Tape]:
-        """Tapes of this evaluation's calls. Another call can run in parallel only on another tape."""
+        """Tapes of the calls that were captured or replayed in this evaluation. Calls on the same tape cannot
+        run in parallel, so the next call to capture should get another tape than these.
+        """
         return [captured.tape for captured in self._calls]
 
     def begin_evaluation(self, is_allowed: bool) -> str | None:
         """Prepare for the evaluation that starts now.
 
         Args:
-            is_allowed: whether all calls of this evaluation use the same weights.
+            is_allowed: whether calls may be launched early in this evaluation. They may if ComfyUI makes its
+                calls of the network one after the other, all with the same weights.
 
         Returns:
             A message if a call of an earlier evaluation was launched with wrong inputs, or None.
@@ -93,7 +96,8 @@ class Overlap:
 
     def forget(self, calls: Iterable[CapturedCall] | None = None) -> None:
         """Stop tracking these calls, or all calls if None, before they are dropped or are used for other
-        branches. Comparisons that the device has not completed are still read later.
+        branches. If the device has not yet compared the inputs of an early replay with the actual ones, the
+        result of that comparison is still read later.
         """
         self.settle()
         gone = self._used if calls is None else set(calls)
@@ -140,10 +144,13 @@ class Overlap:
                 busy.append(other.tape)
 
     def _may_launch(self, other: CapturedCall) -> bool:
-        """Whether this call may be launched early. After a wrong guess, a call that advances K/V rows cannot
-        be repeated, because it would advance its rows twice. So such a call is launched early only if it is
-        the only call left in the evaluation, has a single branch, so that ComfyUI cannot batch it in another
-        way, and has no inputs on the CPU that might prove the guess wrong.
+        """Whether this call may be launched early.
+
+        After a wrong guess, a call that advances K/V rows cannot be repeated, because it would advance its
+        rows twice. So such a call must meet three conditions:
+        - It is the only call left in the evaluation.
+        - It has a single branch. ComfyUI cannot batch such a call in another way.
+        - It has no inputs on the CPU. Such inputs could prove the guess wrong after the launch.
         """
         return not other.advances or (
             self._requested_before == 2 and other in self._single and not other.off_device
@@ -208,7 +215,7 @@ class _Check:
 
     @classmethod
     def enqueue(cls, call: CapturedCall, was_launched: bool, evaluation: int, found: Tensor) -> _Check:
-        """Copy the differences `found`, (n,) bool on the device, to the CPU side without waiting."""
+        """Start to copy the differences `found`, (n,) bool on the device, to main memory; do not wait."""
         if found.device.type != "cuda":
             return cls(call, was_launched, evaluation, found)
         arrived = empty_in_main_memory(found, found.shape, pinned=True)

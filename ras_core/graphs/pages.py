@@ -1,5 +1,5 @@
-"""The memory pages of evictable weights: maps and pins pages, and reads their serial numbers, from which
-`residency` detects evictions."""
+"""The memory pages of a model's evictable weights: maps and pins these pages. Each page has a serial number
+that changes whenever the page is remapped; from the serial numbers, `residency` detects evictions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ NEEDED = ("base_addr", "fault", "unpin", "set_watermark_limit", "get_watermark",
 
 
 class Pages(Protocol):
-    """A model's evictable address range. The class describes the interface of comfy-aimdo's ModelVBAR.
+    """A model's evictable address range. This class describes the interface of the class ModelVBAR in
+    comfy-aimdo, the allocator that ComfyUI uses for dynamic VRAM, i.e. for weights that it may evict.
 
     Attributes:
         base_addr: start address of the range.
@@ -38,7 +39,9 @@ class Pages(Protocol):
         """Evict no page in the first `nbytes` bytes of the range; 0 removes this limit."""
 
     def get_watermark(self) -> int:
-        """Number of pages, counted from the start of the range, that ComfyUI intends to keep mapped."""
+        """The watermark: number of pages, counted from the start of the range, that ComfyUI intends to keep
+        mapped. Evictions lower it, but not below the limit that `set_watermark_limit` sets.
+        """
 
     def get_residency(self) -> Sequence[int]:
         """The state of each page, as bit flags (see `MAPPED`). Older versions of comfy-aimdo do not have this
@@ -63,8 +66,8 @@ class WeightRange:
         self._nbytes = max(address + nbytes for address, nbytes in parts) - self._start
 
     def pin(self) -> bytes | None:
-        """Pin all pages of this part. Returns their serials; pins nothing and returns None if memory is short
-        or the driver refuses.
+        """Pin all pages of this part. Returns the serials of these pages. If memory is short or the driver
+        refuses, this pins nothing and returns None.
         """
         try:
             serials = self._pages.fault(self._start, self._nbytes)
@@ -126,9 +129,9 @@ class WeightRange:
             self._pages.set_watermark_limit(0)
 
     def resist_eviction(self) -> bool:
-        """If an allocation has tried to evict pinned pages, ComfyUI would evict from this range next: undo
-        that, so that this range is again the last one to evict from. Must be called while the pages are still
-        pinned. Returns whether an allocation tried to evict them.
+        """After an allocation that tried to evict pinned pages, ComfyUI evicts from this range next. This
+        function makes this range the last one to evict from again. It must be called while the pages are
+        still pinned. Returns whether an allocation tried to evict them.
         """
         is_under_pressure = self._pages.get_watermark() * PAGE < self._end
         if is_under_pressure:

@@ -1,5 +1,9 @@
 """Passes layers their resident weights before an eager call, so that no layer calls the driver to find out
-whether its weights are resident (`residency`)."""
+whether its weights are resident (`residency`).
+
+Dynamic VRAM is ComfyUI's mode in which any allocation may evict weights from device memory. In this mode, a
+layer fetches its weights at each use: it asks the driver whether they are resident, and loads them if not.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +55,10 @@ class PresetWeights:
                 self._is_usable &= not self._residency.range.resist_eviction()
 
     def _exchanges(self) -> list[Exchange]:
-        """Values to store in layers so that they use their resident weights. A layer that casts nothing gets
-        these weights as its parameters, as ComfyUI does without dynamic VRAM. Any other layer gets what
-        ComfyUI's prefetch would store in it.
+        """Values to store in layers so that they use their resident weights. A layer that need not cast its
+        weights gets them as its parameters, as it does from ComfyUI without dynamic VRAM. Any other layer
+        gets the dictionary that ComfyUI's prefetch stores in a layer with resident weights: the serial
+        numbers of the weights' pages, and the flag that the weights are resident.
         """
         layers = self._residency.layers
         plain = [layer for layer in layers if _is_plain(layer)]
@@ -75,7 +80,7 @@ class EvictableWeights:
     """The evictable weights of all networks that one run calls.
 
     Args:
-        prefetch: passes layers their resident weights before they run (`residency.Prefetch`).
+        prefetch: passes layers their resident weights before the layers run (`residency.Prefetch`).
     """
 
     def __init__(self, prefetch: Prefetch):
@@ -102,7 +107,9 @@ class EvictableWeights:
 
 @contextmanager
 def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
-    """Store the value of each exchange while the body runs, then restore what was stored before."""
+    """Store the value of each exchange (see `Exchange`) while the body runs, then restore what was stored
+    before.
+    """
     before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
     try:
         for held, name, value in exchanges:
@@ -117,7 +124,10 @@ def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer's class casts nothing, so that it fetches its weights only because of dynamic VRAM."""
+    """Whether a layer can use its resident weights as its parameters: its class does not cast weights, i.e.
+    convert them at each use, and the weights are plain tensors. Such a layer fetches its weights only because
+    dynamic VRAM may have evicted them.
+    """
     weights = (layer._v_weight, getattr(layer, "_v_bias", None))
     return getattr(type(layer), CAST, True) is False and all(type(t) in (Tensor, type(None)) for t in weights)
 

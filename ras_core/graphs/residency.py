@@ -1,9 +1,9 @@
 """Whether weights that ComfyUI's dynamic VRAM may evict are in memory at the addresses that CUDA graphs read.
 
 Under dynamic VRAM a network's large weights live in one address range, reserved for the model's lifetime. A
-weight is copied into it when its layer runs; any allocation in the process may evict it again, in pages of
-32 MiB. Each page has a serial number that changes whenever the page is remapped, and each layer remembers the
-serials of the pages that its weights were copied to.
+weight is copied into this range when its layer runs. Any later allocation in the process may evict the
+weight; memory is evicted in pages of 32 MiB. Each page has a serial number that changes whenever the page is
+remapped, and each layer remembers the serials of the pages that its weights were copied to.
 
 1. `Residency.of` finds these layers and their range, once per run.
 2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
@@ -34,7 +34,8 @@ from .pages import NEEDED, Pages, WeightRange
 from .tensors import parts_of
 
 MAX_MISSES = 4
-"""Number of checks of a run that may find a weight evicted; after one more, the run stops checking."""
+"""How many checks of a run may find an evicted weight. If one more check finds one, the run stops
+checking."""
 
 Prefetch = Callable[[Sequence[nn.Module], torch.device], AbstractContextManager[bool]]
 """Returns a context manager that passes layers their resident weights while its body runs, so that no layer
@@ -109,7 +110,7 @@ class Residency:
 
     @property
     def resident(self) -> int:
-        """Number of layers whose weights are resident now. Counting maps no page to memory, unless
+        """Number of layers whose weights are resident now. Reading this number maps no page to memory, unless
         comfy-aimdo is too old to report which pages are mapped.
         """
         is_mapped = self.range.mapped()
@@ -135,7 +136,8 @@ class Residency:
     @contextmanager
     def held(self) -> Iterator[bool]:
         """A context manager that pins all weights while its body runs, and yields True. If a weight was
-        evicted since the last proof, it discards the proof, pins nothing and yields False.
+        evicted after the last proof (the last time `prove` found all weights resident), the context manager
+        pins nothing and yields False.
         """
         whole = self._pin_if_whole()
         try:
@@ -163,7 +165,9 @@ class Residency:
             raise NotResident
 
     def prefetched(self, layers: Sequence[nn.Module]) -> AbstractContextManager[bool]:
-        """`Prefetch` of these layers: yields False if a weight of one of them is not resident."""
+        """A context manager that passes these layers their resident weights (see `Prefetch`). It yields True,
+        or False if a weight of one of the layers is not resident.
+        """
         return self._prefetch(layers, self._device)
 
     def _pin_if_whole(self) -> bool:

@@ -69,8 +69,9 @@ class GraphSession:
         return _first(part.begin_evaluation(calls_are_plain) for part in self.parts)
 
     def begin_call(self, model: Any) -> None:
-        """Prepare for a call of a network by ComfyUI. The device first completes the replays that were
-        launched early, so that their K/V buffers and outputs may be read and written.
+        """Prepare for a call of a network by ComfyUI. If calls were launched early, i.e. before ComfyUI
+        requested them (`overlap`), the device completes them first, so that the K/V buffers and outputs of
+        these calls may be read and written.
         """
         self._calls += 1
         for part in self.parts:
@@ -79,7 +80,9 @@ class GraphSession:
             part.begin_call()
 
     def end(self) -> str | None:
-        """Finish after the run's last evaluation. Returns what went wrong in an evaluation, or None."""
+        """Finish after the run's last evaluation. Returns a message if any call whose check was still pending
+        was launched with wrong inputs, or None.
+        """
         return _first(part.end() for part in self.parts)
 
     def refuse(self, reason: str) -> None:
@@ -94,7 +97,9 @@ class GraphSession:
             part.close()
 
     def keep_only(self, format_name: str) -> None:
-        """Free K/V buffers of other formats than this run's, because memory is short."""
+        """Free the K/V buffers in formats (kv/formats.py) other than `format_name`, the format of this run,
+        because memory is short.
+        """
         for part in self.parts:
             part.keep_only(format_name)
 
@@ -115,5 +120,7 @@ class GraphSession:
 
 
 def _first(found: Iterable[str | None]) -> str | None:
-    """The first text in `found`, or None. All of `found` is computed first, as this has side effects."""
+    """The first text in `found`, or None. `found` is always read to its end, because each of its texts is
+    returned by a method that must be called for every network.
+    """
     return next(filter(None, list(found)), None)

@@ -3,6 +3,9 @@
 The branches that ComfyUI evaluates in one call form a group. Each group of branches has its own K/V buffers,
 which all graphs for this group read and write. A later run borrows these buffers, and its dense steps fill
 them.
+
+A tape (`tape`) captures calls as CUDA graphs. All graphs of one tape share working memory, so only graphs of
+different tapes can run in parallel.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ class Buffers:
 
     Attributes:
         signature: `eligibility.signature` of the dense calls that fill the buffers.
-        slots: the buffers: the cached K/V rows of each attention.
+        slots: the buffers, i.e. the cached K/V rows of each attention.
         calls: captured calls, by form.
         is_lent: whether a run uses the buffers.
     """
@@ -43,8 +46,9 @@ class Buffers:
 
     @property
     def addresses(self) -> frozenset[int]:
-        """Addresses of the allocations that hold the buffers. If ComfyUI groups branches in another way
-        during a run, the buffers of the new group may be parts of the allocation of the old group.
+        """Addresses of the allocations that hold the buffers. If ComfyUI regroups the branches during a run,
+        the buffers of the new group may be parts of the old group's allocations. So the buffers of two groups
+        may share memory, and then only one of the two groups may be lent (`leases`).
         """
         kept = (t for sequence in self.slots.values() for t in sequence.tensors)
         return frozenset(t.untyped_storage().data_ptr() for t in kept)
@@ -62,7 +66,7 @@ class GraphStore:
     is unloaded.
 
     Args:
-        make_tape: creates a tape, given its number.
+        make_tape: function that creates a tape, given the number of the tape.
 
     Attributes:
         buffers: all K/V buffers with their captured calls.
@@ -96,7 +100,9 @@ class GraphStore:
         return sum(sequence.nbytes() for each in kept for sequence in each.slots.values())
 
     def start_on(self, network: Network) -> None:
-        """Start a run on this network: drop graphs that were captured with other weights or other code."""
+        """Start a run on this network: drop graphs that were captured when the network had other weights or
+        other Python code (`network_identity`).
+        """
         if self._network is None or not self._network.matches(network):
             self.clear()
             self._network = network.to_keep
@@ -120,12 +126,14 @@ class GraphStore:
     def capture(
         self, call: RegionalCall, attempt: Attempt, busy: Collection[Tape], around: Around
     ) -> CapturedCall | None:
-        """Capture a call on a tape that is not in `busy`, or on the first tape if memory is too short for two
-        tapes.
+        """Capture a call. `busy` has the tapes of the evaluation's other calls; the call is captured on
+        another tape, so that it can run in parallel with them, or on the first tape if memory is too short
+        for two tapes.
 
         Returns:
-            The captured call. None if memory was short and the call has already advanced its K/V rows, so
-            that the capture must wait until ComfyUI makes this call again.
+            The captured call. None if memory was short and the call has already stored its cached K/V rows as
+            those of the previous evaluation (`CapturedCall.advances`). This must happen only once, so the
+            capture must wait until ComfyUI makes this call again.
         """
         try:
             return capture(self._tape(busy), call, attempt, around)
@@ -142,7 +150,9 @@ class GraphStore:
         self._network = self.capture_failure = None
 
     def _tape(self, busy: Collection[Tape] = ()) -> Tape:
-        """A tape that is not in `busy`, created if necessary and allowed; otherwise the last tape."""
+        """A tape that is not in `busy`. If all are, one is created, unless the store already has
+        `_max_tapes`; then the last tape is returned, although it is busy.
+        """
         if idle := next((tape for tape in self._tapes if tape not in busy), None):
             return idle
         if len(self._tapes) < self._max_tapes:

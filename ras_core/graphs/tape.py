@@ -1,8 +1,10 @@
-"""A small interface to CUDA graphs: capture work once, replay it later.
+"""A small interface to CUDA graphs: capture work once, replay it later. A tape is an object that captures
+several pieces of work as graphs, which share the tape's working memory.
 
-A captured graph has its own memory pool for temporary tensors. A tensor that outlives a failed capture points
-into that pool, and freeing it later may crash the process. So this module handles the errors raised in a
-capture, whose tracebacks keep such tensors alive.
+A tape has its own memory pool for the temporary tensors of its graphs. A tensor that outlives a failed
+capture points into that pool, and freeing it later may crash the process. If a capture raises an error, the
+frames of the error's traceback keep such tensors alive. So this module either drops these frames before the
+capture ends (`without_frames`) or keeps them forever (`kept_forever`).
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ Around = Callable[[], AbstractContextManager[None]]
 
 
 class Tape(Protocol):
-    """Captures work and replays it. Graphs of one tape share their working memory, so they must not run at
-    the same time.
+    """Captures work as graphs, and replays the graphs. All graphs of one tape share working memory, so two of
+    them must not run at the same time.
     """
 
     def capture(self, work: Work, around: Around = nullcontext) -> Work:
-        """Run `work` once, then capture it inside the context manager of `around`. Returns a function that
-        replays the captured work.
+        """Run `work` once, then capture it inside the context manager that `around` returns. Returns a
+        function that replays the captured work.
         """
 
     def launch(self, replay: Work) -> Work:
@@ -39,12 +41,12 @@ class Tape(Protocol):
 
 
 class CudaTape:
-    """A tape of PyTorch's CUDA graphs, with a stream and a memory pool of its own. No tensor that was created
-    in a capture is freed after it.
+    """A tape of PyTorch's CUDA graphs, with a stream and a memory pool of its own. A tensor created in a
+    capture is freed before the capture ends, or never.
 
     Args:
-        number: number of this tape among a model's, from 0. Tapes with different numbers use different
-            streams.
+        number: number of this tape among the tapes of one model, from 0. Tapes with different numbers use
+            different streams.
     """
 
     def __init__(self, number: int) -> None:
@@ -87,7 +89,7 @@ class CudaTape:
         return graph.replay
 
     def _leave_pool(self) -> None:
-        """Stop the allocator from using the pool, which `capture_end` may have left undone when it failed."""
+        """Stop the allocator from using the pool. `capture_end` does this, unless it fails before."""
         with suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
@@ -99,9 +101,9 @@ class CudaTape:
 
 
 def without_frames(error: BaseException) -> BaseException:
-    """The same error without its traceback. The frames of a traceback reference tensors. Tensors created in a
-    capture must be freed before the capture ends, because with cudaMallocAsync, freeing them later terminates
-    the process.
+    """The same error without its traceback. This frees the tensors that only the frames of the traceback keep
+    alive. Tensors created in a capture must be freed before the capture ends, because with cudaMallocAsync,
+    freeing them later terminates the process.
     """
     each: BaseException | None = error
     while each is not None:
@@ -111,7 +113,9 @@ def without_frames(error: BaseException) -> BaseException:
 
 
 def is_broken_by(error: BaseException) -> bool:
-    """Whether this is an error of the driver, which has invalidated the capture in which it was raised."""
+    """Whether this error was raised by the driver. A driver error invalidates the capture in which it
+    occurs.
+    """
     return isinstance(error, torch.cuda.OutOfMemoryError) or "CUDA" in str(error)
 
 

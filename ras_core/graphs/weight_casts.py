@@ -5,8 +5,9 @@ compute-bound: on an H100 all casts of one step of SD3-medium take 6.7 ms, which
 captured regional step that processes 12.5 % of the tokens. Casting float8 to a wider type is exact, so this
 package's kernel, which is memory-bound, gives the same numbers.
 
-Only captured calls use this kernel. In an eager call, intercepting each operation would cost more time than
-it saves.
+Only captured calls use this kernel. To find the casts, `QuickCasts` intercepts every operation of a call. A
+captured call pays for this only once, during the capture. In eager calls, interception would cost more time
+than the kernel saves.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ class QuickCasts(TorchDispatchMode):
 
 
 def _is_float8(weight: Tensor) -> bool:
-    """Whether the network uses this weight as float8. Under dynamic VRAM the parameter has the dtype of the
-    file, and `_model_dtype` is the dtype in use.
+    """Whether the network uses this weight as float8. Under dynamic VRAM (ComfyUI's mode in which weights may
+    be evicted from device memory), a parameter has the dtype of the file, and ComfyUI sets the parameter's
+    attribute `_model_dtype` to the dtype that the network uses.
     """
     return FLOAT8 in (weight.dtype, getattr(weight, "_model_dtype", None))
 

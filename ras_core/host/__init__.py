@@ -1,31 +1,54 @@
-"""The interface to ComfyUI: the only package of ras_core that imports it or uses its names.
+"""The interface to ComfyUI: no other package of ras_core imports ComfyUI or uses the names of its objects.
 
-Read `patch` (the entry point: what a node attaches to a model) and `outer_sample` (starts a run from
-ComfyUI's arguments), `wrappers` (the wrappers of a run), `call` (one call of ComfyUI's model), `cache_plan`
-and `memory` (choose the format of the K/V cache), `graphs_of_model` (CUDA graphs kept on a model),
-`samplers`, `conditionings` (copied to the device once per run), `attention`, `compiler` (the CUDA graphs and
-the compiler that ComfyUI has from 0.33 on), `requirements`, `options` (choices for the nodes' inputs), and
-`names` (ComfyUI's keys).
+Modules that sample, in reading order:
 
-Plans: `speed` (the plan of a run, and its noise levels), `plans` (finds the plans of a model), `calibration`
-(measures plans), `measured_runs` (the sampling runs of a calibration), `planned_model` (a model with the RAS
-settings of a plan), `plan_files` (saves plans) and `fingerprint` (identifies the model of saved plans).
+- `patch`: the entry point, which a node attaches to a model.
+- `outer_sample`: starts a run from ComfyUI's arguments.
+- `wrappers`: the wrappers of a run.
+- `call`: one call of ComfyUI's model.
+- `cache_plan`: chooses the format of the K/V cache.
+- `memory`: measures and frees memory for this choice.
+- `graphs_of_model`: keeps CUDA graphs on a model.
+- `samplers`: the sampler of a run.
+- `traces`: finds the trace of the run that made a latent
+- `conditionings`: copies a run's conditionings to the device once.
+- `attention`: ComfyUI's attention with grouped K/V heads.
+- `compiler`: the CUDA graphs and the compiler that ComfyUI itself has from 0.33 on.
+- `requirements`: checks ComfyUI's extension points.
+- `options`: choices for the nodes' inputs.
+- `names`: keys of ComfyUI's dicts.
+
+Modules for plans (a plan determines what a run of a given speed computes):
+
+- `speed`: the plan of a run, and its noise levels.
+- `plans`: finds the plans of a model.
+- `calibration`: measures plans.
+- `measured_runs`: the sampling runs of a calibration.
+- `planned_model`: a model with the RAS settings of a plan.
+- `plan_files`: saves plans.
+- `fingerprint`: identifies the model of saved plans.
+
+What happens in a run:
 
 1. `patch_model` clones a MODEL and attaches one OUTER_SAMPLE wrapper with the settings.
-2. When sampling starts, that wrapper asks the settings what this run computes, starts the run, and adds its
-   wrappers to its copy of the model options. A speed may replace the noise levels here.
-3. PREPARE_SAMPLING chooses the format of the K/V cache, once the models are loaded.
-4. SAMPLER_SAMPLE copies the conditionings to the device.
-5. PREDICT_NOISE and APPLY_MODEL call `run.network_calls`.
-6. At the end the trace is kept for later nodes; the wrappers are dropped with the run's model options.
+2. When sampling starts, that wrapper derives from the settings what this run computes, starts the run, and
+   adds the run's wrappers to the run's copy of the model options. If the user chose a speed, the noise
+   levels of its plan may replace the sampler's noise levels before the run starts.
+3. The PREPARE_SAMPLING wrapper chooses the format of the K/V cache, once the run's models are loaded.
+4. The SAMPLER_SAMPLE wrapper copies the conditionings to the device.
+5. The PREDICT_NOISE and APPLY_MODEL wrappers call `run.network_calls`.
+6. When the run ends, `patch` keeps the run's trace for later nodes. The run's wrappers disappear with its
+   copy of the model options.
 
-ComfyUI's extension points: OUTER_SAMPLE in `patch`; PREDICT_NOISE, APPLY_MODEL and SAMPLER_SAMPLE in
-`wrappers`; PREPARE_SAMPLING in `cache_plan`. To use another extension point, add a method to
+The code for ComfyUI's extension points: `patch` has OUTER_SAMPLE; `wrappers` has PREDICT_NOISE, APPLY_MODEL
+and SAMPLER_SAMPLE; `cache_plan` has PREPARE_SAMPLING. To use another extension point, add a method to
 `RunWrappers`, and a line to `RunWrappers.attach`. If the pack cannot work without that extension point, add
-its name to `requirements`; otherwise attach the method only if `WrappersMP` has that name.
+its name to `requirements`; otherwise attach the method only if ComfyUI's class `WrappersMP` has that
+name.
 
-Latents over time are refused in `outer_sample` (runs) and `calibration`; `method.grid`, `run.live` and
-`render.frames` support such latents already.
+Latents with a time axis (video) are not supported yet: `outer_sample` lets ComfyUI sample them without RAS,
+and `calibration` raises an error. `method.grid`, `run.live` and `render.frames` can already process such
+latents.
 
-Imports: run and all below it.
+Imports: this package may import `run`, and the packages that `run` may import.
 """

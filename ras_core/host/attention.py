@@ -17,21 +17,23 @@ KNOWN = {
     "transformer_options",
     "_inside_attn_wrapper",
 }
-"""Keyword arguments of ComfyUI's attention functions with which a call may use grouped K/V heads."""
+"""Keyword arguments of ComfyUI's attention functions that do not prevent the use of grouped K/V heads. In a
+call with any other keyword argument, K/V heads are repeated instead of grouped."""
 
 
 def grouped_attention() -> GroupedAttention | None:
-    """ComfyUI's PyTorch attention for grouped K/V heads; None if it does not support them."""
-    # ComfyUI's wrap_attn passes the function without its wrapper to attention overrides.
+    """ComfyUI's PyTorch attention for grouped K/V heads; None if this attention does not support them."""
+    # Attention overrides receive the function without the wrapper that ComfyUI's wrap_attn puts around it.
     plain = inspect.unwrap(comfy.ldm.modules.attention.attention_pytorch)
     return GroupedAttention.of(plain, comfy.ops.scaled_dot_product_attention, output_form)
 
 
 def output_form(args: tuple, kwargs: dict) -> OutputForm | None:
-    """The output form that ComfyUI requests, from an attention's arguments after the number of heads.
+    """The layout in which ComfyUI wants an attention's output: "rows" or "heads".
 
-    None if the call is not equivalent to plain attention: q, k and v must have heads on a separate axis, and
-    there must be no mask, no precision and no argument outside `KNOWN`.
+    The layout is read from the arguments that follow the number of heads. None if the
+    call is not plain attention. In a plain call, q, k and v have their heads on a separate axis; there is no
+    mask, no `attn_precision` and no argument outside `KNOWN`.
     """
     mask = args[0] if args else kwargs.get("mask")
     precision = args[1] if len(args) > 1 else kwargs.get("attn_precision")

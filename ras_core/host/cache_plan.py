@@ -41,11 +41,13 @@ class CachePlan:
     Attributes:
         guider: ComfyUI's guider of this run.
         network, adapter: the network and the adapter of its family.
-        run: state of the run, which receives the decision.
+        run: state of the run; the chosen format is set on it.
         graphs: the run's CUDA graphs, or None.
-        wanted: the user's setting of `kv_cache`, or its replacement if the sampler does not support it.
-        is_corrected: the sampler corrects the past steps of tokens that become active again. Forecasts of
-            cached K/V rows are worth their memory only then.
+        wanted: the user's setting of `kv_cache`, or a setting that replaces it if the sampler does not
+            support it.
+        is_corrected: whether the sampler corrects a token that becomes active again: it repeats the steps in
+            which the token was cached, with the new estimate (method/integrator.py). With other samplers,
+            forecasts of cached K/V rows do not improve images enough to justify their memory.
     """
 
     guider: Any
@@ -60,7 +62,7 @@ class CachePlan:
         """Choose the K/V format as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
         if not self.run.is_regional:
             return
-        if self.wanted != AUTO:  # in case a guider never runs PREPARE_SAMPLING
+        if self.wanted != AUTO:  # set the format now, in case this guider never runs PREPARE_SAMPLING
             self.run.keep_cache_as(self.wanted)
         comfy.patcher_extension.add_wrapper_with_key(
             WrappersMP.PREPARE_SAMPLING, KEY, self.prepare, self.guider.model_options, is_model_options=True
@@ -69,7 +71,7 @@ class CachePlan:
     def prepare(
         self, executor: Any, model: ModelPatcher, noise_shape: Any, conds: dict, *args: Any, **kwargs: Any
     ) -> Any:
-        """PREPARE_SAMPLING: let ComfyUI load the models, then choose the format."""
+        """The PREPARE_SAMPLING wrapper: lets ComfyUI load the run's models, then chooses the K/V format."""
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
         borders = self._borders(conds)
         self._log_estimate(max(map(sum, borders), default=0))
@@ -80,9 +82,9 @@ class CachePlan:
         return prepared
 
     def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
-        """The memory that is available to the K/V cache after ComfyUI has unloaded other models."""
+        """Lets ComfyUI unload other models; returns the memory that is then available to the K/V cache."""
         first = first_choice(self.wanted).name
-        # Buffers of earlier graphs count as free: this run either uses or frees them.
+        # K/V buffers held by CUDA graphs of earlier runs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else sum(map(graph_store(model).nbytes, self._reusable(first)))
         working = working_memory(model, noise_shape)
         if self.run.config.spread:
@@ -92,7 +94,9 @@ class CachePlan:
         return Room(free + held, free_main_memory(), has_float8(model.load_device))
 
     def _reusable(self, first: str) -> set[str]:
-        """Names of the K/V formats whose buffers, held by earlier graphs, this run either uses or frees."""
+        """Names of the K/V formats that this run may use. If earlier CUDA graphs hold buffers in these
+        formats, this run either reuses the buffers or frees them.
+        """
         return {first, forecast.FORMAT.name} if self._may_forecast else {first}
 
     @property
@@ -100,7 +104,7 @@ class CachePlan:
         return self.is_corrected and self.wanted == AUTO
 
     def _keep(self, choice: Choice, needs: Needs) -> None:
-        """Use the chosen K/V format, or run dense if none fits, and log the reason."""
+        """Use the chosen K/V format, or run dense if no format fits into memory. Logs the reason."""
         if self.graphs is not None and (obstacle := format_obstacle(choice.format_name)):
             self.graphs.refuse(obstacle)
             self.graphs.drop()
@@ -116,14 +120,16 @@ class CachePlan:
             logger.info("Multirate RAS: %s.", choice.reason)
 
     def _borders(self, conds: dict[str, list[dict]]) -> list[Borders]:
-        """For each conditioning that is evaluated: numbers of text rows, and of rows after the image."""
+        """For each conditioning that is evaluated: its number of text rows, and of rows after the image."""
         return [
             borders_of_cond(self.network, self.adapter, self.run.grid.n, cond)
             for cond in evaluated_conditionings(self.guider, conds)
         ]
 
     def _log_estimate(self, n_text: int) -> None:
-        """Log the speed-up that is expected from FLOPs; `n_text` is the largest number of other rows."""
+        """Log the speed-up that is expected from FLOPs. `n_text` is the largest number of rows that a
+        conditioning adds to the image rows.
+        """
         n, plan = self.run.grid.n, self.run.plan
         counts = [n if step.kind is StepKind.DENSE else step.active_count(n) for step in plan]
         regional = sum(step.kind is StepKind.REGIONAL for step in plan)
@@ -137,8 +143,8 @@ class CachePlan:
 def cache_needs(
     model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, of_branches: list[Borders]
 ) -> Needs:
-    """Size of a run's K/V cache. For each branch, `of_branches` has the numbers of text rows and of rows
-    after the image.
+    """The memory that the K/V cache of a run needs. `of_branches` contains a pair of numbers for each branch:
+    its number of text rows, and its number of rows after the image.
     """
     suffix = max((after for _, after in of_branches), default=0)
     borders = [sum(rows) for rows in of_branches for _ in range(run.batch)]
@@ -150,7 +156,7 @@ def cache_needs(
 
 
 def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[dict]:
-    """The conditionings that are evaluated: ComfyUI skips the negative ones at cfg 1."""
+    """The conditionings that the run evaluates: at cfg 1, ComfyUI skips the negative conditionings."""
     is_comfyuis = getattr(type(guider), "predict_noise", None) is comfy.samplers.CFGGuider.predict_noise
     keeps_all = guider.model_options.get(KEEPS_NEGATIVE, False)
     leaves_out = is_comfyuis and math.isclose(guider.cfg, 1.0) and not keeps_all
@@ -160,7 +166,7 @@ def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[d
 def borders_of_cond(
     network: nn.Module, adapter: ModelAdapter, n_tokens: int, cond: Mapping[str, Any]
 ) -> Borders:
-    """For a conditioning: number of text rows, and of rows after the image (padding, reference images)."""
+    """A conditioning's number of text rows, and of rows after the image (padding, reference images)."""
     context, inputs = cond.get(TEXT), {REFERENCES: cond.get(REFERENCE_IMAGES)}
     text = adapter.text_rows(network, 0 if context is None else context.shape[1])
-    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # `ALL` adds none: they are text
+    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # `ALL` is below 0: text only

@@ -1,16 +1,24 @@
-"""Measures at which noise levels a model needs its steps, tries plans for each speed, and saves the plans.
+"""Measures which noise levels need the most steps, tries plans for each speed, and saves the plans.
 
-1. Measure the error of one long Euler step over each twelfth of a fine schedule, and compute from these
-   errors how densely a run's steps should be placed in each twelfth.
+The work in order:
+
+1. Measure the error of one long Euler step over each twelfth of a fine schedule. The larger the error in a
+   twelfth, the larger the share of a run's steps in it. These shares are the measured density.
 2. Compute reference latents with many steps of dpmpp_2m.
-3. For each speed and sampler, try four grids of noise levels, with dense steps: the measured density, its
-   mean with an even density, a fixed grid ("first a of n, then every k") and the `simple` schedule.
-4. On the best of these grids, try runs with regional steps that have the same FLOPs as the dense run.
+3. For each speed and sampler, sample with dense steps on four grids of noise levels:
+   - the grid of the measured density;
+   - the grid of the mean of the measured density and the even density (the same share in each twelfth);
+   - a fixed grid: the first `a` levels of a schedule of `n` levels, then every `k`-th level;
+   - the `simple` schedule.
+4. On the grid whose result is closest to the reference latents, sample runs with regional steps. Each of them
+   has as many FLOPs as the dense run on that grid.
 
-This takes 66 sampling runs with 1004 steps for each seed, 352 of them in runs with regional steps. For
-SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps. A step with both prompts takes
-64 ms there on an H100, so two seeds take an estimated 121 s, if regional steps are a tenth slower than their
-FLOPs suggest.
+For each seed, a calibration samples 66 runs with 1004 steps in total; 352 of these steps are in runs with
+regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps; those of the
+runs with regional steps equal 265. The following estimate is for two seeds. It assumes that a dense step of
+one image with the positive and the negative prompt takes 64 ms, as measured on an H100 (another measurement
+gave 58 ms, see conditionings.py). It also assumes that runs with regional steps take a tenth more time than
+their FLOPs suggest. Then a calibration takes 2 x (917 + 26.5) x 64 ms = 121 s.
 """
 
 from __future__ import annotations
@@ -43,13 +51,14 @@ FINE_STEPS = 24
 BLOCKS = 12
 REFERENCE_STEPS = 72
 
-# For "first a of n levels, then every k-th", by speed: n, a, k. Tried besides the measured density.
+# (n, a, k) by speed, for the fixed grid: of a schedule of n levels, take the first a, then every k-th.
 FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
 GRIDS = 4
-"""Number of grids that are tried for each speed and sampler."""
+"""Number of sigma grids that calibration tries for each speed and sampler."""
 SEEDS = 2
 KV_CACHE = "forecast"
-"""The K/V format whose results are closest to a dense run; it takes twice the memory of the format `gpu`."""
+"""K/V format of the measured runs. Runs with this format give results closer to those of a dense run than
+runs with any other format. It takes twice the memory of the format `gpu`."""
 
 
 def calibrate(
@@ -58,7 +67,7 @@ def calibrate(
     """Measure a model, save its plans in ComfyUI's user folder, and return them.
 
     Args:
-        model: MODEL; its RAS settings are ignored.
+        model: the MODEL to measure; RAS settings on it are ignored.
         conditionings: positive and negative CONDITIONING.
         latent: (b, c, H, W); only its size matters.
         cfg: guidance scale.
@@ -74,7 +83,7 @@ def calibrate(
             "the latent of an image, (batch, channels, height, width).",
             "connect an empty latent of your usual image size.",
         )
-    fingerprint(model)  # plans are saved under it: if it fails, it must fail before minutes of work
+    fingerprint(model)  # plans are saved under it: if it fails, it must fail before minutes of sampling
     task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
     plans = Calibration(task).run()
     try:
@@ -102,16 +111,18 @@ class Calibration:
 
     @property
     def evaluations(self) -> int:
-        """Number of steps of all runs together, for each seed."""
+        """Total number of steps of all runs of the calibration, for each seed."""
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
         plain = GRIDS * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
         return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
-        """Do all measurements. Plans without regional steps come first, so that they win ties."""
+        """Do all measurements and return the plans. Plans without regional steps come first in the list, so
+        that they are preferred to plans with regional steps that are equally close to the reference.
+        """
         height, width = self._task.pixels
         self._origin = f"calibrated on this model at {width}x{height}"
-        logger.info("Multirate RAS: calibration takes %d steps.", self.evaluations)
+        logger.info("Multirate RAS: calibration takes %d sampling steps for each seed.", self.evaluations)
         levels = self._task.levels(FINE_STEPS)
         costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
@@ -122,7 +133,7 @@ class Calibration:
         return PlanSet(tuple(found), note)
 
     def _of_a_speed(self, speed: PlanSpeed, sampler: PlanSampler, costs: Sequence[float]) -> list[Plan]:
-        """Measured plans of a speed and sampler: on all grids, and with regional steps on the best grid."""
+        """Measured plans of a speed and sampler: dense plans on all grids, regional ones on the best grid."""
         steps = plain_steps(speed)
         plain = [
             Plan(
@@ -147,16 +158,18 @@ class Calibration:
         return FULL_STEPS / sum(1.0 if share == 1 else self._cost(share) for share in shares)
 
     def _measured(self, plan: Plan) -> Plan | None:
-        """The plan with its measured closeness to the reference; None if a run did not follow it."""
+        """The plan, with the measured closeness of the run's latents to the reference added; None if the run
+        did not follow the plan.
+        """
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
         try:
             found = self._sample(plan.sampler, plan.levels(self._fine), model)
         except comfy.model_management.OOM_EXCEPTION:
             if plan.is_plain:
                 raise
-            found = None  # the K/V cache did not fit (plans without regional steps need none)
+            found = None  # the K/V cache did not fit (plans without regional steps need no cache)
         if found is None or not (plan.is_plain or ran_as_planned(model, plan)):
-            logger.info("Multirate RAS: %s is left out: it did not run as planned.", plan.describe())
+            logger.info("Multirate RAS: plan not saved, as its run did not follow it: %s.", plan.describe())
             return None
         return replace(plan, closeness=round(closeness(found, self._reference), 3))
 
@@ -168,7 +181,9 @@ class Calibration:
 
 
 def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:
-    """Densities of steps to compare, by name; the measured one is not always the best."""
+    """The step densities to compare, as a dict by name. There are several, because the measured density does
+    not always give the best grid.
+    """
     n, first, every = FRONT_LOADED[speed]
     return {
         "measured density, half-way to even": step_density(costs, multistep=True),
@@ -179,11 +194,13 @@ def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tupl
 
 
 def step_cost(task: Task) -> RegionalCost | None:
-    """The cost of a regional step by its share of tokens; None if RAS does not support the model."""
+    """The cost of a regional step as a function of its share of tokens; None if RAS does not support the
+    model.
+    """
     adapter = adapter_of(task.model)
     if adapter is None:
         logger.info(
-            "Multirate RAS: RAS does not support this model's architecture: only the noise levels are"
+            "Multirate RAS: RAS does not support this model's architecture, so only the noise levels are"
             " calibrated, without regional steps."
         )
         return None

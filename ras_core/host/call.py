@@ -1,8 +1,8 @@
-"""One call of ComfyUI's model; implements `run.call.Forward`."""
+"""One call of ComfyUI's model: the class here implements the interface `run.call.Forward`."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,13 +27,13 @@ ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_option
 """Names of the arguments that ComfyUI passes to APPLY_MODEL by position."""
 
 
-@dataclass  # not frozen: Dynamo fails on the constructor of a frozen one
+@dataclass  # not frozen: torch's Dynamo fails on the constructor of a frozen dataclass
 class ModelCall:
     """One call of ComfyUI's model, with its arguments by name, so that each can be replaced.
 
     Attributes:
-        executor: ComfyUI's executor, which calls the remaining wrappers and the model.
-        inputs: APPLY_MODEL's arguments by name, other than `control` and `options`.
+        executor: ComfyUI's executor, which calls the wrappers that follow this pack's, and then the model.
+        inputs: APPLY_MODEL's arguments by name, except `control` and `transformer_options`.
         control: a ControlNet's residuals, or None.
         options: transformer options.
     """
@@ -76,7 +76,7 @@ class ModelCall:
     @property
     def captured_inputs(self) -> dict[str, Any]:
         found = {name: each for name, each in self.inputs.items() if not isinstance(each, list)}
-        for name, several in self.inputs.items():  # a list: the reference images
+        for name, several in self.inputs.items():  # an argument that is a list has the reference images
             if isinstance(several, list):
                 found |= {f"{name}.{i}": each for i, each in enumerate(several)}
         return found | self._residuals
@@ -102,6 +102,10 @@ class ModelCall:
         return tuple(sorted(map(str, self.options.get(PATCHES_REPLACE, {}).get(REPLACED_BLOCKS, {}))))
 
     @property
+    def replacements(self) -> tuple[Any, ...]:
+        return tuple(self.options.get(PATCHES_REPLACE, {}).get(REPLACED_BLOCKS, {}).values())
+
+    @property
     def other_attention(self) -> Attend | None:
         return self.options.get(ATTENTION)
 
@@ -109,12 +113,26 @@ class ModelCall:
     def wraps_network(self) -> bool:
         return bool(self.options.get(WRAPPERS, {}).get("diffusion_model"))
 
+    @property
+    def is_compiled(self) -> bool:
+        return bool(self._compiling)
+
+    @property
+    def is_wrapped_inside(self) -> bool:
+        wrappers = getattr(self.executor, "wrappers", ())
+        return any(each not in self._compiling for each in wrappers[self.executor.idx + 1 :])
+
     def graph_obstacle(self) -> str | None:
         is_patched = any(self.options.get(name) for name in PATCHED)
         return call_obstacle(self._is_wrapped, self.other_attention, is_patched)
 
     def frozen_options(self) -> Hashable:
         return frozen_options(self.options, NOT_READ)
+
+    @property
+    def _compiling(self) -> Sequence[Any]:
+        """The wrappers of ComfyUI's torch.compile node."""
+        return self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
 
     @property
     def _residuals(self) -> dict[str, Tensor | None]:
@@ -127,7 +145,6 @@ class ModelCall:
 
     @property
     def _is_wrapped(self) -> bool:
-        """Whether another node wraps the model's calls, other than with ComfyUI's torch.compile wrapper."""
-        compiling = self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
-        harmless = len(compiling) if CAN_SWITCH else 0
+        """Whether another node wraps the model's calls; ComfyUI's torch.compile wrapper does not count."""
+        harmless = len(self._compiling) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

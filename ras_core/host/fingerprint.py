@@ -1,7 +1,8 @@
 """Identifies the model that plans belong to: its weights, their patches such as LoRA, and its noise schedule.
 
-Only a sample of the weights' elements is read, so this takes a fraction of a second for any model. Patches of
-attention and other options are ignored, because they hardly change where steps are needed.
+Only a sample of the weights' elements is read, so a fingerprint takes a fraction of a second for any model.
+Patches of attention and other model options are ignored, because they hardly change which noise levels need
+the most steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NUMBERS = 64
 
 
 def fingerprint(model: ModelPatcher) -> str:
-    """16 hexadecimal digits, the same for the same model in every session."""
+    """16 hexadecimal digits that identify a model: the same model has the same digits in every session."""
     weights = _unpatched_weights(model)
     digest = hashlib.sha256()
     sampled = set(sorted(weights)[:: max(len(weights) // TENSORS, 1)])
@@ -41,8 +42,9 @@ def fingerprint(model: ModelPatcher) -> str:
 
 
 def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
-    """The network's weights by ComfyUI's keys, without patches. They are not read from the state dict, which
-    also has parts of quantised weights that are not attributes of their layer.
+    """The network's weights by ComfyUI's keys, without patches. The state dict is not used: it
+    splits a quantised weight into several entries, such as its scale. Some of these are not attributes of
+    their layer, so ComfyUI fails when it is asked for them by key.
     """
     network = model.get_model_object("diffusion_model")
     own = {f"{NETWORK}{name}": weight for name, weight in network.named_parameters()}
@@ -50,7 +52,9 @@ def _unpatched_weights(model: ModelPatcher) -> dict[str, torch.Tensor]:
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Add a value to the digest; for an object with weights, add its weights."""
+    """Add a value to the digest. For a patch object with `weights`, such as ComfyUI's LoRA adapter, add its
+    type's name and these weights.
+    """
     if isinstance(value, torch.Tensor):
         _add_tensor(digest, value)
     elif isinstance(value, Mapping):
@@ -63,7 +67,7 @@ def _add(digest: Any, value: Any) -> None:
     elif isinstance(value, (str, int, float, type(None))):
         digest.update(f"{value!r};".encode())
     else:
-        digest.update(f"{type(value).__name__};".encode())  # repr may differ between sessions
+        digest.update(f"{type(value).__name__};".encode())  # no repr: it may differ between sessions
 
 
 def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:

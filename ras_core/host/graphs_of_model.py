@@ -1,4 +1,4 @@
-"""Keeps CUDA graphs on ComfyUI's models, and drops them when ComfyUI unloads the model's weights."""
+"""Keeps a model's CUDA graphs on ComfyUI's model, and drops them when ComfyUI unloads the model's weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def graph_store(model: ModelPatcher) -> GraphStore | None:
 
 
 def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -> GraphSession | None:
-    """CUDA graphs for a run; None if the settings, the plan or the device do not allow any."""
+    """The CUDA graphs of a run; None if the settings, the plan or the device do not allow CUDA graphs."""
     if run.config.cuda_graphs == "off" or not run.is_regional:
         return None
     environment = GraphEnvironment(
@@ -51,7 +51,9 @@ def capture_obstacle(model: ModelPatcher, noise_shape: torch.Size) -> str | None
 
 
 def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
-    """End a run's use of graphs, and drop them if too little memory is free to keep them for the next run."""
+    """End a run's use of its CUDA graphs. Drop them if too little memory is free to keep them for the next
+    run.
+    """
     if graphs is None:
         return
     graphs.close()
@@ -65,8 +67,9 @@ def end_graphs(model: ModelPatcher, graphs: GraphSession | None) -> None:
 
 @contextmanager
 def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Iterator[bool]:
-    """Pass layers under dynamic VRAM their weights as ComfyUI prefetches them, so that they do not call the
-    driver. Yields False if a weight is not resident.
+    """Prefetch the weights of layers under dynamic VRAM, as ComfyUI does, for the body of the `with`: in it,
+    no layer calls the driver to find out whether its weights are resident. Yields whether all these weights
+    are resident on the device.
     """
     layers = list(layers)
     try:
@@ -78,8 +81,9 @@ def resident_weights(layers: Sequence[nn.Module], device: torch.device) -> Itera
 
 
 def _take_prefetched(layer: nn.Module) -> None:
-    """Undo ComfyUI's prefetching of one layer. ComfyUI's own function has other arguments in later versions,
-    and the state that it leaves would make the layer count as resident forever.
+    """Undo ComfyUI's prefetching of the weights of `layer`. ComfyUI has a function that does the same, but it
+    is not called: its arguments differ between versions of ComfyUI, and the state that it leaves behind would
+    make `layer` count as resident forever.
     """
     prefetched = layer.__dict__.pop(PREFETCH, None)
     for name in ("weight_lowvram_function", "bias_lowvram_function"):
@@ -91,7 +95,9 @@ def _take_prefetched(layer: nn.Module) -> None:
 
 
 def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
-    """The store of the graphs of one of a run's models; None if no graph can be captured for it."""
+    """The store of the CUDA graphs of `model`, one of the models that the run calls (a guider may call two).
+    None if no CUDA graph can be captured for this model.
+    """
     patcher = main if model is main.model else model.current_patcher
     store = getattr(model, GRAPHS, None)
     if patcher is None:
@@ -106,8 +112,8 @@ def _store_of(main: ModelPatcher, model: Any) -> GraphStore | None:
 
 
 def _watch_unloading(model: ModelPatcher | None) -> None:
-    """Register a callback for the unloading of the model, and of the models it was cloned from, because the
-    clone may no longer exist by then.
+    """Register `_on_detach` for the unloading of `model` and of the models that it was cloned from. Clones
+    share their weights, and `model` may no longer exist when ComfyUI unloads these weights.
     """
     while model is not None:
         if not model.get_callbacks(CallbacksMP.ON_DETACH, KEY):
@@ -116,7 +122,7 @@ def _watch_unloading(model: ModelPatcher | None) -> None:
 
 
 def _on_detach(model: ModelPatcher, unpatch_all: bool = True) -> None:
-    """Drop the graphs of a model that ComfyUI unloads, because they read its weights."""
+    """Drop the CUDA graphs of a model that ComfyUI unloads, because the graphs read the model's weights."""
     store = graph_store(model)
     if store is not None and unpatch_all:
         store.clear()

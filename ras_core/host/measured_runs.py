@@ -1,8 +1,10 @@
 """Sampling runs for measurements on a user's model, with ComfyUI's own samplers.
 
-When the error of a long step over one block of a schedule is measured, the part before this block is not
-sampled again: the sampler gets the estimates of an earlier run. This halves the number of evaluations. It is
-exact for any deterministic sampler that evaluates once per step, including multistep samplers.
+A block is a number of consecutive steps of a schedule. To measure the error of one long step over a block,
+the model is evaluated only after the start of this block. For the steps up to the start, the sampler gets the
+denoised estimates of an earlier run instead. This halves the number
+of evaluations. The result is exactly that of a full run for any deterministic sampler that evaluates once per
+step, including multistep samplers.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Task:
 
     @property
     def conds(self) -> list[dict[str, Any]]:
-        """All conditionings, positive and negative, as dicts in the form in which guiders hold them."""
+        """All conditionings, positive and negative, as the dicts that guiders have in their `conds`."""
         return [{**extras, TEXT: context} for context, extras in (*self.positive, *self.negative)]
 
     def levels(self, steps: int) -> tuple[float, ...]:
@@ -78,7 +80,7 @@ class Task:
 
         Args:
             sampler: a SAMPLER.
-            levels: noise levels of the run, one more than steps.
+            levels: noise levels of the run; a run of n steps has n + 1 levels.
             model: used instead of the task's model, for example a clone that is patched with RAS.
             on_step: called with each step's index.
 
@@ -107,16 +109,17 @@ def simple_levels(model: ModelPatcher, steps: int) -> tuple[float, ...]:
 def block_costs(
     task: Task, sampler_name: str, levels: Sequence[float], blocks: int, on_step: OnStep | None = None
 ) -> tuple[float, ...]:
-    """For each block of a fine schedule, RMS error of the final latents if one step replaces the block.
+    """For each block of steps of a fine schedule: the RMS error of the final latents if one long step
+    replaces all steps of the block.
 
-    Takes `block_evaluations(len(levels) - 1, blocks)` evaluations for each seed.
+    The measurement takes `block_evaluations(len(levels) - 1, blocks)` evaluations for each seed.
 
     Args:
         task: model and inputs.
         sampler_name: "euler" or "dpmpp_2m".
         levels: the fine schedule; its number of steps must be a multiple of `blocks`.
         blocks: number of blocks.
-        on_step: called with the index of the step after each evaluation.
+        on_step: called after each evaluation with the index of its step.
     """
     width = (len(levels) - 1) // blocks
     fine = ReplayedStart(sampler_name)
@@ -133,15 +136,16 @@ def block_costs(
 
 
 def block_evaluations(steps: int, blocks: int) -> int:
-    """Number of evaluations of `block_costs` for each seed: the fine run, and for each block a run from the
-    start of the block to the end.
+    """Number of evaluations that `block_costs` makes for each seed: one for each step of the fine run, and
+    for each block one for each step after the block. The long step over the block needs no evaluation,
+    because the estimate at the start of the block is known from the fine run.
     """
     width = steps // blocks
     return steps + sum(steps - (block + 1) * width for block in range(blocks))
 
 
 def _after(skipped: int, on_step: OnStep | None) -> OnStep:
-    """A callback that reports only evaluated steps: it ignores the first `skipped` ones."""
+    """A callback that passes on only steps that were evaluated: it ignores the first `skipped` steps."""
 
     def report(step: int) -> None:
         if on_step is not None and step >= skipped:
@@ -151,10 +155,11 @@ def _after(skipped: int, on_step: OnStep | None) -> OnStep:
 
 
 class ReplayedStart:
-    """A sampler of ComfyUI that uses the estimates of an earlier run for its first evaluations.
+    """A sampler of ComfyUI that takes its first denoised estimates from an earlier run, and evaluates the
+    model for the others.
 
     Attributes:
-        estimates: the denoised estimates of all evaluations, both given and computed, (b, c, H, W) each.
+        estimates: all denoised estimates in order, the given and the computed ones, (b, c, H, W) each.
     """
 
     def __init__(self, sampler_name: str, known: Sequence[Tensor] = ()):
@@ -187,8 +192,8 @@ def rms(difference: Tensor) -> float:
 
 
 def closeness(found: Tensor, reference: Tensor) -> float:
-    """Closeness of latents to a reference in dB, mean over images: the variance of the reference over the
-    mean squared error.
+    """Closeness of latents to a reference in dB: the ratio of the reference's variance to the mean squared
+    error, mean over the images.
 
     Args:
         found, reference: (b, c, H, W).

@@ -1,4 +1,4 @@
-"""Measures the free memory for the K/V cache, as managed by ComfyUI, and frees more."""
+"""Measures how much memory is free for the K/V cache under ComfyUI's memory management, and frees more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def memory_of_call(model: Any, noise_shape: Any) -> float:
     """ComfyUI's estimate of the bytes that a call with both branches needs.
 
     Args:
-        model: ComfyUI's model, or its patcher, whose estimate may include a margin.
+        model: ComfyUI's model, or its ModelPatcher, whose estimate may include a safety margin.
         noise_shape: shape of the latent.
     """
     return model.memory_required([2 * noise_shape[0], *noise_shape[1:]])
@@ -35,7 +35,7 @@ def free_device_bytes(model: ModelPatcher, working: int) -> int:
 
 
 def unused_device_bytes(model: ModelPatcher) -> int:
-    """Free device bytes outside PyTorch's memory pool, minus those that ComfyUI must keep free."""
+    """Free bytes of the device outside PyTorch's memory pool, minus the bytes that ComfyUI must keep free."""
     unused, in_pool = comfy.model_management.get_free_memory(model.load_device, torch_free_too=True)
     return unused - in_pool - headroom_bytes()
 
@@ -46,9 +46,12 @@ def free_main_memory() -> int:
 
 
 def evictable_room(model: ModelPatcher) -> int:
-    """Bytes that eviction will add to the free memory. Under dynamic VRAM, the weights of the models in use
-    are loaded when they are needed, and other weights are evicted for them. Negative if evicting
-    all other weights frees too little.
+    """Bytes that become free if ComfyUI evicts all weights that it can evict, and then loads all weights of
+    the models in use. The bytes that ComfyUI must keep free are subtracted.
+
+    With dynamic VRAM, ComfyUI loads the weights of the models in use only when they are needed, and evicts
+    other weights for them. The result is negative if evicting all other weights does not free enough memory
+    for the models in use and the bytes to keep free. Without dynamic VRAM, it is 0.
     """
     if not is_dynamic(model):
         return 0
@@ -60,7 +63,7 @@ def evictable_room(model: ModelPatcher) -> int:
 
 
 def headroom_bytes() -> int:
-    """Bytes that ComfyUI must keep free by the user's setting (dynamic VRAM)."""
+    """Bytes that ComfyUI must keep free: the user's option `--vram-headroom` (dynamic VRAM only)."""
     return int(getattr(comfy.cli_args.args, "vram_headroom", 0) * 2**30)
 
 

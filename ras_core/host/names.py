@@ -9,7 +9,8 @@ RUN = "multirate_ras_run"
 """Key of a run's state in transformer options."""
 
 GRAPHS = "_multirate_ras_graphs"
-"""Attribute of ComfyUI's model that keeps captured calls: they read its weights and must not outlive it."""
+"""Attribute of ComfyUI's model that holds its CUDA graphs: they read the model's weights, so they must not
+outlive the model."""
 
 TRANSFORMER_OPTIONS = "transformer_options"
 ATTENTION = "optimized_attention_override"
@@ -19,35 +20,43 @@ UUIDS = "uuids"
 """Key, in transformer options, of the ids of the conditionings that a call evaluates."""
 
 PATCHES_REPLACE, REPLACED_BLOCKS = "patches_replace", "dit"
-"""Key, in transformer options, of blocks that other patches replace."""
+"""Keys of the blocks that other nodes' patches replace. The first is a key of transformer options; its
+value is a dict, in which the second is a key."""
 
 WRAPPERS = "wrappers"
 COMPILES = "torch.compile"
-"""Key of wrappers that temporarily replace the network's modules by compiled ones."""
+"""Key of ComfyUI's torch.compile wrappers, which replace the network's modules by compiled modules during a
+call."""
 
 KEEPS_NEGATIVE = "disable_cfg1_optimization"
-"""Key of the model option to evaluate negative conditionings at cfg 1 too."""
+"""Key of the model option with which ComfyUI evaluates negative conditionings at cfg 1 too."""
+
+MASK_FUNCTION = "denoise_mask_function"
+"""Key of the model option that changes the mask of inpainting at each evaluation."""
 
 NEGATIVE = "negative"
 TEXT = "cross_attn"
 """Key of the encoded text in a conditioning."""
 
 REFERENCE_IMAGES = "reference_latents"
-"""Key of reference images, latents (1, c, H, W), in a conditioning."""
+"""Key, in a conditioning, of the reference images: a list of latents, (1, c, H, W) each."""
 
 INPUTS = "model_conds"
-"""Key, in a conditioning, of the network's inputs: objects with a tensor `cond`, by name."""
+"""Key, in a conditioning, of a dict of the network's inputs: objects whose attribute `cond` is a tensor."""
 
 MULTIGPU, MULTIGPU_CLONES = "multigpu", "multigpu_clones"
-"""Keys of a model's copies on other devices: in its additional models, and in a run's model options. Each
-copy is called in its own thread."""
+"""Keys of a model's copies on other devices (multi-GPU). The first is a key of the additional models that
+ComfyUI attaches to a ModelPatcher, the second a key of a run's model options. ComfyUI calls each copy in its
+own thread."""
 
 BETWEEN_CALLS = ("model_function_wrapper", "sampler_calc_cond_batch_function", MULTIGPU_CLONES)
-"""Keys of model options that let other code, or several threads, make the calls of an evaluation."""
+"""Keys of model options. If a run has one of them, the network calls of an evaluation are made by another
+node's code or by several threads."""
 
 PATCHED = ("patches", PATCHES_REPLACE)
 """Keys, in transformer options, of other nodes' patches of the network."""
 
 NOT_READ = (UUIDS, "sigmas", "sample_sigmas", WRAPPERS, "callbacks", *PATCHED, ATTENTION, RUN)
-"""Keys, in transformer options, that do not change what a captured call computes: networks also get the
-sigmas as inputs, and a call with patches or other nodes' wrappers is not captured."""
+"""Keys of transformer options that do not change what a captured call computes, so they are not compared.
+The sigmas need no comparison, because networks also get them as inputs, which every replay copies. Patches
+and other nodes' wrappers need none, because calls with them are not captured."""

@@ -1,4 +1,4 @@
-"""Choices and checks for inputs of nodes, from other packages of ras_core."""
+"""Choices that the nodes offer for their inputs, and checks of inputs, from other packages of ras_core."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ __all__ = ["PlanSet", "as_priority", "check_batch", "kv_cache_options"]
 
 
 def kv_cache_options() -> list[str]:
-    """Settings of `kv_cache`, in the order in which nodes show them."""
+    """The values of the setting `kv_cache`, in the order in which nodes show them."""
     return list(setting_names())

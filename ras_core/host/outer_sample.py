@@ -1,10 +1,11 @@
-"""The arguments of OUTER_SAMPLE, and the start of a run from them."""
+"""The arguments of ComfyUI's wrapper OUTER_SAMPLE, and the start of a run from these arguments."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Protocol
 
 import comfy.model_management
@@ -18,14 +19,17 @@ from ..method.preferences import Preferences
 from ..method.schedule import decreases
 from ..method.selector import selector_for
 from ..models.base import ModelAdapter
+from ..run.passes import NOT_DECREASING
+from ..run.recorder import Recorder
 from ..run.state import RunState
-from ..run.trace import Recorder, Trace
+from ..run.trace import Trace
+from .names import MASK_FUNCTION
 
 logger = logging.getLogger(__name__)
 
 INPAINTING = (
-    "inpainting: regions outside the mask would keep the keys and values of much noisier steps, which would "
-    "spoil the result inside the mask"
+    "inpainting: tokens outside the mask would keep the keys and values of much noisier steps, which would "
+    "spoil the image inside the mask"
 )
 
 
@@ -54,7 +58,7 @@ class OuterSample:
 
     @classmethod
     def of(cls, *args: Any, **kwargs: Any) -> OuterSample:
-        """From arguments that are passed by position or by name."""
+        """The arguments in one object, whether ComfyUI passed them by position or by name."""
         known = {each.name for each in fields(cls)} & kwargs.keys()
         own = {name: kwargs.pop(name) for name in known}
         return cls(*args, **own, more=kwargs)
@@ -70,17 +74,15 @@ class OuterSample:
     def steps(self) -> int:
         return len(self.sigmas) - 1
 
-    @property
-    def is_inpainting(self) -> bool:
-        return self.denoise_mask is not None and bool((self.denoise_mask < 1).any())
-
     def nothing_to_do(self) -> Trace | None:
-        """The trace of a run that cannot use the method; None if it can."""
+        """If RAS cannot accelerate this run: the run's trace (log), which contains only the reason. None if
+        RAS can accelerate the run.
+        """
         if len(self.sigmas) < 2:
             return Trace.empty("the sampler had no step to run")
         if self.noise.ndim != 4:
             shape = tuple(self.noise.shape)
-            logger.warning("Multirate RAS: running dense: no image latent (shape %s).", shape)
+            logger.warning("Multirate RAS: running dense: the latent is not an image (shape %s).", shape)
             return Trace.empty("not an image latent")
         return None
 
@@ -92,7 +94,8 @@ class RunSettings:
     Attributes:
         config: the run's settings.
         sigmas: the run's noise levels.
-        plan: the steps and tokens that its speed amounts to, in one line; empty if no speed is set.
+        plan: one line of text for the log and the live view: the number of steps and the share of tokens for
+            the speed that the user chose. Empty if the user chose no speed.
         origin: where this plan comes from, for the log.
     """
 
@@ -103,20 +106,20 @@ class RunSettings:
 
 
 class Settings(Protocol):
-    """What a user has set, for runs of any length, sampler and size."""
+    """The settings of a RAS node; with a run's sampler, steps and size, they determine the run's settings."""
 
     def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
-        """The settings of the run that starts."""
+        """The settings of the run that is about to start. `given` holds the arguments of this run."""
 
 
 @dataclass(frozen=True)
 class CustomSettings:
-    """The user's own settings; the noise levels stay as they are.
+    """Settings that the user made in detail, without a speed; the sampler's noise levels are kept.
 
     Attributes:
         config: the settings of every run.
-        window: the start and end of regional steps as shares of a run, which replace those of `config`; None
-            if `config` has them in steps.
+        window: the start and end of the regional steps as shares of the run's number of steps. They replace
+            the `start_step` and `end_step` of `config`, which are step numbers. None to use these two.
     """
 
     config: RASConfig
@@ -127,6 +130,15 @@ class CustomSettings:
         return RunSettings(config, given.sigmas)
 
 
+def is_inpainting(given: OuterSample, guider: Any) -> bool:
+    """Whether a part of the latent is given at every step. A function of another node (such as Differential
+    Diffusion) may change the mask from step to step, so with one any mask counts.
+    """
+    if given.denoise_mask is None:
+        return False
+    return MASK_FUNCTION in guider.model_options or not bool((given.denoise_mask >= 1).all())
+
+
 def begin_run(
     given: OuterSample, network: nn.Module, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None
 ) -> RunState:
@@ -135,21 +147,17 @@ def begin_run(
     grid = TokenGrid(tuple(noise.shape[2:]), adapter.patch_size(network))
     recorder = Recorder(grid, noise.shape[0])
     generator = torch.Generator().manual_seed((given.seed or 0) % 2**63)
-    favoured, inpainted = (_at_latent_size(mask, noise) for mask in (priority, given.denoise_mask))
-    selector = selector_for(config, grid, generator, Preferences.of(grid, favoured))
-    run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], selector, recorder)
+    favoured = _at_latent_size(priority, noise)
+    new_selector = partial(selector_for, config, grid, generator, Preferences.of(grid, favoured))
+    run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], new_selector, recorder)
     _explain_dense_plan(run)
-    # On the demo models, a run of fewer, dense steps came 15 to 17 dB closer to the full run inside the mask
-    # than regional steps of the same cost.
-    if run.is_regional and inpainted is not None and bool((inpainted < 1).any()):
-        run.go_dense(INPAINTING)
     if run.is_regional and priority is not None and noise.shape[0] % len(priority):
         run.go_dense(f"priority has {len(priority)} masks for {noise.shape[0]} images")
     return run
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
-    """A mask of any size, resized to the latent as in ComfyUI: (b, H, W) on the sampling device."""
+    """A mask of any size, resized to the latent's size as ComfyUI does: (b, H, W) on the sampling device."""
     if mask is None:
         return None
     fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
@@ -157,10 +165,12 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
 
 
 def _explain_dense_plan(run: RunState) -> None:
-    """Warn if the run will have no regional step, with the reason, unless the user asked for that."""
+    """Warn if the run will have no regional step, and give the reason. Do not warn if the user chose a dense
+    run.
+    """
     config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
-        run.go_dense("the noise schedule is not strictly decreasing")
+        run.go_dense(NOT_DECREASING)
     elif not run.any_regional and config.wants_regional:
         run.warn(
             f"no regional step fits: the run has {n_steps} steps, and the first {config.start_step} are dense"

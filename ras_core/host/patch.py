@@ -1,8 +1,8 @@
 """The entry point: nodes attach RAS to a clone of a model here, and read the trace of its last run.
 
-`RASPatch` is an OUTER_SAMPLE wrapper with a key. When sampling starts, it starts a run and adds the run's
-wrappers to the run's copy of the model options, which is dropped with the run. Only CUDA graphs are
-kept after a run, on the model.
+`RASPatch` is ComfyUI's OUTER_SAMPLE wrapper on the clone. When sampling starts, `RASPatch` starts a run and
+adds the run's wrappers to the run's copy of the model options, which is dropped with the run. After a run,
+only two things are kept: its CUDA graphs (on ComfyUI's model) and its trace (on the `RASPatch`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,30 @@ from ..run.network_calls import SEVERAL_DEVICES
 from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
-from .outer_sample import CustomSettings, OuterSample, RunSettings, Settings, begin_run
+from .outer_sample import (
+    INPAINTING,
+    CustomSettings,
+    OuterSample,
+    RunSettings,
+    Settings,
+    begin_run,
+    is_inpainting,
+)
 from .requirements import check_comfyui
 from .samplers import corrected
+from .traces import Progress, Traces
 from .wrappers import RunWrappers
 
 logger = logging.getLogger(__name__)
+
+OTHER_LATENT = (
+    "this latent is not the result of a run of the connected model: it comes from another model or from a "
+    "sampler without steps (denoise 0), or another node changed it after sampling"
+)
+NO_RUN = (
+    "the connected model has not sampled anything: the latent comes from another model or from a sampler "
+    "without steps (denoise 0)"
+)
 
 
 def patch_model(
@@ -44,8 +62,10 @@ def patch_model(
 
     Args:
         model: any MODEL.
-        settings: what runs compute; a RASConfig gives start and end of the regional steps as step numbers.
-        priority: (b or 1, height, width) mask of regions to favour, at any size; see `as_priority`.
+        settings: what the runs compute: the settings of a RAS node, or one RASConfig for every run. A
+            RASConfig gives the start and end of the regional steps as step numbers.
+        priority: (b or 1, height, width) mask of any size. Tokens inside the mask get a higher score, so
+            that they are selected more often; see `as_priority`.
         view_factory: returns an observer for each run, or None.
 
     Raises:
@@ -68,11 +88,52 @@ def patch_model(
 
 
 def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
-    """The trace of the last finished run of a patched model; `default` if no run has finished.
+    """The trace of the last finished run of a patched model; `default` if no run of it has finished.
 
     Raises:
         RASError: the model is not patched, or no run of it has finished and there is no default.
     """
+    trace = _patch_of(model).traces.last or default
+    if trace is None:
+        raise RASError(
+            "no run of this model has finished yet.",
+            "a latent that was sampled with the model connected here.",
+            "connect the sampler's LATENT to this node, and the same RASPatchModel output to both.",
+        )
+    return trace
+
+
+def trace_of(model: ModelPatcher, latent: Any) -> Trace:
+    """The trace of the run of a patched model that returned this latent. If none did, an empty trace with the
+    reason, so that a workflow still outputs its image.
+
+    Args:
+        model: a MODEL.
+        latent: a LATENT.
+
+    Raises:
+        RASError: the model is not patched, or the latent has no samples and no run has finished.
+    """
+    traces, samples = _patch_of(model).traces, latent.get("samples")
+    if samples is None:
+        return Trace.empty(OTHER_LATENT) if traces.last else last_trace(model)
+    if (found := traces.of(samples)) is not None:
+        return found
+    reason = OTHER_LATENT if traces.last else NO_RUN
+    logger.warning("Multirate RAS: no trace: %s.", reason)
+    return Trace.empty(reason)
+
+
+def compare_with(model: ModelPatcher, dense: Trace) -> None:
+    """From now on, report speed-ups of runs of this patched model over the measured dense run.
+
+    Raises:
+        RASError: the model is not patched.
+    """
+    _patch_of(model).dense = dense
+
+
+def _patch_of(model: ModelPatcher) -> RASPatch:
     patches = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
     if not patches:
         raise RASError(
@@ -80,18 +141,13 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
             "the MODEL output of RASPatchModel that is also connected to the sampler.",
             "connect that output here.",
         )
-    trace = patches[-1].last_trace or default
-    if trace is None:
-        raise RASError(
-            "no run of this model has finished yet.",
-            "a latent that a sampler made with this very model.",
-            "connect the sampler's LATENT to this node, and the same RASPatchModel output to both.",
-        )
-    return trace
+    return patches[-1]
 
 
 class RASPatch:
-    """The wrapper on a patched model: adapter, settings, and the trace of its last finished run."""
+    """The wrapper on a patched model: adapter, settings, the traces of its finished runs, and the dense run
+    that they are compared with, or None.
+    """
 
     def __init__(
         self,
@@ -104,31 +160,36 @@ class RASPatch:
         self.settings = settings
         self.priority = priority
         self.view_factory = view_factory
-        self.last_trace: Trace | None = None
+        self.traces = Traces()
+        self.dense: Trace | None = None
         self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
-        """OUTER_SAMPLE: one run."""
+        """The OUTER_SAMPLE wrapper: samples one run."""
         given = OuterSample.of(*args, **kwargs)
         if (nothing := given.nothing_to_do()) is not None:
-            self.last_trace = nothing
-            return given.sample(executor)
+            result = given.sample(executor)
+            self.traces.add(nothing, [result])
+            return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
         given = replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
-        ours, trace = replace(given, sampler=corrected(given.sampler, wrappers.run)), None
+        progress, trace = Progress(wrappers.finish_step, given.callback), None
+        ours = replace(given, sampler=corrected(given.sampler, wrappers.run), callback=progress)
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            self.last_trace = trace = replace(wrappers.finish(), plan=settings.plan)
+            trace = replace(wrappers.finish(), plan=settings.plan)
+            trace = trace if self.dense is None else trace.against(self.dense)
+            self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())
             return result
         finally:
             wrappers.end(trace)
 
     def _tell(self, settings: RunSettings) -> None:
-        """Log what a speed means for this model, once for each meaning."""
+        """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line."""
         line = f"{settings.plan} ({settings.origin})"
         if settings.plan and line not in self._told:
             self._told.add(line)
@@ -140,6 +201,10 @@ class RASPatch:
         network = network_of(model.get_model_object("diffusion_model"))
         run = begin_run(given, network, self.adapter, settings.config, self.priority)
         run.plan_line = settings.plan
+        # On the demo models, inside the mask, a run of fewer steps, all dense, came 15 to 17 dB closer to
+        # the run with all steps dense than a run with regional steps of the same cost.
+        if run.is_regional and is_inpainting(given, guider):
+            run.go_dense(INPAINTING)
         if model.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
             run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None

@@ -42,7 +42,7 @@ def save_plans(plans: PlanSet, model: ModelPatcher, size: Sequence[int]) -> Path
     draft = path.with_suffix(".tmp")
     try:
         draft.write_text(plans.to_json(), encoding="utf-8")
-        os.replace(draft, path)  # atomic: another process reads the old file or the new one
+        os.replace(draft, path)  # atomic: another process reads either the old file or the new file
     finally:
         draft.unlink(missing_ok=True)
     return path
@@ -53,11 +53,11 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None for the plans of this model that were saved last, at any
-            size.
+        size: height and width of the latent; None to use the plans of this model that were saved last,
+            whatever their size.
     """
     if last_change() is None:
-        return None  # no plans are saved: do not compute the fingerprint at every run
+        return None  # no plans are saved, so the fingerprint, computed at every run, is not needed
     own = fingerprint(model)
     for _, path in sorted(_stamped(_name(own, size) if size else f"{own}-*.json"), reverse=True):
         if (plans := _read(path)) is not None:
@@ -66,7 +66,7 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
 
 def last_change() -> tuple[str, int] | None:
-    """Name and time of the plans that were saved last, for any model; None if no plans are saved."""
+    """Name and time of the plan file that was saved last, for any model; None if there is no plan file."""
     newest = max(_stamped("*.json"), default=None)
     return (newest[1].name, newest[0]) if newest else None
 
@@ -88,8 +88,8 @@ def _name(own: str, size: Sequence[int]) -> str:
 
 
 def _read(path: Path) -> PlanSet | None:
-    """The plans of a file; None after a warning if the file is damaged, has another version, or contains a
-    plan that no run can follow.
+    """The set of plans that a plan file contains. None, with a warning, if the file is damaged, has another
+    version, or contains a plan that no run can follow.
     """
     try:
         with path.open("rb") as file:

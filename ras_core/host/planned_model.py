@@ -1,4 +1,4 @@
-"""Applies a plan to a model. Calibration uses RAS only through this module."""
+"""Applies a plan to a model. The module `calibration` uses RAS only through the functions of this module."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def without_ras(model: ModelPatcher) -> ModelPatcher:
 
 
 def with_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
-    """A clone that computes the plan's share of tokens at each step; the caller provides the sampler and the
-    noise levels.
+    """A clone of the model that computes the plan's share of tokens at each step. The plan's noise levels and
+    sampler are not set on the clone: the caller passes them when it samples.
 
     Raises:
         RASError: the model or the plan is not supported.
@@ -46,17 +46,18 @@ def with_plan(model: ModelPatcher, plan: Plan) -> ModelPatcher:
 
 
 def ran_as_planned(model: ModelPatcher, plan: Plan) -> bool:
-    """Whether the last run of a model from `with_plan` had as many regional steps as planned. Steps may be
-    dense because memory is short or because of another patch of the model.
+    """Whether the last run of a model from `with_plan` had as many regional steps as planned. It has fewer if
+    steps ran dense because memory was short or because another node patches the model.
     """
     return last_trace(model).regional_steps == plan.steps - len(plan.dense_steps)
 
 
 def settings_of(plan: Plan) -> RASConfig:
-    """The settings with which a run computes the plan's shares.
+    """The settings of a run that, at each step, processes the share of tokens that the plan states.
 
     Raises:
-        RASError: regional steps of too many different shares, or an unknown format of the K/V cache.
+        RASError: the plan's regional steps have too many different shares of tokens, or the plan names an
+            unknown format of the K/V cache.
     """
     check_setting(plan.kv_cache)
     return RASConfig(
@@ -71,12 +72,12 @@ def settings_of(plan: Plan) -> RASConfig:
 def regional_cost(
     network: nn.Module, adapter: ModelAdapter, size: Sequence[int], conds: Iterable[Mapping[str, Any]]
 ) -> RegionalCost:
-    """Cost of a step on a share of the tokens, in dense steps by FLOPs.
+    """A function that gives a step's cost for its share of tokens: its FLOPs divided by a dense step's FLOPs.
 
     Args:
         network, adapter: the network and the adapter of its family.
         size: size of the latent, (H, W).
-        conds: the conditionings, whose text and reference images are computed at every step.
+        conds: the conditionings; the rows of their text and reference images are computed at every step.
     """
     patch = adapter.patch_size(network)
     n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))

@@ -22,11 +22,16 @@ __all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_l
 logger = logging.getLogger(__name__)
 
 FINE_LEVELS = 200
-"""Steps of the fine schedule from which a plan's noise levels are interpolated; no model has fewer."""
+"""Steps of the fine schedule from which a plan's noise levels are interpolated. A `simple` schedule
+repeats levels if it has more steps than the model defines noise levels; every model defines at least 200."""
 
 EVEN_LEVELS = 199
-"""As FINE_LEVELS, for RAS Scheduler and a plan with an even grid. It is prime, so that these levels never
-equal a `simple` schedule: a run must tell them apart, as it shortens the schedule but not these levels."""
+"""Steps of the fine schedule that RAS Scheduler uses for a plan with an even grid, instead of FINE_LEVELS.
+
+The number is prime, so a run's number of steps does not divide it. Therefore the levels of RAS Scheduler are
+interpolated between levels of the fine schedule, and never equal those of a `simple` schedule. A run must be
+able to distinguish RAS Scheduler's levels from a `simple` schedule: it shortens a `simple` schedule to the
+plan's number of steps, but leaves RAS Scheduler's levels unchanged, because they already are the plan's."""
 
 
 def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet:
@@ -34,7 +39,7 @@ def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet
 
     Args:
         model: any MODEL.
-        size: height and width of the latent; None for the plans that were measured last, at any size.
+        size: height and width of the latent; None to use the plans measured last, whatever their size.
     """
     return saved_plans(model, size) or plans_of_family(model)
 
@@ -56,15 +61,16 @@ def adapter_of(model: ModelPatcher) -> ModelAdapter | None:
 def planned_levels(
     model: ModelPatcher, plans: PlanSet, choice: tuple[str, str], steps: int, denoise: float = 1.0
 ) -> tuple[float, ...]:
-    """The noise levels of the best plan for a speed; of the best plain plan if the model has no RAS node.
+    """The noise levels of the best plan for a speed. If no RAS node has patched the model, only plans without
+    regional steps are considered.
 
     Args:
         model: any MODEL.
         plans: the plans to choose from.
         choice: speed and sampler.
         steps: number of steps of a dense run.
-        denoise: as in KSampler; the first level is the one at which KSampler starts `steps` steps. With 0
-            there are no levels.
+        denoise: as in KSampler, i.e. the levels start where those of a KSampler with `steps` and `denoise`
+            start. With denoise 0, there are no noise levels.
 
     Raises:
         RASError: there is no plan for this choice.
@@ -74,12 +80,12 @@ def planned_levels(
     plan = plans.best(*choice, plain=not has_ras(model))
     levels = levels_of(model, plan, steps, denoise)
     said = plan.resized(steps).describe()
-    logger.info("Multirate RAS: noise levels for %s (%s; %s).", said, plan.sampler, plan.origin)
+    logger.info("Multirate RAS: noise levels of the plan %s (%s; %s).", said, plan.sampler, plan.origin)
     return levels
 
 
 def levels_of(model: ModelPatcher, plan: Plan, steps: int, denoise: float = 1.0) -> tuple[float, ...]:
-    """The plan's noise levels, which replace those of `steps` dense steps."""
+    """The plan's noise levels, which replace the noise levels of a dense run of `steps` steps."""
     total = steps if denoise >= 1 else int(steps / denoise)
     given = simple_levels(model, total)[-(steps + 1) :]
     return plan.levels_of_part(made_levels(model, plan), given)

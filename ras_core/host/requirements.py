@@ -1,4 +1,4 @@
-"""The extension points of ComfyUI that the method needs."""
+"""Checks that this version of ComfyUI has the extension points that RAS needs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NEEDED_WRAPPERS = ("OUTER_SAMPLE", "PREDICT_NOISE", "APPLY_MODEL")
 
 
 def check_comfyui() -> None:
-    """Refuse a ComfyUI without the extension points that the method needs.
+    """Raise an error if this version of ComfyUI lacks an extension point that RAS needs.
 
     Raises:
-        RASError: the message lists what is missing.
+        RASError: an extension point is missing; the message names all missing ones.
     """
     missing = [name for name in NEEDED_WRAPPERS if not hasattr(WrappersMP, name)]
     if not hasattr(comfy.ldm.modules.attention, "wrap_attn"):

@@ -1,4 +1,4 @@
-"""The multirate integrator as a sampler of ComfyUI, and which of ComfyUI's samplers it can replace."""
+"""The multirate integrator as a sampler for ComfyUI, and the samplers of ComfyUI that it can replace."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ def sample_multirate(
     disable: bool | None = None,
     **options: Any,
 ) -> Tensor:
-    """The multirate integrator as a sampler function of k-diffusion.
+    """The multirate integrator as a sampler function with the parameters of k-diffusion's sampler functions.
 
     Args:
         model: (x, sigma) -> denoised estimate, (b, c, H, W).
-        x: (b, c, H, W) at the first sigma.
+        x: the noisy latent at the first sigma, (b, c, H, W).
         sigmas: decreasing, ending in 0 or above.
         extra_args: passed to the model; the transformer options in it contain the run's state.
         callback: called once per step with i, x, sigma, sigma_hat and denoised.
         disable: whether to hide the progress bar.
-        options: options of the sampler: `solver`, one of SOLVERS; the first by default.
+        options: options of the sampler. The only option is `solver`: one of SOLVERS, by default the first.
     """
     extra_args = extra_args or {}
     ones = x.new_ones([x.shape[0]])
@@ -59,20 +59,31 @@ def sample_multirate(
 
 
 CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "euler"}
-"""ComfyUI's sampler functions that have a multirate form."""
+"""The ComfyUI sampler functions that the multirate integrator can replace, with the solver that does so."""
 
 STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
-"""Samplers that add no noise and evaluate once per step, so that the last change of a token's estimate
-predicts the next one."""
+"""Samplers that add no noise and evaluate once per step. With these, the last change of a token's denoised
+estimate predicts its next change, so K/V formats that extrapolate along the last change can be used."""
+
+
+OWN_LEVELS = ("dpm_fast_function", "dpm_adaptive_function")
+"""ComfyUI's samplers whose steps are not those of the schedule."""
+
+
+def follows_schedule(sampler: Any) -> bool:
+    """Whether the steps that a sampler reports are probably those of its schedule."""
+    return _name_of(sampler) not in OWN_LEVELS
 
 
 def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> comfy.samplers.KSAMPLER:
-    """The multirate integrator as a SAMPLER."""
+    """The multirate integrator as a SAMPLER object of ComfyUI."""
     return comfy.samplers.KSAMPLER(sample_multirate, {"solver": solver}, inpaint_options or {})
 
 
 def corrected(sampler: Any, run: RunState) -> Any:
-    """The multirate form of a sampler that has one; other samplers unchanged."""
+    """The multirate integrator if it can replace this sampler and the settings ask for corrections; otherwise
+    the sampler itself.
+    """
     name = _name_of(sampler)
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
@@ -83,35 +94,39 @@ def corrected(sampler: Any, run: RunState) -> Any:
 
 
 def plan_sampler(sampler: Any) -> str | None:
-    """The sampler, euler or dpmpp_2m, whose plans fit this one; None if no plan fits."""
+    """The name of the sampler, euler or dpmpp_2m, whose plans also suit `sampler`; None if no plan does."""
     name = _name_of(sampler)
     if name == sample_multirate.__name__:
         solver = sampler.extra_options.get("solver", SOLVERS[0])
-        return "dpmpp_2m" if solver == "ab2" else solver  # both are second order: the same steps suit them
+        return "dpmpp_2m" if solver == "ab2" else solver  # ab2 and dpmpp_2m are both second order
     return None if _correction_obstacle(sampler) else name.removeprefix("sample_")
 
 
 def is_corrected(sampler: Any, config: RASConfig) -> bool:
-    """Whether a run with this sampler corrects tokens that become active again."""
+    """Whether a run with this sampler corrects tokens that become active again: the integrator repeats their
+    long step with their new estimate (method/integrator.py).
+    """
     is_ours = _name_of(sampler) == sample_multirate.__name__
     return is_ours or (config.corrections and _correction_obstacle(sampler) is None)
 
 
 def _correction_obstacle(sampler: Any) -> str | None:
-    """Why the multirate form cannot replace a sampler, or None."""
+    """Why the multirate integrator cannot replace a sampler; None if it can."""
     name = _name_of(sampler)
     if name not in CORRECTED:
         return "this sampler has no multirate form"
     is_plain = type(sampler) is comfy.samplers.KSAMPLER
     if not is_plain or sampler.sampler_function is not getattr(comfy.k_diffusion.sampling, name, None):
         return "another pack replaces this sampler with its own"
-    if sampler.extra_options:  # they may add noise: euler's s_churn
+    if sampler.extra_options:  # options may add noise, as euler's s_churn does
         return "this sampler has options that its multirate form does not support"
     return None
 
 
 def cache_for(sampler: Any, config: RASConfig) -> str:
-    """The user's setting of `kv_cache`, or its replacement if the sampler adds noise."""
+    """The user's setting of `kv_cache`. Exception: if this format extrapolates keys and values, which works
+    with STEADY_SAMPLERS only, and the sampler is another one, a format that does not extrapolate is returned.
+    """
     wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
     if wanted != config.kv_cache:
         logger.info(

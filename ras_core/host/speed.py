@@ -1,8 +1,9 @@
-"""A speed as settings of a run: which plan it means, and the noise levels that the plan gives the run.
+"""Derives a run's settings from the speed that the user chose: its plan, and the noise levels of this plan.
 
-A plan has its own grid of noise levels. It replaces the sampler's noise levels between the
-first and the last of them, so noise scaling, denoise below 1 and parts of a schedule keep
-their meaning. If the levels cannot be replaced, they stay, and regional steps alone provide the speed-up.
+A plan has its own grid of noise levels, which replaces the sampler's noise levels except the first and the
+last. As these two are kept, noise scaling, denoise below 1 and runs over a part of a schedule work as usual.
+If the sampler's noise levels cannot be replaced, the run keeps all of them, and only regional steps provide
+the speed-up.
 """
 
 from __future__ import annotations
@@ -24,31 +25,33 @@ from ..method.plan_set import PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
-from .outer_sample import OuterSample, RunSettings
+from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, made_levels, plans_of_family
+from .plans import FINE_LEVELS, made_levels, plans_for, plans_of_family
 from .samplers import plan_sampler
 
 LEVELS_STAY = "the noise levels are kept: {}"
+NOT_DECREASING = "they are not strictly decreasing"
+TOO_CLOSE = "they are too close to each other"
 
 TOLERANCE = 1e-5
-"""Two noise levels count as the same if their difference is at most this part of the schedule's first level;
-samplers hold levels in float32."""
+"""Two noise levels count as the same if they differ by at most this fraction of the schedule's first level,
+because samplers store noise levels in float32."""
 
 NEAR = 0.05
-"""Relative difference from a speed up to which it counts as reached."""
+"""A speed counts as reached if the expected speed-up differs from it by at most this fraction."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Runs by the plan of a speed.
+    """The settings of a RAS node on which the user chose a speed: each run follows a plan of this speed.
 
     Attributes:
         speed: one of PLAN_SPEEDS.
-        plans: the plans to choose from; None: the plans saved for the model and size of a run, or else the
-            plans of the model's family.
-        cuda_graphs: as in RASConfig; no plan depends on it.
+        plans: the plans to choose from; None to use the plans that are saved for the model and latent size of
+            a run, or the plans of the model's family if none are saved.
+        cuda_graphs: as in RASConfig; plans do not contain this setting.
     """
 
     speed: str
@@ -56,16 +59,16 @@ class Speed:
     cuda_graphs: Graphs = "auto"
 
     def of_run(self, given: OuterSample, guider: Any) -> RunSettings:
-        """The plan's settings and noise levels.
+        """The settings and noise levels of the run that is about to start, from the plan of its speed.
 
         Raises:
-            RASError: the given plans have none for this speed and sampler.
+            RASError: `plans` has no plan for this speed and sampler.
         """
         model = guider.model_patcher
-        if given.is_inpainting:
-            return self._dense(given, "inpainting runs dense")
         if not decreases(given.sigmas.tolist()):
-            return self._dense(given, "they are not strictly decreasing")
+            return self._dense(given, NOT_DECREASING)
+        if is_inpainting(given, guider):
+            return self._inpainting(given, model)
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
         measured = self.plans or saved_plans(model, given.noise.shape[2:])
@@ -73,16 +76,32 @@ class Speed:
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if not measured and not plan.is_plain:
             plan = self._fitted(plan, given, guider) or plans.best(self.speed, plan.sampler, plain=True)
-        fine, levels = simple_levels(model, FINE_LEVELS), given.sigmas.tolist()
-        if _is_grid_of_any(plans, model, levels):
+        if _is_grid_of_any(plans, model, given.sigmas.tolist()):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas)
-        wanted = _like(plan.levels_of_part(fine, levels), given.sigmas)
+        wanted = _levels_of(plan, given, model)
         if not decreases(wanted.tolist()):
-            return self._by_shares(given, guider, "they are too close to each other")
+            return self._by_shares(given, guider, TOO_CLOSE)
         return self._by_plan(plan.resized(given.steps), wanted)
 
+    def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
+        """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
+        if reason := _obstacle(given, model):
+            return self._dense(given, reason)
+        plans = self.plans or plans_for(model, given.noise.shape[2:])
+        sampler = plan_sampler(given.sampler)
+        plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
+        if _is_grid_of_any(plans, model, sigmas.tolist()):
+            plan = plans.best(self.speed, sampler).on_grid(given.steps)
+            plan = replace(plan, shares=(1.0,) * given.steps)
+        elif not decreases((sigmas := _levels_of(plan, given, model)).tolist()):
+            return self._dense(given, TOO_CLOSE)
+        settings = self._by_plan(plan, sigmas)
+        return replace(settings, plan=f"{settings.plan} (inpainting)")
+
     def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan | None:
-        """A plan of the family with the shares that reach its speed on this model; None if none do."""
+        """A family's plan with its shares of tokens changed so that this model reaches the plan's speed; None
+        if no shares reach it.
+        """
         budget = plan.full_steps / float(self.speed.removesuffix("x"))
         shares = fitted(plan.shares, budget, _cost_of(given, guider))
         return None if shares is None else replace(plan, shares=shares)
@@ -90,18 +109,22 @@ class Speed:
     def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
-            # The user did not ask for the memory of `forecast`, and may have less now than at calibration:
-            # "auto" means `forecast` if memory is ample, and a smaller format if not.
+            # The user did not choose the format `forecast`, and less memory may be free than at calibration.
+            # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
         return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
-        """As many dense steps as given. The run itself goes dense and logs the reason."""
+        """The settings of a dense run with the sampler's own noise levels. These settings allow regional
+        steps, but `begin_run` detects the same obstacle, makes the run dense and logs the reason.
+        """
         said = described(self.speed, (1.0,) * given.steps, given.steps)
         return RunSettings(RASConfig(start_step=0), given.sigmas, said, LEVELS_STAY.format(reason))
 
     def _by_shares(self, given: OuterSample, guider: Any, reason: str) -> RunSettings:
-        """As many steps as given, with shares of the tokens that provide the speed-up as far as they can."""
+        """The settings of a run that keeps the sampler's own noise levels, so that only regional steps can
+        make it faster. These compute shares of tokens with which the run comes closest to the speed.
+        """
         cost = _cost_of(given, guider)
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)
@@ -113,26 +136,36 @@ class Speed:
 
 
 def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
-    """The cost of a step on a share of the tokens, for the run's model, size and conditionings."""
+    """A function that gives a step's cost for its share of tokens, for the run's model, latent size and
+    conditionings.
+    """
     network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
     conds = [cond for group in guider.conds.values() for cond in group]
     return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
 
 
 def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
-    """Why a plan's noise levels cannot replace the sampler's, or None."""
+    """Why a plan's noise levels cannot replace the sampler's noise levels; None if nothing prevents this."""
     if plan_sampler(given.sampler) is None:
-        return "plans are for euler and dpmpp_2m as they come with ComfyUI"
+        return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
     levels = given.sigmas.tolist()
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"
     return None
 
 
-def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
-    """Whether noise levels are already those of a plan, as RAS Scheduler makes them, and no usual schedule.
+def _levels_of(plan: Plan, given: OuterSample, model: ModelPatcher) -> Tensor:
+    """The plan's noise levels, which replace those of a run."""
+    fine = simple_levels(model, FINE_LEVELS)
+    return _like(plan.levels_of_part(fine, given.sigmas.tolist()), given.sigmas)
 
-    RAS Scheduler's inputs may name another speed or sampler than those of this run.
+
+def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
+    """Whether `levels` are noise levels that RAS Scheduler has made from any of `plans`, and not those of the
+    model's `simple` schedule.
+
+    The function tries all plans, not only the plans for this run's speed and sampler, because the user may
+    have chosen another speed or sampler on RAS Scheduler.
     """
     steps = len(levels) - 1
     if _are_same(levels, simple_levels(model, steps)):
@@ -148,7 +181,9 @@ def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:
 
 
 def _like(levels: Sequence[float], given: Tensor) -> Tensor:
-    """Levels as a tensor of `given`'s dtype and device, with exactly the first and last value of `given`."""
+    """`levels` as a tensor with the dtype and device of `given`. Its first and last value are exactly those
+    of `given`.
+    """
     made = torch.tensor(levels, dtype=given.dtype, device=given.device)
     made[0], made[-1] = given[0], given[-1]
     return made

@@ -1,21 +1,32 @@
-"""The K/V cache: keys and values of all tokens, so that active tokens attend to the whole image (equation 2).
+"""The K/V cache: keys and values of all tokens, so that active tokens attend to the whole image (equation 2
+of the paper, arXiv 2502.10389).
 
 Read `formats` first: the registry of formats, one for each setting of `kv_cache`; `spec` defines the fields
-of an entry. Each format has a class for the rows of one attention: `plain` (unchanged; the base of the
-others), `float8` with `float8_format` (its constants), `main_memory` (with an offloader), `forecast` with
-`extrapolation` (extrapolates rows along their last change), `quadratic` (along their last two changes).
-`spread` corrects the forecasts of cached rows by the errors of the forecasts of fresh rows, and `gains` fits
-the factors, 0 to 1, on forecasts and corrections. `choose` picks a format,
-`store` keeps a run's rows by branch, in memory from an `arena`, and `update` fills and updates them.
-`triton_launch` and `triton_kernels` process float8 and forecast rows in one pass over memory, if
-`triton_check` finds that they work.
+of an entry. Each format has a class for the rows of one attention:
 
-1. Before a run `choose` picks the first format that fits into memory.
-2. A dense call fills the cache: `update.fill` for each attention.
-3. A regional call writes its fresh rows and reads all rows: `update.update` for each attention.
+- `plain` keeps rows unchanged and is the base class of the others.
+- `float8` keeps rows as float8 (constants in `float8_format`).
+- `main_memory` keeps rows in main memory, from which an offloader copies them to the device.
+- `forecast` extrapolates cached rows along their last change; `extrapolation` computes how far.
+- `quadratic` extrapolates cached rows along their last two changes.
+
+A forecast is an extrapolated row, and a fresh row is one that the present call has computed. A forecast of a
+fresh row has a known error. By these errors, `spread` corrects the forecasts of cached rows. `gains` fits the
+factors, 0 to 1, by which extrapolated changes and corrections are multiplied.
+
+`choose` picks a run's format, `store` keeps the run's rows separately for each branch, `arena` allocates
+their memory, and `update` fills the cache in dense calls and updates it in regional ones. `triton_launch` and
+`triton_kernels` process float8 and forecast rows in one pass over memory, if `triton_check` finds that the
+kernels work.
+
+1. Before a run with `kv_cache` = "auto", `choose` picks the first format whose cache fits into memory.
+2. A dense call fills the cache: it calls `update.fill` in each attention.
+3. A regional call overwrites the rows of active tokens and reads the rows of all tokens: it calls
+   `update.update` in each attention.
 
 To add a format, write a file with a subclass of `plain.KVRows` and a `spec.KVFormat`, and add it to
-`formats.FORMATS`. tests/kv/test_kv_formats.py has a complete int8 format; `float8` is one with kernels.
+`formats.FORMATS`. tests/kv/test_kv_formats.py has a complete int8 format as an example; `float8` is an
+example of a format with Triton kernels.
 
 Imports: rows, config, errors.
 """

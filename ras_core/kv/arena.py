@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 ALIGNED = 512
-"""Alignment of each tensor in the block, in bytes; the same as that of PyTorch's CUDA allocator."""
+"""Alignment of each tensor in the block, in bytes; PyTorch's CUDA allocator uses the same alignment."""
 
 SPARE = 2**18
 """Bytes added to the block for alignment padding, enough for 512 tensors."""
 
 
 class Arena:
-    """The memory of all keys and values that one call keeps, allocated as one block.
+    """Memory for all keys and values that one call of the network adds to the cache, allocated as one block.
 
     Separate allocations, one per tensor, would alternate in memory with the network's temporary tensors and
-    fragment it: for SD3-medium at 1024 px, the gaps amount to a third of the cache's size.
+    fragment the memory: once the temporary tensors are freed, gaps remain between the cached ones. For
+    SD3-medium at 1024 px, these gaps amount to a third of the cache's size.
 
     Args:
-        nbytes: expected size of all keys and values, in bytes; tensors that do not fit into the block are
-            allocated one by one (all of them if 0).
+        nbytes: expected size of all keys and values, in bytes. Tensors that do not fit into the block are
+            allocated one by one. With 0, there is no block, and all tensors are allocated one by one.
     """
 
     def __init__(self, nbytes: int = 0):
@@ -42,11 +43,13 @@ class Arena:
     def _allocated(self, device: torch.device) -> Tensor:
         try:
             return torch.empty(self._nbytes, dtype=torch.uint8, device=device)
-        except torch.cuda.OutOfMemoryError:  # allocated one by one, the tensors may still fit
+        except torch.cuda.OutOfMemoryError:  # the tensors may still fit one by one
             return torch.empty(0, dtype=torch.uint8, device=device)
 
 
 def copies(tensors: Iterable[Tensor], arena: Arena | None = None) -> tuple[Tensor, ...]:
-    """Contiguous copies of these tensors, in the arena's block if an arena is given."""
+    """Contiguous copies of these tensors, in the arena's block if an arena is given, else allocated one by
+    one.
+    """
     arena = arena or Arena()
     return tuple(arena.copy(t) for t in tensors)

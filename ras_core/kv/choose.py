@@ -1,4 +1,6 @@
-"""Chooses the K/V format of a run by the free memory. Pure functions: they access no device."""
+"""Chooses the K/V format of a run according to the free memory. The functions here access no device: the
+caller measures the memory.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,18 @@ from .spec import CacheSize, KVFormat
 GIB = 2**30
 
 AMPLE = 2
-"""Device memory is ample if at least this many times the peak bytes of a cache in a format are free."""
+"""Device memory is ample for a cache if the free bytes are at least this many times the cache's peak
+bytes."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Memory requirements of a run's cache, computed from its shapes.
+    """Memory that the K/V cache of a run needs, computed from the cache's shapes.
 
     Attributes:
         size: size of the cache of all branches together.
-        branches: number of branches: the conditionings (such as positive and negative) that a run evaluates.
+        branches: number of branches, i.e. of conditionings (such as positive and negative), that a run
+            evaluates.
     """
 
     size: CacheSize
@@ -36,7 +40,9 @@ class Needs:
         return self.kept(name) // self.branches
 
     def on_device(self, name: str) -> int:
-        """Peak bytes on the device in this format, including transient copies."""
+        """Peak bytes that the cache of all branches needs on the device in this format, transient copies
+        included.
+        """
         return FORMATS[name].peak_nbytes(self.size)
 
 
@@ -49,7 +55,9 @@ class Room:
     has_float8: bool = True
 
     def is_ample(self, form: KVFormat, size: CacheSize) -> bool:
-        """Whether a cache of this size in this format leaves as much device memory free as it occupies."""
+        """Whether the free device memory is at least `AMPLE` times the peak bytes of this cache in this
+        format.
+        """
         return AMPLE * form.peak_nbytes(size) <= self.device
 
     def fits(self, form: KVFormat, size: CacheSize) -> bool:
@@ -67,7 +75,8 @@ class Choice:
     Attributes:
         format_name: the chosen format; None if the run must be dense.
         reason: one sentence for the log.
-        is_fallback: whether this is not the format that the user's setting uses if there is enough memory.
+        is_fallback: True if the user's setting would use another format on a device that supports it and has
+            enough memory.
     """
 
     format_name: str | None
@@ -76,10 +85,10 @@ class Choice:
 
 
 def check_setting(setting: str) -> None:
-    """Refuse an unknown setting of `kv_cache`.
+    """Raise an error if the setting of `kv_cache` is unknown.
 
     Raises:
-        RASError: the message lists the known settings.
+        RASError: the setting is unknown; the message lists the known ones.
     """
     if setting != AUTO and setting not in FORMATS:
         raise RASError(
@@ -90,7 +99,9 @@ def check_setting(setting: str) -> None:
 
 
 def for_sampler(setting: str, adds_noise: bool) -> str:
-    """The user's setting if the run's sampler can use it; otherwise the first choice of "auto"."""
+    """The user's setting of `kv_cache`. Exception: if the run's sampler adds noise and the setting's format
+    must not be used with such samplers, this returns the first choice of "auto".
+    """
     form = FORMATS.get(setting)
     if form is None or form.allows_added_noise or not adds_noise:
         return setting
@@ -98,8 +109,9 @@ def for_sampler(setting: str, adds_noise: bool) -> str:
 
 
 def for_corrected(setting: str, needs: Needs, room: Room) -> str:
-    """The setting for a run whose cached tokens are corrected: for it, "auto" means the format "forecast" if
-    device memory is ample.
+    """The setting of `kv_cache` for a run whose sampler corrects the past steps of tokens that become active
+    again (RAS's multirate integrator). In such a run, "auto" becomes "forecast" if device memory is ample for
+    that format; any other setting is returned unchanged.
     """
     if setting == AUTO and room.is_ample(forecast.FORMAT, needs.size):
         return forecast.FORMAT.name
@@ -107,7 +119,9 @@ def for_corrected(setting: str, needs: Needs, room: Room) -> str:
 
 
 def choose(wanted: str, needs: Needs, room: Room) -> Choice:
-    """The format for a run: the one that the user names, or for "auto" the first that fits into memory."""
+    """The format for a run: the format that `wanted` names, or for "auto" the first one that fits into
+    memory.
+    """
     if wanted != AUTO:
         form = FORMATS[wanted]
         if form.needs_float8 and not room.has_float8:
@@ -116,7 +130,7 @@ def choose(wanted: str, needs: Needs, room: Room) -> Choice:
     first, *others = automatic()
     if room.fits(first, needs.size):
         return Choice(first.name, _describe(first, needs.size))
-    short = f"{_gib(first.nbytes(needs.size))} do not fit into {_gib(room.device)} of free memory"
+    short = f"{_gib(first.nbytes(needs.size))} do not fit into {_gib(room.device)} of free device memory"
     for form in others:
         if room.fits(form, needs.size):
             return Choice(form.name, f"{_describe(form, needs.size)}, since {short}", True)

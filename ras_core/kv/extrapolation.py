@@ -1,7 +1,9 @@
-"""Determines how far cached rows are extrapolated, by the formula in kv/forecast.py.
+"""Determines how far cached rows are extrapolated by the formula in kv/forecast.py.
 
-`Times` tracks at which noise levels each token was evaluated. `Extrapolation` compares forecasts of fresh
-rows with the rows themselves, and scales the forecasts of cached rows accordingly.
+A forecast is an extrapolated row. `Times` tracks at which noise levels each token was evaluated.
+`Extrapolation` compares fresh rows (rows that the call computes) with the forecasts that they would have had
+if the call had not computed them. The factor by which the forecast changes of fresh rows fit the actual ones
+best then scales the forecast changes of cached rows.
 """
 
 from __future__ import annotations
@@ -22,14 +24,16 @@ SAMPLE = 128
 """Approximate number of fresh rows per image and attention that are compared with their forecasts."""
 
 JUDGED_EVERY = 2
-"""Number of attentions of a call from one comparison of forecasts with fresh rows to the next."""
+"""Forecasts are compared with fresh rows in one attention out of this many successive attentions of a
+call."""
 
 FARTHEST = 8.0
-"""Upper bound of a row's forecast change since its last evaluation, in multiples of its last change (the one
-between its last two evaluations)."""
+"""Upper bound of the change that is forecast for a row since its last evaluation, in multiples of the row's
+change between its last two evaluations."""
 
 TIMES = (-1, 0)
-"""Key of a call's `Times` among its slots (`plain.Slots`); it precedes the keys of the attentions."""
+"""The key under which a call's slots (`plain.Slots`) contain its `Times`; it comes before the keys of the
+attentions."""
 
 
 @dataclass
@@ -37,21 +41,22 @@ class Times(KVRows):
     """The noise levels at which each token was last evaluated.
 
     `tensors` has two tensors, (bb, n) float32 each: the noise level at each token's last evaluation, and how
-    far the noise level fell between its last two evaluations (0 if there was only one evaluation).
+    far the noise level fell between the token's last two evaluations (0 if the token was evaluated only
+    once).
     """
 
     format_name: ClassVar[str] = "forecast"
     spans: ClassVar[int] = 1
-    """How many falls of the noise level between successive evaluations are kept for each token."""
+    """Number of pairs of successive evaluations, per token, for which the fall of the noise level is kept."""
 
     @classmethod
     def start(cls, sigma: Tensor, n_tokens: int) -> Times:
-        """The state before the first evaluation, which will be at noise level sigma, (bb,)."""
+        """The state before any evaluation; `sigma`, (bb,), only sets the batch size and the device."""
         last = sigma.new_full((sigma.shape[0], n_tokens), torch.inf, dtype=torch.float32)
         return cls((last, *(torch.zeros_like(last) for _ in range(cls.spans))), 0, 0)
 
     def update_all(self, sigma: Tensor) -> None:
-        """Update the state for a dense call at noise level sigma, (bb,): it evaluates all tokens."""
+        """Update the state for a dense call, which evaluates all tokens at noise level sigma, (bb,)."""
         last, *spans = self.tensors
         now = sigma.float()[:, None]
         for span, before in reversed(list(zip(spans, spans[1:], strict=False))):
@@ -63,11 +68,13 @@ class Times(KVRows):
     def extrapolation(
         weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
     ) -> Extrapolation:
-        """How far rows are extrapolated; `weight` and `before` are as returned by `update_active`."""
+        """An `Extrapolation` for one call; `weight` and `before` are as returned by `update_active`."""
         return Extrapolation(weight, before, prefix, suffix, spread)
 
     def ages(self, sigma: Tensor) -> Tensor:
-        """How far the noise level has fallen to sigma, (bb,), since each token's last evaluation: (bb, n)."""
+        """How far the noise level fell from each token's last evaluation to the present noise level sigma,
+        (bb,). Returns (bb, n).
+        """
         last = self.tensors[0]
         return fallen(last, sigma.float()[:, None].expand_as(last))
 
@@ -76,9 +83,9 @@ class Times(KVRows):
         `active_idx`, (bb, n_active).
 
         Returns:
-            Forecast changes of tokens since their last evaluation, in multiples of their last change: of all
-            tokens, (bb, n), 0 for active ones; and of active tokens as if this call did not evaluate them,
-            (bb, n_active).
+            Two tensors of forecast changes since a token's last evaluation, in multiples of the token's last
+            change. The first, (bb, n), is for all tokens; active tokens have 0, because this call evaluates
+            them. The second, (bb, n_active), is for the active tokens, as if this call did not evaluate them.
         """
         last, span = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
@@ -95,21 +102,23 @@ class Times(KVRows):
 
 
 class Extrapolation:
-    """Computes how far the rows of one call are extrapolated.
+    """Computes how far the cached rows of one call of the network are extrapolated.
 
-    Text and padding rows are always fresh. In every `JUDGED_EVERY`th attention, forecasts of fresh rows are
-    compared with the rows themselves. The resulting gain (kv/forecast.py) scales the forecasts of cached rows
-    in this attention and in those that follow, up to the next comparison.
+    Text and padding rows are always fresh. In every `JUDGED_EVERY`th attention, the forecasts that fresh rows
+    would have had are compared with the fresh rows themselves. The resulting gain (`g` in kv/forecast.py)
+    scales the forecasts of cached rows in this attention and in the attentions after it, up to the next
+    comparison.
 
     Args:
         weight, before: as returned by `Times.update_active`.
-        prefix, suffix: rows of text before and of padding after the image rows.
-        spread: spreads the forecast errors of active tokens to cached ones; None if they are not spread.
+        prefix, suffix: number of text rows before and of padding rows after the image rows.
+        spread: spreads the forecast errors of active tokens to cached tokens; None for no spreading.
 
     Attributes:
-        weights: (2, bb, prefix + n + suffix), of keys and of values. A row's weight of 0 gives its values at
-            the evaluation before the last, 1 those at the last one; above 1 the row is extrapolated. With
-            `spread`, weights of active tokens are those of their forecasts; without, they are 1.
+        weights: (2, bb, prefix + n + suffix), one per row of the key and of the value. Weight 0 gives the
+            row's numbers at the evaluation before its last one, weight 1 those at its last evaluation, and a
+            weight above 1 extrapolates the row. With `spread`, active tokens are extrapolated too, because
+            the errors of their forecasts are needed; without `spread`, active tokens have weight 1.
     """
 
     weights: Tensor
@@ -120,14 +129,14 @@ class Extrapolation:
         self.spread = spread
         if spread is not None:
             weight = spread.with_active(weight, before)
-        self._image_weight = weight  # of all image tokens, without text and padding rows
+        self._image_weight = weight  # of image tokens only, not of text and padding
         self._borders = prefix, suffix
         self._weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._attentions = 0
         self._sample: Tensor | None = None  # indices of the fresh rows that are compared
-        self._views: dict[tuple[int, int], Tensor] = {}  # of `weights`, by `which` and number of axes
+        self._views: dict[tuple[int, int], Tensor] = {}  # views of `weights`, by (`which`, axes)
 
     def weights_like(self, which: int, rows: Tensor) -> Tensor:
         """`weights` of keys (0) or values (1), viewed with as many axes as `rows`, (bb, r, ...)."""
@@ -139,11 +148,11 @@ class Extrapolation:
     def judge(
         self, halves: tuple[Pair, Pair], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
     ) -> None:
-        """Set `weights` by comparing one attention's fresh rows with their forecasts, if that is due.
+        """Set `weights` by comparing one attention's fresh rows with their forecasts, if a comparison is due.
 
         Args:
-            halves: key and value of all rows, (bb, r, ...) each, as of each row's last evaluation; and the
-                same as of the evaluation before.
+            halves: (key, value) of all rows as of each row's last evaluation, and (key, value) of all rows as
+                of the evaluation before that; (bb, r, ...) each.
             fresh: key and value of the fresh rows, (bb, r_kept, ...) each.
             index: indices of the fresh rows among all rows.
             kernels: Triton kernels for such rows, if available.
@@ -162,12 +171,13 @@ class Extrapolation:
         self.weights = torch.stack(weights)
 
     def correct(self, whole: Tensor, fresh: Tensor, last: Tensor, before: Tensor) -> None:
-        """Correct forecasts by the errors of active tokens' forecasts (kv/spread.py), in place.
+        """Correct the forecasts `whole` in place by the forecast errors of active tokens (kv/spread.py).
 
         Args:
             whole: (bb, r, ...) forecasts of all rows of the key or the value, those of active tokens too.
             fresh: (bb, r_kept, ...) fresh rows.
-            last, before: (bb, r, ...) all rows as of their last evaluation, and as of the one before.
+            last, before: (bb, r, ...) each, all rows as of their last evaluation and as of the evaluation
+                before it.
         """
         rows, new, last, before = (self._image(t) for t in (whole, fresh, last, before))
         weight = self._image_weight if self._image_weight.ndim == 2 else self._image_weight[..., 0]
@@ -178,8 +188,9 @@ class Extrapolation:
         return rows.flatten(2)[:, prefix : rows.shape[1] - suffix]
 
     def _is_due(self) -> bool:
-        """Count one attention. Returns whether its fresh rows should be compared with their forecasts; if so,
-        views of the `weights` of the last comparison are dropped.
+        """Count one attention. Returns whether this attention's fresh rows should be compared with their
+        forecasts. If so, this drops the stored views (reshaped forms) of `weights`, because the comparison
+        will replace `weights`.
         """
         is_due = self._attentions % JUDGED_EVERY == 0
         self._attentions += 1
@@ -198,16 +209,16 @@ class Extrapolation:
 
 
 def weight_of(elapsed: Tensor, span: Tensor) -> Tensor:
-    """a / b of the formula in kv/forecast.py (`elapsed` / `span`), at most `FARTHEST`; 0 for a token that
-    was evaluated only once.
+    """The quotient a / b of the formula in kv/forecast.py, with a = `elapsed` and b = `span`, limited to
+    `FARTHEST`; 0 for a token that was evaluated only once.
     """
     ratio = (elapsed / span.clamp_min(1e-9)).clamp_max(FARTHEST)
     return torch.where(span > 0, ratio, torch.zeros_like(elapsed))
 
 
 def _confirmed(forecast: Tensor, moved: Tensor) -> Tensor:
-    """The factor on the forecast changes that best fits the actual changes `moved` (least squares), clamped
-    to 0..1. Both changes are (bb, samples, d); returns one factor per image, (bb,).
+    """The factor by which the changes `forecast` must be multiplied to fit the actual changes `moved` best
+    (least squares), clamped to 0..1. Both changes are (bb, samples, d); returns one factor per image, (bb,).
     """
     agreement = (forecast * moved).sum(dim=(1, 2))
     return (agreement / forecast.square().sum(dim=(1, 2)).clamp_min(1e-9)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Keys and values kept as float8, with a scale for each row: about half the bytes of float16."""
+"""Keys and values kept as float8 with a scale for each row, in about half the memory of float16."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ LARGEST_HALF = torch.finfo(torch.float16).max
 class Float8Rows(KVRows):
     """K and V as float8_e4m3fn, with one scale for each row of K and one for each row of V.
 
-    With one scale per row or one per tensor, the relative RMS error on the demo models' keys and values is
-    2.65 %; with one scale per head it is 2.4 to 2.5 %. A scale per row costs two bytes per row, and a row can
-    be overwritten without changing the others. Scales are powers of two, so they add no rounding. Attention
-    reads fresh rows unrounded; only rows kept from an earlier step have been rounded to float8.
+    On keys and values of the demo models, which are small models in this repository (demo/), rounding to
+    float8 causes a relative RMS error of 2.65 % with one scale per row or per tensor, and of 2.4 to 2.5 %
+    with one scale per head. There is one scale per row because it costs only two bytes per row, and because a
+    row can then be overwritten without changing the other rows. Scales are powers of two, so multiplying by
+    them adds no rounding error. Attention reads fresh rows unrounded; only cached rows, kept from an earlier
+    step, have been rounded to float8.
 
-    `tensors` has four tensors: the key as float8 bytes, in the key's shape; its scales, (bb, r) in the key's
-    dtype; and the same for the value.
+    `tensors` has four tensors: the key as float8 bytes, in the key's shape; the key's scales, (bb, r) in the
+    key's dtype; the value as float8 bytes; and the value's scales.
     """
 
     format_name: ClassVar[str] = "fp8"
@@ -87,7 +89,7 @@ def has_float8(device: torch.device) -> bool:
 
 
 def to_float8(rows: Tensor) -> Pair:
-    """Convert rows, (bb, r, ...), to float8 bytes of this shape and scales, (bb, r) in the rows' dtype."""
+    """Convert rows, (bb, r, ...), to float8 bytes, (bb, r, ...), and scales, (bb, r) in the rows' dtype."""
     kernels = kernels_for(rows, rows)
     if kernels is not None:
         codes, scales = rows.new_empty(rows.shape, dtype=torch.uint8), rows.new_empty(rows.shape[:2])
@@ -95,15 +97,17 @@ def to_float8(rows: Tensor) -> Pair:
         return codes, scales
     flat = rows.flatten(2)
     largest = torch.linalg.vector_norm(flat, torch.inf, dim=2, dtype=torch.float32)
-    largest.view(torch.int32).bitwise_and_(EXPONENT)  # rounds down to a power of two
+    largest.view(torch.int32).bitwise_and_(EXPONENT)  # rounds `largest` down to a power of two
     scales = largest.mul_(SCALE_OF_POWER).clamp_min_(SMALLEST_SCALE).to(rows.dtype)
     codes = (flat / scales[..., None]).to(FLOAT8)
-    # Not every device can slice, concatenate and scatter float8 tensors; every device can do so with bytes.
+    # Not every device can slice, concatenate and scatter float8 tensors; every device can do this with bytes.
     return codes.view(torch.uint8).view(rows.shape), scales
 
 
 def from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Tensor:
-    """The inverse of `to_float8`: returns the rows, (bb, r, ...); writes them into `rows` if given."""
+    """The inverse of `to_float8`: returns the rows, (bb, r, ...), which are written into `rows` if it is
+    given.
+    """
     numbers = codes.view(FLOAT8)
     rows = numbers.to(scales.dtype) if rows is None else rows.copy_(numbers)
     rows.flatten(2).mul_(scales[..., None])
@@ -113,7 +117,7 @@ def from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Te
 
 
 def _nbytes(size: CacheSize) -> int:
-    return size.numbers + size.rows * size.itemsize  # a byte per number, a scale per row
+    return size.numbers + size.rows * size.itemsize  # a byte for each number, a scale for each row
 
 
 FORMAT = KVFormat(

@@ -1,18 +1,20 @@
 """Keys and values of cached tokens, extrapolated along their last change.
 
 Most of a regional step's error comes from the outdated keys and values of the tokens that it does not
-compute: in an experiment that took these keys and values from a dense call and changed nothing else, results
-of the demo models were 4 to 10 dB closer (PSNR) to those of the dense run. Tokens keep changing while they
-are not computed, so their rows are extrapolated:
+compute. An experiment with the demo models (small models in this repository, demo/) showed this. It took
+these keys and values from a dense call and changed nothing else. This raised the PSNR of the images by 4 to
+10 dB; the reference images came from dense runs. Tokens keep changing while they are not computed, so their
+rows are extrapolated:
 
     K' = K + g (K - K_before) a / b
 
-where K and K_before are a token's keys (or values) at its last evaluation and at the one before, `b` is how
-far the noise level fell between these two evaluations, and `a` how far it has fallen since the last one.
-Plain linear extrapolation (g = 1) makes results worse if few tokens are computed or steps are long. So `g`,
-between 0 and 1, is fitted to the active tokens of the same step: it is the factor on their own forecast
-changes with which these forecasts best match their fresh rows. Early in a run, or in very small images, past
-changes do not predict the next one, and `g` is close to 0.
+where K is a token's key (or value) at its last evaluation and K_before that at the evaluation before; `b` is
+how far the noise level fell between these two evaluations, and `a` how far the noise level has fallen since
+the last evaluation. Plain linear extrapolation (g = 1) makes results worse if few tokens are computed or
+steps are long. So `g` is fitted to the active tokens of the same step. For these, K' can be compared with the
+row that the step has just computed: `g` is the number between 0 and 1 for which K' is closest to that row
+(least squares over a sample of the active tokens). Early in a run, or in very small images, past changes do
+not predict the next one, and `g` is close to 0.
 """
 
 from __future__ import annotations
@@ -33,10 +35,10 @@ from .triton_check import kernels_for
 
 @dataclass
 class ForecastRows(KVRows):
-    """K and V of each row's last evaluations.
+    """K and V of each row at its last `evaluations` evaluations.
 
-    `tensors` are the key and the value at each row's last evaluation, then those at the evaluation before,
-    and so on: (bb, prefix + n + suffix, ...) each.
+    `tensors` are the key and the value at each row's last evaluation, then the key and the value at the
+    evaluation before it, and so on: (bb, prefix + n + suffix, ...) each.
     """
 
     format_name: ClassVar[str] = "forecast"
@@ -47,7 +49,9 @@ class ForecastRows(KVRows):
     def of(
         cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None
     ) -> ForecastRows:
-        """Keep the K/V of a first dense call, also as those of the evaluations before it."""
+        """Keep the K/V of the dense call that creates the cache. Earlier evaluations do not exist yet; copies
+        of these K/V take the place of theirs.
+        """
         return cls(copies((key, value) * cls.evaluations, arena), prefix, suffix)
 
     def write(self, key: Tensor, value: Tensor) -> None:
@@ -72,7 +76,9 @@ class ForecastRows(KVRows):
         return self._updated(index, fresh, extrapolation)
 
     def _updated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
-        """As `update_extrapolated`, once `extrapolation.weights` is set; uses PyTorch's operations."""
+        """The part of `update_extrapolated` after `extrapolation.weights` is set, done with PyTorch's
+        operations.
+        """
         if extrapolation.spread is None:
             self.update(index, fresh)
             return self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
@@ -90,8 +96,8 @@ class ForecastRows(KVRows):
         return torch.lerp(before, last, extrapolation.weights_like(number, last), out=whole)
 
     def _remember(self, number: int, index: RowIndex) -> None:
-        """Copy rows of the key (`number` 0) or the value (1) that are about to be overwritten into the tensor
-        of the evaluation before.
+        """Before rows of the key (`number` 0) or the value (1) are overwritten, copy them into the tensor
+        that holds the rows of the evaluation before.
         """
         for kept, before in reversed(self._moves(number)):
             if torch.compiler.is_compiling():
@@ -101,20 +107,20 @@ class ForecastRows(KVRows):
                 writers[kept].move(index.flat, writers[before])
 
     def _moves(self, number: int) -> list[tuple[int, int]]:
-        """Pairs of indices into `tensors`, for the key (`number` 0) or the value (1): the tensor of an
-        evaluation, and that of the evaluation before.
+        """Pairs of indices into `tensors`, for the key (`number` 0) or the value (1): (index of an
+        evaluation's tensor, index of the previous evaluation's tensor).
         """
         numbers = range(number, 2 * self.evaluations, 2)
         return list(zip(numbers, numbers[1:], strict=False))
 
     def forget(self) -> None:
-        """Overwrite all rows with 0: a NaN that a failed run left there would stay NaN at a weight of 0."""
+        """Overwrite the rows with 0: a NaN that a failed run left in them would stay NaN even at weight 0."""
         for rows in self.tensors[:-2]:
-            rows.zero_()  # the first dense call moves these to the evaluations before it
+            rows.zero_()  # a new run's first dense call keeps them as those of earlier evaluations
 
     @property
     def _halves(self) -> tuple[Pair, Pair]:
-        """Key and value as of each row's last evaluation, and as of the evaluation before."""
+        """(key, value) as of each row's last evaluation, and (key, value) as of the evaluation before it."""
         return self.tensors[:2], self.tensors[2:4]
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -123,14 +129,14 @@ class ForecastRows(KVRows):
 
 
 def _nbytes(size: CacheSize) -> int:
-    return 2 * size.plain_nbytes + 8 * size.tokens  # rows of two evaluations; two float32 per token
+    return 2 * size.plain_nbytes + 8 * size.tokens  # K/V of two evaluations; two float32 per token
 
 
 FORMAT = KVFormat(
     name="forecast",
     rows=ForecastRows,
     nbytes=_nbytes,
-    text="the K/V cache of {size} is kept on the device, with its last change",
+    text="the K/V cache of {size} is kept on the device, with the last change of each row",
     transients=1,
     advances=True,
     allows_added_noise=False,

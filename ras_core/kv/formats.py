@@ -1,4 +1,5 @@
-"""The registry of K/V formats. The rest of the pack accesses a setting of `kv_cache` only by its entry here.
+"""The registry of K/V formats. Each setting of `kv_cache` except "auto" names a format; the format's entry
+here holds all that other code must know about it.
 
 To add a format, write one file with a subclass of `KVRows` and a `KVFormat` that describes it, and add the
 `KVFormat` to FORMATS.
@@ -11,8 +12,9 @@ from .plain import Keep, KVRows
 from .spec import KVFormat
 
 AUTO = "auto"
-"""The setting of `kv_cache` that uses the first format whose cache fits into memory (`automatic` has their
-order); see also `choose.for_corrected`."""
+"""The setting of `kv_cache` with which a run uses the first format whose cache fits into memory, in the order
+of `automatic`. Exception: if the sampler corrects past steps and device memory is ample, the run uses
+"forecast" (`choose.for_corrected`)."""
 
 GPU = KVFormat(
     name="gpu",
@@ -44,7 +46,7 @@ FORMATS: dict[str, KVFormat] = {
 
 
 def setting_names() -> tuple[str, ...]:
-    """The settings of `kv_cache` that nodes offer, in the order in which they list them."""
+    """The settings of `kv_cache` that nodes offer, in the order in which the nodes list them."""
     return (AUTO, *(name for name, each in FORMATS.items() if each.is_offered))
 
 
@@ -55,11 +57,11 @@ def automatic() -> list[KVFormat]:
 
 
 def first_choice(setting: str) -> KVFormat:
-    """The format that a setting uses if there is enough memory."""
+    """The format that a run with this setting of `kv_cache` uses if there is enough memory."""
     return automatic()[0] if setting == AUTO else FORMATS[setting]
 
 
 def keeper(name: str) -> Keep | None:
-    """The function that keeps one run's keys and values in this format; None if the format keeps none."""
+    """A function that stores one run's keys and values in this format; None if the format has no cache."""
     rows = FORMATS[name].rows
     return None if rows is None else rows.keeper()

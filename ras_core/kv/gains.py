@@ -1,4 +1,6 @@
-"""Fits a factor on each of two forecasts, so that their sum best matches values that were evaluated."""
+"""Fits two factors, one on each of two forecasts, so that the sum of the scaled forecasts best matches known
+values.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,11 @@ from torch import Tensor
 
 
 def fitted_gains(first: Tensor, second: Tensor, target: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """The factors, 0 to 1, on two forecasts whose sum best fits `target`: (bb, s, d) each -> (bb,) each.
+    """The factors, 0 to 1, with which the sum of two forecasts, `first` and `second`, best fits `target`:
+    (bb, s, d) each -> (bb,) each.
 
-    If the factor on `second` is not positive, it is 0 and `first` is fitted alone, and vice versa. `ridge` is
-    added to the diagonal of the least-squares matrix, as a share of the diagonal.
+    If the best factor on one forecast is not positive, that factor is set to 0 and the other is fitted alone.
+    Each number on the diagonal of the least-squares matrix is increased by `ridge` times itself.
     """
 
     def product(a: Tensor, b: Tensor) -> Tensor:

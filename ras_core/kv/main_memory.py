@@ -35,7 +35,7 @@ class MainMemoryRows(KVRows):
 
     @classmethod
     def keeper(cls) -> Keep:
-        """`of`, bound to one offloader for the whole run."""
+        """`of` with its argument `offloader` set to one offloader for the whole run."""
         return partial(cls.of, offloader=Offloader())
 
     def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
@@ -74,13 +74,14 @@ class MainMemoryRows(KVRows):
 class Offloader:
     """Copies rows between main memory and two pairs of buffers on the device, in parallel with computation.
 
-    While one attention reads one pair, the next attention's rows are copied into the other. Streams wait for
-    each other; the CPU never waits. After an attention all rows are copied back, not only fresh ones: the bus
-    transfers in both directions at once, and scattering only the fresh rows in main memory would make the CPU
-    wait for the device.
+    While one attention reads one pair of buffers, the next attention's rows are copied into the other pair.
+    CUDA streams wait for each other; the CPU does not wait for copies. After an attention, all rows are
+    copied back to main memory, not only the fresh ones. This costs little, because the bus transfers in both
+    directions at once; to scatter only the fresh rows in main memory, the CPU would have to wait for the
+    device.
 
     Attributes:
-        late: number of fetches of rows that had not been prefetched.
+        late: how often `fetch` was called for rows that had not been prefetched.
     """
 
     def __init__(self) -> None:
@@ -92,25 +93,27 @@ class Offloader:
         self.late = 0
 
     def buffers(self, rows: MainMemoryRows, device: torch.device) -> Pair:
-        """Buffers on the device that fit these rows; the current stream may write into them."""
-        self._prefetched = None  # these buffers may hold the prefetched rows
+        """A pair of buffers on the device in the shapes of these rows. The current stream may write into them
+        without waiting for earlier copies, because this function makes it wait for them.
+        """
+        self._prefetched = None  # the caller may overwrite prefetched rows
         self._use(device)
         self._wait(self._main, self._inward, self._outward)
         return self._next_buffers(rows)
 
     def prefetch(self, rows: MainMemoryRows) -> None:
-        """Start copying rows into the pair of buffers that the current attention does not use."""
+        """Start copying these rows into the pair of device buffers that the current attention leaves free."""
         if self._device is None:
             return
         buffers = self._next_buffers(rows)
         self._wait(self._inward, self._main, self._outward)
-        with torch.cuda.stream(self._inward):  # does nothing if the stream is None
+        with torch.cuda.stream(self._inward):  # without effect if the stream is None
             for buffer, kept in zip(buffers, rows.tensors, strict=True):
                 buffer.copy_(kept, non_blocking=True)
         self._prefetched = (rows, buffers)
 
     def fetch(self, rows: MainMemoryRows, device: torch.device) -> Pair:
-        """Key and value on the device, in a pair of buffers; the current stream waits for the copy."""
+        """The key and the value in a pair of buffers on the device; the current stream waits for the copy."""
         self._use(device)
         if self._prefetched is None or self._prefetched[0] is not rows:
             self.late += 1
@@ -146,8 +149,8 @@ class Offloader:
                 waiting.wait_stream(other)
 
     def _next_buffers(self, rows: MainMemoryRows) -> Pair:
-        """Views, in the shapes of these rows, of the pair of buffers that was not used last; it grows as
-        needed.
+        """Views, in the shapes of these rows, of the pair of buffers that was not used last; larger buffers
+        are allocated if needed.
         """
         self._turn = 1 - self._turn
         memory = self._memory[self._turn]
@@ -160,8 +163,8 @@ class Offloader:
         return tuple(each[: t.numel()].view(t.shape) for each, t in views)
 
     def _share(self, memory: Tensor) -> None:
-        """Once this memory is freed, keep the allocator from reusing it before the copy streams are done with
-        it.
+        """Tell PyTorch's allocator that the copy streams use this memory. If the memory is freed, the
+        allocator then does not reuse it before the copies on these streams have completed.
         """
         for stream in (self._inward, self._outward):
             if stream is not None:
@@ -169,8 +172,8 @@ class Offloader:
 
 
 def empty_in_main_memory(like: Tensor, shape: tuple[int, ...], pinned: bool) -> Tensor:
-    """An uninitialised tensor of the dtype of `like` in main memory. If no more memory can be pinned, it is
-    pageable, and copies are slower.
+    """An uninitialised tensor of the dtype of `like` in main memory. If no more memory can be pinned, the
+    tensor is in pageable memory, and copies to and from the device are slower.
     """
     if pinned:
         try:

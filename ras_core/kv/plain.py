@@ -1,7 +1,7 @@
 """Keys and values of one attention, unchanged: the plain format, and the base class of all others.
 
-In every format the tensors' first axes are (bb, rows), so all formats share the code that splits and joins
-rows.
+In every format the first two axes of each tensor are (bb, rows), so all formats share the code here that
+splits and joins rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class KVRows:
     """K and V of one attention, (bb, prefix + n + suffix, ...) each, kept unchanged in the network's dtype.
 
     Attributes:
-        tensors: the format's tensors, (bb, prefix + n + suffix, ...) each.
-        prefix, suffix: rows of text before and of padding after the image rows.
+        tensors: the tensors that the format keeps, (bb, prefix + n + suffix, ...) each.
+        prefix, suffix: number of text rows before and of padding rows after the image rows.
     """
 
     tensors: tuple[Tensor, ...]
@@ -32,11 +32,11 @@ class KVRows:
     _writers: tuple[RowWriter, ...] = field(default=(), init=False, repr=False, compare=False)
     _by_head: Pair | None = field(default=None, init=False, repr=False, compare=False)
     format_name: ClassVar[str] = "gpu"
-    """The setting of `kv_cache` that uses this class; each class has its own."""
+    """The setting of `kv_cache` that uses this class; no two classes have the same setting."""
     is_fetched: ClassVar[bool] = False
     """Whether `prefetch` does anything."""
     evaluations: ClassVar[int] = 1
-    """Of how many evaluations, most recent first, the values of each row are kept."""
+    """For each row, the K and V of this many evaluations are kept, most recent first."""
 
     @classmethod
     def of(cls, key: Tensor, value: Tensor, prefix: int, suffix: int, arena: Arena | None = None) -> KVRows:
@@ -45,7 +45,9 @@ class KVRows:
 
     @classmethod
     def keeper(cls) -> Keep:
-        """`of`, bound to the resources that all attentions of one run share."""
+        """`of`, with the resources that all attentions of one run share filled in as arguments. In this
+        class, there are no such resources.
+        """
         return cls.of
 
     @property
@@ -57,8 +59,8 @@ class KVRows:
         return self.tensors[1]
 
     def fits(self, key: Tensor, value: Tensor, prefix: int) -> bool:
-        """Whether a dense call's K/V have the shape and number of text rows that are needed to overwrite
-        these rows.
+        """Whether a dense call's K/V can overwrite these rows: they have the same shapes, dtypes, devices and
+        number of text rows.
         """
         return self.prefix == prefix and _alike(self.key, key) and _alike(self.value, value)
 
@@ -79,7 +81,7 @@ class KVRows:
         return self.tensors
 
     def heads_first(self, whole: Pair) -> Pair:
-        """The result of an update as views with heads before rows: (bb, heads, rows, e)."""
+        """The K and V that `update` returned, as views with heads before rows: (bb, heads, rows, e)."""
         if whole[0] is not self.tensors[0]:
             return whole[0].transpose(1, 2), whole[1].transpose(1, 2)
         if self._by_head is None:
@@ -91,19 +93,19 @@ class KVRows:
         return self.key, self.value
 
     def prefetch(self) -> None:
-        """Called before the next attention, if that attention will update these rows: start fetching them."""
+        """Start copying these rows to the device; called one attention before these rows are updated."""
 
     def forget(self) -> None:
-        """Called before another run reuses these buffers: erase values that would affect that run."""
+        """Called before another run reuses these tensors: erase numbers that would affect the new run."""
 
     def chunk(self, part: int, parts: int) -> KVRows:
-        """Part number `part` of `parts` equal parts along bb (a view)."""
+        """A view of part number `part` if the rows are divided along bb into `parts` equal parts."""
         size = self.tensors[0].shape[0] // parts
         rows = slice(part * size, (part + 1) * size)
         return replace(self, tensors=tuple(t[rows] for t in self.tensors))
 
     def image_only(self) -> KVRows:
-        """The image rows only (a view)."""
+        """A view of the image rows, without text and padding rows."""
         rows = slice(self.prefix, self.tensors[0].shape[1] - self.suffix)
         return replace(self, tensors=tuple(t[:, rows] for t in self.tensors), prefix=0, suffix=0)
 
@@ -114,8 +116,8 @@ class KVRows:
         return replace(self, tensors=framed, prefix=prefix, suffix=suffix)
 
     def joined(self, others: Sequence[KVRows]) -> KVRows:
-        """These rows and others of the same format, joined along bb. If the numbers of text or padding rows
-        differ, those rows are dropped: every call writes them again.
+        """These rows and others of the same format, joined along bb. If the parts have different numbers of
+        text or padding rows, text and padding rows are dropped: every call writes them again anyway.
         """
         if not others:
             return self
@@ -131,7 +133,9 @@ class KVRows:
         return sum(t.nbytes for t in self.tensors)
 
     def _make_writers(self) -> tuple[RowWriter, ...]:
-        """One writer per tensor, created on first use."""
+        """Create a `RowWriter`, which reads and writes rows, for each of `tensors`. This is done when the
+        writers are first needed.
+        """
         self._writers = tuple(map(RowWriter, self.tensors))
         return self._writers
 
@@ -159,12 +163,13 @@ class KVRows:
 
 
 Keep = Callable[..., KVRows]
-"""Keeps the key and value of a dense call, (bb, r, ...) each, given the numbers of text and padding rows.
-Formats on the device also accept `arena=`, the memory for all rows of the call."""
+"""A function that keeps the key and value of a dense call, (bb, r, ...) each; it also gets the numbers of
+text and padding rows. In formats that keep rows on the device, it accepts `arena=`, the memory for all rows
+of the call."""
 
 Slot = tuple[int, int]
-"""Identifies an attention: (index of its block, counted from the first block with gathered rows; index of the
-attention within the block)."""
+"""Identifies an attention: (index of its block, index of the attention within the block). Blocks are counted
+from the first block that regional calls run on active tokens only."""
 
 Slots = dict[Slot, KVRows]
 """The cached rows of one call, in the order of its attentions."""

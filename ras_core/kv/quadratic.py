@@ -1,15 +1,16 @@
 """Keys and values of cached tokens, extrapolated along their last two changes.
 
-As `forecast`, with one evaluation more: a row's values at its last three evaluations, K, K_1 and K_2 (most
-recent first), define a parabola over the noise level. Let `a` be the fall of the noise level since the last
-evaluation, `b` the fall from K_1's evaluation to K's, and `c` from K_2's to K_1's. In Newton's form:
+This format works as `forecast` does, but with one evaluation more: a row's numbers at its last three
+evaluations, K, K_1 and K_2 (most recent first), define a parabola over the noise level. Let `a` be how far
+the noise level has fallen since the last evaluation, `b` how far it fell from K_1's evaluation to K's, and
+`c` how far it fell from K_2's evaluation to K_1's. In Newton's form:
 
     K' = K + g w (K - K_1) + g2 (q (K - K_1) - q_1 (K_1 - K_2))
 
     w = a / b        q = a (a + b) / (b (b + c))        q_1 = a (a + b) / (c (b + c))
 
-Both gains, g and g2, 0 to 1, are fitted together to the active tokens of the same step, by least squares. If
-the best g2 is not positive, g2 is 0, and g is fitted alone as in `forecast`.
+The gains g and g2, both 0 to 1, are fitted together by least squares to the fresh rows of the active tokens
+of the same step. If the best g2 is not positive, g2 is 0, and g is fitted alone as in `forecast`.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ from .spec import CacheSize, KVFormat
 from .spread import Spread
 
 RIDGE = 1e-3
-"""Added to the diagonal of the least-squares matrix of the gains, as a share of the diagonal."""
+"""The gains g and g2 are the solution of two linear equations (least squares). Each number on the diagonal of
+the matrix of these equations is increased by this share of itself."""
 
 
 @dataclass
 class QuadraticTimes(Times):
-    """As `Times`, with one more tensor, (bb, n): how far the noise level fell between the two evaluations
-    before each token's last one.
+    """As `Times`, with one more tensor, (bb, n): how far the noise level fell from each token's third-last to
+    its second-last evaluation.
 
-    The returned weights have a last axis of three: w, q and q_1 of the formula above.
+    The weights that `update_active` returns have a last axis of length three: w, q and q_1 of the formula
+    above.
     """
 
     format_name: ClassVar[str] = "forecast2"
     spans: ClassVar[int] = 2
 
     def update_active(self, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor]:
-        """As in `Times`; returns (bb, n, 3) and (bb, n_active, 3)."""
+        """As in `Times`, but the returned tensors are (bb, n, 3) and (bb, n_active, 3)."""
         last, span, span_before = self.tensors
         now = sigma.float()[:, None].expand(active_idx.shape)
         elapsed = fallen(last.gather(1, active_idx), now)
@@ -65,9 +68,9 @@ class QuadraticExtrapolation(Extrapolation):
     """As `Extrapolation`, for weights that consist of w, q and q_1.
 
     Attributes:
-        weights: (2, 2, bb, prefix + n + suffix), of keys and of values: the factors on a row's last
-            change and on the change before. Both products are added to the row's values at its last
-            evaluation.
+        weights: (2, 2, bb, prefix + n + suffix), for keys and for values: the factors on a row's last change
+            and on the change before it. The extrapolated row is the row at its last evaluation plus both
+            changes times their factors.
     """
 
     def __init__(
@@ -78,11 +81,13 @@ class QuadraticExtrapolation(Extrapolation):
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Both factors in `weights` of keys (0) or values (1), with as many axes as `rows`, (bb, r, ...)."""
+        """The two factors in `weights` for keys (0) or values (1), viewed with as many axes as `rows`."""
         return self.weights_like(which, rows).unbind()
 
     def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
-        """Like `judge`, for the (key, value) pairs of the last three evaluations, most recent first."""
+        """As `judge`, but the forecasts with which fresh rows are compared are computed from `evaluations`:
+        the (key, value) pairs of each row's last three evaluations, most recent first.
+        """
         if not self._is_due():
             return
         weights = []
@@ -96,7 +101,9 @@ class QuadraticExtrapolation(Extrapolation):
         self.weights = torch.stack(weights)
 
     def _factors(self, gain: Tensor, gain2: Tensor) -> Tensor:
-        """Factors on the last change and on the one before, (2, bb, r), with these gains, (bb, 1) each."""
+        """The factors on each row's last change and on the change before it, (2, bb, r). The arguments `gain`
+        and `gain2`, (bb, 1) each, are g and g2 of the formula above.
+        """
         w, q, q_before = self._weight
         return torch.stack([gain * w + gain2 * q, -gain2 * q_before])
 
@@ -105,7 +112,9 @@ class QuadraticExtrapolation(Extrapolation):
 
 
 def _weights(elapsed: Tensor, span: Tensor, span_before: Tensor) -> Tensor:
-    """w, q and q_1 of the formula above, (..., 3), clamped; 0 for a token with too few evaluations."""
+    """w, q and q_1 of the formula above, (..., 3), at most FARTHEST each; 0 if a token has too few
+    evaluations.
+    """
     curved = elapsed * (elapsed + span) / (span + span_before).clamp_min(1e-9)
     parts = (curved / each.clamp_min(1e-9) for each in (span, span_before))
     has_all = (span > 0) & (span_before > 0)
@@ -115,7 +124,7 @@ def _weights(elapsed: Tensor, span: Tensor, span_before: Tensor) -> Tensor:
 
 @dataclass
 class QuadraticRows(ForecastRows):
-    """As `ForecastRows`, with the K and V of one evaluation more: three in all."""
+    """As `ForecastRows`, but keeps the K and V of three evaluations instead of two."""
 
     format_name: ClassVar[str] = "forecast2"
     evaluations: ClassVar[int] = 3
@@ -139,14 +148,14 @@ class QuadraticRows(ForecastRows):
 
 
 def _nbytes(size: CacheSize) -> int:
-    return 3 * size.plain_nbytes + 12 * size.tokens  # rows of three evaluations; three float32 per token
+    return 3 * size.plain_nbytes + 12 * size.tokens  # K/V of three evaluations; three float32 per token
 
 
 FORMAT = KVFormat(
     name="forecast2",
     rows=QuadraticRows,
     nbytes=_nbytes,
-    text="the K/V cache of {size} is kept on the device, with its last two changes",
+    text="the K/V cache of {size} is kept on the device, with the last two changes of each row",
     transients=2,
     advances=True,
     allows_added_noise=False,

@@ -13,10 +13,10 @@ class CacheSize:
     """Size of the K/V cache of one run, known before anything is allocated.
 
     Attributes:
-        numbers: how many numbers all keys and values of all attentions and branches contain together.
-        rows: how many rows these keys and values have together.
-        tokens: how many image tokens all images in all branches have together.
-        largest: how many numbers the key and value of the largest attention contain together.
+        numbers: total of numbers in the keys and values of all attentions and branches.
+        rows: total of rows of the keys and values of all attentions and branches.
+        tokens: total of image tokens, over all images of all branches.
+        largest: numbers in the key and value, taken together, of the largest attention.
         itemsize: bytes per number in the network's dtype.
     """
 
@@ -33,7 +33,7 @@ class CacheSize:
 
     @property
     def attention_nbytes(self) -> int:
-        """Bytes of the largest attention's key and value in the network's dtype."""
+        """Bytes of the key and value, together, of the largest attention, in the network's dtype."""
         return self.largest * self.itemsize
 
 
@@ -42,22 +42,27 @@ class KVFormat:
     """One setting of `kv_cache`.
 
     Attributes:
-        name: the setting.
-        rows: class that keeps the rows of one attention; None keeps none.
-        nbytes: returns the size of a run's cache in bytes, wherever it is kept.
-        text: the log line of a run that uses the format; "{size}" is replaced by the size of the cache.
-        in_main_memory: the cache is kept in main memory, not on the device.
-        transients: working memory on the device during a call, as a multiple of `attention_nbytes`.
-        keeps_addresses: its tensors keep their addresses during a run, so CUDA graphs may read them.
-        advances: each call moves the rows that it replaces to those of the evaluation before
-            (kv/forecast.py), so running a call twice leaves other rows than running it once.
-        needs_float8: the device must be able to convert to float8 and back.
-        auto_rank: "auto" uses the format of the lowest rank that fits; None excludes it from "auto".
-        allows_added_noise: the format may be used with samplers that add noise at each step.
-        is_offered: nodes offer this setting; otherwise only programs can use it.
+        name: the setting of `kv_cache`.
+        rows: class that keeps the rows of one attention; None if the format has no cache.
+        nbytes: function that returns the bytes of a run's cache, on the device or in main memory.
+        text: what the log of a run says about the format; "{size}" is replaced by the size of the run's
+            cache.
+        in_main_memory: True if the cache is kept in main memory, False if it is kept on the device.
+        transients: working memory that a call needs on the device, as a multiple of
+            `CacheSize.attention_nbytes`.
+        keeps_addresses: whether the cache's tensors keep their addresses during a run, so that CUDA graphs
+            may read them.
+        advances: whether each call copies the rows that it replaces to the tensors of the evaluation before
+            (kv/forecast.py). If so, the cache has other rows after running a call twice than after running it
+            once.
+        needs_float8: whether the device must be able to convert numbers to float8 and back.
+        auto_rank: among formats whose cache fits into memory, "auto" uses the one with the lowest rank; with
+            None, "auto" never uses this format.
+        allows_added_noise: whether the format may be used with samplers that add noise at each step.
+        is_offered: whether nodes offer this setting; if not, it can only be chosen in Python code.
 
     Raises:
-        ValueError: `rows` belongs to another setting.
+        ValueError: the class `rows` has the `format_name` of another setting.
     """
 
     name: str
@@ -74,7 +79,7 @@ class KVFormat:
     is_offered: bool = True
 
     def __post_init__(self) -> None:
-        # CUDA graphs find their buffers by this name; an inherited name would mix up two formats.
+        # CUDA graphs find their buffers by format name; with an inherited name, two formats would share them.
         if self.rows is not None and self.rows.format_name != self.name:
             found = f"{self.rows.__name__}.format_name = {self.rows.format_name!r}"
             raise ValueError(f"{found} in format {self.name!r}")

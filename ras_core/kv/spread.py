@@ -1,22 +1,27 @@
 """Corrects the forecasts of cached rows by the forecast errors of the same step's fresh rows.
 
-A fresh row shows by how much its own forecast would have missed, and the forecasts of neighbouring tokens
-have similar errors. So the errors of the active tokens are spread over the cached ones, separately for the
-keys and for the values of each attention:
+For a fresh row, the error that its own forecast would have had is known, and the forecasts of neighbouring
+tokens have similar errors. So the forecast errors of the active tokens are spread over the cached ones,
+separately for the keys and for the values of each attention:
 
-    E   = K - K'                    of active tokens: fresh row minus its own forecast
-    s   = sqrt(a |f|)               of each token: `a` is how far the noise level fell since its last
-                                    evaluation, |f| the size of its forecast change (root mean square)
-    R   = E / s                     of active tokens
-    K'' = K' + s (g near(R) + g2 mean(R))        of cached tokens
+    E   = K - K'
+    s   = sqrt(a |f|)
+    R   = E / s
+    K'' = K' + s (g near(R) + g2 mean(R))
 
-near(R) is the mean of R over the active tokens among the 3 x 3 tokens around a token (mean(R) if there are
-none), mean(R) that over all active tokens of the image. Both gains, g and g2, 0 to 1, are fitted to a sample
-of the active tokens, each of them predicted from the other active tokens.
+E, of an active token, is its fresh row minus its own forecast. s, of any token, measures how large its
+forecast error may be: `a` is how far the noise level has fallen since the token's last evaluation, and |f|
+is the root mean square of the change that is forecast for the token's row. R, of an active token, is its
+error in multiples of s. K'', of a cached token, is its corrected forecast.
 
-Spreading makes results worse if few tokens are computed: active tokens are those that change most, so their
-mean error is wrong for cached tokens. As it is wrong in the same direction for all of them, attention does
-not average it away.
+near(R) is the mean of R over the active tokens among the 3 x 3 tokens around a token; if none of these is
+active, mean(R) is used instead. mean(R) is the mean of R over all active tokens of the image. The gains g and
+g2, both 0 to 1, are fitted to a sample of the active tokens: the error of each sampled token is predicted
+from the errors of the other active tokens.
+
+If few tokens are computed, spreading makes results worse: active tokens are those that change most, so their
+mean error differs from that of the cached tokens. The correction is then wrong in the same direction for all
+cached tokens, so attention, which averages over tokens, does not cancel the mistake.
 """
 
 from __future__ import annotations
@@ -31,21 +36,21 @@ LEAST_SHARE = 0.5
 """Errors are spread in calls that compute at least this share of the image's tokens."""
 
 SAMPLE = 256
-"""Approximate number of active tokens per image that the gains are fitted to."""
+"""The gains are fitted to approximately this many active tokens per image."""
 
 RIDGE = 1e-2
-"""Added to the diagonal of the least-squares matrix of the gains, as a share of the diagonal."""
+"""Each number on the diagonal of the gains' least-squares matrix is increased by this share of itself."""
 
 SMALLEST = 0.05
-"""Added to |f| of each token, as a share of the image's mean |f|: a forecast of no
-change may be wrong too."""
+"""This share of the image's mean |f| is added to each token's |f|, because the forecast may be wrong even for
+a token with |f| = 0."""
 
 TRANSIENTS = 5
-"""Working memory that spreading needs, as a multiple of the bytes of the largest attention's key and value in
-half precision."""
+"""Working memory that spreading needs, as a multiple of the bytes that the key and value of the largest
+attention occupy in half precision."""
 
 SMALLEST_SCALE = 1e-2
-"""Lower bound of s in R = E / s, as a share of the image's mean s."""
+"""In R = E / s, s is at least this share of the mean of s over the image."""
 
 
 class Spread:
@@ -72,18 +77,19 @@ class Spread:
         self._share_of_others = self._has_others / others.clamp_min(1.0)[..., None]
 
     def with_active(self, weight: Tensor, before: Tensor) -> Tensor:
-        """The weights `weight` of all tokens, with those of active tokens replaced by `before`: the weights
-        of their forecasts.
+        """`weight` with the numbers of active tokens replaced by `before`, so that active tokens are forecast
+        too. `weight` has the forecast changes of all tokens, and `before` those that the active tokens would
+        have if this call did not compute them (both as returned by `Times.update_active`).
         """
         index = self._idx if weight.ndim == 2 else self._idx[..., None].expand_as(before)
         return weight.scatter(1, index, before)
 
     def scales(self, change: Tensor, weight: Tensor) -> Tensor:
-        """s of each token, up to a factor: (bb, n).
+        """s of each token, divided by the mean of s over the image: (bb, n).
 
         Args:
             change: (bb, n, d) last change of each token's row.
-            weight: (bb, n) forecast change of each token, in multiples of its last change.
+            weight: (bb, n) change that is forecast for each token, in multiples of the token's last change.
         """
         size = torch.linalg.vector_norm(change, dim=2, dtype=torch.float32) * weight
         scale = ((size + SMALLEST * size.mean(1, keepdim=True)) * self._ages).sqrt()
@@ -91,7 +97,7 @@ class Spread:
         return torch.where(mean > 0, scale / mean.clamp_min(1e-30), scale)
 
     def correct(self, rows: Tensor, fresh: Tensor, scale: Tensor) -> None:
-        """Add the spread errors s (g near(R) + g2 mean(R)) to the forecasts of all tokens, in place.
+        """Add the corrections s (g near(R) + g2 mean(R)) to the forecasts of all tokens, in place.
 
         Args:
             rows: (bb, n, d) forecasts of all tokens, active ones too.
@@ -110,8 +116,8 @@ class Spread:
         rows.add_(near)
 
     def _gains(self, rates: Tensor, near: Tensor, mean: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """The gains g of near(R) and g2 of mean(R), (bb,) each, fitted to active tokens that are predicted
-        from the other active tokens.
+        """The gains g of near(R) and g2 of mean(R), (bb,) each: with these, the errors of sampled active
+        tokens are best predicted from the errors of the other active tokens.
         """
         count, sample = rates.shape[1], rates[:, :: self._stride]
         others = (mean * count - sample) / max(count - 1, 1)

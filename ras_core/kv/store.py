@@ -1,7 +1,8 @@
-"""The K/V cache of a run, kept per branch.
+"""The K/V cache of a run, kept separately for each branch.
 
 ComfyUI may evaluate two branches in one call at one step and in two calls at the next, depending on free
-memory. So rows are kept by branch, and split or joined for a call that groups branches differently.
+memory. So the store knows which rows belong to which branch, and it splits or joins rows for a call that
+groups the branches differently than the call before.
 """
 
 from __future__ import annotations
@@ -50,24 +51,24 @@ class KVStore:
 
     @property
     def forecasts(self) -> bool:
-        """Whether cached rows are extrapolated, from their values at the last two evaluations that computed
-        them.
-        """
+        """Whether cached rows are extrapolated from the last evaluations that computed them."""
         return FORMATS[self.format_name].advances
 
     @property
     def evaluations(self) -> int:
-        """Of how many evaluations, most recent first, the values of each row are kept."""
+        """For each row, the K and V of this many evaluations are kept, most recent first."""
         rows = FORMATS[self.format_name].rows
         return 1 if rows is None else rows.evaluations
 
     @property
     def times(self) -> type[Times]:
-        """The class that tracks at which noise levels each token was evaluated; used if `forecasts`."""
+        """The class that tracks at which noise levels each token was evaluated; used only if `forecasts` is
+        True.
+        """
         return getattr(FORMATS[self.format_name].rows, "times", Times)
 
     def keep_for(self, branches: tuple[Branch, ...]) -> Keep | None:
-        """As `keep`, but bound to one block of device memory for all rows of a call over these branches."""
+        """`keep` for one call over these branches: all rows kept by it share one block of device memory."""
         if self.keep is None or FORMATS[self.format_name].in_main_memory:
             return self.keep
         return partial(self.keep, arena=Arena(self._branch_nbytes * len(branches)))
@@ -87,9 +88,10 @@ class KVStore:
             self._groups.pop(branch, None)
 
     def begin_fill(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots for a dense call's K/V. If the branches are still grouped as before, their rows are
-        overwritten. If not, rows that are extrapolated are regrouped, to keep their history, and others
-        dropped.
+        """Slots for the K/V of a dense call over these branches. If the call groups the branches as the call
+        before did, the slots contain the cached rows, to be overwritten. If it groups them differently, the
+        cached rows are dropped, except in formats that extrapolate: these need the rows of earlier
+        evaluations, so the rows are split or joined.
         """
         if self.forecasts and all(branch in self for branch in branches):
             return self.slots_for(branches)
@@ -106,8 +108,8 @@ class KVStore:
             self._groups[branch] = group
 
     def slots_for(self, branches: tuple[Branch, ...]) -> Slots:
-        """Slots of a call over these branches; rows are split and joined if an earlier call grouped the
-        branches differently.
+        """The slots with the cached rows of these branches; rows are split or joined if an earlier call
+        grouped the branches differently.
         """
         group = self._groups[branches[0]]
         if group.branches != branches:

@@ -1,4 +1,4 @@
-"""Whether the Triton kernels work for given keys and values: each kernel is tested once before it is used."""
+"""Whether the Triton kernels work for given keys and values: they are tested once per device and dtype."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .triton_launch import RowKernels
 logger = logging.getLogger(__name__)
 
 DEVICE_TYPE = "cuda"
-"""Device type that has kernels; PyTorch uses this name for AMD too."""
+"""The kernels run only on devices of this type; PyTorch uses the name "cuda" for AMD GPUs too."""
 
 
 def kernels_for(key: Tensor, value: Tensor) -> RowKernels | None:
@@ -25,16 +25,16 @@ def kernels_for(key: Tensor, value: Tensor) -> RowKernels | None:
 
 
 def are_fit(key: Tensor, value: Tensor) -> bool:
-    """Whether one kernel can process both: key and value have equally many rows of equally many numbers
-    (either may have a head axis) and the same dtype.
+    """Whether one kernel launch can process both key and value: they have the same number of rows, the same
+    number of numbers in each row (either may have a head axis) and the same dtype.
     """
     return key.dtype == value.dtype and key.shape[:2] == value.shape[:2] and key.numel() == value.numel()
 
 
 @cache
 def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
-    """Kernels that compile for a dtype on a device and give correct results; None if they do not, and the log
-    says why.
+    """The kernels, if they compile for this dtype on this device and give correct results; otherwise None,
+    and the reason is logged.
     """
     try:
         from . import triton_kernels
@@ -44,21 +44,21 @@ def _on(device: torch.device, dtype: torch.dtype) -> RowKernels | None:
             return kernels
         problem = "they give wrong results"
     except torch.cuda.OutOfMemoryError:
-        raise  # says nothing about the kernels; the run handles it and tries again with less memory
+        raise  # no fault of the kernels; the run handles the error and tries again with less memory
     except ImportError:
         problem = "Triton is not installed"
-    except Exception as error:  # an old Triton, a compiler, a driver, an unknown GPU
+    except Exception as error:  # from an old Triton, a compiler, a driver, an unknown GPU
         problem = _first_line(error)
     logger.info(
-        "Multirate RAS: no Triton kernels for %s on %s (%s); kv_cache fp8 and forecast are slower.",
+        "Multirate RAS: no Triton kernels for %s on %s (%s); kv_cache = fp8 (float8) or forecast is slower.",
         dtype, device, problem,
     )  # fmt: skip
     return None
 
 
 def gives_known_numbers(kernels: RowKernels, device: torch.device, dtype: torch.dtype) -> bool:
-    """Test each kernel on one image of two rows, one of them fresh. Rows have 768 numbers, so kernels read
-    them 16 bytes at a time.
+    """Test each kernel on one image of two rows, one of them fresh. Rows have 768 numbers, so that the
+    kernels' path that reads 16 bytes at a time is tested.
     """
     rows = [[-3.0, 0.5, 1.0] * 256, [2.0, 4.0, 6.0] * 256]
     expected = torch.tensor([rows], device=device, dtype=dtype)
@@ -79,7 +79,9 @@ def _float8_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool
 
 
 def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) -> bool:
-    """Test with a key that changes as forecast and a value that does not change."""
+    """Test extrapolation with a key that has changed by twice its forecast, which gives the largest gain, 1,
+    and with a value that has not changed, which gives the gain 0.
+    """
     new, index = expected[:, 1:], RowIndex(torch.tensor([1], device=old.device), 2)
     halves = (old.clone(), old.clone()), (0.5 * old, 0.5 * old)
     weight = torch.tensor([[2.0, 0.0]], device=old.device)
@@ -95,7 +97,9 @@ def _extrapolation_is_right(kernels: RowKernels, expected: Tensor, old: Tensor) 
 
 
 def _first_line(error: BaseException) -> str:
-    """Class and first line of the error's root cause; Triton's errors around it quote the kernel's code."""
+    """Class and first line of the error's root cause. Triton's own errors, raised from it, are not used,
+    because their messages quote kernel code.
+    """
     while error.__cause__ is not None:
         error = error.__cause__
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"

@@ -1,12 +1,12 @@
-"""Triton kernels for rows of the K/V cache. Only `triton_check` imports this: Triton may not be installed.
+"""Triton kernels for rows of the K/V cache. Not every system has Triton, so only `triton_check` imports them.
 
-Each program processes one row of one key or value, except in `weigh`. Whole tensors are contiguous, (bb,
-rows, ...), with rows of DIM numbers. Fresh rows have the network's layout, in heads of HEAD numbers, with
-three strides: from image to image, from row to row, from head to head. WIDTH: DIM, up to a power of two.
+Each program processes one row of one key or value, except in `weigh`. Tensors of all rows are contiguous,
+(bb, rows, ...), with DIM numbers a row. Fresh rows have the network's layout: heads of HEAD numbers,
+and three strides: from image to image, row to row, head to head. WIDTH is DIM rounded up to a power of two.
 
-Tensors are passed as addresses of numbers of type TYPE, and strides in units of UNIT numbers: 16 bytes if all
-rows are aligned to that, otherwise one number. If they were passed as tensors, Triton would ask the driver
-which device owns their memory, and that fails during a capture with cudaMallocAsync.
+Arguments are addresses of tensors of type TYPE, and strides as multiples of UNIT numbers. UNIT numbers take
+16 bytes if all rows are aligned to 16 bytes; otherwise UNIT is 1. If tensors were passed, not addresses,
+Triton would ask the driver which device owns the memory; this fails in a capture with cudaMallocAsync.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import triton.language as tl
 
 from . import float8_format
 
-# float8_e4m3fn as bits: not every GPU that Triton supports has instructions for it.
+# float8_e4m3fn is converted by bit operations: some GPUs that Triton supports have no instructions for it.
 NAN = tl.constexpr(0x7F)
 SIGN = tl.constexpr(0x80)
 SMALLEST_NORMAL = tl.constexpr(0x3C800000)  # 2 ** -6 as a float32
 BIAS = tl.constexpr(120 << 3)  # exponent bias of float32 minus that of float8
-DENORMAL = tl.constexpr(16384.0)  # float32 numbers of this size have the spacing of denormal float8: 2 ** -9
+DENORMAL = tl.constexpr(16384.0)  # spacing of float32 numbers here = that of denormal float8: 2 ** -9
 DENORMAL_BITS = tl.constexpr(0x46800000)
-HALF_STEP = tl.constexpr(0x7FFFF)  # half a step of a float8 mantissa in a float32, minus one
+HALF_STEP = tl.constexpr(0x7FFFF)  # half the last mantissa bit of a float8, in float32 bits, minus one
+
 EXPONENT = tl.constexpr(float8_format.EXPONENT)
 SCALE_OF_POWER = tl.constexpr(float8_format.SCALE_OF_POWER)
 SMALLEST_SCALE = tl.constexpr(float8_format.SMALLEST_SCALE)
@@ -73,7 +74,7 @@ def _scale(row):
 
 @triton.jit
 def _encoded(numbers):
-    """float32 -> float8 as bytes, rounded to nearest even."""
+    """Convert float32 numbers to float8 bytes, rounding to nearest, ties to even."""
     bits = numbers.to(tl.int32, bitcast=True)
     size = bits & 0x7FFFFFFF
     normal = ((size + HALF_STEP + ((size >> 20) & 1)) >> 20) - BIAS
@@ -85,7 +86,7 @@ def _encoded(numbers):
 
 @triton.jit
 def _decoded(codes, scale):
-    """float8 as bytes -> float32, times a scale. As a float16, a code's bits mean 2 ** -8 of its value."""
+    """Convert float8 bytes to float32, times `scale`. As bits of a float16, they give the number / 256."""
     code = codes.to(tl.int32)
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -97,7 +98,7 @@ def _encode_row(row, at, number, codes, scales, inside):
     numbers = row.to(tl.float32)
     scale = _scale(numbers)
     tl.store(scales + number, scale.to(scales.dtype.element_ty))
-    inverse = 1.0 / scale  # exact, as the scale is a power of two; so is the product below
+    inverse = 1.0 / scale  # exact, because the scale is a power of two; so is `numbers * inverse`
     tl.store(codes + at, _encoded(numbers * inverse), mask=inside)
 
 
@@ -111,9 +112,7 @@ def encode_float8(
     """Encode all rows of `fresh`, (bb, kept, ...), as float8 codes and scales. Grid: (bb * kept,)."""
     number = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, WIDTH)
-    row = _fresh_row(
-        fresh, number, kept, by_image, by_row, by_head, cols, TYPE, UNIT, DIM, HEAD
-    )  # fmt: skip
+    row = _fresh_row(fresh, number, kept, by_image, by_row, by_head, cols, TYPE, UNIT, DIM, HEAD)
     codes, scales = _at(codes, tl.uint8, UNIT), _at(scales, TYPE)
     _encode_row(row, number * DIM + cols, number, codes, scales, cols < DIM)
 
@@ -128,7 +127,7 @@ def update_float8(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Encode fresh rows into codes and scales; write all rows, fresh ones unrounded, to the whole K and V.
+    """Store fresh rows as codes and scales; write all rows to the whole K and V, fresh rows unrounded.
     Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
@@ -165,8 +164,8 @@ def extrapolate_rows(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Store fresh rows in `last` and the rows that they replace in `before`; write all rows, cached ones
-    extrapolated, to the whole K and V. `weights`: (2, bb, rows), of K and of V. Grid: (bb * rows, 2).
+    """Store fresh rows in `last` and the rows that they replace in `before`; write all rows to
+    the whole K and V, cached rows extrapolated. `weights`: (2, bb, rows), of K and V. Grid: (bb * rows, 2).
     """
     is_key = tl.program_id(1) == 0
     last = _at(tl.where(is_key, key_last, value_last), TYPE, UNIT)
@@ -204,13 +203,13 @@ def compare(
     TYPE: tl.constexpr, UNIT: tl.constexpr,
     DIM: tl.constexpr, HEAD: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Compare, for each sampled fresh row, its forecast change with the change that occurred. Writes `sums`,
-    (2, bb, samples, 2), for keys and values: of forecast times actual change, and of forecast squared. Grid:
-    (samples, bb, 2).
+    """Compare the forecast change of each sampled fresh row with its actual change. Writes `sums`,
+    (2, bb, samples, 2), for keys and values: for each sampled row, two sums over its numbers, of
+    (forecast x actual change) and of (forecast x forecast). Grid: (samples, bb, 2).
     """
     is_key = tl.program_id(2) == 0
     sample, image = tl.program_id(0), tl.program_id(1)
-    number = image * tl.num_programs(0) + sample  # among the samples of all images
+    number = image * tl.num_programs(0) + sample  # index among the samples of all images
     cols = tl.arange(0, WIDTH)
     inside = cols < DIM
     fresh_row = (image * kept + sample * stride).to(tl.int64)
@@ -234,8 +233,9 @@ def weigh(
     sums: tl.int64, weight: tl.int64, weights: tl.int64, samples, rows,
     TYPE: tl.constexpr, SAMPLES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes `weights`, (2, bb, rows), from `compare`'s sums and each row's forecast change `weight`,
-    (bb, rows), as `Extrapolation.judge` (kv/extrapolation.py) does. Grid: (2 * bb, ceil(rows / BLOCK)).
+    """Computes `weights`, (2, bb, rows), as `Extrapolation.judge` (kv/extrapolation.py) does, from the
+    sums of `compare` and from `weight`, (bb, rows): the forecast change of each row, in multiples of its
+    last change. Grid: (2 * bb, ceil(rows / BLOCK)).
     """
     which, images = tl.program_id(0), tl.num_programs(0) // 2
     each = tl.arange(0, SAMPLES)

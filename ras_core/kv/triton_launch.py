@@ -1,8 +1,9 @@
 """Launches the Triton kernels, which process rows of the K/V cache in one pass over memory.
 
-PyTorch needs five to twelve operations for the work of one kernel, and each reads and writes all rows. If the
-kernels do not work (`triton_check`), kv/float8.py and kv/forecast.py use those operations. Both ways give
-bit-identical float8 rows; forecasts differ by rounding, because sums are accumulated in another order.
+For the work of one kernel, PyTorch needs five to twelve operations, each of which reads and writes all rows.
+If the kernels do not work (`triton_check`), kv/float8.py and kv/forecast.py use PyTorch's operations. The
+kernels and PyTorch's operations give bit-identical float8 rows; their forecasts differ by rounding, because
+they accumulate sums in different orders.
 """
 
 from __future__ import annotations
@@ -17,26 +18,26 @@ from torch import Tensor
 from ..rows import Pair, RowIndex
 
 BLOCK = 1024
-"""Number of rows' weights that one program of the kernel `weigh` computes."""
+"""One program of the kernel `weigh` computes the weights of this many rows."""
 
 WARPS = 2
-"""Warps per program, which processes one row; 2 is slightly fastest for rows of 768 to 2432
-numbers on an H100."""
+"""Warps in each program, i.e. for each row; on an H100, 2 warps are slightly faster than any other count,
+for rows of 768 to 2432 numbers."""
 
 
 class RowKernels:
-    """Launches the kernels of a module, on the device of the given rows.
+    """Launches the Triton kernels on the device that holds the given rows.
 
     Args:
-        kernels: the module `triton_kernels`.
+        kernels: the module `triton_kernels`, which is imported only if Triton is installed.
     """
 
     def __init__(self, kernels: ModuleType):
         self._kernels = kernels
-        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # by layout of fresh rows
+        self._forms: dict[Hashable, tuple[list[int], dict[str, Any]]] = {}  # keys: layouts
 
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
-        """Encode rows (bb, r, ...) into bytes of the same shape and scales (bb, r), both contiguous."""
+        """Encode rows as float8 into `codes`, (bb, r, ...), and `scales`, (bb, r), both contiguous."""
         rows = _readable(rows)
         at, codes_at, scales_at = _addresses(rows, codes, scales)
         strides, form = self._form((rows,), at | codes_at)
@@ -46,10 +47,11 @@ class RowKernels:
             )
 
     def update_float8(self, kept: tuple[Tensor, ...], index: RowIndex, fresh: Pair) -> Pair:
-        """Write fresh rows, and return the whole K and V with fresh rows unrounded.
+        """Write fresh rows to `kept`, and return K and V of all rows, in which fresh rows are unrounded.
 
         Args:
-            kept: bytes of the key (bb, rows, ...), its scales (bb, rows), and the same of the value.
+            kept: the key's float8 bytes, (bb, rows, ...), its scales, (bb, rows), the value's bytes and its
+                scales.
             index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
         """
@@ -68,12 +70,12 @@ class RowKernels:
     def extrapolate_rows(
         self, halves: tuple[Pair, Pair], index: RowIndex, fresh: Pair, weights: Tensor
     ) -> Pair:
-        """Write fresh rows, save the rows that they replace, and return the whole K and V with cached rows
-        extrapolated.
+        """Write fresh rows to `halves[0]`, save the rows that they replace in `halves[1]`, and return K and V
+        of all rows, in which cached rows are extrapolated.
 
         Args:
-            halves: key and value of all rows, (bb, rows, ...) each, as of each row's last evaluation; and the
-                same as of the evaluation before.
+            halves: (key, value) of all rows as of each row's last evaluation, and (key, value) of all rows as
+                of the evaluation before that; (bb, rows, ...) each.
             index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
             weights: (2, bb, rows), of keys and of values, as in `Extrapolation.weights`; 1 for fresh rows.
@@ -100,12 +102,15 @@ class RowKernels:
         trial: Tensor,
         stride: int,
     ) -> Tensor:
-        """Compare forecasts with fresh rows; returns the weights of all rows, (2, bb, rows).
+        """Compare forecasts with fresh rows; returns the weights of all rows, (2, bb, rows), for
+        `Extrapolation`.
 
         Args:
             halves, index, fresh: as in `extrapolate_rows`.
-            weight: (bb, rows) float32, forecast change of each row in multiples of its last change.
-            trial: (bb, samples) float32, the same for every `stride`th fresh row, as if it were not fresh.
+            weight: (bb, rows) float32, the change that is forecast for each row, in multiples of its last
+                change.
+            trial: (bb, samples) float32, the change that would be forecast for every `stride`th fresh row if
+                the row were not fresh, in the same unit.
         """
         new_key, new_value = _readable_pair(*fresh)
         images, samples = trial.shape
@@ -132,7 +137,8 @@ class RowKernels:
 
         Args:
             fresh: a key and a value, or one of them, as returned by `_readable_pair`.
-            addresses: bitwise OR of the addresses of these and of all other tensors that the kernel accesses.
+            addresses: bitwise OR of the addresses of `fresh` and of all other tensors that the kernel reads
+                or writes.
         """
         layout = (addresses % 16, fresh[0].dtype, *((t.shape, t.stride()) for t in fresh))
         if (form := self._forms.get(layout)) is None:
@@ -140,8 +146,9 @@ class RowKernels:
         return form
 
     def _form_of(self, fresh: tuple[Tensor, ...], is_odd: bool) -> tuple[list[int], dict[str, Any]]:
-        """Computes what `_form` returns. If only one of key and value has a head axis, as in SD3, both are
-        read by head. `is_odd`: an address is not a multiple of 16 bytes.
+        """Computes what `_form` returns. If only one of key and value has a head axis, as in SD3, the rows of
+        both are read as rows of heads. `is_odd`: whether an address in `_form`'s `addresses` is not a
+        multiple of 16 bytes.
         """
         heads = max(t.shape[2] if t.ndim == 4 else 1 for t in fresh)
         dim = fresh[0].shape[2:].numel()
@@ -166,7 +173,9 @@ def _readable(rows: Tensor) -> Tensor:
 
 
 def _readable_pair(key: Tensor, value: Tensor) -> Pair:
-    """As `_readable`, for key and value; both are contiguous if they are split into different heads."""
+    """As `_readable`, for a key and a value; if they have different numbers of heads, both are made
+    contiguous.
+    """
     key, value = _readable(key), _readable(value)
     if key.ndim == value.ndim == 4 and key.shape != value.shape:
         return key.contiguous(), value.contiguous()
@@ -174,7 +183,9 @@ def _readable_pair(key: Tensor, value: Tensor) -> Pair:
 
 
 def _strides(rows: Tensor, heads: int, size: int) -> tuple[int, int, int]:
-    """Strides between images, rows and heads, for rows read as `heads` heads of this size."""
+    """Strides from image to image, row to row and head to head, if rows are read as `heads` heads of `size`
+    numbers.
+    """
     has_these = rows.ndim == 4 and rows.shape[2] == heads
     return rows.stride(0), rows.stride(1), rows.stride(2) if has_these else size
 

@@ -15,13 +15,14 @@ from .spread import LEAST_SHARE, Spread
 
 
 def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: Keep = KVRows.of) -> None:
-    """Keep the key and value of a dense call, (bb, r, ...) each.
+    """Add the key and value of one attention of a dense call, (bb, r, ...) each, to the cache.
 
     Args:
-        slots, slot: where to keep them; rows of an earlier call are overwritten if they fit.
+        slots, slot: the key and value are kept in `slots[slot]`; if rows of the same shape are already there,
+            these are overwritten.
         pair: key and value.
-        borders: rows of text before and of padding after the image rows.
-        keep: function of the K/V format that keeps the key and value (`plain.Keep`, kv/formats.py).
+        borders: number of text rows before and of padding rows after the image rows.
+        keep: the function with which the K/V format keeps a key and a value (`plain.Keep`).
     """
     kept = slots.get(slot)
     if kept is not None and kept.fits(*pair, borders[0]):
@@ -41,18 +42,18 @@ def update(
     """Write a regional call's fresh rows over the cached ones and return the whole key and value.
 
     Args:
-        slots, slot: where the cached rows are.
+        slots, slot: the attention's cached rows are in `slots[slot]`.
         fresh: key and value of [prefix | active | suffix], (bb, r_kept, ...) each.
-        borders: rows of text before and of padding after the image rows in this call.
+        borders: number of text rows before and of padding rows after the image rows in this call.
         index: indices of the fresh rows among all rows [prefix | image | suffix].
         extrapolation: how far to extrapolate cached rows; None if the format does not extrapolate.
 
     Returns:
-        (bb, prefix + n + suffix, ...) each; read them before the call's next `update`, which may overwrite
-        them.
+        The key and the value of all rows, (bb, prefix + n + suffix, ...) each. The caller must read both
+        before the call's next `update`, which may overwrite them.
 
     Raises:
-        RegionalAbort: no dense call has filled this attention.
+        RegionalAbort: no dense call has filled the cache of this attention.
     """
     rows = slots.get(slot)
     if rows is None:
@@ -69,8 +70,8 @@ def update(
 
 
 def update_times(slots: Slots, sigma: Tensor, n_tokens: int, times: type[Times] = Times) -> None:
-    """Note that a dense call at noise level `sigma`, (bb,), evaluates all tokens; the first call creates an
-    object of class `times` in `slots`.
+    """Store that a dense call at noise level `sigma`, (bb,), evaluates all tokens. If `slots` has no object
+    of class `times` yet, one is created.
     """
     if TIMES not in slots:
         slots[TIMES] = times.start(sigma, n_tokens)
@@ -78,11 +79,12 @@ def update_times(slots: Slots, sigma: Tensor, n_tokens: int, times: type[Times] 
 
 
 def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Note that a regional call at noise level `sigma`, (bb,), evaluates the tokens of `active_idx`,
-    (bb, n_active).
+    """Store that a regional call at noise level `sigma`, (bb,), evaluates the tokens of `active_idx`, (bb,
+    n_active).
 
     Returns:
-        As `Times.update_active`; None if the format does not extrapolate.
+        The forecast changes of all tokens and of the active tokens, as `Times.update_active` returns them;
+        None if the K/V format does not extrapolate.
     """
     times = slots.get(TIMES)
     return None if times is None else times.update_active(sigma, active_idx)
@@ -91,12 +93,12 @@ def extrapolation_weights(slots: Slots, sigma: Tensor, active_idx: Tensor) -> tu
 def extrapolator(
     slots: Slots, sigma: Tensor, active_idx: Tensor, spread_over: tuple[int, ...] | None = None
 ) -> Callable[[int, int], Extrapolation] | None:
-    """Notes the call as `extrapolation_weights` does. Returns a function from an attention's numbers of text
-    and padding rows to its `Extrapolation`; None if the format does not extrapolate.
+    """Stores when tokens are evaluated, as `extrapolation_weights` does. Returns a function that creates an
+    `Extrapolation` for given numbers of text and padding rows; None if the format does not extrapolate.
 
     Args:
-        spread_over: number of tokens along each axis of the image, if the forecast errors of active tokens
-            are to be spread to cached ones (kv/spread.py); None if not.
+        spread_over: if forecast errors of active tokens are to be spread to cached tokens (kv/spread.py), the
+            number of tokens along each axis of the image; otherwise None.
     """
     times, spread = slots.get(TIMES), None
     is_enough = spread_over is not None and active_idx.shape[1] >= LEAST_SHARE * math.prod(spread_over)
@@ -109,7 +111,10 @@ def extrapolator(
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:
-    """The rows of the attention after `slot`, or None: dense calls fill slots in the order of attentions."""
+    """The cached rows of the attention after `slot`, or None after the last attention. Dense calls add the
+    attentions to the dictionary `slots` in the order in which they run, so the next key is the next
+    attention.
+    """
     order = iter(slots)
     next(each for each in order if each == slot)
     return slots[following] if (following := next(order, None)) is not None else None

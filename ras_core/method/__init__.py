@@ -1,22 +1,30 @@
 """The method: which steps are regional, which tokens are active in them, and how each token is integrated.
 
-Read `schedule` (dense and regional steps), `selector` (selection by predicted change, and its state during a
-run), `metric` and `selection` (selection by the paper's rule), `preferences` (masks of the user),
-`integrator` (each token with its own step size) and `grid` (from latent pixels to tokens and back).
+These modules compute a run; read them in this order:
 
-Plans: `sigma_grid` (placement of steps), `plan`, `plan_set` (what the runs of each speed compute),
-`plan_json` (reading them),
-`plan_candidates` (token shares to try at a given cost), `family_plans` (for a model without a calibration).
+- `schedule`: which steps are dense and which regional
+- `selector`: selects tokens by predicted change, and keeps the state of the selection during a run
+- `waiting`: limits how long a token may stay cached
+- `metric` and `selection`: select tokens by the rule of the paper (arXiv 2502.10389) instead
+- `preferences`: the user's masks
+- `integrator`: integrates each token with its own step size
+- `grid`: maps latent pixels to tokens and back
+
+These modules plan a run that is to reach a given speed: `sigma_grid` (at which noise levels the steps are),
+`plan` and `plan_set` (what a run of each speed computes), `plan_json` (reads plans), `plan_candidates` (which
+token shares to try at a given cost), `family_plans` (plans for a model that has not been calibrated).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.
-2. After each evaluation a `Selector` observes the denoised estimate: how fast each token changes.
-3. Before a regional step it selects the tokens whose estimate has probably changed most since they were
-   computed.
+2. After each evaluation a `Selector` observes the denoised estimate, to know how fast each token changes.
+3. Before a regional step the `Selector` selects the tokens whose denoised estimate has probably changed most
+   since it was last computed.
 4. `multirate_step` integrates each token over the time since its own last evaluation.
 
-To change it: a metric of the paper's rule is a name in `config.Metric` and a branch in `metric`; another rule
-is a `Selector`. `integrator` has the orders (a third one needs a `History` of three evaluations), and
-`host/samplers` the samplers that have them.
+To add a metric to the paper's selection rule (its equation 1), add a name to `config.Metric` and compute
+the metric in `metric`. To add a selection rule, write a subclass of `Selector`. To add a solver, extend
+`integrator` (a third-order solver needs a `History` of three evaluations) and `host/samplers`, which maps
+ComfyUI's samplers to solvers.
 
-Imports: config, errors. Numbers and tensors in and out; no model, no run, no ComfyUI.
+Imports: config, errors. All functions and classes compute with numbers and tensors; none depends on a
+model, a run or ComfyUI.
 """

@@ -1,7 +1,8 @@
-"""Plans for a model that nobody has calibrated: its family's grids, with regional steps if these gain.
+"""Plans for a model that has not been calibrated, made from measurements of its family (such as SD3).
 
 family_plans.json holds, for each family, the error of one long step over each part of the schedule
-("costs"). It may also hold whole plans ("plans"), as RAS Calibrate saves them; these come first.
+("costs"). It may also hold complete plans ("plans"), as RAS Calibrate saves them; such plans precede the
+others in the result of `family_plans`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from .plan_set import PlanSet
 from .sigma_grid import normalised, step_density
 
 FIRST_ORDER_SPEEDS = ("2.5x", "3x")
-"""At these speeds, which have few steps, euler came closer to the reference than dpmpp_2m on all models, so
-euler's plans come first."""
+"""Speeds at which plans with euler precede plans with dpmpp_2m. Runs at these speeds have few steps; on every
+model that was measured, results of euler were then closer to the reference than those of dpmpp_2m."""
 
 GRADUAL_SPEED = "1.5x"
-"""At this speed's number of steps, dpmpp_2m is as good on a grid whose step lengths change gradually. With
-fewer steps, the measured density comes closer to a reference: 2.4 dB at 14 steps, mean of three models."""
+"""The speed at which plans with dpmpp_2m have the gradual grid: its density is the mean of the measured and
+the even density, so that step lengths change gradually. At this speed, results on the gradual grid are as
+good as on a grid of the measured density alone. At higher speeds, which have fewer steps, results on the
+gradual grid are worse: at 14 steps, those on the measured density are closer to the reference by 2.4 dB (mean
+of three models)."""
 
-# Dense steps, regional steps, and the share of the tokens in these: the best that were measured on three
-# models, 0.6 to 4 dB closer than euler or dpmpp_2m without regional steps at the same cost. (3x with dpmpp_2m
-# was measured with forecast2 and spread only.)
+# For each speed and sampler: number of dense steps, number of regional steps, and share of the tokens in each
+# regional step. These were the best of those measured on three models: their results were 0.6 to 4 dB closer
+# to the reference than those of euler or dpmpp_2m without regional steps at the same cost. (The plan for 3x
+# with dpmpp_2m was measured only with kv_cache = "forecast2" and with spread.)
 REGIONAL: dict[tuple[str, str], tuple[int, int, float]] = {
     ("1.5x", "dpmpp_2m"): (7, 16, 0.71),
     ("2x", "dpmpp_2m"): (6, 11, 0.706),
@@ -40,11 +45,12 @@ DATA = Path(__file__).with_name("family_plans.json")
 
 
 def family_plans(family: str | None) -> PlanSet:
-    """The plans that ship for a family, then those that follow from its costs, regional ones first.
+    """The plans of a family, in order of preference: the complete plans in the data file; plans with regional
+    steps, computed from the family's costs; plain plans (all steps dense), also computed from these costs.
 
     Args:
-        family: name of the adapter's module, such as "sd3". None, or a family without data, gets plain plans
-            on the mean grid of all families.
+        family: name of the adapter's module, such as "sd3". For None or a family without data, the result is
+            plain plans only, on a grid from the mean of all families' costs.
     """
     found = _costs().get(family or "")
     if found is None:
@@ -56,7 +62,9 @@ def family_plans(family: str | None) -> PlanSet:
 
 
 def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
-    """Plans whose token shares reach their speeds on SD3-medium; a run fits the shares to its own model."""
+    """Plans with regional steps. The token shares in REGIONAL are for SD3-medium, on which the plans reach
+    their speeds with them. A run on another model changes the shares so that it reaches the same speed.
+    """
     return tuple(
         Plan(
             speed, sampler, _density(costs, speed, sampler), (1.0,) * n_dense + (share,) * n_regional,
@@ -83,7 +91,8 @@ def _density(costs: Sequence[float], speed: str, sampler: str) -> tuple[float, .
 
 @lru_cache(maxsize=1)
 def _costs() -> dict[str, tuple[float, ...]]:
-    """Errors of a long step over each part of the schedule, by family; only their ratios count.
+    """By family: the error of one long step over each part of the schedule, scaled so that the errors sum to
+    1.
 
     Raises:
         RASError: the data file of the pack is damaged.
@@ -105,11 +114,13 @@ def _data() -> dict[str, Any]:
     data: Any = read_json(DATA.read_text(encoding="utf-8"))
     if not isinstance(data, dict) or data.get("version") != VERSION or not data.get("costs"):
         raise RASError(
-            f"{DATA.name} is damaged.", f"costs by family, version {VERSION}.", "reinstall the pack."
+            f"{DATA.name} is damaged.",
+            f"version {VERSION}, with the costs of each family.",
+            "reinstall the pack.",
         )
     return data
 
 
 def _mean(families: list[tuple[float, ...]]) -> tuple[float, ...]:
-    """The mean of all families' costs; all have as many parts."""
+    """The mean of all families' costs, for each part of the schedule; every family has the same parts."""
     return normalised([sum(each) for each in zip(*families, strict=True)])

@@ -1,31 +1,44 @@
 """Multirate integration: each token takes its own steps through the same ODE.
 
-A cached token keeps its last denoised estimate D over several steps, so it takes one long first-order step.
-In the exponential form of the flow's ODE, with t = -log sigma,
+While a token is cached, it keeps its last denoised estimate D. So the steps of the run from its last
+evaluation to its next are together one long first-order step of this token. In its exponential form, with
+t = -log sigma, the flow's ODE is
 
     dx/dt = D(x, t) - x
-    x(t + h) = e^-h x(t) + (1 - e^-h) D      while D is constant (Euler in sigma; paper, eq. 3)
 
-two corrections need no extra evaluations, only each token's own history:
+and its solution for constant D is an Euler step in sigma (paper, eq. 3):
 
-    fresh token    second order along its last slope: D is extrapolated to the middle of the step, as in
-                   DPM-Solver++(2M), or the velocity (x - D) / sigma is, as in Adams-Bashforth (`ab2`), which
-                   is nearer to the converged image where steps are long;
-    stale token    when it is evaluated again after a time H, its long step is repeated with D linear in t
-                   between the two evaluations (trapezoid in exponential form).
+    x(t + h) = e^-h x(t) + (1 - e^-h) D
 
-Both hold for uneven steps. A token that was evaluated at the step before must not get the second correction,
-because its second-order step already contains it.
+This module improves these first-order steps by two corrections, which need no extra evaluations:
 
-`continued_step` also forecasts the estimates of stale tokens, from their last two evaluations in sigma:
+    fresh token    A token that is evaluated at this step. With `euler`, its step stays of first order. With
+                   `dpmpp_2m` it is of second order: D is extrapolated along its last slope to the middle of
+                   the step, as in DPM-Solver++(2M). With `ab2` it is of second order too: the velocity
+                   (x - D) / sigma is extrapolated, as in Adams-Bashforth. If steps are long, results of `ab2`
+                   are nearer to the converged image.
+    stale token    A token that was not evaluated at the step before. When it is evaluated again, its long
+                   step since its last evaluation is repeated, with D linear in t between the two evaluations
+                   (trapezoid in exponential form).
 
-    D' = D + f                f = g (D - D_before) (sigma_last - sigma) / (sigma_before - sigma_last)
+Both corrections are valid for steps of unequal length. A token that was evaluated at the step before must not
+get the correction of stale tokens: that correction accounts for the change of D during a first-order step,
+and the token's second-order step has accounted for this change already.
 
-The gain g, 0 to 1, is fitted per image to the fresh tokens of the same step: it is the factor on their own
-forecasts that best fits their new estimates. At each step the long step of a stale token is repeated up to
-the present, with D linear in t from its last evaluation to D'. The next step then takes the forecast for its
-middle. The forecasts themselves are not kept: when the token is evaluated again, its long step is repeated
-with its true estimates, as above.
+`continued_step` also forecasts the estimates D of stale tokens, linearly in sigma from their last two
+evaluations:
+
+    D' = D + f
+    f = g (D - D_before) (sigma_last - sigma) / (sigma_before - sigma_last)
+
+D' is the forecast estimate at the current sigma, and f the forecast change. D and D_before are the estimates
+of the last two evaluations, at sigma_last and sigma_before. The gain g, 0 to 1, is fitted for each image to
+the fresh tokens of the same step, whose new estimates are known: their own forecast changes, multiplied by g,
+match the changes to these new estimates best. At each step at which a stale token is not evaluated, its state
+is computed again by one long step from its last evaluation to the start of this step, with D linear in t from
+the last estimate to D'. From this state, the token takes the step with the estimate that is forecast for the
+middle of the step. Forecasts are not stored in the history: when the token is evaluated again, its long step
+is repeated with its true estimates, as above.
 """
 
 from __future__ import annotations
@@ -39,23 +52,26 @@ from torch import Tensor
 
 Solver = Literal["dpmpp_2m", "euler", "ab2"]
 SOLVERS: tuple[Solver, ...] = get_args(Solver)
-"""How fresh tokens step: euler is first order; ab2 is the Adams-Bashforth method of second order in sigma."""
+"""The methods by which fresh tokens are integrated: euler is of first order; dpmpp_2m and ab2
+(Adams-Bashforth in sigma) are of second order."""
 
 FARTHEST = 8.0
-"""Upper bound of a token's forecast, in multiples of its last change."""
+"""Upper bound of the change that is forecast for a token, in multiples of the token's last change."""
 
 STEEPEST = 4.0
-"""Upper bound of the change from a step's start to its middle, in multiples of the change forecast so far."""
+"""Upper bound of the second of two forecast changes, in multiples of the first. The first is the change from
+the token's last evaluation to the start of a step, the second the change from there to the step's middle."""
 
 
 @dataclass
 class History:
-    """Last evaluations of every latent pixel.
+    """The last two evaluations of every latent pixel.
 
     Attributes:
         d, d_before: (b, c, H, W) denoised estimate of the last evaluation and of the one before it.
         x: (b, c, H, W) state at the last evaluation.
-        t, t_before: (b, 1, H, W) time of those evaluations; -inf where there was none.
+        t, t_before: (b, 1, H, W) times of the same two evaluations; -inf for an evaluation that has not taken
+            place.
     """
 
     d: Tensor
@@ -66,12 +82,18 @@ class History:
 
     @classmethod
     def empty(cls, x: Tensor) -> History:
-        """The history before any evaluation of state x."""
+        """The history of a run that starts with state x, before its first evaluation."""
         never = torch.full_like(x[:, :1], -torch.inf)
         return cls(x, x, x, never, never)
 
     def after(self, x: Tensor, d: Tensor, t: float, fresh: Tensor | None = None) -> History:
-        """The history after evaluating the pixels of `fresh`, (b, 1, H, W) bool, or all of them at time t."""
+        """The history after an evaluation at time t.
+
+        Args:
+            x, d: (b, c, H, W) state and denoised estimate at time t.
+            t: time of the evaluation.
+            fresh: (b, 1, H, W) bool, the pixels that were evaluated; None if all were.
+        """
         if fresh is None:
             return History(d=d, d_before=self.d, x=x, t=torch.full_like(self.t, t), t_before=self.t)
         return History(
@@ -84,8 +106,8 @@ class History:
 
 
 def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
-    """Exact solution of dx/dt = D - x over h for constant D."""
-    # A float is computed on the CPU: copying it to a GPU as a tensor would synchronize.
+    """The state after a time h, from the exact solution of dx/dt = D - x for constant D."""
+    # For a float, exp is computed on the CPU: copying h to a GPU as a tensor would synchronize.
     if isinstance(h, float):
         decay = math.exp(-h)
         return (x * decay).add_(d * (1 - decay))
@@ -95,30 +117,35 @@ def advance(x: Tensor, d: Tensor, h: Tensor | float) -> Tensor:
 
 def second_order_estimate(history: History, h: float) -> Tensor:
     """D in the middle of the next step, of length h, extrapolated from the last two evaluations."""
-    span = history.t - history.t_before  # inf if there is no slope yet: D is kept
+    span = history.t - history.t_before  # inf after a first evaluation: the result is D
     return ((history.d - history.d_before) / span).mul_(h / 2).add_(history.d)
 
 
 def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) -> Tensor:
-    """The state at t_next by Adams-Bashforth of second order, for steps of different lengths in sigma.
+    """The state at t_next by the second-order Adams-Bashforth method for steps of different lengths in sigma.
 
-    x' = x + H (v + (v - v_before) H / (2 H_before)), with v = (x - D) / sigma
+    x' = x + H (v + (v - v_before) H / (2 H_before))
+
+    Here v = (x - D) / sigma is the velocity now, v_before the velocity at the evaluation before, H the change
+    of sigma over this step, and H_before the change of sigma since the evaluation before.
 
     Args:
-        history: evaluations before that of `d`.
+        history: the evaluations before the one that gave `d`.
         x, d: (b, c, H, W) state and denoised estimate at time t.
         t, t_next: times.
     """
     sigma, step = math.exp(-t), math.exp(-t_next) - math.exp(-t)
     velocity = (x - d).div_(sigma)
     before = (history.x - history.d).mul_(history.t.exp())  # 0 if there was no evaluation
-    span = history.t.neg().exp_().sub_(sigma)  # inf then, so that the velocity is kept
+    span = history.t.neg().exp_().sub_(sigma)  # inf if there was no evaluation: slope 0
     slope = (velocity - before).div_(span).mul_(-step / 2)
     return x.add(velocity.add_(slope), alpha=step)
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
-    """The state at time t if D changed linearly from its last evaluation to `d`: (b, c, H, W)."""
+    """The state at time t, (b, c, H, W), after one long step from each pixel's last evaluation. Over this
+    step, D changes linearly in t from the estimate of that evaluation to `d`.
+    """
     span = t - history.t
     safe = span.clamp_min(1e-6)
     weight = (safe - 1).add_(safe.neg().exp_()).div_(safe)
@@ -133,16 +160,17 @@ def multirate_step(
     masks: tuple[Tensor | None, Tensor | None],
     solver: Solver,
 ) -> tuple[History, Tensor]:
-    """One step of all tokens.
+    """Integrate all tokens over one step. Fresh tokens advance by `solver`, cached tokens with their last
+    estimate. For tokens that are evaluated again after a pause, the past long step is corrected first.
 
     Args:
-        history: evaluations before this step's.
+        history: the evaluations before the one at the start of this step.
         x: (b, c, H, W) state at the start of this step.
-        d: (b, c, H, W) denoised estimate of that state; the last one available for cached tokens.
+        d: (b, c, H, W) denoised estimate of that state; for cached tokens, their last estimate.
         times: start and end of this step.
-        masks: (b, 1, H, W) bool each: pixels evaluated at this step, None for all; and pixels not
-            evaluated at the preceding step, None for none.
-        solver: how fresh tokens step.
+        masks: (b, 1, H, W) bool each: pixels that are evaluated at this step (None if all are); and pixels
+            that were not evaluated at the preceding step (None if all were).
+        solver: the method by which fresh tokens are integrated.
 
     Returns:
         The new history, and the state at the next step's start.
@@ -170,7 +198,7 @@ def continued_step(
     masks: tuple[Tensor | None, Tensor | None],
     solver: Solver,
 ) -> tuple[History, Tensor]:
-    """As `multirate_step`, but the estimates of stale tokens are forecast instead of held."""
+    """As `multirate_step`, but estimates of stale tokens are forecast instead of kept constant."""
     after, held = multirate_step(history, x, d, times, masks, solver)
     (t, t_next), fresh = times, masks[0]
     if fresh is None:
@@ -186,20 +214,21 @@ def continued_step(
 
 
 def forecast_change(history: History, d: Tensor, t: float, fresh: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the estimates have probably changed since they were evaluated.
+    """The change that is forecast for the estimates from each pixel's last evaluation to time t.
 
     Args:
-        history: last evaluations before those at time t.
-        d: (b, c, H, W) estimate at time t, of fresh pixels.
-        t: the time.
-        fresh: (b, 1, H, W) bool.
+        history: each pixel's last evaluations before time t.
+        d: (b, c, H, W) denoised estimate at time t; used only at fresh pixels.
+        t: the present time.
+        fresh: (b, 1, H, W) bool, pixels that are evaluated at time t.
 
     Returns:
-        (b, 1, H, W) how far sigma has fallen since each pixel's last evaluation, and the (b, c, H, W) change.
+        Two tensors: the decrease of sigma since each pixel's last evaluation, (b, 1, H, W); and the forecast
+        change, (b, c, H, W).
     """
     last = history.t.neg().exp_()
     elapsed = (last - math.exp(-t)).clamp_min_(0.0)
-    span = history.t_before.neg().exp_().sub_(last)  # inf if there was no evaluation before: no change
+    span = history.t_before.neg().exp_().sub_(last)  # inf after a first evaluation: the change is 0
     change = (history.d - history.d_before).mul_((elapsed / span).clamp_max_(FARTHEST))
     forecast, axes = change.masked_fill(~fresh, 0.0), tuple(range(1, d.ndim))
     agreement = (forecast * (d - history.d)).sum(axes, keepdim=True)

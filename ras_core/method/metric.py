@@ -1,4 +1,4 @@
-"""The region metric: how the guided model output ranks tokens (paper, equation 1)."""
+"""The region metric: a score for each token, computed from the guided model output (paper, equation 1)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ def region_metric(noise: Tensor, metric: Metric, grid: TokenGrid, generator: tor
 
     "std" is equation 1's term: the standard deviation over channels at each latent pixel, averaged over the
     token's pixels. "l2norm" takes the norm over channels instead (paper, supplement). "random" is the
-    baseline, with the same scores for every image, so that a batch equals its single runs.
+    baseline, with the same random scores for every image of a batch, so that an image is the same in a batch
+    as in a run of its own.
 
     Args:
-        noise: (b, c, *size), guided prediction of the direction from image to noise.
+        noise: (b, c, *size), guided model output: the predicted direction from the image to the noise.
         metric: "std", "l2norm" or "random".
         grid: token grid of the latent.
-        generator: random source of "random", on the CPU.
+        generator: random number generator for the metric "random", on the CPU.
 
     Returns:
         (b, n) float32.

@@ -1,10 +1,11 @@
 """A plan: the data that determines what a run of a given speed computes.
 
-Steps are stored as a density over the model's own `simple` schedule, not as noise levels. So for every model,
-number of steps and shift, the grid decreases from the model's first level to 0. Model makers also use the
-shift to adapt a schedule to another resolution, and the density adapts with it. The drawback: if a user
-changes the shift at the same resolution, steps move although the equation stays the same. So a plan that was
-measured on a model is used only with the same schedule.
+A plan stores its sigma grid not as noise levels but as a density: the share of its steps in each part of the
+model's own `simple` schedule. A grid made from it decreases from the model's first noise level to 0, whatever
+the model, the number of steps and the shift. If the shift adapts the schedule to another resolution, the grid
+adapts too. But if a user changes the shift at the same resolution, the grid moves to other noise levels,
+although the same noise levels as before need the most steps (the differential equation has not changed). So a
+plan that was measured on a model is used only with the schedule on which it was measured.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ PlanSpeed = Literal["1.5x", "2x", "2.5x", "3x"]
 PLAN_SAMPLERS: tuple[PlanSampler, ...] = get_args(PlanSampler)
 PLAN_SPEEDS: tuple[PlanSpeed, ...] = get_args(PlanSpeed)
 FULL_STEPS = 28
-"""Steps of the dense run that speeds are relative to."""
+"""Number of steps of the dense run to which speeds are relative."""
 
 LARGEST = sys.float_info.max
 
 MIN_DENSE = 2
-"""Smallest number of dense steps at the start of a run: the selection compares two estimates."""
+"""Least number of dense steps at the start of a run, because selection compares two estimates."""
 
 
 def plain_steps(speed: str) -> int:
@@ -41,19 +42,19 @@ def plain_steps(speed: str) -> int:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run achieves a speed.
+    """What a run computes so that it reaches a given speed-up over a dense run of `full_steps` steps.
 
     Attributes:
         speed: one of PLAN_SPEEDS.
         sampler: the sampler that the plan was made for.
-        density: share of the steps in each of as many equal parts of the `simple` schedule; sum 1.
-        shares: share of the image tokens at each step: 1 for a dense step, else 0.05 to below 1. As many
-            numbers as steps; the first two are 1: selection needs their results.
-        kv_cache: format of the K/V cache if a step is regional; checked when a plan becomes settings.
-        full_steps: number of dense steps that the plan's `steps` steps replace.
-        speedup: expected by FLOPs over `full_steps` dense steps.
-        closeness: of the final latent to a fine reference, dB; None if it was not measured.
-        origin: where the plan comes from: "calibrated on this model at 1024x1024".
+        density: share of the steps in each part of the `simple` schedule (parts with equally many steps).
+        shares: for each step, the share of the image tokens that it computes: 1 for a dense step, else 0.05
+            to below 1. The first two are 1, because selection needs the results of two dense steps.
+        kv_cache: format of the K/V cache for regional steps; checked when settings are made from the plan.
+        full_steps: number of steps of the dense run that a run of this plan replaces.
+        speedup: expected from FLOPs, relative to `full_steps` dense steps.
+        closeness: how close the final latent is to a fine reference, in dB; None if it was not measured.
+        origin: where the plan comes from, such as "calibrated on this model at 1024x1024".
 
     Raises:
         RASError: a value is invalid.
@@ -73,20 +74,20 @@ class Plan:
         _one_of("speed", self.speed, PLAN_SPEEDS)
         _one_of("sampler", self.sampler, PLAN_SAMPLERS)
         _numbers("density", self.density, 0.0, math.inf, "numbers of 0 or more, not all 0")
-        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1, the first ones 1")
+        _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1")
         if not 0 < sum(self.density) < math.inf:
             _refuse("density", self.density, "numbers of 0 or more, not all 0")
         if any(share != 1 for share in self.shares[:MIN_DENSE]):
-            _refuse("shares", self.shares, f"{MIN_DENSE} dense steps (1) at the start")
+            _refuse("shares", self.shares, f"a share of 1 for each of the first {MIN_DENSE} steps")
         if not _is_whole(self.full_steps) or self.full_steps < 1:
             _refuse("full_steps", self.full_steps, "a whole number of 1 or more")
         if not _is_number(self.speedup) or self.speedup <= 0:
             _refuse("speedup", self.speedup, "a number above 0")
         if self.closeness is not None and not _is_number(self.closeness):
-            _refuse("closeness", self.closeness, "a number of decibels, or none")
+            _refuse("closeness", self.closeness, "a number of decibels, or null if it was not measured")
         for name in ("kv_cache", "origin"):
             if not isinstance(getattr(self, name), str):
-                _refuse(name, getattr(self, name), "a text")
+                _refuse(name, getattr(self, name), "a string")
         object.__setattr__(self, "density", normalised(self.density))
         object.__setattr__(self, "shares", tuple(self.shares))
 
@@ -101,47 +102,47 @@ class Plan:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all steps are dense, so that the plan needs no RAS."""
+        """Whether all steps are dense, so that a run of the plan needs no regional steps."""
         return len(self.dense_steps) == self.steps
 
     @property
     def has_even_grid(self) -> bool:
-        """Whether the grid is the `simple` schedule."""
+        """Whether the run's noise levels are those of the `simple` schedule with as many steps."""
         return max(self.density) - min(self.density) < 1e-9
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens that a step computes, mean over the steps of the run."""
+        """Share of the image tokens that a step computes, averaged over the steps of the run."""
         return sum(self.shares) / self.steps
 
     def levels(self, fine: Sequence[float]) -> tuple[float, ...]:
         """The run's noise levels.
 
         Args:
-            fine: the model's `simple` schedule, finer than the plan.
+            fine: the model's `simple` schedule with more steps than the plan.
         """
         return grid(fine, positions(self.density, self.steps))
 
     def levels_of_part(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
-        """The noise levels that replace a sampler's own, with the same first and last level.
+        """The noise levels that replace the sampler's own levels; the first and the last are kept.
 
         Args:
             fine: the model's `simple` schedule.
-            given: the sampler's levels, of a whole run, a part of a run, or a run with denoise below 1.
+            given: the sampler's own levels; they may be those of a part of a run or of a denoise below 1.
         """
         return self.resized(len(given) - 1).grid_between(fine, given)
 
     def grid_between(self, fine: Sequence[float], given: Sequence[float]) -> tuple[float, ...]:
-        """All of the plan's steps between the first and the last of the given noise levels."""
+        """The noise levels with all steps of the plan placed between the first and last level of `given`."""
         return part_of(fine, self.density, self.steps, given)
 
     def resized(self, full_steps: int) -> Plan:
-        """The plan of the same speed for another number of dense steps; shares keep their positions."""
+        """This plan for a dense run of `full_steps` steps: same speed, with its shares stretched to match."""
         steps = max(1, round(self.steps * full_steps / self.full_steps))
         return replace(self, shares=self._stretched(steps), full_steps=max(full_steps, 1))
 
     def on_grid(self, steps: int) -> Plan:
-        """The plan for a grid that already has its `steps` steps; `full_steps` is computed from them."""
+        """This plan with `steps` steps, for a grid that is already fixed; `full_steps` is scaled likewise."""
         full_steps = max(round(steps * self.full_steps / self.steps), 1)
         return replace(self, shares=self._stretched(steps), full_steps=full_steps)
 
@@ -164,7 +165,7 @@ class Plan:
         """The plan from the result of `as_dict`.
 
         Raises:
-            RASError: it has another version, a missing or unknown field, or an invalid value.
+            RASError: `values` has another version, a missing or unknown field, or an invalid value.
         """
         values = checked_version("plan", values)
         names = {field.name for field in fields(cls)}
@@ -187,7 +188,7 @@ class Plan:
 
 
 def described(speed: str, shares: Sequence[float], full_steps: int) -> str:
-    """What a run of this speed computes, in one line."""
+    """One line about the run of a plan: its speed, its steps and its mean share of tokens."""
     dense = sum(share == 1 for share in shares)
     line = f"{speed}: {len(shares)} of {full_steps} steps, "
     if dense == len(shares):

@@ -1,4 +1,6 @@
-"""Candidates for runs with regional steps at a given cost: each is a list of the token share at each step."""
+"""Candidates for plans with regional steps at a given cost of the run: each candidate is the token share of
+every step.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +10,23 @@ from ..config import MIN_RATIO
 from .plan import MIN_DENSE, PlanSampler
 
 RegionalCost = Callable[[float], float]
-"""Cost of a step on a share of the tokens, in multiples of the cost of a dense step."""
+"""A function from the token share of a regional step to the step's cost, in multiples of a dense step's
+cost."""
 
 MAX_SHARE = 0.95
-"""Largest share of a regional step. Above it, a regional step saves less than its overhead costs."""
+"""Largest token share of a regional step. With a larger share, a regional step saves less than its
+overhead."""
 
 LEAST_FITTED = 0.4
-"""Smallest regional share of a plan that is fitted to another model. The least that was measured is 0.59."""
+"""Smallest token share of a regional step in a plan that is fitted to another model. The smallest share of a
+measured plan (`family_plans.REGIONAL`) is 0.59."""
 
 DENSE_PART = 0.45
-"""Part of a run's cost that goes into dense steps, if the number of steps is given."""
+"""Share of a run's cost that dense steps have in `shares_of_steps`, where the number of steps is given."""
 
-# Share of the tokens in a regional step, and part of the run's cost for dense steps. On front-loaded grids
-# shares of 0.5 to 0.8 did best; a late start keeps the part in which the whole image changes dense.
+# For each candidate: token share of a regional step, and share of the run's cost that dense steps have.
+# Token shares of 0.5 to 0.8 on front-loaded grids gave the best results. Regional steps start late, so that
+# the first part of a run, in which the whole image changes, is dense.
 TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
     "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),
     "euler": ((0.7, 0.4), (0.5, 0.45)),
@@ -28,26 +34,26 @@ TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
 
 
 def candidates(sampler: PlanSampler, budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
-    """The share of tokens at each step, for each candidate at this cost.
+    """The candidates for a run of this cost: for each candidate, the token share of every step.
 
     Args:
         sampler: the sampler of the run.
-        budget: cost of the run, in dense steps.
-        cost: cost of a regional step by its share.
+        budget: cost of the run, in multiples of the cost of a dense step.
+        cost: function from the token share of a regional step to the step's cost, in the same unit.
     """
     tried = (shares_for(budget, share, dense, cost) for share, dense in TRIED[sampler])
     return [shares for shares in tried if shares is not None]
 
 
 def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) -> tuple[float, ...] | None:
-    """The shares of a run that starts with dense steps and continues with regional ones; None if no such run
-    meets the budget.
+    """The token share of every step of a run that starts with dense steps and continues with regional ones;
+    None if no such run meets the budget.
 
     Args:
-        budget: cost of the run, in dense steps.
-        share: approximate share of the tokens in a regional step; adjusted to meet the budget exactly.
-        dense: part of the budget for dense steps.
-        cost: cost of a regional step, increasing with its share.
+        budget: cost of the run, in multiples of the cost of a dense step.
+        share: approximate token share of a regional step; it is adjusted so that the run costs the budget.
+        dense: share of the budget that is spent on dense steps, approximately.
+        cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
     n_dense = max(round(budget * dense), MIN_DENSE)
     rest = budget - n_dense
@@ -58,13 +64,13 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
 
 
 def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float, ...]:
-    """The shares with which a given number of steps costs as much as steps / speed dense ones; the smallest
-    possible shares if even these cost more.
+    """The token share of every step of a run of `steps` steps that costs as much as steps / speed dense
+    steps. If even the smallest possible shares cost more than that, the result has the smallest shares.
 
     Args:
-        steps: number of steps of the run, which is kept.
-        speed: wanted speed-up over as many dense steps.
-        cost: cost of a regional step, increasing with its share.
+        steps: number of steps of the run, dense and regional.
+        speed: desired speed-up over a run of `steps` dense steps.
+        cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
     budget = steps / speed
     n_dense = min(max(round(budget * DENSE_PART), MIN_DENSE), steps)
@@ -75,14 +81,15 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
-    """The same steps with the share of regional steps changed so that the run costs the budget; None if that
-    takes a share outside the usual range, such as with large reference images.
+    """The same dense and regional steps, with the token share of the regional steps changed so that the run
+    costs the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE; large reference
+    images can be a reason.
 
     Args:
-        shares: shares of a plan for another model: dense steps, and at least one regional step, all of one
-            share.
-        budget: cost of the run, in dense steps.
-        cost: cost of a regional step, increasing with its share.
+        shares: token shares of a plan for another model: dense steps and at least one regional step; all
+            regional steps have the same share.
+        budget: cost of the run, in multiples of the cost of a dense step.
+        cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
     n_dense = sum(share == 1 for share in shares)
     wanted = (budget - n_dense) / (len(shares) - n_dense)
@@ -93,12 +100,12 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
 
 
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:
-    """How much faster steps of these shares are than dense ones."""
+    """The speed-up of a run with these token shares over a run of equally many dense steps."""
     return len(shares) / sum(1.0 if share == 1 else cost(share) for share in shares)
 
 
 def _share_of(wanted: float, cost: RegionalCost) -> float:
-    """The share at which a step has this cost, by bisection."""
+    """The token share at which a regional step has the cost `wanted`, found by bisection."""
     low, high = MIN_RATIO, MAX_SHARE
     for _ in range(20):
         middle = (low + high) / 2

@@ -26,10 +26,10 @@ def read_json(text: str) -> Any:
 
 
 def checked_version(what: str, values: Any) -> dict[str, Any]:
-    """The fields without the version, which must be VERSION.
+    """The dict `values`, read from JSON, without its field "version", which must be VERSION.
 
     Raises:
-        RASError: it is another one, or there are no fields.
+        RASError: the version is another one, or `values` is no dict.
     """
     version = values.get("version") if isinstance(values, Mapping) else None
     if version != VERSION:

@@ -1,26 +1,27 @@
-"""The plans of a model: those that were tried for each speed, and the choice among them."""
+"""The plans of a model for each speed, and the choice of the best plan for a given speed."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import RASError
 from .plan import PLAN_SPEEDS, Plan
 from .plan_json import VERSION, checked_version, read_json
 
 WORTHWHILE = 0.2
-"""Gain in dB over plain sampling that a plan with regional steps must exceed to be chosen: with two seeds,
-smaller differences are not significant."""
+"""To be chosen, a measured plan with regional steps must be closer to the reference than the best plain plan
+by more than this many dB: with two seeds, smaller differences are not significant."""
 
 
 @dataclass(frozen=True)
 class PlanSet:
-    """The plans of a model that were tried.
+    """The plans of a model, from which the best plan of a speed is chosen.
 
     Attributes:
-        plans: plans of any speed and sampler, plain ones first; there may be several for the same speed.
+        plans: plans of any speed and sampler; there may be several for the same speed. If two plans
+            are equally close to the reference, or neither was measured, the earlier one is preferred.
         note: where the plans come from, and how they were measured.
     """
 
@@ -28,8 +29,9 @@ class PlanSet:
     note: str = ""
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
-        """The plan of a speed that comes closest to the reference; a plain one unless a plan with regional
-        steps is better by more than WORTHWHILE.
+        """The best plan for a speed: the plan whose result is closest to the reference. But a plan with
+        regional steps must be closer than the best plain plan by more than WORTHWHILE. If no plan for the
+        speed was measured, the first plan for it in `plans` is returned.
 
         Args:
             speed: one of PLAN_SPEEDS.
@@ -37,7 +39,7 @@ class PlanSet:
             plain: consider only plans without regional steps.
 
         Raises:
-            RASError: there is no such plan.
+            RASError: there is no plan for this speed and sampler.
         """
         found = [p for p in self.plans if p.speed == speed and sampler in (None, p.sampler)]
         found = [p for p in found if p.is_plain or not plain]
@@ -47,15 +49,30 @@ class PlanSet:
                 f"one of: {', '.join(sorted({f'{p.speed} {p.sampler}' for p in self.plans})) or 'none'}.",
                 "choose another speed, or calibrate again.",
             )
-        return max(found, key=_rank)  # the first one among equally good plans
+        return max(found, key=_rank)  # among equally good plans, the first
+
+    def plain(self, speed: str, sampler: str) -> Plan:
+        """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the
+        noise levels of its best plan.
+
+        Raises:
+            RASError: there is no plan of this speed and sampler at all.
+        """
+        best = self.best(speed, sampler)
+        if any(p.is_plain for p in self.plans if (p.speed, p.sampler) == (speed, sampler)):
+            return self.best(speed, sampler, plain=True)
+        steps = max(round(best.full_steps / float(speed.removesuffix("x"))), 1)
+        return replace(best, shares=(1.0,) * steps, closeness=None, speedup=best.full_steps / steps)
 
     def chosen(self) -> tuple[Plan, ...]:
-        """The best plan of each speed, for the speeds that have plans."""
+        """The best plan of each speed for which there are plans."""
         speeds = [speed for speed in PLAN_SPEEDS if any(plan.speed == speed for plan in self.plans)]
         return tuple(self.best(speed) for speed in speeds)
 
     def describe(self) -> str:
-        """The best plan of each speed with its expected speed-up and closeness, one per line."""
+        """One line for each speed: its best plan, with the plan's expected speed-up and closeness to the
+        reference.
+        """
         return "\n".join(_line(plan) for plan in self.chosen())
 
     def to_json(self) -> str:
@@ -72,7 +89,9 @@ class PlanSet:
         values = checked_version("set of plans", read_json(text))
         plans, note = values.get("plans"), values.get("note", "")
         if not isinstance(plans, list) or not plans or not isinstance(note, str):
-            raise RASError("a set of plans without plans.", "a list of plans and a note.", "calibrate again.")
+            raise RASError(
+                "a set of plans without any plan.", "a list of plans and a note.", "calibrate again."
+            )
         return cls(tuple(Plan.from_dict(each) for each in plans), note)
 
 

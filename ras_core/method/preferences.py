@@ -1,4 +1,4 @@
-"""User preferences for token selection: regions to favour."""
+"""User preferences for token selection: image regions whose tokens are to be selected more often."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import RASError, quoted
 from .grid import TokenGrid
 
 PRIORITY_WEIGHT = 3.0
-"""Extra weight of a token with priority 1: its score is four times as high as without priority."""
+"""Extra weight at priority 1. It is added to the usual factor of 1: the score is multiplied by 1 + 3 = 4."""
 
 OVERSHOOT = 0.5
 """How far a mask may leave [0, 1]: resizing can overshoot a little, while other scales such as 0 to 255 are
@@ -24,7 +24,7 @@ class Preferences:
     """Preferences for each token.
 
     Attributes:
-        priority: (b or 1, n) float in [0, 1], how much each token is favoured; None if none is.
+        priority: (b or 1, n) float in [0, 1], how strongly each token is favoured; None if none is favoured.
     """
 
     priority: Tensor | None = None
@@ -36,8 +36,14 @@ class Preferences:
 
     @property
     def weight(self) -> Tensor | float:
-        """Factor on the score of each token, from 1 to 4 by its priority."""
+        """Factor by which each token's selection score is multiplied. It rises linearly from 1 at priority 0
+        to 4 at priority 1.
+        """
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority
+
+    def in_order(self, order: Tensor) -> Preferences:
+        """The preferences of the tokens in this order, (n,)."""
+        return self if self.priority is None else Preferences(self.priority[:, order])
 
 
 def as_priority(mask: Any) -> Tensor | None:

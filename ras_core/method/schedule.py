@@ -9,12 +9,13 @@ from enum import Enum
 from ..config import RASConfig
 from ..errors import RASError
 
-# An evaluation's sigma may differ from the schedule's by rounding (samplers that work in log space).
+# An evaluation's sigma may differ from the schedule's by rounding (samplers that work in log space): by at
+# most this fraction, and by less than half a step, because long schedules have still smaller steps.
 SIGMA_TOLERANCE = 1e-4
 
 
 class StepKind(Enum):
-    """How many tokens a step processes."""
+    """Whether a step processes all tokens (DENSE) or only the active ones (REGIONAL)."""
 
     DENSE = "dense"
     REGIONAL = "regional"
@@ -25,10 +26,11 @@ class StepPlan:
     """One step of a run.
 
     Attributes:
-        index: position in the run, from 0.
+        index: number of the step in the run, from 0.
         kind: dense or regional.
         ratio: share of the image tokens to process; 1 for a dense step.
-        is_reset: a dense step inserted to clear the error of the cached tokens (paper, section 3.4).
+        is_reset: whether this is a reset: a dense step inserted among regional steps to clear the error that
+            cached tokens have accumulated (paper, section 3.4).
     """
 
     index: int
@@ -37,7 +39,9 @@ class StepPlan:
     is_reset: bool = False
 
     def active_count(self, n_tokens: int) -> int:
-        """Number of tokens to process; the cached share is rounded down, as in the reference code."""
+        """Number of tokens to process. The number of cached tokens is rounded down, as in the authors'
+        reference code.
+        """
         if self.kind is StepKind.DENSE:
             return n_tokens
         cached = int((1.0 - self.ratio) * n_tokens + 1e-6)
@@ -47,11 +51,13 @@ class StepPlan:
 def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
     """Plan a run of `n_steps` steps (paper, section 3.4).
 
-    Step 0 is always dense, and with the multirate method step 1 too: selection needs results of earlier
-    steps. The window [start_step, end_step) is half-open throughout; in the reference code it is not.
+    Step 0 is always dense, because selection needs the result of an earlier step. With the multirate method
+    (`config.paper` is None), step 1 is dense too, because its selection needs the results of two steps.
+    Regional steps are in the window [start_step, end_step), so `end_step` itself is never regional. The
+    paper authors' reference code treats `end_step` inconsistently.
 
     Raises:
-        RASError: `config.shares` has not one share for each of the `n_steps` steps.
+        RASError: the number of `config.shares` is not `n_steps`.
     """
     if config.shares:
         return _as_given(n_steps, config.shares)
@@ -63,11 +69,13 @@ def plan_steps(n_steps: int, config: RASConfig) -> tuple[StepPlan, ...]:
 
 
 def _as_given(n_steps: int, shares: Sequence[float]) -> tuple[StepPlan, ...]:
-    """Steps with these shares; a dense one after a regional one is a reset."""
+    """Plan steps with the token shares of `config.shares`, one per step. Every dense step after the first
+    regional step is a reset.
+    """
     if len(shares) != n_steps:
         raise RASError(
             f"a plan of {len(shares)} steps for a run of {n_steps} steps.",
-            "as many shares as steps.",
+            "one token share for each step of the run.",
             "use RAS Patch Model or RAS KSampler, which fit a plan to the run.",
         )
     resets = (share == 1 and min(shares[: step + 1]) < 1 for step, share in enumerate(shares))
@@ -78,15 +86,20 @@ def step_of_sigma(sigmas: Sequence[float], sigma: float) -> int:
     """The step whose interval contains `sigma`; on a boundary, the step that starts there.
 
     Args:
-        sigmas: the run's decreasing schedule, one more value than there are steps.
-        sigma: noise level of an evaluation, which may be between two values of the schedule, or just below
-            its first value.
+        sigmas: the noise levels of the run in decreasing order, one more than there are steps.
+        sigma: noise level of an evaluation. Samplers of higher order also evaluate between two levels of the
+            schedule. Some samplers, such as dpmpp_2m_sde, slightly lower the first level of flow models.
     """
     last = len(sigmas) - 2
     step = 0
-    while step < last and sigmas[step + 1] * (1.0 + SIGMA_TOLERANCE) >= sigma:
+    while step < last and _starts_at_or_above(sigmas[step], sigmas[step + 1], sigma):
         step += 1
     return step
+
+
+def _starts_at_or_above(before: float, start: float, sigma: float) -> bool:
+    """Whether the step from `start`, which follows the step from `before`, starts at `sigma` or above it."""
+    return start + min(SIGMA_TOLERANCE * start, (before - start) / 2) >= sigma
 
 
 def decreases(sigmas: Sequence[float]) -> bool:
@@ -96,7 +109,7 @@ def decreases(sigmas: Sequence[float]) -> bool:
 
 def _regional_window(n_steps: int, config: RASConfig) -> range:
     end = min(config.end_step, n_steps) if config.end_step else n_steps
-    # The multirate score needs two estimates; the paper's metric needs one output.
+    # The multirate score needs the estimates of two steps; the paper's metric needs the output of one step.
     earliest = 2 if config.paper is None else 1
     return range(max(config.start_step, earliest), end)
 
@@ -110,7 +123,9 @@ def _reset_steps(n_steps: int, config: RASConfig) -> Sequence[int]:
 
 
 def _ratios(count: int, config: RASConfig) -> list[float]:
-    """The ratio of each regional step, first to last."""
+    """The share of the image tokens that each regional step processes, from the first regional step to the
+    last.
+    """
     end = config.paper.ratio_end if config.paper else 0.0
     if end == 0 or count < 2:
         return [config.sample_ratio] * count

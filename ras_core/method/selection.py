@@ -18,22 +18,26 @@ def select_active(
 ) -> Tensor:
     """Indices of the active tokens, sorted by position.
 
-    Of the n - active_count cached tokens, the share `high_ratio` comes from the high end of the metric and
-    the rest from its low end.
+    Tokens are ranked by their region metric (method/metric.py). The n - active_count cached tokens are those
+    at both ends of the ranking: a share `high_ratio` of them at the high end, the rest at the low end.
 
-    The paper contradicts itself about starvation: equation 1 multiplies the metric of a dropped token by
-    exp(+k D), but according to its text the tokens with a HIGH metric are cached, so the factor keeps dropped
-    tokens cached forever (in the reference code at 50 %, about half of the tokens are never computed again).
-    "corrected" follows the stated aim: a token that was dropped often moves away from the end of the ranking
-    that is dropped. "reference" is the formula of the reference code.
+    The paper contradicts itself about starvation, i.e. tokens that are never computed. Equation 1 multiplies
+    the metric of a token that has been cached D times by exp(+k D), where k is `starvation_scale`. But
+    according to the paper's text, the tokens with a HIGH metric are cached. So the factor keeps cached tokens
+    cached forever: with the authors' reference code at a sample ratio of 50 %, about half of the tokens are
+    never computed again. With `starvation` = "corrected", a token that was cached often moves away from the
+    ends of the ranking, as the text intends. With `starvation` = "reference", the formula of the reference
+    code is used.
 
     Args:
         metric: (b, n) float32.
         drop_count: (b, n) int, how often each token has been cached so far.
-        active_count: tokens to keep, 1 to n.
-        settings: the paper's settings; `high_ratio` and those for starvation are used here.
-        preferences: favoured tokens move away from both ends of the ranking. Ignored by the reference
-            formula, which only serves to prove conformity with the reference code.
+        active_count: number of active tokens, 1 to n.
+        settings: the paper's settings, of which `high_ratio`, `starvation` and `starvation_scale` are used
+            here.
+        preferences: the user's preferences, which move favoured tokens away from both ends of the ranking.
+            The "reference" formula ignores `preferences`, because its only purpose is to give the same
+            results as the reference code.
 
     Returns:
         (b, active_count) int64.
@@ -48,7 +52,9 @@ def select_active(
 
 
 def count_drops(drop_count: Tensor, active_idx: Tensor) -> Tensor:
-    """Drop counts after a step with these active tokens: (b, n), (b, n_active) -> (b, n), a new tensor."""
+    """The drop count after a step, as a new tensor (b, n): `drop_count` (b, n), increased by 1 for each token
+    that the step does not compute, i.e. that is not in `active_idx` (b, n_active).
+    """
     return (drop_count + 1).scatter(1, active_idx, drop_count.gather(1, active_idx))
 
 

@@ -1,11 +1,11 @@
-"""What the method must know about a network: one adapter per family, and the registry of adapters.
+"""Adapters, which state what RAS must know about the networks of a model family, and their registry.
 
-Read `base` (what an adapter states), then `sd3`, `lumina2`, `lumina_next` or `flux`; `cost` computes FLOPs
-and cache bytes. README.md explains how to add a family.
+Read `base` first, which defines what an adapter states, then an example: `sd3`, `lumina2`, `lumina_next` or
+`flux`. `cost` computes FLOPs and the size of the K/V cache. README.md explains how to add a family.
 
 1. `adapter_for` finds the adapter of a network, or raises an error that lists the supported families.
-2. The adapter tells which modules are blocks, how many rows follow the image rows, and which inputs of a
-   block have rows to gather.
+2. The adapter tells which modules of the network are its blocks, how many rows follow the image rows, and
+   which inputs of a block have rows of image tokens, so that rows of skipped tokens can be left out.
 
 Imports: rows, errors.
 """
@@ -28,7 +28,8 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
     """The adapter of this network.
 
     Raises:
-        RASError: the network's class, or this variant of it, is not supported; the message lists what is.
+        RASError: the network's class, or this variant of the class, is not supported; the message lists the
+            supported families.
     """
     kind = type(network)
     found = f"{kind.__name__} ({kind.__module__})"
@@ -46,5 +47,5 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
 
 
 def network_of(module: nn.Module) -> nn.Module:
-    """The network itself, without the wrapper of torch.compile."""
+    """The network inside the module that torch.compile returns; any other module is returned unchanged."""
     return getattr(module, "_orig_mod", module)

@@ -1,4 +1,6 @@
-"""The interface of an adapter: a few facts about a network, no copy of its forward."""
+"""The interface of an adapter. An adapter states the few facts about a network that RAS needs, so that RAS
+can use ComfyUI's network and needs no copy of the network's forward function.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,14 @@ Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
-"""Empty inputs, for questions about a network that are asked before any call."""
+"""No inputs; the default of methods that may be called before any call of the model."""
 
 REFERENCES: Final = "ref_latents"
-"""Name of the input with reference images, latents (b, c, H, W) of any size. It is also known while the cache
-is planned, before any call; other inputs are not."""
+"""Name of the model input with reference images, which are latents (b, c, H, W) of any size. While the K/V
+cache is planned, before any call of the model, this is the only input that is known."""
 
 FIRST_BLOCK: Final = ("double_block", 0)
-"""Name of the first block under which a patch that replaces it is registered."""
+"""Key in `patches_replace["dit"]` of a patch with which another node replaces the first block."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -36,26 +38,29 @@ class GatherPositions(Protocol):
     """Gathers the active rows of a position table."""
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
-        """Gather along `axis`; axis 0 has one entry for each image, or one for all."""
+        """The active rows of `table`, a tensor with one row per token on `axis`. Its axis 0 has one entry per
+        image, or a single entry for all images.
+        """
 
 
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
-    Each tensor inside the network is [prefix | image | suffix] along its rows. An adapter states the suffix
-    only. The prefix is the rest of each tensor's rows, so hidden rows, position tables, attentions and the
-    final layer's output may have prefixes of different lengths.
+    Along its rows, each tensor inside the network is [prefix | image | suffix]. An adapter states only the
+    number of suffix rows. The prefix of a tensor is the rest of its rows, so hidden tensors, position tables,
+    attentions and the final layer's output may have prefixes of different lengths.
 
     Attributes:
-        family: name for messages.
+        family: name of the family in messages.
         classes: the supported network classes, as ends of dotted names ("lumina.model.NextDiT"). Subclasses
-            do not match, since a subclass may be a different network. The names include the module, since two
-            families may use the same class name.
-        text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. Only
-            a check: rows before the image where none are expected make the run dense.
+            do not match, since a subclass may be a different network. The dotted names include the module,
+            since two families may use the same class name.
+        text_in_hidden: whether text rows come before the image rows in the main blocks' hidden tensor. This
+            is only a check: if rows precede the image rows although `text_in_hidden` is False, the run is
+            dense.
         runs_wrappers: whether ComfyUI runs other packs' DIFFUSION_MODEL wrappers around this network.
         control_lists: names of the lists that hold a ControlNet's residuals for the image rows.
-        cross_attentions: which attentions of a block, counted from 0, attend to the caption only; their
+        cross_attentions: which attentions of a block, counted from 0, attend only to the caption; their
             keys and values need no cache.
     """
 
@@ -71,11 +76,13 @@ class ModelAdapter(ABC):
         """The blocks that a regional step runs on active tokens only, in order."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """Blocks before the main ones, of the same form, which process the image rows without the text."""
+        """Blocks before the main blocks that take the same arguments as the main blocks, and process image
+        rows without the text.
+        """
         return ()
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """All blocks that run on active tokens, in the order in which the network runs them."""
+        """All blocks that a regional step runs on active tokens only, in the order in which they run."""
         return [*self.refiner_blocks(network), *self.main_blocks(network)]
 
     @abstractmethod
@@ -84,48 +91,50 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def patch_size(self, network: nn.Module) -> tuple[int, ...]:
-        """Latent pixels of a token along each axis of the latent, (h, w) or (t, h, w)."""
+        """Number of latent pixels that a token covers along each axis of the latent, (h, w) or (t, h, w)."""
 
     @abstractmethod
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
-        """Gather the rows of a block's inputs.
+        """Reduce a block's inputs to the rows of the active tokens.
 
         Args:
-            args, kwargs: as the network passes them to the block.
-            gather_hidden: to be applied to the tensor with the image rows, on axis 1; None if it must not be
-                changed.
-            gather_positions: to be applied to position tables that every block receives, with the axis of
-                their rows. A table that is left out may cause no error: some networks truncate a table that
-                is too long.
+            args, kwargs: the arguments that the network passes to the block.
+            gather_hidden: function to apply to the tensor with the image rows, which are on axis 1; None if
+                this tensor must not be changed.
+            gather_positions: function to call for each position table that every block receives; its
+                arguments are the table and the axis on which the table has its rows. A table that is not
+                gathered may cause no error, because some networks truncate a table that is too long.
         """
 
     @abstractmethod
     def cost_profile(self, network: nn.Module) -> CostProfile:
-        """The cost of a token in this network, in multiply-adds."""
+        """What a token costs in this network, in multiply-adds."""
 
     @abstractmethod
     def cache_profile(self, network: nn.Module) -> CacheProfile:
-        """The width of a token's keys and values in this network."""
+        """The widths of keys and values in this network, from which the size of the K/V cache is computed."""
 
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
         """A ControlNet's residuals for the active tokens only.
 
-        The lists of `control_lists` hold (bb, n, d) for the image rows, or None, for one block after another.
+        Each list of `control_lists` has one entry for each block: a residual for the image rows, (bb, n, d),
+        or None.
 
         Args:
-            control: residuals by the name of their list; None without a ControlNet.
-            options: the call's transformer options.
+            control: lists of residuals by name; None if there is no ControlNet.
+            options: transformer options of the model call.
             active_idx: (bb, n_active) int64.
             n_tokens: image tokens of the whole image.
 
         Raises:
-            RegionalAbort: residuals of an unknown form, or a patch replaces the first block: if it does not
-                run the block, the rows that the first residual is added to are not gathered yet. The call
-                then runs on all tokens.
+            RegionalAbort: the residuals have an unknown form, or another node's patch replaces the first
+                block. If such a patch does not call the block, RAS does not gather the active rows there, so
+                the first residual would be added to the rows of all tokens. After this error, the call runs
+                on all tokens.
         """
         if control is None:
             return None
@@ -142,12 +151,14 @@ class ModelAdapter(ABC):
         }
 
     def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
-        """Rows after the image rows (padding, reference images); they are processed at every step.
+        """Number of rows after the image rows (padding, reference images). These rows are processed at every
+        step.
 
         Args:
             network: ComfyUI's network.
             n_tokens: image tokens of the whole image.
-            inputs: inputs of the call; reference images (`REFERENCES`) may add rows.
+            inputs: inputs of the model call, by name. If they have reference images (`REFERENCES`), these
+                may add rows.
 
         Returns:
             The number of rows after the image rows, or `ALL` if every row that is not an image row comes
@@ -156,27 +167,30 @@ class ModelAdapter(ABC):
         return 0
 
     def unsupported(self, network: nn.Module) -> str | None:
-        """What a network of one of `classes` is, in a few words for a message, if it is a variant that was
-        not tested; None if it is supported.
+        """A few words for the error message, which name the variant if the network is an untested variant of
+        `classes`; None if the network is supported.
         """
         return None
 
     def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
-        """Why a call must process all tokens, as a sentence for the log; None if it may be regional.
+        """Why a call of the model must process all tokens, as a sentence for the log; None if the call may be
+        regional.
 
-        Needed for calls that would give wrong results without an error, such as calls with a timestep per row
-        or frame, or with row indices among the inputs. Calls that raise an error on fewer rows make the run
-        dense anyway.
+        A reason is needed for calls that would give wrong results without an error if they were regional,
+        such as calls with a timestep for each row or frame, or with row indices among the inputs. Calls that
+        raise an error when they get fewer rows need no reason, because the error makes the run dense.
 
         Args:
             network: ComfyUI's network.
             inputs: inputs of the call.
-            options: its transformer options.
+            options: transformer options of the call.
         """
         return None
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        """Number of rows before the image rows for a conditioning of `n_text` rows."""
+        """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding
+        rows if the family pads its text.
+        """
         return n_text
 
     def kv_repeat(self, network: nn.Module) -> int:
@@ -184,7 +198,7 @@ class ModelAdapter(ABC):
         return 1
 
     def matches(self, network: nn.Module) -> bool:
-        """Whether this is exactly one of `classes`; compared by name, to avoid importing ComfyUI."""
+        """Whether the network's class is one of `classes`; compared by name, to avoid importing ComfyUI."""
         full = f".{type(network).__module__}.{type(network).__qualname__}"
         return any(full.endswith(f".{each}") for each in self.classes)
 
@@ -200,7 +214,7 @@ def _active_rows(
 
 
 def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:
-    """Change one argument, passed by position or by name."""
+    """Apply `change` to one argument of a call, which may be passed by position or by name."""
     if name in kwargs:
         return args, {**kwargs, name: change(kwargs[name])}
     return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs

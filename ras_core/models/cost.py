@@ -1,4 +1,4 @@
-"""FLOPs of a step and size of the K/V cache, computed from the shapes of a network."""
+"""Computes the FLOPs of a step and the size of the K/V cache from the shapes of a network."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class CostProfile:
-    """Multiply-adds of a network per token.
+    """The sizes of a network that determine the multiply-adds of one step.
 
     Attributes:
-        image_weights: linear weights applied to an image token in the blocks.
-        text_weights: linear weights applied to a text (or padding) token in the blocks.
-        joint_width: width of attentions over image and text together, summed over blocks.
-        image_width: width of attentions among image tokens only, summed over blocks.
-        cross_width: width of attentions of image tokens to text, summed over blocks.
-        final_weights: linear weights of the final layer.
+        image_weights: number of linear weights that the blocks apply to an image token.
+        text_weights: number of linear weights that the blocks apply to a text (or padding) token.
+        joint_width: width of attentions over image and text together, summed over all blocks.
+        image_width: width of attentions among image tokens only, summed over all blocks.
+        cross_width: width of attentions from image tokens to text, summed over all blocks.
+        final_weights: number of linear weights of the final layer, which is applied to each active token.
     """
 
     image_weights: int
@@ -29,7 +29,11 @@ class CostProfile:
     final_weights: int = 0
 
     def step_flops(self, n_tokens: int, n_active: int, n_text: int) -> float:
-        """FLOPs of one branch of one image: queries of active tokens, keys and values of all (equation 2)."""
+        """FLOPs of a step for one image and one prompt (equation 2 of the paper).
+
+        Linear layers and attention queries run on the active tokens; attention reads keys and values of all
+        tokens.
+        """
         linear = n_active * (self.image_weights + self.final_weights) + n_text * self.text_weights
         attention = 2 * (n_active + n_text) * (n_tokens + n_text) * self.joint_width
         attention += 2 * n_active * (n_tokens * self.image_width + n_text * self.cross_width)
@@ -38,7 +42,9 @@ class CostProfile:
 
 @dataclass(frozen=True)
 class CacheProfile:
-    """Width of a key, and of a value, in each attention whose K/V are cached.
+    """Widths of the keys in the attentions whose keys and values are cached, one entry for each attention.
+
+    In each attention, the values are as wide as the keys.
 
     Attributes:
         joint: widths of attentions over image and text together.
@@ -49,16 +55,17 @@ class CacheProfile:
     image: tuple[int, ...] = ()
 
     def counts(self, n_tokens: int, borders: Sequence[int], padding: int = 0) -> tuple[int, int, int]:
-        """Size of the whole cache, independent of its format.
+        """Size of the whole K/V cache in elements and in rows; neither depends on the format of the cache.
 
         Args:
             n_tokens: image tokens of the whole image.
-            borders: number of text and padding rows together, for each image in each branch.
-            padding: number of border rows that are padding; attentions without text have these rows too.
+            borders: numbers of text and padding rows together, one entry for each image with each prompt.
+            padding: number of padding rows in each of these entries. Attentions that are restricted to image
+                tokens have no text rows, but they have these padding rows.
 
         Returns:
-            Three counts: elements of all keys and values; their rows; elements of the key and value of the
-            largest attention.
+            Three counts: elements of all keys and values; rows of all keys and values; elements of the keys
+            and values of the largest attention.
         """
         image_rows = (n_tokens + padding) * len(borders)
         joint_rows = n_tokens * len(borders) + sum(borders)
@@ -68,7 +75,11 @@ class CacheProfile:
 
 
 def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_counts: Iterable[int]) -> float:
-    """FLOPs of a dense run, divided by those of a run whose evaluations process these numbers of tokens."""
+    """FLOPs of a dense run, divided by those of a run with regional steps.
+
+    `active_counts` has the number of image tokens that each evaluation of the run processes, one entry for
+    each evaluation.
+    """
     counts = list(active_counts)
     if not counts:
         return 1.0
@@ -77,8 +88,10 @@ def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_co
 
 
 def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:
-    """Number of weights of the linear layers in `module` that are applied to each row. Modulation layers are
-    skipped, because they run once per image.
+    """Number of weights of the linear layers in `module` that are applied to each row.
+
+    Layers whose names contain the text `skip` are not counted. These are modulation layers, which run once
+    per image instead of once per row.
     """
     return sum(
         layer.in_features * layer.out_features

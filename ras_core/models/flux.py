@@ -1,4 +1,4 @@
-"""Flux.1 (dev, schnell, Krea, Fill, Kontext): ComfyUI's Flux."""
+"""The adapter for Flux.1 (dev, schnell, Krea, Fill, Kontext), whose network is ComfyUI's class Flux."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from .base import NO_INPUTS, REFERENCES, Gather, GatherPositions, Inputs, ModelA
 from .cost import CacheProfile, CostProfile, linear_weights
 
 OTHER_TRAITS = ("global_modulation", "mlp_silu_act", "yak_mlp", "txt_norm", "txt_ids_dims")
-"""Parameters that Flux.1 does not set. Flux.2, LongCat-Image and Ovis-Image, of the same class, set some."""
+"""Parameters that are unset in Flux.1. Networks of Flux.2, LongCat-Image and Ovis-Image have the same class,
+but some of these parameters are set in them, which shows that they are not Flux.1."""
 
 
 class FluxAdapter(ModelAdapter):
-    """Text and image are two tensors in double blocks, and one sequence, [text | image], in single ones.
+    """Text and image are two tensors in double blocks, and one sequence [text | image] in single blocks.
 
-    All attentions join text and image in this order; keys are rotated. Kontext's reference images follow
-    the image rows and are processed at every step. Fill's additional channels add no rows.
+    All attentions have the text rows before the image rows, and keys are cached after rotation. The rows of
+    Kontext's reference images follow the image rows and are processed at every step. Fill's additional input
+    channels add no rows.
     """
 
     family = "Flux.1"
@@ -54,10 +56,11 @@ class FluxAdapter(ModelAdapter):
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
     ) -> tuple[tuple, dict]:
-        """A double block gets (img=, txt=, vec=, pe=, attn_mask=), a single block (img, vec=, ...).
+        """The network passes img, txt, vec, pe and attn_mask to a double block, all by keyword. It passes the
+        same to a single block, but without txt, and with img as the positional argument.
 
-        Redux' mask, (bb, r, r), has a row for each query and a column for each key. Only its rows
-        are gathered, because the cache has the keys of all tokens.
+        The attention mask of Redux, (bb, r, r), has a row for each query and a column for each key. Its rows
+        are gathered; its columns are not, because the K/V cache has the keys of all tokens.
         """
         if gather_hidden is not None:
             args, kwargs = replace_arg(args, kwargs, 0, "img", gather_hidden)

@@ -1,4 +1,4 @@
-"""Lumina-Image-2.0 and Z-Image: ComfyUI's NextDiT."""
+"""The adapter for Lumina-Image-2.0 and Z-Image, whose network is ComfyUI's class NextDiT."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from .cost import CacheProfile, CostProfile, linear_weights
 class NextDiTAdapter(ModelAdapter):
     """Caption and image rows form one sequence, [caption | image | padding].
 
-    Two refiner blocks for the image and two for the caption precede the main layers. Those for the image do a
-    fourteenth of the work and, like the main layers, run on active tokens only, at a cost of 0.1 dB. Those
-    for the caption are small and run unchanged. Every layer receives rotary positions, whose table is
-    gathered once per call.
+    Two refiner blocks for the image and two for the caption precede the main layers. The refiner blocks for
+    the image do a fourteenth of the network's work. Like the main layers, they run on active tokens only. If
+    they ran on all tokens, the PSNR of images with RAS would be 0.1 dB higher. The refiner blocks for the
+    caption are small and run unchanged. Every layer receives a table of rotary positions, which is gathered
+    once per call of the model.
 
-    Z-Image pads image rows to a multiple of some number. Padding rows are processed at every step, like text.
+    Z-Image pads the image rows to a multiple of `pad_tokens_multiple`. Padding rows are processed at every
+    step, like text rows.
     """
 
     family = "Lumina-Image-2.0 / Z-Image (NextDiT)"
@@ -42,7 +44,7 @@ class NextDiTAdapter(ModelAdapter):
         return -n_tokens % multiple if multiple else 0
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        return n_text + self.suffix_rows(network, n_text)  # captions are padded alike
+        return n_text + self.suffix_rows(network, n_text)  # captions are padded to the same multiple
 
     def kv_repeat(self, network: nn.Module) -> int:
         return network.layers[0].attention.n_rep

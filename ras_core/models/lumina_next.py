@@ -1,4 +1,4 @@
-"""Lumina-Next-T2I: the network that is included in this pack, with the module names of diffusers."""
+"""The adapter for Lumina-Next-T2I, whose network this pack includes, with the module names of diffusers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from .cost import CacheProfile, CostProfile, linear_weights
 
 
 class LuminaNextAdapter(ModelAdapter):
-    """The sequence consists of image rows only; each layer has a second attention to the caption.
+    """The sequence consists of image rows only; the text enters through a second attention in each layer.
 
-    The second attention reads rows that do not change during a run, so it needs no cache. Every layer
-    receives rotary positions; keys are cached after rotation, as in the paper's own code. The factor on the
-    scale of self-attention is computed before the first layer, from the number of tokens of the whole image.
+    The second attention reads keys and values of the caption. The caption does not change during a run, so
+    this attention needs no K/V cache. Every layer receives a table of rotary positions; keys are cached after
+    rotation, as in the paper's own code. The scale of self-attention (on queries times keys) depends on the
+    image size. The network computes it before the first layer, from the number of tokens of the whole image,
+    so it is the same in dense and regional calls.
     """
 
     family = "Lumina-Next"

@@ -1,4 +1,4 @@
-"""SD3, SD3.5 large and SD3.5 medium: ComfyUI's MMDiT."""
+"""The adapter for SD3, SD3.5 large and SD3.5 medium, whose network is ComfyUI's class MMDiT."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .cost import CacheProfile, CostProfile, linear_weights
 
 
 class SD3Adapter(ModelAdapter):
-    """In a block, text and image rows are separate tensors; the block's attention joins them, text first.
+    """Text rows and image rows are separate tensors; a block's attention joins them, with the text first.
 
     Some blocks of SD3.5 medium have a second attention, among image tokens only.
     """

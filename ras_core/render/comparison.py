@@ -15,7 +15,7 @@ PANEL, HIGHEST = 512, 2048
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
-"""Highest PSNR that `psnr` returns. It is used for equal images instead of infinity, so that averages are
+"""Highest PSNR that `psnr` returns. Equal images get this PSNR instead of infinity, so that averages are
 finite."""
 
 
@@ -28,8 +28,8 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 def ssim(a: np.ndarray, b: np.ndarray) -> float:
     """Structural similarity (SSIM) of (H, W, 3) images in [0, 1], as the mean over pixels and channels.
 
-    As in Wang et al. (2004), with the constants and the Gaussian window (sigma 1.5, 11 pixels wide) of that
-    paper.
+    The constants and the Gaussian window (sigma 1.5, 11 pixels wide) are those of the paper that defined SSIM
+    (Wang and others, 2004).
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
 
@@ -50,7 +50,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> np.ndarray:
-    """One image of the dense image, the RAS image and their difference in a row, with times and scores.
+    """Put the dense image, the RAS image and their difference into one wide image, with times and scores.
 
     Args:
         dense, ras: (H, W, 3) in [0, 1].
@@ -86,9 +86,9 @@ def _panel_size(height: int, width: int) -> tuple[int, int]:
 
 def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> str:
     """One line of text with the measured and the expected speed-up of the RAS run, its PSNR and its SSIM."""
-    faster = traces[0].seconds / traces[1].seconds if traces[1].seconds > 0 else float("nan")
-    fewer = len(traces[0].evaluations) / max(len(traces[1].evaluations), 1)  # a plan's run may be shorter
+    trace = traces[1] if traces[1].dense_steps else traces[1].against(traces[0])
+    faster = trace.measured_speedup or float("nan")
     return (
-        f"{faster:.2f}x faster (expected {traces[1].expected_speedup * fewer:.2f}x), "
+        f"{faster:.2f}x faster (expected {trace.expected_speedup:.2f}x), "
         f"PSNR {psnr(dense, ras):.1f} dB, SSIM {ssim(dense, ras):.3f}"
     )

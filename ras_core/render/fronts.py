@@ -1,5 +1,5 @@
-"""Plots the results of a calibration: for the best plan of each speed, the closeness of its result to a fine
-reference (dB) over its speed-up."""
+"""Plots the results of a calibration. Each point is the best plan of one speed: how close the plan's result
+is to a fine reference (closeness, in dB), plotted against the plan's speed-up."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ Point = tuple[float, float]
 
 
 def front_image(plans: PlanSet) -> np.ndarray:
-    """A plot of three curves with a point for each speed: all-dense sampling on the grid (noise levels) of
-    the `simple` schedule, all-dense sampling on the best other grid, and the chosen plan.
+    """A plot of three curves with a point for each speed. On the first curve, all steps are dense, and the
+    grid (noise levels) is that of the `simple` schedule. On the second, all steps are dense, and the grid is
+    the best one that differs from the `simple` schedule. The third shows the plans in `PlanSet.chosen`.
 
     Args:
         plans: the plans of a calibration. Plans without a measured closeness are not drawn. If a speed has
@@ -53,7 +54,7 @@ def front_image(plans: PlanSet) -> np.ndarray:
 
 
 def front(plans: Sequence[Plan]) -> list[Point]:
-    """(speed-up, closeness in dB) of the closest plan of each speed, ordered by speed-up."""
+    """(speed-up, closeness in dB) of each speed's plan with the highest closeness, ordered by speed-up."""
     best: dict[str, Plan] = {}
     for plan in plans:
         known = best.get(plan.speed)

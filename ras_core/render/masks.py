@@ -40,9 +40,9 @@ def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def shown_planes(tokens: np.ndarray) -> np.ndarray:
-    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the token planes that are shown, at most `MAX_IMAGES`.
-    They are those of the first images of the batch or, for videos, of equally spaced frames of the first
-    video.
+    """(b, h, w) or (b, t, h, w) -> (panels, h, w): the token planes that are shown, at most `MAX_IMAGES`. A
+    token plane is the (h, w) tokens of one image, or of one latent frame of a video. The planes of the first
+    images of the batch are shown; for videos, those of equally spaced latent frames of the first video.
     """
     frames = tokens.reshape(len(tokens), -1, *tokens.shape[-2:])
     if frames.shape[1] == 1:
@@ -68,17 +68,12 @@ def colour_of(step: Evaluation) -> tuple[int, int, int]:
 
 
 def _headline(trace: Trace) -> str:
-    return (
-        f"{trace.regional_steps} of {trace.n_steps} steps regional, "
-        f"{trace.token_share:.0%} of tokens processed"
-    )
+    return trace.counts()
 
 
 def _subline(trace: Trace) -> str:
-    measured = f"{trace.measured_speedup:.2f}x" if trace.measured_speedup else "n/a"
     text = (
-        f"speed-up expected {trace.expected_speedup:.2f}x, measured {measured}; "
-        f"sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
+        f"{trace.speedups()}; sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
     )
     return "; ".join([text, *trace.notes])
 
@@ -120,8 +115,8 @@ def _draw_colour_bar(
 
 
 def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int, int, int]) -> None:
-    """Draw a bar per step, as high as the step's share of active tokens, and a line for the mean score of the
-    regions (right axis).
+    """Draw a bar per step, as high as the step's share of active tokens. Also draw a line, with its axis on
+    the right, for the mean of the tokens' selection scores after each step.
     """
     left, top, right, bottom = box
     steps = trace.steps
@@ -164,7 +159,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
 
 
 def _heat(share: np.ndarray, span: tuple[float, float] = (0.0, 1.0)) -> np.ndarray:
-    """Map shares of steps, (h, w), to colours of cividis, (h, w, 3) uint8; `span` is their range."""
+    """Map shares of steps, (h, w), to colours of cividis, (h, w, 3) uint8. `span` is the range of shares."""
     position = np.clip((share - span[0]) / (span[1] - span[0]), 0, 1) * (len(CIVIDIS) - 1)
     low = np.floor(position).astype(int).clip(max=len(CIVIDIS) - 2)
     part = (position - low)[..., None]

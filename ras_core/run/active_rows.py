@@ -1,9 +1,10 @@
-"""The rows of active tokens, in every tensor that a regional call shortens.
+"""Finds the rows of active tokens, in every tensor that a regional call shortens.
 
-A tensor inside the network is [prefix | image | suffix] along its rows. Hidden rows, position tables,
-attentions and the final layer's output may differ in their prefix: text may be a separate tensor in one
-block, and part of the image's sequence in the next. So each tensor's prefix is computed from its own row
-count.
+The rows of a tensor inside the network are in the order [prefix | image | suffix]. The prefix is text. Its
+length may differ between hidden states, position tables, attentions and the final layer's
+output: in one block, text may be a tensor of its own, and in the next block it may precede the image rows in
+the same tensor. So the length of each tensor's prefix is computed from that tensor's number of rows. The
+borders of a tensor are the lengths of its prefix and its suffix.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from ..models.base import ALL
 from ..rows import RowIndex, Scratch, gather_rows, scatter_rows
 
 Borders = tuple[int, int]
-"""Number of rows before the image rows of a tensor, and after them."""
+"""Two numbers of a tensor: its rows before the image rows, and its rows after the image rows."""
 
 
 def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
-    """The borders of a tensor.
+    """The numbers of rows before and after the image rows of a tensor.
 
     Args:
         rows, n_image: all rows of the tensor, and how many of them are image rows.
-        suffix: number of rows after the image rows, or `ALL`.
+        suffix: number of rows after the image rows; `ALL` if all rows but the image rows come after them.
         name: description of the tensor, for the error message.
 
     Raises:
-        RegionalAbort: the tensor has fewer rows than image tokens and suffix.
+        RegionalAbort: the tensor has fewer rows than image rows and suffix rows together.
     """
     others = rows - n_image
     after = others if suffix == ALL else suffix
@@ -38,12 +39,12 @@ def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
 
 
 class ActiveRows:
-    """Keeps and restores the rows of one regional call.
+    """Shortens the tensors of one regional call to the rows that it processes, and restores their length.
 
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole image.
-        suffix: number of rows after the image rows, or `ALL`.
+        suffix: number of rows after the image rows, or `ALL`, as in `borders_of`.
     """
 
     def __init__(self, active_idx: Tensor, n_tokens: int, suffix: int):
@@ -54,13 +55,15 @@ class ActiveRows:
         self._scratch = Scratch()
 
     def index(self, borders: Borders) -> RowIndex:
-        """Indices of the rows that are kept in a tensor with these borders."""
+        """Indices of the rows that the call keeps, in a tensor whose prefix and suffix have these lengths."""
         if borders not in self._indices:
             self._indices[borders] = RowIndex.of(self._active_idx, self._n, *borders, self._scratch)
         return self._indices[borders]
 
     def short_borders(self, rows: int, name: str) -> Borders:
-        """The borders of a tensor that was shortened to `rows` rows."""
+        """The numbers of rows before and after the rows of active tokens, in a shortened tensor of `rows`
+        rows.
+        """
         return borders_of(rows, self._active_idx.shape[1], self._suffix, name)
 
     def gather(self, whole: Tensor, borders: Borders) -> Tensor:
@@ -68,8 +71,8 @@ class ActiveRows:
         return gather_rows(whole, self.index(borders).flat)
 
     def gather_table(self, table: Tensor, axis: int) -> Tensor:
-        """Keep the rows of active tokens, prefix and suffix along `axis` of a position table, (bb or 1, ...).
-        The result has bb entries along axis 0.
+        """Keep the rows of active tokens, prefix and suffix of a position table, (bb or 1, ...), whose rows
+        are along `axis`. The result has bb entries along axis 0.
         """
         borders = borders_of(table.shape[axis], self._n, self._suffix, "a position table")
         whole = table.expand(len(self._active_idx), *table.shape[1:])
@@ -78,13 +81,15 @@ class ActiveRows:
         return self.gather(whole.movedim(axis, 1), borders).movedim(1, axis)
 
     def scatter(self, kept: Tensor) -> Tensor:
-        """Restore all rows, with zeros at cached tokens: (bb, r_kept, ...) -> (bb, r, ...)."""
+        """Restore the full number of rows, with zeros in the rows of cached (inactive) tokens:
+        (bb, r_kept, ...) -> (bb, r, ...).
+        """
         index = self.index(self.short_borders(kept.shape[1], "the final layer's output"))
         return scatter_rows(kept, index.flat, index.total // len(self._active_idx))
 
     def short_mask(self, mask: Tensor, n_keys: int) -> Tensor:
-        """Keep the columns of an attention mask, (bb or 1, ..., r), that belong to `n_keys` keys. A mask of
-        any other length belongs to another attention and is returned unchanged.
+        """Keep the `n_keys` columns of an attention mask, (bb or 1, ..., r), whose keys the call keeps. A
+        mask that does not have r columns is for an attention over other keys, and is returned unchanged.
         """
         rows = n_keys - self._active_idx.shape[1] + self._n
         if mask.shape[-1] != rows or n_keys == rows:

@@ -15,12 +15,12 @@ Attend = Callable[..., Tensor]
 
 
 class Forward(Protocol):
-    """One call of ComfyUI's model, which contains the network (`host.call` implements it).
+    """One call of ComfyUI's model, which contains the network. `host.call` implements this interface.
 
     Attributes:
-        inputs: the call's arguments by name, `x` (bb, c, H, W) and `t` (bb,) among them.
-        control: a ControlNet's residuals, for adapters, or None.
-        options: the call's transformer options, for adapters.
+        inputs: the call's arguments by name, such as `x` (bb, c, H, W) and `t` (bb,).
+        control: a ControlNet's residuals, which adapters read, or None.
+        options: the call's transformer options, which adapters read.
     """
 
     inputs: dict[str, Any]
@@ -28,18 +28,18 @@ class Forward(Protocol):
     options: dict
 
     def __call__(self, attend: Attend | None = None) -> Tensor:
-        """Run the model, with `attend` instead of ComfyUI's attention if given. Returns (bb, c, H, W)."""
+        """Run the model. If `attend` is given, it replaces ComfyUI's attention. Returns (bb, c, H, W)."""
 
     def with_control(self, control: dict | None) -> Forward:
         """The same call with other ControlNet residuals."""
 
     def on(self, inputs: dict[str, Any]) -> Forward:
-        """The same call on other inputs, named as in `captured_inputs`."""
+        """The same call with other inputs: `inputs` has the same names as `captured_inputs`."""
 
     @property
     def captured_inputs(self) -> dict[str, Any]:
-        """The call's inputs and ControlNet residuals by name, each tensor of a list by itself: all that
-        may change from step to step.
+        """The call's inputs and ControlNet residuals by name: everything that may change from step to step.
+        Each tensor of a list has a name of its own.
         """
 
     @property
@@ -60,21 +60,33 @@ class Forward(Protocol):
 
     @property
     def replaced_blocks(self) -> tuple[str, ...]:
-        """Blocks that other patches replace in this call."""
+        """Names of the network's blocks that other nodes' patches replace in this call."""
+
+    @property
+    def replacements(self) -> tuple[Any, ...]:
+        """The functions that run instead of these blocks."""
 
     @property
     def other_attention(self) -> Attend | None:
-        """The attention function of another node, or None."""
+        """The attention function that another node has set for this call, or None."""
 
     @property
     def wraps_network(self) -> bool:
         """Whether another node wraps the network itself."""
 
+    @property
+    def is_compiled(self) -> bool:
+        """Whether ComfyUI's torch.compile node compiles the network in this call."""
+
+    @property
+    def is_wrapped_inside(self) -> bool:
+        """Whether another node's wrapper of the model's call runs inside this pack's."""
+
     def graph_obstacle(self) -> str | None:
-        """Why the call cannot be captured as a CUDA graph, or None."""
+        """Why the call cannot be captured as a CUDA graph; None if it can."""
 
     def frozen_options(self) -> Hashable:
-        """The options that the network may read, in a form that can be compared.
+        """The transformer options that the network may read, as a value that can be compared with ==.
 
         Raises:
             TypeError: with the name of an option that cannot be compared.
@@ -83,7 +95,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True)
 class Call:
-    """A call that may fill the cache or be regional.
+    """A network call that RAS handles: a dense call, which may fill the K/V cache, or a regional call.
 
     Attributes:
         network: the network that is called.
@@ -97,5 +109,7 @@ class Call:
 
     @property
     def variant(self) -> Hashable:
-        """What distinguishes calls of the same conditionings: the network, and its replaced blocks."""
+        """The network's number in the run and the names of its replaced blocks. Two calls with the same
+        conditionings but different variants need separate K/V caches.
+        """
         return self.branches[0][1]

@@ -1,4 +1,4 @@
-"""Regional calls as CUDA graphs: passes calls of a run to `graphs/`, to be captured or replayed."""
+"""Runs regional calls as CUDA graphs: passes a run's calls to `graphs/`, which captures or replays them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class CapturedCalls:
     Args:
         n_tokens: image tokens of the latent.
         tools: the run's tools.
-        coverage: checks that hooks reached all blocks.
+        coverage: checks that this pack's hooks ran in all blocks.
         spread_over: as in `CallContext`.
     """
 
@@ -43,25 +43,26 @@ class CapturedCalls:
         self._coverage = coverage
 
     def run(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
-        """Run a regional call as a CUDA graph. Returns its output, or None if it must run eagerly.
+        """Run a regional call as a CUDA graph. Returns its output, or None if the call must run eagerly.
 
         Args:
             call: the call, with the ControlNet residuals of active tokens only.
             active_idx: (bb, n_active).
-            slots: the K/V rows of the call's branches.
+            slots: the cached K/V rows of the call's branches, by attention.
 
         Raises:
-            RowsAdvanced: the call can neither be replayed nor run eagerly on these K/V rows.
+            RowsAdvanced: the call can neither be replayed nor run eagerly, because a call that was launched
+                early has already changed the rows in `slots` (graphs/overlap.py).
         """
         graphs = self.graphs_of(call)
         output = None if graphs is None else self._output_of(graphs, call, active_idx, slots)
         known = self._session and self._session.of(call.forward.model)
         if output is None and known and known.has_advanced(call.branches):
-            raise RowsAdvanced("a call was launched early, but requested in another form")
+            raise RowsAdvanced("a call was launched early, but then requested with other inputs or options")
         return output
 
     def graphs_of(self, call: Call) -> NetworkGraphs | None:
-        """The network's graphs if this call may use them, else None."""
+        """The CUDA graphs of the call's network; None if this call must run without them."""
         forward = call.forward
         graphs = self._session and self._session.of(forward.model)
         if graphs is None or graphs.obstacle is not None:
@@ -86,7 +87,7 @@ class CapturedCalls:
         try:
             options = forward.frozen_options(), self._spread_over
         except TypeError as name:
-            graphs.refuse(f"another node sets an option of an unknown kind ({name})")
+            graphs.refuse(f"another node sets a transformer option that cannot be compared ({name})")
             return None
         function = self._function_of(call)
         return graphs.run(call.branches, forward.captured_inputs, active_idx, slots, function, options)

@@ -1,4 +1,4 @@
-"""Checks that the hooks ran in all blocks of a call: CUDA graphs and compiled code skip hooks."""
+"""Checks that this pack's hooks ran in all blocks of a call, as CUDA graphs and compiled code skip hooks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from .partial_forward import NetworkCall
 
 
 class Coverage:
-    """Counts blocks and attentions. The first dense call of each variant sets the expected numbers."""
+    """Compares the numbers of blocks and attentions in which the hooks ran with the expected numbers. The
+    expected numbers were counted in the first dense call with the same variant (`Call.variant`).
+    """
 
     def __init__(self, adapter: ModelAdapter):
         self._adapter = adapter
-        self._expected: dict[Hashable, tuple[int, int]] = {}  # blocks and attentions, by variant
+        self._expected: dict[Hashable, tuple[int, int]] = {}  # numbers of blocks and attentions
 
     def gap(self, call: Call, hooks: NetworkCall) -> str | None:
-        """Which part of the network ran without the hooks, as a sentence; None if all ran with them."""
+        """How much of the network ran without the hooks, as a sentence; None if the hooks ran everywhere."""
         seen, blocks = (hooks.blocks_seen, hooks.attentions_seen), self._adapter.blocks(call.network)
         has_graphs = any(vars(block).get(CORE_GRAPH) for block in blocks)
         if has_graphs and seen[0] < len(blocks):
@@ -27,7 +29,7 @@ class Coverage:
             expected = self._expected.setdefault(call.variant, seen)
         if seen == expected:
             return None
-        by_others = "another node skips or replaces the rest"
+        by_others = "another node skips or replaces the other ones"
         cause = "ComfyUI's own CUDA graphs skip hooks" if has_graphs else by_others
         return (
             f"this pack's hooks ran in {seen[0]} of {expected[0]} blocks and {seen[1]} of {expected[1]} "

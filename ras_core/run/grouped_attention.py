@@ -1,8 +1,9 @@
-"""Grouped-query attention on the cache's K/V heads, without repeating them.
+"""Grouped-query attention on the cache's K/V heads, without repeating these heads.
 
 If several query heads share a K/V head, ComfyUI repeats K/V heads before it calls its attention function. In
-a regional call this would write and read the whole cache once more in every layer. PyTorch's attention
-accepts grouped heads, so this module calls it directly if ComfyUI would use it too.
+a regional call, the repetition would write and read the whole cache once more in every layer. PyTorch's
+attention accepts K/V heads that are not repeated, so this module calls PyTorch's attention directly if that
+is the attention that ComfyUI uses.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ class GroupedAttention:
     """ComfyUI's PyTorch attention, for K/V heads that are not repeated.
 
     Args:
-        plain: ComfyUI's PyTorch attention, as passed to attention overrides; calls of other functions are
-            left alone.
+        plain: ComfyUI's PyTorch attention, as passed to attention overrides. Heads must be repeated in calls
+            of any other attention function.
         sdpa: the function that `plain` calls, with the arguments of torch's scaled_dot_product_attention.
-        form_of: the output form requested by a call's arguments after the number of heads; None if the call
-            is not equivalent to `sdpa` without a mask.
+        form_of: gets those arguments of a call of `plain` that follow the number of heads. Returns the layout
+            of the call's output, "rows" or "heads"; None if `sdpa` without a mask would give another output.
     """
 
     def __init__(self, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf):
@@ -40,8 +41,8 @@ class GroupedAttention:
     def of(
         cls, plain: Callable[..., Tensor], sdpa: Callable[..., Tensor], form_of: FormOf
     ) -> GroupedAttention | None:
-        """The attention; None if torch is older than 2.5, which has no grouped heads, or if its attention has
-        been replaced.
+        """The grouped attention; None if torch is older than 2.5 and has no support for grouped heads, or if
+        torch's own attention function has been replaced.
         """
         if not isinstance(F.scaled_dot_product_attention, BuiltinFunctionType):
             return None
@@ -56,13 +57,14 @@ class GroupedAttention:
     def __call__(
         self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, *args, **kwargs
     ) -> Tensor | None:
-        """Compute what `func` returns for repeated heads without repeating them; None if that is impossible.
+        """The output of `func` for repeated K/V heads, computed without repeating the heads. None if that is
+        impossible, or if torch would select another kernel for grouped heads than for repeated heads.
 
         Args:
             func: ComfyUI's attention function.
             q: (bb, heads, r, e).
             k, v: (bb, kv_heads, rows, e).
-            args, kwargs: what ComfyUI passes to `func` after the number of heads.
+            args, kwargs: the arguments that follow the number of heads in ComfyUI's call of `func`.
 
         Returns:
             (bb, r, heads * e), or (bb, heads, r, e) if ComfyUI requests that form.
@@ -74,7 +76,9 @@ class GroupedAttention:
         return output if form == "heads" else output.transpose(1, 2).flatten(2)
 
     def _keeps_kernel(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """As `_same_kernel`, cached per layout, because the check takes six operations."""
+        """As `_same_kernel`, but each result is kept for later calls with the same layout of q, k and v,
+        because the check takes six torch operations.
+        """
         layout = (q.dtype, q.device, q.shape, k.shape, q.stride(), k.stride(), v.stride())
         if (known := self._known.get(layout)) is None:
             known = self._known[layout] = _same_kernel(q, k, v)
@@ -82,15 +86,16 @@ class GroupedAttention:
 
 
 def _same_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether torch selects the same kernel as for repeated heads.
+    """Whether torch selects the same attention kernel if K/V heads are grouped as if they are repeated.
 
-    Not every kernel supports grouped heads: in float32, and on GPUs without flash attention, the fallback
-    materializes all attention weights. torch has no public function that returns its choice for any device.
+    Not every kernel supports grouped heads. For grouped heads in float32, or on GPUs without flash attention,
+    torch therefore falls back to a kernel that materializes all attention weights. The selection is read from
+    a private function of torch, because no public function returns it for all devices.
     """
     if q.device.type not in ("cuda", "cpu"):
         return False
     repeated = (t[:, :1].expand(-1, q.shape[1], -1, -1) for t in (k, v))
     try:
         return torch._fused_sdp_choice(q, k, v, enable_gqa=True) == torch._fused_sdp_choice(q, *repeated)
-    except RuntimeError:  # no allowed kernel supports grouped heads
+    except RuntimeError:  # none of the kernels that torch may use supports grouped heads
         return False

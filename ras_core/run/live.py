@@ -1,4 +1,4 @@
-"""Reports of a run while it samples, for a live view."""
+"""Reports on a run while it is sampling, for a live view in the user interface."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class LiveStep:
     """An evaluation that is about to run.
 
     Attributes:
-        index: index of its step, from 0.
+        index: index of the step that the evaluation belongs to, from 0.
         n_steps: number of steps of the run.
-        kind: "dense", "regional" or "reset" (an error-reset step).
+        kind: "dense", "regional" or "reset" (a dense step that resets the errors of cached tokens).
         active_share: share of the image tokens that the evaluation processes.
         read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None if all
-            tokens are active. Synchronizes with the device, so call it only if the mask is shown.
-        plan: the run's plan in one line; empty without one.
+            tokens are active. `read_mask` waits for the device, so call it only to show the mask.
+        plan: one line that describes the plan of the chosen speed; empty if the user chose no speed.
     """
 
     index: int
@@ -44,20 +44,21 @@ class View(Protocol):
         """Called when an evaluation starts."""
 
     def end(self, trace: Trace | None) -> None:
-        """Called when the run has ended; the trace is None if it was interrupted or failed."""
+        """Called when the run has ended; the trace is None if the run was interrupted or failed."""
 
 
 ViewFactory = Callable[[TokenGrid], View | None]
-"""Called once at the start of each run; returns None if no user interface is watching."""
+"""A function that is called once at the start of each run and returns an observer, or None if no user
+interface shows the run."""
 
 
 def kind_name(kind: StepKind, is_reset: bool) -> str:
-    """The word for a step: "dense", "regional" or "reset"."""
+    """The name of a step's kind in reports: "dense", "regional" or "reset"."""
     return "reset" if is_reset and kind is StepKind.DENSE else kind.value
 
 
 def live_step(run: RunState) -> LiveStep:
-    """A report on the run's current evaluation; does not wait for the device."""
+    """A report on the run's current evaluation, made without waiting for the device."""
     plan, active_idx = run.evaluation.plan, run.evaluation.active_idx
     kind = StepKind.DENSE if active_idx is None else StepKind.REGIONAL
     share = 1.0 if active_idx is None else active_idx.shape[1] / run.grid.n

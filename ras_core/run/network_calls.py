@@ -1,4 +1,4 @@
-"""Handles each evaluation of a run, and each call of a network: dense, regional, or passed through."""
+"""Handles each evaluation of a run, and each network call in it: runs it dense, regional, or unchanged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .call import Call, Forward
 from .captured import CapturedCalls
 from .coverage import Coverage
 from .dense import DenseCalls
+from .foreign import holds_results, other_cache, watched
 from .live import live_step
 from .regional import RegionalCalls
 from .state import RunState
@@ -32,6 +33,8 @@ class NetworkCalls:
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
         self._networks: list[nn.Module] = []  # the networks that were called in this run
+        self._ran = False  # whether a network has run in this evaluation
+        self._is_visible = False  # whether a watched network has been seen to run
 
     def evaluate(
         self,
@@ -48,12 +51,13 @@ class NetworkCalls:
             level: noise level, (b,) on the device.
             denoise: calls the network and returns the denoised estimate, (b, c, H, W).
             is_parallel: whether ComfyUI calls copies of the model on other devices, each in its own thread.
-            calls_are_plain: whether no code of other packs runs between the network calls of this evaluation.
+            calls_are_plain: whether all network calls of this evaluation use the same weights, and no code of
+                another pack runs between these calls. Only then can a call be launched before ComfyUI
+                requests it (graphs/overlap.py).
         """
         run = self._run
         if self._view is None and not run.any_regional and run.known_sigma is None:
-            run.record_plain_evaluation(level.flatten()[:1].clone(), timestamp(x.device))
-            return denoise()
+            return self._plain(level.flatten()[:1].clone(), denoise)
         if is_parallel and not run.is_dense:
             self._refuse_threads()
         sigma = run.sigma_of(level.flatten()[:1])
@@ -62,12 +66,16 @@ class NetworkCalls:
         run.begin_evaluation(sigma, timestamp(x.device))
         if self._view is not None:
             self._view.step(live_step(run))
+        self._ran = False
         try:
             denoised = denoise()
         except BaseException:
             run.abandon_evaluation()
             raise
-        run.end_evaluation(x, denoised, sigma)
+        if self._ran:
+            run.end_evaluation(x, denoised, sigma)
+        else:
+            run.skip_evaluation()
         return denoised
 
     def call(self, forward: Forward) -> Tensor:
@@ -76,8 +84,8 @@ class NetworkCalls:
             self._graphs.begin_call(forward.model)
         evaluation = self._run.evaluation
         if evaluation is None or not self._is_ours(forward):
-            return forward()
-        network = forward.network
+            return self._unchanged(forward)
+        self._ran, network = True, forward.network
         variant = (self._number_of(network), forward.replaced_blocks)
         call = Call(network, evaluation.branches(forward.conditionings, variant), forward)
         if evaluation.active_idx is not None:
@@ -86,13 +94,39 @@ class NetworkCalls:
                 return output
         return self._dense.run(call)
 
+    def _plain(self, level: Tensor, denoise: Callable[[], Tensor]) -> Tensor:
+        """An evaluation of a run without regional steps, at a noise level (1,). Returns (b, c, H, W)."""
+        self._ran, now = False, timestamp(level.device)
+        denoised = denoise()
+        if self._ran:
+            self._run.record_plain_evaluation(level, now)
+        else:
+            self._run.skip_evaluation()
+        return denoised
+
+    def _unchanged(self, forward: Forward) -> Tensor:
+        """Run a call of all tokens, of which nothing is kept. Returns (bb, c, H, W)."""
+        network = forward.network
+        if forward.is_compiled or not self._is_wrapped(forward) or not self._adapter.matches(network):
+            self._ran = True
+            return forward()
+        with watched(self._adapter.main_blocks(network)) as ran:
+            output = forward()
+        self._is_visible |= bool(ran)
+        self._ran |= bool(ran) or not self._is_visible
+        return output
+
+    def _is_wrapped(self, forward: Forward) -> bool:
+        """Whether another node's code runs between this pack's code and the network."""
+        return forward.is_wrapped_inside or (self._adapter.runs_wrappers and forward.wraps_network)
+
     def end(self) -> None:
-        """Finish after the last evaluation."""
+        """Finish the run's use of CUDA graphs after the last evaluation, and log a warning if they failed."""
         if self._graphs is not None and (trouble := self._graphs.end()):
             self._run.warn(trouble)
 
     def _is_ours(self, forward: Forward) -> bool:
-        """Whether the method can handle this call; if not, the run continues dense with a warning."""
+        """Whether RAS can handle this call. If it cannot, the run continues dense, with a warning."""
         if not self._run.is_regional:
             return False
         if (obstacle := self._obstacle(forward)) is not None:
@@ -101,22 +135,25 @@ class NetworkCalls:
 
     def _obstacle(self, forward: Forward) -> str | None:
         run, x = self._run, forward.inputs["x"]
-        if self._adapter.runs_wrappers and forward.wraps_network:
+        if self._is_wrapped(forward):
             return "another node (such as EasyCache) wraps the network and would cache partial outputs"
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
             return (
-                f"a call covers {tuple(x.shape)}, not the whole latent {run.grid.size} for each conditioning "
-                "(area conditioning, tiling and context windows do this)"
+                f"a model call has input of shape {tuple(x.shape)}, not the whole latent {run.grid.size} for "
+                "each conditioning (area conditioning, tiling and context windows do this)"
             )
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):
             return f"the guider also calls a network of another family ({type(network).__name__})"
-        return self._adapter.refusal(forward.network, forward.inputs, forward.options)
+        if holds_results(forward.other_attention):
+            return "another node's attention function keeps results from one step to the next"
+        cache = other_cache(network, self._adapter.blocks(network), forward.replacements)
+        return cache or self._adapter.refusal(network, forward.inputs, forward.options)
 
     def _number_of(self, network: nn.Module) -> int:
-        """The network's number in this run, which distinguishes the branches of two networks (a guider with
-        two models).
+        """The network's number in this run. A guider may call two models. The network's number is part of
+        each branch's name, so that the branches of the two networks have different names.
         """
         for number, each in enumerate(self._networks):
             if each is network:
@@ -125,7 +162,9 @@ class NetworkCalls:
         return len(self._networks) - 1
 
     def _refuse_threads(self) -> None:
-        """Continue dense, because ComfyUI calls copies of the model on other devices in parallel threads."""
+        """Continue the run dense, because ComfyUI calls copies of the model on other devices in parallel
+        threads.
+        """
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
         self._run.go_dense(SEVERAL_DEVICES)

@@ -1,11 +1,11 @@
-"""One call of ComfyUI's own network, with three temporary interventions.
+"""Runs one call of a network in ComfyUI's code, with three interventions that are in force only during it.
 
-gather     before the first block, the image rows of all but the active tokens are dropped;
-attention  fresh K/V rows are written to the cache, and queries attend to the whole cache;
-scatter    the rows of the final layer's output are scattered back to their tokens.
+gather: before the first block, the image rows of inactive tokens are dropped.
+attention: fresh K/V rows are written to the cache, and queries attend to all rows of the cache.
+scatter: after the final layer, the output rows are moved back to the positions of their tokens.
 
-The network's own forward runs unchanged. The interventions are torch hooks and an attention override, which
-are attached for one call.
+The network's own forward code is unchanged: torch hooks make the first and third intervention, and an
+attention override makes the second.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ AttentionOverride = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class CallContext:
-    """The context of a network call.
+    """Inputs and settings of one network call.
 
     Attributes:
-        inputs: inputs of ComfyUI's model by name, for the adapter.
+        inputs: inputs of ComfyUI's model by name, which the adapter reads.
         sigma: (bb,) noise level; needed only if the cache extrapolates its rows.
-        keep: keeps a dense call's K/V; None keeps none, and active tokens attend only to each other.
+        keep: stores a dense call's K/V; None without a cache: active tokens attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
-        grouped: attends to cached K/V heads without repeating them, if possible.
-        times: knows when tokens were evaluated, for a cache that extrapolates its rows.
-        spread_over: grid size in tokens by axis, to spread errors of forecasts (kv/spread.py), or None.
+        grouped: an attention that does not repeat the cache's K/V heads, or None.
+        times: class that stores when each token was evaluated, for a cache that extrapolates its rows.
+        spread_over: size of the token grid if kv/spread.py corrects extrapolated rows, otherwise None.
     """
 
     inputs: Inputs = field(default_factory=dict)
@@ -54,12 +54,12 @@ class CallContext:
 
 @dataclass(frozen=True)
 class _AttentionRows:
-    """State shared by a regional call's attentions that have the same number of rows.
+    """Values that all attentions of a regional call share if they have the same number of rows.
 
     Attributes:
-        borders: rows before and after the active tokens.
-        index: indices, in the whole sequence, of the border rows and the active tokens' rows.
-        extrapolation: how far to extrapolate cached rows; None if the cache does not extrapolate.
+        borders: number of rows before the rows of active tokens, and after them.
+        index: indices, in the whole sequence, of all rows that the call keeps.
+        extrapolation: computes the weights that extrapolate cached rows; None if no row is extrapolated.
     """
 
     borders: Borders
@@ -80,9 +80,9 @@ class NetworkCall:
         context: inputs and settings of the call.
 
     Attributes:
-        gathered: whether the blocks have run on active tokens only.
-        text_rows: largest number of rows other than the image rows in any attention.
-        blocks_seen, attentions_seen: how many blocks and attentions ran with our hooks.
+        gathered: whether image rows have been dropped, so that blocks run on active tokens only.
+        text_rows: largest number of non-image rows in any attention.
+        blocks_seen, attentions_seen: how many blocks and attentions ran with this pack's hooks.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class NetworkCall:
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
-        self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: last table, its gathered rows
+        self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: table, its kept rows
         self._extrapolator: Callable[[int, int], Extrapolation] | None = None
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
         self.gathered = False
@@ -111,7 +111,7 @@ class NetworkCall:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Attach the hooks for the body, and remove them afterwards, also after an error."""
+        """Attach the hooks for the body of the `with`; remove them after it, also after an error."""
         handles = []
         try:
             for layer, block in enumerate(self._adapter.blocks(self._network)):
@@ -130,14 +130,14 @@ class NetworkCall:
     def attend(
         self, func: AttentionOverride, q: Tensor, k: Tensor, v: Tensor, heads: int, *args, **kwargs
     ) -> Tensor:
-        """The attention override for ComfyUI: merges K and V with the cache in blocks with hooks."""
+        """The attention override for ComfyUI. In blocks with hooks, it merges k and v with cached rows."""
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
             if self._context.keep is None and self.gathered:
                 args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
-            if by_head and k.shape[1] != heads:  # from the cache, which stores shared heads once
+            if by_head and k.shape[1] != heads:  # K and V are from the cache, with shared heads stored once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
                     return output
@@ -147,7 +147,7 @@ class NetworkCall:
         return func(q, k, v, heads, *args, **kwargs)
 
     def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """An attention's arguments, with its mask reduced to the keys of active tokens."""
+        """An attention's arguments without a K/V cache: the mask is cut to the `n_keys` computed keys."""
         mask = args[0] if args else kwargs.get("mask")
         if mask is None:
             return args, kwargs
@@ -170,7 +170,7 @@ class NetworkCall:
             self.blocks_seen += 1
             if is_dense:
                 return None
-            # Gather rows for the first block that runs; later blocks receive its shortened output.
+            # Only the first block that runs needs its input gathered: later blocks receive short input.
             gather_hidden = None if self.gathered else self._gather_hidden
             return change(args, kwargs, gather_hidden, self._gather_positions)
 
@@ -194,13 +194,13 @@ class NetworkCall:
         return known[1]
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore all rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
+        """Restore the full number of rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
         return self._rows.scatter(output) if self.gathered else None
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
-        """Restore all rows, because the network prepends text here; the first main block gathers again."""
+        """Restore all rows after the last refiner (block without text), before text and image are joined."""
         whole = self._after_final(module, args, output)
-        self.gathered = False
+        self.gathered = False  # the first main block gathers again, from text and image rows together
         return whole
 
     def _with_cache(self, q: Tensor, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
@@ -211,7 +211,7 @@ class NetworkCall:
             return k, v
         rows = q.shape[token_axis]
         if k.shape[token_axis] != rows:
-            raise RegionalAbort(f"attention {slot} received {rows} query and {k.shape[token_axis]} key rows")
+            raise RegionalAbort(f"attention {slot}: {rows} query rows, but {k.shape[token_axis]} key rows")
         if not self.gathered or self._context.keep is None:
             return self._from_call(slot, k, v, token_axis)
         known = self._attention_rows.get(rows) or self._rows_of_attention(rows)
@@ -222,7 +222,7 @@ class NetworkCall:
         return whole if token_axis == 1 else self._slots[slot].heads_first(whole)
 
     def _from_call(self, slot: kv.Slot, k: Tensor, v: Tensor, token_axis: int) -> tuple[Tensor, Tensor]:
-        """The call's own K and V, for an attention that does not read the cache; a dense call stores them."""
+        """Return k and v for an attention that does not read the cache. A dense call also caches k and v."""
         borders = self._borders_of_attention(k.shape[token_axis])
         if self._context.keep is not None:
             by_head = token_axis == 2

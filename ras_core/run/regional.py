@@ -1,4 +1,4 @@
-"""Regional calls: process active tokens only; K, V and outputs of other tokens come from the cache."""
+"""Regional calls: they process active tokens only; K, V and outputs of other tokens come from the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-# Errors that code raises if it does not expect shortened sequences. Other errors are not caused by this pack.
+# Errors of code that does not expect sequences that RAS has shortened. Errors of other classes are not due to
+# RAS, so they are not caught.
 SHORTENING_ERRORS = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
 
 
@@ -31,7 +32,9 @@ class RegionalCalls:
         self._captured = captured
 
     def run(self, call: Call) -> Tensor | None:
-        """Run the call. Returns fresh and cached output, (bb, c, H, W); None if it must run dense."""
+        """Run the call and return its output, (bb, c, H, W), which is fresh at active tokens and cached
+        elsewhere. Return None if the call must run dense.
+        """
         run = self._run
         if not run.is_ready(call.branches):
             return None
@@ -60,7 +63,7 @@ class RegionalCalls:
         return replace(call, forward=forward.with_control(control))
 
     def _eager(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
-        """As `run`, without a CUDA graph."""
+        """Run a regional call eagerly, without a CUDA graph; returns what `run` returns."""
         run, forward = self._run, call.forward
         context = CallContext(
             forward.inputs, forward.inputs["t"], run.kv.keep, forward.other_attention, self._tools.grouped,
@@ -86,8 +89,10 @@ class RegionalCalls:
         return run.merge(call.branches, active_idx, output)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-        """Pass layers their resident weights for an eager regional call. Dense calls do not use this: they
-        need more working memory, and ComfyUI may have to evict weights for it.
+        """If all weights of the network are in device memory, they cannot be evicted in the body of the
+        `with`, and layers use them without asking the driver whether they are there (graphs/preset.py). Dense
+        calls do not use this function: they need more working memory, and to provide it, ComfyUI may have to
+        evict weights.
         """
         weights = self._tools.weights
         return nullcontext() if weights is None else weights.preset(network, device)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ..method.integrator import History, Solver, advance, continued_step, multirate_step
+from .evaluation import ANSWERED
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
-"""(index of a step, x at the start of the step) -> denoised estimate; x and the estimate are (b, c, H, W)."""
+"""A function of a step's index and of x at the start of this step, which returns the denoised estimate. x and
+the estimate are (b, c, H, W)."""
 
 
 def integrate(
@@ -23,17 +25,20 @@ def integrate(
     solver: Solver,
     steps: Iterable[int],
 ) -> Tensor:
-    """Integrate from the first noise level to the last, each token with its own step size.
+    """Integrate x from the first noise level to the last. Each token has its own step size: the time
+    since its own last evaluation (method/integrator.py).
 
-    Without a run every token is fresh at every step, so the result is that of the plain method `solver`.
+    If `run` is None, every token is fresh (evaluated) at every step, so the result is that of the ordinary
+    sampler `solver`.
 
     Args:
         denoise: evaluates the model.
-        x: (b, c, H, W) at the first level.
-        levels: decreasing, ending in 0 or above.
-        run: state of the run, with the tokens that each evaluation computed; None for a model without RAS.
-        solver: the method by which fresh tokens step.
-        steps: yields step numbers, 0 to len(levels) - 2; may be a progress bar.
+        x: the noisy latent at the first level, (b, c, H, W).
+        levels: noise levels, decreasing to 0 or to a positive level.
+        run: state of the run, from which the tokens that each evaluation computed are read; None if the model
+            is not patched with RAS.
+        solver: the integration method for fresh tokens.
+        steps: the step numbers 0 to len(levels) - 2, for example as a range wrapped in a progress bar.
     """
     history, fresh_before, evaluations = History.empty(x), None, 0
     step = continued_step if run is not None and run.config.continue_outputs else multirate_step
@@ -43,7 +48,9 @@ def integrate(
         denoised = denoise(i, x)
         t, t_next = _time(levels[i]), _time(levels[i + 1])
         if run is not None and run.evaluations == evaluations:
-            # A step cache skipped the evaluation: its estimate is a guess, and must not enter the history.
+            # A step cache (another node) skipped this evaluation, so `denoised` is a guess, which must not
+            # enter the integrator's history.
+            run.warn(ANSWERED)
             x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
             continue
         evaluations = run.evaluations if run is not None else 0
@@ -56,8 +63,8 @@ def integrate(
 
 
 def fresh_pixels(run: RunState | None) -> Tensor | None:
-    """Latent pixels that the last evaluation computed: (b, 1, H, W) bool; None for all."""
-    return None if run is None else run.active_pixels
+    """The latent pixels that the last evaluation computed, (b, 1, H, W) bool; None if it computed all."""
+    return None if run is None or run.active_idx is None else run.grid.active_pixels(run.active_idx)
 
 
 def _time(sigma: float) -> float:

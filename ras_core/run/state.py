@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,18 +13,17 @@ from ..config import RASConfig
 from ..kv.plain import Slots
 from ..kv.store import Branch, KVStore
 from ..method.grid import TokenGrid
-from ..method.schedule import StepKind, StepPlan, plan_steps, step_of_sigma
+from ..method.schedule import StepKind, StepPlan, plan_steps
 from ..method.selector import Selector
-from .evaluation import EvaluationState
-from .noise_levels import NoiseLevels
+from .evaluation import ANSWERED, ODD_RESULT, EvaluationState, estimate_in
+from .noise_levels import LEFT_ORDER, NoiseLevels
+from .recorder import Recorder
+from .steps import Steps
 from .timing import Timestamp
-from .trace import Recorder
 
 logger = logging.getLogger(__name__)
 
 NO_MEMORY = "there is not enough memory for the K/V cache"
-
-LEFT_ORDER = "the sampler did not follow its schedule; up to two evaluations ran as the wrong step"
 
 
 @dataclass
@@ -35,29 +35,36 @@ class RunState:
         sigmas: the run's schedule as plain numbers.
         grid: token grid of the latent.
         batch: images in the batch.
+        new_selector: makes a selector that has observed nothing.
         selector: picks the active tokens of regional steps.
         recorder: collects the trace.
         plan: one entry per step.
+        steps: finds the step of each evaluation.
         kv: K/V cache, per branch.
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
-        text_rows: largest number of text rows in a call, for the cost estimate.
-        kv_bytes: largest size of the K/V cache in bytes.
+        text_rows: number of text rows in the call that has most of them, for the cost estimate.
+        kv_bytes: largest size of the K/V cache during the run, in bytes.
         evaluation: state of the current evaluation.
-        active_idx: (b, n_active) indices of the tokens that the last evaluation processed; None for all.
+        active_idx: indices of the tokens that the last evaluation processed, (b, n_active); None if it
+            processed all tokens.
         evaluations: number of completed evaluations.
-        is_dense: the rest of the run is dense, for a reason that is in the log.
-        plan_line: the plan in one line, for a live view; empty without one.
-        known_sigma: noise level of the next evaluation if the sampler gave it, or None: read the device.
+        is_dense: whether the rest of the run is dense because RAS cannot continue; the log says why.
+        plan_line: one line that describes the plan of the chosen speed, for live views; empty without one.
+        reads_levels: whether noise levels are read, not predicted, because another node decides which
+            evaluations run.
+        known_sigma: noise level of the next evaluation, set by the multirate integrator; None with others.
     """
 
     config: RASConfig
     sigmas: list[float]
     grid: TokenGrid
     batch: int
-    selector: Selector
+    new_selector: Callable[[], Selector]
     recorder: Recorder
+    selector: Selector = field(init=False)
     plan: tuple[StepPlan, ...] = ()
+    steps: Steps = field(init=False)
     kv: KVStore = field(init=False)
     any_regional: bool = field(init=False)
     cached_output: dict[Branch, Tensor] = field(default_factory=dict)
@@ -68,20 +75,27 @@ class RunState:
     active_idx: Tensor | None = None
     evaluations: int = 0
     plan_line: str = ""
+    reads_levels: bool = False
     known_sigma: float | None = None
     _selected: tuple[int, Tensor | None] | None = None  # step, its active tokens
-    _pixels: tuple[Tensor, Tensor] | None = None  # active tokens, their latent pixels
     _levels: NoiseLevels = field(init=False)
 
     def __post_init__(self) -> None:
-        self._levels = NoiseLevels(self.sigmas)
+        self.follow(self.sigmas)
         self.plan = plan_steps(len(self.sigmas) - 1, self.config)
         self.kv = KVStore(self.grid.n)
         self.any_regional = any(step.kind is StepKind.REGIONAL for step in self.plan)
 
+    def follow(self, sigmas: list[float], first: int = 0) -> None:
+        """Expect evaluations at these noise levels, which are those of the steps from `first` on."""
+        self.sigmas, self.selector = sigmas, self.new_selector()
+        self.steps, self._levels = Steps(sigmas, first), NoiseLevels(sigmas)
+
     @property
     def spread_over(self) -> tuple[int, ...] | None:
-        """Grid size in tokens along each axis; None unless forecast errors are spread over cached tokens."""
+        """Size of the token grid along each axis, if extrapolated rows (forecasts) of cached tokens are
+        corrected by the forecast errors of active tokens (kv/spread.py); otherwise None.
+        """
         return self.grid.shape if self.config.spread else None
 
     @property
@@ -90,61 +104,79 @@ class RunState:
         return self.any_regional and not self.is_dense
 
     def keep_cache_as(self, format_name: str, branch_nbytes: int = 0) -> None:
-        """Set the format of the K/V cache (kv/formats.py) and its approximate bytes per branch. Must be
-        called before the first call of the network.
+        """Start an empty K/V cache with this format (kv/formats.py) and this approximate size per branch, in
+        bytes. This function must be called before the first call of the network.
         """
         self.kv = KVStore(self.grid.n, format_name, branch_nbytes)
 
     def sigma_of(self, level: Tensor) -> float:
-        """The noise level, given as (1,), of the evaluation that is about to start. Must be called once for
-        each evaluation.
+        """The noise level of the evaluation that is about to start, as a float; `level` is the same noise
+        level as a tensor, (1,). This function must be called exactly once for each evaluation.
         """
         if self.known_sigma is not None:
             sigma, self.known_sigma = self.known_sigma, None
             return sigma
+        if self.reads_levels:
+            return float(level)
         sigma = self._levels.read(level)
         if self._levels.was_wrong:
             self.warn(LEFT_ORDER)
         return sigma
 
     def begin_evaluation(self, sigma: float, now: Timestamp) -> None:
-        """Start a guided evaluation: find its step and, if that is regional, select its active tokens."""
-        plan = self.plan[step_of_sigma(self.sigmas, sigma)]
-        self.recorder.begin(plan, sigma, now)
-        self.evaluation = EvaluationState(plan, self._active_tokens(plan), self._is_cache_needed(plan))
+        """Start a guided evaluation: find its step and, if the step is regional, select its active tokens."""
+        plan = self.plan[self.steps.next()(sigma)]
+        active_idx, fill_cache = self._active_tokens(plan), self._is_cache_needed(plan)
+        self.evaluation = EvaluationState(plan, active_idx, fill_cache, now)
 
     def record_plain_evaluation(self, sigma: Tensor, now: Timestamp) -> None:
-        """Record an evaluation of a run without regional steps. Its noise level, (1,), is read after the run,
-        to avoid synchronizing.
+        """Add an evaluation to the trace of a run without regional steps. The evaluation's noise level,
+        `sigma` (1,), is read only after the run, so that the CPU need not wait for the device.
         """
-        self.recorder.begin(lambda level: self.plan[step_of_sigma(self.sigmas, level)], sigma, now)
+        step = self.steps.next()
+        self.recorder.begin(lambda level: self.plan[step(level)], sigma, now)
         self.evaluations += 1
 
     @torch.no_grad()  # some samplers are called outside inference mode
-    def end_evaluation(self, x: Tensor, denoised: Tensor, sigma: float) -> None:
-        """End a guided evaluation: pass its input and its denoised estimate at `sigma`, (b, c, H, W) each, to
-        the selector.
+    def end_evaluation(self, x: Tensor, result: object, sigma: float) -> None:
+        """End a guided evaluation: pass its input, (b, c, H, W), its denoised estimate and its noise level to
+        the selector, and complete its entry in the trace.
+
+        Args:
+            x: the input.
+            result: the estimate, (b, c, H, W), or what a guider of another pack returns instead: some return
+                several estimates, the usual one first.
+            sigma: the noise level.
         """
         evaluation = self.evaluation
         self.evaluation = None
         self._forget_others(evaluation.seen)
         self.evaluations += 1
         self.active_idx = evaluation.active_idx if evaluation.ran_regional else None
-        if self.any_regional and denoised.shape[0] == self.batch and denoised.shape[2:] == self.grid.size:
+        denoised = estimate_in(result, self.batch, self.grid.size)
+        if self.any_regional and denoised is not None:
             self.selector.observe(x, denoised, sigma, self.active_idx)
+        elif self.is_regional:
+            self.go_dense(ODD_RESULT)
+        self.recorder.begin(evaluation.plan, sigma, evaluation.started)
         self.recorder.end(self.active_idx, self.selector.score)
 
+    def skip_evaluation(self) -> None:
+        """End an evaluation in which no network ran: the trace and the selector do not get it."""
+        self.evaluation = None
+        self.warn(ANSWERED)
+
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
-        """Keep the K/V slots that a dense call of these branches has filled."""
+        """Keep the K/V slots that a dense call has filled for `branches`."""
         self.kv.end_fill(branches, slots)
         self.text_rows = max(self.text_rows, text_rows)
         self.kv_bytes = max(self.kv_bytes, self.kv.nbytes())
 
     def merge(self, branches: tuple[Branch, ...], active_idx: Tensor, fresh: Tensor) -> Tensor:
-        """Merge fresh output at active tokens with cached output elsewhere, and keep the result.
+        """Merge fresh output at active tokens with cached output at the other tokens; cache the result.
 
         Args:
-            branches: branches of the call, b rows each.
+            branches: branches of the call, each with b entries on the batch axis of `fresh`.
             active_idx: (bb, n_active).
             fresh: the network's output, (bb, c, H, W).
 
@@ -158,23 +190,14 @@ class RunState:
         return merged
 
     def keep_output(self, branches: tuple[Branch, ...], output: Tensor) -> None:
-        """Keep a call's output, (bb, c, H, W), for regional steps."""
+        """Cache a call's output, (bb, c, H, W), for the regional steps that follow."""
         for branch, part in zip(branches, output.clone().chunk(len(branches)), strict=True):
             self.cached_output[branch] = part
 
-    @property
-    def active_pixels(self) -> Tensor | None:
-        """Latent pixels that the last evaluation computed, (b, 1, H, W) bool; None for all."""
-        return None if self.active_idx is None else self.pixels_of(self.active_idx)
-
-    def pixels_of(self, active_idx: Tensor) -> Tensor:
-        """Latent pixels of selected tokens, (b, n_active) -> (b, 1, H, W) bool; computed once per step."""
-        if self._pixels is None or self._pixels[0] is not active_idx:
-            self._pixels = (active_idx, self.grid.active_pixels(active_idx))
-        return self._pixels[1]
-
     def _forget_others(self, seen: set[Branch]) -> None:
-        """Drop conditionings that are no longer evaluated (prompt scheduling), with their cache."""
+        """Drop the K/V and output of branches that the last evaluation did not call: their prompt has ended,
+        or guidance skips it for some steps. If it returns, it must run dense: see `dense.py`.
+        """
         gone = [branch for branch in self.cached_output if seen and branch not in seen]
         self.kv.drop(tuple(gone))
         for branch in gone:
@@ -185,7 +208,7 @@ class RunState:
         self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
-        """End regional steps for the rest of this run, with one warning."""
+        """Run the rest of this run dense: free the caches, and log a warning with the reason."""
         self.is_dense = True
         self.release()
         if self.evaluation is not None:
@@ -198,25 +221,29 @@ class RunState:
         self.cached_output.clear()
 
     def warn(self, text: str) -> None:
-        """Log a warning, each text once per run, and add it to the trace."""
+        """Log a warning and add it to the trace, unless this run has already logged the same text."""
         if self.recorder.note(text):
             logger.warning("Multirate RAS: %s", text)
 
     def is_ready(self, branches: tuple[Branch, ...]) -> bool:
-        """Whether all these branches have cached K/V and a cached output."""
+        """Whether each branch in `branches` has cached K/V and a cached output."""
         return all(branch in self.kv and branch in self.cached_output for branch in branches)
 
     def _active_tokens(self, plan: StepPlan) -> Tensor | None:
-        """The active tokens of a step, selected once: all evaluations of a step use the same tokens."""
+        """The active tokens of a step, or None if the step is dense. They are selected at the step's first
+        evaluation, and all evaluations of the step use the same tokens.
+        """
         if plan.kind is StepKind.DENSE or self.is_dense:
             return None
         if self._selected is None or self._selected[0] != plan.index:
-            active = self.selector.select(plan.active_count(self.grid.n), self.sigmas[plan.index])
+            active = self.selector.select(plan.active_count(self.grid.n), self.steps.level_of(plan.index))
             self._selected = (plan.index, active)
         return self._selected[1]
 
     def _is_cache_needed(self, plan: StepPlan) -> bool:
-        """Whether this step or a following one can use the K/V of this evaluation."""
+        """Whether the K/V of an evaluation in the step `plan` must be kept, because regional calls of this
+        step or of a step soon after it may read them.
+        """
         if self.is_dense:
             return False
         ahead = 1 + self.kv.evaluations

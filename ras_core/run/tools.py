@@ -1,4 +1,4 @@
-"""Services that a run uses."""
+"""The objects that `host/` gives to a run: its adapter, CUDA graphs, and access to ComfyUI's memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from .live import View
 
 @dataclass(frozen=True)
 class Tools:
-    """Services given to a run when it starts; all but the adapter are optional.
+    """The objects that `host/` gives to a run at its start. Only the adapter is required.
 
     Attributes:
         adapter: adapter of the network's family.
-        view: observer of the run.
+        view: an observer that gets reports while the run is sampling.
         graphs: the run's CUDA graphs.
-        grouped: attention that does not repeat grouped K/V heads.
-        weights: weights that ComfyUI may evict (dynamic VRAM).
-        pause: returns a context manager for allocations that outlive a call; ComfyUI's compiler
-            does not track those in its body.
+        grouped: attention for networks whose query heads share K/V heads; it does not repeat these heads.
+        weights: access to the network's weights if ComfyUI may evict them from device memory during a run, as
+            it may in its dynamic VRAM mode.
+        pause: returns a context manager for allocations that outlive a call. In the body of the `with`,
+            ComfyUI's compiler does not track allocations: it gives a tracked allocation a fixed address,
+            which later calls use again.
     """
 
     adapter: ModelAdapter

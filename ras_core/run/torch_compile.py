@@ -9,13 +9,14 @@ from typing import Any
 import torch
 
 CAN_SWITCH = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on
-"""Whether compiled code can be switched off temporarily."""
+"""Whether this version of torch can switch to eager mode temporarily, for networks compiled before."""
 
 
 def force_eager() -> AbstractContextManager[Any]:
-    """Run compiled networks eagerly in the body. Hooks are attached and removed for each call, and each
-    change would trigger a recompilation, up to torch's limit. Does nothing while torch is compiling the code
-    that calls this function, as with a node that compiles more than the network.
+    """Run compiled networks eagerly in the body of the `with`. RAS attaches and removes hooks for each call,
+    and each of these changes would make torch compile again, until torch's recompilation limit is reached. If
+    a node compiles more than the network, torch may be compiling the very code that calls this function; then
+    the function does nothing.
     """
     if not CAN_SWITCH or "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return nullcontext()

@@ -1,20 +1,14 @@
-"""The trace of a run: collected while it samples, frozen when it ends."""
+"""The trace of a run: the data collected about its evaluations, read-only once the run has ended."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
-from ..method.schedule import StepKind, StepPlan
-from ..models.cost import CostProfile, expected_speedup
-from .timing import Timestamp, seconds_between
+from ..method.schedule import StepKind
 
 
 @dataclass(frozen=True)
@@ -22,13 +16,13 @@ class Evaluation:
     """One guided evaluation of the model.
 
     Attributes:
-        step: index of the step it belongs to.
+        step: index of the step that the evaluation belongs to.
         sigma: noise level.
         kind: how the evaluation ran; it may be dense although it was planned as regional.
-        is_reset: whether it belongs to a planned error-reset step.
-        active: (b, *shape) bool, tokens processed; `shape` is that of the token grid.
+        is_reset: whether its step was planned as a reset (`StepPlan.is_reset`).
+        active: (b, *shape) bool, the tokens that were processed; `shape` is the shape of the token grid.
         score: (b, *shape) float32, scores of the tokens after the evaluation, or None.
-        seconds: wall-clock time from its start to the start of the next evaluation.
+        seconds: time from the start of this evaluation until the next one starts or the run ends.
     """
 
     step: int
@@ -52,14 +46,17 @@ class Trace:
         grid: token grid of the latent.
         n_steps: steps of the run.
         evaluations: all evaluations, in order; samplers of higher order have several per step.
-        expected_speedup: FLOPs of a dense run with as many evaluations, over those of this run.
-        measured_speedup: estimated time of such a dense run, over that of this run; None if the run has no
-            dense evaluation to estimate it from.
+        expected_speedup: FLOPs of a dense run with as many evaluations, divided by the FLOPs of this run.
+        measured_speedup: estimated time of a dense run with as many evaluations, divided by the time of this
+            run; None if this run has no dense evaluation from which the dense run's time can be estimated.
+            After `against`, both speed-ups are relative to an actual dense run instead.
         seconds: sampling time from the first evaluation on, without loading of the model.
-        kv_bytes: largest size of the K/V cache in bytes.
-        notes: warnings of the run, such as why a planned regional step ran dense.
-        graphs: report on CUDA graphs; None if they were off or not possible.
-        plan: the plan in one line; empty without one.
+        kv_bytes: largest size of the K/V cache during the run, in bytes.
+        notes: warnings of the run, for example that regional steps ran dense, and why.
+        graphs: report on the run's CUDA graphs; None if CUDA graphs were off or not possible.
+        plan: one line that describes the plan of the chosen speed; empty if no speed is set.
+        dense_steps: steps of the dense run that the speed-ups refer to; None if they refer to an estimated
+            run with as many steps as this one.
     """
 
     grid: TokenGrid
@@ -72,10 +69,11 @@ class Trace:
     notes: tuple[str, ...] = field(default=())
     graphs: GraphReport | None = None
     plan: str = ""
+    dense_steps: int | None = None
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
-        """The trace of a run without the method, with the reason."""
+        """The trace of a run without RAS; its only note is the reason."""
         return cls(TokenGrid((1, 1), (1, 1)), 0, (), 1.0, None, 0.0, 0, (reason,))
 
     @property
@@ -89,27 +87,51 @@ class Trace:
 
     @property
     def token_share(self) -> float:
-        """Share of the image tokens that an evaluation processes, mean over all evaluations of the run."""
+        """Share of the image tokens that the run's evaluations processed on average."""
         return float(np.mean([evaluation.active_share for evaluation in self.evaluations] or [1.0]))
 
+    @property
+    def regional_evaluations(self) -> int:
+        return sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
+
+    def against(self, dense: Trace) -> Trace:
+        """This trace, with its speed-ups over a dense run of the same image, which may have more steps."""
+        if not (self.evaluations and self.seconds > 0):
+            return self
+        gain = self.expected_speedup * len(dense.evaluations) / len(self.evaluations)
+        measured = dense.seconds / self.seconds
+        return replace(
+            self, expected_speedup=gain, measured_speedup=measured, dense_steps=dense.n_steps
+        )  # fmt: skip
+
     def summary(self) -> str:
-        """The log line at the end of a run. Its speed-ups compare the run with as many dense steps."""
-        measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
-        line = (
-            f"{self.regional_steps} of {self.n_steps} steps regional, {self.token_share:.0%} of tokens "
-            f"processed, speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
-        )
-        if self.plan:  # it says everything about a run without regional steps
-            says_more = self.regional_steps or self.notes
-            line = f"{line} over {self.n_steps} dense steps" if says_more else ""
-        parts = [self.plan, line, self._graphs_line(), *self.notes]
+        """The line to log at the end of a run; its speed-ups are relative to a run with only dense steps."""
+        line = f"{self.counts()}, {self.speedups()}"
+        if self.plan or self.dense_steps:
+            line = f"{line} over {self.dense_steps or self.n_steps} dense steps"
+        # The plan's line says everything of a run without regional steps.
+        says_more = not self.plan or self.regional_steps or self.notes or self.dense_steps
+        parts = [self.plan, says_more and line, self._graphs_line(), *self.notes]
         return f"Multirate RAS: {'; '.join(filter(None, parts))}"
 
+    def counts(self) -> str:
+        """The numbers of steps and tokens as text, the same wherever they are shown."""
+        text = f"{self.regional_steps} of {self.n_steps} steps regional"
+        if len(self.evaluations) > self.n_steps:
+            text = f"{text} ({self.regional_evaluations} of {len(self.evaluations)} evaluations)"
+        return f"{text}, {self.token_share:.0%} of tokens processed"
+
+    def speedups(self) -> str:
+        """The speed-ups as text, the same wherever they are shown."""
+        measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
+        return f"speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
+
     def _graphs_line(self) -> str | None:
-        total = sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
+        total = self.regional_evaluations
         if self.graphs is None or not total:
             return None
-        line = f"{self.graphs.replayed} of {total} regional steps replayed as CUDA graphs"
+        unit = "steps" if total == self.regional_steps else "evaluations"
+        line = f"{self.graphs.replayed} of {total} regional {unit} replayed as CUDA graphs"
         return f"{line} ({self.graphs.details})" if self.graphs.details else line
 
     def as_dict(self) -> dict:
@@ -133,118 +155,3 @@ class Trace:
                 for e in self.evaluations
             ],
         }  # fmt: skip
-
-
-@dataclass
-class _Entry:
-    """An evaluation of a run that is still sampling; tensors stay on the device until the run ends."""
-
-    plan: StepPlan | Callable[[float], StepPlan]
-    sigma: float | Tensor
-    started: Timestamp
-    active_idx: Tensor | None = None
-    score: Tensor | None = None
-
-
-class Recorder:
-    """Collects a run's evaluations without waiting for the device."""
-
-    def __init__(self, grid: TokenGrid, batch: int):
-        self._grid = grid
-        self._batch = batch
-        self._entries: list[_Entry] = []
-        self._notes: list[str] = []
-
-    def begin(
-        self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
-    ) -> None:
-        """Start an entry. If the noise level is on the device, `plan` maps it to a step after the run."""
-        self._entries.append(_Entry(plan, sigma, now))
-
-    def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
-        """Complete the entry of the current evaluation; `active_idx` is None if it was dense."""
-        entry = self._entries[-1]
-        entry.active_idx, entry.score = active_idx, score
-
-    @property
-    def any_regional(self) -> bool:
-        return any(entry.active_idx is not None for entry in self._entries)
-
-    @property
-    def any_note(self) -> bool:
-        return bool(self._notes)
-
-    def note(self, text: str) -> bool:
-        """Add a note; False if the trace already has it."""
-        if text in self._notes:
-            return False
-        self._notes.append(text)
-        return True
-
-    def finish(
-        self,
-        now: Timestamp,
-        n_steps: int,
-        profile: CostProfile,
-        n_text: int,
-        kv_bytes: int,
-        graphs: GraphReport | None = None,
-    ) -> Trace:
-        evaluations = self._evaluations(now)
-        counts = [round(e.active_share * self._grid.n) for e in evaluations]
-        return Trace(
-            grid=self._grid,
-            n_steps=n_steps,
-            evaluations=evaluations,
-            expected_speedup=expected_speedup(profile, self._grid.n, n_text, counts),
-            measured_speedup=measured_speedup(evaluations),
-            seconds=sum(e.seconds for e in evaluations),
-            kv_bytes=kv_bytes,
-            notes=tuple(self._notes),
-            graphs=graphs,
-        )
-
-    def _evaluations(self, now: Timestamp) -> tuple[Evaluation, ...]:
-        entries = self._entries
-        ends = [*(entry.started for entry in entries), now][1:]
-        indices = [entry.active_idx for entry in entries]
-        masks = _to_cpu([None if idx is None else self._grid.active_mask(idx) for idx in indices])
-        scores = _to_cpu([None if entry.score is None else entry.score.float() for entry in entries])
-        return tuple(map(self._freeze, entries, ends, masks, scores))
-
-    def _freeze(
-        self, entry: _Entry, end: Timestamp, active: np.ndarray | None, score: np.ndarray | None
-    ) -> Evaluation:
-        shape = (self._batch, *self._grid.shape)
-        sigma = float(entry.sigma)
-        plan = entry.plan(sigma) if callable(entry.plan) else entry.plan
-        return Evaluation(
-            plan.index,
-            sigma,
-            StepKind.DENSE if active is None else StepKind.REGIONAL,
-            plan.is_reset,
-            np.ones(shape, dtype=bool) if active is None else active.reshape(shape),
-            None if score is None else score.reshape(shape),
-            seconds_between(entry.started, end),
-        )
-
-
-def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
-    """Copy all tensors, which have the same shape, to the CPU in one transfer."""
-    there = [t for t in tensors if t is not None]
-    here = iter(torch.stack(there).cpu().numpy() if there else ())
-    return [None if t is None else next(here) for t in tensors]
-
-
-def measured_speedup(evaluations: Sequence[Evaluation]) -> float | None:
-    """Estimated time of a dense run over the time of this run; None if it cannot be estimated.
-
-    Each evaluation of a dense run counts as the median dense evaluation of this run. The first evaluation is
-    left out, because it includes loading and autotuning of kernels.
-    """
-    later = evaluations[1:]
-    dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
-    if not dense or not any(e.kind is StepKind.REGIONAL for e in later):
-        return None
-    total = sum(e.seconds for e in later)
-    return statistics.median(dense) * len(later) / total if total > 0 else None

@@ -261,7 +261,7 @@ class TestCommandLine:
         assert "no prompt file" in told and "Expected:" in told and "What to do:" in told
 
     @pytest.mark.parametrize(
-        "name", ["metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps"]
+        "name", ["metrics", "start-step", "pareto", "backgrounds", "drift", "early-steps", "inpaint"]
     )
     def test_every_study_is_a_command(self, name):
         assert parser().parse_args([name]).command == name

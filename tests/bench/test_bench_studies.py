@@ -5,14 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from ras_pack.bench.quality.cells import Cell
+from ras_pack.bench.quality.known_tokens import InsideFirst, mask_of
 from ras_pack.bench.quality.options import Options
 from ras_pack.bench.quality.prompts import Prompt
 from ras_pack.bench.quality.sampling import Studio
 from ras_pack.bench.quality.sources import load_source
-from ras_pack.bench.studies import metrics
+from ras_pack.bench.studies import inpainting, metrics
 from ras_pack.bench.studies.backgrounds import converged_sigmas, partial_sigmas
 from ras_pack.bench.studies.drift import compare, relative, watch
 from ras_pack.bench.studies.scenes import make_scenes
+from ras_pack.ras_core.method.grid import TokenGrid
 
 FAMILIES = ["random_sd3", "random_sd35_medium", "random_lumina2"]
 
@@ -91,3 +93,31 @@ class TestBackgrounds:
         plain, busy = scenes.images["plain"], scenes.images["busy"]
         assert torch.equal(plain[inside], busy[inside])
         assert busy[~inside].std() > 2 * plain[~inside].std()
+
+
+class TestInpainting:
+    @pytest.mark.parametrize(("part", "area"), [("half", 1 / 2), ("quarter", 1 / 4), ("sixteenth", 1 / 16)])
+    def test_masks_have_their_share_of_the_area(self, part, area):
+        assert float(mask_of(part, 32, 16).mean()) == area
+
+    def test_all_tokens_inside_are_selected_and_the_others_take_turns(self):
+        grid = TokenGrid((8, 8), (2, 2))
+        inside = grid.pool(mask_of("quarter", 8, 8)[:, 0]) > 0
+        selector, x = InsideFirst(grid, inside), torch.zeros(1, 4, 8, 8)
+        selector.observe(x, x, 1.0, None)
+        seen = torch.zeros(16, dtype=torch.bool)
+        for sigma in (0.9, 0.8, 0.7):
+            active = selector.select(8, sigma)
+            selector.observe(x, x, sigma, active)
+            seen[active[0]] = True
+            assert inside[0][active[0]].sum() == inside.sum() == 4
+        assert seen.all()
+
+    def test_plain_and_regional_runs_cost_the_same(self, tmp_path):
+        case = {"parts": ("quarter",), "denoises": (0.6,)}
+        told = inpainting.run("random_sd3", options_in(tmp_path), tmp_path / "out", **case)
+        rows = [line.split("|")[1:-1] for line in told.splitlines() if "quarter" in line]
+        costs = [float(row[5]) for row in rows]
+        assert len(rows) == 4 and max(costs) <= min(costs) * 1.01
+        again = inpainting.run("random_sd3", options_in(tmp_path), tmp_path / "out", **case)
+        assert again == told

@@ -69,5 +69,5 @@ def test_sampling_arguments_by_name_and_of_a_later_version():
 def test_a_latent_that_is_not_an_image_is_reported(caplog):
     video = torch.zeros(1, 4, 2, 2, 2)
     assert OuterSample.of(video, video, None, torch.tensor([1.0, 0.0])).nothing_to_do().notes
-    assert "no image latent (shape (1, 4, 2, 2, 2))" in caplog.text
+    assert "the latent is not an image (shape (1, 4, 2, 2, 2))" in caplog.text
     assert OuterSample.of(X, X, None, torch.tensor([1.0, 0.0])).nothing_to_do() is None

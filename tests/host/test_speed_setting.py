@@ -305,17 +305,6 @@ class TestLevels:
         ksampler(model, sd3, steps=12, denoise=0.6)
         assert last_trace(model).n_steps == round(12 * 10 / 28)
 
-    def test_inpainting_keeps_the_levels_and_runs_dense(self, sd3, info):
-        samples = torch.zeros(1, 16, 16, 12)
-        mask = torch.ones(1, 1, 16, 12)
-        mask[..., :6] = 0
-        masked = {"samples": samples, "noise_mask": mask}
-        found, trace = ras_ksampler(sd3, "2x", plan=planned(), latent_image=masked)
-        assert (trace.n_steps, trace.regional_steps) == (STEPS, 0)
-        assert trace.plan == "2x: 28 of 28 steps, all dense" and "inpainting" in trace.notes[0]
-        assert "the noise levels are kept: inpainting runs dense" in info.text
-        assert torch.equal(found, ksampler(sd3.build(), sd3, latent_image=masked))
-
     @pytest.mark.parametrize(
         ("sampler", "reason"),
         [
@@ -432,7 +421,7 @@ class TestChoice:
 
     def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
         ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
-        assert "is kept on the device, with its last change" in info.text
+        assert "is kept on the device, with the last change of each row" in info.text
 
     def test_settings_without_effect_are_named(self, sd3, info):
         text = "these settings have no effect"

@@ -1,6 +1,7 @@
 """The settings, and the kinds of steps that follow from them, compared with hand-counted steps."""
 
 import pytest
+import torch
 from ras_pack.ras_core.config import PaperSettings, RASConfig, parse_step_list
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, step_of_sigma
@@ -62,6 +63,15 @@ class TestSigma:
     )  # fmt: skip
     def test_an_evaluation_belongs_to_the_interval_that_holds_it(self, sigma, step):
         assert step_of_sigma(self.SIGMAS, sigma) == step
+
+    @pytest.mark.parametrize("steps", [600, 10000])
+    def test_steps_smaller_than_the_tolerance(self, steps):
+        """ComfyUI's linear_quadratic schedule starts with steps of 8e-5 at 600 steps."""
+        levels = [*torch.linspace(1.0, 0.975, steps // 2), *torch.linspace(0.975, 0.0, steps // 2 + 1)[1:]]
+        sigmas = [float(level) for level in levels]
+        for step in (0, 1, 2, steps // 4, steps // 2 - 1, steps // 2, len(sigmas) - 2):
+            for nudge in (1.0, 1 - 1e-7, 1 + 1e-7):
+                assert step_of_sigma(sigmas, sigmas[step] * nudge) == step
 
     def test_direction(self):
         assert decreases(self.SIGMAS) and not decreases(self.SIGMAS[::-1]) and not decreases((1.0, 0.5, 0.5))

@@ -125,6 +125,15 @@ class TestChoice:
         plain, regional = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
         assert PlanSet((plain, regional)).best("2x") == (regional if takes_regional else plain)
         assert PlanSet((plain, regional)).best("2x", plain=True) == plain
+        assert PlanSet((plain, regional)).plain("2x", "dpmpp_2m") == plain
+
+    @pytest.mark.parametrize(("speed", "steps"), [("1.5x", 19), ("2x", 14), ("3x", 9)])
+    def test_without_a_plain_plan_the_plain_one_is_on_the_best_grid(self, speed, steps):
+        regional = plan(speed, steps=17, regional=11, closeness=31.0, density=(0.6, 0.4))
+        found = PlanSet((regional,)).plain(speed, "dpmpp_2m")
+        assert (found.steps, found.is_plain, found.closeness) == (steps, True, None)
+        assert found.density == regional.density
+        assert found.describe() == f"{speed}: {steps} of 28 steps, all dense"
 
     def test_the_first_of_unmeasured_plans(self):
         plans = PlanSet((plan(), plan(sampler="euler")))

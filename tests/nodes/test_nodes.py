@@ -297,8 +297,8 @@ class TestSampling:
 
     def test_a_later_clone_reads_the_same_trace(self, nodes, sd3):
         patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
-        sample(patched.clone(), sd3, sd3.noise())
-        assert _execute(nodes["RASTrace"], model=patched, latent={})[1].n_steps == 10
+        latent = {"samples": sample(patched.clone(), sd3, sd3.noise())}
+        assert _execute(nodes["RASTrace"], model=patched, latent=latent)[1].n_steps == 10
 
 
 class TestCompare:

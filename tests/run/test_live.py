@@ -20,8 +20,8 @@ from ras_pack.ras_core.render import masks
 from ras_pack.ras_core.render.frames import mask_frames
 from ras_pack.ras_core.render.masks import summary_image
 from ras_pack.ras_core.run.live import LiveStep, live_step
+from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.timing import timestamp
-from ras_pack.ras_core.run.trace import Recorder
 from support.families import FAMILIES
 from support.sampling import FAST, STEPS, sample
 

@@ -1,0 +1,83 @@
+"""A trial of regional steps in inpainting, which the pack runs dense.
+
+Outside the mask the latent is known at every noise level. So those tokens need no steps of their own, but the
+tokens inside read their keys and values. Here every regional step computes all tokens inside the mask, and as
+many others as the step's share allows, those first that have waited longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from ...ras_core.host import outer_sample, patch
+from ...ras_core.method.grid import TokenGrid
+from ...ras_core.method.preferences import Preferences
+from ...ras_core.method.selector import Selector
+from ...ras_core.run.state import RunState
+
+PARTS = {"half": 1 / 2, "quarter": 1 / 4, "sixteenth": 1 / 16}
+"""Masks by name, with their share of the area."""
+
+
+def mask_of(part: str, height: int, width: int) -> Tensor:
+    """The mask of this name, (1, 1, height, width): the left half, or a square in the middle."""
+    mask = torch.zeros(1, 1, height, width)
+    if part == "half":
+        mask[..., : width // 2] = 1
+        return mask
+    side = {"quarter": 2, "sixteenth": 4}[part]
+    top, left = (height - height // side) // 2, (width - width // side) // 2
+    mask[..., top : top + height // side, left : left + width // side] = 1
+    return mask
+
+
+class InsideFirst(Selector):
+    """All tokens inside the mask, then those that have waited longest.
+
+    Args:
+        grid: the token grid.
+        inside: (1, n) bool.
+    """
+
+    def __init__(self, grid: TokenGrid, inside: Tensor):
+        super().__init__(grid, Preferences())
+        self._inside, self._last = inside, None
+        # Tokens that have waited equally long take turns in a random order, so that they lie apart.
+        order = torch.randperm(grid.n, generator=torch.Generator().manual_seed(0))
+        self._turn = (order / grid.n * 1e-3).to(inside.device)
+
+    def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
+        if self._last is None:
+            self._last = torch.full((x.shape[0], self._grid.n), sigma, device=x.device)
+        is_fresh = True if active_idx is None else self._grid.active_mask(active_idx)
+        self._last = torch.where(torch.as_tensor(is_fresh, device=x.device), sigma, self._last)
+
+    def select(self, active_count: int, sigma: float) -> Tensor:
+        need = (self._last - sigma) + self._turn + 1e3 * self._inside
+        order = need.argsort(dim=1, descending=True, stable=True)
+        return order[:, :active_count].sort(dim=1).values
+
+
+@contextmanager
+def regional_inpainting(mask: Tensor) -> Iterator[None]:
+    """Runs inside the body take regional steps although they inpaint, with the tokens of `InsideFirst`.
+
+    Args:
+        mask: (1, 1, H, W), 1 inside.
+    """
+
+    def begin_run(*args: object) -> RunState:
+        run = outer_sample.begin_run(*args)
+        run.selector = InsideFirst(run.grid, run.grid.pool(mask[:, 0]) > 0)
+        return run
+
+    begin, asks = patch.begin_run, patch.is_inpainting
+    patch.begin_run, patch.is_inpainting = begin_run, lambda *_: False
+    try:
+        yield
+    finally:
+        patch.begin_run, patch.is_inpainting = begin, asks

@@ -1,0 +1,52 @@
+"""The passes of a run: the calls of the sampler in it. Another pack's wrapper may call it more than once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..method.schedule import StepKind, StepPlan, decreases, plan_steps
+from .state import RunState
+
+CHANGED_STEPS = (
+    "another node changed the number of steps from {} to {}, for which the plan of the speed has no shares"
+)
+NOT_DECREASING = "the noise schedule is not strictly decreasing"
+
+
+class Passes:
+    """Prepares a run's state for each pass.
+
+    Most runs have one pass, over the noise levels that the run was given. A wrapper of another pack may
+    change the levels, or call the sampler again: the steps of a further pass are then planned like those of
+    the first, and counted from the last step of the pass before.
+    """
+
+    def __init__(self, run: RunState):
+        self._run = run
+        self._begun = 0
+
+    def begin(self, sigmas: list[float]) -> None:
+        """The sampler is called with these noise levels, one more value than it has steps."""
+        run, self._begun = self._run, self._begun + 1
+        if self._begun == 1 and sigmas == run.sigmas:
+            return
+        done = () if self._begun == 1 else run.plan
+        planned = len(run.sigmas) - 1
+        run.follow(sigmas, len(done))
+        steps = self._plan(len(sigmas) - 1, planned)
+        run.plan = done + tuple(replace(step, index=len(done) + step.index) for step in steps)
+        # The memory of the K/V cache was only planned if the run was given levels with regional steps.
+        run.any_regional = run.any_regional and any(step.kind is StepKind.REGIONAL for step in run.plan)
+        run.kv.drop(tuple(run.cached_output))
+        run.cached_output.clear()
+        run.active_idx = None
+        if not run.is_dense and not decreases(sigmas):
+            run.go_dense(NOT_DECREASING)
+
+    def _plan(self, n_steps: int, planned: int) -> tuple[StepPlan, ...]:
+        run = self._run
+        if run.config.shares and n_steps != planned:
+            if not run.is_dense:
+                run.go_dense(CHANGED_STEPS.format(planned, n_steps))
+            return tuple(StepPlan(step, StepKind.DENSE) for step in range(n_steps))
+        return plan_steps(n_steps, run.config)

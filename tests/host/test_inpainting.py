@@ -1,0 +1,308 @@
+"""Inpainting through ComfyUI's own nodes: a speed takes fewer dense steps, and nothing else changes.
+
+All expected results are those of ComfyUI alone, to the last bit.
+"""
+
+import importlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import comfy.samplers
+import folder_paths
+import pytest
+import torch
+from ras_pack.nodes.patch_model import RASPatchModel
+from ras_pack.nodes.plans import RASScheduler
+from ras_pack.nodes.sampler import RASKSampler
+from ras_pack.nodes.settings import CUSTOM
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host.measured_runs import simple_levels
+from ras_pack.ras_core.host.patch import last_trace
+from ras_pack.ras_core.host.plan_files import save_plans
+from ras_pack.ras_core.host.plans import plans_for
+from ras_pack.ras_core.method.plan import Plan
+from ras_pack.ras_core.method.plan_set import PlanSet
+from support.families import FAMILIES
+from support.sampling import sample, sample_ras
+
+import nodes as host_nodes
+
+STEPS = 12
+"""With 2x, 6 dense steps take their place."""
+SETTINGS = {
+    "sample_ratio": 0.5, "start_percent": 0.2, "end_percent": 1.0, "error_reset_every": 0,
+    "cuda_graphs": "off", "kv_cache": "auto",
+}  # fmt: skip
+REGIONAL = PlanSet((Plan("2x", "euler", (0.7, 0.3), (1.0,) * 11 + (0.5,) * 6),))
+"""Plans among which there is no plain one."""
+
+NEARLY_ALL = PlanSet((replace(REGIONAL.plans[0], shares=(1.0,) * 11 + (0.9,) * 6),))
+"""With these, a regional step on right rows is close to a dense one, even in a network of random weights."""
+
+
+@pytest.fixture(autouse=True)
+def _as_comfyui_executes_nodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture
+def info(caplog):
+    with caplog.at_level("INFO"):
+        yield caplog
+
+
+def image(family, batch=1):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(batch, family.channels, 16, 12, generator=generator)
+
+
+def half(inside=1.0):
+    """A mask of the right half of the image, in the form of ComfyUI's MASK."""
+    mask = torch.zeros(1, 16, 12)
+    mask[..., 6:] = inside
+    return mask
+
+
+def masked(family, mask=None, batch=1):
+    """A LATENT from ComfyUI's node SetLatentNoiseMask."""
+    mask = half() if mask is None else mask
+    return host_nodes.SetLatentNoiseMask().set_mask({"samples": image(family, batch)}, mask)[0]
+
+
+def with_ras(family, speed="2x", model=None, plan=None):
+    return RASPatchModel.execute(model or family.build(), speed=speed, plan=plan, **SETTINGS).result[0]
+
+
+def values(family, **changes):
+    return {
+        "seed": 3, "steps": STEPS, "cfg": 4.0, "sampler_name": "euler", "scheduler": "simple",
+        "positive": family.conditioning(1), "negative": family.conditioning(2),
+        "latent_image": masked(family), "denoise": 1.0, **changes,
+    }  # fmt: skip
+
+
+def ksampler(model, family, **changes):
+    return host_nodes.KSampler().sample(model, **values(family, **changes))[0]["samples"]
+
+
+def on_levels(model, family, sigmas, **changes):
+    """The latent of ComfyUI's own sampling at given noise levels."""
+    given = values(family, **changes)
+    latent, sampler = given["latent_image"], comfy.samplers.sampler_object(given["sampler_name"])
+    noise = comfy.sample.prepare_noise(latent["samples"], given["seed"])
+    return comfy.sample.sample_custom(
+        model, noise, given["cfg"], sampler, sigmas, given["positive"], given["negative"], latent["samples"],
+        noise_mask=latent.get("noise_mask"), seed=given["seed"],
+    )  # fmt: skip
+
+
+def levels_of(trace):
+    return torch.tensor([*(evaluation.sigma for evaluation in trace.evaluations), 0.0])
+
+
+def levels_of_plain_plan(family, model, sampler_name, given):
+    plan = plans_for(model).best("2x", sampler_name, plain=True)
+    return torch.tensor(plan.levels_of_part(simple_levels(model, 200), given))
+
+
+def gradient_model(model):
+    module = importlib.import_module("comfy_extras.nodes_differential_diffusion")
+    return module.DifferentialDiffusion.execute(model).result[0]
+
+
+class TestSpeed:
+    @pytest.mark.parametrize("sampler_name", ["euler", "dpmpp_2m"])
+    @pytest.mark.parametrize("denoise", [1.0, 0.6])
+    def test_it_is_plain_sampling_on_the_plans_grid(self, sd3, sampler_name, denoise):
+        changes = {"sampler_name": sampler_name, "denoise": denoise}
+        plain, model = sd3.build(), with_ras(sd3)
+        found = ksampler(model, sd3, **changes)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.regional_steps, trace.notes) == (6, 0, ())
+        own = comfy.samplers.KSampler(
+            plain, STEPS, torch.device("cpu"), sampler_name, "simple", denoise
+        ).sigmas
+        wanted = levels_of_plain_plan(sd3, plain, sampler_name, own.tolist())
+        assert torch.equal(found, on_levels(plain, sd3, wanted, **changes))
+        assert torch.allclose(found[..., :6], image(sd3)[..., :6], atol=1e-6)
+        inputs = {"speed": "2x", "plan": None, **SETTINGS, **values(sd3, **changes)}
+        latent, _ = RASKSampler.execute(model=sd3.build(), **inputs).result
+        assert torch.equal(latent["samples"], found)
+
+    def test_every_family_and_speed(self, family):
+        for speed, steps in (("1.5x", 4), ("3x", 2)):
+            model = with_ras(family, speed)
+            ksampler(model, family, steps=6)
+            assert (last_trace(model).n_steps, last_trace(model).regional_steps) == (steps, 0)
+
+    def test_the_log_and_the_panel_say_what_was_taken(self, sd3, info):
+        model = with_ras(sd3)
+        ksampler(model, sd3)
+        line = "2x: 6 of 12 steps, all dense (inpainting)"
+        assert last_trace(model).plan == line
+        assert f"Multirate RAS: {line} (euler, grids of the sd3 family)." in info.text
+        assert not [record for record in info.records if record.levelname == "WARNING"]
+
+    def test_plans_without_a_plain_one_lend_their_grid(self, sd3, info):
+        model = with_ras(sd3, plan=REGIONAL)
+        found = ksampler(model, sd3)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.regional_steps) == (6, 0)
+        assert torch.equal(found, on_levels(sd3.build(), sd3, levels_of(trace)))
+        even = torch.tensor(simple_levels(model, 6))
+        assert levels_of(trace)[3] > even[3] + 0.05  # more steps at the start, as the plan has them
+
+    def test_saved_plans_are_used(self, sd3):
+        model = sd3.build()
+        shares = (1.0,) * 16  # of 28
+        save_plans(PlanSet((Plan("2x", "euler", (0.5, 0.5), shares), *REGIONAL.plans)), model, (16, 12))
+        patched = with_ras(sd3, model=model)
+        ksampler(patched, sd3)
+        assert (last_trace(patched).n_steps, last_trace(patched).regional_steps) == (7, 0)
+
+    @pytest.mark.parametrize("sampler_name", ["lms", "euler_ancestral", "heun"])
+    def test_a_sampler_whose_levels_must_stay_runs_dense_with_both_reasons(self, sd3, info, sampler_name):
+        model = with_ras(sd3)
+        found = ksampler(model, sd3, steps=8, sampler_name=sampler_name)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.plan) == (8, "2x: 8 of 8 steps, all dense")
+        assert len(trace.notes) == 1 and "inpainting" in trace.notes[0]
+        assert "the noise levels are kept: plans are for euler and dpmpp_2m" in info.text
+        assert torch.equal(found, ksampler(sd3.build(), sd3, steps=8, sampler_name=sampler_name))
+
+    @pytest.mark.parametrize(
+        ("sigmas", "reason"),
+        [
+            ((14.6, 4.0, 1.5, 0.5, 0.0), "outside the range of the model's own"),
+            ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "not strictly decreasing"),
+        ],
+    )
+    def test_levels_of_another_kind_stay(self, sd3, info, sigmas, reason):
+        sigmas, model = torch.tensor(sigmas), with_ras(sd3)
+        found = on_levels(model, sd3, sigmas)
+        trace = last_trace(model)
+        assert trace.n_steps == len(sigmas) - 1 and len(trace.notes) == 1 and reason in info.text
+        assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas))
+
+    @pytest.mark.parametrize("plan", [None, REGIONAL], ids=["family", "regional"])
+    def test_levels_of_ras_scheduler_are_not_shortened_again(self, sd3, plan):
+        model = with_ras(sd3, plan=plan)
+        sigmas = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
+        found = on_levels(model, sd3, sigmas)
+        steps = 6 if plan is None else 7
+        trace = last_trace(model)
+        assert trace.plan == f"2x: {steps} of 12 steps, all dense (inpainting)"
+        assert (trace.n_steps, trace.regional_steps) == (steps, 0)
+        assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas))
+
+    def test_parts_of_a_schedule(self, sd3):
+        """Both halves of a run as KSamplerAdvanced makes them, the second on the latent of the first."""
+        model, node = with_ras(sd3), host_nodes.KSamplerAdvanced()
+        given = values(sd3)
+        latent, seed = given.pop("latent_image"), given.pop("seed")
+        given.pop("denoise")
+        steps = []
+        for start, end in ((0, 6), (6, STEPS)):
+            latent = node.sample(
+                model, add_noise="disable" if start else "enable", noise_seed=seed, latent_image=latent,
+                start_at_step=start, end_at_step=end, **given,
+                return_with_leftover_noise="disable" if start else "enable",
+            )[0]  # fmt: skip
+            steps.append((last_trace(model).n_steps, last_trace(model).regional_steps))
+        assert steps == [(3, 0), (3, 0)] and torch.isfinite(latent["samples"]).all()
+
+
+class TestMasks:
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            half(0.5),
+            half()[:, ::2, ::2],
+            torch.zeros(1, 16, 12),
+            torch.stack([half()[0], 1 - half()[0]]),
+            torch.full((1, 16, 12), torch.nan),
+        ],
+        ids=["soft", "another size", "empty", "one for each image", "not a number"],
+    )
+    def test_any_mask_gives_the_result_of_comfyui(self, sd3, mask):
+        latent, model = masked(sd3, mask, batch=len(mask)), with_ras(sd3)
+        found = ksampler(model, sd3, latent_image=latent)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.regional_steps) == (6, 0)
+        plain = on_levels(sd3.build(), sd3, levels_of(trace), latent_image=latent)
+        assert torch.equal(found.nan_to_num(), plain.nan_to_num())
+
+    @pytest.mark.parametrize("denoise", [1.0, 0.6])
+    def test_differential_diffusion(self, sd3, denoise):
+        mask = torch.linspace(0, 1, 12).expand(1, 16, 12).clone()
+        changes = {"latent_image": masked(sd3, mask), "denoise": denoise}
+        model = gradient_model(with_ras(sd3))
+        found = ksampler(model, sd3, **changes)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.regional_steps) == (6, 0)
+        plain = gradient_model(sd3.build())
+        assert torch.equal(found, on_levels(plain, sd3, levels_of(trace), **changes))
+
+    @pytest.mark.parametrize("speed", ["2x", CUSTOM])
+    def test_a_function_that_narrows_a_full_mask_is_inpainting_too(self, sd3, speed):
+        """A function of another pack gives each evaluation its mask. The mask of the latent itself is full,
+        so it does not show that a half of the image is given.
+        """
+
+        def narrowed(sigma, mask, extra_options):
+            return mask * half().to(mask)
+
+        def own(model):
+            model = model.clone()
+            model.set_model_denoise_mask_function(narrowed)
+            return model
+
+        latent = masked(sd3, torch.ones(1, 16, 12))
+        model = own(with_ras(sd3, speed))
+        found = ksampler(model, sd3, latent_image=latent)
+        trace = last_trace(model)
+        assert trace.regional_steps == 0
+        assert len(trace.notes) == (speed == CUSTOM)
+        plain = own(sd3.build())
+        assert torch.equal(found, on_levels(plain, sd3, levels_of(trace), latent_image=latent))
+
+    def test_a_full_mask_keeps_regional_steps(self, sd3):
+        model = with_ras(sd3, plan=REGIONAL)
+        ksampler(model, sd3, latent_image=masked(sd3, torch.ones(1, 16, 12)))
+        assert last_trace(model).regional_steps == 2
+
+    @pytest.mark.parametrize("noise_mask", [True, False])
+    @pytest.mark.parametrize("name", ["sd3", "flux_fill"])
+    def test_inpaint_model_conditioning(self, name, noise_mask):
+        """Without `noise_mask`, ComfyUI samples the whole image; a network such as Flux Fill then reads the
+        given part from its inputs.
+        """
+        family = FAMILIES[name]
+        vae = SimpleNamespace(encode=lambda pixels: image(family))
+        pixels = torch.rand(1, 128, 96, 3, generator=torch.Generator().manual_seed(4))
+        positive, negative, latent = host_nodes.InpaintModelConditioning().encode(
+            family.conditioning(1), family.conditioning(2), pixels, vae, half(), noise_mask
+        )
+        changes = {"positive": positive, "negative": negative, "latent_image": latent}
+        model = with_ras(family, plan=NEARLY_ALL)
+        found = ksampler(model, family, **changes)
+        trace = last_trace(model)
+        dense = on_levels(family.build(), family, levels_of(trace), **changes)
+        if noise_mask:
+            assert (trace.n_steps, trace.regional_steps) == (6, 0) and torch.equal(found, dense)
+        else:
+            assert (trace.n_steps, trace.regional_steps, trace.notes) == (7, 2, ())
+            assert (found - dense).norm() < 0.2 * dense.norm()
+
+
+class TestCustom:
+    def test_own_settings_run_dense_with_the_reason(self, family):
+        model, noise, given = family.build(), family.noise(), family.noise(seed=21)
+        mask = torch.zeros(1, 1, 16, 16)
+        mask[..., 4:12, 4:12] = 1
+        config, changes = RASConfig(start_step=2), {"latent_image": given, "noise_mask": mask, "steps": 4}
+        latent, trace = sample_ras(model, family, noise, config, **changes)
+        assert trace.regional_steps == 0 and len(trace.notes) == 1 and "inpainting" in trace.notes[0]
+        assert torch.equal(latent, sample(model, family, noise, **changes))

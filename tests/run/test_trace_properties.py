@@ -1,0 +1,95 @@
+"""Properties of a trace: its numbers agree with the evaluations of the run, and with each other."""
+
+import json
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.schedule import StepKind, StepPlan
+from ras_pack.ras_core.models.cost import CostProfile
+from ras_pack.ras_core.run.trace import Recorder, Trace
+from support.properties import examples
+
+weights = st.integers(1, 10**6)
+
+
+@st.composite
+def profiles(draw) -> CostProfile:
+    return CostProfile(*[draw(weights) for _ in range(6)])
+
+
+@st.composite
+def runs(draw) -> tuple[TokenGrid, list[tuple[int, float, int | None, float]]]:
+    """A grid, and evaluations: step, noise level, number of active tokens (None for all), seconds."""
+    grid = TokenGrid((draw(st.integers(1, 9)), draw(st.integers(1, 9))), (2, 2))
+    steps = sorted(draw(st.lists(st.integers(0, 9), min_size=1, max_size=14)))
+    count = st.none() | st.integers(1, grid.n)
+    seconds = st.floats(1e-4, 10.0)
+    return grid, [(step, 1 - step / 10, draw(count), draw(seconds)) for step in steps]
+
+
+def _trace(grid: TokenGrid, evaluations: list, profile: CostProfile, n_text: int, batch: int) -> Trace:
+    recorder, now = Recorder(grid, batch), 100.0
+    for step, sigma, count, seconds in evaluations:
+        recorder.begin(StepPlan(step, StepKind.REGIONAL, 0.5), sigma, now)
+        order = torch.stack([torch.randperm(grid.n) for _ in range(batch)])
+        recorder.end(None if count is None else order[:, :count].sort().values, torch.rand(batch, grid.n))
+        now += seconds
+    return recorder.finish(now, 10, profile, n_text, kv_bytes=7)
+
+
+@examples(60)
+@given(runs(), profiles(), st.integers(0, 300), st.integers(1, 3))
+def test_the_numbers_of_a_trace_are_those_of_its_evaluations(run, profile, n_text, batch):
+    grid, evaluations = run
+    trace = _trace(grid, evaluations, profile, n_text, batch)
+    counts = [grid.n if count is None else count for _, _, count, _ in evaluations]
+    assert [int(each.active[0].sum()) for each in trace.evaluations] == counts
+    assert trace.token_share == pytest.approx(sum(counts) / (grid.n * len(counts)))
+    assert trace.seconds == pytest.approx(sum(seconds for *_, seconds in evaluations))
+    last = {step: count for step, _, count, _ in evaluations}
+    assert trace.regional_steps == sum(count is not None for count in last.values())
+    assert [each.step for each in trace.steps] == sorted(last)
+    assert all(each.active.shape == (batch, *grid.shape) for each in trace.evaluations)
+
+
+@examples(60)
+@given(runs(), profiles(), st.integers(0, 300))
+def test_speed_ups_are_ratios_of_whole_runs(run, profile, n_text):
+    """The expected speed-up is that of the FLOPs. It is 1 for a dense run, never less, and never more than
+    the FLOPs of a dense evaluation over those of the cheapest one.
+    """
+    grid, evaluations = run
+    trace = _trace(grid, evaluations, profile, n_text, 1)
+    counts = [grid.n if count is None else count for _, _, count, _ in evaluations]
+    flops = [profile.step_flops(grid.n, count, n_text) for count in counts]
+    dense = profile.step_flops(grid.n, grid.n, n_text)
+    assert trace.expected_speedup == pytest.approx(dense * len(counts) / sum(flops))
+    assert 1 - 1e-9 <= trace.expected_speedup <= dense / min(flops) + 1e-9
+    later = evaluations[1:]
+    plain = sorted(seconds for _, _, count, seconds in later if count is None)
+    if not plain or len(plain) == len(later):
+        assert trace.measured_speedup is None
+        return
+    total = sum(seconds for *_, seconds in later)
+    low, high = (each * len(later) / total for each in (plain[0], plain[-1]))
+    assert low * (1 - 1e-6) <= trace.measured_speedup <= high * (1 + 1e-6)
+
+
+@examples(30)
+@given(runs(), profiles(), st.lists(st.text(max_size=8), max_size=4))
+def test_a_trace_is_json_and_says_the_same_everywhere(run, profile, notes):
+    grid, evaluations = run
+    recorder = Recorder(grid, 1)
+    assert [recorder.note(text) for text in notes] == [text not in notes[:i] for i, text in enumerate(notes)]
+    trace = _trace(grid, evaluations, profile, 3, 1)
+    values = json.loads(json.dumps(trace.as_dict(), allow_nan=False))
+    assert values["regional_steps"] == trace.regional_steps
+    assert len(values["timeline"]) == values["evaluations"] == len(evaluations)
+    shares = [each["active_share"] for each in values["timeline"]]
+    assert math.isclose(sum(shares) / len(shares), values["token_share"], abs_tol=1e-6)
+    assert f"{values['regional_steps']} of {values['steps']} steps" in trace.summary()
+    assert f"{trace.token_share:.0%} of tokens" in trace.summary()

@@ -1,0 +1,187 @@
+"""The invariants, each as a function that returns what is wrong: sentences, none if all is well."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from ras_pack.ras_core.kv.plain import KVRows
+from ras_pack.ras_core.kv.store import KVStore
+from ras_pack.ras_core.method.schedule import StepKind
+from ras_pack.ras_core.run.state import RunState
+from ras_pack.ras_core.run.trace import Trace
+from torch import Tensor, nn
+
+from .outside import Seen
+
+CLOSE = 2e-3
+"""Relative distance up to which two ways to compute the same run agree in float32: selections can depend on
+the last bits of scores, but rarely do."""
+
+APART = "relative distance"
+"""In every failure about the values of a latent."""
+
+LONGEST_NOTE = 300
+LIVE_LIMIT = 2**20
+
+
+def same_bits(found: Tensor, wanted: Tensor, what: str) -> list[str]:
+    """Whether two latents are identical, NaN included."""
+    if problem := same_form(found, wanted, what):
+        return problem
+    if torch.equal(found.nan_to_num(77.0), wanted.nan_to_num(77.0)):
+        return []
+    return [f"{what}: not identical, {APART} {_distance(found, wanted):.2g}"]
+
+
+def close(found: Tensor, wanted: Tensor, what: str, limit: float = CLOSE) -> list[str]:
+    """Whether two latents agree up to rounding."""
+    if problem := same_form(found, wanted, what):
+        return problem
+    apart = _distance(found, wanted)
+    return [] if apart <= limit else [f"{what}: {APART} {apart:.2g}"]
+
+
+def same_form(found: Tensor, wanted: Tensor, what: str) -> list[str]:
+    """Whether two latents have the same shape and dtype, and one is finite if the other is."""
+    if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
+        return [f"{what}: {tuple(found.shape)} {found.dtype}, not {tuple(wanted.shape)} {wanted.dtype}"]
+    if torch.isfinite(wanted).all() and not torch.isfinite(found).all():
+        return [f"{what}: not finite"]
+    return []
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    if not torch.isfinite(wanted).all():
+        return 0.0
+    return float((found - wanted).norm() / wanted.norm().clamp_min(1e-9))
+
+
+def trace_of_run(trace: Trace, seen: Sequence[Seen], skips: bool) -> list[str]:
+    """Whether a trace belongs to the run that was watched.
+
+    Args:
+        skips: whether other code may answer evaluations that the trace does not have.
+    """
+    wrong = []
+    levels, counted = [each.sigma for each in trace.evaluations], [each.sigma for each in seen]
+    if not trace.evaluations and trace.notes and not trace.n_steps:
+        return []  # the trace of a run that cannot use the method
+    if len(levels) > len(counted) or (len(levels) < len(counted) and not skips):
+        wrong.append(f"the trace has {len(levels)} evaluations, the guider was called {len(counted)} times")
+    elif not skips and not all(_is_near(a, b) for a, b in zip(levels, counted, strict=True)):
+        wrong.append("the trace has other noise levels than the guider was called at")
+    return wrong + _numbers(trace) + _reasons(trace)
+
+
+def _is_near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
+
+
+def _numbers(trace: Trace) -> list[str]:
+    """Whether the numbers of a trace agree with each other."""
+    wrong, values = [], trace.as_dict()
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        wrong.append(f"the trace is not valid JSON: {error}")
+    for each in trace.evaluations:
+        counts = each.active.reshape(len(each.active), -1).sum(axis=1)
+        if len(set(counts.tolist())) > 1 or not 0 < counts[0] <= trace.grid.n:
+            wrong.append(f"step {each.step} has these numbers of tokens: {counts.tolist()}")
+        if each.kind is StepKind.DENSE and counts[0] != trace.grid.n:
+            wrong.append(f"the dense step {each.step} has {counts[0]} of {trace.grid.n} tokens")
+        if not 0 <= each.step < max(trace.n_steps, 1):
+            wrong.append(f"step {each.step} of {trace.n_steps}")
+    regional = sum(each.kind is StepKind.REGIONAL for each in trace.steps)
+    if regional != trace.regional_steps or f"{regional} of {trace.n_steps} steps" not in trace.summary():
+        if not trace.plan:
+            wrong.append(f"{regional} regional steps, but the summary is: {trace.summary()}")
+    if trace.expected_speedup < 1 - 1e-9:
+        wrong.append(f"an expected speed-up of {trace.expected_speedup}")
+    return wrong
+
+
+def _reasons(trace: Trace) -> list[str]:
+    if len(set(trace.notes)) < len(trace.notes):
+        return [f"a note occurs twice: {trace.notes}"]
+    return [f"a note of {len(n)} characters: {n[:120]} ..." for n in trace.notes if len(n) > LONGEST_NOTE]
+
+
+def has_reason(trace: Trace, planned: Sequence[StepKind]) -> list[str]:
+    """Whether a trace says why a step that was planned as regional ran dense."""
+    missed = [
+        each.step for each in trace.evaluations
+        if each.kind is StepKind.DENSE and planned[each.step] is StepKind.REGIONAL
+    ]  # fmt: skip
+    return [f"steps {missed} ran dense without a reason"] if missed and not trace.notes else []
+
+
+def rows_as_counted(trace: Trace, seen: Sequence[Seen]) -> list[str]:
+    """Whether regional evaluations processed as many rows as the trace says: the other rows of a call, text
+    and padding, are as many as in a dense call.
+    """
+    others: set[int] = set()
+    wrong = []
+    for each, counted in zip(trace.evaluations, seen, strict=False):
+        active = int(each.active[0].sum())
+        rest = {rows - active for _, rows in counted.rows}
+        if each.kind is StepKind.DENSE:
+            others |= rest
+        elif not rest <= others:
+            found = sorted({rows for _, rows in counted.rows})
+            wrong.append(f"step {each.step}: {active} active tokens, but the last layer had {found} rows")
+    return wrong
+
+
+def network_state(network: nn.Module) -> dict[str, tuple]:
+    """What a run must leave as it was: hooks and attributes of every module."""
+    return {
+        name: (
+            tuple(map(id, module._forward_hooks.values())),
+            tuple(map(id, module._forward_pre_hooks.values())),
+            tuple(sorted(module.__dict__)),
+        )
+        for name, module in network.named_modules()
+    }
+
+
+def options_state(value: Any, depth: int = 6) -> Any:
+    """The keys of nested model options, and the lengths of the lists in them."""
+    if isinstance(value, dict) and depth:
+        return {str(key): options_state(each, depth - 1) for key, each in value.items()}
+    return len(value) if isinstance(value, (list, tuple)) else type(value).__name__
+
+
+def same_state(before: Any, after: Any, what: str) -> list[str]:
+    if before == after:
+        return []
+    changed = [name for name in {*before, *after} if before.get(name) != after.get(name)]
+    return [f"{what} changed: {sorted(changed)[:5]}"]
+
+
+def nothing_alive() -> list[str]:
+    """Whether no state of a run and no K/V row is alive."""
+    kinds = (KVRows, KVStore, RunState)
+    alive = [type(each).__name__ for each in _objects() if issubclass(type(each), kinds)]
+    return [f"still alive after the run: {', '.join(sorted(set(alive)))} ({len(alive)})"] if alive else []
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors alive, each memory counted once."""
+    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in _tensors()}
+    return sum(storages.values())
+
+
+def _objects() -> Iterable[Any]:
+    """All objects that the garbage collector tracks, but for those frozen at the start of the soak."""
+    gc.collect()
+    return gc.get_objects()
+
+
+def _tensors() -> list[Tensor]:
+    return [each for each in _objects() if issubclass(type(each), Tensor) and each.layout is torch.strided]

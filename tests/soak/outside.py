@@ -1,0 +1,50 @@
+"""What happens in a run, counted without this pack: evaluations, their noise levels, rows in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import comfy.samplers
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+LAST = {"LuminaNextDiT": "norm_out.linear_2"}
+"""The last layer of networks whose last layer has another name than ComfyUI's usual one."""
+
+
+@dataclass
+class Seen:
+    """One guided evaluation.
+
+    Attributes:
+        sigma: its noise level.
+        rows: for each call of the network's final layer, its batch rows and the rows of each.
+    """
+
+    sigma: float
+    rows: list[tuple[int, int]] = field(default_factory=list)
+
+
+@contextmanager
+def watched(network: nn.Module) -> Iterator[list[Seen]]:
+    """A list that grows by one with each guided evaluation in the body."""
+    found: list[Seen] = []
+    plain = comfy.samplers.CFGGuider.__call__
+    last = network.get_submodule(LAST.get(type(network).__name__, "final_layer.linear"))
+
+    def evaluated(self: Any, x: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        found.append(Seen(float(timestep.flatten()[0])))
+        return plain(self, x, timestep, *args, **kwargs)
+
+    def called(module: nn.Module, args: tuple) -> None:
+        if module is last and found:
+            found[-1].rows.append(tuple(args[0].shape[:2]))
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(comfy.samplers.CFGGuider, "__call__", evaluated))
+        stack.callback(register_module_forward_pre_hook(called).remove)
+        yield found
