@@ -27,6 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..ras_core.errors import RASError, quoted
+
 logger = logging.getLogger(__name__)
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -157,18 +159,19 @@ def read_weights(name: str) -> dict[str, Tensor]:
     """Tensors of one bundled file, with int8 matrices dequantised to float32."""
     path = WEIGHTS_DIR / name
     if not path.is_file():
-        raise FileNotFoundError(
-            f"Demo weights are missing: {path}. Expected the file that ships with this node pack. "
-            "Reinstall the pack, or copy the file back from its repository."
-        )
+        raise _damaged(name, "are missing")
     try:
-        packed = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"Demo weights cannot be read: {path} has {path.stat().st_size} bytes ({error}). "
-            "Expected a complete safetensors file. Reinstall the pack: the file is truncated or was changed."
-        ) from error
-    return unpack_int8(packed)
+        return unpack_int8(load_file(path))
+    except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
+        raise _damaged(name, f"cannot be read as safetensors ({error})") from error
+
+
+def _damaged(name: str, what: str) -> RASError:
+    return RASError(
+        f"the demo weights {name} {what}.",
+        "the file that ships with this node pack, unchanged.",
+        "Reinstall the pack, or copy the file back from its repository.",
+    )
 
 
 def unpack_int8(packed: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -201,12 +204,14 @@ def sincos_table(width: int, grid: int) -> Tensor:
 def _family_spec(family: str) -> DemoFamily:
     if family not in FAMILIES:
         known = " or ".join(repr(name) for name in FAMILIES)
-        raise ValueError(f"Unknown demo model family {family!r}. Expected {known}. Choose one of these.")
+        raise RASError(f"family = {quoted(family)}.", f"{known}.", "choose one of these.")
     return FAMILIES[family]
 
 
 def _set_preview_factors(latent_format: Any, autoencoder: dict[str, Tensor]) -> None:
     """Set the demo autoencoder's preview colours on this latent format object only, not on its class."""
+    if not {"latent_rgb_factors", "latent_rgb_factors_bias"} <= autoencoder.keys():
+        raise _damaged(AUTOENCODER_FILE, "have no preview colours")
     latent_format.latent_rgb_factors = autoencoder.pop("latent_rgb_factors").float().tolist()
     latent_format.latent_rgb_factors_bias = autoencoder.pop("latent_rgb_factors_bias").float().tolist()
     latent_format.taesd_decoder_name = None
@@ -236,17 +241,17 @@ def _fitting(network: torch.nn.Module, state: dict[str, Tensor]) -> dict[str, Te
     `weight`.
 
     Raises:
-        ValueError: a weight that the network needs is missing or has another shape.
+        RASError: a weight that the network needs is missing or has another shape.
     """
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     state = {_name_here(name, expected): tensor for name, tensor in state.items()}
     wrong = [name for name, shape in expected.items() if name not in state or state[name].shape != shape]
     if wrong:
-        raise ValueError(
-            f"Demo weights do not fit {type(network).__name__}: {len(wrong)} tensors are missing or have "
-            f"another shape, for example {wrong[0]!r}. Expected all {len(expected)} tensors that the network "
-            "has in this ComfyUI. Reinstall the pack so that code and weights match; if that does not help, "
-            "the pack is too old for this ComfyUI."
+        raise RASError(
+            f"{len(wrong)} tensors of the demo weights are missing or have another shape, for example "
+            f"{wrong[0]!r}.",
+            f"all {len(expected)} tensors that {type(network).__name__} has in this ComfyUI.",
+            "Reinstall the pack; if that does not help, it is too old for this ComfyUI.",
         )
     if unknown := sorted(state.keys() - expected.keys()):
         logger.debug(

@@ -24,10 +24,14 @@ def split_words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+", text.lower())
 
 
-@lru_cache(maxsize=8192)
 def word_vector(word: str) -> Tensor:
     """The vector of one word: shape (64,), L2 norm 4. It is cached, so treat it as read-only."""
-    generator = torch.Generator("cpu").manual_seed(zlib.crc32(word.encode("utf-8")))
+    return _vector(zlib.crc32(word.encode("utf-8")))
+
+
+@lru_cache(maxsize=8192)  # of seeds, because words can have any length
+def _vector(seed: int) -> Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
     vector = torch.randn(WORD_DIM, generator=generator, dtype=torch.float32)
     return vector * (WORD_NORM / vector.norm())
 

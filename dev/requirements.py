@@ -36,6 +36,7 @@ PACKAGES = (
     "pytest==9.2.0",
     "pytest-xdist==3.8.0",
     "ruff==0.17.6",
+    "hypothesis==6.170.17",
 )
 TRITON = "triton>=3.3"  # the tests run kernels in its interpreter; PyTorch's GPU builds include it
 TORCHVISION = "torchvision==0.28.0"  # matches TORCH

@@ -4,19 +4,29 @@ builds errors for wrong files.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.utils
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..ras_core.errors import RASError
 
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
-LONGEST_HEADER = 100 * 2**20
+SUFFIXES = (".safetensors", ".sft")
+LONGEST_HEADER = 100_000_000  # the safetensors library reads no longer one
+INCOMPLETE = ("incomplete metadata", "MetadataIncompleteBuffer")
+"""How versions of the safetensors library say that a file has fewer or more bytes than its header states."""
+
+FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+"""Data types of weights that are used as they are; numbers of others (int8) would need a scale."""
+
+MOST_LAYERS = 256
+"""Layers of a network up to which it is built to compare it with a file; Lumina-Next has 24, Gemma-2B 18."""
+
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """Prefixes that ComfyUI's own nodes add to the tensor names of a saved network."""
 
@@ -61,14 +71,17 @@ class Part:
 
 TRANSFORMER = Part(
     "transformer", "diffusion_models",
-    "the transformer of Lumina-Next-T2I in diffusers' layout "
-    "(transformer/diffusion_pytorch_model.safetensors of Lumina-Next-SFT-diffusers)",
+    "the transformer of Lumina-Next-SFT in diffusers' layout",
 )  # fmt: skip
 TEXT_ENCODER = Part(
     "text_encoder", "text_encoders",
-    "the text encoder of Lumina-Next: Gemma-2B of the first generation, in transformers' names",
+    "Gemma-2B of the first generation, in transformers' names",
 )  # fmt: skip
 VAE = Part("vae", "vae", "the VAE of SDXL, which has 4 latent channels, as one safetensors file")
+
+
+Entry = tuple[tuple[int, ...], str]
+"""Shape and data type of a tensor in a file."""
 
 
 @dataclass(frozen=True)
@@ -130,11 +143,38 @@ class Header:
             f"{self.name} differs in {count} of {len(expected)} tensors, for example: {first}."
         )
 
+    def check_floats(self) -> None:
+        """Refuse weights that are no floating-point numbers.
+
+        Raises:
+            RASError: the message names a data type of the file.
+        """
+        if others := sorted(self.dtypes - FLOATS):
+            raise self.part.refuse(f"{self.name} has weights of the data type {others[0]}.")
+
+    def count_layers(self) -> int:
+        """Number of different i in the names `layers.i...`.
+
+        Raises:
+            RASError: it is larger than MOST_LAYERS.
+        """
+        count = len({name.split(".")[1] for name in self.shapes if name.startswith("layers.")})
+        if count > MOST_LAYERS:
+            raise self.part.refuse(f"{self.name} has {count:,} layers.")
+        return count
+
     def load(self) -> dict[str, Tensor]:
-        """Load the tensors of all files to the CPU, under the same names as in `shapes`."""
+        """Load the tensors of all files to the CPU, under the same names as in `shapes`.
+
+        Raises:
+            RASError: a file can no longer be read.
+        """
         state: dict[str, Tensor] = {}
-        for path in self.paths:
-            state.update(comfy.utils.load_torch_file(str(path), safe_load=True))
+        try:
+            for path in self.paths:
+                state.update(comfy.utils.load_torch_file(str(path), safe_load=True))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise self.part.refuse(f"{self.name} cannot be read ({error}).") from error
         return {_bare(name): tensor for name, tensor in state.items()}
 
 
@@ -142,14 +182,19 @@ def read_header(part: Part, path: Path) -> Header:
     """Read the header of a file; if the file is one of several shards, the headers of all shards.
 
     Raises:
-        RASError: one of the files is missing, truncated, or not a safetensors file.
+        RASError: one of the files is missing, truncated, or not a safetensors file; or two tensors have the
+            same name.
     """
     paths = _with_shards(part, path)
-    entries: dict[str, dict] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: set[str] = set()
     for each in paths:
-        entries.update(_entries(part, each))
-    shapes = {_bare(name): tuple(entry["shape"]) for name, entry in entries.items()}
-    return Header(part, paths, shapes, frozenset(entry["dtype"] for entry in entries.values()))
+        for name, (shape, dtype) in _entries(part, each).items():
+            if _bare(name) in shapes:
+                raise part.refuse(f"the {part.label} file {each.name} has the tensor {_bare(name)} twice.")
+            shapes[_bare(name)] = shape
+            dtypes.add(dtype)
+    return Header(part, paths, shapes, frozenset(dtypes))
 
 
 def part_in_folder(part: Part, folder: Path) -> Path:
@@ -173,38 +218,55 @@ def _with_shards(part: Part, path: Path) -> tuple[Path, ...]:
     match = SHARD.search(path.name)
     if match is None:
         return (path,)
-    count, stem = int(match.group(2)), path.name[: match.start()]
-    shards = [path.with_name(f"{stem}-{i:05}-of-{count:05}.safetensors") for i in range(1, count + 1)]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise part.refuse(f"the {part.label} has {count} shards, of which {', '.join(missing)} is missing.")
+    own, count, stem = int(match.group(1)), int(match.group(2)), path.name[: match.start()]
+    if not 1 <= own <= count:
+        raise part.refuse(f"the {part.label} file {path.name} is by its name shard {own} of {count}.")
+    shards = []
+    for i in range(1, count + 1):
+        shards.append(path.with_name(f"{stem}-{i:05}-of-{count:05}.safetensors"))
+        if not shards[-1].is_file():
+            raise part.refuse(f"the {part.label} has {count} shards, of which {shards[-1].name} is missing.")
     return tuple(shards)
 
 
-def _entries(part: Part, path: Path) -> dict[str, dict]:
-    """The header of a safetensors file: tensor name -> dtype, shape and offsets of the data."""
+def _entries(part: Part, path: Path) -> dict[str, Entry]:
+    """The tensors of a safetensors file by name; none of them is empty, and all of them are in the file."""
     name = f"the {part.label} file {path.name}"
     if not path.is_file():
         raise part.refuse(f"{name} does not exist.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if start.startswith(b"version "):
-            raise part.refuse(f"{name} is a Git LFS pointer ({size} bytes), not the weights.")
-        if len(start) < 8 or length > LONGEST_HEADER:
-            raise part.refuse(f"{name} is no safetensors file ({size:,} bytes).")
-        raw = file.read(length)
+    if path.suffix.lower() not in SUFFIXES:  # ComfyUI reads other files in other formats
+        raise part.refuse(f"{name} is not named as a safetensors file.")
     try:
-        entries = json.loads(raw)
-        entries.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, AttributeError, KeyError, TypeError, IndexError):
-        state = "is cut short" if len(raw) < length else "is no safetensors file"
-        raise part.refuse(f"{name} {state} ({size:,} bytes).") from None
-    if size < end:
-        raise part.refuse(f"{name} is cut short: it has only {size:,} of its {end:,} bytes.")
+        size, entries = path.stat().st_size, _header(path)
+    except (SafetensorError, OSError) as error:
+        raise part.refuse(f"{name} {_unusable(path, error)}.") from None
+    empty = min((key for key, (shape, _) in entries.items() if 0 in shape), default=None)
+    if empty is not None:
+        raise part.refuse(f"{name} ({size:,} bytes) has a tensor without numbers: {empty}.")
     return entries
+
+
+def _header(path: Path) -> dict[str, Entry]:
+    with safe_open(str(path), framework="pt") as file:
+        slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 (no dictionary)
+        return {name: (tuple(each.get_shape()), str(each.get_dtype())) for name, each in slices}
+
+
+def _unusable(path: Path, error: Exception) -> str:
+    """What is wrong with a file that is no complete safetensors file, with its size."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+    except OSError as reason:
+        return f"cannot be read ({reason.strerror})"
+    if start.startswith(b"version "):
+        return f"is a Git LFS pointer ({size} bytes), not the weights"
+    length = int.from_bytes(start, "little")
+    lacks_header = len(start) == 8 and 8 + length > size and length <= LONGEST_HEADER
+    if lacks_header or any(each in str(error) for each in INCOMPLETE):
+        return f"is cut short, or does not fit its header: it has {size:,} bytes"
+    return f"is no safetensors file ({size:,} bytes)"
 
 
 def _bare(name: str) -> str:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.diffusers_convert
+import comfy.model_management as model_management
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.ops import disable_weight_init
 
-from ..ras_core.errors import RASError
+from ..ras_core.errors import RASError, quoted
 from .files import TEXT_ENCODER, TRANSFORMER, VAE, Header, Part, part_in_folder, read_header
 from .model import build_patcher, guide_first_channels
 from .network import LuminaNextDiT
@@ -20,6 +22,10 @@ from .text import load_clip, wrong_tokenizer
 
 PIPELINES = ("LuminaText2ImgPipeline", "LuminaPipeline")
 CHANNELS, PATCH = 4, 2
+DECODER = ("decoder.", "post_quant_conv.", "taesd_decoder.")
+DIFFUSERS_VAE = "decoder.up_blocks.0.resnets.0.norm1.weight"
+LONGEST_JSON = 2**20
+SHIFTS = (0.01, 100.0)  # of a noise schedule; published models have 1 to 6
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Sources:
             if path.is_file():
                 return path
         names = ", ".join(f"{path.parent.name}/{path.name}" for path in candidates)
-        raise wrong_tokenizer(f"{text_encoder.name} has no tokenizer: none of these files exists: {names}.")
+        raise wrong_tokenizer(f"{text_encoder.name} has no tokenizer ({names}).")
 
 
 def load_lumina_next(
@@ -88,9 +94,7 @@ def load_lumina_next(
     )
     if not guide_all_channels:
         guide_first_channels(model)
-    vae = comfy.sd.VAE(sd=headers["vae"].load())
-    vae.throw_exception_if_invalid()
-    return model, clip, vae
+    return model, clip, load_vae(headers["vae"])
 
 
 def check_folder(folder: Path | None) -> None:
@@ -103,12 +107,11 @@ def check_folder(folder: Path | None) -> None:
         return
     pipeline = _read_json(folder / "model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
-        found = f"contains a {pipeline}" if pipeline else "has no pipeline class in model_index.json"
+        found = f"contains a {_named(pipeline)}" if pipeline else "has no pipeline class in model_index.json"
         raise RASError(
             f"the folder {folder.name} {found}.",
-            f"a diffusers folder whose model_index.json names {' or '.join(PIPELINES)},"
-            " such as Lumina-Next-SFT-diffusers.",
-            "choose such a folder, or choose no folder and a single file for each part.",
+            f"a folder whose model_index.json names {' or '.join(PIPELINES)}.",
+            "choose such a folder, or no folder and a single file for each part.",
         )
 
 
@@ -119,6 +122,7 @@ def network_config(header: Header) -> dict[str, Any]:
         RASError: the file does not contain the transformer of Lumina-Next.
     """
     shapes = header.shapes
+    header.check_floats()
     if "time_caption_embed.caption_embedder.1.weight" not in shapes or "layers.0.gate" not in shapes:
         raise header.wrong_kind()
     try:
@@ -126,7 +130,7 @@ def network_config(header: Header) -> dict[str, Any]:
         config = {
             "in_channels": shapes["patch_embedder.proj.weight"][1] // PATCH**2,
             "hidden_size": hidden,
-            "num_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
+            "num_layers": header.count_layers(),
             "num_attention_heads": heads,
             "num_kv_heads": shapes["layers.0.attn1.to_k.weight"][0] // (hidden // heads),
             "ffn_size": shapes["layers.0.feed_forward.linear_1.weight"][0],
@@ -136,10 +140,12 @@ def network_config(header: Header) -> dict[str, Any]:
         network = LuminaNextDiT(**config, device=torch.device("meta"), operations=disable_weight_init)
     except (KeyError, IndexError, ZeroDivisionError) as error:
         raise header.part.refuse(f"{header.name} is a Lumina-Next transformer without {error}.") from None
+    except (RuntimeError, TypeError, AssertionError, OverflowError) as error:
+        raise header.part.refuse(f"{header.name} has sizes that no network has ({error}).") from None
     header.check({name: tuple(t.shape) for name, t in network.state_dict().items()})
     beside = _read_json(header.paths[0].with_name("config.json"))
     if beside.get("_class_name") == "LuminaNextDiT2DModel":
-        config["sample_size"] = beside.get("sample_size", 128)
+        config["sample_size"] = _number(beside, "sample_size", 128, (PATCH, 2**16))
     return config
 
 
@@ -153,8 +159,34 @@ def check_vae(header: Header) -> None:
     shape = next((header.shapes[name] for name in names if name in header.shapes), None)
     if shape is None:
         raise header.wrong_kind()
-    if shape[1] != CHANNELS:
-        raise header.part.refuse(f"{header.name} is a VAE with {shape[1]} latent channels.")
+    if len(shape) != 4 or shape[1] != CHANNELS:
+        raise header.part.refuse(
+            f"{header.name} is a VAE with {shape[1] if shape[1:] else 0} latent channels."
+        )
+
+
+def load_vae(header: Header) -> comfy.sd.VAE:
+    """Load a VAE whose header was checked.
+
+    Raises:
+        RASError: ComfyUI cannot load it, or it lacks weights of its decoder; ComfyUI would leave these at
+            random values.
+    """
+    state = header.load()
+    try:
+        if DIFFUSERS_VAE in state:  # as ComfyUI does
+            state = comfy.diffusers_convert.convert_vae_state_dict(state)
+        names = frozenset(state)
+        vae = comfy.sd.VAE(sd=state)
+        vae.throw_exception_if_invalid()
+    except model_management.OOM_EXCEPTION:
+        raise
+    except Exception as error:  # ComfyUI recognises a VAE by single tensors, and fails in many ways
+        raise header.part.refuse(f"{header.name} cannot be loaded ({error}).") from error
+    missing = sorted(vae.first_stage_model.state_dict().keys() - names)
+    if missing := [name for name in missing if name.startswith(DECODER)]:
+        raise header.part.refuse(f"{header.name} lacks weights of the decoder, such as {missing[0]}.")
+    return vae
 
 
 def _sampling_settings(folder: Path | None) -> dict[str, float]:
@@ -162,13 +194,46 @@ def _sampling_settings(folder: Path | None) -> dict[str, float]:
     They are {} if there is no scheduler config, or no shift in it.
     """
     config = _read_json(folder / "scheduler" / "scheduler_config.json") if folder else {}
-    return {"shift": float(config["shift"])} if "shift" in config else {}
+    return {"shift": float(_number(config, "shift", 1.0, SHIFTS))} if "shift" in config else {}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON configuration file; {} if the file is missing or cannot be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    """The content of a JSON configuration file; {} if there is none.
+
+    Raises:
+        RASError: the file is there, but cannot be used. Without its settings, images would differ.
+    """
+    if not path.exists():
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        with path.open("rb") as file:
+            content = json.loads(file.read(LONGEST_JSON))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise RASError(
+            f"{path.parent.name}/{path.name} cannot be read, or holds no settings in JSON.",
+            "the file as it was published, such as that of Lumina-Next-SFT-diffusers.",
+            "download the file again.",
+        )
+    return content
+
+
+def _number(config: dict[str, Any], name: str, default: float, span: tuple[float, float]) -> float:
+    """A number of a JSON configuration file, of the default's type.
+
+    Raises:
+        RASError: it is no such number, or outside of `span`.
+    """
+    value, kinds = config.get(name, default), (int,) if isinstance(default, int) else (int, float)
+    if isinstance(value, kinds) and not isinstance(value, bool) and span[0] <= value <= span[1]:
+        return value
+    raise RASError(
+        f"{name} = {quoted(value)} in a configuration file of Lumina-Next.",
+        f"a number from {span[0]:g} to {span[1]:g}.",
+        f"download the file again, or correct {name} in it.",
+    )
+
+
+def _named(value: Any) -> str:
+    return value if isinstance(value, str) else quoted(value)

@@ -29,6 +29,7 @@ HEAD_DIM = 256  # every Gemma of the first generation has heads of this size
 MAX_TOKENS = 256
 LAYER = -2
 PAD, BOS = 0, "<bos>"
+PROBE = "a red fox, 3 €"  # a tokenizer that cannot encode this is refused before the weights are loaded
 
 
 def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.CLIP:
@@ -44,10 +45,11 @@ def load_clip(header: Header, tokenizer: Path, caption_width: int) -> comfy.sd.C
     """
     sizes = gemma_sizes(header, caption_width)
     vocabulary = Vocabulary.from_pretrained(tokenizer)
-    if len(vocabulary.get_vocab()) > sizes["vocab_size"]:
+    count = max(vocabulary.get_vocab().values()) + 1
+    if count > sizes["vocab_size"]:
         raise header.part.refuse(
             f"{header.name} has embeddings for {sizes['vocab_size']:,} tokens, but its tokenizer "
-            f"{tokenizer.name} has {len(vocabulary.get_vocab()):,} tokens."
+            f"{tokenizer.name} has {count:,} tokens."
         )
     state = {_bare(name): tensor for name, tensor in header.load().items() if name != "lm_head.weight"}
     target = ClipTarget(GemmaTokenizer, GemmaEncoder)
@@ -66,19 +68,22 @@ def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
     Raises:
         RASError: the file is not a Gemma of the first generation, or its width is not `caption_width`.
     """
+    header.check_floats()
     shapes = {_bare(name): shape for name, shape in header.shapes.items() if name != "lm_head.weight"}
+    bare = Header(header.part, header.paths, shapes, header.dtypes)
+    layers = bare.count_layers()
     try:
         vocabulary, width = shapes["embed_tokens.weight"]
         sizes = {
             "vocab_size": vocabulary,
             "hidden_size": width,
             "intermediate_size": shapes["layers.0.mlp.gate_proj.weight"][0],
-            "num_hidden_layers": len({name.split(".")[1] for name in shapes if name.startswith("layers.")}),
+            "num_hidden_layers": layers,
             "num_attention_heads": shapes["layers.0.self_attn.q_proj.weight"][0] // HEAD_DIM,
             "num_key_value_heads": shapes["layers.0.self_attn.k_proj.weight"][0] // HEAD_DIM,
             "head_dim": HEAD_DIM,
         }
-    except (KeyError, ValueError):
+    except (KeyError, IndexError, ValueError):
         raise header.wrong_kind() from None
     if "pre_feedforward_layernorm" in "".join(shapes) or not sizes["num_key_value_heads"]:
         raise header.wrong_kind()
@@ -86,9 +91,12 @@ def gemma_sizes(header: Header, caption_width: int) -> dict[str, int]:
         raise header.part.refuse(
             f"{header.name} is {header.kind} of width {width}; this transformer takes {caption_width}."
         )
-    with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in _gemma_model()(_gemma_config(sizes)).state_dict().items()}
-    Header(header.part, header.paths, shapes, header.dtypes).check(expected)
+    try:
+        with torch.device("meta"):
+            network = _gemma_model()(_gemma_config(sizes))
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        raise header.part.refuse(f"{header.name} has sizes that no network has ({error}).") from None
+    bare.check({name: tuple(t.shape) for name, t in network.state_dict().items()})
     return sizes
 
 
@@ -115,10 +123,16 @@ class Vocabulary:
             raise wrong_tokenizer(f"the tokenizer file {path.name} has no token {BOS}, so it is not Gemma's.")
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        return cls(tokenizer, bos)
+        vocabulary = cls(tokenizer, bos)
+        vocabulary(PROBE)
+        return vocabulary
 
     def __call__(self, text: str) -> dict[str, list[int]]:
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        text = text.encode("utf-8", "replace").decode()  # a prompt in JSON may hold halves of characters
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:
+            raise wrong_tokenizer(f"the tokenizer cannot encode a prompt ({error}).") from error
         return {"input_ids": [self._bos, *ids]}
 
     def get_vocab(self) -> dict[str, int]:
@@ -129,8 +143,8 @@ def wrong_tokenizer(what: str) -> RASError:
     """The error for a missing or wrong tokenizer; its first sentence is `what`, which names the fault."""
     return RASError(
         what,
-        "tokenizer.json of Gemma-2B, next to the text encoder's file or in the folder's tokenizer/.",
-        "download that file too; Lumina-Next-SFT-diffusers has it in tokenizer/.",
+        "tokenizer.json of Gemma-2B, beside the text encoder or in tokenizer/.",
+        "download that file too, from Lumina-Next-SFT-diffusers.",
     )
 
 

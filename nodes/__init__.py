@@ -4,6 +4,8 @@ The module `settings` contains the inputs that the sampling nodes share. To add 
 `RASConfig` and an input of the same name to `settings`. Then add the texts of the input: its translations to
 locales/, and its description to web/docs/.
 
+`checks` refuses bad values of any input by the node's schema; a new type of input needs a line there.
+
 To add a setting of the paper's method, add a field to `PaperSettings` and an input of the same name to
 `paper_settings`.
 

@@ -14,7 +14,7 @@ from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
 from .sampler import sample_with_trace, sampler_inputs
-from .settings import CATEGORY, CUSTOM, chosen_settings, kept_plans, settings_inputs
+from .settings import CATEGORY, CUSTOM, check_queued, chosen_settings, kept_plans, settings_inputs
 
 
 class RASCompare(RefusesRetired):
@@ -54,6 +54,10 @@ class RASCompare(RefusesRetired):
         )
 
     @classmethod
+    def check_together(cls, inputs) -> None:
+        check_queued(inputs)
+
+    @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
         """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
@@ -62,6 +66,7 @@ class RASCompare(RefusesRetired):
     def execute(cls, vae, **inputs) -> io.NodeOutput:
         cls.refuse_in_prompt()
         chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
+        cls.check(vae=vae, **inputs)
         sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first run tunes kernels
         dense, dense_trace = _image(vae, _dense(inputs))
         ras, ras_trace = _image(vae, {**inputs, "dense": dense_trace})

@@ -5,10 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..ras_core.host.samplers import SOLVERS, multirate_sampler
+from .checks import CheckedNode
 from .settings import CATEGORY
 
 
-class RASSampler(io.ComfyNode):
+class RASSampler(CheckedNode):
     """Outputs a SAMPLER that integrates each region of the image with its own step size."""
 
     @classmethod
@@ -36,4 +37,5 @@ class RASSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, order: str) -> io.NodeOutput:
+        cls.check(order=order)
         return io.NodeOutput(multirate_sampler(order))

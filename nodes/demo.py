@@ -7,10 +7,11 @@ from comfy_api.latest import io
 
 from ..demo.loader import FAMILIES, load_demo_model
 from ..demo.prompt import encode_prompt
+from .checks import CheckedNode
 from .settings import CATEGORY
 
 
-class RASDemoModel(io.ComfyNode):
+class RASDemoModel(CheckedNode):
     """Loads a demo model of the pack; outputs MODEL (without RAS) and VAE."""
 
     @classmethod
@@ -38,10 +39,11 @@ class RASDemoModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, family: str) -> io.NodeOutput:
+        cls.check(family=family)
         return io.NodeOutput(*load_demo_model(family))
 
 
-class RASDemoPrompt(io.ComfyNode):
+class RASDemoPrompt(CheckedNode):
     """Takes a text; outputs CONDITIONING for the demo model."""
 
     @classmethod
@@ -65,6 +67,7 @@ class RASDemoPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
+        cls.check(text=text)
         context, pooled = encode_prompt(text)
         # NextDiT requires an attention mask. The mask is all ones, because the demo models treat the zero
         # rows after the words as text.

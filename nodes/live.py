@@ -2,14 +2,19 @@
 
 Keeps a list of the browsers that watch the live view, and sends the steps of runs to these browsers.
 
-A browser that wants to watch posts its client id to ROUTE. The messages of a run are sent only to the browser
-that queued the run. If that browser does not watch, no message is built.
+A browser that wants to watch posts its client id to ROUTE. The server sends the key of this client id over
+the client's WebSocket, so that nobody else gets it, and the browser posts again, with the key. The messages
+of a run are sent only to the browser that queued the run. If that browser does not watch, no message is
+built.
 """
 
 from __future__ import annotations
 
 import base64
+import hmac
+import json
 import logging
+import secrets
 import sys
 import time
 from collections.abc import Callable
@@ -17,18 +22,21 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from aiohttp import web
+from aiohttp import ClientError, web
+from aiohttp.http_exceptions import HttpProcessingError
 
+from ..ras_core.errors import quoted
 from ..ras_core.run.live import LiveStep, View, kind_name
 from ..ras_core.run.trace import Evaluation, Trace
 
 logger = logging.getLogger(__name__)
 
-EVENT = "multirate_ras.live"
+EVENT, KEY_EVENT = "multirate_ras.live", "multirate_ras.key"
 ROUTE = "/multirate_ras/live"
 MIN_INTERVAL = 0.25  # seconds between two messages of a run
 MAX_BODY, MAX_CLIENT_ID = 1024, 128
 
+_secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
 
 
@@ -192,15 +200,19 @@ def register_route() -> None:
 
 
 async def announce(request: web.Request) -> web.Response:
-    """POST {"client_id": str, "enabled": bool}: a browser starts or stops watching."""
+    """POST {"client_id": str, "enabled": bool, "key": str}: a browser starts or stops watching.
+
+    Without the client's key, nothing changes: the answer has status 202, and the key is on its way.
+    """
     try:
-        if (request.content_length or 0) > MAX_BODY:
-            raise ValueError
-        client, enabled = read_announcement(await request.json())
+        client, enabled, key = read_announcement(await _read_json(request))
     except ValueError:
         return web.json_response(
-            {"error": 'Expected JSON such as {"client_id": "name", "enabled": true}.'}, status=400
+            {"error": 'Expected JSON such as {"client_id": "name", "enabled": true, "key": ""}.'}, status=400
         )
+    if not hmac.compare_digest(key.encode("utf-8", "replace"), key_of(client).encode()):
+        await _server().send_json(KEY_EVENT, {"key": key_of(client)}, client)  # if the client is connected
+        return web.json_response({"error": "Expected the client's key."}, status=202)
     if enabled:
         # Drop clients that have disconnected, so that the set stays small.
         _watchers.intersection_update(_server().sockets)
@@ -210,16 +222,46 @@ async def announce(request: web.Request) -> web.Response:
     return web.json_response({"enabled": enabled})
 
 
-def read_announcement(body: Any) -> tuple[str, bool]:
-    """Client id, and whether this client wants to watch, from the body of a request.
+def key_of(client: str) -> str:
+    """The key with which a client shows that it receives the messages of its client id."""
+    return hmac.digest(_secret, client.encode("utf-8", "surrogatepass"), "sha256").hex()
+
+
+async def _read_json(request: web.Request) -> Any:
+    """The JSON of a request's body, read up to MAX_BODY bytes, whatever length its header states.
+
+    Raises:
+        ValueError: the body is longer, compressed, damaged, or no JSON in UTF-8.
+    """
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise ValueError("the body is compressed")
+    if (request.charset or "utf-8").lower() not in ("utf-8", "utf8"):
+        raise ValueError("the body is not in UTF-8")
+    body = b""
+    try:
+        while piece := await request.content.read(MAX_BODY + 1 - len(body)):
+            body += piece
+            if len(body) > MAX_BODY:
+                raise ValueError("the body is too long")
+        return json.loads(body.decode("utf-8"))
+    except (RecursionError, ClientError, HttpProcessingError) as error:
+        raise ValueError("the body is damaged") from error
+
+
+def read_announcement(body: Any) -> tuple[str, bool, str]:
+    """Client id, whether this client wants to watch, and the key that it sent ("" if none), from the body of
+    a request.
 
     Raises:
         ValueError: the body does not have the form that `announce` describes.
     """
-    client, enabled = (body.get("client_id"), body.get("enabled")) if isinstance(body, dict) else (None, None)
-    if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT_ID or not isinstance(enabled, bool):
-        raise ValueError(f"not an announcement: {body!r}")
-    return client, enabled
+    fields = body if isinstance(body, dict) else {}
+    client, enabled, key = fields.get("client_id"), fields.get("enabled"), fields.get("key", "")
+    if not isinstance(client, str) or not 0 < len(client) <= MAX_CLIENT_ID:
+        raise ValueError(f"not an announcement: {quoted(body)}")
+    if not isinstance(enabled, bool) or not isinstance(key, str):
+        raise ValueError(f"not an announcement: {quoted(body)}")
+    return client, enabled, key
 
 
 def _server() -> Any:

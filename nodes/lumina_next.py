@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from ..lumina_next.files import TEXT_ENCODER, TRANSFORMER, VAE, Part
 from ..lumina_next.loader import Sources, load_lumina_next
 from ..ras_core.errors import RASError
+from .checks import CheckedNode
 from .settings import CATEGORY
 
 NO_FOLDER = "none"
@@ -19,7 +20,7 @@ FIRST_THREE, ALL = "first three", "all"
 PARTS = (TRANSFORMER, TEXT_ENCODER, VAE)
 
 
-class RASLuminaNextLoader(io.ComfyNode):
+class RASLuminaNextLoader(CheckedNode):
     """Loads the files of Lumina-Next-T2I; outputs MODEL, CLIP and VAE."""
 
     @classmethod
@@ -66,6 +67,8 @@ class RASLuminaNextLoader(io.ComfyNode):
         cls, folder: str, transformer: str, text_encoder: str, vae: str, guidance_channels: str,
         scaling_watershed: float,
     ) -> io.NodeOutput:  # fmt: skip
+        names = {"folder": folder, "transformer": transformer, "text_encoder": text_encoder, "vae": vae}
+        cls.check(guidance_channels=guidance_channels, scaling_watershed=scaling_watershed, **names)
         chosen = zip(PARTS, (transformer, text_encoder, vae), strict=True)
         files = {part.label: _file_path(part, name) for part, name in chosen if name != FROM_FOLDER}
         sources = Sources(None if folder == NO_FOLDER else _folder_path(folder), files)

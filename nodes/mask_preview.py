@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..ras_core.render.masks import mask_frames, summary_image
+from ..ras_core.render.frames import mask_frames
+from ..ras_core.render.masks import summary_image
+from .checks import CheckedNode
 from .settings import CATEGORY, TraceType
 
 
-class RASMaskPreview(io.ComfyNode):
+class RASMaskPreview(CheckedNode):
     """Takes RAS_TRACE; outputs one image per step and a summary image, and shows the summary in the node."""
 
     @classmethod
@@ -43,6 +45,7 @@ class RASMaskPreview(io.ComfyNode):
 
     @classmethod
     def execute(cls, trace, images=None) -> io.NodeOutput:
+        cls.check(trace=trace, images=images)
         arrays = None if images is None else images.float().cpu().numpy()
         frames = _to_image(mask_frames(trace, arrays))
         summary = _to_image(summary_image(trace, arrays))

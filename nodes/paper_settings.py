@@ -7,10 +7,11 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..ras_core.config import MIN_RATIO, Metric, PaperSettings, parse_step_list
+from .checks import CheckedNode
 from .settings import CATEGORY, PaperType
 
 
-class RASPaperSettings(io.ComfyNode):
+class RASPaperSettings(CheckedNode):
     """Outputs RAS_PAPER, which makes a node use the paper's method instead of multirate."""
 
     @classmethod
@@ -34,25 +35,12 @@ class RASPaperSettings(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(
-        cls, metric=None, high_ratio=None, starvation_scale=None, ratio_end=None, error_reset_steps=None
-    ) -> bool:
-        """Refuse invalid values before the prompt runs. An input that is linked to another node's output is
-        None here.
-
-        ComfyUI itself does not check the inputs that are parameters of this function, so this function checks
-        them. It raises an exception instead of returning an error text, because ComfyUI would show the text
-        once for each of these inputs.
-        """
-        given = {
-            "metric": metric, "high_ratio": high_ratio, "starvation_scale": starvation_scale,
-            "ratio_end": ratio_end, "error_reset_steps": error_reset_steps,
-        }  # fmt: skip
-        paper_settings(**{name: value for name, value in given.items() if value is not None})
-        return True
+    def check_together(cls, inputs) -> None:
+        paper_settings(**{name: value for name, value in inputs.items() if value is not None})
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
+        cls.check(**inputs)
         return io.NodeOutput(paper_settings(**inputs))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, kept_plans, patched, settings_inputs, speed_input
+from .settings import CATEGORY, check_queued, kept_plans, patched, settings_inputs, speed_input
 
 
 class RASPatchModel(RefusesRetired):
@@ -35,6 +35,10 @@ class RASPatchModel(RefusesRetired):
         )
 
     @classmethod
+    def check_together(cls, inputs) -> None:
+        check_queued(inputs)
+
+    @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
         """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
@@ -42,4 +46,5 @@ class RASPatchModel(RefusesRetired):
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:
         cls.refuse_in_prompt()
+        cls.check(model=model, **settings)
         return io.NodeOutput(patched(model, settings))

@@ -5,14 +5,16 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..ras_core.errors import RASError
 from ..ras_core.host.calibration import SEEDS, calibrate
 from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, planned_levels, plans_for
 from ..ras_core.render.fronts import front_image
+from .checks import CheckedNode, check_schedule, image_size
 from .settings import CATEGORY, PlanType
 
 
-class RASCalibrate(io.ComfyNode):
+class RASCalibrate(CheckedNode):
     """Takes MODEL, conditionings and LATENT; outputs RAS_PLAN and a plot of the results."""
 
     @classmethod
@@ -67,12 +69,16 @@ class RASCalibrate(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent_image, cfg, seeds) -> io.NodeOutput:
+        given = {"positive": positive, "negative": negative, "latent_image": latent_image}
+        cls.check(model=model, cfg=cfg, seeds=seeds, **given)
+        image_size(latent_image)  # refuses other latents before minutes of sampling
+        _need_entries({"positive": positive, "negative": negative})
         plans = calibrate(model, (positive, negative), latent_image["samples"], cfg, seeds)
         image = torch.from_numpy(front_image(plans))
         return io.NodeOutput(plans, image, ui=ui.PreviewImage(image, cls=cls))
 
 
-class RASScheduler(io.ComfyNode):
+class RASScheduler(CheckedNode):
     """Takes MODEL and a speed; outputs SIGMAS."""
 
     @classmethod
@@ -129,13 +135,33 @@ class RASScheduler(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def check_together(cls, inputs) -> None:
+        check_schedule(inputs.get("steps"), inputs.get("denoise"))
+
+    @classmethod
     def fingerprint_inputs(cls, **inputs) -> tuple[str, int] | None:
         """Makes ComfyUI run the node again after a calibration, which changes the saved plans."""
         return last_change()
 
     @classmethod
     def execute(cls, model, speed, steps, denoise, sampler, plan=None, latent_image=None) -> io.NodeOutput:
-        size = None if latent_image is None else latent_image["samples"].shape[-2:]
+        choice = {"speed": speed, "steps": steps, "denoise": denoise, "sampler": sampler}
+        cls.check(model=model, plan=plan, latent_image=latent_image, **choice)
+        check_schedule(steps, denoise)
+        size = None if latent_image is None else image_size(latent_image)
         plans = plan or plans_for(model, size)
         levels = planned_levels(model, plans, (speed, sampler), steps, denoise)
         return io.NodeOutput(torch.tensor(levels, dtype=torch.float32))
+
+
+def _need_entries(conditionings: dict[str, list]) -> None:
+    """Refuse a CONDITIONING without an entry: there would be nothing to measure.
+
+    Raises:
+        RASError: the message names the input.
+    """
+    for name, entries in conditionings.items():
+        if not entries:
+            raise RASError(
+                f"{name} has no entry.", "a CONDITIONING with at least one.", f"connect a prompt to {name}."
+            )

@@ -14,7 +14,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..ras_core.errors import RASError
+from ..ras_core.errors import RASError, quoted
+from .checks import CheckedNode
 
 HARMLESS = {"method": "multirate", "budget": "fixed", "ratio_end": 0.0, "error_reset_steps": ""}
 """Retired inputs of the paper's method that are refused, each with the value that is accepted because it
@@ -36,24 +37,14 @@ schema does not list, to `RefusesRetired.validate_inputs`. Empty in versions of 
 this."""
 
 
-class RefusesRetired(io.ComfyNode):
+class RefusesRetired(CheckedNode):
     """Base of the nodes that had the retired inputs."""
 
     @classmethod
-    def validate_inputs(
-        cls, method=None, budget=None, ratio_end=None, error_reset_steps=None, start_step=None, end_step=None
-    ) -> bool:
-        """Refuse a prompt with retired inputs when it is queued.
-
-        Raises an exception, which ComfyUI shows once; an error text that is returned would be shown once per
-        input.
-        """
-        given = {
-            "method": method, "budget": budget, "ratio_end": ratio_end,
-            "error_reset_steps": error_reset_steps, "start_step": start_step, "end_step": end_step,
-        }  # fmt: skip
-        refuse_retired(given)
-        return True
+    def validate_inputs(cls, **inputs) -> bool:
+        """Refuse a prompt with retired inputs when it is queued."""
+        refuse_retired(inputs)
+        return super().validate_inputs(**inputs)
 
     @classmethod
     def refuse_in_prompt(cls) -> None:
@@ -90,9 +81,9 @@ def _given(inputs: Mapping[str, Any], neutral: Mapping[str, Any]) -> dict[str, A
 def _refuse(lost: Mapping[str, Any], expected: str, replacement: str) -> None:
     if not lost:
         return
-    values = ", ".join(f"{name} = {value!r}" for name, value in lost.items())
+    values = ", ".join(f"{name} = {quoted(value)}" for name, value in lost.items())
     raise RASError(
         f"the graph passes {values}, which this node no longer has.",
         expected,
-        f"remove {', '.join(lost)} from this node, {replacement}.",
+        f"remove {', '.join(lost)}, {replacement}.",
     )

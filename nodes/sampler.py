@@ -5,10 +5,12 @@ from __future__ import annotations
 import comfy.samplers
 from comfy_api.latest import io
 
+from ..ras_core.host.options import as_priority, check_batch
 from ..ras_core.host.patch import compare_with, last_trace
 from ..ras_core.run.trace import Trace
+from .checks import check_schedule
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, TraceType, kept_plans, patched, settings_inputs, speed_input
+from .settings import CATEGORY, TraceType, check_queued, kept_plans, patched, settings_inputs, speed_input
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 """Names of the inputs that are passed to ComfyUI's `common_ksampler` under the same names."""
@@ -38,6 +40,10 @@ class RASKSampler(RefusesRetired):
         )
 
     @classmethod
+    def check_together(cls, inputs) -> None:
+        check_queued(inputs)
+
+    @classmethod
     def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
         """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
         return kept_plans(speed)
@@ -45,6 +51,7 @@ class RASKSampler(RefusesRetired):
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:
         cls.refuse_in_prompt()
+        cls.check(**inputs)
         return io.NodeOutput(*sample_with_trace(**inputs))
 
 
@@ -60,9 +67,14 @@ def sample_with_trace(model, latent_image, *, dense: Trace | None = None, **inpu
 
     Returns:
         LATENT and the run's trace.
+
+    Raises:
+        RASError: values that exclude each other.
     """
     from nodes import common_ksampler
 
+    check_schedule(inputs["steps"], inputs["denoise"])
+    check_batch(as_priority(inputs.get("priority")), latent_image["samples"].shape[0])
     ras_model = patched(model, inputs)
     if dense is not None:
         compare_with(ras_model, dense)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Mapping
 from typing import Any, get_args
 
 from comfy_api.latest import io
@@ -19,6 +20,7 @@ from ..ras_core.host.patch import patch_model
 from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SPEEDS
 from ..ras_core.host.speed import Speed
+from .checks import check_schedule
 from .live import open_view
 
 CATEGORY = "Multirate RAS"
@@ -186,11 +188,9 @@ def chosen_settings(inputs: dict[str, Any]) -> Settings:
     if inputs["speed"] == CUSTOM:
         return _custom_settings(inputs)
     if inputs.get("paper") is not None:
-        raise RASError(
-            f"RAS Paper Settings together with speed = {inputs['speed']}.",
-            "speed = custom if RAS Paper Settings is connected, because plans are made for multirate only.",
-            "set speed to custom, or disconnect paper.",
-        )
+        raise _paper_with(inputs["speed"])
+    if inputs.get("plan") is not None:
+        inputs["plan"].best(inputs["speed"])  # refuses plans of other speeds before anything is sampled
     return Speed(inputs["speed"], inputs.get("plan"), inputs.get("cuda_graphs", "auto"))
 
 
@@ -200,3 +200,27 @@ def _custom_settings(inputs: dict[str, Any]) -> Settings:
     window = Window(**{name: inputs[name] for name in vars(Window()) if name in inputs})
     corrections = values.get("paper") is None  # the paper's method does not correct regions
     return CustomSettings(RASConfig(**values, corrections=corrections), window)
+
+
+def check_queued(inputs: Mapping[str, Any]) -> None:
+    """Refuse settings that exclude each other when a prompt is queued; a value of another node is None.
+
+    Raises:
+        RASError: RAS Paper Settings is connected although a plan decides, no step can be regional, or the
+            schedule is too long.
+    """
+    speed = inputs.get("speed")
+    window = {name: inputs.get(name) for name in vars(Window())}
+    if speed == CUSTOM and None not in window.values():
+        Window(**window)
+    elif speed not in (CUSTOM, None) and "paper" in inputs:
+        raise _paper_with(speed)
+    check_schedule(inputs.get("steps"), inputs.get("denoise"))
+
+
+def _paper_with(speed: str) -> RASError:
+    return RASError(
+        f"RAS Paper Settings together with speed = {speed}.",
+        "speed = custom if RAS Paper Settings is connected, because plans are made for multirate only.",
+        "set speed to custom, or disconnect paper.",
+    )

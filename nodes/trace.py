@@ -7,10 +7,11 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..ras_core.host.patch import trace_of
+from .checks import CheckedNode
 from .settings import CATEGORY, TraceType
 
 
-class RASTrace(io.ComfyNode):
+class RASTrace(CheckedNode):
     """Takes a MODEL from RASPatchModel and the sampler's LATENT; outputs this LATENT and RAS_TRACE."""
 
     @classmethod
@@ -38,4 +39,5 @@ class RASTrace(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, latent) -> io.NodeOutput:
+        cls.check(model=model)
         return io.NodeOutput(latent, trace_of(model, latent))

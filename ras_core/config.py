@@ -6,13 +6,16 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from .errors import RASError
+from .errors import LONGEST_QUOTE, RASError, check_choice, check_counts, check_range, quoted, shortened
 
 Metric = Literal["std", "l2norm", "random"]
 Starvation = Literal["corrected", "reference"]
 Graphs = Literal["auto", "off"]
 
 MIN_RATIO = 0.05
+
+MAX_STEPS = 10_000
+"""Largest number of steps that ComfyUI's sampler nodes accept."""
 
 MAX_SHARES = 3
 """Most different token shares in a run's regional steps, because each share needs its own CUDA graphs."""
@@ -48,13 +51,13 @@ class PaperSettings:
     starvation: Starvation = "corrected"
 
     def __post_init__(self) -> None:
-        _check_choice("metric", self.metric, get_args(Metric))
-        _check_range("high_ratio", self.high_ratio, 0.0, 1.0)
-        _check_range("starvation_scale", self.starvation_scale, 0.0, 10.0)
+        check_choice("metric", self.metric, get_args(Metric))
+        check_range("high_ratio", self.high_ratio, 0.0, 1.0)
+        check_range("starvation_scale", self.starvation_scale, 0.0, 10.0)
         if self.ratio_end != 0:
-            _check_range("ratio_end", self.ratio_end, MIN_RATIO, 1.0, also="or 0 for a constant ratio")
-        _check_counts("error_reset_steps", self.error_reset_steps)
-        _check_choice("starvation", self.starvation, get_args(Starvation))
+            check_range("ratio_end", self.ratio_end, MIN_RATIO, 1.0, also="or 0 for a constant ratio")
+        check_counts("error_reset_steps", self.error_reset_steps)
+        check_choice("starvation", self.starvation, get_args(Starvation))
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,11 @@ class RASConfig:
     kv_cache: str = "auto"
 
     def __post_init__(self) -> None:
-        _check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
+        check_range("sample_ratio", self.sample_ratio, MIN_RATIO, 1.0)
         for name in ("start_step", "end_step", "error_reset_every"):
-            _check_counts(name, (getattr(self, name),))
-        _check_counts("dense_steps", self.dense_steps)
-        _check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
+            check_counts(name, (getattr(self, name),))
+        check_counts("dense_steps", self.dense_steps)
+        check_choice("cuda_graphs", self.cuda_graphs, get_args(Graphs))
         self._check_paper()
         self._check_shares()
         if 0 < self.end_step <= self.start_step:
@@ -140,7 +143,7 @@ class RASConfig:
 
     def _check_shares(self) -> None:
         for share in self.shares:
-            _check_range("each of shares", share, MIN_RATIO, 1.0)
+            check_range("each of shares", share, MIN_RATIO, 1.0)
         if self.shares and self.paper is not None:
             raise RASError(
                 "a plan (a token share for each step) is used together with the paper's method.",
@@ -149,7 +152,7 @@ class RASConfig:
             )
         if any(share < 1 for share in self.shares[:2]):
             raise RASError(
-                f"the plan's first steps process these shares of the tokens: {self.shares[:2]}.",
+                f"the plan's first steps process these shares of the tokens: {quoted(self.shares[:2])}.",
                 "a share of 1 in the first two steps, because token selection needs their results.",
                 "calibrate again.",
             )
@@ -166,13 +169,13 @@ class RASConfig:
             return
         if not isinstance(self.paper, PaperSettings):
             raise RASError(
-                f"paper = {self.paper!r}.",
+                f"paper = {quoted(self.paper)}.",
                 "the output of RASPaperSettings, or nothing for the multirate method.",
                 "connect RASPaperSettings to paper, or disconnect paper.",
             )
         if self.dense_steps:
             raise RASError(
-                f"dense_steps = {self.dense_steps} is used together with the paper's method.",
+                f"dense_steps = {quoted(self.dense_steps)} is used together with the paper's method.",
                 "dense_steps with the multirate method only.",
                 "use error_reset_steps of PaperSettings.",
             )
@@ -195,8 +198,8 @@ class Window:
     end_percent: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_range("start_percent", self.start_percent, 0.0, 1.0)
-        _check_range("end_percent", self.end_percent, 0.0, 1.0)
+        check_range("start_percent", self.start_percent, 0.0, 1.0)
+        check_range("end_percent", self.end_percent, 0.0, 1.0)
         if self.end_percent <= self.start_percent < 1:
             raise RASError(
                 f"end_percent = {self.end_percent} is not after start_percent = {self.start_percent}.",
@@ -217,33 +220,22 @@ def parse_step_list(text: str) -> tuple[int, ...]:
     """Parse "12, 20" into (12, 20); an empty text gives ().
 
     Raises:
-        RASError: a part of the text is not a whole number of 0 or more.
+        RASError: it is not a text, or a part of it is not a whole number from 0 to MAX_STEPS.
     """
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    wrong = [part for part in parts if not part.isdecimal()]
+    parts = [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else [text]
+    wrong = [part for part in parts if not _is_step(part)]
     if wrong:
+        holds = f" holds {', '.join(map(quoted, wrong[:4]))}" if wrong != [text] else ""
         raise RASError(
-            f"error_reset_steps = {text!r} holds {', '.join(map(repr, wrong))}.",
-            "step numbers from 0 separated by commas, for example 12,20, or nothing.",
+            f"error_reset_steps = {quoted(text)}{shortened(holds, LONGEST_QUOTE)}.",
+            f"step numbers from 0 to {MAX_STEPS} separated by commas, for example 12,20, or nothing.",
             "correct the list, or leave it empty and use error_reset_every.",
         )
     return tuple(sorted({int(part) for part in parts}))
 
 
-def _check_range(name: str, value: float, low: float, high: float, also: str = "") -> None:
-    if isinstance(value, (int, float)) and low <= value <= high:
-        return
-    expected = f"a number from {low:g} to {high:g}{' ' + also if also else ''}."
-    raise RASError(f"{name} = {value!r}.", expected, f"set {name} to a value in that range.")
-
-
-def _check_counts(name: str, values: tuple[int, ...]) -> None:
-    for value in values:
-        if not isinstance(value, int) or value < 0:
-            raise RASError(f"{name} = {value!r}.", "a whole number of 0 or more.", f"correct {name}.")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value in choices:
-        return
-    raise RASError(f"{name} = {value!r}.", f"one of {', '.join(choices)}.", f"pick one of these for {name}.")
+def _is_step(part: object) -> bool:
+    """Whether it is the text of a step number. The length is checked first: Python refuses to convert a text
+    of more than 4,300 digits.
+    """
+    return isinstance(part, str) and part.isdecimal() and len(part) < 10 and int(part) <= MAX_STEPS

@@ -16,6 +16,17 @@ except comfy.ComfyNotFound as error:
 
 import torch  # noqa: E402  (after setup, which sets what libraries read)
 
+try:
+    from hypothesis import HealthCheck, settings
+except ImportError:  # tests/gpu runs in any environment of ComfyUI, and needs no hypothesis
+    pass
+else:  # the same examples in every run, on a machine of any speed, and no files
+    slow = [HealthCheck.too_slow]
+    settings.register_profile(
+        "pack", derandomize=True, deadline=None, database=None, suppress_health_check=slow
+    )
+    settings.load_profile("pack")
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions are defined (test_fused.py)
 

@@ -8,11 +8,13 @@ import { app } from "../../scripts/app.js";
 import { drop, dropAll, dropRunning, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
+const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
 const SETTING = "MultirateRAS.LiveView";
 
 const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
 let announced = null; // last announcement to the server
+let key = ""; // shows the server that this browser receives the messages of its client id
 let isEnabled = true;
 let promptId = null; // the running prompt
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
@@ -20,6 +22,12 @@ let foreignPromptId = null; // a prompt that was running when the user opened an
 // Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
 // node shows one image (this panel with the preview in it) instead of two.
 api.addEventListener("b_preview_with_metadata", takePreview);
+
+// Not in `setup` either: the setting's first `onChange` announces before it.
+api.addEventListener(KEY_EVENT, ({ detail }) => {
+  key = detail.key;
+  announce(true);
+});
 
 app.registerExtension({
   name: "multirate_ras.live_view",
@@ -79,11 +87,12 @@ async function announce(again = false) {
   if (!client_id || (announcement === announced && again !== true)) return;
   announced = announcement;
   try {
-    await api.fetchApi(ROUTE, {
+    const answer = await api.fetchApi(ROUTE, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ client_id, enabled: isEnabled }),
+      body: JSON.stringify({ client_id, enabled: isEnabled, key }),
     });
+    if (answer.status !== 200) announced = null; // the key is on its way; if not, the next status message asks again
   } catch {
     announced = null; // the server does not answer; the next status message tries again
   }

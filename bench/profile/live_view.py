@@ -29,7 +29,18 @@ from ...dev.environment import cpu_flag, current
 from ...dev.server import Server
 
 CLIENT = "bench"
-ROUTE = "/multirate_ras/live"
+ROUTE, KEY_EVENT = "/multirate_ras/live", "multirate_ras.key"
+
+
+async def key_of_client(
+    session: aiohttp.ClientSession, socket: aiohttp.ClientWebSocketResponse, url: str
+) -> str:
+    """The key that the server sends to this client, with which it may turn its live view on and off."""
+    await session.post(url + ROUTE, json={"client_id": CLIENT, "enabled": False})
+    while True:
+        event = json.loads((await socket.receive(timeout=60)).data)
+        if event["type"] == KEY_EVENT:
+            return event["data"]["key"]
 
 
 async def one_run(client: Client, socket: aiohttp.ClientWebSocketResponse, prompt: dict) -> tuple[float, int]:
@@ -63,9 +74,10 @@ async def measure(url: str, pid: int, pairs: int, size: int, steps: int) -> dict
         socket = await session.ws_connect(f"{url}/ws?clientId={CLIENT}", max_msg_size=0)
         flags = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
         await socket.send_json(flags)
+        key = await key_of_client(session, socket, url)
         for run in range(-2, 2 * pairs):  # the first two are warm-up runs
             on = (run + run // 2) % 2 == 0
-            await session.post(url + ROUTE, json={"client_id": CLIENT, "enabled": on})
+            await session.post(url + ROUTE, json={"client_id": CLIENT, "enabled": on, "key": key})
             before = sum(server.cpu_times()[:2])
             prompt = demo.with_sampler(base, steps=steps, seed=run + 1000)
             seconds, messages = await one_run(client, socket, prompt)

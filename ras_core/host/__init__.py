@@ -47,7 +47,7 @@ its name to `requirements`; otherwise attach the method only if ComfyUI's class 
 name.
 
 Latents with a time axis (video) are not supported yet: `outer_sample` lets ComfyUI sample them without RAS,
-and `calibration` raises an error. `method.grid`, `run.live` and `render.masks` can already process such
+and `calibration` raises an error. `method.grid`, `run.live` and `render.frames` can already process such
 latents.
 
 Imports: this package may import `run`, and the packages that `run` may import.

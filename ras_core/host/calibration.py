@@ -86,8 +86,12 @@ def calibrate(
     fingerprint(model)  # plans are saved under it: if it fails, it must fail before minutes of sampling
     task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
     plans = Calibration(task).run()
-    path = save_plans(plans, model, latent.shape[-2:])
-    logger.info("Multirate RAS: %s; saved as %s.\n%s", plans.note, path.name, plans.describe())
+    try:
+        saved = f"saved as {save_plans(plans, model, latent.shape[-2:]).name}"
+    except OSError as error:  # the measurements of minutes are not lost with the file
+        logger.warning("Multirate RAS: the plans are not saved (%s); connect the output plan.", error)
+        saved = "not saved"
+    logger.info("Multirate RAS: %s; %s.\n%s", plans.note, saved, plans.describe())
     return plans
 
 

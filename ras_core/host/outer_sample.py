@@ -151,6 +151,8 @@ def begin_run(
     new_selector = partial(selector_for, config, grid, generator, Preferences.of(grid, favoured))
     run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], new_selector, recorder)
     _explain_dense_plan(run)
+    if run.is_regional and priority is not None and noise.shape[0] % len(priority):
+        run.go_dense(f"priority has {len(priority)} masks for {noise.shape[0]} images")
     return run
 
 

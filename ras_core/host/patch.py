@@ -18,6 +18,7 @@ from torch import Tensor
 from ..config import RASConfig
 from ..errors import RASError
 from ..kv.choose import check_setting
+from ..method.preferences import as_priority
 from ..models import adapter_for, network_of
 from ..models.base import ModelAdapter
 from ..run.live import ViewFactory
@@ -64,7 +65,7 @@ def patch_model(
         settings: what the runs compute: the settings of a RAS node, or one RASConfig for every run. A
             RASConfig gives the start and end of the regional steps as step numbers.
         priority: (b or 1, height, width) mask of any size. Tokens inside the mask get a higher score, so
-            that they are selected more often.
+            that they are selected more often; see `as_priority`.
         view_factory: returns an observer for each run, or None.
 
     Raises:
@@ -81,7 +82,7 @@ def patch_model(
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patch = RASPatch(adapter, settings, priority, view_factory)
+    patch = RASPatch(adapter, settings, as_priority(priority), view_factory)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
     return patched
 

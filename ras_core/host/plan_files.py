@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from .planned_model import settings_of
 logger = logging.getLogger(__name__)
 
 FOLDER = ("multirate_ras", "plans")
+LONGEST_FILE = 2**20  # bytes; calibration writes a few thousand
 
 
 def plans_folder() -> Path:
@@ -31,12 +33,18 @@ def save_plans(plans: PlanSet, model: ModelPatcher, size: Sequence[int]) -> Path
         plans: the plans.
         model: the model that they were measured on.
         size: height and width of the latent.
+
+    Raises:
+        OSError: the file cannot be written.
     """
     path = plans_folder() / _name(fingerprint(model), size)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".tmp")
-    draft.write_text(plans.to_json(), encoding="utf-8")
-    os.replace(draft, path)  # atomic: another process reads either the old file or the new file
+    try:
+        draft.write_text(plans.to_json(), encoding="utf-8")
+        os.replace(draft, path)  # atomic: another process reads either the old file or the new file
+    finally:
+        draft.unlink(missing_ok=True)
     return path
 
 
@@ -51,8 +59,7 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
     if last_change() is None:
         return None  # no plans are saved, so the fingerprint, computed at every run, is not needed
     own = fingerprint(model)
-    found = plans_folder().glob(_name(own, size) if size else f"{own}-*.json")
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+    for _, path in sorted(_stamped(_name(own, size) if size else f"{own}-*.json"), reverse=True):
         if (plans := _read(path)) is not None:
             return plans
     return None
@@ -60,8 +67,20 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
 
 def last_change() -> tuple[str, int] | None:
     """Name and time of the plan file that was saved last, for any model; None if there is no plan file."""
-    stamps = [(path.stat().st_mtime_ns, path.name) for path in plans_folder().glob("*.json")]
-    return max(stamps)[::-1] if stamps else None
+    newest = max(_stamped("*.json"), default=None)
+    return (newest[1].name, newest[0]) if newest else None
+
+
+def _stamped(pattern: str) -> list[tuple[int, Path]]:
+    """The files of the plans folder with their times; those that cannot be accessed, or are gone, are left
+    out: another process may be writing them.
+    """
+    found = []
+    with contextlib.suppress(OSError):
+        for path in plans_folder().glob(pattern):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime_ns, path))
+    return found
 
 
 def _name(own: str, size: Sequence[int]) -> str:
@@ -73,7 +92,8 @@ def _read(path: Path) -> PlanSet | None:
     version, or contains a plan that no run can follow.
     """
     try:
-        plans = PlanSet.from_json(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            plans = PlanSet.from_json(file.read(LONGEST_FILE).decode("utf-8"))
         for plan in plans.plans:
             settings_of(plan)
         return plans

@@ -15,6 +15,8 @@ from .plain import KVRows
 from .spec import CacheSize, KVFormat
 from .triton_check import kernels_for
 
+LARGEST_HALF = torch.finfo(torch.float16).max
+
 
 @dataclass
 class Float8Rows(KVRows):
@@ -109,6 +111,8 @@ def from_float8(codes: Tensor, scales: Tensor, rows: Tensor | None = None) -> Te
     numbers = codes.view(FLOAT8)
     rows = numbers.to(scales.dtype) if rows is None else rows.copy_(numbers)
     rows.flatten(2).mul_(scales[..., None])
+    if rows.dtype is torch.float16:  # the largest code and scale give 65536, which has no float16
+        rows.clamp_(-LARGEST_HALF, LARGEST_HALF)
     return rows
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RASError
-from .plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, VERSION, Plan, plain_steps, read_json
+from .plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
+from .plan_json import VERSION, read_json
 from .plan_set import PlanSet
 from .sigma_grid import normalised, step_density
 

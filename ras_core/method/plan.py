@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from ..config import MIN_RATIO
-from ..errors import RASError
+from ..config import MAX_STEPS, MIN_RATIO
+from ..errors import RASError, quoted
+from .plan_json import VERSION, checked_version, read_json
 from .sigma_grid import grid, normalised, part_of, positions
 
-VERSION = 1
 PlanSampler = Literal["dpmpp_2m", "euler"]
 PlanSpeed = Literal["1.5x", "2x", "2.5x", "3x"]
 PLAN_SAMPLERS: tuple[PlanSampler, ...] = get_args(PlanSampler)
 PLAN_SPEEDS: tuple[PlanSpeed, ...] = get_args(PlanSpeed)
 FULL_STEPS = 28
 """Number of steps of the dense run to which speeds are relative."""
+
+LARGEST = sys.float_info.max
 
 MIN_DENSE = 2
 """Least number of dense steps at the start of a run, because selection compares two estimates."""
@@ -72,7 +75,7 @@ class Plan:
         _one_of("sampler", self.sampler, PLAN_SAMPLERS)
         _numbers("density", self.density, 0.0, math.inf, "numbers of 0 or more, not all 0")
         _numbers("shares", self.shares, MIN_RATIO, 1.0, f"numbers from {MIN_RATIO} to 1")
-        if sum(self.density) <= 0:
+        if not 0 < sum(self.density) < math.inf:
             _refuse("density", self.density, "numbers of 0 or more, not all 0")
         if any(share != 1 for share in self.shares[:MIN_DENSE]):
             _refuse("shares", self.shares, f"a share of 1 for each of the first {MIN_DENSE} steps")
@@ -174,7 +177,10 @@ class Plan:
                 "calibrate again, or take the plan from an unchanged file.",
             )
         lists = {name: _as_tuple(name, values[name]) for name in ("density", "shares")}
-        return cls(**{**values, **lists})
+        plan = cls(**{**values, **lists})
+        if not plan.steps <= plan.full_steps <= MAX_STEPS:  # another file than calibration writes
+            _refuse("full_steps", plan.full_steps, f"a number from that of the shares to {MAX_STEPS}")
+        return plan
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -190,35 +196,9 @@ def described(speed: str, shares: Sequence[float], full_steps: int) -> str:
     return f"{line}{dense} dense, {100 * sum(shares) / len(shares):.0f} % of tokens"
 
 
-def read_json(text: str) -> Any:
-    """Parse JSON.
-
-    Raises:
-        RASError: the text is not JSON.
-    """
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise RASError(
-            f"plans that are not JSON: {error}.", "JSON as RAS Calibrate writes it.", "calibrate again."
-        ) from error
-
-
-def checked_version(what: str, values: Any) -> dict[str, Any]:
-    """The dict `values`, read from JSON, without its field "version", which must be VERSION."""
-    version = values.get("version") if isinstance(values, Mapping) else None
-    if version != VERSION:
-        raise RASError(
-            f"a {what} of version {version!r}.",
-            f"version {VERSION}.",
-            "calibrate again with this version of the pack, or update the pack.",
-        )
-    return {name: value for name, value in values.items() if name != "version"}
-
-
 def _as_tuple(name: str, value: Any) -> tuple:
-    if not isinstance(value, (list, tuple)):
-        _refuse(name, value, "a list of numbers")
+    if not isinstance(value, (list, tuple)) or len(value) > MAX_STEPS:
+        _refuse(name, value, f"a list of at most {MAX_STEPS} numbers")
     return tuple(value)
 
 
@@ -233,7 +213,7 @@ def _numbers(name: str, values: Any, low: float, high: float, expected: str) -> 
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def _is_whole(value: Any) -> bool:
@@ -242,7 +222,7 @@ def _is_whole(value: Any) -> bool:
 
 def _refuse(name: str, value: Any, expected: str) -> None:
     raise RASError(
-        f"a plan with {name} = {value!r}.",
+        f"a plan with {name} = {quoted(value)}.",
         f"{expected}.",
         f"correct {name}, or calibrate again.",
     )

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, replace
 
 from ..errors import RASError
-from .plan import PLAN_SPEEDS, VERSION, Plan, checked_version, read_json
+from .plan import PLAN_SPEEDS, Plan
+from .plan_json import VERSION, checked_version, read_json
 
 WORTHWHILE = 0.2
 """To be chosen, a measured plan with regional steps must be closer to the reference than the best plain plan

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from ..run.trace import Trace
 from .drawing import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
 
-PANEL = 512
+PANEL, HIGHEST = 512, 2048
 MARGIN = 20
 DIFFERENCE_GAIN = 4.0
 BEST_PSNR = 100.0
@@ -59,7 +59,7 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
     Returns:
         (1, height, width, 3) float32 in [0, 1].
     """
-    height = round(PANEL * dense.shape[0] / dense.shape[1])
+    height, width = _panel_size(*dense.shape[:2])
     canvas = Image.new("RGB", (3 * PANEL + 4 * MARGIN, height + 150), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     titles = [
@@ -70,10 +70,18 @@ def comparison_image(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Tr
     for i, (title, image) in enumerate(titles):
         x = MARGIN + i * (PANEL + MARGIN)
         draw.text((x, 16), title, fill=TEXT, font=font(20))
-        canvas.paste(Image.fromarray(fit(as_uint8(image), PANEL, height)), (x, 52))
+        canvas.paste(Image.fromarray(fit(as_uint8(image), width, height)), (x, 52))
     draw.text((MARGIN, height + 70), headline(dense, ras, traces), fill=TEXT, font=font(20))
     draw.text((MARGIN, height + 104), traces[1].summary(), fill=FAINT, font=font(15))
     return np.asarray(canvas, dtype=np.float32)[None] / 255.0
+
+
+def _panel_size(height: int, width: int) -> tuple[int, int]:
+    """Size at which an image is shown: PANEL wide, but not over HIGHEST high."""
+    shown = round(PANEL * height / width)
+    if shown <= HIGHEST:
+        return max(shown, 1), PANEL
+    return HIGHEST, max(round(HIGHEST * width / height), 1)
 
 
 def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) -> str:

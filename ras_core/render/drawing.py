@@ -18,8 +18,8 @@ def fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def as_uint8(image: np.ndarray) -> np.ndarray:
-    """(H, W, 3 or more) float in [0, 1] -> (H, W, 3) uint8."""
-    return (np.clip(image[..., :3], 0, 1) * 255 + 0.5).astype(np.uint8)
+    """(H, W, 3 or more) float in [0, 1] -> (H, W, 3) uint8; what is no number becomes black."""
+    return (np.nan_to_num(image[..., :3]).clip(0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:

@@ -1,11 +1,9 @@
-"""Images of a trace: one frame per step, and a summary of the run.
+"""The summary of a run as an image, and what `frames` shares with it.
 
 The colours are from the Okabe-Ito set and from cividis, which are distinct for any kind of colour vision.
 """
 
 from __future__ import annotations
-
-import math
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -14,7 +12,6 @@ from ..method.schedule import StepKind
 from ..run.trace import Evaluation, Trace
 from .drawing import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
 
-PIXELS_PER_TOKEN = 16
 MAX_IMAGES = 4
 
 ACTIVE = (230, 159, 0)
@@ -25,24 +22,6 @@ CIVIDIS = np.array(
     [(0, 34, 78), (53, 69, 108), (102, 105, 112), (148, 142, 119), (200, 184, 102), (254, 232, 56)],
     dtype=np.float32,
 )
-
-
-def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """One frame per step, with a caption. Active regions keep their colours, cached regions are dimmed.
-
-    Args:
-        trace: a finished run.
-        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for videos, the frames of all
-            videos, one video after the other.
-
-    Returns:
-        (steps, height, width, 3) float32 in [0, 1]; each frame shows up to four images of the batch in a row,
-        or up to four latent frames of the first video.
-    """
-    backdrops = _backdrops(trace, images)
-    if not trace.steps:
-        return backdrops[:1].astype(np.float32) / 255.0
-    return np.stack([_frame(trace, step, backdrops) for step in trace.steps])
 
 
 def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
@@ -60,16 +39,7 @@ def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
     return np.asarray(canvas, dtype=np.float32)[None] / 255.0
 
 
-def _backdrops(trace: Trace, images: np.ndarray | None) -> np.ndarray:
-    """Backgrounds under the masks, one per plane of `_shown_planes`: (panels, height, width, 3) uint8."""
-    height, width = (PIXELS_PER_TOKEN * tokens for tokens in trace.grid.shape[-2:])
-    count = len(_shown_planes(trace.steps[0].active)) if trace.steps else 1
-    if images is None:
-        return np.full((count, height, width, 3), 150, dtype=np.uint8)
-    return np.stack([fit(as_uint8(image), width, height) for image in _shown_images(trace, images, count)])
-
-
-def _shown_planes(tokens: np.ndarray) -> np.ndarray:
+def shown_planes(tokens: np.ndarray) -> np.ndarray:
     """(b, h, w) or (b, t, h, w) -> (panels, h, w): the token planes that are shown, at most `MAX_IMAGES`. A
     token plane is the (h, w) tokens of one image, or of one latent frame of a video. The planes of the first
     images of the batch are shown; for videos, those of equally spaced latent frames of the first video.
@@ -77,64 +47,21 @@ def _shown_planes(tokens: np.ndarray) -> np.ndarray:
     frames = tokens.reshape(len(tokens), -1, *tokens.shape[-2:])
     if frames.shape[1] == 1:
         return frames[:MAX_IMAGES, 0]
-    return frames[0, _spread(frames.shape[1], min(frames.shape[1], MAX_IMAGES))]
+    return frames[0, spread(frames.shape[1], min(frames.shape[1], MAX_IMAGES))]
 
 
-def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarray]:
-    """The images shown under the `count` planes of `_shown_planes`. For videos, `images` holds the frames of
-    all videos, one video after the other.
-    """
-    if math.prod(trace.grid.shape[:-2]) == 1:
-        return [images[min(i, len(images) - 1)] for i in range(count)]
-    n_frames = max(len(images) // len(trace.steps[0].active), 1)  # of one video
-    return [images[i] for i in _spread(n_frames, count)]
-
-
-def _spread(length: int, count: int) -> np.ndarray:
+def spread(length: int, count: int) -> np.ndarray:
     """`count` equally spaced indices, from 0 to `length` - 1."""
     return np.linspace(0, length - 1, count).round().astype(int)
 
 
-def _frame(trace: Trace, step: Evaluation, backdrops: np.ndarray) -> np.ndarray:
-    panels = [_panel(step, *pair) for pair in zip(_shown_planes(step.active), backdrops, strict=True)]
-    body = np.concatenate(panels, axis=1)
-    footer = Image.new("RGB", (body.shape[1], 32), BACKGROUND)
-    ImageDraw.Draw(footer).text((10, 6), _caption(trace, step), fill=_colour(step), font=font(16))
-    return np.concatenate([body, np.asarray(footer)], axis=0).astype(np.float32) / 255.0
-
-
-def _panel(step: Evaluation, active: np.ndarray, backdrop: np.ndarray) -> np.ndarray:
-    """An image in which cached tokens are dark and grey, and active tokens are in full colour with an
-    outline.
-    """
-    mask = np.kron(active, np.ones((PIXELS_PER_TOKEN, PIXELS_PER_TOKEN), dtype=bool))
-    grey = backdrop.mean(axis=2, keepdims=True) * 0.28 + np.array(BACKGROUND) * 0.4
-    panel = np.where(mask[..., None], backdrop, grey.astype(np.uint8))
-    panel[_outline(mask)] = _colour(step)
-    return panel
-
-
-def _outline(mask: np.ndarray) -> np.ndarray:
-    """A border inside the mask's regions, two pixels wide, also along the edges of the image."""
-    inner = np.pad(mask, 2)
-    shifts = [np.roll(inner, offset, axis) for axis in (0, 1) for offset in (-2, -1, 1, 2)]
-    return mask & ~np.logical_and.reduce(shifts)[2:-2, 2:-2]
-
-
-def _caption(trace: Trace, step: Evaluation) -> str:
-    return (
-        f"step {step.step + 1} of {trace.n_steps}   {_kind_name(step)}   "
-        f"{step.active_share:.0%} of tokens   sigma {step.sigma:.3f}"
-    )
-
-
-def _kind_name(step: Evaluation) -> str:
+def kind_of(step: Evaluation) -> str:
     if step.kind is StepKind.REGIONAL:
         return "regional"
     return "error reset (dense)" if step.is_reset else "dense"
 
 
-def _colour(step: Evaluation) -> tuple[int, int, int]:
+def colour_of(step: Evaluation) -> tuple[int, int, int]:
     if step.kind is StepKind.REGIONAL:
         return ACTIVE
     return RESET if step.is_reset else DENSE
@@ -161,12 +88,12 @@ def _draw_maps(
     share = np.mean([step.active for step in trace.steps], axis=0)  # (b, *shape)
     tiles = [] if images is None else [as_uint8(images[0])]
     span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))
-    tiles += [_heat(plane, span) for plane in _shown_planes(share)]
+    tiles += [_heat(plane, span) for plane in shown_planes(share)]
     x = left
     h, w = trace.grid.shape[-2:]
     for tile in tiles:
         width = round((bottom - top) * w / h)
-        width = min(width, (right - left - 90) // len(tiles) - 12)
+        width = max(min(width, (right - left - 90) // len(tiles) - 12), 1)
         canvas.paste(Image.fromarray(fit(tile, width, bottom - top)), (x, top))
         x += width + 12
     _draw_colour_bar(canvas, draw, (min(x + 4, right - 120), top, bottom), span)
@@ -201,7 +128,7 @@ def _draw_timeline(draw: ImageDraw.ImageDraw, trace: Trace, box: tuple[int, int,
     for i, step in enumerate(steps):
         x = left + i * slot
         y = bottom - step.active_share * (bottom - top)
-        draw.rectangle((x + 1, y, x + max(slot - 2, 2), bottom), fill=_colour(step))
+        draw.rectangle((x + 1, y, x + max(slot - 2, 2), bottom), fill=colour_of(step))
         if i % max(len(steps) // 14, 1) == 0:
             draw.text((x + slot / 2, bottom + 6), str(step.step + 1), fill=FAINT, font=font(13), anchor="ma")
     _draw_scores(draw, steps, box, slot)

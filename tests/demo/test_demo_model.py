@@ -9,6 +9,7 @@ import torch
 from comfy.ldm.flux.model import Flux
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
+from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.training.export import save_packed
 from support.families import draw_weights
@@ -166,3 +167,17 @@ def test_prompts_are_the_same_in_all_places():
     assert context[0, 2:].abs().sum() == 0
     assert torch.equal(encode_prompt("")[0], torch.zeros(1, 16, 64))
     assert torch.allclose(pooled, context.sum(dim=1) / 2**0.5)
+
+
+@pytest.mark.parametrize("name", [loader.AUTOENCODER_FILE, "lumina2.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"<html>", b"\x02\0\0\0\0\0\0\0{}"], ids=range(4))
+def test_damaged_weights_are_refused_in_three_parts(tmp_path, monkeypatch, name, content):
+    for each in (loader.AUTOENCODER_FILE, "lumina2.safetensors"):
+        if each != name:
+            shutil.copy(loader.WEIGHTS_DIR / each, tmp_path)
+        elif content is not None:
+            (tmp_path / each).write_bytes(content)
+    monkeypatch.setattr(loader, "WEIGHTS_DIR", tmp_path)
+    with pytest.raises(RASError, match="Expected: .* What to do: Reinstall the pack") as refused:
+        loader.load_demo_model("lumina2")
+    assert len(str(refused.value)) <= 300

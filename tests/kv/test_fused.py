@@ -121,6 +121,20 @@ def test_nan_stays_nan(use):
     assert torch.equal(back[0, 0], rows[0, 0]) and back[0, 1, 3].isnan() and not back[0, 2, 5].isfinite()
 
 
+@pytest.mark.parametrize("on", [False, True], ids=["torch", "triton"])
+def test_the_largest_float16_numbers_stay_finite(use, on):
+    """float8 rounds numbers from 63,488 up to 65,536, which float16 does not have."""
+    use(on)
+    top = torch.tensor([63_456.0, 63_488.0, 63_520.0, 65_504.0], device=DEVICE)
+    rows = torch.cat([top, -top]).half().expand(B, ROWS, 8).contiguous()
+    fresh = tuple(torch.ones(B, PREFIX + KEPT + SUFFIX, 8, device=DEVICE).half() for _ in range(2))
+    sequence = Float8Rows.of(rows, -rows, PREFIX, SUFFIX)
+    kept = sequence.read()[0]
+    whole, _ = sequence.update(_places(), fresh)
+    assert torch.equal(kept[0, 0, :4], torch.tensor([61_440.0, *[65_504.0] * 3], device=DEVICE).half())
+    assert torch.equal(whole[0, 3], kept[0, 3]) and torch.equal(kept[..., 4:], -kept[..., :4])
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "form"), LAYOUTS, ids=str)
 class TestAgreement:

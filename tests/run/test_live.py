@@ -17,7 +17,8 @@ from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, StepPlan
 from ras_pack.ras_core.models.cost import CostProfile
 from ras_pack.ras_core.render import masks
-from ras_pack.ras_core.render.masks import mask_frames, summary_image
+from ras_pack.ras_core.render.frames import mask_frames
+from ras_pack.ras_core.render.masks import summary_image
 from ras_pack.ras_core.run.live import LiveStep, live_step
 from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.timing import timestamp
@@ -286,8 +287,8 @@ class TestOverTime:
 
     def test_one_latent_frame_is_an_image(self):
         active = np.arange(2 * 6).reshape(2, 1, 2, 3) % 2 == 0
-        assert (masks._shown_planes(active) == active[:, 0]).all()
-        assert masks._shown_planes(np.zeros((1, 9, 2, 3))).shape == (4, 2, 3)
+        assert (masks.shown_planes(active) == active[:, 0]).all()
+        assert masks.shown_planes(np.zeros((1, 9, 2, 3))).shape == (4, 2, 3)
 
 
 def test_a_full_sized_mask_is_small():
@@ -299,7 +300,7 @@ def test_a_full_sized_mask_is_small():
     [
         None, [], "x", {}, {"client_id": "a"}, {"enabled": True}, {"client_id": "", "enabled": True},
         {"client_id": 5, "enabled": True}, {"client_id": "a", "enabled": 1},
-        {"client_id": "a" * 129, "enabled": True},
+        {"client_id": "a" * 129, "enabled": True}, {"client_id": "a", "enabled": True, "key": 5},
     ],
 )  # fmt: skip
 def test_a_wrong_announcement_is_refused(body):
@@ -308,4 +309,5 @@ def test_a_wrong_announcement_is_refused(body):
 
 
 def test_an_announcement():
-    assert live.read_announcement({"client_id": "a", "enabled": False}) == ("a", False)
+    assert live.read_announcement({"client_id": "a", "enabled": False}) == ("a", False, "")
+    assert live.read_announcement({"client_id": "a", "enabled": True, "key": "k"}) == ("a", True, "k")

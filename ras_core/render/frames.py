@@ -1,0 +1,121 @@
+"""Frames that show which regions each step of a run computed, one frame per step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from ..run.trace import Evaluation, Trace
+from .drawing import BACKGROUND, as_uint8, fit, font
+from .masks import colour_of, kind_of, shown_planes, spread
+
+PIXELS_PER_TOKEN, FEWEST_PIXELS = 16, 4
+CAPTION = 32
+MOST_PIXELS = 2**25
+"""Pixels of all frames together; as float32, which ComfyUI's images are, they take 384 MiB."""
+
+
+def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
+    """One frame per step, with a caption. Active regions keep their colours, cached regions are dimmed.
+
+    Args:
+        trace: a finished run.
+        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for videos, the frames of all
+            videos, one video after the other.
+
+    Returns:
+        (steps, height, width, 3) float32 in [0, 1]; each frame shows up to four images of the batch in a row,
+        or up to four latent frames of the first video. If there would be more than MOST_PIXELS, a token has
+        fewer pixels; if these are too few, equally spaced steps are shown instead of all.
+    """
+    steps, pixels = _shown_steps(trace)
+    backdrops = _backdrops(trace, images, pixels)
+    if not steps:
+        return backdrops[:1].astype(np.float32) / 255.0
+    panels, height, width, _ = backdrops.shape
+    dark = _darkened(backdrops)
+    frames = np.empty((len(steps), height + CAPTION, panels * width, 3), dtype=np.float32)
+    for frame, step in zip(frames, steps, strict=True):
+        _draw_frame(frame, trace, step, (backdrops, dark))
+    return frames
+
+
+def _shown_steps(trace: Trace) -> tuple[list[Evaluation], int]:
+    """The steps that are shown, and the pixels of a token along each axis."""
+    steps = list(trace.steps)
+    if not steps:
+        return steps, PIXELS_PER_TOKEN
+    panels, h, w = shown_planes(steps[0].active).shape
+    pixels = math.isqrt(MOST_PIXELS // (len(steps) * panels * h * w))
+    pixels = min(max(pixels, FEWEST_PIXELS), PIXELS_PER_TOKEN)
+    most = max(MOST_PIXELS // (panels * w * pixels * (h * pixels + CAPTION)), 1)
+    return [steps[i] for i in spread(len(steps), min(len(steps), most))], pixels
+
+
+def _backdrops(trace: Trace, images: np.ndarray | None, pixels: int) -> np.ndarray:
+    """Backgrounds under the masks, one per plane of `shown_planes`: (panels, height, width, 3) uint8, with
+    `pixels` pixels of a token along each axis.
+    """
+    height, width = (pixels * tokens for tokens in trace.grid.shape[-2:])
+    count = len(shown_planes(trace.steps[0].active)) if trace.steps else 1
+    if images is None:
+        return np.full((count, height, width, 3), 150, dtype=np.uint8)
+    return np.stack([fit(as_uint8(image), width, height) for image in _shown_images(trace, images, count)])
+
+
+def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarray]:
+    """The images shown under the `count` planes of `shown_planes`. For videos, `images` holds the frames of
+    all videos, one video after the other.
+    """
+    if math.prod(trace.grid.shape[:-2]) == 1:
+        return [images[min(i, len(images) - 1)] for i in range(count)]
+    n_frames = max(len(images) // len(trace.steps[0].active), 1)  # of one video
+    return [images[i] for i in spread(n_frames, count)]
+
+
+def _darkened(backdrops: np.ndarray) -> np.ndarray:
+    """The backgrounds where tokens are cached: dark and grey."""
+    grey = backdrops.mean(axis=3, keepdims=True) * 0.28 + np.array(BACKGROUND) * 0.4
+    return grey.astype(np.uint8)
+
+
+def _draw_frame(
+    frame: np.ndarray, trace: Trace, step: Evaluation, backdrops: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """Draw a step into (height + CAPTION, panels * width, 3) float32, over its two backgrounds."""
+    planes = shown_planes(step.active)
+    panels = [_panel(plane, *pair, colour_of(step)) for plane, *pair in zip(planes, *backdrops, strict=True)]
+    footer = Image.new("RGB", (frame.shape[1], CAPTION), BACKGROUND)
+    ImageDraw.Draw(footer).text((10, 6), _caption(trace, step), fill=colour_of(step), font=font(16))
+    np.divide(np.concatenate(panels, axis=1), np.float32(255), out=frame[:-CAPTION])
+    np.divide(np.asarray(footer), np.float32(255), out=frame[-CAPTION:])
+
+
+def _panel(active: np.ndarray, bright: np.ndarray, dark: np.ndarray, colour: tuple) -> np.ndarray:
+    """An image in which cached tokens are dark and grey, and active tokens are in full colour with an outline
+    around their region, inside of it and also along the edges of the image.
+    """
+    h, w = active.shape
+    side = bright.shape[0] // h  # pixels of a token
+    blocks = (h, side, w, side, 3)
+    panel = dark.copy()
+    tokens = panel.reshape(blocks).swapaxes(1, 2)  # a view: (h, w, side, side, 3)
+    tokens[active] = bright.reshape(blocks).swapaxes(1, 2)[active]
+    line, near = max(side // 8, 1), np.pad(active, 1)
+    for there, place in (
+        (near[:-2, 1:-1], np.s_[:line, :]),
+        (near[2:, 1:-1], np.s_[-line:, :]),
+        (near[1:-1, :-2], np.s_[:, :line]),
+        (near[1:-1, 2:], np.s_[:, -line:]),
+    ):
+        tokens[(*np.nonzero(active & ~there), *place)] = colour
+    return panel
+
+
+def _caption(trace: Trace, step: Evaluation) -> str:
+    return (
+        f"step {step.step + 1} of {trace.n_steps}   {kind_of(step)}   "
+        f"{step.active_share:.0%} of tokens   sigma {step.sigma:.3f}"
+    )

@@ -1,0 +1,101 @@
+"""Images of a run of any size: within memory and time, and never a raw error."""
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from ras_pack.demo import prompt
+from ras_pack.nodes.mask_preview import RASMaskPreview
+from ras_pack.ras_core.errors import RASError
+from ras_pack.ras_core.method.grid import TokenGrid
+from ras_pack.ras_core.method.schedule import StepKind
+from ras_pack.ras_core.render import frames as render_frames
+from ras_pack.ras_core.render.comparison import comparison_image
+from ras_pack.ras_core.render.frames import MOST_PIXELS, mask_frames
+from ras_pack.ras_core.render.masks import summary_image
+from ras_pack.ras_core.run.trace import Evaluation, Trace
+
+
+def trace_of(steps: int, batch: int, h: int, w: int) -> Trace:
+    """A run with every second step regional."""
+    draw = np.random.default_rng(0)
+
+    def one(i: int) -> Evaluation:
+        regional = i % 2 == 1
+        active = draw.random((batch, h, w)) < 0.4 if regional else np.ones((batch, h, w), dtype=bool)
+        kind = StepKind.REGIONAL if regional else StepKind.DENSE
+        return Evaluation(i, 1 - i / steps, kind, False, active, active.astype(np.float32), 0.1)
+
+    return Trace(TokenGrid((2 * h, 2 * w), (2, 2)), steps, tuple(map(one, range(steps))), 2.0, 2.0, 1.0, 0)
+
+
+class TestFrames:
+    @pytest.mark.parametrize(
+        ("steps", "batch", "h", "w"), [(28, 4, 64, 64), (400, 1, 64, 64), (40, 9, 130, 90)]
+    )
+    def test_memory_is_bounded(self, monkeypatch, steps, batch, h, w):
+        monkeypatch.setattr(render_frames, "MOST_PIXELS", most := MOST_PIXELS // 8)
+        trace = trace_of(steps, batch, h, w)
+        tracemalloc.start()
+        started = time.process_time()
+        frames = mask_frames(trace, np.full((batch, 64, 64, 3), 0.5, dtype=np.float32))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert frames.nbytes <= 12 * most and peak < 18 * most
+        assert time.process_time() - started < 5 and 5 <= len(frames) <= steps
+
+    def test_a_token_is_outlined_on_the_sides_where_its_neighbours_are_cached(self):
+        trace = trace_of(2, 1, 4, 4)
+        active = trace.steps[1].active
+        active[:] = False
+        active[0, 1, 1:3] = True
+        frame = (mask_frames(trace, np.ones((1, 8, 8, 3), dtype=np.float32))[1] * 255).round()
+        line = (frame[:64] == (230, 159, 0)).all(axis=-1)
+        expected = np.zeros((64, 64), dtype=bool)
+        expected[16:32, 16:48] = True
+        expected[18:30, 18:46] = False
+        assert np.array_equal(line, expected)
+        assert (frame[18:30, 18:46] == 255).all() and frame[40:60, :60].max() < 100
+
+
+@pytest.mark.parametrize(("h", "w"), [(700, 1), (1, 700), (1, 1), (2, 300)])
+def test_extreme_shapes(h, w):
+    trace, images = trace_of(3, 1, h, w), np.zeros((1, 16 * h, 16 * w, 3), dtype=np.float32)
+    assert mask_frames(trace, images).shape[0] == 3
+    assert summary_image(trace, images).shape == (1, 720, 1080, 3)
+    compared = comparison_image(images[0], images[0], (trace, trace))
+    assert max(compared.shape) < 2500
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_images_that_are_no_numbers(value):
+    frames = mask_frames(trace_of(2, 1, 4, 4), np.full((1, 8, 8, 3), value, dtype=np.float32))
+    assert np.isfinite(frames).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (0, 8, 8, 3), (1, 8, 8, 1), (1, 0, 8, 3)])
+def test_images_of_another_form_are_refused(shape):
+    with pytest.raises(RASError, match="images = a tensor of shape"):
+        RASMaskPreview.execute(trace_of(2, 1, 4, 4), torch.zeros(shape))
+
+
+def test_fewer_images_than_the_run_had():
+    assert RASMaskPreview.execute(trace_of(2, 3, 4, 4), torch.rand(1, 8, 8, 4)).args[0].shape[0] == 2
+
+
+def test_words_of_a_demo_prompt_are_not_kept():
+    tracemalloc.start()
+    for i in range(8):
+        prompt.encode_prompt(f"{i}" + "x" * 10**6)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 10**6
+    assert torch.equal(prompt.encode_prompt("Owl")[0], prompt.encode_prompt("owl")[0])
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\0", "ﬀ İ ß", "_" * 10**6, "a " * 10**5, "🦊 狐 фокс"])
+def test_any_text_of_a_demo_prompt(text):
+    context, pooled = prompt.encode_prompt(text)
+    assert context.shape == (1, 16, 64) and torch.isfinite(context).all() and torch.isfinite(pooled).all()
