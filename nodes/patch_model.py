@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, check_queued, kept_plans, patched, settings_inputs, speed_input
+from .settings import CATEGORY, CUSTOM, check_queued, kept_plans, patched, settings_inputs, speed_input
 
 
 class RASPatchModel(RefusesRetired):
@@ -47,4 +47,6 @@ class RASPatchModel(RefusesRetired):
     def execute(cls, model, **settings) -> io.NodeOutput:
         cls.refuse_in_prompt()
         cls.check(model=model, **settings)
+        if settings["speed"] != CUSTOM and settings.get("plan") is not None:
+            settings["plan"].best(settings["speed"])  # refuses plans of other speeds here, not while sampling
         return io.NodeOutput(patched(model, settings))

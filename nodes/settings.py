@@ -189,8 +189,6 @@ def chosen_settings(inputs: dict[str, Any]) -> Settings:
         return _custom_settings(inputs)
     if inputs.get("paper") is not None:
         raise _paper_with(inputs["speed"])
-    if inputs.get("plan") is not None:
-        inputs["plan"].best(inputs["speed"])  # refuses plans of other speeds before anything is sampled
     return Speed(inputs["speed"], inputs.get("plan"), inputs.get("cuda_graphs", "auto"))
 
 

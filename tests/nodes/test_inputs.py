@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ras_pack.nodes.patch_model import RASPatchModel
 from ras_pack.nodes.plans import RASCalibrate, RASScheduler
 from ras_pack.nodes.sampler import RASKSampler
 from ras_pack.nodes.settings import settings_inputs, speed_input
@@ -239,6 +240,11 @@ class TestRunning:
         with pytest.raises(RASError) as caught:
             RASCalibrate.execute(**{**usual, **changes})
         assert any(name in explained(str(caught.value)) for name in changes)
+
+    def test_plans_of_other_speeds_are_refused_before_sampling(self, sd3):
+        given_here = {**SETTINGS, "speed": "2x", "plan": OTHER_SPEED}
+        with pytest.raises(RASError, match="no plan for 2x"):
+            RASPatchModel.execute(sd3.build(), **given_here)
 
     def test_several_latents_in_one(self, sd3):
         nested = pytest.importorskip("comfy.nested_tensor").NestedTensor([torch.zeros(1, 16, 8, 8)] * 2)
