@@ -70,7 +70,7 @@ class NetworkCalls:
         try:
             denoised = denoise()
         except BaseException:
-            run.abandon_evaluation()
+            run.evaluation = None
             raise
         if self._ran:
             run.end_evaluation(x, denoised, sigma)

@@ -140,14 +140,9 @@ class RunState:
 
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, result: object, sigma: float) -> None:
-        """End a guided evaluation: pass its input, (b, c, H, W), its denoised estimate and its noise level to
-        the selector, and complete its entry in the trace.
-
-        Args:
-            x: the input.
-            result: the estimate, (b, c, H, W), or what a guider of another pack returns instead: some return
-                several estimates, the usual one first.
-            sigma: the noise level.
+        """End a guided evaluation: pass its input `x`, (b, c, H, W), its denoised estimate and its noise level
+        to the selector, and complete its entry in the trace. `result` is the estimate, (b, c, H, W), or what
+        a guider of another pack returns instead: some return several estimates, the usual one first.
         """
         evaluation = self.evaluation
         self.evaluation = None
@@ -209,10 +204,6 @@ class RunState:
         for branch in gone:
             del self._called[branch]
             self.cached_output.pop(branch, None)
-
-    def abandon_evaluation(self) -> None:
-        """Discard the state of an evaluation that has raised an exception."""
-        self.evaluation = None
 
     def go_dense(self, reason: str) -> None:
         """Run the rest of this run dense: free the caches, and log a warning with the reason."""
