@@ -101,6 +101,7 @@ class NetworkCalls:
         if self._ran:
             self._run.record_plain_evaluation(level, now)
         else:
+            self._run.steps.next()  # it counts as an evaluation of the sampler
             self._run.skip_evaluation()
         return denoised
 

@@ -141,8 +141,8 @@ class RunState:
     @torch.no_grad()  # some samplers are called outside inference mode
     def end_evaluation(self, x: Tensor, result: object, sigma: float) -> None:
         """End a guided evaluation: pass its input `x`, (b, c, H, W), its denoised estimate and its noise
-        level to the selector, and complete its entry in the trace. `result` is the estimate, (b, c, H, W), or what
-        a guider of another pack returns instead: some return several estimates, the usual one first.
+        level to the selector, and complete its entry in the trace. `result` is the estimate, (b, c, H, W),
+        or what a guider of another pack returns: some return several estimates, the usual one first.
         """
         evaluation = self.evaluation
         self.evaluation = None
