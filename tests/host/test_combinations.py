@@ -15,6 +15,7 @@ from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.outer_sample import OuterSample, begin_run
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.samplers import corrected, sample_multirate
+from ras_pack.ras_core.method.schedule import step_of_sigma
 from ras_pack.ras_core.models import adapter_for
 from support.families import FAMILIES, draw_weights
 from support.sampling import FAST, STEPS, distance, sample, sample_ras, unload_all_models
@@ -35,6 +36,9 @@ def test_every_sampler_of_comfyui_runs(sampler, sd3):
     assert torch.isfinite(latent).all()
     assert trace.regional_steps > 0
     assert 0.5 < trace.token_share < 1.0
+    plain = comfy.samplers.KSampler(model, 6, torch.device("cpu"), sampler, "simple")
+    sigmas = plain.sigmas.tolist()
+    assert all(each.step == step_of_sigma(sigmas, each.sigma) for each in trace.evaluations)
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde"])

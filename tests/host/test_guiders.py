@@ -331,19 +331,6 @@ class TestGuidanceThatChanges:
         assert is_as_planned(last_trace(model))
 
 
-@pytest.mark.parametrize("sampler", comfy.samplers.KSampler.SAMPLERS)
-def test_a_plain_sampler_gets_the_step_of_its_level(sampler, sd3):
-    from ras_pack.ras_core.method.schedule import step_of_sigma
-
-    patched = patch_model(sd3.build(), EAGER)
-    guider = guider_of(comfy.samplers.CFGGuider, patched, sd3)
-    sampling = patched.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS)
-    guided(guider, sd3.noise(8, 8), sampler, sigmas=sigmas)
-    for each in last_trace(patched).evaluations:
-        assert each.step == step_of_sigma(sigmas.tolist(), each.sigma)
-
-
 def twice(change=lambda sigmas: sigmas):
     """An OUTER_SAMPLE wrapper that samples twice, with other noise levels the first time, and returns both
     latents' mean.
