@@ -39,6 +39,12 @@ TOLERANCE = 1e-5
 """Two noise levels count as the same if they differ by at most this fraction of the schedule's first level,
 because samplers store noise levels in float32."""
 
+LARGE_MASK = 0.5
+"""Share of the latent from which on inpainting uses a plan's noise levels. They were chosen for whole images,
+and have most steps at the start, where the composition is set. In a small mask the surrounding image sets most
+of it: with a mask of a sixteenth of the area, evenly spaced steps came 13 dB closer to a fine run.
+"""
+
 NEAR = 0.05
 """A speed counts as reached if the expected speed-up differs from it by at most this fraction."""
 
@@ -90,6 +96,8 @@ class Speed:
         plans = self.plans or plans_for(model, given.noise.shape[2:])
         sampler = plan_sampler(given.sampler)
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
+        if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:
+            plan = replace(plan, density=(1.0,), origin="evenly spaced steps, as the mask is small")
         if _is_grid_of_any(plans, model, sigmas.tolist()):
             plan = plans.best(self.speed, sampler).on_grid(given.steps)
             plan = replace(plan, shares=(1.0,) * given.steps)

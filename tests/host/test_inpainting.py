@@ -137,6 +137,22 @@ class TestSpeed:
             ksampler(model, family, steps=6)
             assert (last_trace(model).n_steps, last_trace(model).regional_steps) == (steps, 0)
 
+    @pytest.mark.parametrize("denoise", [1.0, 0.6])
+    def test_a_small_mask_takes_evenly_spaced_steps(self, sd3, denoise, info):
+        """Noise levels chosen for whole images are wrong for a small part of one: measured in
+        bench/results/2026-11-26-cpu/inpaint.
+        """
+        mask = half()
+        mask[:, :8] = 0
+        model = with_ras(sd3)
+        changes = {"latent_image": masked(sd3, mask), "denoise": denoise}
+        found = ksampler(model, sd3, **changes)
+        own = comfy.samplers.KSampler(sd3.build(), 6, torch.device("cpu"), "euler", "simple", denoise).sigmas
+        levels = levels_of(last_trace(model))
+        assert torch.allclose(levels, own, atol=0.02)
+        assert "evenly spaced steps" in info.text
+        assert torch.equal(found, on_levels(sd3.build(), sd3, levels, **changes))
+
     def test_the_log_and_the_panel_say_what_was_taken(self, sd3, info):
         model = with_ras(sd3)
         ksampler(model, sd3)
