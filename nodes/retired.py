@@ -63,7 +63,7 @@ def refuse_retired(inputs: Mapping[str, Any]) -> None:
     """
     _refuse(
         _given(inputs, HARMLESS),
-        "for the paper's method, RASPaperSettings connected to the input paper; for multirate, nothing.",
+        "RASPaperSettings connected to the input paper, or nothing for multirate.",
         "and connect RASPaperSettings for the paper's method",
     )
     _refuse(

@@ -16,7 +16,7 @@ from ras_pack.nodes.trace import RASTrace
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import traces
 from ras_pack.ras_core.host.patch import NO_RUN, OTHER_LATENT, last_trace, patch_model
-from ras_pack.ras_core.render import comparison, masks
+from ras_pack.ras_core.render import comparison, frames, masks
 from support.sampling import FAST, STEPS, sample
 
 
@@ -149,7 +149,7 @@ class TestNumbers:
         assert (panel["regional_steps"], panel["steps"]) == (stats["regional_steps"], stats["steps"])
         assert panel["share"] == round(stats["token_share"], 4)
         assert panel["speedup"] == stats["measured_speedup"]
-        assert len(panel["timeline"]) == stats["steps"] == len(masks.mask_frames(trace))
+        assert len(panel["timeline"]) == stats["steps"] == len(frames.mask_frames(trace))
         assert ("evaluations" in log) == (sampler == "heun")
 
     def test_graphs_are_counted_in_the_unit_that_is_meant(self, sd3):
