@@ -90,7 +90,7 @@ def cell_of_plan(family: str, plan: Plan, seed: int = 0) -> Cell:
     """A cell that runs this plan of ras_core on one family."""
     density = "+".join(f"{share:.6g}" for share in plan.density)
     return Cell(
-        family, "plan", plan.sampler, plan.steps,
+        family, "plan", plan.solver, plan.steps,
         grid=f"density:{density}", shares=plan.shares, kv_cache=plan.kv_cache, seed=seed,
     )  # fmt: skip
 

@@ -34,6 +34,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import RASError
+from ..method.integrator import Solver
 from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, PlanSpeed, plain_steps
 from ..method.plan_candidates import RegionalCost, candidates
 from ..method.plan_set import PlanSet
@@ -44,6 +45,7 @@ from .measured_runs import Task, block_costs, block_evaluations, closeness
 from .plan_files import save_plans
 from .planned_model import ran_as_planned, regional_cost, with_plan, without_ras
 from .plans import FINE_LEVELS, adapter_of
+from .samplers import multirate_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ class Calibration:
         """
         model = self._task.model if plan.is_plain else with_plan(self._task.model, plan)
         try:
-            found = self._sample(plan.sampler, plan.levels(self._fine), model)
+            found = self._sample(plan.solver, plan.levels(self._fine), model)
         except comfy.model_management.OOM_EXCEPTION:
             if plan.is_plain:
                 raise
@@ -173,8 +175,11 @@ class Calibration:
             return None
         return replace(plan, closeness=round(closeness(found, self._reference), 3))
 
-    def _sample(self, sampler: str, levels: tuple[float, ...], model: ModelPatcher | None = None) -> Tensor:
-        return self._task.sample(comfy.samplers.sampler_object(sampler), levels, model, self._advance)
+    def _sample(self, solver: Solver, levels: tuple[float, ...], model: ModelPatcher | None = None) -> Tensor:
+        """The latents of a run; with ComfyUI's own sampler if it has one of this name."""
+        is_ours = solver not in PLAN_SAMPLERS
+        sampler = multirate_sampler(solver) if is_ours else comfy.samplers.sampler_object(solver)
+        return self._task.sample(sampler, levels, model, self._advance)
 
     def _advance(self, step: int) -> None:
         self._progress.update(1)

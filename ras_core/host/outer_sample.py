@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..config import RASConfig, Window
 from ..method.grid import TokenGrid
+from ..method.integrator import Solver
 from ..method.preferences import Preferences
 from ..method.schedule import decreases
 from ..method.selector import selector_for
@@ -97,12 +98,14 @@ class RunSettings:
         plan: one line of text for the log and the live view: the number of steps and the share of tokens for
             the speed that the user chose. Empty if the user chose no speed.
         origin: where this plan comes from, for the log.
+        solver: the method by which the plan integrates; None to integrate as the user's sampler does.
     """
 
     config: RASConfig
     sigmas: Tensor
     plan: str = ""
     origin: str = ""
+    solver: Solver | None = None
 
 
 class Settings(Protocol):

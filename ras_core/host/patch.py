@@ -36,7 +36,7 @@ from .outer_sample import (
     is_inpainting,
 )
 from .requirements import check_comfyui
-from .samplers import corrected
+from .samplers import sampler_of_run
 from .traces import Progress, Traces
 from .wrappers import RunWrappers
 
@@ -176,7 +176,9 @@ class RASPatch:
         given = replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
         progress, trace = Progress(wrappers.finish_step, given.callback), None
-        ours = replace(given, sampler=corrected(given.sampler, wrappers.run), callback=progress)
+        ours = replace(
+            given, sampler=sampler_of_run(given.sampler, wrappers.run, settings.solver), callback=progress
+        )
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)

@@ -80,14 +80,21 @@ def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> co
     return comfy.samplers.KSAMPLER(sample_multirate, {"solver": solver}, inpaint_options or {})
 
 
-def corrected(sampler: Any, run: RunState) -> Any:
-    """The multirate integrator if it can replace this sampler and the settings ask for corrections; otherwise
-    the sampler itself.
+def sampler_of_run(sampler: Any, run: RunState, solver: Solver | None = None) -> Any:
+    """The SAMPLER for a run: the multirate integrator if it can replace the user's sampler and the settings
+    ask for corrections, or if a plan uses another solver; otherwise the user's sampler itself.
+
+    Args:
+        sampler: the user's SAMPLER.
+        run: state of the run.
+        solver: the solver of the run's plan; None to integrate as the user's sampler does.
     """
-    name = _name_of(sampler)
+    name, obstacle = _name_of(sampler), _correction_obstacle(sampler)
+    if obstacle is None and solver not in (None, CORRECTED[name]):
+        return multirate_sampler(solver, sampler.inpaint_options)
     if not run.config.corrections or not run.is_regional or name == sample_multirate.__name__:
         return sampler
-    if obstacle := _correction_obstacle(sampler):
+    if obstacle is not None:
         logger.info("Multirate RAS: regions are selected but not corrected: %s.", obstacle)
         return sampler
     return multirate_sampler(CORRECTED[name], sampler.inpaint_options)

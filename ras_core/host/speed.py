@@ -120,7 +120,8 @@ class Speed:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
             # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
-        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {plan.origin}")
+        origin = plan.origin if plan.solver == plan.sampler else f"{plan.solver} steps, {plan.origin}"
+        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", plan.solver)
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
         """The settings of a dense run with the sampler's own noise levels. These settings allow regional

@@ -22,13 +22,6 @@ FIRST_ORDER_SPEEDS = ("2.5x", "3x")
 """Speeds at which plans with euler precede plans with dpmpp_2m. Runs at these speeds have few steps; on every
 model that was measured, results of euler were then closer to the reference than those of dpmpp_2m."""
 
-GRADUAL_SPEED = "1.5x"
-"""The speed at which plans with dpmpp_2m have the gradual grid: its density is the mean of the measured and
-the even density, so that step lengths change gradually. At this speed, results on the gradual grid are as
-good as on a grid of the measured density alone. At higher speeds, which have fewer steps, results on the
-gradual grid are worse: at 14 steps, those on the measured density are closer to the reference by 2.4 dB (mean
-of three models)."""
-
 # For each speed and sampler: number of dense steps, number of regional steps, and share of the tokens in each
 # regional step. These were the best of those measured on three models: their results were 0.6 to 4 dB closer
 # to the reference than those of euler or dpmpp_2m without regional steps at the same cost. (The plan for 3x
@@ -67,7 +60,7 @@ def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
     """
     return tuple(
         Plan(
-            speed, sampler, _density(costs, speed, sampler), (1.0,) * n_dense + (share,) * n_regional,
+            speed, sampler, step_density(costs, multistep=False), (1.0,) * n_dense + (share,) * n_regional,
             speedup=float(speed.removesuffix("x")), origin=origin,
         )
         for (speed, sampler), (n_dense, n_regional, share) in REGIONAL.items()
@@ -77,16 +70,12 @@ def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
 def _plain(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
     return tuple(
         Plan(
-            speed, sampler, _density(costs, speed, sampler), (1.0,) * plain_steps(speed),
+            speed, sampler, step_density(costs, multistep=False), (1.0,) * plain_steps(speed),
             speedup=FULL_STEPS / plain_steps(speed), origin=origin,
         )
         for speed in PLAN_SPEEDS
         for sampler in sorted(PLAN_SAMPLERS, reverse=speed in FIRST_ORDER_SPEEDS)
     )  # fmt: skip
-
-
-def _density(costs: Sequence[float], speed: str, sampler: str) -> tuple[float, ...]:
-    return step_density(costs, multistep=sampler == "dpmpp_2m" and speed == GRADUAL_SPEED)
 
 
 @lru_cache(maxsize=1)

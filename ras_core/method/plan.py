@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 from ..config import MAX_STEPS, MIN_RATIO
 from ..errors import RASError, quoted
+from .integrator import Solver
 from .plan_json import VERSION, checked_version, read_json
 from .sigma_grid import grid, normalised, part_of, positions
 
@@ -28,6 +29,11 @@ PLAN_SAMPLERS: tuple[PlanSampler, ...] = get_args(PlanSampler)
 PLAN_SPEEDS: tuple[PlanSpeed, ...] = get_args(PlanSpeed)
 FULL_STEPS = 28
 """Number of steps of the dense run to which speeds are relative."""
+
+AB2_SPEEDS = ("1.5x", "2x", "2.5x")
+"""At these speeds, dpmpp_2m's plans are integrated with ab2 (Adams-Bashforth in sigma), which is of second
+order too. Without regional steps, on a grid of the measured density, ab2 came 0.6 to 3.6 dB closer to a fine
+reference than dpmpp_2m (11, 14 and 19 steps, three models)."""
 
 LARGEST = sys.float_info.max
 
@@ -94,6 +100,11 @@ class Plan:
     @property
     def steps(self) -> int:
         return len(self.shares)
+
+    @property
+    def solver(self) -> Solver:
+        """The method that integrates a run of this plan."""
+        return "ab2" if self.sampler == "dpmpp_2m" and self.speed in AB2_SPEEDS else self.sampler
 
     @property
     def dense_steps(self) -> tuple[int, ...]:

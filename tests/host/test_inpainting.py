@@ -20,6 +20,7 @@ from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import plans_for
+from ras_pack.ras_core.host.samplers import multirate_sampler
 from ras_pack.ras_core.method.plan import Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from support.families import FAMILIES
@@ -88,9 +89,11 @@ def ksampler(model, family, **changes):
 
 
 def on_levels(model, family, sigmas, **changes):
-    """The latent of ComfyUI's own sampling at given noise levels."""
+    """The latent of sampling without RAS at given noise levels, with the solver of a plan for 2x."""
     given = values(family, **changes)
     latent, sampler = given["latent_image"], comfy.samplers.sampler_object(given["sampler_name"])
+    if given["sampler_name"] == "dpmpp_2m":  # its plan for 2x
+        sampler = multirate_sampler("ab2")
     noise = comfy.sample.prepare_noise(latent["samples"], given["seed"])
     return comfy.sample.sample_custom(
         model, noise, given["cfg"], sampler, sigmas, given["positive"], given["negative"], latent["samples"],

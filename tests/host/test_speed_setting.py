@@ -221,7 +221,16 @@ class TestLevels:
         assert plan.is_plain and trace.regional_steps == 0 and trace.notes == ()
         sigmas = torch.tensor(plan.levels(simple_levels(model, FINE_LEVELS)))
         sampler = comfy.samplers.sampler_object(sampler_name)
+        if sampler_name == "dpmpp_2m":
+            assert plan.solver == "ab2"
+            sampler = samplers.multirate_sampler("ab2")
         assert torch.equal(custom(model, sd3, sampler, sigmas), latent)
+
+    @pytest.mark.parametrize(("speed", "solver"), [("2x", "ab2"), ("3x", "dpmpp_2m")])
+    def test_the_log_names_another_solver(self, sd3, speed, solver, caplog):
+        with caplog.at_level("INFO"):
+            ras_ksampler(sd3, speed, sampler_name="dpmpp_2m")
+        assert ("(dpmpp_2m, ab2 steps, " in caplog.text) == (solver == "ab2")
 
     def test_any_scheduler_of_comfyui_makes_way(self, sd3):
         simple, _ = ras_ksampler(sd3, "2x")
