@@ -1,7 +1,8 @@
 """The interface to ComfyUI: no other package of ras_core imports ComfyUI or uses the names of its objects.
 
 Read `patch` (the entry point: what a node attaches to a model) and `outer_sample` (starts a run from
-ComfyUI's arguments), `wrappers` (the wrappers of a run), `call` (one call of ComfyUI's model), `cache_plan`
+ComfyUI's arguments), `wrappers` (the wrappers of a run), `call` (one call of ComfyUI's model),
+`replaced_blocks` (observes patches that replace blocks), `cache_plan`
 and `memory` (choose the format of the K/V cache), `graphs_of_model` (CUDA graphs kept on a model),
 `samplers` (the sampler of a run), `conditionings` (copies a run's conditionings to the device once),
 `attention` (ComfyUI's attention with grouped K/V heads), `compiler` (the CUDA graphs and the compiler that

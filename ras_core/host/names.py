@@ -23,6 +23,9 @@ PATCHES_REPLACE, REPLACED_BLOCKS = "patches_replace", "dit"
 """Keys of the blocks that other nodes' patches replace. The first key, of transformer options, leads to a
 dict, and the second is a key of this dict."""
 
+ORIGINAL = "original_block"
+"""Key of the function that runs a replaced block, in the second argument of the patch that replaces it."""
+
 WRAPPERS = "wrappers"
 COMPILES = "torch.compile"
 """Key of ComfyUI's torch.compile wrappers, which replace the network's modules by compiled modules during a

@@ -25,7 +25,7 @@ from .attention import grouped_attention
 from .cache_plan import CachePlan
 from .call import ModelCall
 from .conditionings import on_device
-from .graphs_of_model import end_graphs, graph_session, resident_weights
+from .graphs_of_model import INTERRUPTS, end_graphs, graph_session, resident_weights
 from .names import BETWEEN_CALLS, KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample
 from .samplers import cache_for, is_corrected
@@ -57,7 +57,7 @@ class RunWrappers:
         self._graphs = graph_session(self._model, run, given.noise.shape)
         weights, pause = EvictableWeights(resident_weights), compiler.pause()
         grouped = grouped_attention()
-        tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause)
+        tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause, INTERRUPTS)
         self._calls = NetworkCalls(run, tools)
         options[TRANSFORMER_OPTIONS][RUN] = run
         _attach(options, WrappersMP.PREDICT_NOISE, self._evaluate)

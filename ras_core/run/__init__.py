@@ -5,7 +5,8 @@ evaluation and each call of a network), `call` (one call, and the interface that
 `dense`, `regional` and `captured` (the three ways to run a call), `partial_forward` (the three interventions
 in a call: gather, attention, scatter) with `active_rows` (the rows of active tokens), `coverage` (whether the
 interventions reached every block), `sampler` (the multirate integrator over a schedule), `trace` and `live`
-(reports after a run, and during it), `tools` (objects that a run gets from `host/`), `noise_levels` (predicts
+(reports after a run, and during it), `other_code` and `observation` (whether code of other packs
+may see fewer rows), `tools` (objects that a run gets from `host/`), `noise_levels` (predicts
 each evaluation's noise level), `timing` (timestamps on the device), `grouped_attention` (attention without
 repeated K/V heads), `torch_compile` (runs compiled networks eagerly).
 

@@ -25,6 +25,7 @@ class NetworkCalls:
     def __init__(self, run: RunState, tools: Tools):
         self._run = run
         self._adapter = tools.adapter
+        self._other_code = tools.other_code
         self._view = tools.view
         self._graphs = tools.graphs
         coverage = Coverage(tools.adapter)
@@ -113,7 +114,10 @@ class NetworkCalls:
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):
             return f"the guider also calls a network of another family ({type(network).__name__})"
-        return self._adapter.refusal(forward.network, forward.inputs, forward.options)
+        if forward.wraps_inside:
+            return "another node's code sees the network's output before this pack has completed it"
+        refusal = self._adapter.refusal(network, forward.inputs, forward.options)
+        return refusal or self._other_code.obstacle(network, run.evaluation.active_idx is not None)
 
     def _number_of(self, network: nn.Module) -> int:
         """The network's number in this run. A guider may call two models, and the number distinguishes the
