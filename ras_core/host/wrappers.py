@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
+from ..models.cost import profile_of
 from ..run.live import View
 from ..run.network_calls import NetworkCalls
 from ..run.state import RunState
@@ -47,7 +48,7 @@ class RunWrappers:
         self.run = run
         self._guider, self._network, self._adapter, self._view = guider, network, adapter, view
         self._model = guider.model_patcher
-        self._profile = adapter.cost_profile(network)
+        self._profile = profile_of(network, adapter.cost_profile)
         self._graphs: GraphSession | None = None
         self._calls: NetworkCalls | None = None
 

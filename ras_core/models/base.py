@@ -122,6 +122,12 @@ class ModelAdapter(ABC):
     def cache_profile(self, network: nn.Module) -> CacheProfile:
         """The widths of keys and values in this network, from which the size of the K/V cache is computed."""
 
+    def attentions(self, network: nn.Module) -> int:
+        """Number of attentions in all blocks of the network."""
+        profile = self.cache_profile(network)
+        cross = len(self.cross_attentions) * len(self.blocks(network))
+        return len(profile.joint) + len(profile.image) + cross
+
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
