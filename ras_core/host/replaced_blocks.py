@@ -1,7 +1,7 @@
 """Observes other nodes' patches that replace blocks of the network.
 
-Such a patch may skip the block (skip-layer guidance), or run it and use its output unchanged. Then it does the
-same in a regional call. All other patches may rely on the rows of all tokens.
+Such a patch may skip the block (skip-layer guidance), or run it and use its output unchanged. Then it does
+the same in a regional call. All other patches may rely on the rows of all tokens.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class DenseSteps:
             self.denoised = denoised
             raise FirstRegional
         start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
-        if run.evaluations > start.evaluations:  # otherwise a step cache (another node) skipped this evaluation
+        if run.evaluations > start.evaluations:  # otherwise another node's step cache skipped it
             start.fresh_before = None
             start.history = start.history.after(x, denoised, time_of(self._levels[self.number]))
         self.number += 1

@@ -199,9 +199,7 @@ class ModelAdapter(ABC):
         found = [name for name in ROW_PATCHES if named.get(name)]
         if not found or not (read := names_read(network) & set(found)):
             return None
-        return (
-            f"another node patches the network ({min(read)}), and its patch may rely on the rows of all tokens"
-        )
+        return f"another node patches the network ({min(read)}), and may rely on the rows of all tokens"
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
         """Number of rows before the image rows for a conditioning of `n_text` rows; more if it is padded."""

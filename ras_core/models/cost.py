@@ -82,8 +82,8 @@ def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_co
 
 
 def profile_of(network: nn.Module, compute: Callable[[nn.Module], CostProfile]) -> CostProfile:
-    """The network's cost profile as its adapter computes it. If another pack has replaced parts of the network
-    that the adapter needs, it is estimated from the network's linear layers.
+    """The network's cost profile as its adapter computes it. If another pack has replaced parts of the
+    network that the adapter needs, the profile is estimated from the network's linear layers.
     """
     try:
         return compute(network)

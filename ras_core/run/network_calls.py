@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from .regional import RegionalCalls
 from .state import RunState
 from .timing import timestamp
 from .tools import Tools
+
+SEVERAL_THREADS = "another node calls the network in several threads"
 
 SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parallel (multi-GPU)"
 
@@ -33,6 +36,8 @@ class NetworkCalls:
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
         self._networks: list[nn.Module] = []  # the networks that were called in this run
+        self._thread = 0  # id of the thread that samples
+        self._is_in_threads = False  # whether other threads have called a network
 
     def evaluate(
         self,
@@ -52,12 +57,12 @@ class NetworkCalls:
             calls_are_plain: whether all network calls of this evaluation use the same weights, and no code of
                 another pack runs between them.
         """
-        run = self._run
+        run, self._thread = self._run, threading.get_ident()
         if self._view is None and not run.any_regional and run.known_sigma is None:
             run.record_plain_evaluation(level.flatten()[:1].clone(), timestamp(x.device))
             return denoise()
-        if is_parallel and not run.is_dense:
-            self._refuse_threads()
+        if (is_parallel or self._is_in_threads) and not run.is_dense:
+            self._refuse_threads(SEVERAL_DEVICES if is_parallel else SEVERAL_THREADS)
         sigma = run.sigma_of(level.flatten()[:1])
         if self._graphs is not None and (trouble := self._graphs.begin_evaluation(calls_are_plain)):
             run.go_dense(trouble)
@@ -74,6 +79,9 @@ class NetworkCalls:
 
     def call(self, forward: Forward) -> Tensor:
         """Run one call of ComfyUI's model, for one or more branches. Returns (bb, c, H, W)."""
+        if threading.get_ident() != self._thread:  # the state of a run belongs to one thread
+            self._is_in_threads = True
+            return forward()
         if self._graphs is not None:
             self._graphs.begin_call(forward.model)
         evaluation = self._run.evaluation
@@ -129,8 +137,8 @@ class NetworkCalls:
         self._networks.append(network)
         return len(self._networks) - 1
 
-    def _refuse_threads(self) -> None:
-        """Continue the run dense: ComfyUI calls copies of the model on other devices in parallel threads."""
+    def _refuse_threads(self, reason: str) -> None:
+        """Continue the run dense: networks are called in parallel threads."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
-        self._run.go_dense(SEVERAL_DEVICES)
+        self._run.go_dense(reason)

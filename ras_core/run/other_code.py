@@ -23,7 +23,7 @@ OWNERS = ("comfy.", "comfy_", "torch.")
 """Prefixes of the names of Python modules whose code works on any number of rows: ComfyUI and PyTorch."""
 
 ROW_BY_ROW = (nn.Linear, nn.LayerNorm, nn.Identity)
-"""Classes of layers that compute each row alone; also subclasses that other packs derive (quantised layers)."""
+"""Classes of layers that compute each row alone, as do the quantised layers that other packs derive."""
 
 CHANGED = f"another node changed code of the network's blocks during the run, which {ROWS}"
 

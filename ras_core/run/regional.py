@@ -60,7 +60,7 @@ class RegionalCalls:
 
     def _eager(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
         """Run a regional call eagerly, without a CUDA graph; returns what `run` returns."""
-        run, forward = self._run, call.forward
+        run = self._run
         try:
             hooks, output = self._forward(call, active_idx, slots)
         except torch.cuda.OutOfMemoryError:

@@ -1,8 +1,10 @@
 """Code of other packs inside a network, which sees fewer rows in a regional call.
 
-Each way in is written anew, as other packs use it. A run beside it is fast and close to the dense run; or
+Each way in is written as other packs use it. A run beside it is fast and close to the dense run; or
 dense, with one true reason, and then equal to the dense run to the last bit.
 """
+
+from concurrent.futures import ThreadPoolExecutor
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.diffusionmodules.mmdit
@@ -14,7 +16,7 @@ from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from support.families import FAMILIES
-from support.sampling import distance, sample, sample_ras
+from support.sampling import between_calls, distance, sample, sample_ras
 from torch import nn
 
 QUICK = RASConfig(paper=PaperSettings(), sample_ratio=0.5, start_step=2, error_reset_every=0)
@@ -52,7 +54,7 @@ def check_dense(build, family, reason, config=QUICK, noise=None, **more):
 
 
 def check_fast(model, family):
-    """58 of 64 tokens are active, so the latent is close to the dense run's. With wrong rows it would not be."""
+    """Check that a run with 58 of 64 active tokens is regional, and close to the dense run."""
     latent, trace = run(model, family, RASConfig(**{**vars(QUICK), "sample_ratio": 0.9}))
     assert trace.regional_steps == 4 and not trace.notes
     assert distance(latent, sample(model, family, family.noise(), steps=6)) < 0.15
@@ -234,7 +236,9 @@ class TestReplacedModules:
 
     def test_the_whole_network(self, sd3, caplog):
         model = patch_model(sd3.build(), QUICK)
-        model.add_object_patch("diffusion_model", Wrapped(model.model.diffusion_model))
+        wrapped = Wrapped(model.model.diffusion_model)
+        wrapped.dtype = torch.float32
+        model.add_object_patch("diffusion_model", wrapped)
         latent = sample(model, sd3, sd3.noise(), steps=6)
         assert torch.equal(latent, sample(sd3.build(), sd3, sd3.noise(), steps=6))
         trace = last_trace(model)
@@ -465,9 +469,7 @@ class TestAttention:
         """
         module = comfy.ldm.modules.diffusionmodules.mmdit
         plain = module.optimized_attention.__wrapped__
-        monkeypatch.setattr(
-            module, "optimized_attention", lambda *args, **kwargs: plain(*args, **kwargs)
-        )
+        monkeypatch.setattr(module, "optimized_attention", lambda *args, **kwargs: plain(*args, **kwargs))
         check_dense(sd3.build, sd3, "0 of 3 attentions")
 
 
@@ -514,3 +516,20 @@ def test_a_dense_run_equals_comfyuis_also_with_the_packs_own_sampler(sd3, correc
     config = RASConfig(sample_ratio=0.5, start_step=2, corrections=corrections)
     for sampler in ("euler", "dpmpp_2m"):
         check_dense(build, sd3, "another node's hook", config, sampler=sampler)
+
+
+@pytest.mark.parametrize("kv_cache", ["gpu", "cpu"])
+def test_calls_in_threads_of_another_pack(sd3, kv_cache, monkeypatch):
+    """Each prompt is evaluated in a thread of its own, as packs for several GPUs do."""
+
+    def in_threads(executor, model, conds, x, timestep, options):
+        def one(group):
+            with torch.inference_mode():
+                return executor(model, [group], x, timestep, options)[0]
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, conds))
+
+    between_calls(monkeypatch, in_threads)
+    config = RASConfig(**{**vars(QUICK), "kv_cache": kv_cache})
+    check_dense(sd3.build, sd3, "calls the network in several threads", config)
