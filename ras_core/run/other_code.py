@@ -34,6 +34,7 @@ class OtherCode:
     def __init__(self, adapter: ModelAdapter):
         self._adapter = adapter
         self._known: dict[nn.Module, tuple] = {}  # code of the blocks in the last dense call, by network
+        self._suspects: list[nn.Module] = []  # inner modules that run code of other packs
         self._observations = Observations()
 
     def obstacle(self, network: nn.Module, is_regional: bool = False) -> str | None:
@@ -42,24 +43,22 @@ class OtherCode:
         that takes less time.
         """
         try:
-            blocks = [*self._adapter.blocks(network), self._adapter.final_layer(network)]
+            blocks = self._outer(network)
         except AttributeError:
             return f"another node has replaced parts of the network, and its code {ROWS}"
-        if is_regional:
-            known = self._known.get(network)
-            return None if known in (None, _code_of([network, *blocks])) else CHANGED
-        owners = _owners(network)
-        for module in _modules(network, blocks):
-            for name, code in _foreign_code(module, owners):
-                is_inner = module is not network and module not in blocks
-                if not is_inner or name != "forward" or may_keep_state(code):
-                    return f"another node's code replaces {name} of {type(module).__name__}, and {ROWS}"
+        if is_regional and network in self._known:
+            return None if self._known[network] == _code_of(blocks) else CHANGED
+        self._suspects = []
+        for module, name, code in _foreign_code(network, blocks):
+            if module in blocks or name != "forward" or may_keep_state(code):
+                return f"another node's code replaces {name} of {type(module).__name__}, and {ROWS}"
+            self._suspects.append(module)
         return None
 
     @contextmanager
     def observed(self, network: nn.Module, is_regional: bool = False) -> Iterator[Observations]:
-        """Observe code of other packs in the body of the `with`, one call of the network. A regional call is
-        observed only where the call itself calls such code.
+        """Observe code of other packs in the body of the `with`, one call of the network, for which there was
+        no obstacle. A regional call is observed only where the call itself calls such code.
         """
         self._observations.start()
         try:
@@ -74,14 +73,17 @@ class OtherCode:
         return self._observations.finding()
 
     def _watch(self, network: nn.Module) -> None:
-        blocks = [*self._adapter.blocks(network), self._adapter.final_layer(network)]
-        owners = _owners(network)
-        self._known[network] = _code_of([network, *blocks])
-        for module in _modules(network, blocks):
-            if any(True for _ in _foreign_code(module, owners)):
-                self._observations.try_some_rows(module)
+        blocks, owners = self._outer(network), _owners(network)
+        self._known[network] = _code_of(blocks)
+        for module in dict.fromkeys(self._suspects):
+            self._observations.try_some_rows(module)
+        for module in _modules(blocks):
             if not all(is_written_by(each, owners) for each in _hooks(module)):
                 self._observations.watch_hooks(module)
+
+    def _outer(self, network: nn.Module) -> list[nn.Module]:
+        """The network itself, and its parts that receive shortened rows."""
+        return [network, *self._adapter.blocks(network), self._adapter.final_layer(network)]
 
 
 def _owners(network: nn.Module) -> tuple[str, ...]:
@@ -89,22 +91,28 @@ def _owners(network: nn.Module) -> tuple[str, ...]:
     return (*OWNERS, type(network).__module__.rpartition(".")[0] + ".")
 
 
-def _modules(network: nn.Module, blocks: list[nn.Module]) -> Iterator[nn.Module]:
+def _modules(outer: list[nn.Module]) -> Iterator[nn.Module]:
     """The network itself, and all modules that receive shortened rows."""
-    yield network
-    for block in blocks:
+    yield outer[0]
+    for block in outer[1:]:
         yield from block.modules()
 
 
-def _foreign_code(module: nn.Module, owners: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """The functions of this module that another pack has replaced or defined: their names and code."""
-    kind = type(module)
-    for name, code in vars(module).items():
-        if callable(code) and not isinstance(code, nn.Module) and hasattr(kind, name):
-            if not is_written_by(code, owners) and getattr(code, "__func__", None) is not getattr(kind, name):
-                yield name, code
-    for name, code in _foreign_functions(kind, owners):
-        yield name, code
+def _foreign_code(network: nn.Module, outer: list[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
+    """The functions that another pack has replaced or defined: their modules, names and code."""
+    owners, kinds = _owners(network), {}
+    for module in _modules(outer):
+        kind, own = type(module), vars(module)
+        if kind not in kinds:
+            kinds[kind] = frozenset(dir(kind)), _foreign_functions(kind, owners)
+        names, foreign = kinds[kind]
+        for name in own.keys() & names:
+            code = own[name]
+            if callable(code) and not isinstance(code, nn.Module) and not is_written_by(code, owners):
+                if getattr(code, "__func__", None) is not getattr(kind, name):
+                    yield module, name, code
+        for name, code in foreign:
+            yield module, name, code
 
 
 def _foreign_functions(kind: type, owners: tuple[str, ...]) -> list[tuple[str, FunctionType]]:
@@ -113,8 +121,7 @@ def _foreign_functions(kind: type, owners: tuple[str, ...]) -> list[tuple[str, F
         return []
     bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
     held = [item for each in bases for item in vars(each).items() if isinstance(item[1], FunctionType)]
-    foreign = [(name, code) for name, code in held if not is_written_by(code, owners)]
-    return [item for item in foreign if item[0] != "__init__"]
+    return [(name, code) for name, code in held if name != "__init__" and not is_written_by(code, owners)]
 
 
 def is_written_by(code: Any, owners: tuple[str, ...]) -> bool:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.diffusionmodules.mmdit
+import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -516,6 +517,24 @@ def test_a_dense_run_equals_comfyuis_also_with_the_packs_own_sampler(sd3, correc
     config = RASConfig(sample_ratio=0.5, start_step=2, corrections=corrections)
     for sampler in ("euler", "dpmpp_2m"):
         check_dense(build, sd3, "another node's hook", config, sampler=sampler)
+
+
+@pytest.mark.parametrize("error", [comfy.model_management.InterruptProcessingException, MemoryError])
+@pytest.mark.parametrize("number", [2, 10])
+def test_cancelling_in_any_call_ends_the_run(sd3, error, number):
+    """In a dense call and in a regional one: neither error is due to fewer rows."""
+    model, calls = sd3.build(), []
+
+    def cancelled(func, *args, **kwargs):
+        calls.append(1)
+        if len(calls) == number:
+            raise error
+        return func(*args, **kwargs)
+
+    model.model_options["transformer_options"][ATTENTION] = cancelled
+    with pytest.raises(error):
+        run(model, sd3)
+    assert len(calls) == number
 
 
 @pytest.mark.parametrize("kv_cache", ["gpu", "cpu"])
