@@ -4,11 +4,14 @@ Each way in is written as other packs use it. A run beside it is fast and close 
 dense, with one true reason, and then equal to the dense run to the last bit.
 """
 
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import comfy.ldm.lumina.model
 import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
@@ -16,7 +19,7 @@ from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
-from support.families import FAMILIES
+from support.families import FAMILIES, draw_weights
 from support.sampling import between_calls, distance, sample, sample_ras
 from torch import nn
 
@@ -61,6 +64,16 @@ def check_fast(model, family):
     assert distance(latent, sample(model, family, family.noise(), steps=6)) < 0.15
 
 
+class TinyVAE:
+    """As much of a VAE as a ControlNet needs."""
+
+    def spacial_compression_encode(self):
+        return 8
+
+    def encode(self, image):
+        return torch.zeros(len(image), 16, image.shape[1] // 8, image.shape[2] // 8)
+
+
 class CountingControl:
     """A ControlNet as a patch of the blocks. It computes its residual, which has a row for each token, at the
     first block of a call, and counts the blocks through the call.
@@ -91,6 +104,32 @@ class TestPatchesOfBlocks:
             return model
 
         check_dense(build, lumina2, f"patches the network ({kind})")
+
+    def test_comfyuis_z_image_controlnet(self, z_image):
+        """It goes through its own blocks as the network goes through its blocks, and starts over only when it
+        has reached the end or the network has begun again.
+        """
+        nodes = pytest.importorskip("comfy_extras.nodes_model_patch")
+        if not hasattr(nodes, "ZImageControlPatch"):
+            pytest.skip("this ComfyUI has no Z-Image ControlNet")
+        control = importlib.import_module("comfy.ldm.lumina.controlnet").ZImage_Control(
+            dim=256, n_heads=8, n_kv_heads=8, n_control_layers=15, refiner_control=True,
+            operations=comfy.ops.disable_weight_init, dtype=torch.float32, device="cpu",
+        )  # fmt: skip
+        draw_weights(control, 4)
+
+        def build():
+            model = z_image.build()
+            patcher = comfy.model_patcher.ModelPatcher(control, torch.device("cpu"), torch.device("cpu"))
+            patch = nodes.ZImageControlPatch(patcher, TinyVAE(), torch.rand(1, 128, 128, 3), 1.0)
+            patch.encoded_image = z_image.noise(seed=8)
+            model.set_model_noise_refiner_patch(patch)
+            model.set_model_double_block_patch(patch)
+            return model
+
+        noise = z_image.noise()
+        assert distance(sample(build(), z_image, noise), sample(z_image.build(), z_image, noise)) > 0.01
+        check_dense(build, z_image, "patches the network (double_block)")
 
     def test_that_fails_does_not_fail_differently(self, lumina2):
         """An error that has nothing to do with RAS reaches the user."""
