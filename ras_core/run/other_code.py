@@ -34,6 +34,7 @@ class OtherCode:
     def __init__(self, adapter: ModelAdapter):
         self._adapter = adapter
         self._known: dict[nn.Module, tuple] = {}  # code of the blocks in the last dense call, by network
+        self._hooked: dict[nn.Module, list[nn.Module]] = {}  # modules with hooks of other packs, by network
         self._suspects: list[nn.Module] = []  # inner modules that run code of other packs
         self._observations = Observations()
 
@@ -58,12 +59,14 @@ class OtherCode:
     @contextmanager
     def observed(self, network: nn.Module, is_regional: bool = False) -> Iterator[Observations]:
         """Observe code of other packs in the body of the `with`, one call of the network, for which there was
-        no obstacle. A regional call is observed only where the call itself calls such code.
+        no obstacle. In a regional call, only hooks are observed that the last dense call had.
         """
         self._observations.start()
         try:
             if not is_regional:
-                self._watch(network)
+                self._look_at(network)
+            for module in self._hooked.get(network, ()):
+                self._observations.watch_hooks(module)
             yield self._observations
         finally:
             self._observations.detach()
@@ -72,14 +75,17 @@ class OtherCode:
         """Why calls must be dense from now on, according to the call that was observed last, or None."""
         return self._observations.finding()
 
-    def _watch(self, network: nn.Module) -> None:
+    def _look_at(self, network: nn.Module) -> None:
+        """Find code of other packs before a dense call, and try functions on some rows in this call."""
         blocks, owners = self._outer(network), _owners(network)
         self._known[network] = _code_of(blocks)
         for module in dict.fromkeys(self._suspects):
             self._observations.try_some_rows(module)
-        for module in _modules(blocks):
-            if not all(is_written_by(each, owners) for each in _hooks(module)):
-                self._observations.watch_hooks(module)
+        self._hooked[network] = [
+            module
+            for module in _modules(blocks)
+            if not all(is_written_by(each, owners) for each in _hooks(module))
+        ]
 
     def _outer(self, network: nn.Module) -> list[nn.Module]:
         """The network itself, and its parts that receive shortened rows."""

@@ -213,6 +213,23 @@ class TestHooks:
         check_fast(model, sd3)
         assert set(seen) == {64, 58}
 
+    def test_that_begins_to_change_rows_in_a_regional_step(self, sd3):
+        calls = []
+
+        def build():
+            calls.clear()
+            model = sd3.build()
+
+            def hook(module, args, output):
+                calls.append(1)
+                return None if len(calls) <= 2 else output * 1.1
+
+            model.model.diffusion_model.get_submodule(MLP).register_forward_hook(hook)
+            return model
+
+        _, trace = run(build(), sd3)
+        assert trace.regional_steps == 0 and "hook changes rows of Mlp" in trace.notes[0]
+
     def test_hooked_later_in_the_run(self, sd3):
         """Another pack's wrapper hooks a block in the fifth of six evaluations."""
         patched, calls = patch_model(sd3.build(), QUICK), []
