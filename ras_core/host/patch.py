@@ -131,7 +131,7 @@ class RASPatch:
     def _other_network(self, guider: Any) -> Trace | None:
         """The trace of a run whose network another node has replaced since the model was patched, or None."""
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
-        if self.adapter.matches(network) and self.adapter.unsupported(network) is None:
+        if self.adapter.matches(network):
             return None
         reason = f"another node has replaced the model's network by a {type(network).__name__}"
         logger.warning("Multirate RAS: running dense: %s.", reason)
