@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from .call import Call, Forward
@@ -79,7 +80,8 @@ class NetworkCalls:
 
     def call(self, forward: Forward) -> Tensor:
         """Run one call of ComfyUI's model, for one or more branches. Returns (bb, c, H, W)."""
-        if threading.get_ident() != self._thread:  # the state of a run belongs to one thread
+        # The state of a run belongs to one thread. Dynamo cannot trace the id of a thread.
+        if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
             self._is_in_threads = True
             return forward()
         if self._graphs is not None:
