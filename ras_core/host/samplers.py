@@ -15,6 +15,7 @@ from tqdm.auto import trange
 from ..config import RASConfig
 from ..kv.choose import for_sampler
 from ..method.integrator import SOLVERS, Solver
+from ..run.evaluation import ANSWERED
 from ..run.sampler import Start, integrate, time_of
 from ..run.state import RunState
 from .names import RUN, TRANSFORMER_OPTIONS
@@ -45,7 +46,7 @@ def sample_multirate(
     """
     extra_args, solver = extra_args or {}, options.get("solver", SOLVERS[0])
     run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
-    levels, ones, start, known, first = sigmas.tolist(), x.new_ones([x.shape[0]]), Start.at(x), {}, 0
+    levels, ones, start, known, first = sigmas.tolist(), x.new_ones([x.shape[0]]), Start.at(x, run), {}, 0
     plain = None if run is None else getattr(comfy.k_diffusion.sampling, f"sample_{solver}", None)
     if plain is not None:
         dense = DenseSteps(model, run, levels, start)
@@ -93,16 +94,17 @@ class DenseSteps:
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         run, start = self._run, self._start
-        run.known_sigma, start.x = self._levels[self.number], x
-        start.evaluations = run.evaluations
+        level, start.x, start.evaluations = self._levels[self.number], x, run.evaluations
+        run.known_sigma = level
         denoised = self._model(x, sigma, **extra_args)
-        if run.active_pixels is not None:
+        if run.evaluations == start.evaluations:  # a guess by another node, which must not enter the history
+            run.warn(ANSWERED)
+            start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
+        elif run.active_idx is not None:
             self.denoised = denoised
             raise FirstRegional
-        start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
-        if run.evaluations > start.evaluations:  # otherwise another node's step cache skipped it
-            start.fresh_before = None
-            start.history = start.history.after(x, denoised, time_of(self._levels[self.number]))
+        else:
+            start.history, start.fresh_before = start.history.after(x, denoised, time_of(level)), None
         self.number += 1
         return denoised
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import RegionalAbort
 from ..rows import gather_rows, row_index
 from .cost import CacheProfile, CostProfile
+from .row_patches import row_patch
 
 ALL: Final = -1
 """Value of `suffix_rows` that means: every row that is not an image row comes after the image rows."""
@@ -31,18 +31,6 @@ cache is planned, before any call of the model, this is the only input that is k
 
 FIRST_BLOCK: Final = ("double_block", 0)
 """Key in `patches_replace["dit"]` of a patch with which another node replaces the first block."""
-
-ROW_PATCHES = (
-    "attn1_output_patch",
-    "attn1_patch",
-    "attn2_output_patch",
-    "attn2_patch",
-    "double_block",
-    "mlp_patch",
-    "noise_refiner",
-    "single_block",
-)
-"""Keys, in `patches`, of other nodes' patches that get rows of tokens in a block or after it."""
 
 Gather = Callable[[Tensor], Tensor]
 
@@ -204,11 +192,9 @@ class ModelAdapter(ABC):
             inputs: inputs of the call.
             options: transformer options of the call.
         """
-        named = options.get("patches", {})
-        found = [name for name in ROW_PATCHES if named.get(name)]
-        if not found or not (read := names_read(network) & set(found)):
+        if (found := row_patch(network, options)) is None:
             return None
-        return f"another node patches the network ({min(read)}), and may rely on the rows of all tokens"
+        return f"another node patches the network ({found}), and may rely on the rows of all tokens"
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
         """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding
@@ -234,20 +220,6 @@ def _active_rows(
     if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
         raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
     return gather_rows(residual, flat_idx)
-
-
-def names_read(network: nn.Module) -> frozenset[str]:
-    """Those names of `ROW_PATCHES` that occur in the code of the network and its modules: other patches have
-    no effect in this version of ComfyUI.
-    """
-    return frozenset().union(*map(_names_read_by, {type(module) for module in network.modules()}))
-
-
-@cache
-def _names_read_by(kind: type) -> frozenset[str]:
-    held = [value for each in kind.__mro__ for value in vars(each).values()]
-    read = [value.__code__.co_consts for value in held if isinstance(value, FunctionType)]
-    return frozenset(name for name in ROW_PATCHES if any(name in consts for consts in read))
 
 
 def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:

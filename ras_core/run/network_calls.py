@@ -89,7 +89,7 @@ class NetworkCalls:
         """Run one call of ComfyUI's model, for one or more branches. Returns (bb, c, H, W)."""
         # The state of a run belongs to one thread. Dynamo cannot trace the id of a thread.
         if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
-            self._is_in_threads = True
+            self._is_in_threads = self._ran = True
             return forward()
         if self._graphs is not None:
             self._graphs.begin_call(forward.model)
@@ -146,8 +146,10 @@ class NetworkCalls:
 
     def _obstacle(self, forward: Forward) -> str | None:
         run, x = self._run, forward.inputs["x"]
-        if self._is_wrapped(forward):
+        if self._adapter.runs_wrappers and forward.wraps_network:
             return "another node (such as EasyCache) wraps the network and would cache partial outputs"
+        if forward.wraps_inside:
+            return "another node's code sees the network's output before this pack has completed it"
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
             return (
@@ -157,8 +159,6 @@ class NetworkCalls:
         network = forward.network
         if not self._adapter.matches(network) or self._adapter.unsupported(network):
             return f"the guider also calls a network of another family ({type(network).__name__})"
-        if forward.wraps_inside:
-            return "another node's code sees the network's output before this pack has completed it"
         if holds_results(forward.other_attention):
             return "another node's attention function keeps results from one step to the next"
         refusal = self._adapter.refusal(network, forward.inputs, forward.options)

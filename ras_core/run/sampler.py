@@ -35,9 +35,9 @@ class Start:
     evaluations: int = 0
 
     @classmethod
-    def at(cls, x: Tensor) -> Start:
-        """A start at the first noise level."""
-        return cls(x, History.empty(x))
+    def at(cls, x: Tensor, run: RunState | None) -> Start:
+        """A start at the first noise level; `run` may have sampled with other noise levels before."""
+        return cls(x, History.empty(x), evaluations=0 if run is None else run.evaluations)
 
 
 def integrate(

@@ -313,8 +313,8 @@ class TestInsideTheNetwork:
         assert not cache.answered and trace.regional_steps == 8 and not trace.notes
 
     def test_apply_model_wrapper_after_ours(self, caplog):
-        trace = self._assert_dense(inside(WrappersMP.APPLY_MODEL), SD3, "wraps the network", caplog)
-        assert len(trace.evaluations) == 7
+        trace = self._assert_dense(inside(WrappersMP.APPLY_MODEL), SD3, "sees the network's output", caplog)
+        assert len(trace.evaluations) == 7 and caplog.text.count(ANSWERED) == 1
 
     @pytest.mark.parametrize("name", ["sd3", "flux"])
     def test_patches_that_replace_blocks(self, name, caplog):
@@ -386,7 +386,7 @@ class TestInsideTheNetwork:
 
             model.add_object_patch(name, forward)
 
-        self._assert_dense(attach, LUMINA, MAY_ANSWER, caplog)
+        self._assert_dense(attach, LUMINA, "another node's code replaces forward of", caplog)
 
 
 class AllLayers(torch.nn.Module):
