@@ -588,21 +588,31 @@ def test_cancelling_in_any_call_ends_the_run(sd3, error, number):
     assert len(calls) == number
 
 
+def in_threads(executor, model, conds, x, timestep, options):
+    """Evaluates each prompt in a thread of its own, as packs for several GPUs do."""
+
+    def one(group):
+        with torch.inference_mode():
+            return executor(model, [group], x, timestep, options)[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, conds))
+
+
 @pytest.mark.parametrize("kv_cache", ["gpu", "cpu"])
 def test_calls_in_threads_of_another_pack(sd3, kv_cache, monkeypatch):
-    """Each prompt is evaluated in a thread of its own, as packs for several GPUs do."""
-
-    def in_threads(executor, model, conds, x, timestep, options):
-        def one(group):
-            with torch.inference_mode():
-                return executor(model, [group], x, timestep, options)[0]
-
-        with ThreadPoolExecutor(2) as pool:
-            return list(pool.map(one, conds))
-
     between_calls(monkeypatch, in_threads)
     config = RASConfig(**{**vars(QUICK), "kv_cache": kv_cache})
     check_dense(sd3.build, sd3, "calls the network in several threads", config)
+
+
+@pytest.mark.parametrize("config", [QUICK, RASConfig(sample_ratio=1.0)])
+def test_calls_in_threads_count_as_evaluations(sd3, config, monkeypatch):
+    """The network has run, so no step cache is blamed."""
+    between_calls(monkeypatch, in_threads)
+    trace = run(sd3.build(), sd3, config)[1]
+    assert [each.step for each in trace.evaluations] == list(range(6))
+    assert len(trace.notes) == (config is QUICK)
 
 
 @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
