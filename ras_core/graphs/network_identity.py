@@ -30,8 +30,8 @@ class Network:
         obstacle: why nothing can be captured, or None.
         sampling: ComfyUI's object that converts noise levels to timesteps; a captured call includes this
             conversion.
-        code: what else a captured call depends on: the modules, their classes, and any functions that replace
-            the modules' own methods.
+        code: what else a captured call depends on: the modules, their classes, their numbers (such as a
+            norm's epsilon), and any functions that replace the modules' own methods.
         device: the device that the network runs on.
         loose: under dynamic VRAM, the weights and buffers that are not evictable. These tensors are small.
             ComfyUI creates new ones for each run, but a graph reads those of the run in which it was
@@ -86,6 +86,7 @@ def inspect(
     code = (
         tuple(map(ref, modules)),
         tuple(map(type, modules)),
+        _numbers([*modules, *of_sampling]),
         *read.identity,
         owner_code(owner) if owner is not None else (),
     )
@@ -106,6 +107,18 @@ def _modules(root: object) -> list[nn.Module]:
             found[module] = None
             pending += [each for each in reversed(module._modules.values()) if each is not None]
     return list(found)
+
+
+def _numbers(modules: Sequence[nn.Module]) -> tuple[Hashable, ...]:
+    """The floating-point attributes of these modules, which a graph repeats as they were in the capture.
+    Integers are left out: ComfyUI and other packs count in them.
+    """
+    return tuple(
+        (i, name, value)
+        for i, module in enumerate(modules)
+        for name, value in module.__dict__.items()
+        if value.__class__ is float
+    )
 
 
 def _kind_obstacle(tensors: Sequence[Tensor]) -> str | None:

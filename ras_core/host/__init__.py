@@ -6,11 +6,12 @@ Modules that sample, in reading order:
 - `outer_sample`: starts a run from ComfyUI's arguments.
 - `wrappers`: the wrappers of a run.
 - `call`: one call of ComfyUI's model.
+- `replaced_blocks`: observes patches that replace blocks.
 - `cache_plan`: chooses the format of the K/V cache.
 - `memory`: measures and frees memory for this choice.
 - `graphs_of_model`: keeps CUDA graphs on a model.
 - `samplers`: the sampler of a run.
-- `traces`: finds the trace of the run that made a latent
+- `traces`: finds the trace of the run that made a latent.
 - `conditionings`: copies a run's conditionings to the device once.
 - `attention`: ComfyUI's attention with grouped K/V heads.
 - `compiler`: the CUDA graphs and the compiler that ComfyUI itself has from 0.33 on.

@@ -26,6 +26,7 @@ from ..method.schedule import StepKind
 from ..models.base import REFERENCES, ModelAdapter
 from ..models.cost import expected_speedup
 from ..run.active_rows import Borders
+from ..run.other_code import OtherCode
 from ..run.state import RunState
 from .graphs_of_model import graph_store
 from .memory import evictable_room, free_device_bytes, free_main_memory, make_room, working_memory
@@ -73,6 +74,9 @@ class CachePlan:
     ) -> Any:
         """The PREPARE_SAMPLING wrapper: lets ComfyUI load the run's models, then chooses the K/V format."""
         prepared = executor(model, noise_shape, conds, *args, **kwargs)
+        if obstacle := OtherCode(self.adapter).obstacle(self.network):
+            self.run.go_dense(obstacle)
+            return prepared
         borders = self._borders(conds)
         self._log_estimate(max(map(sum, borders), default=0))
         needs = cache_needs(model, self.network, self.adapter, self.run, borders)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from ..graphs.eligibility import RESIDUAL, call_obstacle, frozen_options
 from ..models import network_of
 from ..run.call import Attend
+from ..run.observation import Observations
+from ..run.other_code import OWNERS, is_written_by
 from ..run.torch_compile import CAN_SWITCH
 from .names import (
     ATTENTION,
@@ -22,6 +24,7 @@ from .names import (
     UUIDS,
     WRAPPERS,
 )
+from .replaced_blocks import with_observed_blocks
 
 ARGUMENTS = ("x", "t", "c_concat", "c_crossattn", "control", "transformer_options")
 """Names of the arguments that ComfyUI passes to APPLY_MODEL by position."""
@@ -36,12 +39,14 @@ class ModelCall:
         inputs: APPLY_MODEL's arguments by name, except `control` and `transformer_options`.
         control: a ControlNet's residuals, or None.
         options: transformer options.
+        observations: observes other nodes' patches that replace blocks; None to run them unobserved.
     """
 
     executor: Any
     inputs: dict[str, Any]
     control: dict | None
     options: dict
+    observations: Observations | None = None
 
     @classmethod
     def of(cls, executor: Any, *args: Any, **kwargs: Any) -> ModelCall:
@@ -53,12 +58,17 @@ class ModelCall:
 
     def __call__(self, attend: Attend | None = None) -> Tensor:
         options = self.options if attend is None else {**self.options, ATTENTION: attend}
+        if self.observations is not None and self.replaced_blocks:
+            options = with_observed_blocks(options, self.observations)
         named = dict(self.inputs)
         first = [named.pop(name) for name in ARGUMENTS[:4]]
         return self.executor(*first, self.control, options, **named)
 
     def with_control(self, control: dict | None) -> ModelCall:
         return replace(self, control=control)
+
+    def observed_by(self, observations: Observations) -> ModelCall:
+        return replace(self, observations=observations)
 
     def on(self, inputs: dict[str, Any]) -> ModelCall:
         control = self.control and {
@@ -115,12 +125,15 @@ class ModelCall:
 
     @property
     def is_compiled(self) -> bool:
-        return bool(self._compiling)
+        return bool(self._compilers)
 
     @property
-    def is_wrapped_inside(self) -> bool:
-        wrappers = getattr(self.executor, "wrappers", ())
-        return any(each not in self._compiling for each in wrappers[self.executor.idx + 1 :])
+    def wraps_inside(self) -> bool:
+        inner = getattr(self.executor, "wrappers", [])[getattr(self.executor, "idx", 0) + 1 :]
+        original = getattr(self.model, "_apply_model", None)
+        return any(each not in self._compilers for each in inner) or not (
+            original is None or is_written_by(original, OWNERS)
+        )
 
     def graph_obstacle(self) -> str | None:
         is_patched = any(self.options.get(name) for name in PATCHED)
@@ -128,11 +141,6 @@ class ModelCall:
 
     def frozen_options(self) -> Hashable:
         return frozen_options(self.options, NOT_READ)
-
-    @property
-    def _compiling(self) -> Sequence[Any]:
-        """The wrappers of ComfyUI's torch.compile node."""
-        return self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
 
     @property
     def _residuals(self) -> dict[str, Tensor | None]:
@@ -144,7 +152,12 @@ class ModelCall:
         }
 
     @property
+    def _compilers(self) -> Sequence[Callable]:
+        """The wrappers of ComfyUI's torch.compile node around this call."""
+        return self.options.get(WRAPPERS, {}).get("apply_model", {}).get(COMPILES, ())
+
+    @property
     def _is_wrapped(self) -> bool:
         """Whether another node wraps the model's calls; ComfyUI's torch.compile wrapper does not count."""
-        harmless = len(self._compiling) if CAN_SWITCH else 0
+        harmless = len(self._compilers) if CAN_SWITCH else 0
         return len(getattr(self.executor, "wrappers", ())) - harmless > 1

@@ -23,6 +23,9 @@ from . import compiler
 from .memory import is_dynamic, memory_of_call, unused_device_bytes
 from .names import GRAPHS, KEY
 
+INTERRUPTS = (comfy.model_management.InterruptProcessingException,)
+"""Exceptions that ComfyUI raises when the user cancels a run."""
+
 
 def graph_store(model: ModelPatcher) -> GraphStore | None:
     """The store of the CUDA graphs that runs of this model have captured, or None."""
@@ -35,7 +38,7 @@ def graph_session(model: ModelPatcher, run: RunState, noise_shape: torch.Size) -
         return None
     environment = GraphEnvironment(
         partial(_store_of, model),
-        interrupts=(comfy.model_management.InterruptProcessingException,),
+        interrupts=INTERRUPTS,
         obstacle=partial(capture_obstacle, model, noise_shape),
     )
     session = GraphSession(environment)

@@ -23,6 +23,9 @@ PATCHES_REPLACE, REPLACED_BLOCKS = "patches_replace", "dit"
 """Keys of the blocks that other nodes' patches replace. The first is a key of transformer options; its
 value is a dict, in which the second is a key."""
 
+ORIGINAL = "original_block"
+"""Key of the function that runs a replaced block, in the second argument of the patch that replaces it."""
+
 WRAPPERS = "wrappers"
 COMPILES = "torch.compile"
 """Key of ComfyUI's torch.compile wrappers, which replace the network's modules by compiled modules during a

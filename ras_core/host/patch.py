@@ -167,7 +167,8 @@ class RASPatch:
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         """The OUTER_SAMPLE wrapper: samples one run."""
         given = OuterSample.of(*args, **kwargs)
-        if (nothing := given.nothing_to_do()) is not None:
+        nothing = given.nothing_to_do() or self._other_network(executor.class_obj)
+        if nothing is not None:
             result = given.sample(executor)
             self.traces.add(nothing, [result])
             return result
@@ -189,6 +190,15 @@ class RASPatch:
             return result
         finally:
             wrappers.end(trace)
+
+    def _other_network(self, guider: Any) -> Trace | None:
+        """The trace of a run whose network another node has replaced since the model was patched, or None."""
+        network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
+        if self.adapter.matches(network):
+            return None
+        reason = f"another node has replaced the model's network by a {type(network).__name__}"
+        logger.warning("Multirate RAS: running dense: %s.", reason)
+        return Trace.empty(reason)
 
     def _tell(self, settings: RunSettings) -> None:
         """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line."""

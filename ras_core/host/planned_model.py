@@ -17,7 +17,7 @@ from ..method.plan import Plan
 from ..method.plan_candidates import RegionalCost
 from ..method.schedule import StepKind, StepPlan
 from ..models.base import ModelAdapter
-from ..models.cost import CostProfile
+from ..models.cost import CostProfile, profile_of
 from .cache_plan import borders_of_cond
 from .names import KEY
 from .patch import last_trace, patch_model
@@ -82,7 +82,7 @@ def regional_cost(
     patch = adapter.patch_size(network)
     n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))
     n_others = max((sum(borders_of_cond(network, adapter, n_tokens, cond)) for cond in conds), default=0)
-    return partial(_relative_cost, adapter.cost_profile(network), n_tokens, n_others)
+    return partial(_relative_cost, profile_of(network, adapter.cost_profile), n_tokens, n_others)
 
 
 def _relative_cost(profile: CostProfile, n_tokens: int, n_others: int, share: float) -> float:

@@ -15,7 +15,8 @@ from tqdm.auto import trange
 from ..config import RASConfig
 from ..kv.choose import for_sampler
 from ..method.integrator import SOLVERS, Solver
-from ..run.sampler import integrate
+from ..run.evaluation import ANSWERED
+from ..run.sampler import Start, integrate, time_of
 from ..run.state import RunState
 from .names import RUN, TRANSFORMER_OPTIONS
 
@@ -43,19 +44,69 @@ def sample_multirate(
         disable: whether to hide the progress bar.
         options: options of the sampler. The only option is `solver`: one of SOLVERS, by default the first.
     """
-    extra_args = extra_args or {}
-    ones = x.new_ones([x.shape[0]])
+    extra_args, solver = extra_args or {}, options.get("solver", SOLVERS[0])
+    run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
+    levels, ones, start, known, first = sigmas.tolist(), x.new_ones([x.shape[0]]), Start.at(x, run), {}, 0
+    plain = None if run is None else getattr(comfy.k_diffusion.sampling, f"sample_{solver}", None)
+    if plain is not None:
+        dense = DenseSteps(model, run, levels, start)
+        try:
+            return plain(dense, x, sigmas, extra_args=extra_args, callback=callback, disable=disable)
+        except FirstRegional:
+            first = dense.number
+            known[first] = dense.denoised
 
     def denoise(i: int, x: Tensor) -> Tensor:
-        denoised = model(x, sigmas[i] * ones, **extra_args)
+        denoised = known.pop(i) if i in known else model(x, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         return denoised
 
-    run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
-    levels = sigmas.tolist()
-    steps = trange(len(levels) - 1, disable=disable)
-    return integrate(denoise, x, levels, run, options.get("solver", SOLVERS[0]), steps)
+    steps = trange(first, len(levels) - 1, initial=first, total=len(levels) - 1, disable=disable)
+    return integrate(denoise, start, levels, run, solver, steps)
+
+
+class FirstRegional(Exception):
+    """Raised to end ComfyUI's sampler after the run's first evaluation that processed active tokens only."""
+
+
+class DenseSteps:
+    """The model for ComfyUI's own sampler, which samples the steps before the first regional one. So a run
+    that turns out to be dense gives the same latent as a run without RAS, to the last bit.
+
+    Args:
+        model: (x, sigma) -> denoised estimate, (b, c, H, W).
+        run: state of the run.
+        levels: the run's noise levels.
+        start: where the multirate integrator begins; updated with each evaluation.
+
+    Attributes:
+        number: number of evaluated steps, without a regional one.
+        denoised: the estimate of the first regional evaluation.
+    """
+
+    def __init__(self, model: Callable[..., Tensor], run: RunState, levels: list[float], start: Start):
+        self.number, self.denoised = 0, None
+        self._model, self._run, self._levels, self._start = model, run, levels, start
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        run, start = self._run, self._start
+        level, start.x, start.evaluations = self._levels[self.number], x, run.evaluations
+        run.known_sigma = level
+        denoised = self._model(x, sigma, **extra_args)
+        if run.evaluations == start.evaluations:  # a guess by another node, which must not enter the history
+            run.warn(ANSWERED)
+            start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
+        elif run.active_idx is not None:
+            self.denoised = denoised
+            raise FirstRegional
+        else:
+            start.history, start.fresh_before = start.history.after(x, denoised, time_of(level)), None
+        self.number += 1
+        return denoised
 
 
 CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "euler"}

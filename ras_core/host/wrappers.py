@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
+from ..models.cost import profile_of
 from ..run.live import View
 from ..run.network_calls import NetworkCalls
 from ..run.passes import Passes
@@ -26,7 +27,7 @@ from .attention import grouped_attention
 from .cache_plan import CachePlan
 from .call import ModelCall
 from .conditionings import on_device
-from .graphs_of_model import end_graphs, graph_session, resident_weights
+from .graphs_of_model import INTERRUPTS, end_graphs, graph_session, resident_weights
 from .names import BETWEEN_CALLS, KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample
 from .samplers import cache_for, follows_schedule, is_corrected
@@ -48,7 +49,7 @@ class RunWrappers:
         self.run = run
         self._guider, self._network, self._adapter, self._view = guider, network, adapter, view
         self._model = guider.model_patcher
-        self._profile = adapter.cost_profile(network)
+        self._profile = profile_of(network, adapter.cost_profile)
         self._graphs: GraphSession | None = None
         self._calls: NetworkCalls | None = None
         self._passes = Passes(run)
@@ -61,7 +62,7 @@ class RunWrappers:
         self._graphs = graph_session(self._model, run, given.noise.shape)
         weights, pause = EvictableWeights(resident_weights), compiler.pause()
         grouped = grouped_attention()
-        tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause)
+        tools = Tools(self._adapter, self._view, self._graphs, grouped, weights, pause, INTERRUPTS)
         self._calls = NetworkCalls(run, tools)
         _detach(options)  # what a run has left that could not end
         options[TRANSFORMER_OPTIONS][RUN] = run

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import RegionalAbort
 from ..rows import gather_rows, row_index
 from .cost import CacheProfile, CostProfile
+from .row_patches import row_patch
 
 ALL: Final = -1
 """Value of `suffix_rows` that means: every row that is not an image row comes after the image rows."""
@@ -116,6 +117,12 @@ class ModelAdapter(ABC):
     def cache_profile(self, network: nn.Module) -> CacheProfile:
         """The widths of keys and values in this network, from which the size of the K/V cache is computed."""
 
+    def attentions(self, network: nn.Module) -> int:
+        """Number of attentions in all blocks of the network."""
+        profile = self.cache_profile(network)
+        cross = len(self.cross_attentions) * len(self.blocks(network))
+        return len(profile.joint) + len(profile.image) + cross
+
     def gather_control(
         self, control: dict | None, options: dict, active_idx: Tensor, n_tokens: int
     ) -> dict | None:
@@ -185,7 +192,9 @@ class ModelAdapter(ABC):
             inputs: inputs of the call.
             options: transformer options of the call.
         """
-        return None
+        if (found := row_patch(network, options)) is None:
+            return None
+        return f"another node patches the network ({found}), and may rely on the rows of all tokens"
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
         """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding

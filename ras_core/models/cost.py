@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -85,6 +85,16 @@ def expected_speedup(profile: CostProfile, n_tokens: int, n_text: int, active_co
         return 1.0
     dense = profile.step_flops(n_tokens, n_tokens, n_text) * len(counts)
     return dense / sum(profile.step_flops(n_tokens, count, n_text) for count in counts)
+
+
+def profile_of(network: nn.Module, compute: Callable[[nn.Module], CostProfile]) -> CostProfile:
+    """The network's cost profile as its adapter computes it. If another pack has replaced parts of the
+    network that the adapter needs, the profile is estimated from the network's linear layers.
+    """
+    try:
+        return compute(network)
+    except AttributeError:
+        return CostProfile(max(linear_weights(network), 1), 0, 0)
 
 
 def linear_weights(module: nn.Module, skip: str = "adaLN_modulation") -> int:

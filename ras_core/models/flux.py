@@ -38,7 +38,7 @@ class FluxAdapter(ModelAdapter):
         patches = options.get("patches", {})
         if patches.get("attn1_patch") or patches.get("attn1_output_patch"):
             return "another node patches the attentions, and its patch may rely on the rows of all tokens"
-        return None
+        return super().refusal(network, inputs, options)
 
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         return [*network.double_blocks, *network.single_blocks]

@@ -9,6 +9,7 @@ Read the modules in this order:
 - `partial_forward` makes the three interventions in a call: gather, attention, scatter.
 - `active_rows` finds the rows of active tokens.
 - `coverage` checks whether the interventions reached every block.
+- `other_code` and `observation` find code of other packs that may need the rows of all tokens.
 - `foreign` recognises caches of other packs inside the network.
 - `sampler` integrates all steps of a schedule with the multirate integrator (method/integrator.py).
 - `steps` finds the step of each evaluation; `passes` counts the calls of the sampler in a run.

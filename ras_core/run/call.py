@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ..kv.store import Branch
+from .observation import Observations
 
 Attend = Callable[..., Tensor]
 """An attention function that ComfyUI calls instead of its own."""
@@ -32,6 +33,9 @@ class Forward(Protocol):
 
     def with_control(self, control: dict | None) -> Forward:
         """The same call with other ControlNet residuals."""
+
+    def observed_by(self, observations: Observations) -> Forward:
+        """The same call, in which the other nodes' patches that replace blocks are observed."""
 
     def on(self, inputs: dict[str, Any]) -> Forward:
         """The same call with other inputs: `inputs` has the same names as `captured_inputs`."""
@@ -79,8 +83,8 @@ class Forward(Protocol):
         """Whether ComfyUI's torch.compile node compiles the network in this call."""
 
     @property
-    def is_wrapped_inside(self) -> bool:
-        """Whether another node's wrapper of the model's call runs inside this pack's."""
+    def wraps_inside(self) -> bool:
+        """Whether other nodes' code between this pack's wrapper and the network sees the network's output."""
 
     def graph_obstacle(self) -> str | None:
         """Why the call cannot be captured as a CUDA graph; None if it can."""

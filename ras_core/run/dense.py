@@ -16,8 +16,11 @@ from .partial_forward import CallContext, NetworkCall
 from .recorder import UNCACHED_ONCE
 from .state import NO_MEMORY, RunState
 from .tools import Tools
+from .torch_compile import is_compiled
 
-NO_HOOKS = "the network's blocks skipped this pack's hooks (compiled code skips hooks attached later)"
+COMPILED = "the network's blocks skipped this pack's hooks (compiled code skips hooks attached later)"
+
+NO_BLOCKS = "another node skips or replaces all blocks of the network"
 
 
 class DenseCalls:
@@ -26,6 +29,7 @@ class DenseCalls:
     def __init__(self, run: RunState, tools: Tools, coverage: Coverage, captured: CapturedCalls):
         self._run = run
         self._tools = tools
+        self._other_code = tools.other_code
         self._coverage = coverage
         self._captured = captured
 
@@ -52,7 +56,7 @@ class DenseCalls:
             slots.clear()
             run.go_dense(failure)
             return call.forward()
-        if gap := self._gap(call, hooks):
+        if gap := self._gap(call, hooks) or self._other_code.finding():
             run.go_dense(gap)
         else:
             run.end_fill(call.branches, slots, hooks.text_rows)
@@ -76,13 +80,18 @@ class DenseCalls:
         kv, forward = self._run.kv, call.forward
         keep = self._outside_compiler(kv.keep_for(call.branches))
         sigma = forward.inputs["t"] if kv.forecasts else None
-        context = CallContext(forward.inputs, sigma, keep, forward.other_attention, times=kv.times)
-        hooks = NetworkCall(self._tools.adapter, call.network, self._run.grid.n, slots, None, context)
-        with hooks.attached():
-            return hooks, forward(hooks.attend)
+        with self._other_code.observed(call.network) as observations:
+            override = observations.watch_attention(forward.other_attention, call.network)
+            context = CallContext(forward.inputs, sigma, keep, override, times=kv.times)
+            hooks = NetworkCall(self._tools.adapter, call.network, self._run.grid.n, slots, None, context)
+            with hooks.attached():
+                return hooks, forward.observed_by(observations)(hooks.attend)
 
     def _gap(self, call: Call, hooks: NetworkCall) -> str | None:
-        return NO_HOOKS if hooks.blocks_seen == 0 else self._coverage.gap(call, hooks)
+        if hooks.blocks_seen:
+            return self._coverage.gap(call, hooks)
+        blocks = self._tools.adapter.blocks(call.network)
+        return COMPILED if any(map(is_compiled, (call.forward.model.diffusion_model, *blocks))) else NO_BLOCKS
 
     def _outside_compiler(self, keep: Keep | None) -> Keep | None:
         """A function that stores K/V rows as `keep` does (see `kv.plain.Keep`), but pauses ComfyUI's compiler

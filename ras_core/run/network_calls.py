@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from .call import Call, Forward
@@ -17,6 +19,8 @@ from .state import RunState
 from .timing import timestamp
 from .tools import Tools
 
+SEVERAL_THREADS = "another node calls the network in several threads"
+
 SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parallel (multi-GPU)"
 
 
@@ -26,6 +30,7 @@ class NetworkCalls:
     def __init__(self, run: RunState, tools: Tools):
         self._run = run
         self._adapter = tools.adapter
+        self._other_code = tools.other_code
         self._view = tools.view
         self._graphs = tools.graphs
         coverage = Coverage(tools.adapter)
@@ -35,6 +40,8 @@ class NetworkCalls:
         self._networks: list[nn.Module] = []  # the networks that were called in this run
         self._ran = False  # whether a network has run in this evaluation
         self._is_visible = False  # whether a watched network has been seen to run
+        self._thread = 0  # id of the thread that samples
+        self._is_in_threads = False  # whether other threads have called a network
 
     def evaluate(
         self,
@@ -55,11 +62,11 @@ class NetworkCalls:
                 another pack runs between these calls. Only then can a call be launched before ComfyUI
                 requests it (graphs/overlap.py).
         """
-        run = self._run
+        run, self._thread = self._run, threading.get_ident()
         if self._view is None and not run.any_regional and run.known_sigma is None:
             return self._plain(level.flatten()[:1].clone(), denoise)
-        if is_parallel and not run.is_dense:
-            self._refuse_threads()
+        if (is_parallel or self._is_in_threads) and not run.is_dense:
+            self._refuse_threads(SEVERAL_DEVICES if is_parallel else SEVERAL_THREADS)
         sigma = run.sigma_of(level.flatten()[:1])
         if self._graphs is not None and (trouble := self._graphs.begin_evaluation(calls_are_plain)):
             run.go_dense(trouble)
@@ -80,6 +87,10 @@ class NetworkCalls:
 
     def call(self, forward: Forward) -> Tensor:
         """Run one call of ComfyUI's model, for one or more branches. Returns (bb, c, H, W)."""
+        # The state of a run belongs to one thread. Dynamo cannot trace the id of a thread.
+        if not torch.compiler.is_compiling() and threading.get_ident() != self._thread:
+            self._is_in_threads = self._ran = True
+            return forward()
         if self._graphs is not None:
             self._graphs.begin_call(forward.model)
         evaluation = self._run.evaluation
@@ -119,7 +130,7 @@ class NetworkCalls:
 
     def _is_wrapped(self, forward: Forward) -> bool:
         """Whether another node's code runs between this pack's code and the network."""
-        return forward.is_wrapped_inside or (self._adapter.runs_wrappers and forward.wraps_network)
+        return forward.wraps_inside or (self._adapter.runs_wrappers and forward.wraps_network)
 
     def end(self) -> None:
         """Finish the run's use of CUDA graphs after the last evaluation, and log a warning if they failed."""
@@ -136,8 +147,10 @@ class NetworkCalls:
 
     def _obstacle(self, forward: Forward) -> str | None:
         run, x = self._run, forward.inputs["x"]
-        if self._is_wrapped(forward):
+        if self._adapter.runs_wrappers and forward.wraps_network:
             return "another node (such as EasyCache) wraps the network and would cache partial outputs"
+        if forward.wraps_inside:
+            return "another node's code sees the network's output before this pack has completed it"
         n_rows = run.batch * len(forward.conditionings or ())
         if not n_rows or x.shape[0] != n_rows or tuple(x.shape[2:]) != run.grid.size:
             return (
@@ -149,8 +162,9 @@ class NetworkCalls:
             return f"the guider also calls a network of another family ({type(network).__name__})"
         if holds_results(forward.other_attention):
             return "another node's attention function keeps results from one step to the next"
-        cache = other_cache(network, self._adapter.blocks(network), forward.replacements)
-        return cache or self._adapter.refusal(network, forward.inputs, forward.options)
+        refusal = self._adapter.refusal(network, forward.inputs, forward.options)
+        refusal = refusal or other_cache(network, self._adapter.blocks(network), forward.replacements)
+        return refusal or self._other_code.obstacle(network, run.evaluation.active_idx is not None)
 
     def _number_of(self, network: nn.Module) -> int:
         """The network's number in this run. A guider may call two models. The network's number is part of
@@ -162,10 +176,8 @@ class NetworkCalls:
         self._networks.append(network)
         return len(self._networks) - 1
 
-    def _refuse_threads(self) -> None:
-        """Continue the run dense, because ComfyUI calls copies of the model on other devices in parallel
-        threads.
-        """
+    def _refuse_threads(self, reason: str) -> None:
+        """Continue the run dense, because networks are called in parallel threads."""
         if self._graphs is not None:
             self._graphs.refuse("the run is dense")
-        self._run.go_dense(SEVERAL_DEVICES)
+        self._run.go_dense(reason)

@@ -17,10 +17,6 @@ from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
-# Errors of code that does not expect sequences that RAS has shortened. Errors of other classes are not due to
-# RAS, so they are not caught.
-SHORTENING_ERRORS = (RegionalAbort, RuntimeError, ValueError, IndexError, TypeError, KeyError)
-
 
 class RegionalCalls:
     """A run's calls on active tokens."""
@@ -42,7 +38,7 @@ class RegionalCalls:
         slots = run.kv.slots_for(call.branches)
         try:
             shortened = self._shortened(call, active_idx)
-        except SHORTENING_ERRORS as error:
+        except RegionalAbort as error:
             run.go_dense(_failure(error))
             return None
         try:
@@ -64,29 +60,40 @@ class RegionalCalls:
 
     def _eager(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
         """Run a regional call eagerly, without a CUDA graph; returns what `run` returns."""
-        run, forward = self._run, call.forward
-        context = CallContext(
-            forward.inputs, forward.inputs["t"], run.kv.keep, forward.other_attention, self._tools.grouped,
-            spread_over=run.spread_over,
-        )  # fmt: skip
-        hooks = NetworkCall(self._tools.adapter, call.network, run.grid.n, slots, active_idx, context)
+        run = self._run
         try:
-            with hooks.attached(), self._weights_preset(call.network, active_idx.device):
-                output = forward(hooks.attend)
+            hooks, output = self._forward(call, active_idx, slots)
         except torch.cuda.OutOfMemoryError:
             self._captured.drop()
             run.go_dense(NO_MEMORY)
             return None
-        except SHORTENING_ERRORS as error:
+        except (MemoryError, *self._tools.interrupts):  # not due to fewer rows
+            raise
+        except Exception as error:  # any code in the network may fail on fewer rows, with any error
             run.go_dense(_failure(error))
             return None
         if not hooks.gathered:
             run.go_dense("the main blocks never ran on the active tokens")
             return output
-        if gap := self._coverage.gap(call, hooks):
+        if gap := self._coverage.gap(call, hooks) or self._tools.other_code.finding():
             run.go_dense(gap)
             return None
         return run.merge(call.branches, active_idx, output)
+
+    def _forward(self, call: Call, active_idx: Tensor, slots: Slots) -> tuple[NetworkCall, Tensor]:
+        """Run the network on the active tokens. Returns what happened in the call, and the output, (bb, c, H,
+        W), with zeros at cached tokens.
+        """
+        run, forward, tools = self._run, call.forward, self._tools
+        with tools.other_code.observed(call.network, is_regional=True) as observations:
+            override = observations.watch_attention(forward.other_attention, (call.network, "regional"))
+            context = CallContext(
+                forward.inputs, forward.inputs["t"], run.kv.keep, override, tools.grouped,
+                spread_over=run.spread_over,
+            )  # fmt: skip
+            hooks = NetworkCall(tools.adapter, call.network, run.grid.n, slots, active_idx, context)
+            with hooks.attached(), self._weights_preset(call.network, active_idx.device):
+                return hooks, forward.observed_by(observations)(hooks.attend)
 
     def _weights_preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
         """If all weights of the network are in device memory, they cannot be evicted in the body of the

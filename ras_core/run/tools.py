@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
 from .grouped_attention import GroupedAttention
 from .live import View
+from .other_code import OtherCode
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Tools:
         pause: returns a context manager for allocations that outlive a call. In the body of the `with`,
             ComfyUI's compiler does not track allocations: it gives a tracked allocation a fixed address,
             which later calls use again.
+        interrupts: exceptions that ComfyUI raises when the user cancels a run.
     """
 
     adapter: ModelAdapter
@@ -35,3 +38,9 @@ class Tools:
     grouped: GroupedAttention | None = None
     weights: EvictableWeights | None = None
     pause: Callable[[], AbstractContextManager] | None = None
+    interrupts: tuple[type[BaseException], ...] = ()
+
+    @cached_property
+    def other_code(self) -> OtherCode:
+        """Finds code of other packs in the run's networks."""
+        return OtherCode(self.adapter)

@@ -7,9 +7,15 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 CAN_SWITCH = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on
 """Whether this version of torch can switch to eager mode temporarily, for networks compiled before."""
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile has compiled this module."""
+    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def force_eager() -> AbstractContextManager[Any]:

@@ -253,6 +253,13 @@ class TestOtherCode:
         patched.add_object_patch(f"diffusion_model.{MLP}.act", torch.nn.SiLU())
         self._check(sd3, [model, patched], captured=4)
 
+    @pytest.mark.parametrize("name", ["joint_blocks.1.x_block.norm2.eps", "final_layer.norm_final.eps"])
+    def test_a_number_that_a_layer_reads(self, sd3, name):
+        model = sd3.build()
+        patched = model.clone()
+        patched.add_object_patch(f"diffusion_model.{name}", 0.5)
+        self._check(sd3, [model, patched], captured=4)
+
     def test_a_patched_class(self, sd3, monkeypatch):
         model, tape = sd3.build(), FrozenTape()
         plain, _ = sample_ras(model, sd3, sd3.noise(), EAGER)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import PaperSettings, RASConfig
+from ras_pack.ras_core.host import samplers
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.run import sampler as sampler_module
 from ras_pack.ras_core.run import state
 from ras_pack.ras_core.run.noise_levels import NoiseLevels
 from support.families import FAMILIES
@@ -186,6 +188,28 @@ class TestWholeEvaluations:
         _, trace, _ = run(BESIDE["PREDICT_NOISE"], SD3, self.STEPS, replace(OURS, corrections=True))
         assert caplog.text.count(ANSWERED) == 1 and len(trace.evaluations) == 7
 
+    @pytest.mark.parametrize("way", ["function wrapper", "PREDICT_NOISE"])
+    @pytest.mark.parametrize("sampler", ["euler", "dpmpp_2m"])
+    def test_an_answer_in_a_dense_step_does_not_enter_the_history(self, way, sampler, monkeypatch, caplog):
+        """ComfyUI's sampler runs until step 5. Step 3 is answered, so step 2 is the one before step 4."""
+        starts, levels = [], []
+
+        def integrate(denoise, start, noise_levels, *args):
+            starts.append(replace(start))
+            levels.extend(noise_levels)
+            return sampler_module.integrate(denoise, start, noise_levels, *args)
+
+        monkeypatch.setattr(samplers, "integrate", integrate)
+        config = replace(OURS, start_step=5, corrections=True)
+        _, trace, cache = run(BESIDE[way], SD3, {3}, config, sampler=sampler)
+        assert cache.answered == {3} and caplog.text.count(ANSWERED) == 1
+        shares = {each.step: each.active_share for each in trace.evaluations}
+        assert shares == {0: 1, 1: 1, 2: 1, 4: 1, **dict.fromkeys(range(5, STEPS), 0.5)}
+        (start,) = starts
+        assert start.evaluations == 4 and start.fresh_before is None
+        for times, step in ((start.history.t, 4), (start.history.t_before, 2)):
+            assert (times == sampler_module.time_of(levels[step])).all()
+
     def test_no_noise_level_is_predicted_behind_such_a_wrapper(self, monkeypatch):
         """On a GPU, levels are predicted from the schedule. An evaluation that never arrives would shift
         them.
@@ -233,8 +257,9 @@ class TestWholeEvaluations:
         shares = {each.step: each.active_share for each in trace.evaluations}
         assert shares == {0: 1, 1: 1, 4: 1, 5: 0.5, 6: 0.5, 7: 0.5, 8: 0.5, 9: 0.5}
 
-    def test_a_cache_that_answers_every_regional_step_is_the_reason(self, caplog):
-        latent, trace, _ = run(function_wrapper, SD3, range(2, 10), OURS)
+    @pytest.mark.parametrize("corrections", [False, True])
+    def test_a_cache_that_answers_every_regional_step_is_the_reason(self, corrections, caplog):
+        latent, trace, _ = run(function_wrapper, SD3, range(2, 10), replace(OURS, corrections=corrections))
         assert torch.equal(latent, run(function_wrapper, SD3, range(2, 10))[0])
         assert trace.regional_steps == 0 and "nothing was accelerated" not in caplog.text
         assert caplog.text.count(ANSWERED) == 1 and ANSWERED in trace.summary()
@@ -314,8 +339,8 @@ class TestInsideTheNetwork:
         assert not cache.answered and trace.regional_steps == 8 and not trace.notes
 
     def test_apply_model_wrapper_after_ours(self, caplog):
-        trace = self._assert_dense(inside(WrappersMP.APPLY_MODEL), SD3, "wraps the network", caplog)
-        assert len(trace.evaluations) == 7
+        trace = self._assert_dense(inside(WrappersMP.APPLY_MODEL), SD3, "sees the network's output", caplog)
+        assert len(trace.evaluations) == 7 and caplog.text.count(ANSWERED) == 1
 
     @pytest.mark.parametrize("name", ["sd3", "flux"])
     def test_patches_that_replace_blocks(self, name, caplog):
@@ -381,7 +406,7 @@ class TestInsideTheNetwork:
 
             model.add_object_patch(name, forward)
 
-        self._assert_dense(attach, LUMINA, MAY_ANSWER, caplog)
+        self._assert_dense(attach, LUMINA, "another node's code replaces forward of", caplog)
 
 
 def all_layers(begin):
