@@ -113,7 +113,7 @@ class TestPatchesOfBlocks:
         if not hasattr(nodes, "ZImageControlPatch"):
             pytest.skip("this ComfyUI has no Z-Image ControlNet")
         control = importlib.import_module("comfy.ldm.lumina.controlnet").ZImage_Control(
-            dim=256, n_heads=8, n_kv_heads=8, n_control_layers=15, refiner_control=True,
+            dim=256, n_heads=8, n_kv_heads=8, n_control_layers=6, refiner_control=True,
             operations=comfy.ops.disable_weight_init, dtype=torch.float32, device="cpu",
         )  # fmt: skip
         draw_weights(control, 4)
