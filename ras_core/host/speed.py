@@ -40,8 +40,8 @@ samplers hold levels in float32."""
 
 LARGE_MASK = 0.5
 """Share of the latent from which on inpainting uses a plan's noise levels. They were chosen for whole images,
-and have most steps at the start, where the composition is set. In a small mask the surrounding image sets most
-of it: with a mask of a sixteenth of the area, evenly spaced steps came 13 dB closer to a fine run.
+with most steps at the start, where the composition is set. In a small mask the surrounding image sets most of
+it: with a sixteenth of the area, evenly spaced steps came 13 dB closer to a fine run.
 """
 
 NEAR = 0.05
