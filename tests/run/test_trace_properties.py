@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind, StepPlan
 from ras_pack.ras_core.models.cost import CostProfile
-from ras_pack.ras_core.run.trace import Recorder, Trace
+from ras_pack.ras_core.run.recorder import Recorder
+from ras_pack.ras_core.run.trace import Trace
 from support.properties import examples
 
 weights = st.integers(1, 10**6)

@@ -3,8 +3,8 @@
 import itertools
 
 import pytest
+from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.state import RunState
-from ras_pack.ras_core.run.trace import Recorder
 
 from . import checks
 from .__main__ import arguments
