@@ -45,7 +45,7 @@ comes after the network's first blocks."""
 
 Work = Callable[[], None]
 Result = tuple[bool, str]
-"""Whether a check passed, and a text with the figures that it measured."""
+"""The result of a check: whether it passed, and a text with the figures that it measured."""
 
 
 class Skip(Exception):

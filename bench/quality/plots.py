@@ -64,7 +64,8 @@ def front_plot(rows: Sequence[Row], family: str, out: Path, figure: str = "psnr"
 
 
 def rival_plot(rows: Sequence[Row], family: str, out: Path) -> None:
-    """Plot three Pareto fronts as lines: RAS, all baselines together, and RAS with exact keys and values.
+    """Plot PSNR against speed-up as three Pareto fronts: RAS; all baselines together; and RAS whose cached
+    tokens have the keys and values that a dense step would compute (an upper bound).
 
     Every measured cell is a marker, whose colour and form tell the kind of method.
     """

@@ -304,7 +304,8 @@ def count_calls(source: Source) -> Iterator[Calls]:
 
 
 def _mean_shares(shares: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """For each evaluation, the mean of the shares over the batches.
+    """For each evaluation of a run, the share of the image tokens that it computed, averaged over the batches
+    of prompts.
 
     A cache such as LazyCache may skip more evaluations in one batch than in another. The batches then differ
     in length, and the evaluations that a shorter batch lacks at its end count as 0.

@@ -1,8 +1,8 @@
 """Collect the attentions of a run: keys, values and attention outputs of every image token, step by step.
 
-The probe is an attention override of ComfyUI. In a regional step, RAS first writes the active tokens' new
-keys and values over their cached ones. It then calls the override with the keys and values of all tokens, so
-the probe sees exactly the keys and values that the active tokens attend to.
+The probe is an attention override of ComfyUI. In a regional step, RAS first replaces the old keys and values
+of the active tokens in the cache by the new ones. It then calls the override with the keys and values of all
+tokens, so the probe sees exactly the keys and values that the active tokens attend to.
 """
 
 from __future__ import annotations

@@ -47,9 +47,10 @@ class GatherPositions(Protocol):
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
-    Along its rows, each tensor inside the network is [prefix | image | suffix]. An adapter states only the
-    number of suffix rows. The prefix of a tensor is the rest of its rows, so hidden tensors, position tables,
-    attentions and the final layer's output may have prefixes of different lengths.
+    Inside the network, the rows of a sequence are [prefix | image | suffix]: text, the image's tokens,
+    padding or reference images. An adapter states only the number of suffix rows. The prefix of a tensor
+    is the rest of its rows, so hidden tensors, position tables, attentions and the final layer's output
+    may have prefixes of different lengths.
 
     Attributes:
         family: name of the family in messages.

@@ -22,7 +22,7 @@ class LiveStep:
     Attributes:
         index: index of the step that the evaluation belongs to, from 0.
         n_steps: number of steps of the run.
-        kind: "dense", "regional" or "reset" (a dense step that resets the errors of cached tokens).
+        kind: "dense", "regional" or "reset" (dense, to end the errors that cached tokens have accumulated).
         active_share: share of the image tokens that the evaluation processes.
         read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None if all
             tokens are active. `read_mask` waits for the device, so call it only to show the mask.
