@@ -14,7 +14,7 @@ from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.outer_sample import OuterSample, begin_run
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.host.samplers import corrected, sample_multirate
+from ras_pack.ras_core.host.samplers import sample_multirate, sampler_of_run
 from ras_pack.ras_core.method.schedule import step_of_sigma
 from ras_pack.ras_core.models import adapter_for
 from support.families import FAMILIES, draw_weights
@@ -543,7 +543,7 @@ def test_only_comfyuis_own_samplers_are_replaced(sampler, reason, sd3, caplog):
         RASConfig(corrections=True), None,
     )  # fmt: skip
     with caplog.at_level("INFO"):
-        assert corrected(sampler, run) is sampler
+        assert sampler_of_run(sampler, run) is sampler
     assert caplog.text.count(reason) == 1 and "not corrected" in caplog.text
     plain = comfy.samplers.ksampler("euler")
-    assert corrected(plain, run).sampler_function is sample_multirate
+    assert sampler_of_run(plain, run).sampler_function is sample_multirate
