@@ -36,7 +36,7 @@ class Steps:
         self._is_reporting = True  # whether the callback's numbers are 0, 1, 2, ...
 
     def level_of(self, step: int) -> float:
-        """The noise level at the start of a step of this pass; `step` is its index among all passes' steps."""
+        """The noise level at the start of a step of this pass; `step` is its index in the whole run."""
         return self._sigmas[step - self._first]
 
     def finish(self, number: int) -> None:
