@@ -112,7 +112,7 @@ class Header:
 
     @property
     def kind(self) -> str:
-        """The kind of model in the file, found from the tensor names, such as 'a Flux model' (see `KINDS`)."""
+        """The kind of model in the file, such as 'a Flux model': the first of `KINDS` that fits a tensor."""
         return next(
             (kind for piece, kind in KINDS if any(piece in name for name in self.shapes)),
             "a file of an unknown kind",
