@@ -2,9 +2,8 @@
 measure is the PSNR inside the mask.
 
 The images that are inpainted are sampled from different prompts than those of the inpainting. One part of
-each
-image is inpainted: its left half, or a rectangle in the middle with a quarter or a sixteenth of its area. All
-runs start from the same noise. Each has the cost of `default_steps` dense steps divided by the speed. The
+each image is inpainted: its left half, or a rectangle in the middle with a quarter or a sixteenth of its
+area. All runs start from the same noise. Each has the cost of `default_steps` dense steps divided by the speed. The
 reference takes many second-order steps, at noise levels that a plan distributes. The ways with `on_plan` use
 the noise levels that the pack uses when a user inpaints with the same `speed`.
 """

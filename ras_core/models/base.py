@@ -18,8 +18,7 @@ from .row_patches import row_patch
 
 ALL: Final = -1
 """A value for the number of suffix rows, the rows after the image rows. `ALL` means that a tensor has no rows
-before its image rows: every row that is not an image row comes after the image rows, however many there
-are."""
+before its image rows: every row that is not an image row comes after the image rows."""
 
 Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""

@@ -19,8 +19,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scenarios", type=int, help="how many scenarios to play at most")
     parser.add_argument("--seed", type=int, default=0, help="seed from which the scenarios are drawn")
     parser.add_argument("--first", type=int, default=0, help="number of the first scenario")
-    parser.add_argument("--only", type=int, help="number of the only scenario to play; also prints its
-    values") parser.add_argument("--out", type=Path, help="write the summary to this JSON file")
+    parser.add_argument("--only", type=int, help="play only the scenario with this number; print its values")
+    parser.add_argument("--out", type=Path, help="write the summary to this JSON file")
     return parser.parse_args(argv)
 
 

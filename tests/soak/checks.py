@@ -53,7 +53,7 @@ def close(found: Tensor, wanted: Tensor, what: str, limit: float = CLOSE) -> lis
 
 
 def same_form(found: Tensor, wanted: Tensor, what: str) -> list[str]:
-    """Check that two latents have the same shape and dtype, and that `found` is finite if `wanted` is finite."""
+    """Check that two latents have the same shape and dtype, and that `found` is finite if `wanted` is."""
     if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
         return [f"{what}: {tuple(found.shape)} {found.dtype}, not {tuple(wanted.shape)} {wanted.dtype}"]
     if torch.isfinite(wanted).all() and not torch.isfinite(found).all():
