@@ -17,15 +17,17 @@ from ..ras_core.errors import RASError
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 VARIANT = re.compile(r"\.(fp16|bf16|fp32|non_ema)[.-]")
 SUFFIXES = (".safetensors", ".sft")
-LONGEST_HEADER = 100_000_000  # the safetensors library reads no longer one
+LONGEST_HEADER = 100_000_000  # bytes; the safetensors library refuses longer headers
 INCOMPLETE = ("incomplete metadata", "MetadataIncompleteBuffer")
-"""How versions of the safetensors library say that a file has fewer or more bytes than its header states."""
+"""Parts of the error messages with which different versions of the safetensors library report that a file has
+fewer or more bytes than its header states."""
 
 FLOATS = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-"""Data types of weights that are used as they are; numbers of others (int8) would need a scale."""
+"""The supported data types of weights. Weights of other types, such as int8, would need scales."""
 
 MOST_LAYERS = 256
-"""Layers of a network up to which it is built to compare it with a file; Lumina-Next has 24, Gemma-2B 18."""
+"""Largest number of layers for which a network is built, in order to compare its tensors with those of a
+file. Lumina-Next has 24 layers, Gemma-2B has 18."""
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 """Prefixes that ComfyUI's own nodes add to the tensor names of a saved network."""
@@ -103,14 +105,14 @@ class Header:
 
     @property
     def name(self) -> str:
-        """The name of the file, or of the first of several shards, in messages, such as 'the transformer file
-        x.safetensors'.
+        """A description of the file for messages, such as 'the transformer file x.safetensors'; of several
+        shards, the first is named.
         """
         return f"the {self.part.label} file {self.paths[0].name}"
 
     @property
     def kind(self) -> str:
-        """What kind of file it is, judging by its tensor names, such as 'a Flux model' (see `KINDS`)."""
+        """The kind of model in the file, such as 'a Flux model': the first of `KINDS` that fits a tensor."""
         return next(
             (kind for piece, kind in KINDS if any(piece in name for name in self.shapes)),
             "a file of an unknown kind",
@@ -153,10 +155,11 @@ class Header:
             raise self.part.refuse(f"{self.name} has weights of the data type {others[0]}.")
 
     def count_layers(self) -> int:
-        """Number of different i in the names `layers.i...`.
+        """Number of layers in the file: the number of different i in tensor names that start with
+        `layers.i.`.
 
         Raises:
-            RASError: it is larger than MOST_LAYERS.
+            RASError: the file has more than MOST_LAYERS layers.
         """
         count = len({name.split(".")[1] for name in self.shapes if name.startswith("layers.")})
         if count > MOST_LAYERS:
@@ -167,7 +170,7 @@ class Header:
         """Load the tensors of all files to the CPU, under the same names as in `shapes`.
 
         Raises:
-            RASError: a file can no longer be read.
+            RASError: a file cannot be read, for example because it was deleted after its header was read.
         """
         state: dict[str, Tensor] = {}
         try:
@@ -230,11 +233,15 @@ def _with_shards(part: Part, path: Path) -> tuple[Path, ...]:
 
 
 def _entries(part: Part, path: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file by name; none of them is empty, and all of them are in the file."""
+    """Shape and data type of each tensor of a safetensors file, by the tensor's name.
+
+    Raises:
+        RASError: the file is missing, incomplete or not a safetensors file, or one of its tensors is empty.
+    """
     name = f"the {part.label} file {path.name}"
     if not path.is_file():
         raise part.refuse(f"{name} does not exist.")
-    if path.suffix.lower() not in SUFFIXES:  # ComfyUI reads other files in other formats
+    if path.suffix.lower() not in SUFFIXES:  # ComfyUI would read a file with another suffix in another format
         raise part.refuse(f"{name} is not named as a safetensors file.")
     try:
         size, entries = path.stat().st_size, _header(path)
@@ -248,12 +255,17 @@ def _entries(part: Part, path: Path) -> dict[str, Entry]:
 
 def _header(path: Path) -> dict[str, Entry]:
     with safe_open(str(path), framework="pt") as file:
-        slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 (no dictionary)
+        slices = ((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 (`file` is not a dict)
         return {name: (tuple(each.get_shape()), str(each.get_dtype())) for name, each in slices}
 
 
 def _unusable(path: Path, error: Exception) -> str:
-    """What is wrong with a file that is no complete safetensors file, with its size."""
+    """Why a file is not a complete safetensors file, as the end of a sentence that begins with the file's
+    name.
+
+    Args:
+        error: the exception that was raised when the file's header was read.
+    """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

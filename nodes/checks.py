@@ -1,7 +1,8 @@
-"""Refuses bad values of a node's inputs: when a prompt is queued, and again when the node runs.
+"""Refuses invalid values of a node's inputs, first when a prompt is queued, and again when the node runs.
 
-ComfyUI itself accepts NaN as a number in any range, and a text where a MODEL belongs; it checks no value that
-comes from another node, and version 0.3.75 checks no choice.
+ComfyUI's own checks are not enough: ComfyUI accepts NaN as a number in any range, and accepts a text as the
+value of a MODEL input. It does not check values that come from other nodes. ComfyUI 0.3.75 does not check
+either whether the value of a COMBO input is one of its options.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from ..ras_core.run.trace import Trace
 WIDGETS = (io.Combo.Input, io.Float.Input, io.Int.Input, io.String.Input)
 
 MOST_LEVELS = 1_000_000
-"""Steps of a whole schedule of which a run with denoise below 1 takes the last ones. ComfyUI computes all."""
+"""Largest number of steps of a whole schedule. With denoise below 1, ComfyUI computes the noise levels of a
+longer schedule, and the run takes only the last steps of this schedule."""
 
 
 class CheckedNode(io.ComfyNode):
-    """Base of the pack's nodes: their inputs are checked by their schema."""
+    """Base class of the pack's nodes. It checks their inputs against the types and ranges in their schema."""
 
     @classmethod
     def validate_inputs(cls, **inputs) -> bool:
-        """Refuse a prompt when it is queued; values that other nodes provide are None here.
+        """Refuse a prompt when it is queued. The values of inputs that are connected to other nodes are not
+        known yet, and are None here.
 
-        ComfyUI leaves the checks of values to a function with these parameters. It shows a returned text once
-        for each input, but an exception only once.
+        Because this function takes `**inputs`, ComfyUI does not check the values itself. This function raises
+        an error and does not return its text, because ComfyUI would show a returned text once for each input.
         """
         for item, value in _of_schema(cls, inputs):
             if isinstance(item, WIDGETS):
@@ -43,14 +46,16 @@ class CheckedNode(io.ComfyNode):
 
     @classmethod
     def check_together(cls, inputs: Mapping[str, Any]) -> None:
-        """Refuse values that exclude each other, when the prompt is queued."""
+        """Refuse a combination of values that cannot be used, when the prompt is queued. Subclasses override
+        this function; by default every combination is accepted.
+        """
 
     @classmethod
     def check(cls, **inputs) -> None:
-        """Refuse bad values when the node runs.
+        """Refuse invalid values when the node runs.
 
         Raises:
-            RASError: a value is missing, out of range or of another kind than its input.
+            RASError: a value is missing, out of range, or not of the type that the input expects.
         """
         for item, value in _of_schema(cls, inputs):
             if value is None and not item.optional:
@@ -62,10 +67,11 @@ class CheckedNode(io.ComfyNode):
 
 
 def check_schedule(steps: int | None, denoise: float | None) -> None:
-    """Refuse a schedule that is too long to be computed: ComfyUI divides the steps by denoise.
+    """Refuse a schedule that would take too long to compute. At a denoise below 1, ComfyUI computes a
+    schedule of steps / denoise steps.
 
     Raises:
-        RASError: it has more than MOST_LEVELS steps.
+        RASError: steps / denoise is more than MOST_LEVELS.
     """
     if steps and denoise and steps > denoise * MOST_LEVELS:
         raise RASError(
@@ -79,7 +85,7 @@ def image_size(latent: Mapping[str, Any], name: str = "latent_image") -> tuple[i
     """Height and width of a LATENT.
 
     Raises:
-        RASError: it is not the latent of an image.
+        RASError: the LATENT is not that of images, for example because it is that of a video.
     """
     samples = latent["samples"]
     if len(samples.shape) != 4 or samples.is_nested:
@@ -92,7 +98,7 @@ def image_size(latent: Mapping[str, Any], name: str = "latent_image") -> tuple[i
 
 
 def told(value: Any) -> str:
-    """A value as a message describes it."""
+    """A short description of a value, for error messages."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, (str, int, float, list, tuple, dict, type(None))):
@@ -101,7 +107,9 @@ def told(value: Any) -> str:
 
 
 def _of_schema(cls: type[io.ComfyNode], inputs: Mapping[str, Any]) -> list[tuple[io.Input, Any]]:
-    """The inputs that the node has, each with its value; options such as files are read again."""
+    """The inputs in the node's schema for which `inputs` has a value, each with this value. The schema is
+    created again, so that the options of its inputs, such as the names of files, are up to date.
+    """
     return [(item, inputs[item.id]) for item in cls.define_schema().inputs if item.id in inputs]
 
 
@@ -135,7 +143,7 @@ def _refuse(item: io.Input, value: Any) -> None:
 
 def _is_latent(value: Any) -> bool:
     samples = value.get("samples") if isinstance(value, dict) else None
-    if isinstance(samples, torch.Tensor) and samples.is_nested:  # PyTorch's own kind, which has no shape
+    if isinstance(samples, torch.Tensor) and samples.is_nested:  # PyTorch's nested tensors have no shape
         return False
     shape = getattr(samples, "shape", ())
     return len(shape) >= 3 and all(shape)
@@ -152,7 +160,7 @@ def _is_image(value: Any) -> bool:
 
 
 def _is_mask(value: Any) -> bool:
-    return as_priority(value) is not None  # refuses a mask that cannot be used with its own reason
+    return as_priority(value) is not None  # raises a more exact error if the mask cannot be used
 
 
 OBJECTS: dict[str, Callable[[Any], bool]] = {
@@ -166,7 +174,7 @@ OBJECTS: dict[str, Callable[[Any], bool]] = {
     "RAS_PLAN": lambda value: isinstance(value, PlanSet) and bool(value.plans),
     "RAS_PAPER": lambda value: isinstance(value, PaperSettings),
 }
-"""Whether a value is of the kind of an input, by the input's type."""
+"""For each type of input, a function that returns whether a value is valid for an input of this type."""
 
 EXPECTED = {
     "LATENT": "a LATENT that is not empty, with samples of three axes or more",
@@ -176,4 +184,5 @@ EXPECTED = {
     "RAS_PLAN": "a RAS_PLAN, from RAS Calibrate",
     "RAS_PAPER": "a RAS_PAPER, from RAS Paper Settings",
 }
-"""What an input expects, by its type, where the name of the type does not say it."""
+"""For error messages: what an input of each type expects. For types that are not listed, the message gives
+the name of the type."""

@@ -1,6 +1,7 @@
-"""The exceptions of this pack, and checks of single values that raise them.
+"""The exceptions of this pack, and functions that check a single value and raise an exception if it is not
+valid.
 
-Messages for users say what was found, what is expected, and what to do.
+Error messages for users state what was found, what is expected, and what to do.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ import reprlib
 from collections.abc import Sequence
 
 LONGEST_MESSAGE, LONGEST_QUOTE = 300, 80
-"""In characters."""
+"""Limits in characters: of the whole message of a RASError, and of a value that a message quotes."""
 
 LEAST = 60
-"""Characters of each part of a message that are never removed to shorten it."""
+"""When a message is shortened, each of its parts keeps at least this many characters."""
 
 
 class RASError(ValueError):
-    """A setting or model that cannot be used, explained in three parts, in at most LONGEST_MESSAGE
-    characters: what came is shortened first, then what is expected.
+    """Raised for a setting or a model that cannot be used. The message has three parts and at most
+    LONGEST_MESSAGE characters. If it would be longer, the first part is shortened first, then the second.
+
+    Args:
+        came: what was found.
+        expected: what would be valid.
+        remedy: what the user can do.
     """
 
     def __init__(self, came: str, expected: str, remedy: str):
@@ -32,7 +38,7 @@ def _message(came: str, expected: str, remedy: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text with at most `most` characters: its middle is replaced by "..." if it is longer."""
+    """The text, in which "..." replaces the middle part if the text has more than `most` characters."""
     if len(text) <= most:
         return text
     start = (most - 3) * 2 // 3
@@ -42,7 +48,8 @@ def shortened(text: str, most: int) -> str:
 def quoted(value: object) -> str:
     """Any value as a message shows it: its `repr`, with at most LONGEST_QUOTE characters.
 
-    Long texts and lists are not converted as a whole, and a value whose `repr` fails is named by its class.
+    Only the beginning of a long text or list is converted. If `repr` fails, the result names the value's
+    class.
     """
     if isinstance(value, str):
         value = value[: 2 * LONGEST_QUOTE]
@@ -50,12 +57,12 @@ def quoted(value: object) -> str:
         return shortened(_Brief().repr(value), LONGEST_QUOTE)
     try:
         return shortened(repr(value), LONGEST_QUOTE)
-    except Exception:  # the class is another pack's, or the number has more digits than Python converts
+    except Exception:  # another pack's class failed, or an int has more digits than Python converts
         return f"a value of class {shortened(type(value).__name__, LEAST)}"
 
 
 class _Brief(reprlib.Repr):
-    """Shows the first values of a list, and values inside values only to a small depth."""
+    """Converts only the first elements of a container, and only the first levels of nested containers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,16 +78,18 @@ class RegionalAbort(RuntimeError):
 
 
 class NotResident(RuntimeError):
-    """Raised in an attempt to capture a call as a CUDA graph, if ComfyUI has evicted one of the network's
-    weights from the device. The call then runs eagerly, and may be captured later.
+    """Raised when a call is about to be captured as a CUDA graph, but ComfyUI has evicted one of the
+    network's weights from the device. The call then runs eagerly instead, and may be captured at a later
+    step.
     """
 
 
 def check_range(name: str, value: float, low: float, high: float, also: str = "") -> None:
-    """Refuse anything but a number from `low` to `high`; `also` names further values that the caller takes.
+    """Refuse a value that is not a number from `low` to `high`. For the error message, `also` names further
+    values that the caller accepts and does not pass to this function.
 
     Raises:
-        RASError: also for NaN and infinity.
+        RASError: the value is out of this range, NaN, infinite or not a number.
     """
     if isinstance(value, (int, float)) and low <= value <= high:
         return
@@ -89,14 +98,14 @@ def check_range(name: str, value: float, low: float, high: float, also: str = ""
 
 
 def check_counts(name: str, values: Sequence[int]) -> None:
-    """Refuse anything but whole numbers of 0 or more."""
+    """Raise a RASError if one of the values is not a whole number of 0 or more."""
     for value in values:
         if not isinstance(value, int) or value < 0:
             raise RASError(f"{name} = {quoted(value)}.", "a whole number of 0 or more.", f"correct {name}.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse anything but one of the choices."""
+    """Raise a RASError if the value is not one of the choices."""
     if isinstance(value, str) and value in choices:
         return
     raise RASError(

@@ -12,19 +12,22 @@ Pair = tuple[Tensor, Tensor]
 """The keys and the values of one attention layer, (bb, r, ...) each."""
 
 WIDE = torch.complex128
-"""Rows are copied in elements of 16 bytes where possible, because kernels that copy rows by index take as
-long for an element of 16 bytes as for an element of two bytes (float16)."""
+"""Data type with elements of 16 bytes. Where possible, rows are viewed as this type when they are copied.
+This is because kernels that copy rows by index take as long for an element of 16 bytes as for one of two
+bytes (float16)."""
 
 
 class Scratch:
-    """Scratch memory, allocated once per call; each attention layer of the call overwrites it."""
+    """Scratch memory for one call of the network. It is allocated once; each attention layer of the call
+    overwrites what the layer before has written there.
+    """
 
     def __init__(self) -> None:
         self._memory: dict[int, Tensor] = {}
         self._views: dict[tuple[int, torch.Size, torch.dtype], Tensor] = {}
 
     def empty(self, number: int, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """A contiguous tensor with the shape and device of `like`, its values undefined.
+        """A contiguous tensor with the shape and device of `like`. Its values are undefined.
 
         `number` selects one of several pieces of memory. Calls with the same number return the same memory.
         """
@@ -47,9 +50,10 @@ def row_index(active_idx: Tensor, n_tokens: int, prefix: int, suffix: int) -> Te
 
     Args:
         active_idx: (bb, n_active) int64, token indices.
-        n_tokens: image tokens of the whole sequence.
-        prefix, suffix: numbers of rows before and after the image tokens (text, padding); these rows are
-            kept.
+        n_tokens: number of image tokens of the whole sequence.
+        prefix, suffix: numbers of rows before and after the image rows (text, padding). All these rows are
+            kept. The value `ALL` of models/base.py is not allowed here: `active_rows.borders_of` converts it
+            to numbers.
 
     Returns:
         (bb * (prefix + n_active + suffix),) int64, indices into the sequence flattened over its first two
@@ -86,7 +90,9 @@ class RowIndex:
     def of(
         cls, active_idx: Tensor, n_tokens: int, prefix: int, suffix: int, scratch: Scratch | None = None
     ) -> RowIndex:
-        """Create the index from the arguments of `row_index`; `scratch` None allocates new scratch memory."""
+        """Create the index from the arguments of `row_index`. If `scratch` is None, new scratch memory is
+        used.
+        """
         rows = prefix + n_tokens + suffix
         flat_idx = row_index(active_idx, n_tokens, prefix, suffix)
         return cls(flat_idx, len(active_idx) * rows, scratch or Scratch())
@@ -108,14 +114,17 @@ def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
 
 
 def scatter_into(sequence: Tensor, flat_idx: Tensor, kept: Tensor) -> None:
-    """Overwrite the rows at these indices: (bb, r_kept, ...) into a contiguous (bb, r, ...)."""
+    """Overwrite the rows of `sequence`, a contiguous (bb, r, ...), at these indices with the rows of `kept`,
+    (bb, r_kept, ...).
+    """
     rows, fresh = _wide(sequence.flatten(0, 1), kept.flatten(0, 1))
     rows.index_copy_(0, flat_idx, fresh)
 
 
 class RowWriter:
-    """Reads and writes rows of a contiguous sequence, (bb, r, ...), like `gather_rows` and `scatter_into`. It
-    is faster for many reads and writes: it inspects the layout of its sequence only once, when it is created.
+    """Reads and writes rows of a contiguous sequence, (bb, r, ...), like `gather_rows` and `scatter_into`. A
+    RowWriter is faster than these functions if many reads and writes follow, because it inspects the layout
+    of its sequence only once, when it is created.
     """
 
     def __init__(self, sequence: Tensor):
@@ -129,7 +138,7 @@ class RowWriter:
             try:
                 self._wide.index_copy_(0, flat_idx, fresh.view(WIDE).flatten(0, 1))
                 return
-            except RuntimeError:  # unsuitable strides or alignment; rows written later will have the same
+            except RuntimeError:  # unsuitable strides or alignment of `fresh`, expected of later rows too
                 self._is_wide = False
         self._rows.index_copy_(0, flat_idx, fresh.flatten(0, 1))
 
@@ -150,7 +159,7 @@ class RowWriter:
 def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
     """A view with the row axis before the head axis: (bb, heads, r, e) -> (bb, r, heads / repeats, e).
 
-    Every `repeats` consecutive heads are equal; the view contains one of them.
+    Each group of `repeats` consecutive heads holds equal values; the view contains one head of each group.
     """
     if repeats == 1:
         return by_head.transpose(1, 2)
@@ -161,8 +170,8 @@ def rows_first(by_head: Tensor, repeats: int = 1) -> Tensor:
 
 
 def scatter_rows(kept: Tensor, flat_idx: Tensor, rows: int) -> Tensor:
-    """A sequence with these rows at their indices, and zeros at all other rows:
-    (bb, r_kept, ...) -> (bb, rows, ...).
+    """A new sequence of `rows` rows, with the rows of `kept` at the indices `flat_idx` and zeros in all other
+    rows: (bb, r_kept, ...) -> (bb, rows, ...).
     """
     full = kept.new_zeros((kept.shape[0], rows, *kept.shape[2:]))
     scatter_into(full, flat_idx, kept)

@@ -1,8 +1,10 @@
-"""A trial of regional steps in inpainting, which the pack runs dense.
+"""An experiment with regional steps in inpainting. (The pack itself runs inpainting dense.)
 
-Outside the mask the latent is known at every noise level. So those tokens need no steps of their own, but the
-tokens inside read their keys and values. Here every regional step computes all tokens inside the mask, and as
-many others as the step's share allows, those first that have waited longest.
+Outside the mask, the latent is known at every noise level, so the tokens there need not be computed to find
+the latent. But the tokens inside the mask attend to the keys and values of the tokens outside. In this
+experiment, every regional step computes all tokens inside the mask, and in addition as many tokens outside
+the mask as the step's share of the tokens allows. Of the tokens outside, those are chosen that have stayed
+cached longest.
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from ...ras_core.method.selector import Selector
 from ...ras_core.run.state import RunState
 
 PARTS = {"half": 1 / 2, "quarter": 1 / 4, "sixteenth": 1 / 16}
-"""Masks by name, with their share of the area."""
+"""For each mask, by name, the share of the image's area that is inside the mask."""
 
 
 def mask_of(part: str, height: int, width: int) -> Tensor:
-    """The mask of this name, (1, 1, height, width): the left half, or a square in the middle."""
+    """The mask named `part`, (1, 1, height, width), which is 1 inside: the left half of the image, or a
+    rectangle in the middle.
+    """
     mask = torch.zeros(1, 1, height, width)
     if part == "half":
         mask[..., : width // 2] = 1
@@ -36,17 +40,19 @@ def mask_of(part: str, height: int, width: int) -> Tensor:
 
 
 class InsideFirst(Selector):
-    """All tokens inside the mask, then those that have waited longest.
+    """Selects all tokens inside the mask first, then the tokens outside that have stayed cached longest. How
+    long a token has stayed cached is measured by the decrease of the noise level since its last evaluation.
 
     Args:
         grid: the token grid.
-        inside: (1, n) bool.
+        inside: which tokens are inside the mask, (1, n) bool.
     """
 
     def __init__(self, grid: TokenGrid, inside: Tensor):
         super().__init__(grid, Preferences())
         self._inside, self._last = inside, None
-        # Tokens that have waited equally long take turns in a random order, so that they lie apart.
+        # Tokens that have stayed cached equally long are selected in a random order. So those that one step
+        # selects are spread over the image.
         order = torch.randperm(grid.n, generator=torch.Generator().manual_seed(0))
         self._turn = (order / grid.n * 1e-3).to(inside.device)
 
@@ -64,10 +70,10 @@ class InsideFirst(Selector):
 
 @contextmanager
 def regional_inpainting(mask: Tensor) -> Iterator[None]:
-    """Runs inside the body take regional steps although they inpaint, with the tokens of `InsideFirst`.
+    """Inpainting runs in the body of the `with` take regional steps, and `InsideFirst` selects their tokens.
 
     Args:
-        mask: (1, 1, H, W), 1 inside.
+        mask: the inpainting mask, (1, 1, H, W); 1 where the image is inpainted.
     """
 
     def begin_run(*args: object) -> RunState:

@@ -1,9 +1,11 @@
-"""Inpainting: PSNR inside the mask, of plain runs and of a trial of regional steps at equal cost.
+"""Compares ways to inpaint at equal cost: runs without RAS, and experimental runs with regional steps. The
+measure is the PSNR inside the mask.
 
-Each image is a run of another prompt, of which a part is inpainted: the left half, or the middle quarter or
-sixteenth. All runs start from the same noise and replace `default_steps` steps; the reference takes many
-second-order steps on the same grid. The plan's noise levels are those that an inpainting run with `speed`
-takes.
+The images that are inpainted are sampled from different prompts than those of the inpainting. One part of
+each image is inpainted: its left half, or a rectangle in the middle with a quarter or a sixteenth of its
+area. All runs start from the same noise. Each has the cost of `default_steps` dense steps divided by the speed. The
+reference takes many second-order steps, at noise levels that a plan distributes. The ways with `on_plan` use
+the noise levels that the pack uses when a user inpaints with the same `speed`.
 """
 
 from __future__ import annotations
@@ -43,10 +45,11 @@ SPEEDS = ("1.5x", "2x", "3x")
 SMALL_SPEEDS = ("2x",)
 REFERENCE_STEPS, SMALL_REFERENCE_STEPS = 120, 28
 DENSE_PART = 0.5
-"""Part of a regional run's cost for dense steps at its start."""
+"""Share of a regional run's cost that is spent on the dense steps at its start."""
 
 OTHERS = 0.6
-"""Share of the tokens outside the mask that a regional step computes; 0.4 and less gave worse results."""
+"""A regional step computes this share of the tokens outside the mask. With 0.4 or less, results were
+worse."""
 
 HEADER = (
     "denoise", "mask", "speed", "way", "steps", "cost", "PSNR inside, dB", "over the best plain, dB", "error",
@@ -60,11 +63,11 @@ class Way:
     """One way to inpaint at a given cost.
 
     Attributes:
-        name: in the table.
-        sampler: name of a sampler.
-        on_plan: whether the noise levels are the plan's; otherwise those of the scheduler.
-        kv_cache: form of the K/V cache of a regional run; empty for a plain run.
-        spread: as in RASConfig.
+        name: name of the way in the table.
+        sampler: name of the sampler.
+        on_plan: whether the noise levels are those of the plan; if not, those of the scheduler are used.
+        kv_cache: format of the K/V cache of a regional run; empty for a run without RAS.
+        spread: whether forecasts of K/V rows are corrected by those of nearby rows (see RASConfig).
     """
 
     name: str
@@ -88,12 +91,12 @@ SMALL_WAYS = (WAYS[0], *WAYS[2:4], WAYS[-1])
 
 @dataclass
 class Scene:
-    """What is inpainted.
+    """One inpainting task for all prompts: the images, the mask and the value of denoise.
 
     Attributes:
-        studio: the model with its prompts.
-        part: name of the mask.
-        denoise: as in KSampler.
+        studio: the model and its prompts.
+        part: name of the mask, in `PARTS`.
+        denoise: denoise as in ComfyUI's KSampler.
         given: (n, c, h, w) latents of the images that are inpainted.
     """
 
@@ -107,7 +110,9 @@ class Scene:
         return mask_of(self.part, *self.given.shape[-2:])
 
     def levels(self, density: Shares, steps: int) -> Tensor:
-        """A grid over the noise levels that this denoise runs through; the scheduler's without density."""
+        """The noise levels of a run of `steps` steps over the range of noise levels that `denoise` leaves.
+        They are distributed by `density`; if it is empty, they are those of the scheduler.
+        """
         full = self.studio.options.default_steps if density else steps
         given = self.studio.sigmas(Cell(self.studio.source.family, steps=full), self.denoise)
         fine = simple_levels(self.studio.source.model, FINE_LEVELS)
@@ -115,7 +120,7 @@ class Scene:
 
     @torch.inference_mode()
     def sample(self, model: Any, sampler: Any, sigmas: Tensor) -> Tensor:
-        """All images: (n, c, h, w)."""
+        """Inpaint all images; returns their latents, (n, c, h, w)."""
         studio, parts = self.studio, []
         shape = self.given.shape[1:]
         for batch in studio.batches:
@@ -132,7 +137,7 @@ class Scene:
         return torch.cat([images.float().cpu() for _, images in self.studio.decode(latents)])
 
     def inside(self, latents: Tensor, target: Tensor) -> Tensor:
-        """PSNR inside the mask of each image, dB: (n,)."""
+        """The PSNR in dB of each decoded latent against `target`, inside the mask only: (n,)."""
         scale = self.studio.options.size // self.given.shape[-1]
         mask = self.mask.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
         return masked_psnr(self.images(latents), target, mask.expand(len(latents), -1, -1, -1))
@@ -145,7 +150,7 @@ def run(
     parts: Sequence[str] = tuple(PARTS),
     denoises: Sequence[float] = DENOISES,
 ) -> str:
-    """The study for one family, with some of the masks and values of denoise; returns its table."""
+    """Run the study for one family, with the masks `parts` and the values `denoises`. Returns its table."""
     small = is_small(options)
     studio = Studio(load_source(family, options), options)
     lines: list[list[Any]] = []
@@ -165,7 +170,9 @@ def run(
 
 
 def _lines(scene: Scene, ways: tuple[Way, ...], small: bool) -> list[list[Any]]:
-    """The lines of one mask and denoise: at each speed all ways, compared to the best plain one."""
+    """The table's lines for one mask and one value of denoise. At each speed, every way is compared with the
+    best of the ways without RAS.
+    """
     density = family_plans(scene.studio.source.family).best("2x", "dpmpp_2m", plain=True).density
     steps = SMALL_REFERENCE_STEPS if small else REFERENCE_STEPS
     levels = scene.levels(density, steps)
@@ -184,7 +191,9 @@ def _lines(scene: Scene, ways: tuple[Way, ...], small: bool) -> list[list[Any]]:
 
 
 def _measured(scene: Scene, way: Way, speed: str, target: Tensor) -> tuple[int, float, Tensor]:
-    """Steps, cost in dense steps at the shape of SD3-medium, and PSNR inside of each image."""
+    """Inpaint in one way at one speed. Returns the number of steps, the cost in dense steps (estimated for
+    SD3-medium), and the PSNR of each image inside the mask.
+    """
     plan = family_plans(scene.studio.source.family).best(
         speed, "euler" if way.sampler == "euler" else "dpmpp_2m", plain=True
     )
@@ -218,7 +227,9 @@ def _regional(scene: Scene, way: Way, shares: Shares, levels: Tensor) -> Tensor:
 
 
 def _originals(studio: Studio) -> Tensor:
-    """The images that are inpainted: each is drawn from the prompt before its own, with another noise."""
+    """Latents of the images that are inpainted. Each image is sampled from the prompt that precedes its own
+    prompt in the list, and from another noise than that of the inpainting.
+    """
     cell = Cell(studio.source.family, sampler="dpmpp_2m", steps=14, seed=7)
     name = refs.reference_name(
         refs.Reference(cell.family, cell.seed, cell.sampler, cell.steps),
@@ -229,7 +240,10 @@ def _originals(studio: Studio) -> Tensor:
 
 
 def _kept(scene: Scene, recipe: tuple, make: Callable[[], Tensor]) -> Tensor:
-    """Latents of a run, kept by all that decides them, so that an interrupted study can continue."""
+    """The latents of a run, from a file if one exists; otherwise `make` computes them and they are saved. The
+    file's name is a digest of everything that the latents depend on. So an interrupted study can be
+    continued.
+    """
     studio = scene.studio
     values = [value.tolist() if isinstance(value, Tensor) else value for value in recipe]
     about = [values, scene.part, scene.denoise, studio.source.identity, studio.options.identity()]

@@ -170,7 +170,10 @@ def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[d
 def borders_of_cond(
     network: nn.Module, adapter: ModelAdapter, n_tokens: int, cond: Mapping[str, Any]
 ) -> Borders:
-    """A conditioning's number of text rows, and of rows after the image (padding, reference images)."""
+    """A conditioning's number of text rows, and its number of rows after the image rows (padding, reference
+    images). For a family whose text comes after the image rows (`suffix_rows` returns `ALL`, -1), the second
+    number is 0, because the text is in the first number.
+    """
     context, inputs = cond.get(TEXT), {REFERENCES: cond.get(REFERENCE_IMAGES)}
     text = adapter.text_rows(network, 0 if context is None else context.shape[1])
-    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)  # `ALL` is below 0: text only
+    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)

@@ -1,7 +1,9 @@
-"""Observes other nodes' patches that replace blocks of the network.
+"""Observes other nodes' patches that replace blocks of the network, to decide whether they allow regional
+calls.
 
-Such a patch may skip the block (skip-layer guidance), or run it and use its output unchanged. Then it does
-the same in a regional call. All other patches may rely on the rows of all tokens.
+A patch that replaces a block may skip this block (skip-layer guidance), or run the block and return the
+block's output unchanged. Such a patch does the same in a regional call, so regional calls are allowed. A
+patch that does anything else may rely on the rows of all tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ Patch = Callable[[dict, dict], dict]
 
 
 def with_observed_blocks(options: dict, observations: Observations) -> dict:
-    """The same transformer options, with observed patches of blocks."""
+    """The transformer options, with each patch that replaces a block wrapped so that `observations` compares
+    its inputs and outputs with those of the block.
+    """
     replaced = options[PATCHES_REPLACE]
     observed = {
         name: _observed(patch, name, observations) for name, patch in replaced[REPLACED_BLOCKS].items()

@@ -1,4 +1,6 @@
-"""The multirate integrator as a sampler for ComfyUI, and the samplers of ComfyUI that it can replace."""
+"""Makes the multirate integrator a sampler of ComfyUI, and decides which of ComfyUI's samplers the integrator
+replaces in a run.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,12 @@ def sample_multirate(
     Args:
         model: (x, sigma) -> denoised estimate, (b, c, H, W).
         x: the noisy latent at the first sigma, (b, c, H, W).
-        sigmas: decreasing, ending in 0 or above.
-        extra_args: passed to the model; the transformer options in it contain the run's state.
-        callback: called once per step with i, x, sigma, sigma_hat and denoised.
+        sigmas: the noise levels in decreasing order; the last one is 0 or above.
+        extra_args: further arguments for the model. Their transformer options contain the run's state.
+        callback: called once per step with a dict of i, x, sigma, sigma_hat and denoised.
         disable: whether to hide the progress bar.
-        options: options of the sampler. The only option is `solver`: one of SOLVERS, by default the first.
+        options: options of the sampler. The only option is `solver`, one of SOLVERS; the default is the
+            first.
     """
     extra_args, solver = extra_args or {}, options.get("solver", SOLVERS[0])
     run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
@@ -71,18 +74,19 @@ class FirstRegional(Exception):
 
 
 class DenseSteps:
-    """The model for ComfyUI's own sampler, which samples the steps before the first regional one. So a run
-    that turns out to be dense gives the same latent as a run without RAS, to the last bit.
+    """The model that is given to ComfyUI's own sampler. ComfyUI's sampler computes all steps before the first
+    regional step. So if a run has no regional step in the end, its latent is bit-identical to that of a run
+    without RAS.
 
     Args:
         model: (x, sigma) -> denoised estimate, (b, c, H, W).
         run: state of the run.
         levels: the run's noise levels.
-        start: where the multirate integrator begins; updated with each evaluation.
+        start: the state from which the multirate integrator continues; updated at each evaluation.
 
     Attributes:
-        number: number of evaluated steps, without a regional one.
-        denoised: the estimate of the first regional evaluation.
+        number: number of dense steps that have been evaluated.
+        denoised: the denoised estimate of the first regional evaluation; None before.
     """
 
     def __init__(self, model: Callable[..., Tensor], run: RunState, levels: list[float], start: Start):
@@ -97,7 +101,7 @@ class DenseSteps:
         level, start.x, start.evaluations = self._levels[self.number], x, run.evaluations
         run.known_sigma = level
         denoised = self._model(x, sigma, **extra_args)
-        if run.evaluations == start.evaluations:  # a guess by another node, which must not enter the history
+        if run.evaluations == start.evaluations:  # another node returned a guess: keep it out of the history
             run.warn(ANSWERED)
             start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
         elif run.active_idx is not None:
@@ -110,19 +114,23 @@ class DenseSteps:
 
 
 CORRECTED: dict[str, Solver] = {"sample_dpmpp_2m": "dpmpp_2m", "sample_euler": "euler"}
-"""The ComfyUI sampler functions that the multirate integrator can replace, with the solver that does so."""
+"""By name, the ComfyUI sampler functions that the multirate integrator can replace, and the integrator's
+solver for each."""
 
 STEADY_SAMPLERS = (*CORRECTED, sample_multirate.__name__)
-"""Samplers that add no noise and evaluate once per step. With these, the last change of a token's denoised
-estimate predicts its next change, so K/V formats that extrapolate along the last change can be used."""
+"""Samplers that add no noise and evaluate the model once per step. With these samplers, the last change of a
+token's denoised estimate predicts the estimate's next change. So K/V formats that extrapolate along the last
+change can be used."""
 
 
 OWN_LEVELS = ("dpm_fast_function", "dpm_adaptive_function")
-"""ComfyUI's samplers whose steps are not those of the schedule."""
+"""Names of ComfyUI's sampler functions that choose steps of their own instead of the schedule's steps."""
 
 
 def follows_schedule(sampler: Any) -> bool:
-    """Whether the steps that a sampler reports are probably those of its schedule."""
+    """Whether the steps that a sampler reports to its callback are the steps of the schedule. This is assumed
+    of all samplers except those in OWN_LEVELS.
+    """
     return _name_of(sampler) not in OWN_LEVELS
 
 
@@ -132,13 +140,15 @@ def multirate_sampler(solver: Solver, inpaint_options: dict | None = None) -> co
 
 
 def sampler_of_run(sampler: Any, run: RunState, solver: Solver | None = None) -> Any:
-    """The SAMPLER for a run: the multirate integrator if it can replace the user's sampler and the settings
-    ask for corrections, or if a plan uses another solver; otherwise the user's sampler itself.
+    """The SAMPLER for a run: the multirate integrator or the user's own sampler.
+
+    The multirate integrator is used if it can replace the user's sampler, and if in addition either the run
+    is regional with corrections, or the run's plan asks for a solver other than that of the user's sampler.
 
     Args:
         sampler: the user's SAMPLER.
         run: state of the run.
-        solver: the solver of the run's plan; None to integrate as the user's sampler does.
+        solver: the solver that the run's plan asks for; None for the solver of the user's sampler.
     """
     name, obstacle = _name_of(sampler), _correction_obstacle(sampler)
     if obstacle is None and solver not in (None, CORRECTED[name]):
@@ -152,7 +162,9 @@ def sampler_of_run(sampler: Any, run: RunState, solver: Solver | None = None) ->
 
 
 def plan_sampler(sampler: Any) -> str | None:
-    """The name of the sampler, euler or dpmpp_2m, whose plans also suit `sampler`; None if no plan does."""
+    """Which plans suit `sampler`: the name of the sampler for which they were made, "euler" or "dpmpp_2m".
+    None if no plan suits it.
+    """
     name = _name_of(sampler)
     if name == sample_multirate.__name__:
         solver = sampler.extra_options.get("solver", SOLVERS[0])
@@ -161,8 +173,9 @@ def plan_sampler(sampler: Any) -> str | None:
 
 
 def is_corrected(sampler: Any, config: RASConfig) -> bool:
-    """Whether a run with this sampler corrects tokens that become active again: the integrator repeats their
-    long step with their new estimate (method/integrator.py).
+    """Whether a run with this sampler corrects tokens that become active again after they were cached. To
+    correct such a token, the integrator repeats the step since the token's last evaluation, with the new
+    estimate (method/integrator.py).
     """
     is_ours = _name_of(sampler) == sample_multirate.__name__
     return is_ours or (config.corrections and _correction_obstacle(sampler) is None)
@@ -182,8 +195,10 @@ def _correction_obstacle(sampler: Any) -> str | None:
 
 
 def cache_for(sampler: Any, config: RASConfig) -> str:
-    """The user's setting of `kv_cache`. Exception: if this format extrapolates keys and values, which works
-    with STEADY_SAMPLERS only, and the sampler is another one, a format that does not extrapolate is returned.
+    """The format of the K/V cache for a run with this sampler: the user's setting of `kv_cache`, with one
+    exception. Formats that extrapolate keys and values work with STEADY_SAMPLERS only. If the user's setting
+    is such a format, and the sampler is not one of STEADY_SAMPLERS, a format that does not extrapolate is
+    returned.
     """
     wanted = for_sampler(config.kv_cache, adds_noise=_name_of(sampler) not in STEADY_SAMPLERS)
     if wanted != config.kv_cache:

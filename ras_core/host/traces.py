@@ -1,4 +1,6 @@
-"""The traces of a patched model's runs, each with the latent that its run returned."""
+"""Keeps the traces of a patched model's runs, each with hashes of the latents that its run returned, so that
+a node can find the trace that belongs to a latent.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,16 @@ from torch import Tensor
 from ..run.trace import Trace
 
 KEPT_BYTES = 2**26
-"""The latest traces are kept up to this size together, and the last one at any size."""
+"""Size limit of all kept traces together, in bytes. If it is exceeded, the oldest traces are dropped. The
+trace of the last run is kept at any size."""
 
 
 class Traces:
     """The traces of the latest runs.
 
-    A latent is identified by its values: nodes between a sampler and its trace may copy the LATENT, and the
-    sampler moves its tensor to another device.
+    A latent is identified by its values, not by the identity of its tensor. This is because nodes between the
+    sampler and the node that asks for the trace may copy the LATENT, and the sampler moves its result to
+    another device.
     """
 
     def __init__(self) -> None:
@@ -37,19 +41,21 @@ class Traces:
             del self._kept[0]
 
     def of(self, latent: Any) -> Trace | None:
-        """The trace of the latest run that returned this latent; None if none of the kept runs did."""
+        """The trace of the latest run that returned this latent; None if no run with a kept trace did."""
         wanted = _digests(latent)
         return next((trace for trace, known in reversed(self._kept) if wanted & known), None)
 
 
 def _nbytes(trace: Trace) -> int:
-    """Memory of the trace's masks and scores."""
+    """Size of the trace's masks and scores in bytes."""
     arrays = ((each.active, each.score) for each in trace.evaluations)
     return sum(array.nbytes for pair in arrays for array in pair if array is not None)
 
 
 def _digests(latent: Any) -> set[str]:
-    """Hashes of the latent's values, as they are and as samplers convert them for other nodes."""
+    """Hashes of the latent's values in float32, and in the data type to which ComfyUI converts latents
+    between nodes.
+    """
     if type(latent) is not Tensor or latent.layout is not torch.strided:
         return set()
     narrower = getattr(comfy.model_management, "intermediate_dtype", lambda: torch.float32)()
@@ -65,11 +71,12 @@ class Progress:
     """The callback of a run's sampler: counts the finished steps, and calls the user's callback.
 
     Args:
-        finish: is called with the number of each finished step.
-        given: ComfyUI's callback, or None.
+        finish: function that is called with the number of each finished step.
+        given: the callback that ComfyUI passed to the sampler, or None.
 
     Attributes:
-        denoised: the last step's denoised estimate, which some sampler nodes output too; None before it.
+        denoised: the denoised estimate of the last finished step, which some sampler nodes return as a second
+            latent; None before the first step has finished.
     """
 
     def __init__(self, finish: Callable[[int], None], given: Callable[..., None] | None):

@@ -1,4 +1,4 @@
-"""Reads the JSON of plans."""
+"""Parses the JSON text of plans, and checks its version."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def read_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        RASError: the text is not JSON.
+        RASError: the text is not valid JSON.
     """
     try:
         return json.loads(text)
@@ -26,10 +26,14 @@ def read_json(text: str) -> Any:
 
 
 def checked_version(what: str, values: Any) -> dict[str, Any]:
-    """The dict `values`, read from JSON, without its field "version", which must be VERSION.
+    """Check the field "version" of the dict `values`, which was read from JSON, and return the other fields.
+
+    Args:
+        what: name of what the JSON describes, for the error message.
+        values: the parsed JSON.
 
     Raises:
-        RASError: the version is another one, or `values` is no dict.
+        RASError: the field "version" is not VERSION, or `values` is not a dict.
     """
     version = values.get("version") if isinstance(values, Mapping) else None
     if version != VERSION:

@@ -1,5 +1,5 @@
-"""The interface of an adapter. An adapter states the few facts about a network that RAS needs, so that RAS
-can use ComfyUI's network and needs no copy of the network's forward function.
+"""The interface of an adapter. An adapter states the few facts about a family of networks that RAS needs.
+Thanks to these facts, RAS can run ComfyUI's own network, and does not need a copy of its forward function.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from .cost import CacheProfile, CostProfile
 from .row_patches import row_patch
 
 ALL: Final = -1
-"""Value of `suffix_rows` that means: every row that is not an image row comes after the image rows."""
+"""A value for the number of suffix rows, the rows after the image rows. `ALL` means that a tensor has no rows
+before its image rows: every row that is not an image row comes after the image rows."""
 
 Inputs = Mapping[str, Any]
 """Inputs of one call of ComfyUI's model, by name."""
 
 NO_INPUTS: Final[Inputs] = MappingProxyType({})
-"""No inputs; the default of methods that may be called before any call of the model."""
+"""An empty dict of inputs. It is the default in methods that may be called before any call of the model."""
 
 REFERENCES: Final = "ref_latents"
 """Name of the model input with reference images, which are latents (b, c, H, W) of any size. While the K/V
@@ -48,9 +49,9 @@ class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
     Inside the network, the rows of a sequence are [prefix | image | suffix]: text, the image's tokens,
-    padding or reference images. An adapter states only the number of suffix rows. The prefix of a tensor
-    is the rest of its rows, so hidden tensors, position tables, attentions and the final layer's output
-    may have prefixes of different lengths.
+    padding or reference images. An adapter states only the number of suffix rows. All rows of a tensor that
+    are neither image nor suffix rows are its prefix. So hidden tensors, position tables, attentions and the
+    final layer's output may have prefixes of different lengths.
 
     Attributes:
         family: name of the family in messages.
@@ -169,14 +170,14 @@ class ModelAdapter(ABC):
                 may add rows.
 
         Returns:
-            The number of rows after the image rows, or `ALL` if every row that is not an image row comes
-            after them.
+            The number of rows after the image rows. `ALL` if no row comes before the image rows: then every
+            row that is not an image row comes after them, and the number may differ between tensors.
         """
         return 0
 
     def unsupported(self, network: nn.Module) -> str | None:
-        """A few words for the error message, which name the variant if the network is an untested variant of
-        `classes`; None if the network is supported.
+        """If the network is of one of `classes`, but of a variant that RAS does not support, a few words that
+        name this variant in the error message; None if the network is supported.
         """
         return None
 
@@ -198,8 +199,8 @@ class ModelAdapter(ABC):
         return f"another node patches the network ({found}), and may rely on the rows of all tokens"
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        """Number of rows before the image rows for a conditioning of `n_text` rows: `n_text`, plus padding
-        rows if the family pads its text.
+        """Number of text rows in the network for a conditioning of `n_text` rows. This is `n_text`, plus the
+        number of padding rows if the family pads its text.
         """
         return n_text
 

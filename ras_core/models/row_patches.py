@@ -1,4 +1,4 @@
-"""Finds other nodes' patches that get rows of tokens inside a network."""
+"""Finds other nodes' patches that receive hidden rows of tokens inside a network."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ ROW_PATCHES = (
     "noise_refiner",
     "single_block",
 )
-"""Keys, in `patches`, of other nodes' patches that get rows of tokens in a block or after it."""
+"""Keys in the transformer options' dict `patches`. The patches under these keys receive the rows of tokens in
+a block or after a block."""
 
 
 def row_patch(network: nn.Module, options: Mapping[str, Any]) -> str | None:
-    """The name of a patch in these transformer options that gets rows of tokens in this network, or None."""
+    """The key of a patch, in these transformer options, that receives rows of tokens in this network; None if
+    there is no such patch.
+    """
     patches = options.get("patches", {})
     found = {name for name in ROW_PATCHES if patches.get(name)}
     return min(found & names_read(network), default=None) if found else None
 
 
 def names_read(network: nn.Module) -> frozenset[str]:
-    """Those names of `ROW_PATCHES` that occur in the code of the network and its modules: other patches have
-    no effect in this version of ComfyUI.
+    """The keys in `ROW_PATCHES` that occur in the code of this network's modules. Patches under the remaining
+    keys have no effect on this network in the installed version of ComfyUI, because no code reads them.
     """
     return frozenset().union(*map(_names_read_by, {type(module) for module in network.modules()}))
 

@@ -1,4 +1,4 @@
-"""Frames that show which regions each step of a run computed, one frame per step."""
+"""Draws one frame for each step of a run. A frame shows which regions of the image the step computed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from .masks import colour_of, kind_of, shown_planes, spread
 PIXELS_PER_TOKEN, FEWEST_PIXELS = 16, 4
 CAPTION = 32
 MOST_PIXELS = 2**25
-"""Pixels of all frames together; as float32, which ComfyUI's images are, they take 384 MiB."""
+"""Largest number of pixels of all frames together. With three channels in float32, the format of ComfyUI's
+images, this many pixels take 384 MiB."""
 
 
 def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
-    """One frame per step, with a caption. Active regions keep their colours, cached regions are dimmed.
+    """One frame per step, with a caption. Active regions are shown in full colour, cached regions dimmed.
 
     Args:
         trace: a finished run.
-        images: (b, H, W, 3) float in [0, 1], shown under the masks, or None; for videos, the frames of all
-            videos, one video after the other.
+        images: the images that are shown under the masks, (b, H, W, 3) float in [0, 1]; None for a grey
+            background. For videos, these are the frames of all videos, one video after the other.
 
     Returns:
-        (steps, height, width, 3) float32 in [0, 1]; each frame shows up to four images of the batch in a row,
-        or up to four latent frames of the first video. If there would be more than MOST_PIXELS, a token has
-        fewer pixels; if these are too few, equally spaced steps are shown instead of all.
+        (steps, height, width, 3) float32 in [0, 1]. Each frame shows up to four images of the batch in a row,
+        or up to four latent frames of the first video. If all frames together would have more than
+        MOST_PIXELS, each token is drawn with fewer pixels, but with at least FEWEST_PIXELS along each axis.
+        If that is not enough, only some equally spaced steps are shown.
     """
     steps, pixels = _shown_steps(trace)
     backdrops = _backdrops(trace, images, pixels)
@@ -43,7 +45,7 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def _shown_steps(trace: Trace) -> tuple[list[Evaluation], int]:
-    """The steps that are shown, and the pixels of a token along each axis."""
+    """The steps that are shown, and the number of pixels along each side of a token."""
     steps = list(trace.steps)
     if not steps:
         return steps, PIXELS_PER_TOKEN
@@ -55,8 +57,8 @@ def _shown_steps(trace: Trace) -> tuple[list[Evaluation], int]:
 
 
 def _backdrops(trace: Trace, images: np.ndarray | None, pixels: int) -> np.ndarray:
-    """Backgrounds under the masks, one per plane of `shown_planes`: (panels, height, width, 3) uint8, with
-    `pixels` pixels of a token along each axis.
+    """The backgrounds under the masks, one for each plane of `shown_planes`: (panels, height, width, 3)
+    uint8. Each token covers a square with sides of `pixels` pixels.
     """
     height, width = (pixels * tokens for tokens in trace.grid.shape[-2:])
     count = len(shown_planes(trace.steps[0].active)) if trace.steps else 1
@@ -76,7 +78,7 @@ def _shown_images(trace: Trace, images: np.ndarray, count: int) -> list[np.ndarr
 
 
 def _darkened(backdrops: np.ndarray) -> np.ndarray:
-    """The backgrounds where tokens are cached: dark and grey."""
+    """Dark grey copies of the backgrounds, which are shown at cached tokens."""
     grey = backdrops.mean(axis=3, keepdims=True) * 0.28 + np.array(BACKGROUND) * 0.4
     return grey.astype(np.uint8)
 
@@ -84,7 +86,9 @@ def _darkened(backdrops: np.ndarray) -> np.ndarray:
 def _draw_frame(
     frame: np.ndarray, trace: Trace, step: Evaluation, backdrops: tuple[np.ndarray, np.ndarray]
 ) -> None:
-    """Draw a step into (height + CAPTION, panels * width, 3) float32, over its two backgrounds."""
+    """Draw a step into `frame`, (height + CAPTION, panels * width, 3) float32. `backdrops` are the
+    backgrounds for active tokens and those for cached tokens.
+    """
     planes = shown_planes(step.active)
     panels = [_panel(plane, *pair, colour_of(step)) for plane, *pair in zip(planes, *backdrops, strict=True)]
     footer = Image.new("RGB", (frame.shape[1], CAPTION), BACKGROUND)
@@ -94,8 +98,9 @@ def _draw_frame(
 
 
 def _panel(active: np.ndarray, bright: np.ndarray, dark: np.ndarray, colour: tuple) -> np.ndarray:
-    """An image in which cached tokens are dark and grey, and active tokens are in full colour with an outline
-    around their region, inside of it and also along the edges of the image.
+    """An image in which cached tokens are dark grey and active tokens are in full colour. An outline is drawn
+    along the border of each active region, on the active tokens, also where the border is an edge of the
+    image.
     """
     h, w = active.shape
     side = bright.shape[0] // h  # pixels of a token

@@ -25,7 +25,8 @@ def borders_of(rows: int, n_image: int, suffix: int, name: str) -> Borders:
 
     Args:
         rows, n_image: all rows of the tensor, and how many of them are image rows.
-        suffix: number of rows after the image rows; `ALL` if all rows but the image rows come after them.
+        suffix: number of rows after the image rows. `ALL` means that there are no rows before the image rows,
+            so that all remaining rows of the tensor come after them.
         name: description of the tensor, for the error message.
 
     Raises:
@@ -44,7 +45,8 @@ class ActiveRows:
     Args:
         active_idx: (bb, n_active) int64, token indices.
         n_tokens: image tokens of the whole image.
-        suffix: number of rows after the image rows, or `ALL`, as in `borders_of`.
+        suffix: number of rows after the image rows of each tensor. `ALL` means that all rows of a tensor
+            except the image rows come after the image rows.
     """
 
     def __init__(self, active_idx: Tensor, n_tokens: int, suffix: int):

@@ -1,7 +1,9 @@
-"""Code of other packs inside the network that may answer from a cache of its own instead of running blocks.
+"""Finds code of other packs inside the network that may have a cache of its own, and may return cached
+results instead of running blocks.
 
-In a regional call such code would keep rows of the active tokens, and later add them to other tokens. So it
-is found before a call is shortened, by what replaces the network's functions and blocks.
+In a regional call, such code would cache the rows of the active tokens, and might add these rows to different
+tokens in a later call. So before a call is shortened to the active tokens, this module inspects the functions
+and blocks that other packs have put in place of the network's own ones.
 """
 
 from __future__ import annotations
@@ -21,28 +23,32 @@ from torch import Tensor, nn
 from ..graphs.code_identity import COMFYUI, TORCH, is_by
 
 DEPTH = 4
-"""Number of consecutive references that are followed from a function to something that it may write to."""
+"""`may_keep` follows at most this many consecutive references, from a function to an object that the function
+can write to."""
 
 MOST_OBJECTS = 500
-"""Number of objects that are searched for a tensor."""
+"""`holds_results` inspects at most this many objects when it searches for a tensor."""
 
 WRITES = frozenset({"STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "STORE_SLICE"})
-"""Instructions that write to something that may outlive the call."""
+"""Names of the bytecode instructions that write to an object that may still exist after the function has
+returned: an attribute, a global variable or an element of a container."""
 
 CONSTANT = (
     type(None), bool, int, float, complex, str, bytes, range, type, Enum, ModuleType, BuiltinFunctionType,
     Tensor, torch.dtype, torch.device, logging.Logger,
 )  # fmt: skip
-"""Types of values in which a function keeps no result."""
+"""Types of values that `may_keep` and `holds_results` skip, because functions do not keep their results in
+values of these types."""
 
 
 def other_cache(network: nn.Module, blocks: Sequence[nn.Module], replacements: Iterable[Any]) -> str | None:
-    """Why the network must run on all tokens, as a reason for the log; None if it may run on fewer.
+    """The reason, for the log, why the network must run on all tokens: code of another pack in this network
+    may have a cache of its own. None if no such code is found.
 
     Args:
         network: ComfyUI's network.
         blocks: its blocks.
-        replacements: functions of other nodes' patches that run instead of blocks.
+        replacements: functions that other nodes' patches run in place of blocks.
     """
     for kind in dict.fromkeys(map(type, blocks)):
         if _package(kind) != _package(type(network)) and not is_by(kind, TORCH):
@@ -54,8 +60,9 @@ def other_cache(network: nn.Module, blocks: Sequence[nn.Module], replacements: I
 
 
 def holds_results(code: Any) -> bool:
-    """Whether a function can now reach a tensor in an object that it can write to, so that this tensor may be
-    a result of an earlier call. ComfyUI's and torch's code does not count.
+    """Whether a function has access, at this moment, to a mutable object that contains a tensor. The function
+    may have stored this tensor there as the result of an earlier call. ComfyUI's and torch's own code is not
+    inspected.
     """
     pending, seen = [code], 0
     while pending and seen < MOST_OBJECTS:
@@ -72,7 +79,7 @@ def holds_results(code: Any) -> bool:
 
 
 def _contents(value: Any) -> Iterable[Any]:
-    """What an object that can be written to contains."""
+    """The values in a mutable object: a mapping's values, a collection's elements, or the attributes."""
     if isinstance(value, Mapping):
         return value.values()
     if isinstance(value, (Sequence, Set)):
@@ -81,7 +88,7 @@ def _contents(value: Any) -> Iterable[Any]:
 
 
 def _flat(values: Iterable[Any]) -> Iterator[Any]:
-    """These values, and those in tuples among them."""
+    """The values one after the other; tuples among them are replaced by their elements, at any depth."""
     for each in values:
         if isinstance(each, tuple):
             yield from _flat(each)
@@ -91,7 +98,9 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 
 @contextmanager
 def watched(blocks: Iterable[nn.Module]) -> Iterator[list[bool]]:
-    """A list that is no longer empty once one of these blocks has run during the body."""
+    """Yield a list that is empty at first. Each time one of these blocks runs during the body of the `with`,
+    the list gets an entry.
+    """
     ran: list[bool] = []
     handles = [block.register_forward_pre_hook(lambda *_: ran.append(True)) for block in blocks]
     try:
@@ -102,8 +111,13 @@ def watched(blocks: Iterable[nn.Module]) -> Iterator[list[bool]]:
 
 
 def may_keep(code: Any, depth: int = DEPTH) -> bool:
-    """Whether a function may keep a result from one call to the next: it writes to something that may outlive
-    the call, or it reaches an object that can be written to. ComfyUI's and torch's code does not count.
+    """Whether a function may keep a result from one call to the next. This is assumed if the function writes
+    to an object that may still exist after the call, or if it can access a mutable object. ComfyUI's and
+    torch's own functions are trusted: for them the result is False.
+
+    Args:
+        code: the function, or a value that a function can access.
+        depth: how many consecutive references may still be followed from `code`.
     """
     if isinstance(code, CONSTANT):
         return False
@@ -120,7 +134,9 @@ def may_keep(code: Any, depth: int = DEPTH) -> bool:
 
 
 def _parts(value: Any) -> Iterable[Any] | None:
-    """What a value refers to that cannot be written to itself; None for any other value."""
+    """The objects that an immutable value (a function, method, partial, tuple or frozenset) refers to. None
+    if the value is of any other type, and so may be mutable.
+    """
     if isinstance(value, FunctionType):
         return _read_by(value)
     if isinstance(value, (tuple, frozenset)):
@@ -133,7 +149,9 @@ def _parts(value: Any) -> Iterable[Any] | None:
 
 
 def _read_by(function: FunctionType) -> Iterator[Any]:
-    """What a function reads from outside a call; of other packages' functions, nothing."""
+    """The values that a function can use apart from its arguments: those in its closure, its defaults, and
+    the global variables that it reads. Global functions of other packages are left out.
+    """
     for cell in function.__closure__ or ():
         with suppress(ValueError):  # a variable without a value
             yield cell.cell_contents
@@ -160,7 +178,7 @@ def _globals_of(code: CodeType) -> tuple[str, ...]:
 
 
 def _own_functions(module: nn.Module) -> list[Any]:
-    """Functions of this one module that replace those of its class."""
+    """Functions that are set on this module object itself, and replace functions of its class."""
     own = vars(module)
     return [own[name] for name in own.keys() & _names_of_functions(type(module)) if own[name] is not None]
 

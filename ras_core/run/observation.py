@@ -1,8 +1,8 @@
-"""Observes what other packs' code does to rows, without changing what this code sees.
+"""Observes what other packs' code does to rows, without changing the inputs of this code.
 
-In a dense call this code gets the rows of all tokens. If it changes no row there, or computes each row alone,
-it does the same in a regional call. Everything is compared on the device; the CPU waits for the results once
-per call.
+In a dense call, code of another pack receives the rows of all tokens. If the code changes no row there, or
+computes each row independently of the others, it is assumed to do the same in a regional call. All tensors
+are compared on the device, so the CPU has to wait for the results only once per call.
 """
 
 from __future__ import annotations
@@ -17,35 +17,40 @@ import torch
 from torch import Tensor, nn
 
 SOME = 8
-"""Number of rows on which code is tried that should compute each row alone."""
+"""Number of rows on which `try_some_rows` runs a module, to see whether the module computes each row
+independently of the others."""
 
 ROUNDING = 0.02
-"""Relative difference (L2) of such code's results on few rows and on all rows that may be due to rounding."""
+"""Largest relative difference (L2) between a module's results on few rows and on all rows that counts as a
+rounding error."""
 
 ATTENTION_ERROR = 0.1
-"""Relative difference (L2) up to which an attention function counts as another implementation of ComfyUI's;
-those with 8-bit integers differ by a few percent."""
+"""Largest relative difference (L2) between the results of another node's attention function and of ComfyUI's
+at which both count as implementations of the same attention. Attention in 8-bit integers differs by a few
+percent."""
 
 DEPTH = 4
-"""Number of consecutive references that are followed from a function to find state that it may keep."""
+"""`may_keep_state` follows at most this many consecutive references from a function, to find objects in which
+the function may keep state."""
 
 ROWS = "may rely on the rows of all tokens"
-"""The end of a reason."""
+"""The end of every sentence that says why a run is dense because of another pack's code."""
 
 STORES = ("STORE_GLOBAL", "STORE_ATTR", "DELETE_ATTR")
 
 
 class Observations:
-    """What other packs' code did in the latest call that RAS has handled."""
+    """What other packs' code did to rows in the last call of a network that RAS has observed."""
 
     def __init__(self) -> None:
-        self._found: list[tuple[str, Tensor | bool]] = []  # reason, whether it applies
+        self._found: list[tuple[str, Tensor | bool]] = []  # (reason, whether this reason applies)
         self._handles: list[Any] = []
-        self._turns: dict[tuple[Any, Hashable], int] = {}  # by attention function and kind of call
+        # By attention function and kind of call: the number of earlier calls.
+        self._turns: dict[tuple[Any, Hashable], int] = {}
         self._attentions = 0
 
     def start(self) -> None:
-        """Begin a call."""
+        """Forget what was observed in the call before, because another call begins."""
         self._found, self._attentions = [], 0
 
     def detach(self) -> None:
@@ -55,18 +60,20 @@ class Observations:
         self._handles.clear()
 
     def finding(self) -> str | None:
-        """Why calls must stay dense, according to the call that has just ended, or None."""
+        """Why calls must stay dense, according to the call that has just ended; None if no reason applies."""
         return next((reason for reason, applies in self._found if bool(applies)), None)
 
     def compare(self, reason: str, before: Mapping[Any, Tensor], after: Mapping[Any, Tensor]) -> None:
-        """Note `reason` if a tensor of `before` has other values in `after`."""
+        """Keep `reason` if a tensor in `before` and the tensor of the same name in `after` differ."""
         for name, known in before.items():
             value = after.get(name, known)
             is_alike = isinstance(value, Tensor) and value.shape == known.shape
             self._found.append((reason, (value != known).any() if is_alike else True))
 
     def watch_hooks(self, module: nn.Module) -> None:
-        """Compare the module's input and output before and after the hooks that it has now."""
+        """Compare the module's input before and after its present pre-hooks have run, and its output before
+        and after its present forward hooks have run.
+        """
         reason = f"another node's hook changes rows of {type(module).__name__}, and {ROWS}"
         given: list[dict] = []
 
@@ -90,7 +97,9 @@ class Observations:
         ]
 
     def try_some_rows(self, module: nn.Module) -> None:
-        """Run this module, which keeps no state, on a few of its rows too."""
+        """In the next call, run this module, which keeps no state, once more on a few of its input rows, and
+        compare the result with the same rows of the module's output.
+        """
         reason = f"another node's code in {type(module).__name__} needs the rows of all tokens"
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -101,7 +110,7 @@ class Observations:
             some = slice(0, max(min(SOME, rows.shape[1] // 2), 1))
             try:
                 error = _error(module.forward(rows[:, some]), output[:, some])
-            except Exception:  # the code needs other rows
+            except Exception:  # the code needs the rows that were left out
                 error = torch.tensor(torch.inf)
             self._found.append((reason, ~(error <= ROUNDING)))
 
@@ -110,8 +119,10 @@ class Observations:
     def watch_attention(
         self, override: Callable[..., Tensor] | None, kind: Hashable
     ) -> Callable[..., Tensor] | None:
-        """The attention function `override`, whose results are compared with ComfyUI's: all results in the
-        first call of this kind, and one result in each later call.
+        """A function that calls the attention function `override` and compares its results with ComfyUI's.
+        In the first network call of this `kind`, the results of all attentions are compared. In each later
+        call, the result of one attention is compared: in the second call that of the first attention, in
+        the third call that of the second, and so on.
         """
         if override is None:
             return None
@@ -131,12 +142,12 @@ class Observations:
 
 
 def copies(value: Any) -> dict[Any, Tensor]:
-    """Copies of all tensors in `value`, by their place in it."""
+    """Copies of all tensors in `value`, by the keys and indices that lead to each tensor."""
     return {place: each.clone() for place, each in tensors_in(value)}
 
 
 def tensors_in(value: Any, place: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
-    """All tensors in nested tuples, lists and dicts, with their places."""
+    """All tensors in nested tuples, lists and dicts, each after the keys and indices that lead to it."""
     if isinstance(value, Tensor):
         yield place, value
     elif isinstance(value, (tuple, list)):
@@ -148,8 +159,13 @@ def tensors_in(value: Any, place: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
 
 
 def may_keep_state(code: Any, depth: int = DEPTH) -> bool:
-    """Whether a function may keep state from one call to the next: it assigns attributes or global names, or
-    can reach a list, a dict or an object of an unknown class.
+    """Whether a function may keep state from one call to the next. This is assumed if the function assigns
+    attributes, global names or variables of an enclosing function, or if it has access to a list, a dict or
+    an object of an unknown class.
+
+    Args:
+        code: the function, or a value that a function can access.
+        depth: how many consecutive references may still be followed from `code`.
     """
     if code is None or isinstance(code, (bool, int, float, str, torch.dtype, Tensor, nn.Module, type)):
         return False

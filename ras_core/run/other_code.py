@@ -1,10 +1,11 @@
-"""Finds code of other packs that sees rows inside a network, and decides whether it may see fewer of them.
+"""Finds code of other packs that receives rows inside a network, and decides whether this code also works if
+it receives the rows of active tokens only.
 
-A regional call gives the code inside a network the rows of active tokens only. Code of another pack may need
-the rows of all tokens: it may add a tensor with a row for each token, mix rows, check their number, or keep
-state from one block to the next. A call that has failed halfway cannot be repeated, because such state would
-then be wrong. So this module looks for such code before a network's first regional call, and `observation`
-observes in the dense calls what the code does.
+In a regional call, the code inside a network receives the rows of active tokens only. Code of another pack
+may need the rows of all tokens: it may add a tensor with a row for each token, mix rows, check their number,
+or keep state from one block to the next. If a call fails halfway, it cannot be repeated, because the failed
+call has already changed that state. So this module looks for such code before a network's first regional
+call, and `observation` observes during the dense calls what the code does to the rows.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from ..models.base import ModelAdapter
 from .observation import ROWS, Observations, may_keep_state
 
 OWNERS = ("comfy.", "comfy_", "torch.")
-"""Prefixes of the names of Python modules whose code works on any number of rows: ComfyUI and PyTorch."""
+"""Prefixes of the names of ComfyUI's and PyTorch's Python modules. Their code works on any number of rows."""
 
 ROW_BY_ROW = (nn.Linear, nn.LayerNorm, nn.Identity)
-"""Classes of layers that compute each row alone, as do the quantised layers that other packs derive."""
+"""Classes of layers that compute each row independently of the other rows. The quantised layers that other
+packs derive from these classes are assumed to do the same."""
 
 CHANGED = f"another node changed code of the network's blocks during the run, which {ROWS}"
 
@@ -33,15 +35,18 @@ class OtherCode:
 
     def __init__(self, adapter: ModelAdapter):
         self._adapter = adapter
-        self._known: dict[nn.Module, tuple] = {}  # code of the blocks in the last dense call, by network
-        self._hooked: dict[nn.Module, list[nn.Module]] = {}  # modules with hooks of other packs, by network
-        self._suspects: list[nn.Module] = []  # inner modules that run code of other packs
+        # By network: code attached to its blocks in the last dense call.
+        self._known: dict[nn.Module, tuple] = {}
+        self._hooked: dict[nn.Module, list[nn.Module]] = {}  # by network: modules with other packs' hooks
+        self._suspects: list[nn.Module] = []  # modules inside blocks that run code of other packs
         self._observations = Observations()
 
     def obstacle(self, network: nn.Module, is_regional: bool = False) -> str | None:
-        """Why calls of this network must be dense, as a sentence; None if nothing is known to prevent
-        regional calls. Before a regional call, only the blocks are compared with the last dense call, because
-        that takes less time.
+        """Why calls of this network must be dense, as a sentence; None if no reason is known.
+
+        Before a dense call, all modules in the blocks are searched for code of other packs. Before a regional
+        call, this function only compares the code attached to the blocks with that of the last dense call,
+        because this takes less time.
         """
         try:
             blocks = self._outer(network)
@@ -58,8 +63,9 @@ class OtherCode:
 
     @contextmanager
     def observed(self, network: nn.Module, is_regional: bool = False) -> Iterator[Observations]:
-        """Observe code of other packs in the body of the `with`, one call of the network, for which there was
-        no obstacle. In a regional call, only hooks are observed that the last dense call had.
+        """Observe what code of other packs does in the body of the `with`. The body is one call of the
+        network, for which `obstacle` has returned None. In a regional call, only the modules are observed
+        that had hooks of other packs in the last dense call.
         """
         self._observations.start()
         try:
@@ -72,11 +78,15 @@ class OtherCode:
             self._observations.detach()
 
     def finding(self) -> str | None:
-        """Why calls must be dense from now on, according to the call that was observed last, or None."""
+        """Why calls must be dense from now on, according to the last observed call; None if no reason was
+        found.
+        """
         return self._observations.finding()
 
     def _look_at(self, network: nn.Module) -> None:
-        """Find code of other packs before a dense call, and try functions on some rows in this call."""
+        """Before a dense call: find the hooks of other packs, and arrange that during this call the modules
+        in `_suspects` also run on some of their rows only.
+        """
         blocks, owners = self._outer(network), _owners(network)
         self._known[network] = _code_of(blocks)
         for module in dict.fromkeys(self._suspects):
@@ -88,7 +98,9 @@ class OtherCode:
         ]
 
     def _outer(self, network: nn.Module) -> list[nn.Module]:
-        """The network itself, and its parts that receive shortened rows."""
+        """The network itself, its blocks and its final layer. A regional call gives the blocks and the final
+        layer the rows of active tokens only.
+        """
         return [network, *self._adapter.blocks(network), self._adapter.final_layer(network)]
 
 
@@ -98,14 +110,16 @@ def _owners(network: nn.Module) -> tuple[str, ...]:
 
 
 def _modules(outer: list[nn.Module]) -> Iterator[nn.Module]:
-    """The network itself, and all modules that receive shortened rows."""
+    """The network itself, and all modules inside its blocks and its final layer."""
     yield outer[0]
     for block in outer[1:]:
         yield from block.modules()
 
 
 def _foreign_code(network: nn.Module, outer: list[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
-    """The functions that another pack has replaced or defined: their modules, names and code."""
+    """The functions that come from another pack, either set on a module itself or defined in its class. Each
+    result is the module, the function's name and the function.
+    """
     owners, kinds = _owners(network), {}
     for module in _modules(outer):
         kind, own = type(module), vars(module)
@@ -122,7 +136,9 @@ def _foreign_code(network: nn.Module, outer: list[nn.Module]) -> Iterator[tuple[
 
 
 def _foreign_functions(kind: type, owners: tuple[str, ...]) -> list[tuple[str, FunctionType]]:
-    """The functions of a class, or of a base of it, that a pack other than its own has written."""
+    """The functions of a class, or of its base classes, that are written in none of the Python modules of
+    `owners`, i.e. in another pack.
+    """
     if issubclass(kind, ROW_BY_ROW):
         return []
     bases = kind.__mro__[: kind.__mro__.index(nn.Module)]
@@ -131,8 +147,9 @@ def _foreign_functions(kind: type, owners: tuple[str, ...]) -> list[tuple[str, F
 
 
 def is_written_by(code: Any, owners: tuple[str, ...]) -> bool:
-    """Whether this function is written in a Python module with one of these prefixes. The namespace tells,
-    because decorators copy the name of the function's module.
+    """Whether this function is written in a Python module whose name has one of the prefixes `owners`. The
+    module's name is read from the function's global variables: `__module__` would be wrong for a function
+    that a decorator returns, because decorators copy `__module__` from the decorated function.
     """
     while isinstance(code, MethodType):
         code = code.__func__
@@ -145,5 +162,5 @@ def _hooks(module: nn.Module) -> list[Any]:
 
 
 def _code_of(modules: list[nn.Module]) -> tuple:
-    """The code that was attached to these modules: hooks, and functions that replace their own."""
+    """The ids of the code that is attached to these modules: hooks, and functions that replace `forward`."""
     return tuple((*map(id, _hooks(module)), id(vars(module).get("forward"))) for module in modules)

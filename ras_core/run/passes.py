@@ -1,4 +1,6 @@
-"""The passes of a run: the calls of the sampler in it. Another pack's wrapper may call it more than once."""
+"""Prepares a run for each of its passes. A pass is one call of the sampler. A run has more than one pass if a
+wrapper of another pack calls the sampler more than once.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ class Passes:
     """Prepares a run's state for each pass.
 
     Most runs have one pass, over the noise levels that the run was given. A wrapper of another pack may
-    change the levels, or call the sampler again: the steps of a further pass are then planned like those of
-    the first, and counted from the last step of the pass before.
+    change the noise levels, or call the sampler again. The steps of a further pass are planned like those of
+    the first pass, and their numbers continue those of the pass before.
     """
 
     def __init__(self, run: RunState):
@@ -26,7 +28,7 @@ class Passes:
         self._begun = 0
 
     def begin(self, sigmas: list[float]) -> None:
-        """The sampler is called with these noise levels, one more value than it has steps."""
+        """Prepare the run for a pass with these noise levels, one more than the pass has steps."""
         run, self._begun = self._run, self._begun + 1
         if self._begun == 1 and sigmas == run.sigmas:
             return
@@ -35,7 +37,8 @@ class Passes:
         run.follow(sigmas, len(done))
         steps = self._plan(len(sigmas) - 1, planned)
         run.plan = done + tuple(replace(step, index=len(done) + step.index) for step in steps)
-        # The memory of the K/V cache was only planned if the run was given levels with regional steps.
+        # Memory for the K/V cache was only planned if the run had regional steps from the beginning. So a run
+        # without regional steps does not get any in a later pass.
         run.any_regional = run.any_regional and any(step.kind is StepKind.REGIONAL for step in run.plan)
         run.kv.drop(tuple(run.cached_output))
         run.cached_output.clear()

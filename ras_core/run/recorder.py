@@ -1,4 +1,4 @@
-"""Collects the data of a run's evaluations while it samples, and makes its trace."""
+"""Collects data about each evaluation while a run samples, and makes the run's trace from these data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ UNCACHED_OFTEN = "in {} evaluations a conditioning without cached data ran dense
 
 @dataclass
 class _Entry:
-    """An evaluation of a run that is still sampling; tensors stay on the device until the run ends."""
+    """Data about one evaluation of a run that is still sampling. The tensors stay on the device until the run
+    ends, so that the CPU need not wait for them.
+    """
 
     plan: StepPlan | Callable[[float], StepPlan]
     sigma: float | Tensor
@@ -32,19 +34,21 @@ class _Entry:
 
 
 class Recorder:
-    """Collects a run's evaluations without waiting for the device."""
+    """Collects data about a run's evaluations without waiting for the device. `finish` makes the trace."""
 
     def __init__(self, grid: TokenGrid, batch: int):
         self._grid = grid
         self._batch = batch
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
-        self._uncached: set[int] = set()  # numbers of evaluations
+        self._uncached: set[int] = set()  # indices of the evaluations in which `count_uncached` was called
 
     def begin(
         self, plan: StepPlan | Callable[[float], StepPlan], sigma: float | Tensor, now: Timestamp
     ) -> None:
-        """Start an entry. `plan` is the step's plan, or a function that finds it once sigma is read."""
+        """Start the entry of an evaluation that began at `now`. `plan` is the plan of the evaluation's step,
+        or a function that returns this plan for the noise level as a float.
+        """
         self._entries.append(_Entry(plan, sigma, now))
 
     def end(self, active_idx: Tensor | None, score: Tensor | None) -> None:
@@ -61,7 +65,7 @@ class Recorder:
         return bool(self._notes)
 
     def count_uncached(self) -> None:
-        """In the current evaluation, a conditioning without cached data runs dense."""
+        """Note that a conditioning without cached data runs dense in the current evaluation."""
         self._uncached.add(len(self._entries))
 
     def note(self, text: str) -> bool:
@@ -124,7 +128,7 @@ class Recorder:
 
 
 def _to_cpu(tensors: Sequence[Tensor | None]) -> list[np.ndarray | None]:
-    """Copy all tensors, which have the same shape, to the CPU in one transfer."""
+    """Copy these tensors, which all have the same shape, to the CPU in one transfer; None stays None."""
     there = [t for t in tensors if t is not None]
     here = iter(torch.stack(there).cpu().numpy() if there else ())
     return [None if t is None else next(here) for t in tensors]

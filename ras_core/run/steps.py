@@ -7,24 +7,26 @@ from collections.abc import Callable, Sequence
 from ..method.schedule import SIGMA_TOLERANCE, step_of_sigma
 
 LARGEST_SHIFT = 0.25
-"""Noise levels up to this fraction outside a step's interval may be the shifted levels of this step. Further
-away, the sampler follows a schedule of its own."""
+"""Some samplers shift the noise levels that they pass to the model. A noise level that is up to this fraction
+above a step's first level, or below its last, may be a shifted level of that step. If a noise level is
+further away, the sampler is assumed to follow a schedule of its own."""
 
 PROVEN = 2
-"""Number of steps that a sampler must finish with one evaluation each before it is assumed to continue so."""
+"""After this many finished steps with one evaluation each, a sampler is assumed to make one evaluation in
+every later step too."""
 
 
 class Steps:
-    """Counts the steps of one pass: one call of the sampler.
+    """Finds the step of each evaluation in one pass. A pass is one call of the sampler.
 
-    An evaluation belongs to the step whose interval contains its noise level. Samplers of some packs shift
-    the levels that they pass to the model, possibly by several steps. So a level that is not one of the
-    schedule's only decides within the limits set by the number of finished steps, which ComfyUI's samplers
-    report to a callback.
+    An evaluation belongs to the step whose interval contains the evaluation's noise level. Samplers of some
+    packs shift the noise levels that they pass to the model, possibly by several steps. So if a noise level
+    is not one of the schedule's levels, the number of finished steps limits which steps it may belong to.
+    ComfyUI's samplers report each finished step to a callback.
 
     Args:
-        sigmas: the noise levels of the pass, one more than it has steps.
-        first: index, in the run, of the pass's first step.
+        sigmas: the noise levels of the pass, one more than the pass has steps.
+        first: index of the pass's first step, if the steps of all passes of the run are counted.
     """
 
     def __init__(self, sigmas: Sequence[float], first: int = 0):
@@ -34,17 +36,20 @@ class Steps:
         self._is_reporting = True  # whether the callback's numbers are 0, 1, 2, ...
 
     def level_of(self, step: int) -> float:
-        """The noise level at the start of a step of this pass; `step` is counted over all passes."""
+        """The noise level at the start of a step of this pass; `step` is its index in the whole run."""
         return self._sigmas[step - self._first]
 
     def finish(self, number: int) -> None:
-        """The sampler reports step `number`. Most samplers do so after the first evaluation of the step."""
+        """Count a finished step, which the sampler has reported under this number. Most samplers report a
+        step after its first evaluation.
+        """
         self._is_reporting = self._is_reporting and number == self._finished < len(self._sigmas) - 1
         self._finished += 1
 
     def next(self) -> Callable[[float], int]:
-        """A function from the noise level of the evaluation that starts now to the index of its step, counted
-        over all passes. It may be called later, when the level is known.
+        """Count the evaluation that starts now. Returns a function that takes this evaluation's noise level
+        and returns the index of its step, counted over all passes of the run. The function may be called
+        later, when the noise level is known.
         """
         evaluations, finished = self._evaluations, self._finished
         self._evaluations += 1

@@ -13,19 +13,19 @@ from support import comfy
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The arguments of the command line."""
+    """Parse the arguments of the command line."""
     parser = argparse.ArgumentParser(prog="soak", description="Random scenarios with planted faults.")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long to run")
     parser.add_argument("--scenarios", type=int, help="how many scenarios to play at most")
-    parser.add_argument("--seed", type=int, default=0, help="scenarios are drawn from it")
+    parser.add_argument("--seed", type=int, default=0, help="seed from which the scenarios are drawn")
     parser.add_argument("--first", type=int, default=0, help="number of the first scenario")
-    parser.add_argument("--only", type=int, help="play this scenario alone, and print what it is")
+    parser.add_argument("--only", type=int, help="play only the scenario with this number; print its values")
     parser.add_argument("--out", type=Path, help="write the summary to this JSON file")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the soak. Returns 1 if a scenario failed or memory grew, else 0."""
+    """Run the soak. Returns 1 if a scenario failed or the memory of the process grew, else 0."""
     options = arguments(argv)
     comfy.setup(threads=1)
     from .scenario import Scenario

@@ -1,4 +1,6 @@
-"""The invariants, each as a function that returns what is wrong: sentences, none if all is well."""
+"""Functions that check the invariants. Each returns a list of sentences that say what is wrong; the list is
+empty if nothing is wrong.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +21,22 @@ from torch import Tensor, nn
 from .outside import Seen
 
 CLOSE = 2e-3
-"""Relative distance up to which two ways to compute the same run agree in float32: selections can depend on
-the last bits of scores, but rarely do."""
+"""Largest relative distance between the latents of two runs in float32 that count as equal up to rounding. A
+larger distance is possible if rounding changes which tokens are selected, but this is rare."""
 
 APART = "relative distance"
-"""In every failure about the values of a latent."""
+"""Every failure about the values of a latent contains these words, and `summary` recognises such failures by
+them."""
 
 LONGEST_NOTE = 300
+"""Largest number of characters of a note in a trace."""
+
 LIVE_LIMIT = 2**20
+"""Largest number of bytes of tensors that may be alive after a scenario."""
 
 
 def same_bits(found: Tensor, wanted: Tensor, what: str) -> list[str]:
-    """Whether two latents are identical, NaN included."""
+    """Check that two latents are bit-identical; NaN counts as equal to NaN."""
     if problem := same_form(found, wanted, what):
         return problem
     if torch.equal(found.nan_to_num(77.0), wanted.nan_to_num(77.0)):
@@ -39,7 +45,7 @@ def same_bits(found: Tensor, wanted: Tensor, what: str) -> list[str]:
 
 
 def close(found: Tensor, wanted: Tensor, what: str, limit: float = CLOSE) -> list[str]:
-    """Whether two latents agree up to rounding."""
+    """Check that two latents are equal up to rounding."""
     if problem := same_form(found, wanted, what):
         return problem
     apart = _distance(found, wanted)
@@ -47,7 +53,7 @@ def close(found: Tensor, wanted: Tensor, what: str, limit: float = CLOSE) -> lis
 
 
 def same_form(found: Tensor, wanted: Tensor, what: str) -> list[str]:
-    """Whether two latents have the same shape and dtype, and one is finite if the other is."""
+    """Check that two latents have the same shape and dtype, and that `found` is finite if `wanted` is."""
     if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
         return [f"{what}: {tuple(found.shape)} {found.dtype}, not {tuple(wanted.shape)} {wanted.dtype}"]
     if torch.isfinite(wanted).all() and not torch.isfinite(found).all():
@@ -62,10 +68,13 @@ def _distance(found: Tensor, wanted: Tensor) -> float:
 
 
 def trace_of_run(trace: Trace, seen: Sequence[Seen], skips: bool) -> list[str]:
-    """Whether a trace belongs to the run that was watched.
+    """Check that a trace belongs to the observed run.
 
     Args:
-        skips: whether other code may answer evaluations that the trace does not have.
+        trace: the trace.
+        seen: the evaluations that were observed without this pack.
+        skips: whether code other than the network may answer some evaluations, which the trace then leaves
+            out.
     """
     wrong = []
     levels, counted = [each.sigma for each in trace.evaluations], [each.sigma for each in seen]
@@ -74,7 +83,7 @@ def trace_of_run(trace: Trace, seen: Sequence[Seen], skips: bool) -> list[str]:
     if len(levels) > len(counted) or (len(levels) < len(counted) and not skips):
         wrong.append(f"the trace has {len(levels)} evaluations, the guider was called {len(counted)} times")
     elif not skips and not all(_is_near(a, b) for a, b in zip(levels, counted, strict=True)):
-        wrong.append("the trace has other noise levels than the guider was called at")
+        wrong.append("the trace's noise levels are not those at which the guider was called")
     return wrong + _numbers(trace) + _reasons(trace)
 
 
@@ -83,7 +92,7 @@ def _is_near(a: float, b: float) -> bool:
 
 
 def _numbers(trace: Trace) -> list[str]:
-    """Whether the numbers of a trace agree with each other."""
+    """Check that the numbers in a trace are consistent."""
     wrong, values = [], trace.as_dict()
     try:
         json.dumps(values, allow_nan=False)
@@ -113,7 +122,7 @@ def _reasons(trace: Trace) -> list[str]:
 
 
 def has_reason(trace: Trace, planned: Sequence[StepKind]) -> list[str]:
-    """Whether a trace says why a step that was planned as regional ran dense."""
+    """Check that a trace has a note if a step that was planned as regional ran dense."""
     missed = [
         each.step for each in trace.evaluations
         if each.kind is StepKind.DENSE and planned[each.step] is StepKind.REGIONAL
@@ -122,8 +131,8 @@ def has_reason(trace: Trace, planned: Sequence[StepKind]) -> list[str]:
 
 
 def rows_as_counted(trace: Trace, seen: Sequence[Seen]) -> list[str]:
-    """Whether regional evaluations processed as many rows as the trace says: the other rows of a call, text
-    and padding, are as many as in a dense call.
+    """Check that each regional evaluation processed as many rows in the last layer as the trace says. The
+    rows that do not belong to active tokens (text and padding) must be as many as in one of the dense calls.
     """
     others: set[int] = set()
     wrong = []
@@ -139,7 +148,7 @@ def rows_as_counted(trace: Trace, seen: Sequence[Seen]) -> list[str]:
 
 
 def network_state(network: nn.Module) -> dict[str, tuple]:
-    """What a run must leave as it was: hooks and attributes of every module."""
+    """The hooks and the names of the attributes of every module. A run must not change them."""
     return {
         name: (
             tuple(map(id, module._forward_hooks.values())),
@@ -165,20 +174,22 @@ def same_state(before: Any, after: Any, what: str) -> list[str]:
 
 
 def nothing_alive() -> list[str]:
-    """Whether no state of a run and no K/V row is alive."""
+    """Check that no object with the state of a run or with K/V rows is still in memory."""
     kinds = (KVRows, KVStore, RunState)
     alive = [type(each).__name__ for each in _objects() if issubclass(type(each), kinds)]
     return [f"still alive after the run: {', '.join(sorted(set(alive)))} ({len(alive)})"] if alive else []
 
 
 def live_bytes() -> int:
-    """Bytes of all tensors alive, each memory counted once."""
+    """Total size in bytes of all tensors in memory; memory that several tensors share is counted once."""
     storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in _tensors()}
     return sum(storages.values())
 
 
 def _objects() -> Iterable[Any]:
-    """All objects that the garbage collector tracks, but for those frozen at the start of the soak."""
+    """All objects that the garbage collector tracks, without those that existed at the start of the soak
+    (they are frozen, see `summary.ready`).
+    """
     gc.collect()
     return gc.get_objects()
 

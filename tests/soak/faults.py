@@ -1,4 +1,4 @@
-"""What is planted in a run: exceptions at any call, interrupts, memory errors, NaN."""
+"""Plants a scenario's fault in its runs: an exception at some call, an interrupt, a memory error, or NaN."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class FailingOnce(FrozenTape):
 
 
 CAPTURES: dict[str, type[AgainTape]] = {"failing_capture": FailingOnce, "broken_capture": BrokenTape}
-"""Faults of the captures themselves."""
+"""For each fault that makes the captures fail, the tape with this fault."""
 
 
 @dataclass
@@ -44,9 +44,10 @@ class Planted:
     """A planted fault.
 
     Attributes:
-        error: the exception that it raises, or None.
-        has_struck: whether it has taken effect.
-        callback: a callback for the sampler, or None.
+        error: the exception that the fault raises, or None.
+        at: the fault raises its exception at the occasion with this number, counted from 1.
+        has_struck: whether the fault has taken effect.
+        callback: the callback that the sampler must call, if the fault strikes there; otherwise None.
     """
 
     error: BaseException | None
@@ -56,14 +57,14 @@ class Planted:
     _seen: int = field(default=0, init=False)
 
     def strike(self, *args: Any, **kwargs: Any) -> None:
-        """Count an occasion, and raise the exception at the one that the scenario names."""
+        """Count an occasion for the fault, and raise the exception if the occasion has the number `at`."""
         self._seen += 1
         if self._seen == self.at:
             self.has_struck = True
             raise self.error
 
     def before(self, function: Callable) -> Callable:
-        """The function, with an occasion for the fault before each call."""
+        """A function that calls `function`; before each call, there is an occasion for the fault."""
 
         def called(*args: Any, **kwargs: Any) -> Any:
             self.strike()
@@ -74,7 +75,7 @@ class Planted:
 
 @contextmanager
 def planted(scenario: Scenario) -> Iterator[Planted]:
-    """Plant the scenario's fault in the runs of the body."""
+    """Plant the scenario's fault in the runs that are made in the body of the `with`."""
     kind = scenario.fault
     fault = Planted(_error(kind), scenario.at)
     with ExitStack() as stack:
@@ -91,7 +92,7 @@ def planted(scenario: Scenario) -> Iterator[Planted]:
 
 
 def spoiled(noise: Tensor, scenario: Scenario) -> Tensor:
-    """The noise with a NaN if that is the scenario's fault."""
+    """The noise itself, or a copy with one NaN in it if the scenario's fault is "nan"."""
     if scenario.fault != "nan":
         return noise
     noise = noise.clone()

@@ -1,4 +1,4 @@
-"""Ways into a run that other packs use, each named after what it does."""
+"""Wrappers and hooks that imitate code of other packs. Each is named after what it does to a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ class PassBy:
 
 @dataclass
 class StepCache:
-    """A unet function wrapper that answers every third evaluation with the network's last output."""
+    """A unet function wrapper that returns the network's last output at every third noise level, without
+    running the network.
+    """
 
     _last: dict[Any, Tensor] = field(default_factory=dict)
     _levels: list[float] = field(default_factory=list)
@@ -42,10 +44,11 @@ class StepCache:
 
 
 class _RowPatch:
-    """A forward hook on a main block that knows the numbers of rows of dense calls.
+    """A forward hook on the second main block that changes the block's output, and knows how many rows the
+    output has in dense calls.
 
     Attributes:
-        is_learning: whether the number of rows of a call is remembered.
+        is_learning: whether the hook stores the number of rows of the present calls, which must be dense.
     """
 
     def __init__(self, network: nn.Module):
@@ -69,7 +72,7 @@ class _RowPatch:
 
 
 class RowAdder(_RowPatch):
-    """Adds a residual with one row for each row of a dense call."""
+    """Adds a residual that has as many rows as the block's output has in a dense call."""
 
     def changed(self, rows: Tensor) -> Tensor:
         count = min(self._known, default=rows.shape[1])
@@ -79,7 +82,7 @@ class RowAdder(_RowPatch):
 
 
 class RowChecker(_RowPatch):
-    """Requires the number of rows of a dense call."""
+    """Raises an error if the block's output has another number of rows than in dense calls."""
 
     def changed(self, rows: Tensor) -> Tensor:
         assert rows.shape[1] in self._known, "an unknown number of rows"
@@ -87,5 +90,5 @@ class RowChecker(_RowPatch):
 
 
 def runs_twice(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-    """An OUTER_SAMPLE wrapper that samples twice and returns the mean."""
+    """An OUTER_SAMPLE wrapper that calls the sampler twice and returns the mean of both latents."""
     return (executor(*args, **kwargs) + executor(*args, **kwargs)) / 2

@@ -1,4 +1,6 @@
-"""What happens in a run, counted without this pack: evaluations, their noise levels, rows in the network."""
+"""Observes a run without using this pack's code: its evaluations, their noise levels, and the numbers of rows
+in the network.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +15,17 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 LAST = {"LuminaNextDiT": "norm_out.linear_2"}
-"""The last layer of networks whose last layer has another name than ComfyUI's usual one."""
+"""By class of the network, the name of its last layer, if that is not "final_layer.linear"."""
 
 
 @dataclass
 class Seen:
-    """One guided evaluation.
+    """One guided evaluation, as it was observed.
 
     Attributes:
-        sigma: its noise level.
-        rows: for each call of the network's final layer, its batch rows and the rows of each.
+        sigma: noise level of the evaluation.
+        rows: for each call of the network's last layer in this evaluation, the first two sizes of its input:
+            the batch size and the number of rows.
     """
 
     sigma: float
@@ -31,7 +34,7 @@ class Seen:
 
 @contextmanager
 def watched(network: nn.Module) -> Iterator[list[Seen]]:
-    """A list that grows by one with each guided evaluation in the body."""
+    """Yield a list, to which each guided evaluation in the body of the `with` is added."""
     found: list[Seen] = []
     plain = comfy.samplers.CFGGuider.__call__
     last = network.get_submodule(LAST.get(type(network).__name__, "final_layer.linear"))

@@ -1,4 +1,4 @@
-"""One scenario as plain values, drawn from a seed and a number."""
+"""Describes one scenario by numbers and names, which are drawn from a seed and the scenario's number."""
 
 from __future__ import annotations
 
@@ -25,33 +25,39 @@ FAULTS = (*RAISING, "fill_memory", "update_memory", "nan", *OF_CAPTURES)
 CAPTURABLE = [AUTO, *(name for name, each in FORMATS.items() if each.keeps_addresses)]
 SPEEDS = ("1.5x", "2x", "2.5x", "3x")
 SLOW = {"dpm_adaptive", "dpm_fast"}
-"""Samplers that choose their own number of evaluations."""
+"""Samplers that are never drawn, because they choose their own number of evaluations."""
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """What a scenario samples.
+    """One scenario: what is sampled, with which settings, and what else happens.
 
     Attributes:
-        family: name of a tiny model.
-        dtype: "float32", "bfloat16" or "float16", of the weights.
-        size: latent pixels (height, width).
-        batch: images.
+        family: name of a family in `FAMILIES`, of which a tiny model is sampled.
+        dtype: data type of the weights: "float32", "bfloat16" or "float16".
+        size: height and width of the latent, in latent pixels.
+        batch: number of images.
         sampler, scheduler, steps, denoise, cfg: as in ComfyUI's KSampler.
         guidance: "cfg", or one of GUIDANCE.
-        patches: some of PATCHES, in the order in which they are applied; those after "ras" follow RAS.
+        patches: some of PATCHES and "ras", in the order in which they are applied to the model. "ras" stands
+            for RAS itself.
         prompts: one of PROMPTS.
         latent: "empty" or "image".
-        mask: None, "part", "soft" or "whole": the latent's noise mask.
-        priority: None, "half", "noise" or "zero": the regions to favour.
-        calls: "together", "split" (one prompt per call) or "switching".
-        halves: whether the run is split into two, as with two KSamplers (Advanced).
-        settings: arguments of RASConfig, or {"speed": ...}; the key "paper" has those of PaperSettings.
-        tape: None, or the stand-in for CUDA graphs: "frozen" or "late".
-        other: settings of a second branch of the same model, which runs in between; or None.
-        detour: None, "size" or "batch": what differs in a further run of the same model, in between.
-        unload: whether models are unloaded between runs.
-        fault, at: one of FAULTS or None, and at which of its occasions it strikes.
+        mask: kind of the latent's noise mask: None, "part", "soft" or "whole".
+        priority: kind of the mask of regions that the selection favours: None, "half", "noise" or "zero".
+        calls: which prompts share a call of the network: all ("together"), none ("split"), or all in some
+            evaluations and none in the others ("switching").
+        halves: whether the schedule is split between two sampler runs, as with two KSamplers (Advanced).
+        settings: arguments of RASConfig, or {"speed": ...}. The value of the key "paper" holds the arguments
+            of PaperSettings.
+        tape: the stand-in for CUDA graphs, "frozen" or "late"; None to run without CUDA graphs.
+        other: settings of RAS for another clone of the model, which is sampled between the first run and its
+            repetition; or None.
+        detour: what differs in a further run of the same model, which is made between the first run and its
+            repetition: "size" or "batch"; None for no such run.
+        unload: whether all models are unloaded between the first run and its repetition.
+        fault: one of FAULTS, or None.
+        at: number of the occasion at which the fault strikes, counted from 1.
     """
 
     family: str
@@ -81,8 +87,8 @@ class Scenario:
 
     @classmethod
     def draw(cls, seed: int, number: int) -> Scenario:
-        """Scenario `number` of a seed. Each value has its own generator, so a version of ComfyUI with other
-        samplers changes no other value.
+        """Draw scenario `number` of a seed. Each value is drawn from a generator of its own. So if a version
+        of ComfyUI has a different list of samplers, only the sampler of a scenario differs.
         """
         values = {name: choose(Random(f"{seed}/{number}/{name}")) for name, choose in _DRAWS.items()}
         if values["tape"]:  # captures need several regional steps, and rows at fixed addresses
@@ -94,7 +100,7 @@ class Scenario:
         return cls(**values)
 
     def describe(self) -> str:
-        """The values that differ from the plainest ones, in one line."""
+        """The scenario in one line: its values without those that equal the most common value."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return ", ".join(f"{name}={value}" for name, value in values.items() if value != _PLAINEST.get(name))
 
@@ -152,7 +158,9 @@ def _settings(random: Random) -> dict[str, Any]:
 
 
 def _rarely(chance: float, *values: Any) -> Any:
-    """A draw of one of the values with this chance, and of the first one otherwise."""
+    """A function that draws the first value most of the time. With probability `chance`, it draws one of the
+    other values.
+    """
     return lambda random: random.choice(values[1:]) if random.random() < chance else values[0]
 
 
