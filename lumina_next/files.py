@@ -249,7 +249,7 @@ def _entries(part: Part, path: Path) -> dict[str, Entry]:
         raise part.refuse(f"{name} {_unusable(path, error)}.") from None
     empty = min((key for key, (shape, _) in entries.items() if 0 in shape), default=None)
     if empty is not None:
-        raise part.refuse(f"{name} ({size:,} bytes) has a tensor without numbers: {empty}.")
+        raise part.refuse(f"{name} ({size:,} bytes) has an empty tensor: {empty}.")
     return entries
 
 

@@ -284,7 +284,7 @@ def _attend(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
 
 
 def _with_block(model: Any, parts: Parts) -> Any:
-    """Replace a block by a function that only calls this block. Packs that read a block's output do the same."""
+    """Replace a block by a function that only calls the block, as packs do that read a block's output."""
     model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 1)
     return model
 

@@ -35,7 +35,8 @@ class Outcome:
         failures: for each broken invariant, a sentence that says what was wrong.
         runs: number of sampling runs.
         regional: number of regional steps of the first run with RAS.
-        replayed: number of replayed calls in the first run with RAS and in its repetition.
+        replayed: number of evaluations of the first run with RAS and of its repetition in which all network
+            calls were replayed.
         fault: name of the fault, if it has struck; otherwise None.
         refused: whether ComfyUI raises an error for this scenario even without RAS.
     """

@@ -35,7 +35,7 @@ class Summary:
         scenarios: number of scenarios.
         runs: number of sampling runs in all scenarios.
         regional: number of scenarios whose first run with RAS had regional steps.
-        replayed: number of scenarios with replayed calls.
+        replayed: number of scenarios with an evaluation in which all network calls were replayed.
         refused: number of scenarios for which ComfyUI raises an error even without RAS.
         faults: for each fault, the number of scenarios in which it struck.
         failures: for each failing scenario, by its number: sentences that say what was wrong.
