@@ -76,7 +76,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """The main blocks, which a regional step runs on active tokens only, in the order in which they run."""
+        """The main blocks in the order in which they run. A regional step runs them on active tokens only."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         """Blocks before the main blocks that take the same arguments as the main blocks, and process image
