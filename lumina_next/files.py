@@ -67,7 +67,9 @@ class Part:
     needed: str
 
     def refuse(self, what: str) -> RASError:
-        """The error for a wrong file of this part; `what` is a sentence that says what is wrong with it."""
+        """The error for a wrong file of this part; `what` is a sentence that says what is wrong with the
+        file.
+        """
         return RASError(what, f"{self.needed}.", f"choose that file for {self.label}, or download it again.")
 
 
@@ -146,10 +148,10 @@ class Header:
         )
 
     def check_floats(self) -> None:
-        """Refuse weights that are no floating-point numbers.
+        """Refuse weights that are not floating-point numbers.
 
         Raises:
-            RASError: the message names a data type of the file.
+            RASError: a weight has a data type that is not in FLOATS; the message names this data type.
         """
         if others := sorted(self.dtypes - FLOATS):
             raise self.part.refuse(f"{self.name} has weights of the data type {others[0]}.")
@@ -249,7 +251,7 @@ def _entries(part: Part, path: Path) -> dict[str, Entry]:
         raise part.refuse(f"{name} {_unusable(path, error)}.") from None
     empty = min((key for key, (shape, _) in entries.items() if 0 in shape), default=None)
     if empty is not None:
-        raise part.refuse(f"{name} ({size:,} bytes) has a tensor without numbers: {empty}.")
+        raise part.refuse(f"{name} ({size:,} bytes) has an empty tensor: {empty}.")
     return entries
 
 

@@ -1,8 +1,8 @@
 """Refuses invalid values of a node's inputs, first when a prompt is queued, and again when the node runs.
 
 ComfyUI's own checks are not enough: ComfyUI accepts NaN as a number in any range, and accepts a text as the
-value of a MODEL input. It does not check values that come from other nodes. ComfyUI 0.3.75 does not check
-either whether the value of a COMBO input is one of its options.
+value of a MODEL input. ComfyUI does not check values that come from other nodes. ComfyUI 0.3.75 also does
+not check whether the value of a COMBO input is one of the options of this input.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class CheckedNode(io.ComfyNode):
         """Refuse a prompt when it is queued. The values of inputs that are connected to other nodes are not
         known yet, and are None here.
 
-        Because this function takes `**inputs`, ComfyUI does not check the values itself. This function raises
-        an error and does not return its text, because ComfyUI would show a returned text once for each input.
+        Because this function takes `**inputs`, ComfyUI does not check the values itself. For an invalid
+        value, this function raises an exception. It could also return a text, but ComfyUI would show this
+        text once for each input of the node.
         """
         for item, value in _of_schema(cls, inputs):
             if isinstance(item, WIDGETS):
@@ -85,7 +86,7 @@ def image_size(latent: Mapping[str, Any], name: str = "latent_image") -> tuple[i
     """Height and width of a LATENT.
 
     Raises:
-        RASError: the LATENT is not that of images, for example because it is that of a video.
+        RASError: the LATENT is not a latent of images; it may be that of a video.
     """
     samples = latent["samples"]
     if len(samples.shape) != 4 or samples.is_nested:

@@ -1,4 +1,4 @@
-"""Rows of a sequence inside the network: finding, gathering and writing the rows of active tokens."""
+"""Finds, gathers and writes the rows of active tokens in the sequences inside a network."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class RowIndex:
 
 
 def gather_rows(sequence: Tensor, flat_idx: Tensor) -> Tensor:
-    """Copy the rows at these indices: (bb, r, ...) -> (bb, r_kept, ...)."""
+    """Copy the rows of `sequence` at the indices `flat_idx`: (bb, r, ...) -> (bb, r_kept, ...)."""
     (rows,) = _wide(sequence.flatten(0, 1))
     kept = rows.index_select(0, flat_idx).view(sequence.dtype)
     return kept.unflatten(0, (sequence.shape[0], -1))

@@ -3,9 +3,9 @@ measure is the PSNR inside the mask.
 
 The images that are inpainted are sampled from different prompts than those of the inpainting. One part of
 each image is inpainted: its left half, or a rectangle in the middle with a quarter or a sixteenth of its
-area. All runs start from the same noise. Each has the cost of `default_steps` dense steps divided by the speed. The
-reference takes many second-order steps, at noise levels that a plan distributes. The ways with `on_plan` use
-the noise levels that the pack uses when a user inpaints with the same `speed`.
+area. All runs start from the same noise. Each has the cost of `default_steps` dense steps divided by the
+speed. The reference takes many second-order steps, at noise levels that a plan distributes. The ways with
+`on_plan` use the noise levels that the pack uses when a user inpaints with the same `speed`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Way:
         sampler: name of the sampler.
         on_plan: whether the noise levels are those of the plan; if not, those of the scheduler are used.
         kv_cache: format of the K/V cache of a regional run; empty for a run without RAS.
-        spread: whether forecasts of K/V rows are corrected by those of nearby rows (see RASConfig).
+        spread: whether forecasts of K/V rows are corrected by the errors of nearby forecasts (RASConfig).
     """
 
     name: str

@@ -40,8 +40,8 @@ class GatherPositions(Protocol):
     """Gathers the active rows of a position table."""
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
-        """The active rows of `table`, a tensor with one row per token on `axis`. Its axis 0 has one entry per
-        image, or a single entry for all images.
+        """The active rows of `table`, a tensor with one row per token on `axis`. Axis 0 of the table has one
+        entry per image, or a single entry for all images.
         """
 
 
@@ -49,9 +49,9 @@ class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
     Inside the network, the rows of a sequence are [prefix | image | suffix]: text, the image's tokens,
-    padding or reference images. An adapter states only the number of suffix rows. All rows of a tensor that
-    are neither image nor suffix rows are its prefix. So hidden tensors, position tables, attentions and the
-    final layer's output may have prefixes of different lengths.
+    padding or reference images. An adapter states only the number of suffix rows (or `ALL`). All rows of a
+    tensor that are neither image nor suffix rows are its prefix. So hidden tensors, position tables,
+    attentions and the final layer's output may have prefixes of different lengths.
 
     Attributes:
         family: name of the family in messages.
@@ -76,7 +76,7 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
-        """The blocks that a regional step runs on active tokens only, in order."""
+        """The main blocks in the order in which they run. A regional step runs them on active tokens only."""
 
     def refiner_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         """Blocks before the main blocks that take the same arguments as the main blocks, and process image

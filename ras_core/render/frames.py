@@ -45,7 +45,7 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 
 
 def _shown_steps(trace: Trace) -> tuple[list[Evaluation], int]:
-    """The steps that are shown, and the number of pixels along each side of a token."""
+    """The steps that are shown, and the length of a token's side in pixels."""
     steps = list(trace.steps)
     if not steps:
         return steps, PIXELS_PER_TOKEN

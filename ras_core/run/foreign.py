@@ -37,8 +37,8 @@ CONSTANT = (
     type(None), bool, int, float, complex, str, bytes, range, type, Enum, ModuleType, BuiltinFunctionType,
     Tensor, torch.dtype, torch.device, logging.Logger,
 )  # fmt: skip
-"""Types of values that `may_keep` and `holds_results` skip, because functions do not keep their results in
-values of these types."""
+"""Types of values that `may_keep` and `holds_results` do not search, because a function does not keep its
+results in values of these types."""
 
 
 def other_cache(network: nn.Module, blocks: Sequence[nn.Module], replacements: Iterable[Any]) -> str | None:

@@ -10,7 +10,8 @@ from ..method.schedule import StepKind, StepPlan, decreases, plan_steps
 from .state import RunState
 
 CHANGED_STEPS = (
-    "another node changed the number of steps from {} to {}, for which the plan of the speed has no shares"
+    "another node changed the number of steps from {} to {}, but the plan of the chosen speed was made for "
+    "the number before the change"
 )
 NOT_DECREASING = "the noise schedule is not strictly decreasing"
 

@@ -1,4 +1,4 @@
-"""Which step of a run each evaluation belongs to."""
+"""Finds the step of a run to which each evaluation belongs."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ that repeats the failing scenario alone, and what was wrong. Read the modules in
 
 A dense run is a run of the same scenario without RAS. These are the invariants:
 
-- A run with RAS has the shape and dtype of the dense run.
+- A run with RAS has the shape and dtype of the dense run, and is finite if the dense run is finite.
 - These runs are bit-identical to the dense run: a run with a sample ratio of 1, a run with RAS in which no
   step was regional, and a run of the unpatched model after all other runs.
 - A repeated run has the same result as the first, also after models were unloaded or a fault has struck.

@@ -1,4 +1,4 @@
-"""ComfyUI's objects for a scenario: model, prompts, patches, guider; and its sampling run."""
+"""Creates ComfyUI's objects for a scenario (model, prompts, patches and guider), and samples with them."""
 
 from __future__ import annotations
 
@@ -37,13 +37,15 @@ SEED = 5
 
 
 class Parts:
-    """The objects of one scenario. All its runs use the same network.
+    """The objects of one scenario. All runs of the scenario use the same network.
 
     Attributes:
         base: the model without any patch, a ModelPatcher.
-        noise, latent: (b, c, H, W).
-        lora: a weight patch, by the weights' names.
-        layer, layer_forward: name and function of a linear layer in the middle of the network.
+        noise: the noise of the runs, (b, c, H, W).
+        latent: the latent image of the runs, (b, c, H, W).
+        lora: a LoRA, as weight patches by the names of the weights.
+        layer, layer_forward: name of a linear layer in the network's second main block, and its forward
+            function.
     """
 
     def __init__(self, scenario: Scenario):
@@ -54,7 +56,8 @@ class Parts:
         self.noise = self._family.noise(*scenario.size, batch=scenario.batch)
         image = self._family.noise(*scenario.size, batch=scenario.batch, seed=21)
         self.latent = image if scenario.latent == "image" else torch.zeros_like(self.noise)
-        # Taken from the unpatched network: a loaded model contains its patches.
+        # The LoRA is computed now, while the network has no patches: the weights of a loaded model include
+        # the patches.
         self.lora = _lora(self.base)
         self.layer, self.layer_forward = _middle_layer(self.network)
         self._rows = {name: kind(self.network) for name, kind in self._row_patches().items()}
@@ -65,7 +68,7 @@ class Parts:
         return self.base.model.diffusion_model
 
     def settings(self, values: dict[str, Any]) -> Settings | RASConfig:
-        """The settings of RAS from the plain values of a scenario."""
+        """The settings object of RAS for a scenario's `settings` or `other`."""
         if "speed" in values:
             return Speed(values["speed"])
         values = dict(values)
@@ -74,7 +77,9 @@ class Parts:
         return RASConfig(**values, cuda_graphs="auto" if self._scenario.tape else "off")
 
     def model(self, values: dict[str, Any] | None) -> Any:
-        """A clone of the model with the scenario's patches, and with RAS if settings are given."""
+        """A clone of the model with the scenario's patches. RAS is among them if `values`, the settings of
+        RAS, are not None.
+        """
         model = self.base.clone()
         for name in self._scenario.patches:
             if name == "ras":
@@ -85,7 +90,9 @@ class Parts:
 
     @contextmanager
     def rows_learned(self) -> Iterator[None]:
-        """Patches that know how many rows a call has learn it in the body, from a dense run."""
+        """In the body of the `with`, which must be a dense run, the row patches learn how many rows their
+        block's output has in dense calls.
+        """
         for patch in self._rows.values():
             patch.is_learning = True
         yield
@@ -94,7 +101,9 @@ class Parts:
 
     @torch.inference_mode()  # ComfyUI executes nodes in this mode
     def sample(self, model: Any, noise: Tensor, callback: Callable | None = None) -> Iterator[Tensor]:
-        """Sample with ComfyUI's guider; yields the latent (b, c, H, W) of each half, or of the only run."""
+        """Sample with a guider of ComfyUI. Yields the latent of the run, (b, c, H, W), or two latents if the
+        scenario splits the schedule into halves.
+        """
         latent = self.latent if noise.shape == self.latent.shape else torch.zeros_like(noise)
         for i, sigmas in enumerate(self._schedules(model)):
             torch.manual_seed(SEED)  # some samplers draw from the global generator
@@ -107,14 +116,16 @@ class Parts:
             yield latent
 
     def other_noise(self, what: str) -> Tensor:
-        """Noise of another size or batch, (b, c, H, W)."""
+        """Noise for the scenario's `detour`, (b, c, H, W). It differs from the usual noise in its size or
+        batch.
+        """
         height, width = self._scenario.size
         if what == "size":
             return self._family.noise(width + 2, height, batch=self._scenario.batch)
         return self._family.noise(height, width, batch=self._scenario.batch + 1)
 
     def guider(self, model: Any) -> Any:
-        """A new guider for this model, as the scenario's guider node makes it."""
+        """A new guider for this model, created as ComfyUI's node for the scenario's `guidance` creates it."""
         scenario, (positive, negative, third) = self._scenario, self.prompts
         if scenario.guidance == "basic":
             guider = custom_nodes.Guider_Basic(model)
@@ -151,7 +162,10 @@ class Parts:
 
     @contextmanager
     def _calls_grouped(self) -> Iterator[None]:
-        """Evaluate prompts together, one by one, or in turns so and so, as ComfyUI does by free memory."""
+        """In the body of the `with`, all prompts of an evaluation are evaluated in one call, or each in a
+        call of its own, or the evaluations alternate between both. ComfyUI also decides this for each
+        evaluation, depending on the free memory.
+        """
         number = itertools.count()
 
         def one_by_one(model: Any, conds: list, *args: Any) -> list:
@@ -185,7 +199,7 @@ class Parts:
 
     def _patched(self, model: Any, name: str) -> Any:
         if name in self._rows or name == "control":
-            return model  # they are on the network, or on the prompts
+            return model  # these patches are already on the network, or on the prompts
         return _PATCHES[name](model.clone(), self)
 
     def _guided(self, model: Any) -> Any:
@@ -197,7 +211,7 @@ class Parts:
         return {name: kind for name, kind in kinds.items() if name in self._scenario.patches}
 
     def _prompts(self) -> tuple[list, list, list]:
-        """Positive, negative and a third prompt."""
+        """The positive prompt, the negative prompt, and a third prompt that some guiders need."""
         make, kind = self._family.conditioning, self._scenario.prompts
         positive, negative = make(1, 11 if kind == "long" else 7), make(2, 5 if kind == "long" else 7)
         if kind in ("two", "masked", "area", "late", "early"):
@@ -270,13 +284,13 @@ def _attend(function: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tenso
 
 
 def _with_block(model: Any, parts: Parts) -> Any:
-    """Replaces a block by a function that calls it, as packs that look at a block's output do."""
+    """Replace a block by a function that only calls the block, as packs do that read a block's output."""
     model.set_model_patch_replace(lambda args, extra: extra["original_block"](args), "dit", "double_block", 1)
     return model
 
 
 def _with_object(model: Any, parts: Parts) -> Any:
-    """Replaces the function of a linear layer."""
+    """Replace the forward function of a linear layer."""
     model.add_object_patch(f"diffusion_model.{parts.layer}.forward", partial(_scaled, parts.layer_forward))
     return model
 
@@ -323,7 +337,7 @@ _PATCHES: dict[str, Callable[[Any, Parts], Any]] = {
 
 
 def _node(kind: Any, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-    """A function that applies a node of ComfyUI to a model."""
+    """A function that applies ComfyUI's node class `kind`, with these arguments, to a model."""
     name = next(name for name in ("execute", "patch", "skip_guidance") if hasattr(kind, name))
     method = getattr(kind, name) if name == "execute" else getattr(kind(), name)
     return lambda model: method(model, *args, **kwargs)[0]
@@ -332,7 +346,7 @@ def _node(kind: Any, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
 def _nag(model: Any) -> Any:
     try:
         from comfy_extras import nodes_nag
-    except ImportError:  # an older ComfyUI does not have it
+    except ImportError:  # an older ComfyUI does not have this node
         return model
     return nodes_nag.NAGuidance.execute(model, 5.0, 0.5, 1.5)[0]
 

@@ -1,4 +1,4 @@
-"""The runs of one scenario, and their checks."""
+"""Makes all runs of one scenario, and checks them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,21 @@ from .scenario import Scenario
 
 TAPES = {"frozen": FrozenTape, "late": FrozenLateTape}
 SKIPPING = {"lazy_cache", "easy_cache", "step_cache", "two_passes"}
-"""Patches with which the network is not called once in each evaluation."""
+"""Patches with which some evaluations do not call the network, or the sampler is called more than once."""
 
 
 @dataclass
 class Outcome:
-    """What a scenario showed.
+    """The result of playing a scenario.
 
     Attributes:
-        failures: broken invariants.
+        failures: for each broken invariant, a sentence that says what was wrong.
         runs: number of sampling runs.
-        regional: number of regional steps of its first run.
-        replayed: number of evaluations that its first run and the repetition replayed.
-        fault: the fault that struck, or None.
-        refused: whether ComfyUI itself cannot sample this.
+        regional: number of regional steps of the first run with RAS.
+        replayed: number of evaluations of the first run with RAS and of its repetition in which all network
+            calls were replayed.
+        fault: name of the fault, if it has struck; otherwise None.
+        refused: whether ComfyUI raises an error for this scenario even without RAS.
     """
 
     failures: list[str] = field(default_factory=list)
@@ -50,7 +51,15 @@ class Outcome:
 
 @dataclass
 class _Run:
-    """One sampling run: the latents and traces of its parts, and what was seen from outside."""
+    """One sampling run. If the scenario splits the schedule into halves, each list has an entry for each
+    half.
+
+    Attributes:
+        latents: the sampled latents.
+        traces: the traces; empty for a run without RAS.
+        seen: the evaluations that were observed without this pack.
+        error: the exception that the run has raised, or None.
+    """
 
     latents: list[Tensor] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
@@ -79,11 +88,11 @@ class _Run:
 
 
 def play(scenario: Scenario) -> Outcome:
-    """Run a scenario and check it."""
+    """Make all runs of a scenario, check them, and return the result."""
     outcome = Outcome()
     try:
         _Play(scenario, outcome).run()
-    except Exception:  # a broken invariant that no check foresaw
+    except Exception:  # an error that none of the checks expects
         outcome.failures.append("the soak itself failed: " + traceback.format_exc().strip()[-900:])
     outcome.failures += _left_over()
     return outcome
@@ -97,7 +106,7 @@ def _left_over() -> list[str]:
 
 
 class _Play:
-    """One scenario on its way."""
+    """Plays one scenario: makes its runs one after the other, and adds what is wrong to the outcome."""
 
     def __init__(self, scenario: Scenario, outcome: Outcome):
         self._scenario, self._outcome = scenario, outcome
@@ -138,7 +147,7 @@ class _Play:
         self._outcome.failures += failures
 
     def _sampled(self, model: Any, noise: Tensor | None = None, callback: Callable | None = None) -> _Run:
-        """Sample; an exception is kept, without its traceback."""
+        """Sample once. If the run raises an exception, the result contains it, without its traceback."""
         run, parts = _Run(), self._parts
         self._outcome.runs += 1
         with ExitStack() as stack:
@@ -153,7 +162,7 @@ class _Play:
                         run.traces.append(last_trace(model))
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # ComfyUI's interrupt is no Exception in later versions
+            except BaseException as error:  # in later versions, ComfyUI's interrupt is not an Exception
                 run.error = error.with_traceback(None)
         return run
 
@@ -162,7 +171,9 @@ class _Play:
             self._fail([f"without RAS {wanted.error!r:.150}, with it {found.error!r:.150}"])
 
     def _check_first(self, first: _Run, dense: _Run) -> None:
-        """The first run with RAS against the dense one and what was seen."""
+        """Check the first run with RAS: compare its latent with the dense run, and its traces with the
+        observed evaluations.
+        """
         if first.error is not None:
             self._fail([f"raised {type(first.error).__name__}: {first.error!s:.200}"])
             return
@@ -188,11 +199,13 @@ class _Play:
             self._fail(checks.has_reason(trace, planned))
 
     def _equals_dense(self, run: _Run, dense: _Run) -> None:
-        """A run without a regional step equals the dense one."""
+        """Check that a run with RAS, in which no step was regional, is bit-identical to the dense run."""
         self._fail(checks.same_bits(run.latent, dense.latent, f"a run without regional steps {run.notes}"))
 
     def _between(self, ras: Any) -> None:
-        """What happens between the first run and its repetition."""
+        """Do what the scenario asks for between the first run with RAS and its repetition: further runs,
+        unloading the models, and the fault.
+        """
         scenario = self._scenario
         if scenario.other is not None:
             before = last_trace(ras)
@@ -229,11 +242,13 @@ class _Play:
             self._fail([f"the fault {self._scenario.fault} left no reason"])
 
     def _says_why(self, run: _Run) -> bool:
-        """Whether the trace says what the fault did; the reason may be that of a failed capture."""
+        """Whether the traces have a note, or a reason for a failed capture, that can explain the fault's
+        effect.
+        """
         return bool(run.notes) or any(t.graphs is not None and t.graphs.reason for t in run.traces)
 
     def _again(self, ras: Any, first: _Run) -> None:
-        """The same run again, in spite of all that happened in between."""
+        """Repeat the first run with RAS, and check that the result is the same."""
         again = self._sampled(ras)
         self._outcome.replayed += again.replayed
         if again.error is not None:
@@ -245,11 +260,13 @@ class _Play:
 
     @property
     def _is_coarse(self) -> bool:
-        """Whether rounding may change a selection."""
+        """Whether rounding errors are so large that they may change which tokens are selected."""
         return self._scenario.dtype != "float32"
 
     def _other_way(self, first: _Run) -> None:
-        """The same run by another way: without captured calls, or with K/V rows in main memory."""
+        """Make the first run with RAS in another way that must give the same result: without captured calls,
+        or with the K/V rows in main memory instead of on the device (or the reverse).
+        """
         settings = self._scenario.settings
         if "speed" in settings:
             return
@@ -275,7 +292,9 @@ class _Play:
         self._fail(check(other.latent, first.latent, what))
 
     def _dense_again(self, dense: _Run) -> None:
-        """The unpatched model after all runs, and ratio 1."""
+        """Check that a run of the unpatched model after all other runs, and a run with a sample ratio of 1,
+        are bit-identical to the dense run.
+        """
         after = self._sampled(self._plain)
         if after.error is not None:
             self._fail([f"the unpatched model raised {after.error!r:.200}"])
@@ -289,7 +308,7 @@ class _Play:
 
 
 def is_deterministic(scenario: Scenario) -> bool:
-    """Whether ComfyUI alone gives the same latent twice for this scenario."""
+    """Whether two runs of this scenario without RAS give bit-identical latents."""
     play = _Play(scenario, Outcome())
     with play._parts.rows_learned():
         runs = [play._sampled(play._plain) for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Many scenarios, and the summary."""
+"""Plays many scenarios, and summarises the results."""
 
 from __future__ import annotations
 
@@ -19,25 +19,28 @@ from .play import Outcome, is_deterministic, play
 from .scenario import Scenario
 
 FLAT_MIB = 200
-"""How much memory a soak may gain after its first scenarios, in MiB: caches of other libraries fill up."""
+"""By how many MiB the memory of the process may grow after the first WARM scenarios. Some growth is normal,
+because other libraries fill their caches."""
 
 WARM = 40
-"""Number of scenarios after which memory must stay flat."""
+"""Number of scenarios after which the memory of the process must stay flat."""
 
 
 @dataclass
 class Summary:
-    """What a soak did.
+    """The results of a soak.
 
     Attributes:
-        seed: its seed.
-        scenarios, runs: numbers of scenarios, and of sampling runs in them.
-        regional, replayed: number of scenarios with regional steps, and with replayed calls.
-        refused: number of scenarios that ComfyUI cannot sample itself.
-        faults: how often each fault struck.
-        failures: by the number of the scenario, what was wrong.
-        memory_mib: memory of the process after WARM scenarios, and at the end.
-        seconds: duration.
+        seed: seed from which the scenarios were drawn.
+        scenarios: number of scenarios.
+        runs: number of sampling runs in all scenarios.
+        regional: number of scenarios whose first run with RAS had regional steps.
+        replayed: number of scenarios with an evaluation in which all network calls were replayed.
+        refused: number of scenarios for which ComfyUI raises an error even without RAS.
+        faults: for each fault, the number of scenarios in which it struck.
+        failures: for each failing scenario, by its number: sentences that say what was wrong.
+        memory_mib: memory of the process in MiB after WARM scenarios (if there were so many), and at the end.
+        seconds: duration of the soak.
     """
 
     seed: int
@@ -56,7 +59,7 @@ class Summary:
         return len(self.memory_mib) < 2 or self.memory_mib[-1] - self.memory_mib[0] < FLAT_MIB
 
     def add(self, number: int, outcome: Outcome) -> None:
-        """Count one scenario."""
+        """Add the outcome of scenario `number`."""
         self.scenarios += 1
         self.runs += outcome.runs
         self.regional += outcome.regional > 0
@@ -68,7 +71,7 @@ class Summary:
             self.failures[number] = outcome.failures
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-compatible values, to be committed."""
+        """The summary as JSON-compatible values, for a file in the repository."""
         return {**vars(self), "faults": dict(sorted(self.faults.items())), "seconds": round(self.seconds)}
 
     def text(self) -> str:
@@ -87,13 +90,13 @@ def soak(
     is_over: Callable[[], bool] = lambda: False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Summary:
-    """Play scenarios until the numbers or the time are over.
+    """Play scenarios until there are no more numbers or the time is over.
 
     Args:
-        seed: scenarios are drawn from it.
-        numbers: which scenarios to play.
-        is_over: whether to stop; asked before each scenario.
-        report: gets a line for each failure.
+        seed: seed from which the scenarios are drawn.
+        numbers: numbers of the scenarios to play.
+        is_over: function that returns whether the time is over; called before each scenario.
+        report: function that is called with a line of text for each failure.
     """
     summary, start = Summary(seed), time.perf_counter()
     with ready():
@@ -114,15 +117,15 @@ def _played(seed: int, number: int) -> Outcome:
     scenario = Scenario.draw(seed, number)
     outcome = play(scenario)
     apart = [each for each in outcome.failures if checks.APART in each]
-    if apart and not is_deterministic(scenario):  # ComfyUI itself gives another latent each time
+    if apart and not is_deterministic(scenario):  # without RAS, the latent differs each time too
         outcome.failures = [each for each in outcome.failures if each not in apart]
     return outcome
 
 
 @contextmanager
 def ready() -> Iterator[None]:
-    """In the body, captured calls are kept between runs, logs are off, and objects that existed before do not
-    count as alive.
+    """In the body of the `with`, captured calls are kept from one run to the next, logging is off, and the
+    checks of memory ignore objects that existed before.
     """
     from ras_pack.ras_core.host import graphs_of_model
 
@@ -144,7 +147,7 @@ def _memory_mib() -> int:
 
 
 def machine() -> dict[str, str]:
-    """Versions, for a committed summary."""
+    """The versions of ComfyUI and PyTorch, for a summary in the repository."""
     import comfyui_version
 
     return {"comfyui": comfyui_version.__version__, "torch": torch.__version__}

@@ -1,4 +1,6 @@
-"""A short soak, and the soak itself: what it draws, what it finds, what it says."""
+"""Plays a short soak, and tests the soak: that it draws all kinds of scenarios, finds planted errors of this
+pack, and prints the right command for a failure.
+"""
 
 import itertools
 
@@ -14,7 +16,8 @@ from .summary import ready, soak
 
 SEED = 21
 SHORT = (8, 17, 19, 106, 155, 213)
-"""Scenarios of a second or less, with captured calls, several prompts and faults among them."""
+"""Numbers of scenarios that take at most a second each. Some have captured calls, several prompts or
+faults."""
 
 
 def test_a_short_soak_is_clean():
