@@ -12,12 +12,12 @@ from ..ras_core.config import Window
 from ..ras_core.render.comparison import comparison_image, difference
 from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
-from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
+from .retired import ACCEPT_ALL, HIDDEN
 from .sampler import sample_with_trace, sampler_inputs
-from .settings import CATEGORY, CUSTOM, check_queued, chosen_settings, kept_plans, settings_inputs
+from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, settings_inputs
 
 
-class RASCompare(RefusesRetired):
+class RASCompare(SettingsNode):
     """Takes the inputs of RASKSampler and a VAE; outputs both images, their difference and a summary."""
 
     @classmethod
@@ -52,15 +52,6 @@ class RASCompare(RefusesRetired):
             is_output_node=True,
             **ACCEPT_ALL,
         )
-
-    @classmethod
-    def check_together(cls, inputs) -> None:
-        check_queued(inputs)
-
-    @classmethod
-    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
-        return kept_plans(speed)
 
     @classmethod
     def execute(cls, vae, **inputs) -> io.NodeOutput:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, CUSTOM, check_queued, kept_plans, patched, settings_inputs, speed_input
+from .retired import ACCEPT_ALL, HIDDEN
+from .settings import CATEGORY, CUSTOM, SettingsNode, patched, settings_inputs, speed_input
 
 
-class RASPatchModel(RefusesRetired):
+class RASPatchModel(SettingsNode):
     """Takes a MODEL; outputs a copy of it that samples with RAS."""
 
     @classmethod
@@ -33,15 +33,6 @@ class RASPatchModel(RefusesRetired):
             hidden=[*HIDDEN],
             **ACCEPT_ALL,
         )
-
-    @classmethod
-    def check_together(cls, inputs) -> None:
-        check_queued(inputs)
-
-    @classmethod
-    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
-        return kept_plans(speed)
 
     @classmethod
     def execute(cls, model, **settings) -> io.NodeOutput:

@@ -9,14 +9,14 @@ from ..ras_core.host.options import as_priority, check_batch
 from ..ras_core.host.patch import compare_with, last_trace
 from ..ras_core.run.trace import Trace
 from .checks import check_schedule
-from .retired import ACCEPT_ALL, HIDDEN, RefusesRetired
-from .settings import CATEGORY, TraceType, check_queued, kept_plans, patched, settings_inputs, speed_input
+from .retired import ACCEPT_ALL, HIDDEN
+from .settings import CATEGORY, SettingsNode, TraceType, patched, settings_inputs, speed_input
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 """Names of the inputs that are passed to ComfyUI's `common_ksampler` under the same names."""
 
 
-class RASKSampler(RefusesRetired):
+class RASKSampler(SettingsNode):
     """Takes the inputs of KSampler and of RASPatchModel; outputs LATENT and RAS_TRACE."""
 
     @classmethod
@@ -38,15 +38,6 @@ class RASKSampler(RefusesRetired):
             hidden=[*HIDDEN],
             **ACCEPT_ALL,
         )
-
-    @classmethod
-    def check_together(cls, inputs) -> None:
-        check_queued(inputs)
-
-    @classmethod
-    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
-        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
-        return kept_plans(speed)
 
     @classmethod
     def execute(cls, **inputs) -> io.NodeOutput:

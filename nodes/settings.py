@@ -22,6 +22,7 @@ from ..ras_core.host.plans import PLAN_SPEEDS
 from ..ras_core.host.speed import Speed
 from .checks import check_schedule
 from .live import open_view
+from .retired import RefusesRetired
 
 CATEGORY = "Multirate RAS"
 TraceType = io.Custom("RAS_TRACE")
@@ -198,6 +199,19 @@ def _custom_settings(inputs: dict[str, Any]) -> Settings:
     window = Window(**{name: inputs[name] for name in vars(Window()) if name in inputs})
     corrections = values.get("paper") is None  # the paper's method does not correct regions
     return CustomSettings(RASConfig(**values, corrections=corrections), window)
+
+
+class SettingsNode(RefusesRetired):
+    """Base of the nodes that have the inputs of this module."""
+
+    @classmethod
+    def check_together(cls, inputs) -> None:
+        check_queued(inputs)
+
+    @classmethod
+    def fingerprint_inputs(cls, speed=None, **inputs) -> tuple[str, int] | None:
+        """Makes ComfyUI run the node again after RAS Calibrate has run, which changes the saved plans."""
+        return kept_plans(speed)
 
 
 def check_queued(inputs: Mapping[str, Any]) -> None:

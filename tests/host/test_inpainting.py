@@ -48,12 +48,6 @@ def _as_comfyui_executes_nodes(tmp_path, monkeypatch):
         yield
 
 
-@pytest.fixture
-def info(caplog):
-    with caplog.at_level("INFO"):
-        yield caplog
-
-
 def image(family, batch=1):
     generator = torch.Generator().manual_seed(1)
     return torch.randn(batch, family.channels, 16, 12, generator=generator)

@@ -50,12 +50,6 @@ def _as_comfyui_executes_nodes():
 
 
 @pytest.fixture
-def info(caplog):
-    with caplog.at_level("INFO"):
-        yield caplog
-
-
-@pytest.fixture
 def progress(monkeypatch):
     """A list of (step, total) from every progress callback of ComfyUI's sampling nodes."""
     seen, prepare = [], latent_preview.prepare_callback
