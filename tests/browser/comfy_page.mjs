@@ -49,7 +49,7 @@ export class ComfyPage {
       socket.on("framereceived", ({ payload }) => {
         if (typeof payload !== "string") return;
         const { type, data } = JSON.parse(payload);
-        if (type.startsWith("multirate_ras")) this.messages.push({ type, ...data });
+        if (type === "multirate_ras.live") this.messages.push({ type, ...data });
       }),
     );
   }
