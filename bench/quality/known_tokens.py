@@ -56,16 +56,17 @@ class InsideFirst(Selector):
         order = torch.randperm(grid.n, generator=torch.Generator().manual_seed(0))
         self._turn = (order / grid.n * 1e-3).to(inside.device)
 
-    def observe(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
+    def _update(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         if self._last is None:
             self._last = torch.full((x.shape[0], self._grid.n), sigma, device=x.device)
         is_fresh = True if active_idx is None else self._grid.active_mask(active_idx)
         self._last = torch.where(torch.as_tensor(is_fresh, device=x.device), sigma, self._last)
+        self.score = self._last
 
-    def select(self, active_count: int, sigma: float) -> Tensor:
+    def _choose(self, active_count: int, sigma: float, order: Tensor) -> Tensor:
         need = (self._last - sigma) + self._turn + 1e3 * self._inside
-        order = need.argsort(dim=1, descending=True, stable=True)
-        return order[:, :active_count].sort(dim=1).values
+        first = need.argsort(dim=1, descending=True, stable=True)
+        return first[:, :active_count].sort(dim=1).values
 
 
 @contextmanager

@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 from ..graphs.code_identity import COMFYUI, TORCH, is_by
 
+OWN = (__package__ or "").removesuffix("ras_core.run") or "ras_core."
+"""Prefix of the names of this pack's Python modules. An attention of its benchmarks records results."""
+
 DEPTH = 4
 """`may_keep` follows at most this many consecutive references, from a function to an object that the function
 can write to."""
@@ -61,13 +64,13 @@ def other_cache(network: nn.Module, blocks: Sequence[nn.Module], replacements: I
 
 def holds_results(code: Any) -> bool:
     """Whether a function has access, at this moment, to a mutable object that contains a tensor. The function
-    may have stored this tensor there as the result of an earlier call. ComfyUI's and torch's own code is not
-    inspected.
+    may have stored this tensor there as the result of an earlier call. The code of ComfyUI, torch and this
+    pack is not inspected.
     """
     pending, seen = [code], 0
     while pending and seen < MOST_OBJECTS:
         each, seen = pending.pop(), seen + 1
-        if isinstance(each, (*CONSTANT, nn.Module)) or is_by(each, COMFYUI, TORCH):
+        if isinstance(each, (*CONSTANT, nn.Module)) or is_by(each, COMFYUI, TORCH, OWN):
             continue
         parts = _parts(each)
         if parts is None:
