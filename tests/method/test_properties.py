@@ -32,7 +32,7 @@ def plans(draw) -> Plan:
         sampler=draw(st.sampled_from(PLAN_SAMPLERS)),
         density=tuple(density),
         shares=tuple([1.0, 1.0, *draw(st.lists(shares, min_size=steps, max_size=steps))][:steps]),
-        full_steps=draw(st.integers(1, 200)),
+        full_steps=draw(st.integers(steps, 200)),  # a file that states fewer is refused
         speedup=draw(st.floats(0.01, 100.0)),
         closeness=draw(st.none() | st.floats(-1e3, 1e3)),
         origin=draw(st.text(max_size=20)),
