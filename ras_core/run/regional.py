@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ..errors import RegionalAbort
+from ..errors import RegionalAbort, shortened
 from ..graphs.capture import RowsAdvanced
 from .call import Call
 from .captured import CapturedCalls, Slots
@@ -16,6 +16,9 @@ from .coverage import Coverage
 from .partial_forward import CallContext, NetworkCall
 from .state import NO_MEMORY, RunState
 from .tools import Tools
+
+LONGEST_CAUSE = 160
+"""Number of characters of another exception's message that a reason quotes."""
 
 
 class RegionalCalls:
@@ -106,4 +109,5 @@ class RegionalCalls:
 
 
 def _failure(error: Exception) -> str:
-    return f"a regional step failed ({type(error).__name__}: {error})"
+    text = shortened(" ".join(str(error).split()), LONGEST_CAUSE)
+    return f"a regional step failed ({type(error).__name__}: {text})"
