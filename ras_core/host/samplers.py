@@ -161,6 +161,11 @@ def sampler_of_run(sampler: Any, run: RunState, solver: Solver | None = None) ->
     return multirate_sampler(CORRECTED[name], sampler.inpaint_options)
 
 
+def plan_solver(sampler: Any, solver: Solver) -> Solver | None:
+    """The solver of a plan, or None if the user chose RAS Multirate Sampler, whose own solver is kept."""
+    return None if _name_of(sampler) == sample_multirate.__name__ else solver
+
+
 def plan_sampler(sampler: Any) -> str | None:
     """Which plans suit `sampler`: the name of the sampler for which they were made, "euler" or "dpmpp_2m".
     None if no plan suits it.

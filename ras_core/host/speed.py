@@ -29,7 +29,7 @@ from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
 from .plans import FINE_LEVELS, made_levels, plans_for, plans_of_family
-from .samplers import plan_sampler
+from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
 NOT_DECREASING = "they are not strictly decreasing"
@@ -83,11 +83,11 @@ class Speed:
         if not measured and not plan.is_plain:
             plan = self._fitted(plan, given, guider) or plans.best(self.speed, plan.sampler, plain=True)
         if _is_grid_of_any(plans, model, given.sigmas.tolist()):
-            return self._by_plan(plan.on_grid(given.steps), given.sigmas)
+            return self._by_plan(plan.on_grid(given.steps), given.sigmas, given.sampler)
         wanted = _levels_of(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
-        return self._by_plan(plan.resized(given.steps), wanted)
+        return self._by_plan(plan.resized(given.steps), wanted, given.sampler)
 
     def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
@@ -103,7 +103,7 @@ class Speed:
             plan = replace(plan, shares=(1.0,) * given.steps)
         elif not decreases((sigmas := _levels_of(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
-        settings = self._by_plan(plan, sigmas)
+        settings = self._by_plan(plan, sigmas, given.sampler)
         return replace(settings, plan=f"{settings.plan} (inpainting)")
 
     def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan | None:
@@ -114,14 +114,15 @@ class Speed:
         shares = fitted(plan.shares, budget, _cost_of(given, guider))
         return None if shares is None else replace(plan, shares=shares)
 
-    def _by_plan(self, plan: Plan, sigmas: Tensor) -> RunSettings:
+    def _by_plan(self, plan: Plan, sigmas: Tensor, sampler: Any) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
             # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
-        origin = plan.origin if plan.solver == plan.sampler else f"{plan.solver} steps, {plan.origin}"
-        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", plan.solver)
+        solver = plan_solver(sampler, plan.solver)
+        origin = plan.origin if solver in (None, plan.sampler) else f"{solver} steps, {plan.origin}"
+        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver)
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
         """The settings of a dense run with the sampler's own noise levels. These settings allow regional

@@ -24,6 +24,7 @@ from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from support.families import FAMILIES
@@ -284,6 +285,18 @@ class TestLevels:
     )
     def test_the_multirate_sampler_takes_the_plans_of_its_order(self, solver, plans):
         assert samplers.plan_sampler(samplers.multirate_sampler(solver)) == plans
+
+    @pytest.mark.parametrize("solver", ["dpmpp_2m", "ab2"])
+    def test_the_multirate_sampler_keeps_its_order_and_the_log_names_no_other(self, sd3, solver, info):
+        """The plan for dpmpp_2m at 2x is made for ab2, but here the user has chosen the solver."""
+        model, sampler = sd3.build(), samplers.multirate_sampler(solver)
+        plan = plans_for(model).best("2x", "dpmpp_2m", plain=True)
+        sigmas = torch.tensor(plan.levels(simple_levels(model, FINE_LEVELS)))
+        patched = patch_model(model, Speed("2x", PlanSet((plan,))))
+        # A run without regional steps is computed by ComfyUI's sampler of this name, if there is one.
+        same = sampler if solver == "ab2" else comfy.samplers.sampler_object(solver)
+        assert torch.equal(custom(patched, sd3, sampler, sigmas), custom(model, sd3, same, sigmas))
+        assert "(dpmpp_2m, " in info.text and "ab2 steps" not in info.text
 
     @pytest.mark.parametrize("made_for", [("2x", "dpmpp_2m"), ("3x", "euler")])
     def test_the_schedulers_levels_for_another_choice_are_not_shortened_either(self, sd3, made_for):
