@@ -61,6 +61,12 @@ def quoted(value: object) -> str:
         return f"a value of class {shortened(type(value).__name__, LEAST)}"
 
 
+def path_end(path: object) -> str:
+    """A path as a message shows it: its end, at most LEAST characters, so that the facts keep their room."""
+    text = str(path)
+    return text if len(text) <= LEAST else "..." + text[3 - LEAST :]
+
+
 class _Brief(reprlib.Repr):
     """Converts only the first elements of a container, and only the first levels of nested containers."""
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from ...ras_core.method.plan import Plan
 from ...ras_core.method.plan_candidates import shares_for
 from .cells import Cell
@@ -112,7 +112,7 @@ def read_cells(path: Path, families: Sequence[str]) -> list[Cell]:
         ]
     except (OSError, ValueError, TypeError) as error:
         raise RASError(
-            f"cells in {path} cannot be read: {error}.",
+            f"cells in {path_end(path)} cannot be read: {error}.",
             'a JSON list such as [{"method": "plan", "grid": "8of40by3", "start": 8, "ratio": 0.7}].',
             "correct the file, or name another with --cells.",
         ) from error

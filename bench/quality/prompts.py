@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 
 HELD_OUT = Path(__file__).parent / "held_out.csv"
 CALIBRATION = Path(__file__).parent / "calibration_prompts.txt"
@@ -46,7 +46,9 @@ def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
     """
     if not path.is_file():
         raise RASError(
-            f"no prompt file {path}.", "a text file with one prompt per line.", "correct --prompts."
+            f"no prompt file {path_end(path)}.",
+            "a text file with one prompt per line.",
+            "correct --prompts.",
         )
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
@@ -56,7 +58,7 @@ def read_prompts(path: Path, count: int | None = None) -> tuple[Prompt, ...]:
     else:
         found = [Prompt(line.strip()) for line in text.splitlines() if line.strip()]
     if not found:
-        raise RASError(f"{path} has no prompt.", "one prompt per line.", "correct --prompts.")
+        raise RASError(f"{path_end(path)} has no prompt.", "one prompt per line.", "correct --prompts.")
     return tuple(found[:count])
 
 

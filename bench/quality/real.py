@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from .prompts import background_of
 
 PICTURES, ITEMS = "pictures.npy", "items.json"
@@ -36,7 +36,7 @@ def real_halves(folder: Path, size: int, batch: int) -> list[Iterator[Tensor]]:
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in ENDINGS)
     if len(files) < 4:
         raise RASError(
-            f"{len(files)} images in {folder}.",
+            f"{len(files)} images in {path_end(folder)}.",
             f"four image files or more, or {PICTURES} and {ITEMS} as training/ renders them.",
             "correct --real, or leave it out, and the Frechet distance is skipped.",
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from .cells import cell_from
 from .front import Point, at_cost, best_at_cost, pareto
 from .sigma_grids import kind_of
@@ -172,7 +172,7 @@ def report(folder: Path) -> str:
     rows = read_rows(folder / "cells.csv")
     if not rows:
         raise RASError(
-            f"no results in {folder}.",
+            f"no results in {path_end(folder)}.",
             "a folder that `sweep --out` has written results to.",
             "run a sweep first.",
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...demo import loader
 from ...demo.prompt import encode_prompt
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from ...ras_core.models import adapter_for, network_of
 from .options import Options, file_digest
 
@@ -106,7 +106,7 @@ def _demo_source(family: str, weights: str) -> Source:
     names = (loader.FAMILIES[family].weights, loader.AUTOENCODER_FILE)
     if not has_weights(family, weights):
         raise RASError(
-            f"the weights of the demo family {family} are not in {folder}.",
+            f"the weights of the demo family {family} are not in {path_end(folder)}.",
             f"the files {' and '.join(names)}, which ship with the pack.",
             "restore these files from the repository, or name the folder that has them with --weights.",
         )

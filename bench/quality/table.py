@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from .cells import Cell
 
 CELL_COLUMNS = tuple(field.name for field in fields(Cell))
@@ -90,7 +90,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     header = tuple(next(lines))
     if header != COLUMNS:
         raise RASError(
-            f"{path} has other columns ({len(header)} in all; first difference: {_difference(header)}).",
+            f"{path_end(path)} has other columns ({len(header)}; first difference: {_difference(header)}).",
             "the columns that this version of the harness writes.",
             "choose another folder with --out, or move the old results away.",
         )
@@ -110,7 +110,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> None:
         known = json.loads(path.read_text(encoding="utf-8"))
         if wrong := sorted(name for name in {*known, *settings} if known.get(name) != settings.get(name)):
             raise RASError(
-                f"{folder} holds results of other settings: {', '.join(wrong)} differ.",
+                f"{path_end(folder)} holds results of other settings: {', '.join(wrong)} differ.",
                 "the settings of the existing results.",
                 "choose another folder with --out, or repeat the first command to continue its results.",
             )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from .figures import frechet_distance
 
 
@@ -170,6 +170,6 @@ def _torch_hub_file(name: str, pattern: str) -> None:
     if not any(folder.glob(pattern)):
         raise RASError(
             f"--with {name}, but the weights that it needs are missing.",
-            f"a file {pattern} in {folder} (it is not downloaded automatically).",
+            f"a file {pattern} in {path_end(folder)} (it is not downloaded automatically).",
             f"put the file into this folder (TORCH_HOME can set another), or leave {name} out of --with.",
         )

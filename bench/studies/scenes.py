@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...ras_core.errors import RASError
+from ...ras_core.errors import RASError, path_end
 from ..quality.options import Options
 
 KINDS = ("plain", "busy")
@@ -96,7 +96,7 @@ def _artwork(folder: Path, options: Options) -> tuple[Tensor, Tensor, list[str]]
     found = [(p, rows[p.hexcode, p.style]) for p in options.prompts if (p.hexcode, p.style) in rows]
     if len(found) < len(options.prompts):
         raise RASError(
-            f"{len(options.prompts) - len(found)} of the prompts have no artwork in {folder}.",
+            f"{len(options.prompts) - len(found)} of the prompts have no artwork in {path_end(folder)}.",
             "the held-out prompts and the images that training/ renders.",
             "leave out --artwork; simple shapes are then drawn instead.",
         )
