@@ -32,7 +32,7 @@ can write to."""
 MOST_OBJECTS = 500
 """`holds_results` inspects at most this many objects when it searches for a tensor."""
 
-WRITES = frozenset({"STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "STORE_SLICE"})
+WRITES = frozenset({"DELETE_ATTR", "STORE_ATTR", "STORE_GLOBAL", "STORE_SUBSCR", "STORE_SLICE"})
 """Names of the bytecode instructions that write to an object that may still exist after the function has
 returned: an attribute, a global variable or an element of a container."""
 
@@ -113,7 +113,7 @@ def watched(blocks: Iterable[nn.Module]) -> Iterator[list[bool]]:
             handle.remove()
 
 
-def may_keep(code: Any, depth: int = DEPTH) -> bool:
+def may_keep(code: Any, depth: int = DEPTH, trusts_modules: bool = False) -> bool:
     """Whether a function may keep a result from one call to the next. This is assumed if the function writes
     to an object that may still exist after the call, or if it can access a mutable object. ComfyUI's and
     torch's own functions are trusted: for them the result is False.
@@ -121,11 +121,12 @@ def may_keep(code: Any, depth: int = DEPTH) -> bool:
     Args:
         code: the function, or a value that a function can access.
         depth: how many consecutive references may still be followed from `code`.
+        trusts_modules: assume that modules keep nothing, whoever wrote their classes.
     """
     if isinstance(code, CONSTANT):
         return False
     if isinstance(code, nn.Module):
-        return not all(is_by(type(each), COMFYUI, TORCH) for each in code.modules())
+        return not trusts_modules and not all(is_by(type(each), COMFYUI, TORCH) for each in code.modules())
     if is_by(code, COMFYUI, TORCH):
         return False
     if depth == 0:
@@ -133,7 +134,7 @@ def may_keep(code: Any, depth: int = DEPTH) -> bool:
     if isinstance(code, FunctionType) and _writes(code.__code__):
         return True
     parts = _parts(code)
-    return parts is None or any(may_keep(each, depth - 1) for each in parts)
+    return parts is None or any(may_keep(each, depth - 1, trusts_modules) for each in parts)
 
 
 def _parts(value: Any) -> Iterable[Any] | None:

@@ -7,10 +7,7 @@ are compared on the device, so the CPU has to wait for the results only once per
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from functools import partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -29,14 +26,8 @@ ATTENTION_ERROR = 0.1
 at which both count as implementations of the same attention. Attention in 8-bit integers differs by a few
 percent."""
 
-DEPTH = 4
-"""`may_keep_state` follows at most this many consecutive references from a function, to find objects in which
-the function may keep state."""
-
 ROWS = "may rely on the rows of all tokens"
 """The end of every sentence that says why a run is dense because of another pack's code."""
-
-STORES = ("STORE_GLOBAL", "STORE_ATTR", "DELETE_ATTR")
 
 
 class Observations:
@@ -156,51 +147,6 @@ def tensors_in(value: Any, place: tuple = ()) -> Iterator[tuple[tuple, Tensor]]:
     elif isinstance(value, Mapping):
         for name, each in value.items():
             yield from tensors_in(each, (*place, name))
-
-
-def may_keep_state(code: Any, depth: int = DEPTH) -> bool:
-    """Whether a function may keep state from one call to the next. This is assumed if the function assigns
-    attributes, global names or variables of an enclosing function, or if it has access to a list, a dict or
-    an object of an unknown class.
-
-    Args:
-        code: the function, or a value that a function can access.
-        depth: how many consecutive references may still be followed from `code`.
-    """
-    if code is None or isinstance(code, (bool, int, float, str, torch.dtype, Tensor, nn.Module, type)):
-        return False
-    if isinstance(code, (ModuleType, BuiltinFunctionType)):
-        return False
-    if isinstance(code, (tuple, frozenset)):
-        return any(may_keep_state(each, depth) for each in code)
-    if isinstance(code, MethodType):
-        return may_keep_state(code.__self__, depth) or may_keep_state(code.__func__, depth)
-    if isinstance(code, partial):
-        return may_keep_state((code.func, *code.args, *code.keywords.values()), depth)
-    if not isinstance(code, FunctionType) or depth == 0:
-        return True
-    return _assigns(code) or any(may_keep_state(each, depth - 1) for each in _reached_by(code))
-
-
-def _assigns(function: FunctionType) -> bool:
-    own = function.__code__
-    return any(
-        each.opname in STORES or (each.opname == "STORE_DEREF" and each.argval in own.co_freevars)
-        for each in dis.get_instructions(own)
-    )
-
-
-def _reached_by(function: FunctionType) -> Iterator[Any]:
-    """The values in a function's closure and defaults, and the containers among the global names it uses."""
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # an empty cell
-            continue
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    named = (function.__globals__.get(name) for name in function.__code__.co_names)
-    yield from (each for each in named if isinstance(each, (list, dict, set)))
 
 
 def _error(output: Tensor, expected: Tensor) -> Tensor:

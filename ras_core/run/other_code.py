@@ -18,7 +18,8 @@ from typing import Any
 from torch import nn
 
 from ..models.base import ModelAdapter
-from .observation import ROWS, Observations, may_keep_state
+from .foreign import may_keep
+from .observation import ROWS, Observations
 
 OWNERS = ("comfy.", "comfy_", "torch.")
 """Prefixes of the names of ComfyUI's and PyTorch's Python modules. Their code works on any number of rows."""
@@ -56,7 +57,7 @@ class OtherCode:
             return None if self._known[network] == _code_of(blocks) else CHANGED
         self._suspects = []
         for module, name, code in _foreign_code(network, blocks):
-            if module in blocks or name != "forward" or may_keep_state(code):
+            if module in blocks or name != "forward" or may_keep(code, trusts_modules=True):
                 return f"another node's code replaces {name} of {type(module).__name__}, and {ROWS}"
             self._suspects.append(module)
         return None
