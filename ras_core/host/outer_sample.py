@@ -17,7 +17,7 @@ from ..config import RASConfig, Window
 from ..method.grid import TokenGrid
 from ..method.integrator import Solver
 from ..method.preferences import Preferences
-from ..method.schedule import decreases
+from ..method.schedule import decreases, why_all_dense
 from ..method.selector import selector_for
 from ..models.base import ModelAdapter
 from ..run.passes import NOT_DECREASING
@@ -171,10 +171,7 @@ def _explain_dense_plan(run: RunState) -> None:
     """Warn if the run will have no regional step, and give the reason. Do not warn if the user chose a dense
     run.
     """
-    config, n_steps = run.config, len(run.plan)
     if not decreases(run.sigmas):
         run.go_dense(NOT_DECREASING)
-    elif not run.any_regional and config.wants_regional:
-        run.warn(
-            f"no regional step fits: the run has {n_steps} steps, and the first {config.start_step} are dense"
-        )
+    elif not run.any_regional and run.config.wants_regional:
+        run.warn(f"no regional step fits: {why_all_dense(run.plan, run.config)}")

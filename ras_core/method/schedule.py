@@ -107,6 +107,17 @@ def decreases(sigmas: Sequence[float]) -> bool:
     return all(a > b for a, b in zip(sigmas, sigmas[1:], strict=False))
 
 
+def why_all_dense(plan: Sequence[StepPlan], config: RASConfig) -> str:
+    """Why this plan of a run has no regional step although the settings ask for such steps."""
+    window = _regional_window(len(plan), config)
+    steps = f"the run has {len(plan)} steps, and the first {window.start} are dense"
+    if resets := sum(step.is_reset for step in plan):
+        return f"{steps}, as are {resets} error resets"
+    if 0 < config.end_step <= window.start:
+        return f"{steps}, but regional steps end before step {config.end_step}"
+    return steps
+
+
 def _regional_window(n_steps: int, config: RASConfig) -> range:
     end = min(config.end_step, n_steps) if config.end_step else n_steps
     # The multirate score needs the estimates of two steps; the paper's metric needs the output of one step.

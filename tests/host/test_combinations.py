@@ -74,7 +74,7 @@ class TestSchedule:
         )
         assert torch.equal(latent, sample(model, family, noise, steps=4))
         assert caplog.text.count("no regional step fits") == 1
-        assert "no regional step fits: the run has 4 steps" in trace.summary()
+        assert "no regional step fits: the run has 4 steps, and the first 4 are dense" in trace.summary()
 
     def test_a_dense_run_by_request_needs_no_warning(self, family, caplog):
         _, trace = sample_ras(family.build(), family, family.noise(), RASConfig(sample_ratio=1.0))

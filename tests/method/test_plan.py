@@ -4,7 +4,7 @@ import pytest
 import torch
 from ras_pack.ras_core.config import PaperSettings, RASConfig, parse_step_list
 from ras_pack.ras_core.errors import RASError
-from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, step_of_sigma
+from ras_pack.ras_core.method.schedule import StepKind, decreases, plan_steps, step_of_sigma, why_all_dense
 
 
 def _dense(n_steps: int, **settings) -> list[int]:
@@ -130,3 +130,18 @@ def _refused(kind, settings: dict, came: str) -> None:
         kind(**settings)
     assert came in str(caught.value)
     assert "Expected:" in str(caught.value) and "What to do:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({"start_step": 6}, "the run has 5 steps, and the first 6 are dense"),
+        ({"start_step": 0, "end_step": 2}, "the first 2 are dense, but regional steps end before step 2"),
+        ({"start_step": 2, "dense_steps": (2, 3, 4)}, "the first 2 are dense, as are 3 error resets"),
+    ],
+)
+def test_the_true_reason_why_all_steps_are_dense(settings, expected):
+    config = RASConfig(**settings)
+    plan = plan_steps(5, config)
+    assert all(step.kind is StepKind.DENSE for step in plan)
+    assert why_all_dense(plan, config).endswith(expected)
