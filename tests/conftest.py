@@ -1,5 +1,6 @@
 """Shared set-up: a real ComfyUI on the CPU, the pack as `ras_pack`, and no network access."""
 
+import gc
 import ipaddress
 import os
 import socket
@@ -30,7 +31,16 @@ else:  # the same examples in every run, on a machine of any speed, and no files
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton's own functions are defined (test_fused.py)
 
-from support.families import FAMILIES, VARIANTS, Family  # noqa: E402  (needs ComfyUI)
+from support.families import FAMILIES, KINDS, Family  # noqa: E402  (needs ComfyUI)
+
+
+def pytest_collection_finish() -> None:
+    """Exclude the objects that exist now, mostly code, from garbage collections, which are faster then."""
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries complain about objects that are not freed at the end
 
 
 @pytest.fixture(scope="session")
@@ -39,10 +49,10 @@ def comfyui() -> Path:
     return COMFYUI
 
 
-@pytest.fixture(params=[name for name in FAMILIES if name not in VARIANTS])
+@pytest.fixture(params=KINDS)
 def family(request: pytest.FixtureRequest) -> Family:
-    """Each supported model family in turn, as a tiny model. Tests in models/ and graphs/ override this
-    fixture, and also run the variants of a family.
+    """A tiny model of each kind of network in turn. Tests in models/ and graphs/ override this fixture, and
+    run every supported family.
     """
     return FAMILIES[request.param]
 

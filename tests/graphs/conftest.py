@@ -1,10 +1,10 @@
-"""The tests of captured calls use not only each model family, but also the variants of a family."""
+"""The tests of captured calls use not only each kind of network, but also the variants of a family."""
 
 import pytest
-from support.families import FAMILIES, Family
+from support.families import FAMILIES, KINDS, VARIANTS, Family
 
 
-@pytest.fixture(params=list(FAMILIES))
+@pytest.fixture(params=(*KINDS, *VARIANTS))
 def family(request: pytest.FixtureRequest) -> Family:
-    """Every supported family and variant in turn, as a tiny model."""
+    """A tiny model of each kind and variant in turn."""
     return FAMILIES[request.param]

@@ -11,6 +11,7 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import comfy.ldm.flux.model
@@ -186,7 +187,12 @@ FAMILIES = {
 # An older ComfyUI knows fewer of them.
 FAMILIES = {name: family for name, family in FAMILIES.items() if family.config_class is not None}
 
-VARIANTS = ("flux_fill", "flux_kontext")
+KINDS = tuple(name for name in ("sd35_medium", "lumina2", "lumina_next", "flux") if name in FAMILIES)
+"""Families whose networks differ most in what RAS must handle: two attentions in a block, refiners and shared
+heads, text that is not in the cache, two kinds of blocks. For tests of code that knows no family.
+"""
+
+VARIANTS = tuple(name for name in ("flux_fill", "flux_kontext") if name in FAMILIES)
 """They differ from `flux` only in the inputs of a call: for tests of the adapters and of captured calls."""
 
 
@@ -196,10 +202,14 @@ def draw_weights(network: torch.nn.Module, seed: int) -> None:
     they are the same in a version of ComfyUI whose network lacks other tensors.
     """
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-        draw = torch.randn(tensor.shape, generator=generator)
-        if tensor.ndim >= 2:
-            draw /= math.sqrt(math.prod(tensor.shape[1:])) if "pos_embed" not in name else 2.0
-        else:
-            draw = draw * 0.1 + (0.0 if name.endswith("bias") else 1.0)
-        tensor.copy_(draw)
+        tensor.copy_(_drawn(name, tuple(tensor.shape), seed))
+
+
+@lru_cache(maxsize=4096)
+def _drawn(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """The random values of one weight. They are kept, because most tests build the same few models."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+    draw = torch.randn(shape, generator=generator)
+    if len(shape) >= 2:
+        return draw / (math.sqrt(math.prod(shape[1:])) if "pos_embed" not in name else 2.0)
+    return draw * 0.1 + (0.0 if name.endswith("bias") else 1.0)
