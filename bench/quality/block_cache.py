@@ -113,19 +113,20 @@ class BlockCache:
         def run(*args: Any, **kwargs: Any) -> Any:
             if index >= self._probe and self._reuse:
                 return self._again(index, args, kwargs)
+            hidden = _hidden(args, kwargs)
             output = forward(*args, **kwargs)
             if index >= self._probe:
-                self._new.residuals[index] = _residuals(args, kwargs, output)
+                self._new.residuals[index] = _residuals(hidden, output)
             else:
-                self._watch(index, args, kwargs, output)
+                self._watch(index, hidden, output)
             return output
 
         return run
 
-    def _watch(self, index: int, args: tuple, kwargs: dict, output: Any) -> None:
+    def _watch(self, index: int, hidden: dict[Position, Tensor], output: Any) -> None:
         """Keep the input of the first block. After the last probe block, decide if the other blocks run."""
         if self._start is None:
-            self._start = _inputs_of(args, kwargs, output)
+            self._start = _inputs_of(hidden, output)
         if index != self._probe - 1:
             return
         outputs = _as_list(output)
@@ -162,17 +163,22 @@ def _value(args: tuple, kwargs: dict, position: Position) -> Tensor:
     return args[position] if isinstance(position, int) else kwargs[position]
 
 
-def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, Tensor] | None]:
+def _hidden(args: tuple, kwargs: dict) -> dict[Position, Tensor]:
+    """Copies of a block's inputs that may be hidden tensors, by position: copies, because Flux's blocks
+    overwrite their inputs.
+    """
+    positions = [*enumerate(args), *kwargs.items()]
+    return {key: value.clone() for key, value in positions if isinstance(value, Tensor) and value.ndim == 3}
+
+
+def _inputs_of(hidden: dict[Position, Tensor], output: Any) -> list[tuple[Position, Tensor] | None]:
     """For each output of a block, position and value of the matching input. This is the first input that has
     the output's shape and does not match an earlier output.
 
     This works because blocks take and return their hidden tensors in the same order. The entry is None if the
     output is None or if no input has its shape.
     """
-    positions = [*enumerate(args), *kwargs.items()]
-    left = [
-        (position, value) for position, value in positions if isinstance(value, Tensor) and value.ndim == 3
-    ]
+    left = list(hidden.items())
     found: list[tuple[Position, Tensor] | None] = []
     for out in _as_list(output):
         match = None
@@ -183,8 +189,8 @@ def _inputs_of(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, T
     return found
 
 
-def _residuals(args: tuple, kwargs: dict, output: Any) -> list[tuple[Position, Tensor] | None]:
-    pairs = zip(_inputs_of(args, kwargs, output), _as_list(output), strict=True)
+def _residuals(hidden: dict[Position, Tensor], output: Any) -> list[tuple[Position, Tensor] | None]:
+    pairs = zip(_inputs_of(hidden, output), _as_list(output), strict=True)
     return [None if start is None else (start[0], out - start[1]) for start, out in pairs]
 
 

@@ -191,10 +191,12 @@ class TestBlockCache:
         plain = studio.sample(Cell(family, steps=6))
         assert not torch.equal(cached.latents, plain.latents)
 
-    def test_residuals_of_an_unchanged_call_give_its_output_again(self, studio):
+    @pytest.mark.parametrize("family", (*FAMILIES, "random_flux"))
+    def test_residuals_of_an_unchanged_call_give_its_output_again(self, options, family):
         """The model is called twice with the same latent: the second output, which the cache provides, equals
-        the first up to rounding.
+        the first up to rounding. Flux's blocks overwrite their inputs.
         """
+        studio = Studio(load_source(family, options), options)
         source = studio.source
         model = with_block_cache(source.model, threshold=1e9, probe=1, warm_up=1)
         outputs = []
@@ -208,7 +210,7 @@ class TestBlockCache:
 
         batch = studio.batches[0]
         studio.sample_batch(model, comfy.samplers.KSAMPLER(sampler), torch.tensor([0.7, 0.0]), batch, 0)
-        assert work_of_last_run(model)[0] == 1.0 and work_of_last_run(model)[1] < 0.6
+        assert work_of_last_run(model)[0] == 1.0 and work_of_last_run(model)[1] < 0.7
         assert torch.allclose(*outputs, atol=1e-5)
 
     def test_the_network_is_as_before_afterwards(self, studio):
