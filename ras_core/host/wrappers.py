@@ -21,6 +21,7 @@ from ..run.passes import Passes
 from ..run.state import RunState
 from ..run.timing import timestamp
 from ..run.tools import Tools
+from ..run.torch_compile import untraced
 from ..run.trace import Trace
 from . import compiler
 from .attention import grouped_attention
@@ -67,7 +68,7 @@ class RunWrappers:
         _detach(options)  # what a run has left that could not end
         options[TRANSFORMER_OPTIONS][RUN] = run
         _attach(options, WrappersMP.PREDICT_NOISE, self._evaluate)
-        _attach(options, WrappersMP.APPLY_MODEL, self._apply)
+        _attach(options, WrappersMP.APPLY_MODEL, untraced(self._apply) if run.any_regional else self._apply)
         _attach(options, WrappersMP.SAMPLER_SAMPLE, self._sample)
         wanted = cache_for(given.sampler, run.config)
         corrects = is_corrected(given.sampler, run.config)

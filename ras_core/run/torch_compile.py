@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 CAN_SWITCH = hasattr(torch.compiler, "set_stance")  # from torch 2.6 on
 """Whether this version of torch can switch to eager mode temporarily, for networks compiled before."""
@@ -27,3 +30,13 @@ def force_eager() -> AbstractContextManager[Any]:
     if not CAN_SWITCH or "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
+
+
+def untraced(function: Function) -> Function:
+    """A function that does the same as `function`, and that torch.compile does not trace. A node may have
+    compiled the code that calls `function`. What RAS does in a call changes from step to step, and torch
+    would compile again for each change.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing has been compiled, and importing it takes seconds
+        return function
+    return torch.compiler.disable(function)
