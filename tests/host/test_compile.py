@@ -2,6 +2,8 @@
 
 Compiled code does not run hooks that are added later, so RAS has to run the network uncompiled."""
 
+from functools import cache
+
 import pytest
 import torch
 import torch._dynamo
@@ -13,6 +15,10 @@ from support.sampling import FAST, distance, sample
 from support.tape import AgainTape, capture_on
 
 FAMILY = FAMILIES["sd3"]  # one is enough, and compiling is slow: the hooks are the same for all
+
+
+def _build():
+    return FAMILY.build(num_blocks=2)  # as few as a network can have: each is compiled
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +53,8 @@ def _compiled(model, backend):
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_regional_steps_run_and_are_captured_and_a_second_run_compiles_nothing(order):
     noise, backend, tape = FAMILY.noise(), _Backend(), AgainTape()
-    expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise)
-    model = FAMILY.build()
+    expected = sample(patch_model(_build(), FAST), FAMILY, noise)
+    model = _build()
     capture_on(model, tape)
     if order == "before":
         patched = patch_model(_compiled(model, backend), FAST)
@@ -66,15 +72,16 @@ def test_regional_steps_run_and_are_captured_and_a_second_run_compiles_nothing(o
     assert backend.ran >= 2  # step 0 of each run: from step 1 on the cache is filled or used
 
 
+@cache
 def _compilations_without_ras() -> int:
     torch._dynamo.reset()
     backend = _Backend()
-    sample(_compiled(FAMILY.build(), backend), FAMILY, FAMILY.noise(), steps=2)
+    sample(_compiled(_build(), backend), FAMILY, FAMILY.noise(), steps=2)
     return backend.compiled
 
 
 def test_a_dense_plan_is_compiled_whole():
-    backend, model, noise = _Backend(), FAMILY.build(), FAMILY.noise()
+    backend, model, noise = _Backend(), _build(), FAMILY.noise()
     patched = patch_model(_compiled(model, backend), RASConfig(sample_ratio=1.0))
     assert distance(sample(patched, FAMILY, noise, steps=4), sample(model, FAMILY, noise, steps=4)) < 1e-4
     assert backend.ran >= 4
@@ -85,8 +92,8 @@ def test_what_other_nodes_compile(part):
     """Another node has compiled the network inside the model, or a function around the network. RAS cannot
     switch off compilation there.
     """
-    noise, model = FAMILY.noise(), FAMILY.build()
-    expected = sample(patch_model(FAMILY.build(), FAST), FAMILY, noise, steps=4)
+    noise, model = FAMILY.noise(), _build()
+    expected = sample(patch_model(_build(), FAST), FAMILY, noise, steps=4)
     setattr(model.model, part, torch.compile(getattr(model.model, part), backend="eager"))
     patched = patch_model(model, FAST)
     assert distance(sample(patched, FAMILY, noise, steps=4), expected) < 1e-4
