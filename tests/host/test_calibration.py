@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 
 import comfy.model_management
 import comfy.ops
@@ -55,7 +56,12 @@ def _as_comfyui_executes_nodes():
 
 @pytest.fixture
 def short(monkeypatch):
-    """Make calibration short: fewer steps on the fine grid, fewer blocks, and only the speed 3x."""
+    """Make calibration short."""
+    _shorten(monkeypatch)
+
+
+def _shorten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer steps on the fine grid, fewer blocks, and only the speed 3x."""
     for name, value in (("FINE_STEPS", 8), ("BLOCKS", 4), ("REFERENCE_STEPS", 12), ("PLAN_SPEEDS", ("3x",))):
         monkeypatch.setattr(calibration, name, value)
 
@@ -74,11 +80,22 @@ def calibrate(family, model, seeds: int = 1) -> PlanSet:
     return calibration.calibrate(model, conditionings, latent(), 4.0, seeds)
 
 
+@pytest.fixture(scope="module")
+def calibrated_once(tmp_path_factory):
+    """The plans of a tiny SD3, and a user's folder in which they are saved."""
+    folder = tmp_path_factory.mktemp("user")
+    with pytest.MonkeyPatch.context() as patches, torch.inference_mode():
+        patches.setattr(folder_paths, "user_directory", str(folder))
+        _shorten(patches)
+        return calibrate(FAMILIES["sd3"], FAMILIES["sd3"].build()), folder
+
+
 @pytest.fixture
-def calibrated(sd3, short):
+def calibrated(sd3, short, user_folder, calibrated_once):
     """A tiny SD3 and its plans, which are also saved in the user's folder."""
-    model = sd3.build()
-    return model, calibrate(sd3, model)
+    plans, folder = calibrated_once
+    shutil.copytree(folder, user_folder, dirs_exist_ok=True)
+    return sd3.build(), plans
 
 
 class TestBlocks:
