@@ -65,7 +65,7 @@ class TestContents:
     def test_only_whole_folders_and_repository_files_are_excluded(self):
         lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
         names = [line for line in lines if line and not line.startswith(("#", "!"))]
-        own = {".comfyignore", ".gitignore", "Makefile", "docs/*"}
+        own = {".comfyignore", ".gitattributes", ".gitignore", "Makefile", "docs/*"}
         assert {name for name in names if not name.endswith("/")} == own
 
     def test_images_of_the_readme_are_included(self, archive):

@@ -6,7 +6,10 @@ import pytest
 from support.archive import tracked
 from support.comfy import ROOT
 
-PACK = ("ras_core/", "nodes/", "lumina_next/", "web/", "locales/", "README.md", "CHANGELOG.md", "__init__.py")
+PACK = (
+    "ras_core/", "nodes/", "lumina_next/", "web/", "locales/", "docs/", "README.md", "CHANGELOG.md",
+    "__init__.py",
+)  # fmt: skip
 
 TOOLS = ("bench/", "dev/", "training/", "demo/", "tests/")
 

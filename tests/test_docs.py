@@ -1,0 +1,170 @@
+"""The README and the pages in docs/: length, links, and tables that are computed or copied from results."""
+
+import csv
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.archive import tracked
+from support.comfy import PACK, ROOT
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "bench" / "results"
+GENERATED = ROOT / "docs" / "compatibility.md"
+"""Written by `python -m dev compatibility`; links to it are not checked as long as it does not exist."""
+
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in (
+        "*.md",
+        "docs/*.md",
+        "bench/*.md",
+        "bench/results/**/*.md",
+        "demo/*.md",
+        "ras_core/**/*.md",
+    )
+    for path in ROOT.glob(pattern)
+)
+
+NETWORKS = {
+    "SD3-medium": "sd3_medium", "SD3.5 medium": "sd35_medium", "SD3.5 large": "sd35_large",
+    "Lumina-Image-2.0": "lumina2", "Lumina-Next": "lumina_next", "Z-Image": "z_image",
+    "Flux.1 dev": "flux_dev",
+}  # fmt: skip
+"""The networks of the tables in docs/memory.md, and their names in bench/common/shapes.py."""
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def prose(name: str) -> str:
+    """The text of a page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", text_of(name), flags=re.MULTILINE | re.DOTALL)
+
+
+def links(name: str) -> list[str]:
+    """The addresses of all links and images on a page that point into the repository."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(name))
+    return [address for address in found if not address.startswith(("http://", "https://"))]
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of a page."""
+    heads = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def table(name: str, head: str) -> dict[str, list[str]]:
+    """The rows of the table whose first line begins with `head`, by their first cell."""
+    lines = text_of(name).partition(f"\n{head}")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows, f"{name} has no table that begins with {head!r}"
+    return {row[0]: row[1:] for row in rows}
+
+
+class TestReadme:
+    def test_it_has_fewer_than_900_words(self):
+        assert len(README.read_text(encoding="utf-8").split()) < 900
+
+    def test_it_links_to_every_page(self):
+        pages = {name for name in PAGES if name.startswith("docs/")}
+        assert pages - {link.partition("#")[0] for link in links("README.md")} == set()
+
+    def test_its_figures_are_those_of_the_page_about_quality(self):
+        detailed = table("docs/quality.md", "| speed | plan |")
+        for speed, (time, *psnr, without) in table("README.md", "| speed | time |").items():
+            speed = speed.strip("`")
+            expected = detailed[speed]
+            assert [value.removesuffix(" dB") for value in (*psnr, without)] == expected[1:5]
+            assert time == f"{100 / float(speed.removesuffix('x')):.0f} %"
+
+    def test_every_footnote_is_defined_and_used(self):
+        text = README.read_text(encoding="utf-8")
+        defined = set(re.findall(r"^\[\^(\w+)\]:", text, re.MULTILINE))
+        assert defined == set(re.findall(r"\[\^(\w+)\](?!:)", text))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_to_files_and_headings(name):
+    for link in links(name):
+        address, _, anchor = link.partition("#")
+        path = (ROOT / name).parent / address if address else ROOT / name
+        if path.resolve() == GENERATED and not GENERATED.exists():
+            continue
+        assert path.exists(), f"{name} links to {link}"
+        assert not anchor or anchor in anchors(path), f"{name} links to {link}"
+
+
+class TestFigures:
+    def test_psnr_of_the_plans(self):
+        """The cells from which the table was made; at 1.5x, on noise levels half-way to even ones."""
+        file = RESULTS / "2026-11-26-h100/quality/cells.csv"
+        cells = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
+        for speed, row in table("docs/quality.md", "| speed | plan |").items():
+            steps, sampler, dense = re.match(r"(\d+) steps (\w+), (\d+) dense", row[0]).groups()
+            grid = "calibrated:0.5" if speed == "1.5x" else "calibrated"
+            wanted = {
+                "method": "plan", "steps": steps, "sampler": sampler, "grid": grid, "kv_cache": "forecast",
+                "extra": '{"continue_outputs": true}',
+            }  # fmt: skip
+            for family, shown in zip(("sd3", "lumina2", "flux"), row[1:4], strict=True):
+                found = {
+                    f"{float(cell['psnr']):.1f}"
+                    for cell in cells
+                    if cell["family"] == family
+                    and cell["shares"].split("+").count("1.0") == int(dense)
+                    and abs(float(cell["cost_sd3"]) - float(speed.removesuffix("x"))) < 0.01
+                    and wanted.items() <= cell.items()
+                }
+                assert found == {shown}, (speed, family)
+
+    def test_sizes_of_the_kv_cache(self):
+        formats = importlib.import_module(f"{PACK}.ras_core.kv.formats").FORMATS
+        other_sizes = table("docs/memory.md", "| `gpu`, other sizes |")
+        for network, row in table("docs/memory.md", "| 1024 × 1024 |").items():
+            size = cache_size(NETWORKS[network], 1024)
+            gpu, fp8, cpu, forecast, forecast2 = (
+                gib(formats[name].nbytes(size)) for name in ("gpu", "fp8", "cpu", "forecast", "forecast2")
+            )
+            assert row == [gpu, fp8, f"0 ({cpu})", forecast, forecast2], network
+            shown = [gib(cache_size(NETWORKS[network], pixels).plain_nbytes) for pixels in (512, 1536, 2048)]
+            assert other_sizes[network] == shown, network
+
+
+def cache_size(network: str, pixels: int):
+    """The size of the K/V cache of one image, for a network of bench/common/shapes.py."""
+    shape = importlib.import_module(f"{PACK}.bench.common.shapes").SHAPES[network]
+    spec = importlib.import_module(f"{PACK}.ras_core.kv.spec")
+    bare = shape._model(torch.device("meta")).diffusion_model
+    profile = importlib.import_module(f"{PACK}.ras_core.models").adapter_for(bare).cache_profile(bare)
+    n_tokens, texts = (pixels // 16) ** 2, shape.rows_in_network
+    numbers, rows, largest = profile.counts(n_tokens, texts)
+    return spec.CacheSize(numbers, rows, n_tokens * len(texts), largest, shape.dtype.itemsize)
+
+
+def gib(nbytes: int) -> str:
+    return f"{nbytes / 2**30:.2f}"
+
+
+class TestCommittedResults:
+    """The limits that bench/results/README.md states."""
+
+    def test_plots_are_small_and_on_a_page(self):
+        shown = {((ROOT / name).parent / link).resolve() for name in PAGES for link in links(name)}
+        for path in RESULTS.rglob("*.png"):
+            assert path.stat().st_size <= 60_000, path
+            assert path in shown, f"no page links to {path}"
+
+    def test_the_folder_stays_small(self):
+        files = [ROOT / name for name in tracked("--cached", "bench/results")]
+        assert sum(path.stat().st_size for path in files) < 2_000_000
+        assert {path.suffix for path in files} <= {".md", ".png", ".csv", ".json", ".txt"}
+
+    def test_every_folder_is_in_the_list(self):
+        text = (RESULTS / "README.md").read_text(encoding="utf-8")
+        assert {path.name for path in RESULTS.iterdir() if path.is_dir()} <= set(
+            re.findall(r"\d{4}-\d\d-\d\d-\w+", text)
+        )
