@@ -17,6 +17,7 @@ from typing import Any
 import comfy.ldm.flux.model
 import comfy.model_patcher
 import comfy.supported_models
+import numpy as np
 import torch
 from ras_pack.lumina_next.model import LuminaNextConfig
 from torch import Tensor
@@ -202,14 +203,16 @@ def draw_weights(network: torch.nn.Module, seed: int) -> None:
     they are the same in a version of ComfyUI whose network lacks other tensors.
     """
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
-        tensor.copy_(_drawn(name, tuple(tensor.shape), seed))
+        tensor.copy_(torch.from_numpy(_drawn(name, tuple(tensor.shape), seed)))
 
 
 @lru_cache(maxsize=4096)
-def _drawn(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
-    """The random values of one weight. They are kept, because most tests build the same few models."""
+def _drawn(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """The random values of one weight. They are kept, because most tests build the same few models, and kept
+    as an array, because some tests count the tensors that are alive.
+    """
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-    draw = torch.randn(shape, generator=generator)
+    draw = torch.randn(shape, generator=generator).numpy()
     if len(shape) >= 2:
-        return draw / (math.sqrt(math.prod(shape[1:])) if "pos_embed" not in name else 2.0)
-    return draw * 0.1 + (0.0 if name.endswith("bias") else 1.0)
+        return draw / np.float32(math.sqrt(math.prod(shape[1:])) if "pos_embed" not in name else 2.0)
+    return draw * np.float32(0.1) + np.float32(0.0 if name.endswith("bias") else 1.0)
