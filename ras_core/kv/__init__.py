@@ -15,9 +15,12 @@ fresh row has a known error. By these errors, `spread` corrects the forecasts of
 factors, 0 to 1, by which extrapolated changes and corrections are multiplied.
 
 `choose` picks a run's format, `store` keeps the run's rows separately for each branch, `arena` allocates
-their memory, and `update` fills the cache in dense calls and updates it in regional ones. `triton_launch` and
-`triton_kernels` process float8 and forecast rows in one pass over memory, if `triton_check` finds that the
-kernels work.
+their memory, and `update` fills the cache in dense calls and updates it in regional ones.
+
+If `triton_check` finds that the pack's Triton kernels work, they do the work on float8 rows and on forecasts
+in as few passes over memory as possible. `triton_kernels` has all kernels and explains their arguments. They
+are in `triton_float8`, `triton_forecasts` and `triton_spread`; `triton_rows` has what these share.
+`triton_launch` launches the kernels, and `triton_spread_launch` those of `triton_spread`.
 
 1. Before a run with `kv_cache` = "auto", `choose` picks the first format whose cache fits into memory.
 2. A dense call fills the cache: it calls `update.fill` in each attention.

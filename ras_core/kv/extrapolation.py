@@ -119,9 +119,13 @@ class Extrapolation:
             row's numbers at the evaluation before its last one, weight 1 those at its last evaluation, and a
             weight above 1 extrapolates the row. With `spread`, active tokens are extrapolated too, because
             the errors of their forecasts are needed; without `spread`, active tokens have weight 1.
+        row_weight: (bb, prefix + n + suffix) float32, the forecast changes that the gain multiplies; 0 for
+            text and padding rows.
+        prefix, spread: the arguments.
     """
 
     weights: Tensor
+    _ridge: float = 0.0  # used by subclasses that fit two gains (kv/gains.py)
 
     def __init__(
         self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
@@ -130,8 +134,8 @@ class Extrapolation:
         if spread is not None:
             weight = spread.with_active(weight, before)
         self._image_weight = weight  # of image tokens only, not of text and padding
-        self._borders = prefix, suffix
-        self._weight = F.pad(weight, (prefix, suffix))
+        self.prefix, self._suffix = prefix, suffix
+        self.row_weight = F.pad(weight, (prefix, suffix))
         self._stride = max(1, before.shape[1] // SAMPLE)
         self._trial = F.pad(before, (prefix, suffix))[:, :: self._stride].contiguous()
         self._attentions = 0
@@ -146,13 +150,13 @@ class Extrapolation:
         return view
 
     def judge(
-        self, halves: tuple[Pair, Pair], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
+        self, evaluations: tuple[Pair, ...], fresh: Pair, index: RowIndex, kernels: RowKernels | None = None
     ) -> None:
         """Set `weights` by comparing one attention's fresh rows with their forecasts, if a comparison is due.
 
         Args:
-            halves: (key, value) of all rows as of each row's last evaluation, and (key, value) of all rows as
-                of the evaluation before that; (bb, r, ...) each.
+            evaluations: (key, value) of all rows as of each row's last evaluation, the same as of the
+                evaluation before that, and so on; (bb, r, ...) each.
             fresh: key and value of the fresh rows, (bb, r_kept, ...) each.
             index: indices of the fresh rows among all rows.
             kernels: Triton kernels for such rows, if available.
@@ -160,15 +164,20 @@ class Extrapolation:
         if not self._is_due():
             return
         if kernels is not None:
-            self.weights = kernels.weigh(halves, index, fresh, self._weight, self._trial, self._stride)
-            return
+            forecast = self.row_weight, self._trial
+            self.weights = kernels.weigh(evaluations, index, fresh, forecast, self._stride, self._ridge)
+        else:
+            self.weights = self._fitted(evaluations, fresh, index)
+
+    def _fitted(self, evaluations: tuple[Pair, ...], fresh: Pair, index: RowIndex) -> Tensor:
+        """`weights` from one comparison, computed with PyTorch's operations."""
         weights = []
-        for kept, before, new in zip(*halves, fresh, strict=True):
+        for kept, before, new in zip(*evaluations, fresh, strict=True):
             last, earlier = self._sampled(kept, index), self._sampled(before, index)
             moved = self._sampled_fresh(new) - last
             gain = _confirmed((last - earlier) * self._trial[..., None], moved)
-            weights.append((1 + self._weight * gain[:, None]).to(new.dtype))
-        self.weights = torch.stack(weights)
+            weights.append((1 + self.row_weight * gain[:, None]).to(new.dtype))
+        return torch.stack(weights)
 
     def correct(self, whole: Tensor, fresh: Tensor, last: Tensor, before: Tensor) -> None:
         """Correct the forecasts `whole` in place by the forecast errors of active tokens (kv/spread.py).
@@ -184,8 +193,7 @@ class Extrapolation:
         self.spread.correct(rows, new, self.spread.scales(last - before, weight))
 
     def _image(self, rows: Tensor) -> Tensor:  # (bb, r, ...) -> (bb, image rows, d)
-        prefix, suffix = self._borders
-        return rows.flatten(2)[:, prefix : rows.shape[1] - suffix]
+        return rows.flatten(2)[:, self.prefix : rows.shape[1] - self._suffix]
 
     def _is_due(self) -> bool:
         """Count one attention. Returns whether this attention's fresh rows should be compared with their

@@ -30,7 +30,7 @@ from .arena import Arena, copies
 from .extrapolation import Extrapolation, Times
 from .plain import KVRows
 from .spec import CacheSize, KVFormat
-from .triton_check import kernels_for
+from .triton_check import BASIC, SPREAD, kernels_for
 
 
 @dataclass
@@ -44,6 +44,8 @@ class ForecastRows(KVRows):
     format_name: ClassVar[str] = "forecast"
     evaluations: ClassVar[int] = 2
     times: ClassVar[type[Times]] = Times
+    kernels: ClassVar[str] = BASIC
+    """The group of Triton kernels that extrapolate such rows, if errors are not spread (`triton_check`)."""
 
     @classmethod
     def of(
@@ -69,11 +71,13 @@ class ForecastRows(KVRows):
 
     def update_extrapolated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
         """As `update`, but cached rows are returned extrapolated to this call's noise level."""
-        halves, kernels = self._halves, kernels_for(*fresh)
-        extrapolation.judge(halves, fresh, index, kernels)
-        if kernels is not None and extrapolation.spread is None:
-            return kernels.extrapolate_rows(halves, index, fresh, extrapolation.weights)
-        return self._updated(index, fresh, extrapolation)
+        kernels = kernels_for(*fresh, self.kernels if extrapolation.spread is None else SPREAD)
+        extrapolation.judge(self._evaluations, fresh, index, kernels)
+        if kernels is None:
+            return self._updated(index, fresh, extrapolation)
+        if extrapolation.spread is None:
+            return kernels.extrapolate_rows(self._evaluations, index, fresh, extrapolation.weights)
+        return kernels.spread_rows(self._evaluations, index, fresh, extrapolation)
 
     def _updated(self, index: RowIndex, fresh: Pair, extrapolation: Extrapolation) -> Pair:
         """The part of `update_extrapolated` after `extrapolation.weights` is set, done with PyTorch's
@@ -83,7 +87,7 @@ class ForecastRows(KVRows):
             self.update(index, fresh)
             return self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
         whole = self._extrapolated(0, index, extrapolation), self._extrapolated(1, index, extrapolation)
-        for rows, new, last, before in zip(whole, fresh, *self._halves, strict=True):
+        for rows, new, last, before in zip(whole, fresh, *self._evaluations[:2], strict=True):
             extrapolation.correct(rows, new, last, before)
             scatter_into(rows, index.flat, new)
         self.update(index, fresh)
@@ -119,9 +123,9 @@ class ForecastRows(KVRows):
             rows.zero_()  # a new run's first dense call keeps them as those of earlier evaluations
 
     @property
-    def _halves(self) -> tuple[Pair, Pair]:
-        """(key, value) as of each row's last evaluation, and (key, value) as of the evaluation before it."""
-        return self.tensors[:2], self.tensors[2:4]
+    def _evaluations(self) -> tuple[Pair, ...]:
+        """(key, value) as of each row's last evaluation, as of the evaluation before it, and so on."""
+        return tuple(self.tensors[i : i + 2] for i in range(0, len(self.tensors), 2))
 
     def _empty(self, like: Tensor, shape: tuple[int, ...]) -> Tensor:
         # Not `new_empty`: uninitialised rows may be NaN, and NaN times a weight of 0 is NaN.

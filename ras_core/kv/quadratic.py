@@ -28,6 +28,7 @@ from .forecast import ForecastRows
 from .gains import fitted_gains
 from .spec import CacheSize, KVFormat
 from .spread import Spread
+from .triton_check import FORECAST2
 
 RIDGE = 1e-3
 """The gains g and g2 are the solution of two linear equations (least squares). Each number on the diagonal of
@@ -71,25 +72,25 @@ class QuadraticExtrapolation(Extrapolation):
         weights: (2, 2, bb, prefix + n + suffix), for keys and for values: the factors on a row's last change
             and on the change before it. The extrapolated row is the row at its last evaluation plus both
             changes times their factors.
+        row_weight: (3, bb, prefix + n + suffix) float32: w, q and q_1 of each row.
     """
 
     def __init__(
         self, weight: Tensor, before: Tensor, prefix: int, suffix: int, spread: Spread | None = None
     ):
         super().__init__(weight, before, prefix, suffix, spread)
-        self._weight = self._framed(self._image_weight, prefix, suffix)
+        self.row_weight = self._framed(self._image_weight, prefix, suffix)
         self._trial = self._framed(before, prefix, suffix)[:, :, :: self._stride].contiguous()
 
     def factors_like(self, which: int, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The two factors in `weights` for keys (0) or values (1), viewed with as many axes as `rows`."""
         return self.weights_like(which, rows).unbind()
 
-    def judge_all(self, evaluations: tuple[Pair, Pair, Pair], fresh: Pair, index: RowIndex) -> None:
-        """As `judge`, but the forecasts with which fresh rows are compared are computed from `evaluations`:
-        the (key, value) pairs of each row's last three evaluations, most recent first.
-        """
-        if not self._is_due():
-            return
+    @property
+    def _ridge(self) -> float:
+        return RIDGE
+
+    def _fitted(self, evaluations: tuple[Pair, ...], fresh: Pair, index: RowIndex) -> Tensor:
         weights = []
         for *kept, new in zip(*evaluations, fresh, strict=True):
             last, before, earlier = (self._sampled(rows, index) for rows in kept)
@@ -98,17 +99,17 @@ class QuadraticExtrapolation(Extrapolation):
             curved = (last - before) * q - (before - earlier) * q_before
             gains = fitted_gains(linear, curved, self._sampled_fresh(new) - last, RIDGE)
             weights.append(self._factors(*(each[:, None] for each in gains)).to(new.dtype))
-        self.weights = torch.stack(weights)
+        return torch.stack(weights)
 
     def _factors(self, gain: Tensor, gain2: Tensor) -> Tensor:
         """The factors on each row's last change and on the change before it, (2, bb, r). The arguments `gain`
         and `gain2`, (bb, 1) each, are g and g2 of the formula above.
         """
-        w, q, q_before = self._weight
+        w, q, q_before = self.row_weight
         return torch.stack([gain * w + gain2 * q, -gain2 * q_before])
 
     def _framed(self, weight: Tensor, prefix: int, suffix: int) -> Tensor:  # (bb, n, 3) -> (3, bb, r)
-        return F.pad(weight.movedim(-1, 0), (prefix, suffix))
+        return F.pad(weight.movedim(-1, 0), (prefix, suffix)).contiguous()
 
 
 def _weights(elapsed: Tensor, span: Tensor, span_before: Tensor) -> Tensor:
@@ -129,13 +130,7 @@ class QuadraticRows(ForecastRows):
     format_name: ClassVar[str] = "forecast2"
     evaluations: ClassVar[int] = 3
     times: ClassVar[type[Times]] = QuadraticTimes
-
-    def update_extrapolated(
-        self, index: RowIndex, fresh: Pair, extrapolation: QuadraticExtrapolation
-    ) -> Pair:
-        evaluations = (self.tensors[:2], self.tensors[2:4], self.tensors[4:])
-        extrapolation.judge_all(evaluations, fresh, index)
-        return self._updated(index, fresh, extrapolation)
+    kernels: ClassVar[str] = FORECAST2
 
     def _extrapolated(self, number: int, index: RowIndex, extrapolation: QuadraticExtrapolation) -> Tensor:
         last, before, earlier = self.tensors[number::2]

@@ -26,6 +26,8 @@ cached tokens, so attention, which averages over tokens, does not cancel the mis
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,8 +48,8 @@ SMALLEST = 0.05
 a token with |f| = 0."""
 
 TRANSIENTS = 5
-"""Working memory that spreading needs, as a multiple of the bytes that the key and value of the largest
-attention occupy in half precision."""
+"""Working memory that spreading needs with PyTorch's operations, as a multiple of the bytes that the key and
+value of the largest attention occupy in half precision. The Triton kernels need less than half of it."""
 
 SMALLEST_SCALE = 1e-2
 """In R = E / s, s is at least this share of the mean of s over the image."""
@@ -59,29 +61,46 @@ class Spread:
     Args:
         shape: number of tokens along each axis of the image, (h, w) or (t, h, w).
         active_idx: (bb, n_active) int64, indices of the active tokens.
-        ages: (bb, n) how far the noise level has fallen since each token's last evaluation.
+        ages: (bb, n) float32, how far the noise level has fallen since each token's last evaluation.
+
+    Attributes:
+        active_idx, ages: the arguments.
+        extent: number of tokens of one image, and number of tokens along its last axis.
+        stride: the gains are fitted to every `stride`th active token.
     """
 
     def __init__(self, shape: tuple[int, ...], active_idx: Tensor, ages: Tensor):
         self._plane = shape[-2:]
-        self._idx = active_idx
-        self._ages = ages
+        self.active_idx = active_idx
+        self.ages = ages
+        self.extent = ages.shape[1], shape[-1]
         here = torch.zeros_like(ages).scatter_(1, active_idx, 1.0)
         count = self._near(here[..., None])[..., 0]
         self._has_near = (count > 0.5).float()  # (bb, n)
         self._share = self._has_near / count.clamp_min(1.0)
-        self._stride = max(1, active_idx.shape[1] // SAMPLE)
-        self._sampled = active_idx[:, :: self._stride]
+        self.stride = max(1, active_idx.shape[1] // SAMPLE)
+        self._sampled = active_idx[:, :: self.stride]
         others = count.gather(1, self._sampled) - 1.0
         self._has_others = (others > 0.5).float()[..., None]  # (bb, samples, 1)
         self._share_of_others = self._has_others / others.clamp_min(1.0)[..., None]
+
+    @cached_property
+    def around(self) -> Tensor:
+        """For each token, which of the 3 x 3 tokens around it are active: (bb, n) int32. The token that is y
+        rows below and x columns to the right is active if bit 3 (y + 1) + x + 1 is set.
+        """
+        here = torch.zeros_like(self.ages, dtype=torch.int32).scatter_(1, self.active_idx, 1)
+        planes = F.pad(here.unflatten(1, (-1, *self._plane)), (1, 1, 1, 1))
+        windows = planes.unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2)  # (bb, t, h, w, 9)
+        bits = 1 << torch.arange(9, dtype=torch.int32, device=here.device)
+        return (windows * bits).sum(-1, dtype=torch.int32).flatten(1)
 
     def with_active(self, weight: Tensor, before: Tensor) -> Tensor:
         """`weight` with the numbers of active tokens replaced by `before`, so that active tokens are forecast
         too. `weight` has the forecast changes of all tokens, and `before` those that the active tokens would
         have if this call did not compute them (both as returned by `Times.update_active`).
         """
-        index = self._idx if weight.ndim == 2 else self._idx[..., None].expand_as(before)
+        index = self.active_idx if weight.ndim == 2 else self.active_idx[..., None].expand_as(before)
         return weight.scatter(1, index, before)
 
     def scales(self, change: Tensor, weight: Tensor) -> Tensor:
@@ -92,7 +111,7 @@ class Spread:
             weight: (bb, n) change that is forecast for each token, in multiples of the token's last change.
         """
         size = torch.linalg.vector_norm(change, dim=2, dtype=torch.float32) * weight
-        scale = ((size + SMALLEST * size.mean(1, keepdim=True)) * self._ages).sqrt()
+        scale = ((size + SMALLEST * size.mean(1, keepdim=True)) * self.ages).sqrt()
         mean = scale.mean(1, keepdim=True)
         return torch.where(mean > 0, scale / mean.clamp_min(1e-30), scale)
 
@@ -104,8 +123,8 @@ class Spread:
             fresh: (bb, n_active, d) rows of the active tokens.
             scale: as returned by `scales`.
         """
-        index = self._idx[..., None].expand(-1, -1, rows.shape[2])
-        own = scale.gather(1, self._idx)[..., None]
+        index = self.active_idx[..., None].expand(-1, -1, rows.shape[2])
+        own = scale.gather(1, self.active_idx)[..., None]
         usable = torch.where(own > 0, 1.0 / own.clamp_min(SMALLEST_SCALE), torch.zeros_like(own))
         rates = (fresh.float() - rows.gather(1, index).float()).mul_(usable)
         mean = rates.mean(1, keepdim=True)
@@ -119,11 +138,11 @@ class Spread:
         """The gains g of near(R) and g2 of mean(R), (bb,) each: with these, the errors of sampled active
         tokens are best predicted from the errors of the other active tokens.
         """
-        count, sample = rates.shape[1], rates[:, :: self._stride]
+        count, sample = rates.shape[1], rates[:, :: self.stride]
         others = (mean * count - sample) / max(count - 1, 1)
         index = self._sampled[..., None].expand_as(sample)
         around = (near.gather(1, index) - sample) * self._share_of_others + others * (1.0 - self._has_others)
-        scale = own[:, :: self._stride]
+        scale = own[:, :: self.stride]
         return fitted_gains(around * scale, others * scale, sample * scale, RIDGE)
 
     def _near(self, tokens: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
 """Launches the Triton kernels, which process rows of the K/V cache in one pass over memory.
 
 For the work of one kernel, PyTorch needs five to twelve operations, each of which reads and writes all rows.
-If the kernels do not work (`triton_check`), kv/float8.py and kv/forecast.py use PyTorch's operations. The
-kernels and PyTorch's operations give bit-identical float8 rows; their forecasts differ by rounding, because
-they accumulate sums in different orders.
+If the kernels do not work (`triton_check`), kv/float8.py, kv/forecast.py and kv/quadratic.py use PyTorch's
+operations. The kernels and PyTorch's operations give bit-identical float8 rows; their forecasts differ by
+rounding: kernels round only what they store, and they accumulate sums in different orders.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
+from functools import reduce
+from operator import or_
 from types import ModuleType
 from typing import Any
 
@@ -39,7 +41,7 @@ class RowKernels:
     def encode_float8(self, rows: Tensor, codes: Tensor, scales: Tensor) -> None:
         """Encode rows as float8 into `codes`, (bb, r, ...), and `scales`, (bb, r), both contiguous."""
         rows = _readable(rows)
-        at, codes_at, scales_at = _addresses(rows, codes, scales)
+        at, codes_at, scales_at = addresses_of(rows, codes, scales)
         strides, form = self._form((rows,), at | codes_at)
         with torch.cuda.device_of(rows):
             self._kernels.encode_float8[(scales.numel(),)](
@@ -57,8 +59,8 @@ class RowKernels:
         """
         key, value = _readable_pair(*fresh)
         whole = tuple(index.scratch.empty(i, codes, key.dtype) for i, codes in enumerate(kept[::2]))
-        (key_at, value_at), (key_to, value_to) = _addresses(key, value), _addresses(*whole)
-        codes, scales, value_codes, value_scales = _addresses(*kept)
+        (key_at, value_at), (key_to, value_to) = addresses_of(key, value), addresses_of(*whole)
+        codes, scales, value_codes, value_scales = addresses_of(*kept)
         strides, form = self._form((key, value), key_at | value_at | key_to | value_to | codes | value_codes)
         with torch.cuda.device_of(key):
             self._kernels.update_float8[(kept[1].numel(), 2)](
@@ -68,67 +70,80 @@ class RowKernels:
         return whole
 
     def extrapolate_rows(
-        self, halves: tuple[Pair, Pair], index: RowIndex, fresh: Pair, weights: Tensor
+        self, evaluations: tuple[Pair, ...], index: RowIndex, fresh: Pair, weights: Tensor
     ) -> Pair:
-        """Write fresh rows to `halves[0]`, save the rows that they replace in `halves[1]`, and return K and V
-        of all rows, in which cached rows are extrapolated.
+        """Write fresh rows to `evaluations[0]`, save the rows that they replace in `evaluations[1]`, save
+        those that these replace in `evaluations[2]`, if it exists, and return K and V of all rows, in which
+        cached rows are extrapolated.
 
         Args:
-            halves: (key, value) of all rows as of each row's last evaluation, and (key, value) of all rows as
-                of the evaluation before that; (bb, rows, ...) each.
+            evaluations: two or three pairs (key, value) of all rows, (bb, rows, ...) each: as of each row's
+                last evaluation, as of the evaluation before it, and so on.
             index: which rows are fresh.
             fresh: (bb, r_kept, ...) each.
-            weights: (2, bb, rows), of keys and of values, as in `Extrapolation.weights`; 1 for fresh rows.
+            weights: as in `Extrapolation` or, for three evaluations, in `QuadraticExtrapolation`.
         """
-        new_key, new_value = _readable_pair(*fresh)
-        whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate(halves[0]))
-        (key_at, value_at), (key_to, value_to) = _addresses(new_key, new_value), _addresses(*whole)
-        (key, value), (key_before, value_before) = (_addresses(*half) for half in halves)
-        everything = key | value | key_before | value_before | key_at | value_at | key_to | value_to
-        strides, form = self._form((new_key, new_value), everything)
-        with torch.cuda.device_of(new_key):
-            self._kernels.extrapolate_rows[(weights[0].numel(), 2)](
-                key, key_before, key_at, key_to, value, value_before, value_at, value_to,
-                *_addresses(weights, index.inverse), new_key.shape[1], *strides, **form,
+        return self._extrapolate(evaluations, index, fresh, weights)
+
+    def _extrapolate(
+        self,
+        evaluations: tuple[Pair, ...],
+        index: RowIndex,
+        fresh: Pair,
+        weights: Tensor,
+        extra: tuple[Pair, Tensor] | None = None,
+    ) -> Pair:
+        """As `extrapolate_rows`; also writes to `extra`: the errors and sizes that `SpreadKernels` needs."""
+        fresh = _readable_pair(*fresh)
+        whole = tuple(index.scratch.empty(i, t, t.dtype) for i, t in enumerate(evaluations[0]))
+        errors, sizes = extra or (whole, weights)
+        addresses = by_pair(*evaluations[:2], evaluations[-1], fresh, whole, errors)
+        strides, form = self._form(fresh, reduce(or_, addresses))
+        with torch.cuda.device_of(fresh[0]):
+            self._kernels.extrapolate_rows[(index.total, 2)](
+                *addresses, *addresses_of(weights, sizes, index.inverse), fresh[0].shape[1], *strides, **form,
+                EVALUATIONS=len(evaluations), SPREAD=extra is not None,
             )  # fmt: skip
         return whole
 
     def weigh(
         self,
-        halves: tuple[Pair, Pair],
+        evaluations: tuple[Pair, ...],
         index: RowIndex,
         fresh: Pair,
-        weight: Tensor,
-        trial: Tensor,
+        forecast: tuple[Tensor, Tensor],
         stride: int,
+        ridge: float = 0.0,
     ) -> Tensor:
-        """Compare forecasts with fresh rows; returns the weights of all rows, (2, bb, rows), for
-        `Extrapolation`.
+        """Compare forecasts with fresh rows; returns the weights of all rows for `Extrapolation`, (2, bb,
+        rows), or for `QuadraticExtrapolation`, (2, 2, bb, rows).
 
         Args:
-            halves, index, fresh: as in `extrapolate_rows`.
-            weight: (bb, rows) float32, the change that is forecast for each row, in multiples of its last
-                change.
-            trial: (bb, samples) float32, the change that would be forecast for every `stride`th fresh row if
-                the row were not fresh, in the same unit.
+            evaluations, index, fresh: as in `extrapolate_rows`.
+            forecast: two contiguous float32 tensors of forecast changes, in multiples of a row's last change:
+                (bb, rows), for each row, and (bb, samples), for every `stride`th fresh row if the row were
+                not fresh. For three evaluations, (3, bb, rows) and (3, bb, samples): w, q and q_1 of the
+                formula in kv/quadratic.py.
+            ridge: as in kv/gains.py; used for three evaluations only.
         """
-        new_key, new_value = _readable_pair(*fresh)
-        images, samples = trial.shape
-        sums = trial.new_empty(2, images, samples, 2)
-        weights = new_key.new_empty(2, *weight.shape)
-        blocks = -(-weight.shape[1] // BLOCK)
-        key_at, value_at = _addresses(new_key, new_value)
-        (key, value), (key_before, value_before) = (_addresses(*half) for half in halves)
-        everything = key | value | key_before | value_before | key_at | value_at
-        strides, form = self._form((new_key, new_value), everything)
-        with torch.cuda.device_of(new_key):
+        fresh, (weight, trial) = _readable_pair(*fresh), forecast
+        (images, samples), rows = trial.shape[-2:], weight.shape[-1]
+        is_curved, blocks = len(evaluations) == 3, -(-rows // BLOCK)
+        sums = trial.new_empty(2, images, samples, 5 if is_curved else 2)
+        weights = fresh[0].new_empty(2, *(2,) * is_curved, images, rows)
+        addresses = by_pair(*evaluations[:2], evaluations[-1], fresh)
+        strides, form = self._form(fresh, reduce(or_, addresses))
+        weigh, more = self._kernels.weigh, {}
+        if is_curved:
+            weigh, more = self._kernels.weigh_both, {"RIDGE": ridge}
+        with torch.cuda.device_of(trial):
             self._kernels.compare[(samples, images, 2)](
-                key, key_before, key_at, value, value_before, value_at,
-                *_addresses(trial, sums, index.flat), new_key.shape[1], stride, *strides, **form,
+                *addresses, *addresses_of(trial, sums, index.flat), fresh[0].shape[1], stride, *strides,
+                **form, EVALUATIONS=len(evaluations),
             )  # fmt: skip
-            self._kernels.weigh[(2 * images, blocks)](
-                *_addresses(sums, weight, weights), samples, weight.shape[1],
-                TYPE=self._type(weights), SAMPLES=_power(samples), BLOCK=BLOCK,
+            weigh[(2 * images, blocks)](
+                *addresses_of(sums, weight, weights), samples, rows,
+                TYPE=self._type(weights), SAMPLES=power_of_two(samples), BLOCK=BLOCK, **more,
             )  # fmt: skip
         return weights
 
@@ -158,7 +173,7 @@ class RowKernels:
             unit = 1
         return [stride // unit for stride in strides], {
             "TYPE": self._type(fresh[0]), "UNIT": unit, "DIM": dim, "HEAD": size,
-            "WIDTH": _power(dim), "num_warps": WARPS,
+            "WIDTH": power_of_two(dim), "num_warps": WARPS,
         }  # fmt: skip
 
     def _type(self, t: Tensor) -> Any:
@@ -190,10 +205,15 @@ def _strides(rows: Tensor, heads: int, size: int) -> tuple[int, int, int]:
     return rows.stride(0), rows.stride(1), rows.stride(2) if has_these else size
 
 
-def _addresses(*tensors: Tensor) -> list[int]:
+def addresses_of(*tensors: Tensor) -> list[int]:
     return [t.data_ptr() for t in tensors]
 
 
-def _power(number: int) -> int:
+def by_pair(*pairs: Pair) -> list[int]:
+    """The addresses of all keys, then those of all values, as the kernels expect them."""
+    return addresses_of(*(key for key, _ in pairs), *(value for _, value in pairs))
+
+
+def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

@@ -3,11 +3,8 @@
 The kernels run on a GPU, or in Triton's interpreter if there is none."""
 
 import importlib
-import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +17,9 @@ from ras_pack.ras_core.kv.forecast import ForecastRows
 from ras_pack.ras_core.kv.triton_check import gives_known_numbers, kernels_for
 from ras_pack.ras_core.kv.triton_launch import RowKernels
 from ras_pack.ras_core.rows import RowIndex
+from support.interpreter import compiled, without_repeated_patches
 from support.sampling import FAST, distance, sample_ras
 
-TESTS = Path(__file__).parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 B, N, PREFIX, SUFFIX, KEPT = 2, 9, 2, 1, 4
 ROWS = PREFIX + N + SUFFIX
@@ -35,6 +32,11 @@ LAYOUTS = [((24,), "rows"), ((2, 16), "rows"), ((2, 16), "heads"), ((3, 5), "hea
 def kernels() -> RowKernels:
     pytest.importorskip("triton", reason="Triton is not installed")
     return RowKernels(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    without_repeated_patches(monkeypatch)
 
 
 @pytest.fixture
@@ -242,35 +244,6 @@ def test_only_kernels_that_work_are_used(use):
     assert kernels_for(rows, rows) is None
 
 
-COMPILE = """
-import importlib, sys
-sys.path.append(sys.argv[1])
-from support.comfy import register_pack
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
-register_pack()
-kernels = importlib.import_module("ras_pack.ras_core.kv.triton_kernels")
-constants = {"DIM": 1536, "HEAD": 64, "WIDTH": 2048, "SAMPLES": 256, "BLOCK": 1024}
-constants |= {"TYPE": getattr(kernels.tl, sys.argv[2]), "UNIT": int(sys.argv[3])}
-counts = {"kept", "stride", "samples", "rows"}
-for name in ("encode_float8", "update_float8", "extrapolate_rows", "compare", "weigh"):
-    kernel = getattr(kernels, name)
-    types = {name: "i32" for name in counts} | {name: "constexpr" for name in constants}
-    signature = {each: types.get(each, "i64") for each in kernel.arg_names}
-    used = {(i,): constants[each] for i, each in enumerate(kernel.arg_names) if each in constants}
-    for capability in (75, 80, 90):
-        target = GPUTarget("cuda", capability, 32)
-        compiled = triton.compile(ASTSource(kernel, signature, used), target=target)
-        assert compiled.asm["cubin"]
-        loads = compiled.asm["ptx"].count("ld.global.v4"), compiled.asm["ptx"].count("ld.global.b16")
-        if constants["UNIT"] > 1 and name != "weigh":
-            assert loads[0] > 1 and loads[1] <= 1, (name, capability, loads)  # one for a scale or a weight
-    print(name)
-"""
-
-
 FORMS = [("float16", 8), ("float16", 1), ("bfloat16", 8), ("float32", 4)]
 
 
@@ -279,11 +252,12 @@ def test_kernels_compile_for_gpus_that_this_machine_lacks(kernels, dtype, unit):
     """Triton's interpreter does not check types, so it accepts code that does not compile for a GPU. So this
     test compiles the kernels, for rows that can be read 16 bytes at a time and for rows that cannot.
     """
-    plain = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", COMPILE, str(TESTS), dtype, str(unit)]
-    done = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.split()) == 5
+    names = ["encode_float8", "update_float8", "extrapolate_rows,EVALUATIONS=2,SPREAD=0"]
+    lines = compiled(dtype, unit, 2048, *names, "compare,EVALUATIONS=2", "weigh")
+    assert len(lines) == 5 * 3
+    for name, wide, narrow in lines:
+        if unit > 1 and name != "weigh":
+            assert wide > 1 and narrow <= 1, name  # one for a scale or a weight
 
 
 class TestWithoutTriton:
@@ -312,7 +286,8 @@ class TestWithoutTriton:
 
     def test_a_broken_triton_is_not_used(self, monkeypatch, caplog):
         monkeypatch.delattr(kv, "triton_kernels", raising=False)
-        monkeypatch.delitem(sys.modules, "ras_pack.ras_core.kv.triton_kernels", raising=False)
+        for name in ("kernels", "float8", "forecasts", "rows", "spread"):
+            monkeypatch.delitem(sys.modules, f"ras_pack.ras_core.kv.triton_{name}", raising=False)
         monkeypatch.setitem(sys.modules, "triton", types.ModuleType("triton"))
         with caplog.at_level("INFO"):
             assert triton_check._on(DEVICE, torch.half) is None
