@@ -35,7 +35,16 @@ from torch import Tensor
 
 from ..errors import RASError
 from ..method.integrator import Solver
-from ..method.plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, PlanSampler, PlanSpeed, plain_steps
+from ..method.plan import (
+    AB2_SPEEDS,
+    FULL_STEPS,
+    PLAN_SAMPLERS,
+    PLAN_SPEEDS,
+    Plan,
+    PlanSampler,
+    PlanSpeed,
+    plain_steps,
+)
 from ..method.plan_candidates import RegionalCost, candidates
 from ..method.plan_set import PlanSet
 from ..method.sigma_grid import even_density, front_loaded_density, step_density
@@ -107,7 +116,7 @@ class Calibration:
         self._tried = {
             (speed, sampler): candidates(sampler, plain_steps(speed), self._cost) if self._cost else []
             for speed in PLAN_SPEEDS
-            for sampler in PLAN_SAMPLERS
+            for sampler in _samplers(speed)
         }
         self._progress = comfy.utils.ProgressBar(self.evaluations)
 
@@ -115,7 +124,7 @@ class Calibration:
     def evaluations(self) -> int:
         """Total number of steps of all runs of the calibration, for each seed."""
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
-        plain = GRIDS * len(PLAN_SAMPLERS) * sum(plain_steps(speed) for speed in PLAN_SPEEDS)
+        plain = GRIDS * sum(plain_steps(speed) for speed, _ in self._tried)
         return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
@@ -129,6 +138,7 @@ class Calibration:
         costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
         found = [plan for choice in self._tried for plan in self._of_a_speed(*choice, costs)]
+        found += [replace(plan, sampler="euler") for plan in found if plan.speed in AB2_SPEEDS]
         found.sort(key=lambda plan: not plan.is_plain)
         seeds = len(self._task.noise)
         note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
@@ -183,6 +193,11 @@ class Calibration:
 
     def _advance(self, step: int) -> None:
         self._progress.update(1)
+
+
+def _samplers(speed: PlanSpeed) -> tuple[PlanSampler, ...]:
+    """The samplers for which plans of a speed are measured: one, if plans for all have the same solver."""
+    return ("dpmpp_2m",) if speed in AB2_SPEEDS else PLAN_SAMPLERS
 
 
 def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:

@@ -82,12 +82,14 @@ def ksampler(model, family, **changes):
     return host_nodes.KSampler().sample(model, **values(family, **changes))[0]["samples"]
 
 
-def on_levels(model, family, sigmas, **changes):
-    """The latent of sampling without RAS at given noise levels, with the solver of a plan for 2x."""
+def on_levels(model, family, sigmas, solver="ab2", **changes):
+    """The latent of sampling at given noise levels, with the solver of a plan for 2x; by the user's sampler if
+    `solver` is None.
+    """
     given = values(family, **changes)
-    latent, sampler = given["latent_image"], comfy.samplers.sampler_object(given["sampler_name"])
-    if given["sampler_name"] == "dpmpp_2m":  # its plan for 2x
-        sampler = multirate_sampler("ab2")
+    latent = given["latent_image"]
+    own = comfy.samplers.sampler_object(given["sampler_name"])
+    sampler = multirate_sampler(solver) if solver else own
     noise = comfy.sample.prepare_noise(latent["samples"], given["seed"])
     return comfy.sample.sample_custom(
         model, noise, given["cfg"], sampler, sigmas, given["positive"], given["negative"], latent["samples"],
@@ -155,7 +157,7 @@ class TestSpeed:
         ksampler(model, sd3)
         line = "2x: 6 of 12 steps, all dense (inpainting)"
         assert last_trace(model).plan == line
-        assert f"Multirate RAS: {line} (euler, grids of the sd3 family)." in info.text
+        assert f"Multirate RAS: {line} (euler, ab2 steps, grids of the sd3 family)." in info.text
         assert not [record for record in info.records if record.levelname == "WARNING"]
 
     def test_plans_without_a_plain_one_lend_their_grid(self, sd3, info):
@@ -194,17 +196,17 @@ class TestSpeed:
     )
     def test_levels_of_another_kind_stay(self, sd3, info, sigmas, reason):
         sigmas, model = torch.tensor(sigmas), with_ras(sd3)
-        found = on_levels(model, sd3, sigmas)
+        found = on_levels(model, sd3, sigmas, solver=None)
         trace = last_trace(model)
         assert trace.n_steps == len(sigmas) - 1 and len(trace.notes) == 1 and reason in info.text
-        assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas))
+        assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas, solver=None))
 
     @pytest.mark.parametrize("plan", [None, REGIONAL], ids=["family", "regional"])
     def test_levels_of_ras_scheduler_are_not_shortened_again(self, sd3, plan):
         model = with_ras(sd3, plan=plan)
         sigmas = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
-        found = on_levels(model, sd3, sigmas)
-        steps = 6 if plan is None else 7
+        found = on_levels(model, sd3, sigmas, solver=None)
+        steps = 7  # the best plan has 17 of 28 steps, and the made levels are kept
         trace = last_trace(model)
         assert trace.plan == f"2x: {steps} of 12 steps, all dense (inpainting)"
         assert (trace.n_steps, trace.regional_steps) == (steps, 0)
@@ -278,8 +280,8 @@ class TestMasks:
         trace = last_trace(model)
         assert trace.regional_steps == 0
         assert len(trace.notes) == (speed == CUSTOM)
-        plain = own(sd3.build())
-        assert torch.equal(found, on_levels(plain, sd3, levels_of(trace), latent_image=latent))
+        plain, solver = own(sd3.build()), "ab2" if speed == "2x" else None
+        assert torch.equal(found, on_levels(plain, sd3, levels_of(trace), solver, latent_image=latent))
 
     def test_a_full_mask_keeps_regional_steps(self, sd3):
         model = with_ras(sd3, plan=REGIONAL)

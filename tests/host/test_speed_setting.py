@@ -3,6 +3,7 @@
 Tests check the cost of the run, which plan the speed selects, and what the speed must not change."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import comfy.sample
@@ -134,6 +135,10 @@ def planned(speed="2x", sampler="euler", steps=17, share=0.5, dense=11, density=
     return PlanSet((Plan(speed, sampler, density, shares, origin="made for a test", **more),))
 
 
+PLAIN = planned(steps=14, dense=14)
+"""A plan without regional steps."""
+
+
 class TestCost:
     @pytest.mark.parametrize("speed", PLAN_SPEEDS)
     def test_each_speed_through_both_entry_points(self, family, speed):
@@ -215,11 +220,8 @@ class TestLevels:
         latent, trace = ras_ksampler(sd3, "2x", model, sampler_name=sampler_name, plan=PlanSet((plan,)))
         assert plan.is_plain and trace.regional_steps == 0 and trace.notes == ()
         sigmas = torch.tensor(plan.levels(simple_levels(model, FINE_LEVELS)))
-        sampler = comfy.samplers.sampler_object(sampler_name)
-        if sampler_name == "dpmpp_2m":
-            assert plan.solver == "ab2"
-            sampler = samplers.multirate_sampler("ab2")
-        assert torch.equal(custom(model, sd3, sampler, sigmas), latent)
+        assert plan.solver == "ab2"
+        assert torch.equal(custom(model, sd3, samplers.multirate_sampler("ab2"), sigmas), latent)
 
     @pytest.mark.parametrize(("speed", "solver"), [("2x", "ab2"), ("3x", "dpmpp_2m")])
     def test_the_log_names_another_solver(self, sd3, speed, solver, caplog):
@@ -231,10 +233,10 @@ class TestLevels:
         simple, _ = ras_ksampler(sd3, "2x")
         for scheduler in ("karras", "beta", "sgm_uniform"):
             found, trace = ras_ksampler(sd3, "2x", scheduler=scheduler)
-            assert trace.n_steps == 14
+            assert trace.n_steps == 17
             assert torch.allclose(found, simple, atol=1e-3)
 
-    @pytest.mark.parametrize("plan", [None, planned()], ids=["plain", "regional"])
+    @pytest.mark.parametrize("plan", [PLAIN, planned()], ids=["plain", "regional"])
     def test_denoise(self, sd3, plan):
         model = sd3.build()
         latent = torch.randn(1, 16, 16, 12, generator=torch.Generator().manual_seed(1))
@@ -242,16 +244,16 @@ class TestLevels:
         found, trace = ras_ksampler(sd3, "2x", model, plan, **changes)
         own = comfy.samplers.KSampler(model, STEPS, torch.device("cpu"), "euler", "simple", 0.6).sigmas
         assert levels_of(trace)[0] == pytest.approx(float(own[0]))
-        assert trace.n_steps == (14 if plan is None else 17)
+        assert trace.n_steps == (14 if plan is PLAIN else 17)
         dense = ksampler(model, sd3, **changes)
         assert (found - dense).norm() < 0.25 * (dense - latent).norm()
 
     def test_halves_equal_the_whole(self, sd3):
         """If the plan's steps are spaced evenly, two half runs have exactly the noise levels of the whole
-        run. So their result equals that of the whole run.
+        run. So their result equals that of the whole run, if its solver is of first order.
         """
-        plan = planned(steps=14, dense=14, density=(1.0,))
-        model = ras_model(sd3, "2x", plan=plan)
+        plan = planned("3x", steps=14, dense=14, density=(1.0,))
+        model = ras_model(sd3, "3x", plan=plan)
         empty, whole = values(sd3)["latent_image"]["samples"], ksampler(model, sd3)
         half = advanced(model, sd3, 0, 14, empty)
         first = levels_of(last_trace(model))
@@ -268,16 +270,15 @@ class TestLevels:
         advanced(model, sd3, 14, STEPS, half, leftover=False, sampler_name=sampler_name)
         second = last_trace(model)
         assert (levels_of(first)[0], levels_of(second)[0]) == pytest.approx((simple[0], simple[14]))
-        # dpmpp_2m's plan has 17 steps: each half takes 8 of them.
-        assert len(levels_of(first)) + len(levels_of(second)) == {"euler": 14, "dpmpp_2m": 16}[sampler_name]
+        assert len(levels_of(first)) == len(levels_of(second)) == 8  # the whole run has 17 steps
 
-    @pytest.mark.parametrize("plan", [None, planned()], ids=["plain", "regional"])
+    @pytest.mark.parametrize("plan", [PLAIN, planned()], ids=["plain", "regional"])
     def test_the_schedulers_levels_are_not_shortened_again(self, sd3, plan):
         model = ras_model(sd3, "2x", plan=plan)
         made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
         sampler = comfy.samplers.sampler_object("euler")
         found = custom(model, sd3, sampler, made)
-        assert last_trace(model).n_steps == len(made) - 1 == (14 if plan is None else 17)
+        assert last_trace(model).n_steps == len(made) - 1 == (14 if plan is PLAIN else 17)
         assert torch.allclose(found, ras_ksampler(sd3, "2x", plan=plan)[0], atol=1e-5)
 
     @pytest.mark.parametrize(
@@ -351,16 +352,16 @@ class TestChoice:
     def test_the_input_wins_over_kept_plans_and_those_over_the_family(self, sd3, info):
         model = sd3.build()
         _, trace = ras_ksampler(sd3, "2x", model)
-        assert trace.n_steps == 14 and "(euler, grids of the sd3 family)" in info.text
+        assert trace.n_steps == 17 and "(euler, ab2 steps, grids of the sd3 family)" in info.text
         save_plans(planned(steps=16), model, (16, 12))
         assert ras_ksampler(sd3, "2x", model)[1].n_steps == 16
         assert ras_ksampler(sd3, "2x", model, planned(steps=18))[1].n_steps == 18
-        assert "(euler, made for a test)" in info.text
+        assert "(euler, ab2 steps, made for a test)" in info.text
 
     def test_kept_plans_are_those_of_the_runs_size(self, sd3):
         model = sd3.build()
         save_plans(planned(steps=16), model, (16, 16))
-        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 14
+        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 17
         large = {"samples": torch.zeros(1, 16, 16, 16)}
         assert ras_ksampler(sd3, "2x", model, latent_image=large)[1].n_steps == 16
 
@@ -382,9 +383,9 @@ class TestChoice:
         model = ras_model(sd3, "2x")
         for _ in range(3):
             ksampler(model, sd3)
-        line = "Multirate RAS: 2x: 14 of 28 steps, all dense (euler, grids of the sd3 family)."
-        assert info.text.count(line) == 1
-        assert last_trace(model).summary() == "Multirate RAS: 2x: 14 of 28 steps, all dense"
+        taken = "Multirate RAS: 2x: 17 of 28 steps, 6 dense, "
+        assert len(re.findall(f"{taken}.* \\(euler, ab2 steps, grids of the sd3 family\\)", info.text)) == 1
+        assert last_trace(model).summary().startswith(taken)
 
     def test_the_line_at_the_end_says_what_gains_compare_with(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", plan=planned())
@@ -418,7 +419,7 @@ class TestChoice:
         path = save_plans(plans, model, (16, 12))
         plan = {**plans.plans[0].as_dict(), **changes}
         path.write_text(json.dumps({"version": 1, "note": "", "plans": [plan]}))
-        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 14
+        assert ras_ksampler(sd3, "2x", model)[1].n_steps == 17
         assert "saved plans are ignored" in info.text
 
     def test_an_unknown_form_of_the_cache_in_a_plan_is_refused(self, sd3):
