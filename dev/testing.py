@@ -75,6 +75,14 @@ def soak(arguments: list[str]) -> int:
     return replace_process([str(env.python), "-m", "soak", *arguments], variables)
 
 
+def compatibility(arguments: list[str]) -> int:
+    """Write docs/compatibility.md from the rows in tests/compatibility."""
+    env = build()
+    need_tools(env.python)
+    variables = {**env.variables(), "PYTHONPATH": str(ROOT / "tests")}
+    return replace_process([str(env.python), "-m", "compatibility", *arguments], variables)
+
+
 def offer_triton(python: Path) -> None:
     """Install Triton in `.host/venv` if it is missing, so that the kernels can be tested without a GPU.
 

@@ -1,0 +1,5 @@
+"""All groups of the table, in the order of the page."""
+
+from . import guidance
+
+GROUPS = (guidance.GROUP,)
