@@ -188,4 +188,4 @@ GROUP = Group(
             acts=True,
         ),
     ),
-)  # fmt: skip
+)

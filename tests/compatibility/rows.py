@@ -30,6 +30,9 @@ the networks have random weights; with wrong rows it would not be.
 NEAR = 0.2
 """Largest relative distance (L2) between the latents of a fast run and of the run without RAS."""
 
+SOME = -1
+"""For a row whose number of regional steps is not known before."""
+
 
 class Outcome(Enum):
     """What happens; the values are shown on the page."""
@@ -43,6 +46,11 @@ FAST, DENSE, REFUSED = Outcome
 
 Patch = Callable[[Any, Family], Any]
 """A node: takes a ModelPatcher, and returns the changed clone."""
+
+
+def usual_prompts(family: Family) -> dict[str, list]:
+    """No prompts in place of the usual ones."""
+    return {}
 
 
 def ksampler(model: Any, family: Family, run: Run) -> Tensor:
@@ -75,7 +83,7 @@ class Run:
 
     patch: Patch | None = None
     build: Callable[[Family], Any] = Family.build
-    prompts: Callable[[Family], dict[str, list]] = lambda family: {}
+    prompts: Callable[[Family], dict[str, list]] = usual_prompts
     sample: Callable[[Any, Family, Run], Tensor] = ksampler
     around: Callable[[], AbstractContextManager] = nullcontext
     size: tuple[int, int] = SIZE
@@ -104,7 +112,8 @@ class Row:
         note: what the page adds for a user; for a dense or refused run, the reason in a user's words.
         reason: text in the reason of a dense run, or in the error of a refused one. A fast run has a reason
             if some of its steps were dense unexpectedly.
-        regional: number of regional steps of a fast run; None for all but the first two.
+        also: text in a second reason, which not every cell has.
+        regional: number of regional steps of a fast run; None for all but the first two, SOME for any.
         near: largest relative distance of a fast run from the run without RAS.
         acts: whether the other node must change the latent. Then a fast run must also be closer to the run
             with that node than to the run without it.
@@ -122,6 +131,7 @@ class Row:
     orders: tuple[str, ...] = ("before",)
     note: str = ""
     reason: str = ""
+    also: str = ""
     regional: int | None = None
     near: float = NEAR
     acts: bool = False
