@@ -10,7 +10,7 @@ import torch
 from support.families import Family
 from torch import Tensor
 
-from .rows import DENSE, Group, Row, Run, node, part_of
+from .rows import DENSE, Group, Row, Run, node, part_of, small
 
 GUIDERS = "comfy_extras.nodes_custom_sampler"
 EVERY = (
@@ -58,7 +58,7 @@ def dual_cfg(is_nested: bool) -> Callable[[Any, Family], Any]:
 
 
 def dual_model(model: Any, family: Family) -> Any:
-    guider = part_of(GUIDERS, "Guider_DualModel")(model, family.build(seed=7))
+    guider = part_of(GUIDERS, "Guider_DualModel")(model, small(family, seed=7))
     guider.set_conds(family.conditioning(1), family.conditioning(2))
     guider.set_cfg(4.0)
     return guider
@@ -180,6 +180,12 @@ GROUP = Group(
             run=Run(slg()),
             orders=("before", "after"),
             acts=True,
+        ),
+        Row(
+            "two kinds of Skip Layer Guidance, one after the other",
+            note="One more step is dense.",
+            test="tests/host/test_combinations.py::TestOtherPatches::"
+            "test_two_kinds_of_skip_layer_guidance_do_not_share_a_cache",
         ),
         Row(
             "Skip Layer Guidance (SLG), simple",

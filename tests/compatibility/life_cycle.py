@@ -19,7 +19,7 @@ from support.sampling import sample, unload_all_models
 from .cells import with_ras, without_ras
 from .guidance import EVERY
 from .patches import lora
-from .rows import CONFIG, DENSE, STEPS, Group, Row, Run
+from .rows import CONFIG, DENSE, STEPS, Group, Row, Run, small
 
 PROOFS = "tests/models/test_proofs.py"
 KV = "tests/kv/test_kv_cache.py"
@@ -39,7 +39,7 @@ def ends_by(error: type[BaseException]) -> Callable[[Family], None]:
 
     def cell(family: Family) -> None:
         expected, _ = with_ras(family, Run())
-        model = family.build()
+        model = small(family)
         patched = patch_model(model, CONFIG)
         for last in range(STEPS):
 
@@ -58,7 +58,7 @@ def ends_by(error: type[BaseException]) -> Callable[[Family], None]:
 
 def fails_in_a_call(family: Family) -> None:
     """An error inside the network ends the run, in a dense call and in the last regional one."""
-    model = family.build()
+    model = small(family)
     patched, network = patch_model(model, CONFIG), model.model.diffusion_model
     for number in (1, STEPS):
         calls: list[int] = []
@@ -84,7 +84,7 @@ def unloaded_between(family: Family) -> None:
 
 def lora_is_removed(family: Family) -> None:
     """With the LoRA removed, the result is that of the model without it."""
-    model = family.build()
+    model = small(family)
     plain = patch_model(model, CONFIG)
     first = _sampled(plain, family)
     assert not torch.equal(_sampled(lora(plain, family), family), first)
@@ -93,12 +93,12 @@ def lora_is_removed(family: Family) -> None:
 
 
 def many_runs(family: Family) -> None:
-    """20 runs are the same, and memory does not grow."""
-    model, noise, counts = patch_model(family.build(), CONFIG), family.noise(8, 8), []
+    """12 runs are the same, and memory does not grow."""
+    model, noise, counts = patch_model(small(family), CONFIG), family.noise(8, 8), []
     first = sample(model, family, noise, steps=3, cfg=1.0)
-    for number in range(1, 20):
+    for number in range(1, 12):
         assert torch.equal(sample(model, family, noise, steps=3, cfg=1.0), first)
-        if number in (9, 19):
+        if number in (1, 11):
             gc.collect()
             alive = [each for each in gc.get_objects() if type(each) is torch.Tensor]
             counts.append(sum(each.nbytes for each in alive))
@@ -107,7 +107,7 @@ def many_runs(family: Family) -> None:
 
 def with_and_without_in_turn(family: Family) -> None:
     """Each of the two models gives its own result, whatever the other did before."""
-    model = family.build()
+    model = small(family)
     patched = patch_model(model, CONFIG)
     expected = without_ras(family, Run()), with_ras(family, Run())[0]
     for each, latent in zip((model, patched, model, patched), expected * 2, strict=True):
@@ -180,6 +180,11 @@ GROUP = Group(
             "two branches of one workflow with different settings",
             families=EVERY,
             test=f"{PROOFS}::TestLifeCycle::test_two_branches_of_one_graph_are_independent",
+        ),
+        Row(
+            "two passes of one model (hires fix)",
+            note="Each pass has its own trace.",
+            test="tests/nodes/test_trace.py::TestWhoseTrace::test_two_passes_of_one_model",
         ),
         Row(
             "two RAS nodes in a row",

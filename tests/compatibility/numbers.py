@@ -9,18 +9,18 @@ import torch
 from support.families import Family, draw_weights
 
 from .guidance import EVERY
-from .rows import Group, Row, Run, node
+from .rows import Group, Row, Run, fewer_blocks, node, small
 
 GPU = "tests/gpu/test_gpu_graphs.py"
 
 
 def of_dtype(dtype: torch.dtype) -> Any:
-    return lambda family: family.build(dtype=dtype)
+    return lambda family: small(family, dtype=dtype)
 
 
 def float8(family: Family) -> Any:
     """A model whose weights are fp8 and are cast at each use, as ComfyUI loads with `fp8_e4m3fn`."""
-    cpu, config = torch.device("cpu"), family.config_class(family.unet_config())
+    cpu, config = torch.device("cpu"), family.config_class({**family.unet_config(), **fewer_blocks(family)})
     config.set_inference_dtype(torch.float8_e4m3fn, torch.float32)
     model = config.get_model({}, prefix="", device=cpu)
     draw_weights(model.diffusion_model, 0)

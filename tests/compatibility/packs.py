@@ -62,6 +62,18 @@ def own_batches(model: Any, family: Family) -> Any:
     return model
 
 
+def tiled(model: Any, family: Family) -> Any:
+    """A wrapper of model calls that calls the model for the left and the right half of the latent."""
+
+    def halves(apply: Any, given: dict[str, Any]) -> torch.Tensor:
+        parts = given["input"].chunk(2, dim=3)
+        return torch.cat([apply(part, given["timestep"], **given["c"]) for part in parts], dim=3)
+
+    model = model.clone()
+    model.set_model_unet_function_wrapper(halves)
+    return model
+
+
 def wrapper(kind: str) -> Patch:
     """A wrapper of ComfyUI's patcher_extension that changes the result a little."""
 
@@ -78,7 +90,7 @@ def wrapper(kind: str) -> Patch:
 
 
 def with_hook(model: Any, family: Family) -> Any:
-    """A forward hook on the second main block that adds a row to each token of the image."""
+    """A forward hook on the first main block that adds a number to each token's row."""
     network = model.model.diffusion_model
     made: list[torch.Tensor] = []
 
@@ -90,7 +102,7 @@ def with_hook(model: Any, family: Family) -> Any:
         parts[longest] = parts[longest] + made[0]
         return tuple(parts) if isinstance(output, tuple) else parts[0]
 
-    adapter_for(network).main_blocks(network)[1].register_forward_hook(hook)
+    adapter_for(network).main_blocks(network)[0].register_forward_hook(hook)
     return model
 
 
@@ -137,6 +149,15 @@ GROUP = Group(
             "sd3",
             "flux",
             orders=BOTH,
+        ),
+        Row(
+            "tiled diffusion: a wrapper that calls the model for parts of the image",
+            DENSE,
+            ("sd3", "lumina2"),
+            Run(tiled),
+            orders=BOTH,
+            reason="tiling",
+            note="The model gets parts of the image, not the whole image.",
         ),
         _fast("a function after CFG (`post_cfg`)", post_cfg, "lumina2", orders=BOTH),
         _fast("a function before CFG (`pre_cfg`)", pre_cfg, "sd3", orders=BOTH),
@@ -185,7 +206,7 @@ GROUP = Group(
             note="RAS gets no control over this guider's calls.",
         ),
         Row(
-            "a hook that adds a row to each token",
+            "a hook that adds a residual to each token",
             DENSE,
             ("sd3", "sd35_medium", "lumina2", "z_image", "lumina_next", "flux"),
             Run(with_hook),

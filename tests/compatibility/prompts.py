@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from ras_pack.ras_core.host.patch import last_trace
 from ras_pack.ras_core.run.recorder import UNCACHED_ONCE
 from support.families import Family
 from torch import Tensor
 
 import nodes as host_nodes
 
-from .rows import DENSE, Group, Row, Run, node
+from .cells import Result, with_ras
+from .rows import DENSE, Group, Row, Run, node, usual_prompts
 
 INPAINTING = "tests/host/test_inpainting.py"
 FEW = ("sd3", "lumina2", "flux")
@@ -54,6 +57,14 @@ def zeroed(family: Family) -> dict[str, list]:
     return {"negative": host_nodes.ConditioningZeroOut().zero_out(family.conditioning(2))[0]}
 
 
+def flux_guidance(family: Family) -> dict[str, list]:
+    """The guidance that Flux dev's network reads, for both prompts."""
+    prompts = {"positive": family.conditioning(1), "negative": family.conditioning(2)}
+    for prompt in prompts.values():
+        prompt[0][1]["guidance"] = 1.5
+    return prompts
+
+
 def four_in_turn(family: Family) -> dict[str, list]:
     """Each of four prompts applies to a quarter of the run."""
     prompts = []
@@ -61,6 +72,14 @@ def four_in_turn(family: Family) -> dict[str, list]:
         prompts += family.conditioning(10 + i)
         prompts[-1][1].update(start_percent=i / 4, end_percent=(i + 1) / 4)
     return {"positive": prompts}
+
+
+def _frees_what_has_ended(found: Result) -> None:
+    """K/V data are kept for at most three prompts at once: the negative one, and the previous and the current
+    positive one.
+    """
+    _, model = with_ras(found.family, replace(found.run, prompts=usual_prompts))
+    assert found.trace.kv_bytes <= 2 * last_trace(model).kv_bytes
 
 
 def inside(value: float) -> Callable[[Tensor], Tensor]:
@@ -105,6 +124,11 @@ GROUP = Group(
             run=Run(prompts=second(right_half)),
         ),
         Row(
+            "FluxGuidance",
+            families=("flux",),
+            run=Run(prompts=flux_guidance),
+        ),
+        Row(
             "a prompt with an area",
             DENSE,
             ("sd3", "sd35_medium", "lumina2", "z_image", "lumina_next", "flux"),
@@ -130,16 +154,17 @@ GROUP = Group(
         ),
         Row(
             "four prompts, one after the other",
-            families=("lumina_next",),
+            families=("lumina_next", "sd3"),
             run=Run(prompts=four_in_turn, steps=12),
             regional=7,
             reason="conditioning without cached data ran dense",
+            check=_frees_what_has_ended,
             note="One more step is dense for each prompt that joins.",
         ),
         Row(
             "inpainting with a noise mask",
             DENSE,
-            ("sd3", "lumina2", "flux_fill"),
+            ("sd3", "lumina2", "lumina_next", "flux", "flux_fill"),
             Run(mask=inside(1.0), has_image=True),
             **INPAINT,
         ),

@@ -6,11 +6,18 @@ from dataclasses import replace
 
 from ras_pack.ras_core.config import PaperSettings
 
-from .guidance import EVERY
+from .cells import Result
 from .rows import CONFIG, DENSE, REFUSED, Group, Row, Run
 
 INPUTS = "tests/nodes/test_inputs.py"
 CACHES = (("gpu", "sd3"), ("fp8", "flux"), ("cpu", "lumina2"), ("forecast", "lumina_next"))
+
+
+def _resets_are_dense(found: Result) -> None:
+    """Both evaluations of a step with `heun` are as planned."""
+    dense = {each.step for each in found.trace.evaluations if each.active_share == 1}
+    assert dense == {0, 1, 4, 6} and len(found.trace.evaluations) == 13
+
 
 GROUP = Group(
     "Settings of RAS",
@@ -18,9 +25,9 @@ GROUP = Group(
         Row(
             "sample_ratio 1",
             DENSE,
-            EVERY,
+            ("sd3", "z_image", "flux"),
+            Run(config=replace(CONFIG, sample_ratio=1.0)),
             note="You asked for dense steps, so there is no warning.",
-            test="tests/models/test_proofs.py::TestIdentity::test_dense_settings_change_nothing",
         ),
         Row(
             "the method of the paper (RAS Paper Settings)",
@@ -30,8 +37,9 @@ GROUP = Group(
         Row(
             "error_reset_every",
             families=("lumina_next",),
-            run=Run(config=replace(CONFIG, error_reset_every=2), steps=7),
+            run=Run(config=replace(CONFIG, error_reset_every=2), steps=7, sampler="heun"),
             regional=3,
+            check=_resets_are_dense,
         ),
         Row(
             "a start that leaves no regional step",
@@ -60,6 +68,11 @@ GROUP = Group(
             REFUSED,
             note="The mask has no meaning.",
             test=f"{INPUTS}::TestPriority::test_a_mask_that_cannot_be_used",
+        ),
+        Row(
+            "live view, previews",
+            note="The image is the same with and without them.",
+            test="tests/run/test_live.py::TestContents::test_the_image_is_the_same_as_unwatched",
         ),
         Row(
             "a value out of range",

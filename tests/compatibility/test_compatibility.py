@@ -2,12 +2,15 @@
 
 import ast
 
+import comfy.samplers
 import pytest
 from support.comfy import ROOT
 
 from .cells import check
 from .page import PATH, page
 from .rows import FAST
+from .samplers import SAMPLERS
+from .schedules import SCHEDULERS
 from .table import GROUPS
 
 CELLS = [
@@ -28,6 +31,11 @@ def test_the_outcome(row, family, order, caplog, request):
 
 def test_the_page_is_up_to_date():
     assert PATH.read_text(encoding="utf-8") == page(), "run `python -m dev compatibility`"
+
+
+def test_every_sampler_and_scheduler_is_in_the_table():
+    assert set(comfy.samplers.KSampler.SAMPLERS) <= set(SAMPLERS)
+    assert set(comfy.samplers.KSampler.SCHEDULERS) <= set(SCHEDULERS)
 
 
 def test_names_are_unique():
