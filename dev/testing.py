@@ -19,7 +19,7 @@ OLD_TESTS = tuple(  # run with the older ComfyUI: model families, nodes, combina
     f"tests/{name}.py"
     for name in (
         *("models/test_proofs", "nodes/test_nodes", "host/test_combinations", "demo/test_demo_model"),
-        *("api/test_api_smoke", "api/test_templates"),
+        *("compatibility/test_compatibility", "api/test_api_smoke", "api/test_templates"),
     )
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from functools import lru_cache, partial
 from typing import Any
 
@@ -152,11 +153,13 @@ def _cache(name: str, threshold: float) -> Any:
 
 def context_windows(model: Any, family: Family) -> Any:
     """ComfyUI's node, with windows of 8 of 16 rows of the latent."""
-    windows = node(
-        "comfy_extras.nodes_context_windows", "ContextWindowsManualNode", 8, 4, "standard_static", 1, False,
-        "pyramid", 2, False,
-    )  # fmt: skip
-    return windows(model, family)
+    windows = part_of("comfy_extras.nodes_context_windows", "ContextWindowsManualNode").execute
+    inputs = {
+        "context_length": 8, "context_overlap": 4, "context_schedule": "standard_static", "context_stride": 1,
+        "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": False,
+    }  # fmt: skip
+    known = inspect.signature(windows).parameters  # an older ComfyUI has fewer
+    return windows(model, **{name: inputs[name] for name in inputs if name in known}).args[0]
 
 
 def _levels(name: str, *inputs: Any) -> Any:
