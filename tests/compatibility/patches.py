@@ -12,11 +12,13 @@ import comfy.hooks
 import comfy.ops
 import torch
 from ras_pack.ras_core.host.names import ATTENTION
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from support.families import FAMILIES, Family, draw_weights
+from support.sampling import distance
 
-from .cells import Result, with_ras
+from .cells import Result, with_ras, without_ras
 from .guidance import EVERY
-from .rows import DENSE, SOME, Group, Row, Run, in_turn, node, part_of, small
+from .rows import CONFIG, DENSE, NEAR, SOME, STEPS, Group, Row, Run, in_turn, ksampler, node, part_of, small
 
 USUAL = tuple(name for name in EVERY if name not in ("flux_fill", "flux_kontext"))
 BOTH = ("before", "after")
@@ -46,6 +48,15 @@ def lora(model: Any, family: Family, strength: float = 1.0) -> Any:
     model = model.clone()
     model.add_patches(_stored_lora(family.name), strength)
     return model
+
+
+def lora_on_each_side(family: Family) -> None:
+    dense = without_ras(family, Run(in_turn(lora, lora)))
+    with torch.inference_mode():
+        model = lora(patch_model(lora(small(family), family), CONFIG), family)
+        latent = ksampler(model, family, Run())
+    assert distance(latent, dense) < NEAR and last_trace(model).regional_steps == STEPS - 2
+    assert distance(without_ras(family, Run(lora)), dense) > NEAR
 
 
 def bypass_lora(model: Any, family: Family) -> Any:
@@ -177,7 +188,7 @@ GROUP = Group(
             acts=True,
             check=_is_the_same_in_both_orders,
         ),
-        Row("two LoRAs, one on each side", run=Run(in_turn(lora, lora)), acts=True),
+        Row("two LoRAs, one on each side", cell=lora_on_each_side),
         Row("LoRA in bypass mode", families=("sd3", "flux"), run=Run(bypass_lora), orders=BOTH, acts=True),
         Row(
             "LoRA on one prompt (Create Hook LoRA)",

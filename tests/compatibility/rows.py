@@ -20,7 +20,7 @@ from torch import Tensor
 SIZE = (16, 16)
 """Height and width of the latents: 8 x 8 tokens."""
 
-STEPS, DENSE_STEPS = 5, 2
+STEPS, DENSE_STEPS = 4, 2
 CONFIG = RASConfig(
     sample_ratio=0.9, start_step=DENSE_STEPS, error_reset_every=0, corrections=True, cuda_graphs="off"
 )

@@ -38,7 +38,7 @@ NOTES = {
     "dpm_adaptive": "It chooses its own noise levels, so the number of steps is not that of the node.",
     "dpm_fast": "It chooses its own noise levels, so the number of steps is not that of the node.",
 }
-SHORT = {"dpm_adaptive": {"denoise": 0.5, "has_image": True}}
+SHORT = {"dpm_adaptive": {"denoise": 0.2, "has_image": True}}
 """It makes many evaluations."""
 
 CORRECTED = "Skipped regions are corrected when they are computed again."
@@ -87,7 +87,7 @@ def _row(number: int, name: str) -> Row:
     return Row(
         f"`{name}`",
         families=(QUICK[number % len(QUICK)],) if name != "dpm_adaptive" else ("sd3",),
-        run=Run(sampler=name, steps=4, config=MOST, **SHORT.get(name, {})),
+        run=Run(sampler=name, config=MOST, **SHORT.get(name, {})),
         regional=SOME if own_levels else None,
         near=CLOSE,
         note=note,

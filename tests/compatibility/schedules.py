@@ -150,7 +150,7 @@ GROUP = Group(
         Row(
             "noise levels that repeat (a very low denoise)",
             DENSE,
-            run=Run(denoise=0.004, has_image=True),
+            run=Run(denoise=0.004, has_image=True, steps=5),
             reason="not strictly decreasing",
             note="The noise levels do not decrease at every step.",
         ),
