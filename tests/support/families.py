@@ -11,7 +11,6 @@ import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import comfy.ldm.flux.model
@@ -197,13 +196,10 @@ def draw_weights(network: torch.nn.Module, seed: int) -> None:
     they are the same in a version of ComfyUI whose network lacks other tensors.
     """
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
-        tensor.copy_(_drawn(name, tensor.shape, seed))
-
-
-@lru_cache(maxsize=4096)
-def _drawn(name: str, shape: torch.Size, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
-    draw = torch.randn(shape, generator=generator)
-    if len(shape) >= 2:
-        return draw / (math.sqrt(math.prod(shape[1:])) if "pos_embed" not in name else 2.0)
-    return draw * 0.1 + (0.0 if name.endswith("bias") else 1.0)
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
+        draw = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim >= 2:
+            draw /= math.sqrt(math.prod(tensor.shape[1:])) if "pos_embed" not in name else 2.0
+        else:
+            draw = draw * 0.1 + (0.0 if name.endswith("bias") else 1.0)
+        tensor.copy_(draw)
