@@ -107,10 +107,9 @@ GROUP = Group(
         ),
         Row(
             "`euler` with s_churn",
+            near=CLOSE,
             run=Run(sample=custom(lambda: comfy.samplers.ksampler("euler", {"s_churn": 1.0}))),
             note="Skipped regions are not corrected.",
-            fault="fewer steps than planned are regional, because the noise that is added raises the noise "
-            "level of each evaluation above that of its step",
         ),
         Row(
             "a sampler of another pack",
