@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from support.comfy import ROOT
 
-from .rows import Group, Row
+from .rows import CONFIG, NEAR, Group, Row, percent
 from .table import GROUPS
 
 PATH = ROOT / "docs" / "compatibility.md"
@@ -25,8 +25,8 @@ pack run every row with ComfyUI 0.30.0, and fail if a row has another outcome th
 here. There are three outcomes:
 
 - **fast**: RAS saves time. The image is close to the image without RAS. In the tests, the latents differ by
-  less than 20 % (relative L2) when each regional step computes 90 % of the tokens, with small networks that
-  have random weights. A note says so if a row has another bound.
+  less than {near} (relative L2) when each regional step computes {share} of the tokens, with small networks
+  that have random weights. A note says so if they may differ more.
 - **dense**: every step computes the whole image. The image is identical to the image without RAS, to the
   last bit, and no time is saved. The log says why, once, and the line at the end of the run repeats it.
 - **refused**: the node stops the prompt before sampling with an error that says what is wrong, what is
@@ -41,7 +41,8 @@ should know about the row. Where a run is dense or refused, this is the reason.
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([START, *map(_group, GROUPS)])
+    start = START.format(near=percent(NEAR), share=percent(CONFIG.sample_ratio))
+    return "\n".join([start, *map(_group, GROUPS)])
 
 
 def _group(group: Group) -> str:
@@ -49,11 +50,11 @@ def _group(group: Group) -> str:
     if group.text:
         lines += [group.text, ""]
     lines += ["| combination | outcome | tried with | note |", "|---|---|---|---|"]
-    return "\n".join([*lines, *map(_row, group.rows), ""])
+    return "\n".join([*lines, *(_row(row, group.near) for row in group.rows), ""])
 
 
-def _row(row: Row) -> str:
-    return f"| {row.name} | {row.outcome.value} | {_families(row)} | {_note(row)} |"
+def _row(row: Row, near: float) -> str:
+    return f"| {row.name} | {row.outcome.value} | {_families(row)} | {_note(row, near)} |"
 
 
 def _families(row: Row) -> str:
@@ -63,8 +64,10 @@ def _families(row: Row) -> str:
     return ", ".join(FAMILY_NAMES[name] for name in row.families) or "any"
 
 
-def _note(row: Row) -> str:
+def _note(row: Row, near: float) -> str:
     parts = [row.note]
+    if row.near > near:
+        parts.append(f"The latents differ by less than {percent(row.near)}.")
     if row.fault:
         parts.append(f"Does not work yet: {row.fault}.")
     if row.test:

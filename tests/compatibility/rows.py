@@ -171,11 +171,18 @@ class Group:
         title: its heading.
         rows: its rows.
         text: what the page says before the table.
+        near: the largest distance of its fast rows, unless a row says otherwise on the page.
     """
 
     title: str
     rows: tuple[Row, ...]
     text: str = ""
+    near: float = NEAR
+
+
+def percent(share: float) -> str:
+    """A share as the page writes it."""
+    return f"{100 * share:.0f} %"
 
 
 def family_of(name: str) -> Family:

@@ -14,7 +14,7 @@ from support.families import Family
 from torch import Tensor
 
 from .cells import Result
-from .rows import CONFIG, DENSE_STEPS, SOME, Group, Row, Run
+from .rows import CONFIG, DENSE_STEPS, SOME, Group, Row, Run, percent
 
 SAMPLERS = (
     "euler", "euler_cfg_pp", "euler_ancestral", "euler_ancestral_cfg_pp", "heun", "heunpp2",
@@ -135,6 +135,8 @@ GROUP = Group(
         ),
     ),
     "All samplers of ComfyUI 0.30.0 work. With `euler` and `dpmpp_2m`, skipped regions are corrected when "
-    "they are computed again; this needs no setting. The bound of this table is 25 % with 95 % of the "
-    "tokens, because noise that a sampler adds makes small differences larger.",
+    f"they are computed again; this needs no setting. In this table, latents differ by less than "
+    f"{percent(CLOSE)} when each regional step computes {percent(MOST.sample_ratio)} of the tokens, because "
+    "noise that a sampler adds makes small differences larger.",
+    CLOSE,
 )
