@@ -61,7 +61,7 @@ def _families(row: Row) -> str:
     if set(USUAL) <= set(row.families):
         more = [FAMILY_NAMES[name] for name in row.families if name not in USUAL]
         return ", ".join(["all families", *more]) if len(more) != 2 else "all families"
-    return ", ".join(FAMILY_NAMES[name] for name in row.families) or "any"
+    return ", ".join(FAMILY_NAMES[name] for name in row.families) or "–"
 
 
 def _note(row: Row, near: float) -> str:

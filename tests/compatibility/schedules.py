@@ -16,6 +16,7 @@ from torch import Tensor
 import nodes as host_nodes
 
 from .cells import Result, with_ras, without_ras
+from .guidance import EVERY
 from .rows import DENSE, DENSE_STEPS, Group, Row, Run, part_of
 
 SCHEDULERS = (
@@ -200,7 +201,7 @@ GROUP = Group(
         ),
         Row(
             "a speed and another sampler",
-            families=(),
+            families=EVERY,
             note="The noise levels and the number of steps stay as they are.",
             test=f"{IN_SPEED}::TestCost::test_other_samplers_keep_their_grid",
         ),
