@@ -3,8 +3,8 @@
     python3 -m dev COMMAND [ARGUMENTS]    (from the repository's root)
 
 `build` creates the dev environment, `build-old` the one with an older ComfyUI. `python` builds the dev
-environment and prints the path of its Python interpreter. The other commands are the Makefile's targets; see
-`make help`.
+environment and prints the path of its Python interpreter. `compatibility` writes docs/compatibility.md. The
+other commands are the Makefile's targets; see `make help`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import paths
 from .environment import DevEnvironment, build, cpu_flag
 from .paths import PACK, ROOT
 from .processes import DevError, port_taken, replace_process, say
-from .testing import lint, soak, test, test_browser, test_old
+from .testing import compatibility, lint, soak, test, test_browser, test_old
 from .tree import OLD_RELEASE, RELEASE, Release
 
 
@@ -96,7 +96,7 @@ def show_python(_arguments: list[str]) -> int:
 COMMANDS = {
     **{"build": show_build, "build-old": show_build_old, "python": show_python, "serve": serve},
     **{"demo": demo, "test": test, "test-old": test_old, "test-browser": test_browser, "lint": lint},
-    **{"soak": soak, "bench-quality": bench_quality, "clean": clean},
+    **{"soak": soak, "bench-quality": bench_quality, "compatibility": compatibility, "clean": clean},
 }
 
 

@@ -19,7 +19,7 @@ OLD_TESTS = tuple(  # run with the older ComfyUI: model families, nodes, combina
     f"tests/{name}.py"
     for name in (
         *("models/test_proofs", "nodes/test_nodes", "host/test_combinations", "demo/test_demo_model"),
-        *("api/test_api_smoke", "api/test_templates"),
+        *("compatibility/test_compatibility", "api/test_api_smoke", "api/test_templates"),
     )
 )
 
@@ -73,6 +73,14 @@ def soak(arguments: list[str]) -> int:
     need_tools(env.python)
     variables = {**env.variables(), "PYTHONPATH": str(ROOT / "tests")}
     return replace_process([str(env.python), "-m", "soak", *arguments], variables)
+
+
+def compatibility(arguments: list[str]) -> int:
+    """Write docs/compatibility.md from the rows in tests/compatibility."""
+    env = build()
+    need_tools(env.python)
+    variables = {**env.variables(), "PYTHONPATH": str(ROOT / "tests")}
+    return replace_process([str(env.python), "-m", "compatibility", *arguments], variables)
 
 
 def offer_triton(python: Path) -> None:

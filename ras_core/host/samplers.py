@@ -102,7 +102,8 @@ class DenseSteps:
         run.known_sigma = level
         denoised = self._model(x, sigma, **extra_args)
         if run.evaluations == start.evaluations:  # another node returned a guess: keep it out of the history
-            run.warn(ANSWERED)
+            if run.evaluations:  # before the first one, a step cache has nothing to return
+                run.warn(ANSWERED)
             start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
         elif run.active_idx is not None:
             self.denoised = denoised

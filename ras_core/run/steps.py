@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 
 from ..method.schedule import SIGMA_TOLERANCE, step_of_sigma
 
-LARGEST_SHIFT = 0.25
-"""Some samplers shift the noise levels that they pass to the model. A noise level that is up to this fraction
-above a step's first level, or below its last, may be a shifted level of that step. If a noise level is
-further away, the sampler is assumed to follow a schedule of its own."""
+LARGEST_DROP, LARGEST_RISE = 0.25, 0.42
+"""Some samplers shift the noise levels that they pass to the model. A noise level that is up to
+`LARGEST_RISE` above a step's first level, or up to `LARGEST_DROP` below its last, as fractions of that level,
+may be a shifted level of that step. If a noise level is further away, the sampler is assumed to follow a
+schedule of its own. The option s_churn of ComfyUI's euler and heun raises levels by a factor of up to the
+square root of 2."""
 
 PROVEN = 2
 """After this many finished steps with one evaluation each, a sampler is assumed to make one evaluation in
@@ -57,6 +59,8 @@ class Steps:
         limits = (finished if is_single else max(finished - 1, 0), finished)
         if not self._is_reporting or not (finished or not evaluations):
             limits = None
+        elif evaluations == finished == 1:  # later evaluations of step 0 have lower levels than its first
+            return lambda sigma: self._first + self._step(sigma, (int(self._is_above(sigma)), 1))
         return lambda sigma: self._first + self._step(sigma, limits)
 
     def _step(self, sigma: float, limits: tuple[int, int] | None) -> int:
@@ -67,9 +71,13 @@ class Steps:
         step = min(max(by_level, lowest), highest)
         return step if step < len(self._sigmas) - 1 and self._is_near(step, sigma) else by_level
 
+    def _is_above(self, sigma: float) -> bool:
+        """Whether a noise level is above the whole schedule."""
+        return sigma > self._sigmas[0] * (1 + SIGMA_TOLERANCE)
+
     def _starts_at(self, step: int, sigma: float) -> bool:
         return abs(self._sigmas[step] - sigma) <= SIGMA_TOLERANCE * sigma
 
     def _is_near(self, step: int, sigma: float) -> bool:
         start, end = self._sigmas[step], self._sigmas[step + 1]
-        return end * (1 - LARGEST_SHIFT) <= sigma <= start * (1 + LARGEST_SHIFT)
+        return end * (1 - LARGEST_DROP) <= sigma <= start * (1 + LARGEST_RISE)

@@ -119,32 +119,6 @@ class OwnEuler(comfy.samplers.KSAMPLER):
 
 
 class TestGuidersOfComfyUI:
-    def test_perp_neg(self, sd3):
-        from comfy_extras.nodes_perpneg import Guider_PerpNeg
-
-        def guider(model):
-            made = Guider_PerpNeg(model)
-            made.set_conds(sd3.conditioning(1), sd3.conditioning(2), sd3.conditioning(3))
-            made.set_cfg(4.0, 1.0)
-            return made
-
-        _assert_accelerated(guider, sd3)
-
-    @pytest.mark.parametrize("is_nested", [False, True])
-    def test_dual_cfg(self, sd3, is_nested):
-        from comfy_extras.nodes_custom_sampler import Guider_DualCFG
-
-        def guider(model):
-            made = Guider_DualCFG(model)
-            made.set_conds(sd3.conditioning(1), sd3.conditioning(3), sd3.conditioning(2))
-            made.set_cfg(3.0, 2.0, nested=is_nested)
-            return made
-
-        _assert_accelerated(guider, sd3)
-
-    def test_two_models_of_one_family(self, sd3):
-        _assert_accelerated(_two_models(sd3, sd3), sd3)
-
     @pytest.mark.parametrize(
         ("first", "second"),
         [("sd3", "lumina2"), ("lumina2", "flux"), ("flux", "sd3")],
@@ -195,18 +169,6 @@ class Halved(torch.nn.Module):
 def unsupported(model):
     model.model.diffusion_model = Halved()
     return model
-
-
-def _assert_accelerated(guider, family):
-    """The run is as planned, and close to the dense one if nearly all tokens are active."""
-    noise, patched = family.noise(), patch_model(family.build(), EAGER)
-    guided(guider(patched), noise)
-    assert is_as_planned(last_trace(patched))
-    nearly = RASConfig(sample_ratio=0.9, start_step=2, error_reset_every=0, cuda_graphs="off")
-    patched = patch_model(family.build(), nearly)
-    latent = guided(guider(patched), noise)
-    assert last_trace(patched).regional_steps == 8
-    assert distance(latent, guided(guider(family.build()), noise)) < 0.08
 
 
 def shifted(function, factor):
@@ -315,20 +277,6 @@ class TestGuidanceThatChanges:
         )
         dense = STEPS - trace.regional_steps - len(DENSE)
         assert dense == 2 and trace.notes == (UNCACHED_OFTEN.format(2),)
-
-    @pytest.mark.parametrize("is_outside", [True, False])
-    def test_cfg_override(self, sd3, is_outside):
-        nodes = pytest.importorskip("comfy_extras.nodes_custom_sampler")
-        if not hasattr(nodes, "CFGOverride"):
-            pytest.skip("this ComfyUI has no such node")
-        model = sd3.build() if is_outside else patch_model(sd3.build(), EAGER)
-        model = nodes.CFGOverride.execute(model, 1.0, 0.3, 1.0)[0]
-        model = patch_model(model, EAGER) if is_outside else model
-        sample(model, sd3, sd3.noise())
-        assert is_as_planned(last_trace(model))
-        model = nodes.CFGOverride.execute(model, 2.0, 0.0, 0.5)[0]
-        sample(model, sd3, sd3.noise())
-        assert is_as_planned(last_trace(model))
 
 
 def twice(change=lambda sigmas: sigmas):

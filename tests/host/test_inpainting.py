@@ -15,7 +15,6 @@ from ras_pack.nodes.patch_model import RASPatchModel
 from ras_pack.nodes.plans import RASScheduler
 from ras_pack.nodes.sampler import RASKSampler
 from ras_pack.nodes.settings import CUSTOM
-from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace
 from ras_pack.ras_core.host.plan_files import save_plans
@@ -24,7 +23,6 @@ from ras_pack.ras_core.host.samplers import multirate_sampler
 from ras_pack.ras_core.method.plan import Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from support.families import FAMILIES
-from support.sampling import sample, sample_ras
 
 import nodes as host_nodes
 
@@ -310,14 +308,3 @@ class TestMasks:
         else:
             assert (trace.n_steps, trace.regional_steps, trace.notes) == (7, 2, ())
             assert (found - dense).norm() < 0.2 * dense.norm()
-
-
-class TestCustom:
-    def test_own_settings_run_dense_with_the_reason(self, family):
-        model, noise, given = family.build(), family.noise(), family.noise(seed=21)
-        mask = torch.zeros(1, 1, 16, 16)
-        mask[..., 4:12, 4:12] = 1
-        config, changes = RASConfig(start_step=2), {"latent_image": given, "noise_mask": mask, "steps": 4}
-        latent, trace = sample_ras(model, family, noise, config, **changes)
-        assert trace.regional_steps == 0 and len(trace.notes) == 1 and "inpainting" in trace.notes[0]
-        assert torch.equal(latent, sample(model, family, noise, **changes))
