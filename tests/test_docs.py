@@ -12,8 +12,6 @@ from support.comfy import PACK, ROOT
 
 README = ROOT / "README.md"
 RESULTS = ROOT / "bench" / "results"
-GENERATED = ROOT / "docs" / "compatibility.md"
-"""Written by `python -m dev compatibility`; links to it are not checked as long as it does not exist."""
 
 PAGES = sorted(
     str(path.relative_to(ROOT))
@@ -92,8 +90,6 @@ def test_links_lead_to_files_and_headings(name):
     for link in links(name):
         address, _, anchor = link.partition("#")
         path = (ROOT / name).parent / address if address else ROOT / name
-        if path.resolve() == GENERATED and not GENERATED.exists():
-            continue
         assert path.exists(), f"{name} links to {link}"
         assert not anchor or anchor in anchors(path), f"{name} links to {link}"
 

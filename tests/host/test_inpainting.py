@@ -81,8 +81,8 @@ def ksampler(model, family, **changes):
 
 
 def on_levels(model, family, sigmas, solver="ab2", **changes):
-    """The latent of sampling at given noise levels, with the solver of a plan for 2x; by the user's sampler if
-    `solver` is None.
+    """The latent of sampling at given noise levels, with the solver of a plan for 2x; with solver=None, by
+    the user's sampler.
     """
     given = values(family, **changes)
     latent = given["latent_image"]

@@ -340,13 +340,13 @@ class TestCompare:
         settings = _settings(speed="2x")
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
         (stats,) = result.ui["ras"]
-        assert (stats["steps"], stats["plan"]) == (6, "2x: 6 of 12 steps, all dense")
+        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 of 12 steps, 3 dense, 83 % of tokens")
         every = _settings(sample_ratio=1.0)
         dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **every)
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
         ras = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings)
         image = np.zeros((16, 16, 3))
-        assert "(expected 2.00x)" in headline(image, image, (dense[1], ras[1]))
+        assert "(expected 2.03x)" in headline(image, image, (dense[1], ras[1]))
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
