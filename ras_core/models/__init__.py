@@ -1,8 +1,8 @@
 """Adapters, which state what RAS must know about the networks of a model family, and their registry.
 
 Read `base` first, which defines what an adapter states, then an example: `sd3`, `lumina2`, `lumina_next` or
-`flux`. `cost` computes FLOPs and the size of the K/V cache; `row_patches` finds patches of
-other nodes that get rows of tokens. README.md explains how to add a family.
+`flux`. `cost` computes FLOPs and the size of the K/V cache; `control` gathers a ControlNet's residuals;
+`row_patches` finds patches of other nodes that get rows of tokens. README.md explains how to add a family.
 
 1. `adapter_for` finds the adapter of a network, or raises an error that lists the supported families.
 2. The adapter tells which modules of the network are its blocks, how many rows follow the image rows, and

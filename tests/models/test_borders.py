@@ -197,15 +197,16 @@ class TestEachTensorHasItsOwnBorders:
         assert distance(regional[mask], dense[mask]) > 0.01
 
     def test_what_the_cache_holds(self):
-        """Flux has seven text rows before the 30 image rows, and with a reference image 24 rows after them.
-        HiDream has 17 text rows after the image rows: seven, and two times five of Llama.
+        """Flux has seven text rows before the 30 image rows. The 24 rows of a reference image follow the
+        image rows; they are frozen, so they are not part of the suffix. HiDream has 17 text rows after the
+        image rows: seven, and two times five of Llama.
         """
         kept = {}
         for name in CASES:
             case = Case(name)
             case.call()
             kept[name] = {(each.prefix, each.suffix) for each in case.slots.values()}
-        assert kept == {"flux": {(7, 0)}, "flux_kontext": {(7, 24)}, "hidream": {(0, 17)}}
+        assert kept == {"flux": {(7, 0)}, "flux_kontext": {(7, 0)}, "hidream": {(0, 17)}}
 
 
 class TestBorders:
@@ -231,6 +232,11 @@ class TestBorders:
         by_head = torch.arange(4).view(1, 1, 4, 1).expand(1, 2, 4, 1)  # no text; rows on axis 2
         assert rows.gather_table(by_head, 2)[:, 1, :, 0].tolist() == [[1, 3], [2, 3]]
 
+    def test_columns_of_zeros_are_added_for_the_keys_of_cached_tokens(self):
+        rows = ActiveRows(torch.tensor([[2], [0]]), 3, suffix=0)
+        mask = torch.tensor([5.0, 7.0]).view(1, 1, 2)  # one text row, one active token
+        assert rows.wide_mask(mask).tolist() == [[[5, 0, 0, 7]], [[5, 7, 0, 0]]]
+
     def test_output_rows_return_to_their_tokens(self):
         rows = ActiveRows(torch.tensor([[2]]), 3, suffix=0)
         with_text, without = torch.tensor([[[7.0], [8.0]]]), torch.tensor([[[8.0]]])
@@ -243,6 +249,24 @@ class TestBorders:
         assert rows.short_mask(mask, 3)[0, 0].tolist() == [0, 3, 1]
         assert rows.short_mask(mask, 4) is mask
         assert rows.short_mask(mask[..., :2], 3)[0, 0].tolist() == [0, 1]  # of another attention
+
+    def test_a_table_with_a_flag(self):
+        """LTXV passes its table of positions in a tuple, with a flag for the layout of the table."""
+        model = FAMILIES["flux"].build()
+        network = model.model.diffusion_model
+        call = NetworkCall(adapter_for(network), network, 4, {}, torch.tensor([[1, 3]]))
+        table = torch.arange(6).view(1, 6, 1)  # two text rows, four tokens
+        kept, flag = call._gather_positions((table, False))
+        assert kept[0, :, 0].tolist() == [0, 1, 3, 5] and flag is False
+
+    def test_hidden_rows_in_the_shape_of_the_grid(self):
+        model = FAMILIES["flux"].build()
+        network = model.model.diffusion_model
+        call = NetworkCall(adapter_for(network), network, 4, {}, torch.tensor([[1, 2]]))
+        hidden = torch.arange(4.0).view(1, 1, 2, 2, 1)
+        kept = call._gather_hidden(hidden)
+        assert kept.shape == (1, 1, 1, 2, 1) and kept.flatten().tolist() == [1, 2]
+        assert call._after_final(network, (), kept).tolist() == [[[[[0], [1]], [[2], [0]]]]]
 
     def test_rows_where_no_text_is_expected_make_the_run_dense(self):
         """SD3's tensor of image rows contains no text. If a call has one row more than image tokens, the

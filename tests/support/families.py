@@ -18,6 +18,7 @@ import comfy.model_patcher
 import comfy.supported_models
 import torch
 from ras_pack.lumina_next.model import LuminaNextConfig
+from ras_pack.ras_core.method.grid import TokenGrid
 from torch import Tensor
 
 from support import tiny_lumina_next
@@ -40,6 +41,8 @@ class Family:
         text_in_cache: whether the first attention of a block has text rows.
         text_joins: first block whose tensor with the image rows has the text rows too; None if there is none.
         references: sizes of reference images, whose rows follow those of the image.
+        patch: latent pixels that a token covers along each side.
+        has_frames: whether its latents have a time axis, (b, c, 1, H, W).
     """
 
     name: str
@@ -53,10 +56,23 @@ class Family:
     text_in_cache: bool = True
     text_joins: int | None = None
     references: tuple[tuple[int, int], ...] = ()
+    patch: int = 2
+    has_frames: bool = False
 
     @property
     def reference_rows(self) -> int:
-        return sum(height // 2 * (width // 2) for height, width in self.references)
+        return sum(map(self.tokens, self.references))
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """Number of image tokens of a latent of this height and width."""
+        return self.grid(size).n
+
+    def grid(self, size: tuple[int, int]) -> TokenGrid:
+        """The token grid of a latent of this height and width."""
+        return TokenGrid.of(self._latent_size(size), (self.patch, self.patch))
+
+    def _latent_size(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return (1, *size) if self.has_frames else size
 
     @property
     def config_class(self) -> type | None:
@@ -81,7 +97,8 @@ class Family:
         extras = {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}
         if self.references:
             extras["reference_latents"] = [
-                torch.randn(1, self.channels, *size, generator=generator) for size in self.references
+                torch.randn(1, self.channels, *self._latent_size(size), generator=generator)
+                for size in self.references
             ]
         return [[context, extras]]
 
@@ -92,7 +109,8 @@ class Family:
         return {name: each.process_cond(batch_size=len(x), area=None).cond for name, each in conds.items()}
 
     def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
-        return torch.randn(batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed))
+        size = self._latent_size((height, width))
+        return torch.randn(batch, self.channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def _sd3(**changes: Any) -> Callable[[], dict[str, Any]]:
