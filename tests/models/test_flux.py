@@ -1,7 +1,6 @@
 """What only Flux.1 has: text rows that join the image rows after half of the blocks, attention masks with a
 row per query, and reference images."""
 
-import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.ops
 import pytest
@@ -58,6 +57,7 @@ class TestOtherNetworks:
             {"yak_mlp": True},
             {"txt_norm": True},
             {"global_modulation": True, "mlp_silu_act": True},
+            {"patch_size": 1, "vec_in_dim": None, "global_modulation": True},
         ],
         ids=str,
     )
@@ -67,14 +67,16 @@ class TestOtherNetworks:
             pytest.skip("this ComfyUI's Flux has no such parameter")
         small = {**FLUX1_DEV, "depth": 1, "depth_single_blocks": 1}
         adapter_for(_network(small))
-        with pytest.raises(RASError, match=r"network is a Flux that is not Flux.1 \(Flux.2, .*not supported"):
+        with pytest.raises(RASError, match="is a Flux that is neither Flux.1 nor Flux.2 .*not supported"):
             adapter_for(_network({**small, **traits}))
 
-    def test_chroma_is_refused_by_its_class(self):
-        chroma = type("Chroma", (torch.nn.Module,), {"__module__": comfy.ldm.chroma.model.__name__})
-        assert comfy.ldm.chroma.model.Chroma.__qualname__ == "Chroma"
-        with pytest.raises(RASError, match=r"Chroma \(comfy.ldm.chroma.model\), which is not supported"):
-            adapter_for(chroma())
+    def test_another_class_with_the_same_blocks_is_refused(self):
+        """Chroma Radiance derives from Chroma, but computes each pixel from the pixels around it."""
+        module = pytest.importorskip("comfy.ldm.chroma_radiance.model")
+        radiance = type("ChromaRadiance", (torch.nn.Module,), {"__module__": module.__name__})
+        assert module.ChromaRadiance.__qualname__ == "ChromaRadiance"
+        with pytest.raises(RASError, match=r"ChromaRadiance \(comfy.ldm.chroma_radiance.model\), which"):
+            adapter_for(radiance())
 
     def test_a_second_network_of_another_variant_makes_the_run_dense(self, flux, monkeypatch):
         """A guider uses two models of the class Flux, but of different variants. The adapter is chosen for

@@ -100,14 +100,14 @@ class TestReality:
 
     def test_cached_keys_and_values_have_an_effect(self, family):
         """Shows that the test above can fail: with other cached rows, the active tokens' output differs."""
-        model, x, n = family.build(), family.noise(), family.tokens((16, 16))
+        model, x, n = family.build(), family.noise(), 64
         slots = {}
         dense = _call(model, family, x, _network_call(model, family, x, slots))
         for sequence in slots.values():
             sequence.value.zero_()
         active = torch.arange(0, n, 3)[None]
         regional = _call(model, family, x, _network_call(model, family, x, slots, active))
-        mask = family.grid((16, 16)).active_pixels(active).expand_as(dense)
+        mask = family.grid((8 * family.patch,) * 2).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
@@ -163,11 +163,14 @@ class TestEffect:
         adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
         blocks = adapter.blocks(network)
         rows = {layer: [] for layer in range(len(blocks))}
-        hidden = 1 if adapter.family.startswith("SD3") else 0
 
         def counter(layer):
+            def keep(hidden):
+                rows[layer].append(hidden.flatten(1, -2).shape[1])
+                return hidden
+
             def count(module, args, kwargs, out):
-                rows[layer].append((kwargs["img"] if "img" in kwargs else args[hidden]).shape[1])
+                adapter.map_block_inputs(args, kwargs, keep, lambda table, axis=1: table)
 
             return count
 
@@ -179,7 +182,7 @@ class TestEffect:
         _, trace = sample_ras(model, family, noise)
         for handle in handles:
             handle.remove()
-        text = 0 if family.text_joins is None else 7
+        text = 0 if family.text_joins is None else family.text
         if family.pads > 1:
             text += -7 % family.pads  # captions are padded too
         by_step = [n - n // 2 if step not in (0, 1, 6) else n for step in range(STEPS)]
@@ -193,7 +196,7 @@ class TestEffect:
         assert trace.token_share == pytest.approx(sum(by_step) / (n * STEPS))
 
     def test_every_attention_of_the_blocks_has_its_cache(self, family):
-        model, x, n = family.build(), family.noise(), family.tokens((16, 16))
+        model, x, n = family.build(), family.noise(), 64
         slots = {}
         _call(model, family, x, _network_call(model, family, x, slots))
         expected = {
@@ -207,7 +210,8 @@ class TestEffect:
             assert sequence.key.shape[:2] == sequence.value.shape[:2] == (1, rows)
             assert sequence.key[0, 0].numel() == sequence.value[0, 0].numel() == family.kv_width
             is_joint = family.text_in_cache and slot[1] == 0 and slot[0] >= family.refiners
-            assert (sequence.prefix > 0) == is_joint
+            text = sequence.suffix if family.text_follows else sequence.prefix
+            assert (text > 0) == is_joint
 
 
 class TestLifeCycle:

@@ -1,0 +1,104 @@
+"""Tiny models of the families that take part in each proof once (tests/models/test_other_families.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.flux.model
+import comfy.supported_models
+import torch
+
+from support.families import Family
+from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS
+
+FLUX2_CHANNELS, HUNYUAN_CHANNELS = 128, 64
+REFERENCES = ((6, 4), (3, 5))
+
+
+def _config(**settings: Any) -> Callable[[], dict[str, Any]]:
+    return lambda: {"dtype": torch.float32, **settings}
+
+
+def _without_sizes(name: str) -> type | None:
+    """ComfyUI's class of this name for a model, without the sizes that it sets in each configuration; None if
+    this version of ComfyUI does not have it.
+    """
+    found = getattr(comfy.supported_models, name, None)
+    return found and type(name, (found,), {"unet_extra_config": {}})
+
+
+def _flux_like(image_model: str, **settings: Any) -> Callable[[], dict[str, Any]]:
+    common = {
+        "image_model": image_model, "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS,
+        "context_in_dim": CONTEXT_DIM, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2,
+        "depth_single_blocks": 2, "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True,
+    }  # fmt: skip
+    return _config(**{**common, **settings})
+
+
+def _flux2() -> dict[str, Any]:
+    config = _flux_like(
+        "flux2", in_channels=FLUX2_CHANNELS, out_channels=FLUX2_CHANNELS, vec_in_dim=None, mlp_ratio=3.0,
+        hidden_size=32, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[8] * 4, theta=2000,
+        patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3], global_modulation=True,
+        mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
+    )()  # fmt: skip
+    known = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
+    return {name: each for name, each in config.items() if name in {*known, "image_model", "dtype"}}
+
+
+def _qwen(**changes: Any) -> Callable[[], dict[str, Any]]:
+    common = {
+        "image_model": "qwen_image", "in_channels": 4 * LATENT_CHANNELS, "out_channels": LATENT_CHANNELS,
+        "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,
+        "joint_attention_dim": CONTEXT_DIM, "axes_dims_rope": (8, 12, 12),
+    }  # fmt: skip
+    return _config(**{**common, **changes})
+
+
+def _anima(image_model: str) -> Callable[[], dict[str, Any]]:
+    return _config(
+        image_model=image_model, max_img_h=240, max_img_w=240, max_frames=128, in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS, patch_spatial=2, patch_temporal=1, model_channels=64,
+        concat_padding_mask=True, crossattn_emb_channels=CONTEXT_DIM, pos_emb_cls="rope3d",
+        pos_emb_learnable=True, pos_emb_interpolation="crop", min_fps=1, max_fps=30, use_adaln_lora=True,
+        adaln_lora_dim=16, num_blocks=2, num_heads=2, extra_per_block_abs_pos_emb=False,
+        rope_h_extrapolation_ratio=4.0, rope_w_extrapolation_ratio=4.0, rope_t_extrapolation_ratio=1.0,
+        extra_h_extrapolation_ratio=1.0, extra_w_extrapolation_ratio=1.0, extra_t_extrapolation_ratio=1.0,
+        rope_enable_fps_modulation=False,
+    )  # fmt: skip
+
+
+def _timestep_zero(generator: torch.Generator, rows: int) -> dict[str, Any]:
+    return {"reference_latents_method": "index_timestep_zero"}
+
+
+def _glyphs(generator: torch.Generator, rows: int) -> dict[str, Any]:
+    return {"conditioning_byt5small": torch.randn(1, 4, 1472, generator=generator)}
+
+
+def _llama(generator: torch.Generator, rows: int) -> dict[str, Any]:
+    return {"conditioning_llama3": torch.randn(1, 2, rows, CONTEXT_DIM, generator=generator)}
+
+
+OTHERS = {
+    family.name: family
+    for family in (
+        Family(
+            "chroma", "Chroma",
+            _flux_like(
+                "chroma", in_channels=4 * LATENT_CHANNELS, out_channels=4 * LATENT_CHANNELS,
+                vec_in_dim=None, in_dim=64, out_dim=64, hidden_dim=32, n_layers=1, txt_ids_dims=[],
+            ),
+            block_attentions=(1,) * 4, kv_width=64, text_joins=2,
+        ),
+        Family(
+            "flux2", "Flux2", _flux2, block_attentions=(1, 1), kv_width=32, text_joins=1, patch=1,
+            channels=FLUX2_CHANNELS, text=512, references=REFERENCES, extras=_timestep_zero,
+        ),
+    )
+}  # fmt: skip
+# An older ComfyUI knows fewer of them.
+OTHERS = {name: family for name, family in OTHERS.items() if family.config_class is not None}
