@@ -31,6 +31,8 @@ from .flux import FluxAdapter
 from .flux2 import Flux2Adapter
 from .lumina2 import NextDiTAdapter
 from .lumina_next import LuminaNextAdapter
+from .mage_flow import MageFlowAdapter
+from .qwen_image import QwenImageAdapter
 from .refused import reason
 from .sd3 import SD3Adapter
 
@@ -41,6 +43,8 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     FluxAdapter(),
     Flux2Adapter(),
     ChromaAdapter(),
+    QwenImageAdapter(),
+    MageFlowAdapter(),
 )
 
 

@@ -98,6 +98,20 @@ OTHERS = {
             "flux2", "Flux2", _flux2, block_attentions=(1, 1), kv_width=32, text_joins=1, patch=1,
             channels=FLUX2_CHANNELS, text=512, references=REFERENCES, extras=_timestep_zero,
         ),
+        Family(
+            "qwen_image", "QwenImage", _qwen(), block_attentions=(1, 1), kv_width=64, has_frames=True,
+            masked=2,
+        ),
+        Family(
+            "qwen_image_edit", "QwenImage", _qwen(default_ref_method="index_timestep_zero"),
+            block_attentions=(1, 1), kv_width=64, has_frames=True, masked=2, references=((12, 8), (6, 9)),
+        ),
+        Family(
+            "mage_flow", "MageFlow",
+            _qwen(image_model="mage_flow", in_channels=FLUX2_CHANNELS, out_channels=FLUX2_CHANNELS),
+            block_attentions=(1, 1), kv_width=64, patch=1, channels=FLUX2_CHANNELS, masked=2,
+            references=((6, 4),),
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
