@@ -29,6 +29,7 @@ from .base import ModelAdapter
 from .chroma import ChromaAdapter
 from .flux import FluxAdapter
 from .flux2 import Flux2Adapter
+from .ideogram4 import Ideogram4Adapter
 from .lumina2 import NextDiTAdapter
 from .lumina_next import LuminaNextAdapter
 from .mage_flow import MageFlowAdapter
@@ -45,6 +46,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     ChromaAdapter(),
     QwenImageAdapter(),
     MageFlowAdapter(),
+    Ideogram4Adapter(),
 )
 
 

@@ -112,6 +112,15 @@ OTHERS = {
             block_attentions=(1, 1), kv_width=64, patch=1, channels=FLUX2_CHANNELS, masked=2,
             references=((6, 4),),
         ),
+        Family(
+            "ideogram4", _without_sizes("Ideogram4"),
+            _config(
+                image_model="ideogram4", in_channels=FLUX2_CHANNELS, num_layers=2, num_attention_heads=2,
+                attention_head_dim=32, intermediate_size=96, adaln_dim=16, llm_features_dim=CONTEXT_DIM,
+                mrope_section=(6, 5, 5),
+            ),
+            block_attentions=(1, 1), kv_width=64, text_joins=0, patch=1, channels=FLUX2_CHANNELS, masked=2,
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
