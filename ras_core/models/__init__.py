@@ -27,6 +27,7 @@ from torch import nn
 from ..errors import RASError
 from .base import ModelAdapter
 from .chroma import ChromaAdapter
+from .cosmos_predict2 import CosmosPredict2Adapter
 from .flux import FluxAdapter
 from .flux2 import Flux2Adapter
 from .ideogram4 import Ideogram4Adapter
@@ -47,6 +48,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     QwenImageAdapter(),
     MageFlowAdapter(),
     Ideogram4Adapter(),
+    CosmosPredict2Adapter(),
 )
 
 

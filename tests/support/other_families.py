@@ -121,6 +121,14 @@ OTHERS = {
             ),
             block_attentions=(1, 1), kv_width=64, text_joins=0, patch=1, channels=FLUX2_CHANNELS, masked=2,
         ),
+        Family(
+            "anima", "Anima", _anima("anima"), block_attentions=(1, 1), kv_width=64, has_frames=True,
+            text_in_cache=False,
+        ),
+        Family(
+            "cosmos_predict2", "CosmosT2IPredict2", _anima("cosmos_predict2"), block_attentions=(1, 1),
+            kv_width=64, has_frames=True, text_in_cache=False,
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
