@@ -31,6 +31,7 @@ from .cosmos_predict2 import CosmosPredict2Adapter
 from .flux import FluxAdapter
 from .flux2 import Flux2Adapter
 from .ideogram4 import Ideogram4Adapter
+from .krea2 import Krea2Adapter
 from .lumina2 import NextDiTAdapter
 from .lumina_next import LuminaNextAdapter
 from .mage_flow import MageFlowAdapter
@@ -49,6 +50,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     MageFlowAdapter(),
     Ideogram4Adapter(),
     CosmosPredict2Adapter(),
+    Krea2Adapter(),
 )
 
 

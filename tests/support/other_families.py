@@ -129,6 +129,16 @@ OTHERS = {
             "cosmos_predict2", "CosmosT2IPredict2", _anima("cosmos_predict2"), block_attentions=(1, 1),
             kv_width=64, has_frames=True, text_in_cache=False,
         ),
+        Family(
+            "krea2", "Krea2",
+            _config(
+                image_model="krea2", features=128, tdim=32, txtdim=32, heads=4, kvheads=2, multiplier=2,
+                layers=2, patch=2, channels=LATENT_CHANNELS, txtlayers=3, txtheads=2, txtkvheads=2,
+                default_ref_method="index_timestep_zero",
+            ),
+            block_attentions=(1, 1), kv_width=64, text_joins=0, has_frames=True, context_dim=3 * 32,
+            references=((12, 8),),
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
