@@ -30,6 +30,7 @@ from .chroma import ChromaAdapter
 from .cosmos_predict2 import CosmosPredict2Adapter
 from .flux import FluxAdapter
 from .flux2 import Flux2Adapter
+from .hunyuan_image import HunyuanImageAdapter
 from .ideogram4 import Ideogram4Adapter
 from .krea2 import Krea2Adapter
 from .lumina2 import NextDiTAdapter
@@ -51,6 +52,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     Ideogram4Adapter(),
     CosmosPredict2Adapter(),
     Krea2Adapter(),
+    HunyuanImageAdapter(),
 )
 
 

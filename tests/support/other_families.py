@@ -139,6 +139,16 @@ OTHERS = {
             block_attentions=(1, 1), kv_width=64, text_joins=0, has_frames=True, context_dim=3 * 32,
             references=((12, 8),),
         ),
+        Family(
+            "hunyuan_image", "HunyuanImage21",
+            _flux_like(
+                "hunyuan_video", in_channels=HUNYUAN_CHANNELS, out_channels=HUNYUAN_CHANNELS, theta=256,
+                axes_dim=[16, 16], patch_size=[1, 1], vec_in_dim=None, guidance_embed=True, byt5=True,
+                meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+            ),
+            block_attentions=(1,) * 4, kv_width=64, text_joins=2, patch=1, channels=HUNYUAN_CHANNELS,
+            text=7 + 4, extras=_glyphs,
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
