@@ -25,6 +25,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import RASError
+from .aura_flow import AuraFlowAdapter
 from .base import ModelAdapter
 from .chroma import ChromaAdapter
 from .cosmos_predict2 import CosmosPredict2Adapter
@@ -53,6 +54,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     CosmosPredict2Adapter(),
     Krea2Adapter(),
     HunyuanImageAdapter(),
+    AuraFlowAdapter(),
 )
 
 

@@ -149,6 +149,14 @@ OTHERS = {
             block_attentions=(1,) * 4, kv_width=64, text_joins=2, patch=1, channels=HUNYUAN_CHANNELS,
             text=7 + 4, extras=_glyphs,
         ),
+        Family(
+            "aura_flow", "AuraFlow",
+            _config(
+                in_channels=4, out_channels=4, dim=64, n_layers=4, n_double_layers=2, n_heads=2,
+                global_conddim=64, cond_seq_dim=CONTEXT_DIM, max_seq=256,
+            ),
+            block_attentions=(1,) * 4, kv_width=64, text_joins=2, channels=4, text=7 + 8,
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
