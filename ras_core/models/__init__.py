@@ -31,6 +31,7 @@ from .chroma import ChromaAdapter
 from .cosmos_predict2 import CosmosPredict2Adapter
 from .flux import FluxAdapter
 from .flux2 import Flux2Adapter
+from .hidream import HiDreamAdapter
 from .hunyuan_image import HunyuanImageAdapter
 from .ideogram4 import Ideogram4Adapter
 from .krea2 import Krea2Adapter
@@ -55,6 +56,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     Krea2Adapter(),
     HunyuanImageAdapter(),
     AuraFlowAdapter(),
+    HiDreamAdapter(),
 )
 
 

@@ -11,7 +11,7 @@ import comfy.supported_models
 import torch
 
 from support.families import Family
-from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS
+from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS, POOLED_DIM
 
 FLUX2_CHANNELS, HUNYUAN_CHANNELS = 128, 64
 REFERENCES = ((6, 4), (3, 5))
@@ -156,6 +156,18 @@ OTHERS = {
                 global_conddim=64, cond_seq_dim=CONTEXT_DIM, max_seq=256,
             ),
             block_attentions=(1,) * 4, kv_width=64, text_joins=2, channels=4, text=7 + 8,
+        ),
+        Family(
+            "hidream", "HiDream",
+            _config(
+                image_model="hidream", patch_size=2, in_channels=LATENT_CHANNELS,
+                out_channels=LATENT_CHANNELS, num_layers=2, num_single_layers=2, attention_head_dim=32,
+                num_attention_heads=2, caption_channels=[CONTEXT_DIM, CONTEXT_DIM], text_emb_dim=POOLED_DIM,
+                num_routed_experts=2, num_activated_experts=1, axes_dims_rope=(16, 8, 8),
+                max_resolution=(32, 32), llama_layers=[0, 1, 1, 1],
+            ),
+            block_attentions=(1,) * 4, kv_width=64, text_joins=2, text=3 * 7, extras=_llama,
+            text_follows=True,
         ),
     )
 }  # fmt: skip
