@@ -34,6 +34,7 @@ from .flux2 import Flux2Adapter
 from .hidream import HiDreamAdapter
 from .hunyuan_image import HunyuanImageAdapter
 from .ideogram4 import Ideogram4Adapter
+from .kandinsky5 import Kandinsky5Adapter
 from .krea2 import Krea2Adapter
 from .lumina2 import NextDiTAdapter
 from .lumina_next import LuminaNextAdapter
@@ -57,6 +58,7 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
     HunyuanImageAdapter(),
     AuraFlowAdapter(),
     HiDreamAdapter(),
+    Kandinsky5Adapter(),
 )
 
 

@@ -169,6 +169,16 @@ OTHERS = {
             block_attentions=(1,) * 4, kv_width=64, text_joins=2, text=3 * 7, extras=_llama,
             text_follows=True,
         ),
+        Family(
+            "kandinsky5", "Kandinsky5Image",
+            _config(
+                image_model="kandinsky5", in_visual_dim=LATENT_CHANNELS, out_visual_dim=LATENT_CHANNELS,
+                in_text_dim=CONTEXT_DIM, in_text_dim2=POOLED_DIM, time_dim=32, model_dim=64, ff_dim=96,
+                visual_embed_dim=4 * LATENT_CHANNELS, num_text_blocks=1, num_visual_blocks=2,
+                axes_dims=(8, 12, 12),
+            ),
+            block_attentions=(1, 1), kv_width=64, text_in_cache=False, whole_patches=True,
+        ),
     )
 }  # fmt: skip
 # An older ComfyUI knows fewer of them.
