@@ -19,7 +19,11 @@ class HunyuanImageAdapter(FluxAdapter):
     classes = ("hunyuan_video.model.HunyuanVideo",)
 
     def unsupported(self, network: nn.Module) -> str | None:
-        return None if len(network.patch_size) == 2 else "a HunyuanVideo, which makes videos"
+        if len(network.patch_size) != 2:
+            return "a HunyuanVideo"
+        if getattr(network.double_blocks[0], "flipped_img_txt", False):
+            return "a HunyuanImage of an older ComfyUI, in which the text follows the image"
+        return None
 
     def patch_size(self, network: nn.Module) -> tuple[int, int]:
         return tuple(network.patch_size)

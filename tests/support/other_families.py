@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+import comfy.ldm.chroma.model
+import comfy.ldm.flux.layers
 import comfy.ldm.flux.model
+import comfy.ldm.hunyuan_video.model
+import comfy.ldm.qwen_image.model
 import comfy.supported_models
 import torch
 
@@ -14,6 +19,10 @@ from support.families import Family
 from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS, POOLED_DIM
 
 FLUX2_CHANNELS, HUNYUAN_CHANNELS = 128, 64
+IS_FLIPPED = "flipped_img_txt" in inspect.signature(comfy.ldm.flux.layers.DoubleStreamBlock).parameters
+"""Whether HunyuanImage puts the text rows behind the image rows, as in older versions of ComfyUI. Such a
+network is refused, because it cuts off the text by the number of rows before the first block."""
+
 REFERENCES = ((6, 4), (3, 5))
 
 
@@ -29,24 +38,27 @@ def _without_sizes(name: str) -> type | None:
     return found and type(name, (found,), {"unet_extra_config": {}})
 
 
-def _flux_like(image_model: str, **settings: Any) -> Callable[[], dict[str, Any]]:
+def _flux_like(params: type, image_model: str, **settings: Any) -> Callable[[], dict[str, Any]]:
+    """The configuration of a network whose parameters are those of the dataclass `params`; in an older
+    ComfyUI, it has fewer of them.
+    """
     common = {
         "image_model": image_model, "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS,
         "context_in_dim": CONTEXT_DIM, "hidden_size": 64, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2,
         "depth_single_blocks": 2, "axes_dim": [8, 12, 12], "theta": 10000, "patch_size": 2, "qkv_bias": True,
     }  # fmt: skip
-    return _config(**{**common, **settings})
+    known = {field.name for field in dataclasses.fields(params)} | {"image_model"}
+    return _config(**{name: each for name, each in {**common, **settings}.items() if name in known})
 
 
-def _flux2() -> dict[str, Any]:
-    config = _flux_like(
-        "flux2", in_channels=FLUX2_CHANNELS, out_channels=FLUX2_CHANNELS, vec_in_dim=None, mlp_ratio=3.0,
-        hidden_size=32, num_heads=1, depth=1, depth_single_blocks=1, axes_dim=[8] * 4, theta=2000,
-        patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3], global_modulation=True,
-        mlp_silu_act=True, ops_bias=False, default_ref_method="index", ref_index_scale=10.0,
-    )()  # fmt: skip
-    known = {field.name for field in dataclasses.fields(comfy.ldm.flux.model.FluxParams)}
-    return {name: each for name, each in config.items() if name in {*known, "image_model", "dtype"}}
+def _flux2() -> Callable[[], dict[str, Any]]:
+    return _flux_like(
+        comfy.ldm.flux.model.FluxParams, "flux2", in_channels=FLUX2_CHANNELS, out_channels=FLUX2_CHANNELS,
+        vec_in_dim=None, mlp_ratio=3.0, hidden_size=32, num_heads=1, depth=1, depth_single_blocks=1,
+        axes_dim=[8] * 4, theta=2000, patch_size=1, qkv_bias=False, guidance_embed=False, txt_ids_dims=[3],
+        global_modulation=True, mlp_silu_act=True, ops_bias=False, default_ref_method="index",
+        ref_index_scale=10.0,
+    )  # fmt: skip
 
 
 def _qwen(**changes: Any) -> Callable[[], dict[str, Any]]:
@@ -55,7 +67,8 @@ def _qwen(**changes: Any) -> Callable[[], dict[str, Any]]:
         "num_layers": 2, "attention_head_dim": 32, "num_attention_heads": 2,
         "joint_attention_dim": CONTEXT_DIM, "axes_dims_rope": (8, 12, 12),
     }  # fmt: skip
-    return _config(**{**common, **changes})
+    known = inspect.signature(comfy.ldm.qwen_image.model.QwenImageTransformer2DModel).parameters
+    return _config(**{name: each for name, each in {**common, **changes}.items() if name in known})
 
 
 def _anima(image_model: str) -> Callable[[], dict[str, Any]]:
@@ -89,13 +102,14 @@ OTHERS = {
         Family(
             "chroma", "Chroma",
             _flux_like(
-                "chroma", in_channels=4 * LATENT_CHANNELS, out_channels=4 * LATENT_CHANNELS,
-                vec_in_dim=None, in_dim=64, out_dim=64, hidden_dim=32, n_layers=1, txt_ids_dims=[],
+                comfy.ldm.chroma.model.ChromaParams, "chroma", in_channels=4 * LATENT_CHANNELS, out_channels=4
+                * LATENT_CHANNELS, vec_in_dim=None, in_dim=64, out_dim=64, hidden_dim=32, n_layers=1,
+                txt_ids_dims=[],
             ),
             block_attentions=(1,) * 4, kv_width=64, text_joins=2,
         ),
         Family(
-            "flux2", "Flux2", _flux2, block_attentions=(1, 1), kv_width=32, text_joins=1, patch=1,
+            "flux2", "Flux2", _flux2(), block_attentions=(1, 1), kv_width=32, text_joins=1, patch=1,
             channels=FLUX2_CHANNELS, text=512, references=REFERENCES, extras=_timestep_zero,
         ),
         Family(
@@ -127,7 +141,7 @@ OTHERS = {
         ),
         Family(
             "cosmos_predict2", "CosmosT2IPredict2", _anima("cosmos_predict2"), block_attentions=(1, 1),
-            kv_width=64, has_frames=True, text_in_cache=False,
+            kv_width=64, has_frames=True, text_in_cache=False, whole_patches=True,
         ),
         Family(
             "krea2", "Krea2",
@@ -140,11 +154,12 @@ OTHERS = {
             references=((12, 8),),
         ),
         Family(
-            "hunyuan_image", "HunyuanImage21",
+            "hunyuan_image", None if IS_FLIPPED else "HunyuanImage21",
             _flux_like(
-                "hunyuan_video", in_channels=HUNYUAN_CHANNELS, out_channels=HUNYUAN_CHANNELS, theta=256,
-                axes_dim=[16, 16], patch_size=[1, 1], vec_in_dim=None, guidance_embed=True, byt5=True,
-                meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
+                comfy.ldm.hunyuan_video.model.HunyuanVideoParams, "hunyuan_video",
+                in_channels=HUNYUAN_CHANNELS, out_channels=HUNYUAN_CHANNELS, theta=256, axes_dim=[16, 16],
+                patch_size=[1, 1], vec_in_dim=None, guidance_embed=True, byt5=True, meanflow=False,
+                use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
             ),
             block_attentions=(1,) * 4, kv_width=64, text_joins=2, patch=1, channels=HUNYUAN_CHANNELS,
             text=7 + 4, extras=_glyphs,
