@@ -43,9 +43,7 @@ def _copied(conditioning: dict, device: torch.device) -> dict:
 def _input_copied(held: Any, device: torch.device) -> Any:
     value = getattr(held, "cond", None)
     tensors = value if isinstance(value, list) and value else [value]
-    if not all(isinstance(each, Tensor) for each in tensors) or all(
-        each.device == device for each in tensors
-    ):
+    if not all(isinstance(each, Tensor) and each.device != device for each in tensors):
         return held
     there = copy(held)
     there.cond = [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
