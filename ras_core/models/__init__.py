@@ -77,7 +77,7 @@ def adapter_for(network: nn.Module) -> ModelAdapter:
             found = variant
     raise RASError(
         f"the model's network is {found}, which is not supported{reason(kind.__module__)}.",
-        f"a model of one of the {len(ADAPTERS)} families in the README.",
+        "a family in the README, such as SD3 (MMDiT) or Z-Image (NextDiT).",
         "connect such a model, or remove the node.",
     )
 

@@ -1,4 +1,4 @@
-"""Why some networks of ComfyUI are not supported, for the error message."""
+"""Why some networks of ComfyUI are not supported, for an error message, which has little room."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ VIDEO: Final = "as it makes videos, whose K/V cache is too large ({} per prompt)
 """The sizes are in 16 bit, at 480p, computed from the numbers of blocks, tokens and heads."""
 
 REASONS: Final[dict[str, str]] = {
-    "chroma_radiance.model": "as it computes each pixel from the pixels around it",
+    "chroma_radiance.model": "as it computes pixels from those around them",
     "ernie.model": "as ComfyUI lets no node replace its attention",
     "hunyuan_video.model": VIDEO.format("21 GiB"),
     "lightricks.model": "as it makes videos, on which regions are not tested",

@@ -319,7 +319,7 @@ class TestRefusal:
             adapter_for(network)
         assert str(refused.value) == (
             "Multirate RAS: the model's network is MMDiT (comfy.ldm.other.mmdit), which is not supported. "
-            "Expected: a model of one of the 15 families in the README. "
+            "Expected: a family in the README, such as SD3 (MMDiT) or Z-Image (NextDiT). "
             "What to do: connect such a model, or remove the node."
         )
 
@@ -329,7 +329,7 @@ class TestRefusal:
             ("wan.model", "WanModel", "as it makes videos, whose K/V cache is too large"),
             ("wan.model", "VaceWanModel", "as it makes videos, whose K/V cache is too large"),
             ("lightricks.model", "LTXVModel", "as it makes videos, on which regions are not tested"),
-            ("chroma_radiance.model", "ChromaRadiance", "as it computes each pixel from the pixels around"),
+            ("chroma_radiance.model", "ChromaRadiance", "as it computes pixels from those around them"),
             ("ernie.model", "ErnieImageModel", "as ComfyUI lets no node replace its attention"),
         ],
     )
