@@ -121,3 +121,36 @@ def test_krea_uses_reference_images_only_with_a_method():
     patched = patch_model(model, EAGER)
     sample(patched, family, x)
     assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
+
+
+def test_a_patch_between_blocks_makes_the_run_dense():
+    """Some ControlNets of Qwen-Image are such patches; they add a residual for every token."""
+    family = _family("qwen_image")
+    model, seen = family.build(), []
+
+    def patch(given: dict) -> dict:
+        seen.append(given["img"].shape[1])
+        return given
+
+    patched = model.clone()
+    patched.set_model_patch(patch, "double_block")
+    if "double_block" not in type(model.model.diffusion_model)._forward.__code__.co_consts:
+        pytest.skip("this ComfyUI's Qwen-Image has no such patch")
+    patched = patch_model(patched, EAGER)
+    sample(patched, family, family.noise())
+    assert set(seen) == {64}
+    (note,) = last_trace(patched).notes
+    assert note.endswith(
+        "another node patches the network (double_block), and may rely on the rows of all tokens"
+    )
+
+
+@pytest.mark.parametrize("kv_cache", ["gpu", "fp8", "cpu", "forecast", "forecast2"])
+def test_reference_images_in_every_format_of_the_cache(kv_cache):
+    family = _family("qwen_image_edit")
+    config = RASConfig(start_step=2, error_reset_every=4, cuda_graphs="off", kv_cache=kv_cache, spread=True)
+    patched = patch_model(family.build(), config)
+    latent, trace = sample(patched, family, family.noise()), last_trace(patched)
+    assert (trace.regional_steps, trace.notes) == (7, ())
+    expected = sample(family.build(), family, family.noise())
+    assert distance(latent, expected) < 1
