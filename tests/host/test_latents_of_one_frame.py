@@ -76,8 +76,12 @@ def test_several_frames_run_dense(qwen):
     """As those of Qwen-Image-Layered."""
     noise = qwen.noise().expand(-1, -1, 3, -1, -1).clone()
     model = qwen.build()
+    try:
+        expected = sample(model, qwen, noise)
+    except RuntimeError:
+        pytest.skip("this ComfyUI's Qwen-Image takes latents of one frame only")
     latent, trace = sample_ras(model, qwen, noise, EAGER)
-    assert torch.equal(latent, sample(model, qwen, noise))
+    assert torch.equal(latent, expected)
     assert trace.notes == ("not an image latent",)
 
 
