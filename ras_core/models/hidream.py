@@ -14,13 +14,14 @@ from .cost import CacheProfile, CostProfile, linear_weights
 class HiDreamAdapter(ModelAdapter):
     """The image rows precede the text rows in all tensors. Each block appends other rows of the text encoder
     Llama, and drops them afterwards. In the feed-forward layers for image rows, a few of several experts
-    process each row.
+    process each row; how many rows an expert gets depends on the values of the rows.
     """
 
     family = "HiDream I1"
     classes = ("hidream.model.HiDreamImageTransformer2DModel",)
     text_in_hidden = False
     control_lists = ()
+    has_fixed_shapes = False
 
     def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
         if inputs.get("image_cond") is not None:
