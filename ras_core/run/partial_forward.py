@@ -172,7 +172,7 @@ class NetworkCall:
             )
         self.gathered = True
         kept = self._rows.gather(rows, borders)
-        return kept.view(len(kept), *[1] * (hidden.ndim - 3), *kept.shape[1:])
+        return kept if hidden.ndim == 3 else kept.view(len(kept), 1, 1, *kept.shape[1:])
 
     def _gather_positions(self, table: Any, axis: int = 1) -> Any:
         """Gather a position table along `axis`: (bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...). Of a tuple,
