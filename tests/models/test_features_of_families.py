@@ -154,3 +154,18 @@ def test_reference_images_in_every_format_of_the_cache(kv_cache):
     assert (trace.regional_steps, trace.notes) == (7, ())
     expected = sample(family.build(), family, family.noise())
     assert distance(latent, expected) < 1
+
+
+def test_layers_of_another_pack_in_blocks_with_rows_in_the_shape_of_the_grid():
+    """Quantised layers of other packs replace `forward`. Anima's get rows of shape (b, t, h, w, d)."""
+    family = _family("anima")
+    model = family.build()
+    layer = model.model.diffusion_model.blocks[0].mlp.layer1
+
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(rows, layer.weight)
+
+    layer.forward = forward
+    patched = patch_model(model, EAGER)
+    sample(patched, family, family.noise())
+    assert (last_trace(patched).regional_steps, last_trace(patched).notes) == (7, ())
