@@ -16,6 +16,7 @@ from comfy_api.latest import io
 from ..ras_core.config import PaperSettings
 from ..ras_core.errors import RASError, check_choice, check_range, quoted
 from ..ras_core.host.options import PlanSet, as_priority
+from ..ras_core.host.outer_sample import is_image
 from ..ras_core.run.trace import Trace
 
 WIDGETS = (io.Combo.Input, io.Float.Input, io.Int.Input, io.String.Input)
@@ -89,7 +90,7 @@ def image_size(latent: Mapping[str, Any], name: str = "latent_image") -> tuple[i
         RASError: the LATENT is not a latent of images; it may be that of a video.
     """
     samples = latent["samples"]
-    if len(samples.shape) != 4 or samples.is_nested:
+    if samples.is_nested or not is_image(samples):
         raise RASError(
             f"{name} has {'several latents' if samples.is_nested else told(samples)}.",
             "the latent of an image, (batch, channels, height, width).",

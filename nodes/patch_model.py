@@ -19,8 +19,8 @@ class RASPatchModel(SettingsNode):
             category=CATEGORY,
             description="Speeds up sampling: most steps compute only those regions of the image that have "
             "probably changed most since they were last computed. Every remaining region reuses the output "
-            "that the model last computed for it. Works with any sampler node. Supports SD3, SD3.5, "
-            "Lumina-Image-2.0, Lumina-Next, Z-Image and Flux.1.",
+            "that the model last computed for it. Works with any sampler node. Supports Flux, "
+            "Qwen-Image, SD3.5, Z-Image, Anima, Krea 2 and other models; the help lists them.",
             inputs=[
                 io.Model.Input(
                     "model",

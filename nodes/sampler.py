@@ -77,8 +77,8 @@ def sample_with_trace(model, latent_image, *, dense: Trace | None = None, **inpu
 def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
     return [
-        io.Model.Input("model", tooltip="The model to sample with: SD3, SD3.5, Lumina-Image-2.0, "
-        "Lumina-Next, Z-Image or Flux.1."),
+        io.Model.Input("model", tooltip="The model to sample with. The help lists the "
+        "supported models."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import comfy.patcher_extension
 import comfy.samplers
@@ -24,8 +24,7 @@ from ..kv.spec import CacheSize
 from ..kv.spread import TRANSIENTS
 from ..method.schedule import StepKind
 from ..models.base import REFERENCES, ModelAdapter
-from ..models.cost import expected_speedup
-from ..run.active_rows import Borders
+from ..models.cost import CostProfile, expected_speedup
 from ..run.other_code import OtherCode
 from ..run.state import RunState
 from .graphs_of_model import graph_store
@@ -78,7 +77,7 @@ class CachePlan:
             self.run.go_dense(obstacle)
             return prepared
         borders = self._borders(conds)
-        self._log_estimate(max(map(sum, borders), default=0))
+        self._log_estimate(borders)
         needs = cache_needs(model, self.network, self.adapter, self.run, borders)
         room = self._room(model, noise_shape, needs)
         wanted = for_corrected(self.wanted, needs, room) if self.is_corrected else self.wanted
@@ -123,21 +122,22 @@ class CachePlan:
         else:
             logger.info("Multirate RAS: %s.", choice.reason)
 
-    def _borders(self, conds: dict[str, list[dict]]) -> list[Borders]:
-        """For each conditioning that is evaluated: its number of text rows, and of rows after the image."""
+    def _borders(self, conds: dict[str, list[dict]]) -> list[OtherRows]:
+        """For each conditioning that is evaluated: the rows that it adds to the image rows."""
         return [
-            borders_of_cond(self.network, self.adapter, self.run.grid.n, cond)
+            rows_of_cond(self.network, self.adapter, self.run.grid.n, cond)
             for cond in evaluated_conditionings(self.guider, conds)
         ]
 
-    def _log_estimate(self, n_text: int) -> None:
-        """Log the speed-up that is expected from FLOPs. `n_text` is the largest number of rows that a
-        conditioning adds to the image rows.
+    def _log_estimate(self, of_branches: list[OtherRows]) -> None:
+        """Log the speed-up that is expected from FLOPs. `of_branches` has the rows that each conditioning
+        adds to the image rows.
         """
         n, plan = self.run.grid.n, self.run.plan
         counts = [n if step.kind is StepKind.DENSE else step.active_count(n) for step in plan]
         regional = sum(step.kind is StepKind.REGIONAL for step in plan)
-        gain = expected_speedup(self.adapter.cost_profile(self.network), n, n_text, counts)
+        profile, n_text = with_others(self.adapter.cost_profile(self.network), of_branches)
+        gain = expected_speedup(profile, n, n_text, counts)
         logger.info(
             "Multirate RAS: %d of %d steps planned as regional; expected speed-up %.2fx (FLOPs).",
             regional, len(counts), gain,
@@ -145,17 +145,22 @@ class CachePlan:
 
 
 def cache_needs(
-    model: ModelPatcher, network: nn.Module, adapter: ModelAdapter, run: RunState, of_branches: list[Borders]
+    model: ModelPatcher,
+    network: nn.Module,
+    adapter: ModelAdapter,
+    run: RunState,
+    of_branches: Sequence[OtherRows],
 ) -> Needs:
-    """The memory that the K/V cache of a run needs. `of_branches` contains a pair of numbers for each branch:
-    its number of text rows, and its number of rows after the image.
+    """The memory that the K/V cache of a run needs. `of_branches` has the rows that each branch adds to the
+    image rows.
     """
-    suffix = max((after for _, after in of_branches), default=0)
+    suffix = max((rows.after + rows.frozen for rows in of_branches), default=0)
+    tokens = sum(run.grid.n + rows.frozen for rows in of_branches) * run.batch
     borders = [sum(rows) for rows in of_branches for _ in range(run.batch)]
     itemsize = (model.model.manual_cast_dtype or model.model.get_dtype()).itemsize
     profile = adapter.cache_profile(network)
     numbers, rows, largest = profile.counts(run.grid.n, borders, suffix)
-    size = CacheSize(numbers, rows, run.grid.n * len(borders), largest, itemsize)
+    size = CacheSize(numbers, rows, tokens, largest, itemsize)
     return Needs(size, max(len(of_branches), 1))
 
 
@@ -167,13 +172,35 @@ def evaluated_conditionings(guider: Any, conds: dict[str, list[dict]]) -> list[d
     return [cond for name, group in conds.items() for cond in group if not (leaves_out and name == NEGATIVE)]
 
 
-def borders_of_cond(
-    network: nn.Module, adapter: ModelAdapter, n_tokens: int, cond: Mapping[str, Any]
-) -> Borders:
-    """A conditioning's number of text rows, and its number of rows after the image rows (padding, reference
-    images). For a family whose text comes after the image rows (`suffix_rows` returns `ALL`, -1), the second
-    number is 0, because the text is in the first number.
+class OtherRows(NamedTuple):
+    """Rows that a conditioning adds to the image rows.
+
+    Attributes:
+        text: text rows; for a family whose text comes after the image rows (`suffix_rows` returns `ALL`, -1),
+            all rows except the frozen ones.
+        after: rows after the image rows that every step processes (padding).
+        frozen: rows of reference images, which only dense steps process.
     """
+
+    text: int
+    after: int
+    frozen: int
+
+
+def rows_of_cond(
+    network: nn.Module, adapter: ModelAdapter, n_tokens: int, cond: Mapping[str, Any]
+) -> OtherRows:
+    """The rows that a conditioning adds to the image rows."""
     context, inputs = cond.get(TEXT), {REFERENCES: cond.get(REFERENCE_IMAGES)}
     text = adapter.text_rows(network, 0 if context is None else context.shape[1])
-    return text, max(adapter.suffix_rows(network, n_tokens, inputs), 0)
+    after = max(adapter.suffix_rows(network, n_tokens, inputs), 0)
+    return OtherRows(text, after, adapter.frozen_rows(network, inputs))
+
+
+def with_others(profile: CostProfile, of_branches: Sequence[OtherRows]) -> tuple[CostProfile, int]:
+    """A cost profile that counts the rows of reference images, and the number of the remaining rows that are
+    not image rows, both of the conditioning that has most of them.
+    """
+    frozen = max((rows.frozen for rows in of_branches), default=0)
+    others = max((rows.text + rows.after for rows in of_branches), default=0)
+    return replace(profile, frozen_rows=frozen), others

@@ -51,6 +51,7 @@ from ..method.sigma_grid import even_density, front_loaded_density, step_density
 from ..models import network_of
 from .fingerprint import fingerprint
 from .measured_runs import Task, block_costs, block_evaluations, closeness
+from .outer_sample import is_image
 from .plan_files import save_plans
 from .planned_model import ran_as_planned, regional_cost, with_plan, without_ras
 from .plans import FINE_LEVELS, adapter_of
@@ -88,7 +89,7 @@ def calibrate(
         RASError: the latent is not that of an image.
         InterruptProcessingException: the user pressed stop; nothing is saved.
     """
-    if latent.ndim != 4:
+    if not is_image(latent):
         raise RASError(
             f"a latent of shape {tuple(latent.shape)}.",
             "the latent of an image, (batch, channels, height, width).",

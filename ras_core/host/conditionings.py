@@ -24,7 +24,7 @@ def on_device(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str
 
     Args:
         conds: the conditionings of a guider, by name, after ComfyUI has encoded them for the guider's model.
-            Inputs that are lists of tensors, which no supported family has, are not copied.
+            Inputs that are lists of tensors are those of reference images.
         device: the device that the network runs on.
     """
     try:
@@ -41,9 +41,10 @@ def _copied(conditioning: dict, device: torch.device) -> dict:
 
 
 def _input_copied(held: Any, device: torch.device) -> Any:
-    tensor = getattr(held, "cond", None)
-    if not isinstance(tensor, Tensor) or tensor.device == device:
+    value = getattr(held, "cond", None)
+    tensors = value if isinstance(value, list) and value else [value]
+    if not all(isinstance(each, Tensor) and each.device != device for each in tensors):
         return held
     there = copy(held)
-    there.cond = tensor.to(device)
+    there.cond = [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
     return there

@@ -39,7 +39,7 @@ class OuterSample:
     """The arguments that ComfyUI passes to OUTER_SAMPLE.
 
     Attributes:
-        noise, latent_image: (b, c, H, W).
+        noise, latent_image: (b, c, H, W), or (b, c, 1, H, W) for families whose latents have a time axis.
         sampler: a SAMPLER.
         sigmas: the schedule, one more value than there are steps.
         denoise_mask: (b or 1, ..., height, width), above 0 where the latent is sampled; or None.
@@ -81,7 +81,7 @@ class OuterSample:
         """
         if len(self.sigmas) < 2:
             return Trace.empty("the sampler had no step to run")
-        if self.noise.ndim != 4:
+        if not is_image(self.noise):
             shape = tuple(self.noise.shape)
             logger.warning("Multirate RAS: running dense: the latent is not an image (shape %s).", shape)
             return Trace.empty("not an image latent")
@@ -133,6 +133,11 @@ class CustomSettings:
         return RunSettings(config, given.sigmas)
 
 
+def is_image(latent: Tensor) -> bool:
+    """Whether a latent has no time axis, or a single latent frame: (b, c, H, W) or (b, c, 1, H, W)."""
+    return latent.ndim == 4 or (latent.ndim == 5 and latent.shape[2] == 1)
+
+
 def is_inpainting(given: OuterSample, guider: Any) -> bool:
     """Whether a part of the latent is given at every step. A function of another node (such as Differential
     Diffusion) may change the mask from step to step, so with one any mask counts.
@@ -147,7 +152,7 @@ def begin_run(
 ) -> RunState:
     """The state of a run that starts now; warns if it will have no regional step."""
     noise = given.noise
-    grid = TokenGrid(tuple(noise.shape[2:]), adapter.patch_size(network))
+    grid = TokenGrid.of(noise.shape[2:], adapter.patch_size(network))
     recorder = Recorder(grid, noise.shape[0])
     generator = torch.Generator().manual_seed((given.seed or 0) % 2**63)
     favoured = _at_latent_size(priority, noise)
@@ -160,11 +165,12 @@ def begin_run(
 
 
 def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
-    """A mask of any size, resized to the latent's size as ComfyUI does: (b, H, W) on the sampling device."""
+    """A mask of any size, resized to the latent's size as ComfyUI does: (b, *size) on the sampling device."""
     if mask is None:
         return None
-    fitted = comfy.sampler_helpers.prepare_mask(mask, noise.shape, comfy.model_management.get_torch_device())
-    return fitted.amax(dim=1)
+    shape = (*noise.shape[:2], *noise.shape[-2:])  # for a latent over time, ComfyUI takes masks as frames
+    fitted = comfy.sampler_helpers.prepare_mask(mask, shape, comfy.model_management.get_torch_device())
+    return fitted.amax(dim=1).view(-1, *noise.shape[2:])
 
 
 def _explain_dense_plan(run: RunState) -> None:

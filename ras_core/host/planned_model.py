@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,12 +12,13 @@ from torch import nn
 
 from ..config import RASConfig
 from ..kv.choose import check_setting
+from ..method.grid import TokenGrid
 from ..method.plan import Plan
 from ..method.plan_candidates import RegionalCost
 from ..method.schedule import StepKind, StepPlan
 from ..models.base import ModelAdapter
 from ..models.cost import CostProfile, profile_of
-from .cache_plan import borders_of_cond
+from .cache_plan import rows_of_cond, with_others
 from .names import KEY
 from .patch import last_trace, patch_model
 
@@ -76,13 +76,14 @@ def regional_cost(
 
     Args:
         network, adapter: the network and the adapter of its family.
-        size: size of the latent, (H, W).
-        conds: the conditionings; the rows of their text and reference images are computed at every step.
+        size: size of the latent, (H, W) or (1, H, W).
+        conds: the conditionings; the rows of their text are computed at every step, those of their reference
+            images at dense steps.
     """
-    patch = adapter.patch_size(network)
-    n_tokens = math.prod(-(-length // p) for length, p in zip(size, patch, strict=True))
-    n_others = max((sum(borders_of_cond(network, adapter, n_tokens, cond)) for cond in conds), default=0)
-    return partial(_relative_cost, profile_of(network, adapter.cost_profile), n_tokens, n_others)
+    n_tokens = TokenGrid.of(size, adapter.patch_size(network)).n
+    others = [rows_of_cond(network, adapter, n_tokens, cond) for cond in conds]
+    profile, n_others = with_others(profile_of(network, adapter.cost_profile), others)
+    return partial(_relative_cost, profile, n_tokens, n_others)
 
 
 def _relative_cost(profile: CostProfile, n_tokens: int, n_others: int, share: float) -> float:

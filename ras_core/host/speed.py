@@ -77,7 +77,7 @@ class Speed:
             return self._inpainting(given, model)
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
-        measured = self.plans or saved_plans(model, given.noise.shape[2:])
+        measured = self.plans or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if not measured and not plan.is_plain:
@@ -93,7 +93,7 @@ class Speed:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
         if reason := _obstacle(given, model):
             return self._dense(given, reason)
-        plans = self.plans or plans_for(model, given.noise.shape[2:])
+        plans = self.plans or plans_for(model, given.noise.shape[-2:])
         sampler = plan_sampler(given.sampler)
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
         if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:

@@ -5,6 +5,7 @@ sampling starts, and dropped with the run's copy of the model options.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import comfy.patcher_extension
@@ -123,7 +124,8 @@ class RunWrappers:
             )
         now = timestamp(self._model.load_device)  # taken first: the report takes time for each layer
         report = None if self._graphs is None else self._graphs.report
-        return run.recorder.finish(now, len(run.plan), self._profile, run.text_rows, run.kv_bytes, report)
+        profile = replace(self._profile, frozen_rows=run.frozen_rows)
+        return run.recorder.finish(now, len(run.plan), profile, run.text_rows, run.kv_bytes, report)
 
     def as_latents(self, denoised: Tensor | None) -> list[Tensor]:
         """The denoised estimate as the latent that a sampler node makes of it; no latent if it is None, or

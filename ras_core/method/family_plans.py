@@ -32,6 +32,20 @@ REGIONAL: dict[tuple[str, str], tuple[int, int, float]] = {
     ("3x", "euler"): (4, 7, 0.74),
     ("3x", "dpmpp_2m"): (5, 7, 0.59),
 }
+# Families that were not measured, each with the measured family whose blocks resemble its own most.
+NEAREST = {
+    "aura_flow": "flux",
+    "chroma": "flux",
+    "cosmos_predict2": "lumina2",
+    "flux2": "flux",
+    "hidream": "flux",
+    "hunyuan_image": "flux",
+    "ideogram4": "lumina2",
+    "kandinsky5": "lumina2",
+    "krea2": "lumina2",
+    "mage_flow": "sd3",
+    "qwen_image": "sd3",
+}
 DATA = Path(__file__).with_name("family_plans.json")
 
 
@@ -40,15 +54,19 @@ def family_plans(family: str | None) -> PlanSet:
     steps, computed from the family's costs; plain plans (all steps dense), also computed from these costs.
 
     Args:
-        family: name of the adapter's module, such as "sd3". For None or a family without data, the result is
-            plain plans only, on a grid from the mean of all families' costs.
+        family: name of the adapter's module, such as "sd3". For a family in NEAREST, the plans are those of
+            the family that it names. For None or another family without data, the result is plain plans only,
+            on a grid from the mean of all families' costs.
     """
-    found = _costs().get(family or "")
+    measured = NEAREST.get(family or "", family or "")
+    found = _costs().get(measured)
     if found is None:
         origin = "mean grid of all families that were measured"
         return PlanSet(_plain(_mean(list(_costs().values())), origin), origin)
-    origin = f"grids of the {family} family"
-    shipped = _shipped().get(family or "", ())
+    origin = f"grids of the {measured} family"
+    if measured != family:
+        origin += f", the nearest to {family} that was measured"
+    shipped = _shipped().get(measured, ())
     return PlanSet((*shipped, *_regional(found, origin), *_plain(found, origin)), origin)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,14 @@ class TokenGrid:
 
     size: tuple[int, ...]
     patch: tuple[int, ...]
+
+    @classmethod
+    def of(cls, size: Sequence[int], patch: Sequence[int]) -> TokenGrid:
+        """The grid of a latent of this size. `patch` may have fewer axes than `size`, then a token has one
+        latent frame; or more, for a network that also takes latents over time.
+        """
+        missing = (1,) * (len(size) - len(patch))
+        return cls(tuple(size), (*missing, *patch)[-len(size) :])
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -82,8 +82,9 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
     """The same dense and regional steps, with the token share of the regional steps changed so that the run
-    costs the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE; large reference
-    images can be a reason.
+    costs the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE; many rows of text
+    can be a reason. If a regional step costs less than its share of the tokens, because it leaves out the
+    rows of reference images, there are more regional steps, with about the same share.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all
@@ -92,11 +93,12 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
     n_dense = sum(share == 1 for share in shares)
-    wanted = (budget - n_dense) / (len(shares) - n_dense)
-    if not cost(LEAST_FITTED) <= wanted <= cost(MAX_SHARE):
+    n_regional, rest, share = len(shares) - n_dense, budget - n_dense, min(shares)
+    if cost(share) < share:
+        n_regional = max(n_regional, round(rest / cost(share)))
+    if not cost(LEAST_FITTED) <= rest / n_regional <= cost(MAX_SHARE):
         return None
-    share = _share_of(wanted, cost)
-    return tuple(1.0 if each == 1 else share for each in shares)
+    return (1.0,) * n_dense + (_share_of(rest / n_regional, cost),) * n_regional
 
 
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:

@@ -4,6 +4,7 @@ Thanks to these facts, RAS can run ComfyUI's own network, and does not need a co
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,7 +13,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
-from ..rows import gather_rows, row_index
+from .control import gathered_lists
 from .cost import CacheProfile, CostProfile
 from .row_patches import row_patch
 
@@ -27,8 +28,8 @@ NO_INPUTS: Final[Inputs] = MappingProxyType({})
 """An empty dict of inputs. It is the default in methods that may be called before any call of the model."""
 
 REFERENCES: Final = "ref_latents"
-"""Name of the model input with reference images, which are latents (b, c, H, W) of any size. While the K/V
-cache is planned, before any call of the model, this is the only input that is known."""
+"""Name of the model input with reference images, which are latents (b, c, H, W) or (b, c, 1, H, W) of any
+size. While the K/V cache is planned, before any call of the model, this is the only input that is known."""
 
 FIRST_BLOCK: Final = ("double_block", 0)
 """Key in `patches_replace["dit"]` of a patch with which another node replaces the first block."""
@@ -41,17 +42,18 @@ class GatherPositions(Protocol):
 
     def __call__(self, table: Tensor, axis: int = 1) -> Tensor:
         """The active rows of `table`, a tensor with one row per token on `axis`. Axis 0 of the table has one
-        entry per image, or a single entry for all images.
+        entry per image, or a single entry for all images. If `table` is a tuple, its first entry is the
+        tensor; the other entries (such as a flag that selects a layout) are returned unchanged.
         """
 
 
 class ModelAdapter(ABC):
     """One family of diffusion transformers.
 
-    Inside the network, the rows of a sequence are [prefix | image | suffix]: text, the image's tokens,
-    padding or reference images. An adapter states only the number of suffix rows (or `ALL`). All rows of a
-    tensor that are neither image nor suffix rows are its prefix. So hidden tensors, position tables,
-    attentions and the final layer's output may have prefixes of different lengths.
+    Inside the network, the rows of a sequence are [prefix | image | frozen | suffix]: text, the image's
+    tokens, reference images, padding. An adapter states only the numbers of frozen rows and of suffix rows
+    (or `ALL`). All other rows of a tensor that are not image rows are its prefix. So hidden tensors, position
+    tables, attentions and the final layer's output may have prefixes of different lengths.
 
     Attributes:
         family: name of the family in messages.
@@ -65,6 +67,11 @@ class ModelAdapter(ABC):
         control_lists: names of the lists that hold a ControlNet's residuals for the image rows.
         cross_attentions: which attentions of a block, counted from 0, attend only to the caption; their
             keys and values need no cache.
+        builds_masks: whether the blocks build their attention masks from the rows that they receive, with a
+            column for each of these rows, and zeros in the columns of image rows. In a regional call, columns
+            of zeros are added for the rows that come from the cache.
+        has_fixed_shapes: whether the shapes of all tensors inside a call depend only on the shapes of its
+            inputs. If not, calls cannot be captured as CUDA graphs.
     """
 
     family: str
@@ -73,6 +80,8 @@ class ModelAdapter(ABC):
     runs_wrappers: bool = True
     control_lists: tuple[str, ...] = ("input", "output")
     cross_attentions: frozenset[int] = frozenset()
+    builds_masks: bool = False
+    has_fixed_shapes: bool = True
 
     @abstractmethod
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
@@ -94,7 +103,9 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def patch_size(self, network: nn.Module) -> tuple[int, ...]:
-        """Number of latent pixels that a token covers along each axis of the latent, (h, w) or (t, h, w)."""
+        """Number of latent pixels that a token covers along each axis of the latent, (h, w) or (t, h, w). If
+        the latent has an axis t and this has none, each token covers one latent frame.
+        """
 
     @abstractmethod
     def map_block_inputs(
@@ -104,8 +115,8 @@ class ModelAdapter(ABC):
 
         Args:
             args, kwargs: the arguments that the network passes to the block.
-            gather_hidden: function to apply to the tensor with the image rows, which are on axis 1; None if
-                this tensor must not be changed.
+            gather_hidden: function to apply to the tensor with the image rows, (bb, r, d), or (bb, t, h, w,
+                d) if the rows keep the shape of the grid; None if this tensor must not be changed.
             gather_positions: function to call for each position table that every block receives; its
                 arguments are the table and the axis on which the table has its rows. A table that is not
                 gathered may cause no error, because some networks truncate a table that is too long.
@@ -149,29 +160,30 @@ class ModelAdapter(ABC):
             return None
         if FIRST_BLOCK in options.get("patches_replace", {}).get("dit", {}):
             raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
-        unknown = [name for name, each in control.items() if each and name not in self.control_lists]
-        if unknown:
-            raise RegionalAbort(f"a ControlNet has residuals of an unknown kind: {unknown}")
-        flat_idx = row_index(active_idx, n_tokens, 0, 0)
-        return control | {
-            name: [_active_rows(each, flat_idx, active_idx, n_tokens) for each in control[name]]
-            for name in self.control_lists
-            if control.get(name)
-        }
+        return gathered_lists(control, self.control_lists, active_idx, n_tokens)
+
+    def frozen_rows(self, network: nn.Module, inputs: Inputs = NO_INPUTS) -> int:
+        """Number of rows after the image rows that only dense steps process: the rows of reference images. At
+        regional steps, their keys and values come from the cache, like those of cached tokens.
+
+        Args:
+            network: ComfyUI's network.
+            inputs: inputs of the model call, by name; reference images are in `REFERENCES`.
+        """
+        return 0
 
     def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
-        """Number of rows after the image rows (padding, reference images). These rows are processed at every
-        step.
+        """Number of rows after the image rows and the frozen rows, such as padding. These rows are processed
+        at every step.
 
         Args:
             network: ComfyUI's network.
             n_tokens: image tokens of the whole image.
-            inputs: inputs of the model call, by name. If they have reference images (`REFERENCES`), these
-                may add rows.
+            inputs: inputs of the model call, by name.
 
         Returns:
-            The number of rows after the image rows. `ALL` if no row comes before the image rows: then every
-            row that is not an image row comes after them, and the number may differ between tensors.
+            The number of suffix rows. `ALL` if no row comes before the image rows: then every row that is not
+            an image row comes after them, and the number may differ between tensors.
         """
         return 0
 
@@ -214,18 +226,14 @@ class ModelAdapter(ABC):
         return any(full.endswith(f".{each}") for each in self.classes)
 
 
-def _active_rows(
-    residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int
-) -> Tensor | None:
-    if residual is None:
-        return None
-    if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
-        raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
-    return gather_rows(residual, flat_idx)
-
-
 def replace_arg(args: tuple, kwargs: dict, position: int, name: str, change: Gather) -> tuple[tuple, dict]:
     """Apply `change` to one argument of a call, which may be passed by position or by name."""
     if name in kwargs:
         return args, {**kwargs, name: change(kwargs[name])}
     return (*args[:position], change(args[position]), *args[position + 1 :]), kwargs
+
+
+def rows_of_references(inputs: Inputs, patch: int) -> int:
+    """Number of rows of all reference images, if a token covers `patch` x `patch` latent pixels."""
+    sizes = (each.shape for each in inputs.get(REFERENCES) or ())
+    return sum(math.prod(size[2:-2]) * -(-size[-2] // patch) * -(-size[-1] // patch) for size in sizes)

@@ -19,6 +19,8 @@ class CostProfile:
         image_width: width of attentions among image tokens only, summed over all blocks.
         cross_width: width of attentions from image tokens to text, summed over all blocks.
         final_weights: number of linear weights of the final layer, which is applied to each active token.
+        frozen_rows: number of rows of reference images in a run. Dense steps process them like image tokens;
+            regional steps only read their keys and values from the cache.
     """
 
     image_weights: int
@@ -27,6 +29,7 @@ class CostProfile:
     image_width: int = 0
     cross_width: int = 0
     final_weights: int = 0
+    frozen_rows: int = 0
 
     def step_flops(self, n_tokens: int, n_active: int, n_text: int) -> float:
         """FLOPs of a step for one image and one prompt (equation 2 of the paper).
@@ -34,9 +37,11 @@ class CostProfile:
         Linear layers and attention queries run on the active tokens; attention reads keys and values of all
         tokens.
         """
-        linear = n_active * (self.image_weights + self.final_weights) + n_text * self.text_weights
-        attention = 2 * (n_active + n_text) * (n_tokens + n_text) * self.joint_width
-        attention += 2 * n_active * (n_tokens * self.image_width + n_text * self.cross_width)
+        rows = n_active + (self.frozen_rows if n_active == n_tokens else 0)
+        keys = n_tokens + self.frozen_rows
+        linear = rows * (self.image_weights + self.final_weights) + n_text * self.text_weights
+        attention = 2 * (rows + n_text) * (keys + n_text) * self.joint_width
+        attention += 2 * rows * (keys * self.image_width + n_text * self.cross_width)
         return 2.0 * (linear + attention)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .base import NO_INPUTS, REFERENCES, Gather, GatherPositions, Inputs, ModelAdapter, replace_arg
+from .base import NO_INPUTS, Gather, GatherPositions, Inputs, ModelAdapter, replace_arg, rows_of_references
 from .cost import CacheProfile, CostProfile, linear_weights
 
 OTHER_TRAITS = ("global_modulation", "mlp_silu_act", "yak_mlp", "txt_norm", "txt_ids_dims")
@@ -49,9 +49,8 @@ class FluxAdapter(ModelAdapter):
     def patch_size(self, network: nn.Module) -> tuple[int, int]:
         return (network.patch_size, network.patch_size)
 
-    def suffix_rows(self, network: nn.Module, n_tokens: int, inputs: Inputs = NO_INPUTS) -> int:
-        p, references = network.patch_size, inputs.get(REFERENCES) or ()
-        return sum(-(-each.shape[-2] // p) * -(-each.shape[-1] // p) for each in references)
+    def frozen_rows(self, network: nn.Module, inputs: Inputs = NO_INPUTS) -> int:
+        return rows_of_references(inputs, network.patch_size)
 
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions

@@ -6,7 +6,8 @@ Read the modules in this order:
 - `network_calls` handles each evaluation and each call of a network.
 - `call` is one call, and the interface that `host/` implements for it.
 - `dense`, `regional` and `captured` are the three ways to run a call.
-- `partial_forward` makes the three interventions in a call: gather, attention, scatter.
+- `partial_forward` makes the three interventions in a call, gather, attention and scatter; `context` has the
+  inputs and settings of the call.
 - `active_rows` finds the rows of active tokens.
 - `coverage` checks whether the interventions reached every block.
 - `other_code` and `observation` find code of other packs that may need the rows of all tokens.

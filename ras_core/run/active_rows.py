@@ -1,6 +1,7 @@
 """Finds the rows of active tokens, in every tensor that a regional call shortens.
 
-The rows of a tensor inside the network are in the order [prefix | image | suffix]. The prefix is text. Its
+The rows of a tensor inside the network are in the order [prefix | image | suffix]. Frozen rows, those of
+reference images, count as image rows here that are never active. The prefix is text. Its
 length may differ between hidden states, position tables, attentions and the final layer's
 output: in one block, text may be a tensor of its own, and in the next block it may precede the image rows in
 the same tensor. So the length of each tensor's prefix is computed from that tensor's number of rows. The
@@ -99,3 +100,13 @@ class ActiveRows:
         index = self.index(self.short_borders(n_keys, "an attention"))
         within = index.flat.view(len(self._active_idx), -1) % rows
         return torch.take_along_dim(mask, within.view(len(within), *[1] * (mask.ndim - 2), -1), dim=-1)
+
+    def wide_mask(self, mask: Tensor) -> Tensor:
+        """Add columns of zeros for the keys of cached tokens to an attention mask with a column for each row
+        that the call keeps: (bb or 1, ..., r_kept) -> (bb, ..., r).
+        """
+        index, bb = self.index(self.short_borders(mask.shape[-1], "an attention mask")), len(self._active_idx)
+        within = index.flat.view(bb, *[1] * (mask.ndim - 2), -1) % (index.total // bb)
+        mask = mask.expand(bb, *mask.shape[1:])
+        wide = mask.new_zeros((*mask.shape[:-1], index.total // bb))
+        return wide.scatter_(-1, within.expand_as(mask), mask)

@@ -60,6 +60,7 @@ class DenseCalls:
             run.go_dense(gap)
         else:
             run.end_fill(call.branches, slots, hooks.text_rows)
+            run.frozen_rows = max(run.frozen_rows, hooks.frozen_rows)
             run.keep_output(call.branches, output)
         return output
 

@@ -95,9 +95,10 @@ class Observations:
 
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             rows = args[0] if len(args) == 1 and not kwargs else None
-            if not isinstance(rows, Tensor) or not isinstance(output, Tensor) or rows.ndim != 3:
+            if not isinstance(rows, Tensor) or not isinstance(output, Tensor) or rows.ndim not in (3, 5):
                 self._found.append((reason, True))
                 return
+            rows, output = rows.flatten(1, -2), output.flatten(1, -2)  # from (b, t, h, w, d) in some networks
             some = slice(0, max(min(SOME, rows.shape[1] // 2), 1))
             try:
                 error = _error(module.forward(rows[:, some]), output[:, some])

@@ -12,44 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import RegionalAbort
 from ..kv import update as kv
-from ..kv.extrapolation import Extrapolation, Times
-from ..models.base import Inputs, ModelAdapter
+from ..kv.extrapolation import Extrapolation
+from ..models.base import ModelAdapter
 from ..rows import RowIndex, rows_first
 from .active_rows import ActiveRows, Borders, borders_of
-from .grouped_attention import GroupedAttention
+from .context import DEFAULT, AttentionOverride, CallContext
 from .torch_compile import force_eager
-
-AttentionOverride = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class CallContext:
-    """Inputs and settings of one network call.
-
-    Attributes:
-        inputs: inputs of ComfyUI's model by name, which the adapter reads.
-        sigma: (bb,) noise level; needed only if the cache extrapolates its rows.
-        keep: stores a dense call's K/V; None without a cache: active tokens attend only to each other.
-        override: another node's attention override (SageAttention and others), or None.
-        grouped: an attention that does not repeat the cache's K/V heads, or None.
-        times: class that stores when each token was evaluated, for a cache that extrapolates its rows.
-        spread_over: size of the token grid if kv/spread.py corrects extrapolated rows, otherwise None.
-    """
-
-    inputs: Inputs = field(default_factory=dict)
-    sigma: Tensor | None = None
-    keep: kv.Keep | None = kv.KVRows.of
-    override: AttentionOverride | None = None
-    grouped: GroupedAttention | None = None
-    times: type[Times] = Times
-    spread_over: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,7 +56,8 @@ class NetworkCall:
 
     Attributes:
         gathered: whether image rows have been dropped, so that blocks run on active tokens only.
-        text_rows: largest number of non-image rows in any attention.
+        frozen_rows: number of rows of reference images, which a regional call does not process.
+        text_rows: largest number of rows in any attention that are neither image nor frozen rows.
         blocks_seen, attentions_seen: how many blocks and attentions ran with this pack's hooks.
     """
 
@@ -92,19 +68,22 @@ class NetworkCall:
         n_tokens: int,
         slots: dict[kv.Slot, kv.KVRows],
         active_idx: Tensor | None = None,
-        context: CallContext = CallContext(),
+        context: CallContext = DEFAULT,
     ):
-        self._adapter, self._network, self._n = adapter, network, n_tokens
+        self._adapter, self._network = adapter, network
+        self.frozen_rows = context.frozen_rows(adapter, network)
+        self._n = n_tokens + self.frozen_rows  # frozen rows follow the image rows, and are never active
         self._slots, self._active_idx, self._context = slots, active_idx, context
         self._grouped = context.grouped if context.override is None else None
         self._suffix = adapter.suffix_rows(network, n_tokens, context.inputs)
-        self._rows = None if active_idx is None else ActiveRows(active_idx, n_tokens, self._suffix)
+        self._rows = None if active_idx is None else ActiveRows(active_idx, self._n, self._suffix)
         self._kv_repeat = adapter.kv_repeat(network)
         self._layer: int | None = None
         self._attention = 0
         self._positions: dict[int, tuple[Tensor, Tensor]] = {}  # by axis: table, its kept rows
         self._extrapolator: Callable[[int, int], Extrapolation] | None = None
         self._attention_rows: dict[int, _AttentionRows] = {}  # by number of rows
+        self._hidden_shape: tuple[int, ...] = ()  # axes of the rows in the first block's input
         self.gathered = False
         self.text_rows = 0
         self.blocks_seen = self.attentions_seen = 0
@@ -134,9 +113,10 @@ class NetworkCall:
         if self._layer is not None:
             self.attentions_seen += 1
             by_head = bool(kwargs.get("skip_reshape"))
+            n_fresh = k.shape[2 if by_head else 1]
             k, v = self._with_cache(q, k, v, 2 if by_head else 1)
-            if self._context.keep is None and self.gathered:
-                args, kwargs = self._with_short_mask(k.shape[2 if by_head else 1], args, kwargs)
+            if self.gathered:
+                args, kwargs = self._with_fitting_mask(n_fresh, args, kwargs)
             if by_head and k.shape[1] != heads:  # K and V are from the cache, with shared heads stored once
                 output = self._grouped and self._grouped(func, q, k, v, *args, **kwargs)
                 if output is not None:
@@ -146,18 +126,23 @@ class NetworkCall:
             return self._context.override(func, q, k, v, heads, *args, **kwargs)
         return func(q, k, v, heads, *args, **kwargs)
 
-    def _with_short_mask(self, n_keys: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        """An attention's arguments without a K/V cache: the mask is cut to the `n_keys` computed keys."""
+    def _with_fitting_mask(self, n_fresh: int, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """An attention's arguments with a mask whose columns are the keys that the attention reads: without a
+        K/V cache, the `n_fresh` keys that the call has computed; otherwise the keys of all rows.
+        """
         mask = args[0] if args else kwargs.get("mask")
         if mask is None:
             return args, kwargs
-        short = self._rows.short_mask(mask, n_keys)
-        return ((short, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": short})
+        if self._context.keep is None:
+            mask = self._rows.short_mask(mask, n_fresh)
+        elif self._adapter.builds_masks and mask.shape[-1] == n_fresh:
+            mask = self._rows.wide_mask(mask)
+        return ((mask, *args[1:]), kwargs) if args else (args, {**kwargs, "mask": mask})
 
     def _update_times(self) -> None:
         sigma = self._context.sigma
         if self._active_idx is not None:
-            spread_over = self._context.spread_over
+            spread_over = None if self.frozen_rows else self._context.spread_over
             self._extrapolator = kv.extrapolator(self._slots, sigma, self._active_idx, spread_over)
         elif sigma is not None:
             kv.update_times(self._slots, sigma, self._n, self._context.times)
@@ -177,17 +162,24 @@ class NetworkCall:
         return hook
 
     def _gather_hidden(self, hidden: Tensor) -> Tensor:  # (bb, r, d) -> (bb, r_kept, d)
-        borders = borders_of(hidden.shape[1], self._n, self._suffix, "the first block's input")
+        self._hidden_shape = tuple(hidden.shape[1:-1])  # (r,); (t, h, w) if rows keep the shape of the grid
+        rows = hidden.flatten(1, -2)
+        borders = borders_of(rows.shape[1], self._n, self._suffix, "the first block's input")
         has_stray_rows = borders[0] > 0 and not self._adapter.text_in_hidden
         if hidden.shape[0] != len(self._active_idx) or has_stray_rows:
             raise RegionalAbort(
                 f"the first block received rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
             )
         self.gathered = True
-        return self._rows.gather(hidden, borders)
+        kept = self._rows.gather(rows, borders)
+        return kept if hidden.ndim == 3 else kept.view(len(kept), 1, 1, *kept.shape[1:])
 
-    def _gather_positions(self, table: Tensor, axis: int = 1) -> Tensor:
-        """Gather a position table along `axis`: (bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...)."""
+    def _gather_positions(self, table: Any, axis: int = 1) -> Any:
+        """Gather a position table along `axis`: (bb or 1, ..., r, ...) -> (bb, ..., r_kept, ...). Of a tuple,
+        only the first entry is a table.
+        """
+        if isinstance(table, tuple):
+            return (self._gather_positions(table[0], axis), *table[1:])
         known = self._positions.get(axis)
         if known is None or known[0] is not table:
             known = self._positions[axis] = (table, self._rows.gather_table(table, axis))
@@ -195,7 +187,10 @@ class NetworkCall:
 
     def _after_final(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Restore the full number of rows, with zeros at cached tokens: (bb, r_kept, d) -> (bb, r, d)."""
-        return self._rows.scatter(output) if self.gathered else None
+        if not self.gathered:
+            return None
+        whole = self._rows.scatter(output.flatten(1, -2))
+        return whole.unflatten(1, self._hidden_shape) if output.ndim > 3 else whole
 
     def _after_refiners(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """Restore all rows after the last refiner (block without text), before text and image are joined."""

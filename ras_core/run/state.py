@@ -44,6 +44,7 @@ class RunState:
         any_regional: whether the plan has a regional step.
         cached_output: denoised estimate (b, c, H, W) per branch, merged from fresh and cached tokens.
         text_rows: number of text rows in the call that has most of them, for the cost estimate.
+        frozen_rows: number of rows of reference images in the call that has most of them.
         kv_bytes: largest size of the K/V cache during the run, in bytes.
         evaluation: state of the current evaluation.
         active_idx: indices of the tokens that the last evaluation processed, (b, n_active); None if it
@@ -69,6 +70,7 @@ class RunState:
     any_regional: bool = field(init=False)
     cached_output: dict[Branch, Tensor] = field(default_factory=dict)
     text_rows: int = 0
+    frozen_rows: int = 0
     kv_bytes: int = 0
     evaluation: EvaluationState | None = None
     is_dense: bool = False

@@ -17,6 +17,7 @@ def _conds() -> dict:
     inputs = {
         "c_crossattn": comfy.conds.CONDCrossAttn(torch.zeros(1, 3, 4)),
         "y": comfy.conds.CONDRegular(torch.ones(1, 2)),
+        "ref_latents": comfy.conds.CONDList([torch.zeros(1, 4, 2, 2), torch.zeros(1, 4, 3, 3)]),
         "num_tokens": comfy.conds.CONDConstant(7),
     }
     return {"positive": [{"uuid": 1, "strength": 1.0, "model_conds": inputs}], "negative": [{"uuid": 2}]}
@@ -28,6 +29,7 @@ def test_tensors_are_copied_and_everything_else_is_unchanged():
     inputs = found["positive"][0]["model_conds"]
     assert inputs["c_crossattn"].cond.device == inputs["y"].cond.device == ELSEWHERE
     assert type(inputs["c_crossattn"]) is comfy.conds.CONDCrossAttn and inputs["y"].cond.shape == (1, 2)
+    assert [each.device for each in inputs["ref_latents"].cond] == [ELSEWHERE] * 2
     assert inputs["num_tokens"].cond == 7
     assert found["positive"][0]["uuid"] == 1 and found["negative"] == given["negative"]
     assert given["positive"][0]["model_conds"]["y"].cond.device.type == "cpu"  # others may use it

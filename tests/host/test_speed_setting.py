@@ -184,11 +184,21 @@ class TestCost:
         said = f"{gain(trace):.2f}x is all that 28 steps can reach" in info.text
         assert gain(trace) == pytest.approx(1.5, rel=0.05) or said
 
-    def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
+    def test_cheap_regional_steps_of_editing_become_more_steps(self):
+        """Regional steps leave out the rows of reference images, so the budget of 14 dense steps pays for
+        more of them than without references.
+        """
         kontext = FAMILIES["flux_kontext"]
         _, trace = ras_ksampler(kontext, "2x", kontext.build(), sampler_name="dpmpp_2m")
+        assert (trace.n_steps, trace.regional_steps, trace.notes) == (24, 18, ())
+        assert gain(trace) == pytest.approx(2, rel=0.05)
+
+    def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
+        flux = FAMILIES["flux"]
+        text = {"positive": flux.conditioning(1, rows=40), "negative": flux.conditioning(2, rows=40)}
+        _, trace = ras_ksampler(flux, "2x", flux.build(), sampler_name="dpmpp_2m", **text)
         assert (trace.n_steps, trace.regional_steps) == (17, 11)
-        _, trace = ras_ksampler(kontext, "3x", kontext.build(), sampler_name="dpmpp_2m")
+        _, trace = ras_ksampler(flux, "3x", flux.build(), sampler_name="dpmpp_2m", **text)
         assert (trace.n_steps, trace.regional_steps, trace.notes) == (9, 0, ())
 
     def test_what_is_reached_is_said(self, sd3, info):

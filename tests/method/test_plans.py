@@ -199,6 +199,15 @@ class TestFitted:
         assert fitted(self.SHARES, 14.0, lambda share: 0.75 + share / 4) is None
         assert fitted(self.SHARES, 15.9, lambda share: share) is None
 
+    def test_steps_that_cost_less_than_their_share_become_more(self):
+        """With two reference images as large as the image, a dense step costs three times as much."""
+        found = fitted(self.SHARES, 14.0, lambda share: share / 3)
+        n_dense = self.SHARES.count(1.0)
+        assert len(found) > 2 * len(self.SHARES)
+        assert found.count(1.0) == n_dense
+        assert n_dense + sum(share / 3 for share in found if share < 1) == pytest.approx(14, rel=1e-3)
+        assert min(found) == pytest.approx(min(self.SHARES), rel=0.05)
+
 
 class TestFamilies:
     def test_a_plain_plan_for_every_speed_and_sampler(self):

@@ -1,13 +1,11 @@
 """The interface to a network: borders of each tensor from its own rows, and networks that are refused.
 
 Flux' adapter shows text that joins the image between two kinds of blocks, position tables with their rows on
-another axis, and reference images after the image. HiDream has no adapter in the pack; a small one here shows
-that the boundary carries text behind the image.
+another axis, and reference images after the image; HiDream's shows text behind the image.
 """
 
 import dataclasses
 
-import comfy.ldm.aura.mmdit
 import comfy.ldm.flux.model
 import comfy.ldm.hidream.model
 import comfy.ldm.lumina.model
@@ -20,47 +18,18 @@ from ras_pack.ras_core.host.call import ARGUMENTS, ModelCall
 from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.models import ADAPTERS, adapter_for
-from ras_pack.ras_core.models.base import ALL, ModelAdapter, replace_arg
+from ras_pack.ras_core.models.base import ALL
 from ras_pack.ras_core.models.flux import FluxAdapter
+from ras_pack.ras_core.models.hidream import HiDreamAdapter
 from ras_pack.ras_core.run.active_rows import ActiveRows, borders_of
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, draw_weights
+from support.other_families import OTHERS
 from support.sampling import distance, sample, sample_ras
 
 SIZE, N, BATCH = (12, 10), 30, 2  # 6 x 5 tokens
 FLOAT = 2e-5
 TINY = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
-
-
-class HiDream(ModelAdapter):
-    """An adapter for HiDream, whose rows are the image's, followed by text rows, which differ from block to
-    block. It is used for single calls only, so it computes no cost.
-    """
-
-    family, classes = "HiDream", ("hidream.model.HiDreamImageTransformer2DModel",)
-    text_in_hidden = False
-
-    def final_layer(self, network):
-        return network.final_layer
-
-    def patch_size(self, network):
-        return (network.patch_size, network.patch_size)
-
-    def cost_profile(self, network):
-        raise NotImplementedError
-
-    cache_profile = cost_profile
-
-    def main_blocks(self, network):
-        return [*network.double_stream_blocks, *network.single_stream_blocks]
-
-    def suffix_rows(self, network, n_tokens, inputs=()):
-        return ALL
-
-    def map_block_inputs(self, args, kwargs, gather_hidden, gather_positions):
-        if gather_hidden is not None:
-            args, kwargs = replace_arg(args, kwargs, 0, "image_tokens", gather_hidden)
-        return replace_arg(args, kwargs, 4, "rope", gather_positions)
 
 
 def _flux():
@@ -110,7 +79,7 @@ CASES = {
         _flux,
         lambda: _flux_inputs(ref_latents=[_randn(BATCH, 16, 12, 8, seed=5)]),
     ),
-    "hidream": (HiDream, _hidream, _hidream_inputs),
+    "hidream": (HiDreamAdapter, _hidream, _hidream_inputs),
 }
 
 
@@ -197,15 +166,16 @@ class TestEachTensorHasItsOwnBorders:
         assert distance(regional[mask], dense[mask]) > 0.01
 
     def test_what_the_cache_holds(self):
-        """Flux has seven text rows before the 30 image rows, and with a reference image 24 rows after them.
-        HiDream has 17 text rows after the image rows: seven, and two times five of Llama.
+        """Flux has seven text rows before the 30 image rows. The 24 rows of a reference image follow the
+        image rows; they are frozen, so they are not part of the suffix. HiDream has 17 text rows after the
+        image rows: seven, and two times five of Llama.
         """
         kept = {}
         for name in CASES:
             case = Case(name)
             case.call()
             kept[name] = {(each.prefix, each.suffix) for each in case.slots.values()}
-        assert kept == {"flux": {(7, 0)}, "flux_kontext": {(7, 24)}, "hidream": {(0, 17)}}
+        assert kept == {"flux": {(7, 0)}, "flux_kontext": {(7, 0)}, "hidream": {(0, 17)}}
 
 
 class TestBorders:
@@ -231,6 +201,11 @@ class TestBorders:
         by_head = torch.arange(4).view(1, 1, 4, 1).expand(1, 2, 4, 1)  # no text; rows on axis 2
         assert rows.gather_table(by_head, 2)[:, 1, :, 0].tolist() == [[1, 3], [2, 3]]
 
+    def test_columns_of_zeros_are_added_for_the_keys_of_cached_tokens(self):
+        rows = ActiveRows(torch.tensor([[2], [0]]), 3, suffix=0)
+        mask = torch.tensor([5.0, 7.0]).view(1, 1, 2)  # one text row, one active token
+        assert rows.wide_mask(mask).tolist() == [[[5, 0, 0, 7]], [[5, 7, 0, 0]]]
+
     def test_output_rows_return_to_their_tokens(self):
         rows = ActiveRows(torch.tensor([[2]]), 3, suffix=0)
         with_text, without = torch.tensor([[[7.0], [8.0]]]), torch.tensor([[[8.0]]])
@@ -243,6 +218,24 @@ class TestBorders:
         assert rows.short_mask(mask, 3)[0, 0].tolist() == [0, 3, 1]
         assert rows.short_mask(mask, 4) is mask
         assert rows.short_mask(mask[..., :2], 3)[0, 0].tolist() == [0, 1]  # of another attention
+
+    def test_a_table_with_a_flag(self):
+        """LTXV passes its table of positions in a tuple, with a flag for the layout of the table."""
+        model = FAMILIES["flux"].build()
+        network = model.model.diffusion_model
+        call = NetworkCall(adapter_for(network), network, 4, {}, torch.tensor([[1, 3]]))
+        table = torch.arange(6).view(1, 6, 1)  # two text rows, four tokens
+        kept, flag = call._gather_positions((table, False))
+        assert kept[0, :, 0].tolist() == [0, 1, 3, 5] and flag is False
+
+    def test_hidden_rows_in_the_shape_of_the_grid(self):
+        model = FAMILIES["flux"].build()
+        network = model.model.diffusion_model
+        call = NetworkCall(adapter_for(network), network, 4, {}, torch.tensor([[1, 2]]))
+        hidden = torch.arange(4.0).view(1, 1, 2, 2, 1)
+        kept = call._gather_hidden(hidden)
+        assert kept.shape == (1, 1, 1, 2, 1) and kept.flatten().tolist() == [1, 2]
+        assert call._after_final(network, (), kept).tolist() == [[[[[0], [1]], [[2], [0]]]]]
 
     def test_rows_where_no_text_is_expected_make_the_run_dense(self):
         """SD3's tensor of image rows contains no text. If a call has one row more than image tokens, the
@@ -320,17 +313,57 @@ class TestControl:
 
 class TestRefusal:
     def test_a_network_with_the_name_of_a_supported_one(self):
-        network = comfy.ldm.aura.mmdit.MMDiT(
-            in_channels=4, out_channels=4, dim=64, n_layers=4, n_double_layers=2, n_heads=2,
-            global_conddim=64, cond_seq_dim=48, max_seq=256, **TINY,
-        )  # fmt: skip
+        """Both SD3's and AuraFlow's classes are called MMDiT, so the module is a part of the name."""
+        network = type("MMDiT", (torch.nn.Module,), {"__module__": "comfy.ldm.other.mmdit"})()
         with pytest.raises(RASError) as refused:
             adapter_for(network)
         assert str(refused.value) == (
-            "Multirate RAS: the model's network is MMDiT (comfy.ldm.aura.mmdit), which is not supported. "
-            "Expected: one of: SD3 / SD3.5 (MMDiT), Lumina-Image-2.0 / Z-Image (NextDiT), Lumina-Next, "
-            "Flux.1. "
-            "What to do: connect a model of one of these families, or remove the node for this model."
+            "Multirate RAS: the model's network is MMDiT (comfy.ldm.other.mmdit), which is not supported. "
+            "Expected: a family in the README, such as SD3 (MMDiT) or Z-Image (NextDiT). "
+            "What to do: connect such a model, or remove the node."
+        )
+
+    @pytest.mark.parametrize(
+        ("module", "name", "why"),
+        [
+            ("wan.model", "WanModel", "as it makes videos, whose K/V cache is too large"),
+            ("wan.model", "VaceWanModel", "as it makes videos, whose K/V cache is too large"),
+            ("lightricks.model", "LTXVModel", "as it makes videos, on which regions are not tested"),
+            ("chroma_radiance.model", "ChromaRadiance", "as it computes pixels from those around them"),
+            ("ernie.model", "ErnieImageModel", "as ComfyUI lets no node replace its attention"),
+        ],
+    )
+    def test_a_family_that_regions_do_not_fit(self, module, name, why):
+        """Classes that would fail silently, or cannot be sped up, are refused, each with its reason."""
+        found = getattr(pytest.importorskip(f"comfy.ldm.{module}"), name)
+        network = found.__new__(found)
+        torch.nn.Module.__init__(network)
+        with pytest.raises(RASError, match=f"is {name} .*not supported, {why}"):
+            adapter_for(network)
+
+    def test_hunyuan_video(self):
+        """The class of HunyuanImage 2.1, with patches over time."""
+        family = OTHERS.get("hunyuan_image")
+        if family is None:
+            pytest.skip("this ComfyUI has no HunyuanImage")
+        network = family.build().model.diffusion_model
+        network.patch_size = [1, 2, 2]
+        with pytest.raises(RASError, match="is a HunyuanVideo, .*as it makes videos, whose K/V cache"):
+            adapter_for(network)
+
+    def test_the_image_that_hidream_e1_edits(self):
+        """Its tokens are in the same grid, so the call would have twice the expected number of tokens."""
+        family = OTHERS.get("hidream")
+        if family is None:
+            pytest.skip("this ComfyUI has no HiDream")
+        model, noise = family.build(), family.noise()
+        (context, extras), *_ = family.conditioning(1)
+        edited = [[context, {**extras, "concat_latent_image": torch.zeros_like(noise)}]]
+        latent, trace = sample_ras(model, family, noise, positive=edited, negative=edited)
+        assert torch.equal(latent, sample(model, family, noise, positive=edited, negative=edited))
+        assert trace.notes == (
+            "running dense from here: HiDream E1 puts the image to be edited beside the new image, as tokens "
+            "of the same grid",
         )
 
     def test_a_subclass_of_a_supported_one(self):

@@ -1,7 +1,6 @@
 """What only Flux.1 has: text rows that join the image rows after half of the blocks, attention masks with a
 row per query, and reference images."""
 
-import comfy.ldm.chroma.model
 import comfy.ldm.flux.model
 import comfy.ops
 import pytest
@@ -58,6 +57,7 @@ class TestOtherNetworks:
             {"yak_mlp": True},
             {"txt_norm": True},
             {"global_modulation": True, "mlp_silu_act": True},
+            {"patch_size": 1, "vec_in_dim": None, "global_modulation": True},
         ],
         ids=str,
     )
@@ -67,14 +67,16 @@ class TestOtherNetworks:
             pytest.skip("this ComfyUI's Flux has no such parameter")
         small = {**FLUX1_DEV, "depth": 1, "depth_single_blocks": 1}
         adapter_for(_network(small))
-        with pytest.raises(RASError, match=r"network is a Flux that is not Flux.1 \(Flux.2, .*not supported"):
+        with pytest.raises(RASError, match="is a Flux that is neither Flux.1 nor Flux.2 .*not supported"):
             adapter_for(_network({**small, **traits}))
 
-    def test_chroma_is_refused_by_its_class(self):
-        chroma = type("Chroma", (torch.nn.Module,), {"__module__": comfy.ldm.chroma.model.__name__})
-        assert comfy.ldm.chroma.model.Chroma.__qualname__ == "Chroma"
-        with pytest.raises(RASError, match=r"Chroma \(comfy.ldm.chroma.model\), which is not supported"):
-            adapter_for(chroma())
+    def test_another_class_with_the_same_blocks_is_refused(self):
+        """Chroma Radiance derives from Chroma, but computes each pixel from the pixels around it."""
+        module = pytest.importorskip("comfy.ldm.chroma_radiance.model")
+        radiance = type("ChromaRadiance", (torch.nn.Module,), {"__module__": module.__name__})
+        assert module.ChromaRadiance.__qualname__ == "ChromaRadiance"
+        with pytest.raises(RASError, match=r"ChromaRadiance \(comfy.ldm.chroma_radiance.model\), which"):
+            adapter_for(radiance())
 
     def test_a_second_network_of_another_variant_makes_the_run_dense(self, flux, monkeypatch):
         """A guider uses two models of the class Flux, but of different variants. The adapter is chosen for
@@ -220,14 +222,44 @@ class TestReferences:
         rows = TOKENS + TEXT + family.reference_rows
         assert trace.kv_bytes == 2 * rows * 2 * 5 * 128 * 4  # branches; K and V; blocks; width; bytes
 
-    def test_they_count_as_work(self):
-        """The rows of reference images are computed at every step, so the expected speed-up is smaller."""
+    def test_they_are_read_from_the_cache_of_the_last_dense_step(self):
+        """If the cached keys and values of their rows change, so does the output of a regional call."""
+        family = FAMILIES["flux_kontext"]
+        model, x = family.build(), family.noise()
+        network, context = model.model.diffusion_model, CallContext(family.inputs(model, x))
+        given = family.inputs(model, x)
+        inputs = {"timestep": torch.tensor([0.7]), "context": given.pop("c_crossattn"), **given}
+        slots, outputs = {}, []
+        for active in (None, torch.arange(0, TOKENS, 3)[None], torch.arange(0, TOKENS, 3)[None]):
+            call = NetworkCall(adapter_for(network), network, TOKENS, slots, active, context)
+            with call.attached(), torch.no_grad():
+                options = {"optimized_attention_override": call.attend}
+                outputs.append(network(x, **inputs, transformer_options=options))
+            assert call.frozen_rows == family.reference_rows == 39
+            for rows in slots.values():
+                rows.value[:, -39:] *= len(outputs)  # unchanged after the dense call
+        dense, regional, changed = outputs
+        pixels = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(dense)
+        assert distance(regional[pixels], dense[pixels]) < FLOAT
+        assert distance(changed[pixels], dense[pixels]) > 0.01
+
+    def test_without_a_cache_the_run_is_dense(self):
+        family = FAMILIES["flux_kontext"]
+        config = RASConfig(**{**vars(EAGER), "kv_cache": "off"})
+        latent, trace = sample_ras(family.build(), family, family.noise(), config)
+        assert trace.notes == ("running dense from here: a run with reference images needs a K/V cache",)
+        assert torch.equal(latent, sample(family.build(), family, family.noise()))
+
+    def test_they_count_as_work_of_dense_steps(self):
+        """The rows of reference images are computed at dense steps only, so the expected speed-up is larger
+        than without them.
+        """
         plain, kontext = (
             sample_ras(FAMILIES[name].build(), FAMILIES[name], FAMILIES[name].noise(), EAGER)[1]
             for name in ("flux", "flux_kontext")
         )
         assert kontext.token_share == plain.token_share
-        assert 1 < kontext.expected_speedup < plain.expected_speedup
+        assert 1 < plain.expected_speedup < kontext.expected_speedup
 
 
 class TestCost:

@@ -12,7 +12,6 @@ from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host import outer_sample
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
@@ -26,14 +25,12 @@ CALLS = {"square": ((16, 16), 1), "wide": ((12, 20), 2), "odd": ((13, 19), 2)}
 FLOAT = 2e-5  # float32 rounding through a whole run
 
 
-def _tokens(size: tuple[int, int]) -> int:
-    return -(-size[0] // 2) * -(-size[1] // 2)
-
-
 def _network_call(model, family: Family, x: torch.Tensor, slots: dict, active: torch.Tensor | None = None):
     """The pack's changes to one call of the network; without `active` tokens, the call is dense."""
     network, context = model.model.diffusion_model, CallContext(family.inputs(model, x))
-    return NetworkCall(adapter_for(network), network, _tokens(tuple(x.shape[2:])), slots, active, context)
+    return NetworkCall(
+        adapter_for(network), network, family.tokens(tuple(x.shape[-2:])), slots, active, context
+    )
 
 
 def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = None, sigma: float = 0.7):
@@ -73,13 +70,13 @@ class TestReality:
 
     @pytest.mark.parametrize(("size", "batch"), CALLS.values(), ids=CALLS)
     def test_all_tokens_in_shuffled_order_equal_the_dense_call(self, family, size, batch):
-        model, x, n = family.build(), family.noise(*size, batch=batch), _tokens(size)
+        model, x, n = family.build(), family.noise(*size, batch=batch), family.tokens(size)
         slots = {}
         dense = _call(model, family, x, _network_call(model, family, x, slots))
         assert torch.equal(dense, _call(model, family, x))
-        for sequence in slots.values():  # if every token is active, nothing may come from the cache
-            sequence.key.fill_(torch.nan)
-            sequence.value.fill_(torch.nan)
+        for sequence in slots.values():  # if every token is active, only references come from the cache
+            computed = slice(sequence.key.shape[1] - family.reference_rows)
+            sequence.key[:, computed] = sequence.value[:, computed] = torch.nan
         order = torch.stack(
             [torch.randperm(n, generator=torch.Generator().manual_seed(i)) for i in range(batch)]
         )
@@ -90,15 +87,14 @@ class TestReality:
 
     @pytest.mark.parametrize(("size", "batch"), CALLS.values(), ids=CALLS)
     def test_a_regional_call_gives_the_dense_output_at_its_active_tokens(self, family, size, batch):
-        model, x, n = family.build(), family.noise(*size, batch=batch), _tokens(size)
+        model, x, n = family.build(), family.noise(*size, batch=batch), family.tokens(size)
         slots = {}
         dense = _call(model, family, x, _network_call(model, family, x, slots))
         active = torch.stack(
             [torch.randperm(n, generator=torch.Generator().manual_seed(i))[: n // 3] for i in range(batch)]
         )
         regional = _call(model, family, x, _network_call(model, family, x, slots, active))
-        grid = TokenGrid(size, (2, 2))
-        mask = grid.active_pixels(active).expand_as(dense)
+        mask = family.grid(size).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) < FLOAT
         assert distance(regional[~mask], dense[~mask]) > 0.01  # these tokens are filled from the cache later
 
@@ -111,7 +107,7 @@ class TestReality:
             sequence.value.zero_()
         active = torch.arange(0, n, 3)[None]
         regional = _call(model, family, x, _network_call(model, family, x, slots, active))
-        mask = TokenGrid((16, 16), (2, 2)).active_pixels(active).expand_as(dense)
+        mask = family.grid((8 * family.patch,) * 2).active_pixels(active).expand_as(dense)
         assert distance(regional[mask], dense[mask]) > 0.01
 
     def test_a_batch_equals_its_single_runs(self, family):
@@ -127,11 +123,11 @@ class TestReality:
     def test_masks_have_the_shape_of_the_token_grid(self, family):
         size = SIZES["odd"]
         _, trace = sample_ras(family.build(), family, family.noise(*size, batch=2))
-        n = _tokens(size)
+        n = family.tokens(size)
         for step in trace.steps:
-            assert step.active.shape == (2, -(-size[0] // 2), -(-size[1] // 2))
+            assert step.active.shape == (2, *family.grid(size).shape)
             expected = n if step.kind is StepKind.DENSE else n - n // 2
-            assert (step.active.sum(axis=(1, 2)) == expected).all()
+            assert (step.active.reshape(2, -1).sum(axis=1) == expected).all()
 
     @pytest.mark.parametrize("mode", ["split", "alternating"])
     def test_conditionings_in_separate_calls_equal_one_call(self, family, mode, monkeypatch):
@@ -162,15 +158,18 @@ class TestEffect:
 
     @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
     def test_rows_that_enter_every_block_and_every_cache(self, family, size):
-        model, noise, n = family.build(), family.noise(*size), _tokens(size)
+        model, noise, n = family.build(), family.noise(*size), family.tokens(size)
         adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
         blocks = adapter.blocks(network)
         rows = {layer: [] for layer in range(len(blocks))}
-        hidden = 1 if adapter.family.startswith("SD3") else 0
 
         def counter(layer):
+            def keep(hidden):
+                rows[layer].append(hidden.flatten(1, -2).shape[1])
+                return hidden
+
             def count(module, args, kwargs, out):
-                rows[layer].append((kwargs["img"] if "img" in kwargs else args[hidden]).shape[1])
+                adapter.map_block_inputs(args, kwargs, keep, lambda table, axis=1: table)
 
             return count
 
@@ -182,14 +181,17 @@ class TestEffect:
         _, trace = sample_ras(model, family, noise)
         for handle in handles:
             handle.remove()
-        text = 0 if family.text_joins is None else 7
+        text = 0 if family.text_joins is None else family.text
         if family.pads > 1:
             text += -7 % family.pads  # captions are padded too
-        after = -n % family.pads + family.reference_rows
         by_step = [n - n // 2 if step not in (0, 1, 6) else n for step in range(STEPS)]
+        frozen = [family.reference_rows if active == n else 0 for active in by_step]  # in dense steps only
+        after = [-n % family.pads + references for references in frozen]
         for layer in rows:
             before = text if family.text_joins is not None and layer >= family.text_joins else 0
-            assert rows[layer] == [before + active + after for active in by_step]
+            assert rows[layer] == [
+                before + active + more for active, more in zip(by_step, after, strict=True)
+            ]
         assert trace.token_share == pytest.approx(sum(by_step) / (n * STEPS))
 
     def test_every_attention_of_the_blocks_has_its_cache(self, family):
@@ -203,11 +205,12 @@ class TestEffect:
         }
         assert set(slots) == expected
         for slot, sequence in slots.items():
-            rows = n + sequence.prefix + sequence.suffix
+            rows = n + family.reference_rows + sequence.prefix + sequence.suffix
             assert sequence.key.shape[:2] == sequence.value.shape[:2] == (1, rows)
             assert sequence.key[0, 0].numel() == sequence.value[0, 0].numel() == family.kv_width
             is_joint = family.text_in_cache and slot[1] == 0 and slot[0] >= family.refiners
-            assert (sequence.prefix > 0) == is_joint
+            text = sequence.suffix if family.text_follows else sequence.prefix
+            assert (text > 0) == is_joint
 
 
 class TestLifeCycle:

@@ -177,10 +177,14 @@ class TestErrors:
         assert "UNetModel" in message and "MMDiT" in message and "NextDiT" in message
 
     @pytest.mark.parametrize(
-        "module, name", [("comfy.ldm.aura.mmdit", "MMDiT"), ("comfy.ldm.lumina.model", "NextDiTPixelSpace")]
+        "module, name",
+        [
+            ("comfy.ldm.chroma_radiance.model", "ChromaRadiance"),
+            ("comfy.ldm.lumina.model", "NextDiTPixelSpace"),
+        ],
     )
     def test_a_network_that_only_looks_like_a_supported_one(self, nodes, sd3, module, name):
-        """AuraFlow's class has the name of SD3's, and Z-Image in pixel space is a subclass of Z-Image's."""
+        """These classes are subclasses of those of Chroma and Z-Image."""
         kind = getattr(importlib.import_module(module), name, None)
         if kind is None:
             pytest.skip("this ComfyUI has no such network")

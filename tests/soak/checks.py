@@ -130,9 +130,10 @@ def has_reason(trace: Trace, planned: Sequence[StepKind]) -> list[str]:
     return [f"steps {missed} ran dense without a reason"] if missed and not trace.notes else []
 
 
-def rows_as_counted(trace: Trace, seen: Sequence[Seen]) -> list[str]:
+def rows_as_counted(trace: Trace, seen: Sequence[Seen], frozen: int) -> list[str]:
     """Check that each regional evaluation processed as many rows in the last layer as the trace says. The
-    rows that do not belong to active tokens (text and padding) must be as many as in one of the dense calls.
+    rows that do not belong to active tokens (text and padding) must be as many as in one of the dense calls,
+    less the `frozen` rows of reference images, which only dense calls process.
     """
     others: set[int] = set()
     wrong = []
@@ -140,7 +141,7 @@ def rows_as_counted(trace: Trace, seen: Sequence[Seen]) -> list[str]:
         active = int(each.active[0].sum())
         rest = {rows - active for _, rows in counted.rows}
         if each.kind is StepKind.DENSE:
-            others |= rest
+            others |= {rows - frozen for rows in rest}
         elif not rest <= others:
             found = sorted({rows for _, rows in counted.rows})
             wrong.append(f"step {each.step}: {active} active tokens, but the last layer had {found} rows")

@@ -12,6 +12,7 @@ from typing import Any
 from ras_pack.ras_core.host.patch import last_trace
 from ras_pack.ras_core.method.schedule import plan_steps
 from ras_pack.ras_core.run.trace import Trace
+from support.families import FAMILIES
 from support.sampling import unload_all_models
 from support.tape import FrozenLateTape, FrozenTape, capture_on
 from torch import Tensor
@@ -184,7 +185,8 @@ class _Play:
         for trace, seen in zip(first.traces, first.seen, strict=True):
             self._fail(checks.trace_of_run(trace, seen, skips))
             if not self._scenario.tape and not skips:
-                self._fail(checks.rows_as_counted(trace, seen))
+                frozen = FAMILIES[self._scenario.family].reference_rows
+                self._fail(checks.rows_as_counted(trace, seen, frozen))
         if "speed" in self._scenario.settings:
             return
         if not skips:

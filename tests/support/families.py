@@ -20,6 +20,7 @@ import comfy.supported_models
 import numpy as np
 import torch
 from ras_pack.lumina_next.model import LuminaNextConfig
+from ras_pack.ras_core.method.grid import TokenGrid
 from torch import Tensor
 
 from support import tiny_lumina_next
@@ -42,10 +43,18 @@ class Family:
         text_in_cache: whether the first attention of a block has text rows.
         text_joins: first block whose tensor with the image rows has the text rows too; None if there is none.
         references: sizes of reference images, whose rows follow those of the image.
+        patch: latent pixels that a token covers along each side.
+        has_frames: whether its latents have a time axis, (b, c, 1, H, W).
+        text: rows that a text of seven rows takes in the main blocks.
+        context_dim: width of a row of text.
+        extras: makes further entries of a conditioning with a text of this number of rows.
+        masked: number of rows at the end of the text that are masked.
+        text_follows: whether the text rows follow the image rows.
+        whole_patches: whether ComfyUI can sample only latents whose size is a multiple of the patch size.
     """
 
     name: str
-    model_class: str | type
+    model_class: str | type | None
     unet_config: Callable[[], dict[str, Any]]
     pads: int = 1
     refiners: int = 0
@@ -55,15 +64,34 @@ class Family:
     text_in_cache: bool = True
     text_joins: int | None = None
     references: tuple[tuple[int, int], ...] = ()
+    patch: int = 2
+    has_frames: bool = False
+    text: int = 7
+    context_dim: int = CONTEXT_DIM
+    extras: Callable[[torch.Generator, int], dict[str, Any]] = lambda generator, rows: {}
+    masked: int = 0
+    text_follows: bool = False
+    whole_patches: bool = False
 
     @property
     def reference_rows(self) -> int:
-        return sum(height // 2 * (width // 2) for height, width in self.references)
+        return sum(map(self.tokens, self.references))
+
+    def tokens(self, size: tuple[int, int]) -> int:
+        """Number of image tokens of a latent of this height and width."""
+        return self.grid(size).n
+
+    def grid(self, size: tuple[int, int]) -> TokenGrid:
+        """The token grid of a latent of this height and width."""
+        return TokenGrid.of(self._latent_size(size), (self.patch, self.patch))
+
+    def _latent_size(self, size: tuple[int, int]) -> tuple[int, ...]:
+        return (1, *size) if self.has_frames else size
 
     @property
     def config_class(self) -> type | None:
         """ComfyUI's (or the pack's) class for the model; None if this version of ComfyUI does not have it."""
-        if isinstance(self.model_class, type):
+        if not isinstance(self.model_class, str):
             return self.model_class
         return getattr(comfy.supported_models, self.model_class, None)
 
@@ -78,23 +106,32 @@ class Family:
     def conditioning(self, seed: int, rows: int = 7) -> list:
         """A random CONDITIONING with the structure that ComfyUI's text encoder nodes output."""
         generator = torch.Generator().manual_seed(seed)
-        context = torch.randn(1, rows, CONTEXT_DIM, generator=generator)
+        context = torch.randn(1, rows, self.context_dim, generator=generator)
         pooled = torch.randn(1, POOLED_DIM, generator=generator)
-        extras = {"pooled_output": pooled, "attention_mask": torch.ones(1, rows, dtype=torch.long)}
+        mask = torch.ones(1, rows, dtype=torch.long)
+        mask[:, rows - self.masked :] = 0
+        extras = {"pooled_output": pooled, "attention_mask": mask, **self.extras(generator, rows)}
         if self.references:
             extras["reference_latents"] = [
-                torch.randn(1, self.channels, *size, generator=generator) for size in self.references
+                torch.randn(1, self.channels, *self._latent_size(size), generator=generator)
+                for size in self.references
             ]
         return [[context, extras]]
 
-    def inputs(self, model: comfy.model_patcher.ModelPatcher, x: Tensor) -> dict[str, Any]:
-        """The arguments by name that ComfyUI passes to the network for the latents `x` and a conditioning."""
-        context, extras = self.conditioning(1)[0]
+    def inputs(self, model: comfy.model_patcher.ModelPatcher, x: Tensor, rows: int = 7) -> dict[str, Any]:
+        """The arguments by name that ComfyUI passes to the network for the latents `x` and a conditioning
+        with a text of `rows` rows.
+        """
+        context, extras = self.conditioning(1, rows)[0]
         conds = model.model.extra_conds(cross_attn=context, noise=x, device=x.device, **extras)
         return {name: each.process_cond(batch_size=len(x), area=None).cond for name, each in conds.items()}
 
-    def noise(self, height: int = 16, width: int = 16, batch: int = 1, seed: int = 3) -> Tensor:
-        return torch.randn(batch, self.channels, height, width, generator=torch.Generator().manual_seed(seed))
+    def noise(
+        self, height: int | None = None, width: int | None = None, batch: int = 1, seed: int = 3
+    ) -> Tensor:
+        """Latents of this size; by default, of 8 x 8 tokens."""
+        size = self._latent_size((height or 8 * self.patch, width or 8 * self.patch))
+        return torch.randn(batch, self.channels, *size, generator=torch.Generator().manual_seed(seed))
 
 
 def _sd3(**changes: Any) -> Callable[[], dict[str, Any]]:
@@ -197,13 +234,19 @@ VARIANTS = tuple(name for name in ("flux_fill", "flux_kontext") if name in FAMIL
 """They differ from `flux` only in the inputs of a call: for tests of the adapters and of captured calls."""
 
 
+UNDRAWN = ("llm_adapter.", "pos_embedder.")
+"""Beginnings of the names of tensors that keep their values: the many weights of Anima's text adapter, which
+run only with ids of T5's tokens, and constants from which Cosmos Predict2 computes positions."""
+
+
 @torch.no_grad()
 def draw_weights(network: torch.nn.Module, seed: int) -> None:
     """Fill the network with random weights. The values of a tensor depend only on its name and the seed, so
     they are the same in a version of ComfyUI whose network lacks other tensors.
     """
     for name, tensor in (dict(network.named_parameters()) | dict(network.named_buffers())).items():
-        tensor.copy_(torch.from_numpy(_drawn(name, tuple(tensor.shape), seed)))
+        if not name.startswith(UNDRAWN):
+            tensor.copy_(torch.from_numpy(_drawn(name, tuple(tensor.shape), seed)))
 
 
 @lru_cache(maxsize=4096)

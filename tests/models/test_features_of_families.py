@@ -1,0 +1,171 @@
+"""What only some of the families of support/other_families.py have: residuals of ControlNets, masks that the
+network makes before its blocks, a guider with two networks, reference images that a conditioning turns off.
+"""
+
+import comfy.samplers
+import pytest
+import torch
+from models.test_proofs import _call, _network_call
+from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.errors import RegionalAbort
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
+from support.families import Family
+from support.other_families import OTHERS
+from support.sampling import FAST, distance, sample
+
+FLOAT = 2e-5
+EAGER = RASConfig(**{**vars(FAST), "cuda_graphs": "off"})
+ACTIVE = torch.arange(1, 64, 3)[None]
+
+
+def _family(name: str) -> Family:
+    return OTHERS[name] if name in OTHERS else pytest.skip(f"this ComfyUI has no {name}")
+
+
+@pytest.mark.parametrize("name", ["chroma", "flux2", "qwen_image_edit", "mage_flow", "hunyuan_image"])
+def test_each_token_gets_its_own_residual_of_a_controlnet(name):
+    family = _family(name)
+    model, x, slots = family.build(), family.noise(), {}
+    adapter, inputs = adapter_for(model.model.diffusion_model), family.inputs(model, x)
+    generator = torch.Generator().manual_seed(7)
+    lists = {
+        each: [None, torch.randn(1, 64, family.kv_width, generator=generator)] for each in ("input", "output")
+    }
+    if len(family.block_attentions) == 2 and "output" in adapter.control_lists:  # one block of each kind
+        lists = {each: residuals[1:] for each, residuals in lists.items()}
+    control = {each: lists.get(each, []) if each in adapter.control_lists else [] for each in lists}
+    t = torch.full((1,), 0.7)
+
+    def call(hooks=None, control=control):
+        options = {} if hooks is None else {"optimized_attention_override": hooks.attend}
+        given = {
+            each: [r if r is None else r.clone() for r in residuals] for each, residuals in control.items()
+        }
+        if hooks is None:
+            return model.model.apply_model(x, t, control=given, transformer_options=options, **inputs)
+        with hooks.attached():
+            return model.model.apply_model(x, t, control=given, transformer_options=options, **inputs)
+
+    with torch.no_grad():
+        plain = _call(model, family, x)
+        dense = call(_network_call(model, family, x, slots))
+        assert torch.equal(dense, call())
+        gathered = adapter.gather_control(control, {}, ACTIVE, 64)
+        regional = call(_network_call(model, family, x, slots, ACTIVE), gathered)
+    pixels = family.grid(tuple(x.shape[-2:])).active_pixels(ACTIVE).expand_as(dense)
+    assert distance(regional[pixels], dense[pixels]) < FLOAT
+    assert distance(dense[pixels], plain[pixels]) > 0.01
+
+
+def test_networks_that_ignore_controlnets_refuse_their_residuals():
+    for name in ("krea2", "aura_flow", "hidream", "kandinsky5"):
+        if name in OTHERS:
+            adapter = adapter_for(OTHERS[name].build().model.diffusion_model)
+            with pytest.raises(RegionalAbort, match="residuals of an unknown kind"):
+                adapter.gather_control({"input": [torch.zeros(1, 64, 64)]}, {}, ACTIVE, 64)
+
+
+def test_a_mask_that_the_network_makes_before_its_blocks():
+    """HunyuanImage 2.1 masks padding of the text for all queries alike. ComfyUI makes this mask only for one
+    image and one prompt, and without a second text.
+    """
+    family = _family("hunyuan_image")
+    model, x, slots = family.build(), family.noise(), {}
+    inputs = {name: each for name, each in family.inputs(model, x).items() if name != "txt_byt5"}
+    inputs["attention_mask"] = torch.tensor([[1, 1, 1, 1, 1, 0, 0]])
+    network, t = model.model.diffusion_model, torch.full((1,), 0.7)
+
+    def call(active=None, **changes):
+        hooks = NetworkCall(adapter_for(network), network, 64, slots, active, CallContext(inputs))
+        with hooks.attached(), torch.no_grad():
+            options = {"optimized_attention_override": hooks.attend}
+            return model.model.apply_model(x, t, transformer_options=options, **(inputs | changes))
+
+    unmasked, dense = call(attention_mask=None), call()
+    pixels = family.grid(tuple(x.shape[-2:])).active_pixels(ACTIVE).expand_as(dense)
+    assert distance(unmasked, dense) > 1e-4
+    assert distance(call(ACTIVE)[pixels], dense[pixels]) < FLOAT
+
+
+@torch.inference_mode()
+def test_a_network_for_the_positive_and_one_for_the_negative_prompt():
+    """Without a negative prompt, the second network of ComfyUI's guider for Ideogram 4 gets no text."""
+    family = _family("ideogram4")
+    node = pytest.importorskip("comfy_extras.nodes_custom_sampler").DualModelGuider
+    noise, found = family.noise(), {}
+    for config in (EAGER, RASConfig(sample_ratio=1.0)):
+        patched, second = patch_model(family.build(), config), family.build(seed=1)
+        guider = node.execute(patched, family.conditioning(1), 4.0, second).result[0]
+        sigmas = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 10)
+        sampler = comfy.samplers.sampler_object("euler")
+        empty = torch.zeros_like(noise)
+        latent = guider.sample(noise, empty, sampler, sigmas, disable_pbar=True, seed=5)
+        found[config] = latent, last_trace(patched)
+    (regional, trace), (dense, dense_trace) = found.values()
+    assert (trace.regional_steps, trace.notes, dense_trace.regional_steps) == (7, (), 0)
+    assert 0.001 < distance(regional, dense) < 1
+    n, width, layers = 64, family.kv_width, 2
+    assert trace.kv_bytes == 2 * layers * width * 4 * ((n + 7) + n)  # K and V of both networks, in float32
+
+
+def test_krea_uses_reference_images_only_with_a_method():
+    family = _family("krea2")
+    model, x = family.build(default_ref_method=None), family.noise()
+    network = model.model.diffusion_model
+    inputs = family.inputs(model, x)
+    adapter = adapter_for(network)
+    assert adapter.frozen_rows(network, inputs) == 0
+    assert adapter.frozen_rows(network, {**inputs, "ref_latents_method": "index"}) == family.reference_rows
+    patched = patch_model(model, EAGER)
+    sample(patched, family, x)
+    assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
+
+
+def test_a_patch_between_blocks_makes_the_run_dense():
+    """Some ControlNets of Qwen-Image are such patches; they add a residual for every token."""
+    family = _family("qwen_image")
+    model, seen = family.build(), []
+
+    def patch(given: dict) -> dict:
+        seen.append(given["img"].shape[1])
+        return given
+
+    patched = model.clone()
+    patched.set_model_patch(patch, "double_block")
+    if "double_block" not in type(model.model.diffusion_model)._forward.__code__.co_consts:
+        pytest.skip("this ComfyUI's Qwen-Image has no such patch")
+    patched = patch_model(patched, EAGER)
+    sample(patched, family, family.noise())
+    assert set(seen) == {64}
+    (note,) = last_trace(patched).notes
+    assert note.endswith(
+        "another node patches the network (double_block), and may rely on the rows of all tokens"
+    )
+
+
+@pytest.mark.parametrize("kv_cache", ["gpu", "fp8", "cpu", "forecast", "forecast2"])
+def test_reference_images_in_every_format_of_the_cache(kv_cache):
+    family = _family("qwen_image_edit")
+    config = RASConfig(start_step=2, error_reset_every=4, cuda_graphs="off", kv_cache=kv_cache, spread=True)
+    patched = patch_model(family.build(), config)
+    latent, trace = sample(patched, family, family.noise()), last_trace(patched)
+    assert (trace.regional_steps, trace.notes) == (7, ())
+    expected = sample(family.build(), family, family.noise())
+    assert distance(latent, expected) < 1
+
+
+def test_layers_of_another_pack_in_blocks_with_rows_in_the_shape_of_the_grid():
+    """Quantised layers of other packs replace `forward`. Anima's get rows of shape (b, t, h, w, d)."""
+    family = _family("anima")
+    model = family.build()
+    layer = model.model.diffusion_model.blocks[0].mlp.layer1
+
+    def forward(rows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(rows, layer.weight)
+
+    layer.forward = forward
+    patched = patch_model(model, EAGER)
+    sample(patched, family, family.noise())
+    assert (last_trace(patched).regional_steps, last_trace(patched).notes) == (7, ())
