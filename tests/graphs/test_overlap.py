@@ -45,8 +45,15 @@ def _split(family, monkeypatch, kind):
     return model, tapes, sample_ras(plain_model, family, family.noise(), EAGER)[0]
 
 
-@pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
-def test_the_image_is_the_same_whenever_the_device_runs_the_launch(family, kind, monkeypatch):
+def test_the_image_is_the_same_if_the_device_runs_the_launch_at_once(sd3, monkeypatch):
+    _check_two_runs(sd3, FrozenTape, monkeypatch)
+
+
+def test_the_image_is_the_same_if_the_device_runs_the_launch_late(family, monkeypatch):
+    _check_two_runs(family, FrozenLateTape, monkeypatch)
+
+
+def _check_two_runs(family, kind, monkeypatch):
     model, tapes, plain = _split(family, monkeypatch, kind)
     for launched in (LAUNCHED, LAUNCHED + LAUNCHED_LATER):
         latent, trace = sample_ras(model, family, family.noise(), CAPTURED)
@@ -69,14 +76,14 @@ def test_other_formats_of_the_cache(sd3, format_name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["positive", "negative"])
-def test_a_run_with_another_prompt_launches_early_too(family, name, monkeypatch):
-    model, tapes, _ = _split(family, monkeypatch, FrozenLateTape)
-    plain_model = family.build()
+def test_a_run_with_another_prompt_launches_early_too(sd3, name, monkeypatch):
+    model, tapes, _ = _split(sd3, monkeypatch, FrozenLateTape)
+    plain_model = sd3.build()
     split_prompts(monkeypatch, plain_model)
-    sample_ras(model, family, family.noise(), CAPTURED)
-    other = {name: family.conditioning(7)}
-    latent, trace = sample_ras(model, family, family.noise(), CAPTURED, **other)
-    plain, _ = sample_ras(plain_model, family, family.noise(), EAGER, **other)
+    sample_ras(model, sd3, sd3.noise(), CAPTURED)
+    other = {name: sd3.conditioning(7)}
+    latent, trace = sample_ras(model, sd3, sd3.noise(), CAPTURED, **other)
+    plain, _ = sample_ras(plain_model, sd3, sd3.noise(), EAGER, **other)
     assert distance(latent, plain) < 2e-5 and not trace.notes
     assert (tapes.launched, tapes.captured) == (LAUNCHED + LAUNCHED_LATER, 2)
 
