@@ -23,13 +23,13 @@ from ..kv.formats import AUTO, first_choice
 from ..kv.spec import CacheSize
 from ..kv.spread import TRANSIENTS
 from ..method.schedule import StepKind
-from ..models.base import REFERENCES, ModelAdapter
+from ..models.base import METHOD, REFERENCES, ModelAdapter
 from ..models.cost import CostProfile, expected_speedup
 from ..run.other_code import OtherCode
 from ..run.state import RunState
 from .graphs_of_model import graph_store
 from .memory import evictable_room, free_device_bytes, free_main_memory, make_room, working_memory
-from .names import KEEPS_NEGATIVE, KEY, NEGATIVE, REFERENCE_IMAGES, TEXT
+from .names import KEEPS_NEGATIVE, KEY, NEGATIVE, REFERENCE_IMAGES, REFERENCE_METHOD, TEXT
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +192,8 @@ def rows_of_cond(
 ) -> OtherRows:
     """The rows that a conditioning adds to the image rows."""
     context, inputs = cond.get(TEXT), {REFERENCES: cond.get(REFERENCE_IMAGES)}
+    if REFERENCE_METHOD in cond:
+        inputs[METHOD] = cond[REFERENCE_METHOD]
     text = adapter.text_rows(network, 0 if context is None else context.shape[1])
     after = max(adapter.suffix_rows(network, n_tokens, inputs), 0)
     return OtherRows(text, after, adapter.frozen_rows(network, inputs))

@@ -29,7 +29,10 @@ NO_INPUTS: Final[Inputs] = MappingProxyType({})
 
 REFERENCES: Final = "ref_latents"
 """Name of the model input with reference images, which are latents (b, c, H, W) or (b, c, 1, H, W) of any
-size. While the K/V cache is planned, before any call of the model, this is the only input that is known."""
+size. While the K/V cache is planned, before any call of the model, only this input and `METHOD` are known."""
+
+METHOD: Final = "ref_latents_method"
+"""Name of the model input that says how the network uses reference images."""
 
 FIRST_BLOCK: Final = ("double_block", 0)
 """Key in `patches_replace["dit"]` of a patch with which another node replaces the first block."""

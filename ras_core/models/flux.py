@@ -19,7 +19,7 @@ class FluxAdapter(ModelAdapter):
     """Text and image are two tensors in double blocks, and one sequence [text | image] in single blocks.
 
     All attentions have the text rows before the image rows, and keys are cached after rotation. The rows of
-    Kontext's reference images follow the image rows and are processed at every step. Fill's additional input
+    Kontext's reference images follow the image rows, and are frozen. Fill's additional input
     channels add no rows.
     """
 

@@ -6,11 +6,17 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .base import NO_INPUTS, Gather, GatherPositions, Inputs, ModelAdapter, replace_arg, rows_of_references
+from .base import (
+    METHOD,
+    NO_INPUTS,
+    Gather,
+    GatherPositions,
+    Inputs,
+    ModelAdapter,
+    replace_arg,
+    rows_of_references,
+)
 from .cost import CacheProfile, CostProfile, linear_weights
-
-METHOD = "ref_latents_method"
-"""Name of the model input that says how reference images are used."""
 
 
 class Krea2Adapter(ModelAdapter):

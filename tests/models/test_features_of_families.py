@@ -8,6 +8,7 @@ import torch
 from models.test_proofs import _call, _network_call
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.errors import RegionalAbort
+from ras_pack.ras_core.host.cache_plan import rows_of_cond
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
@@ -118,9 +119,16 @@ def test_krea_uses_reference_images_only_with_a_method():
     adapter = adapter_for(network)
     assert adapter.frozen_rows(network, inputs) == 0
     assert adapter.frozen_rows(network, {**inputs, "ref_latents_method": "index"}) == family.reference_rows
-    patched = patch_model(model, EAGER)
-    sample(patched, family, x)
-    assert last_trace(patched).regional_steps == 7 and not last_trace(patched).notes
+    (context, extras), *_ = family.conditioning(1)
+    of_conds = [[context, extras]], [[context, {**extras, "reference_latents_method": "index"}]]
+    for prompt, rows in zip(of_conds, (0, family.reference_rows), strict=True):
+        planned = rows_of_cond(network, adapter, 64, {"cross_attn": context, **prompt[0][1]})
+        assert planned == (7, 0, rows)
+        patched = patch_model(model, EAGER)
+        sample(patched, family, x, positive=prompt, negative=prompt)
+        trace = last_trace(patched)
+        assert (trace.regional_steps, trace.notes) == (7, ())
+        assert trace.kv_bytes == 2 * 2 * 2 * family.kv_width * 4 * (64 + 7 + rows)  # prompts; blocks; K and V
 
 
 def test_a_patch_between_blocks_makes_the_run_dense():

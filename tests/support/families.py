@@ -95,13 +95,13 @@ class Family:
             return self.model_class
         return getattr(comfy.supported_models, self.model_class, None)
 
-    def build(self, seed: int = 0, **changes: Any):
-        """A ModelPatcher on the CPU in float32; `changes` are arguments of its network."""
+    def build(self, seed: int = 0, device: str | torch.device = "cpu", **changes: Any):
+        """A ModelPatcher in float32, loaded on this device; `changes` are arguments of its network."""
         cpu = torch.device("cpu")
         config = self.config_class({**self.unet_config(), **changes})
         model = config.get_model({}, prefix="", device=cpu)
         draw_weights(model.diffusion_model, seed)
-        return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+        return comfy.model_patcher.ModelPatcher(model, load_device=torch.device(device), offload_device=cpu)
 
     def conditioning(self, seed: int, rows: int = 7) -> list:
         """A random CONDITIONING with the structure that ComfyUI's text encoder nodes output."""
