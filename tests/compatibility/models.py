@@ -1,11 +1,16 @@
-"""Models that RAS does not support."""
+"""Models that RAS supports, and models that it does not support."""
 
-from .rows import DENSE, REFUSED, Group, Row
+from .rows import DENSE, FAST, REFUSED, Group, Row
 
 NODES = "tests/nodes/test_nodes.py::TestErrors"
 BORDERS = "tests/models/test_borders.py::TestRefusal"
-FLUX = "tests/models/test_flux.py::TestOtherNetworks"
+OTHER = "tests/models/test_other_families.py::TestReality"
+ACTIVE = f"{OTHER}::test_a_regional_call_gives_the_dense_output_at_its_active_tokens"
 UNKNOWN = "RAS does not know the network of this model."
+
+
+def _fast(name: str, note: str = "") -> Row:
+    return Row(name, FAST, (), note=note, test=ACTIVE)
 
 
 def _refused(name: str, test: str, note: str = UNKNOWN) -> Row:
@@ -13,15 +18,51 @@ def _refused(name: str, test: str, note: str = UNKNOWN) -> Row:
 
 
 GROUP = Group(
-    "Other models",
+    "Models",
     (
+        Row(
+            "SD3, SD3.5, Lumina 2, Lumina-Next, Z-Image, Flux.1 (also Krea, Fill, Kontext)",
+            FAST,
+            test="tests/models/test_proofs.py",
+        ),
+        _fast("Flux.2 (dev, Klein), with and without reference images"),
+        _fast("Chroma"),
+        _fast("Qwen-Image and Qwen-Image-Edit"),
+        _fast("Mage-Flow"),
+        _fast("Ideogram 4"),
+        _fast("Anima and Cosmos Predict2 (images)"),
+        _fast("Krea 2"),
+        _fast("HunyuanImage 2.1"),
+        _fast("AuraFlow"),
+        _fast("HiDream I1", "Without CUDA graphs: the size of its experts' input depends on values."),
+        _fast("Kandinsky 5 Image"),
+        Row(
+            "HiDream E1",
+            DENSE,
+            note="The tokens of the image to be edited are in the same grid.",
+            test=f"{BORDERS}::test_the_image_that_hidream_e1_edits",
+        ),
         _refused("SD1.5, SDXL and other U-Nets", f"{NODES}::test_a_model_that_is_not_supported"),
-        _refused("AuraFlow", f"{BORDERS}::test_a_network_with_the_name_of_a_supported_one"),
         _refused("Z-Image in pixel space", f"{BORDERS}::test_a_subclass_of_a_supported_one"),
         _refused(
-            "Flux.2, and other variants of Flux", f"{FLUX}::test_a_variant_with_any_other_trait_is_refused"
+            "LongCat-Image, Ovis-Image and other variants of Flux",
+            "tests/models/test_flux.py::TestOtherNetworks::test_a_variant_with_any_other_trait_is_refused",
         ),
-        _refused("Chroma", f"{FLUX}::test_chroma_is_refused_by_its_class"),
+        _refused(
+            "Chroma Radiance",
+            f"{BORDERS}::test_a_family_that_regions_do_not_fit",
+            "It computes each pixel from those around it.",
+        ),
+        _refused(
+            "ERNIE-Image",
+            f"{BORDERS}::test_a_family_that_regions_do_not_fit",
+            "ComfyUI lets no node replace its attention.",
+        ),
+        _refused(
+            "video models: Wan, HunyuanVideo, LTX",
+            f"{BORDERS}::test_a_family_that_regions_do_not_fit",
+            "The cache that regional steps need would not fit into memory, or videos are not tested.",
+        ),
         _refused(
             "ComfyUI older than 0.3.64",
             f"{NODES}::test_a_comfyui_without_the_attention_override_is_refused",
