@@ -34,8 +34,9 @@ here. There are three outcomes:
 
 The column *tried with* lists the model families with which a row was run. Where it lists only some of them,
 the others are not known to behave differently: a row is run with few families if its outcome does not depend
-on the family. The tests run on the CPU; tests for GPUs are in `tests/gpu`. The column *note* has what you
-should know about the row. Where a run is dense or refused, this is the reason.
+on the family. *All families* are those in the first row of the table [Models](#models). The tests run on the
+CPU; tests for GPUs are in `tests/gpu`. The column *note* has what you should know about the row. Where a run
+is dense or refused, this is the reason.
 """
 
 
