@@ -21,7 +21,8 @@ class RASTrace(CheckedNode):
             display_name="RAS Trace",
             category=CATEGORY,
             description="Outputs the trace (what each step computed) of the run that made the latent, with a "
-            "model from RAS Patch Model. The latent passes through unchanged.",
+            "model from RAS Patch Model. The latent passes through unchanged. If the model has no RAS, for "
+            "example because RAS Patch Model is bypassed, the trace is empty and says so.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."

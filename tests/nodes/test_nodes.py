@@ -210,12 +210,20 @@ class TestErrors:
         assert "sample_ratio = 1.2" in self._message(nodes, sd3.build(), sample_ratio=1.2)
 
     def test_a_trace_without_a_run(self, nodes, sd3):
-        model = sd3.build()
-        with pytest.raises(ValueError, match="not patched by a RAS node.*Expected.*What to do"):
-            _execute(nodes["RASTrace"], model=model, latent={})
-        patched = _execute(nodes["RASPatchModel"], model=model, **_settings())[0]
+        patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
         with pytest.raises(ValueError, match="no run of this model has finished yet.*Expected.*What to do"):
             _execute(nodes["RASTrace"], model=patched, latent={})
+
+    def test_the_trace_of_a_model_without_ras_is_empty_with_a_reason(self, nodes, sd3):
+        latent = {"samples": sd3.noise()}
+        passed, trace = _execute(nodes["RASTrace"], model=sd3.build(), latent=latent).args
+        assert passed is latent and "no RAS node has patched the connected model" in trace.notes[0]
+        without = _execute(nodes["RASMaskPreview"])
+        for shown in (_execute(nodes["RASMaskPreview"], trace=trace), without):
+            frames, summary = shown.args
+            assert frames.shape == summary.shape == (1, 720, 1080, 3)
+            assert summary.max() > 0.8 and torch.equal(frames, summary)
+        assert not torch.equal(summary, _execute(nodes["RASMaskPreview"], trace=trace)[1])
 
     def test_a_comfyui_without_the_attention_override_is_refused(self, nodes, sd3, monkeypatch):
         import comfy.ldm.modules.attention
