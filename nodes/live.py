@@ -17,7 +17,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from ..ras_core.run.live import LiveStep, View, kind_name
 from ..ras_core.run.trace import Evaluation, Trace
 
 logger = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 EVENT, KEY_EVENT = "multirate_ras.live", "multirate_ras.key"
 ROUTE = "/multirate_ras/live"
@@ -193,10 +194,19 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
 
 def register_route() -> None:
     """Register ROUTE with ComfyUI's server; do nothing if no server runs or ROUTE is already registered."""
+    add_route("post", ROUTE, announce)
+
+
+def add_route(method: str, path: str, handler: Handler) -> None:
+    """Register a route with ComfyUI's server; do nothing if no server runs or the path is already registered.
+
+    Args:
+        method: "get" or "post".
+    """
     server = _server()
-    if server is None or any(getattr(route, "path", None) == ROUTE for route in server.routes):
+    if server is None or any(getattr(route, "path", None) == path for route in server.routes):
         return
-    server.routes.post(ROUTE)(announce)
+    getattr(server.routes, method)(path)(handler)
 
 
 async def announce(request: web.Request) -> web.Response:

@@ -161,13 +161,87 @@ async function downstream(browser, { workflow, sampler }) {
   const end = await (await page.queue()).end();
   await page.settle(600);
   await page.screenshot("downstream");
-  return {
-    end,
-    widgets: await page.widgetNames("KSampler"),
-    panel: await page.panel(),
-    messages: page.messages,
-    problems: page.problems,
+  const seen = { widgets: await page.widgetNames("KSampler"), panel: await page.panel(), messages: [...page.messages] };
+  return { end, ...seen, compact: await compact(page), turnedOff: await turnOff(page), problems: page.problems };
+}
+
+/** RAS Patch Model's rows and hint: as added, with speed = custom, and with the advanced inputs shown. */
+async function compact(page) {
+  const look = async () => {
+    await page.settle(500);
+    return page.page.evaluate(() => {
+      const node = app.graph.nodes.find((one) => one.type === "RASPatchModel");
+      const body = document.querySelector(`[data-node-id="${node.id}"]`);
+      const inPage = [...(body?.querySelectorAll(".lg-node-widget") ?? [])].map((one) => one.textContent);
+      const onCanvas = node.widgets.filter((one) => node.isWidgetVisible(one) && !one.hidden).map((one) => one.name);
+      const hint = [...document.querySelectorAll(".multirate-ras-hint")].find((one) => one.textContent);
+      return {
+        rows: LiteGraph.vueNodesMode ? inPage.filter((text) => text && text !== hint?.textContent).length : onCanvas.length - 1,
+        height: node.size[1],
+        hint: hint?.textContent,
+        isCut: hint && hint.scrollHeight > hint.clientHeight,
+      };
+    });
   };
+  const found = { added: await look() };
+  await page.centre("RASPatchModel");
+  await page.screenshot("compact");
+  await page.set("RASPatchModel", { speed: "custom" });
+  found.custom = await look();
+  await page.page.evaluate(async () => {
+    const nodes = app.graph.serialize();
+    await app.loadGraphData(nodes);
+  });
+  found.loaded = await look();
+  await page.set("RASPatchModel", { speed: "2x" });
+  found.again = await look();
+  return found;
+}
+
+/** Prompts of the graph with one of the pack's nodes bypassed or muted, and a run with RAS Patch Model muted. */
+async function turnOff(page) {
+  const prompts = await page.page.evaluate(async () => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const [patch, sampler, decode] = ["RASPatchModel", "KSampler", "VAEDecode"].map(one);
+    const add = (type) => (app.graph.add(LiteGraph.createNode(type)), app.graph.nodes.at(-1));
+    const trace = add("RASTrace");
+    patch.connect(0, trace, "model");
+    sampler.connect(0, trace, "latent");
+    trace.connect(0, decode, "samples");
+    const [solver, levels, custom] = ["RASSampler", "RASScheduler", "SamplerCustom"].map(add);
+    patch.connect(0, levels, "model");
+    patch.connect(0, custom, "model");
+    solver.connect(0, custom, "sampler");
+    levels.connect(0, custom, "sigmas");
+    const found = [];
+    for (const mode of [4, 2]) {
+      for (const node of [patch, trace, solver, levels]) {
+        node.mode = mode;
+        const { output } = await app.graphToPrompt();
+        const type = ([id]) => output[id]?.class_type;
+        found.push({
+          off: node.type,
+          model: type(output[sampler.id].inputs.model),
+          samples: type(output[decode.id].inputs.samples),
+          custom: ["model", "sampler", "sigmas"].map((name) => type(output[custom.id].inputs[name] ?? [])),
+          levels: type(output[levels.id].inputs.model),
+        });
+        node.mode = 0;
+      }
+    }
+    [custom, solver, levels].forEach((node) => app.graph.remove(node));
+    const shown = add("RASMaskPreview");
+    shown.pos = [one("SaveImage").pos[0], one("SaveImage").pos[1] - 300];
+    trace.connect(1, shown, "trace");
+    patch.mode = 2;
+    return found;
+  });
+  await page.set("KSampler", { seed: NEW_SEED(), steps: 3 });
+  await page.centre("SaveImage");
+  const end = await (await page.queue()).end();
+  await page.settle(800);
+  await page.screenshot("turned_off");
+  return { prompts, end, shown: await page.shownPictures(), panel: await page.panel() };
 }
 
 /** The user changes to the other kind of nodes in an open page. */

@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SAMPLER = "RASKSampler"
 STEPS = 16
+SHOWN = ("added", "custom", "loaded", "again")
 RESET = 8  # three dense steps and a reset every 5: steps 8 and 13
 JOB = {"workflow": str(demo.WORKFLOWS["sd3"]), "sampler": SAMPLER}
 
@@ -130,12 +131,49 @@ def test_the_view_is_removed_with_its_node_and_with_its_workflow(drive):
     assert ours(report["problems"]) == []
 
 
-def test_comfyuis_ksampler_after_the_patch_node_shows_it(drive):
-    report = drive("downstream", **JOB)
-    assert report["end"] == "execution_success"
-    assert report["widgets"][-1] == "multirate_ras_live"
-    assert report["panel"]["isOver"] and report["messages"][-1]["finished"]
-    assert ours(report["problems"]) == []
+class TestPatchModel:
+    """RAS Patch Model in front of ComfyUI's KSampler."""
+
+    @pytest.fixture(scope="class")
+    def report(self, drive):
+        return drive("downstream", **JOB)
+
+    def test_comfyuis_ksampler_shows_the_live_view(self, report):
+        assert report["end"] == "execution_success"
+        assert report["widgets"][-1] == "multirate_ras_live"
+        assert report["panel"]["isOver"] and report["messages"][-1]["finished"]
+        assert ours(report["problems"]) == []
+
+    def test_it_shows_its_speed_and_little_more(self, report, nodes):
+        added, custom, loaded, again = (report["compact"][key] for key in SHOWN)
+        assert added["rows"] == 1 and loaded["rows"] == 7
+        if nodes == "classic":  # Nodes 2.0 leaves showing and hiding to its button
+            assert again["rows"] == 1 and custom["rows"] == 7
+            assert added["height"] == again["height"] <= 170
+            assert loaded["height"] == custom["height"]
+
+    def test_it_says_before_the_run_what_the_run_will_do(self, report):
+        added, custom = report["compact"]["added"], report["compact"]["custom"]
+        assert added["hint"] == "about 50 % of the time · 8 steps instead of 16"  # euler's plan is all dense
+        assert custom["hint"] == "custom: the advanced inputs decide" and not added["isCut"]
+
+    def test_a_graph_runs_with_any_node_turned_off(self, report):
+        """RAS Patch Model and RAS Trace pass their inputs on, bypassed or muted; ComfyUI's own nodes take the
+        places of RAS Multirate Sampler and RAS Scheduler.
+        """
+        found = report["turnedOff"]
+        assert len(found["prompts"]) == 8
+        for prompt in found["prompts"]:
+            off = prompt["off"]
+            model = "RASDemoModel" if off == "RASPatchModel" else "RASPatchModel"
+            solver = "KSamplerSelect" if off == "RASSampler" else "RASSampler"
+            levels = "BasicScheduler" if off == "RASScheduler" else "RASScheduler"
+            assert prompt["model"] == prompt["levels"] == model
+            assert prompt["samples"] == ("KSampler" if off == "RASTrace" else "RASTrace")
+            assert prompt["custom"] == [model, solver, levels]
+        assert found["end"] == "execution_success"
+        assert found["shown"]["SaveImage"] == found["shown"]["RASMaskPreview"] == 1
+        assert found["panel"] is None
 
 
 def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
