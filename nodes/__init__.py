@@ -39,16 +39,16 @@ class MultirateRASExtension(ComfyExtension):
         return [
             RASPatchModel,
             RASKSampler,
-            RASPaperSettings,
-            RASSampler,
+            RASCompare,
+            RASCalibrate,
             RASTrace,
             RASMaskPreview,
-            RASCompare,
+            RASPaperSettings,
+            RASSampler,
+            RASScheduler,
+            RASLuminaNextLoader,
             RASDemoModel,
             RASDemoPrompt,
-            RASLuminaNextLoader,
-            RASCalibrate,
-            RASScheduler,
         ]
 
 

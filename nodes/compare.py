@@ -14,7 +14,7 @@ from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
 from .retired import ACCEPT_ALL, HIDDEN
 from .sampler import sample_with_trace, sampler_inputs
-from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, settings_inputs
+from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, found_by, settings_inputs
 
 
 class RASCompare(SettingsNode):
@@ -26,6 +26,7 @@ class RASCompare(SettingsNode):
             node_id="RASCompare",
             display_name="RAS Compare",
             category=CATEGORY,
+            **found_by("compare", "before after", "speed", "quality", "benchmark"),
             description="Samples the same image without and with RAS. Shows both images, their difference, "
             "PSNR and SSIM between them, the times of both runs, and what each step computed. Use this node "
             "to find settings you like.",

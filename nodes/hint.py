@@ -1,8 +1,8 @@
 """Says what a run of a chosen speed will do before it starts, for a line of text in the node.
 
-The browser asks ROUTE with the speed, the number of steps, the sampler, and what it knows about the model: the
-family of a demo model, or the name of the file that the graph loads. The model itself is not loaded; a file's
-family is that of the names of its tensors.
+The browser asks ROUTE with the speed, the number of steps, the sampler, and what it knows about the model:
+the family of a demo model, or the name of the file that the graph loads. The model itself is not loaded; the
+family of a file follows from the names of its tensors.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from ..lumina_next.files import TEXT_ENCODER, TRANSFORMER, VAE, Part
 from ..lumina_next.loader import Sources, load_lumina_next
 from ..ras_core.errors import RASError
 from .checks import CheckedNode
-from .settings import ADVANCED, CATEGORY
+from .settings import ADVANCED, CATEGORY, found_by
 
 NO_FOLDER = "none"
 FROM_FOLDER = "from folder"
@@ -29,6 +29,7 @@ class RASLuminaNextLoader(CheckedNode):
             node_id="RASLuminaNextLoader",
             display_name="RAS Lumina-Next Loader",
             category=CATEGORY,
+            **found_by("Lumina-T2X", "Lumina-Next-T2I", "diffusers"),
             description="Loads Lumina-Next-T2I in diffusers' layout, from a folder in models/diffusers or "
             "from single files. Outputs MODEL (without RAS), CLIP and VAE. Nothing is downloaded.",
             inputs=[

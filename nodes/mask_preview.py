@@ -10,7 +10,7 @@ from ..ras_core.render.frames import mask_frames
 from ..ras_core.render.masks import summary_image
 from ..ras_core.run.trace import Trace
 from .checks import CheckedNode
-from .settings import CATEGORY, TraceType
+from .settings import CATEGORY, TraceType, found_by
 
 NO_TRACE = "no trace arrives here: the node that makes it is bypassed, muted or not connected"
 
@@ -24,6 +24,7 @@ class RASMaskPreview(CheckedNode):
             node_id="RASMaskPreview",
             display_name="RAS Mask Preview",
             category=CATEGORY,
+            **found_by("mask", "region", "summary"),
             description="Shows which regions each step of a run computed: one image for each step, and a "
             "summary image of the whole run. If there was no RAS in the run, the images say so.",
             inputs=[

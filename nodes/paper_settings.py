@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ras_core.config import MIN_RATIO, Metric, PaperSettings, parse_step_list
 from .checks import CheckedNode
-from .settings import ADVANCED, CATEGORY, PaperType
+from .settings import ADVANCED, CATEGORY, PaperType, found_by
 
 
 class RASPaperSettings(CheckedNode):
@@ -20,6 +20,7 @@ class RASPaperSettings(CheckedNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
+            **found_by("region-adaptive sampling", "std", "l2norm"),
             description="Selects regions by the method of the RAS paper instead of multirate. The paper's "
             "method does not correct skipped regions, so their errors grow until the next dense step. To "
             "keep these errors small, set error_reset_every to a value from 4 to 6. That input is in the "

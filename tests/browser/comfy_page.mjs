@@ -198,6 +198,16 @@ export class ComfyPage {
     }, values);
   }
 
+  /** What the search for nodes finds: word -> the first ten types. */
+  search(words) {
+    return this.page.evaluate((words) => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      const service = $pinia._s.get("nodeDef").nodeSearchService;
+      const types = (word) => service.searchNode(word).slice(0, 10).map((one) => one.name);
+      return Object.fromEntries(words.map((word) => [word, types(word)]));
+    }, words);
+  }
+
   widgetNames(type) {
     return this.page.evaluate(
       (type) => app.graph.nodes.find((one) => one.type === type).widgets.map((one) => one.name),

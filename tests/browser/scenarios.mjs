@@ -10,7 +10,7 @@ async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
   await page.setting("Comfy.Minimap.Visible", false);
-  const report = {};
+  const report = { found: await page.search(["ras", "RAS", "speed", "faster", "accelerate", "cache", "region", "skip", "turbo"]) };
   for (const [name, file] of Object.entries(workflows)) {
     page.problems.length = 0;
     await page.load(file);

@@ -44,6 +44,13 @@ class TestExamples:
         assert loaded[name]["unknown"] == []
         assert ours(loaded[name]["problems"]) == []
 
+    def test_search_finds_the_pack(self, loaded):
+        found = loaded["found"]
+        assert [word for word, types in found.items() if "RASPatchModel" not in types] == []
+        assert set(found["faster"][:2]) == set(found["accelerate"][:2]) == {"RASPatchModel", "RASKSampler"}
+        # The front end sorts the nodes whose name begins with a word by the length of their names.
+        assert all(name.startswith(("RAS", "SubgraphBlueprint")) for name in found["ras"])
+
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
     def test_nodes_do_not_overlap(self, loaded, name):
         assert loaded[name]["overlaps"] == []

@@ -141,6 +141,15 @@ class TestSchemas:
             for item in [*schema.inputs, *schema.outputs]:
                 assert item.tooltip and len(item.tooltip) > 8, (schema.node_id, item)
 
+    @pytest.mark.parametrize("word", ["speed", "faster", "accelerate", "cache", "region", "skip", "turbo"])
+    def test_search_finds_the_nodes_that_make_sampling_faster(self, nodes, word):
+        schema = nodes["RASPatchModel"].GET_SCHEMA()
+        if not hasattr(schema, "search_aliases"):
+            pytest.skip("this ComfyUI has no search aliases")
+        assert word in schema.search_aliases and "RAS" in schema.search_aliases
+        assert word in nodes["RASKSampler"].GET_SCHEMA().search_aliases
+        assert list(nodes)[:2] == ["RASPatchModel", "RASKSampler"]
+
     def test_sampler_choices_are_comfyuis(self, nodes):
         import nodes as host_nodes
 
