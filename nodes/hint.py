@@ -18,8 +18,8 @@ import folder_paths
 from aiohttp import web
 
 from ..ras_core.config import MAX_STEPS
-from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS
-from ..ras_core.method.family_plans import family_closeness, family_plans
+from ..ras_core.host.outlook import outlook
+from ..ras_core.host.plans import PLAN_SPEEDS
 from .live import add_route
 
 ROUTE = "/multirate_ras/hint"
@@ -54,24 +54,6 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         raise ValueError("no such speed or number of steps")
     family = query.get("family") or family_of_file(query.get("file", ""))
     return outlook(family, speed, steps, query.get("sampler"))
-
-
-def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> dict[str, Any]:
-    """What a run with the plan of a family will do.
-
-    Returns:
-        `time`: its time as a share of that of a run without RAS. `steps` and `dense`: its steps, and how many
-        of them compute the whole image; None with a sampler that has no plans, whose steps stay as they are.
-        `closeness`: dB, see `family_closeness`; None if it was not measured with this family and sampler.
-    """
-    answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
-    if sampler and sampler not in PLAN_SAMPLERS:
-        return answer
-    plans = family_plans(family)
-    plan = plans.best(speed, sampler or None)
-    closeness = family_closeness(family, speed) if plan == plans.best(speed) else None
-    plan = plan.resized(steps)
-    return answer | {"steps": plan.steps, "dense": len(plan.dense_steps), "closeness": closeness}
 
 
 def family_of_file(name: str) -> str | None:

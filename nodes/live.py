@@ -164,6 +164,9 @@ def end_message(trace: Trace | None) -> dict[str, Any]:
         "regional_steps": trace.regional_steps,
         "share": round(trace.token_share, 4),
         "speedup": trace.measured_speedup,
+        "busy": trace.is_disturbed,
+        "accelerated": trace.is_accelerated,
+        "reason": trace.reason,
         "timeline": [_timeline_entry(step) for step in trace.steps],
     }
 

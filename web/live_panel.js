@@ -2,11 +2,11 @@
 
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { describeStep, Timeline } from "./timeline.js";
+import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
 const BELOW_IMAGE = 86; // two lines of text, the timeline, and the gaps between them
-const LEGEND = "bright: computed · dark: reused";
 const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
@@ -30,7 +30,7 @@ export class LivePanel {
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
-    this.headline.textContent = message.plan || LEGEND;
+    this.say(message.plan || say("legend"));
   }
 
   /** Shows a step that is being computed. */
@@ -56,8 +56,14 @@ export class LivePanel {
     this.isRunning = false;
     this.total = message.steps;
     message.timeline.forEach((step) => this.remember(step));
-    this.headline.textContent = describeRun(message);
+    this.say(describeRun(message), !message.accelerated || message.reason);
     this.choose(message.timeline.at(-1)?.step ?? 0);
+  }
+
+  /** Shows a line of text below the timeline; an explanation may take two lines. */
+  say(text, isExplanation = false) {
+    this.headline.textContent = this.headline.title = text;
+    this.headline.classList.toggle("multirate-ras-reason", Boolean(isExplanation));
   }
 
   remember({ step, kind, share, mask }) {
@@ -72,8 +78,9 @@ export class LivePanel {
     if (!step) return;
     const text = describeStep(index, this.total, step);
     this.caption.textContent = text.replace(" of ", "/"); // nodes may be narrow
+    this.caption.title = text;
     this.caption.style.setProperty("--kind", COLOURS[step.kind]);
-    this.canvas.setAttribute("aria-label", `${text}. Bright regions are computed, dark ones reused.`);
+    this.canvas.setAttribute("aria-label", say("label", { text }));
     this.timeline.show(this.steps, this.total, index, !this.isRunning);
     this.draw();
   }
@@ -190,10 +197,14 @@ function isNodes2() {
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
-function describeRun({ plan, share, speedup }) {
+/** One line about a finished run: why it was not accelerated as planned, or what it has computed. */
+function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
+  if (!accelerated) return say("nothing", { reason: reason || say("noRegional") });
+  if (reason) return say("less", { reason });
   if (plan) return plan; // the measured figure compares with as many dense steps, the plan with more of them
-  const tokens = `${Math.round(share * 100)} % of all tokens`;
-  return speedup ? `${tokens} · ${speedup.toFixed(2)}× speed` : tokens;
+  const parts = [say("tokens", { share: Math.round(share * 100) })];
+  if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
+  return parts.join(" · ");
 }
 
 /** The preview as a bitmap; null if there is none or it cannot be decoded, so that the regions are still drawn. */

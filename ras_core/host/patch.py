@@ -182,7 +182,7 @@ class RASPatch:
             return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
-        given = replace(given, sigmas=settings.sigmas)
+        asked, given = given.steps, replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
         progress, trace = Progress(wrappers.finish_step, given.callback), None
         ours = replace(
@@ -191,7 +191,8 @@ class RASPatch:
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            trace = replace(wrappers.finish(), plan=settings.plan)
+            told = {"plan": settings.plan, "shortfall": settings.shortfall, "asked_steps": asked}
+            trace = replace(wrappers.finish(), **told)
             trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())

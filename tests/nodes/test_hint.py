@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from ras_pack.nodes.hint import answer_to, family_of, family_of_file, outlook
+from ras_pack.nodes.hint import answer_to, family_of, family_of_file
+from ras_pack.ras_core.host.outlook import outlook
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS
 from support.comfy import ROOT
 
