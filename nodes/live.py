@@ -17,7 +17,9 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -41,6 +43,21 @@ _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made fr
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
 
 
+_part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
+
+
+@contextmanager
+def part_of_node(number: int, total: int) -> Iterator[None]:
+    """While this context is open, the live view says that a run is run `number` of `total` of its node. Runs
+    with number 0, such as a warm-up, are not shown.
+    """
+    token = _part.set((number, total))
+    try:
+        yield
+    finally:
+        _part.reset(token)
+
+
 def open_view(grid: Any) -> View | None:
     """The live view of a run that starts now, for the browser that queued the run; None if this browser does
     not watch, or if the view cannot be opened.
@@ -61,7 +78,8 @@ def _open_view(grid: Any) -> View | None:
     if server is None or not _is_watching(server, client):
         return None
     node = _executing_node(server)
-    if node is None:
+    part = _part.get()
+    if node is None or (part and part[0] == 0):
         return None
     about = {
         "node": node,
@@ -69,7 +87,7 @@ def _open_view(grid: Any) -> View | None:
         "grid": list(grid.shape[-2:]),
         "latent": list(grid.size[-2:]),
         "patch": list(grid.patch[-2:]),
-    }
+    } | ({"part": part} if part else {})
     return LiveView(
         about, partial(server.send_sync, EVENT, sid=client), partial(_is_watching, server, client)
     )

@@ -35,8 +35,8 @@ function makeCompact(node, advanced) {
     update();
   });
   follow(node, "onConnectionsChange", update);
-  follow(node, "onConfigure", ({ size }) => {
-    const all = node.properties[MARK] ? 0 : advanced.filter((widget) => widget.hidden).length;
+  follow(node, "onConfigure", ({ size, properties }) => {
+    const all = properties?.[MARK] ? 0 : advanced.length;
     node.properties[MARK] = true;
     if (speed?.value === CUSTOM) node.showAdvanced = true;
     update();

@@ -23,19 +23,20 @@ export class LivePanel {
 
   /** Starts a new run, and forgets the last one. */
   start(message) {
-    const { grid, latent, patch, steps, prompt_id } = message;
-    this.run = { grid, latent, patch, promptId: prompt_id };
+    const { grid, latent, patch, steps, prompt_id, part } = message;
+    this.run = { grid, latent, patch, promptId: prompt_id, part };
     this.total = steps;
     this.steps = new Map();
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
-    this.say(message.plan || say("legend"));
+    this.say(this.numbered(message.plan || say("legend")));
   }
 
   /** Shows a step that is being computed. */
   showStep(message) {
-    if (!this.isRunning || message.prompt_id !== this.run.promptId || this.steps.size === 0) {
+    const isSame = message.prompt_id === this.run.promptId && message.part?.[0] === this.run.part?.[0];
+    if (!this.isRunning || !isSame || this.steps.size === 0) {
       this.start(message);
       this.fit();
     }
@@ -51,17 +52,39 @@ export class LivePanel {
     this.draw();
   }
 
+  /** What is needed to show a finished run again in another panel. */
+  get finished() {
+    const { run, total, steps, previews, chosen, text } = this;
+    return { run, total, steps, previews, chosen, text };
+  }
+
+  /** Shows a run that another panel has shown to its end. */
+  restore({ text, chosen, ...run }) {
+    Object.assign(this, run, { isRunning: false });
+    this.say(...text);
+    this.fit();
+    this.choose(chosen);
+  }
+
   /** Shows the timeline of a finished run, in which the user can choose a step. */
   showTimeline(message) {
     this.isRunning = false;
     this.total = message.steps;
     message.timeline.forEach((step) => this.remember(step));
-    this.say(describeRun(message), !message.accelerated || message.reason);
+    const isFirst = message.part && message.part[0] < message.part[1]; // a run without RAS, to compare with
+    this.say(this.numbered(isFirst ? "" : describeRun(message)), !isFirst && message.reason);
     this.choose(message.timeline.at(-1)?.step ?? 0);
+  }
+
+  /** A line of text with the number of the run, if its node does several runs. */
+  numbered(text) {
+    const { part } = this.run;
+    return [part && say("run", { run: part[0], runs: part[1] }), text].filter(Boolean).join(" · ");
   }
 
   /** Shows a line of text below the timeline; an explanation may take two lines. */
   say(text, isExplanation = false) {
+    this.text = [text, isExplanation];
     this.headline.textContent = this.headline.title = text;
     this.headline.classList.toggle("multirate-ras-reason", Boolean(isExplanation));
   }
@@ -126,9 +149,28 @@ export class LivePanel {
       getMinHeight: () => this.height(),
     });
     this.widget.serialize = false; // not part of a saved workflow
-    keepOutOfSubgraph(node);
+    keepOutOfFile(node);
+    mounted.set(node, this);
     this.heightBefore = node.size[1];
+    if (!isNodes2() && !node.widgets.includes(this.widget)) this.addBelow();
     this.fit();
+  }
+
+  /** In the classic canvas, a subgraph node lays out the widgets of its inputs only: adds the panel below them. */
+  addBelow() {
+    const { node } = this;
+    this.sizeWithout = node.computeSize;
+    node.computeSize = (...args) => {
+      const [width, height] = this.sizeWithout.apply(node, args);
+      Object.assign(this.widget, { y: height, computedHeight: this.height() });
+      return [width, height + this.height()];
+    };
+  }
+
+  /** How much of the node's height the panel has added. */
+  get growth() {
+    const { node, heightBefore } = this;
+    return Math.max(isNodes2() ? node.size[1] - heightBefore : this.grown, 0);
   }
 
   /** Removes a preview that a run without RAS has left in the node, but no output images. */
@@ -150,7 +192,9 @@ export class LivePanel {
   fit() {
     const { node } = this;
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
-    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    const height = Math.max(node.size[1], node.computeSize()[1]);
+    this.grown = (this.grown ?? 0) + height - node.size[1];
+    node.setSize([node.size[0], height]);
     node.graph?.setDirtyCanvas(true, true);
   }
 
@@ -171,24 +215,37 @@ export class LivePanel {
     this.turn = NaN; // discards a drawing in progress
     this.timeline.remove();
     this.element.remove();
-    if (!node.widgets?.includes(this.widget)) return;
-    node.removeWidget(this.widget);
-    node.setSize([node.size[0], Math.max(this.heightBefore, node.computeSize()[1])]);
+    mounted.delete(node);
+    const height = Math.max(this.heightBefore, node.size[1] - this.growth);
+    if (this.sizeWithout) {
+      delete node.computeSize;
+      this.widget.onRemove?.();
+    } else {
+      if (!node.widgets?.includes(this.widget)) return;
+      node.removeWidget(this.widget);
+    }
+    node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
     node.graph?.setDirtyCanvas(true, true);
   }
 }
 
 const cleanNodes = new WeakSet();
+const mounted = new WeakMap(); // node -> its panel
 
-/** A subgraph node saves the names of all its widgets, even of those that are not serialised: removes ours. */
-function keepOutOfSubgraph(node) {
-  if (!node.subgraph || cleanNodes.has(node)) return;
+/**
+ * Keeps the panel out of saved workflows: a node is saved with the height that it has without the panel. A subgraph
+ * node saves the names of all its widgets, even of those that are not serialised; ours is removed.
+ */
+function keepOutOfFile(node) {
+  if (cleanNodes.has(node)) return;
   cleanNodes.add(node);
   const { onSerialize } = node;
   node.onSerialize = function (saved) {
     const answer = onSerialize?.apply(this, arguments);
     const names = saved.properties?.proxyWidgets;
     if (Array.isArray(names)) saved.properties.proxyWidgets = names.filter(([, name]) => name !== WIDGET);
+    const panel = mounted.get(node);
+    if (panel) saved.size = [saved.size[0], saved.size[1] - panel.growth];
     return answer;
   };
 }

@@ -5,11 +5,12 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { drop, dropAll, dropRunning, viewOf, views } from "./views.js";
+import { drop, dropAll, dropRunning, forget, keep, lastNode, restoreKept, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
+const SETTLED = 300; // milliseconds after a workflow was loaded
 const SETTING = "MultirateRAS.LiveView";
 
 const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
@@ -65,6 +66,10 @@ app.registerExtension({
     foreignPromptId = promptId;
     dropAll();
   },
+
+  afterConfigureGraph() {
+    setTimeout(restoreKept, SETTLED); // the front end then knows which workflow is open
+  },
 });
 
 function endAll() {
@@ -104,6 +109,7 @@ function receive(message) {
     viewOf(message.node)?.each((panel) => panel.showStep(message));
   } else if (message.finished) {
     views.get(message.node)?.each((panel) => panel.showTimeline(message));
+    if (views.has(message.node)) keep(message.node);
   } else {
     drop(message.node);
   }
@@ -116,7 +122,10 @@ function countSteps({ prompt_id, nodes }) {
     // A node that now samples without RAS must not show the timeline of its last run.
     const view = views.get(id);
     const isSampling = state.state === "running" && state.value > 0;
-    if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) drop(id);
+    if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) {
+      forget(id);
+      drop(id);
+    }
   }
 }
 
@@ -124,7 +133,10 @@ function countSteps({ prompt_id, nodes }) {
 function takePreview(event) {
   const { blob, displayNodeId } = event.detail;
   const view = views.get(displayNodeId);
-  if (!view?.isRunning) return;
+  if (!view?.isRunning) {
+    if (isEnabled && lastNode(displayNodeId)?.comfyClass === "RASCompare") event.stopImmediatePropagation();
+    return; // RAS Compare shows neither its warm-up nor its run in fewer steps
+  }
   const step = Math.max((finishedSteps.get(displayNodeId) ?? 1) - 1, 0);
   view.each((panel) => panel.addPreview(step, blob));
   if (view.hasPlace) event.stopImmediatePropagation();

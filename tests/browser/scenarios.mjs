@@ -43,17 +43,28 @@ async function run(browser, { workflow, name, sampler }) {
   await page.screenshot(`run_${name}_after`);
   const scrubbed = await scrub(page);
   await page.screenshot(`run_${name}_scrubbed`);
+  const kept = { shown: await page.shownPictures(), saved: await page.saved(sampler), hostPictures: await page.hostPictures(sampler) };
+  const returned = await leaveAndReturn(page, workflow);
   return {
-    end, before, after, scrubbed, pictures,
+    end, before, after, scrubbed, pictures, returned, ...kept,
     isNodes2: await page.page.evaluate(() => Boolean(LiteGraph.vueNodesMode)),
-    saved: await page.saved(sampler),
-    hostPictures: await page.hostPictures(sampler),
-    shown: await page.shownPictures(),
     messages: page.messages,
     otherMessages: other.messages,
     otherPanel: await other.panel(),
     problems: [...page.problems, ...other.problems],
   };
+}
+
+/** Opens the same template in another tab, and returns to the first one. */
+async function leaveAndReturn(page, workflow) {
+  await page.load(workflow);
+  await page.settle(600);
+  const away = await page.panel();
+  await page.openTab(-2);
+  await page.waitForPanel(10_000).catch(() => null);
+  await page.settle(400);
+  await page.screenshot("returned");
+  return { away, back: await page.panel() };
 }
 
 /** By keyboard alone: to the first step, two on, to the last. */
@@ -162,7 +173,57 @@ async function downstream(browser, { workflow, sampler }) {
   await page.settle(600);
   await page.screenshot("downstream");
   const seen = { widgets: await page.widgetNames("KSampler"), panel: await page.panel(), messages: [...page.messages] };
-  return { end, ...seen, compact: await compact(page), turnedOff: await turnOff(page), problems: page.problems };
+  const [rows, turnedOff, compared] = [await compact(page), await turnOff(page), await compare(page)];
+  return { end, ...seen, compact: rows, turnedOff, compared, problems: page.problems };
+}
+
+/** RAS Compare in place of the sampler: its live view, its slider, and what is saved of it. */
+async function compare(page) {
+  await page.page.evaluate(() => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const [sampler, model] = [one("KSampler"), one("RASDemoModel")];
+    const node = LiteGraph.createNode("RASCompare");
+    node.pos = [sampler.pos[0], sampler.pos[1]];
+    app.graph.add(node);
+    model.connect(0, node, "model");
+    model.connect(1, node, "vae");
+    for (const name of ["positive", "negative", "latent_image"]) {
+      sampler.getInputNode(sampler.findInputSlot(name)).connect(0, node, name);
+    }
+    for (const type of ["SaveImage", "PreviewImage", "RASMaskPreview", "VAEDecode", "RASTrace", "RASPatchModel", "KSampler"]) {
+      app.graph.nodes.filter((other) => other.type === type).forEach((other) => app.graph.remove(other));
+    }
+  });
+  await page.set("RASCompare", { seed: NEW_SEED(), steps: 8, cfg: 3.5 });
+  await page.centre("RASCompare");
+  const before = await page.saved("RASCompare");
+  const queued = await page.queue();
+  await page.waitForPanel();
+  const during = await page.panel();
+  const end = await queued.end();
+  await page.settle(1200);
+  await page.screenshot("compare");
+  const shown = page.page.locator(".multirate-ras-compare");
+  await shown.locator("button").nth(1).click();
+  await shown.locator("input").focus();
+  await page.page.keyboard.press("Home");
+  await page.settle(200);
+  const found = await page.page.evaluate(() => {
+    const slider = document.querySelector(".multirate-ras-compare");
+    const [before, after] = slider.querySelectorAll("img");
+    const { widgets } = app.graph.nodes.find((node) => node.type === "RASCompare");
+    return {
+      buttons: [...slider.querySelectorAll("button")].map((one) => one.textContent),
+      right: slider.querySelector(".multirate-ras-right").textContent,
+      figures: slider.querySelector(".multirate-ras-figures").textContent,
+      clip: after.style.clipPath,
+      sizes: [before.naturalWidth, after.naturalWidth],
+      shown: [before.clientWidth, before.clientHeight],
+      widgets: widgets.map((one) => one.name),
+    };
+  });
+  const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
+  return { before, during, end, after, saved: await page.saved("RASCompare") };
 }
 
 /** RAS Patch Model's rows and hint: as added, with speed = custom, and with the advanced inputs shown. */
@@ -269,13 +330,13 @@ async function subgraph(browser, { workflow, sampler }) {
   const end = await (await page.queue()).end();
   await page.settle(400);
   await page.screenshot("subgraph_outside");
-  const [outside, nested] = [await page.panel(), await page.savedSubgraph()];
+  const [outside, nested, place] = [await page.panel(), await page.savedSubgraph(), await page.panelInSubgraph()];
   await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
   await page.centre(sampler);
   await page.settle(600);
   await page.screenshot("subgraph_inside");
   const inside = await page.panel();
-  return { end, outside, inside, before, nested, messages: page.messages, problems: page.problems };
+  return { end, outside, inside, before, nested, place, messages: page.messages, problems: page.problems };
 }
 
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */

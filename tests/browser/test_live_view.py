@@ -4,6 +4,7 @@ Each scenario writes screenshots to tests/browser/output for visual inspection.
 """
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -108,6 +109,13 @@ class TestRun:
         assert report["hostPictures"] == 0
         assert report["saved"]["widgets"] == report["before"]["widgets"]
         assert report["saved"]["inputs"] == report["before"]["inputs"]
+        assert report["saved"]["height"] == report["before"]["height"]
+
+    def test_the_timeline_is_there_again_after_a_look_at_another_workflow(self, report):
+        returned, last = report["returned"], report["scrubbed"][-1]
+        assert returned["away"] is None
+        assert returned["back"]["isOver"] and returned["back"]["headline"] == last["headline"]
+        assert returned["back"]["sliderMax"] == STEPS
 
     def test_another_client_gets_nothing(self, report):
         assert report["otherMessages"] == []
@@ -182,6 +190,23 @@ class TestPatchModel:
         assert found["shown"]["SaveImage"] == found["shown"]["RASMaskPreview"] == 1
         assert found["panel"] is None
 
+    def test_compare_shows_a_slider_over_both_images(self, report):
+        found = report["compared"]
+        assert found["end"] == "execution_success"
+        assert found["during"]["headline"].startswith("1 of 2")
+        after = found["after"]
+        assert after["buttons"] == ["with RAS", "fewer steps (4)"] and after["right"] == "fewer steps (4)"
+        assert re.match(r"(about )?\d\.\d× faster .*closeness \d\.\d\d", after["figures"])
+        assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
+        assert min(after["shown"]) > 350  # large enough to see something
+
+    def test_compare_shows_one_result_and_does_not_save_it(self, report):
+        found = report["compared"]
+        assert found["after"]["panel"] is None and found["after"]["hostPictures"] == 0
+        assert "multirate_ras_live" not in found["after"]["widgets"]
+        for key in ("widgets", "inputs", "height"):
+            assert found["saved"][key] == found["before"][key]
+
 
 def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
     """The live view is shown after the user switches from one kind of nodes to the other (Nodes 2.0, or
@@ -197,4 +222,5 @@ def test_a_subgraph_node_shows_it_and_does_not_save_it(drive):
     assert report["end"] == "execution_success"
     assert report["outside"]["isOver"] and min(report["outside"]["size"]) > 100
     assert report["nested"] == report["before"]
+    assert min(report["place"]) > -1  # below the slots and widgets, and inside the node
     assert ours(report["problems"]) == []

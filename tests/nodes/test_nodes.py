@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import re
 import sys
 from functools import partial
 
@@ -63,7 +64,7 @@ OUTPUTS = {
     "RASKSampler": ["LATENT", "RAS_TRACE"],
     "RASPaperSettings": ["RAS_PAPER"],
     "RASSampler": ["SAMPLER"],
-    "RASCompare": ["IMAGE"] * 5,
+    "RASCompare": ["IMAGE"] * 6,
     "RASTrace": ["LATENT", "RAS_TRACE"],
     "RASMaskPreview": ["IMAGE", "IMAGE"],
     "RASDemoModel": ["MODEL", "VAE"],
@@ -339,14 +340,22 @@ class TestCompare:
 
         settings = _settings(paper=paper and _paper(nodes, **paper))
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **settings)
-        dense, ras, difference, comparison, summary = result.args
-        assert dense.shape == ras.shape == difference.shape == (2, 128, 128, 3)
+        dense, ras, difference, comparison, summary, fewer = result.args
+        assert dense.shape == ras.shape == difference.shape == fewer.shape == (2, 128, 128, 3)
         assert difference.max() > 0
         assert comparison.ndim == summary.ndim == 4
         settings = _settings(paper=paper and _paper(nodes), sample_ratio=1.0)
         expected = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)
         assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
         assert result.ui["ras"][0]["regional_steps"] == 4
+        # Half of the tokens in half of the steps: 8 steps at the cost of about 6.
+        (slider,) = result.ui["ras_compare"]
+        assert slider["steps"] == {"dense": 8, "ras": 8, "fewer": 6} and slider["accelerated"]
+        expected = _execute(
+            nodes["RASKSampler"], model=sd3.build(), **{**sampler_inputs, "steps": 6}, **settings
+        )
+        assert torch.equal(fewer, Vae().decode(expected[0]["samples"]))
+        assert 0 < slider["closeness"]["ras"] <= 1
 
     def test_a_speed_against_all_steps(self, nodes, sd3, sampler_inputs):
         class Vae:
@@ -363,7 +372,9 @@ class TestCompare:
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
         ras = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings)
         image = np.zeros((16, 16, 3))
-        assert "(expected 2.00x)" in headline(image, image, (dense[1], ras[1]))
+        assert ras[1].against(dense[1]).expected_speedup == pytest.approx(2)
+        assert re.match(r"(about )?\d\.\d\dx faster", headline(image, image, (dense[1], ras[1])))
+        assert result.ui["ras_compare"][0]["steps"]["fewer"] == 6
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
