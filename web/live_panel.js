@@ -100,7 +100,7 @@ export class LivePanel {
     const step = this.steps.get(index);
     if (!step) return;
     const text = describeStep(index, this.total, step);
-    this.caption.textContent = text.replace(" of ", "/"); // nodes may be narrow
+    this.caption.textContent = describeStep(index, this.total, step, "caption"); // nodes may be narrow
     this.caption.title = text;
     this.caption.style.setProperty("--kind", COLOURS[step.kind]);
     this.canvas.setAttribute("aria-label", say("label", { text }));

@@ -7,9 +7,9 @@ const HEIGHT = 34;
 const MARKER = 6; // height of the triangle under the chosen step
 const KEYS = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"]);
 
-/** One line of text about a step of `total`. */
-export function describeStep(index, total, step) {
-  return say("step", { step: index + 1, total, kind: say(step.kind), share: Math.round(step.share * 100) });
+/** One line of text about a step of `total`; `form` is "step", or "caption" for a narrow node. */
+export function describeStep(index, total, step, form = "step") {
+  return say(form, { step: index + 1, total, kind: say(step.kind), share: Math.round(step.share * 100) });
 }
 
 export class Timeline {

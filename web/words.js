@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 const WORDS = {
   en: {
     step: "Step {step} of {total} · {kind} · {share} % of tokens",
+    caption: "Step {step}/{total} · {kind} · {share} %",
     regional: "regional", dense: "dense", reset: "error reset",
     legend: "bright: computed · dark: reused",
     label: "{text}. Bright regions are computed, dark ones reused.",
@@ -31,6 +32,7 @@ const WORDS = {
   },
   de: {
     step: "Schritt {step} von {total} · {kind} · {share} % der Token",
+    caption: "Schritt {step}/{total} · {kind} · {share} %",
     regional: "regional", dense: "vollständig", reset: "Fehler-Reset",
     legend: "hell: berechnet · dunkel: wiederverwendet",
     label: "{text}. Helle Regionen werden berechnet, dunkle wiederverwendet.",
@@ -57,6 +59,7 @@ const WORDS = {
   },
   ja: {
     step: "ステップ {step} / {total} · {kind} · トークンの {share} %",
+    caption: "ステップ {step}/{total} · {kind} · {share} %",
     regional: "部分計算", dense: "全計算", reset: "誤差リセット",
     legend: "明: 計算 · 暗: 再利用",
     label: "{text}。明るい領域は計算され、暗い領域は再利用されます。",
@@ -83,6 +86,7 @@ const WORDS = {
   },
   zh: {
     step: "第 {step} 步，共 {total} 步 · {kind} · {share} % 的 token",
+    caption: "第 {step}/{total} 步 · {kind} · {share} %",
     regional: "局部", dense: "完整", reset: "误差重置",
     legend: "亮：计算 · 暗：复用",
     label: "{text}。亮的区域被计算，暗的区域被复用。",
