@@ -5,12 +5,12 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { drop, dropAll, dropRunning, forget, keep, lastNode, restoreKept, viewOf, views } from "./views.js";
+import { drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, restoreKept, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
-const SETTLED = 300; // milliseconds after a workflow was loaded
+const LONGEST_OPENING = 4000; // milliseconds
 const SETTING = "MultirateRAS.LiveView";
 
 const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
@@ -18,6 +18,7 @@ let announced = null; // last announcement to the server
 let key = ""; // shows the server that this browser receives the messages of its client id
 let isEnabled = true;
 let promptId = null; // the running prompt
+let leftWorkflow = null; // that was open before the current graph was loaded
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
 
 // Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
@@ -64,11 +65,18 @@ app.registerExtension({
 
   beforeConfigureGraph() {
     foreignPromptId = promptId;
+    leftWorkflow = openWorkflow();
     dropAll();
   },
 
   afterConfigureGraph() {
-    setTimeout(restoreKept, SETTLED); // the front end then knows which workflow is open
+    const [left, start] = [leftWorkflow, performance.now()];
+    // The front end says only later which workflow is open now; after an undo, it is the same one.
+    const restore = () => {
+      if (openWorkflow() !== left || performance.now() > start + LONGEST_OPENING) restoreKept();
+      else setTimeout(restore, 100);
+    };
+    restore();
   },
 });
 

@@ -92,7 +92,12 @@ export function restoreKept() {
 }
 
 function keyOf(id) {
-  return `${app.extensionManager?.workflow?.activeWorkflow?.key} ${(app.rootGraph ?? app.graph).id} ${id}`;
+  return `${openWorkflow()} ${(app.rootGraph ?? app.graph).id} ${id}`;
+}
+
+/** The front end's key of the workflow that is open. */
+export function openWorkflow() {
+  return app.extensionManager?.workflow?.activeWorkflow?.key;
 }
 
 /** Drops the views of runs that have not finished, as after an interrupt or an error. */

@@ -196,6 +196,7 @@ async function compare(page) {
   });
   await page.set("RASCompare", { seed: NEW_SEED(), steps: 8, cfg: 3.5 });
   await page.centre("RASCompare");
+  await page.settle(800); // Nodes 2.0 measures a node when it is shown
   const before = await page.saved("RASCompare");
   const queued = await page.queue();
   await page.waitForPanel();
