@@ -52,6 +52,7 @@ class Slider {
     this.node = node;
     this.ratio = 1; // height / width of the images
     this.build();
+    const [, heightBefore] = node.size;
     const widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false,
       hideOnZoom: false,
@@ -62,7 +63,8 @@ class Slider {
     const { onSerialize } = node;
     node.onSerialize = (saved, ...more) => {
       const answer = onSerialize?.call(node, saved, ...more);
-      saved.size = [saved.size[0], saved.size[1] - this.grown];
+      // In Nodes 2.0 the height of a node follows from what it shows.
+      saved.size = [saved.size[0], LiteGraph.vueNodesMode ? heightBefore : saved.size[1] - this.grown];
       return answer;
     };
     this.fit(); // before the canvas makes room for the widget by itself
