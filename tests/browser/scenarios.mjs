@@ -315,7 +315,13 @@ async function otherNodes(browser, { workflow, sampler }) {
   const end = await (await page.queue()).end();
   await page.settle(600);
   await page.screenshot("other_nodes");
-  return { end, panel: await page.panel(), messages: page.messages, problems: page.problems };
+  const panel = await page.panel();
+  await page.set(sampler, { seed: NEW_SEED(), steps: 2 }); // too few for a regional step
+  await (await page.queue()).end();
+  await page.settle(400);
+  await page.screenshot("not_accelerated");
+  const short = await page.panel();
+  return { end, panel, short, messages: page.messages, problems: page.problems };
 }
 
 /** The sampler inside a subgraph: nothing breaks, and inside it the view is there. */

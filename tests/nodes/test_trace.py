@@ -13,9 +13,11 @@ from ras_pack.nodes import compare
 from ras_pack.nodes.live import end_message
 from ras_pack.nodes.mask_preview import RASMaskPreview
 from ras_pack.nodes.trace import RASTrace
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import RASConfig, Window
 from ras_pack.ras_core.host import traces
+from ras_pack.ras_core.host.outer_sample import CustomSettings
 from ras_pack.ras_core.host.patch import NO_RUN, OTHER_LATENT, last_trace, patch_model
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.render import comparison, frames, masks
 from support.sampling import FAST, STEPS, sample
 
@@ -192,6 +194,31 @@ class TestNumbers:
         assert len(found) == 3  # headline, the summary, the log
         expected = {each for line in shown for each in re.findall(r"expected (\d+\.\d\d)x", line)}
         assert expected == {f"{stats['expected_speedup']:.2f}"}
+
+
+class TestReason:
+    """The live view says why nothing, or less than planned, was accelerated."""
+
+    def _end(self, sd3, settings, steps: int, sampler: str = "euler") -> dict:
+        model = patch_model(sd3.build(), settings)
+        sample(model, sd3, sd3.noise(8, 8), sampler=sampler, steps=steps)
+        assert last_trace(model).as_dict()["reason"] == last_trace(model).reason
+        return end_message(last_trace(model))
+
+    def test_as_planned(self, sd3):
+        end = self._end(sd3, FAST, steps=10)
+        assert (end["accelerated"], end["reason"]) == (True, "")
+        end = self._end(sd3, Speed("2x"), steps=10)  # fewer steps, all dense
+        assert (end["accelerated"], end["reason"], end["regional_steps"]) == (True, "", 0)
+
+    def test_too_few_steps_for_a_regional_one(self, sd3):
+        end = self._end(sd3, CustomSettings(RASConfig(sample_ratio=0.5), Window()), steps=2)
+        assert not end["accelerated"] and end["reason"].startswith("no regional step fits")
+
+    def test_a_speed_that_the_steps_cannot_reach(self, sd3):
+        end = self._end(sd3, Speed("3x"), steps=3, sampler="lms")
+        assert "is all that 3 steps can reach" in end["reason"]
+        assert "the noise levels are kept" in end["reason"]
 
 
 def test_a_dense_run_by_request_has_nothing_to_explain(sd3):
