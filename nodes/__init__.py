@@ -11,7 +11,7 @@ To add a setting of the paper's method, add a field to `PaperSettings` and an in
 
 To show more in the live view, add a field to `LiveStep` (ras_core/run/live.py). The module `live` sends the
 fields to the browser. There web/live_view.js receives them, and live_panel.js, mask_overlay.js and
-timeline.js draw them.
+timeline.js draw them. The module `hint` says before a run what it will do; web/hint.js shows that.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from comfy_api.latest import ComfyExtension, io
 from .compare import RASCompare
 from .custom_sampler import RASSampler
 from .demo import RASDemoModel, RASDemoPrompt
+from .hint import register_hint
 from .live import register_route
 from .lumina_next import RASLuminaNextLoader
 from .mask_preview import RASMaskPreview
@@ -38,19 +39,20 @@ class MultirateRASExtension(ComfyExtension):
         return [
             RASPatchModel,
             RASKSampler,
-            RASPaperSettings,
-            RASSampler,
+            RASCompare,
+            RASCalibrate,
             RASTrace,
             RASMaskPreview,
-            RASCompare,
+            RASPaperSettings,
+            RASSampler,
+            RASScheduler,
+            RASLuminaNextLoader,
             RASDemoModel,
             RASDemoPrompt,
-            RASLuminaNextLoader,
-            RASCalibrate,
-            RASScheduler,
         ]
 
 
 async def comfy_entrypoint() -> MultirateRASExtension:
     register_route()
+    register_hint()
     return MultirateRASExtension()

@@ -1,4 +1,6 @@
-"""RASCompare: samples the same image without RAS (all steps dense) and with RAS, and compares the two."""
+"""RASCompare: samples the same image without RAS (all steps dense), with RAS, and without RAS in so few steps
+that they cost as much as the run with RAS, and compares these images.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,19 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..ras_core.config import Window
-from ..ras_core.render.comparison import comparison_image, difference
+from ..ras_core.render.comparison import Run, comparison_image, difference, ssim
 from ..ras_core.render.masks import summary_image
-from ..ras_core.run.trace import Trace
+from .live import part_of_node
 from .retired import ACCEPT_ALL, HIDDEN
 from .sampler import sample_with_trace, sampler_inputs
-from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, settings_inputs
+from .settings import CATEGORY, CUSTOM, SettingsNode, chosen_settings, found_by, settings_inputs
+
+RUNS = 2
+"""Runs that the live view shows: dense, and with RAS, but not the warm-up and the run in fewer steps."""
 
 
 class RASCompare(SettingsNode):
-    """Takes the inputs of RASKSampler and a VAE; outputs both images, their difference and a summary."""
+    """Takes the inputs of RASKSampler and a VAE; outputs the images, their difference and a summary."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,9 +31,10 @@ class RASCompare(SettingsNode):
             node_id="RASCompare",
             display_name="RAS Compare",
             category=CATEGORY,
-            description="Samples the same image without and with RAS. Shows both images, their difference, "
-            "PSNR and SSIM between them, the times of both runs, and what each step computed. Use this node "
-            "to find settings you like.",
+            **found_by("compare", "before after", "speed", "quality", "benchmark"),
+            description="Samples the same image without RAS, with RAS, and without RAS in so few steps that "
+            "it takes as long as with RAS. A slider in the node compares the images; a line says how much "
+            "faster RAS was and how close its image is. Use this node to find settings you like.",
             inputs=[
                 *sampler_inputs(),
                 *settings_inputs(),
@@ -42,10 +48,14 @@ class RASCompare(SettingsNode):
                 ),
                 io.Image.Output(
                     display_name="comparison",
-                    tooltip="Both images and their difference, with times, PSNR and SSIM.",
+                    tooltip="The images and their difference, with times, PSNR and SSIM.",
                 ),
                 io.Image.Output(
                     display_name="summary", tooltip="What each step of the run with RAS computed."
+                ),
+                io.Image.Output(
+                    display_name="fewer_steps",
+                    tooltip="The image without RAS in fewer steps, which cost as much as the run with RAS.",
                 ),
             ],
             hidden=[*HIDDEN],
@@ -58,16 +68,22 @@ class RASCompare(SettingsNode):
         cls.refuse_in_prompt()
         chosen_settings(inputs)  # refuses wrong settings before minutes of sampling
         cls.check(vae=vae, **inputs)
-        sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first run tunes kernels
-        dense, dense_trace = _image(vae, _dense(inputs))
-        ras, ras_trace = _image(vae, {**inputs, "dense": dense_trace})
-        comparison = comparison_image(dense[0], ras[0], (dense_trace, ras_trace))
-        summary = summary_image(ras_trace, ras)
-        images = [
-            torch.from_numpy(image) for image in (dense, ras, difference(dense, ras), comparison, summary)
-        ]
-        shown = ui.PreviewImage(images[3], cls=cls).as_dict()
-        return io.NodeOutput(*images, ui={**shown, "ras": [ras_trace.as_dict()]})
+        with part_of_node(0, RUNS):
+            sample_with_trace(**{**_dense(inputs), "steps": 1})  # warm-up: the first run tunes kernels
+        dense = _run(vae, 1, _dense(inputs))
+        ras = _run(vae, 2, {**inputs, "dense": dense.trace})
+        fewer = _fewer_steps(vae, inputs, dense, ras)
+        shown = (
+            dense.images,
+            ras.images,
+            difference(dense.images, ras.images),
+            comparison_image(dense, ras, fewer),
+            summary_image(ras.trace, ras.images),
+            fewer.images,
+        )
+        slider = _slider(cls, dense, ras, fewer)
+        outputs = [torch.from_numpy(image) for image in shown]
+        return io.NodeOutput(*outputs, ui={"ras_compare": [slider], "ras": [ras.trace.as_dict()]})
 
 
 def _dense(inputs: dict) -> dict:
@@ -80,8 +96,34 @@ def _dense(inputs: dict) -> dict:
     return {**inputs, **dense, "paper": paper and replace(paper, ratio_end=0.0)}
 
 
-def _image(vae, inputs: dict) -> tuple[np.ndarray, Trace]:
-    """Sample and decode one run. Returns its images, (b, H, W, 3) float32 in [0, 1], and its trace."""
-    latent, trace = sample_with_trace(**inputs)
+def _run(vae, number: int, inputs: dict) -> Run:
+    """Sample and decode one run; the live view shows it as run `number`, or not at all for number 0."""
+    with part_of_node(number, RUNS):
+        latent, trace = sample_with_trace(**inputs)
     decoded = vae.decode(latent["samples"])
-    return np.clip(decoded.reshape(-1, *decoded.shape[-3:]).float().cpu().numpy(), 0, 1), trace
+    images = decoded.reshape(-1, *decoded.shape[-3:]).float().cpu().numpy()
+    return Run(np.clip(images, 0, 1), trace)
+
+
+def _fewer_steps(vae, inputs: dict, dense: Run, ras: Run) -> Run:
+    """The run without RAS whose FLOPs are those of the run with RAS; `dense` if there is no such run."""
+    steps = round(inputs["steps"] / max(ras.trace.expected_speedup, 1.0))
+    if not 1 <= steps < inputs["steps"]:
+        return dense
+    # Not in the live view, which keeps showing the run with RAS.
+    return _run(vae, 0, {**_dense(inputs), "steps": steps})
+
+
+def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
+    """What web/compare.js shows in the node: the first image of each run, and the figures."""
+    images = {"dense": dense, "ras": ras, "fewer": fewer}
+    files = {name: ui.PreviewImage(torch.from_numpy(run.images[:1]), cls=cls) for name, run in images.items()}
+    return {
+        "images": {name: dict(file.values[0]) for name, file in files.items()},
+        "steps": {name: run.trace.n_steps for name, run in images.items()},
+        "speedup": None if ras.trace.is_disturbed else ras.trace.measured_speedup,
+        "expected": ras.trace.expected_speedup,
+        "accelerated": ras.trace.is_accelerated,
+        "reason": ras.trace.reason,
+        "closeness": {name: ssim(dense.images[0], images[name].images[0]) for name in ("ras", "fewer")},
+    }

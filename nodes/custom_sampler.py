@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..ras_core.host.samplers import SOLVERS, multirate_sampler
 from .checks import CheckedNode
-from .settings import CATEGORY
+from .settings import CATEGORY, found_by
 
 
 class RASSampler(CheckedNode):
@@ -18,6 +18,7 @@ class RASSampler(CheckedNode):
             node_id="RASSampler",
             display_name="RAS Multirate Sampler",
             category=CATEGORY,
+            **found_by("dpmpp_2m", "euler", "ab2", "Adams-Bashforth"),
             description="A sampler for SamplerCustom and SamplerCustomAdvanced. While RAS skips a region, "
             "the model's last output for this region is reused. When the region is computed again, this "
             "sampler corrects the error that the reuse has caused. Use this sampler with a model from RAS "

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..demo.loader import FAMILIES, load_demo_model
 from ..demo.prompt import encode_prompt
 from .checks import CheckedNode
-from .settings import CATEGORY
+from .settings import CATEGORY, found_by
 
 
 class RASDemoModel(CheckedNode):
@@ -20,6 +20,7 @@ class RASDemoModel(CheckedNode):
             node_id="RASDemoModel",
             display_name="RAS Demo Model",
             category=CATEGORY,
+            **found_by("test", "try", "emoji"),
             description="Loads a small model that the pack includes, to try RAS without a download. The "
             "models were trained on emoji artwork. Use RAS Demo Prompt for the prompts and an image size of "
             "512 x 512.",

@@ -17,7 +17,9 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -30,6 +32,7 @@ from ..ras_core.run.live import LiveStep, View, kind_name
 from ..ras_core.run.trace import Evaluation, Trace
 
 logger = logging.getLogger(__name__)
+Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 EVENT, KEY_EVENT = "multirate_ras.live", "multirate_ras.key"
 ROUTE = "/multirate_ras/live"
@@ -38,6 +41,21 @@ MAX_BODY, MAX_CLIENT_ID = 1024, 128
 
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
+
+
+_part: ContextVar[tuple[int, int] | None] = ContextVar("part", default=None)
+
+
+@contextmanager
+def part_of_node(number: int, total: int) -> Iterator[None]:
+    """While this context is open, the live view says that a run is run `number` of `total` of its node. Runs
+    with number 0, such as a warm-up, are not shown.
+    """
+    token = _part.set((number, total))
+    try:
+        yield
+    finally:
+        _part.reset(token)
 
 
 def open_view(grid: Any) -> View | None:
@@ -60,7 +78,8 @@ def _open_view(grid: Any) -> View | None:
     if server is None or not _is_watching(server, client):
         return None
     node = _executing_node(server)
-    if node is None:
+    part = _part.get()
+    if node is None or (part and part[0] == 0):
         return None
     about = {
         "node": node,
@@ -68,7 +87,7 @@ def _open_view(grid: Any) -> View | None:
         "grid": list(grid.shape[-2:]),
         "latent": list(grid.size[-2:]),
         "patch": list(grid.patch[-2:]),
-    }
+    } | ({"part": part} if part else {})
     return LiveView(
         about, partial(server.send_sync, EVENT, sid=client), partial(_is_watching, server, client)
     )
@@ -163,6 +182,9 @@ def end_message(trace: Trace | None) -> dict[str, Any]:
         "regional_steps": trace.regional_steps,
         "share": round(trace.token_share, 4),
         "speedup": trace.measured_speedup,
+        "busy": trace.is_disturbed,
+        "accelerated": trace.is_accelerated,
+        "reason": trace.reason,
         "timeline": [_timeline_entry(step) for step in trace.steps],
     }
 
@@ -193,10 +215,19 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
 
 def register_route() -> None:
     """Register ROUTE with ComfyUI's server; do nothing if no server runs or ROUTE is already registered."""
+    add_route("post", ROUTE, announce)
+
+
+def add_route(method: str, path: str, handler: Handler) -> None:
+    """Register a route with ComfyUI's server; do nothing if no server runs or the path is already registered.
+
+    Args:
+        method: "get" or "post".
+    """
     server = _server()
-    if server is None or any(getattr(route, "path", None) == ROUTE for route in server.routes):
+    if server is None or any(getattr(route, "path", None) == path for route in server.routes):
         return
-    server.routes.post(ROUTE)(announce)
+    getattr(server.routes, method)(path)(handler)
 
 
 async def announce(request: web.Request) -> web.Response:

@@ -12,7 +12,7 @@ from ..lumina_next.files import TEXT_ENCODER, TRANSFORMER, VAE, Part
 from ..lumina_next.loader import Sources, load_lumina_next
 from ..ras_core.errors import RASError
 from .checks import CheckedNode
-from .settings import CATEGORY
+from .settings import ADVANCED, CATEGORY, found_by
 
 NO_FOLDER = "none"
 FROM_FOLDER = "from folder"
@@ -29,6 +29,7 @@ class RASLuminaNextLoader(CheckedNode):
             node_id="RASLuminaNextLoader",
             display_name="RAS Lumina-Next Loader",
             category=CATEGORY,
+            **found_by("Lumina-T2X", "Lumina-Next-T2I", "diffusers"),
             description="Loads Lumina-Next-T2I in diffusers' layout, from a folder in models/diffusers or "
             "from single files. Outputs MODEL (without RAS), CLIP and VAE. Nothing is downloaded.",
             inputs=[
@@ -39,12 +40,12 @@ class RASLuminaNextLoader(CheckedNode):
                 ),
                 *(_file_input(part) for part in PARTS),
                 io.Combo.Input(
-                    "guidance_channels", options=[FIRST_THREE, ALL], default=FIRST_THREE,
+                    "guidance_channels", options=[FIRST_THREE, ALL], default=FIRST_THREE, **ADVANCED,
                     tooltip="The latent channels to which cfg is applied. The published pipeline applies "
                     "cfg to the first three of the four channels.",
                 ),
                 io.Float.Input(
-                    "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01,
+                    "scaling_watershed", default=1.0, min=0.0, max=1.0, step=0.01, **ADVANCED,
                     tooltip="The time at which the scaling of the position encoding changes; at time 0, the "
                     "image is noise, at time 1, it is finished. Before this time, all frequencies of the "
                     "encoding are scaled to the image size. After it, mainly the low frequencies are "
@@ -93,7 +94,7 @@ def diffusers_folders() -> list[str]:
 def _file_input(part: Part) -> io.Input:
     return io.Combo.Input(
         part.label, options=[FROM_FOLDER, *folder_paths.get_filename_list(part.models)], default=FROM_FOLDER,
-        tooltip={
+        **ADVANCED, tooltip={
             "transformer": "A file in models/diffusion_models that is loaded instead of the folder's "
             "transformer.",
             "text_encoder": "A Gemma-2B file in models/text_encoders that is loaded instead of the folder's "

@@ -8,8 +8,11 @@ from comfy_api.latest import io, ui
 
 from ..ras_core.render.frames import mask_frames
 from ..ras_core.render.masks import summary_image
+from ..ras_core.run.trace import Trace
 from .checks import CheckedNode
-from .settings import CATEGORY, TraceType
+from .settings import CATEGORY, TraceType, found_by
+
+NO_TRACE = "no trace arrives here: the node that makes it is bypassed, muted or not connected"
 
 
 class RASMaskPreview(CheckedNode):
@@ -21,11 +24,12 @@ class RASMaskPreview(CheckedNode):
             node_id="RASMaskPreview",
             display_name="RAS Mask Preview",
             category=CATEGORY,
+            **found_by("mask", "region", "summary"),
             description="Shows which regions each step of a run computed: one image for each step, and a "
-            "summary image of the whole run.",
+            "summary image of the whole run. If there was no RAS in the run, the images say so.",
             inputs=[
-                TraceType.Input("trace", tooltip="The trace of the run to show, from RAS KSampler or RAS "
-                "Trace."),
+                TraceType.Input("trace", optional=True, tooltip="The trace of the run to show, from RAS "
+                "KSampler or RAS Trace."),
                 io.Image.Input(
                     "images", optional=True, tooltip="The finished image, which is shown under the masks. "
                     "If nothing is connected, the masks are drawn on grey.",
@@ -44,8 +48,9 @@ class RASMaskPreview(CheckedNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, trace, images=None) -> io.NodeOutput:
+    def execute(cls, trace=None, images=None) -> io.NodeOutput:
         cls.check(trace=trace, images=images)
+        trace = trace or Trace.empty(NO_TRACE)
         arrays = None if images is None else images.float().cpu().numpy()
         frames = _to_image(mask_frames(trace, arrays))
         summary = _to_image(summary_image(trace, arrays))

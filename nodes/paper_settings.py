@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ras_core.config import MIN_RATIO, Metric, PaperSettings, parse_step_list
 from .checks import CheckedNode
-from .settings import CATEGORY, PaperType
+from .settings import ADVANCED, CATEGORY, PaperType, found_by
 
 
 class RASPaperSettings(CheckedNode):
@@ -20,6 +20,7 @@ class RASPaperSettings(CheckedNode):
             node_id="RASPaperSettings",
             display_name="RAS Paper Settings",
             category=CATEGORY,
+            **found_by("region-adaptive sampling", "std", "l2norm"),
             description="Selects regions by the method of the RAS paper instead of multirate. The paper's "
             "method does not correct skipped regions, so their errors grow until the next dense step. To "
             "keep these errors small, set error_reset_every to a value from 4 to 6. That input is in the "
@@ -62,13 +63,13 @@ def _ranking_inputs() -> list[io.Input]:
             "measure; regions are selected at random, as a baseline to compare with.",
         ),
         io.Float.Input(
-            "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05,
+            "high_ratio", default=1.0, min=0.0, max=1.0, step=0.05, **ADVANCED,
             tooltip="Expert. A regional step skips regions from both ends of the ranking by the input "
             "metric. This value is the share of the skipped regions that come from the end with the high "
             "values; the others come from the low end. With 1, only regions with high values are skipped.",
         ),
         io.Float.Input(
-            "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01,
+            "starvation_scale", default=0.1, min=0.0, max=10.0, step=0.01, **ADVANCED,
             tooltip="Expert. How strongly the selection of the regions to compute prefers regions that were "
             "skipped often. 0: not at all.",
         ),
@@ -78,7 +79,7 @@ def _ranking_inputs() -> list[io.Input]:
 def _schedule_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
-            "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01,
+            "ratio_end", default=0.0, min=0.0, max=1.0, step=0.01, **ADVANCED,
             tooltip="Expert. The share of the image that a regional step computes changes linearly during "
             "the run, from sample_ratio at the first regional step to this value at the last regional "
             f"step. This value must be at least {MIN_RATIO}. 0 keeps the share at sample_ratio.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from .retired import ACCEPT_ALL, HIDDEN
-from .settings import CATEGORY, CUSTOM, SettingsNode, patched, settings_inputs, speed_input
+from .settings import CATEGORY, CUSTOM, FASTER, SettingsNode, found_by, patched, settings_inputs, speed_input
 
 
 class RASPatchModel(SettingsNode):
@@ -17,6 +17,7 @@ class RASPatchModel(SettingsNode):
             node_id="RASPatchModel",
             display_name="RAS Patch Model",
             category=CATEGORY,
+            **found_by("RAS", *FASTER),
             description="Speeds up sampling: most steps compute only those regions of the image that have "
             "probably changed most since they were last computed. Every remaining region reuses the output "
             "that the model last computed for it. Works with any sampler node. Supports Flux, "

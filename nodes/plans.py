@@ -11,7 +11,7 @@ from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, planned_levels, plans_for
 from ..ras_core.render.fronts import front_image
 from .checks import CheckedNode, check_schedule, image_size
-from .settings import CATEGORY, PlanType
+from .settings import CATEGORY, PlanType, found_by
 
 
 class RASCalibrate(CheckedNode):
@@ -23,6 +23,7 @@ class RASCalibrate(CheckedNode):
             node_id="RASCalibrate",
             display_name="RAS Calibrate",
             category=CATEGORY,
+            **found_by("calibrate", "measure", "plan", "schedule"),
             description="Measures at which noise levels your model needs the most sampling steps, tries "
             "plans for speed-ups of 1.5, 2, 2.5 and 3, and saves the best plans for this model and image "
             "size. Run this node once. It takes about as long as sampling 24 images with 28 steps, times "
@@ -87,6 +88,7 @@ class RASScheduler(CheckedNode):
             node_id="RASScheduler",
             display_name="RAS Scheduler",
             category=CATEGORY,
+            **found_by("sigmas", "fewer steps", "speed"),
             description="Outputs the noise levels of a run with fewer steps. They are closer together where "
             "your model needs more steps. For SamplerCustom and SamplerCustomAdvanced, with or without RAS.",
             inputs=[

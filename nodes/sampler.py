@@ -10,7 +10,16 @@ from ..ras_core.host.patch import compare_with, last_trace
 from ..ras_core.run.trace import Trace
 from .checks import check_schedule
 from .retired import ACCEPT_ALL, HIDDEN
-from .settings import CATEGORY, SettingsNode, TraceType, patched, settings_inputs, speed_input
+from .settings import (
+    CATEGORY,
+    FASTER,
+    SettingsNode,
+    TraceType,
+    found_by,
+    patched,
+    settings_inputs,
+    speed_input,
+)
 
 SAMPLING = ("seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "denoise")
 """Names of the inputs that are passed to ComfyUI's `common_ksampler` under the same names."""
@@ -25,6 +34,7 @@ class RASKSampler(SettingsNode):
             node_id="RASKSampler",
             display_name="RAS KSampler",
             category=CATEGORY,
+            **found_by(*FASTER),
             description="KSampler with region-adaptive sampling (RAS). The node also outputs the trace of "
             "the run, which says what each step computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],

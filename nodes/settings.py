@@ -34,9 +34,21 @@ OF_CUSTOM = ("sample_ratio", "start_percent", "end_percent", "error_reset_every"
 
 logger = logging.getLogger(__name__)
 
+_SCHEMA = inspect.signature(io.Schema).parameters
 ADVANCED = {"advanced": True} if "advanced" in inspect.signature(io.Float.Input).parameters else {}
 """Keyword arguments of an input that few users need: ComfyUI then shows it as "advanced". Empty in earlier
 versions of ComfyUI, which have no advanced inputs and show all inputs alike."""
+
+
+def found_by(*words: str) -> dict[str, list[str]]:
+    """Keyword arguments of a node's schema: words by which ComfyUI's search finds the node, beside its name.
+    Empty in versions of ComfyUI whose search knows no such words.
+    """
+    return {"search_aliases": list(words)} if "search_aliases" in _SCHEMA else {}
+
+
+FASTER = ("speed", "speed up", "faster", "accelerate", "turbo", "cache", "region", "skip")
+"""Words for `found_by`, of nodes that make sampling faster."""
 
 
 def speed_input() -> io.Input:

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..ras_core.host.patch import trace_of
 from .checks import CheckedNode
-from .settings import CATEGORY, TraceType
+from .settings import CATEGORY, TraceType, found_by
 
 
 class RASTrace(CheckedNode):
@@ -20,8 +20,10 @@ class RASTrace(CheckedNode):
             node_id="RASTrace",
             display_name="RAS Trace",
             category=CATEGORY,
+            **found_by("steps", "region"),
             description="Outputs the trace (what each step computed) of the run that made the latent, with a "
-            "model from RAS Patch Model. The latent passes through unchanged.",
+            "model from RAS Patch Model. The latent passes through unchanged. If the model has no RAS, for "
+            "example because RAS Patch Model is bypassed, the trace is empty and says so.",
             inputs=[
                 io.Model.Input(
                     "model", tooltip="The model from RAS Patch Model that is also connected to the sampler."

@@ -2,11 +2,11 @@
 
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { describeStep, Timeline } from "./timeline.js";
+import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
 const BELOW_IMAGE = 86; // two lines of text, the timeline, and the gaps between them
-const LEGEND = "bright: computed · dark: reused";
 const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
@@ -23,19 +23,20 @@ export class LivePanel {
 
   /** Starts a new run, and forgets the last one. */
   start(message) {
-    const { grid, latent, patch, steps, prompt_id } = message;
-    this.run = { grid, latent, patch, promptId: prompt_id };
+    const { grid, latent, patch, steps, prompt_id, part } = message;
+    this.run = { grid, latent, patch, promptId: prompt_id, part };
     this.total = steps;
     this.steps = new Map();
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
-    this.headline.textContent = message.plan || LEGEND;
+    this.say(this.numbered(message.plan || say("legend")));
   }
 
   /** Shows a step that is being computed. */
   showStep(message) {
-    if (!this.isRunning || message.prompt_id !== this.run.promptId || this.steps.size === 0) {
+    const isSame = message.prompt_id === this.run.promptId && message.part?.[0] === this.run.part?.[0];
+    if (!this.isRunning || !isSame || this.steps.size === 0) {
       this.start(message);
       this.fit();
     }
@@ -51,13 +52,41 @@ export class LivePanel {
     this.draw();
   }
 
+  /** What is needed to show a finished run again in another panel. */
+  get finished() {
+    const { run, total, steps, previews, chosen, text } = this;
+    return { run, total, steps, previews, chosen, text };
+  }
+
+  /** Shows a run that another panel has shown to its end. */
+  restore({ text, chosen, ...run }) {
+    Object.assign(this, run, { isRunning: false });
+    this.say(...text);
+    this.fit();
+    this.choose(chosen);
+  }
+
   /** Shows the timeline of a finished run, in which the user can choose a step. */
   showTimeline(message) {
     this.isRunning = false;
     this.total = message.steps;
     message.timeline.forEach((step) => this.remember(step));
-    this.headline.textContent = describeRun(message);
+    const isFirst = message.part && message.part[0] < message.part[1]; // a run without RAS, to compare with
+    this.say(this.numbered(isFirst ? "" : describeRun(message)), !isFirst && message.reason);
     this.choose(message.timeline.at(-1)?.step ?? 0);
+  }
+
+  /** A line of text with the number of the run, if its node does several runs. */
+  numbered(text) {
+    const { part } = this.run;
+    return [part && say("run", { run: part[0], runs: part[1] }), text].filter(Boolean).join(" · ");
+  }
+
+  /** Shows a line of text below the timeline; an explanation may take two lines. */
+  say(text, isExplanation = false) {
+    this.text = [text, isExplanation];
+    this.headline.textContent = this.headline.title = text;
+    this.headline.classList.toggle("multirate-ras-reason", Boolean(isExplanation));
   }
 
   remember({ step, kind, share, mask }) {
@@ -71,9 +100,10 @@ export class LivePanel {
     const step = this.steps.get(index);
     if (!step) return;
     const text = describeStep(index, this.total, step);
-    this.caption.textContent = text.replace(" of ", "/"); // nodes may be narrow
+    this.caption.textContent = describeStep(index, this.total, step, "caption"); // nodes may be narrow
+    this.caption.title = text;
     this.caption.style.setProperty("--kind", COLOURS[step.kind]);
-    this.canvas.setAttribute("aria-label", `${text}. Bright regions are computed, dark ones reused.`);
+    this.canvas.setAttribute("aria-label", say("label", { text }));
     this.timeline.show(this.steps, this.total, index, !this.isRunning);
     this.draw();
   }
@@ -119,9 +149,28 @@ export class LivePanel {
       getMinHeight: () => this.height(),
     });
     this.widget.serialize = false; // not part of a saved workflow
-    keepOutOfSubgraph(node);
+    keepOutOfFile(node);
+    mounted.set(node, this);
     this.heightBefore = node.size[1];
+    if (!isNodes2() && !node.widgets.includes(this.widget)) this.addBelow();
     this.fit();
+  }
+
+  /** In the classic canvas, a subgraph node lays out the widgets of its inputs only: adds the panel below them. */
+  addBelow() {
+    const { node } = this;
+    this.sizeWithout = node.computeSize;
+    node.computeSize = (...args) => {
+      const [width, height] = this.sizeWithout.apply(node, args);
+      Object.assign(this.widget, { y: height, computedHeight: this.height() });
+      return [width, height + this.height()];
+    };
+  }
+
+  /** How much of the node's height the panel has added. */
+  get growth() {
+    const { node, heightBefore } = this;
+    return Math.max(isNodes2() ? node.size[1] - heightBefore : this.grown, 0);
   }
 
   /** Removes a preview that a run without RAS has left in the node, but no output images. */
@@ -143,7 +192,9 @@ export class LivePanel {
   fit() {
     const { node } = this;
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
-    node.setSize([node.size[0], Math.max(node.size[1], node.computeSize()[1])]);
+    const height = Math.max(node.size[1], node.computeSize()[1]);
+    this.grown = (this.grown ?? 0) + height - node.size[1];
+    node.setSize([node.size[0], height]);
     node.graph?.setDirtyCanvas(true, true);
   }
 
@@ -164,24 +215,37 @@ export class LivePanel {
     this.turn = NaN; // discards a drawing in progress
     this.timeline.remove();
     this.element.remove();
-    if (!node.widgets?.includes(this.widget)) return;
-    node.removeWidget(this.widget);
-    node.setSize([node.size[0], Math.max(this.heightBefore, node.computeSize()[1])]);
+    mounted.delete(node);
+    const height = Math.max(this.heightBefore, node.size[1] - this.growth);
+    if (this.sizeWithout) {
+      delete node.computeSize;
+      this.widget.onRemove?.();
+    } else {
+      if (!node.widgets?.includes(this.widget)) return;
+      node.removeWidget(this.widget);
+    }
+    node.setSize([node.size[0], Math.max(height, node.computeSize()[1])]);
     node.graph?.setDirtyCanvas(true, true);
   }
 }
 
 const cleanNodes = new WeakSet();
+const mounted = new WeakMap(); // node -> its panel
 
-/** A subgraph node saves the names of all its widgets, even of those that are not serialised: removes ours. */
-function keepOutOfSubgraph(node) {
-  if (!node.subgraph || cleanNodes.has(node)) return;
+/**
+ * Keeps the panel out of saved workflows: a node is saved with the height that it has without the panel. A subgraph
+ * node saves the names of all its widgets, even of those that are not serialised; ours is removed.
+ */
+function keepOutOfFile(node) {
+  if (cleanNodes.has(node)) return;
   cleanNodes.add(node);
   const { onSerialize } = node;
   node.onSerialize = function (saved) {
     const answer = onSerialize?.apply(this, arguments);
     const names = saved.properties?.proxyWidgets;
     if (Array.isArray(names)) saved.properties.proxyWidgets = names.filter(([, name]) => name !== WIDGET);
+    const panel = mounted.get(node);
+    if (panel) saved.size = [saved.size[0], saved.size[1] - panel.growth];
     return answer;
   };
 }
@@ -190,10 +254,14 @@ function isNodes2() {
   return Boolean(globalThis.LiteGraph?.vueNodesMode);
 }
 
-function describeRun({ plan, share, speedup }) {
+/** One line about a finished run: why it was not accelerated as planned, or what it has computed. */
+function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
+  if (!accelerated) return say("nothing", { reason: reason || say("noRegional") });
+  if (reason) return say("less", { reason });
   if (plan) return plan; // the measured figure compares with as many dense steps, the plan with more of them
-  const tokens = `${Math.round(share * 100)} % of all tokens`;
-  return speedup ? `${tokens} · ${speedup.toFixed(2)}× speed` : tokens;
+  const parts = [say("tokens", { share: Math.round(share * 100) })];
+  if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
+  return parts.join(" · ");
 }
 
 /** The preview as a bitmap; null if there is none or it cannot be decoded, so that the regions are still drawn. */

@@ -5,11 +5,12 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { drop, dropAll, dropRunning, viewOf, views } from "./views.js";
+import { drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, restoreKept, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
+const LONGEST_OPENING = 4000; // milliseconds
 const SETTING = "MultirateRAS.LiveView";
 
 const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
@@ -17,6 +18,7 @@ let announced = null; // last announcement to the server
 let key = ""; // shows the server that this browser receives the messages of its client id
 let isEnabled = true;
 let promptId = null; // the running prompt
+let leftWorkflow = null; // that was open before the current graph was loaded
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
 
 // Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
@@ -63,7 +65,18 @@ app.registerExtension({
 
   beforeConfigureGraph() {
     foreignPromptId = promptId;
+    leftWorkflow = openWorkflow();
     dropAll();
+  },
+
+  afterConfigureGraph() {
+    const [left, start] = [leftWorkflow, performance.now()];
+    // The front end says only later which workflow is open now; after an undo, it is the same one.
+    const restore = () => {
+      if (openWorkflow() !== left || performance.now() > start + LONGEST_OPENING) restoreKept();
+      else setTimeout(restore, 100);
+    };
+    restore();
   },
 });
 
@@ -104,6 +117,7 @@ function receive(message) {
     viewOf(message.node)?.each((panel) => panel.showStep(message));
   } else if (message.finished) {
     views.get(message.node)?.each((panel) => panel.showTimeline(message));
+    if (views.has(message.node)) keep(message.node);
   } else {
     drop(message.node);
   }
@@ -116,7 +130,10 @@ function countSteps({ prompt_id, nodes }) {
     // A node that now samples without RAS must not show the timeline of its last run.
     const view = views.get(id);
     const isSampling = state.state === "running" && state.value > 0;
-    if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) drop(id);
+    if (isSampling && view && !view.isRunning && view.promptId !== prompt_id) {
+      forget(id);
+      drop(id);
+    }
   }
 }
 
@@ -124,7 +141,10 @@ function countSteps({ prompt_id, nodes }) {
 function takePreview(event) {
   const { blob, displayNodeId } = event.detail;
   const view = views.get(displayNodeId);
-  if (!view?.isRunning) return;
+  if (!view?.isRunning) {
+    if (isEnabled && lastNode(displayNodeId)?.comfyClass === "RASCompare") event.stopImmediatePropagation();
+    return; // RAS Compare shows neither its warm-up nor its run in fewer steps
+  }
   const step = Math.max((finishedSteps.get(displayNodeId) ?? 1) - 1, 0);
   view.each((panel) => panel.addPreview(step, blob));
   if (view.hasPlace) event.stopImmediatePropagation();

@@ -1,16 +1,15 @@
 // The steps of a run as bars, and a slider over them for mouse and keyboard.
 
 import { COLOURS } from "./mask_overlay.js";
+import { say } from "./words.js";
 
 const HEIGHT = 34;
 const MARKER = 6; // height of the triangle under the chosen step
 const KEYS = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown"]);
 
-export const KIND_TEXT = { regional: "regional", dense: "dense", reset: "error reset" };
-
-/** One line of text about a step of `total`. */
-export function describeStep(index, total, step) {
-  return `Step ${index + 1} of ${total} · ${KIND_TEXT[step.kind]} · ${Math.round(step.share * 100)} % of tokens`;
+/** One line of text about a step of `total`; `form` is "step", or "caption" for a narrow node. */
+export function describeStep(index, total, step, form = "step") {
+  return say(form, { step: index + 1, total, kind: say(step.kind), share: Math.round(step.share * 100) });
 }
 
 export class Timeline {
@@ -22,7 +21,7 @@ export class Timeline {
     this.slider = document.createElement("input");
     this.slider.type = "range";
     this.slider.min = this.slider.step = "1";
-    this.slider.setAttribute("aria-label", "Step of the last run");
+    this.slider.setAttribute("aria-label", say("slider"));
     this.slider.addEventListener("input", () => onChoose(Number(this.slider.value) - 1));
     keepToItself(this.slider);
     this.element.append(this.bars, this.slider);

@@ -31,6 +31,20 @@ function findNodes(id) {
   return path;
 }
 
+/** The node of an id, which may be in a subgraph; undefined if there is none. */
+export function lastNode(id) {
+  return findNodes(String(id)).at(-1);
+}
+
+/** Drops the view of a node that has something else to show now. */
+export function dropOf(node) {
+  for (const [id, view] of views) {
+    if (view.node !== node) continue;
+    forget(id);
+    drop(id);
+  }
+}
+
 function dropWithNode(node) {
   if (watchedNodes.has(node)) return;
   watchedNodes.add(node);
@@ -50,6 +64,40 @@ export function drop(id) {
 
 export function dropAll() {
   [...views.keys()].forEach(drop);
+}
+
+// --- runs of workflows that are not open now --------------------------------------------------------------
+
+const MOST_KEPT = 8; // runs
+const kept = new Map(); // workflow and node id -> what a panel needs to show the finished run again
+
+/** Keeps what a view shows of a finished run, for when the user returns to the workflow. */
+export function keep(id) {
+  const key = keyOf(id);
+  kept.delete(key);
+  kept.set(key, views.get(id).panels.at(-1).finished);
+  if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
+}
+
+export function forget(id) {
+  kept.delete(keyOf(id));
+}
+
+/** Shows the finished runs of the workflow that is open now. */
+export function restoreKept() {
+  for (const [key, run] of kept) {
+    const id = key.slice(key.lastIndexOf(" ") + 1);
+    if (key === keyOf(id) && !views.has(id)) viewOf(id)?.each((panel) => panel.restore(run));
+  }
+}
+
+function keyOf(id) {
+  return `${openWorkflow()} ${(app.rootGraph ?? app.graph).id} ${id}`;
+}
+
+/** The front end's key of the workflow that is open. */
+export function openWorkflow() {
+  return app.extensionManager?.workflow?.activeWorkflow?.key;
 }
 
 /** Drops the views of runs that have not finished, as after an interrupt or an error. */

@@ -99,6 +99,7 @@ class RunSettings:
             the speed that the user chose. Empty if the user chose no speed.
         origin: where this plan comes from, for the log.
         solver: the method by which the plan integrates; None to integrate as the user's sampler does.
+        shortfall: why the plan cannot reach the speed that the user chose; empty if it can.
     """
 
     config: RASConfig
@@ -106,6 +107,7 @@ class RunSettings:
     plan: str = ""
     origin: str = ""
     solver: Solver | None = None
+    shortfall: str = ""
 
 
 class Settings(Protocol):

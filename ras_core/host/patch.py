@@ -46,6 +46,9 @@ OTHER_LATENT = (
     "this latent is not the result of a run of the connected model: it comes from another model or from a "
     "sampler without steps (denoise 0), or another node changed it after sampling"
 )
+NOT_PATCHED = (
+    "no RAS node has patched the connected model: RAS Patch Model is bypassed or muted, or not connected here"
+)
 NO_RUN = (
     "the connected model has not sampled anything: the latent comes from another model or from a sampler "
     "without steps (denoise 0)"
@@ -104,22 +107,27 @@ def last_trace(model: ModelPatcher, default: Trace | None = None) -> Trace:
 
 
 def trace_of(model: ModelPatcher, latent: Any) -> Trace:
-    """The trace of the run of a patched model that returned this latent. If none did, an empty trace with the
-    reason, so that a workflow still outputs its image.
+    """The trace of the run of a patched model that returned this latent. If none did, or if the model is not
+    patched, an empty trace with the reason, so that a workflow still outputs its image.
 
     Args:
         model: a MODEL.
         latent: a LATENT.
 
     Raises:
-        RASError: the model is not patched, or the latent has no samples and no run has finished.
+        RASError: the latent has no samples and no run of the patched model has finished.
     """
+    if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
+        return _no_trace(NOT_PATCHED)
     traces, samples = _patch_of(model).traces, latent.get("samples")
     if samples is None:
         return Trace.empty(OTHER_LATENT) if traces.last else last_trace(model)
     if (found := traces.of(samples)) is not None:
         return found
-    reason = OTHER_LATENT if traces.last else NO_RUN
+    return _no_trace(OTHER_LATENT if traces.last else NO_RUN)
+
+
+def _no_trace(reason: str) -> Trace:
     logger.warning("Multirate RAS: no trace: %s.", reason)
     return Trace.empty(reason)
 
@@ -174,7 +182,7 @@ class RASPatch:
             return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
-        given = replace(given, sigmas=settings.sigmas)
+        asked, given = given.steps, replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
         progress, trace = Progress(wrappers.finish_step, given.callback), None
         ours = replace(
@@ -183,7 +191,8 @@ class RASPatch:
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            trace = replace(wrappers.finish(), plan=settings.plan)
+            told = {"plan": settings.plan, "shortfall": settings.shortfall, "asked_steps": asked}
+            trace = replace(wrappers.finish(), **told)
             trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())

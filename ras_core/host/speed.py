@@ -139,10 +139,11 @@ class Speed:
         wanted = float(self.speed.removesuffix("x"))
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
-        if abs(reached / wanted - 1) > NEAR:
-            origin += f"; {reached:.2f}x is all that {given.steps} steps can reach"
+        shortfall = f"{reached:.2f}x is all that {given.steps} steps can reach"
+        shortfall = f"{shortfall}, because {origin}" if abs(reached / wanted - 1) > NEAR else ""
         config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
-        return RunSettings(config, given.sigmas, described(self.speed, shares, given.steps), origin)
+        said = described(self.speed, shares, given.steps)
+        return RunSettings(config, given.sigmas, said, shortfall or origin, shortfall=shortfall)
 
 
 def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:

@@ -1,8 +1,9 @@
 """Plans for a model that has not been calibrated, made from measurements of its family (such as SD3).
 
 family_plans.json holds, for each family, the error of one long step over each part of the schedule
-("costs"). It may also hold complete plans ("plans"), as RAS Calibrate saves them; such plans precede the
-others in the result of `family_plans`.
+("costs"), and how close images come to the converged image with its plans ("closeness"). It may also hold
+complete plans ("plans"), as RAS Calibrate saves them; such plans precede the others in the result of
+`family_plans`.
 """
 
 from __future__ import annotations
@@ -68,6 +69,13 @@ def family_plans(family: str | None) -> PlanSet:
         origin += f", the nearest to {family} that was measured"
     shipped = _shipped().get(measured, ())
     return PlanSet((*shipped, *_regional(found, origin), *_plain(found, origin)), origin)
+
+
+def family_closeness(family: str | None, speed: str) -> float | None:
+    """How close images sampled with a family's plan for a speed come to the converged image: PSNR in dB,
+    measured on the family's demo model. None if it was not measured.
+    """
+    return _data().get("closeness", {}).get(family, {}).get(speed)
 
 
 def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:

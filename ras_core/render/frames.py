@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from ..run.trace import Evaluation, Trace
 from .drawing import BACKGROUND, as_uint8, fit, font
 from .masks import colour_of, kind_of, shown_planes, spread
+from .notice import without_ras
 
 PIXELS_PER_TOKEN, FEWEST_PIXELS = 16, 4
 CAPTION = 32
@@ -30,12 +31,13 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
         (steps, height, width, 3) float32 in [0, 1]. Each frame shows up to four images of the batch in a row,
         or up to four latent frames of the first video. If all frames together would have more than
         MOST_PIXELS, each token is drawn with fewer pixels, but with at least FEWEST_PIXELS along each axis.
-        If that is not enough, only some equally spaced steps are shown.
+        If that is not enough, only some equally spaced steps are shown. For a trace without steps, there is
+        one frame, which says that there was no RAS, and why.
     """
+    if not trace.steps:
+        return without_ras(trace)
     steps, pixels = _shown_steps(trace)
     backdrops = _backdrops(trace, images, pixels)
-    if not steps:
-        return backdrops[:1].astype(np.float32) / 255.0
     panels, height, width, _ = backdrops.shape
     dark = _darkened(backdrops)
     frames = np.empty((len(steps), height + CAPTION, panels * width, 3), dtype=np.float32)
@@ -47,8 +49,6 @@ def mask_frames(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
 def _shown_steps(trace: Trace) -> tuple[list[Evaluation], int]:
     """The steps that are shown, and the length of a token's side in pixels."""
     steps = list(trace.steps)
-    if not steps:
-        return steps, PIXELS_PER_TOKEN
     panels, h, w = shown_planes(steps[0].active).shape
     pixels = math.isqrt(MOST_PIXELS // (len(steps) * panels * h * w))
     pixels = min(max(pixels, FEWEST_PIXELS), PIXELS_PER_TOKEN)
@@ -61,7 +61,7 @@ def _backdrops(trace: Trace, images: np.ndarray | None, pixels: int) -> np.ndarr
     uint8. Each token covers a square with sides of `pixels` pixels.
     """
     height, width = (pixels * tokens for tokens in trace.grid.shape[-2:])
-    count = len(shown_planes(trace.steps[0].active)) if trace.steps else 1
+    count = len(shown_planes(trace.steps[0].active))
     if images is None:
         return np.full((count, height, width, 3), 150, dtype=np.uint8)
     return np.stack([fit(as_uint8(image), width, height) for image in _shown_images(trace, images, count)])

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from ..method.schedule import StepKind
 from ..run.trace import Evaluation, Trace
 from .drawing import BACKGROUND, FAINT, TEXT, as_uint8, fit, font
+from .notice import without_ras
 
 MAX_IMAGES = 4
 
@@ -26,8 +27,10 @@ CIVIDIS = np.array(
 
 def summary_image(trace: Trace, images: np.ndarray | None = None) -> np.ndarray:
     """An image with a map of how often each region was computed, and a timeline of the steps:
-    (1, height, width, 3) float32 in [0, 1].
+    (1, height, width, 3) float32 in [0, 1]. Without a step, the image says that there was no RAS, and why.
     """
+    if not trace.steps:
+        return without_ras(trace)
     height, width, margin = 720, 1080, 28
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -75,7 +78,7 @@ def _subline(trace: Trace) -> str:
     text = (
         f"{trace.speedups()}; sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
     )
-    return "; ".join([text, *trace.notes])
+    return "; ".join(filter(None, [text, *trace.notes, trace.shortfall]))
 
 
 def _draw_maps(
@@ -83,8 +86,6 @@ def _draw_maps(
 ) -> None:
     """Draw the image, if given, and to its right a map of how often each region was computed."""
     left, top, right, bottom = box
-    if not trace.steps:
-        return
     share = np.mean([step.active for step in trace.steps], axis=0)  # (b, *shape)
     tiles = [] if images is None else [as_uint8(images[0])]
     span = (float(share.min()), max(float(share.max()), float(share.min()) + 0.01))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -13,12 +14,22 @@ from ..method.schedule import StepKind
 
 Timestamp = float | torch.cuda.Event
 
+BUSY = 1.5
+"""By this factor from the median, a time is odd. On an idle GPU, like evaluations differ by a few percent."""
+
+FEWEST = 4
+"""In a smaller group of like evaluations, no time counts as odd."""
+
 
 class Timed(Protocol):
     """An evaluation that took this time."""
 
     kind: StepKind
     seconds: float
+
+    @property
+    def active_share(self) -> float:
+        """Share of the image tokens that it processed."""
 
 
 def timestamp(device: torch.device) -> Timestamp:
@@ -41,12 +52,38 @@ def seconds_between(start: Timestamp, end: Timestamp) -> float:
 def measured_speedup(evaluations: Sequence[Timed]) -> float | None:
     """Estimated time of a dense run, divided by the time of this run; None if no estimate is possible.
 
-    The dense run's evaluations are assumed to take the median time of the dense evaluations of this run. The
-    first evaluation counts in neither time, because kernels are loaded and autotuned during it.
+    Each evaluation is assumed to take the median time of its like, those with the same share of tokens. So a
+    few evaluations that other programs have slowed down do not count as an effect of RAS. The first
+    evaluation counts in neither time, because kernels are loaded and autotuned during it.
     """
     later = evaluations[1:]
     dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
     if not dense or not any(e.kind is StepKind.REGIONAL for e in later):
         return None
-    total = sum(e.seconds for e in later)
+    total = typical_seconds(later)
     return statistics.median(dense) * len(later) / total if total > 0 else None
+
+
+def typical_seconds(evaluations: Sequence[Timed]) -> float:
+    """The time of these evaluations, if each takes the median time of its like."""
+    return sum(len(like) * statistics.median(like) for like in _like(evaluations))
+
+
+def is_disturbed(evaluations: Sequence[Timed]) -> bool:
+    """Whether like evaluations took so different times that a ratio of times means nothing: more than a
+    quarter of them took over BUSY times the median, or less than the median divided by BUSY.
+    """
+    for like in _like(evaluations[1:]):
+        middle = statistics.median(like)
+        odd = sum(not middle / BUSY <= seconds <= middle * BUSY for seconds in like)
+        if len(like) >= FEWEST and odd > len(like) / 4:
+            return True
+    return False
+
+
+def _like(evaluations: Sequence[Timed]) -> list[list[float]]:
+    """The times of the evaluations, in groups of those with the same share of tokens."""
+    groups: dict[tuple[StepKind, float], list[float]] = defaultdict(list)
+    for each in evaluations:
+        groups[each.kind, each.active_share].append(each.seconds)
+    return list(groups.values())

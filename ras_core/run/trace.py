@@ -9,6 +9,7 @@ import numpy as np
 from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
+from .timing import is_disturbed, typical_seconds
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class Trace:
         expected_speedup: FLOPs of a dense run with as many evaluations, divided by the FLOPs of this run.
         measured_speedup: estimated time of a dense run with as many evaluations, divided by the time of this
             run; None if this run has no dense evaluation from which the dense run's time can be estimated.
-            After `against`, both speed-ups are relative to an actual dense run instead.
+            After `against`, both speed-ups are relative to an actual dense run instead. It means nothing if
+            `is_disturbed`.
         seconds: sampling time from the first evaluation on, without loading of the model.
         kv_bytes: largest size of the K/V cache during the run, in bytes.
         notes: warnings of the run, for example that regional steps ran dense, and why.
@@ -57,6 +59,9 @@ class Trace:
         plan: one line that describes the plan of the chosen speed; empty if no speed is set.
         dense_steps: steps of the dense run that the speed-ups refer to; None if they refer to an estimated
             run with as many steps as this one.
+        is_dense_disturbed: whether the times of that dense run are disturbed.
+        asked_steps: steps of the sampler node, which a plan may replace by fewer; 0 if not known.
+        shortfall: why the plan cannot reach the chosen speed; empty if it can.
     """
 
     grid: TokenGrid
@@ -70,6 +75,9 @@ class Trace:
     graphs: GraphReport | None = None
     plan: str = ""
     dense_steps: int | None = None
+    is_dense_disturbed: bool = False
+    asked_steps: int = 0
+    shortfall: str = ""
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
@@ -94,15 +102,32 @@ class Trace:
     def regional_evaluations(self) -> int:
         return sum(evaluation.kind is StepKind.REGIONAL for evaluation in self.evaluations)
 
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether other work on the computer has disturbed the times, so that a ratio of them says little."""
+        return self.is_dense_disturbed or is_disturbed(self.evaluations)
+
+    @property
+    def is_accelerated(self) -> bool:
+        return self.regional_steps > 0 or self.n_steps < self.asked_steps
+
+    @property
+    def reason(self) -> str:
+        """Why nothing, or less than planned, was accelerated; empty if all went as planned."""
+        return next(filter(None, (*self.notes, self.shortfall)), "")
+
     def against(self, dense: Trace) -> Trace:
         """This trace, with its speed-ups over a dense run of the same image, which may have more steps."""
-        if not (self.evaluations and self.seconds > 0):
+        if not (self.evaluations and (seconds := typical_seconds(self.evaluations)) > 0):
             return self
         gain = self.expected_speedup * len(dense.evaluations) / len(self.evaluations)
-        measured = dense.seconds / self.seconds
         return replace(
-            self, expected_speedup=gain, measured_speedup=measured, dense_steps=dense.n_steps
-        )  # fmt: skip
+            self,
+            expected_speedup=gain,
+            measured_speedup=typical_seconds(dense.evaluations) / seconds,
+            dense_steps=dense.n_steps,
+            is_dense_disturbed=is_disturbed(dense.evaluations),
+        )
 
     def summary(self) -> str:
         """The line to log at the end of a run; its speed-ups are relative to a run with only dense steps."""
@@ -111,7 +136,7 @@ class Trace:
             line = f"{line} over {self.dense_steps or self.n_steps} dense steps"
         # The plan's line says everything of a run without regional steps.
         says_more = not self.plan or self.regional_steps or self.notes or self.dense_steps
-        parts = [self.plan, says_more and line, self._graphs_line(), *self.notes]
+        parts = [self.plan, says_more and line, self._graphs_line(), *self.notes, self.shortfall]
         return f"Multirate RAS: {'; '.join(filter(None, parts))}"
 
     def counts(self) -> str:
@@ -124,6 +149,8 @@ class Trace:
     def speedups(self) -> str:
         """The speed-ups as text, the same wherever they are shown."""
         measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
+        if self.measured_speedup and self.is_disturbed:
+            measured += " (unreliable: the computer was busy)"
         return f"speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
 
     def _graphs_line(self) -> str | None:
@@ -143,6 +170,8 @@ class Trace:
             "token_share": self.token_share,
             "expected_speedup": self.expected_speedup,
             "measured_speedup": self.measured_speedup,
+            "disturbed": self.is_disturbed,
+            "reason": self.reason,
             "seconds": self.seconds,
             "kv_bytes": self.kv_bytes,
             "grid": list(self.grid.shape),

@@ -69,6 +69,12 @@ export class ComfyPage {
     await this.settle();
   }
 
+  /** Switches to an open workflow, counted from the last (-1). */
+  async openTab(index) {
+    await this.page.locator(".workflow-tab").nth(index).click();
+    await this.settle(500);
+  }
+
   /** Sets widgets of all nodes of a type. */
   set(type, values) {
     return this.page.evaluate(
@@ -150,9 +156,10 @@ export class ComfyPage {
       const node = app.graph.nodes.find((one) => one.type === type);
       const { output } = await app.graphToPrompt();
       // A node's id is a string; in a saved workflow it may be a number.
-      const { widgets_values } = app.graph.serialize().nodes.find((one) => String(one.id) === String(node.id));
+      const saved = app.graph.serialize().nodes.find((one) => String(one.id) === String(node.id));
       return {
-        widgets: widgets_values.length,
+        widgets: saved.widgets_values.length,
+        height: saved.size[1],
         inputs: Object.keys(output[node.id].inputs).sort(),
         size: [...node.size],
       };
@@ -164,6 +171,22 @@ export class ComfyPage {
     return this.page.evaluate(async () => {
       const { size, order, ...node } = window.subgraphNode.serialize();
       return { node, inputs: (await app.graphToPrompt()).output };
+    });
+  }
+
+  /** Where the live view is in `window.subgraphNode`: pixels below its last slot, and above its lower edge. */
+  panelInSubgraph() {
+    return this.page.evaluate(() => {
+      const node = window.subgraphNode;
+      const panel = document.querySelector(".multirate-ras-live").getBoundingClientRect();
+      if (LiteGraph.vueNodesMode) {
+        const box = document.querySelector(`[data-node-id="${node.id}"]`).getBoundingClientRect();
+        return [panel.top - box.top, box.bottom - panel.bottom];
+      }
+      const { scale, offset } = app.canvas.ds;
+      const top = app.canvas.canvas.getBoundingClientRect().top + (node.pos[1] + offset[1]) * scale;
+      const last = Math.max(...node.widgets.map((one) => one.y)) + LiteGraph.NODE_WIDGET_HEIGHT;
+      return [panel.top - top - last * scale, top + node.size[1] * scale - panel.bottom];
     });
   }
 
@@ -198,6 +221,16 @@ export class ComfyPage {
     }, values);
   }
 
+  /** What the search for nodes finds: word -> the first ten types. */
+  search(words) {
+    return this.page.evaluate((words) => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      const service = $pinia._s.get("nodeDef").nodeSearchService;
+      const types = (word) => service.searchNode(word).slice(0, 10).map((one) => one.name);
+      return Object.fromEntries(words.map((word) => [word, types(word)]));
+    }, words);
+  }
+
   widgetNames(type) {
     return this.page.evaluate(
       (type) => app.graph.nodes.find((one) => one.type === type).widgets.map((one) => one.name),
@@ -213,7 +246,7 @@ export class ComfyPage {
   /** Number of images that ComfyUI itself shows in each node that has some: node type -> count. */
   shownPictures() {
     return this.page.evaluate(() => {
-      const inPage = (node) => document.querySelectorAll(`[data-node-id="${node.id}"] img`);
+      const inPage = (node) => document.querySelectorAll(`[data-node-id="${node.id}"] img:not(.multirate-ras-compare img)`);
       const shown = (node) => (LiteGraph.vueNodesMode ? inPage(node) : node.imgs)?.length ?? 0;
       const counts = app.graph.nodes.map((node) => [node.type, shown(node)]);
       return Object.fromEntries(counts.filter(([, count]) => count > 0));

@@ -10,7 +10,7 @@ async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
   await page.setting("Comfy.Minimap.Visible", false);
-  const report = {};
+  const report = { found: await page.search(["ras", "RAS", "speed", "faster", "accelerate", "cache", "region", "skip", "turbo"]) };
   for (const [name, file] of Object.entries(workflows)) {
     page.problems.length = 0;
     await page.load(file);
@@ -43,17 +43,28 @@ async function run(browser, { workflow, name, sampler }) {
   await page.screenshot(`run_${name}_after`);
   const scrubbed = await scrub(page);
   await page.screenshot(`run_${name}_scrubbed`);
+  const kept = { shown: await page.shownPictures(), saved: await page.saved(sampler), hostPictures: await page.hostPictures(sampler) };
+  const returned = await leaveAndReturn(page, workflow);
   return {
-    end, before, after, scrubbed, pictures,
+    end, before, after, scrubbed, pictures, returned, ...kept,
     isNodes2: await page.page.evaluate(() => Boolean(LiteGraph.vueNodesMode)),
-    saved: await page.saved(sampler),
-    hostPictures: await page.hostPictures(sampler),
-    shown: await page.shownPictures(),
     messages: page.messages,
     otherMessages: other.messages,
     otherPanel: await other.panel(),
     problems: [...page.problems, ...other.problems],
   };
+}
+
+/** Opens the same template in another tab, and returns to the first one. */
+async function leaveAndReturn(page, workflow) {
+  await page.load(workflow);
+  await page.settle(600);
+  const away = await page.panel();
+  await page.openTab(-2);
+  await page.waitForPanel(10_000).catch(() => null);
+  await page.settle(400);
+  await page.screenshot("returned");
+  return { away, back: await page.panel() };
 }
 
 /** By keyboard alone: to the first step, two on, to the last. */
@@ -161,13 +172,138 @@ async function downstream(browser, { workflow, sampler }) {
   const end = await (await page.queue()).end();
   await page.settle(600);
   await page.screenshot("downstream");
-  return {
-    end,
-    widgets: await page.widgetNames("KSampler"),
-    panel: await page.panel(),
-    messages: page.messages,
-    problems: page.problems,
+  const seen = { widgets: await page.widgetNames("KSampler"), panel: await page.panel(), messages: [...page.messages] };
+  const [rows, turnedOff, compared] = [await compact(page), await turnOff(page), await compare(page)];
+  return { end, ...seen, compact: rows, turnedOff, compared, problems: page.problems };
+}
+
+/** RAS Compare in place of the sampler: its live view, its slider, and what is saved of it. */
+async function compare(page) {
+  await page.page.evaluate(() => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const [sampler, model] = [one("KSampler"), one("RASDemoModel")];
+    const node = LiteGraph.createNode("RASCompare");
+    node.pos = [sampler.pos[0], sampler.pos[1]];
+    app.graph.add(node);
+    model.connect(0, node, "model");
+    model.connect(1, node, "vae");
+    for (const name of ["positive", "negative", "latent_image"]) {
+      sampler.getInputNode(sampler.findInputSlot(name)).connect(0, node, name);
+    }
+    for (const type of ["SaveImage", "PreviewImage", "RASMaskPreview", "VAEDecode", "RASTrace", "RASPatchModel", "KSampler"]) {
+      app.graph.nodes.filter((other) => other.type === type).forEach((other) => app.graph.remove(other));
+    }
+  });
+  await page.set("RASCompare", { seed: NEW_SEED(), steps: 8, cfg: 3.5 });
+  await page.centre("RASCompare");
+  await page.settle(800); // Nodes 2.0 measures a node when it is shown
+  const before = await page.saved("RASCompare");
+  const queued = await page.queue();
+  await page.waitForPanel();
+  const during = await page.panel();
+  const end = await queued.end();
+  await page.settle(1200);
+  await page.screenshot("compare");
+  const shown = page.page.locator(".multirate-ras-compare");
+  await shown.locator("button").nth(1).click();
+  await shown.locator("input").focus();
+  await page.page.keyboard.press("Home");
+  await page.settle(200);
+  const found = await page.page.evaluate(() => {
+    const slider = document.querySelector(".multirate-ras-compare");
+    const [before, after] = slider.querySelectorAll("img");
+    const { widgets } = app.graph.nodes.find((node) => node.type === "RASCompare");
+    return {
+      buttons: [...slider.querySelectorAll("button")].map((one) => one.textContent),
+      right: slider.querySelector(".multirate-ras-right").textContent,
+      figures: slider.querySelector(".multirate-ras-figures").textContent,
+      clip: after.style.clipPath,
+      sizes: [before.naturalWidth, after.naturalWidth],
+      shown: [before.clientWidth, before.clientHeight],
+      widgets: widgets.map((one) => one.name),
+    };
+  });
+  const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
+  return { before, during, end, after, saved: await page.saved("RASCompare") };
+}
+
+/** RAS Patch Model's rows and hint: as added, with speed = custom, and with the advanced inputs shown. */
+async function compact(page) {
+  const look = async () => {
+    await page.settle(500);
+    return page.page.evaluate(() => {
+      const node = app.graph.nodes.find((one) => one.type === "RASPatchModel");
+      const body = document.querySelector(`[data-node-id="${node.id}"]`);
+      const inPage = [...(body?.querySelectorAll(".lg-node-widget") ?? [])].map((one) => one.textContent);
+      const onCanvas = node.widgets.filter((one) => node.isWidgetVisible(one) && !one.hidden).map((one) => one.name);
+      const hint = [...document.querySelectorAll(".multirate-ras-hint")].find((one) => one.textContent);
+      return {
+        rows: LiteGraph.vueNodesMode ? inPage.filter((text) => text && text !== hint?.textContent).length : onCanvas.length - 1,
+        height: node.size[1],
+        hint: hint?.textContent,
+        isCut: hint && hint.scrollHeight > hint.clientHeight,
+      };
+    });
   };
+  const found = { added: await look() };
+  await page.centre("RASPatchModel");
+  await page.screenshot("compact");
+  await page.set("RASPatchModel", { speed: "custom" });
+  found.custom = await look();
+  await page.page.evaluate(async () => {
+    const nodes = app.graph.serialize();
+    await app.loadGraphData(nodes);
+  });
+  found.loaded = await look();
+  await page.set("RASPatchModel", { speed: "2x" });
+  found.again = await look();
+  return found;
+}
+
+/** Prompts of the graph with one of the pack's nodes bypassed or muted, and a run with RAS Patch Model muted. */
+async function turnOff(page) {
+  const prompts = await page.page.evaluate(async () => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const [patch, sampler, decode] = ["RASPatchModel", "KSampler", "VAEDecode"].map(one);
+    const add = (type) => (app.graph.add(LiteGraph.createNode(type)), app.graph.nodes.at(-1));
+    const trace = add("RASTrace");
+    patch.connect(0, trace, "model");
+    sampler.connect(0, trace, "latent");
+    trace.connect(0, decode, "samples");
+    const [solver, levels, custom] = ["RASSampler", "RASScheduler", "SamplerCustom"].map(add);
+    patch.connect(0, levels, "model");
+    patch.connect(0, custom, "model");
+    solver.connect(0, custom, "sampler");
+    levels.connect(0, custom, "sigmas");
+    const found = [];
+    for (const mode of [4, 2]) {
+      for (const node of [patch, trace, solver, levels]) {
+        node.mode = mode;
+        const { output } = await app.graphToPrompt();
+        const type = ([id]) => output[id]?.class_type;
+        found.push({
+          off: node.type,
+          model: type(output[sampler.id].inputs.model),
+          samples: type(output[decode.id].inputs.samples),
+          custom: ["model", "sampler", "sigmas"].map((name) => type(output[custom.id].inputs[name] ?? [])),
+          levels: type(output[levels.id].inputs.model),
+        });
+        node.mode = 0;
+      }
+    }
+    [custom, solver, levels].forEach((node) => app.graph.remove(node));
+    const shown = add("RASMaskPreview");
+    shown.pos = [one("SaveImage").pos[0], one("SaveImage").pos[1] - 300];
+    trace.connect(1, shown, "trace");
+    patch.mode = 2;
+    return found;
+  });
+  await page.set("KSampler", { seed: NEW_SEED(), steps: 3 });
+  await page.centre("SaveImage");
+  const end = await (await page.queue()).end();
+  await page.settle(800);
+  await page.screenshot("turned_off");
+  return { prompts, end, shown: await page.shownPictures(), panel: await page.panel() };
 }
 
 /** The user changes to the other kind of nodes in an open page. */
@@ -179,7 +315,13 @@ async function otherNodes(browser, { workflow, sampler }) {
   const end = await (await page.queue()).end();
   await page.settle(600);
   await page.screenshot("other_nodes");
-  return { end, panel: await page.panel(), messages: page.messages, problems: page.problems };
+  const panel = await page.panel();
+  await page.set(sampler, { seed: NEW_SEED(), steps: 2 }); // too few for a regional step
+  await (await page.queue()).end();
+  await page.settle(400);
+  await page.screenshot("not_accelerated");
+  const short = await page.panel();
+  return { end, panel, short, messages: page.messages, problems: page.problems };
 }
 
 /** The sampler inside a subgraph: nothing breaks, and inside it the view is there. */
@@ -195,13 +337,13 @@ async function subgraph(browser, { workflow, sampler }) {
   const end = await (await page.queue()).end();
   await page.settle(400);
   await page.screenshot("subgraph_outside");
-  const [outside, nested] = [await page.panel(), await page.savedSubgraph()];
+  const [outside, nested, place] = [await page.panel(), await page.savedSubgraph(), await page.panelInSubgraph()];
   await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
   await page.centre(sampler);
   await page.settle(600);
   await page.screenshot("subgraph_inside");
   const inside = await page.panel();
-  return { end, outside, inside, before, nested, messages: page.messages, problems: page.problems };
+  return { end, outside, inside, before, nested, place, messages: page.messages, problems: page.problems };
 }
 
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */

@@ -4,6 +4,7 @@ Each scenario writes screenshots to tests/browser/output for visual inspection.
 """
 
 import base64
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SAMPLER = "RASKSampler"
 STEPS = 16
+SHOWN = ("added", "custom", "loaded", "again")
 RESET = 8  # three dense steps and a reset every 5: steps 8 and 13
 JOB = {"workflow": str(demo.WORKFLOWS["sd3"]), "sampler": SAMPLER}
 
@@ -42,6 +44,13 @@ class TestExamples:
     def test_it_loads_without_unknown_nodes_or_errors_of_the_pack(self, loaded, name):
         assert loaded[name]["unknown"] == []
         assert ours(loaded[name]["problems"]) == []
+
+    def test_search_finds_the_pack(self, loaded):
+        found = loaded["found"]
+        assert [word for word, types in found.items() if "RASPatchModel" not in types] == []
+        assert set(found["faster"][:2]) == set(found["accelerate"][:2]) == {"RASPatchModel", "RASKSampler"}
+        # The front end sorts the nodes whose name begins with a word by the length of their names.
+        assert all(name.startswith(("RAS", "SubgraphBlueprint")) for name in found["ras"])
 
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
     def test_nodes_do_not_overlap(self, loaded, name):
@@ -100,6 +109,13 @@ class TestRun:
         assert report["hostPictures"] == 0
         assert report["saved"]["widgets"] == report["before"]["widgets"]
         assert report["saved"]["inputs"] == report["before"]["inputs"]
+        assert report["saved"]["height"] == report["before"]["height"]
+
+    def test_the_timeline_is_there_again_after_a_look_at_another_workflow(self, report):
+        returned, last = report["returned"], report["scrubbed"][-1]
+        assert returned["away"] is None
+        assert returned["back"]["isOver"] and returned["back"]["headline"] == last["headline"]
+        assert returned["back"]["sliderMax"] == STEPS
 
     def test_another_client_gets_nothing(self, report):
         assert report["otherMessages"] == []
@@ -130,12 +146,66 @@ def test_the_view_is_removed_with_its_node_and_with_its_workflow(drive):
     assert ours(report["problems"]) == []
 
 
-def test_comfyuis_ksampler_after_the_patch_node_shows_it(drive):
-    report = drive("downstream", **JOB)
-    assert report["end"] == "execution_success"
-    assert report["widgets"][-1] == "multirate_ras_live"
-    assert report["panel"]["isOver"] and report["messages"][-1]["finished"]
-    assert ours(report["problems"]) == []
+class TestPatchModel:
+    """RAS Patch Model in front of ComfyUI's KSampler."""
+
+    @pytest.fixture(scope="class")
+    def report(self, drive):
+        return drive("downstream", **JOB)
+
+    def test_comfyuis_ksampler_shows_the_live_view(self, report):
+        assert report["end"] == "execution_success"
+        assert report["widgets"][-1] == "multirate_ras_live"
+        assert report["panel"]["isOver"] and report["messages"][-1]["finished"]
+        assert ours(report["problems"]) == []
+
+    def test_it_shows_its_speed_and_little_more(self, report, nodes):
+        added, custom, loaded, again = (report["compact"][key] for key in SHOWN)
+        assert added["rows"] == 1 and loaded["rows"] == 7
+        if nodes == "classic":  # Nodes 2.0 leaves showing and hiding to its button
+            assert again["rows"] == 1 and custom["rows"] == 7
+            assert added["height"] == again["height"] <= 170
+            assert loaded["height"] == custom["height"]
+
+    def test_it_says_before_the_run_what_the_run_will_do(self, report):
+        added, custom = report["compact"]["added"], report["compact"]["custom"]
+        assert added["hint"] == "about 50 % of the time · 8 steps instead of 16"  # euler's plan is all dense
+        assert custom["hint"] == "custom: the advanced inputs decide" and not added["isCut"]
+
+    def test_a_graph_runs_with_any_node_turned_off(self, report):
+        """RAS Patch Model and RAS Trace pass their inputs on, bypassed or muted; ComfyUI's own nodes take the
+        places of RAS Multirate Sampler and RAS Scheduler.
+        """
+        found = report["turnedOff"]
+        assert len(found["prompts"]) == 8
+        for prompt in found["prompts"]:
+            off = prompt["off"]
+            model = "RASDemoModel" if off == "RASPatchModel" else "RASPatchModel"
+            solver = "KSamplerSelect" if off == "RASSampler" else "RASSampler"
+            levels = "BasicScheduler" if off == "RASScheduler" else "RASScheduler"
+            assert prompt["model"] == prompt["levels"] == model
+            assert prompt["samples"] == ("KSampler" if off == "RASTrace" else "RASTrace")
+            assert prompt["custom"] == [model, solver, levels]
+        assert found["end"] == "execution_success"
+        assert found["shown"]["SaveImage"] == found["shown"]["RASMaskPreview"] == 1
+        assert found["panel"] is None
+
+    def test_compare_shows_a_slider_over_both_images(self, report):
+        found = report["compared"]
+        assert found["end"] == "execution_success"
+        assert found["during"]["headline"].startswith("1 of 2")
+        after = found["after"]
+        assert after["buttons"] == ["with RAS", "fewer steps (4)"] and after["right"] == "fewer steps (4)"
+        assert re.match(r"(about )?\d\.\d× faster .*closeness \d\.\d\d", after["figures"])
+        assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
+        assert min(after["shown"]) > 350  # large enough to see something
+
+    def test_compare_shows_one_result_and_does_not_save_it(self, report):
+        found = report["compared"]
+        assert found["after"]["panel"] is None and found["after"]["hostPictures"] == 0
+        assert "multirate_ras_live" not in found["after"]["widgets"]
+        for key in ("widgets", "inputs", "height"):
+            assert found["saved"][key] == found["before"][key]
 
 
 def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
@@ -144,6 +214,7 @@ def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
     """
     report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
+    assert report["short"]["headline"].startswith("Not accelerated: no regional step fits")
     assert ours(report["problems"]) == []
 
 
@@ -152,4 +223,5 @@ def test_a_subgraph_node_shows_it_and_does_not_save_it(drive):
     assert report["end"] == "execution_success"
     assert report["outside"]["isOver"] and min(report["outside"]["size"]) > 100
     assert report["nested"] == report["before"]
+    assert min(report["place"]) > -1  # below the slots and widgets, and inside the node
     assert ours(report["problems"]) == []

@@ -61,15 +61,11 @@ def page(node_id: str) -> str:
     return (DOCS / f"{node_id}.md").read_text(encoding="utf-8")
 
 
-def table_inputs(text: str) -> set[str]:
-    """Names in the first column of the tables whose head begins with "input"."""
-    names, inside = set(), False
-    for line in text.splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
-        inside = bool(cells) and (inside or cells[0] == "input")
-        if inside and cells[0] != "input" and not set(cells[0]) <= set("-"):
-            names.update(name.strip() for name in cells[0].split(","))
-    return names
+def listed_inputs(text: str) -> dict[str, str]:
+    """The inputs that a page lists, each with its text: items such as "- **speed**: how fast"."""
+    section = text.partition("\n## Inputs\n")[2].partition("\n## ")[0]
+    items = re.findall(r"^- \*\*([\w, ]+)\*\*: (.*)$", section, re.MULTILINE)
+    return {name.strip(): text for names, text in items for name in names.split(",")}
 
 
 class TestPages:
@@ -80,7 +76,7 @@ class TestPages:
     def test_a_page_names_every_input_and_output(self, node_id):
         text = page(node_id)
         assert text.startswith(f"# {SCHEMAS[node_id].display_name}\n")
-        assert table_inputs(text) == {item.id for item in SCHEMAS[node_id].inputs}
+        assert set(listed_inputs(text)) == {item.id for item in SCHEMAS[node_id].inputs}
         missing = [o.display_name for o in SCHEMAS[node_id].outputs if f"**{o.display_name}**" not in text]
         assert not missing, f"{node_id}.md does not name the outputs {missing}"
         assert "## Limits" in text
@@ -99,17 +95,38 @@ class TestPages:
 
     @pytest.mark.parametrize("node_id", SCHEMAS)
     def test_choices_in_code_spans_exist(self, node_id):
-        """Every recommended value in the tables is an option of its input."""
+        """Every recommended value in the lists is an option of its input."""
         inputs = SCHEMAS[node_id].inputs
         options = {item.id: item.options for item in inputs if getattr(item, "options", None)}
-        for name, good in re.findall(r"^\| (\w+) \| ([^|]*)\|", page(node_id), re.MULTILINE):
+        for name, text in listed_inputs(page(node_id)).items():
+            good = text.partition("*Good:* ")[2]
             if name in options:
-                assert set(re.findall(r"`([^`]+)`", good)) <= set(options[name]), (node_id, name)
+                assert good and set(re.findall(r"`([^`]+)`", good)) <= set(options[name]), (node_id, name)
+
+    @pytest.mark.parametrize("node_id", SCHEMAS)
+    def test_a_page_fits_the_narrow_help_panel(self, node_id):
+        """The front end's panel is 262 px wide: no tables, and no code that cannot be broken."""
+        text = page(node_id)
+        assert not re.search(r"^\|", text, re.MULTILINE)
+        assert max(map(len, re.findall(r"`([^`]+)`", text)), default=0) <= 36
+
+    def test_the_pages_in_each_language_are_up_to_date(self):
+        """`python -m dev.help_pages` writes them. The front end asks for the page of a language first."""
+        from ras_pack.dev.help_pages import pages
+
+        expected = pages()
+        assert set(expected) == set(DOCS.glob("*/*.md"))
+        stale = [path.name for path, text in expected.items() if path.read_text(encoding="utf-8") != text]
+        assert stale == []
+        assert {path.stem for path in expected} == set(LOCALES)
 
     @pytest.mark.parametrize("text_of", ["RASPatchModel", "RASKSampler", "RASCompare", "docs/quality.md"])
     def test_gains_of_the_starting_points_are_the_computed_ones(self, text_of):
         text = (ROOT / text_of).read_text(encoding="utf-8") if "/" in text_of else page(text_of)
         pattern = r"^\|[^|]+\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+)× \|"
+        if "/" not in text_of:
+            settings = r": (\d+) steps, start_percent ([\d.]+), sample_ratio ([\d.]+)"
+            pattern = settings + r": ([\d.]+) % of the tokens, ([\d.]+)×"
         rows = re.findall(pattern, text, re.MULTILINE)
         assert len(rows) == 8
         for steps, start, ratio, share, gain in rows:
@@ -120,7 +137,7 @@ class TestPages:
         defaults = {item.id: getattr(item, "default", None) for item in SCHEMAS["RASPatchModel"].inputs}
         settings = {"sample_ratio": 0.5, "error_reset_every": 0, "start_percent": 0.2}
         assert settings.items() <= defaults.items()
-        assert "| the defaults | 28 | 0.2 | 0.5 |" in page("RASPatchModel")
+        assert "**the defaults**: 28 steps, start_percent 0.2, sample_ratio 0.5:" in page("RASPatchModel")
 
 
 def _expected(steps: int, start: float, ratio: float) -> tuple[float, float]:

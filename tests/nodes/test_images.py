@@ -12,7 +12,7 @@ from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method.grid import TokenGrid
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.render import frames as render_frames
-from ras_pack.ras_core.render.comparison import comparison_image
+from ras_pack.ras_core.render.comparison import Run, comparison_image
 from ras_pack.ras_core.render.frames import MOST_PIXELS, mask_frames
 from ras_pack.ras_core.render.masks import summary_image
 from ras_pack.ras_core.run.trace import Evaluation, Trace
@@ -65,8 +65,9 @@ def test_extreme_shapes(h, w):
     trace, images = trace_of(3, 1, h, w), np.zeros((1, 16 * h, 16 * w, 3), dtype=np.float32)
     assert mask_frames(trace, images).shape[0] == 3
     assert summary_image(trace, images).shape == (1, 720, 1080, 3)
-    compared = comparison_image(images[0], images[0], (trace, trace))
-    assert max(compared.shape) < 2500
+    run, other = Run(images, trace), Run(images, trace)
+    for fewer in (run, other):
+        assert max(comparison_image(run, other, fewer).shape) < 2500
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib.util
+import re
 import sys
 from functools import partial
 
@@ -63,7 +64,7 @@ OUTPUTS = {
     "RASKSampler": ["LATENT", "RAS_TRACE"],
     "RASPaperSettings": ["RAS_PAPER"],
     "RASSampler": ["SAMPLER"],
-    "RASCompare": ["IMAGE"] * 5,
+    "RASCompare": ["IMAGE"] * 6,
     "RASTrace": ["LATENT", "RAS_TRACE"],
     "RASMaskPreview": ["IMAGE", "IMAGE"],
     "RASDemoModel": ["MODEL", "VAE"],
@@ -141,6 +142,15 @@ class TestSchemas:
             for item in [*schema.inputs, *schema.outputs]:
                 assert item.tooltip and len(item.tooltip) > 8, (schema.node_id, item)
 
+    @pytest.mark.parametrize("word", ["speed", "faster", "accelerate", "cache", "region", "skip", "turbo"])
+    def test_search_finds_the_nodes_that_make_sampling_faster(self, nodes, word):
+        schema = nodes["RASPatchModel"].GET_SCHEMA()
+        if not hasattr(schema, "search_aliases"):
+            pytest.skip("this ComfyUI has no search aliases")
+        assert word in schema.search_aliases and "RAS" in schema.search_aliases
+        assert word in nodes["RASKSampler"].GET_SCHEMA().search_aliases
+        assert list(nodes)[:2] == ["RASPatchModel", "RASKSampler"]
+
     def test_sampler_choices_are_comfyuis(self, nodes):
         import nodes as host_nodes
 
@@ -214,12 +224,20 @@ class TestErrors:
         assert "sample_ratio = 1.2" in self._message(nodes, sd3.build(), sample_ratio=1.2)
 
     def test_a_trace_without_a_run(self, nodes, sd3):
-        model = sd3.build()
-        with pytest.raises(ValueError, match="not patched by a RAS node.*Expected.*What to do"):
-            _execute(nodes["RASTrace"], model=model, latent={})
-        patched = _execute(nodes["RASPatchModel"], model=model, **_settings())[0]
+        patched = _execute(nodes["RASPatchModel"], model=sd3.build(), **_settings())[0]
         with pytest.raises(ValueError, match="no run of this model has finished yet.*Expected.*What to do"):
             _execute(nodes["RASTrace"], model=patched, latent={})
+
+    def test_the_trace_of_a_model_without_ras_is_empty_with_a_reason(self, nodes, sd3):
+        latent = {"samples": sd3.noise()}
+        passed, trace = _execute(nodes["RASTrace"], model=sd3.build(), latent=latent).args
+        assert passed is latent and "no RAS node has patched the connected model" in trace.notes[0]
+        without = _execute(nodes["RASMaskPreview"])
+        for shown in (_execute(nodes["RASMaskPreview"], trace=trace), without):
+            frames, summary = shown.args
+            assert frames.shape == summary.shape == (1, 720, 1080, 3)
+            assert summary.max() > 0.8 and torch.equal(frames, summary)
+        assert not torch.equal(summary, _execute(nodes["RASMaskPreview"], trace=trace)[1])
 
     def test_a_comfyui_without_the_attention_override_is_refused(self, nodes, sd3, monkeypatch):
         import comfy.ldm.modules.attention
@@ -326,14 +344,22 @@ class TestCompare:
 
         settings = _settings(paper=paper and _paper(nodes, **paper))
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **sampler_inputs, **settings)
-        dense, ras, difference, comparison, summary = result.args
-        assert dense.shape == ras.shape == difference.shape == (2, 128, 128, 3)
+        dense, ras, difference, comparison, summary, fewer = result.args
+        assert dense.shape == ras.shape == difference.shape == fewer.shape == (2, 128, 128, 3)
         assert difference.max() > 0
         assert comparison.ndim == summary.ndim == 4
         settings = _settings(paper=paper and _paper(nodes), sample_ratio=1.0)
         expected = _execute(nodes["RASKSampler"], model=sd3.build(), **sampler_inputs, **settings)
         assert torch.equal(dense, Vae().decode(expected[0]["samples"]))
         assert result.ui["ras"][0]["regional_steps"] == 4
+        # Half of the tokens in half of the steps: 8 steps at the cost of about 6.
+        (slider,) = result.ui["ras_compare"]
+        assert slider["steps"] == {"dense": 8, "ras": 8, "fewer": 6} and slider["accelerated"]
+        expected = _execute(
+            nodes["RASKSampler"], model=sd3.build(), **{**sampler_inputs, "steps": 6}, **settings
+        )
+        assert torch.equal(fewer, Vae().decode(expected[0]["samples"]))
+        assert 0 < slider["closeness"]["ras"] <= 1
 
     def test_a_speed_against_all_steps(self, nodes, sd3, sampler_inputs):
         class Vae:
@@ -350,7 +376,9 @@ class TestCompare:
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
         ras = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **settings)
         image = np.zeros((16, 16, 3))
-        assert "(expected 2.03x)" in headline(image, image, (dense[1], ras[1]))
+        assert ras[1].against(dense[1]).expected_speedup == pytest.approx(2, rel=0.02)
+        assert re.match(r"(about )?\d\.\d\dx faster", headline(image, image, (dense[1], ras[1])))
+        assert result.ui["ras_compare"][0]["steps"]["fewer"] == 6
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))

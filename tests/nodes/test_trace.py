@@ -13,9 +13,13 @@ from ras_pack.nodes import compare
 from ras_pack.nodes.live import end_message
 from ras_pack.nodes.mask_preview import RASMaskPreview
 from ras_pack.nodes.trace import RASTrace
-from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.config import RASConfig, Window
 from ras_pack.ras_core.host import traces
+from ras_pack.ras_core.host.outer_sample import CustomSettings
 from ras_pack.ras_core.host.patch import NO_RUN, OTHER_LATENT, last_trace, patch_model
+from ras_pack.ras_core.host.speed import Speed
+from ras_pack.ras_core.method.family_plans import family_plans
+from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.render import comparison, frames, masks
 from support.sampling import FAST, STEPS, sample
 
@@ -168,6 +172,7 @@ class TestNumbers:
             def decode(self, samples):
                 return samples[:, :3].movedim(1, -1).sigmoid()
 
+        monkeypatch.setattr("ras_pack.ras_core.run.trace.is_disturbed", lambda evaluations: False)
         lines = []
         draw = comparison.ImageDraw.ImageDraw.text
         monkeypatch.setattr(
@@ -186,11 +191,37 @@ class TestNumbers:
         (stats,) = result.ui["ras"]
         (log,) = [line for line in caplog.messages if f"over {steps} dense steps" in line]
         shown = [line for line in [*lines, log] if "measured" in line or "faster" in line]
-        found = [re.search(r"measured (\d+\.\d\d)x|(\d+\.\d\d)x faster", line) for line in shown]
+        found = [re.search(r"measured (\d+\.\d\d)x|^(\d+\.\d\d)x faster", line) for line in shown]
         assert {each[1] or each[2] for each in found} == {f"{stats['measured_speedup']:.2f}"}
-        assert len(found) == 4  # headline, its second line, the summary, the log
+        assert len(found) == 3  # headline, the summary, the log
         expected = {each for line in shown for each in re.findall(r"expected (\d+\.\d\d)x", line)}
         assert expected == {f"{stats['expected_speedup']:.2f}"}
+
+
+class TestReason:
+    """The live view says why nothing, or less than planned, was accelerated."""
+
+    def _end(self, sd3, settings, steps: int, sampler: str = "euler") -> dict:
+        model = patch_model(sd3.build(), settings)
+        sample(model, sd3, sd3.noise(8, 8), sampler=sampler, steps=steps)
+        assert last_trace(model).as_dict()["reason"] == last_trace(model).reason
+        return end_message(last_trace(model))
+
+    def test_as_planned(self, sd3):
+        end = self._end(sd3, FAST, steps=10)
+        assert (end["accelerated"], end["reason"]) == (True, "")
+        plain = PlanSet((family_plans(None).best("2x", "euler", plain=True),))
+        end = self._end(sd3, Speed("2x", plain), steps=10)  # fewer steps, all dense
+        assert (end["accelerated"], end["reason"], end["regional_steps"]) == (True, "", 0)
+
+    def test_too_few_steps_for_a_regional_one(self, sd3):
+        end = self._end(sd3, CustomSettings(RASConfig(sample_ratio=0.5), Window()), steps=2)
+        assert not end["accelerated"] and end["reason"].startswith("no regional step fits")
+
+    def test_a_speed_that_the_steps_cannot_reach(self, sd3):
+        end = self._end(sd3, Speed("3x"), steps=3, sampler="lms")
+        assert "is all that 3 steps can reach" in end["reason"]
+        assert "the noise levels are kept" in end["reason"]
 
 
 def test_a_dense_run_by_request_has_nothing_to_explain(sd3):

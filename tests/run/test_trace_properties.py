@@ -2,6 +2,7 @@
 
 import json
 import math
+from statistics import median
 
 import pytest
 import torch
@@ -75,9 +76,44 @@ def test_speed_ups_are_ratios_of_whole_runs(run, profile, n_text):
     if not plain or len(plain) == len(later):
         assert trace.measured_speedup is None
         return
-    total = sum(seconds for *_, seconds in later)
-    low, high = (each * len(later) / total for each in (plain[0], plain[-1]))
-    assert low * (1 - 1e-6) <= trace.measured_speedup <= high * (1 + 1e-6)
+    # Each evaluation counts with the median time of those with as many tokens.
+    like = {count: [each[3] for each in later if each[2] == count] for *_, count, _ in later}
+    typical = sum(median(like[count]) for *_, count, _ in later)
+    assert trace.measured_speedup == pytest.approx(median(plain) * len(later) / typical, rel=1e-6)
+
+
+def timed(*seconds: float, share: int | None = None) -> list[tuple[int, float, int | None, float]]:
+    return [(0, 1.0, share, each) for each in seconds]
+
+
+class TestDisturbedTimes:
+    """A dense step takes 2 s here, one with half of the tokens 1 s."""
+
+    @pytest.fixture
+    def trace_of(self):
+        grid, profile = TokenGrid((4, 4), (2, 2)), CostProfile(*[1] * 6)
+        return lambda *evaluations: _trace(grid, [*timed(9.0), *evaluations], profile, 0, 1)
+
+    def test_a_single_slow_step_changes_nothing(self, trace_of):
+        quiet = trace_of(*timed(2, 2, 2), *timed(*[1] * 9, share=2))
+        once = trace_of(*timed(2, 2, 2), *timed(*[1] * 8, 60.0, share=2))
+        assert quiet.measured_speedup == once.measured_speedup == pytest.approx(24 / 15)
+        assert not quiet.is_disturbed and not once.is_disturbed
+        assert "measured 1.60x" in once.summary() and "unreliable" not in once.summary()
+
+    def test_a_busy_computer_makes_the_ratio_unreliable(self, trace_of):
+        busy = trace_of(*timed(2, 2, 2), *timed(*[1, 4, 1] * 3, share=2))
+        assert busy.is_disturbed and busy.as_dict()["disturbed"]
+        assert "unreliable: the computer was busy" in busy.summary()
+
+    def test_a_comparison_with_a_disturbed_dense_run_is_unreliable(self, trace_of):
+        ras = trace_of(*timed(2, 2, 2), *timed(*[1] * 9, share=2))
+        assert not ras.against(trace_of(*timed(*[2] * 12))).is_disturbed
+        compared = ras.against(
+            trace_of(*timed(*[2] * 11, 500.0))
+        )  # like steps: 13 of 2 s over 3 of 2 and 9 of 1
+        assert not compared.is_disturbed and compared.measured_speedup < 2.2
+        assert ras.against(trace_of(*timed(*[2, 9] * 6))).is_disturbed
 
 
 @examples(30)

@@ -1,0 +1,85 @@
+"""Says what a run of a chosen speed will do before it starts, for a line of text in the node.
+
+The browser asks ROUTE with the speed, the number of steps, the sampler, and what it knows about the model:
+the family of a demo model, or the name of the file that the graph loads. The model itself is not loaded; the
+family of a file follows from the names of its tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from aiohttp import web
+
+from ..ras_core.config import MAX_STEPS
+from ..ras_core.host.outlook import outlook
+from ..ras_core.host.plans import PLAN_SPEEDS
+from .live import add_route
+
+ROUTE = "/multirate_ras/hint"
+FOLDERS = ("checkpoints", "diffusion_models")
+LONGEST_HEADER = 2**24  # bytes; the header of a large checkpoint has a tenth of that
+
+FAMILIES = {
+    "sd3": ("joint_blocks.0.",),
+    "flux": ("double_blocks.0.img_attn", "single_blocks.0.linear1"),
+    "lumina2": ("noise_refiner.0.", "cap_embedder."),
+}
+"""By family: parts of tensors' names that all occur in the family's files."""
+
+
+async def hint(request: web.Request) -> web.Response:
+    """GET with speed, steps, sampler, and family or file: what a run will do, as `outlook` returns it."""
+    try:
+        answer = await asyncio.to_thread(answer_to, request.query)
+    except ValueError:
+        return web.json_response({"error": "Expected a speed, steps, and optionally a sampler."}, status=400)
+    return web.json_response(answer)
+
+
+def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
+    """The answer to a request.
+
+    Raises:
+        ValueError: a value is missing or invalid.
+    """
+    speed, steps = query.get("speed"), int(query.get("steps", ""))
+    if speed not in PLAN_SPEEDS or not 1 <= steps <= MAX_STEPS:
+        raise ValueError("no such speed or number of steps")
+    family = query.get("family") or family_of_file(query.get("file", ""))
+    return outlook(family, speed, steps, query.get("sampler"))
+
+
+def family_of_file(name: str) -> str | None:
+    """The family of a model file of ComfyUI's; None if there is no such file or its family is not known."""
+    paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS if name)
+    path = next(filter(None, paths), None)
+    return None if path is None else family_of(_tensor_names(Path(path)))
+
+
+def family_of(names: Iterable[str]) -> str | None:
+    """The family of a file whose tensors have these names."""
+    text = "\n".join(names)
+    return next((family for family, parts in FAMILIES.items() if all(part in text for part in parts)), None)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    """The names of the tensors of a safetensors file; none if it is not one."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length <= LONGEST_HEADER else {}
+    except (OSError, ValueError, RecursionError, struct.error):
+        return []
+    return list(header) if isinstance(header, dict) else []
+
+
+def register_hint() -> None:
+    """Register ROUTE with ComfyUI's server; do nothing if no server runs or ROUTE is already registered."""
+    add_route("get", ROUTE, hint)

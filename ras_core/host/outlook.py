@@ -1,0 +1,35 @@
+"""Says before a run, without the model, what a run with the plan of a family will do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..method.family_plans import family_closeness, family_plans
+from ..method.plan import PLAN_SAMPLERS
+
+
+def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> dict[str, Any]:
+    """What a run with the plan of a family will do.
+
+    Args:
+        family: name of the adapter's module, such as "sd3"; None if it is not known.
+        speed: one of PLAN_SPEEDS.
+        steps: number of steps that the sampler node asks for.
+        sampler: name of the sampler; None for the one with the better plan.
+
+    Returns:
+        `time`: its time as a share of that of a run without RAS. `steps` and `dense`: its steps, and how many
+        of them compute the whole image; None with a sampler that has no plans, whose steps stay as they are.
+        `closeness`: dB, see `family_closeness`; None if it was not measured with this family and sampler.
+    """
+    answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
+    if sampler and sampler not in PLAN_SAMPLERS:
+        return answer
+    plans = family_plans(family)
+    plan = plans.best(speed, sampler or None)
+    best = plans.best(speed)
+    is_best = replace(plan, sampler=best.sampler) == best  # samplers may share a plan
+    closeness = family_closeness(family, speed) if is_best else None
+    plan = plan.resized(steps)
+    return answer | {"steps": plan.steps, "dense": len(plan.dense_steps), "closeness": closeness}

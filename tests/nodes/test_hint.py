@@ -1,0 +1,91 @@
+"""The line in a node that says before a run what it will do: time, steps and closeness from the plan."""
+
+import json
+import struct
+import urllib.error
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from ras_pack.nodes.hint import answer_to, family_of, family_of_file
+from ras_pack.ras_core.host.outlook import outlook
+from ras_pack.ras_core.method.plan import PLAN_SPEEDS
+from support.comfy import ROOT
+
+NAMES = {
+    "sd3": ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
+    "flux": ["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"],
+    "lumina2": ["noise_refiner.0.attention.qkv.weight", "cap_embedder.1.weight"],
+}
+
+
+def write_model(path: Path, names: list[str]) -> None:
+    header = json.dumps({name: {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for name in names})
+    path.write_bytes(struct.pack("<Q", len(header)) + header.encode())
+
+
+class TestOutlook:
+    def test_a_speed_in_numbers(self):
+        assert outlook("sd3", "2x", 28, None) == {"time": 0.5, "steps": 17, "dense": 6, "closeness": 30.7}
+        assert outlook("sd3", "2x", 56, "dpmpp_2m")["steps"] == 34
+
+    def test_a_family_that_was_not_measured(self):
+        assert outlook(None, "2x", 28, None) == {"time": 0.5, "steps": 14, "dense": 14, "closeness": None}
+
+    def test_closeness_is_that_of_the_plan_that_was_measured(self):
+        assert outlook("sd3", "2x", 28, "euler")["closeness"] == 30.7  # both samplers share this plan
+        assert outlook("sd3", "3x", 28, "euler")["closeness"] == 26.5
+        assert outlook("sd3", "3x", 28, "dpmpp_2m")["closeness"] is None
+
+    def test_a_sampler_without_plans_keeps_its_steps(self):
+        assert outlook("sd3", "3x", 28, "heun")["steps"] is None
+
+    @pytest.mark.parametrize("family", NAMES)
+    def test_a_higher_speed_is_less_close(self, family):
+        found = [outlook(family, speed, 28, None)["closeness"] for speed in PLAN_SPEEDS]
+        assert found == sorted(found, reverse=True)
+
+    @pytest.mark.parametrize(
+        "query", [{}, {"speed": "2x"}, {"speed": "9x", "steps": "4"}, {"speed": "2x", "steps": "0"}]
+    )
+    def test_another_question_is_refused(self, query):
+        with pytest.raises(ValueError):
+            answer_to(query)
+
+
+class TestFamily:
+    @pytest.mark.parametrize("family", NAMES)
+    def test_the_names_of_tensors_tell_it(self, family):
+        assert family_of(NAMES[family]) == family
+
+    def test_the_demo_models_are_of_their_families(self, monkeypatch):
+        import folder_paths
+
+        weights = ROOT / "demo" / "weights"
+        monkeypatch.setattr(folder_paths, "get_full_path", lambda folder, name: str(weights / name))
+        assert family_of_file("sd3.safetensors") == "sd3"
+        assert family_of_file("lumina2.safetensors") == "lumina2"
+
+    @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 20, struct.pack("<Q", 4) + b"[[[["])
+    def test_a_damaged_file_has_none(self, monkeypatch, tmp_path, content):
+        import folder_paths
+
+        (tmp_path / "x.safetensors").write_bytes(content)
+        monkeypatch.setattr(folder_paths, "get_full_path", lambda folder, name: str(tmp_path / name))
+        assert family_of_file("x.safetensors") is None
+
+    @pytest.mark.parametrize("name", ["", "../../x.safetensors", "/etc/passwd", "no such file"])
+    def test_only_model_files_are_read(self, name):
+        assert family_of_file(name) is None
+
+
+@pytest.mark.server
+def test_a_server_answers(server):
+    base = server.log.parent / "models" / "diffusion_models"
+    base.mkdir(parents=True, exist_ok=True)
+    write_model(base / "hint_flux.safetensors", NAMES["flux"])
+    asked = {"speed": "3x", "steps": 28, "file": "hint_flux.safetensors"}
+    assert server.read(f"/multirate_ras/hint?{urlencode(asked)}")["closeness"] == 26.5
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.fetch("/multirate_ras/hint?speed=2x")
+    assert refused.value.code == 400

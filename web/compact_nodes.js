@@ -1,0 +1,74 @@
+// Keeps nodes compact: shows the advanced inputs of the pack's nodes only if the user asks for them.
+//
+// Nodes 2.0 has a button for that below the inputs. The classic canvas shows all inputs; here it hides the advanced
+// ones, and offers "Show Advanced" in the node's menu. Both kinds show them while `speed` is custom, because they
+// determine what a custom run computes.
+
+import { app } from "../../scripts/app.js";
+
+const CUSTOM = "custom";
+const ROW = 24; // height of a widget in the classic canvas
+const MARK = "multirate_ras_compact"; // a property of nodes that were saved with their advanced inputs hidden
+
+app.registerExtension({
+  name: "multirate_ras.compact_nodes",
+
+  nodeCreated(node) {
+    if (!node.comfyClass?.startsWith("RAS")) return;
+    const advanced = (node.widgets ?? []).filter((widget) => widget.options?.advanced);
+    if (advanced.length) makeCompact(node, advanced);
+  },
+});
+
+function makeCompact(node, advanced) {
+  const speed = node.widgets.find((widget) => widget.name === "speed");
+  let height = node.computeSize()[1];
+  const update = () => {
+    showOrHide(node, advanced);
+    const [before, needed] = [height, node.computeSize()[1]];
+    height = needed;
+    node.setSize([node.size[0], Math.max(needed, node.size[1] + needed - before)]);
+    node.graph?.setDirtyCanvas(true, true);
+  };
+  follow(node, "toggleAdvanced", () => {
+    if (node.showAdvanced) height = node.computeSize()[1]; // the node has grown already
+    update();
+  });
+  follow(node, "onConnectionsChange", update);
+  follow(node, "onConfigure", ({ size, properties }) => {
+    const all = properties?.[MARK] ? 0 : advanced.length;
+    node.properties[MARK] = true;
+    if (speed?.value === CUSTOM) node.showAdvanced = true;
+    update();
+    const rows = node.showAdvanced ? 0 : all; // saved without being compact
+    node.setSize([node.size[0], Math.max(size[1] - rows * ROW, node.computeSize()[1])]);
+  });
+  if (speed) {
+    follow(speed, "callback", () => {
+      // In Nodes 2.0 the button would not notice; there the hint below the inputs points at it.
+      if (!LiteGraph.vueNodesMode) node.showAdvanced = speed.value === CUSTOM;
+      update();
+    });
+  }
+  node.properties[MARK] = true;
+  update();
+}
+
+/** Calls `then` after each call of a method, which may not exist yet. */
+function follow(owner, name, then) {
+  const before = owner[name];
+  owner[name] = function () {
+    const answer = before?.apply(this, arguments);
+    then(...arguments);
+    return answer;
+  };
+}
+
+/** Hides the widgets from the classic canvas, unless the node shows them all or a link ends at them. */
+function showOrHide(node, widgets) {
+  for (const widget of widgets) {
+    const isLinked = node.inputs?.some((input) => input.widget?.name === widget.name && input.link != null);
+    widget.hidden = !node.showAdvanced && !isLinked;
+    widget.advanced = !isLinked; // the classic canvas then has the menu entry "Show Advanced"
+  }
+}
