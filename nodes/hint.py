@@ -35,7 +35,9 @@ FAMILIES = {
 
 
 async def hint(request: web.Request) -> web.Response:
-    """GET with speed, steps, sampler, and family or file: what a run will do, as `outlook` returns it."""
+    """Answer a GET request: its query has a speed, a number of steps, a sampler, and a family or a file. The
+    answer is what `outlook` returns for them.
+    """
     try:
         answer = await asyncio.to_thread(answer_to, request.query)
     except ValueError:

@@ -197,7 +197,9 @@ class Calibration:
 
 
 def _samplers(speed: PlanSpeed) -> tuple[PlanSampler, ...]:
-    """The samplers for which plans of a speed are measured: one, if plans for all have the same solver."""
+    """The samplers with which plans of this speed are measured. Where all samplers have the same solver, one
+    is enough.
+    """
     return ("dpmpp_2m",) if speed in AB2_SPEEDS else PLAN_SAMPLERS
 
 
