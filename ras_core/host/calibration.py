@@ -5,7 +5,7 @@ The work in order:
 1. Measure the error of one long Euler step over each twelfth of a fine schedule. The larger the error in a
    twelfth, the larger the share of a run's steps in it. These shares are the measured density.
 2. Compute reference latents with many steps of dpmpp_2m.
-3. For each speed and sampler, sample with dense steps on four grids of noise levels:
+3. For each speed (at 3x, for each sampler), sample with dense steps on four grids of noise levels:
    - the grid of the measured density;
    - the grid of the mean of the measured density and the even density (the same share in each twelfth);
    - a fixed grid: the first `a` levels of a schedule of `n` levels, then every `k`-th level;
@@ -13,12 +13,12 @@ The work in order:
 4. On the grid whose result is closest to the reference latents, sample runs with regional steps. Each of them
    has as many FLOPs as the dense run on that grid.
 
-For each seed, a calibration samples 66 runs with 1004 steps in total; 352 of these steps are in runs with
-regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 917 dense steps; those of the
-runs with regional steps equal 265. The following estimate is for two seeds. It assumes that a dense step of
+For each seed, a calibration samples 48 runs with 708 steps in total; 232 of these steps are in runs with
+regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 653 dense steps; those of the
+runs with regional steps equal 177. The following estimate is for two seeds. It assumes that a dense step of
 one image with the positive and the negative prompt takes 64 ms, as measured on an H100 (another measurement
 gave 58 ms, see conditionings.py). It also assumes that runs with regional steps take a tenth more time than
-their FLOPs suggest. Then a calibration takes 2 x (917 + 26.5) x 64 ms = 121 s.
+their FLOPs suggest. Then a calibration takes 2 x (653 + 17.7) x 64 ms = 86 s.
 """
 
 from __future__ import annotations
