@@ -138,9 +138,13 @@ class Shape:
         return of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
 
     def shallow(self, blocks: int) -> Shape:
-        """This network with only this number of main blocks; their width does not change."""
-        if self.model_class in (FLUX, FLUX2):  # half of them are double-stream, half single-stream blocks
-            depths = {"depth": blocks // 2, "depth_single_blocks": blocks - blocks // 2}
+        """This network with only this number of main blocks; their width does not change, and Flux keeps the
+        share of its double-stream blocks.
+        """
+        if self.model_class in (FLUX, FLUX2):
+            depth, single = (self.unet_config[name] for name in ("depth", "depth_single_blocks"))
+            depth = max(round(blocks * depth / (depth + single)), 1)
+            depths = {"depth": depth, "depth_single_blocks": blocks - depth}
             return replace(self, unet_config={**self.unet_config, **depths})
         config = {**self.unet_config, _DEPTH.get(self.model_class, "n_layers"): blocks}
         if config.get("x_block_self_attn_layers"):

@@ -37,8 +37,8 @@ class Case:
     """A network, an image size, a batch size and a number of steps.
 
     Attributes:
-        blocks: number of main blocks, of the network's true width; 0 for all of its blocks. The speed-up
-            hardly depends on their number, because all blocks cost the same.
+        blocks: number of main blocks of the true width that the network has (option --blocks); 0 for all of
+            its blocks.
     """
 
     shape: str
@@ -65,16 +65,14 @@ CASES = (
     Case("sd3_medium", 1024, 4),
     Case("z_image", 1024),
     Case("flux_dev", 1024),
-    Case("qwen_image", 1024, blocks=20),  # a file of 14 GB; with all 60 blocks, it would be one of 41 GB
-    Case("qwen_image_edit", 1024, blocks=20),
+    Case("qwen_image", 1024),
+    Case("qwen_image_edit", 1024),
     Case("anima", 1024),
     Case("flux2_klein_4b", 1024),
     Case("flux2_klein_4b_edit", 1024),
     Case("flux_kontext", 1024),
     Case("flux2_klein_9b", 1024),
     Case("flux2_klein_9b_edit", 1024),
-    Case("qwen_image", 1024),
-    Case("qwen_image_edit", 1024),
     Case("lumina2", 1024, 4),
     Case("sd3_medium", 2048),
     Case("sd3_medium", 1024, 2),
@@ -175,10 +173,13 @@ def loads_from_file(case: Case, tiny: bool = False) -> bool:
 
     The loader detects Lumina 2, Z-Image, Qwen-Image and Anima only at their original widths, so it does not
     detect their tiny networks. It never detects Lumina-Next, because ComfyUI does not have this network; the
-    pack implements it. Qwen-Image with all its blocks is not written to a file, because writing and reading
-    41 GB would take longer than the runs.
+    pack implements it. It does not count the blocks of SD3 and Anima, but infers their number from the width.
+    Qwen-Image with all its blocks is not written to a file, because writing and reading 41 GB would take
+    longer than the runs.
     """
-    if case.shape == "lumina_next" or (case.shape.startswith("qwen") and not case.blocks):
+    if case.shape == "lumina_next" or (case.blocks and case.shape.startswith(("sd3", "anima"))):
+        return False
+    if case.shape.startswith("qwen") and not case.blocks:
         return False
     return case.shape.startswith(("sd3", "flux")) or not tiny
 

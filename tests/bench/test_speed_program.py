@@ -77,6 +77,7 @@ class TestVariants:
         assert loads_from_file(Case("flux2_klein_4b", 1024), tiny=True)
         assert loads_from_file(Case("qwen_image", 1024, blocks=20))
         assert not loads_from_file(Case("qwen_image", 1024))  # too large
+        assert not loads_from_file(Case("sd3_medium", 1024, blocks=4))  # the loader would expect 24 blocks
 
 
 class TestJobs:
@@ -111,6 +112,8 @@ class TestJobs:
         shape, whole = shape_of(job), SHAPES["qwen_image_edit"]
         assert shape.unet_config["num_layers"] == 20 and whole.unet_config["num_layers"] == 60
         assert replace(shape, unet_config={**shape.unet_config, "num_layers": 60}) == whole
+        flux = shape_of(replace(job, case=Case("flux_dev", 1024, blocks=30))).unet_config
+        assert (flux["depth"], flux["depth_single_blocks"]) == (10, 20)  # of 19 and 38
         tiny = shape_of(replace(job, tiny=True))
         assert tiny.unet_config["num_layers"] < 20 and tiny.references == (128,)
 
