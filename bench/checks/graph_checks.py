@@ -26,6 +26,7 @@ from ...ras_core.graphs.tape import CudaTape
 from ...ras_core.host.graphs_of_model import graph_store
 from ...ras_core.kv import triton_check
 from ...ras_core.run.trace import Trace
+from ..common import checkpoints
 from ..common.shapes import SHAPES
 from ..speed.cases import STEPS, Case, Variant
 from ..speed.run import Bench
@@ -227,7 +228,7 @@ def with_patch(scene: Scene) -> Result:
     constant to each matrix of the first main block.
     """
     model = scene.bench.model.clone()
-    block = ("diffusion_model.joint_blocks.0.", "diffusion_model.layers.0.")
+    block = tuple(f"diffusion_model.{name}0." for name in checkpoints.BLOCKS)
     weights = {
         name: weight for name, weight in model.model.named_parameters()
         if name.startswith(block) and weight.ndim == 2

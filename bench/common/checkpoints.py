@@ -16,10 +16,10 @@ from torch import Tensor
 from .shapes import Shape, free
 from .tensor_file import write_tensors
 
-BLOCKS = ("joint_blocks.", "layers.", "double_blocks.", "single_blocks.")
+BLOCKS = ("joint_blocks.", "layers.", "double_blocks.", "single_blocks.", "transformer_blocks.", "blocks.")
 """Prefixes of the parameter names of main blocks, in the families that ComfyUI's loader detects."""
 
-MODULATION = ("adaLN", "_mod.", "modulation.")
+MODULATION = ("adaLN", "adaln_", "_mod.", "modulation.")
 """The name of each modulation layer contains one of these texts."""
 
 LORA_RANK = 16

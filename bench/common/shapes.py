@@ -14,13 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from ...lumina_next.model import LuminaNextConfig, guide_first_channels
+from .true_sizes import COSMOS_2B, FLUX1, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, QWEN_IMAGE
 from .weights import draw_weights
 
 PIXELS_PER_LATENT = 8
+PIXELS_PER_TOKEN = 16
+"""Pixels that an image token covers along each side, in every family."""
+
+TINY_REFERENCE = 128
+"""Side length of the reference images of tiny networks, in pixels."""
+
 LATENT_CHANNELS = 16
+FLUX2_CHANNELS = 128
 LUMINA_NEXT = "LuminaNext"
-FLUX = "Flux"
-_DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers"}
+FLUX, FLUX2 = "Flux", "Flux2"
+QWEN, ANIMA = "QwenImage", "Anima"
+_DEPTH = {"SD3": "num_blocks", LUMINA_NEXT: "num_layers", QWEN: "num_layers", ANIMA: "num_blocks"}
 """The key of `unet_config` that holds the number of main blocks, by family. Families that are not listed use
 the key "n_layers"."""
 
@@ -42,6 +51,11 @@ class Shape:
         channels: number of channels of the latent.
         cfg: guidance scale. At a scale of 1, ComfyUI evaluates only the positive prompt; networks that were
             distilled from guided ones are run at this scale.
+        has_mask: whether the text encoder outputs a mask although no text row is masked. ComfyUI's encoders
+            of most families then leave it out.
+        latent_pixels: number of pixels that a latent pixel covers along each side.
+        has_frames: whether latents have a time axis, (b, c, 1, H, W).
+        references: side lengths, in pixels, of the square reference images of both prompts.
     """
 
     name: str
@@ -54,6 +68,10 @@ class Shape:
     multiple: int = 1
     channels: int = LATENT_CHANNELS
     cfg: float = 5.0
+    has_mask: bool = False
+    latent_pixels: int = PIXELS_PER_LATENT
+    has_frames: bool = False
+    references: tuple[int, ...] = ()
 
     @property
     def rows_in_network(self) -> tuple[int, ...]:
@@ -63,21 +81,35 @@ class Shape:
         evaluated = self.text_rows[:1] if self.cfg == 1 else self.text_rows
         return tuple(-(-rows // self.multiple) * self.multiple for rows in evaluated)
 
+    @property
+    def reference_rows(self) -> int:
+        """Number of rows of the reference images in the network, for each prompt that is evaluated."""
+        return sum((side // PIXELS_PER_TOKEN) ** 2 for side in self.references)
+
     def conditioning(self, which: int) -> list:
         """A random CONDITIONING for the positive (`which` = 0) or the negative prompt (1), in the format that
-        a text encoder node returns.
+        a text encoder node returns, with the reference images that the node ReferenceLatent adds.
         """
         generator = torch.Generator().manual_seed(which + 1)
         rows = self.text_rows[which]
-        extras = {"attention_mask": torch.ones(1, rows, dtype=torch.long)}
+        extras: dict[str, Any] = {}
+        if self.has_mask:
+            extras["attention_mask"] = torch.ones(1, rows, dtype=torch.long)
         if self.pooled_width:
-            extras = {"pooled_output": torch.randn(1, self.pooled_width, generator=generator)}
-        return [[torch.randn(1, rows, self.text_width, generator=generator), extras]]
+            extras["pooled_output"] = torch.randn(1, self.pooled_width, generator=generator)
+        text = torch.randn(1, rows, self.text_width, generator=generator)
+        if self.references:
+            sizes = [self._latent_size(1, side, side) for side in self.references]
+            extras["reference_latents"] = [torch.randn(size, generator=generator) for size in sizes]
+        return [[text, extras]]
 
     def latent(self, height: int, width: int, batch: int) -> dict[str, Tensor]:
         """An empty LATENT for images of this size in pixels."""
-        size = (height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
-        return {"samples": torch.zeros(batch, self.channels, *size)}
+        return {"samples": torch.zeros(self._latent_size(batch, height, width))}
+
+    def _latent_size(self, batch: int, height: int, width: int) -> tuple[int, ...]:
+        frames = (1,) if self.has_frames else ()
+        return (batch, self.channels, *frames, height // self.latent_pixels, width // self.latent_pixels)
 
     def network(self, device: torch.device, seed: int = 0) -> nn.Module:
         """The bare network, with random weights generated on the device. Do not call it in a process with
@@ -106,9 +138,13 @@ class Shape:
         return of_class({**self.unet_config, "dtype": self.dtype}).get_model({}, prefix="", device=device)
 
     def shallow(self, blocks: int) -> Shape:
-        """This network with only this number of main blocks; their width does not change."""
-        if self.model_class == FLUX:  # one half double-stream blocks, the other half single-stream blocks
-            depths = {"depth": blocks // 2, "depth_single_blocks": blocks - blocks // 2}
+        """This network with only this number of main blocks; their width does not change, and Flux keeps the
+        share of its double-stream blocks.
+        """
+        if self.model_class in (FLUX, FLUX2):
+            depth, single = (self.unet_config[name] for name in ("depth", "depth_single_blocks"))
+            depth = max(round(blocks * depth / (depth + single)), 1)
+            depths = {"depth": depth, "depth_single_blocks": blocks - depth}
             return replace(self, unet_config={**self.unet_config, **depths})
         config = {**self.unet_config, _DEPTH.get(self.model_class, "n_layers"): blocks}
         if config.get("x_block_self_attn_layers"):
@@ -117,6 +153,8 @@ class Shape:
 
     def as_detected(self) -> Shape:
         """The shape with the number of blocks that ComfyUI's loader infers from an SD3 network's width."""
+        if self.model_class != "SD3":
+            return self
         config = {name: value for name, value in self.unet_config.items() if name != "num_blocks"}
         return replace(self, unet_config=config)
 
@@ -129,6 +167,7 @@ class Shape:
             self, unet_config=config, dtype=torch.float32, text_width=64,
             pooled_width=64 if self.pooled_width else 0,
             text_rows=tuple(max(rows // 16, 3) for rows in self.text_rows),
+            references=(TINY_REFERENCE,) * len(self.references),
         )  # fmt: skip
 
 
@@ -148,6 +187,13 @@ def _mmdit(depth: int, positions: int, **changes: Any) -> dict[str, Any]:
         "num_patches": positions**2, "pos_embed_max_size": positions, "pos_embed_scaling_factor": None,
         "x_block_self_attn_layers": [], **changes,
     }  # fmt: skip
+
+
+def _klein(name: str, unet_config: Mapping[str, Any], references: tuple[int, ...] = ()) -> Shape:
+    return Shape(
+        name, FLUX2, unet_config, torch.bfloat16, (512, 512), unet_config["context_in_dim"], multiple=512,
+        channels=FLUX2_CHANNELS, latent_pixels=16, references=references,
+    )  # fmt: skip
 
 
 _NEXTDIT = {
@@ -175,9 +221,27 @@ _LUMINA_NEXT = {
 }  # fmt: skip
 _FLUX_DEV = {
     "image_model": "flux", "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "patch_size": 2,
-    "hidden_size": 3072, "num_heads": 24, "axes_dim": [16, 56, 56], "theta": 10000, "mlp_ratio": 4.0,
-    "depth": 19, "depth_single_blocks": 38, "context_in_dim": 4096, "vec_in_dim": 768, "qkv_bias": True,
-    "guidance_embed": True, "txt_ids_dims": [],
+    **FLUX1, "theta": 10000, "vec_in_dim": 768, "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
+}  # fmt: skip
+_FLUX2 = {
+    "image_model": "flux2", "in_channels": FLUX2_CHANNELS, "out_channels": FLUX2_CHANNELS, "patch_size": 1,
+    "theta": 2000, "vec_in_dim": None, "qkv_bias": False, "guidance_embed": False, "txt_ids_dims": [3],
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False, "default_ref_method": "index",
+    "ref_index_scale": 10.0,
+}  # fmt: skip
+_KLEIN_4B = {**_FLUX2, **FLUX2_KLEIN_4B, "context_in_dim": 7680}
+_KLEIN_9B = {**_FLUX2, **FLUX2_KLEIN_9B, "context_in_dim": 12288}
+_QWEN_IMAGE = {"image_model": "qwen_image", "in_channels": 4 * LATENT_CHANNELS, **QWEN_IMAGE}
+_QWEN_IMAGE_EDIT = {**_QWEN_IMAGE, "default_ref_method": "index_timestep_zero"}  # the version of 2511
+_ANIMA = {
+    "image_model": "anima", "max_img_h": 240, "max_img_w": 240, "max_frames": 128,
+    "in_channels": LATENT_CHANNELS, "out_channels": LATENT_CHANNELS, "patch_spatial": 2, "patch_temporal": 1,
+    **COSMOS_2B, "concat_padding_mask": True, "pos_emb_cls": "rope3d", "pos_emb_learnable": True,
+    "pos_emb_interpolation": "crop", "min_fps": 1, "max_fps": 30, "use_adaln_lora": True,
+    "adaln_lora_dim": 256, "extra_per_block_abs_pos_emb": False, "rope_h_extrapolation_ratio": 4.0,
+    "rope_w_extrapolation_ratio": 4.0, "rope_t_extrapolation_ratio": 1.0, "extra_h_extrapolation_ratio": 1.0,
+    "extra_w_extrapolation_ratio": 1.0, "extra_t_extrapolation_ratio": 1.0,
+    "rope_enable_fps_modulation": False,
 }  # fmt: skip
 _TINY = {
     "SD3": _TINY_MMDIT,
@@ -191,6 +255,17 @@ _TINY = {
     FLUX: {
         "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 2, "context_in_dim": 64,
         "vec_in_dim": 64,
+    },
+    FLUX2: {
+        "hidden_size": 256, "num_heads": 2, "depth": 1, "depth_single_blocks": 2, "context_in_dim": 64,
+    },
+    QWEN: {
+        "num_layers": 3, "attention_head_dim": 32, "num_attention_heads": 2, "joint_attention_dim": 64,
+        "axes_dims_rope": (8, 12, 12),
+    },
+    ANIMA: {
+        "model_channels": 64, "num_blocks": 3, "num_heads": 2, "adaln_lora_dim": 16,
+        "crossattn_emb_channels": 64,
     },
 }  # fmt: skip
 
@@ -206,9 +281,31 @@ SHAPES = {
         ),
         # ComfyUI runs the following networks in bfloat16. Lumina-Next pads both prompts to the longer one's
         # length.
-        Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304),
-        Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32),
-        Shape("lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4),
+        Shape("lumina2", "Lumina2", _LUMINA2, torch.bfloat16, (96, 40), 2304, has_mask=True),
+        Shape("z_image", "ZImage", _Z_IMAGE, torch.bfloat16, (96, 20), 2560, multiple=32, has_mask=True),
+        Shape(
+            "lumina_next", LUMINA_NEXT, _LUMINA_NEXT, torch.bfloat16, (96, 96), 2048, channels=4,
+            has_mask=True,
+        ),
         Shape("flux_dev", FLUX, _FLUX_DEV, torch.bfloat16, (512, 512), 4096, 768, cfg=1.0),
+        Shape(
+            "flux_kontext", FLUX, _FLUX_DEV, torch.bfloat16, (512, 512), 4096, 768, cfg=1.0,
+            references=(1024,),
+        ),
+        # Klein is the base model, which is not distilled. ComfyUI pads the text of Flux.2 to 512 rows.
+        _klein("flux2_klein_4b", _KLEIN_4B),
+        _klein("flux2_klein_4b_edit", _KLEIN_4B, references=(1024,)),
+        _klein("flux2_klein_9b", _KLEIN_9B),
+        _klein("flux2_klein_9b_edit", _KLEIN_9B, references=(1024,)),
+        Shape(
+            "qwen_image", QWEN, _QWEN_IMAGE, torch.bfloat16, (100, 20), 3584, has_frames=True,
+        ),
+        # Both prompts of Qwen-Image-Edit contain some 200 rows of the reference image.
+        Shape(
+            "qwen_image_edit", QWEN, _QWEN_IMAGE_EDIT, torch.bfloat16, (300, 220), 3584, has_frames=True,
+            references=(1024,),
+        ),
+        # ComfyUI pads the text of Anima to 512 rows.
+        Shape("anima", ANIMA, _ANIMA, torch.bfloat16, (512, 512), 1024, has_frames=True),
     )
 }  # fmt: skip

@@ -7,6 +7,10 @@ import math
 import torch
 from torch import nn
 
+KEPT = ("pos_embedder.",)
+"""Beginnings of the names of tensors that keep their values: constants from which Anima computes
+positions."""
+
 
 @torch.no_grad()
 def draw_weights(network: nn.Module, seed: int) -> None:
@@ -14,6 +18,7 @@ def draw_weights(network: nn.Module, seed: int) -> None:
     Modulation layers get random weights too, not zeros.
     """
     tensors = [*network.named_parameters(), *network.named_buffers()]
+    tensors = [(name, tensor) for name, tensor in tensors if not name.startswith(KEPT)]
     generator = torch.Generator(tensors[0][1].device).manual_seed(seed)
     for name, tensor in tensors:
         if tensor.ndim >= 2:

@@ -34,16 +34,23 @@ script uses for it."""
 
 @dataclass(frozen=True)
 class Case:
-    """A network, an image size, a batch size and a number of steps."""
+    """A network, an image size, a batch size and a number of steps.
+
+    Attributes:
+        blocks: number of main blocks of the true width that the network has (option --blocks); 0 for all of
+            its blocks.
+    """
 
     shape: str
     pixels: int
     batch: int = 1
     steps: int = STEPS
+    blocks: int = 0
 
     @property
     def key(self) -> str:
-        return f"{self.shape}-{self.pixels}" + (f"-b{self.batch}" if self.batch > 1 else "")
+        batch = f"-b{self.batch}" if self.batch > 1 else ""
+        return f"{self.shape}-{self.pixels}{batch}" + (f"-{self.blocks}blocks" if self.blocks else "")
 
 
 # The most important cases come first, because cases at the end are dropped if --seconds is too short for all.
@@ -58,6 +65,14 @@ CASES = (
     Case("sd3_medium", 1024, 4),
     Case("z_image", 1024),
     Case("flux_dev", 1024),
+    Case("qwen_image", 1024),
+    Case("qwen_image_edit", 1024),
+    Case("anima", 1024),
+    Case("flux2_klein_4b", 1024),
+    Case("flux2_klein_4b_edit", 1024),
+    Case("flux_kontext", 1024),
+    Case("flux2_klein_9b", 1024),
+    Case("flux2_klein_9b_edit", 1024),
     Case("lumina2", 1024, 4),
     Case("sd3_medium", 2048),
     Case("sd3_medium", 1024, 2),
@@ -156,11 +171,17 @@ def weights_of(case: Case, wanted: Sequence[str], tiny: bool = False) -> Sequenc
 def loads_from_file(case: Case, tiny: bool = False) -> bool:
     """Whether ComfyUI's loader detects the network from its file.
 
-    The loader detects Lumina 2 and Z-Image only at their original widths, so it does not detect their tiny
-    networks. It never detects Lumina-Next, because ComfyUI does not have this network; the pack implements
-    it.
+    The loader detects Lumina 2, Z-Image, Qwen-Image and Anima only at their original widths, so it does not
+    detect their tiny networks. It never detects Lumina-Next, because ComfyUI does not have this network; the
+    pack implements it. It does not count the blocks of SD3 and Anima, but infers their number from the width.
+    Qwen-Image with all its blocks is not written to a file, because writing and reading 41 GB would take
+    longer than the runs.
     """
-    return case.shape.startswith(("sd3", "flux")) or (case.shape != "lumina_next" and not tiny)
+    if case.shape == "lumina_next" or (case.blocks and case.shape.startswith(("sd3", "anima"))):
+        return False
+    if case.shape.startswith("qwen") and not case.blocks:
+        return False
+    return case.shape.startswith(("sd3", "flux")) or not tiny
 
 
 def reference_variants(case: Case, ratios: Sequence[float], on_gpu: bool) -> list[Variant]:

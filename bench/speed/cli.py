@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if options.tiny:
         cases = unlike(cases)
+    if options.blocks:
+        cases = [replace(case, blocks=options.blocks) for case in cases]
     if options.list:
         print("\n".join(case.key for case in pick_cases("all")))
         return 0
@@ -272,6 +274,11 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--steps", type=int, default=0,
         help=f"sampling steps of a run; by default {STEPS}, and 30 for Lumina-Next",
+    )  # fmt: skip
+    top.add_argument(
+        "--blocks", type=int, default=0,
+        help="build networks with only this number of main blocks, of the true width, if all of them "
+        "take too much time or memory; the names of the cases in the results end with this number",
     )  # fmt: skip
     top.add_argument(
         "--ratios", type=_ratios, help="shares of active tokens in regional steps; 0.5,0.25,0.125 by default"

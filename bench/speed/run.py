@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -23,7 +23,7 @@ from ...ras_core.models import adapter_for
 from ...ras_core.run.trace import Trace
 from ..common.graph_counter import GraphCounter
 from ..common.hosting import end_node, has_dynamic_vram
-from ..common.shapes import PIXELS_PER_LATENT, Shape, free
+from ..common.shapes import PIXELS_PER_TOKEN, Shape, free
 from ..common.timing import Clock
 from .cases import (
     RESETS,
@@ -63,7 +63,8 @@ class Bench:
         if is_built:
             self.model = self.shape.build(self.device)
         network = self.model.model.diffusion_model
-        self.profile = adapter_for(network).cost_profile(network)
+        profile = adapter_for(network).cost_profile(network)
+        self.profile = replace(profile, frozen_rows=self.shape.reference_rows)
         self.conditionings = [self.shape.conditioning(which) for which in (0, 1)]
         self.latent = self.shape.latent(self.pixels, self.pixels, self.case.batch)
         comfy.utils.set_progress_bar_enabled(False)
@@ -72,7 +73,7 @@ class Bench:
 
     @property
     def n_tokens(self) -> int:
-        return (-(-self.pixels // PIXELS_PER_LATENT // 2)) ** 2
+        return (-(-self.pixels // PIXELS_PER_TOKEN)) ** 2
 
     def measured(self, variant: Variant, clock: Clock | None = None) -> Measured:
         """Prepare a variant to be run and measured; its runs are timed by the given clock, or else by a new
@@ -214,6 +215,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
         "dynamic_vram": has_dynamic_vram(), "pixels": bench.pixels,
         "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
         "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
+        "blocks": bench.case.blocks,
     }  # fmt: skip
     if each.error and not each.seconds and not each.warm_up:
         return row

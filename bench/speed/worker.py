@@ -115,7 +115,10 @@ def shape_of(job: SpeedJob) -> Any:
     from ..common.shapes import SHAPES
 
     shape = SHAPES[job.case.shape]
-    shape = shape.tiny() if job.tiny else shape
+    if job.tiny:
+        shape = shape.tiny()
+    elif job.case.blocks:
+        shape = shape.shallow(job.case.blocks)
     return shape.as_detected() if job.files else shape
 
 

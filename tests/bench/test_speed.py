@@ -50,8 +50,12 @@ class TestCases:
         assert [case.key for case in pick_cases("lumina")] == [
             "lumina2-1024", "lumina_next-1024", "lumina2-1024-b4",
         ]  # fmt: skip
-        with pytest.raises(ValueError, match="no case qwen"):
-            pick_cases("qwen")
+        with pytest.raises(ValueError, match="no case kolors"):
+            pick_cases("kolors")
+
+    def test_a_case_with_fewer_blocks_has_a_name_of_its_own(self):
+        assert len({case.key for case in CASES}) == len(CASES) and not any(case.blocks for case in CASES)
+        assert Case("qwen_image", 1024, 2, blocks=20).key == "qwen_image-1024-b2-20blocks"
 
     def test_cases_that_only_differ_in_size(self):
         """Of several cases with the same network and batch size, only the first is kept, in order."""

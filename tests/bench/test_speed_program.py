@@ -4,10 +4,14 @@ import json
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import comfy.model_detection
 import comfy.sd
+import comfy.supported_models
+import comfy.utils
 import pytest
 import safetensors
 import torch
@@ -32,6 +36,8 @@ from ras_pack.bench.speed.cli import parser, ways_to_start, with_defaults
 from ras_pack.bench.speed.job import SpeedJob, files_for
 from ras_pack.bench.speed.measured import Measured
 from ras_pack.bench.speed.plots import read_rows
+from ras_pack.bench.speed.run import Bench
+from ras_pack.bench.speed.worker import shape_of
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models import adapter_for
 
@@ -67,6 +73,11 @@ class TestVariants:
         assert loads_from_file(Case("flux_dev", 1024), tiny=True)
         assert not loads_from_file(Case("z_image", 1024), tiny=True)
         assert not loads_from_file(Case("lumina_next", 1024))
+        assert loads_from_file(Case("anima", 1024)) and not loads_from_file(Case("anima", 1024), tiny=True)
+        assert loads_from_file(Case("flux2_klein_4b", 1024), tiny=True)
+        assert loads_from_file(Case("qwen_image", 1024, blocks=20))
+        assert not loads_from_file(Case("qwen_image", 1024))  # too large
+        assert not loads_from_file(Case("sd3_medium", 1024, blocks=4))  # the loader would expect 24 blocks
 
 
 class TestJobs:
@@ -91,6 +102,78 @@ class TestJobs:
         assert ways_to_start(SD3, options, False, {}) == [()]
         assert ways_to_start(Case("lumina_next", 1024), options, True, {}) == [(DISABLE_DYNAMIC,)]
         assert ways_to_start(SD3, options, True, {"default": "no room"}) == []
+
+    def test_fewer_blocks_have_the_true_width(self):
+        job = SpeedJob(
+            action="make", case=Case("qwen_image_edit", 1024, blocks=20), tiny=False, device="cuda", flags=(),
+            threads=0, steps=28, repeats=1, seconds=60.0, folder="/x", files={"default": "a.safetensors"},
+        )  # fmt: skip
+        assert SpeedJob.loads(job.dumps()) == job
+        shape, whole = shape_of(job), SHAPES["qwen_image_edit"]
+        assert shape.unet_config["num_layers"] == 20 and whole.unet_config["num_layers"] == 60
+        assert replace(shape, unet_config={**shape.unet_config, "num_layers": 60}) == whole
+        flux = shape_of(replace(job, case=Case("flux_dev", 1024, blocks=30))).unet_config
+        assert (flux["depth"], flux["depth_single_blocks"]) == (10, 20)  # of 19 and 38
+        tiny = shape_of(replace(job, tiny=True))
+        assert tiny.unet_config["num_layers"] < 20 and tiny.references == (128,)
+
+
+def needs(shape):
+    """Skip the test if this ComfyUI does not have the network's family."""
+    if not hasattr(comfy.supported_models, shape.model_class):
+        pytest.skip("this ComfyUI does not have the family")
+
+
+NEWER = (
+    "flux_kontext", "flux2_klein_4b", "flux2_klein_4b_edit", "flux2_klein_9b", "qwen_image",
+    "qwen_image_edit", "anima",
+)  # fmt: skip
+
+
+class TestShapes:
+    @pytest.mark.parametrize("name", NEWER)
+    def test_comfyuis_loader_infers_the_same_network(self, name):
+        """The loader leaves out settings that have their default values, but not these two."""
+        needs(shape := SHAPES[name])
+        tensors = shape._model(torch.device("meta")).diffusion_model.state_dict()
+        config = {"yak_mlp": False, "txt_norm": False, **shape.unet_config}
+        assert {**config, **comfy.model_detection.detect_unet_config(tensors, "")} == config
+
+    @pytest.mark.parametrize(
+        ("name", "billions"),
+        [("flux2_klein_4b", 4), ("flux2_klein_9b", 9), ("qwen_image", 20), ("anima", 2), ("flux_dev", 12)],
+    )
+    def test_numbers_of_parameters_are_those_of_the_models(self, name, billions):
+        needs(shape := SHAPES[name])
+        network = shape._model(torch.device("meta")).diffusion_model
+        assert sum(each.numel() for each in network.parameters()) == pytest.approx(billions * 1e9, rel=0.1)
+
+    def test_inputs_of_edits(self):
+        """A reference image of 1024 px has as many rows as an image of that size."""
+        klein, qwen = SHAPES["flux2_klein_4b_edit"], SHAPES["qwen_image_edit"]
+        for shape, size in ((klein, (1, 128, 64, 64)), (qwen, (1, 16, 1, 128, 128))):
+            assert shape.reference_rows == 4096 and shape.latent(1024, 1024, 1)["samples"].shape == size
+            for which in (0, 1):
+                extras = shape.conditioning(which)[0][1]
+                assert [each.shape for each in extras["reference_latents"]] == [size]
+                assert "attention_mask" not in extras
+        assert klein.rows_in_network == (512, 512) and klein.tiny().rows_in_network == (512, 512)
+
+    @pytest.mark.parametrize("name", ["flux_kontext", "flux2_klein_4b", "qwen_image_edit", "anima"])
+    def test_the_ideal_is_the_packs_own_estimate(self, name):
+        """Both count the rows of text and of reference images. With prompts of unequal length, the pack
+        counts the longer one twice, and its estimate is lower.
+        """
+        needs(shape := SHAPES[name].tiny())
+        bench = Bench(Case(name, 1024), shape, CPU, 64, 6)
+        try:
+            _, trace = bench.latent_of(Variant("ras", 0.25))
+            ideal = bench.ideal([round(each.active_share * bench.n_tokens) for each in trace.evaluations])
+        finally:
+            bench.close()
+        assert trace.regional_steps == 2 and not trace.notes
+        assert bench.profile.frozen_rows == (64 if shape.references else 0)
+        assert ideal == pytest.approx(trace.expected_speedup, rel=0.02)
 
 
 class TestStart:
@@ -169,6 +252,33 @@ class TestFiles:
         assert (
             len(layers) == 1 * 8 + 2 * 2
         )  # qkv, proj and two of mlp for image and text; linear1 and linear2
+
+    def test_flux2_loads_from_its_file_as_it_was_made(self, tmp_path):
+        needs(shape := SHAPES["flux2_klein_4b"].tiny())
+        assert make_files(shape, {"default": tmp_path / "klein.safetensors"}, CPU) == {}
+        network = comfy.sd.load_diffusion_model(str(tmp_path / "klein.safetensors")).model.diffusion_model
+        assert network.params == shape.network(CPU).params and adapter_for(network).family == "Flux.2"
+
+    @pytest.mark.parametrize(("name", "layers"), [("qwen_image_edit", 3 * 12), ("anima", 3 * 10)])
+    def test_files_of_networks_that_the_loader_detects_by_their_width(self, name, layers, tmp_path):
+        """Each layer of attention and feed-forward has a LoRA, in Qwen-Image also those of the text. The file
+        of Qwen-Image-Edit has an empty tensor, from which the loader infers the version of the model.
+        """
+        needs(shape := SHAPES[name].tiny())
+        paths = {kind: tmp_path / f"{kind}.safetensors" for kind in ("default", "lora")}
+        assert make_files(shape, paths, CPU) == {}
+        tensors = comfy.utils.load_torch_file(str(paths["default"]))
+        assert tensors.keys() == shape.network(CPU).state_dict().keys()
+        with safetensors.safe_open(paths["lora"], "pt") as file:
+            changed = {each.partition(".lora_")[0].removesuffix(".alpha") for each in file.keys()}  # noqa: SIM118
+        assert len(changed) == layers
+
+    def test_constants_of_positions_keep_their_values(self):
+        needs(shape := SHAPES["anima"].tiny())
+        buffers = dict(shape._model(CPU).diffusion_model.named_buffers())
+        drawn = dict(shape.network(CPU).named_buffers())
+        names = [name for name in drawn if name.startswith("pos_embedder.")]
+        assert names and all(torch.equal(drawn[name], buffers[name]) for name in names)
 
     def test_a_kind_that_fails_does_not_affect_the_others(self, tmp_path, monkeypatch):
         monkeypatch.setattr("ras_pack.bench.common.checkpoints.LORA_RANK", -1)

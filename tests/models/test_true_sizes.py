@@ -7,6 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from ras_pack.bench.common.true_sizes import (
+    COSMOS_2B,
+    FLUX1,
+    FLUX2_DEV,
+    FLUX2_KLEIN_4B,
+    FLUX2_KLEIN_9B,
+    QWEN_IMAGE,
+)
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.models.cost import expected_speedup
 from support.comfy import ROOT
@@ -37,32 +45,19 @@ class Size:
     frozen: int = 0
 
 
-_FLUX = {
-    "hidden_size": 3072, "num_heads": 24, "mlp_ratio": 4.0, "depth": 19, "depth_single_blocks": 38,
-    "axes_dim": [16, 56, 56], "context_in_dim": 4096,
-}  # fmt: skip
-_FLUX2 = {"mlp_ratio": 3.0, "axes_dim": [32] * 4}
-_DEV = {**_FLUX2, "hidden_size": 6144, "num_heads": 48, "depth": 8, "depth_single_blocks": 48}
-_KLEIN_9B = {**_FLUX2, "hidden_size": 4096, "num_heads": 32, "depth": 8, "depth_single_blocks": 24}
-_KLEIN_4B = {**_FLUX2, "hidden_size": 3072, "num_heads": 24, "depth": 5, "depth_single_blocks": 20}
-_QWEN = {
-    "num_layers": 60, "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 3584,
-    "axes_dims_rope": (16, 56, 56),
-}  # fmt: skip
-
 SIZES = (
-    Size("Flux.1 dev", "flux", _FLUX, 512),
-    Size("Flux.1 Kontext, a reference of 1024 px", "flux", _FLUX, 512, TOKENS),
-    Size("Chroma", "chroma", _FLUX, 512),
-    Size("Flux.2 dev", "flux2", _DEV, 512),
-    Size("Flux.2 dev, a reference of 1024 px", "flux2", _DEV, 512, TOKENS),
-    Size("Flux.2 Klein 9B", "flux2", _KLEIN_9B, 512),
-    Size("Flux.2 Klein 9B, a reference of 1024 px", "flux2", _KLEIN_9B, 512, TOKENS),
-    Size("Flux.2 Klein 4B", "flux2", _KLEIN_4B, 512),
-    Size("Flux.2 Klein 4B, a reference of 1024 px", "flux2", _KLEIN_4B, 512, TOKENS),
-    Size("Qwen-Image", "qwen_image", _QWEN, 100),
-    Size("Qwen-Image-Edit, a reference of 1024 px", "qwen_image", _QWEN, 300, TOKENS),
-    Size("Mage-Flow", "mage_flow", {**_QWEN, "num_layers": 12, "joint_attention_dim": 2560}, 100),
+    Size("Flux.1 dev", "flux", FLUX1, 512),
+    Size("Flux.1 Kontext, a reference of 1024 px", "flux", FLUX1, 512, TOKENS),
+    Size("Chroma", "chroma", FLUX1, 512),
+    Size("Flux.2 dev", "flux2", FLUX2_DEV, 512),
+    Size("Flux.2 dev, a reference of 1024 px", "flux2", FLUX2_DEV, 512, TOKENS),
+    Size("Flux.2 Klein 9B", "flux2", FLUX2_KLEIN_9B, 512),
+    Size("Flux.2 Klein 9B, a reference of 1024 px", "flux2", FLUX2_KLEIN_9B, 512, TOKENS),
+    Size("Flux.2 Klein 4B", "flux2", FLUX2_KLEIN_4B, 512),
+    Size("Flux.2 Klein 4B, a reference of 1024 px", "flux2", FLUX2_KLEIN_4B, 512, TOKENS),
+    Size("Qwen-Image", "qwen_image", QWEN_IMAGE, 100),
+    Size("Qwen-Image-Edit, a reference of 1024 px", "qwen_image", QWEN_IMAGE, 300, TOKENS),
+    Size("Mage-Flow", "mage_flow", {**QWEN_IMAGE, "num_layers": 12, "joint_attention_dim": 2560}, 100),
     Size(
         "Ideogram 4", "ideogram4",
         {
@@ -72,11 +67,7 @@ SIZES = (
         },
         300,
     ),
-    Size(
-        "Anima, Cosmos Predict2 2B", "cosmos_predict2",
-        {"model_channels": 2048, "num_blocks": 28, "num_heads": 16, "crossattn_emb_channels": 1024},
-        512,
-    ),
+    Size("Anima, Cosmos Predict2 2B", "cosmos_predict2", COSMOS_2B, 512),
     Size(
         "Krea 2", "krea2",
         {
