@@ -328,7 +328,7 @@ class TestRefusal:
         [
             ("wan.model", "WanModel", "as it makes videos, whose K/V cache is too large"),
             ("wan.model", "VaceWanModel", "as it makes videos, whose K/V cache is too large"),
-            ("lightricks.model", "LTXVModel", "as it makes videos, on which regions are not tested"),
+            ("lightricks.model", "LTXVModel", "as it makes videos, on which RAS is not tested"),
             ("chroma_radiance.model", "ChromaRadiance", "as it computes pixels from those around them"),
             ("ernie.model", "ErnieImageModel", "as ComfyUI lets no node replace its attention"),
         ],
