@@ -33,8 +33,8 @@ class RASCompare(SettingsNode):
             category=CATEGORY,
             **found_by("compare", "before after", "speed", "quality", "benchmark"),
             description="Samples the same image without RAS, with RAS, and without RAS in fewer steps that "
-            "take as long as the run with RAS. A slider in the node compares the images; a line says how much "
-            "faster RAS was and how close its image is. Use this node to find settings you like.",
+            "take as long as the run with RAS. A slider in the node compares the images; a line says how "
+            "much faster RAS was and how close its image is. Use this node to find settings you like.",
             inputs=[
                 *sampler_inputs(),
                 *settings_inputs(),

@@ -59,7 +59,7 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def family_of_file(name: str) -> str | None:
-    """The family of a file in ComfyUI's model folders; None if there is no such file or its family is unknown."""
+    """The family of a file in ComfyUI's model folders; None if the file or its family is unknown."""
     paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS if name)
     path = next(filter(None, paths), None)
     return None if path is None else family_of(_tensor_names(Path(path)))

@@ -41,8 +41,8 @@ versions of ComfyUI, which have no advanced inputs and show all inputs alike."""
 
 
 def found_by(*words: str) -> dict[str, list[str]]:
-    """Keyword arguments of a node's schema: search terms for the node in addition to its name. Empty in versions
-    of ComfyUI that do not support such terms.
+    """Keyword arguments of a node's schema: search terms for the node in addition to its name. Empty in
+    versions of ComfyUI that do not support such terms.
     """
     return {"search_aliases": list(words)} if "search_aliases" in _SCHEMA else {}
 

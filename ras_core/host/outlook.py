@@ -19,10 +19,10 @@ def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> 
         sampler: name of the sampler; None for the one with the better plan.
 
     Returns:
-        `time`: the time of the run, divided by the time without RAS. `steps` and `dense`: the number of steps,
-        and how many of them compute the whole image; None if the sampler has no plans, because the number of
-        steps then stays as set. `closeness`: in dB, see `family_closeness`; None if it was not measured with
-        this family and sampler.
+        `time`: the time of the run, divided by the time without RAS. `steps` and `dense`: the number of
+        steps, and how many of them compute the whole image; None if the sampler has no plans, because the
+        number of steps then stays as set. `closeness`: in dB, see `family_closeness`; None if it was not
+        measured with this family and sampler.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
     if sampler and sampler not in PLAN_SAMPLERS:

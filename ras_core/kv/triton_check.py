@@ -1,5 +1,5 @@
-"""Tests whether the Triton kernels work for given keys and values. The kernels form three groups; each group is
-tested when it is first needed, once per device and dtype.
+"""Tests whether the Triton kernels work for given keys and values. The kernels form three groups; each group
+is tested when it is first needed, once per device and dtype.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def _encoded(numbers):
 
 @triton.jit
 def _decoded(codes, scale):
-    """Convert float8 bytes to float32, times `scale`. Moved to a float16's bits, they give the number / 256."""
+    """Convert float8 bytes to float32, times `scale`. As float16 bits, they give the number / 256."""
     code = codes.to(tl.int32)
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0

@@ -15,8 +15,8 @@ from ..method.schedule import StepKind
 Timestamp = float | torch.cuda.Event
 
 BUSY = 1.5
-"""A time is an outlier if it differs from its group's median by more than this factor. On an idle GPU, the times
-in a group differ by only a few percent."""
+"""A time is an outlier if it differs from its group's median by more than this factor. On an idle GPU, the
+times in a group differ by only a few percent."""
 
 FEWEST = 4
 """Groups with fewer evaluations are not searched for outliers."""
