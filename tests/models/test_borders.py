@@ -1,7 +1,7 @@
 """The interface to a network: borders of each tensor from its own rows, and networks that are refused.
 
-Flux' adapter shows text that joins the image between two kinds of blocks, position tables with their rows on
-another axis, and reference images after the image; HiDream's shows text behind the image.
+Flux's adapter shows text that joins the image between two kinds of blocks, position tables with their rows on
+another axis, and reference images after the image; HiDream's shows text after the image.
 """
 
 import dataclasses
