@@ -92,4 +92,4 @@ class TestSayWhy:
         preview = demo.only(prompt, "RASMaskPreview")
         changed = {**prompt, preview: {"class_type": "RASMaskPreview", "inputs": {}}}
         (stats,) = server.client.run(changed, timeout=60).ui("ras")
-        assert stats["steps"] == 0 and "no trace arrives here" in stats["notes"][0]
+        assert stats["steps"] == 0 and "there is no trace" in stats["notes"][0]
