@@ -1,11 +1,11 @@
 """Writes the help pages of the nodes in each language: web/docs/NODE/LANGUAGE.md.
 
 ComfyUI's front end asks for the page of the user's language first, and then for web/docs/NODE.md, which is
-written by hand, in English. The page NODE/en.md is a copy of it; the front end resolves the paths of images
-from web/docs/ in both. The pages in other languages
-have the texts of locales/, which are translated already: what the node does, its inputs, its outputs.
+written by hand, in English. The page NODE/en.md is a copy of it; in both, the front end resolves paths of
+images from web/docs/. The pages in other languages contain the translated texts of locales/: what the node
+does, its inputs and its outputs.
 
-Run `python -m dev.help_pages` after a change of a page or of a text; a test fails until then.
+Run `python -m dev.help_pages` after you change a page or a text; otherwise a test fails.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LONG_PAGE = "https://github.com/multirate-ras/multirate-ras/blob/main/web/docs/{
 
 
 def pages() -> dict[Path, str]:
-    """The text of every page that belongs into a folder of a node, by path."""
+    """The text of every page in a node's folder, by path."""
     found = {}
     for path in sorted(DOCS.glob("*.md")):
         found[DOCS / path.stem / "en.md"] = path.read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
-"""RASCompare: samples the same image without RAS (all steps dense), with RAS, and without RAS in so few steps
-that they cost as much as the run with RAS, and compares these images.
+"""RASCompare: samples the same image without RAS (all steps dense), with RAS, and without RAS in fewer
+steps that cost as much as the run with RAS, and compares these images.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class RASCompare(SettingsNode):
             display_name="RAS Compare",
             category=CATEGORY,
             **found_by("compare", "before after", "speed", "quality", "benchmark"),
-            description="Samples the same image without RAS, with RAS, and without RAS in so few steps that "
-            "it takes as long as with RAS. A slider in the node compares the images; a line says how much "
-            "faster RAS was and how close its image is. Use this node to find settings you like.",
+            description="Samples the same image without RAS, with RAS, and without RAS in fewer steps that "
+            "take as long as the run with RAS. A slider in the node compares the images; a line says how "
+            "much faster RAS was and how close its image is. Use this node to find settings you like.",
             inputs=[
                 *sampler_inputs(),
                 *settings_inputs(),
-                io.Vae.Input("vae", tooltip="The VAE that decodes the latents of both runs."),
+                io.Vae.Input("vae", tooltip="The VAE that decodes the latents of all runs."),
             ],
             outputs=[
                 io.Image.Output(display_name="dense", tooltip="The image without RAS."),
@@ -115,7 +115,7 @@ def _fewer_steps(vae, inputs: dict, dense: Run, ras: Run) -> Run:
 
 
 def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
-    """What web/compare.js shows in the node: the first image of each run, and the figures."""
+    """The data that web/compare.js shows in the node: the first image of each run, and the figures."""
     images = {"dense": dense, "ras": ras, "fewer": fewer}
     files = {name: ui.PreviewImage(torch.from_numpy(run.images[:1]), cls=cls) for name, run in images.items()}
     return {

@@ -1,8 +1,8 @@
-"""Says what a run of a chosen speed will do before it starts, for a line of text in the node.
+"""Estimates a run at the chosen speed before it starts, for a line of text in the node.
 
-The browser asks ROUTE with the speed, the number of steps, the sampler, and what it knows about the model:
-the family of a demo model, or the name of the file that the graph loads. The model itself is not loaded; the
-family of a file follows from the names of its tensors.
+The browser sends the speed, the number of steps, the sampler, and what it knows about the model to ROUTE: the
+family of a demo model, or the name of the file that the graph loads. The model is not loaded; its family is
+recognised by the names of the tensors in the file.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .live import add_route
 
 ROUTE = "/multirate_ras/hint"
 FOLDERS = ("checkpoints", "diffusion_models")
-LONGEST_HEADER = 2**24  # bytes; the header of a large checkpoint has a tenth of that
+LONGEST_HEADER = 2**24  # bytes; about ten times the header of a large checkpoint
 
 FAMILIES = {
     "sd3": ("joint_blocks.0.",),
     "flux": ("double_blocks.0.img_attn", "single_blocks.0.linear1"),
     "lumina2": ("noise_refiner.0.", "cap_embedder."),
 }
-"""By family: parts of tensors' names that all occur in the family's files."""
+"""By family: parts of tensor names. A file belongs to the family if its tensor names contain all of them."""
 
 
 async def hint(request: web.Request) -> web.Response:
-    """Answer a GET request: its query has a speed, a number of steps, a sampler, and a family or a file. The
-    answer is what `outlook` returns for them.
+    """Answer a GET request with the result of `outlook`. The query has a speed, a number of steps, a sampler,
+    and a family or a file.
     """
     try:
         answer = await asyncio.to_thread(answer_to, request.query)
@@ -59,7 +59,7 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def family_of_file(name: str) -> str | None:
-    """The family of a model file of ComfyUI's; None if there is no such file or its family is not known."""
+    """The family of a file in ComfyUI's model folders; None if the file or its family is unknown."""
     paths = (folder_paths.get_full_path(folder, name) for folder in FOLDERS if name)
     path = next(filter(None, paths), None)
     return None if path is None else family_of(_tensor_names(Path(path)))

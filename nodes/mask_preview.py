@@ -12,7 +12,7 @@ from ..ras_core.run.trace import Trace
 from .checks import CheckedNode
 from .settings import CATEGORY, TraceType, found_by
 
-NO_TRACE = "no trace arrives here: the node that makes it is bypassed, muted or not connected"
+NO_TRACE = "there is no trace: the node that makes it is bypassed, muted or not connected"
 
 
 class RASMaskPreview(CheckedNode):

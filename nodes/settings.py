@@ -41,14 +41,14 @@ versions of ComfyUI, which have no advanced inputs and show all inputs alike."""
 
 
 def found_by(*words: str) -> dict[str, list[str]]:
-    """Keyword arguments of a node's schema: words by which ComfyUI's search finds the node, beside its name.
-    Empty in versions of ComfyUI whose search knows no such words.
+    """Keyword arguments of a node's schema: search terms for the node in addition to its name. Empty in
+    versions of ComfyUI that do not support such terms.
     """
     return {"search_aliases": list(words)} if "search_aliases" in _SCHEMA else {}
 
 
 FASTER = ("speed", "speed up", "faster", "accelerate", "turbo", "cache", "region", "skip")
-"""Words for `found_by`, of nodes that make sampling faster."""
+"""Search terms of the nodes that make sampling faster."""
 
 
 def speed_input() -> io.Input:

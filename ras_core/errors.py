@@ -62,7 +62,7 @@ def quoted(value: object) -> str:
 
 
 def path_end(path: object) -> str:
-    """A path as a message shows it: its end, at most LEAST characters, so that the facts keep their room."""
+    """The end of a path, at most LEAST characters, so that a message keeps room for everything else."""
     text = str(path)
     return text if len(text) <= LEAST else "..." + text[3 - LEAST :]
 

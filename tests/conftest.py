@@ -35,7 +35,7 @@ from support.families import FAMILIES, KINDS, Family  # noqa: E402  (needs Comfy
 
 
 def pytest_collection_finish() -> None:
-    """Exclude the objects that exist now, mostly code, from garbage collections, which are faster then."""
+    """Exclude the objects that exist now, mostly code, from garbage collection, to make it faster."""
     gc.freeze()
 
 

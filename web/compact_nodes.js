@@ -40,12 +40,12 @@ function makeCompact(node, advanced) {
     node.properties[MARK] = true;
     if (speed?.value === CUSTOM) node.showAdvanced = true;
     update();
-    const rows = node.showAdvanced ? 0 : all; // saved without being compact
+    const rows = node.showAdvanced ? 0 : all; // the file was saved with all inputs shown
     node.setSize([node.size[0], Math.max(size[1] - rows * ROW, node.computeSize()[1])]);
   });
   if (speed) {
     follow(speed, "callback", () => {
-      // In Nodes 2.0 the button would not notice; there the hint below the inputs points at it.
+      // In Nodes 2.0 the button would not follow; there, the hint mentions the advanced inputs instead.
       if (!LiteGraph.vueNodesMode) node.showAdvanced = speed.value === CUSTOM;
       update();
     });

@@ -1,4 +1,4 @@
-// RAS Compare's result in the node: the image without RAS and another one under a slider, and one line of figures.
+// Shows RAS Compare's result in the node: the image without RAS and another one with a slider, and a line of figures.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -9,7 +9,7 @@ const WIDGET = "multirate_ras_compare";
 const MARGIN = 10; // ComfyUI's margin of a widget, on each side
 const BELOW_IMAGE = 66; // buttons, a line of text, and the gaps between them
 const MOST_HEIGHT = 640;
-const WIDTHS = { RASCompare: 440, RASMaskPreview: 420 }; // of new nodes, so that one can read what they show
+const WIDTHS = { RASCompare: 440, RASMaskPreview: 420 }; // of new nodes, so that their content is readable
 const MASK_PREVIEW_HEIGHT = 340;
 
 app.registerExtension({
@@ -26,7 +26,7 @@ app.registerExtension({
   },
 
   afterConfigureGraph() {
-    // Results of a workflow to which the user has returned.
+    // The user has returned to this workflow: show its results again.
     for (const [id, output] of Object.entries(app.nodeOutputs ?? {})) {
       const node = output?.ras_compare && (app.rootGraph ?? app.graph).getNodeById(Number(id));
       if (node?.comfyClass === "RASCompare") node.onExecuted(output);
@@ -59,7 +59,7 @@ class Slider {
       getMinHeight: () => this.height(),
     });
     widget.serialize = false; // not part of a saved workflow
-    this.grown = 0; // by how much the slider has made the node higher
+    this.grown = 0; // by how much the slider has made the node taller
     const { onSerialize } = node;
     node.onSerialize = (saved, ...more) => {
       const answer = onSerialize?.call(node, saved, ...more);
@@ -150,7 +150,7 @@ class Slider {
   }
 }
 
-/** One line: how much faster, and how close; or why not. */
+/** One line: how much faster the run was and how close its image is, or why it was not faster. */
 function figures({ speedup, expected, accelerated, reason, closeness }) {
   if (!accelerated) return say("nothing", { reason: reason || say("noRegional") });
   const close = { ras: closeness.ras.toFixed(2), fewer: closeness.fewer.toFixed(2) };

@@ -1,5 +1,5 @@
-// A line in RAS Patch Model and RAS KSampler that says before a run how long it will take and what the image will be
-// like, from the plan of the chosen speed.
+// Shows a line in RAS Patch Model and RAS KSampler that estimates, from the plan of the chosen speed, how long a run
+// will take and how close its image will be.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -10,10 +10,10 @@ const NODES = new Set(["RASPatchModel", "RASKSampler"]);
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
-const WAIT = 250; // milliseconds from a change of the graph to the question
+const WAIT = 250; // milliseconds from a change of the graph to the request
 const FILE = /\.(safetensors|sft)$/i;
 const USUAL_STEPS = 28;
-const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on
+const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
 
 const hints = new Set();
 let timer = 0;
@@ -67,7 +67,7 @@ class Hint {
     };
     const { onAdded } = node;
     node.onAdded = (...args) => {
-      hints.add(this); // a node that is moved into a subgraph is removed and added
+      hints.add(this); // a node that is moved into a subgraph is removed and added again
       return onAdded?.apply(node, args);
     };
   }
@@ -117,7 +117,7 @@ function originOf(node, linkId) {
   return link && node.graph.getNodeById(link.origin_id);
 }
 
-/** What is known about a node's model, from the first node of its chain of models. */
+/** The family or the file of a node's model, from the first node of the chain of nodes that pass it on. */
 function modelOf(node, left = 20) {
   const link = node?.inputs?.find((one) => one.type === "MODEL")?.link;
   if (link != null) return left ? modelOf(originOf(node, link), left - 1) : {};

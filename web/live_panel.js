@@ -52,13 +52,13 @@ export class LivePanel {
     this.draw();
   }
 
-  /** What is needed to show a finished run again in another panel. */
+  /** The data that another panel needs to show a finished run again. */
   get finished() {
     const { run, total, steps, previews, chosen, text } = this;
     return { run, total, steps, previews, chosen, text };
   }
 
-  /** Shows a run that another panel has shown to its end. */
+  /** Shows a finished run from the data of another panel. */
   restore({ text, chosen, ...run }) {
     Object.assign(this, run, { isRunning: false });
     this.say(...text);
@@ -71,7 +71,7 @@ export class LivePanel {
     this.isRunning = false;
     this.total = message.steps;
     message.timeline.forEach((step) => this.remember(step));
-    const isFirst = message.part && message.part[0] < message.part[1]; // a run without RAS, to compare with
+    const isFirst = message.part && message.part[0] < message.part[1]; // the run without RAS, for comparison
     this.say(this.numbered(isFirst ? "" : describeRun(message)), !isFirst && message.reason);
     this.choose(message.timeline.at(-1)?.step ?? 0);
   }
@@ -167,7 +167,7 @@ export class LivePanel {
     };
   }
 
-  /** How much of the node's height the panel has added. */
+  /** The height that the panel has added to the node. */
   get growth() {
     const { node, heightBefore } = this;
     return Math.max(isNodes2() ? node.size[1] - heightBefore : this.grown, 0);

@@ -18,7 +18,7 @@ let announced = null; // last announcement to the server
 let key = ""; // shows the server that this browser receives the messages of its client id
 let isEnabled = true;
 let promptId = null; // the running prompt
-let leftWorkflow = null; // that was open before the current graph was loaded
+let leftWorkflow = null; // the workflow that was open before the current graph was loaded
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
 
 // Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
@@ -71,7 +71,7 @@ app.registerExtension({
 
   afterConfigureGraph() {
     const [left, start] = [leftWorkflow, performance.now()];
-    // The front end says only later which workflow is open now; after an undo, it is the same one.
+    // The front end reports the newly opened workflow only later; after an undo, the workflow is the same.
     const restore = () => {
       if (openWorkflow() !== left || performance.now() > start + LONGEST_OPENING) restoreKept();
       else setTimeout(restore, 100);

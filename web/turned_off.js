@@ -1,4 +1,4 @@
-// Keeps a graph running while nodes of the pack are turned off, for a comparison without RAS.
+// Keeps a graph runnable if nodes of the pack are turned off (bypassed or muted), for a comparison without RAS.
 //
 // A bypassed node passes its inputs on, but a muted one does not, so that the sampler behind a muted RAS Patch Model
 // would lack its model. Here, a muted RAS Patch Model or RAS Trace passes its input on as well. RAS Multirate Sampler
@@ -36,7 +36,10 @@ app.registerExtension({
   },
 });
 
-/** Adds to a prompt the links that end at nodes of the pack that are turned off; `prefix` is that of the graph's ids. */
+/**
+ * Adds to a prompt the inputs that it lacks because they come from turned-off nodes of the pack. `prefix` precedes the
+ * ids of the graph's nodes in the prompt.
+ */
 function reconnect(graph, prefix, output) {
   for (const node of [...(graph.nodes ?? graph._nodes)]) {
     const entry = output[prefix + node.id];
@@ -50,7 +53,7 @@ function reconnect(graph, prefix, output) {
   }
 }
 
-/** The start of a link, as a prompt states it; null if there is none. */
+/** The origin of a link in the form that prompts have, [id, slot]; null if there is none. */
 function sourceOf(graph, prefix, linkId, output) {
   const link = graph.getLink?.(linkId) ?? graph.links[linkId];
   const node = link && graph.getNodeById(link.origin_id);
@@ -66,7 +69,7 @@ function sourceOf(graph, prefix, linkId, output) {
   return [id, 0];
 }
 
-/** The value of a node's input: where its link starts, or else the value of its widget. */
+/** The value of a node's input: the origin of its link, or else the value of its widget. */
 function valueOf(graph, prefix, node, name, output) {
   const link = node.inputs?.find((one) => one.name === name)?.link;
   if (link != null) return sourceOf(graph, prefix, link, output);

@@ -36,7 +36,7 @@ export function lastNode(id) {
   return findNodes(String(id)).at(-1);
 }
 
-/** Drops the view of a node that has something else to show now. */
+/** Drops the view of a node that now shows something else. */
 export function dropOf(node) {
   for (const [id, view] of views) {
     if (view.node !== node) continue;
@@ -71,7 +71,7 @@ export function dropAll() {
 const MOST_KEPT = 8; // runs
 const kept = new Map(); // workflow and node id -> what a panel needs to show the finished run again
 
-/** Keeps what a view shows of a finished run, for when the user returns to the workflow. */
+/** Keeps the data of a finished run, to show it again if the user returns to the workflow. */
 export function keep(id) {
   const key = keyOf(id);
   kept.delete(key);

@@ -1,4 +1,4 @@
-// The texts of the hint and of the live view, in the languages of the pack. The words are those of locales/.
+// The texts of the hint, the live view and RAS Compare, in the pack's languages. They use the terms of locales/.
 
 import { app } from "../../scripts/app.js";
 
@@ -20,15 +20,15 @@ const WORDS = {
     time: "about {share} % of the time",
     steps: "{steps} steps instead of {total}",
     same: "nearly the same image", near: "very close image", close: "close image", similar: "similar image",
-    custom: "custom: the advanced inputs decide",
-    plan: "the connected plan decides",
+    custom: "custom: the advanced inputs apply",
+    plan: "the connected plan applies",
     source: "Estimated from the plan for {speed}{closeness}. RAS Calibrate measures your own model.",
-    closeness: "; {dB} dB to the converged image on the demo model of the family",
+    closeness: "; PSNR on the family's demo model: {dB} dB against the converged image",
     without: "without RAS", with: "with RAS", fewer: "fewer steps ({steps})",
     faster: "{speed}× faster · closeness {ras} (fewer steps: {fewer})",
     about: "about {speed}× faster (computed; the computer was busy) · closeness {ras} (fewer steps: {fewer})",
     ssim: "Closeness to the image without RAS: SSIM, 1 for the same image.",
-    compare: "Show what is right of the line",
+    compare: "Image to the right of the line",
   },
   de: {
     step: "Schritt {step} von {total} · {kind} · {share} % der Token",

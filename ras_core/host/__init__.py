@@ -23,7 +23,7 @@ Modules for plans (a plan determines what a run of a given speed computes):
 
 - `speed`: the plan of a run, and its noise levels.
 - `plans`: finds the plans of a model.
-- `outlook`: what a run with a plan will do.
+- `outlook`: estimates the time and the closeness of a run with a plan.
 - `calibration`: measures plans.
 - `measured_runs`: the sampling runs of a calibration.
 - `planned_model`: a model with the RAS settings of a plan.

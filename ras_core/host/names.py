@@ -45,7 +45,7 @@ REFERENCE_IMAGES = "reference_latents"
 """Key, in a conditioning, of the reference images: a list of latents, (1, c, H, W) each."""
 
 REFERENCE_METHOD = "reference_latents_method"
-"""Key, in a conditioning, of the way in which the network uses reference images."""
+"""Key of a conditioning whose value says how the network uses reference images."""
 
 INPUTS = "model_conds"
 """Key, in a conditioning, of a dict of the network's inputs: objects whose attribute `cond` is a tensor."""

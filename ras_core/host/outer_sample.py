@@ -170,7 +170,8 @@ def _at_latent_size(mask: Tensor | None, noise: Tensor) -> Tensor | None:
     """A mask of any size, resized to the latent's size as ComfyUI does: (b, *size) on the sampling device."""
     if mask is None:
         return None
-    shape = (*noise.shape[:2], *noise.shape[-2:])  # for a latent over time, ComfyUI takes masks as frames
+    # Without the time axis, because ComfyUI takes the masks of a latent that has one as frames.
+    shape = (*noise.shape[:2], *noise.shape[-2:])
     fitted = comfy.sampler_helpers.prepare_mask(mask, shape, comfy.model_management.get_torch_device())
     return fitted.amax(dim=1).view(-1, *noise.shape[2:])
 

@@ -1,4 +1,4 @@
-"""Says before a run, without the model, what a run with the plan of a family will do."""
+"""Estimates, before a run and without the model, the time and the closeness of a run with a family's plan."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..method.plan import PLAN_SAMPLERS
 
 
 def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> dict[str, Any]:
-    """What a run with the plan of a family will do.
+    """Estimate a run with the plan of a family.
 
     Args:
         family: name of the adapter's module, such as "sd3"; None if it is not known.
@@ -19,9 +19,10 @@ def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> 
         sampler: name of the sampler; None for the one with the better plan.
 
     Returns:
-        `time`: its time as a share of that of a run without RAS. `steps` and `dense`: its steps, and how many
-        of them compute the whole image; None with a sampler that has no plans, whose steps stay as they are.
-        `closeness`: dB, see `family_closeness`; None if it was not measured with this family and sampler.
+        `time`: the time of the run, divided by the time without RAS. `steps` and `dense`: the number of
+        steps, and how many of them compute the whole image; None if the sampler has no plans, because the
+        number of steps then stays as set. `closeness`: in dB, see `family_closeness`; None if it was not
+        measured with this family and sampler.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
     if sampler and sampler not in PLAN_SAMPLERS:

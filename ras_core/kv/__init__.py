@@ -10,17 +10,17 @@ of an entry. Each format has a class for the rows of one attention:
 - `forecast` extrapolates cached rows along their last change; `extrapolation` computes how far.
 - `quadratic` extrapolates cached rows along their last two changes.
 
-A forecast is an extrapolated row, and a fresh row is one that the present call has computed. A forecast of a
-fresh row has a known error. By these errors, `spread` corrects the forecasts of cached rows. `gains` fits the
-factors, 0 to 1, by which extrapolated changes and corrections are multiplied.
+A forecast is an extrapolated row, and a fresh row is one that the present call has computed. The error of a
+fresh row's forecast is known; `spread` corrects the forecasts of cached rows by these errors. `gains` fits
+the factors, 0 to 1, by which extrapolated changes and corrections are multiplied.
 
 `choose` picks a run's format, `store` keeps the run's rows separately for each branch, `arena` allocates
 their memory, and `update` fills the cache in dense calls and updates it in regional ones.
 
-If `triton_check` finds that the pack's Triton kernels work, they do the work on float8 rows and on forecasts
-in as few passes over memory as possible. `triton_kernels` has all kernels and explains their arguments. They
-are in `triton_float8`, `triton_forecasts` and `triton_spread`; `triton_rows` has what these share.
-`triton_launch` launches the kernels, and `triton_spread_launch` those of `triton_spread`.
+If `triton_check` finds that the pack's Triton kernels work, they process float8 rows and forecasts in as few
+passes over memory as possible. `triton_kernels` lists all kernels and explains their arguments. The kernels
+are in `triton_float8`, `triton_forecasts` and `triton_spread`; the functions that these modules share are in
+`triton_rows`. `triton_launch` launches the kernels, and `triton_spread_launch` those of `triton_spread`.
 
 1. Before a run with `kv_cache` = "auto", `choose` picks the first format whose cache fits into memory.
 2. A dense call fills the cache: it calls `update.fill` in each attention.

@@ -1,15 +1,15 @@
 """Corrects the forecasts of cached rows by the forecast errors of the same step's fresh rows.
 
-For a fresh row, the error that its own forecast would have had is known, and the forecasts of neighbouring
-tokens have similar errors. So the forecast errors of the active tokens are spread over the cached ones,
-separately for the keys and for the values of each attention:
+For a fresh row, the error that its forecast would have had is known, and the forecasts of neighbouring tokens
+have similar errors. So the forecast errors of the active tokens are spread over the cached ones, separately
+for the keys and for the values of each attention:
 
     E   = K - K'
     s   = sqrt(a |f|)
     R   = E / s
     K'' = K' + s (g near(R) + g2 mean(R))
 
-E, of an active token, is its fresh row minus its own forecast. s, of any token, measures how large its
+E, of an active token, is its fresh row minus its forecast. s, of any token, measures how large its
 forecast error may be: `a` is how far the noise level has fallen since the token's last evaluation, and |f|
 is the root mean square of the change that is forecast for the token's row. R, of an active token, is its
 error in multiples of s. K'', of a cached token, is its corrected forecast.

@@ -1,5 +1,5 @@
-"""Whether the Triton kernels work for given keys and values. They are tested in three groups, each when it is
-first needed, once per device and dtype.
+"""Tests whether the Triton kernels work for given keys and values. The kernels form three groups; each group
+is tested when it is first needed, once per device and dtype.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SLOWER = {
 
 
 def kernels_for(key: Tensor, value: Tensor, group: str = BASIC) -> SpreadKernels | None:
-    """The kernels for keys and values, (bb, r, ...) each, of which those of `group` have been tested; None if
+    """The kernels for this key and value, (bb, r, ...) each, after a test of those in `group`; None if
     PyTorch's operations must be used.
     """
     if key.device.type != DEVICE_TYPE or not are_fit(key, value) or torch.compiler.is_compiling():
@@ -150,7 +150,7 @@ def forecast2_gives_known_numbers(kernels: RowKernels, device: torch.device, dty
 
 def spread_agrees_with_torch(kernels: SpreadKernels, device: torch.device, dtype: torch.dtype) -> bool:
     """Test the kernels that spread errors against PyTorch's operations, on one image of 2 x 4 tokens after a
-    text row. Two evaluations are tested, and three that give the same forecasts.
+    text row: with two evaluations, and with three that give the same forecasts.
     """
     numbers = torch.arange(2 * 9 * 768, device=device).view(2, 1, 9, 768)
     key, value = (1.5 * torch.sin(0.37 * numbers)).to(dtype)

@@ -44,7 +44,7 @@ def _encoded(numbers):
 
 @triton.jit
 def _decoded(codes, scale):
-    """Convert float8 bytes to float32, times `scale`. As bits of a float16, they give the number / 256."""
+    """Convert float8 bytes to float32, times `scale`. As float16 bits, they give the number / 256."""
     code = codes.to(tl.int32)
     bits = ((code & SIGN) << 8) | ((code & NAN) << 7)
     numbers = bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32) * 256.0
@@ -107,6 +107,6 @@ def update_float8(
     else:
         scale = tl.load(scales + number).to(tl.float32)
         cached = _decoded(tl.load(codes + at, mask=inside, other=0), scale)
-        if TYPE == tl.float16:  # the largest code and scale give 65536, which has no float16
+        if TYPE == tl.float16:  # the largest code and scale give 65536, which float16 cannot represent
             cached = tl.where(tl.abs(cached) == 65536.0, cached * (65504.0 / 65536.0), cached)
         tl.store(whole + at, cached.to(TYPE), mask=inside)

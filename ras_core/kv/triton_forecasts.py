@@ -52,7 +52,7 @@ def extrapolate_rows(
     EVALUATIONS: tl.constexpr, SPREAD: tl.constexpr,
 ):  # fmt: skip
     """Store fresh rows in `last`, the rows that they replace in `before` (and those in `earlier`); write all
-    rows to the whole K and V, cached rows extrapolated. If SPREAD, also write the errors of fresh rows' own
+    rows to the whole K and V, cached rows extrapolated. If SPREAD, also write the errors of the fresh rows'
     forecasts to `errors` and the norms of all rows' last changes to `sizes`, (2, bb, rows) float32.
     `weights`: as in `Extrapolation`. Grid: (bb * rows, 2).
     """
@@ -90,7 +90,7 @@ def extrapolate_rows(
 
 @triton.jit
 def store_products(sums, first, second, target):
-    """Store the five sums of products that `fitted_gains` needs of one sample."""
+    """Store the five sums of products that `fitted_gains` needs for one sample."""
     tl.store(sums, tl.sum(first * first, axis=0))
     tl.store(sums + 1, tl.sum(second * second, axis=0))
     tl.store(sums + 2, tl.sum(first * second, axis=0))
@@ -105,7 +105,7 @@ def _total(sums, number: tl.constexpr, each, samples):
 
 @triton.jit
 def fitted_gains(sums, samples, SAMPLES: tl.constexpr, RIDGE: tl.constexpr):
-    """The two gains that kv/gains.py computes, from the sums that `store_products` has stored of each
+    """The two gains that kv/gains.py computes, from the sums that `store_products` has stored for each
     sample, (samples, 5).
     """
     each = tl.arange(0, SAMPLES)

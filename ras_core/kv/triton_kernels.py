@@ -2,7 +2,7 @@
 this module.
 
 Each program processes one row of one key or value, except where a kernel's docstring gives another grid.
-Tensors of all rows are contiguous, (bb, rows, ...), with DIM numbers a row. Fresh rows have the network's
+Tensors of all rows are contiguous, (bb, rows, ...), with DIM numbers per row. Fresh rows have the network's
 layout: heads of HEAD numbers, and three strides: from image to image, row to row, head to head. WIDTH is DIM
 rounded up to a power of two.
 

@@ -20,10 +20,10 @@ PARTS = 32
 """`sum_rates` sums the active tokens in at most this many parts."""
 
 TILE = (64, 64)
-"""`sum_rates` adds up tiles of this many rows and numbers of each row; a part has at least as many rows."""
+"""Rows and columns of the tiles that `sum_rates` adds up; a part has at least as many rows as a tile."""
 
 WARPS = 4
-"""Warps in programs that read up to nine rows; other programs read at most four."""
+"""Warps of programs that read up to nine rows; the other programs read at most four rows."""
 
 
 class SpreadKernels(RowKernels):

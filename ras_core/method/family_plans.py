@@ -33,7 +33,7 @@ REGIONAL: dict[tuple[str, str], tuple[int, int, float]] = {
     ("3x", "euler"): (4, 7, 0.74),
     ("3x", "dpmpp_2m"): (5, 7, 0.59),
 }
-# Families that were not measured, each with the measured family whose blocks resemble its own most.
+# By family that was not measured: the measured family whose blocks are most similar.
 NEAREST = {
     "aura_flow": "flux",
     "chroma": "flux",

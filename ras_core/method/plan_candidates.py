@@ -81,10 +81,11 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
-    """The same dense and regional steps, with the token share of the regional steps changed so that the run
-    costs the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE; many rows of text
-    can be a reason. If a regional step costs less than its share of the tokens, because it leaves out the
-    rows of reference images, there are more regional steps, with about the same share.
+    """The same dense and regional steps, with the token share of the regional steps changed so that the cost
+    of the run equals the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE, for
+    example because the text has many rows. If a regional step costs less than its share of the tokens,
+    because it leaves out the rows of reference images, there are more regional steps, with about the same
+    share.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all

@@ -7,7 +7,8 @@ Read `base` first, which defines what an adapter states, then an example: `sd3`,
 - text and image as two tensors in all blocks: `qwen_image`, `mage_flow`.
 - text rows before the image rows in one sequence: `ideogram4`, `krea2`.
 - a second attention to the text: `cosmos_predict2` (with Anima), `kandinsky5`.
-- first two tensors, then one sequence: `aura_flow`, and `hidream`, in which the text follows the image.
+- text and image first as two tensors, then as one sequence: `aura_flow`, and `hidream`, in which the text
+  follows the image.
 
 `cost` computes FLOPs and the size of the K/V cache; `control` gathers a ControlNet's residuals;
 `row_patches` finds patches of other nodes that get rows of tokens; `refused` has the reasons why other

@@ -107,7 +107,7 @@ class ModelAdapter(ABC):
     @abstractmethod
     def patch_size(self, network: nn.Module) -> tuple[int, ...]:
         """Number of latent pixels that a token covers along each axis of the latent, (h, w) or (t, h, w). If
-        the latent has an axis t and this has none, each token covers one latent frame.
+        the latent has an axis t and the patch size does not, each token covers one latent frame.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Why some networks of ComfyUI are not supported, for an error message, which has little room."""
+"""Short reasons, for an error message, why some of ComfyUI's networks are not supported."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ REASONS: Final[dict[str, str]] = {
     "chroma_radiance.model": "as it computes pixels from those around them",
     "ernie.model": "as ComfyUI lets no node replace its attention",
     "hunyuan_video.model": VIDEO.format("21 GiB"),
-    "lightricks.model": "as it makes videos, on which regions are not tested",
-    "lightricks.av_model": "as it makes videos, on which regions are not tested",
+    "lightricks.model": "as it makes videos, on which RAS is not tested",
+    "lightricks.av_model": "as it makes videos, on which RAS is not tested",
     "wan.model": VIDEO.format("25 GiB"),
 }
 """Reasons by the module of the network's class."""

@@ -78,7 +78,7 @@ def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:
         (f"difference x {DIFFERENCE_GAIN:.0f}", difference(first, ras.images[0])),
     ]
     if fewer is not dense:
-        title = f"what fewer steps give   {fewer.trace.n_steps} steps   {fewer.trace.seconds:.1f} s"
+        title = f"without RAS   {fewer.trace.n_steps} steps   {fewer.trace.seconds:.1f} s"
         panels.insert(2, (title, fewer.images[0]))
     canvas = Image.new("RGB", (len(panels) * (PANEL + MARGIN) + MARGIN, height + 116), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
@@ -106,7 +106,7 @@ def headline(dense: np.ndarray, ras: np.ndarray, traces: tuple[Trace, Trace]) ->
 
 
 def _speed(trace: Trace) -> str:
-    """The one speed-up to show: the measured one, or that expected from FLOPs if the times say little."""
+    """The speed-up to show: measured, or expected from FLOPs if the times are unreliable."""
     if not trace.steps:
         return f"{NO_RAS}: {trace.reason}"
     if trace.measured_speedup is None or trace.is_disturbed:

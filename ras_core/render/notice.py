@@ -1,4 +1,4 @@
-"""Draws an image that says something in words, for a node that has nothing else to show."""
+"""Draws an image with a text message, for a node that has nothing else to show."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def without_ras(trace: Trace) -> np.ndarray:
 
 
 def sentence(note: str) -> str:
-    """A note of a trace as a sentence of its own."""
+    """A note of a trace as a complete sentence."""
     return f"{note[:1].upper()}{note[1:]}{'' if note.endswith('.') else '.'}"

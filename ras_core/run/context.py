@@ -24,7 +24,7 @@ class CallContext:
     Attributes:
         inputs: inputs of ComfyUI's model by name, which the adapter reads.
         sigma: (bb,) noise level; needed only if the cache extrapolates its rows.
-        keep: stores a dense call's K/V; None without a cache: active tokens attend only to each other.
+        keep: stores a dense call's K/V; None without a cache; active tokens then attend only to each other.
         override: another node's attention override (SageAttention and others), or None.
         grouped: an attention that does not repeat the cache's K/V heads, or None.
         times: class that stores when each token was evaluated, for a cache that extrapolates its rows.

@@ -15,10 +15,11 @@ from ..method.schedule import StepKind
 Timestamp = float | torch.cuda.Event
 
 BUSY = 1.5
-"""By this factor from the median, a time is odd. On an idle GPU, like evaluations differ by a few percent."""
+"""A time is an outlier if it differs from its group's median by more than this factor. On an idle GPU, the
+times in a group differ by only a few percent."""
 
 FEWEST = 4
-"""In a smaller group of like evaluations, no time counts as odd."""
+"""Groups with fewer evaluations are not searched for outliers."""
 
 
 class Timed(Protocol):
@@ -52,9 +53,9 @@ def seconds_between(start: Timestamp, end: Timestamp) -> float:
 def measured_speedup(evaluations: Sequence[Timed]) -> float | None:
     """Estimated time of a dense run, divided by the time of this run; None if no estimate is possible.
 
-    Each evaluation is assumed to take the median time of its like, those with the same share of tokens. So a
-    few evaluations that other programs have slowed down do not count as an effect of RAS. The first
-    evaluation counts in neither time, because kernels are loaded and autotuned during it.
+    Each evaluation is assumed to take the median time of its group, the evaluations of the same kind and
+    share of tokens. So a few evaluations that other programs have slowed down hardly change the result. The
+    first evaluation counts in neither time, because kernels are loaded and autotuned during it.
     """
     later = evaluations[1:]
     dense = [e.seconds for e in later if e.kind is StepKind.DENSE]
@@ -65,13 +66,13 @@ def measured_speedup(evaluations: Sequence[Timed]) -> float | None:
 
 
 def typical_seconds(evaluations: Sequence[Timed]) -> float:
-    """The time of these evaluations, if each takes the median time of its like."""
+    """The time of these evaluations, if each took the median time of its group."""
     return sum(len(like) * statistics.median(like) for like in _like(evaluations))
 
 
 def is_disturbed(evaluations: Sequence[Timed]) -> bool:
-    """Whether like evaluations took so different times that a ratio of times means nothing: more than a
-    quarter of them took over BUSY times the median, or less than the median divided by BUSY.
+    """Whether the times in a group differ so much that a ratio of times is unreliable: more than a quarter of
+    them are outliers (see BUSY).
     """
     for like in _like(evaluations[1:]):
         middle = statistics.median(like)
@@ -82,7 +83,7 @@ def is_disturbed(evaluations: Sequence[Timed]) -> bool:
 
 
 def _like(evaluations: Sequence[Timed]) -> list[list[float]]:
-    """The times of the evaluations, in groups of those with the same share of tokens."""
+    """The times of the evaluations, grouped by kind and share of tokens."""
     groups: dict[tuple[StepKind, float], list[float]] = defaultdict(list)
     for each in evaluations:
         groups[each.kind, each.active_share].append(each.seconds)

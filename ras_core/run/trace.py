@@ -50,8 +50,8 @@ class Trace:
         expected_speedup: FLOPs of a dense run with as many evaluations, divided by the FLOPs of this run.
         measured_speedup: estimated time of a dense run with as many evaluations, divided by the time of this
             run; None if this run has no dense evaluation from which the dense run's time can be estimated.
-            After `against`, both speed-ups are relative to an actual dense run instead. It means nothing if
-            `is_disturbed`.
+            After `against`, both speed-ups are relative to an actual dense run instead. The measured one is
+            unreliable if `is_disturbed`.
         seconds: sampling time from the first evaluation on, without loading of the model.
         kv_bytes: largest size of the K/V cache during the run, in bytes.
         notes: warnings of the run, for example that regional steps ran dense, and why.
@@ -104,7 +104,7 @@ class Trace:
 
     @property
     def is_disturbed(self) -> bool:
-        """Whether other work on the computer has disturbed the times, so that a ratio of them says little."""
+        """Whether other work on the computer has disturbed the times, so that their ratios are unreliable."""
         return self.is_dense_disturbed or is_disturbed(self.evaluations)
 
     @property
@@ -113,7 +113,7 @@ class Trace:
 
     @property
     def reason(self) -> str:
-        """Why nothing, or less than planned, was accelerated; empty if all went as planned."""
+        """Why the run was not accelerated, or less than planned; empty if it ran as planned."""
         return next(filter(None, (*self.notes, self.shortfall)), "")
 
     def against(self, dense: Trace) -> Trace:

@@ -1,7 +1,7 @@
 """A graph still gives its image if a node of the pack is bypassed or muted, as in a comparison without RAS.
 
-The prompts are those that the front end makes of such a graph. What web/turned_off.js adds to them is tested
-in browser/test_turned_off_nodes.py.
+The prompts are those that the front end makes from such a graph. The links that web/turned_off.js adds are
+tested in browser/test_turned_off_nodes.py.
 """
 
 import pytest
@@ -54,7 +54,7 @@ def test_a_template_gives_its_image_without_any_one_node_of_the_pack(server, nam
 
 
 def refusal(server, prompt: Prompt) -> ComfyError | None:
-    """What the server says to a prompt from which a source of the image is missing."""
+    """The server's error for a prompt from which a source of the image is missing."""
     try:
         result = server.client.run(prompt, timeout=60)
     except ComfyError as error:
@@ -92,4 +92,4 @@ class TestSayWhy:
         preview = demo.only(prompt, "RASMaskPreview")
         changed = {**prompt, preview: {"class_type": "RASMaskPreview", "inputs": {}}}
         (stats,) = server.client.run(changed, timeout=60).ui("ras")
-        assert stats["steps"] == 0 and "no trace arrives here" in stats["notes"][0]
+        assert stats["steps"] == 0 and "there is no trace" in stats["notes"][0]

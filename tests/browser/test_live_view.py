@@ -170,7 +170,7 @@ class TestPatchModel:
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
         assert added["hint"] == "about 50 % of the time · 8 steps instead of 16"  # euler's plan is all dense
-        assert custom["hint"] == "custom: the advanced inputs decide" and not added["isCut"]
+        assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):
         """RAS Patch Model and RAS Trace pass their inputs on, bypassed or muted; ComfyUI's own nodes take the

@@ -1,4 +1,4 @@
-"""The compatibility table: with what else in a workflow this pack works, and how.
+"""The compatibility table: what else in a workflow this pack works with, and how.
 
 The table is declared as data. `test_compatibility` runs every cell of it, and compares the page
 docs/compatibility.md with the declarations; `python -m dev compatibility` writes the page. Read in this
@@ -10,6 +10,6 @@ order:
                `prompts`, `shapes`, `numbers`, `life_cycle`, `packs` and `models`.
 4. `page`      the page, as text.
 
-To add a row, add it to its group and run `python -m dev compatibility`. A row that another test asserts
-already names that test instead of a run.
+To add a row, add it to its group and run `python -m dev compatibility`. If another test already covers a row,
+the row names that test instead of a run.
 """

@@ -18,7 +18,7 @@ from torch import Tensor
 from .rows import CONFIG, DENSE_STEPS, FAST, REFUSED, SOME, Row, Run, family_of, usual_prompts
 
 LONGEST = 300
-"""Most characters of a reason or an error."""
+"""Largest number of characters of a reason or an error."""
 
 CLOSER = 0.8
 """If the other node changes the latent, the distance to the run with it is at most this share of the distance
@@ -28,7 +28,7 @@ to the run without it.
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell gave.
+    """The result of a cell.
 
     Attributes:
         run: the run.
@@ -83,7 +83,7 @@ def _check_dense(row: Row, found: Result) -> None:
 
 
 def _check_notes(row: Row, trace: Trace, log: pytest.LogCaptureFixture) -> None:
-    """There is one reason, and it is logged once; none where none is expected."""
+    """There is one reason, and it is logged once; or none, if none is expected."""
     warnings = [record.getMessage() for record in log.records if record.levelname == "WARNING"]
     if not row.reason:
         assert trace.notes == () and not any("Multirate RAS" in line for line in warnings)

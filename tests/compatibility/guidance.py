@@ -1,4 +1,4 @@
-"""Guidance: how the outputs for several prompts become one."""
+"""Guidance: how the outputs for several prompts are combined."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ GROUP = Group(
     (
         Row("CFG, both prompts in one call of the model", families=EVERY),
         Row(
-            "CFG, each prompt in its own call, or changing between both",
+            "CFG, each prompt in its own call, in all steps or in some",
             families=EVERY,
-            note="ComfyUI decides this at each step by the free memory.",
+            note="ComfyUI decides this at each step according to the free memory.",
             test="tests/models/test_proofs.py::TestReality::test_conditionings_in_separate_calls_equal_one_call",
         ),
         Row("cfg 1", families=("sd35_medium", "lumina2", "flux"), run=Run(cfg=1.0)),
@@ -106,11 +106,11 @@ GROUP = Group(
         ),
         Row(
             "guidance that leaves the negative prompt out of some steps",
-            note="If the negative prompt joins late, one more step is dense.",
+            note="If the negative prompt starts late, one more step is dense.",
             test=f"{IN_GUIDERS}::TestGuidanceThatChanges::test_the_negative_prompt_stops_and_returns",
         ),
         Row(
-            "prompts that take turns from step to step",
+            "prompts that alternate from step to step",
             note="One more step is dense.",
             test=f"{IN_GUIDERS}::TestGuidanceThatChanges::test_prompts_that_take_turns",
         ),
@@ -134,7 +134,7 @@ GROUP = Group(
             test=f"{IN_GUIDERS}::TestResults::test_two_estimates",
         ),
         Row(
-            "guider of another pack whose result is no image",
+            "guider of another pack whose result is not an image",
             DENSE,
             note="RAS cannot choose regions from such a result.",
             test=f"{IN_GUIDERS}::TestResults::test_no_estimate_of_the_latent",
@@ -158,7 +158,7 @@ GROUP = Group(
             Run(node("comfy_extras.nodes_nag", "NAGuidance", 5.0, 0.5, 1.5)),
             orders=("before", "after"),
             reason="another node patches the attentions",
-            note="NAG changes the result of every attention, and may need all tokens for that.",
+            note="NAG changes the result of every attention, and may need all tokens to do so.",
         ),
         Row(
             "Normalized Attention Guidance (NAG), on other families",

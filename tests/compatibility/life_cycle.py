@@ -102,7 +102,7 @@ def many_runs(family: Family) -> None:
             gc.collect()
             alive = [each for each in gc.get_objects() if type(each) is torch.Tensor]
             counts.append(sum(each.nbytes for each in alive))
-    assert counts[1] - counts[0] < 10 * 1024  # what is kept of ten traces is smaller
+    assert counts[1] - counts[0] < 10 * 1024  # the kept data of ten traces is smaller
 
 
 def with_and_without_in_turn(family: Family) -> None:
@@ -168,10 +168,10 @@ GROUP = Group(
             "a LoRA is added and removed again",
             families=("sd3", "lumina2", "flux"),
             cell=lora_is_removed,
-            note="The image is identical to that before.",
+            note="The image is identical to the one before.",
         ),
         Row(
-            "models with and without RAS in turn",
+            "a model with RAS and one without, alternating",
             families=("sd3", "lumina_next"),
             cell=with_and_without_in_turn,
             note="The model without RAS gives the image without RAS.",
@@ -189,7 +189,7 @@ GROUP = Group(
         Row(
             "two RAS nodes in a row",
             families=EVERY,
-            note="The later node takes effect.",
+            note="The settings of the later node apply.",
             test=f"{PROOFS}::TestLifeCycle::test_the_last_of_two_patches_takes_effect",
         ),
         Row("many runs in a row", families=("sd3",), cell=many_runs, note="Memory does not grow."),

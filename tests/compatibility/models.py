@@ -34,12 +34,12 @@ GROUP = Group(
         _fast("Krea 2"),
         _fast("HunyuanImage 2.1"),
         _fast("AuraFlow"),
-        _fast("HiDream I1", "Without CUDA graphs: the size of its experts' input depends on values."),
+        _fast("HiDream I1", "No CUDA graphs: the sizes of its experts' inputs depend on computed values."),
         _fast("Kandinsky 5 Image"),
         Row(
             "HiDream E1",
             DENSE,
-            note="The tokens of the image to be edited are in the same grid.",
+            note="It puts the tokens of the image to be edited into the grid of the new image.",
             test=f"{BORDERS}::test_the_image_that_hidream_e1_edits",
         ),
         _refused("SD1.5, SDXL and other U-Nets", f"{NODES}::test_a_model_that_is_not_supported"),
@@ -51,17 +51,17 @@ GROUP = Group(
         _refused(
             "Chroma Radiance",
             f"{BORDERS}::test_a_family_that_regions_do_not_fit",
-            "It computes each pixel from those around it.",
+            "It computes each pixel from the pixels around it.",
         ),
         _refused(
             "ERNIE-Image",
             f"{BORDERS}::test_a_family_that_regions_do_not_fit",
-            "ComfyUI lets no node replace its attention.",
+            "In ComfyUI, nodes cannot replace its attention.",
         ),
         _refused(
             "video models: Wan, HunyuanVideo, LTX",
             f"{BORDERS}::test_a_family_that_regions_do_not_fit",
-            "The cache that regional steps need would not fit into memory, or videos are not tested.",
+            "The K/V cache of a video would not fit in memory, or RAS is not tested on videos.",
         ),
         _refused(
             "ComfyUI older than 0.3.64",
@@ -69,7 +69,7 @@ GROUP = Group(
             "RAS needs an extension point that this ComfyUI lacks.",
         ),
         Row(
-            "another network in the model after RAS Patch Model",
+            "the model's network is replaced after RAS Patch Model",
             DENSE,
             note="RAS does not know the new network.",
             test="tests/host/test_foreign_code.py::TestReplacedModules::test_the_whole_network",

@@ -39,7 +39,7 @@ GROUP = Group(
         Row("ModelComputeDtype bf16", run=Run(COMPUTE), orders=("before", "after")),
         Row(
             "GGUF, and other layers that unpack weights at each use",
-            note="Nothing is captured as CUDA graphs.",
+            note="No CUDA graphs are captured.",
             test="tests/host/test_foreign_code.py::TestReplacedModules::test_a_layer_that_computes_each_row_alone",
         ),
         Row(
@@ -51,7 +51,7 @@ GROUP = Group(
         Row(
             "any other device: regional steps without CUDA graphs",
             families=EVERY,
-            note="All rows of this page were tested like this, on a CPU.",
+            note="All other rows of this page were tested like this, on a CPU.",
             test="tests/models/test_proofs.py::TestEffect::test_rows_that_enter_every_block_and_every_cache",
         ),
     ),

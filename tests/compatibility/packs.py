@@ -1,4 +1,4 @@
-"""The ways by which other packs get into a run, each written as these packs use it."""
+"""The ways in which other packs hook into a run, each implemented as these packs do it."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def pre_cfg(model: Any, family: Family) -> Any:
 
 
 def own_cfg(model: Any, family: Family) -> Any:
-    """A function in the place of CFG."""
+    """A function that replaces CFG."""
     model = model.clone()
     model.set_model_sampler_cfg_function(lambda args: args["uncond"] + 2.0 * (args["cond"] - args["uncond"]))
     return model
 
 
 def own_batches(model: Any, family: Family) -> Any:
-    """A function in the place of ComfyUI's that evaluates all prompts of a step."""
+    """A function that replaces ComfyUI's evaluation of all prompts of a step."""
 
     def calc(given: dict[str, Any]) -> list:
         names = ("model", "conds", "input", "sigma", "model_options")
@@ -139,9 +139,9 @@ def _cited(name: str, test: str, note: str, *families: str, outcome: Any = DENSE
 
 
 ROWS = "It may rely on the rows of all tokens."
-KEEPS = "It may keep results of regional steps, which lack the other tokens."
+KEEPS = "It may keep results of regional steps, which lack the cached tokens."
 GROUP = Group(
-    "Other packs: their ways into a run",
+    "Other packs: how they hook into a run",
     (
         _fast(
             "a wrapper of model calls (`set_model_unet_function_wrapper`)",
@@ -188,7 +188,7 @@ GROUP = Group(
             note="It sees the network's result before RAS completes it.",
         ),
         _cited(
-            "a wrapper that is added after RAS started",
+            "a wrapper that is added after RAS has started",
             f"{FOREIGN}::TestWrappersInside::test_a_wrapper_of_the_models_calls",
             "It sees the network's result before RAS completes it.",
         ),
@@ -219,7 +219,7 @@ GROUP = Group(
             f"{FOREIGN}::TestHooks::test_any_change_of_rows",
             ROWS,
         ),
-        _cited("a hook that only looks at rows", f"{FOREIGN}::TestHooks::test_an_observer", "", outcome=FAST),
+        _cited("a hook that only reads rows", f"{FOREIGN}::TestHooks::test_an_observer", "", outcome=FAST),
         _cited(
             "a hook that expects as many rows as in dense steps",
             f"{FOREIGN}::TestHooks::test_an_observer_that_asserts_the_number_of_rows",
@@ -240,13 +240,13 @@ GROUP = Group(
             note="RAS cannot shorten the calls of such an engine.",
         ),
         _cited(
-            "a patch of blocks with state of its own",
+            "a block patch that keeps state",
             f"{FOREIGN}::TestPatchesOfBlocks::test_with_state_through_a_call",
             ROWS,
             "lumina2",
         ),
         _cited(
-            "a layer wrapped in another module",
+            "a layer that is wrapped in another module",
             f"{FOREIGN}::TestReplacedModules::test_a_layer",
             "The new module may rely on the rows of all tokens.",
             "sd3",
@@ -263,30 +263,30 @@ GROUP = Group(
             "RAS does not know this network.",
         ),
         _cited(
-            "a function of a layer that computes each row alone",
+            "a replaced function of a layer that computes each row independently",
             f"{FOREIGN}::TestReplacedFunctions::test_that_compute_each_row_alone",
             "",
             outcome=FAST,
         ),
         _cited(
-            "a function of a layer that needs all rows or keeps state",
+            "a replaced function of a layer that needs all rows or keeps state",
             f"{FOREIGN}::TestReplacedFunctions::test_that_need_all_rows_or_keep_state",
             ROWS,
         ),
         _cited(
-            "the forward function of the network or of a block",
+            "a replaced forward function of the network or of a block",
             f"{FOREIGN}::TestReplacedFunctions::test_of_the_network_or_a_block",
             ROWS,
             "lumina2",
         ),
         _cited(
-            "a block that is only run or skipped",
+            "a block replacement that only runs or skips the block",
             f"{FOREIGN}::TestReplacedBlocks::test_that_skip_or_run_the_block",
             "",
             outcome=FAST,
         ),
         _cited(
-            "a block whose rows are changed in place",
+            "a block replacement that changes rows in place",
             f"{FOREIGN}::TestReplacedBlocks::test_that_change_rows_in_place",
             ROWS,
         ),
@@ -296,31 +296,31 @@ GROUP = Group(
             "No block of the network runs.",
         ),
         _cited(
-            "attention that runs no override",
+            "an attention function that ignores overrides",
             f"{FOREIGN}::TestAttention::test_a_function_that_runs_no_override",
-            "Active tokens would only attend to each other.",
+            "Active tokens would attend only to each other.",
         ),
         _cited(
-            "calls in several threads",
+            "calls from several threads",
             f"{FOREIGN}::test_calls_in_threads_of_another_pack",
-            "The calls of a step are not in a known order.",
+            "The order of a step's calls is not known.",
         ),
         _cited(
-            "a step cache that answers whole evaluations",
+            "a step cache that skips whole evaluations",
             f"{CACHES}::test_they_do_not_count",
-            "Steps that it answers count neither as dense nor as regional. All regions are still computed.",
+            "Steps that it skips count neither as dense nor as regional. All regions are still computed.",
             outcome=FAST,
         ),
         _cited(
-            "a step cache that answers one prompt of two",
+            "a step cache that skips the evaluation of one of two prompts",
             f"{CACHES}::test_one_prompt_of_two",
             "That prompt's next evaluation is dense.",
             outcome=FAST,
         ),
         _cited(
-            "a step cache that answers every regional step",
+            "a step cache that skips every regional step",
             f"{CACHES}::test_a_cache_that_answers_every_regional_step_is_the_reason",
-            "The cache leaves no step for RAS.",
+            "The cache leaves no steps for RAS.",
         ),
         _cited(
             "a step cache around the network", f"{INSIDE}::test_diffusion_model_wrapper", KEEPS, "lumina2"
@@ -340,5 +340,5 @@ GROUP = Group(
         ),
         _cited("a step cache that skips attentions", f"{INSIDE}::test_attention_override", KEEPS),
     ),
-    "For the tests, nodes of other packs are written again, one for each way by which they get into a run.",
+    "The tests imitate the nodes of other packs, one for each way in which such nodes hook into a run.",
 )

@@ -21,7 +21,7 @@ START = """# What Multirate RAS works with
 <!-- Written by `python -m dev compatibility`. To change this page, edit the rows in tests/compatibility/. -->
 
 Each row of the tables below is one combination of RAS with something else in a workflow. The tests of this
-pack run every row with ComfyUI 0.30.0, and fail if a row has another outcome than the one that is stated
+pack run every row with ComfyUI 0.30.0, and fail if the outcome of a row differs from the one that is stated
 here. There are three outcomes:
 
 - **fast**: RAS saves time. The image is close to the image without RAS. In the tests, the latents differ by
@@ -32,11 +32,10 @@ here. There are three outcomes:
 - **refused**: the node stops the prompt before sampling with an error that says what is wrong, what is
   expected and what to do.
 
-The column *tried with* lists the model families with which a row was run. Where it lists only some of them,
-the others are not known to behave differently: a row is run with few families if its outcome does not depend
-on the family. *All families* are those in the first row of the table [Models](#models). The tests run on the
-CPU; tests for GPUs are in `tests/gpu`. The column *note* has what you should know about the row. Where a run
-is dense or refused, this is the reason.
+The column *tried with* lists the model families with which a row was run. If a row lists only some families,
+its outcome does not depend on the family, as far as is known. *All families* are those in the first row of
+the table [Models](#models). The tests run on the CPU; tests for GPUs are in `tests/gpu`. The column *note*
+has details. For runs that are dense or refused, it gives the reason.
 """
 
 

@@ -73,7 +73,7 @@ def bypass_lora(model: Any, family: Family) -> Any:
 
 
 def hooked(family: Family, keyframes: tuple[tuple[float, float], ...] = ()) -> dict[str, list]:
-    """Prompts of which the positive one has a LoRA of its own. Keyframes are (strength, start_percent)."""
+    """Prompts; the positive one has its own LoRA. Keyframes are (strength, start_percent)."""
     patches = {f"{name.removesuffix('.weight')}.diff": d for name, (d,) in _stored_lora(family.name).items()}
     group = comfy.hooks.create_hook_lora(patches, 1.0, 1.0)
     if keyframes:
@@ -114,7 +114,9 @@ def controlled(family: Family, end: float = 1.0, is_known: bool = True) -> dict[
 
 
 def attention(model: Any, family: Family) -> Any:
-    """Another function for attention with ComfyUI's results, which keeps the numbers of rows that it saw."""
+    """Another attention function with ComfyUI's results, which stores the numbers of rows that it
+    received.
+    """
     model, rows = model.clone(), []
 
     def other(func: Any, q: Any, k: Any, v: Any, heads: int, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +216,7 @@ GROUP = Group(
             acts=True,
         ),
         Row(
-            "ControlNet of an unknown form",
+            "ControlNet with residuals of an unknown form",
             DENSE,
             run=Run(prompts=partial(controlled, is_known=False)),
             reason="running dense from here",
@@ -224,7 +226,7 @@ GROUP = Group(
             "Z-Image Fun ControlNet",
             DENSE,
             ("z_image",),
-            note="It patches the blocks of the network and goes through its own blocks in step with them.",
+            note="It patches the blocks of the network, and runs its own blocks in step with them.",
             test=f"{FOREIGN}::TestPatchesOfBlocks::test_comfyuis_z_image_controlnet",
         ),
         Row(
@@ -251,16 +253,16 @@ GROUP = Group(
             test=f"{FOREIGN}::TestAttention::test_that_asserts_as_many_queries_as_keys",
         ),
         Row(
-            "patches of attention on Flux (ToMe, HyperTile, Hypernetworks)",
+            "attention patches on Flux (ToMe, HyperTile, Hypernetworks)",
             DENSE,
             ("flux",),
-            note="A patch of attention may need all tokens. On other families these nodes have no effect.",
+            note="An attention patch may need all tokens. On other families these nodes have no effect.",
             test="tests/models/test_flux.py::TestPatches::test_patches_of_attention_make_the_run_dense",
         ),
         Row(
-            "IP-Adapter, and other patches that add a part to the result of a block",
+            "IP-Adapter, and other patches that add something to the result of a block",
             DENSE,
-            note="The part has a row for each token of the whole image.",
+            note="The added tensor has a row for each token of the whole image.",
             test=f"{FOREIGN}::TestReplacedBlocks::test_that_add_a_residual_for_each_token",
         ),
         Row(
@@ -316,7 +318,7 @@ GROUP = Group(
             near=0.4,
             reason="another node answered evaluations",
             check=_lazy_cache_answers,
-            note="Steps that the cache answers count neither as dense nor as regional.",
+            note="Steps that the cache skips count neither as dense nor as regional.",
         ),
         Row(
             "EasyCache on Lumina 2, Z-Image and Flux",
@@ -326,7 +328,7 @@ GROUP = Group(
             orders=BOTH,
             reason="EasyCache",
             also="another node answered evaluations",
-            note="EasyCache would keep results that lack the regions which RAS skipped. LazyCache works.",
+            note="EasyCache would keep results without the regions that RAS skipped. LazyCache works.",
         ),
         Row(
             "EasyCache on SD3",

@@ -83,7 +83,7 @@ def _frees_what_has_ended(found: Result) -> None:
 
 
 def inside(value: float) -> Callable[[Tensor], Tensor]:
-    """A noise mask of a square in the middle of the image."""
+    """A noise mask with a square in the middle of the image."""
 
     def mask(noise: Tensor) -> Tensor:
         made = torch.zeros(1, 1, *noise.shape[2:])
@@ -105,7 +105,7 @@ def _range(start: float, end: float) -> Callable[[Family], dict[str, list]]:
     return second(lambda: {"start_percent": start, "end_percent": end})
 
 
-INPAINT = {"reason": "inpainting", "note": "The regions outside the mask would become too old."}
+INPAINT = {"reason": "inpainting", "note": "The cached results outside the mask would become too outdated."}
 
 GROUP = Group(
     "Prompts, areas, masks and inpainting",
@@ -145,7 +145,7 @@ GROUP = Group(
         ),
         Row("a prompt that ends during the run", families=FEW, run=Run(prompts=_range(0.0, 0.5), steps=6)),
         Row(
-            "a prompt that joins during the run",
+            "a prompt that starts during the run",
             families=FEW,
             run=Run(prompts=_range(0.5, 1.0), steps=8),
             regional=5,
@@ -159,7 +159,7 @@ GROUP = Group(
             regional=7,
             reason="conditioning without cached data ran dense",
             check=_frees_what_has_ended,
-            note="One more step is dense for each prompt that joins.",
+            note="One more step is dense for each prompt that starts.",
         ),
         Row(
             "inpainting with a noise mask",
@@ -190,7 +190,7 @@ GROUP = Group(
         Row(
             "inpainting with a speed (`1.5x` to `3x`)",
             DENSE,
-            note="With `euler` and `dpmpp_2m`, time is saved by fewer steps, which the plan places.",
+            note="With `euler` and `dpmpp_2m`, the plan saves time by fewer steps.",
             test=f"{INPAINTING}::TestSpeed::test_it_is_plain_sampling_on_the_plans_grid",
         ),
         Row(

@@ -32,11 +32,11 @@ NEAR = 0.2
 """Largest relative distance (L2) between the latents of a fast run and of the run without RAS."""
 
 SOME = -1
-"""For a row whose number of regional steps is not known before."""
+"""For a row whose number of regional steps is not known in advance."""
 
 
 class Outcome(Enum):
-    """What happens; the values are shown on the page."""
+    """The outcome of a run; the values are shown on the page."""
 
     FAST = "fast"
     DENSE = "dense"
@@ -62,7 +62,7 @@ def small(family: Family, seed: int = 0, **changes: Any) -> Any:
 
 
 def usual_prompts(family: Family) -> dict[str, list]:
-    """No prompts in place of the usual ones."""
+    """Replaces none of the usual prompts."""
     return {}
 
 
@@ -89,7 +89,7 @@ class Run:
         patch: the other node, or None.
         prompts: makes "positive" or "negative" conditionings that replace the usual ones.
         sample: samples the latent with a model.
-        around: a context in which everything happens.
+        around: a context in which the model is built and the latent is sampled.
         size, batch, steps, cfg, sampler, scheduler, denoise: as in ComfyUI's nodes.
         has_image: whether there is an image to start from, instead of an empty latent.
         mask: makes the noise mask from the noise; or None.
@@ -133,10 +133,10 @@ class Row:
         acts: whether the other node must change the latent. Then a fast run must also be closer to the run
             with that node than to the run without it.
         check: further assertions on a cell's result; see `cells.Result`.
-        cell: replaces the usual check of a cell: asserts on its own, with the family.
+        cell: replaces the usual check of a cell; takes the family, and makes its own assertions.
         test: an existing test that asserts the row, as "path::name" or "path::Class::name". Such a row has
             no cells.
-        fault: why the outcome is not what it should be; such a cell must fail.
+        fault: why the outcome is not yet the expected one; such a cell must fail.
     """
 
     name: str
@@ -186,7 +186,7 @@ def percent(share: float) -> str:
 
 
 def family_of(name: str) -> Family:
-    """The family of this name; skips the test if this ComfyUI does not have it."""
+    """The family with this name; skips the test if this ComfyUI does not have it."""
     return FAMILIES.get(name) or pytest.skip(f"this ComfyUI has no {name}")
 
 

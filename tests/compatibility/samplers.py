@@ -35,8 +35,8 @@ CLOSE = 0.25
 
 QUICK = ("sd3", "lumina_next", "sd35_large", "flux", "lumina2", "sd35_medium")
 NOTES = {
-    "dpm_adaptive": "It chooses its own noise levels, so the number of steps is not that of the node.",
-    "dpm_fast": "It chooses its own noise levels, so the number of steps is not that of the node.",
+    "dpm_adaptive": "It chooses its own noise levels, so the number of steps differs from that of the node.",
+    "dpm_fast": "It chooses its own noise levels, so the number of steps differs from that of the node.",
 }
 SHORT = {"dpm_adaptive": {"denoise": 0.2, "has_image": True}}
 """It makes many evaluations."""
@@ -45,8 +45,8 @@ CORRECTED = "Skipped regions are corrected when they are computed again."
 
 
 def follows_its_plan(found: Result) -> None:
-    """An evaluation belongs to the step between whose noise levels its own one is. Evaluations in a row that
-    belong to one step compute the same tokens.
+    """An evaluation belongs to the step whose noise levels enclose that of the evaluation. Consecutive
+    evaluations of one step compute the same tokens.
     """
     sigmas = comfy.samplers.KSampler(
         found.model, found.run.steps, torch.device("cpu"), found.run.sampler, found.run.scheduler
@@ -121,12 +121,12 @@ GROUP = Group(
             test=f"{GUIDERS}::TestShiftedLevels::test_every_step_is_as_planned",
         ),
         Row(
-            "a sampler that leaves steps out",
+            "a sampler that skips steps",
             test=f"{GUIDERS}::TestShiftedLevels::test_a_schedule_of_its_own_is_read_from_the_levels",
         ),
         Row(
             "a node that samples twice in one run",
-            note="Both times are fast, unless a plan's number of steps does not fit one of them.",
+            note="Both passes are fast, unless the number of steps of a plan does not fit one of them.",
             test=f"{GUIDERS}::TestSamplingTwice::test_both_times_are_accelerated",
         ),
         Row(

@@ -86,7 +86,7 @@ def split(model: Any, family: Family, run: Run) -> Tensor:
 
 
 def _second_half_is_planned_alone(found: Result) -> None:
-    """The trace is the second run's. It has dense steps of its own."""
+    """The trace is that of the second run, which has its own dense steps."""
     kinds = [step.kind.value for step in found.trace.steps]
     half = found.run.steps - found.run.steps // 2
     assert kinds == ["dense"] * DENSE_STEPS + ["regional"] * (half - DENSE_STEPS)
@@ -179,7 +179,7 @@ GROUP = Group(
             run=Run(sample=halves, steps=8),
             regional=2,
             check=_second_half_is_planned_alone,
-            note="With speed `custom`, each half has dense steps of its own at its start.",
+            note="With speed `custom`, each half starts with its own dense steps.",
         ),
         Row(
             "SplitSigmas and two samplers",
@@ -187,7 +187,7 @@ GROUP = Group(
             run=Run(sample=split, steps=8),
             regional=2,
             check=_second_half_is_planned_alone,
-            note="With speed `custom`, each part has dense steps of its own at its start.",
+            note="With speed `custom`, each part starts with its own dense steps.",
         ),
         Row(
             "two halves with a speed (`1.5x` to `3x`)",

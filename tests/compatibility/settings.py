@@ -47,7 +47,7 @@ GROUP = Group(
             ("sd3", "flux"),
             Run(config=replace(CONFIG, start_step=9)),
             reason="no regional step fits",
-            note="All steps belong to the dense start of the run.",
+            note="The dense start covers the whole run.",
         ),
         *(
             Row(f"kv_cache `{name}`", families=(family,), run=Run(config=replace(CONFIG, kv_cache=name)))
@@ -66,7 +66,7 @@ GROUP = Group(
         Row(
             "priority: a mask with NaN, infinity or no pixels",
             REFUSED,
-            note="The mask has no meaning.",
+            note="Such a mask has no meaning.",
             test=f"{INPUTS}::TestPriority::test_a_mask_that_cannot_be_used",
         ),
         Row(

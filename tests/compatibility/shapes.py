@@ -19,7 +19,7 @@ GROUP = Group(
         Row(
             "a batch of three images",
             families=EVERY,
-            note="Each image is the same as alone.",
+            note="Each image is the same as in a run of its own.",
             test=f"{PROOFS}::TestReality::test_a_batch_equals_its_single_runs",
         ),
         Row(

@@ -28,8 +28,8 @@ FORMS = {
     "forecast, spread": (ForecastRows, True, 7.0),
     "forecast2, spread": (QuadraticRows, True, 8.5),
 }
-"""Class of the rows, whether errors are spread, and how often the kernels must read or write the bytes of a
-key and a value (ras_core/kv/triton_forecasts.py, triton_spread.py)."""
+"""Class of the rows, whether errors are spread, and how many times the kernels must read or write the bytes
+of a key and a value (ras_core/kv/triton_forecasts.py, triton_spread.py)."""
 
 
 class Layer:

@@ -1,6 +1,6 @@
 """Details of runs with other nodes of a workflow: messages, schedules, captured calls, replaced samplers.
 
-What a run with each of these nodes gives is in the compatibility table (tests/compatibility).
+The outcomes of runs with these nodes are in the compatibility table (tests/compatibility).
 """
 
 import comfy.cldm.mmdit

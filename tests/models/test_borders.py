@@ -1,7 +1,7 @@
 """The interface to a network: borders of each tensor from its own rows, and networks that are refused.
 
-Flux' adapter shows text that joins the image between two kinds of blocks, position tables with their rows on
-another axis, and reference images after the image; HiDream's shows text behind the image.
+Flux's adapter shows text that joins the image between two kinds of blocks, position tables with their rows on
+another axis, and reference images after the image; HiDream's shows text after the image.
 """
 
 import dataclasses
@@ -328,7 +328,7 @@ class TestRefusal:
         [
             ("wan.model", "WanModel", "as it makes videos, whose K/V cache is too large"),
             ("wan.model", "VaceWanModel", "as it makes videos, whose K/V cache is too large"),
-            ("lightricks.model", "LTXVModel", "as it makes videos, on which regions are not tested"),
+            ("lightricks.model", "LTXVModel", "as it makes videos, on which RAS is not tested"),
             ("chroma_radiance.model", "ChromaRadiance", "as it computes pixels from those around them"),
             ("ernie.model", "ErnieImageModel", "as ComfyUI lets no node replace its attention"),
         ],

@@ -1,5 +1,5 @@
 """The four proofs for the families of support/other_families.py: each once, at a size that the patch size
-does not divide. For other sizes, samplers and settings, the families of support/families.py stand in.
+does not divide. Other sizes, samplers and settings are tested with the families of support/families.py.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The line in a node that says before a run what it will do: time, steps and closeness from the plan."""
+"""The line in a node that estimates a run before it starts: time, steps and closeness, from the plan."""
 
 import json
 import struct

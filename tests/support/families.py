@@ -251,8 +251,8 @@ def draw_weights(network: torch.nn.Module, seed: int) -> None:
 
 @lru_cache(maxsize=4096)
 def _drawn(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """The random values of one weight. They are kept, because most tests build the same few models, and kept
-    as an array, because some tests count the tensors that are alive.
+    """The random values of one weight. They are cached, because most tests build the same few models; as a
+    NumPy array, because some tests count the live tensors.
     """
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) + seed)
     draw = torch.randn(shape, generator=generator).numpy()

@@ -1,4 +1,4 @@
-"""Triton without a GPU: the kernels run in its interpreter, and are compiled in a process of their own."""
+"""Triton without a GPU: the kernels run in its interpreter, and are compiled in a separate process."""
 
 from __future__ import annotations
 

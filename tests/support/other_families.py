@@ -1,4 +1,4 @@
-"""Tiny models of the families that take part in each proof once (tests/models/test_other_families.py)."""
+"""Tiny models of the families for which each proof runs once (tests/models/test_other_families.py)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS, POOLED_DIM
 
 FLUX2_CHANNELS, HUNYUAN_CHANNELS = 128, 64
 IS_FLIPPED = "flipped_img_txt" in inspect.signature(comfy.ldm.flux.layers.DoubleStreamBlock).parameters
-"""Whether HunyuanImage puts the text rows behind the image rows, as in older versions of ComfyUI. Such a
+"""Whether HunyuanImage puts the text rows after the image rows, as in older versions of ComfyUI. Such a
 network is refused, because it cuts off the text by the number of rows before the first block."""
 
 REFERENCES = ((6, 4), (3, 5))
