@@ -61,8 +61,9 @@ def sample_multirate(
 
     def denoise(i: int, x: Tensor) -> Tensor:
         denoised = known.pop(i) if i in known else model(x, sigmas[i] * ones, **extra_args)
-        if callback is not None:
-            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+        if callback is not None:  # it may write into the estimate, which the integrator still needs
+            shown = denoised.clone()
+            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": shown})
         return denoised
 
     steps = trange(first, len(levels) - 1, initial=first, total=len(levels) - 1, disable=disable)
@@ -109,7 +110,7 @@ class DenseSteps:
             self.denoised = denoised
             raise FirstRegional
         else:
-            start.history, start.fresh_before = start.history.after(x, denoised, time_of(level)), None
+            start.history, start.fresh_before = start.history.after(x, denoised.clone(), time_of(level)), None
         self.number += 1
         return denoised
 

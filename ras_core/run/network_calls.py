@@ -80,7 +80,8 @@ class NetworkCalls:
             run.evaluation = None
             raise
         if self._ran:
-            run.end_evaluation(x, denoised, sigma)
+            kept = denoised.clone() if isinstance(denoised, Tensor) else denoised
+            run.end_evaluation(x, kept, sigma)  # a callback may write into the estimate that it gets
         else:
             run.skip_evaluation()
         return denoised

@@ -354,3 +354,13 @@ class TestSamplingTwice:
         trace = last_trace(patched)
         assert distance(latent, expected) < 2e-5 and not trace.notes
         assert trace.regional_steps == 14 and trace.graphs.replayed >= 12 and tape.captured == 1
+
+
+@pytest.mark.parametrize("config", [FAST, MULTIRATE, Speed("2x")], ids=["paper", "multirate", "2x"])
+def test_a_callback_that_writes_into_the_estimate_does_not_change_the_image(sd3, config):
+    """In ComfyUI, euler no longer needs the estimate when it calls the callback."""
+    model, noise = sd3.build(), sd3.noise()
+    expected = sample(patch_model(model, config), sd3, noise)
+    patched = patch_model(model, config)
+    assert torch.equal(sample(patched, sd3, noise, callback=lambda step, x0, *_: x0.zero_()), expected)
+    assert last_trace(patched).regional_steps > 0
