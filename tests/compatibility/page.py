@@ -27,8 +27,9 @@ here. There are three outcomes:
 - **fast**: RAS saves time. The image is close to the image without RAS. In the tests, the latents differ by
   less than {near} (relative L2) when each regional step computes {share} of the tokens, with small networks
   that have random weights. A note says so if they may differ more.
-- **dense**: every step computes the whole image. The image is identical to the image without RAS, to the
-  last bit, and no time is saved. The log says why, once, and the line at the end of the run repeats it.
+- **dense**: every step computes the whole image. With speed `custom`, with which the rows are tested, the
+  image is identical to the image without RAS, to the last bit, and no time is saved. With another speed, the
+  run has the fewer steps of a plan. The log says why the run is dense, once, and its last line repeats it.
 - **refused**: the node stops the prompt before sampling with an error that says what is wrong, what is
   expected and what to do.
 
