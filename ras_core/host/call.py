@@ -92,6 +92,15 @@ class ModelCall:
         return found | self._residuals
 
     @property
+    def references(self) -> tuple[Hashable, list[Tensor]]:
+        lists = [each for each in self.inputs.values() if isinstance(each, list)]
+        images = [image for each in lists for image in each if isinstance(image, Tensor)]
+        plain = tuple((name, each) for name, each in self.inputs.items() if isinstance(each, (str, float)))
+        hooks = getattr(getattr(self.model, "current_patcher", None), "current_hooks", None)
+        strengths = tuple((id(hook.hook_ref), hook.strength) for hook in getattr(hooks, "hooks", ()))
+        return (plain, strengths), images
+
+    @property
     def model(self) -> Any:
         return self.executor.class_obj
 

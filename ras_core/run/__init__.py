@@ -17,6 +17,7 @@ Read the modules in this order:
 - `recorder` collects the data of the trace during a run.
 - `trace` reports on a run after it has ended, `live` while it is sampling.
 - `tools` lists the objects that a run gets from `host/`.
+- `references` notices that reference images have changed, which only dense calls process.
 - `noise_levels` predicts each evaluation's noise level, so that the CPU need not read it from the device.
 - `timing` takes timestamps on the device.
 - `grouped_attention` is for networks whose query heads share K/V heads: it does not repeat the K/V heads.

@@ -47,6 +47,10 @@ class Forward(Protocol):
         """
 
     @property
+    def references(self) -> tuple[Hashable, list[Tensor]]:
+        """Settings on which the rows of reference images depend, and these images, each (bb, c, h, w)."""
+
+    @property
     def model(self) -> Any:
         """ComfyUI's model."""
 

@@ -61,6 +61,7 @@ class DenseCalls:
         else:
             run.end_fill(call.branches, slots, hooks.text_rows)
             run.frozen_rows = max(run.frozen_rows, hooks.frozen_rows)
+            self._tools.references.keep(call, hooks.frozen_rows)
             run.keep_output(call.branches, output)
         return output
 

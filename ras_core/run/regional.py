@@ -14,6 +14,7 @@ from .call import Call
 from .captured import CapturedCalls, Slots
 from .coverage import Coverage
 from .partial_forward import CallContext, NetworkCall
+from .references import CHANGED
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
@@ -36,6 +37,11 @@ class RegionalCalls:
         """
         run = self._run
         if not run.is_ready(call.branches):
+            return None
+        n_frozen = self._tools.adapter.frozen_rows(call.network, call.forward.inputs)
+        if self._tools.references.have_changed(call, n_frozen):
+            run.kv.drop(call.branches)
+            run.warn(CHANGED)
             return None
         active_idx = run.evaluation.active_idx.repeat(len(call.branches), 1)
         slots = run.kv.slots_for(call.branches)

@@ -13,6 +13,7 @@ from ..models.base import ModelAdapter
 from .grouped_attention import GroupedAttention
 from .live import View
 from .other_code import OtherCode
+from .references import References
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,8 @@ class Tools:
     def other_code(self) -> OtherCode:
         """Finds code of other packs in the run's networks."""
         return OtherCode(self.adapter)
+
+    @cached_property
+    def references(self) -> References:
+        """Notices that the run's reference images have changed."""
+        return References()

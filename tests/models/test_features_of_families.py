@@ -2,6 +2,7 @@
 network makes before its blocks, a guider with two networks, reference images that a conditioning turns off.
 """
 
+import comfy.hooks
 import comfy.samplers
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ras_pack.ras_core.host.cache_plan import rows_of_cond
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
+from ras_pack.ras_core.run.references import CHANGED
 from support.families import Family
 from support.other_families import OTHERS
 from support.sampling import FAST, distance, sample
@@ -162,6 +164,64 @@ def test_reference_images_in_every_format_of_the_cache(kv_cache):
     assert (trace.regional_steps, trace.notes) == (7, ())
     expected = sample(family.build(), family, family.noise())
     assert distance(latent, expected) < 1
+
+
+EVERY_TOKEN = RASConfig(
+    sample_ratio=0.99, start_step=2, error_reset_every=0, corrections=True, cuda_graphs="off"
+)
+"""Regional steps compute all 64 tokens, so only the reference images' rows can be outdated."""
+
+
+@pytest.mark.parametrize("name", ["flux2", "qwen_image_edit"])
+def test_reference_images_that_another_node_changes_during_the_run(name):
+    family = _family(name)
+    model, noise = family.build(), family.noise()
+    unchanged = sample(model, family, noise)
+
+    def changed(apply, given):
+        c = dict(given["c"])
+        if float(given["timestep"].flatten()[0]) < 0.6:
+            c["ref_latents"] = [-3 * image for image in c["ref_latents"]]
+        return apply(given["input"], given["timestep"], **c)
+
+    model.set_model_unet_function_wrapper(changed)
+    expected = sample(model, family, noise)
+    patched = patch_model(model, EVERY_TOKEN)
+    latent, trace = sample(patched, family, noise), last_trace(patched)
+    assert distance(latent, expected) < 0.1 * distance(unchanged, expected)
+    assert CHANGED in trace.notes and trace.regional_steps == 7
+
+
+@pytest.mark.parametrize("name", ["flux2", "qwen_image_edit"])
+def test_a_scheduled_lora_changes_the_rows_of_reference_images(name):
+    family = _family(name)
+    model, noise = family.build(), family.noise()
+    generator = torch.Generator().manual_seed(0)
+    hook, group, frames = (
+        comfy.hooks.WeightHook(1.0),
+        comfy.hooks.HookGroup(),
+        comfy.hooks.HookKeyframeGroup(),
+    )
+    hook.need_weight_init = False
+    hook.weights = {
+        name: ("diff", (1.5 * each.std() * torch.randn(each.shape, generator=generator),))
+        for name, each in model.model.state_dict().items()
+        if each.ndim == 2 and "block" in name and name.endswith("weight")
+    }
+    group.add(hook)
+    for strength, start in ((1.0, 0.0), (-1.0, 0.5)):
+        frames.add(comfy.hooks.HookKeyframe(strength, start_percent=start))
+    group.set_keyframes_on_hooks(frames)
+    prompts = {
+        name: comfy.hooks.set_hooks_for_conditioning(family.conditioning(seed), group)
+        for seed, name in ((1, "positive"), (2, "negative"))
+    }
+    expected = sample(model, family, noise, **prompts)
+    patched = patch_model(model, EVERY_TOKEN)
+    latent, trace = sample(patched, family, noise, **prompts), last_trace(patched)
+    # The rows' modulation by the noise level, too, is that of the last dense call.
+    assert distance(latent, expected) < 0.15 * distance(sample(model, family, noise), expected)
+    assert CHANGED in trace.notes and trace.regional_steps == 7
 
 
 def test_layers_of_another_pack_in_blocks_with_rows_in_the_shape_of_the_grid():
