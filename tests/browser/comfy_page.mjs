@@ -221,12 +221,12 @@ export class ComfyPage {
     }, values);
   }
 
-  /** What the search for nodes finds: word -> the first ten types. */
+  /** What the search for nodes finds: word -> the first types. ComfyUI has several blueprints for "turbo" models. */
   search(words) {
     return this.page.evaluate((words) => {
       const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
       const service = $pinia._s.get("nodeDef").nodeSearchService;
-      const types = (word) => service.searchNode(word).slice(0, 10).map((one) => one.name);
+      const types = (word) => service.searchNode(word).slice(0, 30).map((one) => one.name);
       return Object.fromEntries(words.map((word) => [word, types(word)]));
     }, words);
   }

@@ -50,7 +50,7 @@ class TestExamples:
         assert [word for word, types in found.items() if "RASPatchModel" not in types] == []
         assert set(found["faster"][:2]) == set(found["accelerate"][:2]) == {"RASPatchModel", "RASKSampler"}
         # The front end sorts the nodes whose name begins with a word by the length of their names.
-        assert all(name.startswith(("RAS", "SubgraphBlueprint")) for name in found["ras"])
+        assert all(name.startswith(("RAS", "SubgraphBlueprint")) for name in found["ras"][:10])
 
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
     def test_nodes_do_not_overlap(self, loaded, name):
@@ -169,7 +169,7 @@ class TestPatchModel:
 
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
-        assert added["hint"] == "about 50 % of the time · 8 steps instead of 16"  # euler's plan is all dense
+        assert added["hint"] == "about 50 % of the time · 10 steps instead of 16 · very close image"
         assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):
