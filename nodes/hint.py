@@ -28,10 +28,22 @@ LONGEST_HEADER = 2**24  # bytes; about ten times the header of a large checkpoin
 
 FAMILIES = {
     "sd3": ("joint_blocks.0.",),
-    "flux": ("double_blocks.0.img_attn", "single_blocks.0.linear1"),
     "lumina2": ("noise_refiner.0.", "cap_embedder."),
+    "chroma": ("double_blocks.0.img_attn", "distilled_guidance_layer."),
+    "flux2": ("double_blocks.0.img_attn", "double_stream_modulation_img."),
+    "hunyuan_image": ("double_blocks.0.img_attn", "txt_in.individual_token_refiner."),
+    "flux": ("double_blocks.0.img_attn", "single_blocks.0.linear1"),  # after those with the same blocks
+    "qwen_image": ("transformer_blocks.0.", "txt_norm."),  # Mage-Flow too, which has the same plans
+    "ideogram4": ("embed_image_indicator.",),
+    "cosmos_predict2": ("blocks.0.mlp.layer1.",),
+    "krea2": ("txtfusion.",),
+    "aura_flow": ("double_layers.0.", "cond_seq_linear."),
+    "hidream": ("double_stream_blocks.0.", "caption_projection."),
+    "kandinsky5": ("visual_transformer_blocks.0.",),
 }
-"""By family: parts of tensor names. A file belongs to the family if its tensor names contain all of them."""
+"""By family: parts of tensor names. A file belongs to the first family all of whose parts occur in its tensor
+names. Each name is that of the adapter's module, by which `family_plans` finds the plans of a run.
+"""
 
 
 async def hint(request: web.Request) -> web.Response:

@@ -3,14 +3,19 @@
 import json
 import struct
 import urllib.error
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 from ras_pack.nodes.hint import answer_to, family_of, family_of_file
 from ras_pack.ras_core.host.outlook import outlook
+from ras_pack.ras_core.method.family_plans import family_closeness, family_plans
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS
+from ras_pack.ras_core.models import adapter_for
 from support.comfy import ROOT
+from support.families import FAMILIES
+from support.other_families import OTHERS
 
 NAMES = {
     "sd3": ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
@@ -57,6 +62,19 @@ class TestFamily:
     @pytest.mark.parametrize("family", NAMES)
     def test_the_names_of_tensors_tell_it(self, family):
         assert family_of(NAMES[family]) == family
+
+    @pytest.mark.parametrize("name", [name for name in {**FAMILIES, **OTHERS} if name != "lumina_next"])
+    def test_the_hint_has_the_plans_of_the_run(self, name):
+        """Lumina-Next is loaded from a folder, not from a file."""
+        network = {**FAMILIES, **OTHERS}[name].build().model.diffusion_model
+        module = type(adapter_for(network)).__module__.rpartition(".")[2]
+        found = family_of(network.state_dict())
+        assert found == ("qwen_image" if module == "mage_flow" else module)
+        plans = (family_plans(each).plans for each in (found, module))
+        hinted, followed = ([replace(plan, origin="") for plan in each] for each in plans)
+        assert hinted == followed
+        is_measured = module in NAMES
+        assert all((family_closeness(found, speed) is not None) == is_measured for speed in PLAN_SPEEDS)
 
     def test_the_demo_models_are_of_their_families(self, monkeypatch):
         import folder_paths
