@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..graphs.eligibility import RESIDUAL, call_obstacle, frozen_options
 from ..models import network_of
+from ..models.base import REFERENCES
 from ..run.call import Attend
 from ..run.observation import Observations
 from ..run.other_code import OWNERS, is_written_by
@@ -93,8 +94,7 @@ class ModelCall:
 
     @property
     def references(self) -> tuple[Hashable, list[Tensor]]:
-        lists = [each for each in self.inputs.values() if isinstance(each, list)]
-        images = [image for each in lists for image in each if isinstance(image, Tensor)]
+        images = list(self.inputs.get(REFERENCES) or ())
         plain = tuple((name, each) for name, each in self.inputs.items() if isinstance(each, (str, float)))
         hooks = getattr(getattr(self.model, "current_patcher", None), "current_hooks", None)
         strengths = tuple((id(hook.hook_ref), hook.strength) for hook in getattr(hooks, "hooks", ()))

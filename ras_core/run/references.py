@@ -14,7 +14,10 @@ from torch import Tensor
 from ..kv.store import Branch
 from .call import Call
 
-CHANGED = "reference images, or a LoRA that processes them, changed during the run: they were computed again"
+CHANGED = (
+    "reference images, or the strength of a LoRA, changed during the run; the rows of reference images were "
+    "computed again"
+)
 
 State = tuple[Hashable, list[Tensor]]
 
@@ -27,18 +30,18 @@ class References:
 
     def keep(self, call: Call, n_rows: int) -> None:
         """Remember the reference images of a dense call, which have `n_rows` rows in all."""
-        for branch, (settings, images) in _states(call).items():
-            if n_rows:
+        for branch in call.branches:
+            self._known.pop(branch, None)
+        if n_rows:
+            for branch, (settings, images) in _states(call).items():
                 self._known[branch] = settings, [image.clone() for image in images]
-            else:
-                self._known.pop(branch, None)
 
     def have_changed(self, call: Call, n_rows: int) -> bool:
         """Whether a call's reference images, which have `n_rows` rows in all, differ from those of the last
         dense calls. If there are reference images, the CPU waits for the device.
         """
-        if not n_rows and not self._known:
-            return False
+        if not n_rows:
+            return any(branch in self._known for branch in call.branches)
         return any(not _are_same(self._known.get(branch), now) for branch, now in _states(call).items())
 
 
@@ -52,10 +55,12 @@ def _states(call: Call) -> dict[Branch, State]:
 
 def _are_same(known: State | None, now: State) -> bool:
     if known is None:
-        return not now[1]
+        return False
     (settings, images), (settings_now, images_now) = known, now
-    return (
-        settings == settings_now
-        and len(images) == len(images_now)
-        and all(map(torch.equal, images, images_now))
-    )
+    is_alike = settings == settings_now and _traits(images) == _traits(images_now)
+    return is_alike and all(map(torch.equal, images, images_now))
+
+
+def _traits(images: list[Tensor]) -> list[tuple]:
+    """What must be the same for `torch.equal`, which raises an error for other dtypes or devices."""
+    return [(image.shape, image.dtype, image.device) for image in images]

@@ -133,6 +133,16 @@ def test_krea_uses_reference_images_only_with_a_method():
         assert trace.kv_bytes == 2 * 2 * 2 * family.kv_width * 4 * (64 + 7 + rows)  # prompts; blocks; K and V
 
 
+def test_reference_images_that_only_one_prompt_uses_have_not_changed():
+    family = _family("krea2")
+    model, x = family.build(default_ref_method=None), family.noise()
+    (context, extras), *_ = family.conditioning(1)
+    uses = [[context, {**extras, "reference_latents_method": "index"}]]
+    patched = patch_model(model, EAGER)
+    sample(patched, family, x, positive=uses, negative=family.conditioning(2))
+    assert (last_trace(patched).regional_steps, last_trace(patched).notes) == (7, ())
+
+
 def test_a_patch_between_blocks_makes_the_run_dense():
     """Some ControlNets of Qwen-Image are such patches; they add a residual for every token."""
     family = _family("qwen_image")
