@@ -2,7 +2,6 @@
 
 The kernels run on a GPU, or in Triton's interpreter if there is none."""
 
-import importlib
 import sys
 import types
 
@@ -28,27 +27,9 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 LAYOUTS = [((24,), "rows"), ((2, 16), "rows"), ((2, 16), "heads"), ((3, 5), "heads")]
 
 
-@pytest.fixture(scope="module")
-def kernels() -> RowKernels:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    return RowKernels(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     without_repeated_patches(monkeypatch)
-
-
-@pytest.fixture
-def use(kernels, monkeypatch):
-    """A function that sets whether K/V caches use the Triton kernels, on any device."""
-
-    def switch(on: bool) -> None:
-        monkeypatch.setattr(triton_check, "DEVICE_TYPE", DEVICE.type if on else "none")
-
-    triton_check._on.cache_clear()
-    yield switch
-    triton_check._on.cache_clear()
 
 
 def _rows(n: int, shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -33,28 +33,16 @@ LAYOUTS = [
 CLASSES = [ForecastRows, QuadraticRows, ForecastRows]
 
 
-@pytest.fixture(scope="module")
-def kernels() -> SpreadKernels:
-    pytest.importorskip("triton", reason="Triton is not installed")
-    return SpreadKernels(importlib.import_module("ras_pack.ras_core.kv.triton_kernels"))
-
-
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     without_repeated_patches(monkeypatch)
 
 
 @pytest.fixture
-def use(kernels, monkeypatch):
-    """A function that sets whether K/V caches use the Triton kernels, on any device."""
-
-    def switch(on: bool) -> None:
-        monkeypatch.setattr(triton_check, "DEVICE_TYPE", DEVICE.type if on else "none")
-        monkeypatch.setattr(triton_check, "_are_right", lambda *_: True)  # another test runs the check
-
-    triton_check._on.cache_clear()
-    yield switch
-    triton_check._on.cache_clear()
+def use(use, monkeypatch):
+    """The fixture of this name, without the check of the kernels, which another test runs."""
+    monkeypatch.setattr(triton_check, "_are_right", lambda *_: True)
+    return use
 
 
 def _by_heads(rows: torch.Tensor) -> torch.Tensor:
