@@ -13,11 +13,32 @@ from pathlib import Path
 from PIL import Image
 from ras_pack.dev.client import Client
 from ras_pack.dev.environment import DevEnvironment, is_ours
-from ras_pack.dev.paths import ROOT
+from ras_pack.dev.paths import PACK, ROOT
 from ras_pack.dev.server import Server, fetch
 from ras_pack.dev.tree import link_pack
 
 EXAMPLES = ROOT / "example_workflows"
+# A custom node pack for the server. The live view sends at most four messages a second; a fast machine samples
+# a demo model's 16 steps in less, and a test could not see the view change.
+PACE_FILE = "paced_steps.py"
+PACE = """
+import time
+from comfy.utils import ProgressBar
+
+NODE_CLASS_MAPPINGS = {}
+_update = ProgressBar.update_absolute
+_last = 0.0
+
+
+def update_absolute(self, *arguments, **keywords):
+    global _last
+    time.sleep(max(0.0, _last + 0.1 - time.monotonic()))
+    _last = time.monotonic()
+    return _update(self, *arguments, **keywords)
+
+
+ProgressBar.update_absolute = update_absolute
+"""
 
 
 @dataclass
@@ -52,12 +73,19 @@ class RunningServer:
 
 @contextmanager
 def running_server(comfyui: Path, install: Callable[[Path], None] = link_pack) -> Iterator[RunningServer]:
-    """Start ComfyUI's main.py on the CPU, and stop it at the end; `install` adds the pack to custom_nodes."""
+    """Start ComfyUI's main.py on the CPU, and stop it at the end; `install` adds the pack to custom_nodes.
+
+    A sampling step takes at least 0.1 s.
+    """
+
+    def install_all(custom_nodes: Path) -> None:
+        install(custom_nodes)
+        (custom_nodes / PACE_FILE).write_text(PACE, encoding="utf-8")
     # The interpreter that runs the tests has ComfyUI's packages; `make test` uses that of the dev
     # environment.
     env = DevEnvironment(comfyui, Path(sys.executable), ours=is_ours(comfyui))
     with tempfile.TemporaryDirectory(prefix="ras-server-", ignore_cleanup_errors=True) as base:
         log = Path(base) / "server.log"
-        flags = ("--cpu", "--preview-method", "latent2rgb")
-        with Server(env, Path(base), log, flags, install) as server:
+        flags = ("--cpu", "--preview-method", "latent2rgb", "--whitelist-custom-nodes", PACK, PACE_FILE)
+        with Server(env, Path(base), log, flags, install_all) as server:
             yield RunningServer(server.url, log, Client(server.url))
