@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...ras_core.method.integrator import GRADUAL
+
 
 @torch.no_grad()
 def sample_ab2(
@@ -18,11 +20,12 @@ def sample_ab2(
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
 ) -> Tensor:
-    """Second-order Adams-Bashforth method for steps of different sizes.
+    """Second-order Adams-Bashforth method with bounded extrapolation (`adams_step` of ras_core), in which all
+    tokens are evaluated at each step.
 
     The velocity of the latent x is v = (x - D) / sigma, where D is the denoised estimate. A step leads from x
-    to x' = x + h (v + (v - v_before) h / (2 h_before)). Here h is the change of sigma in this step, and
-    v_before and h_before are the v and h of the previous step. The first step is an Euler step.
+    to x' = x + h (v + w (v - v_before) / 2). Here h is the change of sigma in this step, v_before the velocity
+    at the previous step, and w the weight that `weight_of` gives. The first step is an Euler step.
 
     Args:
         model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).
@@ -43,6 +46,13 @@ def sample_ab2(
         velocity, step = (x - denoised) / level, following - level
         slope = velocity
         if before is not None:
-            slope = velocity + (velocity - before[0]) * (step / (2 * before[1]))
+            slope = velocity + (velocity - before[0]) * (weight_of(step / before[1]) / 2)
         x, before = x + step * slope, (velocity, step)
     return x
+
+
+def weight_of(ratio: float) -> float:
+    """`adams_weight` of ras_core for one number: `ratio` is the length of a step divided by that of the
+    previous step.
+    """
+    return min(ratio, 1.0, GRADUAL / ratio)

@@ -55,6 +55,9 @@ SOLVERS: tuple[Solver, ...] = get_args(Solver)
 """The methods by which fresh tokens are integrated: euler is of first order; dpmpp_2m and ab2
 (Adams-Bashforth in sigma) are of second order."""
 
+GRADUAL = 1.5
+"""If a step is more than this many times as long as the step before, `ab2` extrapolates less far."""
+
 FARTHEST = 8.0
 """Upper bound of the change that is forecast for a token, in multiples of the token's last change."""
 
@@ -122,12 +125,12 @@ def second_order_estimate(history: History, h: float) -> Tensor:
 
 
 def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) -> Tensor:
-    """The state at t_next by the second-order Adams-Bashforth method for steps of different lengths in sigma.
+    """The state at t_next by the second-order Adams-Bashforth method, with a bounded extrapolation.
 
-    x' = x + H (v + (v - v_before) H / (2 H_before))
+    x' = x + H (v + w (v - v_before) / 2)
 
     Here v = (x - D) / sigma is the velocity now, v_before the velocity at the evaluation before, H the change
-    of sigma over this step, and H_before the change of sigma since the evaluation before.
+    of sigma over this step, and w the weight of the last change, from `adams_weight`.
 
     Args:
         history: the evaluations before the one that gave `d`.
@@ -137,9 +140,20 @@ def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) 
     sigma, step = math.exp(-t), math.exp(-t_next) - math.exp(-t)
     velocity = (x - d).div_(sigma)
     before = (history.x - history.d).mul_(history.t.exp())  # 0 if there was no evaluation
-    span = history.t.neg().exp_().sub_(sigma)  # inf if there was no evaluation: slope 0
-    slope = (velocity - before).div_(span).mul_(-step / 2)
-    return x.add(velocity.add_(slope), alpha=step)
+    span = history.t.neg().exp_().sub_(sigma)  # inf if there was no evaluation: weight 0
+    weight = adams_weight(span.reciprocal_().mul_(-step))
+    return x.add(velocity.add_((velocity - before).mul_(weight), alpha=0.5), alpha=step)
+
+
+def adams_weight(ratio: Tensor) -> Tensor:
+    """The weight of the velocity's last change in a step that is `ratio` times as long as the step before.
+
+    For ratios up to 1, it is the ratio, as in the Adams-Bashforth method. That method would extrapolate
+    farther in longer steps. But a plan's grid has long steps where the velocity changes little, and the
+    velocity's change over the next step is then about as large as over the last one, or smaller. So the
+    weight stays 1 for ratios from 1 to `GRADUAL`, and falls with 1 / ratio beyond.
+    """
+    return torch.minimum(ratio.clamp_max(1.0), GRADUAL / ratio.clamp_min(1e-6))
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:
