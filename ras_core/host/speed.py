@@ -95,15 +95,17 @@ class Speed:
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has too few steps to gain from RAS. If RAS Scheduler made its noise levels, the
         steps of the run that these levels replace are counted.
+
+        Raises:
+            RASError: `plans` has no plan for this speed and sampler.
         """
         levels = given.sigmas.tolist()
         if not is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
             return False
         plans = self.plans or plans_for(model, given.noise.shape[-2:])
-        if not _is_grid_of_any(plans, model, levels):
-            return True
         plan = plans.best(self.speed, plan_sampler(given.sampler))
-        return is_few(plan.on_grid(given.steps).full_steps)
+        is_made = _is_grid_of_any(plans, model, levels)
+        return is_few(plan.on_grid(given.steps).full_steps) if is_made else True
 
     def _without_ras(self, given: OuterSample) -> RunSettings:
         """The settings of a run in which RAS changes nothing."""
