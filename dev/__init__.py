@@ -15,6 +15,8 @@ Start with `python3 -m dev COMMAND` from the repository's root. Read in this ord
    saved workflows.
 4. `demo_run` and `report` are the demo. `browser` finds or installs what the browser tests need. `pack` lets
    programs outside ComfyUI import the pack. `processes` runs other programs; `paths` has the folders.
+5. `help_pages` writes the help pages of the nodes, and `thumbnails` the thumbnails of templates for large
+   models.
 
 Needs Python 3.10 or newer and pip. The build does not change pip's configuration or environment variables.
 To install PyTorch's smaller CPU build, set PIP_EXTRA_INDEX_URL to PyTorch's package index for CPU builds.

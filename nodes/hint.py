@@ -1,8 +1,8 @@
 """Estimates a run at the chosen speed before it starts, for a line of text in the node.
 
-The browser sends the speed, the number of steps, the sampler, and what it knows about the model to ROUTE: the
-family of a demo model, or the name of the file that the graph loads. The model is not loaded; its family is
-recognised by the names of the tensors in the file.
+The browser sends the speed, the number of steps, denoise, the sampler, and what it knows about the model to
+ROUTE: the family of a demo model, or the name of the file that the graph loads. The model is not loaded; its
+family is recognised by the names of the tensors in the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ names. Each name is that of the adapter's module, by which `family_plans` finds 
 
 async def hint(request: web.Request) -> web.Response:
     """Answer a GET request with the result of `outlook`. The query has a speed, a number of steps, a sampler,
-    and a family or a file.
+    a family or a file, and the sampler node's denoise unless it has none.
     """
     try:
         answer = await asyncio.to_thread(answer_to, request.query)
@@ -64,10 +64,11 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         ValueError: a value is missing or invalid.
     """
     speed, steps = query.get("speed"), int(query.get("steps", ""))
-    if speed not in PLAN_SPEEDS or not 1 <= steps <= MAX_STEPS:
-        raise ValueError("no such speed or number of steps")
+    denoise = float(query.get("denoise") or 1)
+    if speed not in PLAN_SPEEDS or not 1 <= steps <= MAX_STEPS or not 0 <= denoise <= 1:
+        raise ValueError("no such speed, number of steps or denoise")
     family = query.get("family") or family_of_file(query.get("file", ""))
-    return outlook(family, speed, steps, query.get("sampler"))
+    return outlook(family, speed, steps, query.get("sampler"), denoise)
 
 
 def family_of_file(name: str) -> str | None:

@@ -77,10 +77,18 @@ class Hint {
     if (!node.graph) return;
     const speed = valueOf(node, "speed");
     if (speed === "custom") return this.show("", say("custom"));
-    if (linkOf(node, "plan") != null) return this.show("", say("plan"));
     const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
-    const steps = Number(valueOf(sampler, "steps")) || USUAL_STEPS;
-    const query = new URLSearchParams({ speed, steps, sampler: valueOf(sampler, "sampler_name") ?? "", ...modelOf(node) });
+    const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
+    const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
+    const steps = Number(valueOf(schedule, "steps")) || USUAL_STEPS;
+    const query = new URLSearchParams({
+      speed,
+      steps,
+      denoise: valueOf(schedule, "denoise") ?? "",
+      sampler: valueOf(choice, "sampler_name") ?? "",
+      plan: linkOf(node, "plan") != null,
+      ...modelOf(node),
+    });
     if (String(query) === this.asked) return;
     this.asked = String(query);
     const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
@@ -88,6 +96,8 @@ class Hint {
   }
 
   tell({ time, steps, closeness }, speed, total) {
+    if (time >= 1) return this.show(this.asked, say("few"));
+    if (linkOf(this.node, "plan") != null) return this.show(this.asked, say("plan"));
     const parts = [say("time", { share: Math.round(time * 100) })];
     if (steps) parts.push(say("steps", { steps, total }));
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
@@ -126,19 +136,27 @@ function modelOf(node, left = 20) {
   return file ? { file } : {};
 }
 
-/** The sampler that gets a node's model, directly or through other nodes that change it. */
+/** The sampler that gets a node's model, directly or through other nodes that change it, or through a guider. */
 function samplerBehind(node, left = 8) {
   for (const output of node.outputs ?? []) {
-    if (output.type !== "MODEL") continue;
+    if (output.type !== "MODEL" && output.type !== "GUIDER") continue;
     for (const id of output.links ?? []) {
       const link = node.graph.getLink?.(id) ?? node.graph.links[id];
       const next = link && node.graph.getNodeById(link.target_id);
-      if (valueOf(next, "steps") != null) return next;
+      if (valueOf(next, "steps") != null || (next && linkOf(next, "sigmas") != null)) return next;
       const found = next && left ? samplerBehind(next, left - 1) : null;
       if (found) return found;
     }
   }
   return null;
+}
+
+/** The nearest node before an input of a node, along inputs of the same name, that has the widget. */
+function originWith(node, input, widget, left = 8) {
+  const link = node && linkOf(node, input);
+  const origin = link != null && originOf(node, link);
+  if (!origin || valueOf(origin, widget) != null) return origin || null;
+  return left ? originWith(origin, input, widget, left - 1) : null;
 }
 
 function addStyle() {

@@ -6,10 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from ..method.family_plans import family_closeness, family_plans
+from ..method.few_steps import is_few
 from ..method.plan import PLAN_SAMPLERS
 
 
-def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> dict[str, Any]:
+def outlook(
+    family: str | None, speed: str, steps: int, sampler: str | None, denoise: float = 1.0
+) -> dict[str, Any]:
     """Estimate a run with the plan of a family.
 
     Args:
@@ -17,14 +20,18 @@ def outlook(family: str | None, speed: str, steps: int, sampler: str | None) -> 
         speed: one of PLAN_SPEEDS.
         steps: number of steps that the sampler node asks for.
         sampler: name of the sampler; None for the one with the better plan.
+        denoise: as in KSampler.
 
     Returns:
-        `time`: the time of the run, divided by the time without RAS. `steps` and `dense`: the number of
-        steps, and how many of them compute the whole image; None if the sampler has no plans, because the
-        number of steps then stays as set. `closeness`: in dB, see `family_closeness`; None if it was not
-        measured with this family and sampler.
+        `time`: the time of the run, divided by the time without RAS. It is 1 if the run has so few steps that
+        RAS stays out of it; otherwise it is below 1. `steps` and `dense`: the number of steps, and how many
+        of them compute the whole image; None if the sampler has no plans, because the number of steps then
+        stays as set. `closeness`: in dB, see `family_closeness`; None if it was not measured with this family
+        and sampler.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
+    if is_few(steps / (denoise or 1.0)):
+        return answer | {"time": 1.0, "steps": steps, "dense": steps}
     if sampler and sampler not in PLAN_SAMPLERS:
         return answer
     plans = family_plans(family)

@@ -9,6 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..errors import RASError
 from ..method.family_plans import family_plans
+from ..method.few_steps import STAYS_OUT, is_few
 from ..method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan
 from ..method.plan_set import PlanSet
 from ..models import adapter_for, network_of
@@ -62,7 +63,7 @@ def planned_levels(
     model: ModelPatcher, plans: PlanSet, choice: tuple[str, str], steps: int, denoise: float = 1.0
 ) -> tuple[float, ...]:
     """The noise levels of the best plan for a speed. If no RAS node has patched the model, only plans without
-    regional steps are considered.
+    regional steps are considered. A run with few steps keeps the levels of the model's `simple` schedule.
 
     Args:
         model: any MODEL.
@@ -78,6 +79,9 @@ def planned_levels(
     if denoise <= 0:
         return ()
     plan = plans.best(*choice, plain=not has_ras(model))
+    if is_few(steps / min(denoise, 1.0)):
+        logger.info("Multirate RAS: noise levels of the schedule simple: %s.", STAYS_OUT)
+        return simple_part(model, steps, denoise)
     levels = levels_of(model, plan, steps, denoise)
     said = plan.resized(steps).describe()
     logger.info("Multirate RAS: noise levels of the plan %s (%s; %s).", said, plan.sampler, plan.origin)
@@ -86,9 +90,13 @@ def planned_levels(
 
 def levels_of(model: ModelPatcher, plan: Plan, steps: int, denoise: float = 1.0) -> tuple[float, ...]:
     """The plan's noise levels, which replace the noise levels of a dense run of `steps` steps."""
+    return plan.levels_of_part(made_levels(model, plan), simple_part(model, steps, denoise))
+
+
+def simple_part(model: ModelPatcher, steps: int, denoise: float) -> tuple[float, ...]:
+    """The noise levels of a KSampler with `steps`, `denoise` and the scheduler `simple`."""
     total = steps if denoise >= 1 else int(steps / denoise)
-    given = simple_levels(model, total)[-(steps + 1) :]
-    return plan.levels_of_part(made_levels(model, plan), given)
+    return simple_levels(model, total)[-(steps + 1) :]
 
 
 def made_levels(model: ModelPatcher, plan: Plan) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 A plan has its own grid of noise levels, which replaces the sampler's noise levels except the first and the
 last. As these two are kept, noise scaling, denoise below 1 and runs over a part of a schedule work as usual.
 If the sampler's noise levels cannot be replaced, the run keeps all of them, and only regional steps provide
-the speed-up.
+the speed-up. RAS stays out of a run that has only few steps.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
+from ..method.few_steps import STAYS_OUT, is_few, whole_run_steps
 from ..method.plan import Plan, described
 from ..method.plan_candidates import RegionalCost, fitted, reached_speed, shares_of_steps
 from ..method.plan_set import PlanSet
@@ -73,6 +74,8 @@ class Speed:
         model = guider.model_patcher
         if not decreases(given.sigmas.tolist()):
             return self._dense(given, NOT_DECREASING)
+        if self._has_few_steps(given, model):
+            return self._without_ras(given)
         if is_inpainting(given, guider):
             return self._inpainting(given, model)
         if reason := _obstacle(given, model):
@@ -88,6 +91,26 @@ class Speed:
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         return self._by_plan(plan.resized(given.steps), wanted, given.sampler)
+
+    def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
+        """Whether the run has too few steps to gain from RAS. If RAS Scheduler made its noise levels, the
+        steps of the run that these levels replace are counted.
+
+        Raises:
+            RASError: `plans` has no plan for this speed and sampler.
+        """
+        levels = given.sigmas.tolist()
+        if not is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
+            return False
+        plans = self.plans or plans_for(model, given.noise.shape[-2:])
+        plan = plans.best(self.speed, plan_sampler(given.sampler))
+        is_made = _is_grid_of_any(plans, model, levels)
+        return is_few(plan.on_grid(given.steps).full_steps) if is_made else True
+
+    def _without_ras(self, given: OuterSample) -> RunSettings:
+        """The settings of a run in which RAS changes nothing."""
+        said = described(self.speed, (1.0,) * given.steps, given.steps)
+        return RunSettings(RASConfig(sample_ratio=1.0), given.sigmas, said, STAYS_OUT, shortfall=STAYS_OUT)
 
     def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""

@@ -5,7 +5,7 @@ tested in browser/test_turned_off_nodes.py.
 """
 
 import pytest
-from api.test_templates import with_demo_model
+from api.test_templates import needs_demo_model, prompt_of, with_demo_model, with_input_image
 from ras_pack.dev import demo_run as demo
 from ras_pack.dev.workflow import BYPASSED, MUTED, ComfyError, Prompt, to_api
 from support.server import EXAMPLES
@@ -39,10 +39,12 @@ def turned_off(workflow: dict, node_id: int, mode: int) -> dict:
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_gives_its_image_without_any_one_node_of_the_pack(server, name, mode):
     workflow = server.workflow(f"{name}.json")
+    prompt_of(server, name)  # skips templates for a later ComfyUI
+    with_input_image(server)
     for node in [node for node in workflow["nodes"] if node["type"].startswith("RAS")]:
         prompt = to_api(turned_off(workflow, node["id"], mode), server.object_info)
-        if demo.nodes_of(prompt, "CheckpointLoaderSimple"):
-            prompt = with_demo_model(prompt, "lumina2" if "lumina2" in name else "sd3")
+        if needs_demo_model(prompt):
+            prompt = with_demo_model(prompt, name)
         prompt = shortened(prompt, seed=node["id"])
         if (node["type"], mode) in NO_IMAGE:
             assert "RAS Mask Preview" not in str(refusal(server, prompt))

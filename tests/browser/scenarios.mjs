@@ -194,7 +194,7 @@ async function compare(page) {
       app.graph.nodes.filter((other) => other.type === type).forEach((other) => app.graph.remove(other));
     }
   });
-  await page.set("RASCompare", { seed: NEW_SEED(), steps: 8, cfg: 3.5 });
+  await page.set("RASCompare", { seed: NEW_SEED(), steps: 16, cfg: 3.5 });
   await page.centre("RASCompare");
   await page.settle(800); // Nodes 2.0 measures a node when it is shown
   const before = await page.saved("RASCompare");

@@ -195,7 +195,7 @@ class TestPatchModel:
         assert found["end"] == "execution_success"
         assert found["during"]["headline"].startswith("1 of 2")
         after = found["after"]
-        assert after["buttons"] == ["with RAS", "fewer steps (4)"] and after["right"] == "fewer steps (4)"
+        assert after["buttons"] == ["with RAS", "fewer steps (8)"] and after["right"] == "fewer steps (8)"
         assert re.match(r"(about )?\d\.\d× faster .*closeness \d\.\d\d", after["figures"])
         assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
         assert min(after["shown"]) > 350  # large enough to see something

@@ -129,9 +129,9 @@ class TestSpeed:
         assert torch.equal(latent["samples"], found)
 
     def test_every_family_and_speed(self, family):
-        for speed, steps in (("1.5x", 4), ("3x", 2)):
+        for speed, steps in (("1.5x", 8), ("3x", 4)):
             model = with_ras(family, speed)
-            ksampler(model, family, steps=6)
+            ksampler(model, family, steps=12)
             assert (last_trace(model).n_steps, last_trace(model).regional_steps) == (steps, 0)
 
     @pytest.mark.parametrize("denoise", [1.0, 0.6])
@@ -178,17 +178,17 @@ class TestSpeed:
     @pytest.mark.parametrize("sampler_name", ["lms", "euler_ancestral", "heun"])
     def test_a_sampler_whose_levels_must_stay_runs_dense_with_both_reasons(self, sd3, info, sampler_name):
         model = with_ras(sd3)
-        found = ksampler(model, sd3, steps=8, sampler_name=sampler_name)
+        found = ksampler(model, sd3, steps=9, sampler_name=sampler_name)
         trace = last_trace(model)
-        assert (trace.n_steps, trace.plan) == (8, "2x: 8 of 8 steps, all dense")
+        assert (trace.n_steps, trace.plan) == (9, "2x: 9 of 9 steps, all dense")
         assert len(trace.notes) == 1 and "inpainting" in trace.notes[0]
         assert "the noise levels are kept: plans are for euler and dpmpp_2m" in info.text
-        assert torch.equal(found, ksampler(sd3.build(), sd3, steps=8, sampler_name=sampler_name))
+        assert torch.equal(found, ksampler(sd3.build(), sd3, steps=9, sampler_name=sampler_name))
 
     @pytest.mark.parametrize(
         ("sigmas", "reason"),
         [
-            ((14.6, 4.0, 1.5, 0.5, 0.0), "outside the range of the model's own"),
+            ((14.6, 9.0, 6.0, 4.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.0), "outside the range of the model's own"),
             ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "not strictly decreasing"),
         ],
     )

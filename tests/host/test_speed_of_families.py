@@ -2,6 +2,8 @@
 RASKSampler. Their latents come from nodes that know no time axis.
 """
 
+import comfy.sample
+import comfy.samplers
 import folder_paths
 import pytest
 import torch
@@ -52,3 +54,26 @@ def test_a_speed_is_reached_by_both_nodes(family, caplog):
     behind = host_nodes.KSampler().sample(patched, **given)[0]["samples"]
     assert torch.equal(behind, latent["samples"])
     assert last_trace(patched).regional_steps == trace.regional_steps
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("steps", "found"), [(20, 10), (4, 4)])
+def test_the_scheduler_of_flux2_makes_way_unless_its_steps_are_few(steps, found):
+    """Flux.2 Klein, distilled, needs 4 steps; each of them is then the user's own."""
+    nodes = pytest.importorskip("comfy_extras.nodes_flux")
+    if not hasattr(nodes, "Flux2Scheduler"):
+        pytest.skip("this ComfyUI does not have Flux2Scheduler")
+    family = OTHERS["flux2"]
+    sigmas = nodes.Flux2Scheduler.execute(steps, 1024, 1024).result[0]
+    plain = family.build()
+    patched = RASPatchModel.execute(plain, **SETTINGS).result[0]
+    latents = [
+        comfy.sample.sample_custom(
+            model, family.noise(16, 16), 1.0, comfy.samplers.sampler_object("euler"), sigmas,
+            family.conditioning(1), family.conditioning(2), torch.zeros_like(family.noise(16, 16)),
+            disable_pbar=True, seed=5,
+        )
+        for model in (plain, patched)
+    ]  # fmt: skip
+    assert last_trace(patched).n_steps == found
+    assert torch.equal(*latents) == (steps == found)

@@ -26,6 +26,7 @@ from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.host.speed import Speed
+from ras_pack.ras_core.method.few_steps import STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from support.families import FAMILIES
@@ -202,11 +203,12 @@ class TestCost:
         assert (trace.n_steps, trace.regional_steps, trace.notes) == (9, 0, ())
 
     def test_what_is_reached_is_said(self, sd3, info):
-        _, trace = ras_ksampler(sd3, "3x", steps=3, sampler_name="lms")
-        assert gain(trace, 3) < 2
-        assert f"{gain(trace, 3):.2f}x is all that 3 steps can reach" in info.text
+        text = {"positive": sd3.conditioning(1, rows=40), "negative": sd3.conditioning(2, rows=40)}
+        _, trace = ras_ksampler(sd3, "3x", steps=9, sampler_name="lms", **text)
+        assert gain(trace, 9) < 2
+        assert f"{gain(trace, 9):.2f}x is all that 9 steps can reach" in info.text
 
-    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 12, 20, 50])
+    @pytest.mark.parametrize("steps", [9, 10, 12, 20, 50])
     def test_any_number_of_steps(self, sd3, steps):
         _, trace = ras_ksampler(sd3, "2x", steps=steps, plan=planned())
         assert trace.n_steps == max(round(steps * 17 / 28), 1)
@@ -348,7 +350,7 @@ class TestLevels:
     @pytest.mark.parametrize(
         ("sigmas", "reason"),
         [
-            ((14.6, 4.0, 1.5, 0.5, 0.0), "outside the range of the model's own"),
+            ((14.6, 9.0, 6.0, 4.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.0), "outside the range of the model's own"),
             ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "they are not strictly decreasing"),
         ],
     )
@@ -356,6 +358,85 @@ class TestLevels:
         model = ras_model(sd3, "2x")
         custom(model, sd3, comfy.samplers.sampler_object("euler"), torch.tensor(sigmas))
         assert last_trace(model).n_steps == len(sigmas) - 1 and reason in info.text
+
+
+class TestFewSteps:
+    """RAS stays out of a run with 8 or fewer steps over the whole schedule: the run is the user's own."""
+
+    @pytest.mark.parametrize("steps", [1, 2, 4, 8])
+    @pytest.mark.parametrize("sampler_name", [*SAMPLERS, "heun", "euler_ancestral"])
+    @pytest.mark.parametrize("scheduler", ["simple", "beta"])
+    def test_it_is_the_run_without_ras_to_the_bit(self, sd3, steps, sampler_name, scheduler, info):
+        changes = {"steps": steps, "sampler_name": sampler_name, "scheduler": scheduler}
+        plain, model = sd3.build(), ras_model(sd3, "2x", cuda_graphs="auto")
+        assert torch.equal(ksampler(model, sd3, **changes), ksampler(plain, sd3, **changes))
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.regional_steps, trace.notes, trace.kv_bytes) == (steps, 0, (), 0)
+        assert info.text.count(f"2x: {steps} of {steps} steps, all dense ({STAYS_OUT}).") == 1
+        assert (trace.is_accelerated, trace.reason) == (False, STAYS_OUT)
+
+    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    def test_every_family_and_speed_through_both_entry_points(self, family, speed):
+        plain = ksampler(family.build(), family, steps=8)
+        assert torch.equal(ras_ksampler(family, speed, steps=8)[0], plain)
+        assert torch.equal(ksampler(ras_model(family, speed), family, steps=8), plain)
+
+    def test_saved_and_connected_plans_do_not_change_it(self, sd3):
+        plain = ksampler(sd3.build(), sd3, steps=4)
+        assert torch.equal(ras_ksampler(sd3, "2x", plan=planned(), steps=4)[0], plain)
+        model = sd3.build()
+        save_plans(planned(), model, (16, 12))
+        assert torch.equal(ras_ksampler(sd3, "2x", model, steps=4)[0], plain)
+
+    def test_nine_steps_follow_a_plan(self, sd3):
+        _, trace = ras_ksampler(sd3, "2x", steps=9)
+        assert trace.n_steps == 5 and trace.regional_steps > 0 and trace.reason == ""
+
+    @pytest.mark.parametrize(("total", "part"), [(8, 4), (8, 6), (4, 2)])
+    def test_parts_of_a_run_with_few_steps(self, sd3, total, part):
+        empty = values(sd3)["latent_image"]["samples"]
+        found = []
+        for model in (sd3.build(), ras_model(sd3, "2x")):
+            half = advanced(model, sd3, 0, part, empty, steps=total)
+            found.append(advanced(model, sd3, part, total, half, leftover=False, steps=total))
+        assert torch.equal(*found)
+
+    def test_a_few_steps_of_a_longer_run_follow_a_plan(self, sd3):
+        """The steps of the whole run count, so that each part of a run is as fast as the whole."""
+        model, empty = ras_model(sd3, "2x"), values(sd3)["latent_image"]["samples"]
+        advanced(model, sd3, 0, 8, empty)
+        assert last_trace(model).n_steps == 5
+        ksampler(model, sd3, steps=8, denoise=0.5)
+        assert last_trace(model).n_steps == 5
+
+    def test_inpainting(self, sd3):
+        latent = torch.randn(1, 16, 16, 12, generator=torch.Generator().manual_seed(1))
+        mask = torch.zeros(1, 1, 16, 12)
+        mask[..., 6:] = 1
+        changes = {"steps": 8, "latent_image": {"samples": latent, "noise_mask": mask}}
+        model = ras_model(sd3, "2x")
+        assert torch.equal(ksampler(model, sd3, **changes), ksampler(sd3.build(), sd3, **changes))
+        assert last_trace(model).reason == STAYS_OUT
+
+    @pytest.mark.parametrize("steps", [4, 8])
+    def test_ras_scheduler_leaves_the_schedule_as_well(self, sd3, steps, info):
+        model = ras_model(sd3, "2x")
+        made = RASScheduler.execute(model, "2x", steps, 1.0, "euler").result[0]
+        assert made.tolist() == pytest.approx(simple_levels(model, steps))
+        assert f"noise levels of the schedule simple: {STAYS_OUT}" in info.text
+        sampler = comfy.samplers.sampler_object("euler")
+        assert torch.equal(custom(model, sd3, sampler, made), custom(sd3.build(), sd3, sampler, made))
+
+    def test_few_levels_that_ras_scheduler_made_for_a_longer_run_follow_a_plan(self, sd3):
+        model = ras_model(sd3, "3x")
+        made = RASScheduler.execute(model, "3x", 12, 1.0, "euler").result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        trace = last_trace(model)
+        assert trace.n_steps == len(made) - 1 == 5 and trace.regional_steps > 0 and trace.reason == ""
+
+    def test_custom_settings_apply_to_any_number_of_steps(self, sd3):
+        _, trace = ras_ksampler(sd3, CUSTOM, steps=8)
+        assert (trace.n_steps, trace.regional_steps) == (8, 6)
 
 
 class TestChoice:

@@ -10,12 +10,15 @@ from urllib.parse import urlencode
 import pytest
 from ras_pack.nodes.hint import answer_to, family_of, family_of_file
 from ras_pack.ras_core.host.outlook import outlook
+from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.family_plans import family_closeness, family_plans
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS
 from ras_pack.ras_core.models import adapter_for
 from support.comfy import ROOT
 from support.families import FAMILIES
 from support.other_families import OTHERS
+from support.sampling import sample
 
 NAMES = {
     "sd3": ["model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"],
@@ -45,13 +48,42 @@ class TestOutlook:
     def test_a_sampler_without_plans_keeps_its_steps(self):
         assert outlook("sd3", "3x", 28, "heun")["steps"] is None
 
+    @pytest.mark.parametrize("sampler", [None, "euler", "heun"])
+    @pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (4, 1.0), (8, 1.0), (4, 0.5)])
+    def test_few_steps_gain_nothing(self, sampler, steps, denoise):
+        found = outlook("sd3", "3x", steps, sampler, denoise)
+        assert found == {"time": 1, "steps": steps, "dense": steps, "closeness": None}
+
+    def test_few_steps_of_a_longer_schedule_gain(self):
+        assert (
+            outlook("sd3", "2x", 8, "euler", 0.5)["time"] == outlook("sd3", "2x", 9, "euler")["time"] == 0.5
+        )
+        asked = {"speed": "2x", "steps": "8", "sampler": "euler"}
+        assert answer_to(asked)["time"] == 1 and answer_to({**asked, "denoise": "0.5"})["time"] == 0.5
+
+    @pytest.mark.parametrize("steps", [1, 4, 8, 9, 20])
+    def test_what_it_says_of_a_run_is_what_runs(self, sd3, steps):
+        model = patch_model(sd3.build(), Speed("2x"))
+        sample(model, sd3, sd3.noise(), steps=steps)
+        trace, found = last_trace(model), outlook("sd3", "2x", steps, "euler")
+        assert (trace.n_steps, trace.n_steps - trace.regional_steps) == (found["steps"], found["dense"])
+        assert trace.is_accelerated == (found["time"] < 1)
+
     @pytest.mark.parametrize("family", NAMES)
     def test_a_higher_speed_is_less_close(self, family):
         found = [outlook(family, speed, 28, None)["closeness"] for speed in PLAN_SPEEDS]
         assert found == sorted(found, reverse=True)
 
     @pytest.mark.parametrize(
-        "query", [{}, {"speed": "2x"}, {"speed": "9x", "steps": "4"}, {"speed": "2x", "steps": "0"}]
+        "query",
+        [
+            {},
+            {"speed": "2x"},
+            {"speed": "9x", "steps": "4"},
+            {"speed": "2x", "steps": "0"},
+            {"speed": "2x", "steps": "28", "denoise": "2"},
+            {"speed": "2x", "steps": "28", "denoise": "nan"},
+        ],
     )
     def test_another_question_is_refused(self, query):
         with pytest.raises(ValueError):

@@ -218,9 +218,13 @@ class TestReason:
         end = self._end(sd3, CustomSettings(RASConfig(sample_ratio=0.5), Window()), steps=2)
         assert not end["accelerated"] and end["reason"].startswith("no regional step fits")
 
+    def test_a_speed_with_few_steps(self, sd3):
+        end = self._end(sd3, Speed("3x"), steps=8)
+        assert not end["accelerated"] and "nothing to gain in 8 or fewer steps" in end["reason"]
+
     def test_a_speed_that_the_steps_cannot_reach(self, sd3):
-        end = self._end(sd3, Speed("3x"), steps=3, sampler="lms")
-        assert "is all that 3 steps can reach" in end["reason"]
+        end = self._end(sd3, Speed("3x"), steps=9, sampler="lms")
+        assert "is all that 9 steps can reach" in end["reason"]
         assert "the noise levels are kept" in end["reason"]
 
 

@@ -18,8 +18,8 @@ from ras_pack.dev.server import Server, fetch
 from ras_pack.dev.tree import link_pack
 
 EXAMPLES = ROOT / "example_workflows"
-# A custom node pack for the server. The live view sends at most four messages a second; a fast machine samples
-# a demo model's 16 steps in less, and a test could not see the view change.
+# A custom node pack for the server. The live view sends at most four messages a second; a fast machine
+# samples a demo model's 16 steps in less, and a test could not see the view change.
 PACE_FILE = "paced_steps.py"
 PACE = """
 import time
@@ -81,6 +81,7 @@ def running_server(comfyui: Path, install: Callable[[Path], None] = link_pack) -
     def install_all(custom_nodes: Path) -> None:
         install(custom_nodes)
         (custom_nodes / PACE_FILE).write_text(PACE, encoding="utf-8")
+
     # The interpreter that runs the tests has ComfyUI's packages; `make test` uses that of the dev
     # environment.
     env = DevEnvironment(comfyui, Path(sys.executable), ours=is_ours(comfyui))

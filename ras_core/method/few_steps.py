@@ -1,0 +1,40 @@
+"""Decides whether a run has so few steps that RAS stays out of it."""
+
+from __future__ import annotations
+
+from .sigma_grid import Levels, position_at
+
+FEW_STEPS = 8
+"""With a speed, RAS stays out of runs of at most this many steps, counted for the whole schedule.
+
+Distilled models make an image in so few steps, and each of these steps is needed. On the demo models, dense
+runs lose 0.8 dB with 8 steps instead of 9, and another 0.7 to 1.1 dB with 7. Regional steps cannot make up
+for fewer steps: over dense runs of the same cost, plans gain 1.1 to 2.6 dB at the cost of 11 dense steps, but
+only 0.2 to 0.7 dB at the cost of 8, the smallest that was measured (bench/results/2026-11-26-h100/quality).
+With 8 steps at 2x, the cost is 4 dense steps, and the two dense steps that token selection needs take half of
+it. No distilled model was measured.
+"""
+
+STAYS_OUT = f"RAS has nothing to gain in {FEW_STEPS} or fewer steps, so the run is the same as without RAS"
+
+
+def is_few(steps: float) -> bool:
+    """Whether RAS stays out of a run.
+
+    Args:
+        steps: number of steps that the run would have if it covered the whole schedule.
+    """
+    return round(steps) <= FEW_STEPS
+
+
+def whole_run_steps(fine: Levels, given: Levels) -> float:
+    """The number of steps of a run over the whole schedule whose steps are as long as those of this run,
+    which may cover only a part of the schedule.
+
+    Args:
+        fine: the model's `simple` schedule, with many steps.
+        given: the noise levels of the run, at least two.
+    """
+    part = position_at(fine, given[-1]) - position_at(fine, given[0])
+    steps = len(given) - 1
+    return steps / part if part > 0 else steps  # no part: all levels are outside the schedule's range

@@ -1,0 +1,151 @@
+"""The line in a node, as web/hint.js makes it: what it asks the server about a graph, and what it shows.
+
+The script runs in Node.js, with stand-ins for the two modules of ComfyUI's front end that it imports.
+"""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from support.comfy import ROOT
+
+API = """
+export const asked = [];
+export const answers = [];
+export const api = {
+  addEventListener() {},
+  async fetchApi(url) {
+    asked.push(Object.fromEntries(new URL(url, "http://x").searchParams));
+    return { ok: true, json: async () => answers[0] };
+  },
+};
+"""
+APP = "export const app = { registerExtension(one) { app.one = one; } };"
+PAGE = """
+import { readFileSync } from "node:fs";
+import { answers, asked } from "./scripts/api.js";
+import { app } from "./scripts/app.js";
+globalThis.document = {
+  createElement: () => ({ setAttribute() {} }),
+  head: { append() {} },
+};
+await import("./extensions/pack/hint.js");
+const { nodes, links, answer } = JSON.parse(readFileSync(0, "utf8"));
+answers.push(answer);
+const graph = { links, getNodeById: (id) => nodes.find((one) => one.id === id) };
+let element;
+for (const node of nodes) {
+  node.graph = graph;
+  node.addDOMWidget = (name, type, made) => { element = made; return {}; };
+}
+app.one.nodeCreated(nodes.find((one) => one.comfyClass.startsWith("RAS")));
+setTimeout(() => console.log(JSON.stringify({ asked, text: element.textContent })), 400);
+"""
+GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
+STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
+NO_GAIN = "no gain with so few steps: the run is the same as without RAS"
+
+
+def node(number, kind, widgets=None, inputs=None, outputs=None):
+    """A node of a graph in the page.
+
+    Args:
+        inputs: by name: the type and the link, or None for no link.
+        outputs: by type: the links.
+    """
+    return {
+        "id": number, "comfyClass": kind,
+        "widgets": [{"name": name, "value": value} for name, value in (widgets or {}).items()],
+        "inputs": [{"name": name, "type": of, "link": link} for name, (of, link) in (inputs or {}).items()],
+        "outputs": [{"type": of, "links": links} for of, links in (outputs or {}).items()],
+    }  # fmt: skip
+
+
+def shown(tmp_path, nodes, answer):
+    """What the node with the line asks about the graph, and the text that it shows for the answer."""
+    if shutil.which("node") is None:
+        pytest.skip("Node.js is not installed")
+    links = {
+        link: {"origin_id": origin["id"], "target_id": target["id"]}
+        for origin in nodes for target in nodes
+        for output in origin["outputs"] for link in output["links"]
+        if link in [one["link"] for one in target["inputs"]]
+    }  # fmt: skip
+    files = {
+        "scripts/api.js": API,
+        "scripts/app.js": APP,
+        "page.js": PAGE,
+        "package.json": '{"type": "module"}',
+    }
+    for name in ("hint.js", "words.js"):
+        files[f"extensions/pack/{name}"] = (ROOT / "web" / name).read_text(encoding="utf-8")
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    given = json.dumps({"nodes": nodes, "links": links, "answer": answer})
+    run = subprocess.run(
+        ["node", "page.js"], cwd=tmp_path, input=given, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    return found["asked"], found["text"]
+
+
+def patch(plan=None):
+    inputs = {"model": ("MODEL", 1), "plan": ("RAS_PLAN", plan)}
+    return node(2, "RASPatchModel", {"speed": "2x"}, inputs, {"MODEL": [2]})
+
+
+LOADER = node(1, "UNETLoader", {"unet_name": "x.safetensors"}, outputs={"MODEL": [1]})
+FACTS = {"speed": "2x", "file": "x.safetensors"}
+
+
+def ksampler(**changes):
+    widgets = {"steps": 4, "sampler_name": "euler", "denoise": 1, **changes}
+    return node(3, "KSampler", widgets, {"model": ("MODEL", 2)})
+
+
+def custom_sampler():
+    """SamplerCustomAdvanced, which gets the model through a guider. Its scheduler has no model."""
+    inputs = {"guider": ("GUIDER", 3), "sampler": ("SAMPLER", 4), "sigmas": ("SIGMAS", 6)}
+    return [
+        node(3, "CFGGuider", {"cfg": 1}, {"model": ("MODEL", 2)}, {"GUIDER": [3]}),
+        node(4, "KSamplerSelect", {"sampler_name": "euler"}, outputs={"SAMPLER": [4]}),
+        node(5, "Flux2Scheduler", {"steps": 4}, outputs={"SIGMAS": [5]}),
+        node(6, "FlipSigmas", {}, {"sigmas": ("SIGMAS", 5)}, {"SIGMAS": [6]}),
+        node(7, "SamplerCustomAdvanced", {}, inputs),
+    ]
+
+
+def test_few_steps(tmp_path):
+    (asked,), text = shown(tmp_path, [LOADER, patch(), ksampler()], STAYS_OUT)
+    assert asked.items() >= {**FACTS, "steps": "4", "sampler": "euler", "denoise": "1"}.items()
+    assert text == NO_GAIN
+
+
+def test_few_steps_with_a_connected_plan(tmp_path):
+    plan = node(9, "RASCalibrate", outputs={"RAS_PLAN": [9]})
+    assert shown(tmp_path, [LOADER, patch(plan=9), ksampler(), plan], STAYS_OUT)[1] == NO_GAIN
+
+
+def test_a_connected_plan(tmp_path):
+    plan = node(9, "RASCalibrate", outputs={"RAS_PLAN": [9]})
+    _, text = shown(tmp_path, [LOADER, patch(plan=9), ksampler(steps=28), plan], GAINS)
+    assert text == "the connected plan applies"
+
+
+def test_a_gain(tmp_path):
+    _, text = shown(tmp_path, [LOADER, patch(), ksampler(steps=28)], GAINS)
+    assert text == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):
+    (asked,), text = shown(tmp_path, [LOADER, patch(), *custom_sampler()], STAYS_OUT)
+    assert asked.items() >= {**FACTS, "steps": "4", "sampler": "euler", "denoise": ""}.items()
+    assert text == NO_GAIN
+
+
+def test_a_sampler_without_known_steps(tmp_path):
+    (asked,), _ = shown(tmp_path, [LOADER, patch()], GAINS)
+    assert asked.items() >= {**FACTS, "steps": "28", "sampler": ""}.items()
