@@ -24,8 +24,8 @@ def sample_ab2(
     tokens are evaluated at each step.
 
     The velocity of the latent x is v = (x - D) / sigma, where D is the denoised estimate. A step leads from x
-    to x' = x + h (v + w (v - v_before) / 2). Here h is the change of sigma in this step, v_before the velocity
-    at the previous step, and w the weight that `weight_of` gives. The first step is an Euler step.
+    to x' = x + h (v + w (v - v_before) / 2). Here h is the change of sigma in this step, v_before the
+    velocity at the previous step, and w the weight that `weight_of` gives. The first step is an Euler step.
 
     Args:
         model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).

@@ -22,6 +22,7 @@ class AuraFlowAdapter(ModelAdapter):
     classes = ("aura.mmdit.MMDiT",)
     text_in_hidden = False  # the first layer is a double layer, in which text is a separate tensor
     control_lists = ()
+    capture_obstacle = "each call of the network copies numbers from main memory to the GPU"
 
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:
         return [*network.double_layers, *network.single_layers]

@@ -73,8 +73,7 @@ class ModelAdapter(ABC):
         builds_masks: whether the blocks build their attention masks from the rows that they receive, with a
             column for each of these rows, and zeros in the columns of image rows. In a regional call, columns
             of zeros are added for the rows that come from the cache.
-        has_fixed_shapes: whether the shapes of all tensors inside a call depend only on the shapes of its
-            inputs. If not, calls cannot be captured as CUDA graphs.
+        capture_obstacle: why the network's calls cannot be captured as CUDA graphs; None if they can.
     """
 
     family: str
@@ -84,7 +83,7 @@ class ModelAdapter(ABC):
     control_lists: tuple[str, ...] = ("input", "output")
     cross_attentions: frozenset[int] = frozenset()
     builds_masks: bool = False
-    has_fixed_shapes: bool = True
+    capture_obstacle: str | None = None
 
     @abstractmethod
     def main_blocks(self, network: nn.Module) -> Sequence[nn.Module]:

@@ -21,7 +21,7 @@ class HiDreamAdapter(ModelAdapter):
     classes = ("hidream.model.HiDreamImageTransformer2DModel",)
     text_in_hidden = False
     control_lists = ()
-    has_fixed_shapes = False
+    capture_obstacle = "shapes inside the network depend on the values of rows"
 
     def refusal(self, network: nn.Module, inputs: Inputs, options: Mapping[str, Any]) -> str | None:
         if inputs.get("image_cond") is not None:

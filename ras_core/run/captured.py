@@ -18,8 +18,6 @@ from .coverage import Coverage
 from .partial_forward import CallContext, NetworkCall
 from .tools import Tools
 
-VARYING_SHAPES = "shapes inside the network depend on the values of rows"
-
 
 class CapturedCalls:
     """Runs regional calls from CUDA graphs.
@@ -73,8 +71,7 @@ class CapturedCalls:
             device = forward.inputs["x"].device
             weights = self._tools.weights and self._tools.weights.of(call.network, device)
             graphs.prepare(inspect(call.network, device, forward.sampling, forward.model, weights))
-        is_fixed = self._tools.adapter.has_fixed_shapes
-        if obstacle := forward.graph_obstacle() if is_fixed else VARYING_SHAPES:
+        if obstacle := self._tools.adapter.capture_obstacle or forward.graph_obstacle():
             self._session.refuse(obstacle)
         return None if graphs.obstacle is not None else graphs
 
