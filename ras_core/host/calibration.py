@@ -5,7 +5,7 @@ The work in order:
 1. Measure the error of one long Euler step over each twelfth of a fine schedule. The larger the error in a
    twelfth, the larger the share of a run's steps in it. These shares are the measured density.
 2. Compute reference latents with many steps of dpmpp_2m.
-3. For each speed (at 3x, for each sampler), sample with dense steps on four grids of noise levels:
+3. For each speed, sample with dense steps on four grids of noise levels:
    - the grid of the measured density;
    - the grid of the mean of the measured density and the even density (the same share in each twelfth);
    - a fixed grid: the first `a` levels of a schedule of `n` levels, then every `k`-th level;
@@ -36,12 +36,10 @@ from torch import Tensor
 from ..errors import RASError
 from ..method.integrator import Solver
 from ..method.plan import (
-    AB2_SPEEDS,
     FULL_STEPS,
     PLAN_SAMPLERS,
     PLAN_SPEEDS,
     Plan,
-    PlanSampler,
     PlanSpeed,
     plain_steps,
 )
@@ -66,7 +64,7 @@ REFERENCE_STEPS = 72
 # (n, a, k) by speed, for the fixed grid: of a schedule of n levels, take the first a, then every k-th.
 FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
 GRIDS = 4
-"""Number of sigma grids that calibration tries for each speed and sampler."""
+"""Number of sigma grids that calibration tries for each speed."""
 SEEDS = 2
 KV_CACHE = "forecast"
 """K/V format of the measured runs. Runs with this format give results closer to those of a dense run than
@@ -115,9 +113,7 @@ class Calibration:
         self._fine = task.levels(FINE_LEVELS)
         self._cost = step_cost(task)
         self._tried = {
-            (speed, sampler): candidates(sampler, plain_steps(speed), self._cost) if self._cost else []
-            for speed in PLAN_SPEEDS
-            for sampler in _samplers(speed)
+            speed: candidates(plain_steps(speed), self._cost) if self._cost else [] for speed in PLAN_SPEEDS
         }
         self._progress = comfy.utils.ProgressBar(self.evaluations)
 
@@ -125,7 +121,7 @@ class Calibration:
     def evaluations(self) -> int:
         """Total number of steps of all runs of the calibration, for each seed."""
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
-        plain = GRIDS * sum(plain_steps(speed) for speed, _ in self._tried)
+        plain = GRIDS * sum(plain_steps(speed) for speed in self._tried)
         return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
 
     def run(self) -> PlanSet:
@@ -138,19 +134,19 @@ class Calibration:
         levels = self._task.levels(FINE_STEPS)
         costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
-        found = [plan for choice in self._tried for plan in self._of_a_speed(*choice, costs)]
-        found += [replace(plan, sampler="euler") for plan in found if plan.speed in AB2_SPEEDS]
+        measured = [plan for speed in self._tried for plan in self._of_a_speed(speed, costs)]
+        found = [replace(plan, sampler=sampler) for sampler in PLAN_SAMPLERS for plan in measured]
         found.sort(key=lambda plan: not plan.is_plain)
         seeds = len(self._task.noise)
         note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
         return PlanSet(tuple(found), note)
 
-    def _of_a_speed(self, speed: PlanSpeed, sampler: PlanSampler, costs: Sequence[float]) -> list[Plan]:
-        """Measured plans of a speed and sampler: dense plans on all grids, regional ones on the best grid."""
+    def _of_a_speed(self, speed: PlanSpeed, costs: Sequence[float]) -> list[Plan]:
+        """Measured plans of a speed: dense plans on all grids, regional ones on the best grid."""
         steps = plain_steps(speed)
         plain = [
             Plan(
-                speed, sampler, density, (1.0,) * steps,
+                speed, PLAN_SAMPLERS[0], density, (1.0,) * steps,
                 speedup=FULL_STEPS / steps, origin=f"{name}, {self._origin}",
             )
             for name, density in densities_to_try(costs, speed).items()
@@ -159,7 +155,7 @@ class Calibration:
         best = max(plain, key=lambda plan: plan.closeness)
         regional = [
             replace(best, shares=shares, kv_cache=KV_CACHE, speedup=self._speedup(shares))
-            for shares in self._tried[speed, sampler]
+            for shares in self._tried[speed]
         ]
         return [*plain, *self._measured_ones(regional)]
 
@@ -194,13 +190,6 @@ class Calibration:
 
     def _advance(self, step: int) -> None:
         self._progress.update(1)
-
-
-def _samplers(speed: PlanSpeed) -> tuple[PlanSampler, ...]:
-    """The samplers with which plans of this speed are measured. Where all samplers have the same solver, one
-    is enough.
-    """
-    return ("dpmpp_2m",) if speed in AB2_SPEEDS else PLAN_SAMPLERS
 
 
 def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:

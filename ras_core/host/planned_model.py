@@ -64,6 +64,7 @@ def settings_of(plan: Plan) -> RASConfig:
         shares=plan.shares,
         corrections=True,
         continue_outputs=True,
+        spread=True,
         cuda_graphs="auto",
         kv_cache=plan.kv_cache,
     )

@@ -12,6 +12,7 @@ from ..rows import Pair, RowIndex
 from .extrapolation import TIMES, Extrapolation, Times
 from .plain import Keep, KVRows, Slot, Slots
 from .spread import LEAST_SHARE, Spread
+from .triton_check import SPREAD, kernels_for
 
 
 def fill(slots: Slots, slot: Slot, pair: Pair, borders: tuple[int, int], keep: Keep = KVRows.of) -> None:
@@ -102,12 +103,21 @@ def extrapolator(
     """
     times, spread = slots.get(TIMES), None
     is_enough = spread_over is not None and active_idx.shape[1] >= LEAST_SHARE * math.prod(spread_over)
-    if times is not None and is_enough:
+    if times is not None and is_enough and _spreads_fast(slots):
         spread = Spread(spread_over, active_idx, times.ages(sigma))
     weights = extrapolation_weights(slots, sigma, active_idx)
     if weights is None:
         return None
     return lambda prefix, suffix: times.extrapolation(*weights, prefix, suffix, spread)
+
+
+def _spreads_fast(slots: Slots) -> bool:
+    """Whether forecast errors can be spread at little cost. On a GPU, PyTorch's operations need twelve times as
+    long as the Triton kernels (tests/gpu/test_gpu_forecasts.py), which is more than the correction is worth.
+    """
+    rows = next(rows for slot, rows in slots.items() if slot != TIMES)
+    key, value = rows.tensors[:2]
+    return key.device.type == "cpu" or kernels_for(key, value, SPREAD) is not None
 
 
 def _after(slots: Slots, slot: Slot) -> KVRows | None:

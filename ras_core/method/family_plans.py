@@ -17,22 +17,21 @@ from ..errors import RASError
 from .plan import FULL_STEPS, PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
 from .plan_json import VERSION, read_json
 from .plan_set import PlanSet
+from .rhythm import Rhythm
 from .sigma_grid import normalised, step_density
 
-FIRST_ORDER_SPEED = "3x"
-"""At this speed, plans with euler precede plans with dpmpp_2m. Runs at this speed have few steps; on every
-model that was measured, results of euler were then closer to the reference than those of dpmpp_2m."""
-
-# For each speed and sampler: number of dense steps, number of regional steps, and share of the tokens in each
-# regional step. These were the best of those measured on three models: their results were 0.6 to 4 dB closer
-# to the reference than those of euler or dpmpp_2m without regional steps at the same cost. (The plan for 3x
-# with dpmpp_2m was measured only with kv_cache = "forecast2" and with spread.)
-SECOND_ORDER = {"1.5x": (7, 16, 0.71), "2x": (6, 11, 0.706), "2.5x": (4, 10, 0.7)}
-REGIONAL: dict[tuple[str, str], tuple[int, int, float]] = {
-    **{(speed, sampler): steps for speed, steps in SECOND_ORDER.items() for sampler in PLAN_SAMPLERS},
-    ("3x", "euler"): (4, 7, 0.74),
-    ("3x", "dpmpp_2m"): (5, 7, 0.59),
+REGIONAL: dict[str, tuple[int, Rhythm]] = {
+    "1.5x": (22, Rhythm(start=5, share=0.61, every=2)),
+    "2x": (17, Rhythm(start=4, share=0.537, every=2)),
+    "2.5x": (13, Rhythm(start=6, share=0.51, every=2)),
+    "3x": (10, Rhythm(start=6, share=0.82)),
 }
+"""For each speed: number of steps, and how dense and regional steps follow each other. These were the best of
+those measured, as the mean of three models."""
+
+PLAIN: dict[str, tuple[str, ...]] = {"lumina2": ("2.5x", "3x")}
+"""By family: speeds at which no plan with regional steps that was measured on the family was better than a plan
+without them."""
 # By family that was not measured: the measured family whose blocks are most similar.
 NEAREST = {
     "aura_flow": "flux",
@@ -68,7 +67,9 @@ def family_plans(family: str | None) -> PlanSet:
     if measured != family:
         origin += f", the nearest to {family} that was measured"
     shipped = _shipped().get(measured, ())
-    return PlanSet((*shipped, *_regional(found, origin), *_plain(found, origin)), origin)
+    return PlanSet(
+        (*shipped, *_regional(found, origin, PLAIN.get(family or "", ())), *_plain(found, origin)), origin
+    )
 
 
 def family_closeness(family: str | None, speed: str) -> float | None:
@@ -78,16 +79,19 @@ def family_closeness(family: str | None, speed: str) -> float | None:
     return _data().get("closeness", {}).get(family, {}).get(speed)
 
 
-def _regional(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
+def _regional(costs: Sequence[float], origin: str, left_out: Sequence[str] = ()) -> tuple[Plan, ...]:
     """Plans with regional steps. The token shares in REGIONAL are for SD3-medium, on which the plans reach
     their speeds with them. A run on another model changes the shares so that it reaches the same speed.
     """
+    density = step_density(costs, multistep=False)
     return tuple(
         Plan(
-            speed, sampler, step_density(costs, multistep=False), (1.0,) * n_dense + (share,) * n_regional,
+            speed, sampler, density, rhythm.shares(steps),
             speedup=float(speed.removesuffix("x")), origin=origin,
         )
-        for (speed, sampler), (n_dense, n_regional, share) in REGIONAL.items()
+        for speed, (steps, rhythm) in REGIONAL.items()
+        if speed not in left_out
+        for sampler in PLAN_SAMPLERS
     )  # fmt: skip
 
 
@@ -98,7 +102,7 @@ def _plain(costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
             speedup=FULL_STEPS / plain_steps(speed), origin=origin,
         )
         for speed in PLAN_SPEEDS
-        for sampler in sorted(PLAN_SAMPLERS, reverse=speed == FIRST_ORDER_SPEED)
+        for sampler in PLAN_SAMPLERS
     )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import MIN_RATIO
-from .plan import MIN_DENSE, PlanSampler
+from .plan import MIN_DENSE
+from .rhythm import Rhythm
 
 RegionalCost = Callable[[float], float]
 """A function from the token share of a regional step to the step's cost, in multiples of a dense step's
@@ -19,29 +20,31 @@ overhead."""
 
 LEAST_FITTED = 0.4
 """Smallest token share of a regional step in a plan that is fitted to another model. The smallest share of a
-measured plan (`family_plans.REGIONAL`) is 0.59."""
+measured plan (`family_plans.REGIONAL`) is 0.5."""
+
+EDITED_SHARE = 0.7
+"""Approximate token share of a regional step if regional steps leave out the rows of reference images."""
 
 DENSE_PART = 0.45
 """Share of a run's cost that dense steps have in `shares_of_steps`, where the number of steps is given."""
 
-# For each candidate: token share of a regional step, and share of the run's cost that dense steps have.
-# Token shares of 0.5 to 0.8 on front-loaded grids gave the best results. Regional steps start late, so that
-# the first part of a run, in which the whole image changes, is dense.
-TRIED: dict[PlanSampler, tuple[tuple[float, float], ...]] = {
-    "dpmpp_2m": ((0.7, 0.4), (0.5, 0.45), (0.7, 0.6)),
-    "euler": ((0.7, 0.4), (0.5, 0.45)),
-}
+# For each candidate without later dense steps: token share of a regional step, and share of the run's cost
+# that dense steps have. Regional steps start late, so that the first part of a run, in which the whole image
+# changes, is dense.
+CONSTANT = ((0.7, 0.4), (0.7, 0.55))
+# The same for a candidate whose regional and dense steps alternate after the start.
+ALTERNATING = (0.55, 0.28)
 
 
-def candidates(sampler: PlanSampler, budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
+def candidates(budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
     """The candidates for a run of this cost: for each candidate, the token share of every step.
 
     Args:
-        sampler: the sampler of the run.
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost, in the same unit.
     """
-    tried = (shares_for(budget, share, dense, cost) for share, dense in TRIED[sampler])
+    tried = [shares_for(budget, share, dense, cost) for share, dense in CONSTANT]
+    tried.append(alternating(budget, *ALTERNATING, cost))
     return [shares for shares in tried if shares is not None]
 
 
@@ -61,6 +64,18 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
     if n_regional < 1 or not cost(MIN_RATIO) <= rest / n_regional <= cost(MAX_SHARE):
         return None
     return (1.0,) * n_dense + (_share_of(rest / n_regional, cost),) * n_regional
+
+
+def alternating(budget: float, share: float, dense: float, cost: RegionalCost) -> tuple[float, ...] | None:
+    """As `shares_for`, but after the dense steps at the start, regional and dense steps alternate; the last step
+    is regional. `dense` is the share of the budget that is spent on the start.
+    """
+    start = max(round(budget * dense), MIN_DENSE)
+    n_regional = round((budget - start + 1) / (1 + cost(share)))
+    rest = budget - start - (n_regional - 1)
+    if n_regional < 1 or not cost(MIN_RATIO) <= rest / n_regional <= cost(MAX_SHARE):
+        return None
+    return Rhythm(start, _share_of(rest / n_regional, cost), every=2).shares(start + 2 * n_regional - 1)
 
 
 def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float, ...]:
@@ -84,8 +99,8 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
     """The same dense and regional steps, with the token share of the regional steps changed so that the cost
     of the run equals the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE, for
     example because the text has many rows. If a regional step costs less than its share of the tokens,
-    because it leaves out the rows of reference images, there are more regional steps, with about the same
-    share.
+    because it leaves out the rows of reference images, dense steps are expensive: then only the first steps are
+    dense, and there are more regional ones.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all
@@ -93,13 +108,14 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
+    if cost(EDITED_SHARE) < EDITED_SHARE:
+        return shares_for(budget, EDITED_SHARE, DENSE_PART, cost)
     n_dense = sum(share == 1 for share in shares)
-    n_regional, rest, share = len(shares) - n_dense, budget - n_dense, min(shares)
-    if cost(share) < share:
-        n_regional = max(n_regional, round(rest / cost(share)))
-    if not cost(LEAST_FITTED) <= rest / n_regional <= cost(MAX_SHARE):
+    each = (budget - n_dense) / (len(shares) - n_dense)
+    if not cost(LEAST_FITTED) <= each <= cost(MAX_SHARE):
         return None
-    return (1.0,) * n_dense + (_share_of(rest / n_regional, cost),) * n_regional
+    share = _share_of(each, cost)
+    return tuple(1.0 if known == 1 else share for known in shares)
 
 
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:

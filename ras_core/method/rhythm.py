@@ -1,0 +1,53 @@
+"""The rhythm of a plan: how dense and regional steps follow each other.
+
+A run begins with dense steps, because the whole image changes then. After them, either all steps are
+regional, or regional and dense steps alternate. The dense steps refresh all keys and values, so that each of
+them is at most one step old in the regional step that uses it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """Attributes:
+    start: number of dense steps at the start.
+    share: share of the tokens in each regional step, below 1.
+    every: after the start, each `every`-th step is dense; 0 if none is.
+    """
+
+    start: int
+    share: float
+    every: int = 0
+
+    @classmethod
+    def of(cls, shares: Sequence[float]) -> Rhythm | None:
+        """The rhythm of a plan with these token shares (1 for a dense step); None if it has no regional step,
+        or none of this kind.
+        """
+        start = next((step for step, share in enumerate(shares) if share != 1), len(shares))
+        rest = shares[start:]
+        if not rest:
+            return None
+        every = next((step + 1 for step, share in enumerate(rest) if share == 1), 0)
+        found = cls(start, rest[0], every)
+        return found if found.shares(len(shares)) == tuple(shares) else None
+
+    def shares(self, steps: int) -> tuple[float, ...]:
+        """The token share of each step of a run."""
+        return tuple(1.0 if self._is_dense(step) else self.share for step in range(steps))
+
+    def stretched(self, steps: int, new_steps: int, least_start: int) -> Rhythm:
+        """The rhythm of a run of `new_steps` steps that replaces a run of `steps` steps; it has at least
+        `least_start` dense steps at the start.
+        """
+        start = max(math.ceil(self.start * new_steps / steps), least_start)
+        return Rhythm(start, self.share, self.every)
+
+    def _is_dense(self, step: int) -> bool:
+        after = step - self.start
+        return after < 0 or (self.every > 0 and after % self.every == self.every - 1)
