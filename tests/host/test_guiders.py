@@ -11,7 +11,8 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model, trace_of
+from ras_pack.ras_core.host.second_models import IGNORED, NO_EFFECT
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.run import passes
 from ras_pack.ras_core.run.evaluation import ODD_RESULT
@@ -364,3 +365,46 @@ def test_a_callback_that_writes_into_the_estimate_does_not_change_the_image(sd3,
     patched = patch_model(model, config)
     assert torch.equal(sample(patched, sd3, noise, callback=lambda step, x0, *_: x0.zero_()), expected)
     assert last_trace(patched).regional_steps > 0
+
+
+class TestRASOnASecondModel:
+    """ComfyUI calls the wrappers of a guider's first model only."""
+
+    def test_the_first_model_has_no_ras(self, sd3, caplog):
+        second, noise = patch_model(sd3.build(seed=7), EAGER), sd3.noise()
+        guider = _two_models(sd3, sd3, lambda model: second)
+        for _ in range(2):
+            latent = guided(guider(sd3.build()), noise)
+        assert torch.equal(latent, guided(_two_models(sd3, sd3)(sd3.build()), noise))
+        assert caplog.text.count(NO_EFFECT) == 1
+        assert last_trace(second).reason == NO_EFFECT == trace_of(second, {"samples": latent}).reason
+
+    @pytest.mark.parametrize("settings", [EAGER, Speed("2x")])
+    def test_both_models_have_ras(self, settings, sd3, caplog):
+        first, noise = patch_model(sd3.build(), EAGER), sd3.noise()
+        guider = _two_models(sd3, sd3, lambda model: patch_model(model, settings))
+        latent, trace = guided(guider(first), noise), last_trace(first)
+        assert trace.regional_steps == 7 and not trace.reason
+        is_ignored = settings != EAGER
+        assert trace.remarks == (IGNORED,) * is_ignored and (IGNORED in trace.summary()) is is_ignored
+        assert caplog.text.count(f"RAS: {IGNORED}") == is_ignored
+        alone = patch_model(sd3.build(), EAGER)
+        assert torch.equal(latent, guided(_two_models(sd3, sd3)(alone), noise))
+
+    def test_one_model_twice(self, sd3, caplog):
+        patched = patch_model(sd3.build(), EAGER)
+        guided(_two_models(sd3, sd3, lambda model: patched)(patched), sd3.noise())
+        assert not last_trace(patched).remarks and NO_EFFECT not in caplog.text
+
+    def test_a_run_inside_another_run(self, sd3, caplog):
+        """A callback may sample with another patched model, as its guider's own model."""
+        outer, inner, traces = patch_model(sd3.build(), EAGER), patch_model(sd3.build(), Speed("2x")), []
+
+        def callback(step, *others):
+            if step == 3:
+                sample(inner, sd3, sd3.noise())
+                traces.append(last_trace(inner))
+
+        sample(outer, sd3, sd3.noise(), callback=callback)
+        traces.append(last_trace(outer))
+        assert [trace.remarks for trace in traces] == [(), ()] and NO_EFFECT not in caplog.text
