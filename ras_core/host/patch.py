@@ -27,12 +27,14 @@ from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
 from .outer_sample import (
+    COMPARES_RESULTS,
     INPAINTING,
     CustomSettings,
     OuterSample,
     RunSettings,
     Settings,
     begin_run,
+    compares_results,
     is_inpainting,
 )
 from .requirements import check_comfyui
@@ -224,6 +226,8 @@ class RASPatch:
         # closer if the tokens outside the mask were refreshed.
         if run.is_regional and is_inpainting(given, guider):
             run.go_dense(INPAINTING)
+        if run.is_regional and compares_results(guider):
+            run.go_dense(COMPARES_RESULTS)
         if model.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
             run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None

@@ -17,7 +17,6 @@ from tqdm.auto import trange
 from ..config import RASConfig
 from ..kv.choose import for_sampler
 from ..method.integrator import SOLVERS, Solver
-from ..run.evaluation import ANSWERED
 from ..run.sampler import Start, integrate, time_of
 from ..run.state import RunState
 from .names import RUN, TRANSFORMER_OPTIONS
@@ -104,7 +103,7 @@ class DenseSteps:
         denoised = self._model(x, sigma, **extra_args)
         if run.evaluations == start.evaluations:  # another node returned a guess: keep it out of the history
             if run.evaluations:  # before the first one, a step cache has nothing to return
-                run.warn(ANSWERED)
+                run.skip_evaluation()
             start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
         elif run.active_idx is not None:
             self.denoised = denoised

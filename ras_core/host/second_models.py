@@ -33,7 +33,7 @@ class Presence:
 
     def __init__(self, settings: Any):
         self.run: RunState | None = None
-        self._settings, self._is_told = settings, False
+        self._settings, self._has_warned = settings, False
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
@@ -51,8 +51,8 @@ class Presence:
         once.
         """
         under_way = _SAMPLING.get()
-        if not under_way and not self._is_told:
-            self._is_told = True
+        if not under_way and not self._has_warned:
+            self._has_warned = True
             logger.warning("Multirate RAS: %s.", NO_EFFECT)
         if not under_way or self in under_way:
             return not under_way
