@@ -13,8 +13,8 @@ from ras_pack.ras_core.host.cache_plan import rows_of_cond
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
-from ras_pack.ras_core.run.references import CHANGED
-from support.families import Family
+from ras_pack.ras_core.run.references import CHANGED, DENSE_ONLY
+from support.families import FAMILIES, Family
 from support.other_families import OTHERS
 from support.sampling import FAST, distance, sample
 
@@ -24,7 +24,7 @@ ACTIVE = torch.arange(1, 64, 3)[None]
 
 
 def _family(name: str) -> Family:
-    return OTHERS[name] if name in OTHERS else pytest.skip(f"this ComfyUI has no {name}")
+    return (FAMILIES | OTHERS).get(name) or pytest.skip(f"this ComfyUI has no {name}")
 
 
 @pytest.mark.parametrize("name", ["chroma", "flux2", "qwen_image_edit", "mage_flow", "hunyuan_image"])
@@ -180,6 +180,23 @@ EVERY_TOKEN = RASConfig(
     sample_ratio=0.99, start_step=2, error_reset_every=0, corrections=True, cuda_graphs="off"
 )
 """Regional steps compute all 64 tokens, so only the reference images' rows can be outdated."""
+
+
+@pytest.mark.parametrize("name", ["flux_kontext", "flux2", "qwen_image_edit", "mage_flow"])
+def test_the_log_says_that_only_dense_steps_compute_reference_images(name):
+    family = _family(name)
+    without = {
+        each: [[context, {key: value for key, value in extras.items() if key != "reference_latents"}]]
+        for each, seed in (("positive", 1), ("negative", 2))
+        for context, extras in family.conditioning(seed)
+    }
+    cases = [(EVERY_TOKEN, {}, True), (EVERY_TOKEN, without, False), (RASConfig(sample_ratio=1.0), {}, False)]
+    for config, prompts, is_said in cases:
+        patched = patch_model(family.build(), config)
+        sample(patched, family, family.noise(), **prompts)
+        trace = last_trace(patched)
+        assert trace.remarks == (DENSE_ONLY,) * is_said and not trace.reason
+        assert (DENSE_ONLY in trace.summary()) is is_said
 
 
 @pytest.mark.parametrize("name", ["flux2", "qwen_image_edit"])
