@@ -39,5 +39,7 @@ def _active_rows(
     if residual is None:
         return None
     if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
-        raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
+        found = f"{residual.shape[1]} rows" if residual.ndim == 3 else f"shape {tuple(residual.shape[1:])}"
+        wanted = f"{n_tokens} image tokens (a batch of {len(active_idx)})"
+        raise RegionalAbort(f"a ControlNet's residual has {found} (a batch of {len(residual)}), not {wanted}")
     return gather_rows(residual, flat_idx)

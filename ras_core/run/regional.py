@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -18,8 +19,12 @@ from .references import CHANGED
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
+logger = logging.getLogger(__name__)
+
 LONGEST_CAUSE = 160
-"""Number of characters of another exception's message that a reason quotes."""
+"""Number of characters of a message that a reason quotes."""
+
+FAILED = "code in the network failed on the rows of active tokens (a log of level DEBUG has the error)"
 
 
 class RegionalCalls:
@@ -115,5 +120,8 @@ class RegionalCalls:
 
 
 def _failure(error: Exception) -> str:
-    text = shortened(" ".join(str(error).split()), LONGEST_CAUSE)
-    return f"a regional step failed ({type(error).__name__}: {text})"
+    """The reason for the log. Only messages of this pack are written for users."""
+    if isinstance(error, RegionalAbort):
+        return shortened(str(error), LONGEST_CAUSE)
+    logger.debug("Multirate RAS: the first failure of a regional step:", exc_info=error)
+    return FAILED
