@@ -106,6 +106,7 @@ class RunSettings:
         origin: where this plan comes from, for the log.
         solver: the method by which the plan integrates; None to integrate as the user's sampler does.
         shortfall: why the plan cannot reach the speed that the user chose; empty if it can.
+        remark: what else the user should know about the plan; empty if there is nothing.
     """
 
     config: RASConfig
@@ -114,6 +115,7 @@ class RunSettings:
     origin: str = ""
     solver: Solver | None = None
     shortfall: str = ""
+    remark: str = ""
 
 
 class Settings(Protocol):

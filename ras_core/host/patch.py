@@ -196,7 +196,8 @@ class RASPatch:
 
     def begin_sampling(self, model: ModelPatcher) -> None:
         """ComfyUI's callback ON_PRE_RUN: a guider is about to sample with the model, maybe without RAS."""
-        if self.presence.is_without_ras():
+        is_patched = self in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+        if is_patched and self.presence.is_without_ras():
             self.traces.add(Trace.empty(NO_EFFECT), [])
 
     def _other_network(self, guider: Any) -> Trace | None:
@@ -209,11 +210,15 @@ class RASPatch:
         return Trace.empty(reason)
 
     def _tell(self, settings: RunSettings) -> None:
-        """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line."""
+        """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line. The
+        same for a remark about the plan.
+        """
         line = f"{settings.plan} ({settings.origin})"
         if settings.plan and line not in self._told:
             self._told.add(line)
             logger.info("Multirate RAS: %s.", line)
+            if settings.remark:
+                logger.warning("Multirate RAS: %s.", settings.remark)
 
     def _begin(self, guider: Any, given: OuterSample, settings: RunSettings) -> RunWrappers:
         """Start a run and attach its wrappers."""
@@ -221,6 +226,8 @@ class RASPatch:
         network = network_of(model.get_model_object("diffusion_model"))
         run = begin_run(given, network, self.adapter, settings.config, self.priority)
         run.plan_line, self.presence.run = settings.plan, run
+        if settings.remark:
+            run.recorder.remark(settings.remark)
         # On the demo models, inside the mask, a run of fewer steps, all dense, came 15 to 17 dB closer to the
         # run with all steps dense than a run with regional steps of the same cost. It still came 1 to 9 dB
         # closer if the tokens outside the mask were refreshed.

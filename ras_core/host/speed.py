@@ -21,14 +21,14 @@ from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.plan import Plan, described
 from ..method.plan_candidates import RegionalCost, fitted, reached_speed, shares_of_steps
-from ..method.plan_set import PlanSet
+from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, made_levels, plans_for, plans_of_family
+from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, made_levels, plans_for, plans_of_family
 from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
@@ -77,7 +77,7 @@ class Speed:
             return self._inpainting(given, model)
         if reason := _obstacle(given, model):
             return self._by_shares(given, guider, reason)
-        measured = self.plans or saved_plans(model, given.noise.shape[-2:])
+        measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if not measured and not plan.is_plain:
@@ -89,11 +89,14 @@ class Speed:
             return self._by_shares(given, guider, TOO_CLOSE)
         return self._by_plan(plan.resized(given.steps), wanted, given.sampler)
 
+    def _connected(self, model: ModelPatcher) -> PlanSet | None:
+        return None if self.plans is None else connected_plans(self.plans, model)
+
     def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
         if reason := _obstacle(given, model):
             return self._dense(given, reason)
-        plans = self.plans or plans_for(model, given.noise.shape[-2:])
+        plans = self._connected(model) or plans_for(model, given.noise.shape[-2:])
         sampler = plan_sampler(given.sampler)
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
         if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:
@@ -122,7 +125,10 @@ class Speed:
             config = replace(config, kv_cache=AUTO)
         solver = plan_solver(sampler, plan.solver)
         origin = plan.origin if solver in (None, plan.sampler) else f"{solver} steps, {plan.origin}"
-        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver)
+        remark = OTHER_MODEL if ELSEWHERE in plan.origin else ""
+        return RunSettings(
+            config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver, remark=remark
+        )
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
         """The settings of a dense run with the sampler's own noise levels. These settings allow regional

@@ -11,7 +11,9 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host.names import KEY
 from ras_pack.ras_core.host.patch import last_trace, patch_model, trace_of
+from ras_pack.ras_core.host.planned_model import without_ras
 from ras_pack.ras_core.host.second_models import IGNORED, NO_EFFECT
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.run import passes
@@ -408,3 +410,11 @@ class TestRASOnASecondModel:
         sample(outer, sd3, sd3.noise(), callback=callback)
         traces.append(last_trace(outer))
         assert [trace.remarks for trace in traces] == [(), ()] and NO_EFFECT not in caplog.text
+
+    def test_a_model_whose_ras_was_removed(self, sd3, caplog):
+        patched = patch_model(sd3.build(), EAGER)
+        removed = patched.clone()
+        removed.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+        for model in (removed, without_ras(patched)):
+            sample(model, sd3, sd3.noise())
+        assert NO_EFFECT not in caplog.text
