@@ -182,10 +182,12 @@ def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]
     model's `simple` schedule.
 
     The function tries all plans, not only the plans for this run's speed and sampler, because the user may
-    have chosen another speed or sampler on RAS Scheduler.
+    have chosen another speed or sampler on RAS Scheduler. The result is False for a single step: it has no
+    levels between the first and the last, so nothing shows where it comes from, and it cannot be replaced by
+    fewer.
     """
     steps = len(levels) - 1
-    if _are_same(levels, simple_levels(model, steps)):
+    if steps == 1 or _are_same(levels, simple_levels(model, steps)):
         return False
     each_grid = {plan.density: plan for plan in plans.plans}.values()
     grids = (plan.on_grid(steps).grid_between(made_levels(model, plan), levels) for plan in each_grid)
