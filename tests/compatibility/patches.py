@@ -100,11 +100,11 @@ def controlled(family: Family, end: float = 1.0, is_known: bool = True) -> dict[
     if not is_known:
         original = net.get_control
 
-        def with_middle(*args: Any, **kwargs: Any) -> Any:
+        def same_for_all_rows(*args: Any, **kwargs: Any) -> Any:
             given = original(*args, **kwargs)
-            return given if given is None else {**given, "middle": [torch.zeros(1)]}
+            return given and {**given, "output": [each.mean(dim=1, keepdim=True) for each in given["output"]]}
 
-        net.get_control = with_middle
+        net.get_control = same_for_all_rows
     added = {"control": net, "control_apply_to_uncond": False}
     pairs = (("positive", 1), ("negative", 2))
     return {
@@ -221,6 +221,13 @@ GROUP = Group(
             run=Run(prompts=partial(controlled, is_known=False)),
             reason="running dense from here",
             note="RAS does not know to which tokens the residuals of this ControlNet belong.",
+        ),
+        Row(
+            "a ControlNet that the model ignores",
+            families=(),
+            note="The ControlNet itself has no effect; the log says so.",
+            test="tests/models/test_features_of_families.py"
+            "::test_residuals_of_a_controlnet_that_a_family_ignores",
         ),
         Row(
             "Z-Image Fun ControlNet",

@@ -2,6 +2,7 @@
 network makes before its blocks, a guider with two networks, reference images that a conditioning turns off.
 """
 
+import comfy.controlnet
 import comfy.hooks
 import comfy.samplers
 import pytest
@@ -14,6 +15,7 @@ from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from ras_pack.ras_core.run.references import CHANGED, DENSE_ONLY
+from ras_pack.ras_core.run.regional import IGNORED
 from support.families import FAMILIES, Family
 from support.other_families import OTHERS
 from support.sampling import FAST, distance, sample
@@ -264,3 +266,56 @@ def test_layers_of_another_pack_in_blocks_with_rows_in_the_shape_of_the_grid():
     patched = patch_model(model, EAGER)
     sample(patched, family, family.noise())
     assert (last_trace(patched).regional_steps, last_trace(patched).notes) == (7, ())
+
+
+class Residuals(comfy.controlnet.ControlBase):
+    """A ControlNet that adds the same residual to all rows of the first two blocks."""
+
+    def __init__(self, lists, width):
+        super().__init__()
+        self.lists, self.width = lists, width
+
+    def get_control(self, x, *others):
+        some = torch.randn(1, 64, self.width, generator=torch.Generator().manual_seed(1))
+        own = {name: [some.expand(len(x), -1, -1).clone()] * 2 for name in self.lists}
+        return {"input": [], "middle": [], "output": []} | own
+
+    def copy(self):
+        made = Residuals(self.lists, self.width)
+        self.copy_to(made)
+        return made
+
+    def get_models(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("name", "lists", "ignored"),
+    [
+        ("aura_flow", ["input"], "input"),
+        ("kandinsky5", ["input"], "input"),
+        ("sd3", ["input", "middle"], "input, middle"),
+        ("lumina2", ["output"], "output"),
+        ("flux", ["input", "middle"], "middle"),
+        ("chroma", ["input"], ""),
+    ],
+)
+def test_residuals_of_a_controlnet_that_a_family_ignores(name, lists, ignored):
+    """They have no effect, so steps stay regional. Those that have one are gathered."""
+    family = _family(name)
+    control = Residuals(lists, family.kv_width).set_cond_hint(torch.zeros(1, 3, 64, 64), 1.0, (0.0, 1.0))
+    prompts = {
+        each: [[context, {**extras, "control": control, "control_apply_to_uncond": True}]]
+        for each, seed in (("positive", 1), ("negative", 2))
+        for context, extras in family.conditioning(seed)
+    }
+    patched, noise = patch_model(family.build(), EAGER), family.noise()
+    latent, trace = sample(patched, family, noise, **prompts), last_trace(patched)
+    assert (trace.regional_steps, trace.notes) == (7, ())
+    assert trace.remarks == ((IGNORED.format(ignored),) if ignored else ())
+    has_none = set(lists) == set(ignored.split(", "))
+    plain = sample(patched, family, noise)
+    assert torch.equal(latent, plain) is has_none
+    if not has_none:
+        expected = sample(family.build(), family, noise, **prompts)
+        assert distance(latent, expected) < distance(plain, expected)
