@@ -176,8 +176,10 @@ class RASPatch:
             return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
-        asked, given = given.steps, replace(given, sigmas=settings.sigmas)
+        asked, has_plan_levels = given.steps, settings.sigmas is not given.sigmas
+        given = replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
+        wrappers.passes.has_plan_levels = has_plan_levels
         progress, trace = Progress(wrappers.finish_step, given.callback), None
         ours = replace(
             given, sampler=sampler_of_run(given.sampler, wrappers.run, settings.solver), callback=progress

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..config import Graphs, RASConfig
@@ -25,6 +26,7 @@ from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
+from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
@@ -74,8 +76,8 @@ class Speed:
         if not decreases(given.sigmas.tolist()):
             return self._dense(given, NOT_DECREASING)
         if is_inpainting(given, guider):
-            return self._inpainting(given, model)
-        if reason := _obstacle(given, model):
+            return self._inpainting(given, guider)
+        if reason := _obstacle(given, guider):
             return self._by_shares(given, guider, reason)
         measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
@@ -92,10 +94,11 @@ class Speed:
     def _connected(self, model: ModelPatcher) -> PlanSet | None:
         return None if self.plans is None else connected_plans(self.plans, model)
 
-    def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
+    def _inpainting(self, given: OuterSample, guider: Any) -> RunSettings:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
-        if reason := _obstacle(given, model):
+        if reason := _obstacle(given, guider):
             return self._dense(given, reason)
+        model = guider.model_patcher
         plans = self._connected(model) or plans_for(model, given.noise.shape[-2:])
         sampler = plan_sampler(given.sampler)
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
@@ -161,11 +164,14 @@ def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
     return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
 
 
-def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
+def _obstacle(given: OuterSample, guider: Any) -> str | None:
     """Why a plan's noise levels cannot replace the sampler's noise levels; None if nothing prevents this."""
+    wrappers = guider.model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
+    if any(each for key, each in wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).items() if key != KEY):
+        return "another node wraps the sampler and may expect these noise levels"
     if plan_sampler(given.sampler) is None:
         return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
-    levels = given.sigmas.tolist()
+    levels, model = given.sigmas.tolist(), guider.model_patcher
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"
     return None

@@ -44,6 +44,9 @@ class RunWrappers:
         network, adapter: the network and the adapter of its family.
         run: the run's state.
         view: an observer of the run, or None.
+
+    Attributes:
+        passes: prepares the run for each pass of the sampler.
     """
 
     def __init__(
@@ -55,7 +58,7 @@ class RunWrappers:
         self._profile = profile_of(network, adapter.cost_profile)
         self._graphs: GraphSession | None = None
         self._calls: NetworkCalls | None = None
-        self._passes = Passes(run)
+        self.passes = Passes(run)
         self._reports_steps = True
 
     def attach(self, given: OuterSample) -> None:
@@ -101,7 +104,7 @@ class RunWrappers:
 
     def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """The SAMPLER_SAMPLE wrapper: samples with the conditionings copied to the device."""
-        self._passes.begin((args[0] if args else kwargs["sigmas"]).tolist())
+        self.passes.begin((args[0] if args else kwargs["sigmas"]).tolist())
         given = guider.conds
         if self.run.is_regional:
             guider.conds = on_device(given, self._model.load_device)

@@ -282,6 +282,16 @@ class TestGuidanceThatChanges:
         assert dense == 2 and trace.notes == (UNCACHED_OFTEN.format(2),)
 
 
+def cut(part):
+    """A wrapper OUTER_SAMPLE or SAMPLER_SAMPLE that keeps only a part of the noise levels."""
+
+    def wrapper(executor, *args, **kwargs):
+        args = [each[part] if isinstance(each, torch.Tensor) and each.ndim == 1 else each for each in args]
+        return executor(*args, **kwargs)
+
+    return wrapper
+
+
 def twice(change=lambda sigmas: sigmas):
     """An OUTER_SAMPLE wrapper that samples twice, with other noise levels the first time, and returns both
     latents' mean.
@@ -340,6 +350,34 @@ class TestSamplingTwice:
             if patch(model) is not model:
                 (note,) = last_trace(model).notes
         assert torch.equal(*latents) and passes.CHANGED_STEPS.format(10, 5) in note
+
+    @pytest.mark.parametrize("part", [slice(0, 6), slice(5, None)])
+    @pytest.mark.parametrize(("order", "sampler"), [("before", "euler"), ("after", "dpmpp_2m")])
+    def test_a_wrapper_of_the_sampler_that_cuts_noise_levels_by_index(self, part, order, sampler, sd3):
+        """It must get the sampler's own noise levels, not those of a plan, or the latent would have another
+        noise level at the end. Its number of steps is not the plan's, so all steps are dense.
+        """
+        noise, latents = sd3.noise(), []
+        for settings in (None, Speed("2x")):
+            model = sd3.build()
+            if settings and order == "after":
+                model = patch_model(model, settings)
+            model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "cut", cut(part))
+            if settings and order == "before":
+                model = patch_model(model, settings)
+            latents.append(sample(model, sd3, noise, sampler=sampler))
+        (note,) = last_trace(model).notes
+        assert passes.CHANGED_STEPS.format(10, 5) in note and passes.OTHER_LEVELS not in note
+        assert torch.equal(*latents)
+
+    @pytest.mark.parametrize("settings", [Speed("2x"), EAGER])
+    def test_the_reason_says_that_a_cut_of_a_plans_levels_changes_the_end(self, settings, sd3):
+        model = patch_model(sd3.build(), settings)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "cut", cut(slice(0, 4)))
+        sample(model, sd3, sd3.noise())
+        notes = last_trace(model).notes
+        assert len(notes) == (settings is not EAGER)
+        assert all(note.endswith(passes.OTHER_LEVELS) and len(note) <= 300 for note in notes)
 
     def test_noise_levels_that_rise(self, sd3):
         model = patch_model(sd3.build(), MULTIRATE)
