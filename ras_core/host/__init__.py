@@ -11,7 +11,7 @@ Modules that sample, in reading order:
 - `cache_plan`: chooses the format of the K/V cache.
 - `memory`: measures and frees memory for this choice.
 - `graphs_of_model`: keeps CUDA graphs on a model.
-- `samplers`: the sampler of a run.
+- `samplers`: the sampler of a run; `sampler_steps`: its evaluations, reported to ComfyUI.
 - `traces`: finds the trace of the run that made a latent.
 - `conditionings`: copies a run's conditionings to the device once.
 - `attention`: ComfyUI's attention with grouped K/V heads.
