@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from ..ras_core.errors import RASError
 from ..ras_core.host.calibration import SEEDS, calibrate
 from ..ras_core.host.plan_files import last_change
-from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, planned_levels, plans_for
+from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, connected_plans, planned_levels, plans_for
 from ..ras_core.render.fronts import front_image
 from .checks import CheckedNode, check_schedule, image_size
 from .settings import CATEGORY, PlanType, found_by
@@ -151,7 +151,7 @@ class RASScheduler(CheckedNode):
         cls.check(model=model, plan=plan, latent_image=latent_image, **choice)
         check_schedule(steps, denoise)
         size = None if latent_image is None else image_size(latent_image)
-        plans = plan or plans_for(model, size)
+        plans = connected_plans(plan, model) if plan else plans_for(model, size)
         levels = planned_levels(model, plans, (speed, sampler), steps, denoise)
         return io.NodeOutput(torch.tensor(levels, dtype=torch.float32))
 

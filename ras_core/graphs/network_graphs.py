@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import NotResident
+from ..errors import NotResident, RegionalAbort
 from ..kv.formats import FORMATS
 from ..kv.store import Branch
 from .capture import Attempt, CapturedCall, Forward, RegionalCall, Slots
@@ -243,7 +243,8 @@ class NetworkGraphs:
             return None
 
     def _give_up(self, error: Exception) -> None:
-        self.refuse(f"capture failed ({type(error).__name__}: {str(error)[:200]})")
+        name = "" if isinstance(error, RegionalAbort) else f"{type(error).__name__}: "
+        self.refuse(f"capture failed ({name}{str(error)[:200]})")
         self.close()
         self._store.buffers = []
         self._store.capture_failure = self.obstacle  # no capture until the network changes, to save time

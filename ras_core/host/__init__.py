@@ -5,12 +5,13 @@ Modules that sample, in reading order:
 - `patch`: the entry point, which a node attaches to a model.
 - `outer_sample`: starts a run from ComfyUI's arguments.
 - `wrappers`: the wrappers of a run.
+- `second_models`: notices that RAS settings have no effect, because a guider has a further model.
 - `call`: one call of ComfyUI's model.
 - `replaced_blocks`: observes patches that replace blocks.
 - `cache_plan`: chooses the format of the K/V cache.
 - `memory`: measures and frees memory for this choice.
 - `graphs_of_model`: keeps CUDA graphs on a model.
-- `samplers`: the sampler of a run.
+- `samplers`: the sampler of a run; `sampler_steps`: its evaluations, reported to ComfyUI.
 - `traces`: finds the trace of the run that made a latent.
 - `conditionings`: copies a run's conditionings to the device once.
 - `attention`: ComfyUI's attention with grouped K/V heads.
@@ -42,11 +43,11 @@ What happens in a run:
 6. When the run ends, `patch` keeps the run's trace for later nodes. The run's wrappers disappear with its
    copy of the model options.
 
-The code for ComfyUI's extension points: `patch` has OUTER_SAMPLE; `wrappers` has PREDICT_NOISE, APPLY_MODEL
-and SAMPLER_SAMPLE; `cache_plan` has PREPARE_SAMPLING. To use another extension point, add a method to
-`RunWrappers`, and a line to `RunWrappers.attach`. If the pack cannot work without that extension point, add
-its name to `requirements`; otherwise attach the method only if ComfyUI's class `WrappersMP` has that
-name.
+The code for ComfyUI's extension points: `patch` has OUTER_SAMPLE and the callback ON_PRE_RUN; `wrappers` has
+PREDICT_NOISE, APPLY_MODEL and SAMPLER_SAMPLE; `cache_plan` has PREPARE_SAMPLING. To use another extension
+point, add a method to `RunWrappers`, and a line to `RunWrappers.attach`. If the pack cannot work without that
+extension point, add its name to `requirements`; otherwise attach the method only if ComfyUI's class
+`WrappersMP` has that name.
 
 Latents with a time axis (video) are not supported yet: `outer_sample` lets ComfyUI sample them without RAS,
 and `calibration` raises an error. `method.grid`, `run.live` and `render.frames` can already process such

@@ -44,7 +44,7 @@ from ..method.plan import (
     plain_steps,
 )
 from ..method.plan_candidates import RegionalCost, candidates
-from ..method.plan_set import PlanSet
+from ..method.plan_set import HERE, PlanSet
 from ..method.sigma_grid import even_density, front_loaded_density, step_density
 from ..models import network_of
 from .fingerprint import fingerprint
@@ -129,7 +129,7 @@ class Calibration:
         that they are preferred to plans with regional steps that are equally close to the reference.
         """
         height, width = self._task.pixels
-        self._origin = f"calibrated on this model at {width}x{height}"
+        self._origin = f"{HERE} at {width}x{height}"
         logger.info("Multirate RAS: calibration takes %d sampling steps for each seed.", self.evaluations)
         levels = self._task.levels(FINE_STEPS)
         costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
@@ -139,7 +139,7 @@ class Calibration:
         found.sort(key=lambda plan: not plan.is_plain)
         seeds = len(self._task.noise)
         note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
-        return PlanSet(tuple(found), note)
+        return PlanSet(tuple(found), note, fingerprint(self._task.model))
 
     def _of_a_speed(self, speed: PlanSpeed, costs: Sequence[float]) -> list[Plan]:
         """Measured plans of a speed: dense plans on all grids, regional ones on the best grid."""

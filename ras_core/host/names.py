@@ -31,6 +31,10 @@ COMPILES = "torch.compile"
 """Key of ComfyUI's torch.compile wrappers, which replace the network's modules by compiled modules during a
 call."""
 
+PREDICT_NOISE, LAZY_CACHE = "predict_noise", "lazycache"
+"""Keys of the wrapper with which ComfyUI's node LazyCache answers whole evaluations. The first is a key of
+the wrappers in transformer options; its value is a dict, in which the second is a key."""
+
 KEEPS_NEGATIVE = "disable_cfg1_optimization"
 """Key of the model option with which ComfyUI evaluates negative conditionings at cfg 1 too."""
 

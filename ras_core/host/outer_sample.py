@@ -24,13 +24,19 @@ from ..run.passes import NOT_DECREASING
 from ..run.recorder import Recorder
 from ..run.state import RunState
 from ..run.trace import Trace
-from .names import MASK_FUNCTION
+from .names import LAZY_CACHE, MASK_FUNCTION, PREDICT_NOISE, TRANSFORMER_OPTIONS, WRAPPERS
 
 logger = logging.getLogger(__name__)
 
 INPAINTING = (
     "inpainting: tokens outside the mask would keep the keys and values of much noisier steps, which would "
     "spoil the image inside the mask"
+)
+
+
+COMPARES_RESULTS = (
+    "LazyCache compares the results of steps; it would skip far too many, because regions that RAS skips do "
+    "not change"
 )
 
 
@@ -100,6 +106,7 @@ class RunSettings:
         origin: where this plan comes from, for the log.
         solver: the method by which the plan integrates; None to integrate as the user's sampler does.
         shortfall: why the plan cannot reach the speed that the user chose; empty if it can.
+        remark: what else the user should know about the plan; empty if there is nothing.
     """
 
     config: RASConfig
@@ -108,6 +115,7 @@ class RunSettings:
     origin: str = ""
     solver: Solver | None = None
     shortfall: str = ""
+    remark: str = ""
 
 
 class Settings(Protocol):
@@ -147,6 +155,12 @@ def is_inpainting(given: OuterSample, guider: Any) -> bool:
     if given.denoise_mask is None:
         return False
     return MASK_FUNCTION in guider.model_options or not bool((given.denoise_mask >= 1).all())
+
+
+def compares_results(guider: Any) -> bool:
+    """Whether a step cache of ComfyUI decides by the change of results which evaluations it answers."""
+    wrappers = guider.model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
+    return bool(wrappers.get(PREDICT_NOISE, {}).get(LAZY_CACHE))
 
 
 def begin_run(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrapperExecutor, WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..config import RASConfig
@@ -27,32 +27,23 @@ from ..run.trace import Trace
 from . import compiler
 from .names import KEY, MULTIGPU
 from .outer_sample import (
+    COMPARES_RESULTS,
     INPAINTING,
     CustomSettings,
     OuterSample,
     RunSettings,
     Settings,
     begin_run,
+    compares_results,
     is_inpainting,
 )
 from .requirements import check_comfyui
 from .samplers import sampler_of_run
-from .traces import Progress, Traces
+from .second_models import NO_EFFECT, Presence
+from .traces import NO_RUN, NOT_PATCHED, OTHER_LATENT, Progress, Traces, no_trace
 from .wrappers import RunWrappers
 
 logger = logging.getLogger(__name__)
-
-OTHER_LATENT = (
-    "this latent is not the result of a run of the connected model: it comes from another model or from a "
-    "sampler without steps (denoise 0), or another node changed it after sampling"
-)
-NOT_PATCHED = (
-    "no RAS node has patched the connected model: RAS Patch Model is bypassed or muted, or not connected here"
-)
-NO_RUN = (
-    "the connected model has not sampled anything: the latent comes from another model or from a sampler "
-    "without steps (denoise 0)"
-)
 
 
 def patch_model(
@@ -85,8 +76,10 @@ def patch_model(
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
         patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+        patched.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     patch = RASPatch(adapter, settings, as_priority(priority), view_factory)
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, patch)
+    patched.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, patch.begin_sampling)
     return patched
 
 
@@ -118,18 +111,15 @@ def trace_of(model: ModelPatcher, latent: Any) -> Trace:
         RASError: the latent has no samples and no run of the patched model has finished.
     """
     if not model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
-        return _no_trace(NOT_PATCHED)
+        return no_trace(NOT_PATCHED)
     traces, samples = _patch_of(model).traces, latent.get("samples")
     if samples is None:
         return Trace.empty(OTHER_LATENT) if traces.last else last_trace(model)
     if (found := traces.of(samples)) is not None:
         return found
-    return _no_trace(OTHER_LATENT if traces.last else NO_RUN)
-
-
-def _no_trace(reason: str) -> Trace:
-    logger.warning("Multirate RAS: no trace: %s.", reason)
-    return Trace.empty(reason)
+    if traces.last is not None and traces.last.notes == (NO_EFFECT,):
+        return traces.last
+    return no_trace(OTHER_LATENT if traces.last else NO_RUN)
 
 
 def compare_with(model: ModelPatcher, dense: Trace) -> None:
@@ -170,11 +160,15 @@ class RASPatch:
         self.view_factory = view_factory
         self.traces = Traces()
         self.dense: Trace | None = None
+        self.presence = Presence((settings, id(priority)))
         self._told: set[str] = set()
 
     def __call__(self, executor: WrapperExecutor, *args: Any, **kwargs: Any) -> Tensor:
         """The OUTER_SAMPLE wrapper: samples one run."""
-        given = OuterSample.of(*args, **kwargs)
+        with self.presence.sampling():
+            return self._sample(executor, OuterSample.of(*args, **kwargs))
+
+    def _sample(self, executor: WrapperExecutor, given: OuterSample) -> Tensor:
         nothing = given.nothing_to_do() or self._other_network(executor.class_obj)
         if nothing is not None:
             result = given.sample(executor)
@@ -182,8 +176,10 @@ class RASPatch:
             return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
-        asked, given = given.steps, replace(given, sigmas=settings.sigmas)
+        asked, has_plan_levels = given.steps, settings.sigmas is not given.sigmas
+        given = replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
+        wrappers.passes.has_plan_levels = has_plan_levels
         progress, trace = Progress(wrappers.finish_step, given.callback), None
         ours = replace(
             given, sampler=sampler_of_run(given.sampler, wrappers.run, settings.solver), callback=progress
@@ -200,6 +196,12 @@ class RASPatch:
         finally:
             wrappers.end(trace)
 
+    def begin_sampling(self, model: ModelPatcher) -> None:
+        """ComfyUI's callback ON_PRE_RUN: a guider is about to sample with the model, maybe without RAS."""
+        is_patched = self in model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+        if is_patched and self.presence.is_without_ras():
+            self.traces.add(Trace.empty(NO_EFFECT), [])
+
     def _other_network(self, guider: Any) -> Trace | None:
         """The trace of a run whose network another node has replaced since the model was patched, or None."""
         network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
@@ -210,23 +212,31 @@ class RASPatch:
         return Trace.empty(reason)
 
     def _tell(self, settings: RunSettings) -> None:
-        """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line."""
+        """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line. The
+        same for a remark about the plan.
+        """
         line = f"{settings.plan} ({settings.origin})"
         if settings.plan and line not in self._told:
             self._told.add(line)
             logger.info("Multirate RAS: %s.", line)
+            if settings.remark:
+                logger.warning("Multirate RAS: %s.", settings.remark)
 
     def _begin(self, guider: Any, given: OuterSample, settings: RunSettings) -> RunWrappers:
         """Start a run and attach its wrappers."""
         model = guider.model_patcher
         network = network_of(model.get_model_object("diffusion_model"))
         run = begin_run(given, network, self.adapter, settings.config, self.priority)
-        run.plan_line = settings.plan
+        run.plan_line, self.presence.run = settings.plan, run
+        if settings.remark:
+            run.recorder.remark(settings.remark)
         # On the demo models, inside the mask, a run of fewer steps, all dense, came 15 to 17 dB closer to the
         # run with all steps dense than a run with regional steps of the same cost. It still came 1 to 9 dB
         # closer if the tokens outside the mask were refreshed.
         if run.is_regional and is_inpainting(given, guider):
             run.go_dense(INPAINTING)
+        if run.is_regional and compares_results(guider):
+            run.go_dense(COMPARES_RESULTS)
         if model.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
             run.go_dense(SEVERAL_DEVICES)
         view = self.view_factory(run.grid) if self.view_factory else None

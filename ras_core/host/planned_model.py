@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 from torch import nn
 
 from ..config import RASConfig
@@ -32,6 +32,7 @@ def without_ras(model: ModelPatcher) -> ModelPatcher:
     """A clone of the model that samples without RAS."""
     plain = model.clone()
     plain.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    plain.remove_callbacks_with_key(CallbacksMP.ON_PRE_RUN, KEY)
     return plain
 
 

@@ -11,16 +11,25 @@ from ..errors import RASError
 from ..method.family_plans import family_plans
 from ..method.few_steps import STAYS_OUT, is_few
 from ..method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan
-from ..method.plan_set import PlanSet
+from ..method.plan_set import ELSEWHERE, PlanSet
 from ..models import adapter_for, network_of
 from ..models.base import ModelAdapter
+from .fingerprint import fingerprint
 from .measured_runs import simple_levels
 from .plan_files import saved_plans
 from .planned_model import has_ras
 
-__all__ = ["PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "levels_of", "planned_levels", "plans_for"]
+__all__ = [
+    "PLAN_SAMPLERS", "PLAN_SPEEDS", "adapter_of", "connected_plans", "levels_of", "planned_levels",
+    "plans_for",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
+
+OTHER_MODEL = (
+    "the connected plans were calibrated on another model (other weights, LoRAs or noise levels), so speed "
+    "and closeness may differ; calibrate this model"
+)
 
 FINE_LEVELS = 200
 """Steps of the fine schedule from which a plan's noise levels are interpolated. A `simple` schedule
@@ -43,6 +52,12 @@ def plans_for(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanSet
         size: height and width of the latent; None to use the plans measured last, whatever their size.
     """
     return saved_plans(model, size) or plans_of_family(model)
+
+
+def connected_plans(plans: PlanSet, model: ModelPatcher) -> PlanSet:
+    """Plans that the user has connected to a node; their origins tell if they are those of another model."""
+    is_other = plans.model and plans.model != fingerprint(model)
+    return plans.of_another_model() if is_other else plans
 
 
 def plans_of_family(model: ModelPatcher) -> PlanSet:
@@ -82,6 +97,8 @@ def planned_levels(
     if is_few(steps / min(denoise, 1.0)):
         logger.info("Multirate RAS: noise levels of the schedule simple: %s.", STAYS_OUT)
         return simple_part(model, steps, denoise)
+    if ELSEWHERE in plan.origin:
+        logger.warning("Multirate RAS: %s.", OTHER_MODEL)
     levels = levels_of(model, plan, steps, denoise)
     said = plan.resized(steps).describe()
     logger.info("Multirate RAS: noise levels of the plan %s (%s; %s).", said, plan.sampler, plan.origin)

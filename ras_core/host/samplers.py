@@ -8,19 +8,18 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import comfy.k_diffusion.sampling
 import comfy.samplers
 import torch
+from comfy.k_diffusion import sampling
 from torch import Tensor
-from tqdm.auto import trange
 
 from ..config import RASConfig
 from ..kv.choose import for_sampler
 from ..method.integrator import SOLVERS, Solver
-from ..run.evaluation import ANSWERED
 from ..run.sampler import Start, integrate, time_of
 from ..run.state import RunState
 from .names import RUN, TRANSFORMER_OPTIONS
+from .sampler_steps import Evaluations, counted
 
 logger = logging.getLogger(__name__)
 
@@ -49,25 +48,20 @@ def sample_multirate(
     """
     extra_args, solver = extra_args or {}, options.get("solver", SOLVERS[0])
     run = extra_args.get("model_options", {}).get(TRANSFORMER_OPTIONS, {}).get(RUN)
-    levels, ones, start, known, first = sigmas.tolist(), x.new_ones([x.shape[0]]), Start.at(x, run), {}, 0
-    plain = None if run is None else getattr(comfy.k_diffusion.sampling, f"sample_{solver}", None)
-    if plain is not None:
-        dense = DenseSteps(model, run, levels, start)
-        try:
-            return plain(dense, x, sigmas, extra_args=extra_args, callback=callback, disable=disable)
-        except FirstRegional:
-            first = dense.number
-            known[first] = dense.denoised
-
-    def denoise(i: int, x: Tensor) -> Tensor:
-        denoised = known.pop(i) if i in known else model(x, sigmas[i] * ones, **extra_args)
-        if callback is not None:  # it may write into the estimate, which the integrator still needs
-            shown = denoised.clone()
-            callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": shown})
-        return denoised
-
-    steps = trange(first, len(levels) - 1, initial=first, total=len(levels) - 1, disable=disable)
-    return integrate(denoise, start, levels, run, solver, steps)
+    levels, start, known, first = sigmas.tolist(), Start.at(x, run), {}, 0
+    plain = None if run is None else getattr(sampling, f"sample_{solver}", None)
+    with sampling.trange(len(levels) - 1, disable=disable) as bar:
+        if plain is not None:
+            dense = DenseSteps(model, run, levels, start, bar.update)
+            try:
+                return plain(dense, x, sigmas, extra_args=extra_args, callback=callback, disable=True)
+            except FirstRegional:
+                first = dense.number
+                known[first] = dense.denoised
+        evaluate = Evaluations(model, sigmas, levels, extra_args, callback, known)
+        result = integrate(evaluate, start, levels, run, solver, counted(first, len(levels) - 1, bar.update))
+        evaluate.report_last(result)
+        return result
 
 
 class FirstRegional(Exception):
@@ -84,15 +78,23 @@ class DenseSteps:
         run: state of the run.
         levels: the run's noise levels.
         start: the state from which the multirate integrator continues; updated at each evaluation.
+        count: called after each dense step.
 
     Attributes:
         number: number of dense steps that have been evaluated.
         denoised: the denoised estimate of the first regional evaluation; None before.
     """
 
-    def __init__(self, model: Callable[..., Tensor], run: RunState, levels: list[float], start: Start):
+    def __init__(
+        self,
+        model: Callable[..., Tensor],
+        run: RunState,
+        levels: list[float],
+        start: Start,
+        count: Callable[[], object],
+    ):
         self.number, self.denoised = 0, None
-        self._model, self._run, self._levels, self._start = model, run, levels, start
+        self._model, self._run, self._levels, self._start, self._count = model, run, levels, start, count
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -104,7 +106,7 @@ class DenseSteps:
         denoised = self._model(x, sigma, **extra_args)
         if run.evaluations == start.evaluations:  # another node returned a guess: keep it out of the history
             if run.evaluations:  # before the first one, a step cache has nothing to return
-                run.warn(ANSWERED)
+                run.skip_evaluation()
             start.fresh_before = torch.zeros_like(x[:, :1], dtype=torch.bool)
         elif run.active_idx is not None:
             self.denoised = denoised
@@ -112,6 +114,7 @@ class DenseSteps:
         else:
             start.history, start.fresh_before = start.history.after(x, denoised.clone(), time_of(level)), None
         self.number += 1
+        self._count()
         return denoised
 
 
@@ -194,7 +197,7 @@ def _correction_obstacle(sampler: Any) -> str | None:
     if name not in CORRECTED:
         return "this sampler has no multirate form"
     is_plain = type(sampler) is comfy.samplers.KSAMPLER
-    if not is_plain or sampler.sampler_function is not getattr(comfy.k_diffusion.sampling, name, None):
+    if not is_plain or sampler.sampler_function is not getattr(sampling, name, None):
         return "another pack replaces this sampler with its own"
     if sampler.extra_options:  # options may add noise, as euler's s_churn does
         return "this sampler has options that its multirate form does not support"

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..config import Graphs, RASConfig
@@ -22,14 +23,15 @@ from ..kv.formats import AUTO
 from ..method.few_steps import STAYS_OUT, is_few, whole_run_steps
 from ..method.plan import Plan, described
 from ..method.plan_candidates import RegionalCost, fitted, reached_speed, shares_of_steps
-from ..method.plan_set import PlanSet
+from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
 from .measured_runs import simple_levels
+from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, made_levels, plans_for, plans_of_family
+from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, made_levels, plans_for, plans_of_family
 from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
@@ -77,10 +79,10 @@ class Speed:
         if self._has_few_steps(given, model):
             return self._without_ras(given)
         if is_inpainting(given, guider):
-            return self._inpainting(given, model)
-        if reason := _obstacle(given, model):
+            return self._inpainting(given, guider)
+        if reason := _obstacle(given, guider):
             return self._by_shares(given, guider, reason)
-        measured = self.plans or saved_plans(model, given.noise.shape[-2:])
+        measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if not measured and not plan.is_plain:
@@ -112,11 +114,15 @@ class Speed:
         said = described(self.speed, (1.0,) * given.steps, given.steps)
         return RunSettings(RASConfig(sample_ratio=1.0), given.sigmas, said, STAYS_OUT, shortfall=STAYS_OUT)
 
-    def _inpainting(self, given: OuterSample, model: ModelPatcher) -> RunSettings:
+    def _connected(self, model: ModelPatcher) -> PlanSet | None:
+        return None if self.plans is None else connected_plans(self.plans, model)
+
+    def _inpainting(self, given: OuterSample, guider: Any) -> RunSettings:
         """As many dense steps as the speed allows, at the noise levels of a plan if they can be replaced."""
-        if reason := _obstacle(given, model):
+        if reason := _obstacle(given, guider):
             return self._dense(given, reason)
-        plans = self.plans or plans_for(model, given.noise.shape[-2:])
+        model = guider.model_patcher
+        plans = self._connected(model) or plans_for(model, given.noise.shape[-2:])
         sampler = plan_sampler(given.sampler)
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
         if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:
@@ -145,7 +151,10 @@ class Speed:
             config = replace(config, kv_cache=AUTO)
         solver = plan_solver(sampler, plan.solver)
         origin = plan.origin if solver in (None, plan.sampler) else f"{solver} steps, {plan.origin}"
-        return RunSettings(config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver)
+        remark = OTHER_MODEL if ELSEWHERE in plan.origin else ""
+        return RunSettings(
+            config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver, remark=remark
+        )
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
         """The settings of a dense run with the sampler's own noise levels. These settings allow regional
@@ -178,11 +187,14 @@ def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
     return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
 
 
-def _obstacle(given: OuterSample, model: ModelPatcher) -> str | None:
+def _obstacle(given: OuterSample, guider: Any) -> str | None:
     """Why a plan's noise levels cannot replace the sampler's noise levels; None if nothing prevents this."""
+    wrappers = guider.model_options.get(TRANSFORMER_OPTIONS, {}).get(WRAPPERS, {})
+    if any(each for key, each in wrappers.get(WrappersMP.SAMPLER_SAMPLE, {}).items() if key != KEY):
+        return "another node wraps the sampler and may expect these noise levels"
     if plan_sampler(given.sampler) is None:
         return "plans are for euler and dpmpp_2m only, unchanged and without sampler options"
-    levels = given.sigmas.tolist()
+    levels, model = given.sigmas.tolist(), guider.model_patcher
     if levels[0] > simple_levels(model, 1)[0] * (1 + TOLERANCE) or levels[-1] < 0:
         return "they are outside the range of the model's own noise levels"
     return None
@@ -199,10 +211,12 @@ def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]
     model's `simple` schedule.
 
     The function tries all plans, not only the plans for this run's speed and sampler, because the user may
-    have chosen another speed or sampler on RAS Scheduler.
+    have chosen another speed or sampler on RAS Scheduler. The result is False for a single step: it has no
+    levels between the first and the last, so nothing shows where it comes from, and it cannot be replaced by
+    fewer.
     """
     steps = len(levels) - 1
-    if _are_same(levels, simple_levels(model, steps)):
+    if steps == 1 or _are_same(levels, simple_levels(model, steps)):
         return False
     each_grid = {plan.density: plan for plan in plans.plans}.values()
     grids = (plan.on_grid(steps).grid_between(made_levels(model, plan), levels) for plan in each_grid)

@@ -5,6 +5,7 @@ a node can find the trace that belongs to a latent.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,6 +14,20 @@ import torch
 from torch import Tensor
 
 from ..run.trace import Trace
+
+logger = logging.getLogger(__name__)
+
+OTHER_LATENT = (
+    "this latent is not the result of a run of the connected model: it comes from another model or from a "
+    "sampler without steps (denoise 0), or another node changed it after sampling"
+)
+NOT_PATCHED = (
+    "no RAS node has patched the connected model: RAS Patch Model is bypassed or muted, or not connected here"
+)
+NO_RUN = (
+    "the connected model has not sampled anything: the latent comes from another model or from a sampler "
+    "without steps (denoise 0)"
+)
 
 KEPT_BYTES = 2**26
 """Size limit of all kept traces together, in bytes. If it is exceeded, the oldest traces are dropped. The
@@ -44,6 +59,12 @@ class Traces:
         """The trace of the latest run that returned this latent; None if no run with a kept trace did."""
         wanted = _digests(latent)
         return next((trace for trace, known in reversed(self._kept) if wanted & known), None)
+
+
+def no_trace(reason: str) -> Trace:
+    """An empty trace with the reason, which is logged."""
+    logger.warning("Multirate RAS: no trace: %s.", reason)
+    return Trace.empty(reason)
 
 
 def _nbytes(trace: Trace) -> int:

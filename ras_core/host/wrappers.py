@@ -19,6 +19,7 @@ from ..models.cost import profile_of
 from ..run.live import View
 from ..run.network_calls import NetworkCalls
 from ..run.passes import Passes
+from ..run.references import DENSE_ONLY
 from ..run.state import RunState
 from ..run.timing import timestamp
 from ..run.tools import Tools
@@ -43,6 +44,9 @@ class RunWrappers:
         network, adapter: the network and the adapter of its family.
         run: the run's state.
         view: an observer of the run, or None.
+
+    Attributes:
+        passes: prepares the run for each pass of the sampler.
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class RunWrappers:
         self._profile = profile_of(network, adapter.cost_profile)
         self._graphs: GraphSession | None = None
         self._calls: NetworkCalls | None = None
-        self._passes = Passes(run)
+        self.passes = Passes(run)
         self._reports_steps = True
 
     def attach(self, given: OuterSample) -> None:
@@ -100,7 +104,7 @@ class RunWrappers:
 
     def _sample(self, executor: Any, guider: Any, *args: Any, **kwargs: Any) -> Any:
         """The SAMPLER_SAMPLE wrapper: samples with the conditionings copied to the device."""
-        self._passes.begin((args[0] if args else kwargs["sigmas"]).tolist())
+        self.passes.begin((args[0] if args else kwargs["sigmas"]).tolist())
         given = guider.conds
         if self.run.is_regional:
             guider.conds = on_device(given, self._model.load_device)
@@ -122,6 +126,8 @@ class RunWrappers:
             run.warn(
                 "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
             )
+        if run.frozen_rows and run.recorder.any_regional:
+            run.recorder.remark(DENSE_ONLY)
         now = timestamp(self._model.load_device)  # taken first: the report takes time for each layer
         report = None if self._graphs is None else self._graphs.report
         profile = replace(self._profile, frozen_rows=run.frozen_rows)

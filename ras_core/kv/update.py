@@ -58,7 +58,7 @@ def update(
     """
     rows = slots.get(slot)
     if rows is None:
-        raise RegionalAbort(f"attention {slot} has no cached keys and values")
+        raise RegionalAbort(f"attention {slot[1]} of block {slot[0]} did not run in the last dense step")
     if (rows.prefix, rows.suffix) != borders:
         rows = slots[slot] = rows.with_borders(*borders)
     if extrapolation is None:

@@ -15,6 +15,10 @@ WORTHWHILE = 0.2
 by more than this many dB: with two seeds, smaller differences are not significant."""
 
 
+HERE, ELSEWHERE = "calibrated on this model", "calibrated on another model"
+"""How the origin of a measured plan describes the model."""
+
+
 @dataclass(frozen=True)
 class PlanSet:
     """The plans of a model, from which the best plan of a speed is chosen.
@@ -23,10 +27,17 @@ class PlanSet:
         plans: plans of any speed and sampler; there may be several for the same speed. If two plans
             are equally close to the reference, or neither was measured, the earlier one is preferred.
         note: where the plans come from, and how they were measured.
+        model: identifies the model that the plans were measured on (host/fingerprint.py); empty if not known.
     """
 
     plans: tuple[Plan, ...]
     note: str = ""
+    model: str = ""
+
+    def of_another_model(self) -> PlanSet:
+        """These plans, whose origins say that they were measured on a model other than that of the run."""
+        plans = (replace(plan, origin=plan.origin.replace(HERE, ELSEWHERE)) for plan in self.plans)
+        return replace(self, plans=tuple(plans))
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
         """The best plan for a speed: the plan whose result is closest to the reference. But a plan with
@@ -77,7 +88,8 @@ class PlanSet:
 
     def to_json(self) -> str:
         plans = [plan.as_dict() for plan in self.plans]
-        return json.dumps({"version": VERSION, "note": self.note, "plans": plans}, indent=1)
+        values = {"version": VERSION, "note": self.note, "model": self.model, "plans": plans}
+        return json.dumps(values, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> PlanSet:
@@ -87,12 +99,12 @@ class PlanSet:
             RASError: the text is not JSON, has another version, or contains an invalid plan.
         """
         values = checked_version("set of plans", read_json(text))
-        plans, note = values.get("plans"), values.get("note", "")
-        if not isinstance(plans, list) or not plans or not isinstance(note, str):
+        plans, texts = values.get("plans"), [values.get(name, "") for name in ("note", "model")]
+        if not isinstance(plans, list) or not plans or not all(isinstance(text, str) for text in texts):
             raise RASError(
                 "a set of plans without any plan.", "a list of plans and a note.", "calibrate again."
             )
-        return cls(tuple(Plan.from_dict(each) for each in plans), note)
+        return cls(tuple(Plan.from_dict(each) for each in plans), *texts)
 
 
 def _rank(plan: Plan) -> float:

@@ -161,7 +161,7 @@ class ModelAdapter(ABC):
         if control is None:
             return None
         if FIRST_BLOCK in options.get("patches_replace", {}).get("dit", {}):
-            raise RegionalAbort("a ControlNet together with a patch that replaces the first block")
+            raise RegionalAbort("a ControlNet is used together with a patch that replaces the first block")
         return gathered_lists(control, self.control_lists, active_idx, n_tokens)
 
     def frozen_rows(self, network: nn.Module, inputs: Inputs = NO_INPUTS) -> int:

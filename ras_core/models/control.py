@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cache
+from types import FunctionType
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import RegionalAbort
 from ..rows import gather_rows, row_index
+
+LISTS = ("input", "middle", "output")
+"""Names of the lists of residuals that ComfyUI's ControlNets make."""
 
 
 def gathered_lists(control: dict, lists: Collection[str], active_idx: Tensor, n_tokens: int) -> dict:
@@ -33,11 +38,29 @@ def gathered_lists(control: dict, lists: Collection[str], active_idx: Tensor, n_
     }
 
 
+def ignored_lists(network: nn.Module, control: dict | None) -> list[str]:
+    """Names of the lists with residuals that the network does not read, so that they have no effect: their
+    names do not occur in the code of its modules.
+    """
+    given = {name for name, each in (control or {}).items() if any(part is not None for part in each or ())}
+    return sorted(given - frozenset().union(*map(_lists_read_by, {type(each) for each in network.modules()})))
+
+
+@cache
+def _lists_read_by(kind: type) -> frozenset[str]:
+    own = [each for each in kind.__mro__ if not each.__module__.startswith(("torch.", "builtins"))]
+    held = [value for each in own for value in vars(each).values()]
+    read = [value.__code__.co_consts for value in held if isinstance(value, FunctionType)]
+    return frozenset(name for name in LISTS if any(name in consts for consts in read))
+
+
 def _active_rows(
     residual: Tensor | None, flat_idx: Tensor, active_idx: Tensor, n_tokens: int
 ) -> Tensor | None:
     if residual is None:
         return None
     if residual.ndim != 3 or residual.shape[:2] != (active_idx.shape[0], n_tokens):
-        raise RegionalAbort(f"a ControlNet residual of shape {tuple(residual.shape)} for {n_tokens} tokens")
+        found = f"{residual.shape[1]} rows" if residual.ndim == 3 else f"shape {tuple(residual.shape[1:])}"
+        wanted = f"{n_tokens} image tokens (a batch of {len(active_idx)})"
+        raise RegionalAbort(f"a ControlNet's residual has {found} (a batch of {len(residual)}), not {wanted}")
     return gather_rows(residual, flat_idx)

@@ -78,7 +78,7 @@ def _subline(trace: Trace) -> str:
     text = (
         f"{trace.speedups()}; sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
     )
-    return "; ".join(filter(None, [text, *trace.notes, trace.shortfall]))
+    return "; ".join(filter(None, [text, *trace.notes, trace.shortfall, *trace.remarks]))
 
 
 def _draw_maps(

@@ -15,6 +15,11 @@ ANSWERED = (
     "nor as regional"
 )
 
+MISLED = (
+    "a step cache that compares results may answer more evaluations than without RAS, because regions that "
+    "RAS skips do not change"
+)
+
 ODD_RESULT = "the guider's results are not estimates of the whole latent, so that regions cannot be compared"
 
 

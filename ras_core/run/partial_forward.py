@@ -167,9 +167,9 @@ class NetworkCall:
         borders = borders_of(rows.shape[1], self._n, self._suffix, "the first block's input")
         has_stray_rows = borders[0] > 0 and not self._adapter.text_in_hidden
         if hidden.shape[0] != len(self._active_idx) or has_stray_rows:
-            raise RegionalAbort(
-                f"the first block received rows of shape {tuple(hidden.shape)}, not {self._n} image tokens"
-            )
+            others = " and rows of reference images" if self.frozen_rows else ""
+            found = f"{rows.shape[1]} rows (a batch of {len(rows)})"
+            raise RegionalAbort(f"the first block received {found}, not {self._n} image tokens{others}")
         self.gathered = True
         kept = self._rows.gather(rows, borders)
         return kept if hidden.ndim == 3 else kept.view(len(kept), 1, 1, *kept.shape[1:])
@@ -206,7 +206,8 @@ class NetworkCall:
             return k, v
         rows = q.shape[token_axis]
         if k.shape[token_axis] != rows:
-            raise RegionalAbort(f"attention {slot}: {rows} query rows, but {k.shape[token_axis]} key rows")
+            found = f"{rows} query rows, but {k.shape[token_axis]} key rows"
+            raise RegionalAbort(f"attention {slot[1]} of block {slot[0]} has {found}")
         if not self.gathered or self._context.keep is None:
             return self._from_call(slot, k, v, token_axis)
         known = self._attention_rows.get(rows) or self._rows_of_attention(rows)

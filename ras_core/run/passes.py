@@ -13,6 +13,10 @@ CHANGED_STEPS = (
     "another node changed the number of steps from {} to {}, but the plan of the chosen speed was made for "
     "the number before the change"
 )
+OTHER_LEVELS = (
+    "; the result may have another noise level than without RAS, as the plan's levels replaced the sampler's "
+    "(speed custom keeps these)"
+)
 NOT_DECREASING = "the noise schedule is not strictly decreasing"
 
 
@@ -22,9 +26,13 @@ class Passes:
     Most runs have one pass, over the noise levels that the run was given. A wrapper of another pack may
     change the noise levels, or call the sampler again. The steps of a further pass are planned like those of
     the first pass, and their numbers continue those of the pass before.
+
+    Attributes:
+        has_plan_levels: whether a plan's noise levels have replaced those of the sampler node.
     """
 
     def __init__(self, run: RunState):
+        self.has_plan_levels = False
         self._run = run
         self._begun = 0
 
@@ -51,6 +59,7 @@ class Passes:
         run = self._run
         if run.config.shares and n_steps != planned:
             if not run.is_dense:
-                run.go_dense(CHANGED_STEPS.format(planned, n_steps))
+                more = OTHER_LEVELS if self.has_plan_levels else ""
+                run.go_dense(CHANGED_STEPS.format(planned, n_steps) + more)
             return tuple(StepPlan(step, StepKind.DENSE) for step in range(n_steps))
         return plan_steps(n_steps, run.config)

@@ -41,6 +41,7 @@ class Recorder:
         self._batch = batch
         self._entries: list[_Entry] = []
         self._notes: list[str] = []
+        self._remarks: list[str] = []
         self._uncached: set[int] = set()  # indices of the evaluations in which `count_uncached` was called
 
     def begin(
@@ -75,6 +76,15 @@ class Recorder:
         self._notes.append(text)
         return True
 
+    def remark(self, text: str) -> bool:
+        """Add a fact that does not make the run slower, and return True; return False if the trace already
+        has it.
+        """
+        if text in self._remarks:
+            return False
+        self._remarks.append(text)
+        return True
+
     def finish(
         self,
         now: Timestamp,
@@ -95,6 +105,7 @@ class Recorder:
             seconds=sum(e.seconds for e in evaluations),
             kv_bytes=kv_bytes,
             notes=tuple(map(self._counted, self._notes)),
+            remarks=tuple(self._remarks),
             graphs=graphs,
         )
 

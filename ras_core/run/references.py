@@ -19,6 +19,8 @@ CHANGED = (
     "computed again"
 )
 
+DENSE_ONLY = "reference images were computed in dense steps only"
+
 State = tuple[Hashable, list[Tensor]]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import RegionalAbort, shortened
 from ..graphs.capture import RowsAdvanced
+from ..models.control import ignored_lists
 from .call import Call
 from .captured import CapturedCalls, Slots
 from .coverage import Coverage
@@ -18,8 +20,14 @@ from .references import CHANGED
 from .state import NO_MEMORY, RunState
 from .tools import Tools
 
+logger = logging.getLogger(__name__)
+
+IGNORED = "this model ignores residuals of a ControlNet ({}), which therefore have no effect"
+
 LONGEST_CAUSE = 160
-"""Number of characters of another exception's message that a reason quotes."""
+"""Number of characters of a message that a reason quotes."""
+
+FAILED = "code in the network failed on the rows of active tokens (a log of level DEBUG has the error)"
 
 
 class RegionalCalls:
@@ -61,11 +69,16 @@ class RegionalCalls:
 
     def _shortened(self, call: Call, active_idx: Tensor) -> Call:
         """The call with the ControlNet residuals of active tokens only."""
-        forward = call.forward
-        control = self._tools.adapter.gather_control(
-            forward.control, forward.options, active_idx, self._run.grid.n
-        )
-        return replace(call, forward=forward.with_control(control))
+        forward, adapter = call.forward, self._tools.adapter
+        ignored = ignored_lists(call.network, forward.control)
+        if ignored:
+            self._run.recorder.remark(IGNORED.format(", ".join(ignored)))
+        # If the network reads such a list after all, it fails on the number of rows, and the run is dense.
+        kept = {name: forward.control[name] for name in ignored if name not in adapter.control_lists}
+        control = forward.control and {n: each for n, each in forward.control.items() if n not in kept}
+        if control or not kept:
+            control = adapter.gather_control(control, forward.options, active_idx, self._run.grid.n)
+        return replace(call, forward=forward.with_control({**control, **kept} if kept else control))
 
     def _eager(self, call: Call, active_idx: Tensor, slots: Slots) -> Tensor | None:
         """Run a regional call eagerly, without a CUDA graph; returns what `run` returns."""
@@ -115,5 +128,8 @@ class RegionalCalls:
 
 
 def _failure(error: Exception) -> str:
-    text = shortened(" ".join(str(error).split()), LONGEST_CAUSE)
-    return f"a regional step failed ({type(error).__name__}: {text})"
+    """The reason for the log. Only messages of this pack are written for users."""
+    if isinstance(error, RegionalAbort):
+        return shortened(str(error), LONGEST_CAUSE)
+    logger.debug("Multirate RAS: the first failure of a regional step:", exc_info=error)
+    return FAILED

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ..method.integrator import History, Solver, advance, continued_step, multirate_step
-from .evaluation import ANSWERED
 from .state import RunState
 
 Denoise = Callable[[int, Tensor], Tensor]
@@ -73,7 +72,7 @@ def integrate(
         if run is not None and run.evaluations == evaluations:
             # A step cache (another node) skipped this evaluation, so `denoised` is a guess, which must not
             # enter the integrator's history.
-            run.warn(ANSWERED)
+            run.skip_evaluation()
             x, fresh_before = advance(x, denoised, t_next - t), torch.zeros_like(x[:, :1], dtype=torch.bool)
             continue
         evaluations = run.evaluations if run is not None else 0

@@ -15,7 +15,7 @@ from ..kv.store import Branch, KVStore
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind, StepPlan, plan_steps
 from ..method.selector import Selector
-from .evaluation import ANSWERED, ODD_RESULT, EvaluationState, estimate_in
+from .evaluation import ANSWERED, MISLED, ODD_RESULT, EvaluationState, estimate_in
 from .noise_levels import LEFT_ORDER, NoiseLevels
 from .recorder import Recorder
 from .steps import Steps
@@ -47,13 +47,11 @@ class RunState:
         frozen_rows: number of rows of reference images in the call that has most of them.
         kv_bytes: largest size of the K/V cache during the run, in bytes.
         evaluation: state of the current evaluation.
-        active_idx: indices of the tokens that the last evaluation processed, (b, n_active); None if it
-            processed all tokens.
+        active_idx: tokens that the last evaluation processed, (b, n_active); None if it processed all.
         evaluations: number of completed evaluations.
         is_dense: whether the rest of the run is dense because RAS cannot continue; the log says why.
         plan_line: one line that describes the plan of the chosen speed, for live views; empty without one.
-        reads_levels: whether noise levels are read, not predicted, because another node decides which
-            evaluations run.
+        reads_levels: whether noise levels are read, not predicted, as another node may skip evaluations.
         known_sigma: noise level of the next evaluation, set by the multirate integrator; None with others.
     """
 
@@ -160,9 +158,11 @@ class RunState:
         self.recorder.end(self.active_idx, self.selector.score)
 
     def skip_evaluation(self) -> None:
-        """End an evaluation in which no network ran: the trace and the selector do not get it."""
+        """An evaluation ended in which no network ran: the trace and the selector do not get it."""
         self.evaluation = None
         self.warn(ANSWERED)
+        if self.recorder.any_regional:
+            self.recorder.remark(MISLED)
 
     def end_fill(self, branches: tuple[Branch, ...], slots: Slots, text_rows: int) -> None:
         """Keep the K/V slots that a dense call has filled for `branches`."""

@@ -55,6 +55,7 @@ class Trace:
         seconds: sampling time from the first evaluation on, without loading of the model.
         kv_bytes: largest size of the K/V cache during the run, in bytes.
         notes: warnings of the run, for example that regional steps ran dense, and why.
+        remarks: what else a user should know about the run, although it did not make the run slower.
         graphs: report on the run's CUDA graphs; None if CUDA graphs were off or not possible.
         plan: one line that describes the plan of the chosen speed; empty if no speed is set.
         dense_steps: steps of the dense run that the speed-ups refer to; None if they refer to an estimated
@@ -78,6 +79,7 @@ class Trace:
     is_dense_disturbed: bool = False
     asked_steps: int = 0
     shortfall: str = ""
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def empty(cls, reason: str) -> Trace:
@@ -136,7 +138,8 @@ class Trace:
             line = f"{line} over {self.dense_steps or self.n_steps} dense steps"
         # The plan's line says everything of a run without regional steps.
         says_more = not self.plan or self.regional_steps or self.notes or self.dense_steps
-        parts = [self.plan, says_more and line, self._graphs_line(), *self.notes, self.shortfall]
+        told = (*self.notes, self.shortfall, *self.remarks)
+        parts = [self.plan, says_more and line, self._graphs_line(), *told]
         return f"Multirate RAS: {'; '.join(filter(None, parts))}"
 
     def counts(self) -> str:
@@ -176,6 +179,7 @@ class Trace:
             "kv_bytes": self.kv_bytes,
             "grid": list(self.grid.shape),
             "notes": list(self.notes),
+            "remarks": list(self.remarks),
             "plan": self.plan,
             "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [

@@ -130,6 +130,19 @@ GROUP = Group(
             test=f"{IN_GUIDERS}::TestGuidersOfComfyUI::test_two_models_of_different_families_run_dense",
         ),
         Row(
+            "DualModelGuider, with RAS Patch Model on its second model only",
+            DENSE,
+            ("sd3",),
+            note="ComfyUI does not ask a guider's second model how to sample.",
+            test=f"{IN_GUIDERS}::TestRASOnASecondModel::test_the_first_model_has_no_ras",
+        ),
+        Row(
+            "DualModelGuider, with other RAS settings on its second model",
+            families=("sd3",),
+            note="The settings of the first model hold for both; the log says so.",
+            test=f"{IN_GUIDERS}::TestRASOnASecondModel::test_both_models_have_ras",
+        ),
+        Row(
             "guider of another pack that gives two results for a step",
             test=f"{IN_GUIDERS}::TestResults::test_two_estimates",
         ),

@@ -176,6 +176,12 @@ GROUP = Group(
         ),
         _fast("wrapper CALC_COND_BATCH", wrapper(WrappersMP.CALC_COND_BATCH), "sd3", orders=BOTH),
         _fast("wrapper PREDICT_NOISE", wrapper(WrappersMP.PREDICT_NOISE), "lumina_next", orders=BOTH),
+        _cited(
+            "wrapper SAMPLER_SAMPLE that keeps a part of the noise levels, with a speed",
+            "tests/host/test_guiders.py::TestSamplingTwice"
+            "::test_a_wrapper_of_the_sampler_that_cuts_noise_levels_by_index",
+            "The run has other steps than the plan. The sampler's own noise levels are kept.",
+        ),
         _fast("wrapper SAMPLER_SAMPLE", wrapper(WrappersMP.SAMPLER_SAMPLE), "sd3", orders=BOTH),
         _fast("wrapper OUTER_SAMPLE", wrapper(WrappersMP.OUTER_SAMPLE), "flux", orders=BOTH),
         Row(

@@ -18,7 +18,7 @@ from support.sampling import distance
 
 from .cells import Result, with_ras, without_ras
 from .guidance import EVERY
-from .rows import CONFIG, DENSE, NEAR, SOME, STEPS, Group, Row, Run, in_turn, ksampler, node, part_of, small
+from .rows import CONFIG, DENSE, NEAR, STEPS, Group, Row, Run, in_turn, ksampler, node, part_of, small
 
 USUAL = tuple(name for name in EVERY if name not in ("flux_fill", "flux_kontext"))
 BOTH = ("before", "after")
@@ -100,11 +100,11 @@ def controlled(family: Family, end: float = 1.0, is_known: bool = True) -> dict[
     if not is_known:
         original = net.get_control
 
-        def with_middle(*args: Any, **kwargs: Any) -> Any:
+        def same_for_all_rows(*args: Any, **kwargs: Any) -> Any:
             given = original(*args, **kwargs)
-            return given if given is None else {**given, "middle": [torch.zeros(1)]}
+            return given and {**given, "output": [each.mean(dim=1, keepdim=True) for each in given["output"]]}
 
-        net.get_control = with_middle
+        net.get_control = same_for_all_rows
     added = {"control": net, "control_apply_to_uncond": False}
     pairs = (("positive", 1), ("negative", 2))
     return {
@@ -157,7 +157,7 @@ def skipped_block(number: int) -> Any:
 
 
 def _lazy_cache_answers(found: Result) -> None:
-    assert found.trace.regional_steps > 0 and len(found.trace.evaluations) < found.run.steps
+    assert len(found.trace.evaluations) < found.run.steps
 
 
 def _cache(name: str, threshold: float) -> Any:
@@ -221,6 +221,13 @@ GROUP = Group(
             run=Run(prompts=partial(controlled, is_known=False)),
             reason="running dense from here",
             note="RAS does not know to which tokens the residuals of this ControlNet belong.",
+        ),
+        Row(
+            "a ControlNet that the model ignores",
+            families=(),
+            note="The ControlNet itself has no effect; the log says so.",
+            test="tests/models/test_features_of_families.py"
+            "::test_residuals_of_a_controlnet_that_a_family_ignores",
         ),
         Row(
             "Z-Image Fun ControlNet",
@@ -311,27 +318,27 @@ GROUP = Group(
         ),
         Row(
             "LazyCache",
-            families=("lumina2", "flux", "sd3"),
-            run=Run(_cache("LazyCacheNode", 1.5), steps=10),
+            DENSE,
+            ("lumina2", "flux", "sd3"),
+            Run(_cache("LazyCacheNode", 1.5), steps=10),
             orders=BOTH,
-            regional=SOME,
-            near=0.4,
-            reason="another node answered evaluations",
+            reason="LazyCache",
+            also="another node answered evaluations",
             check=_lazy_cache_answers,
-            note="Steps that the cache skips count neither as dense nor as regional.",
+            note="LazyCache would skip too many steps, because regions that RAS skips do not change.",
         ),
         Row(
-            "EasyCache on Lumina 2, Z-Image and Flux",
+            "EasyCache, on all families but SD3",
             DENSE,
             ("lumina2", "z_image", "flux"),
             Run(_cache("EasyCacheNode", 0.2)),
             orders=BOTH,
             reason="EasyCache",
             also="another node answered evaluations",
-            note="EasyCache would keep results without the regions that RAS skipped. LazyCache works.",
+            note="EasyCache would keep results without the regions that RAS skipped.",
         ),
         Row(
-            "EasyCache on SD3",
+            "EasyCache, on SD3",
             run=Run(_cache("EasyCacheNode", 0.2)),
             orders=BOTH,
             note="EasyCache itself has no effect on SD3.",

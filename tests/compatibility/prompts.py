@@ -19,6 +19,7 @@ from .cells import Result, with_ras
 from .rows import DENSE, Group, Row, Run, node, usual_prompts
 
 INPAINTING = "tests/host/test_inpainting.py"
+FEATURES = "tests/models/test_features_of_families.py"
 FEW = ("sd3", "lumina2", "flux")
 
 
@@ -160,6 +161,14 @@ GROUP = Group(
             reason="conditioning without cached data ran dense",
             check=_frees_what_has_ended,
             note="One more step is dense for each prompt that starts.",
+        ),
+        Row(
+            "reference images (models that edit images)",
+            families=(),
+            note="Only dense steps compute reference images; the log says so. If the network modulates them "
+            "by the noise level (Flux.1 Kontext, Mage-Flow, the method `index`), this adds an error that "
+            "does not depend on sample_ratio ([size](usage.md#models)).",
+            test=f"{FEATURES}::test_the_log_says_that_only_dense_steps_compute_reference_images",
         ),
         Row(
             "inpainting with a noise mask",

@@ -28,15 +28,17 @@ from ras_pack.ras_core.host.measured_runs import (
     closeness,
     rms,
 )
-from ras_pack.ras_core.host.patch import patch_model
+from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import plans_folder, saved_plans
 from ras_pack.ras_core.host.planned_model import has_ras
-from ras_pack.ras_core.host.plans import levels_of, plans_for
+from ras_pack.ras_core.host.plans import OTHER_MODEL, levels_of, plans_for
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.plan import Plan
-from ras_pack.ras_core.method.plan_set import PlanSet
+from ras_pack.ras_core.method.plan_set import ELSEWHERE, HERE, PlanSet
 from ras_pack.ras_core.method.sigma_grid import check_schedule
 from ras_pack.ras_core.render.fronts import front, front_image
 from support.families import FAMILIES
+from support.sampling import sample
 
 SIZE = (16, 12)
 SAMPLERS = ("euler", "dpmpp_2m")
@@ -395,3 +397,44 @@ def quantised(model, scale: float):
         )
     model.model.diffusion_model.joint_blocks[0].x_block.mlp.fc1 = quant
     return model
+
+
+def _with_lora(model):
+    model = model.clone()
+    weights = {name: each for name, each in model.model.state_dict().items() if each.ndim == 2}
+    model.add_patches({name: ("diff", (0.1 * each,)) for name, each in [*weights.items()][:3]})
+    return model
+
+
+class TestPlansOfAnotherModel:
+    """Plans that are connected to a node may have been calibrated on another model."""
+
+    @pytest.mark.parametrize(
+        ("name", "change", "is_other"),
+        [
+            ("sd3", lambda model: model, False),
+            ("sd3", lambda model: model.clone(), False),
+            ("sd3", _with_lora, True),
+            ("lumina2", lambda model: model, True),
+        ],
+    )
+    def test_a_run_says_so(self, name, change, is_other, calibrated, caplog):
+        family, plans = FAMILIES[name], calibrated[1]
+        patched = patch_model(change(family.build()), Speed("3x", plans))
+        caplog.set_level("INFO")
+        for _ in range(2):
+            sample(patched, family, family.noise())
+        trace = last_trace(patched)
+        assert trace.remarks == (OTHER_MODEL,) * is_other and (OTHER_MODEL in trace.summary()) is is_other
+        assert caplog.text.count(f"RAS: {OTHER_MODEL}") == is_other
+        assert (HERE in caplog.text) is not is_other and (ELSEWHERE in caplog.text) is is_other
+
+    @pytest.mark.parametrize("change", [lambda model: model, _with_lora])
+    def test_ras_scheduler_says_so(self, change, calibrated, caplog):
+        choice = {"speed": "3x", "steps": 28, "denoise": 1.0, "sampler": "euler", "plan": calibrated[1]}
+        RASScheduler.execute(change(calibrated[0]), **choice)
+        assert (OTHER_MODEL in caplog.text) is (change is _with_lora)
+
+    def test_saved_plans_are_those_of_the_model(self, calibrated):
+        model, plans = calibrated
+        assert plans.model == fingerprint(model) == saved_plans(model, SIZE).model

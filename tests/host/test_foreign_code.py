@@ -16,9 +16,12 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import PaperSettings, RASConfig
+from ras_pack.ras_core.errors import RegionalAbort
 from ras_pack.ras_core.host.names import ATTENTION
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.models.control import gathered_lists
+from ras_pack.ras_core.run.regional import FAILED, _failure
 from support.families import FAMILIES, draw_weights
 from support.sampling import between_calls, distance, sample, sample_ras
 from torch import nn
@@ -203,7 +206,7 @@ class TestHooks:
             model.model.diffusion_model.get_submodule(MLP).register_forward_hook(observe)
             return model
 
-        check_dense(build, sd3, "a regional step failed (AssertionError")
+        check_dense(build, sd3, FAILED)
         assert caplog.text.count("running dense from here") == 1
 
     def test_an_observer(self, sd3):
@@ -514,7 +517,7 @@ class TestAttention:
             model.model_options["transformer_options"][ATTENTION] = other
             return model
 
-        check_dense(build, sd3, "a regional step failed (AssertionError")
+        check_dense(build, sd3, FAILED)
 
     def test_a_function_that_runs_no_override(self, sd3, monkeypatch):
         """Another pack puts its own function in the place of ComfyUI's. Without an override there is no K/V
@@ -628,4 +631,66 @@ def test_a_failure_in_the_first_regional_call_with_corrections(sd3, sampler):
         return model
 
     config = RASConfig(sample_ratio=0.5, start_step=2, corrections=True)
-    check_dense(build, sd3, "a regional step failed (AssertionError", config, sampler=sampler)
+    check_dense(build, sd3, FAILED, config, sampler=sampler)
+
+
+class TestReasons:
+    """Reasons are for users: they have no errors of Python, and no names of this pack's classes."""
+
+    @pytest.mark.parametrize(
+        "error", [AssertionError(), IndexError("index out of range in self"), KeyError(3)]
+    )
+    def test_an_error_of_other_code_is_only_in_the_debug_log(self, error, sd3, caplog):
+        def other(func, q, k, *args, **kwargs):
+            if q.shape != k.shape:
+                raise error
+            return func(q, k, *args, **kwargs)
+
+        model = sd3.build()
+        model.model_options["transformer_options"][ATTENTION] = other
+        with caplog.at_level("DEBUG"):
+            _, trace = run(model, sd3)
+        assert trace.notes == (f"running dense from here: {FAILED}",)
+        (record,) = [each for each in caplog.records if each.exc_info]
+        assert record.exc_info[1] is error and record.levelname == "DEBUG"
+
+    def test_the_number_of_rows_changes_during_the_run(self):
+        """A patch appends rows to the image rows from the middle of the run on."""
+        family, levels = FAMILIES["flux"], []
+
+        def build():
+            def see(apply, given):
+                levels.append(float(given["timestep"].flatten()[0]))
+                return apply(given["input"], given["timestep"], **given["c"])
+
+            def more(args):
+                if levels[-1] > 0.5:
+                    return args
+                new = {name: torch.cat([args[name], args[name][:, :7]], dim=1) for name in ("img", "img_ids")}
+                return {**args, **new}
+
+            model = family.build()
+            model.set_model_unet_function_wrapper(see)
+            model.set_model_patch(more, "post_input")
+            return model
+
+        _, trace = run(build(), family)
+        assert [step.kind.value for step in trace.steps] == ["dense"] * 2 + ["regional"] * 3 + ["dense"]
+        (note,) = trace.notes
+        assert "received 71 rows (a batch of 2), not 64 image tokens" in note
+
+    @pytest.mark.parametrize(
+        ("shape", "reason"),
+        [
+            ((2, 71, 64), "71 rows"),
+            ((1, 64, 64), "64 rows (a batch of 1), not 64 image tokens (a batch of 2)"),
+            ((2, 8, 8, 64), "shape (8, 8, 64) (a batch of 2)"),
+        ],
+    )
+    def test_residuals_of_a_wrong_form(self, shape, reason):
+        with pytest.raises(RegionalAbort) as failure:
+            gathered_lists(
+                {"input": [torch.zeros(shape)]}, ("input",), torch.zeros(2, 3, dtype=torch.int64), 64
+            )
+        text = _failure(failure.value)
+        assert reason in text and "64 image tokens" in text and "RegionalAbort" not in text

@@ -11,7 +11,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.names import KEY
+from ras_pack.ras_core.host.patch import last_trace, patch_model, trace_of
+from ras_pack.ras_core.host.planned_model import without_ras
+from ras_pack.ras_core.host.second_models import IGNORED, NO_EFFECT
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.run import passes
 from ras_pack.ras_core.run.evaluation import ODD_RESULT
@@ -279,6 +282,16 @@ class TestGuidanceThatChanges:
         assert dense == 2 and trace.notes == (UNCACHED_OFTEN.format(2),)
 
 
+def cut(part):
+    """A wrapper OUTER_SAMPLE or SAMPLER_SAMPLE that keeps only a part of the noise levels."""
+
+    def wrapper(executor, *args, **kwargs):
+        args = [each[part] if isinstance(each, torch.Tensor) and each.ndim == 1 else each for each in args]
+        return executor(*args, **kwargs)
+
+    return wrapper
+
+
 def twice(change=lambda sigmas: sigmas):
     """An OUTER_SAMPLE wrapper that samples twice, with other noise levels the first time, and returns both
     latents' mean.
@@ -338,6 +351,34 @@ class TestSamplingTwice:
                 (note,) = last_trace(model).notes
         assert torch.equal(*latents) and passes.CHANGED_STEPS.format(10, 5) in note
 
+    @pytest.mark.parametrize("part", [slice(0, 6), slice(5, None)])
+    @pytest.mark.parametrize(("order", "sampler"), [("before", "euler"), ("after", "dpmpp_2m")])
+    def test_a_wrapper_of_the_sampler_that_cuts_noise_levels_by_index(self, part, order, sampler, sd3):
+        """It must get the sampler's own noise levels, not those of a plan, or the latent would have another
+        noise level at the end. Its number of steps is not the plan's, so all steps are dense.
+        """
+        noise, latents = sd3.noise(), []
+        for settings in (None, Speed("2x")):
+            model = sd3.build()
+            if settings and order == "after":
+                model = patch_model(model, settings)
+            model.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "cut", cut(part))
+            if settings and order == "before":
+                model = patch_model(model, settings)
+            latents.append(sample(model, sd3, noise, sampler=sampler))
+        (note,) = last_trace(model).notes
+        assert passes.CHANGED_STEPS.format(10, 5) in note and passes.OTHER_LEVELS not in note
+        assert torch.equal(*latents)
+
+    @pytest.mark.parametrize("settings", [Speed("2x"), EAGER])
+    def test_the_reason_says_that_a_cut_of_a_plans_levels_changes_the_end(self, settings, sd3):
+        model = patch_model(sd3.build(), settings)
+        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "cut", cut(slice(0, 4)))
+        sample(model, sd3, sd3.noise())
+        notes = last_trace(model).notes
+        assert len(notes) == (settings is not EAGER)
+        assert all(note.endswith(passes.OTHER_LEVELS) and len(note) <= 300 for note in notes)
+
     def test_noise_levels_that_rise(self, sd3):
         model = patch_model(sd3.build(), MULTIRATE)
         model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "twice", twice(lambda s: s.flip(0)[1:]))
@@ -364,3 +405,54 @@ def test_a_callback_that_writes_into_the_estimate_does_not_change_the_image(sd3,
     patched = patch_model(model, config)
     assert torch.equal(sample(patched, sd3, noise, callback=lambda step, x0, *_: x0.zero_()), expected)
     assert last_trace(patched).regional_steps > 0
+
+
+class TestRASOnASecondModel:
+    """ComfyUI calls the wrappers of a guider's first model only."""
+
+    def test_the_first_model_has_no_ras(self, sd3, caplog):
+        second, noise = patch_model(sd3.build(seed=7), EAGER), sd3.noise()
+        guider = _two_models(sd3, sd3, lambda model: second)
+        for _ in range(2):
+            latent = guided(guider(sd3.build()), noise)
+        assert torch.equal(latent, guided(_two_models(sd3, sd3)(sd3.build()), noise))
+        assert caplog.text.count(NO_EFFECT) == 1
+        assert last_trace(second).reason == NO_EFFECT == trace_of(second, {"samples": latent}).reason
+
+    @pytest.mark.parametrize("settings", [EAGER, Speed("2x")])
+    def test_both_models_have_ras(self, settings, sd3, caplog):
+        first, noise = patch_model(sd3.build(), EAGER), sd3.noise()
+        guider = _two_models(sd3, sd3, lambda model: patch_model(model, settings))
+        latent, trace = guided(guider(first), noise), last_trace(first)
+        assert trace.regional_steps == 7 and not trace.reason
+        is_ignored = settings != EAGER
+        assert trace.remarks == (IGNORED,) * is_ignored and (IGNORED in trace.summary()) is is_ignored
+        assert caplog.text.count(f"RAS: {IGNORED}") == is_ignored
+        alone = patch_model(sd3.build(), EAGER)
+        assert torch.equal(latent, guided(_two_models(sd3, sd3)(alone), noise))
+
+    def test_one_model_twice(self, sd3, caplog):
+        patched = patch_model(sd3.build(), EAGER)
+        guided(_two_models(sd3, sd3, lambda model: patched)(patched), sd3.noise())
+        assert not last_trace(patched).remarks and NO_EFFECT not in caplog.text
+
+    def test_a_run_inside_another_run(self, sd3, caplog):
+        """A callback may sample with another patched model, as its guider's own model."""
+        outer, inner, traces = patch_model(sd3.build(), EAGER), patch_model(sd3.build(), Speed("2x")), []
+
+        def callback(step, *others):
+            if step == 3:
+                sample(inner, sd3, sd3.noise())
+                traces.append(last_trace(inner))
+
+        sample(outer, sd3, sd3.noise(), callback=callback)
+        traces.append(last_trace(outer))
+        assert [trace.remarks for trace in traces] == [(), ()] and NO_EFFECT not in caplog.text
+
+    def test_a_model_whose_ras_was_removed(self, sd3, caplog):
+        patched = patch_model(sd3.build(), EAGER)
+        removed = patched.clone()
+        removed.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+        for model in (removed, without_ras(patched)):
+            sample(model, sd3, sd3.noise())
+        assert NO_EFFECT not in caplog.text

@@ -284,6 +284,27 @@ class TestLevels:
         assert (levels_of(first)[0], levels_of(second)[0]) == pytest.approx((simple[0], simple[14]))
         assert len(levels_of(first)) == len(levels_of(second)) == 8  # the whole run has 17 steps
 
+    @pytest.mark.parametrize("speed", ["1.5x", "2x", "3x"])
+    @pytest.mark.parametrize("sampler_name", SAMPLERS)
+    def test_a_part_of_one_step_saves_nothing_and_is_not_said_to(self, sd3, speed, sampler_name, info):
+        """A single step has no levels inside, which could tell a plan's steps from the sampler's."""
+        model, given = ras_model(sd3, speed), values(sd3)
+        for start in (0, 13, STEPS - 1):
+            latent = given["latent_image"]["samples"]
+            advanced(model, sd3, start, start + 1, latent, sampler_name=sampler_name)
+            trace = last_trace(model)
+            assert trace.plan == f"{speed}: 1 of 1 steps, all dense" and not trace.is_accelerated
+        RASKSampler.execute(model=sd3.build(), **{**DEFAULTS, **given, "speed": speed, "steps": 1})
+        assert not any(f"{speed}: 1 of {steps} steps" in info.text for steps in (2, 3))
+
+    @pytest.mark.parametrize("part", [2, 3, 5])
+    def test_a_short_part_has_the_steps_that_the_speed_leaves(self, sd3, part):
+        model = ras_model(sd3, "2x")
+        for start in (0, 10, STEPS - part):
+            advanced(model, sd3, start, start + part, values(sd3)["latent_image"]["samples"])
+            trace = last_trace(model)
+            assert trace.n_steps < part and trace.plan.startswith(f"2x: {trace.n_steps} of {part} steps")
+
     @pytest.mark.parametrize("plan", [PLAIN, planned()], ids=["plain", "regional"])
     def test_the_schedulers_levels_are_not_shortened_again(self, sd3, plan):
         model = ras_model(sd3, "2x", plan=plan)

@@ -15,9 +15,12 @@ from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import PaperSettings, RASConfig
 from ras_pack.ras_core.host import samplers
 from ras_pack.ras_core.host.names import ATTENTION
+from ras_pack.ras_core.host.outer_sample import COMPARES_RESULTS
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.run import sampler as sampler_module
 from ras_pack.ras_core.run import state
+from ras_pack.ras_core.run.evaluation import MISLED
 from ras_pack.ras_core.run.noise_levels import NoiseLevels
 from support.families import FAMILIES
 from support.sampling import STEPS, distance, sample, sample_ras
@@ -168,6 +171,12 @@ class TestWholeEvaluations:
         by_cache = distance(run(BESIDE[way], SD3, self.STEPS, follows=follows)[0], dense)
         assert distance(latent, dense) < 1.5 * (by_cache + by_ours)
 
+    def test_the_log_says_that_skipped_regions_may_mislead_a_cache(self):
+        """Such a cache may compare results. While all steps are dense, RAS does not mislead it."""
+        for skipped, remarks in (({3, 5}, (MISLED,)), ({1}, ())):
+            _, trace, _ = run(function_wrapper, SD3, skipped, OURS)
+            assert trace.remarks == remarks and ("compares results" in trace.summary()) == bool(remarks)
+
     @pytest.mark.parametrize("config", [OURS, PAPER, replace(OURS, corrections=True)])
     def test_all_tokens_are_computed_in_turn(self, config):
         """Each second step is answered from step 3 on. The other steps compute every token."""
@@ -310,6 +319,29 @@ class TestWholeEvaluations:
         latent, trace, cache = run(attach, SD3, self.STEPS, OURS)
         assert cache.answered == self.STEPS and len(trace.evaluations) == STEPS
         assert trace.regional_steps == 8 and torch.isfinite(latent).all()
+
+
+class TestLazyCache:
+    """ComfyUI's LazyCache decides by the change of results. Regions that RAS skips would not change."""
+
+    @pytest.mark.parametrize("order", ["before", "after"])
+    @pytest.mark.parametrize("settings", [OURS, replace(OURS, corrections=True), Speed("2x")])
+    def test_all_steps_are_dense(self, settings, order, monkeypatch, caplog):
+        lazy = pytest.importorskip("comfy_extras.nodes_easycache").LazyCacheNode
+        asked = []
+
+        def cached(model):
+            return lazy.execute(model, 0.1, 0.15, 0.95, False).args[0]
+
+        model, noise = SD3.build(), SD3.noise(**SMALL)
+        model.model.diffusion_model.register_forward_pre_hook(lambda *_: asked.append(1))
+        patched = patch_model(cached(model), settings) if order == "before" else None
+        patched = patched or cached(patch_model(model, settings))
+        latent, trace, count = sample(patched, SD3, noise), last_trace(patched), len(asked)
+        assert trace.regional_steps == 0 and COMPARES_RESULTS in trace.reason and not trace.remarks
+        assert caplog.text.count(COMPARES_RESULTS) == 1
+        if isinstance(settings, RASConfig):
+            assert torch.equal(latent, sample(cached(model), SD3, noise)) and len(asked) == 2 * count
 
 
 class TestInsideTheNetwork:

@@ -104,8 +104,15 @@ class TestJSON:
                 kind.from_json(text)
 
     def test_round_trip_of_a_set(self):
-        made = PlanSet((plan(), plan("3x", 9, closeness=20.0)), "calibrated")
+        made = PlanSet((plan(), plan("3x", 9, closeness=20.0)), "calibrated", "1f" * 8)
         assert PlanSet.from_json(made.to_json()) == made
+
+    def test_a_set_of_an_earlier_version_names_no_model(self):
+        values = json.loads(PlanSet((plan(),)).to_json())
+        del values["model"]
+        assert PlanSet.from_json(json.dumps(values)).model == ""
+        with pytest.raises(RASError, match=THREE_PARTS):
+            PlanSet.from_json(json.dumps({**values, "model": 3}))
 
     @pytest.mark.parametrize("plans", [[], None, [3], [{"version": 1}]])
     def test_a_set_with_a_broken_plan_is_refused(self, plans):

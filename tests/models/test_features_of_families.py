@@ -2,6 +2,7 @@
 network makes before its blocks, a guider with two networks, reference images that a conditioning turns off.
 """
 
+import comfy.controlnet
 import comfy.hooks
 import comfy.samplers
 import pytest
@@ -13,8 +14,9 @@ from ras_pack.ras_core.host.cache_plan import rows_of_cond
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
-from ras_pack.ras_core.run.references import CHANGED
-from support.families import Family
+from ras_pack.ras_core.run.references import CHANGED, DENSE_ONLY
+from ras_pack.ras_core.run.regional import IGNORED
+from support.families import FAMILIES, Family
 from support.other_families import OTHERS
 from support.sampling import FAST, distance, sample
 
@@ -24,7 +26,7 @@ ACTIVE = torch.arange(1, 64, 3)[None]
 
 
 def _family(name: str) -> Family:
-    return OTHERS[name] if name in OTHERS else pytest.skip(f"this ComfyUI has no {name}")
+    return (FAMILIES | OTHERS).get(name) or pytest.skip(f"this ComfyUI has no {name}")
 
 
 @pytest.mark.parametrize("name", ["chroma", "flux2", "qwen_image_edit", "mage_flow", "hunyuan_image"])
@@ -182,6 +184,23 @@ EVERY_TOKEN = RASConfig(
 """Regional steps compute all 64 tokens, so only the reference images' rows can be outdated."""
 
 
+@pytest.mark.parametrize("name", ["flux_kontext", "flux2", "qwen_image_edit", "mage_flow"])
+def test_the_log_says_that_only_dense_steps_compute_reference_images(name):
+    family = _family(name)
+    without = {
+        each: [[context, {key: value for key, value in extras.items() if key != "reference_latents"}]]
+        for each, seed in (("positive", 1), ("negative", 2))
+        for context, extras in family.conditioning(seed)
+    }
+    cases = [(EVERY_TOKEN, {}, True), (EVERY_TOKEN, without, False), (RASConfig(sample_ratio=1.0), {}, False)]
+    for config, prompts, is_said in cases:
+        patched = patch_model(family.build(), config)
+        sample(patched, family, family.noise(), **prompts)
+        trace = last_trace(patched)
+        assert trace.remarks == (DENSE_ONLY,) * is_said and not trace.reason
+        assert (DENSE_ONLY in trace.summary()) is is_said
+
+
 @pytest.mark.parametrize("name", ["flux2", "qwen_image_edit"])
 def test_reference_images_that_another_node_changes_during_the_run(name):
     family = _family(name)
@@ -247,3 +266,56 @@ def test_layers_of_another_pack_in_blocks_with_rows_in_the_shape_of_the_grid():
     patched = patch_model(model, EAGER)
     sample(patched, family, family.noise())
     assert (last_trace(patched).regional_steps, last_trace(patched).notes) == (7, ())
+
+
+class Residuals(comfy.controlnet.ControlBase):
+    """A ControlNet that adds the same residual to all rows of the first two blocks."""
+
+    def __init__(self, lists, width):
+        super().__init__()
+        self.lists, self.width = lists, width
+
+    def get_control(self, x, *others):
+        some = torch.randn(1, 64, self.width, generator=torch.Generator().manual_seed(1))
+        own = {name: [some.expand(len(x), -1, -1).clone()] * 2 for name in self.lists}
+        return {"input": [], "middle": [], "output": []} | own
+
+    def copy(self):
+        made = Residuals(self.lists, self.width)
+        self.copy_to(made)
+        return made
+
+    def get_models(self):
+        return []
+
+
+@pytest.mark.parametrize(
+    ("name", "lists", "ignored"),
+    [
+        ("aura_flow", ["input"], "input"),
+        ("kandinsky5", ["input"], "input"),
+        ("sd3", ["input", "middle"], "input, middle"),
+        ("lumina2", ["output"], "output"),
+        ("flux", ["input", "middle"], "middle"),
+        ("chroma", ["input"], ""),
+    ],
+)
+def test_residuals_of_a_controlnet_that_a_family_ignores(name, lists, ignored):
+    """They have no effect, so steps stay regional. Those that have one are gathered."""
+    family = _family(name)
+    control = Residuals(lists, family.kv_width).set_cond_hint(torch.zeros(1, 3, 64, 64), 1.0, (0.0, 1.0))
+    prompts = {
+        each: [[context, {**extras, "control": control, "control_apply_to_uncond": True}]]
+        for each, seed in (("positive", 1), ("negative", 2))
+        for context, extras in family.conditioning(seed)
+    }
+    patched, noise = patch_model(family.build(), EAGER), family.noise()
+    latent, trace = sample(patched, family, noise, **prompts), last_trace(patched)
+    assert (trace.regional_steps, trace.notes) == (7, ())
+    assert trace.remarks == ((IGNORED.format(ignored),) if ignored else ())
+    has_none = set(lists) == set(ignored.split(", "))
+    plain = sample(patched, family, noise)
+    assert torch.equal(latent, plain) is has_none
+    if not has_none:
+        expected = sample(family.build(), family, noise, **prompts)
+        assert distance(latent, expected) < distance(plain, expected)

@@ -1,10 +1,16 @@
 """The multirate integrator in ComfyUI's place: dense steps are ComfyUI's own to the last bit."""
 
+from dataclasses import replace
+
 import comfy.model_management
+import comfy.sample
+import comfy.samplers
 import pytest
 import torch
+from comfy.k_diffusion import sampling
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.kv import update as kv
 from support.sampling import sample, sample_ras
 
@@ -41,3 +47,40 @@ class TestDenseSteps:
         patched = patch_model(sd3.build(), CORRECTED)
         sample(patched, sd3, sd3.noise(8, 8), sampler=sampler, callback=lambda i, *rest: steps.append(i))
         assert steps == list(range(10)) and len(last_trace(patched).evaluations) == 10
+
+    @pytest.mark.parametrize("settings", [CORRECTED, Speed("2x"), replace(CORRECTED, sample_ratio=1.0)])
+    def test_the_console_has_one_bar_for_the_whole_run(self, sd3, sampler, settings, monkeypatch):
+        bars, make = [], sampling.trange
+
+        def made(*args, **kwargs):
+            bar = make(*args, **kwargs)
+            bars.extend([] if bar.disable else [bar])
+            return bar
+
+        monkeypatch.setattr(sampling, "trange", made)
+        patched, family = patch_model(sd3.build(), settings), sd3
+        comfy.sample.sample(
+            patched, family.noise(8, 8), 28, 4.0, sampler, "simple", family.conditioning(1),
+            family.conditioning(2), torch.zeros_like(family.noise(8, 8)), seed=5,
+        )  # fmt: skip
+        (bar,) = bars
+        assert bar.n == bar.total == last_trace(patched).n_steps
+
+    @pytest.mark.parametrize("settings", [CORRECTED, Speed("2x"), Speed("3x")])
+    @pytest.mark.parametrize("end", [None, 15])
+    def test_the_second_output_is_the_first_where_the_run_ends_at_zero(self, sd3, sampler, settings, end):
+        """ComfyUI's samplers end at noise level 0 with the model's last estimate, the output `denoised`."""
+        nodes = pytest.importorskip("comfy_extras.nodes_custom_sampler")
+        patched = patch_model(sd3.build(), settings)
+        simple = comfy.samplers.calculate_sigmas(patched.get_model_object("model_sampling"), "simple", 28)
+        guider = nodes.Guider_Basic(patched)
+        guider.set_conds(sd3.conditioning(1))
+        run = getattr(nodes.SamplerCustomAdvanced, "execute", None) or nodes.SamplerCustomAdvanced().sample
+        with torch.inference_mode():
+            found = run(
+                nodes.Noise_RandomNoise(3), guider, comfy.samplers.sampler_object(sampler), simple[:end],
+                {"samples": torch.zeros_like(sd3.noise(8, 8))},
+            )  # fmt: skip
+        output, denoised = (each["samples"] for each in getattr(found, "result", found))
+        assert last_trace(patched).regional_steps > 0
+        assert torch.equal(output, denoised) is (end is None)
