@@ -100,6 +100,7 @@ class RunSettings:
         origin: where this plan comes from, for the log.
         solver: the method by which the plan integrates; None to integrate as the user's sampler does.
         shortfall: why the plan cannot reach the speed that the user chose; empty if it can.
+        levels: as in `Trace`: what the plan's noise levels are; empty if the sampler's own are kept.
     """
 
     config: RASConfig
@@ -108,6 +109,7 @@ class RunSettings:
     origin: str = ""
     solver: Solver | None = None
     shortfall: str = ""
+    levels: str = ""
 
 
 class Settings(Protocol):

@@ -51,15 +51,15 @@ class PlanSet:
             )
         return max(found, key=_rank)  # among equally good plans, the first
 
-    def plain(self, speed: str, sampler: str) -> Plan:
+    def plain(self, speed: str, sampler: str | None = None) -> Plan:
         """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the
-        noise levels of its best plan.
+        noise levels of its best plan. `sampler` is as in `best`.
 
         Raises:
             RASError: there is no plan of this speed and sampler at all.
         """
         best = self.best(speed, sampler)
-        if any(p.is_plain for p in self.plans if (p.speed, p.sampler) == (speed, sampler)):
+        if any(p.is_plain for p in self.plans if p.speed == speed and sampler in (None, p.sampler)):
             return self.best(speed, sampler, plain=True)
         steps = max(round(best.full_steps / float(speed.removesuffix("x"))), 1)
         return replace(best, shares=(1.0,) * steps, closeness=None, speedup=best.full_steps / steps)
