@@ -23,10 +23,12 @@ class PlanSet:
         plans: plans of any speed and sampler; there may be several for the same speed. If two plans
             are equally close to the reference, or neither was measured, the earlier one is preferred.
         note: where the plans come from, and how they were measured.
+        source: identifies the nodes from which the measured model came; empty if it is not known.
     """
 
     plans: tuple[Plan, ...]
     note: str = ""
+    source: str = ""
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
         """The best plan for a speed: the plan whose result is closest to the reference. But a plan with
@@ -77,7 +79,8 @@ class PlanSet:
 
     def to_json(self) -> str:
         plans = [plan.as_dict() for plan in self.plans]
-        return json.dumps({"version": VERSION, "note": self.note, "plans": plans}, indent=1)
+        values = {"version": VERSION, "note": self.note, "source": self.source, "plans": plans}
+        return json.dumps(values, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> PlanSet:
@@ -92,7 +95,10 @@ class PlanSet:
             raise RASError(
                 "a set of plans without any plan.", "a list of plans and a note.", "calibrate again."
             )
-        return cls(tuple(Plan.from_dict(each) for each in plans), note)
+        source = values.get("source", "")
+        return cls(
+            tuple(Plan.from_dict(each) for each in plans), note, source if isinstance(source, str) else ""
+        )
 
 
 def _rank(plan: Plan) -> float:

@@ -2,7 +2,7 @@
 
 import { Browser } from "./comfy_page.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, standIns, leave, downstream, otherNodes, subgraph, blueprint };
+const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // ComfyUI does not run an unchanged graph again
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
@@ -380,6 +380,60 @@ async function standIns(browser, { workflow, sampler }) {
   await page.settle(800);
   await page.screenshot("stand_ins");
   return { prompts, end, shown: await page.shownPictures(), problems: page.problems };
+}
+
+/** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph. */
+async function hinted(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await page.load(workflow);
+  await page.set(sampler, { speed: "2x" });
+  const text = async () => {
+    await page.settle(1000);
+    return page.page.evaluate(() =>
+      [...document.querySelectorAll(".multirate-ras-hint")].map((one) => [one.textContent, one.title]).find(([told]) => told),
+    );
+  };
+  const found = { saved: await text() };
+  await page.screenshot("hint_measured");
+  const [width] = await page.page.evaluate(() =>
+    app.graph.nodes.find((one) => one.type === "EmptySD3LatentImage").widgets.map(({ value }) => value),
+  );
+  await page.set("EmptySD3LatentImage", { width: width + 128 });
+  await page.set(sampler, { speed: "2x" });
+  found.otherSize = await text();
+  await page.page.evaluate((sampler) => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const node = one(sampler);
+    app.graph.add(LiteGraph.createNode("RASCalibrate"));
+    app.graph.add(LiteGraph.createNode("RASPatchModel"));
+    one("RASDemoModel").connect(0, one("RASPatchModel"), "model");
+    one("RASPatchModel").connect(0, one("RASCalibrate"), "model");
+    one("EmptySD3LatentImage").connect(0, one("RASCalibrate"), "latent_image");
+    one("RASCalibrate").connect(0, node, "plan");
+    for (const hint of document.querySelectorAll(".multirate-ras-hint")) hint.textContent = "";
+    one("RASPatchModel").widgets.find(({ name }) => name === "speed").value = "3x";
+  }, sampler);
+  await page.set(sampler, { speed: "2x" });
+  const ofSampler = async () => {
+    await page.settle(1000);
+    return page.page.evaluate((sampler) => {
+      const node = app.graph.nodes.find((one) => one.type === sampler) ?? window.subgraphNode.subgraph.nodes[0];
+      return node.widgets.find(({ name }) => name === "multirate_ras_hint").element.textContent;
+    }, sampler);
+  };
+  found.notCalibrated = await ofSampler();
+  await page.set("EmptySD3LatentImage", { width });
+  await page.set(sampler, { speed: "2x" });
+  found.connected = await ofSampler();
+  await page.page.evaluate((sampler) => {
+    const node = app.graph.nodes.find((one) => one.type === sampler);
+    node.disconnectInput(node.findInputSlot("plan"));
+    window.subgraphNode = app.graph.convertToSubgraph(new Set([node])).node;
+    const speed = window.subgraphNode.subgraph.nodes[0].widgets.find(({ name }) => name === "speed");
+    speed.callback?.(speed.value);
+  }, sampler);
+  found.inside = await ofSampler();
+  return { ...found, problems: page.problems };
 }
 
 /** The user changes to the other kind of nodes in an open page. */
