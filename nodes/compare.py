@@ -1,5 +1,9 @@
 """RASCompare: samples the same image without RAS (all steps dense), with RAS, and without RAS in fewer
 steps that cost as much as the run with RAS, and compares these images.
+
+The run in fewer steps is the best run without RAS at that cost. If the run with RAS has the noise levels of a
+plan, so has the run in fewer steps: those of the best plan without regional steps. Otherwise, for example
+with speed = custom, it has the sampler and the scheduler that the user chose.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..ras_core.config import Window
+from ..ras_core.host.fewer_steps import FewerSteps
 from ..ras_core.render.comparison import Run, comparison_image, difference, ssim
 from ..ras_core.render.masks import summary_image
 from .live import part_of_node
@@ -106,12 +111,15 @@ def _run(vae, number: int, inputs: dict) -> Run:
 
 
 def _fewer_steps(vae, inputs: dict, dense: Run, ras: Run) -> Run:
-    """The run without RAS whose FLOPs are those of the run with RAS; `dense` if there is no such run."""
+    """The best run without RAS whose FLOPs are those of the run with RAS; `dense` if there is no such run."""
     steps = round(inputs["steps"] / max(ras.trace.expected_speedup, 1.0))
     if not 1 <= steps < inputs["steps"]:
         return dense
     # Not in the live view, which keeps showing the run with RAS.
-    return _run(vae, 0, {**_dense(inputs), "steps": steps})
+    if not ras.trace.levels:
+        return _run(vae, 0, {**_dense(inputs), "steps": steps})
+    settings = FewerSteps(inputs["speed"], inputs.get("plan"), steps=steps)
+    return _run(vae, 0, {**inputs, "settings": settings})
 
 
 def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:

@@ -1,8 +1,10 @@
 """Estimates a run at the chosen speed before it starts, for a line of text in the node.
 
 The browser sends the speed, the number of steps, denoise, the sampler, and what it knows about the model to
-ROUTE: the family of a demo model, or the name of the file that the graph loads. The model is not loaded; its
-family is recognised by the names of the tensors in the file.
+ROUTE: the family of a demo model, or the name of the file that the graph loads; the chain of nodes that the
+model comes from (see model_source.py); and the size of the image. The model is not loaded. If RAS Calibrate
+has saved plans for this chain and size, the estimate is from these plans; otherwise it is from the plans of
+the model's family, which is recognised by the names of the tensors in the file.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ import folder_paths
 from aiohttp import web
 
 from ..ras_core.config import MAX_STEPS
-from ..ras_core.host.outlook import outlook
+from ..ras_core.host.options import PlanSet
+from ..ras_core.host.outlook import measured_outlook, outlook
+from ..ras_core.host.plan_files import plans_of_source
 from ..ras_core.host.plans import PLAN_SPEEDS
 from .live import add_route
+from .model_source import digest
 
 ROUTE = "/multirate_ras/hint"
 FOLDERS = ("checkpoints", "diffusion_models")
@@ -47,8 +52,9 @@ names. Each name is that of the adapter's module, by which `family_plans` finds 
 
 
 async def hint(request: web.Request) -> web.Response:
-    """Answer a GET request with the result of `outlook`. The query has a speed, a number of steps, a sampler,
-    a family or a file, and the sampler node's denoise unless it has none.
+    """Answer a GET request with the result of `answer_to`. The query has a speed, a number of steps, a
+    sampler, a family or a file, and optionally the sampler node's denoise, a source (a chain of nodes, as
+    JSON), a width and a height.
     """
     try:
         answer = await asyncio.to_thread(answer_to, request.query)
@@ -67,8 +73,28 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
     denoise = float(query.get("denoise") or 1)
     if speed not in PLAN_SPEEDS or not 1 <= steps <= MAX_STEPS or not 0 <= denoise <= 1:
         raise ValueError("no such speed, number of steps or denoise")
+    if (plans := _measured(query)) is not None:
+        answer = measured_outlook(plans, speed, steps, query.get("sampler"), denoise)
+        if answer is not None:
+            return answer
     family = query.get("family") or family_of_file(query.get("file", ""))
     return outlook(family, speed, steps, query.get("sampler"), denoise)
+
+
+def _measured(query: Mapping[str, str]) -> PlanSet | None:
+    """The plans that RAS Calibrate has saved for the model and the image size of a query.
+
+    Raises:
+        ValueError: the query's size or its chain of nodes is invalid.
+    """
+    if not {"source", "width", "height"} <= query.keys():
+        return None
+    pixels = int(query["height"]), int(query["width"])
+    try:
+        chain = json.loads(query["source"])
+    except RecursionError as error:
+        raise ValueError("the chain of nodes is too deep") from error
+    return plans_of_source(digest(chain), pixels) if isinstance(chain, list) else None
 
 
 def family_of_file(name: str) -> str | None:

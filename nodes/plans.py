@@ -11,6 +11,8 @@ from ..ras_core.host.plan_files import last_change
 from ..ras_core.host.plans import PLAN_SAMPLERS, PLAN_SPEEDS, connected_plans, planned_levels, plans_for
 from ..ras_core.render.fronts import front_image
 from .checks import CheckedNode, check_schedule, image_size
+from .model_source import source_in_prompt
+from .retired import HIDDEN
 from .settings import CATEGORY, PlanType, found_by
 
 
@@ -65,6 +67,7 @@ class RASCalibrate(CheckedNode):
                     "levels that gave the closest results, and the third for runs with the chosen plans.",
                 ),
             ],
+            hidden=[*HIDDEN],
             is_output_node=True,
         )  # fmt: skip
 
@@ -74,9 +77,17 @@ class RASCalibrate(CheckedNode):
         cls.check(model=model, cfg=cfg, seeds=seeds, **given)
         image_size(latent_image)  # refuses other latents before minutes of sampling
         _need_entries({"positive": positive, "negative": negative})
-        plans = calibrate(model, (positive, negative), latent_image["samples"], cfg, seeds)
+        samples, source = latent_image["samples"], cls._source()
+        plans = calibrate(model, (positive, negative), samples, cfg, seeds, source)
         image = torch.from_numpy(front_image(plans))
         return io.NodeOutput(plans, image, ui=ui.PreviewImage(image, cls=cls))
+
+    @classmethod
+    def _source(cls) -> str:
+        """Identifies the nodes from which the model comes; empty if ComfyUI does not tell."""
+        if cls.hidden is None or cls.hidden.dynprompt is None:
+            return ""
+        return source_in_prompt(cls.hidden.dynprompt.get_node, cls.hidden.unique_id)
 
 
 class RASScheduler(CheckedNode):

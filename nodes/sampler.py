@@ -6,7 +6,8 @@ import comfy.samplers
 from comfy_api.latest import io
 
 from ..ras_core.host.options import as_priority, check_batch
-from ..ras_core.host.patch import compare_with, last_trace
+from ..ras_core.host.outer_sample import Settings
+from ..ras_core.host.patch import compare_with, last_trace, patch_model
 from ..ras_core.run.trace import Trace
 from .checks import check_schedule
 from .retired import ACCEPT_ALL, HIDDEN
@@ -56,7 +57,9 @@ class RASKSampler(SettingsNode):
         return io.NodeOutput(*sample_with_trace(**inputs))
 
 
-def sample_with_trace(model, latent_image, *, dense: Trace | None = None, **inputs) -> tuple[dict, Trace]:
+def sample_with_trace(
+    model, latent_image, *, dense: Trace | None = None, settings: Settings | None = None, **inputs
+) -> tuple[dict, Trace]:
     """Sample with the function that ComfyUI's KSampler calls, so that previews, noise and masks behave as in
     KSampler.
 
@@ -64,6 +67,8 @@ def sample_with_trace(model, latent_image, *, dense: Trace | None = None, **inpu
         model, latent_image: MODEL and LATENT.
         dense: the trace of a dense run of the same image, to which the reported speed-ups are then relative;
             or None.
+        settings: the run's settings, instead of those that the inputs give; the live view then does not show
+            the run.
         inputs: values of all other inputs in `sampler_inputs` and `settings_inputs`, by name.
 
     Returns:
@@ -76,7 +81,7 @@ def sample_with_trace(model, latent_image, *, dense: Trace | None = None, **inpu
 
     check_schedule(inputs["steps"], inputs["denoise"])
     check_batch(as_priority(inputs.get("priority")), latent_image["samples"].shape[0])
-    ras_model = patched(model, inputs)
+    ras_model = patched(model, inputs) if settings is None else patch_model(model, settings)
     if dense is not None:
         compare_with(ras_model, dense)
     sampling = {name: inputs[name] for name in SAMPLING}

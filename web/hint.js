@@ -1,5 +1,6 @@
 // Shows a line in RAS Patch Model and RAS KSampler that estimates, from the plan of the chosen speed, how long a run
-// will take and how close its image will be.
+// will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model and image size, the
+// server takes the plan from these. A plan that is connected is that of its RAS Calibrate, once this has run.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -11,6 +12,11 @@ const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
 const WAIT = 250; // milliseconds from a change of the graph to the request
+const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
+const BYPASSED = 4;
+const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
+const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
+const LONGEST_SOURCE = 4000; // characters
 const FILE = /\.(safetensors|sft)$/i;
 const USUAL_STEPS = 28;
 const CLOSENESS = [[34, "same"], [30, "near"], [26, "close"], [-Infinity, "similar"]]; // from this many dB on: key in words.js
@@ -23,6 +29,10 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("graphChanged", askSoon);
+    api.addEventListener("execution_success", () => {
+      hints.forEach((hint) => (hint.asked = "")); // RAS Calibrate may have saved plans
+      askSoon();
+    });
     addStyle();
   },
 
@@ -81,26 +91,37 @@ class Hint {
     const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
     const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
     const steps = Number(valueOf(schedule, "steps")) || USUAL_STEPS;
+    const plan = linkOf(node, "plan");
+    const calibration = plan == null ? null : originOf(node, plan);
+    if (plan != null && calibration?.comfyClass !== "RASCalibrate") return this.show("", say("plan"));
     const query = new URLSearchParams({
       speed,
       steps,
       denoise: valueOf(schedule, "denoise") ?? "",
       sampler: valueOf(choice, "sampler_name") ?? "",
-      plan: linkOf(node, "plan") != null,
       ...modelOf(node),
+      ...sourceOf(calibration ?? node),
+      ...sizeOf(calibration ?? sampler ?? node),
     });
-    if (String(query) === this.asked) return;
-    this.asked = String(query);
+    const asked = `${query}${calibration ? " (connected)" : ""}`;
+    if (asked === this.asked) return;
+    this.asked = asked;
     const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
-    if (answer?.ok && this.asked === String(query)) this.tell(await answer.json(), speed, steps);
+    if (!answer?.ok || this.asked !== asked) return;
+    const told = await answer.json();
+    if (calibration && told.measured == null && told.time < 1) this.show("", say("plan"));
+    else this.tell(told, speed, steps);
   }
 
-  tell({ time, steps, closeness }, speed, total) {
+  tell({ time, steps, closeness, measured }, speed, total) {
     if (time >= 1) return this.show(this.asked, say("few"));
-    if (linkOf(this.node, "plan") != null) return this.show(this.asked, say("plan"));
     const parts = [say("time", { share: Math.round(time * 100) })];
     if (steps) parts.push(say("steps", { steps, total }));
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
+    if (measured != null) {
+      parts.push(say("measured"));
+      return this.show(this.asked, parts.join(" · "), say("measuredSource", { speed, dB: measured.toFixed(1) }));
+    }
     const dB = closeness ? say("closeness", { dB: Math.round(closeness) }) : "";
     this.show(String(this.asked), parts.join(" · "), say("source", { speed, closeness: dB }));
   }
@@ -122,18 +143,81 @@ function linkOf(node, name) {
   return node.inputs?.find((one) => one.name === name)?.link;
 }
 
-function originOf(node, linkId) {
-  const link = node.graph.getLink?.(linkId) ?? node.graph.links[linkId];
-  return link && node.graph.getNodeById(link.origin_id);
+/** The node that a link comes from: through Reroute, and out of and into subgraphs. */
+function originOf({ graph }, linkId) {
+  const link = linkId == null ? null : linkBy(graph, linkId);
+  if (!link) return null;
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) {
+    const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, graph);
+    return outer && originOf(outer, outer.inputs[link.origin_slot]?.link);
+  }
+  const node = graph.getNodeById(link.origin_id);
+  if (node?.subgraph) return originOf({ graph: node.subgraph }, node.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
+  return node?.isVirtualNode ? originOf(node, node.inputs?.[0]?.link) : node;
+}
+
+function linkBy(graph, id) {
+  return graph.getLink?.(id) ?? graph.links[id];
+}
+
+function nodeOfSubgraph(graph, subgraph) {
+  for (const node of graph.nodes ?? graph._nodes) {
+    const found = node.subgraph === subgraph ? node : node.subgraph && nodeOfSubgraph(node.subgraph, subgraph);
+    if (found) return found;
+  }
+  return null;
 }
 
 /** The family or the file of a node's model, from the first node of the chain of nodes that pass it on. */
-function modelOf(node, left = 20) {
-  const link = node?.inputs?.find((one) => one.type === "MODEL")?.link;
-  if (link != null) return left ? modelOf(originOf(node, link), left - 1) : {};
-  if (node?.comfyClass === "RASDemoModel") return { family: valueOf(node, "family") };
-  const file = node?.widgets?.find(({ value }) => typeof value === "string" && FILE.test(value))?.value;
+function modelOf(node) {
+  const first = loaderOf(chainOf(node));
+  if (first?.comfyClass === "RASDemoModel") return { family: valueOf(first, "family") };
+  const file = first?.widgets?.find(({ value }) => typeof value === "string" && FILE.test(value))?.value;
   return file ? { file } : {};
+}
+
+/** The chain of nodes that a node's model comes from, as nodes/model_source.py finds it in a prompt. */
+function sourceOf(node) {
+  const chain = chainOf(node).filter((one) => one.mode !== BYPASSED && !PASSES_ON.has(one.comfyClass));
+  if (!loaderOf(chainOf(node)) || [node, ...chain].some((one) => modelLinks(one).length > 1)) return {};
+  const source = JSON.stringify(chain.map((one) => [one.comfyClass, settingsOf(one)]));
+  return source.length <= LONGEST_SOURCE ? { source } : {};
+}
+
+/** The last node of a chain, if no other node comes before it. */
+function loaderOf(chain) {
+  const last = chain.at(-1);
+  return last && !modelLinks(last).length ? last : null;
+}
+
+/** The nodes that a node's model comes from, the nearest first. */
+function chainOf(node, left = 20) {
+  const [link] = node ? modelLinks(node) : [];
+  const origin = link == null || !left ? null : originOf(node, link);
+  return origin ? [origin, ...chainOf(origin, left - 1)] : [];
+}
+
+function modelLinks(node) {
+  const links = (node.inputs ?? []).filter((one) => one.type === "MODEL").map((one) => one.link);
+  return links.filter((link) => link != null);
+}
+
+/** The values of a node's widgets that are part of a prompt. */
+function settingsOf(node) {
+  const kept = (node.widgets ?? []).filter(
+    ({ name, serialize, options }) => serialize !== false && options?.serialize !== false && linkOf(node, name) == null,
+  );
+  return Object.fromEntries(kept.map(({ name, value }) => [name, value]));
+}
+
+/** The size of the image: that of the node's empty latent, or of the only empty latent of the graph. */
+function sizeOf(node) {
+  const isEmpty = (one) => EMPTY_LATENT.test(one?.comfyClass);
+  const link = linkOf(node, "latent_image");
+  const all = (node.graph.nodes ?? node.graph._nodes).filter(isEmpty);
+  const latent = link != null ? originOf(node, link) : all.length === 1 ? all[0] : null;
+  if (!isEmpty(latent) || [linkOf(latent, "width"), linkOf(latent, "height")].some((one) => one != null)) return {};
+  return { width: valueOf(latent, "width"), height: valueOf(latent, "height") };
 }
 
 /** The sampler that gets a node's model, directly or through other nodes that change it, or through a guider. */

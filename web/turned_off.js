@@ -2,26 +2,62 @@
 //
 // A bypassed node passes its inputs on, but a muted one does not, so that the sampler behind a muted RAS Patch Model
 // would lack its model. Here, a muted RAS Patch Model or RAS Trace passes its input on as well. RAS Multirate Sampler
-// and RAS Scheduler have no input to pass on: turned off, they are replaced by ComfyUI's nodes of the same kind.
+// and RAS Scheduler have no input to pass on: turned off, they are replaced by ComfyUI's nodes of the same kind. So are
+// RAS Compare, and a muted RAS KSampler. A bypassed RAS KSampler passes its latent on, as ComfyUI's KSampler does, so
+// that a second pass can be left out; but if this latent is empty, there would be no image, and it is replaced too.
+//
+// A node is replaced only if a node that is turned on needs its output.
 
 import { app } from "../../scripts/app.js";
+
+const MUTED = 2;
+const BYPASSED = 4;
+const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
+const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
 
 /** By node type: for each output, the input that a node passes on if it is turned off. */
 const PASSED_ON = { RASPatchModel: ["model"], RASTrace: ["latent"] };
 
-/** By node type: ComfyUI's node that takes the place of a node that is turned off, and its inputs. */
+/**
+ * By node type: the nodes of ComfyUI that take the place of a node that is turned off. `outputs` are the outputs that
+ * they have in common. `nodes` has the nodes by what is added to the id; the last one has these outputs.
+ */
 const STAND_INS = {
   RASSampler: {
-    type: "KSamplerSelect",
-    inputs: (read) => ({ sampler_name: read("order") === "euler" ? "euler" : "dpmpp_2m" }),
+    outputs: [0],
+    nodes: (read) => ({
+      "": node("KSamplerSelect", { sampler_name: read("order") === "euler" ? "euler" : "dpmpp_2m" }),
+    }),
   },
   RASScheduler: {
-    type: "BasicScheduler",
-    inputs: (read) => ({
-      model: read("model"), scheduler: "simple", steps: read("steps"), denoise: read("denoise"),
+    outputs: [0],
+    nodes: (read) => ({
+      "": node("BasicScheduler", {
+        model: read("model"), scheduler: "simple", steps: read("steps"), denoise: read("denoise"),
+      }),
+    }),
+  },
+  RASKSampler: { outputs: [0], nodes: (read) => ({ "": sampler(read) }) },
+  RASCompare: {
+    outputs: [0, 1, 5], // the images without RAS, with RAS, and in fewer steps
+    nodes: (read, id) => ({
+      "": sampler(read),
+      ".decoded": node("VAEDecode", { samples: [id, 0], vae: read("vae") }),
     }),
   },
 };
+
+function sampler(read) {
+  const names = [
+    "model", "seed", "steps", "cfg", "sampler_name", "scheduler", "positive", "negative", "latent_image", "denoise",
+  ];
+  return node("KSampler", Object.fromEntries(names.map((name) => [name, read(name)])));
+}
+
+function node(type, inputs) {
+  const given = Object.entries(inputs).filter(([, value]) => value != null);
+  return { class_type: type, inputs: Object.fromEntries(given) };
+}
 
 app.registerExtension({
   name: "multirate_ras.turned_off",
@@ -30,52 +66,114 @@ app.registerExtension({
     const { graphToPrompt } = app;
     app.graphToPrompt = async function (graph = app.rootGraph ?? app.graph) {
       const prompt = await graphToPrompt.apply(this, arguments);
-      if (prompt?.output) reconnect(graph, "", prompt.output);
+      if (prompt?.output) reconnect({ graph, prefix: "" }, prompt.output);
       return prompt;
     };
   },
 });
 
 /**
- * Adds to a prompt the inputs that it lacks because they come from turned-off nodes of the pack. `prefix` precedes the
- * ids of the graph's nodes in the prompt.
+ * Adds to a prompt the inputs that it lacks because they come from turned-off nodes of the pack.
+ *
+ * @param at a `graph`; `prefix`, which precedes the ids of its nodes in the prompt; of a subgraph also its `node`, and
+ *     `outer`, the place of that node.
  */
-function reconnect(graph, prefix, output) {
-  for (const node of [...(graph.nodes ?? graph._nodes)]) {
-    const entry = output[prefix + node.id];
-    if (node.subgraph && !isOff(node)) reconnect(node.subgraph, `${prefix}${node.id}:`, output);
+function reconnect(at, output) {
+  for (const node of [...(at.graph.nodes ?? at.graph._nodes)]) {
+    const entry = output[at.prefix + node.id];
+    if (node.subgraph && !isOff(node)) reconnect(inside(at, node), output);
     if (!entry || isOff(node)) continue;
     for (const { name, link } of node.inputs ?? []) {
-      if (link == null || name in entry.inputs) continue;
-      const source = sourceOf(graph, prefix, link, output);
+      if (link == null || (name in entry.inputs && !isBlank(at, link, output))) continue;
+      const source = sourceOf(at, link, output);
       if (source) entry.inputs[name] = source;
     }
   }
 }
 
 /** The origin of a link in the form that prompts have, [id, slot]; null if there is none. */
-function sourceOf(graph, prefix, linkId, output) {
-  const link = graph.getLink?.(linkId) ?? graph.links[linkId];
-  const node = link && graph.getNodeById(link.origin_id);
+function sourceOf(at, linkId, output) {
+  const link = linkBy(at, linkId);
+  if (!link) return null;
+  if (isFromOutside(link)) {
+    const outside = at.node?.inputs?.[link.origin_slot]?.link;
+    return outside == null ? null : sourceOf(at.outer, outside, output);
+  }
+  const node = at.graph.getNodeById(link.origin_id);
   if (!node) return null;
-  const id = `${prefix}${node.id}`;
-  if (!isOff(node)) return output[id] ? [id, link.origin_slot] : null;
-  const read = (name) => valueOf(graph, prefix, node, name, output);
-  const passed = PASSED_ON[node.type]?.[link.origin_slot];
+  if (isOff(node)) return ofTurnedOff(at, node, link.origin_slot, output);
+  if (node.subgraph) {
+    const inner = node.subgraph.outputs[link.origin_slot]?.linkIds?.[0];
+    return inner == null ? null : sourceOf(inside(at, node), inner, output);
+  }
+  const id = `${at.prefix}${node.id}`;
+  if (output[id]) return [id, link.origin_slot];
+  const through = node.isVirtualNode ? node.inputs?.[0]?.link : null; // Reroute
+  return through == null ? null : sourceOf(at, through, output);
+}
+
+/** What takes the place of an output of a node that is turned off. */
+function ofTurnedOff(at, node, slot, output) {
+  const read = (name) => valueOf(at, node, name, output);
+  const passed = PASSED_ON[node.type]?.[slot];
   if (passed) return read(passed);
-  const stand = STAND_INS[node.type];
-  if (!stand) return null;
-  output[id] ??= { class_type: stand.type, inputs: stand.inputs(read), _meta: { title: node.title } };
-  return [id, 0];
+  if (node.mode === BYPASSED && !STAND_INS[node.type]) {
+    const { type } = node.outputs[slot];
+    const link = [node.inputs?.[slot], ...(node.inputs ?? [])].find((one) => one?.type === type)?.link;
+    return link == null ? null : sourceOf(at, link, output);
+  }
+  if (!STAND_INS[node.type]?.outputs.includes(slot)) return null;
+  return standIn(at, node, read, output);
+}
+
+function standIn(at, node, read, output) {
+  const id = `${at.prefix}${node.id}`;
+  const nodes = Object.entries(STAND_INS[node.type].nodes(read, id));
+  for (const [added, made] of nodes) output[id + added] ??= { ...made, _meta: { title: node.title } };
+  return [id + nodes.at(-1)[0], 0];
+}
+
+/** Whether a link comes from a bypassed RAS KSampler that would pass an empty latent on. */
+function isBlank(at, linkId, output) {
+  const link = linkBy(at, linkId);
+  const node = link && at.graph.getNodeById(link.origin_id);
+  if (node?.type !== "RASKSampler" || node.mode !== BYPASSED || link.origin_slot !== 0) return false;
+  const latent = valueOf(at, node, "latent_image", output);
+  return EMPTY_LATENT.test(output[latent?.[0]]?.class_type);
 }
 
 /** The value of a node's input: the origin of its link, or else the value of its widget. */
-function valueOf(graph, prefix, node, name, output) {
+function valueOf(at, node, name, output) {
   const link = node.inputs?.find((one) => one.name === name)?.link;
-  if (link != null) return sourceOf(graph, prefix, link, output);
-  return node.widgets?.find((one) => one.name === name)?.value ?? null;
+  const source = link == null ? null : sourceOf(at, link, output);
+  return source ?? promoted(at, link) ?? widgetOf(node, name)?.value ?? null;
+}
+
+/** The value of a widget that a subgraph's node shows for a node inside. */
+function promoted(at, linkId) {
+  const link = linkId == null ? null : linkBy(at, linkId);
+  if (!link || !isFromOutside(link)) return null;
+  const name = at.node?.inputs?.[link.origin_slot]?.name;
+  return name == null ? null : widgetOf(at.node, name)?.value;
+}
+
+function widgetOf(node, name) {
+  return node.widgets?.find((one) => one.name === name);
+}
+
+function linkBy({ graph }, id) {
+  return graph.getLink?.(id) ?? graph.links[id];
+}
+
+/** Whether a link comes from an input of the subgraph that it is in. */
+function isFromOutside(link) {
+  return Number(link.origin_id) === SUBGRAPH_INPUT;
+}
+
+function inside(at, node) {
+  return { graph: node.subgraph, prefix: `${at.prefix}${node.id}:`, node, outer: at };
 }
 
 function isOff(node) {
-  return node.mode === 2 || node.mode === 4; // muted, bypassed
+  return node.mode === MUTED || node.mode === BYPASSED;
 }

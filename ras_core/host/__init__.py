@@ -23,6 +23,7 @@ Modules that sample, in reading order:
 Modules for plans (a plan determines what a run of a given speed computes):
 
 - `speed`: the plan of a run, and its noise levels.
+- `fewer_steps`: a run without RAS that costs as much as a run with RAS.
 - `plans`: finds the plans of a model.
 - `outlook`: estimates the time and the closeness of a run with a plan.
 - `calibration`: measures plans.

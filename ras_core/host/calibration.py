@@ -72,7 +72,12 @@ runs with any other format. It takes twice the memory of the format `gpu`."""
 
 
 def calibrate(
-    model: ModelPatcher, conditionings: tuple[list, list], latent: Tensor, cfg: float, seeds: int = SEEDS
+    model: ModelPatcher,
+    conditionings: tuple[list, list],
+    latent: Tensor,
+    cfg: float,
+    seeds: int = SEEDS,
+    source: str = "",
 ) -> PlanSet:
     """Measure a model, save its plans in ComfyUI's user folder, and return them.
 
@@ -82,6 +87,7 @@ def calibrate(
         latent: (b, c, H, W); only its size matters.
         cfg: guidance scale.
         seeds: number of images to measure with, in one batch.
+        source: identifies the nodes from which the model comes; see `PlanSet`.
 
     Raises:
         RASError: the latent is not that of an image.
@@ -95,7 +101,7 @@ def calibrate(
         )
     fingerprint(model)  # plans are saved under it: if it fails, it must fail before minutes of sampling
     task = Task.of(without_ras(model), conditionings, latent, cfg, seeds)
-    plans = Calibration(task).run()
+    plans = replace(Calibration(task).run(), source=source)
     try:
         saved = f"saved as {save_plans(plans, model, latent.shape[-2:]).name}"
     except OSError as error:  # the measurements of minutes are not lost with the file

@@ -107,6 +107,7 @@ class RunSettings:
         solver: the method by which the plan integrates; None to integrate as the user's sampler does.
         shortfall: why the plan cannot reach the speed that the user chose; empty if it can.
         remark: what else the user should know about the plan; empty if there is nothing.
+        levels: as in `Trace`: what the plan's noise levels are; empty if the sampler's own are kept.
     """
 
     config: RASConfig
@@ -116,6 +117,7 @@ class RunSettings:
     solver: Solver | None = None
     shortfall: str = ""
     remark: str = ""
+    levels: str = ""
 
 
 class Settings(Protocol):

@@ -1,4 +1,4 @@
-"""Estimates, before a run and without the model, the time and the closeness of a run with a family's plan."""
+"""Estimates, before a run and without the model, the time and the closeness of a run with a plan."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from ..method.family_plans import family_closeness, family_plans
 from ..method.few_steps import is_few
 from ..method.plan import PLAN_SAMPLERS
+from ..method.plan_set import PlanSet
 
 
 def outlook(
@@ -41,3 +42,30 @@ def outlook(
     closeness = family_closeness(family, speed) if is_best else None
     plan = plan.resized(steps)
     return answer | {"steps": plan.steps, "dense": len(plan.dense_steps), "closeness": closeness}
+
+
+def measured_outlook(
+    plans: PlanSet, speed: str, steps: int, sampler: str | None, denoise: float = 1.0
+) -> dict[str, Any] | None:
+    """Estimate a run with plans that RAS Calibrate has measured on the run's model. The arguments are as in
+    `outlook`.
+
+    Returns:
+        `time`, `steps`, `dense` and `closeness` as in `outlook`, but `time` is that of the plan, and
+        `closeness` is None. `measured`: how close the final latent is to a fine reference, in dB. None if
+        there is no plan for this speed and sampler, its closeness was not measured, or the run has so few
+        steps that RAS stays out of it.
+    """
+    if is_few(steps / (denoise or 1.0)):
+        return None
+    found = [each for each in plans.plans if each.speed == speed and sampler in ("", None, each.sampler)]
+    if not found:
+        return None
+    plan = plans.best(speed, sampler or None)
+    if plan.closeness is None:
+        return None
+    resized = plan.resized(steps)
+    return {
+        "time": 1 / plan.speedup, "steps": resized.steps, "dense": len(resized.dense_steps),
+        "closeness": None, "measured": plan.closeness,
+    }  # fmt: skip

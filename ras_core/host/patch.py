@@ -187,8 +187,8 @@ class RASPatch:
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            told = {"plan": settings.plan, "shortfall": settings.shortfall, "asked_steps": asked}
-            trace = replace(wrappers.finish(), **told)
+            told = {name: getattr(settings, name) for name in ("plan", "shortfall", "levels")}
+            trace = replace(wrappers.finish(), asked_steps=asked, **told)
             trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import folder_paths
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 FOLDER = ("multirate_ras", "plans")
 LONGEST_FILE = 2**20  # bytes; calibration writes a few thousand
+LATENT_FACTORS = (8, 16, 32)  # pixels of an image for each element of a latent, in each direction
 
 
 def plans_folder() -> Path:
@@ -65,6 +67,31 @@ def saved_plans(model: ModelPatcher, size: Sequence[int] | None = None) -> PlanS
     return None
 
 
+def plans_of_source(source: str, pixels: tuple[int, int]) -> PlanSet | None:
+    """The plans that were saved last for a model that is not loaded, or None.
+
+    Args:
+        source: identifies the nodes from which the model comes; see `PlanSet`.
+        pixels: height and width of the image.
+    """
+    for stamp, path in sorted(_stamped("*.json"), reverse=True):
+        size = path.stem.rpartition("-")[2].split("x")
+        if source and _is_size_of(size, pixels):
+            plans = _read_once(path, stamp)
+            if plans is not None and plans.source == source:
+                return plans
+    return None
+
+
+def _is_size_of(size: Sequence[str], pixels: tuple[int, int]) -> bool:
+    """Whether a latent of this size, as in the name of a plan file, is one of an image of `pixels`."""
+    if len(size) != 2 or not all(each.isdecimal() and int(each) for each in size):
+        return False
+    height, width = map(int, size)
+    factor = pixels[0] // height
+    return factor in LATENT_FACTORS and (height * factor, width * factor) == pixels
+
+
 def last_change() -> tuple[str, int] | None:
     """Name and time of the plan file that was saved last, for any model; None if there is no plan file."""
     newest = max(_stamped("*.json"), default=None)
@@ -85,6 +112,12 @@ def _stamped(pattern: str) -> list[tuple[int, Path]]:
 
 def _name(own: str, size: Sequence[int]) -> str:
     return f"{own}-{'x'.join(map(str, size))}.json"
+
+
+@lru_cache(maxsize=64)
+def _read_once(path: Path, stamp: int) -> PlanSet | None:
+    """`_read`, but only once for each time `stamp` at which the file changed."""
+    return _read(path)
 
 
 def _read(path: Path) -> PlanSet | None:

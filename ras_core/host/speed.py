@@ -37,6 +37,7 @@ from .samplers import plan_sampler, plan_solver
 LEVELS_STAY = "the noise levels are kept: {}"
 NOT_DECREASING = "they are not strictly decreasing"
 TOO_CLOSE = "they are too close to each other"
+MEASURED_GRID, EVEN_GRID = "the measured grid", "an even grid"
 
 TOLERANCE = 1e-5
 """Two noise levels count as the same if they differ by at most this fraction of the schedule's first level,
@@ -89,7 +90,7 @@ class Speed:
             plan = self._fitted(plan, given, guider) or plans.best(self.speed, plan.sampler, plain=True)
         if _is_grid_of_any(plans, model, given.sigmas.tolist()):
             return self._by_plan(plan.on_grid(given.steps), given.sigmas, given.sampler)
-        wanted = _levels_of(plan, given, model)
+        wanted = planned_sigmas(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         return self._by_plan(plan.resized(given.steps), wanted, given.sampler)
@@ -130,7 +131,7 @@ class Speed:
         if _is_grid_of_any(plans, model, sigmas.tolist()):
             plan = plans.best(self.speed, sampler).on_grid(given.steps)
             plan = replace(plan, shares=(1.0,) * given.steps)
-        elif not decreases((sigmas := _levels_of(plan, given, model)).tolist()):
+        elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
         settings = self._by_plan(plan, sigmas, given.sampler)
         return replace(settings, plan=f"{settings.plan} (inpainting)")
@@ -151,10 +152,11 @@ class Speed:
             config = replace(config, kv_cache=AUTO)
         solver = plan_solver(sampler, plan.solver)
         origin = plan.origin if solver in (None, plan.sampler) else f"{solver} steps, {plan.origin}"
-        remark = OTHER_MODEL if ELSEWHERE in plan.origin else ""
+        levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
-            config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver, remark=remark
-        )
+            config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver,
+            remark=OTHER_MODEL if ELSEWHERE in plan.origin else "", levels=levels,
+        )  # fmt: skip
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
         """The settings of a dense run with the sampler's own noise levels. These settings allow regional
@@ -200,7 +202,7 @@ def _obstacle(given: OuterSample, guider: Any) -> str | None:
     return None
 
 
-def _levels_of(plan: Plan, given: OuterSample, model: ModelPatcher) -> Tensor:
+def planned_sigmas(plan: Plan, given: OuterSample, model: ModelPatcher) -> Tensor:
     """The plan's noise levels, which replace those of a run."""
     fine = simple_levels(model, FINE_LEVELS)
     return _like(plan.levels_of_part(fine, given.sigmas.tolist()), given.sigmas)

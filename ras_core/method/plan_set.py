@@ -28,11 +28,13 @@ class PlanSet:
             are equally close to the reference, or neither was measured, the earlier one is preferred.
         note: where the plans come from, and how they were measured.
         model: identifies the model that the plans were measured on (host/fingerprint.py); empty if not known.
+        source: identifies the nodes from which the measured model came; empty if it is not known.
     """
 
     plans: tuple[Plan, ...]
     note: str = ""
     model: str = ""
+    source: str = ""
 
     def of_another_model(self) -> PlanSet:
         """These plans, whose origins say that they were measured on a model other than that of the run."""
@@ -62,15 +64,15 @@ class PlanSet:
             )
         return max(found, key=_rank)  # among equally good plans, the first
 
-    def plain(self, speed: str, sampler: str) -> Plan:
+    def plain(self, speed: str, sampler: str | None = None) -> Plan:
         """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the
-        noise levels of its best plan.
+        noise levels of its best plan. `sampler` is as in `best`.
 
         Raises:
             RASError: there is no plan of this speed and sampler at all.
         """
         best = self.best(speed, sampler)
-        if any(p.is_plain for p in self.plans if (p.speed, p.sampler) == (speed, sampler)):
+        if any(p.is_plain for p in self.plans if p.speed == speed and sampler in (None, p.sampler)):
             return self.best(speed, sampler, plain=True)
         steps = max(round(best.full_steps / float(speed.removesuffix("x"))), 1)
         return replace(best, shares=(1.0,) * steps, closeness=None, speedup=best.full_steps / steps)
@@ -88,7 +90,8 @@ class PlanSet:
 
     def to_json(self) -> str:
         plans = [plan.as_dict() for plan in self.plans]
-        values = {"version": VERSION, "note": self.note, "model": self.model, "plans": plans}
+        values = {"version": VERSION, "note": self.note, "model": self.model, "source": self.source}
+        values["plans"] = [plan.as_dict() for plan in self.plans]
         return json.dumps(values, indent=1)
 
     @classmethod
@@ -99,7 +102,7 @@ class PlanSet:
             RASError: the text is not JSON, has another version, or contains an invalid plan.
         """
         values = checked_version("set of plans", read_json(text))
-        plans, texts = values.get("plans"), [values.get(name, "") for name in ("note", "model")]
+        plans, texts = values.get("plans"), [values.get(name, "") for name in ("note", "model", "source")]
         if not isinstance(plans, list) or not plans or not all(isinstance(text, str) for text in texts):
             raise RASError(
                 "a set of plans without any plan.", "a list of plans and a note.", "calibrate again."

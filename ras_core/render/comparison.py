@@ -78,8 +78,7 @@ def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:
         (f"difference x {DIFFERENCE_GAIN:.0f}", difference(first, ras.images[0])),
     ]
     if fewer is not dense:
-        title = f"without RAS   {fewer.trace.n_steps} steps   {fewer.trace.seconds:.1f} s"
-        panels.insert(2, (title, fewer.images[0]))
+        panels.insert(2, (f"{fewer_title(fewer.trace)}   {fewer.trace.seconds:.1f} s", fewer.images[0]))
     canvas = Image.new("RGB", (len(panels) * (PANEL + MARGIN) + MARGIN, height + 116), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for i, (title, image) in enumerate(panels):
@@ -89,6 +88,12 @@ def comparison_image(dense: Run, ras: Run, fewer: Run) -> np.ndarray:
     line = headline(first, ras.images[0], (dense.trace, ras.trace))
     draw.text((MARGIN, height + 70), line, fill=TEXT, font=font(20))
     return np.asarray(canvas, dtype=np.float32)[None] / 255.0
+
+
+def fewer_title(trace: Trace) -> str:
+    """What the run without RAS in fewer steps was: "fewer steps: 14 steps on the measured grid"."""
+    levels = f"on {trace.levels}" if trace.levels else "on your scheduler's grid"
+    return f"fewer steps: {trace.n_steps} steps {levels}"
 
 
 def _panel_size(height: int, width: int) -> tuple[int, int]:

@@ -63,6 +63,8 @@ class Trace:
         is_dense_disturbed: whether the times of that dense run are disturbed.
         asked_steps: steps of the sampler node, which a plan may replace by fewer; 0 if not known.
         shortfall: why the plan cannot reach the chosen speed; empty if it can.
+        levels: what the noise levels are if the plan's replaced the sampler's own: "the measured grid" or "an
+            even grid"; empty if the sampler's own were kept.
     """
 
     grid: TokenGrid
@@ -80,6 +82,7 @@ class Trace:
     asked_steps: int = 0
     shortfall: str = ""
     remarks: tuple[str, ...] = ()
+    levels: str = ""
 
     @classmethod
     def empty(cls, reason: str) -> Trace:

@@ -17,7 +17,7 @@ SOURCES = {"RASDemoModel", "RASDemoPrompt"}
 """Without them there is nothing to sample, as without ComfyUI's own loader and text encoder."""
 
 NO_IMAGE = {(name, mode) for name in SOURCES for mode in (BYPASSED, MUTED)} | {
-    ("RASKSampler", MUTED),  # as ComfyUI's KSampler
+    ("RASKSampler", MUTED),  # in the browser, web/turned_off.js lets a KSampler take its place
     ("RASPatchModel", MUTED), ("RASTrace", MUTED),  # in the browser, web/turned_off.js passes their inputs on
 }  # fmt: skip
 

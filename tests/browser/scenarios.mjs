@@ -2,7 +2,7 @@
 
 import { Browser } from "./comfy_page.mjs";
 
-const scenarios = { load, run, interrupt, turnedOff, leave, downstream, otherNodes, subgraph, blueprint };
+const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // ComfyUI does not run an unchanged graph again
 
 /** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
@@ -304,6 +304,136 @@ async function turnOff(page) {
   await page.settle(800);
   await page.screenshot("turned_off");
   return { prompts, end, shown: await page.shownPictures(), panel: await page.panel() };
+}
+
+/** Prompts and runs of graphs in which nodes that sample are bypassed or muted. */
+async function standIns(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await prepare(page, workflow, sampler, { steps: 3, size: 128 });
+  const prompts = await page.page.evaluate(async () => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const add = (type) => (app.graph.add(LiteGraph.createNode(type)), app.graph.nodes.at(-1));
+    const [first, decode, save] = ["RASKSampler", "VAEDecode", "SaveImage"].map(one);
+    const copyInputs = (node) => {
+      for (const name of ["model", "positive", "negative", "latent_image"]) {
+        const slot = first.findInputSlot(name);
+        const { origin_slot } = app.graph.getLink?.(first.inputs[slot].link) ?? app.graph.links[first.inputs[slot].link];
+        first.getInputNode(slot).connect(origin_slot, node, name);
+      }
+    };
+    /** The classes of the nodes before an input, from the nearest on along the inputs that images come through. */
+    const chain = async (node, name) => {
+      const { output } = await app.graphToPrompt();
+      const found = [];
+      for (let [id] = output[node.id].inputs[name] ?? []; output[id]; ) {
+        found.push(output[id].class_type);
+        const { samples, latent_image } = output[id].inputs;
+        [id] = samples ?? latent_image ?? [];
+      }
+      return found;
+    };
+    const off = async (node, mode, from, name) => {
+      node.mode = mode;
+      const found = await chain(from, name);
+      node.mode = 0;
+      return found;
+    };
+    const found = {};
+    found.muted = await off(first, 2, decode, "samples");
+    found.bypassed = await off(first, 4, decode, "samples");
+
+    const second = add("RASKSampler");
+    copyInputs(second);
+    first.connect(0, second, "latent_image");
+    second.connect(0, decode, "samples");
+    found.secondBypassed = await off(second, 4, decode, "samples");
+    found.secondMuted = await off(second, 2, decode, "samples");
+    first.connect(0, decode, "samples");
+    [second, decode].forEach((node) => (node.mode = 2));
+    found.branch = Object.values((await app.graphToPrompt()).output).filter((node) => node.class_type === "KSampler");
+    decode.mode = 0;
+    app.graph.remove(second);
+
+    const compare = add("RASCompare");
+    copyInputs(compare);
+    decode.getInputNode(1).connect(1, compare, "vae");
+    compare.connect(1, save, "images");
+    found.compareMuted = await off(compare, 2, save, "images");
+    found.compareBypassed = await off(compare, 4, save, "images");
+    decode.connect(0, save, "images");
+    app.graph.remove(compare);
+
+    const [patch, lora, reroute] = ["RASPatchModel", "LoraLoaderModelOnly", "Reroute"].map(add);
+    first.getInputNode(first.findInputSlot("model")).connect(0, reroute, 0);
+    reroute.connect(0, lora, "model");
+    lora.connect(0, patch, "model");
+    patch.connect(0, first, "model");
+    [patch.mode, lora.mode] = [2, 4];
+    const { output } = await app.graphToPrompt();
+    found.model = output[output[first.id].inputs.model?.[0]]?.class_type;
+    first.mode = 2;
+    window.subgraphNode = app.graph.convertToSubgraph(new Set([first])).node;
+    found.inside = await chain(decode, "samples");
+    return found;
+  });
+  const end = await (await page.queue()).end();
+  await page.settle(800);
+  await page.screenshot("stand_ins");
+  return { prompts, end, shown: await page.shownPictures(), problems: page.problems };
+}
+
+/** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph. */
+async function hinted(browser, { workflow, sampler }) {
+  const page = await browser.open();
+  await page.load(workflow);
+  await page.set(sampler, { speed: "2x" });
+  const text = async () => {
+    await page.settle(1000);
+    return page.page.evaluate(() =>
+      [...document.querySelectorAll(".multirate-ras-hint")].map((one) => [one.textContent, one.title]).find(([told]) => told),
+    );
+  };
+  const found = { saved: await text() };
+  await page.screenshot("hint_measured");
+  const [width] = await page.page.evaluate(() =>
+    app.graph.nodes.find((one) => one.type === "EmptySD3LatentImage").widgets.map(({ value }) => value),
+  );
+  await page.set("EmptySD3LatentImage", { width: width + 128 });
+  await page.set(sampler, { speed: "2x" });
+  found.otherSize = await text();
+  await page.page.evaluate((sampler) => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const node = one(sampler);
+    app.graph.add(LiteGraph.createNode("RASCalibrate"));
+    app.graph.add(LiteGraph.createNode("RASPatchModel"));
+    one("RASDemoModel").connect(0, one("RASPatchModel"), "model");
+    one("RASPatchModel").connect(0, one("RASCalibrate"), "model");
+    one("EmptySD3LatentImage").connect(0, one("RASCalibrate"), "latent_image");
+    one("RASCalibrate").connect(0, node, "plan");
+    for (const hint of document.querySelectorAll(".multirate-ras-hint")) hint.textContent = "";
+    one("RASPatchModel").widgets.find(({ name }) => name === "speed").value = "3x";
+  }, sampler);
+  await page.set(sampler, { speed: "2x" });
+  const ofSampler = async () => {
+    await page.settle(1000);
+    return page.page.evaluate((sampler) => {
+      const node = app.graph.nodes.find((one) => one.type === sampler) ?? window.subgraphNode.subgraph.nodes[0];
+      return node.widgets.find(({ name }) => name === "multirate_ras_hint").element.textContent;
+    }, sampler);
+  };
+  found.notCalibrated = await ofSampler();
+  await page.set("EmptySD3LatentImage", { width });
+  await page.set(sampler, { speed: "2x" });
+  found.connected = await ofSampler();
+  await page.page.evaluate((sampler) => {
+    const node = app.graph.nodes.find((one) => one.type === sampler);
+    node.disconnectInput(node.findInputSlot("plan"));
+    window.subgraphNode = app.graph.convertToSubgraph(new Set([node])).node;
+    const speed = window.subgraphNode.subgraph.nodes[0].widgets.find(({ name }) => name === "speed");
+    speed.callback?.(speed.value);
+  }, sampler);
+  found.inside = await ofSampler();
+  return { ...found, problems: page.problems };
 }
 
 /** The user changes to the other kind of nodes in an open page. */

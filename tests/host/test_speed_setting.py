@@ -573,6 +573,16 @@ class TestChoice:
         assert info.text.count("have no effect: start_percent, end_percent.") == 1
         assert "effect: plan" not in info.text
 
+    def test_a_comparison_with_fewer_steps_of_the_connected_plan(self, sd3):
+        """The set has no plan without regional steps: the noise levels are those of its only plan."""
+        vae = SimpleNamespace(decode=lambda latent: latent[:, :3].movedim(1, -1).sigmoid())
+        given = {"model": sd3.build(), **DEFAULTS, **values(sd3)}
+        result = RASCompare.execute(vae, speed="2x", plan=planned(), **given)
+        steps = result.ui["ras_compare"][0]["steps"]["fewer"]
+        assert steps == 14  # the cost of 11 dense steps, and of 6 with half of the tokens
+        latent, _ = ras_ksampler(sd3, "2x", plan=planned(steps=steps, dense=steps))
+        assert torch.equal(result.args[5], vae.decode(latent))
+
     def test_plans_without_the_speed_are_refused(self, sd3):
         with pytest.raises(RASError, match="no plan for 3x and euler.*Expected"):
             ras_ksampler(sd3, "3x", plan=planned())

@@ -1,19 +1,28 @@
 """The line in a node that estimates a run before it starts: time, steps and closeness, from the plan."""
 
 import json
+import os
 import struct
 import urllib.error
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import urlencode
 
+import numpy as np
 import pytest
+import torch
+from comfy_execution.graph import DynamicPrompt
+from ras_pack.nodes import plans
 from ras_pack.nodes.hint import answer_to, family_of, family_of_file
+from ras_pack.nodes.model_source import digest, source_in_prompt
 from ras_pack.ras_core.host.outlook import outlook
 from ras_pack.ras_core.host.patch import last_trace, patch_model
+from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.family_plans import family_closeness, family_plans
-from ras_pack.ras_core.method.plan import PLAN_SPEEDS
+from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
+from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.models import adapter_for
 from support.comfy import ROOT
 from support.families import FAMILIES
@@ -88,6 +97,116 @@ class TestOutlook:
     def test_another_question_is_refused(self, query):
         with pytest.raises(ValueError):
             answer_to(query)
+
+
+LOADER = ["CheckpointLoaderSimple", {"ckpt_name": "a.safetensors"}]
+LORA = ["LoraLoaderModelOnly", {"lora_name": "b.safetensors", "strength_model": 1}]
+
+SOME = (Plan("2x", "euler", (1.0,), (1.0,) * 14),)
+PROMPT = {
+    "1": {"class_type": LOADER[0], "inputs": LOADER[1]},
+    "2": {"class_type": LORA[0], "inputs": {"model": ["1", 0], **LORA[1]}},
+    "3": {"class_type": "RASPatchModel", "inputs": {"model": ["2", 0], "speed": "2x"}},
+    "4": {"class_type": "ModelMergeSimple", "inputs": {"model1": ["1", 0], "model2": ["2", 0], "ratio": 1.0}},
+}
+
+
+class TestMeasured:
+    """Plans that RAS Calibrate has saved for the graph's model and image size precede those of the family."""
+
+    @pytest.fixture(autouse=True)
+    def _own_user_folder(self, tmp_path, monkeypatch):
+        import folder_paths
+
+        monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+
+    @pytest.fixture
+    def model(self, sd3):
+        return sd3.build()
+
+    def asked(self, chain=(LORA, LOADER), size=(768, 1024), **changes):
+        height, width = size
+        query = {"speed": "2x", "steps": "28", "sampler": "euler", "family": "sd3"}
+        size = {"source": json.dumps(chain), "width": str(width), "height": str(height)}
+        return answer_to({**query, **size, **changes})
+
+    def saved(self, model, chain=(LORA, LOADER), size=(96, 128), steps=16):
+        shares = (1.0,) * 12 + (0.6,) * (steps - 12)
+        plan = Plan("2x", "euler", (0.7, 0.3), shares, speedup=1.98, closeness=21.3)
+        return save_plans(PlanSet((plan,), source=digest(chain)), model, size)
+
+    def test_the_plan_of_this_model_and_size(self, model):
+        assert self.asked()["steps"] == 17  # the family's
+        self.saved(model)
+        expected = {"time": 1 / 1.98, "steps": 16, "dense": 12, "closeness": None, "measured": 21.3}
+        assert self.asked() == expected
+        assert self.asked(sampler="") == expected
+        assert self.asked(steps="56")["steps"] == 32
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"chain": [LOADER]}, {"chain": [[LORA[0], {**LORA[1], "strength_model": 0.5}], LOADER]},
+            {"chain": []}, {"chain": 3}, {"chain": "x"}, {"size": (1024, 768)}, {"size": (1024, 1024)},
+            {"size": (0, 0)}, {"speed": "3x"}, {"sampler": "dpmpp_2m"}, {"sampler": "heun"},
+        ],
+    )  # fmt: skip
+    def test_another_question_gets_the_familys_plan(self, model, changes):
+        self.saved(model)
+        assert "measured" not in self.asked(**changes)
+
+    def test_the_latest_plan_applies(self, model):
+        path = self.saved(model)
+        assert self.asked()["steps"] == 16
+        self.saved(model, steps=14)
+        os.utime(path, ns=(2**62, 2**62))  # a file system may have coarse times
+        assert self.asked()["steps"] == 14
+        path.write_text("damaged")
+        assert "measured" not in self.asked()
+
+    @pytest.mark.parametrize("changes", [{"source": "{"}, {"width": "x"}, {"source": "[" * 10**5}])
+    def test_a_malformed_question_is_refused(self, model, changes):
+        self.saved(model)
+        with pytest.raises(ValueError):
+            self.asked(**changes)
+
+    def test_calibration_keeps_the_nodes_that_the_model_comes_from(self, monkeypatch, sd3):
+        kept = []
+        monkeypatch.setattr(plans, "calibrate", lambda *args: kept.append(args[-1]) or PlanSet(SOME))
+        monkeypatch.setattr(plans, "front_image", lambda plans: np.zeros((1, 8, 8, 3), np.float32))
+        prompt = DynamicPrompt(
+            {"7:3": {"class_type": "RASCalibrate", "inputs": {"model": ["2", 0]}}, **PROMPT}
+        )
+        hidden = SimpleNamespace(dynprompt=prompt, unique_id="7:3", prompt=None, extra_pnginfo=None)
+        monkeypatch.setattr(plans.RASCalibrate, "hidden", hidden)
+        latent = {"samples": torch.zeros(1, 16, 8, 8)}
+        plans.RASCalibrate.execute(sd3.build(), sd3.conditioning(1), sd3.conditioning(2), latent, 4.0, 1)
+        assert kept == [digest([LORA, LOADER])] != [""]
+
+
+class TestSource:
+    @pytest.fixture(autouse=True)
+    def _known_nodes(self, monkeypatch):
+        import comfy_extras.nodes_model_merging as merging
+
+        import nodes as host_nodes
+
+        for name, node in merging.NODE_CLASS_MAPPINGS.items():
+            monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, name, node)
+
+    def source(self, origin: str) -> str:
+        prompt = {**PROMPT, "9": {"class_type": "RASCalibrate", "inputs": {"model": [origin, 0]}}}
+        return source_in_prompt(prompt.__getitem__, "9")
+
+    def test_all_nodes_that_change_the_model_count(self):
+        assert self.source("2") == digest([LORA, LOADER]) != self.source("1") == digest([LOADER])
+
+    def test_merged_models_have_none(self):
+        assert self.source("4") == ""
+
+    def test_numbers_are_those_of_a_browser(self):
+        other = ["LoraLoaderModelOnly", {"strength_model": 1.0, "lora_name": "b.safetensors"}]
+        assert digest([other, LOADER]) == digest([LORA, LOADER])
 
 
 class TestFamily:

@@ -6,9 +6,11 @@ import re
 import sys
 from functools import partial
 
+import comfy.sample
 import numpy as np
 import pytest
 import torch
+from PIL import ImageDraw
 from ras_pack.ras_core.render.comparison import headline
 from support.comfy import ROOT
 from support.sampling import sample
@@ -323,6 +325,36 @@ class TestSampling:
         assert _execute(nodes["RASTrace"], model=patched, latent=latent)[1].n_steps == 10
 
 
+class TinyVae:
+    """A stand-in for a VAE: its image is the latent's first three channels."""
+
+    def decode(self, samples):
+        return samples[:, :3].movedim(1, -1).sigmoid()
+
+
+@pytest.fixture
+def titles(monkeypatch) -> list[str]:
+    """All texts that are drawn in the images."""
+    drawn, draw = [], ImageDraw.ImageDraw.text
+
+    def listened(own, at, text, **options):
+        drawn.append(text)
+        draw(own, at, text, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", listened)
+    return drawn
+
+
+def _sample_custom(family, inputs: dict, sampler, levels: torch.Tensor) -> torch.Tensor:
+    """The latent of a model without RAS from ComfyUI's function for custom samplers."""
+    latent, seed = inputs["latent_image"]["samples"], inputs["seed"]
+    noise = comfy.sample.prepare_noise(latent, seed)
+    conditionings = (inputs["positive"], inputs["negative"])
+    return comfy.sample.sample_custom(
+        family.build(), noise, inputs["cfg"], sampler, levels, *conditionings, latent, seed=seed
+    )
+
+
 class TestCompare:
     def test_numbers_by_hand(self, nodes):
         from ras_pack.ras_core.render.comparison import difference, psnr, ssim
@@ -379,6 +411,48 @@ class TestCompare:
         assert ras[1].against(dense[1]).expected_speedup == pytest.approx(2, rel=0.02)
         assert re.match(r"(about )?\d\.\d\dx faster", headline(image, image, (dense[1], ras[1])))
         assert result.ui["ras_compare"][0]["steps"]["fewer"] == 6
+
+    @pytest.mark.parametrize(
+        ("speed", "sampler", "solver"),
+        [("2x", "euler", "ab2"), ("2x", "dpmpp_2m", "ab2"), ("3x", "dpmpp_2m", "euler")],
+    )
+    def test_fewer_steps_are_those_of_the_best_plain_plan(
+        self, nodes, sd3, sampler_inputs, titles, speed, sampler, solver
+    ):
+        """The scheduler is one that would give another image; at 3x, the best plan is for euler."""
+        inputs = {**sampler_inputs, "steps": 28, "sampler_name": sampler, "scheduler": "karras"}
+        settings = _settings(speed=speed)
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs, **settings)
+        steps = result.ui["ras_compare"][0]["steps"]["fewer"]
+        assert steps == round(28 / float(speed[:-1]))
+        planned = {"speed": speed, "steps": 28, "denoise": 1.0, "sampler": "euler"}
+        levels = _execute(nodes["RASScheduler"], model=sd3.build(), **planned)[0]
+        order = _execute(nodes["RASSampler"], order=solver)[0]
+        expected = _sample_custom(sd3, inputs, order, levels)
+        assert torch.allclose(result.args[5], TinyVae().decode(expected), atol=1e-5)
+        assert f"fewer steps: {steps} steps on the measured grid" in str(titles)
+
+    @pytest.mark.parametrize("changes", [{"sampler_name": "heun"}, {"speed": "custom"}])
+    def test_fewer_steps_with_the_users_own_scheduler(self, nodes, sd3, sampler_inputs, titles, changes):
+        inputs = {**sampler_inputs, "scheduler": "karras", **_settings(speed="2x"), **changes}
+        result = _execute(nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs)
+        steps = result.ui["ras_compare"][0]["steps"]["fewer"]
+        dense = {**inputs, **_settings(sample_ratio=1.0), "steps": steps}
+        expected = _execute(nodes["RASKSampler"], model=sd3.build(), **dense)[0]["samples"]
+        assert torch.equal(result.args[5], TinyVae().decode(expected))
+        assert f"fewer steps: {steps} steps on your scheduler's grid" in str(titles)
+
+    def test_inpainting_has_no_other_fewer_steps(self, nodes, sd3, sampler_inputs, titles):
+        """With a mask, the run with RAS is one of fewer steps itself."""
+        mask = torch.zeros(1, 1, 128, 128)
+        mask[..., :32, :32] = 1.0
+        latent = {"samples": torch.zeros(2, 16, 16, 16), "noise_mask": mask}
+        inputs = {**sampler_inputs, "steps": 28, "latent_image": latent}
+        result = _execute(
+            nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs, **_settings(speed="2x")
+        )
+        assert torch.equal(result.args[5], result.args[1])
+        assert "fewer steps: 14 steps on an even grid" in str(titles)
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
