@@ -112,8 +112,8 @@ def extrapolator(
 
 
 def _spreads_fast(slots: Slots) -> bool:
-    """Whether forecast errors can be spread at little cost. On a GPU, PyTorch's operations need twelve times as
-    long as the Triton kernels (tests/gpu/test_gpu_forecasts.py), which is more than the correction is worth.
+    """Whether forecast errors can be spread at little cost. On a GPU, PyTorch's operations need twelve times
+    as long as the Triton kernels (tests/gpu/test_gpu_forecasts.py): more than the correction is worth.
     """
     rows = next(rows for slot, rows in slots.items() if slot != TIMES)
     key, value = rows.tensors[:2]

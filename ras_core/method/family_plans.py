@@ -30,8 +30,8 @@ REGIONAL: dict[str, tuple[int, Rhythm]] = {
 those measured, as the mean of three models."""
 
 PLAIN: dict[str, tuple[str, ...]] = {"lumina2": ("2.5x", "3x")}
-"""By family: speeds at which no plan with regional steps that was measured on the family was better than a plan
-without them."""
+"""By family: speeds at which no plan with regional steps that was measured was better than a plan without
+them."""
 # By family that was not measured: the measured family whose blocks are most similar.
 NEAREST = {
     "aura_flow": "flux",

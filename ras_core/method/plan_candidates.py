@@ -67,8 +67,8 @@ def shares_for(budget: float, share: float, dense: float, cost: RegionalCost) ->
 
 
 def alternating(budget: float, share: float, dense: float, cost: RegionalCost) -> tuple[float, ...] | None:
-    """As `shares_for`, but after the dense steps at the start, regional and dense steps alternate; the last step
-    is regional. `dense` is the share of the budget that is spent on the start.
+    """As `shares_for`, but after the dense steps at the start, regional and dense steps alternate; the last
+    step is regional. `dense` is the share of the budget that is spent on the start.
     """
     start = max(round(budget * dense), MIN_DENSE)
     n_regional = round((budget - start + 1) / (1 + cost(share)))
@@ -99,8 +99,8 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
     """The same dense and regional steps, with the token share of the regional steps changed so that the cost
     of the run equals the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE, for
     example because the text has many rows. If a regional step costs less than its share of the tokens,
-    because it leaves out the rows of reference images, dense steps are expensive: then only the first steps are
-    dense, and there are more regional ones.
+    because it leaves out the rows of reference images, dense steps are expensive: then only the first steps
+    are dense, and there are more regional ones.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all

@@ -89,7 +89,6 @@ class PlanSet:
         return "\n".join(_line(plan) for plan in self.chosen())
 
     def to_json(self) -> str:
-        plans = [plan.as_dict() for plan in self.plans]
         values = {"version": VERSION, "note": self.note, "model": self.model, "source": self.source}
         values["plans"] = [plan.as_dict() for plan in self.plans]
         return json.dumps(values, indent=1)
