@@ -26,10 +26,9 @@ class RASSampler(CheckedNode):
             inputs=[
                 io.Combo.Input(
                     "order", options=list(SOLVERS), default="dpmpp_2m",
-                    tooltip="dpmpp_2m and ab2 are second-order methods, which are better up to a speed-up "
-                    "of about 2.7. In runs of few steps that all compute the whole image, the result of ab2 "
-                    "is closer to that of a run with many steps than the result of dpmpp_2m. euler is a "
-                    "first-order method; try it for speed-ups above about 2.7.",
+                    tooltip="How steps are integrated. ab2 is the best method on the noise levels of RAS "
+                    "Scheduler: its results are closest to those of runs with many steps. dpmpp_2m and euler "
+                    "are ComfyUI's methods.",
                 ),
             ],
             outputs=[io.Sampler.Output(display_name="sampler", tooltip="The sampler, for a custom sampling "

@@ -28,7 +28,7 @@ class RASCalibrate(CheckedNode):
             **found_by("calibrate", "measure", "plan", "schedule"),
             description="Measures at which noise levels your model needs the most sampling steps, tries "
             "plans for speed-ups of 1.5, 2, 2.5 and 3, and saves the best plans for this model and image "
-            "size. Run this node once. It takes about as long as sampling 23 images with 28 steps, times "
+            "size. Run this node once. It takes about as long as sampling 21 images with 28 steps, times "
             "the number of images that it measures with (input seeds).",
             inputs=[
                 io.Model.Input(

@@ -13,12 +13,12 @@ The work in order:
 4. On the grid whose result is closest to the reference latents, sample runs with regional steps. Each of them
    has as many FLOPs as the dense run on that grid.
 
-For each seed, a calibration samples 48 runs with 708 steps in total; 232 of these steps are in runs with
-regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 653 dense steps; those of the
-runs with regional steps equal 177. The following estimate is for two seeds. It assumes that a dense step of
+For each seed, a calibration samples 42 runs with 630 steps in total; 190 of these steps are in runs with
+regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 599 dense steps; those of the
+runs with regional steps equal 159. The following estimate is for two seeds. It assumes that a dense step of
 one image with the positive and the negative prompt takes 64 ms, as measured on an H100 (another measurement
 gave 58 ms, see conditionings.py). It also assumes that runs with regional steps take a tenth more time than
-their FLOPs suggest. Then a calibration takes 2 x (653 + 17.7) x 64 ms = 86 s.
+their FLOPs suggest. Then a calibration takes 2 x (599 + 15.9) x 64 ms = 79 s.
 """
 
 from __future__ import annotations
