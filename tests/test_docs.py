@@ -73,10 +73,14 @@ class TestReadme:
 
     def test_its_figures_are_those_of_the_page_about_quality(self):
         detailed = table("docs/quality.md", "| speed | plan |")
-        for speed, (time, *psnr, without) in table("README.md", "| speed | time |").items():
+        rivals = table("docs/quality.md", "| PSNR, dB | 1.5x |")
+        comfyui = rivals["the best of ComfyUI's schedulers `simple` and `beta`"]
+        lines = table("README.md", "| speed | time |").items()
+        for number, (speed, (time, *psnr, without)) in enumerate(lines):
             speed = speed.strip("`")
-            expected = detailed[speed]
-            assert [value.removesuffix(" dB") for value in (*psnr, without)] == expected[1:5]
+            assert [value.removesuffix(" dB") for value in psnr] == detailed[speed][1:4]
+            assert without.removesuffix(" dB") == comfyui[number]
+            assert rivals["**the plan**"][number].strip("*") == " / ".join(detailed[speed][1:4])
             assert time == f"{100 / float(speed.removesuffix('x')):.0f} %"
 
     def test_every_footnote_is_defined_and_used(self):
@@ -96,24 +100,24 @@ def test_links_lead_to_files_and_headings(name):
 
 class TestFigures:
     def test_psnr_of_the_plans(self):
-        """The cells from which the table was made; at 1.5x, on noise levels half-way to even ones."""
-        file = RESULTS / "2026-11-26-h100/quality/cells.csv"
+        """The cells from which the table was made, and the plans of the pack."""
+        plans = importlib.import_module(f"{PACK}.ras_core.method.family_plans").family_plans
+        file = RESULTS / "2026-11-27-h200/quality/cells.csv"
         cells = list(csv.DictReader(file.read_text(encoding="utf-8").splitlines()))
         for speed, row in table("docs/quality.md", "| speed | plan |").items():
-            steps, sampler, dense = re.match(r"(\d+) steps (\w+), (\d+) dense", row[0]).groups()
-            grid = "calibrated:0.5" if speed == "1.5x" else "calibrated"
-            wanted = {
-                "method": "plan", "steps": steps, "sampler": sampler, "grid": grid, "kv_cache": "forecast",
-                "extra": '{"continue_outputs": true}',
-            }  # fmt: skip
+            told = re.fullmatch(r"(\d+) steps \((\d+) dense, (\d+) %\)", row[0]).groups()
             for family, shown in zip(("sd3", "lumina2", "flux"), row[1:4], strict=True):
+                plan = plans(family).best(speed)
+                if not plan.is_plain:
+                    dense, share = len(plan.dense_steps), f"{100 * min(plan.shares):.0f}"
+                    assert (str(plan.steps), str(dense), share) == told
                 found = {
                     f"{float(cell['psnr']):.1f}"
                     for cell in cells
-                    if cell["family"] == family
-                    and cell["shares"].split("+").count("1.0") == int(dense)
-                    and abs(float(cell["cost_sd3"]) - float(speed.removesuffix("x"))) < 0.01
-                    and wanted.items() <= cell.items()
+                    if (cell["family"], cell["steps"]) == (family, str(plan.steps))
+                    and cell["method"] == ("dense" if plan.is_plain else "plan")
+                    and cell["shares"].split("+").count("1.0") == (0 if plan.is_plain else dense)
+                    and cell["extra"] in ("", '{"continue_outputs": true, "spread": true}')
                 }
                 assert found == {shown}, (speed, family)
 

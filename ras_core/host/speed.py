@@ -85,15 +85,18 @@ class Speed:
             return self._by_shares(given, guider, reason)
         measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
-        plan = plans.best(self.speed, plan_sampler(given.sampler))
-        if not measured and not plan.is_plain:
-            plan = self._fitted(plan, given, guider) or plans.best(self.speed, plan.sampler, plain=True)
-        if _is_grid_of_any(plans, model, given.sigmas.tolist()):
-            return self._by_plan(plan.on_grid(given.steps), given.sigmas, given.sampler)
+        best = plans.best(self.speed, plan_sampler(given.sampler))
+        is_made = _is_grid_of_any(plans, model, given.sigmas.tolist())
+        plan = _for_run(best, given, is_made)
+        if not plan.is_plain and not (measured and plan.full_steps == best.full_steps):
+            plan = self._fitted(plan, given, guider) or plans.plain(self.speed, best.sampler)
+            plan = _for_run(plan, given, is_made)
+        if is_made:
+            return self._by_plan(plan, given.sigmas, given.sampler)
         wanted = planned_sigmas(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
-        return self._by_plan(plan.resized(given.steps), wanted, given.sampler)
+        return self._by_plan(plan, wanted, given.sampler)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has too few steps to gain from RAS. If RAS Scheduler made its noise levels, the
@@ -137,8 +140,8 @@ class Speed:
         return replace(settings, plan=f"{settings.plan} (inpainting)")
 
     def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan | None:
-        """A family's plan with its shares of tokens changed so that this model reaches the plan's speed; None
-        if no shares reach it.
+        """A plan with its shares of tokens changed so that this run reaches the plan's speed; None if no
+        shares reach it.
         """
         budget = plan.full_steps / float(self.speed.removesuffix("x"))
         shares = fitted(plan.shares, budget, _cost_of(given, guider))
@@ -178,6 +181,11 @@ class Speed:
         config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
         said = described(self.speed, shares, given.steps)
         return RunSettings(config, given.sigmas, said, shortfall or origin, shortfall=shortfall)
+
+
+def _for_run(plan: Plan, given: OuterSample, is_made: bool) -> Plan:
+    """A plan for as many steps as the run has; `is_made`: its noise levels are already those of a plan."""
+    return plan.on_grid(given.steps) if is_made else plan.resized(given.steps)
 
 
 def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:

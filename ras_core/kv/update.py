@@ -115,7 +115,9 @@ def _spreads_fast(slots: Slots) -> bool:
     """Whether forecast errors can be spread at little cost. On a GPU, PyTorch's operations need twelve times
     as long as the Triton kernels (tests/gpu/test_gpu_forecasts.py): more than the correction is worth.
     """
-    rows = next(rows for slot, rows in slots.items() if slot != TIMES)
+    rows = next((rows for slot, rows in slots.items() if slot != TIMES), None)
+    if rows is None:  # no attention is cached
+        return True
     key, value = rows.tensors[:2]
     return key.device.type == "cpu" or kernels_for(key, value, SPREAD) is not None
 

@@ -22,8 +22,11 @@ LEAST_FITTED = 0.4
 """Smallest token share of a regional step in a plan that is fitted to another model. The smallest share of a
 measured plan (`family_plans.REGIONAL`) is 0.5."""
 
-EDITED_SHARE = 0.7
-"""Approximate token share of a regional step if regional steps leave out the rows of reference images."""
+USUAL_SHARE = 0.7
+"""Approximate token share of a regional step in runs in which only the first steps are dense."""
+
+LARGEST_COST = 0.85
+"""If a regional step with USUAL_SHARE costs more, it saves too little to be worth its error."""
 
 DENSE_PART = 0.45
 """Share of a run's cost that dense steps have in `shares_of_steps`, where the number of steps is given."""
@@ -97,10 +100,13 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
     """The same dense and regional steps, with the token share of the regional steps changed so that the cost
-    of the run equals the budget. None if that share would not be between LEAST_FITTED and MAX_SHARE, for
-    example because the text has many rows. If a regional step costs less than its share of the tokens,
-    because it leaves out the rows of reference images, dense steps are expensive: then only the first steps
-    are dense, and there are more regional ones.
+    of the run equals the budget.
+
+    If the share would have to be below LEAST_FITTED, for example because the text has many rows, only the
+    first steps are dense, and there are more regional steps with larger shares. If a regional step costs less
+    than its share of the tokens, because it leaves out the rows of reference images, it is the same, as dense
+    steps are expensive. None if the shares would not be between LEAST_FITTED and MAX_SHARE either,
+    or if regional steps save too little.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all
@@ -108,14 +114,16 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
-    if cost(EDITED_SHARE) < EDITED_SHARE:
-        return shares_for(budget, EDITED_SHARE, DENSE_PART, cost)
     n_dense = sum(share == 1 for share in shares)
     each = (budget - n_dense) / (len(shares) - n_dense)
-    if not cost(LEAST_FITTED) <= each <= cost(MAX_SHARE):
+    leaves_out_references = cost(USUAL_SHARE) < USUAL_SHARE
+    if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE) and not leaves_out_references:
+        share = _share_of(each, cost)
+        return tuple(1.0 if known == 1 else share for known in shares)
+    if (each > cost(MAX_SHARE) and not leaves_out_references) or cost(USUAL_SHARE) > LARGEST_COST:
         return None
-    share = _share_of(each, cost)
-    return tuple(1.0 if known == 1 else share for known in shares)
+    other = shares_for(budget, USUAL_SHARE, DENSE_PART, cost)
+    return other if other and min(other) >= LEAST_FITTED else None
 
 
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:

@@ -113,5 +113,5 @@ def test_a_calibration_is_not_lost_if_it_cannot_be_saved(sd3, tmp_path, monkeypa
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
     monkeypatch.setattr(calibration.Calibration, "run", lambda self: PLANS)
     conds = (sd3.conditioning(1), sd3.conditioning(2))
-    assert calibration.calibrate(sd3.build(), conds, torch.zeros(1, 16, *SIZE), 4.0, 1) is PLANS
+    assert calibration.calibrate(sd3.build(), conds, torch.zeros(1, 16, *SIZE), 4.0, 1) == PLANS
     assert "the plans are not saved" in caplog.text and plans_folder().exists() is False

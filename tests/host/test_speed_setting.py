@@ -196,11 +196,10 @@ class TestCost:
 
     def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
         flux = FAMILIES["flux"]
-        text = {"positive": flux.conditioning(1, rows=40), "negative": flux.conditioning(2, rows=40)}
-        _, trace = ras_ksampler(flux, "2x", flux.build(), sampler_name="dpmpp_2m", **text)
-        assert (trace.n_steps, trace.regional_steps) == (17, 11)
-        _, trace = ras_ksampler(flux, "3x", flux.build(), sampler_name="dpmpp_2m", **text)
-        assert (trace.n_steps, trace.regional_steps, trace.notes) == (9, 0, ())
+        for rows, expected in ((4, (17, 7, ())), (20, (16, 10, ())), (80, (14, 0, ()))):
+            text = {"positive": flux.conditioning(1, rows=rows), "negative": flux.conditioning(2, rows=rows)}
+            _, trace = ras_ksampler(flux, "2x", flux.build(), sampler_name="dpmpp_2m", **text)
+            assert (trace.n_steps, trace.regional_steps, trace.notes) == expected
 
     def test_what_is_reached_is_said(self, sd3, info):
         text = {"positive": sd3.conditioning(1, rows=40), "negative": sd3.conditioning(2, rows=40)}
@@ -215,7 +214,7 @@ class TestCost:
 
     def test_progress_counts_the_plans_steps(self, sd3, progress):
         _, trace = ras_ksampler(sd3, "3x", sampler_name="dpmpp_2m")
-        assert progress == [(step, 12) for step in range(12)] and trace.regional_steps == 7
+        assert progress == [(step, 10) for step in range(10)] and trace.regional_steps == 4
         progress.clear()
         ras_ksampler(sd3, "2x", plan=planned())
         assert progress == [(step, 17) for step in range(17)]
@@ -235,11 +234,11 @@ class TestLevels:
         assert plan.solver == "ab2"
         assert torch.equal(custom(model, sd3, samplers.multirate_sampler("ab2"), sigmas), latent)
 
-    @pytest.mark.parametrize(("speed", "solver"), [("2x", "ab2"), ("3x", "dpmpp_2m")])
-    def test_the_log_names_another_solver(self, sd3, speed, solver, caplog):
+    @pytest.mark.parametrize("speed", ["2x", "3x"])
+    def test_the_log_names_the_solver(self, sd3, speed, caplog):
         with caplog.at_level("INFO"):
             ras_ksampler(sd3, speed, sampler_name="dpmpp_2m")
-        assert ("(dpmpp_2m, ab2 steps, " in caplog.text) == (solver == "ab2")
+        assert "(dpmpp_2m, ab2 steps, " in caplog.text
 
     def test_any_scheduler_of_comfyui_makes_way(self, sd3):
         simple, _ = ras_ksampler(sd3, "2x")
@@ -260,18 +259,19 @@ class TestLevels:
         dense = ksampler(model, sd3, **changes)
         assert (found - dense).norm() < 0.25 * (dense - latent).norm()
 
-    def test_halves_equal_the_whole(self, sd3):
+    def test_halves_have_the_levels_of_the_whole(self, sd3):
         """If the plan's steps are spaced evenly, two half runs have exactly the noise levels of the whole
-        run. So their result equals that of the whole run, if its solver is of first order.
+        run. (Their result differs a little, as the second half does not know the estimates of the first.)
         """
         plan = planned("3x", steps=14, dense=14, density=(1.0,))
         model = ras_model(sd3, "3x", plan=plan)
-        empty, whole = values(sd3)["latent_image"]["samples"], ksampler(model, sd3)
+        empty = values(sd3)["latent_image"]["samples"]
+        ksampler(model, sd3)
+        whole = levels_of(last_trace(model))
         half = advanced(model, sd3, 0, 14, empty)
         first = levels_of(last_trace(model))
-        found = advanced(model, sd3, 14, STEPS, half)
-        assert len(first) == len(levels_of(last_trace(model))) == 7
-        assert torch.allclose(found, whole, atol=1e-4)
+        advanced(model, sd3, 14, STEPS, half)
+        assert len(first) == 7 and [*first, *levels_of(last_trace(model))] == pytest.approx(whole)
 
     @pytest.mark.parametrize("sampler_name", SAMPLERS)
     def test_halves_meet_at_the_level_between_them(self, sd3, sampler_name):
@@ -453,7 +453,7 @@ class TestFewSteps:
         made = RASScheduler.execute(model, "3x", 12, 1.0, "euler").result[0]
         custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
         trace = last_trace(model)
-        assert trace.n_steps == len(made) - 1 == 5 and trace.regional_steps > 0 and trace.reason == ""
+        assert trace.n_steps == len(made) - 1 == 4 and trace.regional_steps > 0 and trace.reason == ""
 
     def test_custom_settings_apply_to_any_number_of_steps(self, sd3):
         _, trace = ras_ksampler(sd3, CUSTOM, steps=8)
@@ -495,7 +495,7 @@ class TestChoice:
         model = ras_model(sd3, "2x")
         for _ in range(3):
             ksampler(model, sd3)
-        taken = "Multirate RAS: 2x: 17 of 28 steps, 6 dense, "
+        taken = "Multirate RAS: 2x: 17 of 28 steps, 10 dense, "
         assert len(re.findall(f"{taken}.* \\(euler, ab2 steps, grids of the sd3 family\\)", info.text)) == 1
         assert last_trace(model).summary().startswith(taken)
 

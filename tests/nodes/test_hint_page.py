@@ -33,7 +33,7 @@ globalThis.document = {
 await import("./extensions/pack/hint.js");
 const { nodes, links, answer } = JSON.parse(readFileSync(0, "utf8"));
 answers.push(answer);
-const graph = { links, getNodeById: (id) => nodes.find((one) => one.id === id) };
+const graph = { links, nodes, getNodeById: (id) => nodes.find((one) => one.id === id) };
 let element;
 for (const node of nodes) {
   node.graph = graph;

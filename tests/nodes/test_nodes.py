@@ -402,7 +402,7 @@ class TestCompare:
         settings = _settings(speed="2x")
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
         (stats,) = result.ui["ras"]
-        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 of 12 steps, 3 dense, 83 % of tokens")
+        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 of 12 steps, 4 dense, 84 % of tokens")
         every = _settings(sample_ratio=1.0)
         dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **every)
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
@@ -412,14 +412,11 @@ class TestCompare:
         assert re.match(r"(about )?\d\.\d\dx faster", headline(image, image, (dense[1], ras[1])))
         assert result.ui["ras_compare"][0]["steps"]["fewer"] == 6
 
-    @pytest.mark.parametrize(
-        ("speed", "sampler", "solver"),
-        [("2x", "euler", "ab2"), ("2x", "dpmpp_2m", "ab2"), ("3x", "dpmpp_2m", "euler")],
-    )
+    @pytest.mark.parametrize(("speed", "sampler"), [("2x", "euler"), ("2x", "dpmpp_2m"), ("3x", "dpmpp_2m")])
     def test_fewer_steps_are_those_of_the_best_plain_plan(
-        self, nodes, sd3, sampler_inputs, titles, speed, sampler, solver
+        self, nodes, sd3, sampler_inputs, titles, speed, sampler
     ):
-        """The scheduler is one that would give another image; at 3x, the best plan is for euler."""
+        """The scheduler is one that would give another image."""
         inputs = {**sampler_inputs, "steps": 28, "sampler_name": sampler, "scheduler": "karras"}
         settings = _settings(speed=speed)
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs, **settings)
@@ -427,14 +424,15 @@ class TestCompare:
         assert steps == round(28 / float(speed[:-1]))
         planned = {"speed": speed, "steps": 28, "denoise": 1.0, "sampler": "euler"}
         levels = _execute(nodes["RASScheduler"], model=sd3.build(), **planned)[0]
-        order = _execute(nodes["RASSampler"], order=solver)[0]
+        order = _execute(nodes["RASSampler"], order="ab2")[0]
         expected = _sample_custom(sd3, inputs, order, levels)
         assert torch.allclose(result.args[5], TinyVae().decode(expected), atol=1e-5)
         assert f"fewer steps: {steps} steps on the measured grid" in str(titles)
 
     @pytest.mark.parametrize("changes", [{"sampler_name": "heun"}, {"speed": "custom"}])
     def test_fewer_steps_with_the_users_own_scheduler(self, nodes, sd3, sampler_inputs, titles, changes):
-        inputs = {**sampler_inputs, "scheduler": "karras", **_settings(speed="2x"), **changes}
+        changes = {"steps": 12, "scheduler": "karras", **changes}
+        inputs = {**sampler_inputs, **_settings(speed="2x"), **changes}
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs)
         steps = result.ui["ras_compare"][0]["steps"]["fewer"]
         dense = {**inputs, **_settings(sample_ratio=1.0), "steps": steps}
