@@ -27,12 +27,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..ras_core.errors import RASError, quoted
+from ..ras_core.errors import RASError, path_end, quoted
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
 AUTOENCODER_FILE = "autoencoder.safetensors"
+WEIGHTS_URL = "https://github.com/multirate-ras/multirate-ras/raw/main/demo/weights"
 SCALE_SUFFIX = ".scale"
 
 POSITION_GRID = 64
@@ -117,7 +118,12 @@ FAMILIES: dict[str, DemoFamily] = {
 
 
 def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
-    """MODEL and VAE of one of `FAMILIES`, in the dtype that ComfyUI selects for the device."""
+    """MODEL and VAE of one of `FAMILIES`, in the dtype that ComfyUI selects for the device.
+
+    Raises:
+        RASError: the family is unknown, or one of its files is missing or damaged.
+    """
+    require_weights(family)
     spec = _family_spec(family)
     model_config = build_config(spec)
     autoencoder = read_weights(AUTOENCODER_FILE)
@@ -126,6 +132,17 @@ def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
     if spec.unet_config.get("num_patches"):
         state["pos_embed"] = sincos_table(SD3_WIDTH, POSITION_GRID)
     return _load_patcher(model_config, state), _load_vae(model_config.latent_format, autoencoder)
+
+
+def require_weights(family: str) -> None:
+    """Check that the files of a family exist, without reading them.
+
+    Raises:
+        RASError: the family is unknown, or a file is missing.
+    """
+    for name in (AUTOENCODER_FILE, _family_spec(family).weights):
+        if not (WEIGHTS_DIR / name).is_file():
+            raise _missing(name)
 
 
 def build_config(spec: DemoFamily) -> Any:
@@ -159,11 +176,19 @@ def read_weights(name: str) -> dict[str, Tensor]:
     """Tensors of one bundled file, with int8 matrices dequantised to float32."""
     path = WEIGHTS_DIR / name
     if not path.is_file():
-        raise _damaged(name, "are missing")
+        raise _missing(name)
     try:
         return unpack_int8(load_file(path))
     except (SafetensorError, ValueError, KeyError, RuntimeError, OSError) as error:
         raise _damaged(name, f"cannot be read as safetensors ({error})") from error
+
+
+def _missing(name: str) -> RASError:
+    return RASError(
+        f"the demo weights {name} are missing.",
+        f"this file in the folder {path_end(WEIGHTS_DIR)}.",
+        f"download {WEIGHTS_URL}/{name} to this folder.",
+    )
 
 
 def _damaged(name: str, what: str) -> RASError:

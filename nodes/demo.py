@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..demo.loader import FAMILIES, load_demo_model
+from ..demo.loader import FAMILIES, load_demo_model, require_weights
 from ..demo.prompt import encode_prompt
 from .checks import CheckedNode
 from .settings import CATEGORY, found_by
@@ -28,7 +28,7 @@ class RASDemoModel(CheckedNode):
                 io.Combo.Input(
                     "family", options=list(FAMILIES), default="sd3",
                     tooltip="The architecture of the model: sd3 (MMDiT), lumina2 (NextDiT) or flux (Flux.1, "
-                    "with double and single blocks).",
+                    "with double and single blocks). The pack from ComfyUI's registry includes sd3 only.",
                 ),
             ],
             outputs=[
@@ -37,6 +37,11 @@ class RASDemoModel(CheckedNode):
                 io.Vae.Output(display_name="vae", tooltip="The VAE of this model."),
             ],
         )  # fmt: skip
+
+    @classmethod
+    def check_together(cls, inputs) -> None:
+        if inputs.get("family") is not None:
+            require_weights(inputs["family"])
 
     @classmethod
     def execute(cls, family: str) -> io.NodeOutput:

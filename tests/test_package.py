@@ -1,10 +1,12 @@
 """The registry's archive: all files not excluded by .comfyignore. api/test_archive_server.py runs it."""
 
+import json
 import re
 import struct
+import zipfile
 
 import pytest
-from support.archive import archive_files, tracked
+from support.archive import LEFT_OUT, archive_files, tracked, write_archive
 from support.comfy import ROOT
 
 try:
@@ -44,7 +46,7 @@ class TestContents:
             "nodes", "ras_core", "lumina_next", "web", "locales", "example_workflows", "subgraphs",
             "demo/weights",
         )  # fmt: skip
-        assert tracked("--cached", *folders) - archive == set()
+        assert tracked("--cached", *folders) - archive == LEFT_OUT
 
     def test_only_known_folders(self, archive):
         """This test fails for a new folder, until it is decided whether the archive contains it."""
@@ -54,18 +56,34 @@ class TestContents:
         }  # fmt: skip
         assert {name.split("/")[0] for name in archive if "/" in name} <= known
 
-    def test_the_demo_folder_is_included_completely(self, archive):
-        """All files of demo/ are in the archive, so that .comfyignore need not list single files. Tools for
-        the demo model belong into another folder.
+    def test_the_demo_folder_is_included_except_two_models(self, archive):
+        """All other files of demo/ are in the archive, so that .comfyignore need not list more of them. Tools
+        for the demo model belong into another folder.
         """
-        assert tracked("--cached", "demo") <= archive
+        assert tracked("--cached", "demo") - LEFT_OUT <= archive
+        weights = {name for name in archive if name.startswith("demo/weights/")}
+        assert weights == {"demo/weights/autoencoder.safetensors", "demo/weights/sd3.safetensors"}
         programs = {name for name in archive if name.startswith("demo/") and name.endswith(".py")}
         assert programs == {"demo/__init__.py", "demo/loader.py", "demo/prompt.py"}
+
+    def test_every_template_has_the_demo_model_that_it_loads(self, archive):
+        templates = [name for name in archive if re.fullmatch(r"example_workflows/.*\.json", name)]
+        loaded = {name: _demo_families(name) for name in templates}
+        assert loaded["example_workflows/ras_sd3_demo.json"] == {"sd3"}
+        for name, families in loaded.items():
+            assert {f"demo/weights/{family}.safetensors" for family in families} <= archive, name
+
+    def test_the_repository_keeps_what_the_archive_lacks(self):
+        assert tracked("--cached") >= LEFT_OUT
 
     def test_only_whole_folders_and_repository_files_are_excluded(self):
         lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
         names = [line for line in lines if line and not line.startswith(("#", "!"))]
-        own = {".comfyignore", ".gitattributes", ".gitignore", "Makefile", "docs/*"}
+        own = {
+            ".comfyignore", ".gitattributes", ".gitignore", "Makefile", "docs/*",
+            "demo/weights/flux.safetensors", "demo/weights/lumina2.safetensors",
+            "example_workflows/ras_lumina2_demo.*",
+        }  # fmt: skip
         assert {name for name in names if not name.endswith("/")} == own
 
     def test_images_of_the_readme_are_included(self, archive):
@@ -73,8 +91,19 @@ class TestContents:
         pictures = {name for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text) if "://" not in name}
         assert pictures - archive == set()
 
-    def test_it_stays_small(self, archive):
-        assert sum((ROOT / name).stat().st_size for name in archive) < 50 * 2**20
+    def test_it_stays_small(self, tmp_path):
+        """Below 25 MB, even without compression: tools of the registry may not compress."""
+        assert write_archive(tmp_path / "node.zip").stat().st_size < 25e6
+
+    def test_the_readme_gives_its_size(self, tmp_path):
+        """The size compressed, in whole MB, and that Lumina 2 and Flux need the clone."""
+        size = write_archive(tmp_path / "node.zip", zipfile.ZIP_DEFLATED).stat().st_size
+        install = (
+            (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install\n")[2].partition("##")[0]
+        )
+        manager, clone = install.split("\n- ")[:2]
+        assert abs(int(re.search(r"Downloads (\d+) MB", manager).group(1)) - size / 1e6) <= 1
+        assert "Lumina 2 and Flux" in clone
 
 
 class TestMetadata:
@@ -98,6 +127,12 @@ class TestMetadata:
         assert width == height <= 400
         width, height = _png_size(comfy["Banner"].removeprefix(RAW))
         assert width * 9 == height * 21
+
+
+def _demo_families(name: str) -> set[str]:
+    """The families that the nodes RASDemoModel of a workflow load."""
+    nodes = json.loads((ROOT / name).read_text(encoding="utf-8"))["nodes"]
+    return {node["widgets_values"][0] for node in nodes if node["type"] == "RASDemoModel"}
 
 
 def _png_size(name: str) -> tuple[int, int]:

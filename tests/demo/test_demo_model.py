@@ -1,5 +1,6 @@
 """The demo models in the pack: ordinary MODEL and VAE objects, whose loading changes no global state."""
 
+import re
 import shutil
 
 import comfy.sample
@@ -9,11 +10,15 @@ import torch
 from comfy.ldm.flux.model import Flux
 from ras_pack.demo import loader
 from ras_pack.demo.prompt import encode_prompt
+from ras_pack.nodes.demo import RASDemoModel
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.training.export import save_packed
+from support.comfy import ROOT
 from support.families import draw_weights
 from support.sampling import FAST, distance
+
+PACK_WEIGHTS = loader.WEIGHTS_DIR
 
 
 def _conditioning(text: str) -> list:
@@ -170,14 +175,67 @@ def test_prompts_are_the_same_in_all_places():
 
 
 @pytest.mark.parametrize("name", [loader.AUTOENCODER_FILE, "lumina2.safetensors"])
-@pytest.mark.parametrize("content", [None, b"", b"<html>", b"\x02\0\0\0\0\0\0\0{}"], ids=range(4))
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x02\0\0\0\0\0\0\0{}"], ids=range(3))
 def test_damaged_weights_are_refused_in_three_parts(tmp_path, monkeypatch, name, content):
     for each in (loader.AUTOENCODER_FILE, "lumina2.safetensors"):
         if each != name:
             shutil.copy(loader.WEIGHTS_DIR / each, tmp_path)
-        elif content is not None:
+        else:
             (tmp_path / each).write_bytes(content)
     monkeypatch.setattr(loader, "WEIGHTS_DIR", tmp_path)
     with pytest.raises(RASError, match="Expected: .* What to do: Reinstall the pack") as refused:
         loader.load_demo_model("lumina2")
     assert len(str(refused.value)) <= 300
+
+
+class TestMissingWeights:
+    """The registry's archive has the weights of SD3 and of the autoencoder only."""
+
+    @pytest.fixture(params=["short", "a long name of a folder/" * 6], ids=["short", "long"])
+    def folder(self, request, tmp_path, monkeypatch):
+        """A folder with the weights of the archive, which the loader reads instead of the pack's."""
+        folder = tmp_path / request.param / "demo" / "weights"
+        folder.mkdir(parents=True)
+        for name in (loader.AUTOENCODER_FILE, "sd3.safetensors"):
+            shutil.copy(loader.WEIGHTS_DIR / name, folder)
+        monkeypatch.setattr(loader, "WEIGHTS_DIR", folder)
+        return folder
+
+    @pytest.mark.parametrize("family", ["lumina2", "flux"])
+    @pytest.mark.parametrize("ask", [RASDemoModel.validate_inputs, RASDemoModel.execute])
+    def test_the_message_says_which_file_to_put_where(self, folder, monkeypatch, family, ask):
+        """Both when the prompt is queued and when the node runs, and before any file is read."""
+        monkeypatch.setattr(loader, "load_file", lambda path: pytest.fail(f"{path} was read"))
+        with pytest.raises(RASError) as refused:
+            ask(family=family)
+        name, told = f"{family}.safetensors", str(refused.value)
+        came, expected, remedy = re.split(" Expected: | What to do: ", told)
+        assert came == f"Multirate RAS: the demo weights {name} are missing."
+        assert expected.endswith("demo/weights.") and str(folder)[-50:] in expected
+        assert f"{loader.WEIGHTS_URL}/{name} " in remedy
+        assert len(told) <= 300 and told.count("...") == (len(str(folder)) > 60)
+
+    def test_a_file_that_is_put_there_later_is_used(self, folder):
+        shutil.copy(PACK_WEIGHTS / "lumina2.safetensors", folder)
+        assert RASDemoModel.validate_inputs(family="lumina2") is True
+        assert torch.isfinite(_sample(loader.load_demo_model("lumina2")[0], steps=2)).all()
+
+    @pytest.mark.parametrize("family", ["sd3", None])
+    def test_other_choices_are_accepted(self, folder, family):
+        """The value is None while the input is connected to another node."""
+        assert RASDemoModel.validate_inputs(family=family) is True
+
+    def test_a_missing_autoencoder_is_reported_for_every_family(self, folder):
+        (folder / loader.AUTOENCODER_FILE).unlink()
+        with pytest.raises(RASError, match=f"{loader.AUTOENCODER_FILE} are missing.*{loader.WEIGHTS_URL}"):
+            RASDemoModel.validate_inputs(family="sd3")
+
+    def test_all_families_stay_selectable(self, folder):
+        (family,) = RASDemoModel.GET_SCHEMA().inputs
+        assert family.options == ["sd3", "lumina2", "flux"]
+
+    def test_the_address_is_in_the_repository_that_pyproject_names(self):
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        (repository,) = re.findall(r'^Repository = "(.+)"$', text, re.MULTILINE)
+        weights = PACK_WEIGHTS.relative_to(ROOT).as_posix()
+        assert loader.WEIGHTS_URL == f"{repository}/raw/main/{weights}"
