@@ -96,14 +96,15 @@ class TestContents:
         assert write_archive(tmp_path / "node.zip").stat().st_size < 25e6
 
     def test_the_readme_gives_its_size(self, tmp_path):
-        """The size compressed, in whole MB, and that Lumina 2 and Flux need the clone."""
+        """The size compressed, in whole MB, and which demo models are left out."""
         size = write_archive(tmp_path / "node.zip", zipfile.ZIP_DEFLATED).stat().st_size
         install = (
             (ROOT / "README.md").read_text(encoding="utf-8").partition("## Install\n")[2].partition("##")[0]
         )
         manager, clone = install.split("\n- ")[:2]
         assert abs(int(re.search(r"Downloads (\d+) MB", manager).group(1)) - size / 1e6) <= 1
-        assert "Lumina 2 and Flux" in clone
+        assert "without the demo models of Lumina 2 and Flux" in " ".join(manager.split())
+        assert "with all demo models" in clone
 
 
 class TestMetadata:
