@@ -88,7 +88,7 @@ class Speed:
         best = plans.best(self.speed, plan_sampler(given.sampler))
         is_made = _is_grid_of_any(plans, model, given.sigmas.tolist())
         plan = _for_run(best, given, is_made)
-        if not plan.is_plain and not (measured and plan.full_steps == best.full_steps):
+        if not measured and not plan.is_plain:
             plan = self._fitted(plan, given, guider) or plans.plain(self.speed, best.sampler)
             plan = _for_run(plan, given, is_made)
         if is_made:

@@ -169,7 +169,7 @@ class TestPatchModel:
 
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
-        assert added["hint"] == "about 50 % of the time · 10 steps instead of 16 · very close image"
+        assert added["hint"] == "about 50 % of the time · 10 steps instead of 16 · nearly as with 250 steps"
         assert custom["hint"] == "custom: the advanced inputs apply" and not added["isCut"]
 
     def test_a_graph_runs_with_any_node_turned_off(self, report):

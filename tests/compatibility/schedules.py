@@ -192,7 +192,7 @@ GROUP = Group(
         Row(
             "two halves with a speed (`1.5x` to `3x`)",
             note="Both halves together follow the plan of the whole run.",
-            test=f"{IN_SPEED}::TestLevels::test_halves_equal_the_whole",
+            test=f"{IN_SPEED}::TestLevels::test_halves_have_the_levels_of_the_whole",
         ),
         Row(
             "a speed and any scheduler",
