@@ -128,7 +128,8 @@ class RASScheduler(CheckedNode):
                 ),
                 io.Combo.Input(
                     "sampler", options=list(PLAN_SAMPLERS), default="dpmpp_2m",
-                    tooltip="The sampler that will use the noise levels; each sampler has its own plans.",
+                    tooltip="The sampler that will use the noise levels. The plans of both samplers are the "
+                    "same.",
                 ),
                 PlanType.Input(
                     "plan", optional=True,

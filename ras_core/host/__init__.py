@@ -5,7 +5,7 @@ Modules that sample, in reading order:
 - `patch`: the entry point, which a node attaches to a model.
 - `outer_sample`: starts a run from ComfyUI's arguments.
 - `wrappers`: the wrappers of a run.
-- `second_models`: notices that RAS settings have no effect, because a guider has a further model.
+- `second_models`: notices RAS settings without effect, namely those of a guider's second model.
 - `call`: one call of ComfyUI's model.
 - `replaced_blocks`: observes patches that replace blocks.
 - `cache_plan`: chooses the format of the K/V cache.

@@ -12,9 +12,9 @@ from .speed import Speed, planned_sigmas
 
 @dataclass(frozen=True)
 class FewerSteps(Speed):
-    """The settings of a run without RAS in fewer steps, which has the noise levels and the solver of the best
-    plan without regional steps for a speed. It is the alternative to a run with the settings `Speed` in which
-    the noise levels of a plan replace the sampler's own.
+    """The settings of a run without RAS in fewer steps. It has the noise levels and the solver of the best
+    plan without regional steps for a speed. It is compared with a run with the settings `Speed`, in which the
+    noise levels of a plan replaced the sampler's own.
 
     Attributes:
         steps: number of steps of the run.

@@ -18,7 +18,7 @@ NO_EFFECT = (
     "a guider used this model only as a second model, where RAS settings have no effect; patch the guider's "
     "first model to sample with RAS"
 )
-IGNORED = "the RAS settings of the guider's second model were ignored: those of its first model hold for both"
+IGNORED = "the RAS settings of the guider's second model were ignored: those of its first model apply to both"
 
 
 class Presence:

@@ -7,12 +7,12 @@ from .sigma_grid import Levels, position_at
 FEW_STEPS = 8
 """With a speed, RAS stays out of runs of at most this many steps, counted for the whole schedule.
 
-Distilled models make an image in so few steps, and each of these steps is needed. On the demo models, dense
-runs lose 0.8 dB with 8 steps instead of 9, and another 0.7 to 1.1 dB with 7. Regional steps cannot make up
-for fewer steps: over dense runs of the same cost, plans gain 1.1 to 2.6 dB at the cost of 11 dense steps, but
-only 0.2 to 0.7 dB at the cost of 8, the smallest that was measured (bench/results/2026-11-26-h100/quality).
-With 8 steps at 2x, the cost is 4 dense steps, and the two dense steps that token selection needs take half of
-it. No distilled model was measured.
+Distilled models make an image in so few steps, and need each of them. On the demo models, dense runs with ab2
+lose 2.0 to 2.3 dB with 8 steps instead of 9, and another 1.9 to 2.6 dB with 7. Regional steps cannot make up
+for that: over dense runs of the same cost, plans gain at most 1.2 dB, and at most 1.0 dB at the cost of 9.3
+dense steps, the smallest that was measured (bench/results/2026-11-27-h200/quality). With 8 steps at 2x, the
+cost is 4 dense steps, and the two dense steps that token selection needs take half of it. No distilled model
+was measured.
 """
 
 STAYS_OUT = f"RAS has nothing to gain in {FEW_STEPS} or fewer steps, so the run is the same as without RAS"

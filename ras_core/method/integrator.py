@@ -15,8 +15,8 @@ This module improves these first-order steps by two corrections, which need no e
     fresh token    A token that is evaluated at this step. With `euler`, its step stays of first order. With
                    `dpmpp_2m` it is of second order: D is extrapolated along its last slope to the middle of
                    the step, as in DPM-Solver++(2M). With `ab2` it is of second order too: the velocity
-                   (x - D) / sigma is extrapolated, as in Adams-Bashforth. If steps are long, results of `ab2`
-                   are nearer to the converged image.
+                   (x - D) / sigma is extrapolated as in Adams-Bashforth, up to a bound (`adams_weight`). If
+                   steps are long, results of `ab2` are nearer to the converged image.
     stale token    A token that was not evaluated at the step before. When it is evaluated again, its long
                    step since its last evaluation is repeated, with D linear in t between the two evaluations
                    (trapezoid in exponential form).

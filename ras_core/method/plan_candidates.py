@@ -20,7 +20,7 @@ overhead."""
 
 LEAST_FITTED = 0.4
 """Smallest token share of a regional step in a plan that is fitted to another model. The smallest share of a
-measured plan (`family_plans.REGIONAL`) is 0.5."""
+measured plan (`family_plans.REGIONAL`) is 0.51."""
 
 USUAL_SHARE = 0.7
 """Approximate token share of a regional step in runs in which only the first steps are dense."""
@@ -102,11 +102,12 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
     """The same dense and regional steps, with the token share of the regional steps changed so that the cost
     of the run equals the budget.
 
-    If the share would have to be below LEAST_FITTED, for example because the text has many rows, only the
-    first steps are dense, and there are more regional steps with larger shares. If a regional step costs less
-    than its share of the tokens, because it leaves out the rows of reference images, it is the same, as dense
-    steps are expensive. None if the shares would not be between LEAST_FITTED and MAX_SHARE either,
-    or if regional steps save too little.
+    In two cases, the result has another form: only the first steps are dense, and each of the others has a
+    share of about USUAL_SHARE. First, the share would have to be below LEAST_FITTED, for example because the
+    text has many rows. Second, a regional step costs less than its share of the tokens, because it leaves out
+    the rows of reference images; dense steps are then expensive. The result is None if no share up to
+    MAX_SHARE, and in the other form from LEAST_FITTED on, meets the budget, or if regional steps save too
+    little.
 
     Args:
         shares: token shares of a plan for another model: dense steps and at least one regional step; all

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rhythm:
-    """Attributes:
-    start: number of dense steps at the start.
-    share: share of the tokens in each regional step, below 1.
-    every: after the start, each `every`-th step is dense; 0 if none is.
+    """How the dense and the regional steps of a run follow each other.
+
+    Attributes:
+        start: number of dense steps at the start.
+        share: share of the tokens in each regional step, below 1.
+        every: after the start, each `every`-th step is dense; 0 if none is.
     """
 
     start: int
@@ -26,8 +28,8 @@ class Rhythm:
 
     @classmethod
     def of(cls, shares: Sequence[float]) -> Rhythm | None:
-        """The rhythm of a plan with these token shares (1 for a dense step); None if it has no regional step,
-        or none of this kind.
+        """The rhythm of a plan with these token shares (1 for a dense step); None if the plan has no regional
+        step, or if no rhythm gives these shares.
         """
         start = next((step for step, share in enumerate(shares) if share != 1), len(shares))
         rest = shares[start:]

@@ -27,7 +27,7 @@ IGNORED = "this model ignores residuals of a ControlNet ({}), which therefore ha
 LONGEST_CAUSE = 160
 """Number of characters of a message that a reason quotes."""
 
-FAILED = "code in the network failed on the rows of active tokens (a log of level DEBUG has the error)"
+FAILED = "code in the network failed on the rows of active tokens (the error is logged at level DEBUG)"
 
 
 class RegionalCalls:

@@ -158,7 +158,7 @@ class RunState:
         self.recorder.end(self.active_idx, self.selector.score)
 
     def skip_evaluation(self) -> None:
-        """An evaluation ended in which no network ran: the trace and the selector do not get it."""
+        """End an evaluation in which no network ran; neither the trace nor the selector counts it."""
         self.evaluation = None
         self.warn(ANSWERED)
         if self.recorder.any_regional:

@@ -133,13 +133,13 @@ GROUP = Group(
             "DualModelGuider, with RAS Patch Model on its second model only",
             DENSE,
             ("sd3",),
-            note="ComfyUI does not ask a guider's second model how to sample.",
+            note="RAS settings have no effect on a guider's second model; the log says so.",
             test=f"{IN_GUIDERS}::TestRASOnASecondModel::test_the_first_model_has_no_ras",
         ),
         Row(
             "DualModelGuider, with other RAS settings on its second model",
             families=("sd3",),
-            note="The settings of the first model hold for both; the log says so.",
+            note="The settings of the first model apply to both; the log says so.",
             test=f"{IN_GUIDERS}::TestRASOnASecondModel::test_both_models_have_ras",
         ),
         Row(
