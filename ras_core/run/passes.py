@@ -15,7 +15,7 @@ CHANGED_STEPS = (
 )
 OTHER_LEVELS = (
     "; the result may have another noise level than without RAS, as the plan's levels replaced the sampler's "
-    "(speed custom keeps the sampler's)"
+    "(which speed custom keeps)"
 )
 NOT_DECREASING = "the noise schedule is not strictly decreasing"
 

@@ -286,7 +286,7 @@ class TestLevels:
 
     @pytest.mark.parametrize("speed", ["1.5x", "2x", "3x"])
     @pytest.mark.parametrize("sampler_name", SAMPLERS)
-    def test_a_part_of_one_step_saves_nothing_and_is_not_said_to(self, sd3, speed, sampler_name, info):
+    def test_a_part_of_one_step_saves_nothing_and_reports_no_gain(self, sd3, speed, sampler_name, info):
         """A single step has no levels inside, which could tell a plan's steps from the sampler's."""
         model, given = ras_model(sd3, speed), values(sd3)
         for start in (0, 13, STEPS - 1):

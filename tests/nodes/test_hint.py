@@ -70,7 +70,7 @@ class TestOutlook:
         assert answer_to(asked)["time"] == 1 and answer_to({**asked, "denoise": "0.5"})["time"] == 0.5
 
     @pytest.mark.parametrize("steps", [1, 4, 8, 9, 20])
-    def test_what_it_says_of_a_run_is_what_runs(self, sd3, steps):
+    def test_the_estimate_matches_the_run(self, sd3, steps):
         model = patch_model(sd3.build(), Speed("2x"))
         sample(model, sd3, sd3.noise(), steps=steps)
         trace, found = last_trace(model), outlook("sd3", "2x", steps, "euler")
