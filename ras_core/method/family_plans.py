@@ -21,7 +21,7 @@ from .rhythm import Rhythm
 from .sigma_grid import normalised, step_density
 
 REGIONAL: dict[str, tuple[int, Rhythm]] = {
-    "1.5x": (22, Rhythm(start=5, share=0.61, every=2)),
+    "1.5x": (22, Rhythm(start=5, share=0.6, every=2)),
     "2x": (17, Rhythm(start=4, share=0.537, every=2)),
     "2.5x": (13, Rhythm(start=6, share=0.51, every=2)),
     "3x": (10, Rhythm(start=6, share=0.82)),
