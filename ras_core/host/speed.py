@@ -99,8 +99,8 @@ class Speed:
         return self._by_plan(plan, wanted, given.sampler)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
-        """Whether the run has too few steps to gain from RAS. If RAS Scheduler made its noise levels, the
-        steps of the run that these levels replace are counted.
+        """Whether the run has too few steps to gain from RAS. Noise levels that RAS Scheduler made replace
+        those of a run with more steps: for few steps, it makes no plan's levels.
 
         Raises:
             RASError: `plans` has no plan for this speed and sampler.
@@ -109,9 +109,8 @@ class Speed:
         if not is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
             return False
         plans = self.plans or plans_for(model, given.noise.shape[-2:])
-        plan = plans.best(self.speed, plan_sampler(given.sampler))
-        is_made = _is_grid_of_any(plans, model, levels)
-        return is_few(plan.on_grid(given.steps).full_steps) if is_made else True
+        plans.best(self.speed, plan_sampler(given.sampler))  # raises the error, as with more steps
+        return not _is_grid_of_any(plans, model, levels)
 
     def _without_ras(self, given: OuterSample) -> RunSettings:
         """The settings of a run in which RAS changes nothing."""

@@ -455,6 +455,23 @@ class TestFewSteps:
         trace = last_trace(model)
         assert trace.n_steps == len(made) - 1 == 4 and trace.regional_steps > 0 and trace.reason == ""
 
+    @pytest.mark.parametrize("speed", ["2x", "3x"])
+    def test_levels_that_ras_scheduler_made_for_nine_steps_follow_a_plan(self, sd3, speed):
+        """A plan of so few steps does not show for how many steps it was made."""
+        model = ras_model(sd3, speed)
+        made = RASScheduler.execute(model, speed, 9, 1.0, "euler").result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        trace = last_trace(model)
+        assert trace.n_steps == len(made) - 1 and trace.regional_steps > 0 and trace.reason == ""
+
+    def test_the_last_of_the_levels_that_ras_scheduler_made_follow_a_plan(self, sd3):
+        """Half of the schedule is in the last four steps."""
+        model = ras_model(sd3, "2x")
+        made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler").result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made[-5:])
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.reason) == (4, "") and trace.regional_steps > 0
+
     def test_custom_settings_apply_to_any_number_of_steps(self, sd3):
         _, trace = ras_ksampler(sd3, CUSTOM, steps=8)
         assert (trace.n_steps, trace.regional_steps) == (8, 6)
