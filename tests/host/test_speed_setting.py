@@ -108,8 +108,8 @@ def advanced(model, family, start, end, latent, leftover=True, **changes):
     )[0]["samples"]  # fmt: skip
 
 
-def custom(model, family, sampler, sigmas):
-    node, given = SamplerCustom(), values(family)
+def custom(model, family, sampler, sigmas, **changes):
+    node, given = SamplerCustom(), values(family, **changes)
     run = getattr(node, "sample", None) or node.execute
     result = run(
         model, True, given["seed"], given["cfg"], given["positive"], given["negative"], sampler, sigmas,
@@ -193,6 +193,19 @@ class TestCost:
         _, trace = ras_ksampler(kontext, "2x", kontext.build(), sampler_name="dpmpp_2m")
         assert (trace.n_steps, trace.regional_steps, trace.notes) == (24, 18, ())
         assert gain(trace) == pytest.approx(2, rel=0.05)
+
+    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    @pytest.mark.parametrize(("family", "rows"), [("flux_kontext", 4), ("flux", 4), ("flux", 20)])
+    def test_levels_of_ras_scheduler(self, speed, family, rows):
+        """RAS Scheduler does not know the prompt and the reference images, on which costs depend."""
+        family = FAMILIES[family]
+        model = ras_model(family, speed)
+        made = RASScheduler.execute(model, speed, STEPS, 1.0, "euler").result[0]
+        text = {"positive": family.conditioning(1, rows=rows), "negative": family.conditioning(2, rows=rows)}
+        custom(model, family, comfy.samplers.sampler_object("euler"), made, **text)
+        trace = last_trace(model)
+        assert trace.n_steps == len(made) - 1 and trace.regional_steps > 0 and trace.notes == ()
+        assert gain(trace) == pytest.approx(factor(speed), rel=0.05)
 
     def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
         flux = FAMILIES["flux"]
