@@ -57,7 +57,7 @@ class TestOutlook:
         assert outlook("sd3", "3x", 28, "heun")["steps"] is None
 
     @pytest.mark.parametrize("sampler", [None, "euler", "heun"])
-    @pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (4, 1.0), (8, 1.0), (4, 0.5)])
+    @pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (4, 1.0), (8, 1.0), (4, 0.5), (8, 0.92)])
     def test_few_steps_gain_nothing(self, sampler, steps, denoise):
         found = outlook("sd3", "3x", steps, sampler, denoise)
         assert found == {"time": 1, "steps": steps, "dense": steps, "closeness": None}
