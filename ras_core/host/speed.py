@@ -101,14 +101,14 @@ class Speed:
         return self._by_plan(plan, wanted, given.sampler)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
-        """Whether the run has too few steps to gain from RAS. Noise levels that RAS Scheduler made replace
-        those of a run with more steps: for few steps, it makes no plan's levels.
-        """
+        """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
         levels = given.sigmas.tolist()
         if not is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
             return False
         plans = self.plans or plans_for(model, given.noise.shape[-2:])
-        plans.best(self.speed, plan_sampler(given.sampler))  # RASError without one, as with more steps
+        plan = plans.best(self.speed, plan_sampler(given.sampler))
+        if is_few(plan.on_grid(given.steps).full_steps):  # parts of the `simple` schedule resemble even grids
+            plans = PlanSet(tuple(each for each in plans.plans if not each.has_even_grid))
         return not _is_grid_of_any(plans, model, levels)
 
     def _without_ras(self, given: OuterSample) -> RunSettings:

@@ -435,6 +435,15 @@ class TestFewSteps:
             found.append(advanced(model, sd3, part, total, half, leftover=False, steps=total))
         assert torch.equal(*found)
 
+    @pytest.mark.parametrize(("total", "start", "end"), [(4, 0, 2), (6, 4, 6), (8, 3, 5)])
+    def test_parts_that_an_even_grid_may_also_have(self, sd3, total, start, end):
+        """A plan with an even grid has almost the noise levels of some parts of the `simple` schedule."""
+        plan = planned(sampler="dpmpp_2m", steps=14, dense=9, density=(1.0,))
+        empty, found = values(sd3)["latent_image"]["samples"], []
+        for model in (sd3.build(), ras_model(sd3, "2x", plan=plan)):
+            found.append(advanced(model, sd3, start, end, empty, steps=total, sampler_name="dpmpp_2m"))
+        assert last_trace(model).reason == STAYS_OUT and torch.equal(*found)
+
     def test_a_few_steps_of_a_longer_run_follow_a_plan(self, sd3):
         """The steps of the whole run count, so that each part of a run is as fast as the whole."""
         model, empty = ras_model(sd3, "2x"), values(sd3)["latent_image"]["samples"]
