@@ -14,12 +14,17 @@ from typing import Any
 PASSES_ON = ("RASPatchModel",)
 """Nodes that change neither the weights nor the noise schedule."""
 
+IN_CHAIN = ("MODEL", "CLIP")
+"""Types of the links between the nodes of a chain. What comes through a link of another type, such as the
+name of a file or an image, may determine the model too, but the chain does not contain it."""
+
 Node = Mapping[str, Any]
 """A node of a prompt in API format: `class_type` and `inputs`."""
 
 
 def source_in_prompt(node_of: Callable[[str], Node], node_id: str) -> str:
-    """The digest of the nodes that the input `model` of a node comes from; empty if they are not one chain.
+    """The digest of the nodes that the input `model` of a node comes from; empty if they are not one chain,
+    or do not alone determine the model.
 
     Args:
         node_of: function from a node's id to the node.
@@ -30,10 +35,13 @@ def source_in_prompt(node_of: Callable[[str], Node], node_id: str) -> str:
         if not _is_link(link):
             return ""
         node = node_of(link[0])
+        links = _links(node)
         if node["class_type"] not in PASSES_ON:
+            if not all(kind in IN_CHAIN for kind, _ in links):
+                return ""
             values = {name: value for name, value in node["inputs"].items() if not _is_link(value)}
             chain.append([node["class_type"], values])
-        models = _model_links(node)
+        models = [found for kind, found in links if kind == "MODEL"]
         if len(models) > 1:
             return ""
         link = models[0] if models else None
@@ -53,15 +61,15 @@ def digest(chain: Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _model_links(node: Node) -> list[Any]:
-    """The links of a node's inputs of type MODEL."""
+def _links(node: Node) -> list[tuple[Any, Any]]:
+    """The links to a node's inputs, each with the type of the input; None if the type is not known."""
     from nodes import NODE_CLASS_MAPPINGS
 
     known = NODE_CLASS_MAPPINGS.get(node["class_type"])
     declared = known.INPUT_TYPES() if known else {}
     groups = [declared.get(group) or {} for group in ("required", "optional")]
-    names = [name for group in groups for name, kind in group.items() if kind[0] == "MODEL"]
-    return [node["inputs"][name] for name in names if _is_link(node["inputs"].get(name))]
+    types = {name: kind[0] for group in groups for name, kind in group.items()}
+    return [(types.get(name), value) for name, value in node["inputs"].items() if _is_link(value)]
 
 
 def _is_link(value: Any) -> bool:

@@ -107,7 +107,8 @@ class Hint {
     if (asked === this.asked) return;
     this.asked = asked;
     const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
-    if (!answer?.ok || this.asked !== asked) return;
+    if (this.asked !== asked) return;
+    if (!answer?.ok) return this.show("", ""); // what it says is about other settings; the next change asks again
     const told = await answer.json();
     if (calibration && told.measured == null && told.time < 1) this.show("", say("plan"));
     else this.tell(told, speed, steps);

@@ -93,23 +93,25 @@ function reconnect(at, output) {
 
 /** The origin of a link in the form that prompts have, [id, slot]; null if there is none. */
 function sourceOf(at, linkId, output) {
-  const link = linkBy(at, linkId);
+  const origin = originOf(at, linkId);
+  if (!origin) return null;
+  if (isOff(origin.node)) return ofTurnedOff(origin.at, origin.node, origin.slot, output);
+  const id = `${origin.at.prefix}${origin.node.id}`;
+  return output[id] ? [id, origin.slot] : null;
+}
+
+/** The node that a link comes from, where it is, and its slot: through Reroute, and out of and into subgraphs. */
+function originOf(at, linkId) {
+  const link = linkId == null ? null : linkBy(at, linkId);
   if (!link) return null;
-  if (isFromOutside(link)) {
-    const outside = at.node?.inputs?.[link.origin_slot]?.link;
-    return outside == null ? null : sourceOf(at.outer, outside, output);
-  }
+  if (isFromOutside(link)) return at.outer ? originOf(at.outer, at.node.inputs?.[link.origin_slot]?.link) : null;
   const node = at.graph.getNodeById(link.origin_id);
   if (!node) return null;
-  if (isOff(node)) return ofTurnedOff(at, node, link.origin_slot, output);
-  if (node.subgraph) {
-    const inner = node.subgraph.outputs[link.origin_slot]?.linkIds?.[0];
-    return inner == null ? null : sourceOf(inside(at, node), inner, output);
+  if (node.subgraph && !isOff(node)) {
+    return originOf(inside(at, node), node.subgraph.outputs[link.origin_slot]?.linkIds?.[0]);
   }
-  const id = `${at.prefix}${node.id}`;
-  if (output[id]) return [id, link.origin_slot];
-  const through = node.isVirtualNode ? node.inputs?.[0]?.link : null; // Reroute
-  return through == null ? null : sourceOf(at, through, output);
+  if (node.isVirtualNode && !isOff(node)) return originOf(at, node.inputs?.[0]?.link);
+  return { at, node, slot: link.origin_slot };
 }
 
 /** What takes the place of an output of a node that is turned off. */
@@ -135,10 +137,9 @@ function standIn(at, node, read, output) {
 
 /** Whether a link comes from a bypassed RAS KSampler that would pass an empty latent on. */
 function isBlank(at, linkId, output) {
-  const link = linkBy(at, linkId);
-  const node = link && at.graph.getNodeById(link.origin_id);
-  if (node?.type !== "RASKSampler" || node.mode !== BYPASSED || link.origin_slot !== 0) return false;
-  const latent = valueOf(at, node, "latent_image", output);
+  const { at: where, node, slot } = originOf(at, linkId) ?? {};
+  if (node?.type !== "RASKSampler" || node.mode !== BYPASSED || slot !== 0) return false;
+  const latent = valueOf(where, node, "latent_image", output);
   return EMPTY_LATENT.test(output[latent?.[0]]?.class_type);
 }
 

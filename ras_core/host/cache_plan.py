@@ -21,7 +21,7 @@ from ..kv.choose import Choice, Needs, Room, choose, for_corrected
 from ..kv.float8 import has_float8
 from ..kv.formats import AUTO, first_choice
 from ..kv.spec import CacheSize
-from ..kv.spread import TRANSIENTS
+from ..kv.spread import LEAST_SHARE, TRANSIENTS
 from ..method.schedule import StepKind
 from ..models.base import METHOD, REFERENCES, ModelAdapter
 from ..models.cost import CostProfile, expected_speedup
@@ -79,19 +79,29 @@ class CachePlan:
         borders = self._borders(conds)
         self._log_estimate(borders)
         needs = cache_needs(model, self.network, self.adapter, self.run, borders)
-        room = self._room(model, noise_shape, needs)
+        working = working_memory(model, noise_shape) + self._spread_nbytes(needs.size, borders)
+        room = self._room(model, working, needs)
         wanted = for_corrected(self.wanted, needs, room) if self.is_corrected else self.wanted
         self._keep(choose(wanted, needs, room), needs)
         return prepared
 
-    def _room(self, model: ModelPatcher, noise_shape: Any, needs: Needs) -> Room:
-        """Lets ComfyUI unload other models; returns the memory that is then available to the K/V cache."""
+    def _spread_nbytes(self, size: CacheSize, borders: Sequence[OtherRows]) -> int:
+        """Working memory for spreading forecast errors. Nothing is spread in runs with reference images, or
+        whose regional steps all compute few tokens.
+        """
+        n = self.run.grid.n
+        spreads = any(LEAST_SHARE * n <= step.active_count(n) < n for step in self.run.plan)
+        if not self.run.config.spread or not spreads or any(rows.frozen for rows in borders):
+            return 0
+        return TRANSIENTS * size.attention_nbytes
+
+    def _room(self, model: ModelPatcher, working: int, needs: Needs) -> Room:
+        """Lets ComfyUI unload other models; returns the memory that is then available to the K/V cache, with
+        `working` bytes left free.
+        """
         first = first_choice(self.wanted).name
         # K/V buffers held by CUDA graphs of earlier runs count as free: this run either uses or frees them.
         held = 0 if self.graphs is None else sum(map(graph_store(model).nbytes, self._reusable(first)))
-        working = working_memory(model, noise_shape)
-        if self.run.config.spread:
-            working += TRANSIENTS * needs.size.attention_nbytes
         make_room(needs.on_device(first) - held + working - evictable_room(model), model.load_device)
         free = free_device_bytes(model, working)
         return Room(free + held, free_main_memory(), has_float8(model.load_device))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..method.family_plans import family_closeness, family_plans
-from ..method.few_steps import is_few
+from ..method.few_steps import is_few, steps_for
 from ..method.plan import PLAN_SAMPLERS
 from ..method.plan_set import PlanSet
 
@@ -31,7 +31,7 @@ def outlook(
         and sampler.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
-    if is_few(steps / (denoise or 1.0)):
+    if is_few(steps_for(steps, denoise)):
         return answer | {"time": 1.0, "steps": steps, "dense": steps}
     if sampler and sampler not in PLAN_SAMPLERS:
         return answer
@@ -56,7 +56,7 @@ def measured_outlook(
         there is no plan for this speed and sampler, its closeness was not measured, or the run has so few
         steps that RAS stays out of it.
     """
-    if is_few(steps / (denoise or 1.0)):
+    if is_few(steps_for(steps, denoise)):
         return None
     found = [each for each in plans.plans if each.speed == speed and sampler in ("", None, each.sampler)]
     if not found:

@@ -9,7 +9,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ..errors import RASError
 from ..method.family_plans import family_plans
-from ..method.few_steps import STAYS_OUT, is_few
+from ..method.few_steps import STAYS_OUT, is_few, steps_for
 from ..method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan
 from ..method.plan_set import ELSEWHERE, PlanSet
 from ..models import adapter_for, network_of
@@ -94,7 +94,7 @@ def planned_levels(
     if denoise <= 0:
         return ()
     plan = plans.best(*choice, plain=not has_ras(model))
-    if is_few(steps / min(denoise, 1.0)):
+    if is_few(steps_for(steps, denoise)):
         logger.info("Multirate RAS: noise levels of the schedule simple: %s.", STAYS_OUT)
         return simple_part(model, steps, denoise)
     if ELSEWHERE in plan.origin:
@@ -112,8 +112,7 @@ def levels_of(model: ModelPatcher, plan: Plan, steps: int, denoise: float = 1.0)
 
 def simple_part(model: ModelPatcher, steps: int, denoise: float) -> tuple[float, ...]:
     """The noise levels of a KSampler with `steps`, `denoise` and the scheduler `simple`."""
-    total = steps if denoise >= 1 else int(steps / denoise)
-    return simple_levels(model, total)[-(steps + 1) :]
+    return simple_levels(model, steps_for(steps, denoise))[-(steps + 1) :]
 
 
 def made_levels(model: ModelPatcher, plan: Plan) -> tuple[float, ...]:

@@ -22,7 +22,7 @@ from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.few_steps import STAYS_OUT, is_few, whole_run_steps
 from ..method.plan import Plan, described
-from ..method.plan_candidates import RegionalCost, fitted, reached_speed, shares_of_steps
+from ..method.plan_candidates import RegionalCost, fitted, fitted_steps, reached_speed, shares_of_steps
 from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
@@ -86,32 +86,30 @@ class Speed:
         measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         best = plans.best(self.speed, plan_sampler(given.sampler))
-        is_made = _is_grid_of_any(plans, model, given.sigmas.tolist())
-        plan = _for_run(best, given, is_made)
+        if _is_grid_of_any(plans, model, given.sigmas.tolist()):
+            plan = best.on_grid(given.steps)
+            if not measured and not plan.is_plain:
+                plan = self._fitted_steps(plan, best, given, guider)
+            return self._by_plan(plan, given.sigmas, given.sampler)
+        plan = best.resized(given.steps)
         if not measured and not plan.is_plain:
             plan = self._fitted(plan, given, guider) or plans.plain(self.speed, best.sampler)
-            plan = _for_run(plan, given, is_made)
-        if is_made:
-            return self._by_plan(plan, given.sigmas, given.sampler)
+            plan = plan.resized(given.steps)
         wanted = planned_sigmas(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         return self._by_plan(plan, wanted, given.sampler)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
-        """Whether the run has too few steps to gain from RAS. If RAS Scheduler made its noise levels, the
-        steps of the run that these levels replace are counted.
-
-        Raises:
-            RASError: `plans` has no plan for this speed and sampler.
-        """
+        """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
         levels = given.sigmas.tolist()
         if not is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
             return False
         plans = self.plans or plans_for(model, given.noise.shape[-2:])
         plan = plans.best(self.speed, plan_sampler(given.sampler))
-        is_made = _is_grid_of_any(plans, model, levels)
-        return is_few(plan.on_grid(given.steps).full_steps) if is_made else True
+        if is_few(plan.on_grid(given.steps).full_steps):  # parts of the `simple` schedule resemble even grids
+            plans = PlanSet(tuple(each for each in plans.plans if not each.has_even_grid))
+        return not _is_grid_of_any(plans, model, levels)
 
     def _without_ras(self, given: OuterSample) -> RunSettings:
         """The settings of a run in which RAS changes nothing."""
@@ -143,9 +141,18 @@ class Speed:
         """A plan with its shares of tokens changed so that this run reaches the plan's speed; None if no
         shares reach it.
         """
-        budget = plan.full_steps / float(self.speed.removesuffix("x"))
-        shares = fitted(plan.shares, budget, _cost_of(given, guider))
+        shares = fitted(plan.shares, plan.full_steps / self._factor, _cost_of(given, guider))
         return None if shares is None else replace(plan, shares=shares)
+
+    def _fitted_steps(self, plan: Plan, best: Plan, given: OuterSample, guider: Any) -> Plan:
+        """As `_fitted`, for `plan`, which is `best` on levels of RAS Scheduler; the number of steps stays."""
+        full_steps = plan.steps * best.full_steps / best.steps  # not rounded, unlike that of `plan`
+        shares = fitted_steps(plan.shares, full_steps / self._factor, _cost_of(given, guider))
+        return replace(plan, shares=shares or (1.0,) * plan.steps)
+
+    @property
+    def _factor(self) -> float:
+        return float(self.speed.removesuffix("x"))
 
     def _by_plan(self, plan: Plan, sigmas: Tensor, sampler: Any) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
@@ -173,7 +180,7 @@ class Speed:
         make it faster. These compute shares of tokens with which the run comes closest to the speed.
         """
         cost = _cost_of(given, guider)
-        wanted = float(self.speed.removesuffix("x"))
+        wanted = self._factor
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
         shortfall = f"{reached:.2f}x is all that {given.steps} steps can reach"
@@ -181,11 +188,6 @@ class Speed:
         config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
         said = described(self.speed, shares, given.steps)
         return RunSettings(config, given.sigmas, said, shortfall or origin, shortfall=shortfall)
-
-
-def _for_run(plan: Plan, given: OuterSample, is_made: bool) -> Plan:
-    """A plan for as many steps as the run has; `is_made`: its noise levels are already those of a plan."""
-    return plan.on_grid(given.steps) if is_made else plan.resized(given.steps)
 
 
 def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:

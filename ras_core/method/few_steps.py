@@ -27,6 +27,13 @@ def is_few(steps: float) -> bool:
     return round(steps) <= FEW_STEPS
 
 
+def steps_for(steps: int, denoise: float) -> int:
+    """The number of steps of the schedule of which ComfyUI's KSampler takes the last `steps`, so that its run
+    starts at the noise level that `denoise` asks for. With denoise 0, it takes none; the result is `steps`.
+    """
+    return int(steps / denoise) if 0 < denoise < 1 else steps
+
+
 def whole_run_steps(fine: Levels, given: Levels) -> float:
     """The number of steps of a run over the whole schedule whose steps are as long as those of this run,
     which may cover only a part of the schedule.

@@ -148,12 +148,12 @@ def adams_step(history: History, x: Tensor, d: Tensor, t: float, t_next: float) 
 def adams_weight(ratio: Tensor) -> Tensor:
     """The weight of the velocity's last change in a step that is `ratio` times as long as the step before.
 
-    For ratios up to 1, it is the ratio, as in the Adams-Bashforth method. That method would extrapolate
-    farther in longer steps. But a plan's grid has long steps where the velocity changes little, and the
-    velocity's change over the next step is then about as large as over the last one, or smaller. So the
-    weight stays 1 for ratios from 1 to `GRADUAL`, and falls with 1 / ratio beyond.
+    For ratios up to 1, it is the ratio, as in the Adams-Bashforth method, which would extrapolate farther in
+    longer steps. But a plan's grid has long steps where the velocity changes little: over the next step, it
+    then changes about as much as over the last one, or less. So the weight stays 1 for ratios from 1 to
+    `GRADUAL`, and falls with 1 / ratio beyond. Where sigma turns, it is at least -2; for a ratio of NaN, 0.
     """
-    return torch.minimum(ratio.clamp_max(1.0), GRADUAL / ratio.clamp_min(1e-6))
+    return torch.minimum(ratio.clamp(-2.0, 1.0), GRADUAL / ratio.clamp_min(1e-6)).nan_to_num_(0.0)
 
 
 def redo_long_step(history: History, d: Tensor, t: float) -> Tensor:

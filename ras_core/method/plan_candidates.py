@@ -115,16 +115,43 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
-    n_dense = sum(share == 1 for share in shares)
-    each = (budget - n_dense) / (len(shares) - n_dense)
     leaves_out_references = cost(USUAL_SHARE) < USUAL_SHARE
+    each = _left_for_each(shares, budget)
     if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE) and not leaves_out_references:
-        share = _share_of(each, cost)
-        return tuple(1.0 if known == 1 else share for known in shares)
+        return _with_share(shares, _share_of(each, cost))
     if (each > cost(MAX_SHARE) and not leaves_out_references) or cost(USUAL_SHARE) > LARGEST_COST:
         return None
     other = shares_for(budget, USUAL_SHARE, DENSE_PART, cost)
     return other if other and min(other) >= LEAST_FITTED else None
+
+
+def fitted_steps(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
+    """As `fitted`, but with the same number of steps, for noise levels that are already made. If the share
+    would not be between LEAST_FITTED and MAX_SHARE, only the first steps are dense: as many as leave about
+    USUAL_SHARE to the regional steps. The run costs more than the budget if even LEAST_FITTED does.
+    """
+    each, steps = _left_for_each(shares, budget), len(shares)
+    if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE):
+        return _with_share(shares, _share_of(each, cost))
+    usual = cost(USUAL_SHARE)
+    if usual > LARGEST_COST:
+        return None
+    n_dense = max(round((budget - steps * usual) / (1 - usual)), MIN_DENSE)
+    if n_dense >= steps:
+        return None
+    n_regional = steps - n_dense
+    share = max(_share_of((budget - n_dense) / n_regional, cost), LEAST_FITTED)
+    return (1.0,) * n_dense + (share,) * n_regional
+
+
+def _left_for_each(shares: tuple[float, ...], budget: float) -> float:
+    """What the dense steps of a run leave of its budget for each of its regional steps."""
+    n_dense = sum(share == 1 for share in shares)
+    return (budget - n_dense) / (len(shares) - n_dense)
+
+
+def _with_share(shares: tuple[float, ...], share: float) -> tuple[float, ...]:
+    return tuple(1.0 if known == 1 else share for known in shares)
 
 
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:

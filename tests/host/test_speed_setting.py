@@ -108,8 +108,8 @@ def advanced(model, family, start, end, latent, leftover=True, **changes):
     )[0]["samples"]  # fmt: skip
 
 
-def custom(model, family, sampler, sigmas):
-    node, given = SamplerCustom(), values(family)
+def custom(model, family, sampler, sigmas, **changes):
+    node, given = SamplerCustom(), values(family, **changes)
     run = getattr(node, "sample", None) or node.execute
     result = run(
         model, True, given["seed"], given["cfg"], given["positive"], given["negative"], sampler, sigmas,
@@ -193,6 +193,19 @@ class TestCost:
         _, trace = ras_ksampler(kontext, "2x", kontext.build(), sampler_name="dpmpp_2m")
         assert (trace.n_steps, trace.regional_steps, trace.notes) == (24, 18, ())
         assert gain(trace) == pytest.approx(2, rel=0.05)
+
+    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    @pytest.mark.parametrize(("family", "rows"), [("flux_kontext", 4), ("flux", 4), ("flux", 20)])
+    def test_levels_of_ras_scheduler(self, speed, family, rows):
+        """RAS Scheduler does not know the prompt and the reference images, on which costs depend."""
+        family = FAMILIES[family]
+        model = ras_model(family, speed)
+        made = RASScheduler.execute(model, speed, STEPS, 1.0, "euler").result[0]
+        text = {"positive": family.conditioning(1, rows=rows), "negative": family.conditioning(2, rows=rows)}
+        custom(model, family, comfy.samplers.sampler_object("euler"), made, **text)
+        trace = last_trace(model)
+        assert trace.n_steps == len(made) - 1 and trace.regional_steps > 0 and trace.notes == ()
+        assert gain(trace) == pytest.approx(factor(speed), rel=0.05)
 
     def test_a_family_plan_that_too_few_tokens_would_have_to_pay_for_gives_way_to_the_plain_one(self):
         flux = FAMILIES["flux"]
@@ -422,6 +435,15 @@ class TestFewSteps:
             found.append(advanced(model, sd3, part, total, half, leftover=False, steps=total))
         assert torch.equal(*found)
 
+    @pytest.mark.parametrize(("total", "start", "end"), [(4, 0, 2), (6, 4, 6), (8, 3, 5)])
+    def test_parts_that_an_even_grid_may_also_have(self, sd3, total, start, end):
+        """A plan with an even grid has almost the noise levels of some parts of the `simple` schedule."""
+        plan = planned(sampler="dpmpp_2m", steps=14, dense=9, density=(1.0,))
+        empty, found = values(sd3)["latent_image"]["samples"], []
+        for model in (sd3.build(), ras_model(sd3, "2x", plan=plan)):
+            found.append(advanced(model, sd3, start, end, empty, steps=total, sampler_name="dpmpp_2m"))
+        assert last_trace(model).reason == STAYS_OUT and torch.equal(*found)
+
     def test_a_few_steps_of_a_longer_run_follow_a_plan(self, sd3):
         """The steps of the whole run count, so that each part of a run is as fast as the whole."""
         model, empty = ras_model(sd3, "2x"), values(sd3)["latent_image"]["samples"]
@@ -439,10 +461,11 @@ class TestFewSteps:
         assert torch.equal(ksampler(model, sd3, **changes), ksampler(sd3.build(), sd3, **changes))
         assert last_trace(model).reason == STAYS_OUT
 
-    @pytest.mark.parametrize("steps", [4, 8])
-    def test_ras_scheduler_leaves_the_schedule_as_well(self, sd3, steps, info):
+    @pytest.mark.parametrize(("steps", "denoise"), [(4, 1.0), (8, 1.0), (8, 0.92)])
+    def test_ras_scheduler_leaves_the_schedule_as_well(self, sd3, steps, denoise, info):
+        """ComfyUI rounds the number of steps of the whole schedule down: with denoise 0.92, 8.7 to 8."""
         model = ras_model(sd3, "2x")
-        made = RASScheduler.execute(model, "2x", steps, 1.0, "euler").result[0]
+        made = RASScheduler.execute(model, "2x", steps, denoise, "euler").result[0]
         assert made.tolist() == pytest.approx(simple_levels(model, steps))
         assert f"noise levels of the schedule simple: {STAYS_OUT}" in info.text
         sampler = comfy.samplers.sampler_object("euler")
@@ -454,6 +477,23 @@ class TestFewSteps:
         custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
         trace = last_trace(model)
         assert trace.n_steps == len(made) - 1 == 4 and trace.regional_steps > 0 and trace.reason == ""
+
+    @pytest.mark.parametrize("speed", ["2x", "3x"])
+    def test_levels_that_ras_scheduler_made_for_nine_steps_follow_a_plan(self, sd3, speed):
+        """A plan of so few steps does not show for how many steps it was made."""
+        model = ras_model(sd3, speed)
+        made = RASScheduler.execute(model, speed, 9, 1.0, "euler").result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        trace = last_trace(model)
+        assert trace.n_steps == len(made) - 1 and trace.regional_steps > 0 and trace.reason == ""
+
+    def test_the_last_of_the_levels_that_ras_scheduler_made_follow_a_plan(self, sd3):
+        """Half of the schedule is in the last four steps."""
+        model = ras_model(sd3, "2x")
+        made = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler").result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made[-5:])
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.reason) == (4, "") and trace.regional_steps > 0
 
     def test_custom_settings_apply_to_any_number_of_steps(self, sd3):
         _, trace = ras_ksampler(sd3, CUSTOM, steps=8)

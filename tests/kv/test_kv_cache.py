@@ -368,6 +368,18 @@ class TestRoom:
         assert asked == [(needs.kept("gpu") + working, model.load_device), "read"]
         assert working >= model.memory_required([2, *sd3.noise().shape[1:]])
 
+    @pytest.mark.parametrize(
+        ("name", "share", "spreads"), [("sd3", 0.5, True), ("sd3", 0.4, False), ("flux_kontext", 0.5, False)]
+    )
+    def test_memory_is_kept_free_for_errors_that_are_spread(self, seen, monkeypatch, name, share, spreads):
+        """Nothing is spread with reference images, or where few tokens are computed."""
+        family, asked = FAMILIES[name], []
+        monkeypatch.setattr(cache_plan, "make_room", lambda nbytes, device: asked.append(nbytes))
+        for spread in (False, True):
+            config = _settings("forecast", sample_ratio=share, spread=spread)
+            sample_ras(family.build(), family, family.noise(), config)
+        assert asked[1] - asked[0] == spreads * 5 * seen["needs"][0].size.attention_nbytes
+
     def test_other_models_are_unloaded_and_the_runs_own_are_kept(self, sd3, monkeypatch):
         """To make room for the cache, ComfyUI's memory manager unloads a model that the run does not use. Two
         models are loaded, on a stand-in that claims to be a GPU.

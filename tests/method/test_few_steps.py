@@ -1,7 +1,7 @@
 """Which runs have so few steps that RAS stays out of them."""
 
 import pytest
-from ras_pack.ras_core.method.few_steps import FEW_STEPS, STAYS_OUT, is_few, whole_run_steps
+from ras_pack.ras_core.method.few_steps import FEW_STEPS, STAYS_OUT, is_few, steps_for, whole_run_steps
 from ras_pack.ras_core.method.sigma_grid import grid, positions
 
 FINE = tuple(1 - i / 200 for i in range(201))
@@ -34,6 +34,13 @@ def test_levels_outside_the_schedule_count_as_they_are():
 def test_the_boundary(steps, few):
     """A part of a schedule is measured between levels that ComfyUI has rounded."""
     assert is_few(steps) == few
+
+
+@pytest.mark.parametrize(
+    ("steps", "denoise", "total"), [(8, 1, 8), (8, 0.92, 8), (8, 0.88, 9), (4, 0.5, 8), (4, 0, 4)]
+)
+def test_the_steps_of_the_schedule_that_denoise_cuts(steps, denoise, total):
+    assert steps_for(steps, denoise) == total
 
 
 def test_the_sentence_names_the_boundary():

@@ -8,6 +8,7 @@ from ras_pack.ras_core.method.integrator import (
     SOLVERS,
     History,
     adams_step,
+    adams_weight,
     advance,
     continued_step,
     forecast_change,
@@ -188,6 +189,20 @@ class TestByHand:
     def test_adams_step_without_an_evaluation_before(self):
         x = adams_step(History.empty(self.X), self.X, self.D, -math.log(2.0), 0.0)
         assert x.item() == pytest.approx(3 - 1)
+
+    def test_adams_weight(self):
+        ratios = torch.tensor([0.0, 0.5, 1.0, 1.5, 3.0, math.inf, -1.0, -50.0, -math.inf, math.nan])
+        expected = [0.0, 0.5, 1.0, 1.0, 0.5, 0.0, -1.0, -2.0, -2.0, 0.0]
+        assert adams_weight(ratios).tolist() == pytest.approx(expected)
+
+    @pytest.mark.parametrize("levels", [(2, 1, 1, 1, 0.5), (2, 1.9, 2.5, 0.5), (2, 2, 3, 0.5)])
+    def test_levels_that_repeat_or_rise(self, levels):
+        """With D = 0 the velocity x / sigma is constant, so every schedule gives the exact result."""
+        x, history = self.X, History.empty(self.X)
+        for before, after in zip(levels, levels[1:], strict=False):
+            times = -math.log(before), -math.log(after)
+            history, x = multirate_step(history, x, torch.zeros_like(x), times, (None, None), "ab2")
+        assert x.item() == pytest.approx(3 * levels[-1] / levels[0])
 
     def test_second_order_estimate(self):
         """D increased from 0 to 1 in a time of 0.5, so it is extrapolated to 1.5 a time of 0.25 later."""

@@ -7,7 +7,7 @@ from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method import family_plans as module
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
-from ras_pack.ras_core.method.plan_candidates import candidates, fitted, shares_for
+from ras_pack.ras_core.method.plan_candidates import candidates, fitted, fitted_steps, shares_for
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, plan_steps
 
@@ -213,6 +213,36 @@ class TestFitted:
         assert found.count(1.0) == n_dense
         assert n_dense + sum(share / 3 for share in found if share < 1) == pytest.approx(14, rel=1e-3)
         assert min(found) == pytest.approx(min(self.SHARES), rel=0.05)
+
+
+class TestFittedSteps:
+    """The same for noise levels that are made already, so that the number of steps stays."""
+
+    SHARES = (1.0,) * 4 + (0.54, 1.0) * 6 + (0.54,)
+
+    @pytest.mark.parametrize(
+        ("base", "slope", "budget", "expected"),
+        [
+            (0.1, 0.9, 14.0, 10),  # the same steps are dense
+            (0.5, 0.5, 14.0, 2),  # long text: fewer
+            (0.0, 1 / 3, 14.0, 13),  # reference images: more
+            (0.0, 1 / 3, 16.0, 16),
+            (0.45, 0.55, 13.0, 2),
+        ],
+    )
+    def test_the_run_costs_the_budget(self, base, slope, budget, expected):
+        found = fitted_steps(self.SHARES, budget, lambda share: base + slope * share)
+        spent = sum(1.0 if share == 1 else base + slope * share for share in found)
+        assert len(found) == len(self.SHARES) and 0.4 <= min(found) and found.count(1.0) == expected
+        assert spent == pytest.approx(budget, rel=0.03)
+
+    def test_it_costs_more_if_the_shares_would_be_too_small(self):
+        assert fitted_steps(self.SHARES, 9.0, lambda share: share)[2:] == (0.4667,) * 15
+        assert fitted_steps(self.SHARES, 5.0, lambda share: share)[2:] == (0.4,) * 15
+
+    @pytest.mark.parametrize(("budget", "cost"), [(14.0, lambda share: 0.9), (17.0, lambda share: share)])
+    def test_all_steps_are_dense_if_regional_ones_save_too_little(self, budget, cost):
+        assert fitted_steps(self.SHARES, budget, cost) is None
 
 
 class TestFamilies:

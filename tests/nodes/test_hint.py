@@ -57,7 +57,7 @@ class TestOutlook:
         assert outlook("sd3", "3x", 28, "heun")["steps"] is None
 
     @pytest.mark.parametrize("sampler", [None, "euler", "heun"])
-    @pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (4, 1.0), (8, 1.0), (4, 0.5)])
+    @pytest.mark.parametrize(("steps", "denoise"), [(1, 1.0), (4, 1.0), (8, 1.0), (4, 0.5), (8, 0.92)])
     def test_few_steps_gain_nothing(self, sampler, steps, denoise):
         found = outlook("sd3", "3x", steps, sampler, denoise)
         assert found == {"time": 1, "steps": steps, "dense": steps, "closeness": None}
@@ -193,8 +193,8 @@ class TestSource:
         for name, node in merging.NODE_CLASS_MAPPINGS.items():
             monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, name, node)
 
-    def source(self, origin: str) -> str:
-        prompt = {**PROMPT, "9": {"class_type": "RASCalibrate", "inputs": {"model": [origin, 0]}}}
+    def source(self, origin: str, **others) -> str:
+        prompt = {**PROMPT, **others, "9": {"class_type": "RASCalibrate", "inputs": {"model": [origin, 0]}}}
         return source_in_prompt(prompt.__getitem__, "9")
 
     def test_all_nodes_that_change_the_model_count(self):
@@ -202,6 +202,29 @@ class TestSource:
 
     def test_merged_models_have_none(self):
         assert self.source("4") == ""
+
+    def test_the_text_encoder_does_not_matter(self):
+        lora = {"lora_name": "b.safetensors", "strength_model": 1, "strength_clip": 1}
+        inputs = {"model": ["1", 0], "clip": ["1", 1], **lora}
+        found = self.source("5", **{"5": {"class_type": "LoraLoader", "inputs": inputs}})
+        assert found == digest([["LoraLoader", lora], LOADER])
+
+    @pytest.mark.parametrize(
+        ("kind", "inputs"),
+        [
+            ("CheckpointLoaderSimple", {"ckpt_name": ["8", 0]}),  # the name of the file comes from a node
+            ("ModelSamplingLTXV", {"model": ["1", 0], "latent": ["8", 0], "max_shift": 2.05}),
+            ("AnySwitch", {"any": ["1", 0]}),
+        ],
+    )
+    def test_models_that_depend_on_another_node_have_none(self, kind, inputs, monkeypatch):
+        """With a digest, the hint would show the plans of one such model for all of them."""
+        import comfy_extras.nodes_lt as video
+
+        import nodes as host_nodes
+
+        monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, "ModelSamplingLTXV", video.ModelSamplingLTXV)
+        assert self.source("5", **{"5": {"class_type": kind, "inputs": inputs}}) == ""
 
     def test_numbers_are_those_of_a_browser(self):
         other = ["LoraLoaderModelOnly", {"strength_model": 1.0, "lora_name": "b.safetensors"}]

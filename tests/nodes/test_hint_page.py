@@ -17,7 +17,7 @@ export const api = {
   addEventListener() {},
   async fetchApi(url) {
     asked.push(Object.fromEntries(new URL(url, "http://x").searchParams));
-    return { ok: true, json: async () => answers[0] };
+    return { ok: answers[0] !== null, json: async () => answers[0] };
   },
 };
 """
@@ -31,7 +31,7 @@ globalThis.document = {
   head: { append() {} },
 };
 await import("./extensions/pack/hint.js");
-const { nodes, links, answer } = JSON.parse(readFileSync(0, "utf8"));
+const { nodes, links, answer, then } = JSON.parse(readFileSync(0, "utf8"));
 answers.push(answer);
 const graph = { links, nodes, getNodeById: (id) => nodes.find((one) => one.id === id) };
 let element;
@@ -40,7 +40,14 @@ for (const node of nodes) {
   node.addDOMWidget = (name, type, made) => { element = made; return {}; };
 }
 app.one.nodeCreated(nodes.find((one) => one.comfyClass.startsWith("RAS")));
-setTimeout(() => console.log(JSON.stringify({ asked, text: element.textContent })), 400);
+const log = () => console.log(JSON.stringify({ asked, text: element.textContent }));
+setTimeout(() => {
+  if (!then) return log();
+  answers[0] = then.answer;
+  nodes.at(-1).widgets.find((one) => one.name === "steps").value = then.steps;
+  app.one.afterConfigureGraph();
+  setTimeout(log, 400);
+}, 400);
 """
 GAINS = {"time": 0.5, "steps": 17, "dense": 6, "closeness": None}
 STAYS_OUT = {"time": 1.0, "steps": 4, "dense": 4, "closeness": None}
@@ -62,8 +69,13 @@ def node(number, kind, widgets=None, inputs=None, outputs=None):
     }  # fmt: skip
 
 
-def shown(tmp_path, nodes, answer):
-    """What the node with the line asks about the graph, and the text that it shows for the answer."""
+def shown(tmp_path, nodes, answer, then=None):
+    """What the node with the line asks about the graph, and the text that it shows for the answer.
+
+    Args:
+        answer: the server's answer; None if the server refuses the question.
+        then: the last node's number of steps after a change, and the answer to it.
+    """
     if shutil.which("node") is None:
         pytest.skip("Node.js is not installed")
     links = {
@@ -83,7 +95,7 @@ def shown(tmp_path, nodes, answer):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
-    given = json.dumps({"nodes": nodes, "links": links, "answer": answer})
+    given = json.dumps({"nodes": nodes, "links": links, "answer": answer, "then": then})
     run = subprocess.run(
         ["node", "page.js"], cwd=tmp_path, input=given, capture_output=True, text=True, timeout=60
     )
@@ -138,6 +150,12 @@ def test_a_connected_plan(tmp_path):
 def test_a_gain(tmp_path):
     _, text = shown(tmp_path, [LOADER, patch(), ksampler(steps=28)], GAINS)
     assert text == "about 50 % of the time · 17 steps instead of 28"
+
+
+def test_an_estimate_of_other_settings_does_not_stay(tmp_path):
+    nodes = [LOADER, patch(), ksampler(steps=28)]
+    asked, text = shown(tmp_path, nodes, GAINS, {"steps": 20000, "answer": None})
+    assert [one["steps"] for one in asked] == ["28", "20000"] and text == ""
 
 
 def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):
