@@ -21,6 +21,9 @@ HEADINGS = {
     "ja": ("入力", "出力", "詳しいヘルプ（英語）"),
     "zh": ("输入", "输出", "详细帮助（英文）"),
 }
+PUNCTUATION = {"zh": ("：", "")}
+"""The colon after a name, and what separates sentences, where they differ from ": " and " "."""
+
 LONG_PAGE = "https://github.com/multirate-ras/multirate-ras/blob/main/web/docs/{}.md"
 
 
@@ -43,10 +46,10 @@ def _translated(node: str, texts: dict, language: str) -> str:
             texts["description"],
             "",
             f"## {inputs}",
-            *map(_line, texts["inputs"].values()),
+            *(_line(item, language) for item in texts["inputs"].values()),
             "",
             f"## {outputs}",
-            *map(_line, texts["outputs"].values()),
+            *(_line(item, language) for item in texts["outputs"].values()),
             "",
             f"[{more}]({LONG_PAGE.format(node)})",
             "",
@@ -54,10 +57,11 @@ def _translated(node: str, texts: dict, language: str) -> str:
     )
 
 
-def _line(item: dict) -> str:
+def _line(item: dict, language: str) -> str:
     """A list item; a text of several lines becomes one paragraph."""
-    text = " ".join(item.get("tooltip", "").split("\n"))
-    return f"- **{item['name']}**: {text}" if text else f"- **{item['name']}**"
+    colon, space = PUNCTUATION.get(language, (": ", " "))
+    text = space.join(item.get("tooltip", "").split("\n"))
+    return f"- **{item['name']}**{colon}{text}" if text else f"- **{item['name']}**"
 
 
 def main() -> None:
