@@ -17,7 +17,7 @@ from .paths import ROOT
 
 DOCS, LOCALES = ROOT / "web" / "docs", ROOT / "locales"
 HEADINGS = {
-    "de": ("Eingänge", "Ausgänge", "Ausführliche Hilfe (englisch)"),
+    "de": ("Eingänge", "Ausgänge", "Ausführliche Hilfe (auf Englisch)"),
     "ja": ("入力", "出力", "詳しいヘルプ（英語）"),
     "zh": ("输入", "输出", "详细帮助（英文）"),
 }

@@ -44,24 +44,24 @@ const WORDS = {
     speed: "{speed}× so schnell",
     busy: "Rechner ausgelastet: Tempo unklar",
     nothing: "Nicht beschleunigt: {reason}",
-    less: "Weniger als geplant: {reason}",
+    less: "Weniger beschleunigt als geplant: {reason}",
     noRegional: "jeder Schritt hat das ganze Bild berechnet",
     run: "{run} von {runs}",
     time: "etwa {share} % der Zeit",
     steps: "{steps} Schritte statt {total}",
     same: "fast wie mit 250 Schritten", near: "sehr nah an 250 Schritten", close: "nah an 250 Schritten", similar: "ähnlich wie mit 250 Schritten",
-    few: "kein Gewinn bei so wenigen Schritten: Der Lauf ist derselbe wie ohne RAS",
-    custom: "custom: die erweiterten Eingänge bestimmen",
-    plan: "der verbundene Plan bestimmt",
+    few: "kein Gewinn bei so wenigen Schritten: Der Lauf ist der gleiche wie ohne RAS",
+    custom: "custom: Es gelten die erweiterten Eingänge",
+    plan: "Es gilt der verbundene Plan",
     source: "Geschätzt aus dem Plan für {speed}{closeness}. „RAS kalibrieren“ misst Ihr eigenes Modell.",
     measured: "an Ihrem Modell gemessen",
-    measuredSource: "Geschätzt aus dem Plan für {speed}, den „RAS kalibrieren“ an diesem Modell bei dieser Bildgröße gemessen hat. Nähe seines letzten Latents zu dem eines Laufs mit vielen Schritten: {dB} dB.",
-    closeness: "; PSNR beim Demo-Modell der Familie: {dB} dB zum auskonvergierten Bild",
+    measuredSource: "Geschätzt aus dem Plan für {speed}, den „RAS kalibrieren“ an diesem Modell bei dieser Bildgröße gemessen hat. Nähe des fertigen Latents zu dem eines Laufs mit vielen Schritten: {dB} dB.",
+    closeness: "; PSNR beim Demo-Modell der Familie: {dB} dB gegenüber dem konvergierten Bild",
     without: "ohne RAS", with: "mit RAS", fewer: "weniger Schritte ({steps})",
     faster: "{speed}× so schnell · Nähe {ras} (weniger Schritte: {fewer})",
-    about: "etwa {speed}× so schnell (berechnet; der Rechner war beschäftigt) · Nähe {ras} (weniger Schritte: {fewer})",
-    ssim: "Nähe zum Bild ohne RAS: SSIM, 1 beim selben Bild.",
-    compare: "Was rechts der Linie zu sehen ist",
+    about: "etwa {speed}× so schnell (berechnet; der Rechner war ausgelastet) · Nähe {ras} (weniger Schritte: {fewer})",
+    ssim: "Nähe zum Bild ohne RAS: SSIM, 1 bei gleichem Bild.",
+    compare: "Bild rechts der Linie",
   },
   ja: {
     step: "ステップ {step} / {total} · {kind} · トークンの {share}%",
@@ -125,10 +125,18 @@ const WORDS = {
   },
 };
 
+const DECIMAL_COMMA = new Set(["de"]);
+const DECIMAL = /^\d+\.\d+$/; // a number, but not a choice of an input, such as 1.5x
+
 /** The text of a key in the language of the interface, with its values filled in. */
 export function say(key, values = {}) {
   const text = (WORDS[language()] ?? WORDS.en)[key];
-  return text.replace(/\{(\w+)\}/g, (_, name) => String(values[name] ?? ""));
+  return text.replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));
+}
+
+/** A value as the language writes it. */
+function written(value) {
+  return DECIMAL_COMMA.has(language()) && DECIMAL.test(value) ? value.replace(".", ",") : value;
 }
 
 function language() {

@@ -210,6 +210,19 @@ class TestLocales:
             if key[-1] == "tooltip":
                 assert seen.setdefault(english[key], texts[key]) == texts[key], key
 
+    def test_german_texts_quote_the_names_of_nodes_and_inputs(self):
+        """Each quoted name is one that the interface shows, and no node is named without quotes."""
+        texts = flat(locale("de"))
+        nodes = {text for key, text in texts.items() if key[-1] == "display_name"}
+        names = nodes | {text for key, text in texts.items() if key[-1] == "name"}
+        words = (ROOT / "web" / "words.js").read_text(encoding="utf-8").partition("  de: {")[2]
+        sentences = [text for key, text in texts.items() if key[-1] in ("description", "tooltip")]
+        sentences.append(words.partition("  ja: {")[0])
+        quoted = {name for text in sentences for name in re.findall("„([^“]+)“", text)}
+        assert quoted - names == {"noto owl on blue"}, "a prompt is the only other quotation"
+        bare = [re.sub("„[^“]+“", "", text) for text in sentences]
+        assert [(name, text) for name in nodes for text in bare if name in text] == []
+
     def test_settings_of_the_interface(self):
         """The English texts of the pack's settings equal those in web/*.js. The front end looks up a
         setting's translation by its id, with _ instead of dots.
