@@ -87,7 +87,7 @@ def _shares(tile: Tile, speed: str, steps: int) -> tuple[float, ...]:
     if not tile.is_edit:
         return plan.resized(steps).shares
     budget = plan.full_steps / float(speed.removesuffix("x"))
-    fitted = import_from_pack("ras_core.method.plan_candidates").fitted(plan.shares, budget, _cost_of_editing)
+    fitted = import_from_pack("ras_core.method.plan_fitting").fitted(plan.shares, budget, _cost_of_editing)
     shares = replace(plan, shares=fitted).resized(steps).shares
     return tuple(share if share == 1 else share / 2 for share in shares)
 

@@ -22,7 +22,8 @@ from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.few_steps import STAYS_OUT, is_few, whole_run_steps
 from ..method.plan import Plan, described
-from ..method.plan_candidates import RegionalCost, fitted, fitted_steps, reached_speed, shares_of_steps
+from ..method.plan_candidates import RegionalCost, reached_speed, shares_of_steps
+from ..method.plan_fitting import fitted, fitted_steps, needs_fitting
 from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
@@ -88,11 +89,11 @@ class Speed:
         best = plans.best(self.speed, plan_sampler(given.sampler))
         if _is_grid_of_any(plans, model, given.sigmas.tolist()):
             plan = best.on_grid(given.steps)
-            if not measured and not plan.is_plain:
+            if needs_fitting(plan, best, measured is not None):
                 plan = self._fitted_steps(plan, best, given, guider)
             return self._by_plan(plan, given.sigmas, given.sampler)
         plan = best.resized(given.steps)
-        if not measured and not plan.is_plain:
+        if needs_fitting(plan, best, measured is not None):
             plan = self._fitted(plan, given, guider) or plans.plain(self.speed, best.sampler)
             plan = plan.resized(given.steps)
         wanted = planned_sigmas(plan, given, model)

@@ -138,6 +138,19 @@ export class ComfyPage {
     );
   }
 
+  /** Start collecting the headlines of the live view; call the returned function to stop and get them. */
+  async watchHeadlines() {
+    await this.page.evaluate(() => {
+      window.headlines = new Set();
+      const look = () => {
+        for (const one of document.querySelectorAll(".multirate-ras-headline")) window.headlines.add(one.textContent);
+      };
+      window.observer = new MutationObserver(look);
+      window.observer.observe(document.body, { childList: true, characterData: true, subtree: true });
+    });
+    return () => this.page.evaluate(() => (window.observer.disconnect(), [...window.headlines]));
+  }
+
   /** Start counting the different images that the live view draws; call the returned function to stop and get the count. */
   async watchPictures() {
     await this.page.evaluate(() => {
@@ -276,9 +289,35 @@ export class ComfyPage {
     }, type);
   }
 
-  /** Two frames: what was asked for is drawn. */
+  /** Two frames: what was asked for is drawn. For what the page does at a time of its own, use `until`. */
   settle(milliseconds = 150) {
     return this.page.waitForTimeout(milliseconds);
+  }
+
+  /**
+   * Reads until two readings in a row are the same and complete. If that takes longer than `limit` milliseconds,
+   * the last reading is returned, and the test's assertions say what is missing in it.
+   */
+  async until(read, isComplete = () => true, limit = 20_000) {
+    const end = Date.now() + limit;
+    for (let last = null; ; ) {
+      const found = await read();
+      const text = JSON.stringify(found);
+      if ((text === last && isComplete(found)) || Date.now() > end) return found;
+      last = text;
+      await this.settle(100);
+    }
+  }
+
+  /** The live view after a run, when it shows the whole run. */
+  finishedPanel() {
+    return this.until(() => this.panel(), (panel) => panel?.isOver);
+  }
+
+  /** `shownPictures`, when each of these node types shows at least as many images: node type -> count. */
+  allPictures(wanted) {
+    const isShown = (found) => Object.entries(wanted).every(([type, count]) => found[type] >= count);
+    return this.until(() => this.shownPictures(), isShown);
   }
 
   screenshot(name) {

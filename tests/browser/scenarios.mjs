@@ -10,17 +10,19 @@ async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
   await page.setting("Comfy.Minimap.Visible", false);
-  const report = { found: await page.search(["ras", "RAS", "speed", "faster", "accelerate", "cache", "region", "skip", "turbo"]) };
+  const words = ["ras", "RAS", "speed", "faster", "accelerate", "cache", "region", "skip", "turbo"];
+  const report = { found: await page.until(() => page.search(words), (found) => found.ras.length) };
   for (const [name, file] of Object.entries(workflows)) {
     page.problems.length = 0;
     await page.load(file);
     await page.page.evaluate(() => app.canvas.fitViewToSelectionAnimated?.());
-    await page.settle(600);
+    await page.settle(400);
+    const overlaps = await page.until(() => page.overlaps());
     await page.screenshot(`load_${name}`);
     const unknown = await page.page.evaluate(() =>
       app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
     );
-    report[name] = { unknown, overlaps: await page.overlaps(), problems: [...page.problems] };
+    report[name] = { unknown, overlaps, problems: [...page.problems] };
   }
   return report;
 }
@@ -37,13 +39,13 @@ async function run(browser, { workflow, name, sampler }) {
   await page.settle(100);
   await page.screenshot(`run_${name}_during`);
   const end = await queued.end();
-  await page.settle(600);
+  const after = await page.finishedPanel();
   const pictures = await seen();
-  const after = await page.panel();
   await page.screenshot(`run_${name}_after`);
   const scrubbed = await scrub(page);
   await page.screenshot(`run_${name}_scrubbed`);
-  const kept = { shown: await page.shownPictures(), saved: await page.saved(sampler), hostPictures: await page.hostPictures(sampler) };
+  const shown = await page.allPictures({ RASMaskPreview: 1, SaveImage: 1, PreviewImage: 16 });
+  const kept = { shown, saved: await page.saved(sampler), hostPictures: await page.hostPictures(sampler) };
   const returned = await leaveAndReturn(page, workflow);
   return {
     end, before, after, scrubbed, pictures, returned, ...kept,
@@ -58,23 +60,22 @@ async function run(browser, { workflow, name, sampler }) {
 /** Opens the same template in another tab, and returns to the first one. */
 async function leaveAndReturn(page, workflow) {
   await page.load(workflow);
-  await page.settle(600);
-  const away = await page.panel();
+  const away = await page.until(() => page.panel(), (panel) => panel === null);
   await page.openTab(-2);
-  await page.waitForPanel(10_000).catch(() => null);
-  await page.settle(400);
+  const back = await page.finishedPanel();
   await page.screenshot("returned");
-  return { away, back: await page.panel() };
+  return { away, back };
 }
 
 /** By keyboard alone: to the first step, two on, to the last. */
 async function scrub(page) {
   await page.page.locator(".multirate-ras-timeline input").focus();
   const found = [];
+  let last = await page.panel();
   for (const keys of [["Home"], ["ArrowRight", "ArrowRight"], ["End"]]) {
     for (const key of keys) await page.page.keyboard.press(key);
-    await page.settle(200);
-    found.push(await page.panel());
+    const isRedrawn = (panel) => panel.sliderText !== last.sliderText && panel.picture !== last.picture;
+    found.push((last = await page.until(() => page.panel(), isRedrawn)));
   }
   await page.page.keyboard.press("ArrowLeft");
   await page.settle(200);
@@ -83,7 +84,7 @@ async function scrub(page) {
 
 async function interrupt(browser, { workflow, sampler }) {
   const page = await browser.open();
-  await prepare(page, workflow, sampler, { steps: 60 });
+  await prepare(page, workflow, sampler, { steps: 100 }); // it must not end before it is interrupted
   const before = await page.saved(sampler);
   const queued = await page.queue();
   await page.waitForPanel();
@@ -91,11 +92,11 @@ async function interrupt(browser, { workflow, sampler }) {
   const during = await page.panel();
   await page.page.evaluate(() => app.api.interrupt());
   const end = await queued.end();
-  await page.settle(400);
+  const isCleared = (panel) => panel === null && page.messages.at(-1).phase !== "step";
+  const panel = await page.until(() => page.panel(), isCleared);
   await page.screenshot("interrupted");
   return {
-    end, before, during,
-    panel: await page.panel(),
+    end, before, during, panel,
     saved: await page.saved(sampler),
     messages: page.messages,
     problems: page.problems,
@@ -109,14 +110,13 @@ async function turnedOff(browser, { workflow, sampler }) {
   await page.setting("MultirateRAS.LiveView", false);
   await page.settle(300);
   const end = await (await page.queue()).end();
-  await page.settle(400);
-  const off = { messages: [...page.messages], panel: await page.panel(), hostPictures: await page.hostPictures(sampler) };
+  const hostPictures = await page.until(() => page.hostPictures(sampler), (count) => count > 0);
+  const off = { messages: [...page.messages], panel: await page.panel(), hostPictures };
   await page.setting("MultirateRAS.LiveView", true);
   await page.settle(300);
   await page.set(sampler, { seed: NEW_SEED() });
   await (await page.queue()).end();
-  await page.settle(400);
-  const on = { messages: page.messages, panel: await page.panel(), hostPictures: await page.hostPictures(sampler) };
+  const on = { panel: await page.finishedPanel(), messages: page.messages, hostPictures: await page.hostPictures(sampler) };
   return { end, off, on, problems: page.problems };
 }
 
@@ -125,7 +125,7 @@ async function leave(browser, { workflow, sampler }) {
   const page = await browser.open();
   const panels = [];
   for (const leaving of ["node", "workflow"]) {
-    await prepare(page, workflow, sampler, { steps: 60 });
+    await prepare(page, workflow, sampler, { steps: 100 }); // it must not end before it is interrupted
     const queued = await page.queue();
     await page.waitForPanel();
     if (leaving === "workflow") await page.load(workflow);
@@ -135,7 +135,7 @@ async function leave(browser, { workflow, sampler }) {
       }, sampler);
     }
     const before = page.messages.length;
-    while (page.messages.length < before + 2) await page.settle(100);
+    await page.until(() => page.messages.length, (count) => count >= before + 2);
     panels.push(await page.panel());
     await page.page.evaluate(() => app.api.interrupt());
     await queued.end();
@@ -170,9 +170,9 @@ async function downstream(browser, { workflow, sampler }) {
   }, sampler);
   await page.centre("KSampler");
   const end = await (await page.queue()).end();
-  await page.settle(600);
+  const panel = await page.finishedPanel();
   await page.screenshot("downstream");
-  const seen = { widgets: await page.widgetNames("KSampler"), panel: await page.panel(), messages: [...page.messages] };
+  const seen = { widgets: await page.widgetNames("KSampler"), panel, messages: [...page.messages] };
   const [rows, turnedOff, compared] = [await compact(page), await turnOff(page), await compare(page)];
   return { end, ...seen, compact: rows, turnedOff, compared, problems: page.problems };
 }
@@ -196,20 +196,19 @@ async function compare(page) {
   });
   await page.set("RASCompare", { seed: NEW_SEED(), steps: 16, cfg: 3.5 });
   await page.centre("RASCompare");
-  await page.settle(800); // Nodes 2.0 measures a node when it is shown
-  const before = await page.saved("RASCompare");
-  const queued = await page.queue();
-  await page.waitForPanel();
-  const during = await page.panel();
-  const end = await queued.end();
-  await page.settle(1200);
-  await page.screenshot("compare");
+  await page.settle(500); // Nodes 2.0 measures a node when it is shown
+  const before = await page.until(() => page.saved("RASCompare"));
+  const headlines = await page.watchHeadlines();
+  const end = await (await page.queue()).end();
+  const during = await headlines();
   const shown = page.page.locator(".multirate-ras-compare");
+  await shown.waitFor({ timeout: 20_000 });
+  await page.settle(500);
+  await page.screenshot("compare");
   await shown.locator("button").nth(1).click();
   await shown.locator("input").focus();
   await page.page.keyboard.press("Home");
-  await page.settle(200);
-  const found = await page.page.evaluate(() => {
+  const look = () => page.page.evaluate(() => {
     const slider = document.querySelector(".multirate-ras-compare");
     const [before, after] = slider.querySelectorAll("img");
     const { widgets } = app.graph.nodes.find((node) => node.type === "RASCompare");
@@ -223,15 +222,20 @@ async function compare(page) {
       widgets: widgets.map((one) => one.name),
     };
   });
+  const found = await page.until(look, ({ sizes }) => Math.min(...sizes) > 0);
   const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
   return { before, during, end, after, saved: await page.saved("RASCompare") };
 }
 
 /** RAS Patch Model's rows and hint: as added, with speed = custom, and with the advanced inputs shown. */
 async function compact(page) {
-  const look = async () => {
-    await page.settle(500);
-    return page.page.evaluate(() => {
+  const look = async (isTold) => {
+    await page.settle(300);
+    return page.until(read, ({ hint }) => hint && isTold(hint));
+  };
+  const isCustom = (hint) => hint.startsWith("custom");
+  const read = () =>
+    page.page.evaluate(() => {
       const node = app.graph.nodes.find((one) => one.type === "RASPatchModel");
       const body = document.querySelector(`[data-node-id="${node.id}"]`);
       const inPage = [...(body?.querySelectorAll(".lg-node-widget") ?? [])].map((one) => one.textContent);
@@ -244,19 +248,18 @@ async function compact(page) {
         isCut: hint && hint.scrollHeight > hint.clientHeight,
       };
     });
-  };
-  const found = { added: await look() };
+  const found = { added: await look((hint) => !isCustom(hint)) };
   await page.centre("RASPatchModel");
   await page.screenshot("compact");
   await page.set("RASPatchModel", { speed: "custom" });
-  found.custom = await look();
+  found.custom = await look(isCustom);
   await page.page.evaluate(async () => {
     const nodes = app.graph.serialize();
     await app.loadGraphData(nodes);
   });
-  found.loaded = await look();
+  found.loaded = await look(isCustom);
   await page.set("RASPatchModel", { speed: "2x" });
-  found.again = await look();
+  found.again = await look((hint) => !isCustom(hint));
   return found;
 }
 
@@ -301,9 +304,9 @@ async function turnOff(page) {
   await page.set("KSampler", { seed: NEW_SEED(), steps: 3 });
   await page.centre("SaveImage");
   const end = await (await page.queue()).end();
-  await page.settle(800);
+  const pictures = await page.allPictures({ SaveImage: 1, RASMaskPreview: 1 });
   await page.screenshot("turned_off");
-  return { prompts, end, shown: await page.shownPictures(), panel: await page.panel() };
+  return { prompts, end, shown: pictures, panel: await page.panel() };
 }
 
 /** Prompts and runs of graphs in which nodes that sample are bypassed or muted. */
@@ -377,9 +380,9 @@ async function standIns(browser, { workflow, sampler }) {
     return found;
   });
   const end = await (await page.queue()).end();
-  await page.settle(800);
+  const shown = await page.allPictures({ SaveImage: 1 });
   await page.screenshot("stand_ins");
-  return { prompts, end, shown: await page.shownPictures(), problems: page.problems };
+  return { prompts, end, shown, problems: page.problems };
 }
 
 /** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph. */
@@ -387,20 +390,19 @@ async function hinted(browser, { workflow, sampler }) {
   const page = await browser.open();
   await page.load(workflow);
   await page.set(sampler, { speed: "2x" });
-  const text = async () => {
-    await page.settle(1000);
-    return page.page.evaluate(() =>
+  const read = () =>
+    page.page.evaluate(() =>
       [...document.querySelectorAll(".multirate-ras-hint")].map((one) => [one.textContent, one.title]).find(([told]) => told),
     );
-  };
-  const found = { saved: await text() };
+  const isMeasured = (hint) => hint?.[0].includes("measured");
+  const found = { saved: await page.until(read, isMeasured) }; // until the server answers, the family's plan is told
   await page.screenshot("hint_measured");
   const [width] = await page.page.evaluate(() =>
     app.graph.nodes.find((one) => one.type === "EmptySD3LatentImage").widgets.map(({ value }) => value),
   );
   await page.set("EmptySD3LatentImage", { width: width + 128 });
   await page.set(sampler, { speed: "2x" });
-  found.otherSize = await text();
+  found.otherSize = await page.until(read, (hint) => hint && !isMeasured(hint));
   await page.page.evaluate((sampler) => {
     const one = (type) => app.graph.nodes.find((node) => node.type === type);
     const node = one(sampler);
@@ -414,17 +416,15 @@ async function hinted(browser, { workflow, sampler }) {
     one("RASPatchModel").widgets.find(({ name }) => name === "speed").value = "3x";
   }, sampler);
   await page.set(sampler, { speed: "2x" });
-  const ofSampler = async () => {
-    await page.settle(1000);
-    return page.page.evaluate((sampler) => {
+  const ofSampler = () =>
+    page.page.evaluate((sampler) => {
       const node = app.graph.nodes.find((one) => one.type === sampler) ?? window.subgraphNode.subgraph.nodes[0];
       return node.widgets.find(({ name }) => name === "multirate_ras_hint").element.textContent;
     }, sampler);
-  };
-  found.notCalibrated = await ofSampler();
+  found.notCalibrated = await page.until(ofSampler, Boolean);
   await page.set("EmptySD3LatentImage", { width });
   await page.set(sampler, { speed: "2x" });
-  found.connected = await ofSampler();
+  found.connected = await page.until(ofSampler, (told) => told && told !== found.notCalibrated);
   await page.page.evaluate((sampler) => {
     const node = app.graph.nodes.find((one) => one.type === sampler);
     node.disconnectInput(node.findInputSlot("plan"));
@@ -432,7 +432,8 @@ async function hinted(browser, { workflow, sampler }) {
     const speed = window.subgraphNode.subgraph.nodes[0].widgets.find(({ name }) => name === "speed");
     speed.callback?.(speed.value);
   }, sampler);
-  found.inside = await ofSampler();
+  await page.settle(500); // the text before may be the same
+  found.inside = await page.until(ofSampler, Boolean);
   return { ...found, problems: page.problems };
 }
 
@@ -443,14 +444,13 @@ async function otherNodes(browser, { workflow, sampler }) {
   await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
   await prepare(page, workflow, sampler);
   const end = await (await page.queue()).end();
-  await page.settle(600);
+  const panel = await page.finishedPanel();
   await page.screenshot("other_nodes");
-  const panel = await page.panel();
   await page.set(sampler, { seed: NEW_SEED(), steps: 2 }); // too few for a regional step
   await (await page.queue()).end();
-  await page.settle(400);
+  const isOfThisRun = (one) => one?.isOver && one.headline !== panel?.headline;
+  const short = await page.until(() => page.panel(), isOfThisRun);
   await page.screenshot("not_accelerated");
-  const short = await page.panel();
   return { end, panel, short, messages: page.messages, problems: page.problems };
 }
 
@@ -465,14 +465,14 @@ async function subgraph(browser, { workflow, sampler }) {
   await page.settle();
   const before = await page.savedSubgraph();
   const end = await (await page.queue()).end();
-  await page.settle(400);
+  const outside = await page.finishedPanel();
   await page.screenshot("subgraph_outside");
-  const [outside, nested, place] = [await page.panel(), await page.savedSubgraph(), await page.panelInSubgraph()];
+  const [nested, place] = [await page.savedSubgraph(), await page.until(() => page.panelInSubgraph())];
   await page.page.evaluate(() => app.canvas.setGraph(window.subgraphNode.subgraph));
   await page.centre(sampler);
-  await page.settle(600);
+  const inside = await page.until(() => page.panel(), Boolean);
+  await page.settle(300);
   await page.screenshot("subgraph_inside");
-  const inside = await page.panel();
   return { end, outside, inside, before, nested, place, messages: page.messages, problems: page.problems };
 }
 
@@ -498,9 +498,9 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
   await page.settle();
   const { inputs } = await page.savedSubgraph();
   const end = await (await page.queue()).end();
-  await page.settle(400);
+  const shown = await page.allPictures({ SaveImage: 1, PreviewImage: 1 });
   await page.screenshot("blueprint");
-  return { added, inputs, end, shown: await page.shownPictures(), problems: page.problems };
+  return { added, inputs, end, shown, problems: page.problems };
 }
 
 /** A short run, yet long enough for several messages. */

@@ -29,6 +29,7 @@ from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.few_steps import STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
+from ras_pack.ras_core.method.rhythm import Rhythm
 from support.families import FAMILIES
 
 import nodes as host_nodes
@@ -161,6 +162,13 @@ class TestCost:
         sigmas = comfy.samplers.calculate_sigmas(behind.get_model_object("model_sampling"), "simple", STEPS)
         found = custom(behind, family, comfy.samplers.sampler_object(sampler_name), sigmas)
         assert torch.equal(found, latent)
+
+    @pytest.mark.parametrize("steps", [10, 14, 45])
+    def test_a_measured_plan_with_another_number_of_steps(self, sd3, steps):
+        """A measured plan has the cost of its speed with the number of steps at which it was measured."""
+        plan = Plan("2.5x", "euler", (0.7, 0.3), Rhythm(start=6, share=0.51, every=2).shares(13))
+        _, trace = ras_ksampler(sd3, "2.5x", plan=PlanSet((plan,)), steps=steps)
+        assert gain(trace, steps) == pytest.approx(2.5, rel=0.05)
 
     def test_several_shares_are_computed_as_planned(self, sd3):
         shares = (1.0,) * 4 + (0.75,) * 4 + (0.5,) * 3 + (1.0,) + (0.25,) * 4

@@ -7,7 +7,8 @@ from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method import family_plans as module
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
-from ras_pack.ras_core.method.plan_candidates import candidates, fitted, fitted_steps, shares_for
+from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
+from ras_pack.ras_core.method.plan_fitting import fitted, fitted_steps
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, plan_steps
 
