@@ -181,7 +181,7 @@ def end_message(trace: Trace | None) -> dict[str, Any]:
         "plan": trace.plan,
         "regional_steps": trace.regional_steps,
         "share": round(trace.token_share, 4),
-        "speedup": trace.measured_speedup,
+        "speedup": trace.measured_gain or (trace.expected_gain if trace.plan else None),
         "busy": trace.is_disturbed,
         "accelerated": trace.is_accelerated,
         "reason": trace.reason,

@@ -258,8 +258,7 @@ function isNodes2() {
 function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
   if (!accelerated) return say("nothing", { reason: reason || say("noRegional") });
   if (reason) return say("less", { reason });
-  if (plan) return plan; // the measured figure compares with as many dense steps, the plan with more of them
-  const parts = [say("tokens", { share: Math.round(share * 100) })];
+  const parts = [plan || say("tokens", { share: Math.round(share * 100) })];
   if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
   return parts.join(" · ");
 }

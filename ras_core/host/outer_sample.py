@@ -108,6 +108,7 @@ class RunSettings:
         shortfall: why the plan cannot reach the speed that the user chose; empty if it can.
         remark: what else the user should know about the plan; empty if there is nothing.
         levels: as in `Trace`: what the plan's noise levels are; empty if the sampler's own are kept.
+        full_steps: steps of the run without the plan; 0 if there is no plan.
     """
 
     config: RASConfig
@@ -118,6 +119,7 @@ class RunSettings:
     shortfall: str = ""
     remark: str = ""
     levels: str = ""
+    full_steps: int = 0
 
 
 class Settings(Protocol):

@@ -188,7 +188,7 @@ class RASPatch:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
             told = {name: getattr(settings, name) for name in ("plan", "shortfall", "levels")}
-            trace = replace(wrappers.finish(), asked_steps=asked, **told)
+            trace = replace(wrappers.finish(), asked_steps=max(asked, settings.full_steps), **told)
             trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())

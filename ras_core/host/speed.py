@@ -166,7 +166,7 @@ class Speed:
         levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
             config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver,
-            remark=OTHER_MODEL if ELSEWHERE in plan.origin else "", levels=levels,
+            remark=OTHER_MODEL if ELSEWHERE in plan.origin else "", levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:

@@ -61,7 +61,8 @@ class Trace:
         dense_steps: steps of the dense run that the speed-ups refer to; None if they refer to an estimated
             run with as many steps as this one.
         is_dense_disturbed: whether the times of that dense run are disturbed.
-        asked_steps: steps of the sampler node, which a plan may replace by fewer; 0 if not known.
+        asked_steps: steps of the run without a plan, which may replace them by fewer: those of the sampler
+            node, or those that RAS Scheduler was asked for; 0 if not known.
         shortfall: why the plan cannot reach the chosen speed; empty if it can.
         levels: what the noise levels are if the plan's replaced the sampler's own: "the measured grid" or "an
             even grid"; empty if the sampler's own were kept.
@@ -121,6 +122,27 @@ class Trace:
         """Why the run was not accelerated, or less than planned; empty if it ran as planned."""
         return next(filter(None, (*self.notes, self.shortfall)), "")
 
+    @property
+    def compared_steps(self) -> int:
+        """Steps of the dense run over which `expected_gain` and `measured_gain` are given."""
+        return self.dense_steps or max(self.asked_steps, self.n_steps)
+
+    @property
+    def expected_gain(self) -> float:
+        """The expected speed-up over the run that the user would have made without RAS."""
+        return self.expected_speedup * self._fewer_steps
+
+    @property
+    def measured_gain(self) -> float | None:
+        """As `expected_gain`, measured; None if it cannot be."""
+        return None if self.measured_speedup is None else self.measured_speedup * self._fewer_steps
+
+    @property
+    def _fewer_steps(self) -> float:
+        if self.dense_steps or not self.n_steps:  # the speed-ups are over that run already
+            return 1.0
+        return self.compared_steps / self.n_steps
+
     def against(self, dense: Trace) -> Trace:
         """This trace, with its speed-ups over a dense run of the same image, which may have more steps."""
         if not (self.evaluations and (seconds := typical_seconds(self.evaluations)) > 0):
@@ -135,10 +157,8 @@ class Trace:
         )
 
     def summary(self) -> str:
-        """The line to log at the end of a run; its speed-ups are relative to a run with only dense steps."""
+        """The line to log at the end of a run; its speed-ups are over the dense run with `compared_steps`."""
         line = f"{self.counts()}, {self.speedups()}"
-        if self.plan or self.dense_steps:
-            line = f"{line} over {self.dense_steps or self.n_steps} dense steps"
         # The plan's line says everything of a run without regional steps.
         says_more = not self.plan or self.regional_steps or self.notes or self.dense_steps
         told = (*self.notes, self.shortfall, *self.remarks)
@@ -154,10 +174,13 @@ class Trace:
 
     def speedups(self) -> str:
         """The speed-ups as text, the same wherever they are shown."""
-        measured = f"{self.measured_speedup:.2f}x" if self.measured_speedup else "not measurable"
-        if self.measured_speedup and self.is_disturbed:
+        measured = f"{self.measured_gain:.2f}x" if self.measured_gain else "not measurable"
+        if self.measured_gain and self.is_disturbed:
             measured += " (unreliable: the computer was busy)"
-        return f"speed-up expected {self.expected_speedup:.2f}x, measured {measured}"
+        text = f"speed-up expected {self.expected_gain:.2f}x, measured {measured}"
+        if not self.plan and not self.dense_steps:
+            return text
+        return f"{text} over {self.compared_steps} dense steps"
 
     def _graphs_line(self) -> str | None:
         total = self.regional_evaluations
@@ -174,8 +197,8 @@ class Trace:
             "evaluations": len(self.evaluations),
             "regional_steps": self.regional_steps,
             "token_share": self.token_share,
-            "expected_speedup": self.expected_speedup,
-            "measured_speedup": self.measured_speedup,
+            "expected_speedup": self.expected_gain,
+            "measured_speedup": self.measured_gain,
             "disturbed": self.is_disturbed,
             "reason": self.reason,
             "seconds": self.seconds,

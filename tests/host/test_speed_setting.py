@@ -14,6 +14,7 @@ import pytest
 import torch
 from comfy_extras.nodes_custom_sampler import SamplerCustom
 from ras_pack.nodes.compare import RASCompare
+from ras_pack.nodes.live import end_message
 from ras_pack.nodes.patch_model import RASPatchModel
 from ras_pack.nodes.plans import RASScheduler
 from ras_pack.nodes.sampler import RASKSampler
@@ -552,7 +553,23 @@ class TestChoice:
         assert trace.summary().startswith(
             "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; 6 of 17 steps regional, "
         )
-        assert trace.summary().endswith(" over 17 dense steps")
+        assert trace.summary().endswith(" over 28 dense steps")
+        assert trace.expected_gain == pytest.approx(gain(trace)) and trace.expected_gain > 1.8
+        found = re.search(r"expected (\d\.\d\d)x, measured (\d+\.\d\d)x", trace.summary())
+        assert float(found[1]) == pytest.approx(trace.expected_gain, abs=0.01)
+        assert float(found[2]) == pytest.approx(trace.measured_speedup * 28 / 17, abs=0.01)
+        assert end_message(trace)["speedup"] == trace.measured_gain
+
+    def test_a_plan_without_regional_steps_is_as_much_faster_as_it_has_fewer_steps(self, sd3):
+        _, trace = ras_ksampler(sd3, "2x", plan=PLAIN)
+        assert trace.expected_gain == end_message(trace)["speedup"] == 2.0
+
+    def test_levels_of_ras_scheduler_are_compared_with_the_steps_that_it_was_asked_for(self, sd3):
+        model = ras_model(sd3, "2x", plan=planned())
+        sigmas = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", planned()).result[0]
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), sigmas)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.asked_steps) == (17, 28) and trace.expected_gain > 1.8
 
     @pytest.mark.parametrize("node", [RASPatchModel, RASKSampler, RASCompare])
     def test_a_node_runs_again_after_a_calibration(self, sd3, node):
