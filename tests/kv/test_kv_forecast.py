@@ -261,7 +261,7 @@ class TestReplays:
         assert tape.captured == 2
 
 
-@pytest.mark.parametrize("name", loader.FAMILIES)
+@pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_trained_models_come_closer_to_the_dense_run(name):
     model, _ = loader.load_demo_model(name)
     context, pooled = encode_prompt("noto grinning face on blue")
