@@ -43,9 +43,10 @@ SHIPPED = [name for name, spec in loader.FAMILIES.items() if (loader.WEIGHTS_DIR
 class TestFamily:
     def test_an_image_has_the_background_of_its_prompt(self, family):
         model, vae = loader.load_demo_model(family)
+        size = 64 if family == "sd3" else 32  # SD3's training ended with the larger images only
         with torch.inference_mode():
-            picture = vae.decode(_sample(model, steps=14))
-        assert picture.shape == (1, 256, 256, 3)
+            picture = vae.decode(_sample(model, size=size))
+        assert picture.shape == (1, 8 * size, 8 * size, 3)
         corner = picture[0, :16, :16].mean(dim=(0, 1))
         assert corner[2] > corner[0] + 0.2 and corner[2] > corner[1] + 0.1  # blue
 
