@@ -90,6 +90,22 @@ class TestReadme:
         assert defined == set(re.findall(r"\[\^(\w+)\](?!:)", text))
 
 
+LISTS = {
+    "README.md": "**Models**", "CHANGELOG.md": "## 0.1.0", "docs/compatibility.md": "## Models",
+    **{f"web/docs/{node}.md": "- RAS supports " for node in ("RASPatchModel", "RASKSampler", "RASCompare")},
+}  # fmt: skip
+"""The pages that name all supported model families, and where their lists begin."""
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_it_names_every_family(name):
+    listed = " ".join(text_of(name).partition(LISTS[name])[2].split()).replace("Lumina 2", "Lumina-Image-2.0")
+    adapters = importlib.import_module(f"{PACK}.ras_core.models").ADAPTERS
+    families = [re.sub(r" \(.*| Image$", "", each.family) for each in adapters]
+    missing = {part for family in families for part in family.split(" / ") if part not in listed}
+    assert missing == set()
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_links_lead_to_files_and_headings(name):
     for link in links(name):

@@ -9,13 +9,11 @@ from torch import nn
 from .base import Gather, GatherPositions, ModelAdapter, replace_arg
 from .cost import CacheProfile, CostProfile, linear_weights
 
-REGISTERS = 8
-"""Number of learnt rows that the network puts before the text rows."""
-
 
 class AuraFlowAdapter(ModelAdapter):
     """Text and image are two tensors in double layers, and one sequence [text | image] in single layers. The
-    positions are added to the image rows before the layers, so no layer receives a table of positions.
+    network puts learned rows, the register tokens, before the text. The positions are added to the image rows
+    before the layers, so no layer receives a position table.
     """
 
     family = "AuraFlow"
@@ -34,7 +32,7 @@ class AuraFlowAdapter(ModelAdapter):
         return (network.patch_size, network.patch_size)
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        return n_text + REGISTERS
+        return n_text + network.register_tokens.shape[1]
 
     def map_block_inputs(
         self, args: tuple, kwargs: dict, gather_hidden: Gather | None, gather_positions: GatherPositions
@@ -42,7 +40,8 @@ class AuraFlowAdapter(ModelAdapter):
         """A double layer is called with (c, x, global_cond), a single layer with (cx, global_cond)."""
         if gather_hidden is None:
             return args, kwargs
-        return replace_arg(args, kwargs, len(args) - 2, "x", gather_hidden)
+        position, name = (1, "x") if len(args) == 3 else (0, "cx")
+        return replace_arg(args, kwargs, position, name, gather_hidden)
 
     def cost_profile(self, network: nn.Module) -> CostProfile:
         singles = sum(linear_weights(layer, "modCX") for layer in network.single_layers)
@@ -57,4 +56,5 @@ class AuraFlowAdapter(ModelAdapter):
         )
 
     def cache_profile(self, network: nn.Module) -> CacheProfile:
-        return CacheProfile(joint=(network.final_linear.in_features,) * network.n_layers)
+        attentions = [layer.attn for layer in self.main_blocks(network)]
+        return CacheProfile(joint=tuple(each.n_heads * each.head_dim for each in attentions))

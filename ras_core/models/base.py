@@ -67,7 +67,8 @@ class ModelAdapter(ABC):
             is only a check: if rows precede the image rows although `text_in_hidden` is False, the run is
             dense.
         runs_wrappers: whether ComfyUI runs other packs' DIFFUSION_MODEL wrappers around this network.
-        control_lists: names of the lists that hold a ControlNet's residuals for the image rows.
+        control_lists: names of the lists that hold a ControlNet's residuals for the image rows; empty if the
+            network reads no residuals.
         cross_attentions: which attentions of a block, counted from 0, attend only to the caption; their
             keys and values need no cache.
         builds_masks: whether the blocks build their attention masks from the rows that they receive, with a
@@ -213,8 +214,8 @@ class ModelAdapter(ABC):
         return f"another node patches the network ({found}), and may rely on the rows of all tokens"
 
     def text_rows(self, network: nn.Module, n_text: int) -> int:
-        """Number of text rows in the network for a conditioning of `n_text` rows. This is `n_text`, plus the
-        number of padding rows if the family pads its text.
+        """Number of text rows in the network for a conditioning of `n_text` rows: these rows, and those that
+        the network adds to them, such as padding or learned rows.
         """
         return n_text
 

@@ -33,7 +33,7 @@ GROUP = Group(
         _fast("Anima and Cosmos Predict2 (images)"),
         _fast("Krea 2"),
         _fast("HunyuanImage 2.1"),
-        _fast("AuraFlow"),
+        _fast("AuraFlow", "No CUDA graphs: each call of the network copies numbers to the GPU."),
         _fast("HiDream I1", "No CUDA graphs: the sizes of its experts' inputs depend on computed values."),
         _fast("Kandinsky 5 Image"),
         Row(

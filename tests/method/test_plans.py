@@ -11,8 +11,11 @@ from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
 from ras_pack.ras_core.method.plan_fitting import fitted, fitted_steps
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, plan_steps
+from ras_pack.ras_core.models import ADAPTERS
 
 THREE_PARTS = r"Multirate RAS: .* Expected: .* What to do: "
+MEAN_GRID = {"lumina_next": "test_speed_setting.py tests the mean grid on it"}
+"""Adapters' modules without plans of a measured family, each with the reason."""
 FINE = tuple(1 - i / 100 for i in range(101))
 
 
@@ -271,6 +274,12 @@ class TestFamilies:
     def test_a_measured_family_says_so(self):
         assert family_plans("sd3").note == "grids of the sd3 family"
         assert family_plans("lumina_next").note == "mean grid of all families that were measured"
+
+    def test_every_adapter_has_the_plans_of_a_measured_family(self):
+        modules = {type(adapter).__module__.rpartition(".")[2] for adapter in ADAPTERS}
+        measured = set(module._costs())
+        assert modules == {*measured, *module.NEAREST, *MEAN_GRID}
+        assert set(module.NEAREST.values()) <= measured
 
     def test_whole_plans_of_the_file_come_first(self, tmp_path, monkeypatch):
         """plans.json, which the pack ships, can contain complete plans for a family, in the format that a

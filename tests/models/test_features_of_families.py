@@ -65,11 +65,12 @@ def test_each_token_gets_its_own_residual_of_a_controlnet(name):
 
 
 def test_networks_that_ignore_controlnets_refuse_their_residuals():
-    for name in ("krea2", "aura_flow", "hidream", "kandinsky5"):
-        if name in OTHERS:
-            adapter = adapter_for(OTHERS[name].build().model.diffusion_model)
-            with pytest.raises(RegionalAbort, match="residuals of an unknown kind"):
-                adapter.gather_control({"input": [torch.zeros(1, 64, 64)]}, {}, ACTIVE, 64)
+    adapters = {name: adapter_for(each.build().model.diffusion_model) for name, each in OTHERS.items()}
+    ignoring = {name for name, adapter in adapters.items() if not adapter.control_lists}
+    assert ignoring >= OTHERS.keys() & {"krea2", "aura_flow", "hidream", "kandinsky5"}
+    for name in ignoring:
+        with pytest.raises(RegionalAbort, match="residuals of an unknown kind"):
+            adapters[name].gather_control({"input": [torch.zeros(1, 64, 64)]}, {}, ACTIVE, 64)
 
 
 def test_a_mask_that_the_network_makes_before_its_blocks():
@@ -113,6 +114,22 @@ def test_a_network_for_the_positive_and_one_for_the_negative_prompt():
     assert 0.001 < distance(regional, dense) < 1
     n, width, layers = 64, family.kv_width, 2
     assert trace.kv_bytes == 2 * layers * width * 4 * ((n + 7) + n)  # K and V of both networks, in float32
+
+
+def test_replaced_blocks_of_both_kinds_that_run_the_original():
+    """AuraFlow's image rows are the second input of a double layer, and the first of a single layer."""
+    family = _family("aura_flow")
+    model, noise = family.build(), family.noise()
+    replaced, expected = model.clone(), sample(patch_model(model, EAGER), family, noise)
+    for kind in ("double_block", "single_block"):
+        for number in range(2):
+            replaced.set_model_patch_replace(
+                lambda args, extra: extra["original_block"](args), "dit", kind, number
+            )
+    replaced = patch_model(replaced, EAGER)
+    latent, trace = sample(replaced, family, noise), last_trace(replaced)
+    assert (trace.regional_steps, trace.notes) == (7, ())
+    assert torch.equal(latent, expected)
 
 
 def test_krea_uses_reference_images_only_with_a_method():

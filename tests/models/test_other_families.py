@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import test_proofs as proofs
 from ras_pack.ras_core.config import RASConfig
+from ras_pack.ras_core.host.cache_plan import rows_of_cond
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.models.base import ModelAdapter
 from support.families import Family
@@ -52,7 +53,9 @@ class TestReality:
         proofs.TestReality().test_conditionings_in_separate_calls_equal_one_call(family, "split", monkeypatch)
 
     def test_positions_in_another_order_than_the_rows_show(self, family, odd, monkeypatch):
-        """Shows that these tests can fail: here the adapter reverses the active tokens' positions."""
+        """Shows that these tests can fail: here the adapter reverses the active tokens' positions. If the
+        blocks receive no positions, it reverses the rows that enter the first block.
+        """
         adapter = type(adapter_for(family.build().model.diffusion_model))
         original, tables = adapter.map_block_inputs, []
 
@@ -61,17 +64,19 @@ class TestReality:
                 tables.append(axis)
                 return gather_positions(table, axis).flip(axis)
 
-            return original(self, args, kwargs, gather_hidden, reversed_rows)
+            def reversed_hidden(hidden):
+                return gather_hidden(hidden).flip(1)
+
+            reverses_hidden = gather_hidden is not None and not family.has_tables
+            hidden = reversed_hidden if reverses_hidden else gather_hidden
+            return original(self, args, kwargs, hidden, reversed_rows)
 
         monkeypatch.setattr(adapter, "map_block_inputs", reversing)
-        if family.name == "aura_flow":
-            assert not tables  # the positions are part of the image rows
-            return
         with pytest.raises(AssertionError):
             proofs.TestReality().test_a_regional_call_gives_the_dense_output_at_its_active_tokens(
                 family, odd, 1
             )
-        assert tables
+        assert bool(tables) == family.has_tables
 
 
 class TestCost:
@@ -86,29 +91,28 @@ class TestCost:
         found, expected = [], []
         square, wide = (8 * family.patch,) * 2, (6 * family.patch, 4 * family.patch)
         for size, rows in ((square, 7), (wide, 7), (square, 600)):
-            n, text = family.tokens(size), adapter.text_rows(network, rows) + _unplanned(family, adapter)
+            n, text = family.tokens(size), adapter.text_rows(network, rows) + family.unplanned
             found.append(_flops_of_blocks(adapter, model, family, size, rows))
             expected.append(profile.step_flops(n, n, text))
         for i in (1, 2):
             assert found[i] - found[0] == expected[i] - expected[0]
 
     def test_the_planned_cache_is_the_cache(self, family):
-        """The size of the K/V cache is planned before the first call."""
+        """The size of the K/V cache is planned before the first call, from the rows that the adapter states
+        for a conditioning.
+        """
         model, x, slots = family.build(), family.noise(), {}
         adapter, network = adapter_for(model.model.diffusion_model), model.model.diffusion_model
         proofs._call(model, family, x, proofs._network_call(model, family, x, slots))
         kept = sum(rows.key.numel() + rows.value.numel() for rows in slots.values())
-        others = family.text + family.reference_rows
-        padding = family.reference_rows
-        assert kept == adapter.cache_profile(network).counts(64, [others], padding)[0]
+        context, extras = family.conditioning(1)[0]
+        planned = rows_of_cond(network, adapter, 64, {"cross_attn": context, **extras})
+        assert planned == (family.text - family.unplanned, 0, family.reference_rows)
+        others = sum(planned) + family.unplanned
+        assert kept == adapter.cache_profile(network).counts(64, [others], planned.frozen)[0]
         assert len(slots) == adapter.attentions(network) - len(adapter.cross_attentions) * len(
             adapter.blocks(network)
         )
-
-
-def _unplanned(family: Family, adapter: ModelAdapter) -> int:
-    """Text rows that no adapter can know before the first call, as those of a second text encoder."""
-    return family.text - adapter.text_rows(None, 7)
 
 
 def _flops_of_blocks(adapter: ModelAdapter, model, family: Family, size: tuple[int, int], rows: int) -> int:

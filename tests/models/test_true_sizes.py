@@ -134,6 +134,15 @@ def line(size: Size) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def test_every_adapter_has_a_row():
+    """For the families of support/other_families.py; one row may be for several of them."""
+
+    def adapters(names):
+        return {adapter_for(ALL[name].build().model.diffusion_model).family for name in names}
+
+    assert adapters(OTHERS) <= adapters({size.family for size in SIZES} & ALL.keys())
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: size.row)
 def test_the_table_of_the_guide(size):
     if size.family not in ALL:

@@ -45,12 +45,16 @@ class Family:
         references: sizes of reference images, whose rows follow those of the image.
         patch: latent pixels that a token covers along each side.
         has_frames: whether its latents have a time axis, (b, c, 1, H, W).
-        text: rows that a text of seven rows takes in the main blocks.
+        text: rows that a text of seven rows takes in the main blocks, with padding and rows that the network
+            adds to the text.
+        unplanned: how many of these rows the adapter cannot know before the first call, such as those of a
+            second text encoder.
         context_dim: width of a row of text.
         extras: makes further entries of a conditioning with a text of this number of rows.
         masked: number of rows at the end of the text that are masked.
         text_follows: whether the text rows follow the image rows.
         whole_patches: whether ComfyUI can sample only latents whose size is a multiple of the patch size.
+        has_tables: whether the blocks receive position tables.
     """
 
     name: str
@@ -67,11 +71,13 @@ class Family:
     patch: int = 2
     has_frames: bool = False
     text: int = 7
+    unplanned: int = 0
     context_dim: int = CONTEXT_DIM
     extras: Callable[[torch.Generator, int], dict[str, Any]] = lambda generator, rows: {}
     masked: int = 0
     text_follows: bool = False
     whole_patches: bool = False
+    has_tables: bool = True
 
     @property
     def reference_rows(self) -> int:

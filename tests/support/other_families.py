@@ -18,7 +18,7 @@ import torch
 from support.families import Family
 from support.tiny_sd3 import CONTEXT_DIM, LATENT_CHANNELS, POOLED_DIM
 
-FLUX2_CHANNELS, HUNYUAN_CHANNELS = 128, 64
+FLUX2_CHANNELS, HUNYUAN_CHANNELS, SDXL_CHANNELS = 128, 64, 4
 IS_FLIPPED = "flipped_img_txt" in inspect.signature(comfy.ldm.flux.layers.DoubleStreamBlock).parameters
 """Whether HunyuanImage puts the text rows after the image rows, as in older versions of ComfyUI. Such a
 network is refused, because it cuts off the text by the number of rows before the first block."""
@@ -162,15 +162,16 @@ OTHERS = {
                 use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False,
             ),
             block_attentions=(1,) * 4, kv_width=64, text_joins=2, patch=1, channels=HUNYUAN_CHANNELS,
-            text=7 + 4, extras=_glyphs,
+            text=7 + 4, unplanned=4, extras=_glyphs,
         ),
         Family(
             "aura_flow", "AuraFlow",
             _config(
-                in_channels=4, out_channels=4, dim=64, n_layers=4, n_double_layers=2, n_heads=2,
-                global_conddim=64, cond_seq_dim=CONTEXT_DIM, max_seq=256,
+                in_channels=SDXL_CHANNELS, out_channels=SDXL_CHANNELS, dim=64, n_layers=4, n_double_layers=2,
+                n_heads=2, global_conddim=32, cond_seq_dim=CONTEXT_DIM, max_seq=8 * 8,
             ),
-            block_attentions=(1,) * 4, kv_width=64, text_joins=2, channels=4, text=7 + 8,
+            block_attentions=(1,) * 4, kv_width=64, text_joins=2, channels=SDXL_CHANNELS, text=7 + 8,
+            has_tables=False,
         ),
         Family(
             "hidream", "HiDream",
