@@ -1,8 +1,8 @@
 """Collects from the pack's Python code the sentences that a run may send to its sampler node.
 
-The code is read, not run: `Sentences` follows the texts that are passed to the functions of `_passed` back to the
-constants and f-strings that they come from, through variables, parameters and results of functions. A value that
-is only known in a run, such as a number, becomes `VALUE`.
+The code is read, not run: `Sentences` follows the texts that are passed to the functions of `PASSES_ON` back to
+the constants and f-strings that they come from, through variables, parameters and results of functions. A value
+that is only known in a run, such as a number, becomes `VALUE`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ras_pack.ras_core.kv.formats import automatic
+
 from support.comfy import PACK, ROOT
 
 VALUE = "7"
 FOLDERS = ("ras_core/graphs", "ras_core/host", "ras_core/kv", "ras_core/method", "ras_core/models")
 FOLDERS += ("ras_core/run", "nodes")
+
+PASSES_ON = ("go_dense", "warn", "note", "remark", "RegionalAbort", "empty")
+"""Functions whose first argument is a sentence of a run, or an error whose message becomes one."""
 
 FIELDS = {"plan", "reason", "remark", "shortfall"}
 """Fields with sentences. They are collected where the objects are made."""
@@ -86,8 +90,8 @@ class Sentences:
             self._read(each, place)
 
     def _passed(self) -> Iterator[tuple[ast.expr, Place]]:
-        """The texts that are passed to a run's trace, or raised and then passed to it."""
-        for name in ("note", "remark", "RegionalAbort", "empty"):
+        """The texts that are passed on: to the functions of `PASSES_ON`, and as fields of objects."""
+        for name in PASSES_ON:
             for call, place in self._calls.get(name, ()):
                 if call.args and (name != "empty" or _is_trace(call)):
                     yield call.args[0], place
@@ -116,7 +120,7 @@ class Sentences:
                 self.found.setdefault(sentence, where)
 
     def _texts(self, node: ast.expr, place: Place) -> set[str]:
-        """The texts that an expression may have as its value; none if it only passes on what is collected."""
+        """The texts that an expression may have as its value; none if they are collected elsewhere."""
         key = (node, place.path)
         if key in self._under_way:  # a function that calls itself, or one of the same name
             return set()
@@ -171,7 +175,8 @@ class Sentences:
         found = set()
         calls = self._calls.get(place.function.name, ())
         for call, other in [each for each in calls if _may_call(place.function.name, place, each[1])]:
-            given = [each.value for each in call.keywords if each.arg == name] or call.args[number : number + 1]
+            named = [each.value for each in call.keywords if each.arg == name]
+            given = named or call.args[number : number + 1]
             found = found.union(*(self._texts(each, other) for each in given))
         return found or {VALUE}
 
@@ -182,7 +187,11 @@ class Sentences:
             named = {each.arg: VALUE for each in node.keywords}
             frames = self._texts(node.func.value, place)
             return {frame.format(*each, **named) for frame in frames for each in itertools.product(*given)}
-        if name in ("next", "shortened", "str"):  # of an error's message, or of sentences assigned to `reason`
+        if name in (
+            "next",
+            "shortened",
+            "str",
+        ):  # of an error's message, or of sentences assigned to `reason`
             return set()
         found, inner = set(), [each.elt for each in node.args if isinstance(each, ast.GeneratorExp)]
         found = found.union(*(self._texts(each, place) - {VALUE} for each in inner))
@@ -239,4 +248,4 @@ def _assigned_to(name: str, function: Function) -> Iterator[ast.expr]:
                 pairs = zip(target.elts, value.elts, strict=False)
             else:
                 pairs = [(target, value)]
-            yield from (value for target, value in pairs if isinstance(target, ast.Name) and target.id == name)
+            yield from (value for target, value in pairs if getattr(target, "id", None) == name)
