@@ -24,8 +24,8 @@ from support.reasons import Sentences
 LANGUAGES = ("en", "de", "ja", "zh")
 
 SHOWN_ELSEWHERE = {NO_EFFECT, NO_RUN, NO_TRACE, NOT_PATCHED, OTHER_LATENT}
-"""Sentences of traces without a run. Neither the live view nor RAS Compare shows them, but only the images of RAS
-Mask Preview, which are in English."""
+"""Sentences of traces without a run. Neither the live view nor RAS Compare shows them, but only the images of
+RAS Mask Preview, which are in English."""
 
 PAGE = """
 import { readFileSync } from "node:fs";
@@ -142,8 +142,8 @@ def test_every_sentence_of_a_run_can_be_translated(reasons, sentences):
 
 def test_the_origin_of_every_sentence_is_found(sentences):
     assert sentences.unknown == [], (
-        "These places pass a sentence to a run's trace, but tests/support/reasons.py does not find where it comes "
-        "from. Pass a constant or an f-string, or make it follow the new way."
+        "These places pass a sentence to a run's trace, but tests/support/reasons.py does not find where it "
+        "comes from. Pass a constant or an f-string, or make it follow the new way."
     )
 
 
@@ -169,12 +169,15 @@ def test_every_sentence_is_translated_as_a_whole(page, sentences):
 
 def test_plans_and_numbers(page):
     plan = described("1.5x", [1.0] * 6 + [0.2] * 11, 28)
-    shortfall = "1.83x is all that 28 steps can reach, because the noise levels are kept: they are too close to each other"
+    shortfall = (
+        "1.83x is all that 28 steps can reach, because the noise levels are kept: "
+        "they are too close to each other"
+    )
     texts = page(("de", plan), ("ja", plan), ("zh", f"{plan} (inpainting)"), ("de", shortfall))
     assert texts == [
         "1.5x: 17 von 28 Schritten, 6 vollständig, 48 % der Token",
         "1.5x: 28 ステップ中 17 ステップ、全計算 6、トークンの 48%",
-        "1.5x：28 步中的 17 步，其中 6 步完整，计算 48% 的 token（局部重绘）",
+        "1.5x：28 步中的 17 步，其中 6 步为完整步，计算 48% 的 token（局部重绘）",
         "mit 28 Schritten sind höchstens 1,83× erreichbar, weil die Rauschpegel beibehalten werden: "
         "sie liegen zu dicht beieinander",
     ]
@@ -196,7 +199,7 @@ def test_sizes_of_memory(page):
 def test_sentences_that_follow_each_other(page):
     both = f"running dense from here: {CHANGED_STEPS.format(28, 10)}{OTHER_LEVELS}"
     (german,) = page(("de", both))
-    assert german.startswith("ab hier vollständige Schritte: ein anderer Node hat")
+    assert german.startswith("ab hier alle Schritte vollständig: ein anderer Node hat")
     assert "von 28 auf 10" in german
     assert "; das Ergebnis hat möglicherweise einen anderen Rauschpegel als ohne RAS" in german
     (chinese,) = page(("zh", "not an image latent; something else; the sampler had no step to run"))
@@ -216,8 +219,8 @@ def test_names_and_unknown_sentences_stay(page):
     assert page(*(("de", each) for each in asked)) == [
         "ein Hook eines anderen Nodes ändert Zeilen von RMSNorm und ist möglicherweise auf die Zeilen aller "
         "Token angewiesen",
-        "ab hier vollständige Schritte: ein ControlNet hat Residuen einer unbekannten Art: ['odd']",
-        "ab hier vollständige Schritte: another pack's words",
+        "ab hier alle Schritte vollständig: ein ControlNet hat Residuen einer unbekannten Art: ['odd']",
+        "ab hier alle Schritte vollständig: another pack's words",
         "another pack's words",
         "",
     ]

@@ -1,8 +1,8 @@
 """Collects from the pack's Python code the sentences that a run may send to its sampler node.
 
-The code is read, not run: `Sentences` follows the texts that are passed to the functions of `PASSES_ON` back to
-the constants and f-strings that they come from, through variables, parameters and results of functions. A value
-that is only known in a run, such as a number, becomes `VALUE`.
+The code is read, not run: `Sentences` follows the texts that are passed to the functions of `PASSES_ON` back
+to the constants and f-strings that they come from, through variables, parameters and results of functions. A
+value that is only known in a run, such as a number, becomes `VALUE`.
 """
 
 from __future__ import annotations
