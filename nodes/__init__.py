@@ -11,7 +11,8 @@ To add a setting of the paper's method, add a field to `PaperSettings` and an in
 
 To show more in the live view, add a field to `LiveStep` (ras_core/run/live.py). The module `live` sends the
 fields to the browser. There web/live_view.js receives them, and live_panel.js, mask_overlay.js and
-timeline.js draw them. The module `hint` estimates a run before it starts; web/hint.js shows the estimate. The
+timeline.js draw them. A new sentence of a run (a reason, the line of a plan) needs its translations in
+web/reasons.js. The module `hint` estimates a run before it starts; web/hint.js shows the estimate. The
 module `model_source` identifies the model of a graph before it is loaded; with it, `hint` finds saved plans.
 """
 

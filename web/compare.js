@@ -2,6 +2,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { translated } from "./reasons.js";
 import { dropOf } from "./views.js";
 import { say } from "./words.js";
 
@@ -152,7 +153,7 @@ class Slider {
 
 /** One line: how much faster the run was and how close its image is, or why it was not faster. */
 function figures({ speedup, expected, accelerated, reason, closeness }) {
-  if (!accelerated) return say("nothing", { reason: reason || say("noRegional") });
+  if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
   const close = { ras: closeness.ras.toFixed(2), fewer: closeness.fewer.toFixed(2) };
   if (speedup) return say("faster", { speed: speedup.toFixed(1), ...close });
   return say("about", { speed: expected.toFixed(1), ...close });

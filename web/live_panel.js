@@ -1,6 +1,7 @@
 // What a sampler node shows of a run: the latest preview with its regions, a line of text, and the timeline.
 
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
+import { translated } from "./reasons.js";
 import { describeStep, Timeline } from "./timeline.js";
 import { say } from "./words.js";
 
@@ -30,7 +31,7 @@ export class LivePanel {
     this.previews = new Map(); // step index -> Blob
     this.chosen = 0;
     this.isRunning = true;
-    this.say(this.numbered(message.plan || say("legend")));
+    this.say(this.numbered(translated(message.plan) || say("legend")));
   }
 
   /** Shows a step that is being computed. */
@@ -256,9 +257,9 @@ function isNodes2() {
 
 /** One line about a finished run: why it was not accelerated as planned, or what it has computed. */
 function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
-  if (!accelerated) return say("nothing", { reason: reason || say("noRegional") });
-  if (reason) return say("less", { reason });
-  const parts = [plan || say("tokens", { share: Math.round(share * 100) })];
+  if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
+  if (reason) return say("less", { reason: translated(reason) });
+  const parts = [plan ? translated(plan) : say("tokens", { share: Math.round(share * 100) })];
   if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
   return parts.join(" · ");
 }

@@ -126,12 +126,21 @@ const WORDS = {
 };
 
 const DECIMAL_COMMA = new Set(["de"]);
-const DECIMAL = /^\d+\.\d+$/; // a number, but not a choice of an input, such as 1.5x
+const DECIMAL = /^\d+\.\d+( [GM]iB)?$/; // a number, but not a choice of an input, such as 1.5x
 
 /** The text of a key in the language of the interface, with its values filled in. */
 export function say(key, values = {}) {
-  const text = (WORDS[language()] ?? WORDS.en)[key];
+  return fill(inLanguage(WORDS)[key], values);
+}
+
+/** A text with its values filled in, as the language of the interface writes them. */
+export function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));
+}
+
+/** Of values by language: that of the interface's language, or the English one. */
+export function inLanguage(values) {
+  return values[language()] ?? values.en;
 }
 
 /** A value as the language writes it. */
