@@ -29,6 +29,9 @@ from .model_source import digest
 
 ROUTE = "/multirate_ras/hint"
 FOLDERS = ("checkpoints", "diffusion_models")
+LEAST_DENOISE = 1e-4
+"""Smallest denoise above 0; KSampler's input has two decimals."""
+
 LONGEST_HEADER = 2**24  # bytes; about ten times the header of a large checkpoint
 
 FAMILIES = {
@@ -71,7 +74,11 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
     """
     speed, steps = query.get("speed"), int(query.get("steps", ""))
     denoise = float(query.get("denoise") or 1)
-    if speed not in PLAN_SPEEDS or not 1 <= steps <= MAX_STEPS or not 0 <= denoise <= 1:
+    if (
+        speed not in PLAN_SPEEDS
+        or not 1 <= steps <= MAX_STEPS
+        or not (denoise == 0 or LEAST_DENOISE <= denoise <= 1)
+    ):
         raise ValueError("no such speed, number of steps or denoise")
     if (plans := _measured(query)) is not None:
         answer = measured_outlook(plans, speed, steps, query.get("sampler"), denoise)
@@ -92,9 +99,9 @@ def _measured(query: Mapping[str, str]) -> PlanSet | None:
     pixels = int(query["height"]), int(query["width"])
     try:
         chain = json.loads(query["source"])
+        return plans_of_source(digest(chain), pixels) if isinstance(chain, list) else None
     except RecursionError as error:
         raise ValueError("the chain of nodes is too deep") from error
-    return plans_of_source(digest(chain), pixels) if isinstance(chain, list) else None
 
 
 def family_of_file(name: str) -> str | None:

@@ -11,6 +11,7 @@ const NODES = new Set(["RASPatchModel", "RASKSampler"]);
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
+const WATCH = 1000; // milliseconds from one look at the graph to the next
 const WAIT = 250; // milliseconds from a change of the graph to the request
 const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
 const BYPASSED = 4;
@@ -29,6 +30,8 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("graphChanged", askSoon);
+    // Not each change of a widget or a link is followed by that event.
+    setInterval(() => document.hidden || hints.forEach((hint) => hint.update()), WATCH);
     api.addEventListener("execution_success", () => {
       hints.forEach((hint) => (hint.asked = "")); // RAS Calibrate may have saved plans
       askSoon();
@@ -108,7 +111,7 @@ class Hint {
     this.asked = asked;
     const answer = await api.fetchApi(`${ROUTE}?${query}`).catch(() => null);
     if (this.asked !== asked) return;
-    if (!answer?.ok) return this.show("", ""); // what it says is about other settings; the next change asks again
+    if (!answer?.ok) return this.show(asked, ""); // what it says is about other settings; the next change asks again
     const told = await answer.json();
     if (calibration && told.measured == null && told.time < 1) this.show("", say("plan"));
     else this.tell(told, speed, steps);
@@ -117,7 +120,7 @@ class Hint {
   tell({ time, steps, closeness, measured }, speed, total) {
     if (time >= 1) return this.show(this.asked, say("few"));
     const parts = [say("time", { share: Math.round(time * 100) })];
-    if (steps) parts.push(say("steps", { steps, total }));
+    parts.push(steps ? say("steps", { steps, total }) : say("keepsSteps", { total }));
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
     if (measured != null) {
       parts.push(say("measured"));
@@ -129,7 +132,7 @@ class Hint {
 
   show(asked, text, tooltip = "") {
     this.asked = asked;
-    this.element.textContent = text;
+    if (this.element.textContent !== text) this.element.textContent = text;
     this.element.title = tooltip;
   }
 }

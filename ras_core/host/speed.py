@@ -20,29 +20,27 @@ from torch import Tensor
 from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
-from ..method.few_steps import STAYS_OUT, is_few, whole_run_steps
+from ..method.few_steps import STAYS_OUT, is_few
 from ..method.plan import Plan, described
 from ..method.plan_candidates import RegionalCost, reached_speed, shares_of_steps
 from ..method.plan_fitting import fitted, fitted_steps, needs_fitting
 from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
+from .known_levels import TOLERANCE, are_custom, have_few_steps, is_grid_of_any
 from .measured_runs import simple_levels
 from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, made_levels, plans_for, plans_of_family
+from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, plans_for, plans_of_family
 from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
 NOT_DECREASING = "they are not strictly decreasing"
 TOO_CLOSE = "they are too close to each other"
+REPLACED = "the plan's noise levels replace those that another node made"
 MEASURED_GRID, EVEN_GRID = "the measured grid", "an even grid"
-
-TOLERANCE = 1e-5
-"""Two noise levels count as the same if they differ by at most this fraction of the schedule's first level,
-because samplers store noise levels in float32."""
 
 LARGE_MASK = 0.5
 """Share of the latent from which on inpainting uses a plan's noise levels. They were chosen for whole images,
@@ -87,7 +85,7 @@ class Speed:
         measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         best = plans.best(self.speed, plan_sampler(given.sampler))
-        if _is_grid_of_any(plans, model, given.sigmas.tolist()):
+        if is_grid_of_any(plans, model, given.sigmas.tolist()):
             plan = best.on_grid(given.steps)
             if needs_fitting(plan, best, measured is not None):
                 plan = self._fitted_steps(plan, best, given, guider)
@@ -99,18 +97,19 @@ class Speed:
         wanted = planned_sigmas(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
-        return self._by_plan(plan, wanted, given.sampler)
+        remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
+        return self._by_plan(plan, wanted, given.sampler, remark)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
         levels = given.sigmas.tolist()
-        if not is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
+        if not have_few_steps(model, levels):
             return False
         plans = self.plans or plans_for(model, given.noise.shape[-2:])
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if is_few(plan.on_grid(given.steps).full_steps):  # parts of the `simple` schedule resemble even grids
             plans = PlanSet(tuple(each for each in plans.plans if not each.has_even_grid))
-        return not _is_grid_of_any(plans, model, levels)
+        return not is_grid_of_any(plans, model, levels)
 
     def _without_ras(self, given: OuterSample) -> RunSettings:
         """The settings of a run in which RAS changes nothing."""
@@ -130,7 +129,7 @@ class Speed:
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
         if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:
             plan = replace(plan, density=(1.0,), origin="evenly spaced steps, as the mask is small")
-        if _is_grid_of_any(plans, model, sigmas.tolist()):
+        if is_grid_of_any(plans, model, sigmas.tolist()):
             plan = plans.best(self.speed, sampler).on_grid(given.steps)
             plan = replace(plan, shares=(1.0,) * given.steps)
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
@@ -155,7 +154,7 @@ class Speed:
     def _factor(self) -> float:
         return float(self.speed.removesuffix("x"))
 
-    def _by_plan(self, plan: Plan, sigmas: Tensor, sampler: Any) -> RunSettings:
+    def _by_plan(self, plan: Plan, sigmas: Tensor, sampler: Any, remark: str = "") -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
@@ -166,7 +165,8 @@ class Speed:
         levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
             config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver,
-            remark=OTHER_MODEL if ELSEWHERE in plan.origin else "", levels=levels, full_steps=plan.full_steps,
+            remark=OTHER_MODEL if ELSEWHERE in plan.origin else remark,
+            levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip
 
     def _dense(self, given: OuterSample, reason: str) -> RunSettings:
@@ -217,28 +217,6 @@ def planned_sigmas(plan: Plan, given: OuterSample, model: ModelPatcher) -> Tenso
     """The plan's noise levels, which replace those of a run."""
     fine = simple_levels(model, FINE_LEVELS)
     return _like(plan.levels_of_part(fine, given.sigmas.tolist()), given.sigmas)
-
-
-def _is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Sequence[float]) -> bool:
-    """Whether `levels` are noise levels that RAS Scheduler has made from any of `plans`, and not those of the
-    model's `simple` schedule.
-
-    The function tries all plans, not only the plans for this run's speed and sampler, because the user may
-    have chosen another speed or sampler on RAS Scheduler. The result is False for a single step: it has no
-    levels between the first and the last, so nothing shows where it comes from, and it cannot be replaced by
-    fewer.
-    """
-    steps = len(levels) - 1
-    if steps == 1 or _are_same(levels, simple_levels(model, steps)):
-        return False
-    each_grid = {plan.density: plan for plan in plans.plans}.values()
-    grids = (plan.on_grid(steps).grid_between(made_levels(model, plan), levels) for plan in each_grid)
-    return any(_are_same(levels, grid) for grid in grids)
-
-
-def _are_same(levels: Sequence[float], others: Sequence[float]) -> bool:
-    nearby = TOLERANCE * levels[0]
-    return all(abs(a - b) <= nearby for a, b in zip(levels, others, strict=True))
 
 
 def _like(levels: Sequence[float], given: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ras_pack.ras_core.host.measured_runs import simple_levels
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
-from ras_pack.ras_core.host.speed import Speed
+from ras_pack.ras_core.host.speed import REPLACED, Speed
 from ras_pack.ras_core.method.few_steps import STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
@@ -354,6 +354,25 @@ class TestLevels:
         assert torch.equal(custom(patched, sd3, sampler, sigmas), custom(model, sd3, same, sigmas))
         assert "(dpmpp_2m, " in info.text and "ab2 steps" not in info.text
 
+    @pytest.mark.parametrize(
+        "change", [lambda x: x * 0.9999, lambda x: x.half().float()], ids=["scaled", "float16"]
+    )
+    def test_the_schedulers_levels_that_a_node_has_changed_a_little(self, sd3, change, info):
+        model = ras_model(sd3, "2x")
+        made = change(RASScheduler.execute(model, "2x", STEPS, 1.0, "euler").result[0])
+        custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
+        assert last_trace(model).n_steps == len(made) - 1 == 17 and REPLACED not in info.text
+
+    def test_custom_levels_that_make_way_are_reported(self, sd3, info):
+        model = ras_model(sd3, "2x")
+        sigmas = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler").result[0]
+        between = torch.cat([sigmas[:1], (sigmas[:1] + sigmas[1:2]) / 2, sigmas[1:]])
+        for levels, is_custom in ((between, True), (simple_levels(model, 18), False)):
+            custom(model, sd3, comfy.samplers.sampler_object("euler"), torch.as_tensor(levels))
+            trace = last_trace(model)
+            assert trace.n_steps == 11 and trace.remarks == (REPLACED,) * is_custom
+        assert info.text.count(f"Multirate RAS: {REPLACED}.") == 1
+
     @pytest.mark.parametrize("made_for", [("2x", "dpmpp_2m"), ("3x", "euler")])
     def test_the_schedulers_levels_for_another_choice_are_not_shortened_either(self, sd3, made_for):
         """RAS Scheduler's default sampler is dpmpp_2m, and that of ComfyUI's KSamplerSelect is euler. So a
@@ -452,6 +471,25 @@ class TestFewSteps:
         for model in (sd3.build(), ras_model(sd3, "2x", plan=plan)):
             found.append(advanced(model, sd3, start, end, empty, steps=total, sampler_name="dpmpp_2m"))
         assert last_trace(model).reason == STAYS_OUT and torch.equal(*found)
+
+    @pytest.mark.parametrize(
+        ("scheduler", "steps", "denoise"), [("karras", 6, 0.8), ("karras", 4, 0.6), ("normal", 4, 0.5)]
+    )
+    def test_the_last_steps_of_any_schedule_with_few_steps(self, sd3, scheduler, steps, denoise):
+        changes = {"scheduler": scheduler, "steps": steps, "denoise": denoise}
+        model = ras_model(sd3, "2x")
+        assert torch.equal(ksampler(model, sd3, **changes), ksampler(sd3.build(), sd3, **changes))
+        assert last_trace(model).reason == STAYS_OUT
+
+    @pytest.mark.parametrize(
+        ("scheduler", "start", "end"),
+        [("beta", 0, 3), ("linear_quadratic", 0, 5), ("karras", 3, 8), ("kl_optimal", 2, 4)],
+    )
+    def test_parts_of_any_schedule_with_few_steps(self, sd3, scheduler, start, end):
+        model, empty = ras_model(sd3, "2x"), values(sd3)["latent_image"]["samples"]
+        advanced(model, sd3, start, end, empty, steps=8, scheduler=scheduler)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.reason) == (end - start, STAYS_OUT)
 
     def test_a_few_steps_of_a_longer_run_follow_a_plan(self, sd3):
         """The steps of the whole run count, so that each part of a run is as fast as the whole."""

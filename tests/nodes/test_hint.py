@@ -47,6 +47,7 @@ class TestOutlook:
         assert outlook("sd3", "2x", 56, "dpmpp_2m")["steps"] == 34
 
     def test_a_family_that_was_not_measured(self):
+        assert outlook("sd3", "2x", 12, None) == {"time": 0.5, "steps": 7, "dense": 4, "closeness": None}
         assert outlook(None, "2x", 28, None) == {"time": 0.5, "steps": 14, "dense": 14, "closeness": None}
 
     def test_closeness_is_that_of_the_plan_that_was_measured(self):
@@ -163,7 +164,13 @@ class TestMeasured:
         path.write_text("damaged")
         assert "measured" not in self.asked()
 
-    @pytest.mark.parametrize("changes", [{"source": "{"}, {"width": "x"}, {"source": "[" * 10**5}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"source": "{"}, {"width": "x"}, {"source": "[" * 10**5}, {"source": "[" * 500 + "]" * 500},
+            {"denoise": "1e-320"},
+        ],
+    )  # fmt: skip
     def test_a_malformed_question_is_refused(self, model, changes):
         self.saved(model)
         with pytest.raises(ValueError):
