@@ -20,6 +20,7 @@ let isEnabled = true;
 let promptId = null; // the running prompt
 let leftWorkflow = null; // the workflow that was open before the current graph was loaded
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
+const queuedIn = new Map(); // id of a prompt that this page has queued -> the workflow that was open then
 
 // Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
 // node shows one image (this panel with the preview in it) instead of two.
@@ -48,6 +49,7 @@ app.registerExtension({
 
   setup() {
     addStyle();
+    noteWhereQueued();
     api.addEventListener(EVENT, ({ detail }) => receive(detail));
     api.addEventListener("progress_state", ({ detail }) => countSteps(detail));
     api.addEventListener("status", announce);
@@ -73,8 +75,9 @@ app.registerExtension({
     const [left, start] = [leftWorkflow, performance.now()];
     // The front end reports the newly opened workflow only later; after an undo, the workflow is the same.
     const restore = () => {
-      if (openWorkflow() !== left || performance.now() > start + LONGEST_OPENING) restoreKept();
-      else setTimeout(restore, 100);
+      if (openWorkflow() === left && performance.now() <= start + LONGEST_OPENING) return setTimeout(restore, 100);
+      if (queuedIn.has(foreignPromptId)) foreignPromptId = null; // from now on, its workflow tells
+      restoreKept();
     };
     restore();
   },
@@ -111,8 +114,23 @@ async function announce(again = false) {
   }
 }
 
+/** Remembers in which workflow each prompt is queued: nodes of another one may have the same ids. */
+function noteWhereQueued() {
+  const { queuePrompt } = api;
+  api.queuePrompt = async function () {
+    const workflow = openWorkflow();
+    const answer = await queuePrompt.apply(this, arguments);
+    if (answer?.prompt_id) queuedIn.set(answer.prompt_id, workflow);
+    return answer;
+  };
+}
+
+function isForeign(id) {
+  return id === foreignPromptId || (queuedIn.has(id) && queuedIn.get(id) !== openWorkflow());
+}
+
 function receive(message) {
-  if (!isEnabled || message.prompt_id === foreignPromptId) return;
+  if (!isEnabled || isForeign(message.prompt_id)) return;
   if (message.phase === "step") {
     viewOf(message.node)?.each((panel) => panel.showStep(message));
   } else if (message.finished) {

@@ -128,7 +128,11 @@ async function leave(browser, { workflow, sampler }) {
     await prepare(page, workflow, sampler, { steps: 100 }); // it must not end before it is interrupted
     const queued = await page.queue();
     await page.waitForPanel();
-    if (leaving === "workflow") await page.load(workflow);
+    if (leaving === "workflow") {
+      await page.set(sampler, { seed: NEW_SEED() });
+      await page.page.evaluate(() => app.queuePrompt(0, 1)); // it starts when the other workflow is open
+      await page.load(workflow);
+    }
     else {
       await page.page.evaluate((type) => {
         app.graph.remove(app.graph.nodes.find((node) => node.type === type));
@@ -139,6 +143,12 @@ async function leave(browser, { workflow, sampler }) {
     panels.push(await page.panel());
     await page.page.evaluate(() => app.api.interrupt());
     await queued.end();
+    if (leaving === "node") continue;
+    const prompts = () => new Set(page.messages.slice(-2).map((message) => message.prompt_id));
+    const last = page.messages.at(-1).prompt_id;
+    await page.until(prompts, (seen) => !seen.has(last) && seen.size === 1, 60_000);
+    panels.push(await page.panel());
+    await page.page.evaluate(() => app.api.interrupt());
   }
   return { panels, problems: page.problems };
 }
