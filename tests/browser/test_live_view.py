@@ -197,7 +197,7 @@ class TestPatchModel:
         assert any(headline.startswith("1 of 2") for headline in found["during"])
         after = found["after"]
         assert after["buttons"] == ["with RAS", "fewer steps (8)"] and after["right"] == "fewer steps (8)"
-        assert re.match(r"(about )?\d\.\d× faster .*closeness \d\.\d\d", after["figures"])
+        assert re.match(r"(about )?\d\.\d× faster .*similarity \d\.\d\d", after["figures"])
         assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
         assert min(after["shown"]) > 350  # large enough to see something
 
