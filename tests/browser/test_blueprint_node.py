@@ -3,7 +3,13 @@
 import pytest
 from ras_pack.dev import demo_run as demo
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.parametrize(
+        "nodes", ["nodes2"], indirect=True
+    ),  # a subgraph's node is the same in both kinds
+]
 
 NAME = "RAS sampler"
 STEPS = 9  # set by the scenario in the widget of the subgraph's node

@@ -7,7 +7,13 @@ from ras_pack.nodes.model_source import source_in_prompt
 from ras_pack.ras_core.method.plan import Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.parametrize(
+        "nodes", ["classic"], indirect=True
+    ),  # test_live_view.py looks at the hint in both kinds
+]
 
 SAMPLER = "RASKSampler"
 MEASURED = "about 51 % of the time · 16 steps instead of 28 · measured on your model"

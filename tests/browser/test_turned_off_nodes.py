@@ -6,7 +6,13 @@ tests/api/test_turned_off.py has the nodes whose place no other node needs to ta
 import pytest
 from ras_pack.dev import demo_run as demo
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.slow,
+    pytest.mark.parametrize(
+        "nodes", ["classic"], indirect=True
+    ),  # a prompt does not depend on the kind of nodes
+]
 
 LATENT = "EmptySD3LatentImage"
 

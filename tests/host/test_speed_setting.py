@@ -32,6 +32,7 @@ from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.rhythm import Rhythm
 from support.families import FAMILIES
+from support.rotated import rotated
 
 import nodes as host_nodes
 
@@ -143,7 +144,7 @@ PLAIN = planned(steps=14, dense=14)
 
 
 class TestCost:
-    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    @rotated("speed", PLAN_SPEEDS)
     def test_each_speed_through_both_entry_points(self, family, speed):
         model = family.build()
         latent, trace = ras_ksampler(family, speed, model)
@@ -152,7 +153,7 @@ class TestCost:
         assert torch.equal(ksampler(behind, family), latent)
         assert levels_of(last_trace(behind)) == levels_of(trace)
 
-    @pytest.mark.parametrize("sampler_name", SAMPLERS)
+    @rotated("sampler_name", SAMPLERS)
     def test_a_plan_with_regional_steps_through_both_entry_points(self, family, sampler_name):
         plan = planned(sampler=sampler_name, share=0.4, dense=6, steps=18)
         latent, trace = ras_ksampler(family, "2x", plan=plan, sampler_name=sampler_name)
@@ -437,7 +438,7 @@ class TestFewSteps:
         assert info.text.count(f"2x: {steps} of {steps} steps, all dense ({STAYS_OUT}).") == 1
         assert (trace.is_accelerated, trace.reason) == (False, STAYS_OUT)
 
-    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    @rotated("speed", PLAN_SPEEDS)
     def test_every_family_and_speed_through_both_entry_points(self, family, speed):
         plain = ksampler(family.build(), family, steps=8)
         assert torch.equal(ras_ksampler(family, speed, steps=8)[0], plain)

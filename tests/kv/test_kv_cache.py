@@ -30,6 +30,7 @@ from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.rows import RowIndex
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
 from support.families import FAMILIES, Family
+from support.rotated import rotated
 from support.sampling import FAST, distance, sample, sample_ras, split_prompts, unload_all_models
 from support.tape import AgainTape, capture_on
 
@@ -96,11 +97,12 @@ def _free(monkeypatch, device: int, main: int) -> None:
 class TestAgreement:
     """A run with another cache format agrees with the run whose K/V cache is on the device (`gpu`)."""
 
-    @pytest.mark.parametrize(("mode", "batch"), [("together", 1), ("split", 2), ("alternating", 2)])
-    def test_main_memory_is_exact_and_float8_is_close(self, family, batch, mode, monkeypatch):
+    @rotated("grouped", [("together", 1), ("split", 2), ("alternating", 2)])
+    def test_main_memory_is_exact_and_float8_is_close(self, family, grouped, monkeypatch):
         """The format `cpu` gives the same bits as `gpu`, and `fp8` nearly the same latent, even if ComfyUI
         changes from step to step whether the two prompts share a call.
         """
+        mode, batch = grouped
         noise = family.noise(12, 20, batch=batch)
         latents = {}
         for format_name in ("gpu", "fp8", "cpu"):
@@ -132,7 +134,7 @@ class TestAgreement:
         assert 0 < distance(outputs["fp8"], outputs["gpu"]) < FP8_CALL_ERROR
         assert distance(outputs["off"], outputs["gpu"]) > 2 * FP8_CALL_ERROR
 
-    @pytest.mark.parametrize("format_name", ["fp8", "cpu"])
+    @rotated("format_name", ["fp8", "cpu"])
     def test_prompts_of_different_length(self, family, format_name):
         prompts = {"positive": family.conditioning(1, rows=9), "negative": family.conditioning(2, rows=4)}
         plain, _ = sample_ras(family.build(), family, family.noise(), _settings("gpu"), **prompts)
@@ -416,7 +418,7 @@ class TestRoom:
 
 
 class TestLifeCycle:
-    @pytest.mark.parametrize("format_name", KV_FORMATS)
+    @rotated("format_name", KV_FORMATS)
     def test_nothing_is_held_after_an_interrupted_run(self, family, format_name, request):
         self._held_nothing(family, format_name, "interrupted", request)
 
@@ -444,7 +446,7 @@ class TestLifeCycle:
                 sample(patched, family, family.noise(), callback=stop)
         assert _alive(others) == []
 
-    @pytest.mark.parametrize("format_name", ["fp8", "cpu", "forecast"])
+    @rotated("format_name", ["fp8", "cpu", "forecast"])
     def test_a_second_run_equals_a_fresh_model(self, family, format_name):
         patched = patch_model(family.build(), _settings(format_name))
         for size in [(16, 16), (12, 20), (16, 16)]:

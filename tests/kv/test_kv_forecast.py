@@ -14,6 +14,7 @@ from ras_pack.ras_core.kv.forecast import ForecastRows
 from ras_pack.ras_core.kv.store import KVStore
 from ras_pack.ras_core.kv.update import extrapolation_weights, update, update_times
 from ras_pack.ras_core.rows import RowIndex
+from support.rotated import rotated
 from support.sampling import FAST, distance, sample_ras, split_prompts
 from support.tape import AgainTape, capture_on
 
@@ -178,7 +179,7 @@ class TestRuns:
         tokens = 7 * 10 * 2 * 2  # for two images in two branches, two float32 each
         assert trace.kv_bytes == 2 * before.kv_bytes + 8 * tokens
 
-    @pytest.mark.parametrize("start", [0, 1, 2])
+    @rotated("start", [0, 1, 2])
     def test_an_unconfirmed_forecast_equals_the_plain_cache(self, family, start, monkeypatch):
         """If no forecast is confirmed, all forecasts have weight zero. Then the run must equal, bit by bit,
         the run with a cache that does not extrapolate.
@@ -191,7 +192,7 @@ class TestRuns:
         )
         assert torch.equal(forecast[0], plain[0]) and forecast[1].regional_steps > 0
 
-    @pytest.mark.parametrize("rows", [7, 4])
+    @rotated("rows", [7, 4])
     def test_prompts_regrouped_by_dense_steps_keep_their_history(self, family, rows, monkeypatch):
         """Depending on free memory, ComfyUI evaluates the two prompts in one call or in two calls. In this
         test, this changes every two steps.
