@@ -298,13 +298,12 @@ class TestForecastRows:
         return FAMILIES["lumina2"]
 
     @pytest.mark.parametrize(
-        "groups",
+        ("kind", "groups"),
         [
-            [[1, 1, 1]] * 8 + [[2, 1]] * 6 + [[1, 2]] * 6,
-            ([[1, 2]] * 5 + [[1, 1, 1]] * 4) * 3,
+            (FrozenTape, [[1, 1, 1]] * 8 + [[2, 1]] * 6 + [[1, 2]] * 6),
+            (FrozenLateTape, ([[1, 2]] * 5 + [[1, 1, 1]] * 4) * 3),
         ],
     )
-    @pytest.mark.parametrize("kind", [FrozenTape, FrozenLateTape])
     def test_prompts_that_are_regrouped(self, lumina2, kind, groups, monkeypatch):
         latents, two = [], lumina2.conditioning(1) + lumina2.conditioning(3)
         for config in (FORECAST_EAGER, FORECAST):

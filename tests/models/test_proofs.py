@@ -15,7 +15,8 @@ from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.method.schedule import StepKind
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
-from support.families import Family
+from support.families import FAMILIES, Family
+from support.rotated import rotated
 from support.sampling import FAST, STEPS, distance, sample, sample_ras, split_prompts
 
 SIZES = {"square": (16, 16), "wide": (12, 20), "odd": (13, 19)}
@@ -47,11 +48,13 @@ def _call(model, family: Family, x: torch.Tensor, call: NetworkCall | None = Non
 class TestIdentity:
     """With only dense steps, the result is bit-identical to that of the unpatched model."""
 
-    @pytest.mark.parametrize(
-        ("sampler", "config"),
+    @rotated(
+        "settings",
         [("euler", RASConfig(sample_ratio=1.0)), ("dpmpp_2m_sde", RASConfig(start_step=STEPS))],
-    )  # fmt: skip
-    def test_dense_settings_change_nothing(self, family, sampler, config):
+        tuple(FAMILIES),
+    )
+    def test_dense_settings_change_nothing(self, family, settings):
+        sampler, config = settings
         model, noise = family.build(), family.noise()
         latent, trace = sample_ras(model, family, noise, config, sampler=sampler)
         assert torch.equal(latent, sample(model, family, noise, sampler=sampler))
@@ -129,7 +132,7 @@ class TestReality:
             expected = n if step.kind is StepKind.DENSE else n - n // 2
             assert (step.active.reshape(2, -1).sum(axis=1) == expected).all()
 
-    @pytest.mark.parametrize("mode", ["split", "alternating"])
+    @rotated("mode", ["split", "alternating"], tuple(FAMILIES))
     def test_conditionings_in_separate_calls_equal_one_call(self, family, mode, monkeypatch):
         model, noise = family.build(), family.noise(batch=2)
         together, _ = sample_ras(model, family, noise)
