@@ -19,7 +19,7 @@ from .bank import LatentBank, encode_bank, encode_edits
 from .collect import Item
 from .data import Vocabulary
 from .dit import Trainer
-from .edit_trainer import EditTrainer, evaluate_edits, save_edits
+from .edit_trainer import SHOWN, EditTrainer, evaluate_edits, save_edits
 from .edits import Edit, edit_words, random_edits
 from .export import save_packed
 from .measure import evaluate, fixed_loss
@@ -165,7 +165,6 @@ def _evaluate(trainer: Trainer, decoder: nn.Module, banks: Banks, work: Path) ->
     bank = banks.test[trainer.plan.stages[-1].size]
     figures, images = evaluate_edits(trainer, decoder, bank, edits, prompts)
     save_edits(images, work / f"grid_{trainer.family}.png")
-    log.info(
-        "edits shown: %s", json.dumps([f"{e.kind}: {p}" for e, p in zip(edits, prompts, strict=True)][:8])
-    )
+    told = [f"{edit.kind}: {prompt}" for edit, prompt in zip(edits, prompts, strict=True)]
+    log.info("edits shown: %s", json.dumps(told[:SHOWN]))
     return figures
