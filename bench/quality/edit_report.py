@@ -60,17 +60,17 @@ def write_readme(folder: Path) -> str:
 
 def _head(told: dict[str, Any]) -> str:
     kinds = ", ".join(f"{count} of {kind}" for kind, count in told["kinds"].items())
-    closeness = told["closeness"]
+    closeness, steps = told["closeness"], told["reference_steps"]
     return f"""# Editing, {told["device"]}, {told["updated"][:10]}
 ComfyUI {told["comfyui"]}, PyTorch {told["torch"]}. A small editing model (`training`, family `flux_edit`)
-sampled {told["images"]} held-out edits ({kinds}) at {told["size"]} px with CFG 3.5, with ReferenceLatent on both
-conditionings.
+sampled {told["images"]} held-out edits ({kinds}) at {told["size"]} px with CFG 3.5, with ReferenceLatent
+on both conditionings.
 
-PSNR is in dB, of the decoded RGB image against the converged image from the same noise
-({told["reference_steps"]} steps). Costs such as 2x are cost reductions: the FLOPs of 28 dense steps divided by
-those of the run, computed for Flux.1 at 1024 px with one reference image of the same size, whose rows are
-counted. The converged images have {closeness["converged_to_wanted"]:.1f} dB to the wanted images; the reference
-images themselves have {closeness["reference_to_wanted"]:.1f} dB. The file [cells.csv](cells.csv) has all runs.
+PSNR is in dB, of the decoded RGB image against the converged image from the same noise ({steps} steps).
+Costs such as 2x are cost reductions: the FLOPs of 28 dense steps divided by those of the run, computed for
+Flux.1 at 1024 px with one reference image of the same size, whose rows are counted. The converged images
+have {closeness["converged_to_wanted"]:.1f} dB to the wanted images; the reference images themselves have
+{closeness["reference_to_wanted"]:.1f} dB. The file [cells.csv](cells.csv) has all runs.
 
     {told["command"]}
 """
