@@ -19,8 +19,8 @@ from .collect import Item
 from .data import Background, compose, gradient_canvas, random_background, random_places, subject_words
 
 BACKGROUND, STYLE, BOTH = "background", "style", "both"
-BACKGROUND_SHARE, STYLE_SHARE = 0.4, 0.35
-"""Shares of edits that change only the background, and only the style, of objects drawn in several styles."""
+SHARES = {BACKGROUND: 0.4, STYLE: 0.35, BOTH: 0.25}
+"""Shares of the kinds of edits among the edits of objects that are drawn in several styles."""
 
 SHORT_SHARE = 0.5
 """Share of the prompts that name only what changes ("on blue"); the others describe the whole image."""
@@ -63,11 +63,7 @@ def random_edits(
 
 
 def _random_edit(items: Sequence[Item], target: int, others: list[int], rng: random.Random) -> Edit:
-    kind = rng.choices((BACKGROUND, STYLE), (BACKGROUND_SHARE, STYLE_SHARE))[0]
-    if rng.random() >= BACKGROUND_SHARE + STYLE_SHARE:
-        kind = BOTH
-    if not others:
-        kind = BACKGROUND
+    kind = rng.choices(tuple(SHARES), tuple(SHARES.values()))[0] if others else BACKGROUND
     source = target if kind == BACKGROUND else rng.choice(others)
     before = random_background(rng)
     after = before if kind == STYLE else random_background(rng)
