@@ -277,14 +277,12 @@ class Trainer:
     def check_compiled(self, banks: dict[int, LatentBank]) -> None:
         """Check that compilation works: compile the loss and compare its gradient with the eager one.
 
-        Does so at the image size of the coming stage, or of all stages if the last stage of the plan mixes
-        image sizes. Turns compilation off if it fails, or if the two gradients differ.
+        Does so at the image sizes of `stages_to_check`. Turns compilation off if it fails, or if the two gradients differ.
         """
         if not self.plan.compiled or self.progress >= 1:
             return
         try:
-            coming = self.plan.next_stage(self.progress)
-            for stage in self.plan.stages if len(self.plan.sizes_drawn) > 1 else [coming]:
+            for stage in self.stages_to_check():
                 start, batch = (
                     time.monotonic(),
                     self.noised(*banks[stage.size].draw(stage.batch, self.generator)),
@@ -304,6 +302,12 @@ class Trainer:
             log.exception("%s trains without torch.compile", self.family)
             self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def stages_to_check(self) -> Sequence[Stage]:
+        """The coming stage, or all stages if the last stage of the plan mixes image sizes."""
+        if len(self.plan.sizes_drawn) > 1:
+            return self.plan.stages
+        return [self.plan.next_stage(self.progress)]
 
     def _agreement(self, batch: tuple[Tensor, ...]) -> float:
         """Cosine between the compiled gradient of a batch and the eager one.

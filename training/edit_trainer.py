@@ -18,6 +18,7 @@ from .bank import LatentBank
 from .dit import Trainer
 from .edits import BACKGROUND, BOTH, STYLE, Edit
 from .measure import decode, fixed_loss, sample, save_grid
+from .plan import Stage
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,9 @@ class EditTrainer(Trainer):
             return (compiled if len(batch) > 5 else self._raw_loss)(*batch)
 
         self._loss = loss
+
+    def stages_to_check(self) -> Sequence[Stage]:
+        return [stage for stage in self.plan.stages if self.progress < stage.until]
 
     def packed_weights(self, work: Path) -> Path:
         own = super().packed_weights(work)

@@ -60,6 +60,7 @@ SMOKE_PLAN = Plan(
 
 EDIT_PLAN = Plan(stages=(Stage(256, 256, 0.4), Stage(512, 96, 1.0)), variants=4)
 """The plan of the editing model. With the rows of a reference image, each image has twice as many rows."""
+SMOKE_EDIT_PLAN = replace(SMOKE_PLAN, stages=(Stage(128, 2, 0.4), Stage(256, 2, 1.0)))
 
 
 def plan_for(family: str, smoke: bool) -> Plan:
@@ -68,7 +69,7 @@ def plan_for(family: str, smoke: bool) -> Plan:
     Flux can learn both sizes, because all its positions are rotary.
     """
     if family == "flux_edit":
-        return SMOKE_PLAN if smoke else EDIT_PLAN
+        return SMOKE_EDIT_PLAN if smoke else EDIT_PLAN
     plan = SMOKE_PLAN if smoke else Plan()
     if family != "flux":
         return plan
