@@ -277,7 +277,8 @@ class Trainer:
     def check_compiled(self, banks: dict[int, LatentBank]) -> None:
         """Check that compilation works: compile the loss and compare its gradient with the eager one.
 
-        Does so at the image sizes of `stages_to_check`. Turns compilation off if it fails, or if the two gradients differ.
+        Does so at the image sizes of `stages_to_check`. Turns compilation off if it fails, or if the two
+        gradients differ.
         """
         if not self.plan.compiled or self.progress >= 1:
             return
