@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from math import floor
+from statistics import mean
 from typing import Any
 
 from ...ras_core.method.rhythm import Rhythm
@@ -36,6 +37,7 @@ RHYTHMS = ((0.3, 0), (0.5, 0), (0.3, 2), (0.3, 3))
 """For each kind of plan: the part of the cost that is spent on dense steps at the start, and which of the
 later steps are dense (one in so many; 0: none)."""
 
+PLAIN_GRIDS = ("calibrated", "calibrated:0.5")
 PLAIN_STEPS = (28, 22, 19, 16, 14, 12, 11, 10, 9)
 SCHEDULER_STEPS = (18, 14, 11, 9)
 FAVOURED: dict[str, Any] = {"favour_edits": True}
@@ -125,7 +127,7 @@ def plain_cells() -> list[EditCell]:
     base = Cell(FAMILY)
     cells = [
         replace(base, sampler="ab2", grid=grid, steps=steps)
-        for grid, steps in product(("calibrated", "calibrated:0.5"), PLAIN_STEPS)
+        for grid, steps in product(PLAIN_GRIDS, PLAIN_STEPS)
     ]
     samplers = ("dpmpp_2m", "euler")
     cells += [
@@ -210,14 +212,24 @@ def best_rows(rows: Iterable[dict[str, Any]], kind: str, speed: float) -> list[d
 
 
 def best_cells(rows: Sequence[dict[str, Any]], speeds: Sequence[float] = SPEEDS) -> list[EditCell]:
-    """The best cell of each kind at each cost reduction, and all runs without RAS with the solver ab2 on the
-    better one of its grids.
+    """Runs without RAS with the solver ab2, on the better one of its grids, and the best cell of each kind at
+    each cost reduction.
     """
-    kinds = ("frozen", "favoured", "kept", "exact", "schedulers", "calibrated")
     found = [
-        EditCell.of_row(row)
-        for speed, kind in product(speeds, kinds)
-        for row in best_rows(rows, kind, speed)[:1]
+        each
+        for each in plain_cells()
+        if each.kind == "ab2" and each.cell.grid == _better_grid(rows) and each.cell.steps <= 19
     ]
-    found += [each for each in plain_cells() if each.kind == "ab2" and each.cell.steps <= 19]
-    return list({each.key: each for each in found}.values())
+    kinds = ("frozen", "favoured", "kept", "schedulers")
+    best = [row for speed, kind in product(speeds, kinds) for row in best_rows(rows, kind, speed)[:1]]
+    return list({each.key: each for each in (*found, *map(EditCell.of_row, best))}.values())
+
+
+def _better_grid(rows: Sequence[dict[str, Any]]) -> str:
+    """The grid on which runs without RAS with the solver ab2 have the higher mean PSNR."""
+    means = {
+        grid: mean(values)
+        for grid in PLAIN_GRIDS
+        if (values := [row["psnr"] for row in rows if row["kind"] == "ab2" and row["grid"] == grid])
+    }
+    return max(means, key=means.__getitem__, default=PLAIN_GRIDS[0])
