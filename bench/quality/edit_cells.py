@@ -33,14 +33,19 @@ FLUX_TOKENS, FLUX_TEXT = 64 * 64, 512
 LEAST_SHARE, LARGEST_SHARE = 0.3, 0.95
 MOST_STEPS = 60
 SHARES = (0.9, 0.7, 0.5)
-RHYTHMS = ((0.3, 0), (0.5, 0), (0.3, 2), (0.3, 3))
+RHYTHMS = ((0.3, 2), (0.3, 3), (0.3, 4), (0.5, 0), (0.2, 2), (0.3, 0))
 """For each kind of plan: the part of the cost that is spent on dense steps at the start, and which of the
-later steps are dense (one in so many; 0: none)."""
+later steps are dense (one in so many; 0: none). Later dense steps refresh frozen reference images."""
+KEPT_RHYTHMS = ((0.3, 2), (0.5, 0), (0.3, 0))
+"""The same for plans whose regional steps process the reference image."""
 
-PLAIN_GRIDS = ("calibrated", "calibrated:0.5")
-PLAIN_STEPS = (28, 22, 19, 16, 14, 12, 11, 10, 9)
 SCHEDULER_STEPS = (18, 14, 11, 9)
+PLAIN_GRIDS = {"calibrated": (28, 22, 19, 16, 14, 12, 11, 10, 9), "calibrated:0.5": (19, 14, 11, 9)}
+"""For each grid of runs without RAS with the solver ab2: the numbers of steps."""
 FAVOURED: dict[str, Any] = {"favour_edits": True}
+
+FROZEN = ("frozen", "frozen, gpu", "frozen, forecast2")
+"""Kinds of plans whose regional steps leave out the reference image, for the formats of the K/V cache."""
 
 StepCost = Callable[[float], float]
 """Cost of a step on a share of the tokens, relative to a dense step."""
@@ -127,7 +132,8 @@ def plain_cells() -> list[EditCell]:
     base = Cell(FAMILY)
     cells = [
         replace(base, sampler="ab2", grid=grid, steps=steps)
-        for grid, steps in product(PLAIN_GRIDS, PLAIN_STEPS)
+        for grid, all_steps in PLAIN_GRIDS.items()
+        for steps in all_steps
     ]
     samplers = ("dpmpp_2m", "euler")
     cells += [
@@ -140,7 +146,7 @@ def plain_cells() -> list[EditCell]:
 def plan_cells(default_steps: int, kept: bool, speeds: Sequence[float] = SPEEDS) -> list[EditCell]:
     """Runs with RAS at these cost reductions, with the references frozen or kept."""
     cost, found = step_cost(kept), {}
-    for speed, (dense, every), share in product(speeds, RHYTHMS, SHARES):
+    for speed, (dense, every), share in product(speeds, KEPT_RHYTHMS if kept else RHYTHMS, SHARES):
         budget = default_steps / speed
         shares = shares_of(budget, max(2, round(budget * dense)), share, every, cost)
         if shares is not None:
@@ -189,17 +195,17 @@ def variants_of(
     rows: Iterable[dict[str, Any]], speeds: Sequence[float] = SPEEDS, most: int = 3
 ) -> list[EditCell]:
     """Variants of the best plans with frozen references: the best few of each cost reduction with tokens that
-    the edit changes favoured, and the best one with other formats of the K/V cache, and with exact keys and
-    values.
+    the edit changes favoured, the best two with other formats of the K/V cache, and the best one with exact
+    keys and values.
     """
     found = []
     for speed in speeds:
         cells = [EditCell.of_row(row) for row in best_rows(rows, "frozen", speed)[:most]]
         extra = json.dumps(FAVOURED, sort_keys=True)
         found += [replace(each, cell=replace(each.cell, extra=extra)) for each in cells]
-        for each in cells[:1]:
+        for each in cells[:2]:
             found += [replace(each, cell=replace(each.cell, kv_cache=name)) for name in ("gpu", "forecast2")]
-            found.append(replace(each, cell=replace(each.cell, method="exact_kv")))
+        found += [replace(each, cell=replace(each.cell, method="exact_kv")) for each in cells[:1]]
     return list({each.key: each for each in found}.values())
 
 
@@ -215,21 +221,31 @@ def best_cells(rows: Sequence[dict[str, Any]], speeds: Sequence[float] = SPEEDS)
     """Runs without RAS with the solver ab2, on the better one of its grids, and the best cell of each kind at
     each cost reduction.
     """
+    grid = _better_grid(rows)
     found = [
         each
         for each in plain_cells()
-        if each.kind == "ab2" and each.cell.grid == _better_grid(rows) and each.cell.steps <= 19
+        if each.kind == "ab2" and each.cell.grid == grid and each.cell.steps <= 19
     ]
-    kinds = ("frozen", "favoured", "kept", "schedulers")
-    best = [row for speed, kind in product(speeds, kinds) for row in best_rows(rows, kind, speed)[:1]]
+    kinds = (FROZEN, ("favoured",), ("kept",), ("schedulers",))
+    best = [
+        max(near, key=lambda row: row["psnr"])
+        for speed, some in product(speeds, kinds)
+        if (near := [row for kind in some for row in best_rows(rows, kind, speed)])
+    ]
     return list({each.key: each for each in (*found, *map(EditCell.of_row, best))}.values())
 
 
 def _better_grid(rows: Sequence[dict[str, Any]]) -> str:
     """The grid on which runs without RAS with the solver ab2 have the higher mean PSNR."""
+    common = set.intersection(*map(set, PLAIN_GRIDS.values()))
     means = {
         grid: mean(values)
         for grid in PLAIN_GRIDS
-        if (values := [row["psnr"] for row in rows if row["kind"] == "ab2" and row["grid"] == grid])
+        if (values := [row["psnr"] for row in rows if _is_plain(row, grid) and int(row["steps"]) in common])
     }
-    return max(means, key=means.__getitem__, default=PLAIN_GRIDS[0])
+    return max(means, key=means.__getitem__, default="calibrated")
+
+
+def _is_plain(row: dict[str, Any], grid: str) -> bool:
+    return row["kind"] == "ab2" and row["grid"] == grid

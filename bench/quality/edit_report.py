@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .edit_cells import SPEEDS, EditCell, best_rows
+from .edit_cells import FROZEN, SPEEDS, EditCell, best_rows
 from .front import at_log_cost, pareto
 from .table import markdown
 
@@ -23,7 +23,7 @@ NAMES = {
     "frozen, forecast2": "reference image frozen, `forecast2`",
     "exact": "reference image frozen, exact keys and values (upper bound)",
 }
-PLAIN, PLANS = ("schedulers", "calibrated", "ab2"), ("kept", "frozen", "favoured")
+PLAIN, PLANS = ("schedulers", "calibrated", "ab2"), ("kept", *FROZEN, "favoured")
 NUMBERS = ("cost", "cost_own", "psnr", "psnr_sem", "ssim", "token_share", "seconds", "latent_error")
 
 
