@@ -123,8 +123,16 @@ def load_demo_model(family: str) -> tuple[ModelPatcher, comfy.sd.VAE]:
     Raises:
         RASError: the family is unknown, or one of its files is missing or damaged.
     """
-    require_weights(family)
-    spec = _family_spec(family)
+    return load_family(_family_spec(family))
+
+
+def load_family(spec: DemoFamily) -> tuple[ModelPatcher, comfy.sd.VAE]:
+    """MODEL and VAE of a family, in the dtype that ComfyUI selects for the device.
+
+    Raises:
+        RASError: one of its files is missing or damaged.
+    """
+    _require_files(spec)
     model_config = build_config(spec)
     autoencoder = read_weights(AUTOENCODER_FILE)
     _set_preview_factors(model_config.latent_format, autoencoder)
@@ -140,7 +148,11 @@ def require_weights(family: str) -> None:
     Raises:
         RASError: the family is unknown, or a file is missing.
     """
-    for name in (AUTOENCODER_FILE, _family_spec(family).weights):
+    _require_files(_family_spec(family))
+
+
+def _require_files(spec: DemoFamily) -> None:
+    for name in (AUTOENCODER_FILE, spec.weights):
         if not (WEIGHTS_DIR / name).is_file():
             raise _missing(name)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .data import compose, gradient_canvas, random_background
+from .data import compose, gradient_canvas, random_background, random_places
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +140,7 @@ def whole_pictures(pictures: Tensor, canvas: Tensor, rng: random.Random) -> Tens
 
     The image is scaled to 80 to 95 % of the background's size and shifted a little, both at random.
     """
-    scale = torch.tensor([rng.uniform(0.80, 0.95) for _ in pictures], device=pictures.device)
-    shift = torch.tensor([[rng.uniform(-0.04, 0.04) for _ in "xy"] for _ in pictures], device=pictures.device)
-    return compose(pictures, canvas, scale, shift)
+    return compose(pictures, canvas, *random_places(len(pictures), rng, pictures.device))
 
 
 @torch.no_grad()

@@ -150,7 +150,7 @@ def prompt_words(item: Item, background: Background | None, rng: random.Random) 
 
     Style, background and words of the label are omitted at random.
     """
-    words = _subject_words(item, rng)
+    words = subject_words(item, rng)
     if rng.random() < 0.85:
         words = [item.style, *words]
     if background is not None and rng.random() < 0.9:
@@ -163,7 +163,8 @@ def full_prompt(item: Item, background: str) -> str:
     return f"{item.style} {' '.join(split_words(item.label))} on {background}"
 
 
-def _subject_words(item: Item, rng: random.Random) -> list[str]:
+def subject_words(item: Item, rng: random.Random) -> list[str]:
+    """Words of a random prompt that name what an image shows: its label, part of it, or tags."""
     label, kind = split_words(item.label), rng.random()
     tags = [word for tag in item.tags for word in split_words(tag) if word not in label]
     rng.shuffle(tags)
@@ -233,3 +234,13 @@ def compose(pictures: Tensor, canvas: Tensor, scale: Tensor, shift: Tensor) -> T
     grid = F.affine_grid(theta, list(layers.shape), align_corners=False)
     layers = F.grid_sample(layers, grid, align_corners=False)
     return (layers[:, :3] + canvas * (1 - layers[:, 3:])).clamp(0, 1)
+
+
+def random_places(count: int, rng: random.Random, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random scales (count,) and shifts (count, 2) of images on their backgrounds, as `compose` takes them.
+
+    The scales are 0.80 to 0.95.
+    """
+    scale = torch.tensor([rng.uniform(0.80, 0.95) for _ in range(count)], device=device)
+    shift = torch.tensor([[rng.uniform(-0.04, 0.04) for _ in "xy"] for _ in range(count)], device=device)
+    return scale, shift

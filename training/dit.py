@@ -5,13 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -19,106 +16,26 @@ from torch import Tensor, nn
 
 from ..demo.loader import unpack_int8
 from . import lean
-from .autoencoder import whole_pictures
-from .collect import Item
-from .data import Vocabulary, embed_numbers, gradient_canvas, prompt_words, random_background
+from .bank import LatentBank
+from .data import embed_numbers
 from .export import save_packed
 from .network import build_network, predict, shift_time
+from .plan import Plan, Stage
 
 log = logging.getLogger(__name__)
 
-LEARNING_RATES = {"sd3": 1e-3, "lumina2": 8e-4, "flux": 1e-3}
+LEARNING_RATES = {"sd3": 1e-3, "lumina2": 8e-4, "flux": 1e-3, "flux_edit": 8e-4}
+BASES = {"flux_edit": "flux"}
+"""For each family that continues the training of another family's network: the name of the other family."""
 WARMUP_STEPS = 400
 FLAT_SHARE = 0.5
 EMA_DECAY = 0.9995
-EMPTY_TEXT_SHARE = 0.1
 TRAINING_SHIFT = 3.0
 UNIFORM_TIME_SHARE = 0.1
 LEAST_AGREEMENT = 0.98
 SYNC_EVERY, LOG_EVERY, SAVE_EVERY_S = 25, 250, 60.0
 # A loss of BURST times its running average has diverged. The state is copied at every KEEP_EVERY-th check.
 BURST, KEEP_EVERY = 1.25, 10
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the training, at one image size.
-
-    Attributes:
-        size: pixels along a side of the images.
-        batch: images per step.
-        until: share of the training time at which the stage ends.
-        mixed: every `mixed`-th step of the stage uses the image size of the first stage; 0: no step does.
-    """
-
-    size: int
-    batch: int
-    until: float
-    mixed: int = 0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one family is trained.
-
-    The training images are variants of the collected images. A variant is an image with a random background,
-    scale and shift, encoded to a latent.
-
-    Attributes:
-        stages: the stages of the training, in order.
-        variants: number of variants of each image.
-        prompts: number of random prompts for each variant.
-        sample_steps: sampling steps for the test images.
-        compiled: whether to use torch.compile.
-    """
-
-    stages: tuple[Stage, ...] = (Stage(256, 512, 0.35), Stage(512, 192, 1.0))
-    variants: int = 6
-    prompts: int = 4
-    sample_steps: int = 28
-    compiled: bool = True
-
-    @property
-    def sizes_drawn(self) -> tuple[int, ...]:
-        """The image sizes in pixels at which the last stage trains."""
-        last = self.stages[-1]
-        return (last.size, self.stages[0].size) if last.mixed else (last.size,)
-
-    def next_stage(self, progress: float) -> Stage:
-        """The stage of the training when `progress`, a share of the training time, has elapsed."""
-        return next(stage for stage in self.stages if progress < stage.until)
-
-
-SMOKE_PLAN = Plan(
-    stages=(Stage(256, 2, 0.4), Stage(512, 2, 1.0)), variants=1, prompts=2, sample_steps=2, compiled=False
-)
-
-
-def plan_for(family: str, smoke: bool) -> Plan:
-    """The plan of a family. Flux is trained at both image sizes until the end.
-
-    Flux can learn both sizes, because all its positions are rotary.
-    """
-    plan = SMOKE_PLAN if smoke else Plan()
-    if family != "flux":
-        return plan
-    return replace(plan, stages=(*plan.stages[:-1], replace(plan.stages[-1], mixed=3)))
-
-
-@dataclass(frozen=True)
-class LatentBank:
-    """Latents (n, 16, h, w) in fp16, with several prompts for each as word numbers (n, prompts, 16)."""
-
-    latents: Tensor
-    numbers: Tensor
-
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A random batch: latents, and one prompt for each as word numbers. Some prompts are made empty."""
-        chance = {"device": self.latents.device, "generator": generator}
-        row = torch.randint(len(self.latents), (batch,), **chance)
-        prompt = torch.randint(self.numbers.shape[1], (batch,), **chance)
-        keep = torch.rand(batch, 1, **chance) >= EMPTY_TEXT_SHARE
-        return self.latents[row].float(), self.numbers[row, prompt].long() * keep
 
 
 def random_sigma(batch: int, generator: torch.Generator) -> Tensor:
@@ -214,10 +131,11 @@ class Trainer:
     def __init__(self, family: str, device: torch.device, plan: Plan) -> None:
         torch.manual_seed(0)
         self.family, self.device, self.plan = family, device, plan
+        self.base = BASES.get(family, family)
         # Not the default generator, since a CUDA graph capture takes possession of it, even if it fails.
         self.generator = torch.Generator(device)
         self.generator.seed()
-        self.network = build_network(family).to(device)
+        self.network = build_network(self.base).to(device)
         self.average = copy.deepcopy(self.network).requires_grad_(False)
         self.parts = lean.install(self.network) if family == "lumina2" else {}
         # On a GPU, NextDiT's step is captured (`Captured`), which needs the learning rate as a tensor.
@@ -255,28 +173,28 @@ class Trainer:
         if self.parts:
             self.parts.update(lean.PLAIN)
 
-    def _raw_loss(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor) -> Tensor:
-        out = predict(self.network, self.family, x, sigma, context, pooled)
+    def _raw_loss(
+        self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor, target: Tensor, *references: Tensor
+    ) -> Tensor:
+        out = predict(self.network, self.base, x, sigma, context, pooled, references)
         return F.mse_loss(out.float(), target)
 
-    def loss(self, latent: Tensor, numbers: Tensor) -> Tensor:
-        """Flow-matching loss of one batch of latents and word numbers."""
-        return self._mixed(self._loss, self.noised(latent, numbers))
-
-    def noised(self, latent: Tensor, numbers: Tensor) -> tuple[Tensor, ...]:
-        """The arguments of the loss: noisy latents, noise levels, context, pooled vectors and targets."""
+    def noised(self, latent: Tensor, numbers: Tensor, *references: Tensor) -> tuple[Tensor, ...]:
+        """The arguments of the loss: noisy latents, noise levels, context, pooled vectors, targets, and the
+        latents of reference images.
+        """
         context, pooled = embed_numbers(self.table, numbers)
         sigma = random_sigma(len(latent), self.generator)
         noise = torch.randn(latent.shape, device=self.device, generator=self.generator)
         level = sigma[:, None, None, None]
-        return level * noise + (1 - level) * latent, sigma, context, pooled, noise - latent
+        return level * noise + (1 - level) * latent, sigma, context, pooled, noise - latent, *references
 
     def _mixed(self, function: Callable[..., Tensor], batch: Sequence[Tensor]) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return function(*batch)
 
-    def step(self, latent: Tensor, numbers: Tensor, progress: float) -> None:
-        """One optimiser step.
+    def step(self, batch: Sequence[Tensor], progress: float) -> None:
+        """One optimiser step on a batch that a bank has drawn.
 
         After a warm-up, the learning rate is constant in the first half of the training time. In the second
         half it falls along a cosine to 1 % of this constant rate.
@@ -284,7 +202,7 @@ class Trainer:
         fall = max(0.0, (progress - FLAT_SHARE) / (1 - FLAT_SHARE))
         rate = LEARNING_RATES[self.family] * min(1, (self.steps + 1) / WARMUP_STEPS) * self.guard.rate_share
         self._set_rate(rate * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * min(1.0, fall)))))
-        loss = self._update(self.noised(latent, numbers))
+        loss = self._update(self.noised(*batch))
         self.steps += 1
         self.loss_sum += loss.detach()
         self.recent_loss += loss.detach()
@@ -329,7 +247,7 @@ class Trainer:
         Loads the saved state of the training. If there is none, loads the family's packed int8 weights. If
         there are none either, the training starts from the initial weights.
         """
-        state, packed = work / f"state_{self.family}.pt", work / f"{self.family}.safetensors"
+        state, packed = work / f"state_{self.family}.pt", self.packed_weights(work)
         if state.exists():
             saved = torch.load(state, map_location=self.device)
             self.network.load_state_dict(saved["network"])
@@ -343,6 +261,10 @@ class Trainer:
         found = next((path for path in (state, packed) if path.exists()), "nothing")
         log.info("%s continues from %s at %.0f %%", self.family, found, 100 * self.progress)
 
+    def packed_weights(self, work: Path) -> Path:
+        """The file of packed int8 weights that the training starts from if there is no saved state."""
+        return work / f"{self.family}.safetensors"
+
     def save_state(self, work: Path) -> None:
         """Save what a later call needs to continue the training: weights, optimiser, steps and progress."""
         state = {"network": self.network.state_dict(), "average": self.average.state_dict()}
@@ -355,14 +277,13 @@ class Trainer:
     def check_compiled(self, banks: dict[int, LatentBank]) -> None:
         """Check that compilation works: compile the loss and compare its gradient with the eager one.
 
-        Does so at the image size of the coming stage, or of all stages if the last stage of the plan mixes
-        image sizes. Turns compilation off if it fails, or if the two gradients differ.
+        Does so at the image sizes of `stages_to_check`. Turns compilation off if it fails, or if the two
+        gradients differ.
         """
         if not self.plan.compiled or self.progress >= 1:
             return
         try:
-            coming = self.plan.next_stage(self.progress)
-            for stage in self.plan.stages if len(self.plan.sizes_drawn) > 1 else [coming]:
+            for stage in self.stages_to_check():
                 start, batch = (
                     time.monotonic(),
                     self.noised(*banks[stage.size].draw(stage.batch, self.generator)),
@@ -382,6 +303,12 @@ class Trainer:
             log.exception("%s trains without torch.compile", self.family)
             self._stop_compiling()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def stages_to_check(self) -> Sequence[Stage]:
+        """The coming stage, or all stages if the last stage of the plan mixes image sizes."""
+        if len(self.plan.sizes_drawn) > 1:
+            return self.plan.stages
+        return [self.plan.next_stage(self.progress)]
 
     def _agreement(self, batch: tuple[Tensor, ...]) -> float:
         """Cosine between the compiled gradient of a batch and the eager one.
@@ -409,7 +336,7 @@ class Trainer:
         seconds, begin = max(1.0, deadline - start), self.progress
         while self.progress < until:
             stage = self._next_stage()
-            self.step(*banks[stage.size].draw(int(stage.batch * self.share), self.generator), self.progress)
+            self.step(self.draw(banks[stage.size], int(stage.batch * self.share)), self.progress)
             if self.steps % SYNC_EVERY == 0:
                 self.guard.look(self.recent_loss.item() / SYNC_EVERY, stage.size)
                 self.recent_loss.zero_()
@@ -423,6 +350,10 @@ class Trainer:
             self.progress = min(until, begin + (until - begin) * (now - start) / seconds)
         log.info("%s: at step %d after %.0f s", self.family, self.steps, time.time() - start)
 
+    def draw(self, bank: LatentBank, batch: int) -> tuple[Tensor, ...]:
+        """The next batch of the training."""
+        return bank.draw(batch, self.generator)
+
     def _next_stage(self) -> Stage:
         stage = self.plan.next_stage(self.progress)
         return self.plan.stages[0] if stage.mixed and self.steps % stage.mixed == 0 else stage
@@ -433,28 +364,3 @@ class Trainer:
         self.history.append((self.steps, stage.size, round(loss, 5)))
         share = 100 * self.progress
         log.info("%s step %d (%.0f %%, %d px) loss %.4f", self.family, self.steps, share, stage.size, loss)
-
-
-@torch.no_grad()
-def encode_bank(
-    encoder: nn.Module, pictures: Tensor, items: list[Item], size: int, plan: Plan, vocabulary: Vocabulary
-) -> LatentBank:
-    """Encode several variants of every image to latents.
-
-    Each variant has a random background, scale and shift, and random prompts of its own.
-    """
-    rng, device = random.Random(size), pictures.device
-    latents, numbers = [], []
-    for _ in range(plan.variants):
-        for first in range(0, len(items), 64):
-            part, names = pictures[first : first + 64], items[first : first + 64]
-            backgrounds = [random_background(rng) for _ in names]
-            image = whole_pictures(part, gradient_canvas(backgrounds, size, device), rng)
-            with torch.autocast(device.type, torch.float16, enabled=device.type == "cuda"):
-                latents.append(encoder(image.contiguous(memory_format=torch.channels_last)).half())
-            numbers += [
-                [vocabulary.encode(prompt_words(item, background, rng)) for _ in range(plan.prompts)]
-                for item, background in zip(names, backgrounds, strict=True)
-            ]
-    packed = torch.from_numpy(np.array(numbers, dtype=np.int16)).to(device)
-    return LatentBank(torch.cat(latents).contiguous(), packed)

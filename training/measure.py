@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import random
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,36 +33,48 @@ GRID_COLOURS = ("blue", "white", "yellow", "pink and orange", "green", "lavender
 
 
 @torch.no_grad()
-def sample(network: nn.Module, trainer: Trainer, prompts: list[str], shift: float, size: int) -> Tensor:
-    """Sample latents for prompts at `size` px from seeded noise, with Euler steps and CFG like KSampler."""
+def sample(
+    network: nn.Module,
+    trainer: Trainer,
+    prompts: list[str],
+    shift: float,
+    size: int,
+    references: Sequence[Tensor] = (),
+) -> Tensor:
+    """Sample latents for prompts at `size` px from seeded noise, with Euler steps and CFG like KSampler.
+
+    `references` are latents of reference images, (b, 16, h, w). The empty prompt has them too.
+    """
     device = trainer.device
     pairs = [encode_prompt(prompt) for prompt in prompts]
     context = torch.cat([pair[0] for pair in pairs]).to(device)
     pooled = torch.cat([pair[1] for pair in pairs]).to(device)
     context, pooled = torch.cat((context, 0 * context)), torch.cat((pooled, 0 * pooled))
+    references = [torch.cat((each, each)) for each in references]
     generator = torch.Generator("cpu").manual_seed(0)
     x = torch.randn(len(prompts), 16, size // 8, size // 8, generator=generator).to(device)
     sigmas = shift_time(torch.linspace(1, 0, trainer.plan.sample_steps + 1), shift).tolist()
     for sigma, following in zip(sigmas, sigmas[1:], strict=False):
         level = torch.full((2 * len(x),), sigma, device=device)
-        cond, uncond = predict(network, trainer.family, torch.cat((x, x)), level, context, pooled).chunk(2)
+        out = predict(network, trainer.base, torch.cat((x, x)), level, context, pooled, references)
+        cond, uncond = out.chunk(2)
         x = x + (following - sigma) * (uncond + SAMPLE_CFG * (cond - uncond))
     return x
 
 
 @torch.no_grad()
-def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256) -> float:
+def fixed_loss(trainer: Trainer, bank: LatentBank, rows: int = 256, references: bool = True) -> float:
     """Loss of the averaged (EMA) weights on the first `rows` latents of a bank, each with its first prompt.
 
-    Noise and noise levels are the same in each call, so that losses can be compared.
+    Noise and noise levels are the same in each call, so that losses can be compared. If `references` is
+    False, the network does not see the reference images of the bank.
     """
     values = []
     trainer.generator.manual_seed(1)
     for first in range(0, min(rows, len(bank.latents)), 32):
-        latent = bank.latents[first : first + 32].float()
-        numbers = bank.numbers[first : first + 32, 0].long()
-        x, sigma, context, pooled, target = trainer.noised(latent, numbers)
-        out = predict(trainer.average, trainer.family, x, sigma, context, pooled)
+        batch = bank.rows(slice(first, first + 32))
+        x, sigma, context, pooled, target, *given = trainer.noised(*(batch if references else batch[:2]))
+        out = predict(trainer.average, trainer.base, x, sigma, context, pooled, given)
         values.append(F.mse_loss(out, target).item())
     trainer.generator.seed()
     return sum(values) / len(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.ldm.flux.math as flux_math
@@ -122,16 +122,23 @@ def _initialise(name: str, parameter: Tensor) -> None:
 
 
 def predict(
-    network: nn.Module, family: str, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor
+    network: nn.Module,
+    family: str,
+    x: Tensor,
+    sigma: Tensor,
+    context: Tensor,
+    pooled: Tensor,
+    references: Sequence[Tensor] = (),
 ) -> Tensor:
     """Predict the difference noise - image at the noise levels `sigma` (b,).
 
-    The network is called with the same arguments as in ComfyUI.
+    The network is called with the same arguments as in ComfyUI. `references` are the latents (b, 16, h, w) of
+    reference images; only Flux takes them.
     """
     if family == "sd3":
         return network(x, sigma * 1000, context=context, y=pooled)
     if family == "flux":
-        return network._forward(x, sigma, context, pooled)
+        return network._forward(x, sigma, context, pooled, ref_latents=list(references) or None)
     return network._forward(x, sigma, context, context.shape[1])
 
 

@@ -24,7 +24,7 @@ from .data import is_held_out, read_items, render_all
 log = logging.getLogger(__name__)
 
 PROGRAM = Path(__file__).parent
-FAMILY_NAMES = ("sd3", "lumina2", "flux")
+FAMILY_NAMES = ("sd3", "lumina2", "flux", "flux_edit")
 FINAL_SECONDS = 35.0
 SMOKE_ITEMS = 5
 
@@ -49,7 +49,9 @@ def render_stage(options: Options) -> None:
     found = [(archive, item) for archive in options.archives for item in read_items(archive)]
     if options.smoke:
         held_out = [pair for pair in found if is_held_out(pair[1].hexcode, pair[1].style)]
-        found = held_out[::120] + found[:: len(found) // SMOKE_ITEMS]
+        chosen = held_out[::120] + found[:: len(found) // SMOKE_ITEMS]
+        drawn = {pair[1].hexcode for pair in chosen[:2]}  # these with all their styles, for edits
+        found = chosen + [pair for pair in found if pair[1].hexcode in drawn and pair not in chosen]
     start = time.monotonic()
     items = [item for _, item in found]
     partial = options.work / "pictures.part"
@@ -92,8 +94,8 @@ def autoencoder_stage(options: Options) -> None:
 
 def family_stage(options: Options, family: str, deadline: float) -> None:
     """Train the transformer of one family until the deadline (`time.time()`)."""
-    from .dit import plan_for
     from .family import train_family
+    from .plan import plan_for
 
     pictures, items, held_out = _dataset(options.work)
     plan = plan_for(family, options.smoke)

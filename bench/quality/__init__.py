@@ -10,6 +10,9 @@ RAS), `known_tokens` (a trial: regional steps in inpainting), `calibrated` (meas
 schedule need the most steps on a model), `sources`, `sampling`, `solvers`, `references`, `engine`,
 `features`, `weighted_figures`, `real`.
 
+`edit_cells`, `edit_pairs`, `edit_engine`, `edit_sweep` and `edit_report` measure editing with a reference
+image.
+
 `table`, `sweep` and `cluster` run many cells. `report`, `rivals` (RAS against the best of all baselines),
 `plots`, `grids` and `conclude` present the results. All of them share `prompts` and `options` as inputs.
 

@@ -41,7 +41,7 @@ def costs_of(
     path = Path(options.cache) / f"{source.family}-calibration-{digest(recipe)}.json"
     if options.cache and path.is_file():
         return tuple(json.loads(path.read_text(encoding="utf-8"))["costs"])
-    costs = _measured(tasks(texts))
+    costs = measured_costs(tasks(texts))
     density = density_of(costs)
     shown = " ".join(f"{len(costs) * share:.2f}" for share in density)
     say(f"calibrated {source.family} on {len(texts)} other prompts: step density {shown} (1 is average)")
@@ -69,7 +69,7 @@ def unjudged(judged: Sequence[str]) -> list[str]:
 
 
 @torch.inference_mode()
-def _measured(tasks: Iterable[Task]) -> tuple[float, ...]:
+def measured_costs(tasks: Iterable[Task]) -> tuple[float, ...]:
     """Costs of the twelfths of the schedule: root mean square over the images of all tasks."""
     images, total = 0, [0.0] * BLOCKS
     for task in tasks:

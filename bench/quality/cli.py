@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -73,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
     )
     rendered.add_argument("archive", type=Path, help="the artwork archive emoji.zip, made by training/")
     rendered.add_argument("--out", type=Path, default=OUTPUT / "real")
+    edit = commands.add_parser("edit", help="measure editing: plans with a reference image, and rivals")
+    _add_options(edit, families="flux_edit")
+    _add_edits(edit)
     for name in VALIDATIONS:
         command = commands.add_parser(name, help=f"validation: {_about(name)}")
         _add_options(command, families="sd3")
@@ -242,6 +246,13 @@ def _add_cells(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_edits(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--artwork", type=Path, required=True, help="work folder of `python -m training train`")
+    add("--limit-seconds", type=float, default=0.0, help="time limit; 0: no limit")
+    add("--best-of", type=Path, help="measure only the best cells of the results in this folder")
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -329,6 +340,24 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_edit(arguments: argparse.Namespace) -> int:
+    options = options_of(arguments)
+    count = arguments.count or (FULL if options.device == "cuda" else SMALL)["count"]
+    from .edit_engine import EditEngine
+    from .edit_pairs import read_pairs
+    from .edit_report import write_readme
+    from .edit_sweep import sweep_edits
+
+    pairs, others = read_pairs(arguments.artwork, count, options.size)
+    options = replace(options, prompts=pairs.prompts)
+    out = arguments.out or OUTPUT / "edit"
+    engine = EditEngine(options, pairs, others, out / "pictures")
+    told = f"python -m bench quality edit --count {count} --size {options.size}"
+    sweep_edits(engine, options, pairs, out, arguments.limit_seconds, arguments.best_of, told)
+    print(write_readme(out))
+    return 0
+
+
 def run_report(arguments: argparse.Namespace) -> int:
     from .conclude import conclude
 
@@ -367,4 +396,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "report": run_report,
     "held-out": run_held_out,
     "render": run_render,
+    "edit": run_edit,
 }

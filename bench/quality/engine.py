@@ -52,7 +52,7 @@ class Engine:
         if self._studio is None or self._studio.source.family != family:
             self._studio = None
             self._decoded.clear()
-            self._studio = Studio(load_source(family, self.options), self.options)
+            self._studio = self._open(family)
             self._prepare_figures()
             self._warm_up(self._studio)
         return self._studio
@@ -104,6 +104,9 @@ class Engine:
             dtype = torch.float16 if many else torch.float32
             self._decoded[reference] = [pictures.to(dtype) for _, pictures in studio.decode(latents)]
         return self._decoded[reference]
+
+    def _open(self, family: str) -> Studio:
+        return Studio(load_source(family, self.options), self.options)
 
     @staticmethod
     def _warm_up(studio: Studio) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,11 @@ from .options import Options, file_digest
 RANDOM = "random_"
 CHECKPOINT = "checkpoint"
 DEMO_CFG, CHECKPOINT_CFG = 3.5, 5.0
+DEMO_FAMILIES = {
+    **loader.FAMILIES,
+    "flux_edit": replace(loader.FAMILIES["flux"], weights="flux_edit.safetensors"),
+}
+"""The demo families, and the editing model, whose weights are not in the pack: `training` makes them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def load_source(family: str, options: Options) -> Source:
         source = _checkpoint_source(Path(options.checkpoint))
     elif family.startswith(RANDOM):
         source = _random_source(family)
-    elif family in loader.FAMILIES:
+    elif family in DEMO_FAMILIES:
         source = _demo_source(family, options.weights)
     else:
         raise RASError(
@@ -91,7 +96,7 @@ def load_source(family: str, options: Options) -> Source:
 
 def has_weights(family: str, weights: str) -> bool:
     """Whether the weight files of a demo family exist; always True for names that are no demo family."""
-    spec = loader.FAMILIES.get(family)
+    spec = DEMO_FAMILIES.get(family)
     return spec is None or all(
         (_weights_folder(weights) / name).is_file() for name in (spec.weights, loader.AUTOENCODER_FILE)
     )
@@ -103,16 +108,16 @@ def _weights_folder(weights: str) -> Path:
 
 def _demo_source(family: str, weights: str) -> Source:
     folder, kept = _weights_folder(weights), loader.WEIGHTS_DIR
-    names = (loader.FAMILIES[family].weights, loader.AUTOENCODER_FILE)
+    names = (DEMO_FAMILIES[family].weights, loader.AUTOENCODER_FILE)
     if not has_weights(family, weights):
         raise RASError(
             f"the weights of the demo family {family} are not in {path_end(folder)}.",
-            f"the files {' and '.join(names)}, which ship with the pack.",
-            "restore these files from the repository, or name the folder that has them with --weights.",
+            f"the files {' and '.join(names)}.",
+            "name the folder that has them with --weights; the pack's own are in its repository.",
         )
     loader.WEIGHTS_DIR = folder
     try:
-        model, vae = loader.load_demo_model(family)
+        model, vae = loader.load_family(DEMO_FAMILIES[family])
     finally:
         loader.WEIGHTS_DIR = kept
     identity = f"{family}-{'-'.join(file_digest(folder / name) for name in names)}"
