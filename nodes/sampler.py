@@ -36,8 +36,9 @@ class RASKSampler(SettingsNode):
             display_name="RAS KSampler",
             category=CATEGORY,
             **found_by(*FASTER),
-            description="KSampler with region-adaptive sampling (RAS). The node also outputs the trace of "
-            "the run, which says what each step computed.",
+            description="A faster KSampler: with region-adaptive sampling (RAS), many steps compute only "
+            "those regions of the image that have probably changed most since they were last computed. The "
+            "node also outputs the trace of the run, which says what each step computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),

@@ -11,6 +11,9 @@ from support.comfy import PACK, ROOT
 
 DOCS = ROOT / "web" / "docs"
 LOCALES = ("en", "de", "ja", "zh")
+FASTER = {"en": "faster", "de": "schneller|Beschleunigt", "ja": "速", "zh": "更快|加快"}
+"""What people search for who want to save time."""
+
 SEED_CONTROL = "control_after_generate"
 """A widget that ComfyUI's interface adds after a seed; it has a name but no tooltip."""
 
@@ -194,6 +197,12 @@ class TestLocales:
     def test_no_text_contains_placeholders_of_the_interface(self, language):
         """{ } @ and | have a special meaning in the interface's message format."""
         assert {key: text for key, text in flat(locale(language)).items() if re.search(r"[{}@|]", text)} == {}
+
+    @pytest.mark.parametrize("language", LOCALES)
+    @pytest.mark.parametrize("node_id", ["RASKSampler", "RASPatchModel"])
+    def test_the_first_sentence_says_that_the_node_is_faster(self, node_id, language):
+        first = re.split(r"[.:。：]", locale(language)[node_id]["description"])[0]
+        assert re.search(FASTER[language], first), first
 
     @pytest.mark.parametrize("language", [name for name in LOCALES if name != "en"])
     def test_sentences_are_translated(self, language):
