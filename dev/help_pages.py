@@ -26,12 +26,10 @@ PUNCTUATION = {"zh": "："}
 """The colon after a name, where it differs from ": "."""
 
 LONG_PAGE = "https://github.com/multirate-ras/multirate-ras/blob/main/docs/nodes.md#{}"
-"""The address of a node's section; the front end opens a full address in a new tab, and relative ones fail."""
+"""The address of a node's section. The front end opens it in a new tab; a relative address would fail."""
 
 WORDS_SHOWN = {
-    **dict.fromkeys(
-        ("RASPatchModel", "RASKSampler", "RASCompare"), ("dense", "regional", "tokens", "reset")
-    ),
+    **dict.fromkeys(("RASPatchModel", "RASKSampler", "RASCompare"), ("dense", "regional", "tokens", "reset")),
     "RASMaskPreview": ("dense", "regional", "reset", "tokens", "score", "numbers"),
 }
 """The words of WORDS that a node, or the sampler node after it, shows in its live view or its images."""
@@ -57,8 +55,8 @@ WORDS = {
         "reset": "*誤差リセット*（error reset）: 部分計算の間に入る全計算のステップ。"
         "計算を省いた領域の誤差をなくします。",
         "score": "*mean region score*: スコアの高い領域から計算します。線は全領域の平均を示します。",
-        "numbers": "ステップはここでは 1 から数えますが、「RAS 論文設定」の「誤差リセット位置」（error_reset_steps）では "
-        "0 から数えます。そこでの 12 は、ここではステップ 13 です。",
+        "numbers": "ステップはここでは 1 から数えますが、「RAS 論文設定」の「誤差リセット位置」"
+        "（error_reset_steps）では 0 から数えます。そこでの 12 は、ここではステップ 13 です。",
     },
     "zh": {
         "heading": "显示中的用语",
