@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from . import paths
+from .demo_options import command_line
 from .environment import DevEnvironment, build, cpu_flag
 from .paths import PACK, ROOT
 from .processes import DevError, port_taken, replace_process, say
@@ -105,7 +106,7 @@ HELP = {name: inspect.getdoc(command) or "" for name, command in COMMANDS.items(
 
 PASSED_TO = {
     "serve": "ComfyUI's main.py",
-    "demo": "the demo: --families, --speed, --ratio, --steps, --seed, --size, --output",
+    "demo": "the demo (below)",
     **dict.fromkeys(("test", "test-old", "test-browser"), "pytest"),
     "lint": "both commands of ruff",
     "soak": "the soak; its options are in tests/soak/__main__.py",
@@ -119,7 +120,9 @@ def help_of(command: str) -> str:
     target = PASSED_TO.get(command)
     usage = f"usage: dev {command} [ARGUMENTS]" if target else f"usage: dev {command}"
     lines = [usage, "", HELP[command]]
-    return "\n".join([*lines, "", f"ARGUMENTS are passed to {target}."] if target else lines)
+    lines += ["", f"ARGUMENTS are passed to {target}."] if target else []
+    lines += ["", command_line().format_help()] if command == "demo" else []
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:

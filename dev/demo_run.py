@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 from .client import Client, Result
+from .demo_options import WORKFLOWS, parse, sampler_settings
 from .environment import cpu_flag, current
 from .paths import HOME, ROOT
 from .processes import DevError, exit_on_signals
@@ -26,12 +27,6 @@ from .report import Run, comparison, table
 from .server import Server, tail
 from .workflow import ComfyError, Prompt, to_api
 
-OUTPUT = ROOT / "demo" / "output"
-WORKFLOWS = {
-    "sd3": ROOT / "example_workflows" / "ras_sd3_demo.json",
-    "lumina2": ROOT / "example_workflows" / "ras_lumina2_demo.json",
-}
-SPEEDS = ("1.5x", "2x", "2.5x", "3x")
 NEEDED_NODES = ("RASKSampler", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
 
 # Ids of nodes that the demo adds to a workflow. It saves their images, whatever the workflow itself saves.
@@ -172,40 +167,6 @@ def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> No
 # --- all families --------------------------------------------------------------------------------------
 
 
-def shipped_families() -> list[str]:
-    """The families that have both an example workflow and demo weights in this checkout."""
-    weights = ROOT / "demo" / "weights"
-    return [
-        family
-        for family, path in WORKFLOWS.items()
-        if path.is_file() and (weights / f"{family}.safetensors").is_file()
-    ]
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--families", default=",".join(shipped_families()), help="comma-separated; default: %(default)s"
-    )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the images")
-    parser.add_argument("--seed", type=int, help="used instead of the workflow's seed")
-    parser.add_argument("--steps", type=int, help="used instead of the workflow's number of steps")
-    parser.add_argument(
-        "--ratio", type=float, dest="sample_ratio", help="speed custom, with this sample_ratio"
-    )
-    parser.add_argument("--speed", choices=SPEEDS, help="used instead of the workflow's speed")
-    parser.add_argument("--size", type=int, help="width and height in pixels, used instead of the workflow's")
-    options = parser.parse_args(argv)
-    options.families = [family for family in options.families.split(",") if family]
-    unknown = [family for family in options.families if family not in shipped_families()]
-    if unknown or not options.families:
-        parser.error(f"no workflow with weights for {unknown or 'anything'}; available: {shipped_families()}")
-    if options.speed and options.sample_ratio is not None:
-        parser.error("--ratio sets speed to custom; leave out --speed or --ratio")
-    return options
-
-
 def family_folder(output: Path, family: str) -> Path:
     """Folder for a family's images: `output` itself for the first family, else a folder in `output`."""
     return output if family == next(iter(WORKFLOWS)) else output / family
@@ -219,13 +180,6 @@ def check_nodes(object_info: dict, log: Path) -> None:
             f"{tail(log, 60)}\n\nThe server runs without these nodes of the pack: {', '.join(missing)}. "
             f"Expected: all of {', '.join(NEEDED_NODES)}. The reason is in the log above ({log})."
         )
-
-
-def sampler_settings(options: argparse.Namespace) -> dict[str, object]:
-    """The inputs of RAS KSampler that the command line changes. A sample_ratio needs speed custom."""
-    wanted = {key: getattr(options, key) for key in ("seed", "steps", "speed", "sample_ratio")}
-    chosen = {key: value for key, value in wanted.items() if value is not None}
-    return chosen | ({"speed": "custom"} if "sample_ratio" in chosen else {})
 
 
 def run(options: argparse.Namespace) -> None:

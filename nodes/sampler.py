@@ -93,8 +93,8 @@ def sample_with_trace(
 def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
     return [
-        io.Model.Input("model", tooltip="The model to sample with. The help lists the "
-        "supported models."),
+        io.Model.Input("model", tooltip="The model to sample with. The detailed help "
+        "lists the supported models."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,

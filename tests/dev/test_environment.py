@@ -18,6 +18,7 @@ from ras_pack.dev import (
     browser,
     client,
     commands,
+    demo_options,
     environment,
     paths,
     processes,
@@ -483,13 +484,14 @@ def test_a_sample_ratio_of_the_demo_needs_speed_custom(capsys):
     assert chosen == {"seed": 7, "sample_ratio": 0.3, "speed": "custom"}
     assert demo.sampler_settings(demo.parse(["--speed", "3x"])) == {"speed": "3x"}
     assert demo.sampler_settings(demo.parse([])) == {}
+    assert "--ratio" in commands.help_of("demo")
     with pytest.raises(SystemExit):
         demo.parse(["--ratio", "0.3", "--speed", "3x"])
     assert "leave out --speed or --ratio" in capsys.readouterr().err
 
 
 def test_the_demo_offers_the_speeds_of_the_nodes():
-    assert demo.SPEEDS == importlib.import_module(f"{PACK}.ras_core.host.plans").PLAN_SPEEDS
+    assert demo_options.SPEEDS == importlib.import_module(f"{PACK}.ras_core.host.plans").PLAN_SPEEDS
     assert demo.chosen_speed({"speed": "2x", "sample_ratio": 0.5}) == "speed 2x"
     assert demo.chosen_speed({"speed": "custom", "sample_ratio": 0.3}) == "sample_ratio 0.3"
 

@@ -101,12 +101,14 @@ class TestPages:
         """A link must lead to a section that exists. The front end opens it in a new tab."""
         from ras_pack.dev.help_pages import long_page
 
-        sections = re.findall("^## (.+)$", (ROOT / "docs" / "nodes.md").read_text("utf-8"), re.MULTILINE)
+        sections = re.findall("^##+ (.+)$", (ROOT / "docs" / "nodes.md").read_text("utf-8"), re.MULTILINE)
+        anchors = {title.lower().replace(" ", "-") for title in sections}
         address, _, anchor = long_page(node_id).partition("#")
         assert address.endswith("/multirate-ras/blob/main/docs/nodes.md")
-        assert anchor in [title.lower().replace(" ", "-") for title in sections]
+        assert anchor in anchors
         for language in LOCALES:
             text = (DOCS / node_id / f"{language}.md").read_text(encoding="utf-8")
+            assert set(re.findall(r"/docs/nodes\.md#([\w-]+)\)", text)) <= anchors
             assert text.rstrip().endswith(f"]({long_page(node_id)})")
 
     @pytest.mark.parametrize("language", LOCALES)
