@@ -10,12 +10,14 @@ other commands are the Makefile's targets; see `make help`.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import shutil
 import sys
 from pathlib import Path
 
 from . import paths
+from .demo_options import command_line
 from .environment import DevEnvironment, build, cpu_flag
 from .paths import PACK, ROOT
 from .processes import DevError, port_taken, replace_process, say
@@ -99,6 +101,29 @@ COMMANDS = {
     **{"soak": soak, "bench-quality": bench_quality, "compatibility": compatibility, "clean": clean},
 }
 
+HELP = {name: inspect.getdoc(command) or "" for name, command in COMMANDS.items()}
+"""What each command does."""
+
+PASSED_TO = {
+    "serve": "ComfyUI's main.py",
+    "demo": "the demo (below)",
+    **dict.fromkeys(("test", "test-old", "test-browser"), "pytest"),
+    "lint": "both commands of ruff",
+    "soak": "the soak; its options are in tests/soak/__main__.py",
+    "bench-quality": "the benchmark (bench/README.md)",
+}
+"""What receives the arguments of a command; the other commands take none."""
+
+
+def help_of(command: str) -> str:
+    """The help of one command. It needs no dev environment, unlike the program that the command starts."""
+    target = PASSED_TO.get(command)
+    usage = f"usage: dev {command} [ARGUMENTS]" if target else f"usage: dev {command}"
+    lines = [usage, "", HELP[command]]
+    lines += ["", f"ARGUMENTS are passed to {target}."] if target else []
+    lines += ["", command_line().format_help()] if command == "demo" else []
+    return "\n".join(lines)
+
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
@@ -110,6 +135,9 @@ def main(argv: list[str] | None = None) -> int:
         version = sys.version.split()[0]
         say(f"dev: Python {version} is too old; 3.10 or newer is needed. Try make PYTHON=python3.11 <target>")
         return 1
+    if {"-h", "--help"} & set(options.arguments):
+        print(help_of(options.command))
+        return 0
     try:
         return COMMANDS[options.command](options.arguments)
     except DevError as error:

@@ -1,7 +1,8 @@
 """The demo: one image per family, dense and with RAS, from the example workflow in a real ComfyUI.
 
 `make demo` runs the demo for both families, SD3 and Lumina 2. ARGS passes options, for example:
-`make demo ARGS='--families sd3 --ratio 0.25 --steps 28 --seed 7'`.
+`make demo ARGS='--families sd3 --speed 3x --seed 7'`. With `--ratio 0.3`, speed is `custom`, and regional
+steps compute 30 % of the image.
 
 For each family, a short warm-up run loads the model and tunes the kernels. Two timed runs with the same
 workflow and seed follow, first dense, then with RAS. Reported times are seconds that the sampler node took.
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 
 from .client import Client, Result
+from .demo_options import WORKFLOWS, parse, sampler_settings
 from .environment import cpu_flag, current
 from .paths import HOME, ROOT
 from .processes import DevError, exit_on_signals
@@ -25,11 +27,6 @@ from .report import Run, comparison, table
 from .server import Server, tail
 from .workflow import ComfyError, Prompt, to_api
 
-OUTPUT = ROOT / "demo" / "output"
-WORKFLOWS = {
-    "sd3": ROOT / "example_workflows" / "ras_sd3_demo.json",
-    "lumina2": ROOT / "example_workflows" / "ras_lumina2_demo.json",
-}
 NEEDED_NODES = ("RASKSampler", "RASMaskPreview", "RASDemoModel", "RASDemoPrompt")
 
 # Ids of nodes that the demo adds to a workflow. It saves their images, whatever the workflow itself saves.
@@ -147,12 +144,18 @@ def make_pair(client: Client, prompt: Prompt, folder: Path) -> tuple[Run, Run]:
     return runs[0], runs[1]
 
 
+def chosen_speed(settings: dict) -> str:
+    """The setting that decides how fast a run is: its speed, or sample_ratio if speed is custom."""
+    custom = settings["speed"] == "custom"
+    return f"sample_ratio {settings['sample_ratio']}" if custom else f"speed {settings['speed']}"
+
+
 def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> None:
     """Run the demo of one family and print the table that compares dense and RAS."""
     settings = prompt[only(prompt, "RASKSampler")]["inputs"]
     say(
         f"\n{family}: {settings['steps']} steps, {settings['sampler_name']}, seed {settings['seed']}, "
-        f"sample_ratio {settings['sample_ratio']}"
+        f"{chosen_speed(settings)}"
     )
     dense, ras = make_pair(client, prompt, folder)
     say("\n" + table(comparison(dense, ras)))
@@ -162,37 +165,6 @@ def demonstrate(client: Client, family: str, prompt: Prompt, folder: Path) -> No
 
 
 # --- all families --------------------------------------------------------------------------------------
-
-
-def shipped_families() -> list[str]:
-    """The families that have both an example workflow and demo weights in this checkout."""
-    weights = ROOT / "demo" / "weights"
-    return [
-        family
-        for family, path in WORKFLOWS.items()
-        if path.is_file() and (weights / f"{family}.safetensors").is_file()
-    ]
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="make demo ARGS=...", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--families", default=",".join(shipped_families()), help="comma-separated; default: %(default)s"
-    )
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the images")
-    parser.add_argument("--seed", type=int, help="used instead of the workflow's seed")
-    parser.add_argument("--steps", type=int, help="used instead of the workflow's number of steps")
-    parser.add_argument(
-        "--ratio", type=float, dest="sample_ratio", help="used instead of the workflow's sample_ratio"
-    )
-    parser.add_argument("--size", type=int, help="width and height in pixels, used instead of the workflow's")
-    options = parser.parse_args(argv)
-    options.families = [family for family in options.families.split(",") if family]
-    unknown = [family for family in options.families if family not in shipped_families()]
-    if unknown or not options.families:
-        parser.error(f"no workflow with weights for {unknown or 'anything'}; available: {shipped_families()}")
-    return options
 
 
 def family_folder(output: Path, family: str) -> Path:
@@ -219,8 +191,7 @@ def run(options: argparse.Namespace) -> None:
         client = Client(server.url)
         object_info = client.object_info()
         check_nodes(object_info, log)
-        wanted = {key: getattr(options, key) for key in ("seed", "steps", "sample_ratio")}
-        chosen = {key: value for key, value in wanted.items() if value is not None}
+        chosen = sampler_settings(options)
         for family in options.families:
             workflow = json.loads(WORKFLOWS[family].read_text(encoding="utf-8"))
             prompt = with_sampler(demo_prompt(workflow, object_info), **chosen)

@@ -3,7 +3,8 @@
 ComfyUI's front end asks for the page of the user's language first, and then for web/docs/NODE.md, which is
 written by hand, in English. The page NODE/en.md is a copy of it; in both, the front end resolves paths of
 images from web/docs/. The pages in other languages contain the translated texts of locales/: what the node
-does, its inputs and its outputs.
+does, its inputs and its outputs, and the words that its images and its live view show. All pages are short,
+and link to the node's section in docs/nodes.md.
 
 Run `python -m dev.help_pages` after you change a page or a text; otherwise a test fails.
 """
@@ -21,10 +22,54 @@ HEADINGS = {
     "ja": ("入力", "出力", "詳しいヘルプ（英語）"),
     "zh": ("输入", "输出", "详细帮助（英文）"),
 }
-PUNCTUATION = {"zh": ("：", "")}
-"""The colon after a name, and what separates sentences, where they differ from ": " and " "."""
+PUNCTUATION = {"zh": "："}
+"""The colon after a name, where it differs from ": "."""
 
-LONG_PAGE = "https://github.com/multirate-ras/multirate-ras/blob/main/web/docs/{}.md"
+LONG_PAGE = "https://github.com/multirate-ras/multirate-ras/blob/main/docs/nodes.md#{}"
+"""The address of a node's section. The front end opens it in a new tab; a relative address would fail."""
+
+WORDS_SHOWN = {
+    **dict.fromkeys(("RASPatchModel", "RASKSampler", "RASCompare"), ("dense", "regional", "tokens", "reset")),
+    "RASMaskPreview": ("dense", "regional", "reset", "tokens", "score", "numbers"),
+}
+"""The words of WORDS that a node, or the sampler node after it, shows in its live view or its images."""
+
+WORDS = {
+    "de": {
+        "heading": "Wörter in der Anzeige",
+        "dense": "*vollständig* (dense): Der Schritt berechnet das ganze Bild, wie ohne RAS.",
+        "regional": "*regional*: Der Schritt berechnet nur einen Teil des Bildes.",
+        "tokens": "*Token*: Die Quadrate aus 16 × 16 Pixeln, die das Modell berechnet.",
+        "reset": "*Fehler-Reset* (error reset): Ein vollständiger Schritt zwischen regionalen; er beseitigt "
+        "die Fehler ausgelassener Regionen.",
+        "score": "*mean region score*: Regionen mit hoher Punktzahl werden zuerst berechnet; die Linie zeigt "
+        "den Mittelwert aller Regionen.",
+        "numbers": "Die Schritte sind hier ab 1 gezählt, bei „Fehler-Reset bei“ in „RAS Paper-Einstellungen“ "
+        "(error_reset_steps) ab 0: 12 dort ist Schritt 13 hier.",
+    },
+    "ja": {
+        "heading": "表示される言葉",
+        "dense": "*全計算*（dense）: RAS なしの場合と同じく、画像全体を計算するステップ。",
+        "regional": "*部分計算*（regional）: 画像の一部だけを計算するステップ。",
+        "tokens": "*トークン*: モデルが計算する 16 × 16 ピクセルの正方形。",
+        "reset": "*誤差リセット*（error reset）: 部分計算の間に入る全計算のステップ。"
+        "計算を省いた領域の誤差をなくします。",
+        "score": "*mean region score*: スコアの高い領域から計算します。線は全領域の平均を示します。",
+        "numbers": "ステップはここでは 1 から数えますが、「RAS 論文設定」の「誤差リセット位置」"
+        "（error_reset_steps）では 0 から数えます。そこでの 12 は、ここではステップ 13 です。",
+    },
+    "zh": {
+        "heading": "显示中的用语",
+        "dense": "*完整*（dense）：该步计算整幅图像，与不使用 RAS 时相同。",
+        "regional": "*局部*（regional）：该步只计算图像的一部分。",
+        "tokens": "*token*：模型计算的 16 × 16 像素的方块。",
+        "reset": "*误差重置*（error reset）：插在局部步之间的完整步，用于清除跳过的区域的误差。",
+        "score": "*mean region score*：得分高的区域先计算；线条表示所有区域的平均得分。",
+        "numbers": "这里的步从 1 开始计数，而“RAS 论文设置”的“误差重置步”（error_reset_steps）从 0 开始计数："
+        "那里的 12 就是这里的第 13 步。",
+    },
+}
+"""One line for each word that the live view and the images show, in the words of web/words.js."""
 
 
 def pages() -> dict[Path, str]:
@@ -51,17 +96,32 @@ def _translated(node: str, texts: dict, language: str) -> str:
             f"## {outputs}",
             *(_line(item, language) for item in texts["outputs"].values()),
             "",
-            f"[{more}]({LONG_PAGE.format(node)})",
+            *_words(node, language),
+            f"[{more}]({long_page(node)})",
             "",
         ]
     )
 
 
+def long_page(node: str) -> str:
+    """The address of the detailed help about a node."""
+    english = json.loads((LOCALES / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    return LONG_PAGE.format(english[node]["display_name"].lower().replace(" ", "-"))
+
+
+def _words(node: str, language: str) -> list[str]:
+    """The section that explains the words that a node shows; empty if it shows none of them."""
+    words = WORDS[language]
+    lines = [f"- {words[word]}" for word in WORDS_SHOWN.get(node, ())]
+    return [f"## {words['heading']}", *lines, ""] if lines else []
+
+
 def _line(item: dict, language: str) -> str:
-    """A list item; a text of several lines becomes one paragraph."""
-    colon, space = PUNCTUATION.get(language, (": ", " "))
-    text = space.join(item.get("tooltip", "").split("\n"))
-    return f"- **{item['name']}**{colon}{text}" if text else f"- **{item['name']}**"
+    """A list item. The further lines of a text, each about one option, become a list in this item."""
+    colon = PUNCTUATION.get(language, ": ")
+    text, *options = item.get("tooltip", "").split("\n")
+    first = f"- **{item['name']}**{colon}{text}" if text else f"- **{item['name']}**"
+    return "\n".join([first, *(f"  - {option}" for option in options)])
 
 
 def main() -> None:

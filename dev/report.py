@@ -39,8 +39,8 @@ def comparison(dense: Run, ras: Run) -> list[list[str]]:
         ["", "dense", "RAS"],
         ["sampling time", f"{dense.seconds:.2f} s", f"{ras.seconds:.2f} s"],
         ["steps (regional)", _steps(dense.stats), _steps(ras.stats)],
-        ["tokens processed", _share(dense.stats), _share(ras.stats)],
-        ["speed-up, expected", "1.00x", _speedup(ras.stats.get("expected_speedup"))],
+        ["tokens processed", _share(dense.stats), _share(ras.stats, dense.stats)],
+        ["speed-up, expected", "1.00x", _speedup(_expected(dense.stats, ras.stats))],
         ["speed-up, measured", "1.00x", _speedup(dense.seconds / ras.seconds)],
         ["PSNR between the two", "", f"{psnr(dense.image, ras.image):.1f} dB"],
     ]
@@ -52,13 +52,29 @@ def _steps(stats: dict[str, Any]) -> str:
     return f"{stats['steps']} ({stats.get('regional_steps', 0)})"
 
 
-def _share(stats: dict[str, Any]) -> str:
-    """Image tokens that the model processed in the whole run, and their share of those in a dense run."""
-    if not stats.keys() >= {"token_share", "evaluations", "grid"}:
+def _share(stats: dict[str, Any], dense: dict[str, Any] | None = None) -> str:
+    """Image tokens that the model processed in the whole run, and their share of those in the dense run,
+    which may have more steps.
+    """
+    tokens = _tokens(stats)
+    if tokens is None:
         return "?"
+    return f"{tokens:,} ({tokens / (_tokens(dense or {}) or tokens):.0%})"
+
+
+def _tokens(stats: dict[str, Any]) -> int | None:
+    if not stats.keys() >= {"token_share", "evaluations", "grid"}:
+        return None
     height, width = stats["grid"]
-    tokens = round(stats["token_share"] * stats["evaluations"] * height * width)
-    return f"{tokens:,} ({stats['token_share']:.0%})"
+    return round(stats["token_share"] * stats["evaluations"] * height * width)
+
+
+def _expected(dense: dict[str, Any], ras: dict[str, Any]) -> float | None:
+    """The speed-up from FLOPs over the dense run; the reported one is over a run with as many evaluations."""
+    reported = ras.get("expected_speedup")
+    if reported is None:
+        return None
+    return reported * dense.get("evaluations", 1) / ras.get("evaluations", 1)
 
 
 def _speedup(value: float | None) -> str:

@@ -59,7 +59,7 @@ class RASDemoPrompt(CheckedNode):
             display_name="RAS Demo Prompt",
             category=CATEGORY,
             description="Turns a text of up to 16 words, such as 'noto owl on blue', into CONDITIONING for "
-            "the demo model.",
+            "the demo model. For the negative prompt, use a second one and leave its text empty.",
             inputs=[
                 io.String.Input(
                     "text", default="noto owl on blue", multiline=True,

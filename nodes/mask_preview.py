@@ -40,7 +40,8 @@ class RASMaskPreview(CheckedNode):
                 "says whether the step is dense (computes the whole image) or regional."),
                 io.Image.Output(
                     display_name="summary", tooltip="An image that shows how often each region was "
-                    "computed, and the share of the image that each step computed."
+                    "computed, and the share of the image that each step computed. Steps are counted from "
+                    "1."
                 ),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],

@@ -87,6 +87,7 @@ def _schedule_inputs() -> list[io.Input]:
         io.String.Input(
             "error_reset_steps", default="",
             tooltip="A list of the steps that are dense (compute the whole image), counted from 0, for "
-            "example 12,20. A list that is not empty replaces error_reset_every of the sampling node.",
+            "example 12,20. (RAS Mask Preview and the live view count steps from 1: they show these two as "
+            "13 and 21.) A list that is not empty replaces error_reset_every of the sampling node.",
         ),
     ]  # fmt: skip

@@ -18,10 +18,11 @@ class RASPatchModel(SettingsNode):
             display_name="RAS Patch Model",
             category=CATEGORY,
             **found_by("RAS", *FASTER),
-            description="Speeds up sampling: many steps compute only those regions of the image that have "
-            "probably changed most since they were last computed. Every remaining region reuses the output "
-            "that the model last computed for it. Works with any sampler node. Supports Flux, "
-            "Qwen-Image, SD3.5, Z-Image, Anima, Krea 2 and other models; the help lists them.",
+            description="Makes sampling faster: many steps compute only those regions of the image that "
+            "have probably changed most since they were last computed. Every remaining region reuses the "
+            "output that the model last computed for it. Works with any sampler node. Supports Flux, "
+            "Qwen-Image, SD3.5, Z-Image, Anima, Krea 2 and other models; the detailed "
+            "help lists them.",
             inputs=[
                 io.Model.Input(
                     "model",

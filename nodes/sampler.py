@@ -36,8 +36,9 @@ class RASKSampler(SettingsNode):
             display_name="RAS KSampler",
             category=CATEGORY,
             **found_by(*FASTER),
-            description="KSampler with region-adaptive sampling (RAS). The node also outputs the trace of "
-            "the run, which says what each step computed.",
+            description="A faster KSampler: with region-adaptive sampling (RAS), many steps compute only "
+            "those regions of the image that have probably changed most since they were last computed. The "
+            "node also outputs the trace of the run, which says what each step computed.",
             inputs=[*sampler_inputs(), *settings_inputs()],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="The denoised latent."),
@@ -92,8 +93,8 @@ def sample_with_trace(
 def sampler_inputs() -> list[io.Input]:
     """KSampler's inputs in KSampler's order, with the input `speed` inserted after `model`."""
     return [
-        io.Model.Input("model", tooltip="The model to sample with. The help lists the "
-        "supported models."),
+        io.Model.Input("model", tooltip="The model to sample with. The detailed help "
+        "lists the supported models."),
         speed_input(),
         io.Int.Input(
             "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True,

@@ -29,6 +29,7 @@ from ...dev.environment import cpu_flag, current
 from ...dev.server import Server
 
 CLIENT = "bench"
+SETTINGS = {"speed": "custom", "sample_ratio": 0.3}  # of the runs in bench/results
 ROUTE, KEY_EVENT = "/multirate_ras/live", "multirate_ras.key"
 
 
@@ -79,7 +80,7 @@ async def measure(url: str, pid: int, pairs: int, size: int, steps: int) -> dict
             on = (run + run // 2) % 2 == 0
             await session.post(url + ROUTE, json={"client_id": CLIENT, "enabled": on, "key": key})
             before = sum(server.cpu_times()[:2])
-            prompt = demo.with_sampler(base, steps=steps, seed=run + 1000)
+            prompt = demo.with_sampler(base, **SETTINGS, steps=steps, seed=run + 1000)
             seconds, messages = await one_run(client, socket, prompt)
             cpu = sum(server.cpu_times()[:2]) - before
             if run >= 0:

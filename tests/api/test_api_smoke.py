@@ -2,6 +2,7 @@
 
 import pytest
 from ras_pack.dev import demo_run as demo
+from ras_pack.dev.demo_options import shipped_families
 from ras_pack.dev.workflow import ComfyError
 
 pytestmark = pytest.mark.server
@@ -36,7 +37,7 @@ def test_the_pack_loads_without_warnings(server):
 
 
 # sd3 is never skipped: a checkout without its weights is broken and must fail here.
-@pytest.fixture(scope="module", params=sorted({"sd3", *demo.shipped_families()}))
+@pytest.fixture(scope="module", params=sorted({"sd3", *shipped_families()}))
 def small_run(request, server):
     """Run the example workflow at 256 px with six steps, of which two are dense and the others regional."""
     workflow = server.workflow(demo.WORKFLOWS[request.param].name)

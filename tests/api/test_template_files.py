@@ -1,17 +1,23 @@
 """The files of the templates: nodes and links of the saved workflows, notes and thumbnails."""
 
 import json
+import re
 from itertools import combinations
 
 import pytest
 from PIL import Image
 from ras_pack.dev.thumbnails import TILES, draw
+from support.comfy import ROOT
 from support.server import EXAMPLES
 
 TEMPLATES = sorted(path.stem for path in EXAMPLES.glob("*.json"))
 TITLE = 30  # height of a node's title, which is above its position
 SCREEN = (1960, 1400)
 """Width and height that a window of 1440 x 1040 pixels shows at the scale of the templates."""
+
+NODE_NAME = "Node name for S&R"
+COMFYUI = "0.30.0"
+"""The ComfyUI in which the templates were saved last."""
 
 LOADERS = ("UNETLoader", "CLIPLoader", "DualCLIPLoader", "VAELoader")
 
@@ -56,6 +62,32 @@ class TestWorkflow:
             assert is_apart, (one["type"], other["type"])
         right, bottom = (max(box(node)[side] for node in nodes) for side in (2, 3))
         assert right <= SCREEN[0] and bottom <= SCREEN[1]
+
+    def test_nodes_name_their_pack(self, name):
+        """Without these properties, ComfyUI lists the nodes of a missing pack under "Unknown pack"."""
+        version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+        for node in workflow(name)["nodes"]:
+            if node["type"] != "MarkdownNote":
+                ours = node["type"].startswith("RAS")
+                given = {key: node["properties"].get(key) for key in (NODE_NAME, "cnr_id", "ver")}
+                pack = ("multirate-ras", version) if ours else ("comfy-core", COMFYUI)
+                assert given == dict(zip((NODE_NAME, "cnr_id", "ver"), (node["type"], *pack), strict=True))
+
+    def test_the_speed_is_2x_and_no_setting_without_effect_is_changed(self, name):
+        """Without ComfyUI's seed control, the values are in the order of the node's inputs."""
+        for node in workflow(name)["nodes"]:
+            if node["type"] in ("RASPatchModel", "RASKSampler"):
+                values = [value for value in node["widgets_values"] if value != "fixed"]
+                assert values[0] == "2x"
+                assert values[-6:] == [0.5, 0.2, 1.0, 0, "auto", "auto"]
+
+    def test_a_note_promises_closeness_only_where_it_is_shown(self, name):
+        """It was measured for three families, whose file the front end must know."""
+        (note,) = [node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote"]
+        (text,) = note["widgets_values"]
+        promise = "and, once your" if "demo" not in name else "and how close its image will be"
+        measured = ("ras_sd3", "ras_lumina2", "ras_flux1", "ras_sd3_demo", "ras_lumina2_demo")
+        assert ("how close" in text) == (promise in text) == (name in measured)
 
     def test_a_note_says_in_three_steps_what_to_do(self, name):
         (note,) = [node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote"]

@@ -517,7 +517,7 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
 async function prepare(page, workflow, sampler, { steps = 16, size = 320 } = {}) {
   await page.load(workflow);
   const settings = { speed: "custom", start_percent: 0.18, error_reset_every: 5 }; // three dense of 16
-  await page.set(sampler, { seed: NEW_SEED(), steps, ...settings });
+  await page.set(sampler, { seed: NEW_SEED(), steps, ...settings, sample_ratio: 0.3 });
   await page.set("EmptySD3LatentImage", { width: size, height: size });
   await page.centre(sampler);
   await page.settle();

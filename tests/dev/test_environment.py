@@ -1,6 +1,7 @@
 """The development tools, tested without building an environment and without starting a server."""
 
 import dataclasses
+import importlib
 import io
 import json
 import math
@@ -17,6 +18,7 @@ from ras_pack.dev import (
     browser,
     client,
     commands,
+    demo_options,
     environment,
     paths,
     processes,
@@ -31,6 +33,7 @@ from ras_pack.dev import (
 )
 from ras_pack.dev import demo_run as demo
 from ras_pack.dev.environment import DevEnvironment
+from support.comfy import PACK
 
 # --- which part must be built again ----------------------------------------------------------------
 
@@ -461,6 +464,49 @@ def test_the_table_compares_the_two_runs():
         ["speed-up, measured", "1.00x", "2.00x"],
         ["PSNR between the two", "", "14.0 dB"],
     ]
+
+
+def test_the_table_compares_a_run_of_fewer_steps_with_the_dense_run():
+    numbers = {"grid": [2, 4], "regional_steps": 0}
+    dense = report.Run(4.0, png(0), {**numbers, "steps": 20, "evaluations": 20, "token_share": 1.0})
+    ras = report.Run(
+        2.0,
+        png(51),
+        {**numbers, "steps": 10, "evaluations": 10, "token_share": 0.75, "expected_speedup": 1.3},
+    )
+    rows = {name: values for name, *values in report.comparison(dense, ras)}
+    assert rows["tokens processed"] == ["160 (100%)", "60 (38%)"]
+    assert rows["speed-up, expected"] == ["1.00x", "2.60x"]
+
+
+def test_a_sample_ratio_of_the_demo_needs_speed_custom(capsys):
+    chosen = demo.sampler_settings(demo.parse(["--ratio", "0.3", "--seed", "7"]))
+    assert chosen == {"seed": 7, "sample_ratio": 0.3, "speed": "custom"}
+    assert demo.sampler_settings(demo.parse(["--speed", "3x"])) == {"speed": "3x"}
+    assert demo.sampler_settings(demo.parse([])) == {}
+    assert "--ratio" in commands.help_of("demo")
+    with pytest.raises(SystemExit):
+        demo.parse(["--ratio", "0.3", "--speed", "3x"])
+    assert "leave out --speed or --ratio" in capsys.readouterr().err
+
+
+def test_the_demo_offers_the_speeds_of_the_nodes():
+    assert demo_options.SPEEDS == importlib.import_module(f"{PACK}.ras_core.host.plans").PLAN_SPEEDS
+    assert demo.chosen_speed({"speed": "2x", "sample_ratio": 0.5}) == "speed 2x"
+    assert demo.chosen_speed({"speed": "custom", "sample_ratio": 0.3}) == "sample_ratio 0.3"
+
+
+@pytest.mark.parametrize("command", commands.COMMANDS)
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_builds_nothing(monkeypatch, capsys, command, option):
+    monkeypatch.setattr(commands, "COMMANDS", dict.fromkeys(commands.COMMANDS, refuse_to_run))
+    assert commands.main([command, option]) == 0
+    told = capsys.readouterr().out
+    assert f"dev {command}" in told and commands.HELP[command].partition(".")[0] in told
+
+
+def refuse_to_run(_arguments):
+    pytest.fail("the command ran")
 
 
 def test_the_table_is_aligned():

@@ -11,6 +11,10 @@ from support.comfy import PACK, ROOT
 
 DOCS = ROOT / "web" / "docs"
 LOCALES = ("en", "de", "ja", "zh")
+FASTER = {"en": "faster", "de": "schneller|Beschleunigt", "ja": "速", "zh": "更快|加快"}
+"""What people search for who want to save time."""
+
+ONLY_CUSTOM = "With speed `custom` only:"
 SEED_CONTROL = "control_after_generate"
 """A widget that ComfyUI's interface adds after a seed; it has a name but no tooltip."""
 
@@ -82,6 +86,56 @@ class TestPages:
         assert "## Limits" in text
 
     @pytest.mark.parametrize("node_id", SCHEMAS)
+    def test_a_page_is_short_and_says_first_what_to_do(self, node_id):
+        text = page(node_id)
+        assert len(text.split()) <= 450
+        heads = re.findall(r"^## (.+)$", text, re.MULTILINE)
+        assert heads[:3] == ["What to do first", "Inputs", "Outputs"] and heads[-1] == "Limits"
+        questions = text.partition("\n## Questions\n")[2].partition("\n## ")[0]
+        assert len(re.findall("^- ", questions, re.MULTILINE)) <= 3
+        items = text.partition("\n## Inputs\n")[2].partition("\n## ")[0].splitlines()
+        assert all(line.startswith("- ") or line in ("", ONLY_CUSTOM) for line in items), "one line each"
+
+    @pytest.mark.parametrize("node_id", SCHEMAS)
+    def test_the_pages_in_all_languages_link_to_the_detailed_help(self, node_id):
+        """A link must lead to a section that exists. The front end opens it in a new tab."""
+        from ras_pack.dev.help_pages import long_page
+
+        sections = re.findall("^##+ (.+)$", (ROOT / "docs" / "nodes.md").read_text("utf-8"), re.MULTILINE)
+        anchors = {title.lower().replace(" ", "-") for title in sections}
+        address, _, anchor = long_page(node_id).partition("#")
+        assert address.endswith("/multirate-ras/blob/main/docs/nodes.md")
+        assert anchor in anchors
+        for language in LOCALES:
+            text = (DOCS / node_id / f"{language}.md").read_text(encoding="utf-8")
+            assert set(re.findall(r"/docs/nodes\.md#([\w-]+)\)", text)) <= anchors
+            assert text.rstrip().endswith(f"]({long_page(node_id)})")
+
+    @pytest.mark.parametrize("language", LOCALES)
+    @pytest.mark.parametrize("node_id", ["RASPatchModel", "RASKSampler", "RASCompare", "RASMaskPreview"])
+    def test_words_of_the_live_view_and_the_summary_are_explained(self, node_id, language):
+        """In the words of web/words.js, and of the summary image, which is in English."""
+        text = (DOCS / node_id / f"{language}.md").read_text(encoding="utf-8")
+        words = (ROOT / "web" / "words.js").read_text(encoding="utf-8")
+        shown = words.partition(f"  {language}: {{")[2]
+        explained = [re.search(rf'{key}: "([^"]+)"', shown)[1] for key in ("regional", "dense", "reset")]
+        explained += {"en": ["tokens"], "de": ["Token"], "ja": ["トークン"], "zh": ["token"]}[language]
+        explained += ["mean region score"] if node_id == "RASMaskPreview" else []
+        assert [word for word in explained if not re.search(rf"^- \*{word}\*", text, re.MULTILINE)] == []
+
+    @pytest.mark.parametrize("language", LOCALES)
+    @pytest.mark.parametrize("node_id", ["RASMaskPreview", "RASPaperSettings"])
+    def test_pages_say_from_which_number_steps_are_counted(self, node_id, language):
+        text = (DOCS / node_id / f"{language}.md").read_text(encoding="utf-8")
+        assert re.search(r"\b12\b.*\b13\b", text)
+
+    @pytest.mark.parametrize("language", [name for name in LOCALES if name != "en"])
+    def test_options_of_an_input_are_a_list_of_their_own(self, language):
+        text = (DOCS / "RASKSampler" / f"{language}.md").read_text(encoding="utf-8")
+        options = re.findall(r"^  - (\w+)(?:: |：)", text, re.MULTILINE)
+        assert options == ["gpu", "fp8", "cpu", "forecast", "off", "auto"]
+
+    @pytest.mark.parametrize("node_id", SCHEMAS)
     def test_images_and_links(self, node_id):
         """The front end finds relative image paths in web/docs, but cannot resolve relative links. So every
         link must be a full address.
@@ -120,13 +174,9 @@ class TestPages:
         assert stale == []
         assert {path.stem for path in expected} == set(LOCALES)
 
-    @pytest.mark.parametrize("text_of", ["RASPatchModel", "RASKSampler", "RASCompare", "docs/quality.md"])
-    def test_gains_of_the_starting_points_are_the_computed_ones(self, text_of):
-        text = (ROOT / text_of).read_text(encoding="utf-8") if "/" in text_of else page(text_of)
+    def test_gains_of_the_starting_points_are_the_computed_ones(self):
+        text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
         pattern = r"^\|[^|]+\| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) % \| ([\d.]+)× \|"
-        if "/" not in text_of:
-            settings = r": (\d+) steps, start_percent ([\d.]+), sample_ratio ([\d.]+)"
-            pattern = settings + r": ([\d.]+) % of the tokens, ([\d.]+)×"
         rows = re.findall(pattern, text, re.MULTILINE)
         assert len(rows) == 8
         for steps, start, ratio, share, gain in rows:
@@ -137,7 +187,8 @@ class TestPages:
         defaults = {item.id: getattr(item, "default", None) for item in SCHEMAS["RASPatchModel"].inputs}
         settings = {"sample_ratio": 0.5, "error_reset_every": 0, "start_percent": 0.2}
         assert settings.items() <= defaults.items()
-        assert "**the defaults**: 28 steps, start_percent 0.2, sample_ratio 0.5:" in page("RASPatchModel")
+        text = (ROOT / "docs" / "quality.md").read_text(encoding="utf-8")
+        assert "\n| the defaults | 28 | 0.2 | 0.5 |" in text
 
 
 def _expected(steps: int, start: float, ratio: float) -> tuple[float, float]:
@@ -194,6 +245,12 @@ class TestLocales:
     def test_no_text_contains_placeholders_of_the_interface(self, language):
         """{ } @ and | have a special meaning in the interface's message format."""
         assert {key: text for key, text in flat(locale(language)).items() if re.search(r"[{}@|]", text)} == {}
+
+    @pytest.mark.parametrize("language", LOCALES)
+    @pytest.mark.parametrize("node_id", ["RASKSampler", "RASPatchModel"])
+    def test_the_first_sentence_says_that_the_node_is_faster(self, node_id, language):
+        first = re.split(r"[.:。：]", locale(language)[node_id]["description"])[0]
+        assert re.search(FASTER[language], first), first
 
     @pytest.mark.parametrize("language", [name for name in LOCALES if name != "en"])
     def test_sentences_are_translated(self, language):
