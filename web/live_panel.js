@@ -1,5 +1,6 @@
 // What a sampler node shows of a run: the latest preview with its regions, a line of text, and the timeline.
 
+import { app } from "../../scripts/app.js";
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { describeStep, Timeline } from "./timeline.js";
 import { say } from "./words.js";
@@ -143,11 +144,17 @@ export class LivePanel {
   mount() {
     const { node } = this;
     this.takeOver();
+    // ComfyUI registers the widget whenever the node is added to a graph, by a function that it appends to `onAdded`.
+    // Here, the panel is removed with its node, and so this function is kept apart.
+    const { onAdded } = node;
+    node.onAdded = undefined;
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false, // not part of a prompt
       hideOnZoom: false,
       getMinHeight: () => this.height(),
     });
+    this.register = node.onAdded;
+    node.onAdded = onAdded;
     this.widget.serialize = false; // not part of a saved workflow
     keepOutOfFile(node);
     mounted.set(node, this);
@@ -198,9 +205,24 @@ export class LivePanel {
     node.graph?.setDirtyCanvas(true, true);
   }
 
+  /**
+   * Shows the panel in a graph that the user has opened again. By then, ComfyUI has turned off the widgets that the
+   * graph's nodes do not list, among them those of addBelow, and Nodes 2.0 has created the nodes' elements anew.
+   */
+  reappear() {
+    if (!this.isOpen) return;
+    if (this.sizeWithout) this.register?.();
+    this.place();
+  }
+
+  /** Whether the user is in the graph that the node is in. */
+  get isOpen() {
+    return this.node.graph === app.canvas.graph;
+  }
+
   /** Nodes 2.0 does not always show a widget that is added late; then the panel is added to its element directly. */
   place() {
-    if (this.element.isConnected || !isNodes2()) return;
+    if (this.element.isConnected || !isNodes2() || !this.isOpen) return;
     document.querySelector(`[data-testid="node-body-${this.node.id}"]`)?.append(this.element);
   }
 

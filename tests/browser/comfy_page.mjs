@@ -125,6 +125,14 @@ export class ComfyPage {
     });
   }
 
+  /** How many live views the user sees, in how many pixels' width. */
+  shownPanels() {
+    return this.page.evaluate(() => {
+      const panels = [...document.querySelectorAll(".multirate-ras-live")].filter((one) => one.checkVisibility());
+      return panels.map((one) => Math.round(one.getBoundingClientRect().width));
+    });
+  }
+
   waitForPanel(timeout = 60_000) {
     return this.page.locator(".multirate-ras-live").first().waitFor({ state: "visible", timeout });
   }

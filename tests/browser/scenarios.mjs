@@ -454,7 +454,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   return { end, panel, short, messages: page.messages, problems: page.problems };
 }
 
-/** The sampler inside a subgraph: nothing breaks, and inside it the view is there. */
+/** The sampler inside a subgraph: nothing breaks, inside it the view is there, and outside it is there again. */
 async function subgraph(browser, { workflow, sampler }) {
   const page = await browser.open();
   await prepare(page, workflow, sampler);
@@ -473,7 +473,13 @@ async function subgraph(browser, { workflow, sampler }) {
   const inside = await page.until(() => page.panel(), Boolean);
   await page.settle(300);
   await page.screenshot("subgraph_inside");
-  return { end, outside, inside, before, nested, place, messages: page.messages, problems: page.problems };
+  await page.page.evaluate(() => {
+    app.canvas.setGraph(app.graph);
+    app.canvas.centerOnNode(window.subgraphNode);
+  });
+  const back = await page.until(() => page.shownPanels(), (widths) => widths.length > 0);
+  await page.screenshot("subgraph_back");
+  return { end, outside, inside, back, before, nested, place, messages: page.messages, problems: page.problems };
 }
 
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */
