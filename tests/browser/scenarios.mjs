@@ -385,7 +385,8 @@ async function standIns(browser, { workflow, sampler }) {
   return { prompts, end, shown, problems: page.problems };
 }
 
-/** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph. */
+/** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph whose
+ * node sets the speed. */
 async function hinted(browser, { workflow, sampler }) {
   const page = await browser.open();
   await page.load(workflow);
@@ -434,6 +435,14 @@ async function hinted(browser, { workflow, sampler }) {
   }, sampler);
   await page.settle(500); // the text before may be the same
   found.inside = await page.until(ofSampler, Boolean);
+  await page.page.evaluate(() => {
+    const { subgraph } = window.subgraphNode;
+    const [node] = subgraph.nodes;
+    subgraph.addInput("speed", "COMBO").connect(node.inputs[node.findInputSlot("speed")], node);
+    window.subgraphNode.widgets.find(({ name }) => name === "speed").value = "3x";
+    app.canvas.setGraph(subgraph);
+  });
+  found.promoted = await page.until(ofSampler, (told) => told !== found.inside);
   return { ...found, problems: page.problems };
 }
 

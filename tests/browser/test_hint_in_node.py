@@ -47,4 +47,5 @@ def test_a_connected_calibration(report):
 
 def test_a_sampler_in_a_subgraph(report):
     assert report["inside"] == MEASURED
+    assert report["promoted"].startswith("about 33 % of the time · 10 steps instead of 28")
     assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []
