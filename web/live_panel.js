@@ -198,6 +198,8 @@ export class LivePanel {
   /** Makes the node large enough for the image; a node that is already larger keeps its size. */
   fit() {
     const { node } = this;
+    const [rows, columns] = this.run.latent;
+    this.element.style.setProperty("--ratio", rows / columns);
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
     const height = Math.max(node.size[1], node.computeSize()[1]);
     this.grown = (this.grown ?? 0) + height - node.size[1];
@@ -238,7 +240,7 @@ export class LivePanel {
     this.timeline.remove();
     this.element.remove();
     mounted.delete(node);
-    const height = Math.max(this.heightBefore, node.size[1] - this.growth);
+    const height = node.size[1] - this.growth;
     if (this.sizeWithout) {
       delete node.computeSize;
       this.widget.onRemove?.();

@@ -133,6 +133,20 @@ export class ComfyPage {
     });
   }
 
+  /** Empty pixels in a node: from the hint to the live view's image, and from there to its caption. */
+  emptyBands() {
+    return this.page.evaluate(() => {
+      const box = (name) => document.querySelector(name).getBoundingClientRect();
+      const canvas = document.querySelector(".multirate-ras-live > canvas");
+      const [image, scale] = [box(".multirate-ras-live > canvas"), app.canvas.ds.scale];
+      const hint = [...document.querySelectorAll(".multirate-ras-hint")].find((one) => one.textContent);
+      const around = (image.height - (image.width * canvas.height) / canvas.width) / 2; // as it is in the middle
+      const above = image.top + around - hint.getBoundingClientRect().bottom;
+      const below = box(".multirate-ras-caption").top - image.bottom + around;
+      return [above / scale, below / scale];
+    });
+  }
+
   waitForPanel(timeout = 60_000) {
     return this.page.locator(".multirate-ras-live").first().waitFor({ state: "visible", timeout });
   }

@@ -446,7 +446,7 @@ async function hinted(browser, { workflow, sampler }) {
   return { ...found, problems: page.problems };
 }
 
-/** The user changes to the other kind of nodes in an open page. */
+/** The user changes to the other kind of nodes in an open page; later, to other speeds. */
 async function otherNodes(browser, { workflow, sampler }) {
   const page = await browser.open();
   const isNodes2 = await page.page.evaluate(() => LiteGraph.vueNodesMode);
@@ -460,7 +460,13 @@ async function otherNodes(browser, { workflow, sampler }) {
   const isOfThisRun = (one) => one?.isOver && one.headline !== panel?.headline;
   const short = await page.until(() => page.panel(), isOfThisRun);
   await page.screenshot("not_accelerated");
-  return { end, panel, short, messages: page.messages, problems: page.problems };
+  for (const speed of ["2x", "custom", "2x"]) {
+    await page.set(sampler, { speed });
+    await page.settle(300);
+  }
+  const bands = await page.until(() => page.emptyBands());
+  await page.screenshot("speed_changed");
+  return { end, panel, short, bands, messages: page.messages, problems: page.problems };
 }
 
 /** The sampler inside a subgraph: nothing breaks, inside it the view is there, and outside it is there again. */
