@@ -7,7 +7,8 @@ import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
-const BELOW_IMAGE = 86; // two lines of text, the timeline, and the gaps between them
+const BELOW_IMAGE = 54; // the timeline, and the gaps between it, the image and the texts
+const TEXT_HEIGHT = 32; // of two lines, the least
 const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
@@ -83,7 +84,7 @@ export class LivePanel {
     return [part && say("run", { run: part[0], runs: part[1] }), text].filter(Boolean).join(" · ");
   }
 
-  /** Shows a line of text below the timeline; an explanation may take two lines. */
+  /** Shows a text below the timeline. */
   say(text, isExplanation = false) {
     this.text = [text, isExplanation];
     this.headline.textContent = this.headline.title = text;
@@ -139,6 +140,9 @@ export class LivePanel {
     this.headline.className = "multirate-ras-headline";
     this.timeline = new Timeline((index) => this.choose(index));
     this.element.append(this.canvas, this.caption, this.timeline.element, this.headline);
+    this.textHeight = TEXT_HEIGHT;
+    this.resized = new ResizeObserver(() => this.makeRoom());
+    [this.caption, this.headline].forEach((text) => this.resized.observe(text));
   }
 
   mount() {
@@ -192,7 +196,15 @@ export class LivePanel {
   height() {
     const [height, width] = this.run.latent;
     const image = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
-    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + 2 * WIDGET_MARGIN;
+    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + this.textHeight + 2 * WIDGET_MARGIN;
+  }
+
+  /** Makes the panel taller if its texts take more lines; it stays so, lest the node changes with each run. */
+  makeRoom() {
+    const height = this.caption.offsetHeight + this.headline.offsetHeight;
+    if (height <= this.textHeight) return;
+    this.textHeight = height;
+    this.fit();
   }
 
   /** Makes the node large enough for the image; a node that is already larger keeps its size. */
@@ -237,6 +249,7 @@ export class LivePanel {
   remove() {
     const { node } = this;
     this.turn = NaN; // discards a drawing in progress
+    this.resized.disconnect();
     this.timeline.remove();
     this.element.remove();
     mounted.delete(node);

@@ -112,7 +112,10 @@ export class ComfyPage {
       if (!panel) return null;
       const canvas = panel.querySelector("canvas");
       const slider = panel.querySelector("input");
+      const texts = [...panel.querySelectorAll(".multirate-ras-caption, .multirate-ras-headline")];
       return {
+        areCut: texts.some((one) => one.scrollHeight > one.clientHeight || one.scrollWidth > one.clientWidth),
+        areExplained: texts.every((one) => one.title.length >= one.textContent.length),
         caption: panel.querySelector(".multirate-ras-caption").textContent,
         headline: panel.querySelector(".multirate-ras-headline").textContent,
         label: canvas.getAttribute("aria-label"),
@@ -297,6 +300,13 @@ export class ComfyPage {
         boxes.slice(i + 1).filter((two) => !apart(one.box, two.box)).map((two) => [one.title, two.title]),
       );
     });
+  }
+
+  /** Gives nodes of a type the least width that new nodes have. */
+  narrow(type) {
+    return this.page.evaluate((type) => {
+      for (const node of app.graph.nodes.filter((one) => one.type === type)) node.setSize([225, node.size[1]]);
+    }, type);
   }
 
   setting(id, value) {

@@ -452,6 +452,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   const isNodes2 = await page.page.evaluate(() => LiteGraph.vueNodesMode);
   await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
   await prepare(page, workflow, sampler);
+  await page.narrow(sampler);
   const end = await (await page.queue()).end();
   const panel = await page.finishedPanel();
   await page.screenshot("other_nodes");
@@ -459,6 +460,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   await (await page.queue()).end();
   const isOfThisRun = (one) => one?.isOver && one.headline !== panel?.headline;
   const short = await page.until(() => page.panel(), isOfThisRun);
+  const saved = await page.saved(sampler);
   await page.screenshot("not_accelerated");
   for (const speed of ["2x", "custom", "2x"]) {
     await page.set(sampler, { speed });
@@ -466,7 +468,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   }
   const bands = await page.until(() => page.emptyBands());
   await page.screenshot("speed_changed");
-  return { end, panel, short, bands, messages: page.messages, problems: page.problems };
+  return { end, panel, short, saved, bands, messages: page.messages, problems: page.problems };
 }
 
 /** The sampler inside a subgraph: nothing breaks, inside it the view is there, and outside it is there again. */

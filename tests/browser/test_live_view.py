@@ -215,6 +215,8 @@ def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
     report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
     assert report["short"]["headline"].startswith("Not accelerated: no regional step fits")
+    assert not report["short"]["areCut"] and report["short"]["areExplained"]  # in a narrow node
+    assert report["saved"]["height"] < report["saved"]["size"][1] - 200  # the view's height is not saved
     assert max(report["bands"]) < 45  # nothing but margins, however often the speed was changed
     assert ours(report["problems"]) == []
 
