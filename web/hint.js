@@ -13,6 +13,7 @@ const HEIGHT = 34; // two lines
 const MARGIN = 4;
 const WAIT = 250; // milliseconds from a change of the graph to the request
 const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
+const MUTED = 2;
 const BYPASSED = 4;
 const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
 const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
@@ -86,6 +87,7 @@ class Hint {
   async update() {
     const { node } = this;
     if (!node.graph) return;
+    if (isOff(node)) return this.show("", "");
     const speed = valueOf(node, "speed");
     if (speed === "custom") return this.show("", say("custom"));
     const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
@@ -136,6 +138,13 @@ class Hint {
 }
 
 // --- the graph ------------------------------------------------------------------------------------------
+
+/** Whether a node is muted or bypassed, or a subgraph's node that it is in. */
+function isOff(node) {
+  const root = app.rootGraph ?? app.graph;
+  const outer = node.graph === root ? null : nodeOfSubgraph(root, node.graph);
+  return node.mode === MUTED || node.mode === BYPASSED || Boolean(outer && isOff(outer));
+}
 
 /** The value of a node's widget, or of the widget of a subgraph's node that gives it its value. */
 function valueOf(node, name) {

@@ -443,6 +443,16 @@ async function hinted(browser, { workflow, sampler }) {
     app.canvas.setGraph(subgraph);
   });
   found.promoted = await page.until(ofSampler, (told) => told !== found.inside);
+  const setMode = (mode) => page.page.evaluate((mode) => (window.subgraphNode.subgraph.nodes[0].mode = mode), mode);
+  found.off = [];
+  for (const mode of [2, 4]) {
+    await setMode(mode);
+    await page.page.evaluate(() => app.api.dispatchCustomEvent("graphChanged"));
+    found.off.push(await page.until(ofSampler, (told) => !told));
+    await setMode(0);
+    await page.page.evaluate(() => app.api.dispatchCustomEvent("graphChanged"));
+    found.on = await page.until(ofSampler, Boolean);
+  }
   return { ...found, problems: page.problems };
 }
 
