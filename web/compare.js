@@ -3,6 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { dropOf } from "./views.js";
+import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_compare";
@@ -59,6 +60,7 @@ class Slider {
       getMinHeight: () => this.height(),
     });
     widget.serialize = false; // not part of a saved workflow
+    unlist(widget);
     this.grown = 0; // by how much the slider has made the node taller
     const { onSerialize } = node;
     node.onSerialize = (saved, ...more) => {

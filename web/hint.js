@@ -4,6 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
@@ -66,6 +67,7 @@ class Hint {
       getMaxHeight: () => HEIGHT + 2 * MARGIN,
     });
     widget.serialize = false; // not part of a saved workflow
+    unlist(widget);
     const speed = node.widgets.find((one) => one.name === "speed");
     const { callback } = speed;
     speed.callback = function () {

@@ -3,6 +3,7 @@
 import { app } from "../../scripts/app.js";
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { describeStep, Timeline } from "./timeline.js";
+import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
@@ -160,6 +161,7 @@ export class LivePanel {
     this.register = node.onAdded;
     node.onAdded = onAdded;
     this.widget.serialize = false; // not part of a saved workflow
+    unlist(this.widget);
     keepOutOfFile(node);
     mounted.set(node, this);
     this.heightBefore = node.size[1];

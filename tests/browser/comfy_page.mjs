@@ -309,6 +309,17 @@ export class ComfyPage {
     }, type);
   }
 
+  /** The pack's own widgets, and a common one, in the list of widgets that `window.subgraphNode` can show. */
+  async offeredWidgets() {
+    await this.page.evaluate(() => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      app.canvas.selectNode(window.subgraphNode);
+      $pinia._s.get("rightSidePanel").openPanel("subgraph");
+    });
+    const read = () => this.page.evaluate(() => document.body.innerText.match(/multirate_ras_\w+|cuda_graphs/g) ?? []);
+    return this.until(read, (found) => found.length > 0);
+  }
+
   setting(id, value) {
     return this.page.evaluate(([id, value]) => app.extensionManager.setting.set(id, value), [id, value]);
   }
