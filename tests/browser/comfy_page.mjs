@@ -291,6 +291,17 @@ export class ComfyPage {
     });
   }
 
+  /** Shows the advanced inputs of nodes of a type, as the user does. */
+  async showAdvanced(type) {
+    const ids = await this.page.evaluate((type) => {
+      const nodes = app.graph.nodes.filter((one) => one.type === type);
+      if (!LiteGraph.vueNodesMode) nodes.forEach((node) => node.toggleAdvanced());
+      return LiteGraph.vueNodesMode ? nodes.map(({ id }) => id) : [];
+    }, type);
+    for (const id of ids) await this.page.locator(`[data-node-id="${id}"] button`, { hasText: "advanced" }).click();
+    await this.settle(300);
+  }
+
   /** Titles of nodes that lie on each other, in pairs; sizes are those after loading. */
   overlaps() {
     return this.page.evaluate(() => {

@@ -5,7 +5,7 @@ import { Browser } from "./comfy_page.mjs";
 const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // ComfyUI does not run an unchanged graph again
 
-/** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
+/** Each workflow in turn: does it load, are all its nodes known, and does none lie on another, even with advanced inputs? */
 async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
@@ -19,10 +19,12 @@ async function load(browser, { workflows }) {
     await page.settle(400);
     const overlaps = await page.until(() => page.overlaps());
     await page.screenshot(`load_${name}`);
+    await page.showAdvanced("RASPatchModel");
+    const overlapsAdvanced = await page.until(() => page.overlaps());
     const unknown = await page.page.evaluate(() =>
       app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
     );
-    report[name] = { unknown, overlaps, problems: [...page.problems] };
+    report[name] = { unknown, overlaps, overlapsAdvanced, problems: [...page.problems] };
   }
   return report;
 }

@@ -55,6 +55,7 @@ class TestExamples:
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
     def test_nodes_do_not_overlap(self, loaded, name):
         assert loaded[name]["overlaps"] == []
+        assert loaded[name]["overlapsAdvanced"] == []
 
 
 class TestRun:
