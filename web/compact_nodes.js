@@ -22,45 +22,47 @@ app.registerExtension({
 
 function makeCompact(node, advanced) {
   const speed = node.widgets.find((widget) => widget.name === "speed");
-  let height = node.computeSize()[1];
-  const update = () => {
+  /** Makes a change of the node; its height changes by as much as the inputs that it then shows. */
+  const during = (change) => {
+    const [height, before] = [node.size[1], node.computeSize()[1]];
+    const answer = change?.();
     showOrHide(node, advanced);
-    const [before, needed] = [height, node.computeSize()[1]];
-    height = needed;
-    node.setSize([node.size[0], Math.max(needed, node.size[1] + needed - before)]);
+    const needed = node.computeSize()[1];
+    node.setSize([node.size[0], Math.max(needed, height + needed - before)]);
     node.graph?.setDirtyCanvas(true, true);
+    return answer;
   };
-  follow(node, "toggleAdvanced", () => {
-    if (node.showAdvanced) height = node.computeSize()[1]; // the node has grown already
-    update();
-  });
-  follow(node, "onConnectionsChange", update);
-  follow(node, "onConfigure", ({ size, properties }) => {
+  surround(node, "toggleAdvanced", during);
+  surround(node, "onConnectionsChange", during);
+  surround(node, "onConfigure", (configure, { size, properties }) => {
+    const answer = configure();
     const all = properties?.[MARK] ? 0 : advanced.length;
     node.properties[MARK] = true;
     if (speed?.value === CUSTOM) node.showAdvanced = true;
-    update();
+    during();
     const rows = node.showAdvanced ? 0 : all; // the file was saved with all inputs shown
     node.setSize([node.size[0], Math.max(size[1] - rows * ROW, node.computeSize()[1])]);
+    return answer;
   });
   if (speed) {
-    follow(speed, "callback", () => {
-      // In Nodes 2.0 the button would not follow; there, the hint mentions the advanced inputs instead.
-      if (!LiteGraph.vueNodesMode) node.showAdvanced = speed.value === CUSTOM;
-      update();
-    });
+    surround(speed, "callback", (call) =>
+      during(() => {
+        const answer = call();
+        // In Nodes 2.0 the button would not follow; there, the hint mentions the advanced inputs instead.
+        if (!LiteGraph.vueNodesMode) node.showAdvanced = speed.value === CUSTOM;
+        return answer;
+      }),
+    );
   }
   node.properties[MARK] = true;
-  update();
+  during();
 }
 
-/** Calls `then` after each call of a method, which may not exist yet. */
-function follow(owner, name, then) {
-  const before = owner[name];
-  owner[name] = function () {
-    const answer = before?.apply(this, arguments);
-    then(...arguments);
-    return answer;
+/** Lets `around` make each call of a method, which may not exist yet; `around` also gets the arguments. */
+function surround(owner, name, around) {
+  const method = owner[name];
+  owner[name] = function (...args) {
+    return around(() => method?.apply(this, args), ...args);
   };
 }
 

@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { translated } from "./reasons.js";
 import { dropOf } from "./views.js";
+import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_compare";
@@ -60,6 +61,7 @@ class Slider {
       getMinHeight: () => this.height(),
     });
     widget.serialize = false; // not part of a saved workflow
+    unlist(widget);
     this.grown = 0; // by how much the slider has made the node taller
     const { onSerialize } = node;
     node.onSerialize = (saved, ...more) => {

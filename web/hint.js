@@ -4,6 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
@@ -14,6 +15,7 @@ const MARGIN = 4;
 const WATCH = 1000; // milliseconds from one look at the graph to the next
 const WAIT = 250; // milliseconds from a change of the graph to the request
 const SUBGRAPH_INPUT = -10; // id of the origin of links from a subgraph's inputs
+const MUTED = 2;
 const BYPASSED = 4;
 const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
 const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
@@ -30,6 +32,7 @@ app.registerExtension({
 
   setup() {
     api.addEventListener("graphChanged", askSoon);
+    app.canvas.canvas.addEventListener("litegraph:set-graph", askSoon); // into a subgraph, or out of it
     // Not each change of a widget or a link is followed by that event.
     setInterval(() => document.hidden || hints.forEach((hint) => hint.update()), WATCH);
     api.addEventListener("execution_success", () => {
@@ -67,6 +70,7 @@ class Hint {
       getMaxHeight: () => HEIGHT + 2 * MARGIN,
     });
     widget.serialize = false; // not part of a saved workflow
+    unlist(widget);
     const speed = node.widgets.find((one) => one.name === "speed");
     const { callback } = speed;
     speed.callback = function () {
@@ -88,6 +92,7 @@ class Hint {
   async update() {
     const { node } = this;
     if (!node.graph) return;
+    if (isOff(node)) return this.show("", "");
     const speed = valueOf(node, "speed");
     if (speed === "custom") return this.show("", say("custom"));
     const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
@@ -139,8 +144,35 @@ class Hint {
 
 // --- the graph ------------------------------------------------------------------------------------------
 
+/** Whether a node is muted or bypassed, or a subgraph's node that it is in. */
+function isOff(node) {
+  const root = app.rootGraph ?? app.graph;
+  const outer = node.graph === root ? null : nodeOfSubgraph(root, node.graph);
+  return node.mode === MUTED || node.mode === BYPASSED || Boolean(outer && isOff(outer));
+}
+
+/** The value of a node's widget, or of the widget of a subgraph's node that gives it its value. */
 function valueOf(node, name) {
-  return node?.widgets?.find((one) => one.name === name)?.value;
+  if (!node) return undefined;
+  const outer = promoted(node, name);
+  return outer ? valueOf(outer.node, outer.name) : node.widgets?.find((one) => one.name === name)?.value;
+}
+
+/** The subgraph's node, and the name of its widget, that a node inside takes a widget's value from; null if none. */
+function promoted(node, name) {
+  const id = linkOf(node, name);
+  const link = id == null ? null : linkBy(node.graph, id);
+  if (Number(link?.origin_id) !== SUBGRAPH_INPUT) return null;
+  const outer = nodeOfSubgraph(app.rootGraph ?? app.graph, node.graph);
+  const shown = outer?.inputs[link.origin_slot]?.name;
+  return outer?.widgets?.some((one) => one.name === shown) ? { node: outer, name: shown } : null;
+}
+
+/** Whether a widget's value is set in the node, or in a subgraph's node, rather than by a link from another node. */
+function isSetByUser(node, name) {
+  if (linkOf(node, name) == null) return true;
+  const outer = promoted(node, name);
+  return Boolean(outer) && isSetByUser(outer.node, outer.name);
 }
 
 function linkOf(node, name) {
@@ -176,7 +208,8 @@ function nodeOfSubgraph(graph, subgraph) {
 function modelOf(node) {
   const first = loaderOf(chainOf(node));
   if (first?.comfyClass === "RASDemoModel") return { family: valueOf(first, "family") };
-  const file = first?.widgets?.find(({ value }) => typeof value === "string" && FILE.test(value))?.value;
+  const values = first?.widgets?.map(({ name }) => valueOf(first, name)) ?? [];
+  const file = values.find((value) => typeof value === "string" && FILE.test(value));
   return file ? { file } : {};
 }
 
@@ -209,9 +242,9 @@ function modelLinks(node) {
 /** The values of a node's widgets that are part of a prompt. */
 function settingsOf(node) {
   const kept = (node.widgets ?? []).filter(
-    ({ name, serialize, options }) => serialize !== false && options?.serialize !== false && linkOf(node, name) == null,
+    ({ name, serialize, options }) => serialize !== false && options?.serialize !== false && isSetByUser(node, name),
   );
-  return Object.fromEntries(kept.map(({ name, value }) => [name, value]));
+  return Object.fromEntries(kept.map(({ name }) => [name, valueOf(node, name)]));
 }
 
 /** The size of the image: that of the node's empty latent, or of the only empty latent of the graph. */
@@ -220,7 +253,7 @@ function sizeOf(node) {
   const link = linkOf(node, "latent_image");
   const all = (node.graph.nodes ?? node.graph._nodes).filter(isEmpty);
   const latent = link != null ? originOf(node, link) : all.length === 1 ? all[0] : null;
-  if (!isEmpty(latent) || [linkOf(latent, "width"), linkOf(latent, "height")].some((one) => one != null)) return {};
+  if (!isEmpty(latent) || !["width", "height"].every((name) => isSetByUser(latent, name))) return {};
   return { width: valueOf(latent, "width"), height: valueOf(latent, "height") };
 }
 

@@ -1,13 +1,16 @@
 // What a sampler node shows of a run: the latest preview with its regions, a line of text, and the timeline.
 
+import { app } from "../../scripts/app.js";
 import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { translated } from "./reasons.js";
 import { describeStep, Timeline } from "./timeline.js";
+import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
-const BELOW_IMAGE = 86; // two lines of text, the timeline, and the gaps between them
+const BELOW_IMAGE = 54; // the timeline, and the gaps between it, the image and the texts
+const TEXT_HEIGHT = 32; // of two lines, the least
 const MOST_PREVIEWS = 128; // of about 20 KB each
 const HOST_PREVIEW = "$$canvas-image-preview"; // ComfyUI's name for the widget that shows node.imgs
 const WIDGET_MARGIN = 10; // ComfyUI's margin of a widget, on each side
@@ -83,7 +86,7 @@ export class LivePanel {
     return [part && say("run", { run: part[0], runs: part[1] }), text].filter(Boolean).join(" · ");
   }
 
-  /** Shows a line of text below the timeline; an explanation may take two lines. */
+  /** Shows a text below the timeline. */
   say(text, isExplanation = false) {
     this.text = [text, isExplanation];
     this.headline.textContent = this.headline.title = text;
@@ -139,17 +142,27 @@ export class LivePanel {
     this.headline.className = "multirate-ras-headline";
     this.timeline = new Timeline((index) => this.choose(index));
     this.element.append(this.canvas, this.caption, this.timeline.element, this.headline);
+    this.textHeight = TEXT_HEIGHT;
+    this.resized = new ResizeObserver(() => this.makeRoom());
+    [this.caption, this.headline].forEach((text) => this.resized.observe(text));
   }
 
   mount() {
     const { node } = this;
     this.takeOver();
+    // ComfyUI registers the widget whenever the node is added to a graph, by a function that it appends to `onAdded`.
+    // Here, the panel is removed with its node, and so this function is kept apart.
+    const { onAdded } = node;
+    node.onAdded = undefined;
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false, // not part of a prompt
       hideOnZoom: false,
       getMinHeight: () => this.height(),
     });
+    this.register = node.onAdded;
+    node.onAdded = onAdded;
     this.widget.serialize = false; // not part of a saved workflow
+    unlist(this.widget);
     keepOutOfFile(node);
     mounted.set(node, this);
     this.heightBefore = node.size[1];
@@ -186,12 +199,22 @@ export class LivePanel {
   height() {
     const [height, width] = this.run.latent;
     const image = (this.node.size[0] - 2 * WIDGET_MARGIN) * (height / width);
-    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + 2 * WIDGET_MARGIN;
+    return Math.round(Math.min(image, MAX_IMAGE_HEIGHT)) + BELOW_IMAGE + this.textHeight + 2 * WIDGET_MARGIN;
+  }
+
+  /** Makes the panel taller if its texts take more lines; it stays so, lest the node changes with each run. */
+  makeRoom() {
+    const height = this.caption.offsetHeight + this.headline.offsetHeight;
+    if (height <= this.textHeight) return;
+    this.textHeight = height;
+    this.fit();
   }
 
   /** Makes the node large enough for the image; a node that is already larger keeps its size. */
   fit() {
     const { node } = this;
+    const [rows, columns] = this.run.latent;
+    this.element.style.setProperty("--ratio", rows / columns);
     this.element.style.minHeight = `${this.height() - 2 * WIDGET_MARGIN}px`;
     const height = Math.max(node.size[1], node.computeSize()[1]);
     this.grown = (this.grown ?? 0) + height - node.size[1];
@@ -199,9 +222,24 @@ export class LivePanel {
     node.graph?.setDirtyCanvas(true, true);
   }
 
+  /**
+   * Shows the panel in a graph that the user has opened again. By then, ComfyUI has turned off the widgets that the
+   * graph's nodes do not list, among them those of addBelow, and Nodes 2.0 has created the nodes' elements anew.
+   */
+  reappear() {
+    if (!this.isOpen) return;
+    if (this.sizeWithout) this.register?.();
+    this.place();
+  }
+
+  /** Whether the user is in the graph that the node is in. */
+  get isOpen() {
+    return this.node.graph === app.canvas.graph;
+  }
+
   /** Nodes 2.0 does not always show a widget that is added late; then the panel is added to its element directly. */
   place() {
-    if (this.element.isConnected || !isNodes2()) return;
+    if (this.element.isConnected || !isNodes2() || !this.isOpen) return;
     document.querySelector(`[data-testid="node-body-${this.node.id}"]`)?.append(this.element);
   }
 
@@ -214,10 +252,11 @@ export class LivePanel {
   remove() {
     const { node } = this;
     this.turn = NaN; // discards a drawing in progress
+    this.resized.disconnect();
     this.timeline.remove();
     this.element.remove();
     mounted.delete(node);
-    const height = Math.max(this.heightBefore, node.size[1] - this.growth);
+    const height = node.size[1] - this.growth;
     if (this.sizeWithout) {
       delete node.computeSize;
       this.widget.onRemove?.();

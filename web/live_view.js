@@ -5,12 +5,13 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, restoreKept, viewOf, views } from "./views.js";
+import { drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, reappear, restoreKept, viewOf, views } from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
 const LONGEST_OPENING = 4000; // milliseconds
+const LONGEST_DRAWING = 4000; // milliseconds from opening a graph until its nodes are there
 const SETTING = "MultirateRAS.LiveView";
 
 const finishedSteps = new Map(); // node id -> number of steps that ComfyUI has counted in this run
@@ -62,6 +63,7 @@ app.registerExtension({
     for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
       api.addEventListener(end, endAll);
     }
+    app.canvas.canvas.addEventListener("litegraph:set-graph", enter);
     announce();
   },
 
@@ -82,6 +84,15 @@ app.registerExtension({
     restore();
   },
 });
+
+/** The user has opened a subgraph, or has left one. */
+function enter() {
+  const end = performance.now() + LONGEST_DRAWING;
+  const show = () => {
+    if (!reappear() && performance.now() < end) setTimeout(show, 100);
+  };
+  setTimeout(show); // after Nodes 2.0 has removed the elements of the graph that was open
+}
 
 function endAll() {
   finishedSteps.clear();

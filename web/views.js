@@ -100,6 +100,13 @@ export function openWorkflow() {
   return app.extensionManager?.workflow?.activeWorkflow?.key;
 }
 
+/** Shows the views in the graph that the user has opened; whether they are all there, as Nodes 2.0 takes a moment. */
+export function reappear() {
+  const panels = [...views.values()].flatMap((view) => view.panels);
+  panels.forEach((panel) => panel.reappear());
+  return panels.every((panel) => !panel.isOpen || panel.hasPlace);
+}
+
 /** Drops the views of runs that have not finished, as after an interrupt or an error. */
 export function dropRunning() {
   for (const [id, view] of views) {

@@ -112,7 +112,10 @@ export class ComfyPage {
       if (!panel) return null;
       const canvas = panel.querySelector("canvas");
       const slider = panel.querySelector("input");
+      const texts = [...panel.querySelectorAll(".multirate-ras-caption, .multirate-ras-headline")];
       return {
+        areCut: texts.some((one) => one.scrollHeight > one.clientHeight || one.scrollWidth > one.clientWidth),
+        areExplained: texts.every((one) => one.title.length >= one.textContent.length),
         caption: panel.querySelector(".multirate-ras-caption").textContent,
         headline: panel.querySelector(".multirate-ras-headline").textContent,
         label: canvas.getAttribute("aria-label"),
@@ -122,6 +125,28 @@ export class ComfyPage {
         sliderMax: Number(slider.max),
         size: [panel.clientWidth, panel.clientHeight],
       };
+    });
+  }
+
+  /** How many live views the user sees, in how many pixels' width. */
+  shownPanels() {
+    return this.page.evaluate(() => {
+      const panels = [...document.querySelectorAll(".multirate-ras-live")].filter((one) => one.checkVisibility());
+      return panels.map((one) => Math.round(one.getBoundingClientRect().width));
+    });
+  }
+
+  /** Empty pixels in a node: from the hint to the live view's image, and from there to its caption. */
+  emptyBands() {
+    return this.page.evaluate(() => {
+      const box = (name) => document.querySelector(name).getBoundingClientRect();
+      const canvas = document.querySelector(".multirate-ras-live > canvas");
+      const [image, scale] = [box(".multirate-ras-live > canvas"), app.canvas.ds.scale];
+      const hint = [...document.querySelectorAll(".multirate-ras-hint")].find((one) => one.textContent);
+      const around = (image.height - (image.width * canvas.height) / canvas.width) / 2; // as it is in the middle
+      const above = image.top + around - hint.getBoundingClientRect().bottom;
+      const below = box(".multirate-ras-caption").top - image.bottom + around;
+      return [above / scale, below / scale];
     });
   }
 
@@ -266,6 +291,17 @@ export class ComfyPage {
     });
   }
 
+  /** Shows the advanced inputs of nodes of a type, as the user does. */
+  async showAdvanced(type) {
+    const ids = await this.page.evaluate((type) => {
+      const nodes = app.graph.nodes.filter((one) => one.type === type);
+      if (!LiteGraph.vueNodesMode) nodes.forEach((node) => node.toggleAdvanced());
+      return LiteGraph.vueNodesMode ? nodes.map(({ id }) => id) : [];
+    }, type);
+    for (const id of ids) await this.page.locator(`[data-node-id="${id}"] button`, { hasText: "advanced" }).click();
+    await this.settle(300);
+  }
+
   /** Titles of nodes that lie on each other, in pairs; sizes are those after loading. */
   overlaps() {
     return this.page.evaluate(() => {
@@ -275,6 +311,24 @@ export class ComfyPage {
         boxes.slice(i + 1).filter((two) => !apart(one.box, two.box)).map((two) => [one.title, two.title]),
       );
     });
+  }
+
+  /** Gives nodes of a type the least width that new nodes have. */
+  narrow(type) {
+    return this.page.evaluate((type) => {
+      for (const node of app.graph.nodes.filter((one) => one.type === type)) node.setSize([225, node.size[1]]);
+    }, type);
+  }
+
+  /** The pack's own widgets, and a common one, in the list of widgets that `window.subgraphNode` can show. */
+  async offeredWidgets() {
+    await this.page.evaluate(() => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      app.canvas.selectNode(window.subgraphNode);
+      $pinia._s.get("rightSidePanel").openPanel("subgraph");
+    });
+    const read = () => this.page.evaluate(() => document.body.innerText.match(/multirate_ras_\w+|cuda_graphs/g) ?? []);
+    return this.until(read, (found) => found.length > 0);
   }
 
   setting(id, value) {

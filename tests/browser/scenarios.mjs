@@ -5,7 +5,7 @@ import { Browser } from "./comfy_page.mjs";
 const scenarios = { load, run, interrupt, turnedOff, standIns, hinted, leave, downstream, otherNodes, subgraph, blueprint };
 const NEW_SEED = () => Math.floor(Math.random() * 2 ** 31); // ComfyUI does not run an unchanged graph again
 
-/** Each workflow in turn: does it load, are all its nodes known, and does none lie on another? */
+/** Each workflow in turn: does it load, are all its nodes known, and does none lie on another, even with advanced inputs? */
 async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
@@ -19,10 +19,12 @@ async function load(browser, { workflows }) {
     await page.settle(400);
     const overlaps = await page.until(() => page.overlaps());
     await page.screenshot(`load_${name}`);
+    await page.showAdvanced("RASPatchModel");
+    const overlapsAdvanced = await page.until(() => page.overlaps());
     const unknown = await page.page.evaluate(() =>
       app.graph.nodes.map((node) => node.type).filter((type) => !(type in LiteGraph.registered_node_types)),
     );
-    report[name] = { unknown, overlaps, problems: [...page.problems] };
+    report[name] = { unknown, overlaps, overlapsAdvanced, problems: [...page.problems] };
   }
   return report;
 }
@@ -395,7 +397,8 @@ async function standIns(browser, { workflow, sampler }) {
   return { prompts, end, shown, problems: page.problems };
 }
 
-/** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph. */
+/** The hint's text with the graph as it is, at another size, with RAS Calibrate connected, and inside a subgraph whose
+ * node sets the speed. */
 async function hinted(browser, { workflow, sampler }) {
   const page = await browser.open();
   await page.load(workflow);
@@ -444,15 +447,34 @@ async function hinted(browser, { workflow, sampler }) {
   }, sampler);
   await page.settle(500); // the text before may be the same
   found.inside = await page.until(ofSampler, Boolean);
+  await page.page.evaluate(() => {
+    const { subgraph } = window.subgraphNode;
+    const [node] = subgraph.nodes;
+    subgraph.addInput("speed", "COMBO").connect(node.inputs[node.findInputSlot("speed")], node);
+    window.subgraphNode.widgets.find(({ name }) => name === "speed").value = "3x";
+    app.canvas.setGraph(subgraph);
+  });
+  found.promoted = await page.until(ofSampler, (told) => told !== found.inside);
+  const setMode = (mode) => page.page.evaluate((mode) => (window.subgraphNode.subgraph.nodes[0].mode = mode), mode);
+  found.off = [];
+  for (const mode of [2, 4]) {
+    await setMode(mode);
+    await page.page.evaluate(() => app.api.dispatchCustomEvent("graphChanged"));
+    found.off.push(await page.until(ofSampler, (told) => !told));
+    await setMode(0);
+    await page.page.evaluate(() => app.api.dispatchCustomEvent("graphChanged"));
+    found.on = await page.until(ofSampler, Boolean);
+  }
   return { ...found, problems: page.problems };
 }
 
-/** The user changes to the other kind of nodes in an open page. */
+/** The user changes to the other kind of nodes in an open page; later, to other speeds. */
 async function otherNodes(browser, { workflow, sampler }) {
   const page = await browser.open();
   const isNodes2 = await page.page.evaluate(() => LiteGraph.vueNodesMode);
   await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
   await prepare(page, workflow, sampler);
+  await page.narrow(sampler);
   const end = await (await page.queue()).end();
   const panel = await page.finishedPanel();
   await page.screenshot("other_nodes");
@@ -460,11 +482,18 @@ async function otherNodes(browser, { workflow, sampler }) {
   await (await page.queue()).end();
   const isOfThisRun = (one) => one?.isOver && one.headline !== panel?.headline;
   const short = await page.until(() => page.panel(), isOfThisRun);
+  const saved = await page.saved(sampler);
   await page.screenshot("not_accelerated");
-  return { end, panel, short, messages: page.messages, problems: page.problems };
+  for (const speed of ["2x", "custom", "2x"]) {
+    await page.set(sampler, { speed });
+    await page.settle(300);
+  }
+  const bands = await page.until(() => page.emptyBands());
+  await page.screenshot("speed_changed");
+  return { end, panel, short, saved, bands, messages: page.messages, problems: page.problems };
 }
 
-/** The sampler inside a subgraph: nothing breaks, and inside it the view is there. */
+/** The sampler inside a subgraph: nothing breaks, inside it the view is there, and outside it is there again. */
 async function subgraph(browser, { workflow, sampler }) {
   const page = await browser.open();
   await prepare(page, workflow, sampler);
@@ -483,7 +512,15 @@ async function subgraph(browser, { workflow, sampler }) {
   const inside = await page.until(() => page.panel(), Boolean);
   await page.settle(300);
   await page.screenshot("subgraph_inside");
-  return { end, outside, inside, before, nested, place, messages: page.messages, problems: page.problems };
+  await page.page.evaluate(() => {
+    app.canvas.setGraph(app.graph);
+    app.canvas.centerOnNode(window.subgraphNode);
+  });
+  const back = await page.until(() => page.shownPanels(), (widths) => widths.length > 0);
+  await page.screenshot("subgraph_back");
+  const offered = await page.offeredWidgets();
+  await page.screenshot("subgraph_list");
+  return { end, outside, inside, back, offered, before, nested, place, messages: page.messages, problems: page.problems };
 }
 
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */

@@ -53,4 +53,6 @@ def test_a_connected_calibration(report):
 
 def test_a_sampler_in_a_subgraph(report):
     assert report["inside"] == MEASURED
+    assert report["off"] == ["", ""] and report["on"] == report["promoted"]  # muted, bypassed; on again
+    assert report["promoted"].startswith("about 33 % of the time · 10 steps instead of 28")
     assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []

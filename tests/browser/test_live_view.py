@@ -55,6 +55,7 @@ class TestExamples:
     @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.json")))
     def test_nodes_do_not_overlap(self, loaded, name):
         assert loaded[name]["overlaps"] == []
+        assert loaded[name]["overlapsAdvanced"] == []
 
 
 class TestRun:
@@ -216,6 +217,9 @@ def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
     report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
     assert report["short"]["headline"].startswith("Not accelerated: no regional step fits")
+    assert not report["short"]["areCut"] and report["short"]["areExplained"]  # in a narrow node
+    assert report["saved"]["height"] < report["saved"]["size"][1] - 200  # the view's height is not saved
+    assert max(report["bands"]) < 45  # nothing but margins, however often the speed was changed
     assert ours(report["problems"]) == []
 
 
@@ -225,4 +229,6 @@ def test_a_subgraph_node_shows_it_and_does_not_save_it(drive):
     assert report["outside"]["isOver"] and min(report["outside"]["size"]) > 100
     assert report["nested"] == report["before"]
     assert min(report["place"]) > -1  # below the slots and widgets, and inside the node
+    assert len(report["back"]) == 1 and min(report["back"]) > 50  # after a look into the subgraph
+    assert report["offered"] == ["cuda_graphs"]  # neither the hint nor the live view
     assert ours(report["problems"]) == []
