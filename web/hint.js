@@ -118,7 +118,7 @@ class Hint {
     if (this.asked !== asked) return;
     if (!answer?.ok) return this.show(asked, ""); // what it says is about other settings; the next change asks again
     const told = await answer.json();
-    if (calibration && told.measured == null && told.time < 1) this.show("", say("plan"));
+    if (calibration && told.measured == null && told.time < 1) this.show(asked, say("plan"));
     else this.tell(told, speed, steps);
   }
 
