@@ -92,7 +92,7 @@ class TestReadme:
 
 LISTS = {
     "README.md": "**Models**", "CHANGELOG.md": "## 0.1.0", "docs/compatibility.md": "## Models",
-    **{f"web/docs/{node}.md": "- RAS supports " for node in ("RASPatchModel", "RASKSampler", "RASCompare")},
+    "docs/nodes.md": "### Models",
 }  # fmt: skip
 """The pages that name all supported model families, and where their lists begin."""
 

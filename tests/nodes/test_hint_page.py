@@ -90,7 +90,7 @@ def shown(tmp_path, nodes, answer, then=None):
         "page.js": PAGE,
         "package.json": '{"type": "module"}',
     }
-    for name in ("hint.js", "words.js"):
+    for name in ("hint.js", "unlisted.js", "words.js"):
         files[f"extensions/pack/{name}"] = (ROOT / "web" / name).read_text(encoding="utf-8")
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
