@@ -34,6 +34,7 @@ await import("./extensions/pack/hint.js");
 const { nodes, links, answer, then } = JSON.parse(readFileSync(0, "utf8"));
 answers.push(answer);
 const graph = { links, nodes, getNodeById: (id) => nodes.find((one) => one.id === id) };
+app.graph = graph;
 let element;
 for (const node of nodes) {
   node.graph = graph;
