@@ -10,6 +10,8 @@ RAS), `known_tokens` (a trial: regional steps in inpainting), `calibrated` (meas
 schedule need the most steps on a model), `sources`, `sampling`, `solvers`, `references`, `engine`,
 `features`, `weighted_figures`, `real`.
 
+`generalise` judges the plans of a calibration on other prompts.
+
 `edit_cells`, `edit_pairs`, `edit_engine`, `edit_sweep` and `edit_report` measure editing with a reference
 image.
 

@@ -77,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     edit = commands.add_parser("edit", help="measure editing: plans with a reference image, and rivals")
     _add_options(edit, families="flux_edit")
     _add_edits(edit)
+    calibrate = commands.add_parser("calibrate", help="calibrate on few prompts, and judge on the others")
+    _add_options(calibrate)
+    calibrate.add_argument("--calibration-prompts", type=int, default=2)
     for name in VALIDATIONS:
         command = commands.add_parser(name, help=f"validation: {_about(name)}")
         _add_options(command, families="sd3")
@@ -358,6 +361,20 @@ def run_edit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def run_calibrate(arguments: argparse.Namespace) -> int:
+    options = options_of(arguments)
+    from .engine import Engine
+    from .generalise import calibrated_plans, judge, write
+
+    engine, judged, seconds = Engine(options), [], {}
+    out = arguments.out or OUTPUT / "calibrate"
+    for family in families_of(arguments):
+        plans, seconds[family] = calibrated_plans(engine, family, arguments.calibration_prompts)
+        judged += judge(engine, family, plans)
+        print(write(judged, seconds, out))
+    return 0
+
+
 def run_report(arguments: argparse.Namespace) -> int:
     from .conclude import conclude
 
@@ -397,4 +414,5 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "held-out": run_held_out,
     "render": run_render,
     "edit": run_edit,
+    "calibrate": run_calibrate,
 }
