@@ -14,7 +14,8 @@ Start with `python3 -m dev COMMAND` from the repository's root. Read in this ord
 3. `server` starts a ComfyUI process, `client` sends prompts to it, and `workflow` creates these prompts from
    saved workflows.
 4. `demo_run`, `demo_options` and `report` are the demo. `browser` finds or installs what the browser tests
-   need. `pack` lets programs outside ComfyUI import the pack. `processes` runs other programs; `paths` has the folders.
+   need. `pack` lets programs outside ComfyUI import the pack. `processes` runs other programs; `paths` has
+   the folders.
 5. `help_pages` writes the help pages of the nodes, and `thumbnails` the thumbnails of templates for large
    models.
 
