@@ -21,7 +21,7 @@ from aiohttp import web
 
 from ..ras_core.config import MAX_STEPS
 from ..ras_core.host.options import PlanSet
-from ..ras_core.host.outlook import measured_outlook, outlook
+from ..ras_core.host.outlook import inpainting_outlook, measured_outlook, outlook
 from ..ras_core.host.plan_files import plans_of_source
 from ..ras_core.host.plans import PLAN_SPEEDS
 from .live import add_route
@@ -57,7 +57,7 @@ names. Each name is that of the adapter's module, by which `family_plans` finds 
 async def hint(request: web.Request) -> web.Response:
     """Answer a GET request with the result of `answer_to`. The query has a speed, a number of steps, a
     sampler, a family or a file, and optionally the sampler node's denoise, a source (a chain of nodes, as
-    JSON), a width and a height.
+    JSON), a width and a height, and `inpainting` if a part of the latent is given.
     """
     try:
         answer = await asyncio.to_thread(answer_to, request.query)
@@ -80,12 +80,14 @@ def answer_to(query: Mapping[str, str]) -> dict[str, Any]:
         or not (denoise == 0 or LEAST_DENOISE <= denoise <= 1)
     ):
         raise ValueError("no such speed, number of steps or denoise")
-    if (plans := _measured(query)) is not None:
-        answer = measured_outlook(plans, speed, steps, query.get("sampler"), denoise)
+    settings = (speed, steps, query.get("sampler"), denoise)
+    plans, inpaints = _measured(query), bool(query.get("inpainting"))
+    if plans is not None and not inpaints:
+        answer = measured_outlook(plans, *settings)
         if answer is not None:
             return answer
     family = query.get("family") or family_of_file(query.get("file", ""))
-    return outlook(family, speed, steps, query.get("sampler"), denoise)
+    return inpainting_outlook(family, *settings, plans) if inpaints else outlook(family, *settings)
 
 
 def _measured(query: Mapping[str, str]) -> PlanSet | None:

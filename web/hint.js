@@ -19,6 +19,7 @@ const MUTED = 2;
 const BYPASSED = 4;
 const PASSES_ON = new Set(["RASPatchModel"]); // as in nodes/model_source.py
 const EMPTY_LATENT = /^Empty.*Latent/; // class names of nodes
+const MASKING = new Set(["SetLatentNoiseMask", "VAEEncodeForInpaint", "InpaintModelConditioning"]);
 const LONGEST_SOURCE = 4000; // characters
 const FILE = /\.(safetensors|sft)$/i;
 const USUAL_STEPS = 28;
@@ -107,6 +108,7 @@ class Hint {
       steps,
       denoise: valueOf(schedule, "denoise") ?? "",
       sampler: valueOf(choice, "sampler_name") ?? "",
+      ...(isInpainting(sampler) ? { inpainting: 1 } : {}),
       ...modelOf(node),
       ...sourceOf(calibration ?? node),
       ...sizeOf(calibration ?? sampler ?? node),
@@ -123,7 +125,7 @@ class Hint {
   }
 
   tell({ time, steps, closeness, measured }, speed, total) {
-    if (time >= 1) return this.show(this.asked, say("few"));
+    if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"));
     const parts = [say("time", { share: Math.round(time * 100) })];
     parts.push(steps ? say("steps", { steps, total }) : say("keepsSteps", { total }));
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
@@ -255,6 +257,15 @@ function sizeOf(node) {
   const latent = link != null ? originOf(node, link) : all.length === 1 ? all[0] : null;
   if (!isEmpty(latent) || !["width", "height"].every((name) => isSetByUser(latent, name))) return {};
   return { width: valueOf(latent, "width"), height: valueOf(latent, "height") };
+}
+
+/** Whether the latent that a sampler gets has a mask, so that a part of it is given. */
+function isInpainting(node, left = 20) {
+  const link = node?.inputs?.find((one) => one.type === "LATENT" && one.link != null)?.link;
+  const origin = link == null || !left ? null : originOf(node, link);
+  if (!origin) return false;
+  const isMasking = MASKING.has(origin.comfyClass) && valueOf(origin, "noise_mask") !== false;
+  return (isMasking && !isOff(origin)) || isInpainting(origin, left - 1); // other nodes pass a mask on
 }
 
 /** The sampler that gets a node's model, directly or through other nodes that change it, or through a guider. */

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..method.family_plans import family_closeness, family_plans
 from ..method.few_steps import is_few, steps_for
-from ..method.plan import PLAN_SAMPLERS
+from ..method.plan import PLAN_SAMPLERS, Plan
 from ..method.plan_set import PlanSet
 
 MEASURED_STEPS = 20
@@ -47,6 +47,28 @@ def outlook(
     return answer | {"steps": plan.steps, "dense": len(plan.dense_steps), "closeness": closeness}
 
 
+def inpainting_outlook(
+    family: str | None, speed: str, steps: int, sampler: str | None, denoise: float, plans: PlanSet | None
+) -> dict[str, Any]:
+    """Estimate a run of inpainting, which has dense steps only: as many as the speed allows, if the sampler
+    has plans. The arguments are as in `outlook`; `plans` are those that RAS Calibrate has measured on the
+    model.
+
+    Returns:
+        `time`, `steps`, `dense` and `closeness` as in `outlook`, but `time` is 1 also if the sampler has no
+        plans, and `closeness` is None.
+    """
+    answer = {"time": 1.0, "steps": steps, "dense": steps, "closeness": None}
+    if is_few(steps_for(steps, denoise)):
+        return answer
+    if sampler and sampler not in PLAN_SAMPLERS:
+        return answer | {"steps": None, "dense": None}
+    if plans is None or not _of(plans, speed, sampler):
+        plans = family_plans(family)
+    fewer = plans.plain(speed, sampler or None).resized(steps).steps
+    return answer | {"time": fewer / steps, "steps": fewer, "dense": fewer}
+
+
 def measured_outlook(
     plans: PlanSet, speed: str, steps: int, sampler: str | None, denoise: float = 1.0
 ) -> dict[str, Any] | None:
@@ -61,8 +83,7 @@ def measured_outlook(
     """
     if is_few(steps_for(steps, denoise)):
         return None
-    found = [each for each in plans.plans if each.speed == speed and sampler in ("", None, each.sampler)]
-    if not found:
+    if not _of(plans, speed, sampler):
         return None
     plan = plans.best(speed, sampler or None)
     if plan.closeness is None:
@@ -72,3 +93,8 @@ def measured_outlook(
         "time": 1 / plan.speedup, "steps": resized.steps, "dense": len(resized.dense_steps),
         "closeness": None, "measured": plan.closeness,
     }  # fmt: skip
+
+
+def _of(plans: PlanSet, speed: str, sampler: str | None) -> list[Plan]:
+    """The plans of a speed and a sampler, or of any sampler if none is named."""
+    return [each for each in plans.plans if each.speed == speed and sampler in ("", None, each.sampler)]

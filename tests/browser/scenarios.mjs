@@ -435,9 +435,24 @@ async function hinted(browser, { workflow, sampler }) {
       return node.widgets.find(({ name }) => name === "multirate_ras_hint").element.textContent;
     }, sampler);
   found.notCalibrated = await page.until(ofSampler, Boolean);
+  await page.page.evaluate((sampler) => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    const [mask, node] = [LiteGraph.createNode("SetLatentNoiseMask"), one(sampler)];
+    app.graph.add(mask);
+    one("EmptySD3LatentImage").connect(0, mask, "samples");
+    mask.connect(0, node, "latent_image");
+    node.disconnectInput(node.findInputSlot("plan"));
+  }, sampler);
+  await page.set(sampler, { speed: "2x" });
+  found.inpainting = await page.until(ofSampler, (told) => told && told !== found.notCalibrated);
+  await page.page.evaluate((sampler) => {
+    const one = (type) => app.graph.nodes.find((node) => node.type === type);
+    one("EmptySD3LatentImage").connect(0, one(sampler), "latent_image");
+    one("RASCalibrate").connect(0, one(sampler), "plan");
+  }, sampler);
   await page.set("EmptySD3LatentImage", { width });
   await page.set(sampler, { speed: "2x" });
-  found.connected = await page.until(ofSampler, (told) => told && told !== found.notCalibrated);
+  found.connected = await page.until(ofSampler, (told) => told && ![found.notCalibrated, found.inpainting].includes(told));
   await page.page.evaluate((sampler) => {
     const node = app.graph.nodes.find((one) => one.type === sampler);
     node.disconnectInput(node.findInputSlot("plan"));

@@ -46,6 +46,10 @@ def test_another_size_has_the_familys_plan(report):
     assert report["otherSize"][0] == told
 
 
+def test_inpainting_has_dense_steps_only(report):
+    assert report["inpainting"] == "about 50 % of the time · 14 steps instead of 28"
+
+
 def test_a_connected_calibration(report):
     assert report["notCalibrated"] == "the connected plan applies"
     assert report["connected"] == MEASURED

@@ -16,7 +16,7 @@ from comfy_execution.graph import DynamicPrompt
 from ras_pack.nodes import plans
 from ras_pack.nodes.hint import answer_to, family_of, family_of_file
 from ras_pack.nodes.model_source import digest, source_in_prompt
-from ras_pack.ras_core.host.outlook import outlook
+from ras_pack.ras_core.host.outlook import inpainting_outlook, outlook
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.speed import Speed
@@ -77,6 +77,21 @@ class TestOutlook:
         trace, found = last_trace(model), outlook("sd3", "2x", steps, "euler")
         assert (trace.n_steps, trace.n_steps - trace.regional_steps) == (found["steps"], found["dense"])
         assert trace.is_accelerated == (found["time"] < 1)
+
+    @pytest.mark.parametrize("sampler", ["euler", "heun"])
+    @pytest.mark.parametrize("steps", [8, 9, 20])
+    def test_the_estimate_of_inpainting_matches_the_run(self, sd3, steps, sampler):
+        model, noise = patch_model(sd3.build(), Speed("2x")), sd3.noise()
+        mask = torch.zeros_like(noise[:, :1])
+        mask[..., : mask.shape[-1] // 2] = 1
+        sample(model, sd3, noise, steps=steps, sampler=sampler, noise_mask=mask)
+        trace, found = last_trace(model), inpainting_outlook("sd3", "2x", steps, sampler, 1.0, None)
+        assert trace.regional_steps == 0
+        assert trace.n_steps / steps == found["time"]
+        keeps_steps = sampler == "heun" and steps > 8
+        assert found["steps"] == found["dense"] == (None if keeps_steps else trace.n_steps)
+        asked = {"speed": "2x", "steps": str(steps), "sampler": sampler, "family": "sd3", "inpainting": "1"}
+        assert answer_to(asked) == found
 
     @pytest.mark.parametrize("family", NAMES)
     def test_a_higher_speed_is_less_close(self, family):
