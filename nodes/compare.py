@@ -112,7 +112,7 @@ def _run(vae, number: int, inputs: dict) -> Run:
 
 def _fewer_steps(vae, inputs: dict, dense: Run, ras: Run) -> Run:
     """The best run without RAS whose FLOPs are those of the run with RAS; `dense` if there is no such run."""
-    steps = round(inputs["steps"] / max(ras.trace.expected_speedup, 1.0))
+    steps = round(inputs["steps"] / max(ras.trace.expected_gain, 1.0))
     if not 1 <= steps < inputs["steps"]:
         return dense
     # Not in the live view, which keeps showing the run with RAS.
@@ -129,8 +129,8 @@ def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
     return {
         "images": {name: dict(file.values[0]) for name, file in files.items()},
         "steps": {name: run.trace.n_steps for name, run in images.items()},
-        "speedup": None if ras.trace.is_disturbed else ras.trace.measured_speedup,
-        "expected": ras.trace.expected_speedup,
+        "speedup": None if ras.trace.is_disturbed else ras.trace.measured_gain,
+        "expected": ras.trace.expected_gain,
         "accelerated": ras.trace.is_accelerated,
         "reason": ras.trace.reason,
         "closeness": {name: ssim(dense.images[0], images[name].images[0]) for name in ("ras", "fewer")},

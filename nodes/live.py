@@ -182,7 +182,7 @@ def end_message(trace: Trace | None) -> dict[str, Any]:
         "regional_steps": trace.regional_steps,
         "share": round(trace.token_share, 4),
         "speedup": trace.measured_gain or (trace.expected_gain if trace.plan else None),
-        "busy": trace.is_disturbed,
+        "busy": trace.is_disturbed and trace.measured_gain is not None,
         "accelerated": trace.is_accelerated,
         "reason": trace.reason,
         "timeline": [_timeline_entry(step) for step in trace.steps],

@@ -99,7 +99,8 @@ class Hint {
     const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
     const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
     const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
-    const steps = Number(valueOf(schedule, "steps")) || USUAL_STEPS;
+    const known = Number(valueOf(schedule, "steps"));
+    const steps = known || USUAL_STEPS;
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
     if (plan != null && calibration?.comfyClass !== "RASCalibrate") return this.show("", say("plan"));
@@ -121,13 +122,14 @@ class Hint {
     if (!answer?.ok) return this.show(asked, ""); // what it says is about other settings; the next change asks again
     const told = await answer.json();
     if (calibration && told.measured == null && told.time < 1) this.show(asked, say("plan"));
-    else this.tell(told, speed, steps);
+    else this.tell(told, speed, known);
   }
 
   tell({ time, steps, closeness, measured }, speed, total) {
     if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"));
     const parts = [say("time", { share: Math.round(time * 100) })];
-    parts.push(steps ? say("steps", { steps, total }) : say("keepsSteps", { total }));
+    if (steps) parts.push(say("steps", { steps, total: total || USUAL_STEPS }));
+    else if (total) parts.push(say("keepsSteps", { total }));
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
     if (measured != null) {
       parts.push(say("measured"));

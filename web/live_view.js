@@ -5,7 +5,9 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, reappear, restoreKept, viewOf, views } from "./views.js";
+import {
+  drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, openWorkflowItself, reappear, restoreKept, viewOf, views,
+} from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
@@ -21,7 +23,7 @@ let isEnabled = true;
 let promptId = null; // the running prompt
 let leftWorkflow = null; // the workflow that was open before the current graph was loaded
 let foreignPromptId = null; // a prompt that was running when the user opened another workflow
-const queuedIn = new Map(); // id of a prompt that this page has queued -> the workflow that was open then
+const queuedIn = new Map(); // id of a prompt that this page has queued -> the workflow (an object) that was open then
 
 // Not in `setup`: ComfyUI loads extensions before it adds its own listener, so this one is called first, and the
 // node shows one image (this panel with the preview in it) instead of two.
@@ -62,6 +64,7 @@ app.registerExtension({
     // Removes panels of runs that have not finished. After a success there are none.
     for (const end of ["execution_interrupted", "execution_error", "execution_success"]) {
       api.addEventListener(end, endAll);
+      api.addEventListener(end, ({ detail }) => queuedIn.delete(detail?.prompt_id));
     }
     app.canvas.canvas.addEventListener("litegraph:set-graph", enter);
     announce();
@@ -129,7 +132,7 @@ async function announce(again = false) {
 function noteWhereQueued() {
   const { queuePrompt } = api;
   api.queuePrompt = async function () {
-    const workflow = openWorkflow();
+    const workflow = openWorkflowItself();
     const answer = await queuePrompt.apply(this, arguments);
     if (answer?.prompt_id) queuedIn.set(answer.prompt_id, workflow);
     return answer;
@@ -137,7 +140,7 @@ function noteWhereQueued() {
 }
 
 function isForeign(id) {
-  return id === foreignPromptId || (queuedIn.has(id) && queuedIn.get(id) !== openWorkflow());
+  return id === foreignPromptId || (queuedIn.has(id) && queuedIn.get(id) !== openWorkflowItself());
 }
 
 function receive(message) {
@@ -153,6 +156,7 @@ function receive(message) {
 }
 
 function countSteps({ prompt_id, nodes }) {
+  if (isForeign(prompt_id)) return;
   for (const [key, state] of Object.entries(nodes)) {
     const id = state.display_node_id ?? key;
     finishedSteps.set(id, state.value);
@@ -168,7 +172,8 @@ function countSteps({ prompt_id, nodes }) {
 
 /** Draws ComfyUI's preview in the live view, if the node has one, instead of below the node. */
 function takePreview(event) {
-  const { blob, displayNodeId } = event.detail;
+  const { blob, displayNodeId, promptId } = event.detail;
+  if (isForeign(promptId)) return;
   const view = views.get(displayNodeId);
   if (!view?.isRunning) {
     if (isEnabled && lastNode(displayNodeId)?.comfyClass === "RASCompare") event.stopImmediatePropagation();

@@ -107,6 +107,11 @@ export function reappear() {
   return panels.every((panel) => !panel.isOpen || panel.hasPlace);
 }
 
+/** The workflow that is open, as an object that stays the same if the workflow gets another name. */
+export function openWorkflowItself() {
+  return app.extensionManager?.workflow?.activeWorkflow;
+}
+
 /** Drops the views of runs that have not finished, as after an interrupt or an error. */
 export function dropRunning() {
   for (const [id, view] of views) {

@@ -8,6 +8,7 @@ import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 
 from ..method.few_steps import FEW_STEPS, is_few, whole_run_steps
+from ..method.plan import Plan
 from ..method.plan_set import PlanSet
 from .measured_runs import simple_levels
 from .plans import FINE_LEVELS, made_levels
@@ -19,26 +20,32 @@ TOLERANCE = 1e-5
 because samplers store noise levels in float32."""
 
 ROUNDING = 1e-3
-"""The same for the levels of a whole schedule, which other nodes may have rounded to float16 or scaled a
-little. Levels of different whole schedules are farther apart; those of short parts are not."""
+"""The same for the measured grid of a whole schedule, whose levels other nodes may have rounded to float16 or
+scaled a little. Other whole schedules are farther from it; even grids and short parts may be nearer to each
+other."""
 
 
-def is_grid_of_any(plans: PlanSet, model: ModelPatcher, levels: Levels) -> bool:
-    """Whether `levels` are noise levels that RAS Scheduler has made from any of `plans`, and not those of the
-    model's `simple` schedule.
+def plan_of_grid(plans: PlanSet, speed: str, model: ModelPatcher, levels: Levels) -> Plan | None:
+    """The plan from which RAS Scheduler has made `levels`; None if they are those of a scheduler of ComfyUI,
+    or of no plan.
 
-    The function tries all plans, not only the plans for this run's speed and sampler, because the user may
-    have chosen another speed or sampler on RAS Scheduler. The result is False for a single step: it has no
-    levels between the first and the last, so nothing shows where it comes from, and it cannot be replaced by
-    fewer.
+    All plans are tried, those of the run's `speed` first, because the user may have chosen another speed or
+    sampler on RAS Scheduler. The result is None for a single step: it has no levels between the first and the
+    last, so nothing shows where it comes from, and it cannot be replaced by fewer.
     """
     steps = len(levels) - 1
-    if steps == 1 or _are_same(levels, simple_levels(model, steps)):
-        return False
-    each_grid = {plan.density: plan for plan in plans.plans}.values()
-    grids = (plan.on_grid(steps).grid_between(made_levels(model, plan), levels) for plan in each_grid)
-    tolerance = ROUNDING if _are_whole(model, levels) else TOLERANCE
-    return any(_are_same(levels, grid, tolerance) for grid in grids)
+    if steps == 1 or any(_are_same(levels, whole) for whole in _schedules(model, steps)):
+        return None
+    is_whole = _are_whole(model, levels)
+    tried: dict[tuple[float, ...], Plan] = {}
+    for plan in sorted(plans.plans, key=lambda plan: plan.speed != speed):
+        tried.setdefault(plan.density, plan)
+    for plan in tried.values():
+        grid = plan.on_grid(steps).grid_between(made_levels(model, plan), levels)
+        tolerance = ROUNDING if is_whole and not plan.has_even_grid else TOLERANCE
+        if _are_same(levels, grid, tolerance):
+            return plan
+    return None
 
 
 def have_few_steps(model: ModelPatcher, levels: Levels) -> bool:
@@ -58,9 +65,11 @@ def have_few_steps(model: ModelPatcher, levels: Levels) -> bool:
 
 def are_custom(model: ModelPatcher, levels: Levels) -> bool:
     """Whether `levels` begin and end as a whole schedule does, but are not those of any scheduler."""
+    steps = len(levels) - 1
+    # ddim_uniform may make up to two steps more than it is asked for.
+    asked = range(max(steps - 2, 1), steps + 1)
     return _are_whole(model, levels) and not any(
-        len(whole) == len(levels) and _are_same(levels, whole, ROUNDING)
-        for whole in _schedules(model, len(levels) - 1)
+        _are_same(levels, whole, ROUNDING) for total in asked for whole in _schedules(model, total)
     )
 
 
@@ -71,15 +80,24 @@ def _are_whole(model: ModelPatcher, levels: Levels) -> bool:
 
 
 def _schedules(model: ModelPatcher, steps: int) -> Iterator[list[float]]:
-    """The noise levels of each scheduler that KSampler offers, for this number of steps."""
+    """The noise levels that KSampler uses for this number of steps, of each scheduler: for most samplers, and
+    for those that leave out the last level above 0 of a schedule with one more step.
+    """
     sampling = model.get_model_object("model_sampling")
-    for name in comfy.samplers.SCHEDULER_NAMES:
+    for name in comfy.samplers.SCHEDULER_HANDLERS:
         try:
-            yield comfy.samplers.calculate_sigmas(sampling, name, steps).tolist()
+            whole, longer = (
+                comfy.samplers.calculate_sigmas(sampling, name, count).tolist()
+                for count in (steps, steps + 1)
+            )
         except Exception:  # another pack's scheduler, which may not know this model
             continue
+        yield whole
+        yield [*longer[:-2], *longer[-1:]]
 
 
 def _are_same(levels: Levels, others: Levels, tolerance: float = TOLERANCE) -> bool:
     nearby = tolerance * levels[0]
-    return all(abs(a - b) <= nearby for a, b in zip(levels, others, strict=True))
+    return len(levels) == len(others) and all(
+        abs(a - b) <= nearby for a, b in zip(levels, others, strict=True)
+    )

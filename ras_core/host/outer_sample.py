@@ -121,6 +121,10 @@ class RunSettings:
     levels: str = ""
     full_steps: int = 0
 
+    def told(self) -> dict[str, str]:
+        """The fields that a trace has too."""
+        return {"plan": self.plan, "shortfall": self.shortfall, "levels": self.levels}
+
 
 class Settings(Protocol):
     """The settings of a RAS node; with a run's sampler, steps and size, they determine the run's settings."""

@@ -188,8 +188,10 @@ class RASPatch:
         try:
             with compiler.compiler_off(wrappers.run.is_regional):
                 result = ours.sample(executor)
-            told = {name: getattr(settings, name) for name in ("plan", "shortfall", "levels")}
-            trace = replace(wrappers.finish(), asked_steps=max(asked, settings.full_steps), **told)
+            told, trace = settings.told(), wrappers.finish()
+            is_changed = trace.n_steps != given.steps  # by another node: not a saving of the plan
+            asked = trace.n_steps if is_changed else max(asked, settings.full_steps)
+            trace = replace(trace, asked_steps=asked, **told)
             trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
             logger.info(trace.summary())

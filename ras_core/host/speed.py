@@ -23,11 +23,11 @@ from ..kv.formats import AUTO
 from ..method.few_steps import STAYS_OUT, is_few
 from ..method.plan import Plan, described
 from ..method.plan_candidates import RegionalCost, reached_speed, shares_of_steps
-from ..method.plan_fitting import fitted, fitted_steps, needs_fitting
+from ..method.plan_fitting import fitted_plan, fitted_to_levels
 from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
-from .known_levels import TOLERANCE, are_custom, have_few_steps, is_grid_of_any
+from .known_levels import TOLERANCE, are_custom, have_few_steps, plan_of_grid
 from .measured_runs import simple_levels
 from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
@@ -85,15 +85,17 @@ class Speed:
         measured = self._connected(model) or saved_plans(model, given.noise.shape[-2:])
         plans = measured or plans_of_family(model)
         best = plans.best(self.speed, plan_sampler(given.sampler))
-        if is_grid_of_any(plans, model, given.sigmas.tolist()):
-            plan = best.on_grid(given.steps)
-            if needs_fitting(plan, best, measured is not None):
-                plan = self._fitted_steps(plan, best, given, guider)
-            return self._by_plan(plan, given.sigmas, given.sampler)
-        plan = best.resized(given.steps)
-        if needs_fitting(plan, best, measured is not None):
-            plan = self._fitted(plan, given, guider) or plans.plain(self.speed, best.sampler)
-            plan = plan.resized(given.steps)
+        cost, is_measured = _cost_of(given, guider), measured is not None
+        if (made_by := plan_of_grid(plans, self.speed, model, given.sigmas.tolist())) is not None:
+            full_steps = given.steps * best.full_steps / best.steps  # not rounded, unlike that of the plan
+            budget = full_steps / self._factor
+            plan = fitted_to_levels(best.on_grid(given.steps), best, budget, cost, is_measured)
+            asked = made_by.on_grid(given.steps).full_steps
+            return replace(self._by_plan(plan, given.sigmas, given.sampler), full_steps=asked)
+        plan = fitted_plan(best.resized(given.steps), best, given.steps / self._factor, cost, is_measured)
+        if plan is None:
+            plan = plans.plain(self.speed, best.sampler)
+        plan = plan.resized(given.steps)
         wanted = planned_sigmas(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
@@ -109,7 +111,7 @@ class Speed:
         plan = plans.best(self.speed, plan_sampler(given.sampler))
         if is_few(plan.on_grid(given.steps).full_steps):  # parts of the `simple` schedule resemble even grids
             plans = PlanSet(tuple(each for each in plans.plans if not each.has_even_grid))
-        return not is_grid_of_any(plans, model, levels)
+        return plan_of_grid(plans, self.speed, model, levels) is None
 
     def _without_ras(self, given: OuterSample) -> RunSettings:
         """The settings of a run in which RAS changes nothing."""
@@ -129,26 +131,13 @@ class Speed:
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
         if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:
             plan = replace(plan, density=(1.0,), origin="evenly spaced steps, as the mask is small")
-        if is_grid_of_any(plans, model, sigmas.tolist()):
+        if plan_of_grid(plans, self.speed, model, sigmas.tolist()) is not None:
             plan = plans.best(self.speed, sampler).on_grid(given.steps)
             plan = replace(plan, shares=(1.0,) * given.steps)
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
         settings = self._by_plan(plan, sigmas, given.sampler)
         return replace(settings, plan=f"{settings.plan} (inpainting)")
-
-    def _fitted(self, plan: Plan, given: OuterSample, guider: Any) -> Plan | None:
-        """A plan with its shares of tokens changed so that this run reaches the plan's speed; None if no
-        shares reach it.
-        """
-        shares = fitted(plan.shares, plan.full_steps / self._factor, _cost_of(given, guider))
-        return None if shares is None else replace(plan, shares=shares)
-
-    def _fitted_steps(self, plan: Plan, best: Plan, given: OuterSample, guider: Any) -> Plan:
-        """As `_fitted`, for `plan`, which is `best` on levels of RAS Scheduler; the number of steps stays."""
-        full_steps = plan.steps * best.full_steps / best.steps  # not rounded, unlike that of `plan`
-        shares = fitted_steps(plan.shares, full_steps / self._factor, _cost_of(given, guider))
-        return replace(plan, shares=shares or (1.0,) * plan.steps)
 
     @property
     def _factor(self) -> float:

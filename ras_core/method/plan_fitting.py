@@ -4,6 +4,9 @@ what the plan's speed promises.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from ..config import MIN_RATIO
 from .plan import MIN_DENSE, Plan
 from .plan_candidates import DENSE_PART, MAX_SHARE, RegionalCost, share_of, shares_for
 
@@ -18,16 +21,45 @@ LARGEST_COST = 0.85
 """If a regional step with USUAL_SHARE costs more, it saves too little to be worth its error."""
 
 
-def needs_fitting(plan: Plan, best: Plan, is_measured: bool) -> bool:
-    """Whether the token shares of `plan`, which is `best` stretched to a run, are to be fitted.
+def fitted_plan(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_measured: bool) -> Plan | None:
+    """A plan with token shares with which the run costs the budget; None if there are none.
 
-    A family's plan is for another model. A plan measured on this model has the cost of its speed, but only
-    with the number of steps at which it was measured: with another number, dense and regional steps have
-    other parts of the run. A measured plan with several regional shares stays as it is.
+    Args:
+        plan: `best`, stretched to the run.
+        best: the plan of the run's speed.
+        budget: cost of the run, in multiples of the cost of a dense step.
+        cost: function from the token share of a regional step to the step's cost; it must be increasing.
+        is_measured: whether the plan was measured on the run's model. It then keeps its dense and regional
+            steps, and all its shares if the run has as many steps as were measured.
     """
-    if plan.is_plain or not is_measured:
-        return not plan.is_plain
-    return plan.steps != best.steps and len({share for share in best.shares if share != 1}) == 1
+    if plan.is_plain:
+        return plan
+    if is_measured:
+        return _refitted(plan, best, budget, cost)
+    shares = fitted(plan.shares, budget, cost)
+    return None if shares is None else replace(plan, shares=shares)
+
+
+def fitted_to_levels(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_measured: bool) -> Plan:
+    """As `fitted_plan`, with the same number of steps; all of them are dense if no shares cost the budget."""
+    if plan.is_plain:
+        return plan
+    if is_measured:
+        return _refitted(plan, best, budget, cost)
+    return replace(plan, shares=fitted_steps(plan.shares, budget, cost) or (1.0,) * plan.steps)
+
+
+def _refitted(plan: Plan, best: Plan, budget: float, cost: RegionalCost) -> Plan:
+    """A measured plan, stretched to another number of steps: its regional steps have another share, as dense
+    and regional steps now have other parts of the run. The plan is returned as it is if no share fits, or if
+    its regional steps have several shares.
+    """
+    if plan.steps == best.steps or len({share for share in best.shares if share != 1}) != 1:
+        return plan
+    each = _left_for_each(plan.shares, budget)
+    if not cost(MIN_RATIO) <= each <= cost(MAX_SHARE):
+        return plan
+    return replace(plan, shares=_with_share(plan.shares, share_of(each, cost)))
 
 
 def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:

@@ -6,7 +6,7 @@ image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class Preferences:
 
     def in_order(self, order: Tensor) -> Preferences:
         """The priorities of the tokens in this order, (n,)."""
-        return self if self.priority is None else Preferences(self.priority[:, order])
+        return self if self.priority is None else replace(self, priority=self.priority[:, order])
 
 
 def as_priority(mask: Any) -> Tensor | None:

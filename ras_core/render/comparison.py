@@ -114,6 +114,6 @@ def _speed(trace: Trace) -> str:
     """The speed-up to show: measured, or expected from FLOPs if the times are unreliable."""
     if not trace.steps:
         return f"{NO_RAS}: {trace.reason}"
-    if trace.measured_speedup is None or trace.is_disturbed:
-        return f"about {trace.expected_speedup:.2f}x faster (from FLOPs: the computer was busy)"
-    return f"{trace.measured_speedup:.2f}x faster"
+    if trace.measured_gain is None or trace.is_disturbed:
+        return f"about {trace.expected_gain:.2f}x faster (from FLOPs: the computer was busy)"
+    return f"{trace.measured_gain:.2f}x faster"

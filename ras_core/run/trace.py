@@ -62,7 +62,8 @@ class Trace:
             run with as many steps as this one.
         is_dense_disturbed: whether the times of that dense run are disturbed.
         asked_steps: steps of the run without a plan, which may replace them by fewer: those of the sampler
-            node, or those that RAS Scheduler was asked for; 0 if not known.
+            node, or about those that RAS Scheduler was asked for (its levels only show how many it made); 0
+            if not known.
         shortfall: why the plan cannot reach the chosen speed; empty if it can.
         levels: what the noise levels are if the plan's replaced the sampler's own: "the measured grid" or "an
             even grid"; empty if the sampler's own were kept.

@@ -105,6 +105,15 @@ export class ComfyPage {
     return { end: () => this.page.evaluate(() => window.runEnd) };
   }
 
+  /** Queues the graph, and returns the id of the prompt. */
+  async queueLater() {
+    const [response] = await Promise.all([
+      this.page.waitForResponse((one) => one.url().endsWith("/prompt") && one.request().method() === "POST"),
+      this.page.evaluate(() => app.queuePrompt(0, 1)),
+    ]);
+    return (await response.json()).prompt_id;
+  }
+
   /** What the live view shows, or null. */
   panel() {
     return this.page.evaluate(() => {

@@ -126,13 +126,14 @@ async function turnedOff(browser, { workflow, sampler }) {
 async function leave(browser, { workflow, sampler }) {
   const page = await browser.open();
   const panels = [];
+  let second, stepsOfSecond;
   for (const leaving of ["node", "workflow"]) {
     await prepare(page, workflow, sampler, { steps: 100 }); // it must not end before it is interrupted
     const queued = await page.queue();
     await page.waitForPanel();
     if (leaving === "workflow") {
       await page.set(sampler, { seed: NEW_SEED() });
-      await page.page.evaluate(() => app.queuePrompt(0, 1)); // it starts when the other workflow is open
+      second = await page.queueLater(); // it starts when the other workflow is open
       await page.load(workflow);
     }
     else {
@@ -146,13 +147,13 @@ async function leave(browser, { workflow, sampler }) {
     await page.page.evaluate(() => app.api.interrupt());
     await queued.end();
     if (leaving === "node") continue;
-    const prompts = () => new Set(page.messages.slice(-2).map((message) => message.prompt_id));
-    const last = page.messages.at(-1).prompt_id;
-    await page.until(prompts, (seen) => !seen.has(last) && seen.size === 1, 60_000);
+    const steps = () => page.messages.filter(({ phase, prompt_id }) => phase === "step" && prompt_id === second);
+    await page.until(() => steps().length, (count) => count >= 2, 60_000);
     panels.push(await page.panel());
+    stepsOfSecond = steps().length;
     await page.page.evaluate(() => app.api.interrupt());
   }
-  return { panels, problems: page.problems };
+  return { panels, stepsOfSecond, problems: page.problems };
 }
 
 /** ComfyUI's own KSampler behind RASPatchModel, put together in the page. */

@@ -145,7 +145,7 @@ PLAIN = planned(steps=14, dense=14)
 
 class TestCost:
     @rotated("speed", PLAN_SPEEDS)
-    def test_each_speed_through_both_entry_points(self, family, speed):
+    def test_families_and_speeds_reach_their_cost_through_both_entry_points(self, family, speed):
         model = family.build()
         latent, trace = ras_ksampler(family, speed, model)
         assert gain(trace) == pytest.approx(factor(speed), rel=0.05)
@@ -165,7 +165,7 @@ class TestCost:
         found = custom(behind, family, comfy.samplers.sampler_object(sampler_name), sigmas)
         assert torch.equal(found, latent)
 
-    @pytest.mark.parametrize("steps", [10, 14, 45])
+    @pytest.mark.parametrize("steps", [14, 25, 45])
     def test_a_measured_plan_with_another_number_of_steps(self, sd3, steps):
         """A measured plan has the cost of its speed with the number of steps at which it was measured."""
         plan = Plan("2.5x", "euler", (0.7, 0.3), Rhythm(start=6, share=0.51, every=2).shares(13))
@@ -364,6 +364,28 @@ class TestLevels:
         custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
         assert last_trace(model).n_steps == len(made) - 1 == 17 and REPLACED not in info.text
 
+    def test_a_scheduler_that_resembles_an_even_grid(self):
+        """For Flux, `sgm_uniform` has almost the levels of a plan with an even grid."""
+        flux = FAMILIES["flux"]
+        even = planned(steps=14, dense=14, density=(1.0,)).plans[0]
+        model = ras_model(flux, "2x", plan=PlanSet((*planned().plans, even)))
+        ksampler(model, flux, scheduler="sgm_uniform")
+        trace = last_trace(model)
+        assert trace.n_steps < 18 and (trace.asked_steps, trace.remarks) == (STEPS, ())
+
+    @pytest.mark.parametrize("steps", [12, 28])
+    def test_levels_of_ddim_uniform_are_not_custom(self, sd3, steps):
+        model = ras_model(sd3, "2x")
+        ksampler(model, sd3, scheduler="ddim_uniform", steps=steps)
+        assert last_trace(model).remarks == ()
+
+    def test_schedulers_without_a_function_are_not_tried(self, sd3, monkeypatch, caplog):
+        """Other packs may add a name whose levels only their own code can make."""
+        names = [*comfy.samplers.SCHEDULER_NAMES, "of_another_pack"]
+        monkeypatch.setattr(comfy.samplers, "SCHEDULER_NAMES", names)
+        ksampler(ras_model(sd3, "2x"), sd3, scheduler="karras")
+        assert "of_another_pack" not in caplog.text
+
     def test_custom_levels_that_make_way_are_reported(self, sd3, info):
         model = ras_model(sd3, "2x")
         sigmas = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler").result[0]
@@ -439,7 +461,7 @@ class TestFewSteps:
         assert (trace.is_accelerated, trace.reason) == (False, STAYS_OUT)
 
     @rotated("speed", PLAN_SPEEDS)
-    def test_every_family_and_speed_through_both_entry_points(self, family, speed):
+    def test_families_and_speeds_through_both_entry_points(self, family, speed):
         plain = ksampler(family.build(), family, steps=8)
         assert torch.equal(ras_ksampler(family, speed, steps=8)[0], plain)
         assert torch.equal(ksampler(ras_model(family, speed), family, steps=8), plain)
@@ -481,6 +503,11 @@ class TestFewSteps:
         model = ras_model(sd3, "2x")
         assert torch.equal(ksampler(model, sd3, **changes), ksampler(sd3.build(), sd3, **changes))
         assert last_trace(model).reason == STAYS_OUT
+
+    def test_the_last_steps_of_a_sampler_that_leaves_out_a_level(self, sd3):
+        changes = {"scheduler": "karras", "steps": 4, "denoise": 0.6, "sampler_name": "uni_pc"}
+        model = ras_model(sd3, "2x")
+        assert torch.equal(ksampler(model, sd3, **changes), ksampler(sd3.build(), sd3, **changes))
 
     @pytest.mark.parametrize(
         ("scheduler", "start", "end"),

@@ -8,7 +8,7 @@ from ras_pack.ras_core.method import family_plans as module
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
 from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
-from ras_pack.ras_core.method.plan_fitting import fitted, fitted_steps
+from ras_pack.ras_core.method.plan_fitting import fitted, fitted_plan, fitted_steps
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.schedule import StepKind, plan_steps
 from ras_pack.ras_core.models import ADAPTERS
@@ -303,3 +303,20 @@ class TestFamilies:
     def test_the_mean_is_between_them(self):
         first = [family_plans(name).best("2x", "euler").density[0] for name in ("sd3", "lumina2", "flux")]
         assert min(first) <= family_plans(None).best("2x", "euler").density[0] <= max(first)
+
+
+class TestMeasuredPlans:
+    """A plan measured on the run's model keeps its dense and regional steps with any number of steps."""
+
+    PLAN = Plan("2x", "euler", (0.7, 0.3), (1.0,) * 10 + (0.3,) * 14)
+
+    def test_only_its_share_changes(self):
+        plan = self.PLAN.resized(27)
+        found = fitted_plan(plan, self.PLAN, 13.5, lambda share: share, is_measured=True)
+        assert [share == 1 for share in found.shares] == [share == 1 for share in plan.shares]
+        assert sum(found.shares) == pytest.approx(13.5, abs=0.01)
+
+    def test_it_stays_as_it_is_if_no_share_fits_or_if_it_was_measured_so(self):
+        plan = self.PLAN.resized(27)
+        assert fitted_plan(plan, self.PLAN, 3.0, lambda share: share, is_measured=True) == plan
+        assert fitted_plan(self.PLAN, self.PLAN, 13.0, lambda share: share, is_measured=True) == self.PLAN

@@ -29,9 +29,7 @@ def odd(family) -> tuple[int, int]:
 
 
 def test_identity(family):
-    proofs.TestIdentity().test_dense_settings_change_nothing(
-        family, ("dpmpp_2m", RASConfig(sample_ratio=1.0))
-    )
+    proofs.TestIdentity().test_dense_settings_change_nothing(family, "dpmpp_2m", RASConfig(sample_ratio=1.0))
 
 
 def test_effect(family, odd):

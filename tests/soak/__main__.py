@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -27,6 +28,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the soak. Returns 1 if a scenario failed or the memory of the process grew, else 0."""
     options = arguments(argv)
+    # Otherwise, PyTorch keeps the compiled code of up to 1,024 operations, and memory grows for hours.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "8")
     comfy.setup(threads=1)
     from .scenario import Scenario
     from .summary import machine, soak

@@ -107,8 +107,9 @@ def soak(
             summary.add(number, outcome := _played(seed, number))
             for failure in outcome.failures:
                 report(f"make soak ARGS='--seed {seed} --only {number}'  # {failure}")
+            memory = _memory_mib()  # each time, so that freed memory does not become scattered
             if summary.scenarios == WARM:
-                summary.memory_mib.append(_memory_mib())
+                summary.memory_mib.append(memory)
     summary.memory_mib.append(_memory_mib())
     summary.seconds = time.perf_counter() - start
     return summary
