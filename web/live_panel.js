@@ -175,9 +175,10 @@ export class LivePanel {
     const { node } = this;
     this.sizeWithout = node.computeSize;
     node.computeSize = (...args) => {
-      const [width, height] = this.sizeWithout.apply(node, args);
-      Object.assign(this.widget, { y: height, computedHeight: this.height() });
-      return [width, height + this.height()];
+      const size = this.sizeWithout.apply(node, args); // may be node.size itself
+      Object.assign(this.widget, { y: size[1], computedHeight: this.height() });
+      size[1] += this.height();
+      return size;
     };
   }
 

@@ -535,8 +535,9 @@ async function subgraph(browser, { workflow, sampler }) {
   const back = await page.until(() => page.shownPanels(), (widths) => widths.length > 0);
   await page.screenshot("subgraph_back");
   const offered = await page.offeredWidgets();
+  const placeBack = await page.until(() => page.panelInSubgraph());
   await page.screenshot("subgraph_list");
-  return { end, outside, inside, back, offered, before, nested, place, messages: page.messages, problems: page.problems };
+  return { end, outside, inside, back, offered, placeBack, before, nested, place, messages: page.messages, problems: page.problems };
 }
 
 /** The blueprint as the node library adds it, in the place of an example's own sampler, decoder and preview. */

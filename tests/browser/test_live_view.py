@@ -231,5 +231,6 @@ def test_a_subgraph_node_shows_it_and_does_not_save_it(drive):
     assert report["nested"] == report["before"]
     assert min(report["place"]) > -1  # below the slots and widgets, and inside the node
     assert len(report["back"]) == 1 and min(report["back"]) > 50  # after a look into the subgraph
+    assert min(report["placeBack"]) > -1
     assert report["offered"] == ["cuda_graphs"]  # neither the hint nor the live view
     assert ours(report["problems"]) == []
