@@ -189,12 +189,16 @@ export class ComfyPage {
   async watchPictures() {
     await this.page.evaluate(() => {
       window.pictures = new Set();
-      window.watch = setInterval(() => {
+      const look = () => {
         const canvas = document.querySelector(".multirate-ras-live > canvas");
         if (canvas) window.pictures.add(canvas.toDataURL());
-      }, 100);
+      };
+      const observer = new MutationObserver(look); // a timer is late on a busy page
+      observer.observe(document.body, { childList: true, characterData: true, subtree: true });
+      const timer = setInterval(look, 100);
+      window.stopWatching = () => (observer.disconnect(), clearInterval(timer), window.pictures.size);
     });
-    return () => this.page.evaluate(() => (clearInterval(window.watch), window.pictures.size));
+    return () => this.page.evaluate(() => window.stopWatching());
   }
 
   /** What of a node goes into a saved workflow and into a prompt, and how large it is. */
