@@ -103,7 +103,7 @@ class TestCalibration:
             monkeypatch.setattr(calibrated, name, value)
         sigmas = studio.sigmas(Cell("random_sd3", steps=6, grid="calibrated"))
         assert len(sigmas) == 7 and sigmas[-1] == 0 and bool((sigmas.diff() < 0).all())
-        monkeypatch.setattr(calibrated, "_measured", None)  # would fail if it were asked
+        monkeypatch.setattr(calibrated, "measured_costs", None)  # would fail if it were asked
         again = Studio(studio.source, options)
         assert torch.equal(again.sigmas(Cell("random_sd3", steps=6, grid="calibrated")), sigmas)
 

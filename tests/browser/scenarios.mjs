@@ -235,7 +235,10 @@ async function compare(page) {
       widgets: widgets.map((one) => one.name),
     };
   });
-  const found = await page.until(look, ({ sizes }) => Math.min(...sizes) > 0);
+  const isDrawn = ({ sizes, shown: [width] }) => Math.min(...sizes) > 0 && width > 0;
+  await page.until(look, isDrawn);
+  await page.settle(500); // then the node becomes as large as the images need
+  const found = await page.until(look, isDrawn);
   const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
   return { before, during, end, after, saved: await page.saved("RASCompare") };
 }
@@ -491,6 +494,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
   await prepare(page, workflow, sampler);
   await page.narrow(sampler);
+  const before = await page.until(() => page.saved(sampler));
   const end = await (await page.queue()).end();
   const panel = await page.finishedPanel();
   await page.screenshot("other_nodes");
@@ -506,7 +510,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   }
   const bands = await page.until(() => page.emptyBands());
   await page.screenshot("speed_changed");
-  return { end, panel, short, saved, bands, messages: page.messages, problems: page.problems };
+  return { end, panel, short, before, saved, bands, messages: page.messages, problems: page.problems };
 }
 
 /** The sampler inside a subgraph: nothing breaks, inside it the view is there, and outside it is there again. */

@@ -35,7 +35,7 @@ SETTINGS = {
 REGIONAL = PlanSet((Plan("2x", "euler", (0.7, 0.3), (1.0,) * 11 + (0.5,) * 6),))
 """Plans among which there is no plain one."""
 
-NEARLY_ALL = PlanSet((replace(REGIONAL.plans[0], shares=(1.0,) * 11 + (0.9,) * 6),))
+NEARLY_ALL = PlanSet((replace(REGIONAL.plans[0], shares=(1.0,) * 5 + (0.9,) * 2, full_steps=STEPS),))
 """With these, a regional step on right rows is close to a dense one, even in a network of random weights."""
 
 
