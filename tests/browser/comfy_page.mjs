@@ -193,7 +193,13 @@ export class ComfyPage {
         const canvas = document.querySelector(".multirate-ras-live > canvas");
         if (canvas) window.pictures.add(canvas.toDataURL());
       };
-      const observer = new MutationObserver(look); // a timer is late on a busy page
+      let last = "";
+      const lookAtStep = () => {
+        const caption = document.querySelector(".multirate-ras-caption")?.textContent ?? "";
+        if (caption !== last) look(); // not at each change of the page: that would be thousands
+        last = caption;
+      };
+      const observer = new MutationObserver(lookAtStep); // a timer is late on a busy page
       observer.observe(document.body, { childList: true, characterData: true, subtree: true });
       const timer = setInterval(look, 100);
       window.stopWatching = () => (observer.disconnect(), clearInterval(timer), window.pictures.size);

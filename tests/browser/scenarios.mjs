@@ -235,10 +235,8 @@ async function compare(page) {
       widgets: widgets.map((one) => one.name),
     };
   });
-  const isDrawn = ({ sizes, shown: [width] }) => Math.min(...sizes) > 0 && width > 0;
-  await page.until(look, isDrawn);
-  await page.settle(500); // then the node becomes as large as the images need
-  const found = await page.until(look, isDrawn);
+  // The node becomes as large as the images need some time after these are there.
+  const found = await page.until(look, ({ sizes, shown }) => Math.min(...sizes) > 0 && Math.min(...shown) > 350);
   const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
   return { before, during, end, after, saved: await page.saved("RASCompare") };
 }
