@@ -81,7 +81,8 @@ app.registerExtension({
     // The front end reports the newly opened workflow only later; after an undo, the workflow is the same.
     const restore = () => {
       if (openWorkflow() === left && performance.now() <= start + LONGEST_OPENING) return setTimeout(restore, 100);
-      if (queuedIn.has(foreignPromptId)) foreignPromptId = null; // from now on, its workflow tells
+      // From now on, the workflow in which it was queued tells whether it is shown.
+      if (openWorkflow() !== left && queuedIn.has(foreignPromptId)) foreignPromptId = null;
       restoreKept();
     };
     restore();

@@ -58,6 +58,7 @@ export class ComfyPage {
     await this.page.goto(this.job.url);
     await this.page.waitForFunction(() => window.app?.extensionManager, null, { timeout: READY });
     await this.page.locator('[data-testid="queue-button"]').waitFor({ timeout: READY });
+    await this.setting("Comfy.RightSidePanel.IsOpen", false); // as an earlier scenario may have left it
   }
 
   async load(file) {
