@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
@@ -210,8 +211,13 @@ class Trace:
             "plan": self.plan,
             "graphs": None if self.graphs is None else asdict(self.graphs),
             "timeline": [
-                {"step": e.step, "sigma": e.sigma, "kind": e.kind.value, "reset": e.is_reset,
+                {"step": e.step, "sigma": _in_json(e.sigma), "kind": e.kind.value, "reset": e.is_reset,
                  "active_share": e.active_share, "seconds": e.seconds}
                 for e in self.evaluations
             ],
         }  # fmt: skip
+
+
+def _in_json(number: float) -> float | None:
+    """A number, or None if JSON cannot have it. (kl_optimal's noise levels are NaN in a run of one step.)"""
+    return number if math.isfinite(number) else None

@@ -570,6 +570,12 @@ class TestFewSteps:
         trace = last_trace(model)
         assert (trace.n_steps, trace.reason) == (4, "") and trace.regional_steps > 0
 
+    def test_a_trace_of_noise_levels_that_are_no_numbers_is_valid_json(self, sd3):
+        """ComfyUI's scheduler kl_optimal divides by zero in a run of one step."""
+        model = ras_model(sd3, "2x")
+        ksampler(model, sd3, steps=1, scheduler="kl_optimal")
+        assert json.dumps(last_trace(model).as_dict(), allow_nan=False)
+
     def test_custom_settings_apply_to_any_number_of_steps(self, sd3):
         _, trace = ras_ksampler(sd3, CUSTOM, steps=8)
         assert (trace.n_steps, trace.regional_steps) == (8, 6)

@@ -88,7 +88,7 @@ def trace_of_run(trace: Trace, seen: Sequence[Seen], skips: bool) -> list[str]:
 
 
 def _is_near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
+    return math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6) or (math.isnan(a) and math.isnan(b))
 
 
 def _numbers(trace: Trace) -> list[str]:
