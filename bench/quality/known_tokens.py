@@ -64,7 +64,8 @@ class InsideFirst(Selector):
         self.score = self._last
 
     def _choose(self, active_count: int, sigma: float, order: Tensor) -> Tensor:
-        need = (self._last - sigma) + self._turn + 1e3 * self._inside
+        device = order.device
+        need = (self._last - sigma).to(device) + self._turn.to(device) + 1e3 * self._inside.to(device)
         first = need.argsort(dim=1, descending=True, stable=True)
         return first[:, :active_count].sort(dim=1).values
 

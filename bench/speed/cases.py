@@ -27,6 +27,9 @@ DEFAULT_WEIGHTS = {"sd3_medium-1024": WEIGHTS}
 """For each of these cases, the kinds of weights to run by default. All other cases run the first three of
 WEIGHTS: unchanged, in fp8, and with a LoRA."""
 
+SPREAD = "+spread"
+"""Ending of a kv_cache setting whose forecasts are corrected with `spread`, as in a run with a plan."""
+
 REFERENCE_OPTIONS = {"sd3_medium": "fused", "lumina_next": "flash"}
 """The networks that the reference code supports, each with the kernel option that the reference's published
 script uses for it."""
@@ -91,7 +94,11 @@ class Variant:
         graphs: value of the RAS node's input `cuda_graphs`, for the method "ras".
         option: optional kernels that the method "reference" uses: "flash" for FlashAttention, "fused" for
             microsoft/RAS's Triton kernels, "" for neither.
-        kv_cache: value of the RAS node's input `kv_cache`, for the method "ras".
+        kv_cache: value of the RAS node's input `kv_cache`, for the method "ras"; with the ending SPREAD,
+            forecasts are also corrected.
+        speed: value of the RAS node's input `speed`, for the method "ras": the run then takes a plan, and
+            `ratio` and `kv_cache` have no effect. "" for runs without a plan.
+        node: the node that samples a run with a plan: "KSampler", behind RAS Patch Model, or "RASKSampler".
         compiled: backend of a TorchCompileModel node of ComfyUI before the RAS node; "" if there is no such
             node.
         weights: kind of weights, one of the names in WEIGHTS.
@@ -104,11 +111,15 @@ class Variant:
     kv_cache: str = "gpu"
     compiled: str = ""
     weights: str = "default"
+    speed: str = ""
+    node: str = "KSampler"
 
     @property
     def key(self) -> str:
         parts = [self.method]
-        if self.method in ("ras", "reference"):
+        if self.speed:
+            parts += [self.speed, "" if self.node == "KSampler" else self.node]
+        elif self.method in ("ras", "reference"):
             parts.append(f"{self.ratio:.1%}".replace(".0%", "%"))
         if self.method == "ras":
             parts.append("eager" if self.graphs == "off" else "graph")
@@ -124,6 +135,7 @@ def variants(
     compiled: str = "",
     format_names: Sequence[str] = (),
     more: bool = False,
+    speeds: Sequence[str] = (),
 ) -> list[Variant]:
     """The variants with unchanged weights. The dense variant is the first, since all others are compared with
     it.
@@ -136,6 +148,8 @@ def variants(
             each ratio.
         more: whether to add RAS with all tokens active, RAS without CUDA graphs at every ratio, and
             LazyCache.
+        speeds: values of the RAS node's input `speed`. Each value adds a run with the plan through KSampler,
+            and one through RASKSampler.
     """
     mode = "auto" if graphs else "off"
     found = [Variant("dense")]
@@ -147,6 +161,8 @@ def variants(
         found.append(Variant("dense", compiled=compiled))
         found += [Variant("ras", ratio, mode, compiled=compiled) for ratio in ratios]
     found += [Variant("ras", ratio, mode, kv_cache=each) for ratio in ratios for each in format_names]
+    nodes = ("KSampler", "RASKSampler")
+    found += [Variant("ras", graphs=mode, speed=speed, node=node) for speed in speeds for node in nodes]
     return found
 
 

@@ -29,6 +29,7 @@ from ..common.results import write_json
 from .cases import (
     DEFAULT_CASES,
     RATIOS,
+    SPREAD,
     STEPS,
     WEIGHTS,
     Case,
@@ -103,7 +104,8 @@ def with_defaults(options: argparse.Namespace) -> argparse.Namespace:
     only tests that all code runs.
     """
     is_short = options.tiny or options.quick
-    options.ratios = options.ratios or (RATIOS[1:2] if is_short else RATIOS)
+    if not options.ratios:
+        options.ratios = () if options.speeds else (RATIOS[1:2] if is_short else RATIOS)
     if options.repeats is None:
         options.repeats = 1 if is_short else 3
     if options.weights is None:
@@ -168,7 +170,7 @@ def first_job(case: Case, options: argparse.Namespace, folder: Path, seconds: fl
     from_file = loads_from_file(case, options.tiny)
     own = ("--cpu",) if options.device == "cpu" else ()
     graphs = options.device != "cpu" or options.tiny
-    found = variants(options.ratios, graphs, options.compile, options.kv_cache, options.more)
+    found = variants(options.ratios, graphs, options.compile, options.kv_cache, options.more, options.speeds)
     found = found if "default" in weights else []
     for each in weights:
         found += other_weights(options.ratios, graphs, each) if each != "default" else []
@@ -307,7 +309,13 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     top.add_argument(
         "--kv-cache", type=_format_names, default=(), metavar="NAMES",
-        help="also run RAS with these settings of kv_cache, for example fp8,forecast,cpu",
+        help="also run RAS with these settings of kv_cache, for example fp8,forecast,cpu; "
+        "forecast+spread also corrects the forecasts, as plans do",
+    )  # fmt: skip
+    top.add_argument(
+        "--speeds", type=_speeds, default=(), metavar="NAMES",
+        help="also run RAS with the plans for these values of speed, for example 1.5x,2x; without --ratios, "
+        "run only these",
     )  # fmt: skip
     top.add_argument("--profile", action="store_true", help="profile steps of --cases instead of timing runs")
     top.add_argument(
@@ -329,7 +337,15 @@ def _format_names(text: str) -> tuple[str, ...]:
     # it starts ComfyUI, which must import torch first.
     from ...ras_core.kv.formats import setting_names
 
-    return _names(text, setting_names(), "setting of kv_cache")
+    known = setting_names()
+    spread = tuple(name + SPREAD for name in known if name.startswith("forecast"))
+    return _names(text, (*known, *spread), "setting of kv_cache")
+
+
+def _speeds(text: str) -> tuple[str, ...]:
+    from ...ras_core.method.plan import PLAN_SPEEDS
+
+    return _names(text, PLAN_SPEEDS, "speed")
 
 
 def _weights(text: str) -> tuple[str, ...]:

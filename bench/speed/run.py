@@ -15,10 +15,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...nodes.sampler import sample_with_trace
 from ...ras_core.config import RASConfig
 from ...ras_core.graphs.eligibility import MAX_GRAPHS
 from ...ras_core.host.graphs_of_model import graph_store
+from ...ras_core.host.outer_sample import Settings
 from ...ras_core.host.patch import last_trace, patch_model
+from ...ras_core.host.speed import Speed
 from ...ras_core.models import adapter_for
 from ...ras_core.run.trace import Trace
 from ..common.graph_counter import GraphCounter
@@ -27,6 +30,7 @@ from ..common.shapes import PIXELS_PER_TOKEN, Shape, free
 from ..common.timing import Clock
 from .cases import (
     RESETS,
+    SPREAD,
     START_STEP,
     STEPS,
     Case,
@@ -121,6 +125,8 @@ class Bench:
         return self._dense(LazyCacheNode.execute(model, **LAZYCACHE).args[0], variant)
 
     def _ras(self, model: ModelPatcher, variant: Variant) -> Run:
+        if variant.node == "RASKSampler":
+            return lambda seed: self._ras_sampler_node(model, variant, seed)
         patched = with_ras(model, variant)
         sample = self._sampler_node(patched)
 
@@ -129,6 +135,14 @@ class Bench:
             return last_trace(patched)
 
         return run
+
+    def _ras_sampler_node(self, model: ModelPatcher, variant: Variant, seed: int) -> Trace:
+        positive, negative = self.conditionings
+        return sample_with_trace(
+            model, self.latent, settings=settings_of(variant), seed=seed, steps=self.steps,
+            cfg=self.shape.cfg, sampler_name="euler", scheduler="simple", positive=positive,
+            negative=negative, denoise=1.0,
+        )[1]  # fmt: skip
 
     def latent_of(self, variant: Variant, seed: int = SEED) -> tuple[Tensor, Trace]:
         """Sample once with RAS; returns the latent and the trace, which callers compare with other runs."""
@@ -143,6 +157,7 @@ class Bench:
         self._sampler_node(self.model)(SEED)
 
     def ideal(self, counts: Sequence[int]) -> float:
+        """The speed-up expected from FLOPs, relative to a dense run of as many evaluations."""
         return ideal_speedup(self.profile, self.n_tokens, self.shape.rows_in_network, counts)
 
     def close(self) -> None:
@@ -151,14 +166,21 @@ class Bench:
 
 
 def with_ras(model: ModelPatcher, variant: Variant) -> ModelPatcher:
-    """The model patched with RAS, with the same dense steps as the reference code: the first START_STEP
-    steps, and those in RESETS.
+    """The model patched with RAS, with the settings of a variant."""
+    return patch_model(model, settings_of(variant))
+
+
+def settings_of(variant: Variant) -> Settings | RASConfig:
+    """A plan's settings if the variant has a speed. All other variants have the same dense steps as the
+    reference code: the first START_STEP steps, and those in RESETS.
     """
-    config = RASConfig(
+    if variant.speed:
+        return Speed(variant.speed, None, variant.graphs)
+    return RASConfig(
         sample_ratio=variant.ratio, start_step=START_STEP, dense_steps=RESETS,
-        cuda_graphs=variant.graphs, kv_cache=variant.kv_cache,
+        cuda_graphs=variant.graphs, kv_cache=variant.kv_cache.removesuffix(SPREAD),
+        spread=variant.kv_cache.endswith(SPREAD),
     )  # fmt: skip
-    return patch_model(model, config)
 
 
 def too_many_graphs(wanted: Sequence[Variant], calls: int) -> str:
@@ -211,7 +233,7 @@ def row_of(bench: Bench, each: Measured, dense: Measured, own_dense: Measured) -
     row: dict[str, Any] = {
         "case": bench.case.key, "variant": variant.key, "method": variant.method, "ratio": variant.ratio,
         "graphs": variant.graphs, "option": variant.option, "compiled": variant.compiled,
-        "weights": variant.weights, "comfyui": comfyui_version.__version__,
+        "weights": variant.weights, "speed": variant.speed, "comfyui": comfyui_version.__version__,
         "dynamic_vram": has_dynamic_vram(), "pixels": bench.pixels,
         "batch": bench.case.batch, "tokens": bench.n_tokens, "text_rows": list(bench.shape.rows_in_network),
         "dtype": str(bench.shape.dtype).removeprefix("torch."), "steps": bench.steps, "error": each.error,
@@ -267,7 +289,8 @@ def _against_ideal(bench: Bench, each: Measured, speedup: float | None) -> dict[
     if trace is None:
         counts = each.counts or planned_counts(bench.n_tokens, variant.ratio, bench.steps)
         return {"ideal": (ideal := bench.ideal(counts)), "of_ideal": speedup / ideal}
-    ideal = bench.ideal([round(e.active_share * bench.n_tokens) for e in trace.evaluations])
+    counts = [round(e.active_share * bench.n_tokens) for e in trace.evaluations]
+    ideal = bench.ideal(counts) * bench.steps / len(counts)  # a plan may have fewer steps than the dense run
     return {
         "ideal": ideal, "of_ideal": speedup / ideal, "kv_bytes": trace.kv_bytes,
         "regional_steps": trace.regional_steps, "log_expected": trace.expected_speedup,

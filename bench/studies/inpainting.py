@@ -81,6 +81,7 @@ class Way:
 
 WAYS = (
     Way("simple, dpmpp_2m", "dpmpp_2m", on_plan=False),
+    Way("simple, ab2", "ab2", on_plan=False),
     Way("plan, euler", "euler"),
     Way("plan, dpmpp_2m", "dpmpp_2m"),
     Way("plan, ab2", "ab2"),
@@ -88,7 +89,7 @@ WAYS = (
     Way("regional, ab2, rows forecast", "ab2", kv_cache="forecast"),
     Way("regional, ab2, rows forecast and spread", "ab2", kv_cache="forecast2", spread=True),
 )
-SMALL_WAYS = (WAYS[0], *WAYS[2:4], WAYS[-1])
+SMALL_WAYS = (*WAYS[:2], *WAYS[3:5], WAYS[-1])
 
 
 @dataclass

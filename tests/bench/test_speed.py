@@ -66,8 +66,10 @@ class TestCases:
     def test_every_variant_has_its_own_name(self):
         found = variants((0.5, 0.125), graphs=True, compiled="inductor", format_names=("fp8", "forecast"))
         found += reference_variants(LUMINA_NEXT, (0.5, 0.125), on_gpu=True)
+        found += variants((), graphs=True, speeds=("2x", "3x"))[1:]
         names = [each.key for each in found]
         assert len(set(names)) == len(names)
+        assert {"ras 2x graph", "ras 3x RASKSampler graph"} < set(names)
         assert {"reference 12.5% flash", "ras 50% graph", "ras 50% graph fp8"} < set(names)
         assert names[0] == "dense"
 

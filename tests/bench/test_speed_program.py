@@ -348,13 +348,15 @@ def test_the_whole_speed_program(tmp_path):
     ComfyUI as main.py does.
     """
     out = tmp_path / "speed.json"
-    done = program("speed", "--tiny", "--dynamic-vram", "on", "--weights", "default,lora", "--out", str(out))
+    what = ["--weights", "default,lora", "--kv-cache", "forecast+spread", "--ratios", "0.25", "--speeds=2x"]
+    done = program("speed", "--tiny", "--dynamic-vram", "on", *what, "--out", str(out))
     assert done.returncode == 0, done.stderr[-2000:] + out.with_suffix(".log").read_text()[-3000:]
     results = json.loads(out.read_text())
     assert results["comfyui"] and results["dynamic_vram"] == [False]  # none on a CPU
     rows = {row["variant"]: row for row in results["rows"]}
     assert list(rows) == [
-        "dense", "ras 25% graph", "ras 25% eager", "dense lora", "ras 25% graph lora",
+        "dense", "ras 25% graph", "ras 25% eager", "ras 25% graph forecast+spread", "ras 2x graph",
+        "ras 2x RASKSampler graph", "dense lora", "ras 25% graph lora",
     ]  # fmt: skip
     assert not any(row["error"] for row in rows.values()) and results["dropped"] == []
     eager = rows["ras 25% eager"]
@@ -363,6 +365,9 @@ def test_the_whole_speed_program(tmp_path):
     assert eager["regional_cpu_step_seconds"] > 0 and eager["overhead_seconds"] > 0
     assert {"loading", "sampling", "end of run"} < set(eager["stages"])
     assert "ras 25% graph lora" in done.stdout
+    planned = rows["ras 2x graph"]
+    assert planned["evaluations"] < eager["evaluations"] == 14 and planned["speed"] == "2x"
+    assert planned["ideal"] == pytest.approx(2, rel=0.1) == rows["ras 2x RASKSampler graph"]["ideal"]
 
 
 @pytest.mark.parametrize("option", ["--groups", "--only"])
