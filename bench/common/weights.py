@@ -19,10 +19,14 @@ def draw_weights(network: nn.Module, seed: int) -> None:
     """
     tensors = [*network.named_parameters(), *network.named_buffers()]
     tensors = [(name, tensor) for name, tensor in tensors if not name.startswith(KEPT)]
-    generators = {device: torch.Generator(device).manual_seed(seed) for device in {t.device for _, t in tensors}}
+    generators = {
+        device: torch.Generator(device).manual_seed(seed) for device in {t.device for _, t in tensors}
+    }
     for name, tensor in tensors:
         if tensor.ndim >= 2:
-            tensor.normal_(0.0, 1 / math.sqrt(math.prod(tensor.shape[1:])), generator=generators[tensor.device])
+            tensor.normal_(
+                0.0, 1 / math.sqrt(math.prod(tensor.shape[1:])), generator=generators[tensor.device]
+            )
         else:
             tensor.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generators[tensor.device])
         if name.endswith("pos_embed"):

@@ -43,8 +43,9 @@ from ..method.plan import (
     PlanSpeed,
     plain_steps,
 )
-from ..method.plan_candidates import RegionalCost, candidates
+from ..method.plan_candidates import candidates
 from ..method.plan_set import HERE, PlanSet
+from ..method.regional_cost import RegionalCost
 from ..method.sigma_grid import even_density, front_loaded_density, step_density
 from ..models import network_of
 from .fingerprint import fingerprint

@@ -73,10 +73,14 @@ def are_custom(model: ModelPatcher, levels: Levels) -> bool:
     )
 
 
+def begins_with_noise(model: ModelPatcher, levels: Levels) -> bool:
+    """Whether the first level is that of pure noise, as with denoise 1."""
+    return abs(levels[0] - simple_levels(model, 1)[0]) <= ROUNDING * levels[0]
+
+
 def _are_whole(model: ModelPatcher, levels: Levels) -> bool:
     """Whether levels begin and end as a whole schedule does."""
-    nearby = ROUNDING * levels[0]
-    return abs(levels[0] - simple_levels(model, 1)[0]) <= nearby and levels[-1] <= nearby
+    return begins_with_noise(model, levels) and levels[-1] <= ROUNDING * levels[0]
 
 
 def _schedules(model: ModelPatcher, steps: int) -> Iterator[list[float]]:

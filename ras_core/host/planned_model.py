@@ -14,7 +14,7 @@ from ..config import RASConfig
 from ..kv.choose import check_setting
 from ..method.grid import TokenGrid
 from ..method.plan import Plan
-from ..method.plan_candidates import RegionalCost
+from ..method.regional_cost import RegionalCost
 from ..method.schedule import StepKind, StepPlan
 from ..models.base import ModelAdapter
 from ..models.cost import CostProfile, profile_of

@@ -62,8 +62,15 @@ def connected_plans(plans: PlanSet, model: ModelPatcher) -> PlanSet:
 
 def plans_of_family(model: ModelPatcher) -> PlanSet:
     """The plans of a model's family, which were not measured on this model."""
+    return family_plans(family_of(model))
+
+
+def family_of(model: ModelPatcher) -> str | None:
+    """The name of the model's family, which is that of the adapter's module; None if RAS does not support
+    the model.
+    """
     adapter = adapter_of(model)
-    return family_plans(None if adapter is None else type(adapter).__module__.rpartition(".")[2])
+    return None if adapter is None else type(adapter).__module__.rpartition(".")[2]
 
 
 def adapter_of(model: ModelPatcher) -> ModelAdapter | None:

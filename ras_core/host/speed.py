@@ -20,20 +20,22 @@ from torch import Tensor
 from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
+from ..method.family_plans import even_steps_below
 from ..method.few_steps import STAYS_OUT, is_few
 from ..method.plan import Plan, described
-from ..method.plan_candidates import RegionalCost, reached_speed, shares_of_steps
+from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_fitting import fitted_plan, fitted_to_levels
 from ..method.plan_set import ELSEWHERE, PlanSet
+from ..method.regional_cost import RegionalCost
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
-from .known_levels import TOLERANCE, are_custom, have_few_steps, plan_of_grid
+from .known_levels import TOLERANCE, are_custom, begins_with_noise, have_few_steps, plan_of_grid
 from .measured_runs import simple_levels
 from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
 from .planned_model import regional_cost, settings_of
-from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, plans_for, plans_of_family
+from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, family_of, plans_for, plans_of_family
 from .samplers import plan_sampler, plan_solver
 
 LEVELS_STAY = "the noise levels are kept: {}"
@@ -41,12 +43,6 @@ NOT_DECREASING = "they are not strictly decreasing"
 TOO_CLOSE = "they are too close to each other"
 REPLACED = "the plan's noise levels replace those that another node made"
 MEASURED_GRID, EVEN_GRID = "the measured grid", "an even grid"
-
-LARGE_MASK = 0.5
-"""Share of the latent from which on inpainting uses a plan's noise levels. They were chosen for whole images,
-and have most steps at the start, where the composition is set. In a small mask, the surrounding image sets
-most of it: with a mask of a sixteenth of the area, evenly spaced steps came 13 dB closer to a fine run.
-"""
 
 NEAR = 0.05
 """A speed counts as reached if the expected speed-up differs from it by at most this fraction."""
@@ -129,7 +125,8 @@ class Speed:
         plans = self._connected(model) or plans_for(model, given.noise.shape[-2:])
         sampler = plan_sampler(given.sampler)
         plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
-        if float((given.denoise_mask > 0).float().mean()) < LARGE_MASK:
+        inside = float((given.denoise_mask > 0).float().mean())
+        if inside < even_steps_below(family_of(model)) and begins_with_noise(model, sigmas.tolist()):
             plan = replace(plan, density=(1.0,), origin="evenly spaced steps, as the mask is small")
         if plan_of_grid(plans, self.speed, model, sigmas.tolist()) is not None:
             plan = plans.best(self.speed, sampler).on_grid(given.steps)

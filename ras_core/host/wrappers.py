@@ -19,7 +19,7 @@ from ..models.cost import profile_of
 from ..run.live import View
 from ..run.network_calls import NetworkCalls
 from ..run.passes import Passes
-from ..run.references import DENSE_ONLY
+from ..run.references import remark_on
 from ..run.state import RunState
 from ..run.timing import timestamp
 from ..run.tools import Tools
@@ -127,7 +127,7 @@ class RunWrappers:
                 "nothing was accelerated: this guider does not call the model through ComfyUI's standard path"
             )
         if run.frozen_rows and run.recorder.any_regional:
-            run.recorder.remark(DENSE_ONLY)
+            run.recorder.remark(remark_on(run.plan))
         now = timestamp(self._model.load_device)  # taken first: the report takes time for each layer
         report = None if self._graphs is None else self._graphs.report
         profile = replace(self._profile, frozen_rows=run.frozen_rows)

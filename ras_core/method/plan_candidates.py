@@ -4,19 +4,11 @@ every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..config import MIN_RATIO
+from .editing import START_PART, alternating_edit, alternating_edit_of
 from .plan import MIN_DENSE
+from .regional_cost import MAX_SHARE, RegionalCost, leaves_out_references, share_of
 from .rhythm import Rhythm
-
-RegionalCost = Callable[[float], float]
-"""A function from the token share of a regional step to the step's cost, in multiples of a dense step's
-cost."""
-
-MAX_SHARE = 0.95
-"""Largest token share of a regional step. With a larger share, a regional step saves less than its
-overhead."""
 
 DENSE_PART = 0.45
 """Share of a run's cost that dense steps have in `shares_of_steps`, where the number of steps is given."""
@@ -27,6 +19,8 @@ DENSE_PART = 0.45
 CONSTANT = ((0.7, 0.4), (0.7, 0.55))
 # The same for a candidate whose regional and dense steps alternate after the start.
 ALTERNATING = (0.55, 0.28)
+# For each candidate of a run with reference images: share of the run's cost that the start has.
+EDITING = (START_PART, 0.33)
 
 
 def candidates(budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
@@ -36,8 +30,11 @@ def candidates(budget: float, cost: RegionalCost) -> list[tuple[float, ...]]:
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost, in the same unit.
     """
-    tried = [shares_for(budget, share, dense, cost) for share, dense in CONSTANT]
-    tried.append(alternating(budget, *ALTERNATING, cost))
+    if leaves_out_references(cost):
+        tried = [alternating_edit(budget, cost, part) for part in EDITING]
+    else:
+        tried = [shares_for(budget, share, dense, cost) for share, dense in CONSTANT]
+        tried.append(alternating(budget, *ALTERNATING, cost))
     return [shares for shares in tried if shares is not None]
 
 
@@ -81,6 +78,8 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
     budget = steps / speed
+    if leaves_out_references(cost):
+        return alternating_edit_of(steps, budget, cost)
     n_dense = min(max(round(budget * DENSE_PART), MIN_DENSE), steps)
     n_regional = steps - n_dense
     if n_regional == 0:
@@ -91,12 +90,3 @@ def shares_of_steps(steps: int, speed: float, cost: RegionalCost) -> tuple[float
 def reached_speed(shares: tuple[float, ...], cost: RegionalCost) -> float:
     """The speed-up of a run with these token shares over a run of equally many dense steps."""
     return len(shares) / sum(1.0 if share == 1 else cost(share) for share in shares)
-
-
-def share_of(wanted: float, cost: RegionalCost) -> float:
-    """The token share at which a regional step has the cost `wanted`, found by bisection."""
-    low, high = MIN_RATIO, MAX_SHARE
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) < wanted else (low, middle)
-    return round((low + high) / 2, 4)

@@ -5,17 +5,20 @@ what the plan's speed promises.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 from ..config import MIN_RATIO
+from .editing import alternating_edit, alternating_edit_of
 from .plan import MIN_DENSE, Plan
-from .plan_candidates import DENSE_PART, MAX_SHARE, RegionalCost, share_of, shares_for
-
-LEAST_FITTED = 0.4
-"""Smallest token share of a regional step in a plan that is fitted to another model. The smallest share of a
-measured plan (`family_plans.REGIONAL`) is 0.51."""
-
-USUAL_SHARE = 0.7
-"""Approximate token share of a regional step in runs in which only the first steps are dense."""
+from .plan_candidates import DENSE_PART, shares_for
+from .regional_cost import (
+    LEAST_FITTED,
+    MAX_SHARE,
+    USUAL_SHARE,
+    RegionalCost,
+    leaves_out_references,
+    share_of,
+)
 
 LARGEST_COST = 0.85
 """If a regional step with USUAL_SHARE costs more, it saves too little to be worth its error."""
@@ -34,7 +37,7 @@ def fitted_plan(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_me
     """
     if plan.is_plain:
         return plan
-    if is_measured:
+    if is_measured and not _uses_outdated(plan, cost):
         return _refitted(plan, best, budget, cost)
     shares = fitted(plan.shares, budget, cost)
     return None if shares is None else replace(plan, shares=shares)
@@ -44,9 +47,15 @@ def fitted_to_levels(plan: Plan, best: Plan, budget: float, cost: RegionalCost, 
     """As `fitted_plan`, with the same number of steps; all of them are dense if no shares cost the budget."""
     if plan.is_plain:
         return plan
-    if is_measured:
+    if is_measured and not _uses_outdated(plan, cost):
         return _refitted(plan, best, budget, cost)
     return replace(plan, shares=fitted_steps(plan.shares, budget, cost) or (1.0,) * plan.steps)
+
+
+def _uses_outdated(plan: Plan, cost: RegionalCost) -> bool:
+    """Whether a plan that was measured without reference images would use outdated ones (see `editing`)."""
+    is_regional = [share < 1 for share in plan.shares]
+    return leaves_out_references(cost) and any(map(all, pairwise(is_regional)))
 
 
 def _refitted(plan: Plan, best: Plan, budget: float, cost: RegionalCost) -> Plan:
@@ -66,12 +75,11 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
     """The same dense and regional steps, with the token share of the regional steps changed so that the cost
     of the run equals the budget.
 
-    In two cases, the result has another form: only the first steps are dense, and each of the others has a
-    share of about USUAL_SHARE. First, the share would have to be below LEAST_FITTED, for example because the
-    text has many rows. Second, a regional step costs less than its share of the tokens, because it leaves out
-    the rows of reference images; dense steps are then expensive. The result is None if no share up to
-    MAX_SHARE, and in the other form from LEAST_FITTED on, meets the budget, or if regional steps save too
-    little.
+    In two cases, the result has another form. First, the share would have to be below LEAST_FITTED, for
+    example because the text has many rows: then only the first steps are dense, and each of the others has a
+    share of about USUAL_SHARE. Second, regional steps leave out the rows of reference images (`editing`).
+    The result is None if no share up to MAX_SHARE, and in the first of these forms from LEAST_FITTED on,
+    meets the budget, or if regional steps save too little.
 
     Args:
         shares: token shares of a plan for another run: dense steps and at least one regional step; all
@@ -79,21 +87,25 @@ def fitted(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tupl
         budget: cost of the run, in multiples of the cost of a dense step.
         cost: function from the token share of a regional step to the step's cost; it must be increasing.
     """
-    leaves_out_references = cost(USUAL_SHARE) < USUAL_SHARE
+    if leaves_out_references(cost):
+        return alternating_edit(budget, cost)
     each = _left_for_each(shares, budget)
-    if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE) and not leaves_out_references:
+    if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE):
         return _with_share(shares, share_of(each, cost))
-    if (each > cost(MAX_SHARE) and not leaves_out_references) or cost(USUAL_SHARE) > LARGEST_COST:
+    if each > cost(MAX_SHARE) or cost(USUAL_SHARE) > LARGEST_COST:
         return None
     other = shares_for(budget, USUAL_SHARE, DENSE_PART, cost)
     return other if other and min(other) >= LEAST_FITTED else None
 
 
 def fitted_steps(shares: tuple[float, ...], budget: float, cost: RegionalCost) -> tuple[float, ...] | None:
-    """As `fitted`, but with the same number of steps, for noise levels that are already made. If the share
-    would not be between LEAST_FITTED and MAX_SHARE, only the first steps are dense: as many as leave about
-    USUAL_SHARE to the regional steps. The run costs more than the budget if even LEAST_FITTED does.
+    """As `fitted`, but with the same number of steps, for noise levels that are already made. If there are
+    no reference images, and the share would not be between LEAST_FITTED and MAX_SHARE, only the first steps
+    are dense: as many as leave about USUAL_SHARE to the regional steps. The run costs more than the budget
+    if even LEAST_FITTED does.
     """
+    if leaves_out_references(cost):
+        return alternating_edit_of(len(shares), budget, cost)
     each, steps = _left_for_each(shares, budget), len(shares)
     if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE):
         return _with_share(shares, share_of(each, cost))

@@ -6,12 +6,14 @@ call. If something that they depend on has changed since then, the next call mus
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..kv.store import Branch
+from ..method.schedule import StepKind, StepPlan
 from .call import Call
 
 CHANGED = (
@@ -21,7 +23,19 @@ CHANGED = (
 
 DENSE_ONLY = "reference images were computed in dense steps only"
 
+OUTDATED = (
+    "reference images were computed in dense steps only, so successive regional steps used outdated ones, "
+    "which costs quality; with a speed other than custom, there are no such steps"
+)
+"""Said with speed custom: plans for runs with reference images have no successive regional steps."""
+
 State = tuple[Hashable, list[Tensor]]
+
+
+def remark_on(plan: Sequence[StepPlan]) -> str:
+    """What to say of a run with reference images and these steps."""
+    regional = [step.kind is StepKind.REGIONAL for step in plan]
+    return OUTDATED if any(map(all, pairwise(regional))) else DENSE_ONLY
 
 
 class References:

@@ -4,6 +4,7 @@ Tests check the cost of the run, which plan the speed selects, and what the spee
 
 import json
 import re
+from itertools import pairwise
 from types import SimpleNamespace
 
 import comfy.sample
@@ -31,6 +32,7 @@ from ras_pack.ras_core.method.few_steps import STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.rhythm import Rhythm
+from ras_pack.ras_core.run.references import DENSE_ONLY
 from support.families import FAMILIES
 from support.rotated import rotated
 
@@ -195,13 +197,33 @@ class TestCost:
         said = f"{gain(trace):.2f}x is all that 28 steps can reach" in info.text
         assert gain(trace) == pytest.approx(1.5, rel=0.05) or said
 
+    @pytest.mark.parametrize("kind", ["family", "measured", "kept levels", "levels of RAS Scheduler"])
+    @pytest.mark.parametrize("speed", ["1.5x", "3x"])
+    def test_editing_has_no_successive_regional_steps(self, kind, speed):
+        """Successive ones would use outdated reference images, whatever the origin of the plan."""
+        kontext = FAMILIES["flux_kontext"]
+        shares = (1.0,) * 5 + (0.6,) * 12
+        measured = PlanSet(tuple(Plan(each, "dpmpp_2m", (0.6, 0.4), shares) for each in PLAN_SPEEDS))
+        plan, sampler = (measured if kind == "measured" else None), "dpmpp_2m"
+        if kind == "levels of RAS Scheduler":
+            model = ras_model(kontext, speed)
+            made = RASScheduler.execute(model, speed, STEPS, 1.0, sampler).result[0]
+            custom(model, kontext, comfy.samplers.sampler_object(sampler), made)
+            trace = last_trace(model)
+        else:
+            name = "lms" if kind == "kept levels" else sampler
+            _, trace = ras_ksampler(kontext, speed, plan=plan, sampler_name=name)
+        regional = [each.step for each in trace.evaluations if each.active_share < 1]
+        assert regional and all(later - step > 1 for step, later in pairwise(regional))
+        assert DENSE_ONLY in trace.remarks
+
     def test_cheap_regional_steps_of_editing_become_more_steps(self):
         """Regional steps leave out the rows of reference images, so the budget of 14 dense steps pays for
-        more of them than without references.
+        more steps than without references. Every second one is dense, so that these rows stay fresh.
         """
         kontext = FAMILIES["flux_kontext"]
         _, trace = ras_ksampler(kontext, "2x", kontext.build(), sampler_name="dpmpp_2m")
-        assert (trace.n_steps, trace.regional_steps, trace.notes) == (24, 18, ())
+        assert (trace.n_steps, trace.regional_steps, trace.notes) == (18, 7, ())
         assert gain(trace) == pytest.approx(2, rel=0.05)
 
     @pytest.mark.parametrize("speed", PLAN_SPEEDS)

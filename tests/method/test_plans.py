@@ -1,6 +1,7 @@
 """Sampling plans: they are validated, printed, saved as JSON, chosen, and adapted to a number of steps."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from ras_pack.ras_core.errors import RASError
@@ -209,14 +210,23 @@ class TestFitted:
         assert fitted(self.SHARES, 14.0, lambda share: 0.75 + share / 4) is None
         assert fitted(self.SHARES, 15.9, lambda share: share) is None
 
-    def test_steps_that_cost_less_than_their_share_become_more(self):
-        """With two reference images as large as the image, a dense step costs three times as much."""
-        found = fitted(self.SHARES, 14.0, lambda share: share / 3)
-        n_dense = self.SHARES.count(1.0)
-        assert len(found) > 2 * len(self.SHARES)
-        assert found.count(1.0) == n_dense
-        assert n_dense + sum(share / 3 for share in found if share < 1) == pytest.approx(14, rel=1e-3)
-        assert min(found) == pytest.approx(min(self.SHARES), rel=0.05)
+    @pytest.mark.parametrize("budget", [56 / 3, 14.0, 11.2, 28 / 3, 6.0])
+    @pytest.mark.parametrize("references", [0.3, 1, 3])
+    def test_dense_and_regional_steps_of_editing_alternate(self, budget, references):
+        """A dense step also computes `references` reference images as large as the image. If only the first
+        steps were dense, the image would be spoilt: bench/results/2026-11-27-h200/edit.
+        """
+
+        def cost(share):
+            return share / (1 + references)
+
+        found = fitted(self.SHARES, budget, cost)
+        regional = [step for step, share in enumerate(found) if share < 1]
+        spent = len(found) - len(regional) + sum(cost(found[step]) for step in regional)
+        assert spent == pytest.approx(budget, rel=0.05)
+        assert regional and all(later - step > 1 for step, later in pairwise(regional))
+        assert found[:2] == (1.0, 1.0) and found[-1] == 1.0
+        assert len(found) > budget + 1
 
 
 class TestFittedSteps:
@@ -231,6 +241,7 @@ class TestFittedSteps:
             (0.5, 0.5, 14.0, 2),  # long text: fewer
             (0.0, 1 / 3, 14.0, 13),  # reference images: more
             (0.0, 1 / 3, 16.0, 16),
+            (0.0, 1 / 3, 11.0, 10),
             (0.45, 0.55, 13.0, 2),
         ],
     )

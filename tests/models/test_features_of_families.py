@@ -2,6 +2,8 @@
 network makes before its blocks, a guider with two networks, reference images that a conditioning turns off.
 """
 
+from dataclasses import replace
+
 import comfy.controlnet
 import comfy.hooks
 import comfy.samplers
@@ -14,7 +16,7 @@ from ras_pack.ras_core.host.cache_plan import rows_of_cond
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.models import adapter_for
 from ras_pack.ras_core.run.partial_forward import CallContext, NetworkCall
-from ras_pack.ras_core.run.references import CHANGED, DENSE_ONLY
+from ras_pack.ras_core.run.references import CHANGED, DENSE_ONLY, OUTDATED
 from ras_pack.ras_core.run.regional import IGNORED
 from support.families import FAMILIES, Family
 from support.other_families import OTHERS
@@ -202,20 +204,26 @@ EVERY_TOKEN = RASConfig(
 
 
 @pytest.mark.parametrize("name", ["flux_kontext", "flux2", "qwen_image_edit", "mage_flow"])
-def test_the_log_says_that_only_dense_steps_compute_reference_images(name):
+def test_the_log_says_when_reference_images_were_computed(name):
     family = _family(name)
     without = {
         each: [[context, {key: value for key, value in extras.items() if key != "reference_latents"}]]
         for each, seed in (("positive", 1), ("negative", 2))
         for context, extras in family.conditioning(seed)
     }
-    cases = [(EVERY_TOKEN, {}, True), (EVERY_TOKEN, without, False), (RASConfig(sample_ratio=1.0), {}, False)]
-    for config, prompts, is_said in cases:
+    alternating = replace(EVERY_TOKEN, dense_steps=(3, 5, 7, 9))
+    cases = [
+        (EVERY_TOKEN, {}, (OUTDATED,)),
+        (alternating, {}, (DENSE_ONLY,)),
+        (EVERY_TOKEN, without, ()),
+        (RASConfig(sample_ratio=1.0), {}, ()),
+    ]
+    for config, prompts, said in cases:
         patched = patch_model(family.build(), config)
         sample(patched, family, family.noise(), **prompts)
         trace = last_trace(patched)
-        assert trace.remarks == (DENSE_ONLY,) * is_said and not trace.reason
-        assert (DENSE_ONLY in trace.summary()) is is_said
+        assert trace.remarks == said and not trace.reason
+        assert all(each in trace.summary() for each in said)
 
 
 @pytest.mark.parametrize("name", ["flux2", "qwen_image_edit"])
