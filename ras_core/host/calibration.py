@@ -5,20 +5,17 @@ The work in order:
 1. Measure the error of one long Euler step over each twelfth of a fine schedule. The larger the error in a
    twelfth, the larger the share of a run's steps in it. These shares are the measured density.
 2. Compute reference latents with many steps of dpmpp_2m.
-3. For each speed, sample with dense steps on four grids of noise levels:
-   - the grid of the measured density;
-   - the grid of the mean of the measured density and the even density (the same share in each twelfth);
-   - a fixed grid: the first `a` levels of a schedule of `n` levels, then every `k`-th level;
-   - the `simple` schedule.
-4. On the grid whose result is closest to the reference latents, sample runs with regional steps. Each of them
-   has as many FLOPs as the dense run on that grid.
+3. Sample with dense steps on several grids of noise levels, and choose one for all speeds. The grids are
+   those of the measured density, of the density that was measured on the family, of means of both, and of a
+   mean of the measured density and the even density (the same share in each twelfth).
+4. For each speed, sample with dense steps on the `simple` schedule.
+5. For each speed, sample runs with regional steps on the chosen grid: with the token shares of the family's
+   plan, and with others. Each run has as many FLOPs as the dense run of the speed.
 
-For each seed, a calibration samples 42 runs with 630 steps in total; 190 of these steps are in runs with
-regional steps. For SD3-medium at 1024 px, the FLOPs of all runs equal those of 599 dense steps; those of the
-runs with regional steps equal 159. The following estimate is for two seeds. It assumes that a dense step of
-one image with the positive and the negative prompt takes 64 ms, as measured on an H100 (another measurement
-gave 58 ms, see conditionings.py). It also assumes that runs with regional steps take a tenth more time than
-their FLOPs suggest. Then a calibration takes 2 x (599 + 15.9) x 64 ms = 79 s.
+For SD3, these are about 615 steps for each seed. The following estimate is for SD3-medium at 1024 px with two
+seeds. It assumes that a dense step of one image with the positive and the negative prompt takes 64 ms, as
+measured on an H100 (another measurement gave 58 ms, see conditionings.py), that regional steps take as long,
+and that other work adds a tenth. Then a calibration takes 615 x 2 x 1.1 x 64 ms = 87 s.
 """
 
 from __future__ import annotations
@@ -34,6 +31,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..errors import RASError
+from ..method.calibrating import GRID_SPEEDS, best_grid, densities_to_try, expected_shares, shares_to_try
 from ..method.integrator import Solver
 from ..method.plan import (
     FULL_STEPS,
@@ -43,17 +41,16 @@ from ..method.plan import (
     PlanSpeed,
     plain_steps,
 )
-from ..method.plan_candidates import candidates
 from ..method.plan_set import HERE, PlanSet
 from ..method.regional_cost import RegionalCost
-from ..method.sigma_grid import even_density, front_loaded_density, step_density
+from ..method.sigma_grid import even_density
 from ..models import network_of
 from .fingerprint import fingerprint
 from .measured_runs import Task, block_costs, block_evaluations, closeness
 from .outer_sample import is_image
 from .plan_files import save_plans
 from .planned_model import ran_as_planned, regional_cost, with_plan, without_ras
-from .plans import FINE_LEVELS, adapter_of
+from .plans import FINE_LEVELS, adapter_of, family_of
 from .samplers import multirate_sampler
 
 logger = logging.getLogger(__name__)
@@ -62,10 +59,7 @@ FINE_STEPS = 24
 BLOCKS = 12
 REFERENCE_STEPS = 72
 
-# (n, a, k) by speed, for the fixed grid: of a schedule of n levels, take the first a, then every k-th.
-FRONT_LOADED = {"1.5x": (40, 8, 3), "2x": (32, 5, 3), "2.5x": (24, 4, 3), "3x": (24, 4, 4)}
-GRIDS = 4
-"""Number of sigma grids that calibration tries for each speed."""
+SIMPLE = "simple schedule"
 SEEDS = 2
 KV_CACHE = "forecast"
 """K/V format of the measured runs. Runs with this format give results closer to those of a dense run than
@@ -119,52 +113,80 @@ class Calibration:
         self._task = task
         self._fine = task.levels(FINE_LEVELS)
         self._cost = step_cost(task)
-        self._tried = {
-            speed: candidates(plain_steps(speed), self._cost) if self._cost else [] for speed in PLAN_SPEEDS
-        }
+        self._family = family_of(task.model)
+        self._tried = {speed: self._shares_to_try(speed) for speed in PLAN_SPEEDS}
+        self._grid_speeds = [speed for speed in GRID_SPEEDS if speed in PLAN_SPEEDS]
         self._progress = comfy.utils.ProgressBar(self.evaluations)
 
     @property
     def evaluations(self) -> int:
         """Total number of steps of all runs of the calibration, for each seed."""
+        grids = len(densities_to_try((1.0,) * BLOCKS, self._family))
+        plain = sum(
+            plain_steps(speed) * (grids if speed in self._grid_speeds else 1) for speed in self._tried
+        )
+        simple = sum(map(plain_steps, self._tried))
         regional = sum(len(shares) for tried in self._tried.values() for shares in tried)
-        plain = GRIDS * sum(plain_steps(speed) for speed in self._tried)
-        return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + regional
+        return block_evaluations(FINE_STEPS, BLOCKS) + REFERENCE_STEPS + plain + simple + regional
 
     def run(self) -> PlanSet:
-        """Do all measurements and return the plans. Plans without regional steps come first in the list, so
-        that they are preferred to plans with regional steps that are equally close to the reference.
-        """
+        """Do all measurements and return the plans. The first plan of each speed is the expected one."""
         height, width = self._task.pixels
         self._origin = f"{HERE} at {width}x{height}"
         logger.info("Multirate RAS: calibration takes %d sampling steps for each seed.", self.evaluations)
         levels = self._task.levels(FINE_STEPS)
         costs = block_costs(self._task, "euler", levels, BLOCKS, self._advance)
         self._reference = self._sample("dpmpp_2m", self._task.levels(REFERENCE_STEPS))
-        measured = [plan for speed in self._tried for plan in self._of_a_speed(speed, costs)]
+        measured = self._measured_plans(costs)
         found = [replace(plan, sampler=sampler) for sampler in PLAN_SAMPLERS for plan in measured]
-        found.sort(key=lambda plan: not plan.is_plain)
         seeds = len(self._task.noise)
         note = f"{self._origin}, {seeds} seed{'s' * (seeds > 1)}, cfg {self._task.cfg:g}"
         return PlanSet(tuple(found), note, fingerprint(self._task.model))
 
-    def _of_a_speed(self, speed: PlanSpeed, costs: Sequence[float]) -> list[Plan]:
-        """Measured plans of a speed: dense plans on all grids, regional ones on the best grid."""
+    def _measured_plans(self, costs: Sequence[float]) -> list[Plan]:
+        """The measured plans of all speeds, for one sampler."""
+        densities, measured = densities_to_try(costs, self._family), []
+        on_grids = {
+            name: {speed: self._plain(speed, name, density) for speed in self._grid_speeds}
+            for name, density in densities.items()
+        }
+        closeness = {name: [plan.closeness for plan in found.values()] for name, found in on_grids.items()}
+        name = best_grid(closeness)
+        for speed in self._tried:
+            best = on_grids[name].get(speed) or self._plain(speed, name, densities[name])
+            simple = self._plain(speed, SIMPLE, even_density(len(costs)))
+            others = [found[speed] for other, found in on_grids.items() if other != name and speed in found]
+            measured += [*self._in_order(best, self._regional(best)), simple, *others]
+        return measured
+
+    def _shares_to_try(self, speed: PlanSpeed) -> list[tuple[float, ...]]:
+        return [] if self._cost is None else shares_to_try(speed, self._family, self._cost)
+
+    def _plain(self, speed: PlanSpeed, name: str, density: tuple[float, ...]) -> Plan:
+        """The measured plan of a speed with dense steps only, on the grid of a density."""
         steps = plain_steps(speed)
-        plain = [
+        return self._measured(
             Plan(
                 speed, PLAN_SAMPLERS[0], density, (1.0,) * steps,
                 speedup=FULL_STEPS / steps, origin=f"{name}, {self._origin}",
             )
-            for name, density in densities_to_try(costs, speed).items()
-        ]  # fmt: skip
-        plain = self._measured_ones(plain)
-        best = max(plain, key=lambda plan: plan.closeness)
-        regional = [
+        )  # fmt: skip
+
+    def _regional(self, best: Plan) -> list[Plan]:
+        """The measured plans of a speed with regional steps, on the grid of its best plain plan."""
+        plans = [
             replace(best, shares=shares, kv_cache=KV_CACHE, speedup=self._speedup(shares))
-            for shares in self._tried[speed]
+            for shares in self._tried[best.speed]
         ]
-        return [*plain, *self._measured_ones(regional)]
+        return self._measured_ones(plans)
+
+    def _in_order(self, plain: Plan, regional: list[Plan]) -> list[Plan]:
+        """The plans of a speed on the best grid, the expected one first: that with the shares of the family's
+        plan, or else the plain one.
+        """
+        shares = expected_shares(plain.speed, self._family, self._cost) if self._cost else None
+        expected = [plan for plan in regional if plan.shares == shares]
+        return [*expected, plain, *(plan for plan in regional if plan.shares != shares)]
 
     def _measured_ones(self, plans: Sequence[Plan]) -> list[Plan]:
         measured = (self._measured(plan) for plan in plans)
@@ -197,19 +219,6 @@ class Calibration:
 
     def _advance(self, step: int) -> None:
         self._progress.update(1)
-
-
-def densities_to_try(costs: Sequence[float], speed: PlanSpeed) -> dict[str, tuple[float, ...]]:
-    """The step densities to compare, as a dict by name. There are several, because the measured density does
-    not always give the best grid.
-    """
-    n, first, every = FRONT_LOADED[speed]
-    return {
-        "measured density, half-way to even": step_density(costs, multistep=True),
-        "measured density": step_density(costs, multistep=False),
-        f"first {first} of {n}, then every {every}": front_loaded_density(n, first, every),
-        "simple schedule": even_density(len(costs)),
-    }
 
 
 def step_cost(task: Task) -> RegionalCost | None:

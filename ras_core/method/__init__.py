@@ -12,11 +12,11 @@ These modules compute a run; read them in this order:
 
 These modules plan a run that is to reach a given speed: `sigma_grid` (at which noise levels the steps are),
 `plan` and `plan_set` (what a run of each speed computes), `rhythm` (how dense and regional steps follow
-each other), `editing` (the same for runs with reference images), `plan_json` (reads plans), `regional_cost`
-and `plan_candidates` (what a regional step costs, and which token shares to try at a given cost),
-`plan_fitting` (other token shares, with which another run has the cost of the plan's speed), `family_plans`
-(plans for a model that has not been calibrated), and `few_steps` (which runs have too few
-steps for a plan).
+each other), `editing` (the same for runs with reference images), `plan_json` (reads plans),
+`regional_cost` and `plan_candidates` (what a regional step costs, and which token shares to try at a given
+cost), `calibrating` (what a calibration tries), `plan_fitting` (other token shares, with which another run
+has the cost of the plan's speed), `family_plans` (plans for a model that has not been calibrated), and
+`few_steps` (which runs have too few steps for a plan).
 
 1. `plan_steps` decides which steps of a schedule are dense and which are regional.
 2. After each evaluation a `Selector` observes the denoised estimate, to know how fast each token changes.

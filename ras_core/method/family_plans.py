@@ -64,7 +64,7 @@ def family_plans(family: str | None) -> PlanSet:
             on a grid from the mean of all families' costs.
     """
     measured = NEAREST.get(family or "", family or "")
-    found = _costs().get(measured)
+    found = family_costs(family)
     if found is None:
         origin = "mean grid of all families that were measured"
         return PlanSet(_plain(_mean(list(_costs().values())), origin), origin)
@@ -75,6 +75,13 @@ def family_plans(family: str | None) -> PlanSet:
     return PlanSet(
         (*shipped, *_regional(found, origin, PLAIN.get(family or "", ())), *_plain(found, origin)), origin
     )
+
+
+def family_costs(family: str | None) -> tuple[float, ...] | None:
+    """The error of one long step over each part of the schedule, measured on the family or on its nearest;
+    None if there is no such family.
+    """
+    return _costs().get(NEAREST.get(family or "", family or ""))
 
 
 def even_steps_below(family: str | None) -> float:

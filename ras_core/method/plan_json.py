@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import RASError, quoted
 
-VERSION = 1
+VERSION = 2
 
 
 def read_json(text: str) -> Any:

@@ -10,9 +10,9 @@ from ..errors import RASError
 from .plan import PLAN_SPEEDS, Plan
 from .plan_json import VERSION, checked_version, read_json
 
-WORTHWHILE = 0.2
-"""To be chosen, a measured plan with regional steps must be closer to the reference than the best plain plan
-by more than this many dB: with two seeds, smaller differences are not significant."""
+MARGIN = 0.7
+"""To be chosen, a measured plan must be closer to the reference than the expected plan by more than this many
+dB: a calibration measures few images, so smaller differences may be chance."""
 
 
 HERE, ELSEWHERE = "calibrated on this model", "calibrated on another model"
@@ -24,8 +24,8 @@ class PlanSet:
     """The plans of a model, from which the best plan of a speed is chosen.
 
     Attributes:
-        plans: plans of any speed and sampler; there may be several for the same speed. If two plans
-            are equally close to the reference, or neither was measured, the earlier one is preferred.
+        plans: plans of any speed and sampler; there may be several for the same speed. The first of a speed
+            is the expected plan: the one that is best as far as was known before measuring.
         note: where the plans come from, and how they were measured.
         model: identifies the model that the plans were measured on (host/fingerprint.py); empty if not known.
         source: identifies the nodes from which the measured model came; empty if it is not known.
@@ -42,9 +42,9 @@ class PlanSet:
         return replace(self, plans=tuple(plans))
 
     def best(self, speed: str, sampler: str | None = None, plain: bool = False) -> Plan:
-        """The best plan for a speed: the plan whose result is closest to the reference. But a plan with
-        regional steps must be closer than the best plain plan by more than WORTHWHILE. If no plan for the
-        speed was measured, the first plan for it in `plans` is returned.
+        """The best plan for a speed: the expected plan, or else the one whose result is closest to the
+        reference if it is closer than the expected plan by more than MARGIN. If no plan for the speed was
+        measured, the expected plan is returned.
 
         Args:
             speed: one of PLAN_SPEEDS.
@@ -62,7 +62,7 @@ class PlanSet:
                 f"one of: {', '.join(sorted({f'{p.speed} {p.sampler}' for p in self.plans})) or 'none'}.",
                 "choose another speed, or calibrate again.",
             )
-        return max(found, key=_rank)  # among equally good plans, the first
+        return max(found, key=lambda plan: _rank(plan, found[0]))  # among equally good plans, the first
 
     def plain(self, speed: str, sampler: str | None = None) -> Plan:
         """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the
@@ -109,10 +109,10 @@ class PlanSet:
         return cls(tuple(Plan.from_dict(each) for each in plans), *texts)
 
 
-def _rank(plan: Plan) -> float:
+def _rank(plan: Plan, expected: Plan) -> float:
     if plan.closeness is None:
         return -math.inf
-    return plan.closeness - (0.0 if plan.is_plain else WORTHWHILE)
+    return plan.closeness - (0.0 if plan is expected else MARGIN)
 
 
 def _line(plan: Plan) -> str:

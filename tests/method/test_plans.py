@@ -1,11 +1,13 @@
 """Sampling plans: they are validated, printed, saved as JSON, chosen, and adapted to a number of steps."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method import family_plans as module
+from ras_pack.ras_core.method.calibrating import best_grid, densities_to_try, shares_to_try
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plain_steps
 from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
@@ -81,14 +83,14 @@ class TestJSON:
     def test_round_trip(self):
         made = plan(steps=17, regional=11, closeness=31.5, origin="calibrated on this model at 1024x768")
         assert Plan.from_json(made.to_json()) == made
-        assert json.loads(made.to_json())["version"] == 1
+        assert json.loads(made.to_json())["version"] == 2
 
     @pytest.mark.parametrize(
         "change",
         [
             lambda values: values.pop("density"),
             lambda values: values.update(unknown=1),
-            lambda values: values.update(version=2),
+            lambda values: values.update(version=1),
             lambda values: values.pop("version"),
             lambda values: values.update(density=0.5),
             lambda values: values.update(shares="11"),
@@ -132,10 +134,12 @@ class TestChoice:
         assert plans.best("2x") == near
         assert plans.best("2x", "dpmpp_2m") == far
 
-    @pytest.mark.parametrize(("gain", "takes_regional"), [(0.1, False), (0.3, True), (-1.0, False)])
-    def test_regional_steps_must_be_worthwhile(self, gain, takes_regional):
-        plain, regional = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
-        assert PlanSet((plain, regional)).best("2x") == (regional if takes_regional else plain)
+    @pytest.mark.parametrize(("gain", "takes_other"), [(0.6, False), (0.8, True), (-1.0, False)])
+    def test_the_expected_plan_is_taken_unless_another_is_clearly_closer(self, gain, takes_other):
+        plans = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
+        assert PlanSet(plans).best("2x") == plans[takes_other]
+        regional, plain = replace(plans[1], closeness=30.0), replace(plans[0], closeness=30.0 + gain)
+        assert PlanSet((regional, plain)).best("2x") == (plain if takes_other else regional)
         assert PlanSet((plain, regional)).best("2x", plain=True) == plain
         assert PlanSet((plain, regional)).plain("2x", "dpmpp_2m") == plain
 
@@ -192,6 +196,37 @@ class TestCandidates:
             ]
         with pytest.raises(RASError, match="different token shares"):
             settings_of(plan(shares=(1, 1, 0.5, 0.4, 0.3, 0.2)))
+
+
+class TestCalibrating:
+    """What a calibration tries, and which grid it takes."""
+
+    def test_the_familys_grid_is_expected(self):
+        found = densities_to_try((1.0,) * 12, "sd3")
+        assert next(iter(found.values())) == family_plans("sd3").plans[0].density
+        assert found["measured density"] == pytest.approx((1 / 12,) * 12)
+        mean = found["mean of the measured density and that of the family"]
+        family = found["grid of the family"]
+        assert max(mean) - min(mean) == pytest.approx((max(family) - min(family)) / 2, rel=0.3)
+
+    def test_without_a_known_family_the_measured_density_is_expected(self):
+        assert next(iter(densities_to_try((1.0, 4.0), None).values())) == pytest.approx((1 / 3, 2 / 3))
+
+    @pytest.mark.parametrize(("gain", "taken"), [(0.4, "a"), (0.6, "b"), (-1.0, "a")])
+    def test_another_grid_must_be_clearly_closer_in_the_mean(self, gain, taken):
+        assert best_grid({"a": [30.0, 20.0], "b": [30.0 + 2 * gain, 20.0]}) == taken
+        assert best_grid({"a": [30.0]}) == "a"
+
+    @pytest.mark.parametrize("speed", PLAN_SPEEDS)
+    @pytest.mark.parametrize("family", ["sd3", "lumina2", "flux"])
+    def test_the_shares_of_the_familys_plan_come_first(self, family, speed):
+        plan = family_plans(family).best(speed)
+        found = shares_to_try(speed, family, lambda share: share)
+        is_regional = [share < 1 for share in found[0]]
+        if not plan.is_plain:
+            assert is_regional == [share < 1 for share in plan.shares]
+        assert all(sum(shares) == pytest.approx(plain_steps(speed), abs=0.01) for shares in found)
+        assert len({tuple(share < 1 for share in shares) for shares in found}) == len(found) >= 3
 
 
 class TestFitted:
