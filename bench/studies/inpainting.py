@@ -5,9 +5,7 @@ The images that are inpainted are sampled from different prompts than those of t
 each image is inpainted: its left half, or a rectangle in the middle with a quarter or a sixteenth of its
 area. All runs start from the same noise. Each has the cost of `default_steps` dense steps divided by the
 speed. The reference takes many second-order steps, at noise levels that a plan distributes. The ways with
-`on_plan` use noise levels of the plan of the same `speed`, with every mask. The pack itself does so only if
-the mask covers half of the area or more; with smaller masks, it spaces the steps evenly
-(ras_core/host/speed.py).
+`on_plan` use noise levels of the plan of the same `speed`.
 """
 
 from __future__ import annotations
