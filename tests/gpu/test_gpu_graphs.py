@@ -18,7 +18,7 @@ def scene(request: pytest.FixtureRequest, cuda) -> Iterator[Scene]:
     found.bench.close()
 
 
-@pytest.fixture(scope="module", params=["sd3_medium", "flux_dev"])
+@pytest.fixture(scope="module", params=["sd3_medium"])
 def tiny_scene(request: pytest.FixtureRequest, cpu) -> Iterator[Scene]:
     found = scene_of(request.param, tiny=True)
     yield found

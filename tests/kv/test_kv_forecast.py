@@ -262,9 +262,8 @@ class TestReplays:
         assert tape.captured == 2
 
 
-@pytest.mark.parametrize("name", ["sd3", "flux"])
-def test_trained_models_come_closer_to_the_dense_run(name):
-    model, _ = loader.load_demo_model(name)
+def test_a_trained_model_comes_closer_to_the_dense_run():
+    model, _ = loader.load_demo_model("flux")
     context, pooled = encode_prompt("noto grinning face on blue")
     extras = {"pooled_output": pooled, "attention_mask": torch.ones(context.shape[:2], dtype=torch.long)}
     empty = torch.zeros(1, 16, 32, 32)
@@ -272,17 +271,17 @@ def test_trained_models_come_closer_to_the_dense_run(name):
     @torch.inference_mode()
     def run(patched):
         return comfy.sample.sample(
-            patched, comfy.sample.prepare_noise(empty, 7), 20, 3.5, "dpmpp_2m", "simple",
+            patched, comfy.sample.prepare_noise(empty, 7), 14, 3.5, "dpmpp_2m", "simple",
             [[context, extras]], [[context * 0, extras]], empty, disable_pbar=True, seed=7,
         )  # fmt: skip
 
     def with_ras(format_name):
         config = RASConfig(
-            corrections=True, sample_ratio=0.5, start_step=6, error_reset_every=0, kv_cache=format_name
+            corrections=True, sample_ratio=0.5, start_step=5, error_reset_every=0, kv_cache=format_name
         )
         patched = patch_model(model, config)
         latent = run(patched)
-        assert last_trace(patched).regional_steps == 14
+        assert last_trace(patched).regional_steps == 9
         return latent
 
     dense = run(model)
