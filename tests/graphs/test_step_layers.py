@@ -1,13 +1,16 @@
 """Layers that do not run in a sampling step: their evictable weights need not be resident for captures."""
 
+import comfy.ops
 import pytest
 import torch
 from ras_pack.ras_core.errors import NotResident
+from ras_pack.ras_core.graphs.layer_uses import loads_noted, reads_noted
 from ras_pack.ras_core.graphs.network_graphs import NetworkGraphs
 from ras_pack.ras_core.graphs.network_identity import inspect
 from ras_pack.ras_core.graphs.preset import EvictableWeights, PresetWeights
 from ras_pack.ras_core.graphs.residency import MAX_MISSES
 from ras_pack.ras_core.graphs.store import GraphStore
+from ras_pack.ras_core.host.graphs_of_model import resident_weights
 from ras_pack.ras_core.kv.store import KVRows
 from support.pages import PAGE, FakePages, layer_on, prefetch, use
 from support.tape import AgainTape, Tapes
@@ -215,3 +218,27 @@ def test_pages_between_those_of_layers_are_not_pinned(pages, network):
     assert not residency.prove() and not any(pages.pins), "the first span is released"
     with pytest.raises(NotResident), residency.captured():
         raise AssertionError
+
+
+@pytest.mark.skipif(not hasattr(comfy.ops, "resolve_cast_module_with_vbar"), reason="no such dynamic VRAM")
+def test_comfyuis_own_functions_are_noticed(pages):
+    """ComfyUI's layers fetch weights with these two functions, unless they run on the CPU."""
+    layer = layer_on(pages, 0, kind=comfy.ops.disable_weight_init.Linear)
+    use(layer)
+    layers, read, loaded = {5: layer}, set(), []
+    with resident_weights([layer], CPU) as resident, reads_noted(layers, read):
+        assert resident and not read
+        weight, _ = comfy.ops.resolve_cast_module_with_vbar(layer, torch.float32, CPU, None, None, False)
+        assert weight is layer._v_weight and read == {5}
+    assert not hasattr(layer, "_prefetch") and not any(pages.pins)
+    with loads_noted(layers, loaded.append):
+        comfy.ops.cast_modules_with_vbar([layer], None, CPU, None, True)
+        pages.unpin(*layer._v[1:])
+    assert loaded == [5] and layer._v[0] is pages
+
+    def stop(number):
+        raise NotResident
+
+    with pytest.raises(NotResident), loads_noted(layers, stop):
+        comfy.ops.cast_modules_with_vbar([layer], None, CPU, None, True)
+    assert not any(pages.pins)
