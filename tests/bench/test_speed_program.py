@@ -412,9 +412,10 @@ def test_the_whole_residency_program(tmp_path):
         "lora_changes",
         "exception_in_capture",
         "two_nodes",
+        "idle_layers",
     )
     done = program("residency", "--tiny", "--only", ",".join(checks), "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + out.with_suffix(".log").read_text()[-3000:]
     found = {check["name"]: check["held"] for check in json.loads(out.read_text())["checks"]}
     assert found == {"make": True, **dict.fromkeys(checks, True), "eviction_between_steps": None}
-    assert "ok dynamic: two_nodes" in done.stdout and "6 checks, 0 failed" in done.stdout
+    assert "ok dynamic: two_nodes" in done.stdout and "7 checks, 0 failed" in done.stdout
