@@ -59,7 +59,7 @@ class Group:
 
 
 MAIN = (
-    "replay_equals_eager", "eviction_between_steps", "eviction_between_runs",
+    "replay_equals_eager", "eviction_between_steps", "eviction_between_runs", "idle_layers",
     "lora_changes", "other_models_between", "interrupt_between_steps", "interrupt_in_capture",
     "exception_in_capture", "interrupt_in_replay", "exception_in_replay",
     "two_nodes", "two_sizes", "time_of_check", "fp8", "scaled_fp8", "int8_convrot", "unload_frees_all",
@@ -75,7 +75,7 @@ def groups(total: int) -> list[Group]:
     headroom = f"{max(total / GIB - LEFT_FREE, 1.0):.1f}"
     brief = ("replay_equals_eager", "eviction_between_steps")
     return [
-        Group("dynamic", (), MAIN, 170.0),
+        Group("dynamic", (), MAIN, 190.0),
         # Each of the next two checks has its own process: a capture that it breaks leaves the CUDA allocator
         # of the process unusable for other checks.
         Group("ballast", (), ("ballast_in_capture",)),
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     options.out.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "checks": []}
-    parent = None if options.tiny else shared_memory(20 * GIB)
+    parent = None if options.tiny else shared_memory(25 * GIB)
     with (
         tempfile.TemporaryDirectory(prefix="ras-residency-", dir=parent) as folder,
         options.out.with_suffix(".log").open("w", encoding="utf-8") as log,
@@ -145,16 +145,19 @@ def is_wanted(group: Group, options: argparse.Namespace) -> bool:
 def make_files(
     folder: Path, options: argparse.Namespace, log: IO[str], chosen: Sequence[str]
 ) -> dict[str, Any]:
-    """Write the model files of the network under test and of a second network. The check
-    `other_models_between` runs this second network between two runs of the network under test.
+    """Write the model files of the network under test and of two others. The check `other_models_between`
+    runs the second network between two runs of the network under test; the check `idle_layers` runs the
+    third, because some of its layers do not run in a step.
     """
     report: dict[str, Any] = {"seconds": 0.0}
     files = {
         "network": ("sd3_medium", FILES),
         "other": ("sd35_large" if options.tiny else "lumina2", FILES[:1]),
     }
-    if chosen and "other_models_between" not in chosen:
-        del files["other"]
+    files["idle"] = ("anima", FILES[:1])
+    for name, check in (("other", "other_models_between"), ("idle", "idle_layers")):
+        if (chosen and check not in chosen) or (options.tiny and name == "idle"):
+            del files[name]
     for name, (shape, kinds) in files.items():
         job = SpeedJob(
             action="make", case=Case(shape, 512), tiny=options.tiny, device="cpu" if options.tiny else "cuda",

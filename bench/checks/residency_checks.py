@@ -114,6 +114,23 @@ def eviction_between_runs(scene: Scene) -> Outcome:
     return held, f"{detail}, {evicted} pages evicted"
 
 
+def idle_layers(scene: Scene) -> Outcome:
+    """Layers that never run do not prevent captures, also in a second run after an eviction."""
+    model, shape = scene.with_idle_layers()
+    scene.sample(model, shape)
+    expected = scene.run(model, "off", shape=shape).latent
+    first = scene.run(model, shape=shape)
+    evicted = evict(scene, model) if has_dynamic_vram() else 0
+    held, detail = compared(expected, first, second := scene.run(model, shape=shape))
+    detail += f", {evicted} pages evicted, {second.replays} replays in the second run"
+    if has_dynamic_vram():
+        layers = sum(hasattr(each, "_v") for each in model.model.diffusion_model.modules())
+        graphs = second.trace.graphs
+        held = held and second.replays > 0 and graphs.resident == graphs.layers < layers
+        detail += f", {graphs.resident} of {graphs.layers} layers resident, {layers} in all"
+    return held, detail
+
+
 def ballast_in_capture(scene: Scene) -> Outcome:
     """Another thread allocates all free GPU memory during a capture."""
     if not has_dynamic_vram():
@@ -457,7 +474,7 @@ def _all(outcomes: list[Outcome], also: bool = True) -> Outcome:
 CHECKS: dict[str, Callable[[Scene], Outcome]] = {
     check.__name__: check
     for check in (
-        replay_equals_eager, eviction_between_steps, eviction_between_runs, ballast_in_capture,
+        replay_equals_eager, eviction_between_steps, eviction_between_runs, idle_layers, ballast_in_capture,
         too_little_memory, lora_changes, other_models_between, interrupt_between_steps,
         interrupt_in_capture, exception_in_capture, interrupt_in_replay, exception_in_replay,
         out_of_memory_in_capture, unload_frees_all, two_nodes, two_sizes, time_of_check, fp8, scaled_fp8,

@@ -115,7 +115,7 @@ class Scene:
             raise Skip(f"no file with {kind} weights could be written")
         if (key := f"{kind} {weight_dtype}") not in self.models:
             with torch.inference_mode():
-                found = nodes.UNETLoader().load_unet(f"network_{kind}.safetensors", weight_dtype)[0]
+                found = _loaded(f"network_{kind}.safetensors", weight_dtype)
             if self.counter.tapes is not None:
                 _capture_on(found, self.counter.tapes)
             self.models[key] = found
@@ -128,8 +128,22 @@ class Scene:
     def other(self) -> tuple[Any, Shape]:
         """A network other than the one under test, loaded from its file at each call, and its shape."""
         with torch.inference_mode():
-            found = nodes.UNETLoader().load_unet("other_default.safetensors", "default")[0]
+            found = _loaded("other_default.safetensors")
         return found, self._shape("sd35_large" if self.tiny else "lumina2")
+
+    def with_idle_layers(self) -> tuple[Any, Shape]:
+        """Anima and its shape. With the prompts of `Shape`, the layers of Anima that process the text before
+        sampling never run. A tiny Anima is built instead of loaded, because ComfyUI recognises a file of
+        Anima by its width.
+        """
+        shape = self._shape("anima")
+        if "idle" not in self.models:
+            with torch.inference_mode():
+                found = shape.build(self.device) if self.tiny else _loaded("idle_default.safetensors")
+            if self.counter.tapes is not None:
+                _capture_on(found, self.counter.tapes)
+            self.models["idle"] = found
+        return self.models["idle"], shape
 
     def sample(self, model: Any, shape: Shape | None = None, steps: int = STEPS, **kwargs: Any) -> Tensor:
         """Sample once; returns the final latent, (1, c, H, W), on the CPU."""
@@ -176,6 +190,10 @@ class Scene:
         """Drop the model's graphs."""
         if (store := graph_store(model)) is not None:
             store.clear()
+
+
+def _loaded(file: str, weight_dtype: str = "default") -> Any:
+    return nodes.UNETLoader().load_unet(file, weight_dtype)[0]
 
 
 def ras(model: Any, graphs: str = "auto", ratio: float = 0.5, kv_cache: str = "gpu") -> Any:

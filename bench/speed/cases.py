@@ -284,14 +284,3 @@ def unlike(cases: Iterable[Case]) -> list[Case]:
     for case in cases:
         found.setdefault((case.shape, case.batch), case)
     return list(found.values())
-
-
-def affordable_repeats(run_seconds: float, left: float, wanted: int) -> int:
-    """Number of timed rounds that fit into the time left, at most `wanted`.
-
-    Args:
-        run_seconds: seconds that one round takes, in which each variant runs once.
-        left: seconds left.
-        wanted: desired number of rounds.
-    """
-    return max(int(min(wanted, left / max(run_seconds, 1e-9))), 0)

@@ -1,9 +1,13 @@
-"""Attach a clock to ComfyUI's sampling."""
+"""Attach a clock to ComfyUI's sampling.
+
+The clock must not change what a run does. In particular, it has no wrapper SAMPLER_SAMPLE: if there is one of
+another node, the pack keeps the run's noise levels instead of those of a plan (ras_core/host/speed.py).
+"""
 
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import CallbacksMP, WrappersMP
 
 from ..common.timing import Clock
 
@@ -26,14 +30,7 @@ def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
     def prepare(executor, *args, **kwargs):
         clock.enter("loading")
         result = executor(*args, **kwargs)
-        clock.enter("conditionings")
-        return result
-
-    def sample(executor, *args, **kwargs):
-        clock.enter("first evaluation")
-        result = executor(*args, **kwargs)
-        clock.mark()
-        clock.enter("end of run")
+        clock.enter("conditionings and sampler")
         return result
 
     def evaluate(executor, *args, **kwargs):
@@ -43,12 +40,17 @@ def clocked(model: ModelPatcher, clock: Clock) -> ModelPatcher:
         clock.enqueued()
         return result
 
+    def finish(_):
+        """ComfyUI's callback ON_CLEANUP: the sampler has returned, or has failed."""
+        clock.mark()
+        clock.enter("end of run")
+
     timed = model.clone()
     for place, wrapper in (
         (WrappersMP.OUTER_SAMPLE, run),
         (WrappersMP.PREPARE_SAMPLING, prepare),
-        (WrappersMP.SAMPLER_SAMPLE, sample),
         (WrappersMP.PREDICT_NOISE, evaluate),
     ):
         timed.add_wrapper_with_key(place, KEY, wrapper)
+    timed.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, finish)
     return timed

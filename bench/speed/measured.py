@@ -14,7 +14,7 @@ import torch
 
 from ..common.pack_log import logged
 from ..common.timing import Clock, Peak, Stages
-from .cases import Variant, affordable_repeats
+from .cases import Variant
 
 SEED = 7
 
@@ -124,7 +124,8 @@ def take_turns(
     rounds.
 
     Each timed round runs every variant once, so that changes of the GPU's clock rate affect all variants
-    alike.
+    alike. A round is only started if it will probably end in the time left: it is expected to take as long as
+    the round before it. The warm-up runs take much longer, because they compile kernels.
 
     Args:
         found: the variants, dense first.
@@ -132,20 +133,28 @@ def take_turns(
         repeats: desired number of timed rounds; there are fewer if the time left is too short.
         left: function that returns the seconds left.
     """
-    started = time.perf_counter()
     for each in found:
         if left() <= 0:
             each.error = "no time left"
             continue
         _guarded(each, lambda each=each: each.warm(device))
-    per_round = time.perf_counter() - started
+    if not repeats:
+        return
+    seconds = _round(found, lambda each: each.stage(SEED))
+    for number in range(repeats):
+        if left() < seconds:
+            break
+        seconds = _round(found, lambda each, number=number: each.time(SEED + number))
+
+
+def _round(found: Sequence[Measured], work: Callable[[Measured], None]) -> float:
+    """Call `work` for each variant that has not failed. Returns the seconds until the device has finished."""
+    started = time.perf_counter()
     for each in found:
-        if repeats and not each.error:
-            _guarded(each, lambda each=each: each.stage(SEED))
-    for number in range(affordable_repeats(per_round, left(), repeats)):
-        for each in found:
-            if not each.error:
-                _guarded(each, lambda each=each, number=number: each.time(SEED + number))
+        if not each.error:
+            _guarded(each, lambda each=each: work(each))
+    _wait()
+    return time.perf_counter() - started
 
 
 def _guarded(each: Measured, work: Callable[[], None]) -> None:

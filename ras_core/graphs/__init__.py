@@ -1,11 +1,11 @@
 """Captures regional calls as CUDA graphs once, and replays them in the same run and in later runs.
 
 Read `eligibility` (what may be captured); `network_identity`, `code_identity` and `tensors` (what a graph
-depends on); `pages`, `residency` and `preset` (weights that ComfyUI may evict); `tape` (CUDA graphs) and
-`capture` (one call on buffers of its own); `store` and `leases` (what a model keeps between runs, and what a
-run borrows); `sightings` (when a call is due for capture); `overlap` (replays of one evaluation in parallel);
-`network_graphs` (one network in one run) and `session` (one run); `weight_casts` with `cast_kernel` (float8
-weights in captured calls).
+depends on); `pages`, `residency`, `step_layers`, `layer_uses` and `preset` (weights that ComfyUI may evict,
+and which of them a step uses); `tape` (CUDA graphs) and `capture` (one call on buffers of its own); `store`
+and `leases` (what a model keeps between runs, and what a run borrows); `sightings` (when a call is due for
+capture); `overlap` (replays of one evaluation in parallel); `network_graphs` (one network in one run) and
+`session` (one run); `weight_casts` with `cast_kernel` (float8 weights in captured calls).
 
 1. On the first call of a network in a run, `network_identity.inspect` describes the network. Graphs that were
    captured on a network with other weights or other code are dropped.

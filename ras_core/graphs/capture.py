@@ -70,6 +70,7 @@ class CapturedCall:
         advances: whether the call, before it overwrites K/V rows, keeps them as the rows of the previous
             evaluation (K/V formats that extrapolate). Running such a call twice leaves other K/V rows than
             running it once.
+        layers: the evictable weights that it reads, as `residency.Residency.read` lists them.
     """
 
     inputs: dict[str, Any]
@@ -80,6 +81,7 @@ class CapturedCall:
     off_device: dict[str, Tensor] = field(default_factory=dict)
     last_run: int = 0
     advances: bool = False
+    layers: frozenset[int] = frozenset()
 
     def fits(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a replay can replace a call with these inputs: only the values of tensors may differ."""

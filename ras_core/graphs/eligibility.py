@@ -58,7 +58,8 @@ class GraphReport:
         reason: why a call was not captured, or why replays ended; or None.
         resident: number of layers whose evictable weights were resident at the end of the run; None if no
             weights were evictable (no dynamic VRAM) or no network was inspected.
-        layers: number of all layers with evictable weights; None in the same cases as `resident`.
+        layers: number of all layers with evictable weights, without those that do not run in a step; None in
+            the same cases as `resident`.
     """
 
     captured: int

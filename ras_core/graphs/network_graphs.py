@@ -124,14 +124,13 @@ class NetworkGraphs:
             return None
         form = form_of(active_idx.shape[1], inputs, options)
         buffers = self._leases.find(branches, slots)
-        captured = buffers.calls.get(form) if buffers else None
-        if captured is None:
+        if (captured := buffers.calls.get(form) if buffers else None) is None:
             call = RegionalCall(inputs, active_idx, slots, forward, branches, form)
             return self._capture(call, buffers) if self._is_due(call) else None
         if not captured.fits(inputs):
             return None
         captured.last_run = self._store.runs
-        with torch.inference_mode(), self._weights_held() as whole:
+        with torch.inference_mode(), self._weights_held(captured) as whole:
             if not whole:
                 return None
             output = self._overlap.run(captured, inputs, active_idx, len(branches))
@@ -192,8 +191,8 @@ class NetworkGraphs:
             self.refuse(obstacle)
         return is_resident and obstacle is None
 
-    def _weights_held(self) -> AbstractContextManager[bool]:
-        return nullcontext(True) if self.residency is None else self.residency.held()
+    def _weights_held(self, captured: CapturedCall) -> AbstractContextManager[bool]:
+        return nullcontext(True) if self.residency is None else self.residency.held(captured.layers)
 
     def _weights_captured(self) -> AbstractContextManager[None]:
         return nullcontext() if self.residency is None else self.residency.captured()
@@ -217,7 +216,7 @@ class NetworkGraphs:
             buffers = Buffers(signature(without_residuals(call.inputs)), dict(call.slots), is_lent=True)
         attempt = Attempt(FORMATS[buffers.format_name].advances)
         captured = self._try_capture(replace(call, slots=buffers.slots), attempt)
-        if captured is not None and not buffers.match(call.slots):
+        if captured and not buffers.match(call.slots):
             self.refuse("the K/V buffers were replaced during the capture")
             captured = None
         if captured is None:
@@ -225,6 +224,7 @@ class NetworkGraphs:
         self.captured += 1
         self._sightings.succeed(call.key)
         captured.last_run = self._store.runs
+        captured.layers = frozenset() if self.residency is None else self.residency.read
         buffers.calls[call.form] = captured
         self._overlap.add(captured, len(call.branches))
         self._leases.add(call.branches, buffers)

@@ -53,7 +53,7 @@ class Pages(Protocol):
 
 
 class WeightRange:
-    """The part of a model's address range that contains one network's weights.
+    """The pages of a model's address range that contain the weights of some of its layers.
 
     Args:
         pages: the model's whole address range.
@@ -62,22 +62,26 @@ class WeightRange:
 
     def __init__(self, pages: Pages, parts: Sequence[tuple[int, int]]):
         self._pages = pages
-        self._start = min(address for address, _ in parts)
-        self._nbytes = max(address + nbytes for address, nbytes in parts) - self._start
+        self._spans = _joined(parts, pages.base_addr)
 
     def pin(self) -> bytes | None:
-        """Pin all pages of this part. Returns the serials of these pages. If memory is short or the driver
-        refuses, this pins nothing and returns None.
+        """Pin all of these pages. Returns their serials. If memory is short or the driver refuses, this pins
+        nothing and returns None.
         """
-        try:
-            serials = self._pages.fault(self._start, self._nbytes)
-        except RuntimeError:
-            return None
-        return None if serials is None else bytes(serials)
+        found: list[bytes] = []
+        for span in self._spans:
+            serials = self._fault(*span)
+            if serials is None:
+                for pinned in self._spans[: len(found)]:
+                    self._pages.unpin(*pinned)
+                return None
+            found.append(serials)
+        return b"".join(found)
 
     def unpin(self) -> None:
         """Release one successful `pin`."""
-        self._pages.unpin(self._start, self._nbytes)
+        for span in self._spans:
+            self._pages.unpin(*span)
 
     @contextmanager
     def pinned(self) -> Iterator[bytes | None]:
@@ -93,14 +97,10 @@ class WeightRange:
         """Serials of the pages of one layer's weights; None if they are not mapped and memory is short, or if
         the driver refuses.
         """
-        try:
-            serials = self._pages.fault(address, nbytes)
-        except RuntimeError:
-            return None
-        if serials is None:
-            return None
-        self._pages.unpin(address, nbytes)
-        return bytes(serials)
+        serials = self._fault(address, nbytes)
+        if serials is not None:
+            self._pages.unpin(address, nbytes)
+        return serials
 
     def mapped(self) -> Callable[[int, int], bool]:
         """A function that takes the address and size of one layer's weights, and returns whether all their
@@ -138,7 +138,29 @@ class WeightRange:
             self._pages.prioritize()
         return is_under_pressure
 
+    def _fault(self, address: int, nbytes: int) -> bytes | None:
+        try:
+            serials = self._pages.fault(address, nbytes)
+        except RuntimeError:
+            return None
+        return None if serials is None else bytes(serials)
+
     @property
     def _end(self) -> int:
         """Offset of the weights' end from the start of the whole range, in bytes."""
-        return self._start + self._nbytes - self._pages.base_addr
+        address, nbytes = self._spans[-1]
+        return address + nbytes - self._pages.base_addr
+
+
+def _joined(parts: Sequence[tuple[int, int]], base: int) -> list[tuple[int, int]]:
+    """Address and size in bytes of each span of `parts`, in order. A page with only other weights lies
+    between two spans.
+    """
+    spans: list[list[int]] = []  # start and end of each
+    for address, nbytes in sorted(parts):
+        end = address + nbytes
+        if spans and (address - base) // PAGE <= (spans[-1][1] - base - 1) // PAGE + 1:
+            spans[-1][1] = max(spans[-1][1], end)
+        else:
+            spans.append([address, end])
+    return [(start, end - start) for start, end in spans]

@@ -7,25 +7,17 @@ layer fetches its weights at each use: it asks the driver whether they are resid
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .layer_uses import PREFETCH, Exchange, exchanged
 from .residency import Prefetch, Residency, is_evictable
 
 CAST = "comfy_cast_weights"
 """Attribute that makes a ComfyUI layer fetch and cast its weights at each use."""
-
-PREFETCH = "_prefetch"
-"""Attribute in which ComfyUI passes a layer its weights before the layer runs."""
-
-Exchange = tuple[dict[str, Any], str, Any]
-"""A dictionary, one of its keys, and the value to store there temporarily."""
-
-_NOTHING = object()
 
 
 class PresetWeights:
@@ -38,10 +30,11 @@ class PresetWeights:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """A context manager around an eager call: if all weights are resident, layers use them without
-        calling the driver.
+        calling the driver. Otherwise, this finds out which of the missing weights the call uses.
         """
         if not self._is_usable or not self._residency.look():
-            yield
+            with self._residency.observed():
+                yield
             return
         with self._residency.held() as whole:
             if not whole:
@@ -91,8 +84,8 @@ class EvictableWeights:
     def of(self, network: nn.Module, device: torch.device) -> Residency | None:
         """The evictable weights of one network; None if it has none, or they cannot be pinned."""
         if network not in self._known:
-            layers = [module for module in network.modules() if is_evictable(module, device)]
-            self._known[network] = Residency.of(layers, device, self._prefetch)
+            found = {name: each for name, each in network.named_modules() if is_evictable(each, device)}
+            self._known[network] = Residency.of([*found.values()], device, self._prefetch, [*found])
         return self._known[network]
 
     def preset(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]:
@@ -103,24 +96,6 @@ class EvictableWeights:
         if residency not in self._presets:
             self._presets[residency] = PresetWeights(residency)
         return self._presets[residency].applied()
-
-
-@contextmanager
-def exchanged(exchanges: Sequence[Exchange]) -> Iterator[None]:
-    """Store the value of each exchange (see `Exchange`) while the body runs, then restore what was stored
-    before.
-    """
-    before = [(held, name, held.get(name, _NOTHING)) for held, name, _ in exchanges]
-    try:
-        for held, name, value in exchanges:
-            held[name] = value
-        yield
-    finally:
-        for held, name, value in before:
-            if value is _NOTHING:
-                held.pop(name, None)
-            else:
-                held[name] = value
 
 
 def _is_plain(layer: nn.Module) -> bool:

@@ -9,10 +9,14 @@ remapped, and each layer remembers the serials of the pages that its weights wer
 2. `prove` compares the serials that each layer remembers with those of its pages. If all match, every weight
    is resident and already patched for this run, because changing a LoRA clears the serials that the layers
    remember. `prove` can succeed only after the network has run once.
-3. `held` pins the range during a replay and compares the serials of its pages with those that `prove` found.
+3. If `prove` fails, `observed` finds out which of the missing weights an eager call uses. The other missing
+   weights belong to layers that do not run in a step (`step_layers`), such as Anima's layers that process the
+   text before sampling. The next `prove` does not check such layers.
+4. `held` pins the range during a replay and compares the serials of its pages with those that `prove` found.
    A mismatch means that some weight was evicted: the call runs eagerly, which loads the missing weights, and
-   `prove` is called again.
-4. `captured` pins and compares in the same way during a capture, in which no layer may call the driver.
+   `prove` is called again. The same happens if the graph reads a layer that `prove` did not check.
+5. `captured` pins and compares in the same way during a capture, in which no layer may call the driver. It
+   notes which layers run, and ends the capture if one of them was not checked.
 
 For eager calls, `preset` uses the same checks and pins.
 
@@ -31,6 +35,7 @@ from torch import nn
 
 from ..errors import NotResident
 from .pages import NEEDED, Pages, WeightRange
+from .step_layers import StepLayers
 from .tensors import parts_of
 
 MAX_MISSES = 4
@@ -47,39 +52,51 @@ class Residency:
 
     Args:
         pages: the address range that contains all of the weights.
-        layers: the modules whose weights are in this range.
+        step: the modules whose weights are in this range, and which of them run in a step.
         device: where the network runs.
         prefetch: gives each layer its resident weights for the duration of a call (see `Prefetch`).
 
     Attributes:
-        layers: the modules whose weights are in the range.
-        range: the part of `pages` that holds the weights.
-        identity: addresses, types and shapes of the weights, to compare between runs.
+        layers: the modules that run in a step, whose weights must be resident.
+        range: the part of `pages` that holds the weights of `layers`.
+        identity: addresses, types and shapes of all weights, to compare between runs.
         misses: number of checks in this run that found a weight evicted.
+        read: numbers of the layers whose weights the latest captured call reads.
     """
 
-    def __init__(self, pages: Pages, layers: tuple[nn.Module, ...], device: torch.device, prefetch: Prefetch):
-        parts = [layer._v[1:] for layer in layers]
+    def __init__(self, pages: Pages, step: StepLayers, device: torch.device, prefetch: Prefetch):
+        self._pages = pages
+        self._step = step
         self._device = device
         self._prefetch = prefetch
         self._serials: bytes | None = None
-        self.layers = layers
-        self.range = WeightRange(pages, parts)
-        self.identity = (pages.base_addr, *parts, *map(_form, layers))
+        self._missing: tuple[int, ...] = ()  # layers that the last check did not find resident
+        self.identity = (pages.base_addr, *step.forms)
         self.misses = 0
+        self.read: frozenset[int] = frozenset()
+        self._select()
 
     @classmethod
-    def of(cls, layers: Sequence[nn.Module], device: torch.device, prefetch: Prefetch) -> Residency | None:
+    def of(
+        cls, layers: Sequence[nn.Module], device: torch.device, prefetch: Prefetch, names: Sequence[str] = ()
+    ) -> Residency | None:
         """The weights of these layers; None if they span more than one range or cannot be pinned."""
         ranges = {id(layer._v[0]): layer._v[0] for layer in layers}
         pages = next(iter(ranges.values()), None)
         if len(ranges) != 1 or not all(hasattr(pages, name) for name in NEEDED):
             return None
-        return cls(pages, tuple(layers), device, prefetch)
+        return cls(pages, StepLayers(layers, names), device, prefetch)
 
     def __len__(self) -> int:
-        """Number of layers with evictable weights."""
+        """Number of layers whose weights must be resident."""
         return len(self.layers)
+
+    def share_idle(self, known: dict[int, object]) -> None:
+        """Take the idle layers (`StepLayers.idle`) from an earlier run on the same network, and change
+        `known` if they turn out to be others.
+        """
+        self._step.idle = known
+        self._select()
 
     @property
     def is_proved(self) -> bool:
@@ -100,13 +117,27 @@ class Residency:
         return self.is_proved
 
     def prove(self) -> bool:
-        """Check every layer, which takes a few microseconds per layer. Returns whether all weights are
-        resident.
+        """Check every layer that runs in a step, which takes a few microseconds per layer. Returns whether
+        all their weights are resident.
         """
+        if self._step.wake():
+            self._select()
         with self.range.pinned() as serials:
-            whole = serials is not None and all(map(self._is_resident, self.layers))
-        self._serials = serials if whole else None
-        return whole
+            running = self._step.running
+            evicted = [i for i, layer in running.items() if serials and not self._is_resident(layer)]
+        self._missing = tuple(evicted if serials else running)
+        self._serials = None if self._missing else serials
+        return self.is_proved
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """A context manager around an eager call. If the last check found weights missing, layers whose
+        weights are missing and that do not run in this call are not checked from then on.
+        """
+        with self._step.observed(() if self.is_proved else self._missing):
+            yield
+        if not self.is_proved:
+            self._select()
 
     @property
     def resident(self) -> int:
@@ -125,8 +156,7 @@ class Residency:
     def obstacle(self) -> str | None:
         """Why calls on these weights cannot be captured in this run, according to the last check; or None."""
         if not self.is_proved:
-            hopeless = "there is too little GPU memory to keep all weights resident"
-            return hopeless if self.is_hopeless else None
+            return self._step.why_missing(self._missing) if self.is_hopeless else None
         for layer in self.layers:
             weights = (layer._v_weight, getattr(layer, "_v_bias", None))
             if any(tensor.device != self._device for each in weights for tensor in parts_of(each)):
@@ -134,35 +164,43 @@ class Residency:
         return None
 
     @contextmanager
-    def held(self) -> Iterator[bool]:
+    def held(self, layers: frozenset[int] = frozenset()) -> Iterator[bool]:
         """A context manager that pins all weights while its body runs, and yields True. If a weight was
-        evicted after the last proof (the last time `prove` found all weights resident), the context manager
-        pins nothing and yields False.
+        evicted after the last proof (the last time `prove` found all weights resident), or if one of the
+        given layers was not checked in this proof, the context manager pins nothing and yields False.
+
+        Args:
+            layers: numbers of the layers that the body reads, as in `read`.
         """
-        whole = self._pin_if_whole()
+        pinned = self._pin_if_whole(layers)
         try:
-            yield whole
+            yield pinned is not None
         finally:
-            if whole:
-                self.range.unpin()
+            if pinned is not None:
+                pinned.unpin()
 
     @contextmanager
     def captured(self) -> Iterator[None]:
         """A context manager for a capture in its body: pins all weights, and lets layers use them without
-        calling the driver.
+        calling the driver. Sets `read`.
 
         Raises:
-            NotResident: a weight is not resident before the body runs, or after it has run.
+            NotResident: a weight is not resident before the body runs, or after it has run; or a layer runs
+                in the body that was not checked.
         """
         if not self.prove():
             raise NotResident
+        read: set[int] = set()
         with self.held() as whole, self.range.kept_from_eviction():
             with self.prefetched(self.layers) as resident:
                 if not (whole and resident):
                     raise NotResident
-                yield
+                with self._step.noted(read):
+                    yield
         if not self.prove():
             raise NotResident
+        self.read = frozenset(read)
+        self._step.needed |= read
 
     def prefetched(self, layers: Sequence[nn.Module]) -> AbstractContextManager[bool]:
         """A context manager that passes these layers their resident weights (see `Prefetch`). It yields True,
@@ -170,18 +208,29 @@ class Residency:
         """
         return self._prefetch(layers, self._device)
 
-    def _pin_if_whole(self) -> bool:
-        """Pin the range, and return True, if nothing was evicted since the last proof. Otherwise discard the
-        proof, and return False.
+    def _select(self) -> None:
+        """Use the layers that run in a step, and discard the proof, which was for others."""
+        self.layers = tuple(self._step.running.values())
+        self.range = WeightRange(self._pages, self._step.parts)
+        self._serials = None
+
+    def _pin_if_whole(self, layers: frozenset[int]) -> WeightRange | None:
+        """Pin the range and return it, if it holds the weights of these layers, and nothing was evicted since
+        the last proof. Otherwise discard the proof.
         """
+        if self._serials is None:
+            return None
+        if not self._step.has_checked(layers):
+            self._serials = None
+            return None
         serials = self.range.pin()
-        if serials is not None and serials == self._serials:
-            return True
+        if serials == self._serials:
+            return self.range
         if serials is not None:
             self.range.unpin()
         self._serials = None
         self.misses += 1
-        return False
+        return None
 
     def _is_resident(self, layer: nn.Module) -> bool:
         remembered = getattr(layer, "_v_signature", None)
@@ -194,8 +243,3 @@ def is_evictable(module: nn.Module, device: torch.device) -> bool:
     """Whether a layer takes its weight from an evictable range when it runs on `device`."""
     weight = getattr(module, "weight", None)
     return hasattr(module, "_v") and weight is not None and weight.device != device
-
-
-def _form(layer: nn.Module) -> tuple:
-    weight = layer.weight
-    return type(weight), tuple(weight.shape), weight.dtype, getattr(weight, "_model_dtype", None)

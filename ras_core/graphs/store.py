@@ -79,6 +79,7 @@ class GraphStore:
         self._tapes: list[Tape] = []
         self._max_tapes = MAX_TAPES
         self._network: Network | None = None
+        self._idle: dict[int, object] = {}  # layers of the network that do not run in a step (`step_layers`)
         self.buffers: list[Buffers] = []
         self.capture_failure: str | None = None
         self.runs = 0
@@ -106,6 +107,8 @@ class GraphStore:
         if self._network is None or not self._network.matches(network):
             self.clear()
             self._network = network.to_keep
+        if network.residency is not None:
+            network.residency.share_idle(self._idle)
 
     def make_room(self) -> bool:
         """Make room for one more graph: if the store is full, free the least recently used graph. Returns
@@ -148,6 +151,7 @@ class GraphStore:
         """Free all graphs, K/V buffers and tapes."""
         self.buffers, self._tapes, self._max_tapes = [], [], MAX_TAPES
         self._network = self.capture_failure = None
+        self._idle = {}
 
     def _tape(self, busy: Collection[Tape] = ()) -> Tape:
         """A tape that is not in `busy`. If all are, one is created, unless the store already has

@@ -15,7 +15,7 @@ from comfy.patcher_extension import CallbacksMP
 from torch import nn
 
 from ..graphs.eligibility import may_outlive_run
-from ..graphs.preset import PREFETCH
+from ..graphs.layer_uses import PREFETCH
 from ..graphs.session import GraphSession
 from ..graphs.store import GraphEnvironment, GraphStore
 from ..run.state import RunState

@@ -10,6 +10,7 @@ import torch
 from ras_pack.bench.profile.trace_shares import EVALUATION, NETWORK, Segments, step_shares
 from ras_pack.bench.reference.job import Job, diffusers_config, reference_arguments
 from ras_pack.bench.reference.pipelines import load_reference, offer_flash_attention
+from ras_pack.bench.speed import measured
 from ras_pack.bench.speed.cases import (
     CASES,
     Case,
@@ -201,6 +202,25 @@ class TestTurns:
         each = Measured(Variant("dense"), lambda seed: None, FakeClock())
         take_turns([each], CPU, 3, lambda: 0.0)
         assert each.error == "no time left" and each.steps == []
+
+    @pytest.mark.parametrize(
+        ("limit", "rounds"),
+        [(300, 3), (100 + 4 + 9, 3), (100 + 4 + 7, 2), (100 + 4 + 5, 1), (100 + 4 + 3, 0)],
+    )
+    def test_rounds_are_as_many_as_fit(self, limit, rounds, monkeypatch):
+        """The first runs take 50 s each, because they compile kernels; the runs that time the stages take 2 s
+        each, because they capture graphs, and all later runs take 1.5 s.
+        """
+        now, runs = [0.0], []
+        monkeypatch.setattr(measured, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+        def run(seed):
+            runs.append(seed)
+            now[0] += 50 if len(runs) <= 2 else 2 if len(runs) <= 4 else 1.5
+
+        found = [Measured(Variant("dense"), run, FakeClock()) for _ in range(2)]
+        take_turns(found, CPU, 3, lambda: limit - now[0])
+        assert [len(each.seconds) for each in found] == [rounds] * 2 and now[0] <= limit
 
     def test_memory_is_freed_before_it_is_measured(self):
         done = []

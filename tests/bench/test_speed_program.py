@@ -175,6 +175,23 @@ class TestShapes:
         assert bench.profile.frozen_rows == (64 if shape.references else 0)
         assert ideal == pytest.approx(trace.expected_speedup, rel=0.02)
 
+    @pytest.mark.parametrize("node", ["KSampler", "RASKSampler"])
+    def test_the_clock_does_not_keep_a_plan_from_setting_its_noise_levels(self, node):
+        """The clock takes one timestamp per evaluation of the plan, and one at the end."""
+        bench = Bench(SD3, SHAPES["sd3_medium"].tiny(), CPU, 64, 14)
+        try:
+            each = bench.measured(Variant("ras", speed="2x", node=node))
+            laps, seconds = each.once(1)
+            each.stage(1)
+        finally:
+            bench.close()
+        assert len(laps) == len(each.trace.evaluations) == 8 and 0 < sum(laps) < seconds
+        assert each.trace.levels and not each.trace.shortfall and len(each.enqueue) == 8
+        assert list(each.stages) == [
+            "before sampling", "set-up", "loading", "conditionings and sampler", "sampling", "end of run",
+            "return", "end of node",
+        ]  # fmt: skip
+
 
 class TestStart:
     def test_torch_must_not_be_imported_first(self):
@@ -367,6 +384,10 @@ def test_the_whole_speed_program(tmp_path):
     assert "ras 25% graph lora" in done.stdout
     planned = rows["ras 2x graph"]
     assert planned["evaluations"] < eager["evaluations"] == 14 and planned["speed"] == "2x"
+    assert rows["dense"]["evaluations"] == 14
+    for row in (planned, rows["ras 2x RASKSampler graph"]):
+        assert row["evaluations"] == 8 and row["log"][0].startswith("2x: 8 of 14 steps")
+        assert not any("noise levels" in line for line in row["log"])
     assert planned["ideal"] == pytest.approx(2, rel=0.1) == rows["ras 2x RASKSampler graph"]["ideal"]
 
 
@@ -385,9 +406,9 @@ def test_the_residency_program_refuses_unknown_names(option, tmp_path, capsys):
 def test_the_whole_residency_program(tmp_path):
     """On a CPU, the program uses stand-ins for CUDA graphs. Its exit status would be 1 if a check failed."""
     out = tmp_path / "residency.json"
-    checks = ("replay_equals_eager", "eviction_between_steps", "exception_in_capture")
+    checks = ("replay_equals_eager", "eviction_between_steps", "exception_in_capture", "idle_layers")
     done = program("residency", "--tiny", "--only", ",".join(checks), "--out", str(out))
     assert done.returncode == 0, done.stdout[-2000:] + out.with_suffix(".log").read_text()[-3000:]
     found = {check["name"]: check["held"] for check in json.loads(out.read_text())["checks"]}
     assert found == {"make": True, **dict.fromkeys(checks, True), "eviction_between_steps": None}
-    assert "ok dynamic: replay_equals_eager" in done.stdout and "4 checks, 0 failed" in done.stdout
+    assert "ok dynamic: replay_equals_eager" in done.stdout and "5 checks, 0 failed" in done.stdout
