@@ -87,9 +87,6 @@ class RASConfig:
         spread: if `kv_cache` is "forecast" or "forecast2", correct the forecasts of cached K/V
             rows by the forecast errors that nearby rows show when the step computes them. This is done only
             in steps that process at least half of the tokens (kv/spread.py).
-        favour_edits: if the run has one reference image, of the latent's size, select tokens whose estimate
-            differs from it more often, and tokens that agree with it less often (method/preferences.py). No
-            node sets this field.
         cuda_graphs: "auto" captures and replays regional steps as CUDA graphs where possible; "off" uses no
             CUDA graphs.
         kv_cache: how the keys and values of cached tokens are kept. "gpu": unchanged, on the GPU. "fp8": on
@@ -116,7 +113,6 @@ class RASConfig:
     corrections: bool = False
     continue_outputs: bool = False
     spread: bool = False
-    favour_edits: bool = False
     cuda_graphs: Graphs = "off"
     kv_cache: str = "auto"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -42,7 +41,6 @@ KEPT_RHYTHMS = ((0.3, 2), (0.5, 0), (0.3, 0))
 SCHEDULER_STEPS = (18, 14, 11, 9)
 PLAIN_GRIDS = {"calibrated": (28, 22, 19, 16, 14, 12, 11, 10, 9), "calibrated:0.5": (19, 14, 11, 9)}
 """For each grid of runs without RAS with the solver ab2: the numbers of steps."""
-FAVOURED: dict[str, Any] = {"favour_edits": True}
 
 FROZEN = ("frozen", "frozen, gpu", "frozen, forecast2")
 """Kinds of plans whose regional steps leave out the reference image, for the formats of the K/V cache."""
@@ -77,8 +75,6 @@ class EditCell:
             return "ab2" if is_ours else "schedulers" if cell.grid in ("simple", "beta") else "calibrated"
         if cell.method == "exact_kv":
             return "exact"
-        if cell.extra_settings.get("favour_edits"):
-            return "favoured"
         return (
             "kept" if self.kept else "frozen" if cell.kv_cache == "forecast" else f"frozen, {cell.kv_cache}"
         )
@@ -191,19 +187,14 @@ def _share_at(wanted: float, cost: StepCost) -> float:
     return floor(low * 1e4) / 1e4
 
 
-def variants_of(
-    rows: Iterable[dict[str, Any]], speeds: Sequence[float] = SPEEDS, most: int = 3
-) -> list[EditCell]:
-    """Variants of the best plans with frozen references: the best few of each cost reduction with tokens that
-    the edit changes favoured, the best two with other formats of the K/V cache, and the best one with exact
-    keys and values.
+def variants_of(rows: Iterable[dict[str, Any]], speeds: Sequence[float] = SPEEDS) -> list[EditCell]:
+    """Variants of the best plans with frozen references: the best two of each cost reduction with other
+    formats of the K/V cache, and the best one with exact keys and values.
     """
     found = []
     for speed in speeds:
-        cells = [EditCell.of_row(row) for row in best_rows(rows, "frozen", speed)[:most]]
-        extra = json.dumps(FAVOURED, sort_keys=True)
-        found += [replace(each, cell=replace(each.cell, extra=extra)) for each in cells]
-        for each in cells[:2]:
+        cells = [EditCell.of_row(row) for row in best_rows(rows, "frozen", speed)[:2]]
+        for each in cells:
             found += [replace(each, cell=replace(each.cell, kv_cache=name)) for name in ("gpu", "forecast2")]
         found += [replace(each, cell=replace(each.cell, method="exact_kv")) for each in cells[:1]]
     return list({each.key: each for each in found}.values())
@@ -227,7 +218,7 @@ def best_cells(rows: Sequence[dict[str, Any]], speeds: Sequence[float] = SPEEDS)
         for each in plain_cells()
         if each.kind == "ab2" and each.cell.grid == grid and each.cell.steps <= 19
     ]
-    kinds = (FROZEN, ("favoured",), ("kept",), ("schedulers",))
+    kinds = (FROZEN, ("kept",), ("schedulers",))
     best = [
         max(near, key=lambda row: row["psnr"])
         for speed, some in product(speeds, kinds)

@@ -18,12 +18,11 @@ NAMES = {
     "ab2": "fewer dense steps, calibrated grid, `ab2`",
     "kept": "plan, regional steps process the reference image",
     "frozen": "plan, reference image frozen",
-    "favoured": "the same, tokens that the edit changes favoured",
     "frozen, gpu": "reference image frozen, keys and values unchanged (`gpu`)",
     "frozen, forecast2": "reference image frozen, `forecast2`",
     "exact": "reference image frozen, exact keys and values (upper bound)",
 }
-PLAIN, PLANS = ("schedulers", "calibrated", "ab2"), ("kept", *FROZEN, "favoured")
+PLAIN, PLANS = ("schedulers", "calibrated", "ab2"), ("kept", *FROZEN)
 NUMBERS = ("cost", "cost_own", "psnr", "psnr_sem", "ssim", "token_share", "seconds", "latent_error")
 
 

@@ -13,7 +13,7 @@ Modules that sample, in reading order:
 - `graphs_of_model`: keeps CUDA graphs on a model.
 - `samplers`: the sampler of a run; `sampler_steps`: its evaluations, reported to ComfyUI.
 - `traces`: finds the trace of the run that made a latent.
-- `conditionings`: copies a run's conditionings to the device once, and finds the image that it edits.
+- `conditionings`: copies a run's conditionings to the device once.
 - `attention`: ComfyUI's attention with grouped K/V heads.
 - `compiler`: the CUDA graphs and the compiler that ComfyUI itself has from 0.33 on.
 - `requirements`: checks ComfyUI's extension points.

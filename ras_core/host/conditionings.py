@@ -1,4 +1,4 @@
-"""Copies a run's conditionings to the sampling device, and finds the reference image that a run edits.
+"""Copies a run's conditionings to the sampling device.
 
 ComfyUI keeps conditionings in main memory and copies them to the device at each evaluation. This memory is
 not pinned, so for each copy the CPU waits until the device has finished all enqueued work. Then the device is
@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
-import comfy.model_management
-import comfy.utils
 import torch
 from torch import Tensor
 
-from .names import INPUTS, POSITIVE, REFERENCE_IMAGES
+from .names import INPUTS
 
 
 def on_device(conds: Mapping[str, list[dict]], device: torch.device) -> dict[str, list[dict]]:
@@ -50,21 +48,3 @@ def _input_copied(held: Any, device: torch.device) -> Any:
     there = copy(held)
     there.cond = [each.to(device) for each in value] if isinstance(value, list) else value.to(device)
     return there
-
-
-def edited_image(guider: Any, noise: Tensor) -> Tensor | None:
-    """The reference image that a run edits, as a latent that compares with denoised estimates, (b or 1, c,
-    *size) on the sampling device; None unless the positive conditionings have exactly one reference image,
-    and it has the latent's size.
-
-    Args:
-        guider: ComfyUI's guider of a run that is about to start.
-        noise: (b, c, *size) the noise of the run.
-    """
-    images = [each for cond in guider.conds.get(POSITIVE, ()) for each in cond.get(REFERENCE_IMAGES) or ()]
-    if len(images) != 1 or images[0].shape[1:] != noise.shape[1:]:
-        return None
-    image = images[0].to(comfy.model_management.get_torch_device())
-    if len(image) > 1:
-        image = comfy.utils.repeat_to_batch_size(image, len(noise))
-    return guider.model_patcher.model.process_latent_in(image)

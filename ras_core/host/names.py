@@ -41,7 +41,7 @@ KEEPS_NEGATIVE = "disable_cfg1_optimization"
 MASK_FUNCTION = "denoise_mask_function"
 """Key of the model option that changes the mask of inpainting at each evaluation."""
 
-POSITIVE, NEGATIVE = "positive", "negative"
+NEGATIVE = "negative"
 TEXT = "cross_attn"
 """Key of the encoded text in a conditioning."""
 

@@ -172,24 +172,15 @@ def compares_results(guider: Any) -> bool:
 
 
 def begin_run(
-    given: OuterSample,
-    network: nn.Module,
-    adapter: ModelAdapter,
-    config: RASConfig,
-    priority: Tensor | None,
-    reference: Tensor | None = None,
+    given: OuterSample, network: nn.Module, adapter: ModelAdapter, config: RASConfig, priority: Tensor | None
 ) -> RunState:
-    """The state of a run that starts now; warns if it will have no regional step.
-
-    `reference` is the reference image that the run edits, (b or 1, c, *size), if it is to decide which tokens
-    are favoured.
-    """
+    """The state of a run that starts now; warns if it will have no regional step."""
     noise = given.noise
     grid = TokenGrid.of(noise.shape[2:], adapter.patch_size(network))
     recorder = Recorder(grid, noise.shape[0])
     generator = torch.Generator().manual_seed((given.seed or 0) % 2**63)
     favoured = _at_latent_size(priority, noise)
-    new_selector = partial(selector_for, config, grid, generator, Preferences.of(grid, favoured, reference))
+    new_selector = partial(selector_for, config, grid, generator, Preferences.of(grid, favoured))
     run = RunState(config, given.sigmas.tolist(), grid, noise.shape[0], new_selector, recorder)
     _explain_dense_plan(run)
     if run.is_regional and priority is not None and noise.shape[0] % len(priority):

@@ -25,7 +25,6 @@ from ..run.live import ViewFactory
 from ..run.network_calls import SEVERAL_DEVICES
 from ..run.trace import Trace
 from . import compiler
-from .conditionings import edited_image
 from .names import KEY, MULTIGPU
 from .outer_sample import (
     COMPARES_RESULTS,
@@ -229,9 +228,7 @@ class RASPatch:
         """Start a run and attach its wrappers."""
         model = guider.model_patcher
         network = network_of(model.get_model_object("diffusion_model"))
-        config = settings.config
-        reference = edited_image(guider, given.noise) if config.favour_edits else None
-        run = begin_run(given, network, self.adapter, config, self.priority, reference)
+        run = begin_run(given, network, self.adapter, settings.config, self.priority)
         run.plan_line, self.presence.run = settings.plan, run
         if settings.remark:
             run.recorder.remark(settings.remark)

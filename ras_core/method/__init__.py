@@ -6,7 +6,7 @@ These modules compute a run; read them in this order:
 - `selector`: selects tokens by predicted change, and keeps the state of the selection during a run
 - `waiting`: limits how long a token may stay cached
 - `metric` and `selection`: select tokens by the rule of the paper (arXiv 2502.10389) instead
-- `preferences`: tokens that the user or an edit favours
+- `preferences`: the user's masks
 - `integrator`: integrates each token with its own step size
 - `grid`: maps latent pixels to tokens and back
 

@@ -1,12 +1,8 @@
-"""Preferences for token selection: tokens that are to be selected more often than by their scores alone.
-
-Either the user favours regions of the image, or an edit favours tokens that no longer look like the reference
-image.
-"""
+"""User preferences for token selection: image regions whose tokens are to be selected more often."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +13,6 @@ from .grid import TokenGrid
 
 PRIORITY_WEIGHT = 3.0
 """Extra weight at priority 1. It is added to the usual factor of 1: the score is multiplied by 1 + 3 = 4."""
-
-EDIT_RANGE = 2.0
-"""By what factor the difference between estimate and reference may raise or lower a token's score at most."""
 
 OVERSHOOT = 0.5
 """How far a mask may leave [0, 1]: resizing can overshoot a little, while other scales such as 0 to 255 are
@@ -32,22 +25,14 @@ class Preferences:
 
     Attributes:
         priority: (b or 1, n) float in [0, 1], how strongly each token is favoured; None if none is favoured.
-        reference: (b or 1, c, *size) float32, the reference image that is edited, as a latent that compares
-            with denoised estimates; None if an edit favours no tokens.
     """
 
     priority: Tensor | None = None
-    reference: Tensor | None = None
 
     @classmethod
-    def of(cls, grid: TokenGrid, priority: Tensor | None, reference: Tensor | None = None) -> Preferences:
-        """Preferences from a mask of the latent's size, (b or 1, *size) in [0, 1], or None; and from a
-        reference image, (b or 1, c, *size), or None.
-        """
-        return cls(
-            None if priority is None else grid.pool(priority.float()).clamp(0, 1),
-            None if reference is None else reference.float(),
-        )
+    def of(cls, grid: TokenGrid, priority: Tensor | None) -> Preferences:
+        """Preferences from a mask of the latent's size, (b or 1, *size) in [0, 1], or None."""
+        return cls(None if priority is None else grid.pool(priority.float()).clamp(0, 1))
 
     @property
     def weight(self) -> Tensor | float:
@@ -56,26 +41,9 @@ class Preferences:
         """
         return 1.0 if self.priority is None else 1 + PRIORITY_WEIGHT * self.priority
 
-    def edit_weight(self, grid: TokenGrid, estimate: Tensor) -> Tensor | float:
-        """Factor by which each token's selection score is multiplied because of an edit, (b, n); 1 if there
-        is no reference image.
-
-        It is the square root of the distance between estimate and reference, averaged over the token and its
-        neighbours, in multiples of the image's mean distance. It is at least 1/2 and at most 2.
-
-        Args:
-            grid: the token grid.
-            estimate: (b, c, *size) float32, the denoised estimate of each token.
-        """
-        if self.reference is None:
-            return 1.0
-        distance = grid.smooth(grid.pool((estimate - self.reference).square_().sum(dim=1)).sqrt_())
-        usual = distance.mean(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return distance.div_(usual).sqrt_().clamp_(1 / EDIT_RANGE, EDIT_RANGE)
-
     def in_order(self, order: Tensor) -> Preferences:
-        """The priorities of the tokens in this order, (n,)."""
-        return self if self.priority is None else replace(self, priority=self.priority[:, order])
+        """The preferences of the tokens in this order, (n,)."""
+        return self if self.priority is None else Preferences(self.priority[:, order])
 
 
 def as_priority(mask: Any) -> Tensor | None:

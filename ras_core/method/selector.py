@@ -125,7 +125,6 @@ class ChangeSelector(Selector):
         self._sigma: Tensor | None = None  # (b, n) sigma of each token's last estimate
         self._rate: Tensor | None = None  # (b, n)
         self._sqrt_rate: Tensor | None = None  # (b, n) square root of the smoothed rate
-        self._edit_weight: Tensor | float = 1.0  # (b, n) factor on the score because of an edit
 
     def _update(self, x: Tensor, denoised: Tensor, sigma: float, active_idx: Tensor | None) -> None:
         denoised = denoised.float()
@@ -143,14 +142,11 @@ class ChangeSelector(Selector):
         self._sigma = self._sigma.masked_fill(fresh, sigma)
         self._estimate = denoised.clone()  # for cached tokens, these are their old estimates
         self._sqrt_rate = self._grid.smooth(self._rate).sqrt()
-        self._edit_weight = self._preferences.edit_weight(self._grid, denoised)
         self.score = self._need(sigma)
 
     def _choose(self, active_count: int, sigma: float, order: Tensor) -> Tensor:
         self.score = self._need(sigma)
-        preferences, score = self._preferences, self.score
-        if preferences.priority is not None or preferences.reference is not None:
-            score = score * preferences.weight * self._edit_weight
+        score = self.score if self._preferences.priority is None else self.score * self._preferences.weight
         return first(finite(score), active_count, order)
 
     def _need(self, sigma: float) -> Tensor:

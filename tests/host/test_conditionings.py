@@ -1,16 +1,13 @@
 """Conditionings are copied to the device once per run, and ComfyUI samples with the copies."""
 
-from dataclasses import replace
-
 import comfy.conds
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host import conditionings, wrappers
-from ras_pack.ras_core.host.conditionings import edited_image, on_device
+from ras_pack.ras_core.host.conditionings import on_device
 from ras_pack.ras_core.host.patch import last_trace, patch_model
-from support.families import FAMILIES
 from support.sampling import FAST, distance, sample, sample_ras
 
 ELSEWHERE = torch.device("meta")
@@ -99,60 +96,3 @@ class TestRuns:
         monkeypatch.setattr(wrappers, "on_device", lambda conds, _: conds)
         without, _ = sample_ras(family.build(), family, family.noise())
         assert distance(with_them, without) < 1e-6 and not trace.notes
-
-
-class TestEditedImage:
-    """The reference image of an edit decides which tokens are favoured, if the settings ask for it."""
-
-    FAMILY = FAMILIES["flux"]
-    CONFIG = RASConfig(sample_ratio=0.3, start_step=3, error_reset_every=0, favour_edits=True)
-
-    def _with(self, *images: torch.Tensor) -> list:
-        [[context, extras]] = self.FAMILY.conditioning(1)
-        return [[context, {**extras, "reference_latents": list(images)}]]
-
-    def _found(self, *images: torch.Tensor, batch: int = 1) -> torch.Tensor | None:
-        """The image that is found at the start of a run."""
-        found = []
-
-        def look(executor, *args, **kwargs):
-            found.append(edited_image(executor.class_obj, args[0]))
-            return executor(*args, **kwargs)
-
-        model = self.FAMILY.build()
-        model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "look", look)
-        sample(model, self.FAMILY, self.FAMILY.noise(batch=batch), steps=1, positive=self._with(*images))
-        return found[0]
-
-    def test_it_is_the_networks_reference_in_the_networks_units(self):
-        image = self.FAMILY.noise(seed=8)
-        expected = self.FAMILY.build().model.process_latent_in(image)
-        torch.testing.assert_close(self._found(image), expected)
-        assert not torch.equal(image, expected)
-
-    def test_several_images_have_one_each_as_in_comfyui(self):
-        images = self.FAMILY.noise(seed=8, batch=2)
-        expected = self.FAMILY.build().model.process_latent_in(images)
-        torch.testing.assert_close(self._found(images, batch=4), expected[[0, 1, 0, 1]])
-
-    def test_no_image_several_images_or_another_size_count_as_none(self):
-        image = self.FAMILY.noise(seed=8)
-        assert self._found() is None and self._found(image, image) is None
-        assert self._found(self.FAMILY.noise(16, 8, seed=8)) is None
-
-    def test_a_run_computes_what_the_edit_changes_more_often(self):
-        """The reference is what the run draws, but for the left half of the image, which is far from it."""
-        noise, plain = self.FAMILY.noise(), replace(self.CONFIG, favour_edits=False)
-        drawn = sample(self.FAMILY.build(), self.FAMILY, noise, positive=self._with(noise)).clone()
-        drawn[..., : drawn.shape[-1] // 2] += 100.0
-        left, usual = (self._active_left(noise, drawn, config) for config in (self.CONFIG, plain))
-        assert left > usual
-
-    def _active_left(self, noise: torch.Tensor, reference: torch.Tensor, config: RASConfig) -> float:
-        """The share of the active tokens that is in the left half of the image."""
-        model = self.FAMILY.build()
-        _, trace = sample_ras(model, self.FAMILY, noise, config, positive=self._with(reference))
-        assert trace.regional_steps == 7 and not trace.notes
-        active = [each.active for each in trace.evaluations if each.active_share < 1]
-        left = sum(int(each[..., : each.shape[-1] // 2].sum()) for each in active)
-        return left / sum(int(each.sum()) for each in active)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from ras_pack.ras_core.method.grid import TokenGrid
-from ras_pack.ras_core.method.preferences import Preferences
 from ras_pack.ras_core.method.selector import ChangeSelector
 
 
@@ -114,51 +113,3 @@ class TestChange:
         _observe(selector, [8.0, 1.0, 7.0, 2.0, 6.0, 3.0, 5.0, 4.0], 0.5)
         active = selector.select(5, 0.4)
         assert active.shape == (1, 5) and active[0].tolist() == sorted(set(active[0].tolist()))
-
-
-class TestEdits:
-    """Tokens that differ from a reference image are favoured over those that agree with it."""
-
-    REFERENCE = [0.0] * 9
-
-    @staticmethod
-    def _selector(reference: list[float] | None) -> ChangeSelector:
-        n = 9
-        preferences = Preferences(reference=None if reference is None else _estimates(reference))
-        return ChangeSelector(TokenGrid((2, 2 * n), (2, 2)), preferences)
-
-    def _after_a_step(self, reference: list[float] | None, end: list[float]) -> ChangeSelector:
-        """All tokens have changed by 1 in the last step, to the values `end`."""
-        selector = self._selector(reference)
-        _observe(selector, [value - 1 for value in end], 1.0)
-        _observe(selector, end, 0.5)
-        return selector
-
-    def test_of_equal_changes_those_that_differ_come_first(self):
-        end = [1, 1, 1, 1, 1, 9, 9, 9, 9]
-        assert self._after_a_step(self.REFERENCE, end).select(4, 0.4).tolist() == [[5, 6, 7, 8]]
-        near_the_end = [9, 9, 9, 9, 9, 9, 9, 9, 9]  # now the first five differ
-        assert self._after_a_step(near_the_end, end).select(4, 0.4).tolist() == [[0, 1, 2, 3]]
-
-    def test_the_score_itself_does_not_change(self):
-        end = [1, 1, 1, 1, 1, 9, 9, 9, 9]
-        with_it, without = (self._after_a_step(each, end) for each in (self.REFERENCE, None))
-        assert torch.equal(with_it.score, without.score)
-
-    def test_the_weight_is_the_root_of_the_relative_distance_within_bounds(self):
-        grid, estimate = TokenGrid((2, 18), (2, 2)), _estimates([0, 0, 0, 1, 1, 1, 64, 64, 64])
-        weight = Preferences(reference=_estimates(self.REFERENCE)).edit_weight(grid, estimate)
-        distance = torch.tensor([0, 0, 1 / 3, 2 / 3, 1, 22, 43, 64, 64])  # means over neighbours
-        assert weight[0].tolist() == pytest.approx((distance / distance.mean()).sqrt().clamp(0.5, 2).tolist())
-
-    def test_no_reference_or_no_difference_favours_no_token(self):
-        grid, estimate = TokenGrid((2, 18), (2, 2)), _estimates(self.REFERENCE)
-        assert Preferences().edit_weight(grid, estimate) == 1.0
-        same = Preferences(reference=estimate.clone()).edit_weight(grid, estimate)
-        assert len(same.unique()) == 1  # all tokens have the same weight
-
-    def test_one_reference_serves_all_images(self):
-        grid = TokenGrid((2, 18), (2, 2))
-        images = torch.cat([_estimates([1, 1, 1, 1, 1, 9, 9, 9, 9]), _estimates([9, 9, 9, 9, 1, 1, 1, 1, 1])])
-        weight = Preferences(reference=_estimates(self.REFERENCE)).edit_weight(grid, images)
-        torch.testing.assert_close(weight[0], weight[1].flip(0))

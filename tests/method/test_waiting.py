@@ -113,16 +113,6 @@ def test_a_favoured_region_does_not_starve_the_rest(method):
     assert longest(active) <= bound(0.5)
 
 
-def test_an_edit_does_not_starve_what_it_leaves_alone():
-    """The reference differs from the estimate in the upper half, where scores are high as well."""
-    reference = torch.zeros(1, 1, 16, 12)
-    reference[:, :, :8] = 1e3
-    config, preferences = RASConfig(favour_edits=True), Preferences.of(GRID, None, reference)
-    selector = selector_for(config, GRID, torch.Generator().manual_seed(0), preferences)
-    active = selected(selector, SCORES["always the first"], 24, 3 * bound(0.5))
-    assert longest(active) <= bound(0.5)
-
-
 @pytest.mark.parametrize("count", [6, 16, 24])
 def test_equal_scores_take_turns_and_are_spread(count):
     """Every token is computed once in each 48 / count steps, and each step's tokens are in all four quarters

@@ -3,12 +3,7 @@
 The script runs in Node.js, with stand-ins for the two modules of ComfyUI's front end that it imports.
 """
 
-import json
-import shutil
-import subprocess
-
-import pytest
-from support.comfy import ROOT
+from support.node_js import run_page
 
 API = """
 export const asked = [];
@@ -21,7 +16,6 @@ export const api = {
   },
 };
 """
-APP = "export const app = { registerExtension(one) { app.one = one; } };"
 PAGE = """
 import { readFileSync } from "node:fs";
 import { answers, asked } from "./scripts/api.js";
@@ -77,31 +71,15 @@ def shown(tmp_path, nodes, answer, then=None):
         answer: the server's answer; None if the server refuses the question.
         then: the last node's number of steps after a change, and the answer to it.
     """
-    if shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
     links = {
         link: {"origin_id": origin["id"], "target_id": target["id"]}
         for origin in nodes for target in nodes
         for output in origin["outputs"] for link in output["links"]
         if link in [one["link"] for one in target["inputs"]]
     }  # fmt: skip
-    files = {
-        "scripts/api.js": API,
-        "scripts/app.js": APP,
-        "page.js": PAGE,
-        "package.json": '{"type": "module"}',
-    }
-    for name in ("hint.js", "unlisted.js", "words.js"):
-        files[f"extensions/pack/{name}"] = (ROOT / "web" / name).read_text(encoding="utf-8")
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    given = json.dumps({"nodes": nodes, "links": links, "answer": answer, "then": then})
-    run = subprocess.run(
-        ["node", "page.js"], cwd=tmp_path, input=given, capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    found = json.loads(run.stdout)
+    given = {"nodes": nodes, "links": links, "answer": answer, "then": then}
+    scripts = ("hint.js", "unlisted.js", "words.js")
+    found = run_page(tmp_path, PAGE, scripts, given, {"scripts/api.js": API})
     return found["asked"], found["text"]
 
 

@@ -5,8 +5,6 @@ The script runs in Node.js, with a stand-in for the module of ComfyUI's front en
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 from ras_pack.nodes.mask_preview import NO_TRACE
@@ -18,7 +16,7 @@ from ras_pack.ras_core.kv.spec import CacheSize
 from ras_pack.ras_core.method.plan import described
 from ras_pack.ras_core.models.control import gathered_lists
 from ras_pack.ras_core.run.passes import CHANGED_STEPS, OTHER_LEVELS
-from support.comfy import ROOT
+from support.node_js import run_page, web
 from support.reasons import Sentences
 
 LANGUAGES = ("en", "de", "ja", "zh")
@@ -50,7 +48,7 @@ QUOTES = {"cause", "reason", "shortfall", "tensor"}
 def reasons() -> dict[str, dict[str, str]]:
     """The texts in reasons.js, by language and key."""
     found: dict[str, dict[str, str]] = {}
-    for line in (ROOT / "web" / "reasons.js").read_text(encoding="utf-8").splitlines():
+    for line in web("reasons.js").splitlines():
         if match := re.fullmatch(r"  (\w+): \{", line):
             texts = found.setdefault(match[1], {})
         elif match := re.fullmatch(r'    (\w+): (".*"),', line):
@@ -67,28 +65,7 @@ def sentences() -> Sentences:
 @pytest.fixture
 def page(tmp_path):
     """Runs the script: answers with the translations of the given (language, sentence)."""
-    if shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
-    files = {
-        "scripts/app.js": "export const app = {};",
-        "page.js": PAGE,
-        "package.json": '{"type": "module"}',
-    }
-    for name in ("reasons.js", "words.js"):
-        files[f"extensions/pack/{name}"] = (ROOT / "web" / name).read_text(encoding="utf-8")
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-
-    def ask(*asked):
-        run = subprocess.run(
-            ["node", "page.js"],
-            cwd=tmp_path, input=json.dumps(asked), capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        return json.loads(run.stdout)
-
-    return ask
+    return lambda *asked: run_page(tmp_path, PAGE, ("reasons.js", "words.js"), asked)
 
 
 class Known:

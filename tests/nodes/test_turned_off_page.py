@@ -4,12 +4,8 @@ The script runs in Node.js, with a stand-in for the module of ComfyUI's front en
 in browser/test_turned_off_nodes.py run it in a real browser.
 """
 
-import json
-import shutil
-import subprocess
-
 import pytest
-from support.comfy import ROOT
+from support.node_js import run_page
 
 PAGE = """
 import { readFileSync } from "node:fs";
@@ -21,7 +17,6 @@ app.graphToPrompt = async () => ({ output });
 app.one.setup();
 console.log(JSON.stringify((await app.graphToPrompt(graph)).output));
 """
-APP = "export const app = { registerExtension(one) { app.one = one; } };"
 MUTED, BYPASSED = 2, 4
 LATENT = {"class_type": "EmptySD3LatentImage", "inputs": {"width": 512}}
 
@@ -34,23 +29,8 @@ def node(number, kind, inputs=None, **more):
 
 def prompt_after(tmp_path, nodes, origins, output):
     """The prompt that the script makes of `output`; `origins` has the origin of each link."""
-    if shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
-    script = (ROOT / "web" / "turned_off.js").read_text(encoding="utf-8")
-    files = {
-        "scripts/app.js": APP, "page.js": PAGE, "package.json": '{"type": "module"}',
-        "extensions/pack/turned_off.js": script,
-    }  # fmt: skip
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
     links = {link: {"origin_id": origin, "origin_slot": 0} for link, origin in origins.items()}
-    given = json.dumps({"nodes": nodes, "links": links, "output": output})
-    run = subprocess.run(
-        ["node", "page.js"], cwd=tmp_path, input=given, capture_output=True, text=True, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    return json.loads(run.stdout)
+    return run_page(tmp_path, PAGE, ("turned_off.js",), {"nodes": nodes, "links": links, "output": output})
 
 
 @pytest.mark.parametrize("mode", [MUTED, BYPASSED], ids=["muted", "bypassed"])

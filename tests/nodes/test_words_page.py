@@ -3,13 +3,10 @@
 The script runs in Node.js, with a stand-in for the module of ComfyUI's front end that it imports.
 """
 
-import json
 import re
-import shutil
-import subprocess
 
 import pytest
-from support.comfy import ROOT
+from support.node_js import run_page, web
 
 PAGE = """
 import { readFileSync } from "node:fs";
@@ -27,26 +24,10 @@ console.log(JSON.stringify({ texts, words: WORDS }));
 @pytest.fixture
 def page(tmp_path):
     """Runs the script: answers with the texts of the given (language, key, values), and all words."""
-    if shutil.which("node") is None:
-        pytest.skip("Node.js is not installed")
-    words = (ROOT / "web" / "words.js").read_text(encoding="utf-8")
-    files = {
-        "scripts/app.js": "export const app = {};",
-        "page.js": PAGE,
-        "package.json": '{"type": "module"}',
-        "extensions/pack/words.js": words.replace("const WORDS", "export const WORDS"),
-    }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
+    exported = web("words.js").replace("const WORDS", "export const WORDS")
 
     def ask(*asked):
-        run = subprocess.run(
-            ["node", "page.js"],
-            cwd=tmp_path, input=json.dumps(asked), capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        found = json.loads(run.stdout)
+        found = run_page(tmp_path, PAGE, (), asked, {"extensions/pack/words.js": exported})
         return found["texts"], found["words"]
 
     return ask
