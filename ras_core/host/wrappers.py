@@ -16,8 +16,8 @@ from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
 from ..models.cost import profile_of
-from ..run.live import View
 from ..run.joining import Joining
+from ..run.live import View
 from ..run.network_calls import NetworkCalls
 from ..run.passes import Passes
 from ..run.references import DENSE_ONLY
