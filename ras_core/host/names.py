@@ -42,6 +42,9 @@ MASK_FUNCTION = "denoise_mask_function"
 """Key of the model option that changes the mask of inpainting at each evaluation."""
 
 NEGATIVE = "negative"
+START = "timestep_start"
+"""Key, in a conditioning, of the noise level from which on it applies; it is there once sampling starts."""
+
 TEXT = "cross_attn"
 """Key of the encoded text in a conditioning."""
 

@@ -16,6 +16,7 @@ from ..graphs.preset import EvictableWeights
 from ..graphs.session import GraphSession
 from ..models.base import ModelAdapter
 from ..models.cost import profile_of
+from ..run.joining import Joining
 from ..run.live import View
 from ..run.network_calls import NetworkCalls
 from ..run.passes import Passes
@@ -27,11 +28,11 @@ from ..run.torch_compile import untraced
 from ..run.trace import Trace
 from . import compiler
 from .attention import grouped_attention
-from .cache_plan import CachePlan
+from .cache_plan import CachePlan, evaluated_conditionings
 from .call import ModelCall
 from .conditionings import on_device
 from .graphs_of_model import INTERRUPTS, end_graphs, graph_session, resident_weights
-from .names import BETWEEN_CALLS, KEY, MULTIGPU_CLONES, RUN, TRANSFORMER_OPTIONS, WRAPPERS
+from .names import BETWEEN_CALLS, KEY, MULTIGPU_CLONES, RUN, START, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample
 from .samplers import cache_for, follows_schedule, is_corrected
 
@@ -106,6 +107,8 @@ class RunWrappers:
         """The SAMPLER_SAMPLE wrapper: samples with the conditionings copied to the device."""
         self.passes.begin((args[0] if args else kwargs["sigmas"]).tolist())
         given = guider.conds
+        late = evaluated_conditionings(guider, given)
+        self._calls.joining = Joining(cond[START] for cond in late if START in cond)
         if self.run.is_regional:
             guider.conds = on_device(given, self._model.load_device)
         try:

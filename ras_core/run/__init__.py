@@ -4,6 +4,7 @@ Read the modules in this order:
 
 - `state` is the state of a run, and `evaluation` the state of one evaluation.
 - `network_calls` handles each evaluation and each call of a network.
+- `joining` finds the evaluations in which a prompt joins the run, which are dense.
 - `call` is one call, and the interface that `host/` implements for it.
 - `dense`, `regional` and `captured` are the three ways to run a call.
 - `partial_forward` makes the three interventions in a call, gather, attention and scatter; `context` has the

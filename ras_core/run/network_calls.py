@@ -13,10 +13,12 @@ from .captured import CapturedCalls
 from .coverage import Coverage
 from .dense import DenseCalls
 from .foreign import holds_results, other_cache, watched
+from .joining import Joining
 from .live import live_step
+from .recorder import UNCACHED_ONCE
 from .regional import RegionalCalls
 from .state import RunState
-from .timing import timestamp
+from .timing import Timestamp, timestamp
 from .tools import Tools
 
 SEVERAL_THREADS = "another node calls the network in several threads"
@@ -25,9 +27,14 @@ SEVERAL_DEVICES = "ComfyUI runs copies of the model on several devices in parall
 
 
 class NetworkCalls:
-    """Handles the evaluations and network calls of one run."""
+    """Handles the evaluations and network calls of one run.
+
+    Attributes:
+        joining: finds the evaluations in which a conditioning joins the run.
+    """
 
     def __init__(self, run: RunState, tools: Tools):
+        self.joining = Joining()
         self._run = run
         self._adapter = tools.adapter
         self._other_code = tools.other_code
@@ -70,7 +77,7 @@ class NetworkCalls:
         sigma = run.sigma_of(level.flatten()[:1])
         if self._graphs is not None and (trouble := self._graphs.begin_evaluation(calls_are_plain)):
             run.go_dense(trouble)
-        run.begin_evaluation(sigma, timestamp(x.device))
+        self._begin(sigma, timestamp(x.device))
         if self._view is not None:
             self._view.step(live_step(run))
         self._ran = False
@@ -80,6 +87,7 @@ class NetworkCalls:
             run.evaluation = None
             raise
         if self._ran:
+            self.joining.keep(sigma)
             kept = denoised.clone() if isinstance(denoised, Tensor) else denoised
             run.end_evaluation(x, kept, sigma)  # a callback may write into the estimate that it gets
         else:
@@ -105,6 +113,15 @@ class NetworkCalls:
             if output is not None:
                 return output
         return self._dense.run(call)
+
+    def _begin(self, sigma: float, now: Timestamp) -> None:
+        """Start an evaluation; its calls are all dense if a conditioning joins the run in it."""
+        run = self._run
+        run.begin_evaluation(sigma, now)
+        if run.evaluation.active_idx is not None and self.joining.is_at(sigma):
+            run.evaluation.active_idx = None
+            run.recorder.count_uncached()
+            run.warn(UNCACHED_ONCE)
 
     def _plain(self, level: Tensor, denoise: Callable[[], Tensor]) -> Tensor:
         """An evaluation of a run without regional steps, at a noise level (1,). Returns (b, c, H, W)."""

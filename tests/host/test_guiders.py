@@ -5,13 +5,16 @@ Guiders of ComfyUI are its own classes. Interfaces of other packs are written ag
 they do: a guider that returns two estimates, samplers that shift noise levels, wrappers that sample twice.
 """
 
+from functools import partial
+from itertools import islice
+
 import comfy.k_diffusion.sampling
 import comfy.samplers
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from ras_pack.ras_core.config import RASConfig
-from ras_pack.ras_core.host.names import KEY
+from ras_pack.ras_core.host.names import KEY, START
 from ras_pack.ras_core.host.patch import last_trace, patch_model, trace_of
 from ras_pack.ras_core.host.planned_model import without_ras
 from ras_pack.ras_core.host.second_models import IGNORED, NO_EFFECT
@@ -20,7 +23,7 @@ from ras_pack.ras_core.run import passes
 from ras_pack.ras_core.run.evaluation import ODD_RESULT
 from ras_pack.ras_core.run.recorder import UNCACHED_OFTEN, UNCACHED_ONCE
 from support.families import FAMILIES
-from support.sampling import FAST, STEPS, distance, positive_alone, sample, sample_ras
+from support.sampling import CALC_COND_BATCH, FAST, STEPS, distance, positive_alone, sample, sample_ras
 from support.tape import FrozenTape, capture_on
 
 DENSE = [0, 1, 6]
@@ -280,6 +283,54 @@ class TestGuidanceThatChanges:
         )
         dense = STEPS - trace.regional_steps - len(DENSE)
         assert dense == 2 and trace.notes == (UNCACHED_OFTEN.format(2),)
+
+    @pytest.mark.parametrize("name", ["sd3", "z_image"])
+    @pytest.mark.parametrize("of", ["positive", "negative"])
+    @pytest.mark.parametrize("sizes", [[1, 1, 1], [2, 1], [1, 2]], ids=str)
+    def test_an_evaluation_that_a_prompt_joins_is_dense_in_all_calls(self, name, of, sizes, monkeypatch):
+        """Guidance must not compare a fresh estimate with one of the step before, so it does not matter how
+        ComfyUI groups the prompts into calls.
+        """
+        family = FAMILIES[name]
+        prompts = {"positive": family.conditioning(1), "negative": family.conditioning(2)}
+        late = family.conditioning(3)
+        late[0][1].update(start_percent=0.4, end_percent=1.0)
+        prompts[of] = prompts[of] + late
+        model, latents, traces = family.build(), [], []
+        for wrapper in (CALC_COND_BATCH, partial(in_small_calls, sizes)):
+            monkeypatch.setattr(comfy.samplers, "_calc_cond_batch", wrapper)
+            latent, trace = sample_ras(model, family, family.noise(), EAGER, **prompts)
+            latents.append(latent)
+            traces.append(trace)
+        (joined,) = set(dense_steps(traces[0])) - set(DENSE)
+        assert dense_steps(traces[1]) == sorted([*DENSE, joined])
+        assert traces[0].notes == traces[1].notes == (UNCACHED_ONCE,)
+        assert distance(*latents) < 1e-3
+
+    def test_a_prompt_that_is_not_evaluated_joins_nothing(self, sd3):
+        """At cfg 1, ComfyUI leaves the negative prompt out."""
+        late = sd3.conditioning(2)
+        late[0][1].update(start_percent=0.4, end_percent=1.0)
+        _, trace = sample_ras(sd3.build(), sd3, sd3.noise(), EAGER, negative=late, cfg=1.0)
+        assert is_as_planned(trace)
+
+
+def in_small_calls(sizes, model, conds, x_in, timestep, model_options):
+    """ComfyUI's function `_calc_cond_batch`, in calls with so many prompts each. The outputs of the prompts
+    that share a name are averaged, as ComfyUI does.
+    """
+    prompts = [(i, cond) for i, group in enumerate(conds) for cond in group or () if is_due(cond, timestep)]
+    found, numbers = {}, iter(prompts)
+    for size in sizes:
+        part = list(islice(numbers, size))
+        outputs = CALC_COND_BATCH(model, [[cond] for _, cond in part], x_in, timestep, model_options)
+        for (i, _), output in zip(part, outputs, strict=True):
+            found.setdefault(i, []).append(output)
+    return [sum(found[i]) / len(found[i]) for i in range(len(conds))]
+
+
+def is_due(cond, timestep) -> bool:
+    return START not in cond or float(timestep[0]) <= cond[START]
 
 
 def cut(part):

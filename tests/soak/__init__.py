@@ -11,7 +11,8 @@ that repeats the failing scenario alone, and what was wrong. Read the modules in
 5. `outside`   observes a run without using this pack's code: its evaluations, noise levels and rows.
 6. `checks`    checks the invariants. Each check returns a list of sentences that say what is wrong.
 7. `play`      makes all runs of one scenario, and checks them.
-8. `summary`   plays many scenarios, and summarises the results.
+8. `memory`    measures whether a scenario leaks memory.
+9. `summary`   plays many scenarios, and summarises the results.
 
 A dense run is a run of the same scenario without RAS. These are the invariants:
 
@@ -21,7 +22,8 @@ A dense run is a run of the same scenario without RAS. These are the invariants:
 - A repeated run has the same result as the first, also after models were unloaded or a fault has struck.
 - A run with captured calls has the result of a run without them, up to rounding. A run with K/V rows in main
   memory is bit-identical to a run with these rows on the device.
-- After a run, no hook is left on the network, and no K/V row in memory. The memory of the process stays flat.
+- After a run, no hook is left on the network, and no K/V row in memory. After a scenario, no object of this
+  pack is alive, and less than 1 MiB of tensors. A scenario that is played again needs no more memory.
 - The numbers of active tokens in the trace fit the numbers of rows that were observed without this pack.
 - The trace belongs to the run, and says why a step that was planned as regional ran dense.
 """

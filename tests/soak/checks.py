@@ -7,9 +7,11 @@ from __future__ import annotations
 import gc
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import ras_pack.ras_core
 import torch
 from ras_pack.ras_core.kv.plain import KVRows
 from ras_pack.ras_core.kv.store import KVStore
@@ -30,6 +32,9 @@ them."""
 
 LONGEST_NOTE = 300
 """Largest number of characters of a note in a trace."""
+
+PACK = f"{ras_pack.ras_core.__name__}."
+"""How the names of the modules of `ras_core` begin."""
 
 LIVE_LIMIT = 2**20
 """Largest number of bytes of tensors that may be alive after a scenario."""
@@ -179,6 +184,20 @@ def nothing_alive() -> list[str]:
     kinds = (KVRows, KVStore, RunState)
     alive = [type(each).__name__ for each in _objects() if issubclass(type(each), kinds)]
     return [f"still alive after the run: {', '.join(sorted(set(alive)))} ({len(alive)})"] if alive else []
+
+
+def none_of_the_pack() -> list[str]:
+    """Check that no object of a class of this pack is in memory, now that all models have been dropped."""
+    found = Counter(kind.__qualname__ for each in _objects() if _is_of_the_pack(kind := type(each)))
+    if not found:
+        return []
+    named = ", ".join(f"{count} {name}" for name, count in found.most_common(5))
+    return [f"{found.total()} objects of this pack are alive after the scenario: {named}"]
+
+
+def _is_of_the_pack(kind: type) -> bool:
+    module = getattr(kind, "__module__", None)
+    return isinstance(module, str) and module.startswith(PACK)
 
 
 def live_bytes() -> int:

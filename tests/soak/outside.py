@@ -1,16 +1,18 @@
 """Observes a run without using this pack's code: its evaluations, their noise levels, and the numbers of rows
-in the network.
+in the network. Only `traces_kept` observes this pack: which traces its runs leave.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
 import comfy.samplers
+from ras_pack.ras_core.host.traces import Traces
+from ras_pack.ras_core.run.trace import Trace
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -30,6 +32,20 @@ class Seen:
 
     sigma: float
     rows: list[tuple[int, int]] = field(default_factory=list)
+
+
+@contextmanager
+def traces_kept() -> Iterator[list[Trace]]:
+    """Yield a list, to which the trace of each run with RAS in the body of the `with` is added."""
+    found: list[Trace] = []
+    add = Traces.add
+
+    def added(self: Traces, trace: Trace, latents: Iterable[Any]) -> None:
+        found.append(trace)
+        add(self, trace, latents)
+
+    with mock.patch.object(Traces, "add", added):
+        yield found
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import checks
 from .faults import CAPTURES, is_interrupt, planted, spoiled
-from .outside import Seen, watched
+from .outside import Seen, traces_kept, watched
 from .parts import Parts
 from .scenario import Scenario
 
@@ -57,13 +57,16 @@ class _Run:
 
     Attributes:
         latents: the sampled latents.
-        traces: the traces; empty for a run without RAS.
+        traces: the trace of the last run of the pack; empty for a run without RAS.
+        earlier: the traces of all other runs of the pack. There are some if a wrapper outside this pack's
+            wrapper samples more than once.
         seen: the evaluations that were observed without this pack.
         error: the exception that the run has raised, or None.
     """
 
     latents: list[Tensor] = field(default_factory=list)
     traces: list[Trace] = field(default_factory=list)
+    earlier: list[Trace] = field(default_factory=list)
     seen: list[list[Seen]] = field(default_factory=list)
     error: BaseException | None = None
 
@@ -101,9 +104,9 @@ def play(scenario: Scenario) -> Outcome:
 
 def _left_over() -> list[str]:
     unload_all_models()
-    if (left := checks.live_bytes()) > checks.LIVE_LIMIT:
-        return [f"{left / 2**20:.1f} MiB of tensors are alive after the scenario"]
-    return []
+    left = checks.live_bytes()
+    tensors = f"{left / 2**20:.1f} MiB of tensors are alive after the scenario"
+    return [tensors] * (left > checks.LIVE_LIMIT) + checks.none_of_the_pack()
 
 
 class _Play:
@@ -154,6 +157,7 @@ class _Play:
         with ExitStack() as stack:
             stack.callback(gc.collect)
             seen = stack.enter_context(watched(parts.network))
+            kept = stack.enter_context(traces_kept())
             try:
                 for latent in parts.sample(model, parts.noise if noise is None else noise, callback):
                     run.latents.append(latent)
@@ -161,6 +165,8 @@ class _Play:
                     seen.clear()
                     if model is not self._plain:
                         run.traces.append(last_trace(model))
+                        run.earlier += [trace for trace in kept if trace is not run.traces[-1]]
+                    kept.clear()
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # in later versions, ComfyUI's interrupt is not an Exception
@@ -245,9 +251,14 @@ class _Play:
 
     def _says_why(self, run: _Run) -> bool:
         """Whether the traces have a note, or a reason for a failed capture, that can explain the fault's
-        effect.
+        effect. If the sampler is called more than once, the fault may strike in any of these runs, and only
+        the trace of this run has the reason.
         """
-        return bool(run.notes) or any(t.graphs is not None and t.graphs.reason for t in run.traces)
+        traces = (*run.earlier, *run.traces)
+        reasons = [note for trace in traces for note in trace.notes]
+        reasons += [t.graphs.reason for t in traces if t.graphs is not None and t.graphs.reason]
+        wanted = "memory" if self._scenario.fault.endswith("_memory") else ""
+        return any(wanted in reason.lower() for reason in reasons)
 
     def _again(self, ras: Any, first: _Run) -> None:
         """Repeat the first run with RAS, and check that the result is the same."""

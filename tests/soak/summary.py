@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import psutil
 import torch
 
-from . import checks
+from . import checks, memory
 from .play import Outcome, is_deterministic, play
 from .scenario import Scenario
 
-FLAT_MIB = 200
-"""By how many MiB the memory of the process may grow after the first WARM scenarios. Some growth is normal,
-because other libraries fill their caches."""
-
-WARM = 40
-"""Number of scenarios after which the memory of the process must stay flat."""
+EVERY = 10
+"""The first of each ten scenarios is played again, to measure whether it leaks memory."""
 
 
 @dataclass
@@ -40,7 +35,9 @@ class Summary:
         refused: number of scenarios for which ComfyUI raises an error even without RAS.
         faults: for each fault, the number of scenarios in which it struck.
         failures: for each failing scenario, by its number: sentences that say what was wrong.
-        memory_mib: memory of the process in MiB after WARM scenarios (if there were so many), and at the end.
+        measured: number of scenarios that were played again, to measure whether they leak memory.
+        memory_mib: memory of the process in MiB after the first scenario and at the end. It is no measure of
+            a leak (see `memory`), so no limit is set.
         seconds: duration of the soak.
     """
 
@@ -52,12 +49,9 @@ class Summary:
     refused: int = 0
     faults: Counter[str] = field(default_factory=Counter)
     failures: dict[int, list[str]] = field(default_factory=dict)
+    measured: int = 0
     memory_mib: list[int] = field(default_factory=list)
     seconds: float = 0.0
-
-    @property
-    def is_flat(self) -> bool:
-        return len(self.memory_mib) < 2 or self.memory_mib[-1] - self.memory_mib[0] < FLAT_MIB
 
     def add(self, number: int, outcome: Outcome) -> None:
         """Add the outcome of scenario `number`."""
@@ -81,7 +75,7 @@ class Summary:
             f"seed {self.seed}: {self.scenarios} scenarios ({self.regional} with regional steps, "
             f"{self.replayed} with replayed calls, {self.refused} that ComfyUI refuses), {self.runs} runs, "
             f"{sum(self.faults.values())} faults, {len(self.failures)} failures, {self.seconds:.0f} s, "
-            f"memory {' -> '.join(map(str, self.memory_mib))} MiB"
+            f"{self.measured} measured for leaks, memory {' -> '.join(map(str, self.memory_mib))} MiB"
         )
 
 
@@ -104,13 +98,17 @@ def soak(
         for number in numbers:
             if is_over():
                 break
-            summary.add(number, outcome := _played(seed, number))
+            outcome = _played(seed, number)
+            if summary.scenarios % EVERY == 0:
+                outcome.failures += memory.leaked(partial(play, Scenario.draw(seed, number)))
+                summary.measured += 1
+            summary.add(number, outcome)
             for failure in outcome.failures:
                 report(f"make soak ARGS='--seed {seed} --only {number}'  # {failure}")
-            memory = _memory_mib()  # each time, so that freed memory does not become scattered
-            if summary.scenarios == WARM:
-                summary.memory_mib.append(memory)
-    summary.memory_mib.append(_memory_mib())
+            resident = memory.resident_mib()  # each time, so that freed memory does not become scattered
+            if summary.scenarios == 1:
+                summary.memory_mib.append(resident)
+    summary.memory_mib.append(memory.resident_mib())
     summary.seconds = time.perf_counter() - start
     return summary
 
@@ -142,14 +140,6 @@ def ready() -> Iterator[None]:
         gc.unfreeze()
         logging.disable(level)
         graphs_of_model.may_outlive_run = kept
-
-
-def _memory_mib() -> int:
-    """Memory of the process, without freed memory that the C library has kept for later."""
-    gc.collect()
-    with suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return psutil.Process().memory_info().rss >> 20
 
 
 def machine() -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.state import RunState
 
-from . import checks
+from . import checks, memory
 from .__main__ import arguments
 from .play import play
 from .scenario import FAULTS, GUIDANCE, PATCHES, PROMPTS, Scenario
@@ -26,7 +26,7 @@ def test_a_short_soak_is_clean():
     assert lines == []
     assert summary.scenarios == len(SHORT) and summary.refused == 0
     assert summary.regional >= 5 and summary.replayed >= 1
-    assert len(summary.faults) >= 3
+    assert len(summary.faults) >= 3 and summary.measured == 1
 
 
 def test_a_scenario_depends_on_its_seed_and_number_only():
@@ -72,6 +72,51 @@ class TestPlay:
         monkeypatch.setattr(RunState, "release", lambda run: kept.append(run))
         assert any("still alive" in failure for failure in play(_plain()).failures)
 
+    def test_any_object_of_the_pack_that_is_kept_is_found(self, monkeypatch):
+        kept, end = [], Recorder.end
+        monkeypatch.setattr(Recorder, "end", lambda self, *args: kept.append(self) or end(self, *args))
+        failures = play(_plain()).failures
+        assert any("objects of this pack are alive" in each and "Recorder" in each for each in failures)
+
+    def test_a_leak_of_100_kb_per_run_is_found(self, monkeypatch):
+        """No tensor and no object of the pack is alive, so that only the memory in use shows the leak."""
+        kept, release = [], RunState.release
+        monkeypatch.setattr(RunState, "release", lambda run: kept.append(bytes(10**5)) or release(run))
+        scenario = _plain()
+        assert play(scenario).failures == []
+        assert any("leaked" in failure for failure in memory.leaked(lambda: play(scenario)))
+
+    def test_a_leak_of_small_objects_is_found(self, monkeypatch):
+        """100 kB per run in objects of Python, which the C library does not allocate."""
+        kept, release = [], RunState.release
+        monkeypatch.setattr(RunState, "release", lambda run: kept.append(_objects()) or release(run))
+        scenario = _plain()
+        assert play(scenario).failures == []
+        assert any("leaked" in failure for failure in memory.leaked(lambda: play(scenario)))
+
+    @pytest.mark.parametrize("changes", [{}, {"tape": "frozen", "steps": 8}, {"fault": "update_memory"}])
+    def test_nothing_leaks(self, changes):
+        scenario = _plain(**changes)
+        assert play(scenario).failures == []
+        assert memory.leaked(lambda: play(scenario)) == []
+
+    def test_a_fault_in_the_first_of_two_runs_leaves_its_reason(self):
+        """The wrapper outside RAS samples twice. The second run has no fault, and its trace no note."""
+        outcome = play(_plain(patches=("two_passes", "ras"), fault="update_memory"))
+        assert outcome.failures == [] and outcome.fault == "update_memory"
+
+    @pytest.mark.parametrize("patches", [("ras",), ("two_passes", "ras"), ("ras", "two_passes")], ids=str)
+    def test_a_fault_without_a_reason_is_found(self, patches, monkeypatch):
+        monkeypatch.setattr(RunState, "warn", lambda run, text: None)
+        outcome = play(_plain(patches=patches, fault="update_memory"))
+        assert "the fault update_memory left no reason" in outcome.failures
+
+    def test_a_reason_that_does_not_fit_the_fault_is_found(self, monkeypatch):
+        warn = RunState.warn
+        monkeypatch.setattr(RunState, "warn", lambda run, text: warn(run, "something else"))
+        outcome = play(_plain(fault="update_memory"))
+        assert "the fault update_memory left no reason" in outcome.failures
+
     def test_a_missing_reason_is_found(self, monkeypatch):
         monkeypatch.setattr(RunState, "warn", lambda run, text: None)
         assert any("without a reason" in failure for failure in play(_plain(prompts="area")).failures)
@@ -85,6 +130,10 @@ class TestPlay:
         end = Recorder.end
         monkeypatch.setattr(Recorder, "end", lambda self, active, score: end(self, _fewer(active), score))
         assert any("the last layer had" in failure for failure in play(_plain()).failures)
+
+
+def _objects() -> list[str]:
+    return [str(number) for number in range(10**9, 10**9 + 1700)]  # 59 bytes each
 
 
 def _fewer(active):
