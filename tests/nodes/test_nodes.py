@@ -450,7 +450,7 @@ class TestCompare:
             nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs, **_settings(speed="2x")
         )
         assert torch.equal(result.args[5], result.args[1])
-        assert "fewer steps: 14 steps on an even grid" in str(titles)
+        assert "fewer steps: 14 steps on the measured grid" in str(titles)
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
