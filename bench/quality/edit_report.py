@@ -10,7 +10,7 @@ from typing import Any
 
 from .edit_cells import FROZEN, SPEEDS, EditCell, best_rows
 from .front import at_log_cost, pareto
-from .table import markdown
+from .table import markdown, whole_lines
 
 NAMES = {
     "schedulers": "fewer dense steps, ComfyUI's `simple` and `beta`, euler and dpmpp_2m",
@@ -27,11 +27,8 @@ NUMBERS = ("cost", "cost_own", "psnr", "psnr_sem", "ssim", "token_share", "secon
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file, with numbers instead of texts; empty numbers are None."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    """The rows of a results file (`whole_lines`), with numbers instead of texts; empty numbers are None."""
+    rows = csv.DictReader(whole_lines(path).splitlines())
     return [{k: (float(v) if v else None) if k in NUMBERS else v for k, v in row.items()} for row in rows]
 
 

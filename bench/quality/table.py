@@ -72,19 +72,11 @@ class Table:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a results file. Numbers are converted from text, and empty figures become None.
-
-    If the last line has no line break at its end, the program was interrupted while it wrote that line. The
-    line is then removed from the file, and the next sweep measures its cell again.
+    """Read the rows of a results file (`whole_lines`). Numbers are converted from text, and empty figures
+    become None.
     """
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text, encoding="utf-8")
+    text = whole_lines(path)
     if not text:
-        path.unlink()
         return []
     lines = csv.reader(text.splitlines())
     header = tuple(next(lines))
@@ -95,6 +87,23 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             "choose another folder with --out, or move the old results away.",
         )
     return [{name: _read(name, value) for name, value in zip(COLUMNS, line, strict=True)} for line in lines]
+
+
+def whole_lines(path: Path) -> str:
+    """The text of a results file, empty if there is none.
+
+    If the last line has no line break at its end, the program was interrupted while it wrote that line. The
+    line is then removed from the file, and the next sweep measures its cell again.
+    """
+    if not path.exists():
+        return ""
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        path.write_text(text, encoding="utf-8")
+    if not text:
+        path.unlink()
+    return text
 
 
 def claim(folder: Path, settings: dict[str, Any]) -> None:
