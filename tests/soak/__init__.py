@@ -14,6 +14,8 @@ that repeats the failing scenario alone, and what was wrong. Read the modules in
 8. `memory`    measures whether a scenario leaks memory.
 9. `summary`   plays many scenarios, and summarises the results.
 
+The folder `results` has the summaries of runs of 30 minutes.
+
 A dense run is a run of the same scenario without RAS. These are the invariants:
 
 - A run with RAS has the shape and dtype of the dense run, and is finite if the dense run is finite.
