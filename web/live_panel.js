@@ -158,6 +158,7 @@ export class LivePanel {
       serialize: false, // not part of a prompt
       hideOnZoom: false,
       getMinHeight: () => this.height(),
+      hideInPanel: true, // the side panel would resize the element, which is also in the node
     });
     this.register = node.onAdded;
     node.onAdded = onAdded;

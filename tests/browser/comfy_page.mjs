@@ -352,6 +352,18 @@ export class ComfyPage {
   }
 
   setting(id, value) {
+  /** Selects a node with the side panel open; the pack's own widgets that the panel lists, or the node's last input. */
+  async widgetsInSidePanel(type, last) {
+    await this.page.evaluate((type) => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      app.canvas.selectNode(app.graph.nodes.find((one) => one.type === type));
+      $pinia._s.get("rightSidePanel").openPanel("parameters");
+    }, type);
+    const panel = this.page.getByTestId("properties-panel");
+    const read = async () => ((await panel.innerText()).match(new RegExp(`multirate_ras_\\w+|${last}`, "g")) ?? []);
+    return this.until(read, (found) => found.length > 0);
+  }
+
     return this.page.evaluate(([id, value]) => app.extensionManager.setting.set(id, value), [id, value]);
   }
 

@@ -238,7 +238,14 @@ async function compare(page) {
   // The node becomes as large as the images need some time after these are there.
   const found = await page.until(look, ({ sizes, shown }) => Math.min(...sizes) > 0 && Math.min(...shown) > 350);
   const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
-  return { before, during, end, after, saved: await page.saved("RASCompare") };
+  const saved = await page.saved("RASCompare");
+  const inPanel = await page.widgetsInSidePanel("RASCompare", "denoise");
+  await page.settle(300);
+  await page.screenshot("compare_selected");
+  const { shown: selected } = await page.until(look);
+  await page.page.evaluate(() => app.canvas.deselectAll());
+  await page.setting("Comfy.RightSidePanel.IsOpen", false);
+  return { before, during, end, after, saved, selected, inPanel };
 }
 
 /** RAS Patch Model's rows and hint: as added, with speed = custom, and with the advanced inputs shown. */

@@ -206,6 +206,7 @@ class TestPatchModel:
     def test_compare_shows_one_result_and_does_not_save_it(self, report):
         found = report["compared"]
         assert found["after"]["panel"] is None and found["after"]["hostPictures"] == 0
+        assert found["inPanel"] == ["denoise"] and found["selected"] == after["shown"]  # not in the side panel
         assert "multirate_ras_live" not in found["after"]["widgets"]
         for key in ("widgets", "inputs", "height"):
             assert found["saved"][key] == found["before"][key]
