@@ -196,7 +196,7 @@ function linkOf(node, name) {
 }
 
 /** The node that a link comes from: through Reroute, and out of and into subgraphs. */
-function originOf({ graph }, linkId) {
+export function originOf({ graph }, linkId) {
   const link = linkId == null ? null : linkBy(graph, linkId);
   if (!link) return null;
   if (Number(link.origin_id) === SUBGRAPH_INPUT) {

@@ -5,6 +5,7 @@ import { LivePanel } from "./live_panel.js";
 
 export const views = new Map(); // node id on the server -> View
 const watchedNodes = new WeakSet(); // nodes whose removal drops their views
+const PATCH = "RASPatchModel";
 
 /** The view of a node id, created if necessary: a panel in the node and in each subgraph node that contains it. */
 export function viewOf(id) {
@@ -46,6 +47,24 @@ export function dropOf(node) {
 }
 
 function dropWithNode(node) {
+/** Drops the views of samplers that RAS Patch Model patched when the view was opened, but no longer does. */
+export function dropUnpatched() {
+  for (const [id, view] of views) {
+    if (view.isRunning || !view.wasPatched || isPatched(view.node)) continue;
+    forget(id);
+    drop(id);
+  }
+}
+
+/** Whether RAS Patch Model, which may be turned off, is before a node along links, also through subgraphs. */
+function isPatched(node, seen = new Set()) {
+  if (node.comfyClass === PATCH) return true;
+  if (seen.has(node)) return false;
+  seen.add(node);
+  const origins = (node.inputs ?? []).map((input) => originOf(node, input.link)).filter(Boolean);
+  return origins.some((origin) => isPatched(origin, seen));
+}
+
   if (watchedNodes.has(node)) return;
   watchedNodes.add(node);
   const { onRemoved } = node;
@@ -124,6 +143,7 @@ class View {
   constructor(nodes) {
     this.panels = nodes.map((node) => new LivePanel(node));
   }
+    this.wasPatched = isPatched(this.node); // not if the link is invisible, as through nodes that set and get values
 
   /** The sampler node. */
   get node() {

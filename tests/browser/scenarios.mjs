@@ -186,8 +186,8 @@ async function downstream(browser, { workflow, sampler }) {
   const panel = await page.finishedPanel();
   await page.screenshot("downstream");
   const seen = { widgets: await page.widgetNames("KSampler"), panel, messages: [...page.messages] };
-  const [rows, turnedOff, compared] = [await compact(page), await turnOff(page), await compare(page)];
-  return { end, ...seen, compact: rows, turnedOff, compared, problems: page.problems };
+  const [rows, turnedOff, unpatched, compared] = [await compact(page), await turnOff(page), await unpatch(page), await compare(page)];
+  return { end, ...seen, compact: rows, turnedOff, unpatched, compared, problems: page.problems };
 }
 
 /** RAS Compare in place of the sampler: its live view, its slider, and what is saved of it. */
@@ -328,6 +328,23 @@ async function turnOff(page) {
   const pictures = await page.allPictures({ SaveImage: 1, RASMaskPreview: 1 });
   await page.screenshot("turned_off");
   return { prompts, end, shown: pictures, panel: await page.panel() };
+}
+
+/** The live view after another run with RAS Patch Model, and after this node is removed. */
+async function unpatch(page) {
+  const change = (act) =>
+    page.page.evaluate((act) => {
+      const patch = app.graph.nodes.find((node) => node.type === "RASPatchModel");
+      if (act === "remove") app.graph.remove(patch);
+      else patch.mode = 0;
+    }, act);
+  await change("turn on");
+  await page.set("KSampler", { seed: NEW_SEED() });
+  await page.centre("KSampler");
+  await (await page.queue()).end();
+  const before = await page.finishedPanel();
+  await change("remove");
+  return { before, after: await page.until(() => page.panel(), (panel) => panel === null) };
 }
 
 /** Prompts and runs of graphs in which nodes that sample are bypassed or muted. */

@@ -193,6 +193,10 @@ class TestPatchModel:
         assert found["shown"]["SaveImage"] == found["shown"]["RASMaskPreview"] == 1
         assert found["panel"] is None
 
+    def test_the_view_is_removed_with_the_patch(self, report):
+        found = report["unpatched"]
+        assert found["before"]["isOver"] and found["after"] is None
+
     def test_compare_shows_a_slider_over_both_images(self, report):
         found = report["compared"]
         assert found["end"] == "execution_success"
