@@ -151,12 +151,22 @@ function receive(message) {
   if (!isEnabled || isForeign(message.prompt_id)) return;
   if (message.phase === "step") {
     viewOf(message.node)?.each((panel) => panel.showStep(message));
+    addPreview(message);
   } else if (message.finished) {
     views.get(message.node)?.each((panel) => panel.showTimeline(message));
+    addPreview(message);
     if (views.has(message.node)) keep(message.node);
   } else {
     drop(message.node);
   }
+}
+
+/** Adds the small image that the server sends if ComfyUI makes no previews. */
+function addPreview({ node, preview }) {
+  if (!preview) return;
+  const [step, base64] = preview;
+  const blob = new Blob([Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0))], { type: "image/jpeg" });
+  views.get(node)?.each((panel) => panel.addPreview(step, blob));
 }
 
 function countSteps({ prompt_id, nodes }) {

@@ -1,11 +1,12 @@
 // Tracks which nodes show a live view: the sampler node, and each subgraph node that contains it.
 
 import { app } from "../../scripts/app.js";
+import { originOf } from "./hint.js";
 import { LivePanel } from "./live_panel.js";
 
 export const views = new Map(); // node id on the server -> View
-const watchedNodes = new WeakSet(); // nodes whose removal drops their views
 const PATCH = "RASPatchModel";
+const watchedNodes = new WeakSet(); // nodes whose removal drops their views
 
 /** The view of a node id, created if necessary: a panel in the node and in each subgraph node that contains it. */
 export function viewOf(id) {
@@ -46,7 +47,6 @@ export function dropOf(node) {
   }
 }
 
-function dropWithNode(node) {
 /** Drops the views of samplers that RAS Patch Model patched when the view was opened, but no longer does. */
 export function dropUnpatched() {
   for (const [id, view] of views) {
@@ -65,6 +65,7 @@ function isPatched(node, seen = new Set()) {
   return origins.some((origin) => isPatched(origin, seen));
 }
 
+function dropWithNode(node) {
   if (watchedNodes.has(node)) return;
   watchedNodes.add(node);
   const { onRemoved } = node;
@@ -142,8 +143,8 @@ export function dropRunning() {
 class View {
   constructor(nodes) {
     this.panels = nodes.map((node) => new LivePanel(node));
-  }
     this.wasPatched = isPatched(this.node); // not if the link is invisible, as through nodes that set and get values
+  }
 
   /** The sampler node. */
   get node() {

@@ -130,6 +130,7 @@ export class ComfyPage {
         headline: panel.querySelector(".multirate-ras-headline").textContent,
         label: canvas.getAttribute("aria-label"),
         picture: canvas.toDataURL().slice(-400),
+        colours: new Set(new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size,
         isOver: !slider.disabled,
         sliderText: slider.getAttribute("aria-valuetext"),
         sliderMax: Number(slider.max),
@@ -351,7 +352,6 @@ export class ComfyPage {
     return this.until(read, (found) => found.length > 0);
   }
 
-  setting(id, value) {
   /** Selects a node with the side panel open; the pack's own widgets that the panel lists, or the node's last input. */
   async widgetsInSidePanel(type, last) {
     await this.page.evaluate((type) => {
@@ -364,6 +364,7 @@ export class ComfyPage {
     return this.until(read, (found) => found.length > 0);
   }
 
+  setting(id, value) {
     return this.page.evaluate(([id, value]) => app.extensionManager.setting.set(id, value), [id, value]);
   }
 

@@ -512,6 +512,7 @@ async function hinted(browser, { workflow, sampler }) {
 /** The user changes to the other kind of nodes in an open page; later, to other speeds. */
 async function otherNodes(browser, { workflow, sampler }) {
   const page = await browser.open();
+  await page.setting("Comfy.Execution.PreviewMethod", "none"); // as on a fresh ComfyUI
   const isNodes2 = await page.page.evaluate(() => LiteGraph.vueNodesMode);
   await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
   await prepare(page, workflow, sampler);
@@ -532,6 +533,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   }
   const bands = await page.until(() => page.emptyBands());
   await page.screenshot("speed_changed");
+  await page.setting("Comfy.Execution.PreviewMethod", "default");
   return { end, panel, short, before, saved, bands, messages: page.messages, problems: page.problems };
 }
 
