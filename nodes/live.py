@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import hmac
+import io
 import json
 import logging
 import secrets
@@ -26,9 +27,11 @@ from typing import Any
 import numpy as np
 from aiohttp import ClientError, web
 from aiohttp.http_exceptions import HttpProcessingError
+from PIL import Image
 
 from ..ras_core.errors import quoted
-from ..ras_core.run.live import LiveStep, View, kind_name
+from ..ras_core.host.previews import LatentImages, Transfer, has_previewer, images_of, makes_previews
+from ..ras_core.run.live import Estimate, LiveStep, View, kind_name
 from ..ras_core.run.trace import Evaluation, Trace
 
 logger = logging.getLogger(__name__)
@@ -38,6 +41,7 @@ EVENT, KEY_EVENT = "multirate_ras.live", "multirate_ras.key"
 ROUTE = "/multirate_ras/live"
 MIN_INTERVAL = 0.25  # seconds between two messages of a run
 MAX_BODY, MAX_CLIENT_ID = 1024, 128
+JPEG_QUALITY = 90
 
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
@@ -58,21 +62,22 @@ def part_of_node(number: int, total: int) -> Iterator[None]:
         _part.reset(token)
 
 
-def open_view(grid: Any) -> View | None:
+def open_view(grid: Any, latent_format: Any = None) -> View | None:
     """The live view of a run that starts now, for the browser that queued the run; None if this browser does
     not watch, or if the view cannot be opened.
 
     Args:
         grid: the run's TokenGrid.
+        latent_format: ComfyUI's latent format of the model.
     """
     try:
-        return _open_view(grid)
+        return _open_view(grid, latent_format)
     except Exception:
         _give_up()
         return None
 
 
-def _open_view(grid: Any) -> View | None:
+def _open_view(grid: Any, latent_format: Any) -> View | None:
     server = _server()
     client = getattr(server, "client_id", None)
     if server is None or not _is_watching(server, client):
@@ -88,8 +93,14 @@ def _open_view(grid: Any) -> View | None:
         "latent": list(grid.size[-2:]),
         "patch": list(grid.patch[-2:]),
     } | ({"part": part} if part else {})
+    images = None if makes_previews() else images_of(latent_format)
+    if images is None and not makes_previews() and has_previewer(latent_format):
+        about["no_preview"] = True
     return LiveView(
-        about, partial(server.send_sync, EVENT, sid=client), partial(_is_watching, server, client)
+        about,
+        partial(server.send_sync, EVENT, sid=client),
+        partial(_is_watching, server, client),
+        previews=None if images is None else Previews(images),
     )
 
 
@@ -104,6 +115,7 @@ class LiveView:
         send: sends one message, given as a dict, to the browser.
         is_watched: whether the browser still watches.
         clock: returns the time in seconds.
+        previews: images of the run's estimates; None if ComfyUI sends previews or none can be made.
     """
 
     def __init__(
@@ -112,11 +124,13 @@ class LiveView:
         send: Callable[[dict], None],
         is_watched: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.perf_counter,
+        previews: Previews | None = None,
     ):
         self._about = about
         self._send = send
         self._is_watched = is_watched
         self._clock = clock
+        self._previews = previews
         self._sent_at = float("-inf")
         self._last_step = -1
         self._unsent: list[list] = []  # steps since the last message
@@ -136,11 +150,19 @@ class LiveView:
             self._unsent.append([step.index, step.kind, round(step.active_share, 4)])
             return
         self._sent_at, unsent, self._unsent = now, self._unsent, []
-        self._try_send(lambda: {**step_message(step), "unsent": unsent})
+        self._try_send(lambda: {**self._with_preview(step), "unsent": unsent})
 
     def end(self, trace: Trace | None) -> None:
         """Send the message about the end of the run; it contains all steps if the run finished."""
-        self._try_send(lambda: end_message(trace))
+        preview = self._previews.last if self._previews is not None and trace is not None else dict
+        self._try_send(lambda: {**end_message(trace), **preview()})
+
+    def _with_preview(self, step: LiveStep) -> dict[str, Any]:
+        if self._previews is None:
+            return step_message(step)
+        self._previews.start(step.read_estimate)
+        message = step_message(step)  # reading the mask waits for the device, and so for the image
+        return {**message, **self._previews.arrived()}
 
     def _try_send(self, build: Callable[[], dict]) -> None:
         if self._is_broken:
@@ -151,6 +173,46 @@ class LiveView:
         except Exception:
             self._is_broken = True
             _give_up()
+
+
+class Previews:
+    """The previews that the live view sends if ComfyUI sends none: one image at a time is on its way from the
+    device to the CPU, so that no step waits for an image.
+
+    Args:
+        images: makes the images.
+    """
+
+    def __init__(self, images: LatentImages):
+        self._images = images
+        self._read: Callable[[], Estimate | None] = lambda: None
+        self._sent = -1  # index of the step whose image was sent last
+        self._on_its_way: tuple[int, Transfer] | None = None
+
+    def start(self, read_estimate: Callable[[], Estimate | None]) -> None:
+        """Start to make the image of the latest estimate, unless another image is on its way."""
+        self._read = read_estimate
+        estimate = None if self._on_its_way else read_estimate()
+        if estimate is not None and estimate.index != self._sent:
+            self._on_its_way = estimate.index, self._images.start(estimate.latent)
+
+    def arrived(self, wait: bool = False) -> dict[str, Any]:
+        """The message's field with the image that has arrived; no field if none has."""
+        if self._on_its_way is None:
+            return {}
+        index, transfer = self._on_its_way
+        image = transfer.read(wait)
+        if image is None:
+            return {}
+        self._sent, self._on_its_way = index, None
+        return {"preview": [index, pack_image(image)]}
+
+    def last(self) -> dict[str, Any]:
+        """The field with the image of the run's last estimate. Waits for the device; the run has ended."""
+        self._on_its_way = None
+        self.start(self._read)
+        self._read = lambda: None  # frees the estimate
+        return self.arrived(wait=True)
 
 
 def _give_up() -> None:
@@ -208,6 +270,13 @@ def pack_mask(mask: np.ndarray | None) -> str | None:
         return None
     frame = mask.reshape(-1, *mask.shape[-2:])[0]
     return base64.b64encode(np.packbits(frame.ravel()).tobytes()).decode("ascii")
+
+
+def pack_image(image: np.ndarray) -> str:
+    """An image, (H, W, 3) uint8, as a JPEG file in base64."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+    return base64.b64encode(file.getvalue()).decode("ascii")
 
 
 # --- the server -------------------------------------------------------------------------------------

@@ -58,6 +58,7 @@ class Slider {
     const widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false,
       hideOnZoom: false,
+      hideInPanel: true, // the side panel would resize the element, which is also in the node
       getMinHeight: () => this.height(),
     });
     widget.serialize = false; // not part of a saved workflow

@@ -95,11 +95,11 @@ class Hint {
     if (!node.graph) return;
     if (isOff(node)) return this.show("", "");
     const speed = valueOf(node, "speed");
-    if (speed === "custom") return this.show("", say("custom"));
     const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
     const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
     const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
     const known = Number(valueOf(schedule, "steps"));
+    if (speed === "custom") return this.show("", say(hasRegionalStep(node, known) ? "custom" : "customAllDense"));
     const steps = known || USUAL_STEPS;
     const plan = linkOf(node, "plan");
     const calibration = plan == null ? null : originOf(node, plan);
@@ -146,6 +146,18 @@ class Hint {
   }
 }
 
+/** Whether a run with speed = custom may have a step that computes only a part of the image; `steps` may be unknown. */
+function hasRegionalStep(node, steps) {
+  const set = (name) => (isSetByUser(node, name) ? Number(valueOf(node, name) ?? NaN) : NaN);
+  const [ratio, start, end] = ["sample_ratio", "start_percent", "end_percent"].map(set);
+  if (ratio >= 1 || start >= 1) return false;
+  if (!steps) return true;
+  const least = linkOf(node, "paper") == null ? 2 : 1; // steps before the first that can be regional
+  const first = Math.max(least, Number.isNaN(start) ? 0 : Math.ceil(start * steps - 1e-9)); // as ras_core.config.Window
+  const last = Number.isNaN(end) ? steps : Math.floor(end * steps + 1e-9);
+  return first < last;
+}
+
 // --- the graph ------------------------------------------------------------------------------------------
 
 /** Whether a node is muted or bypassed, or a subgraph's node that it is in. */
@@ -184,7 +196,7 @@ function linkOf(node, name) {
 }
 
 /** The node that a link comes from: through Reroute, and out of and into subgraphs. */
-function originOf({ graph }, linkId) {
+export function originOf({ graph }, linkId) {
   const link = linkId == null ? null : linkBy(graph, linkId);
   if (!link) return null;
   if (Number(link.origin_id) === SUBGRAPH_INPUT) {

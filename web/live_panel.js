@@ -27,8 +27,8 @@ export class LivePanel {
 
   /** Starts a new run, and forgets the last one. */
   start(message) {
-    const { grid, latent, patch, steps, prompt_id, part } = message;
-    this.run = { grid, latent, patch, promptId: prompt_id, part };
+    const { grid, latent, patch, steps, prompt_id, part, no_preview } = message;
+    this.run = { grid, latent, patch, promptId: prompt_id, part, hasNoPreview: no_preview };
     this.total = steps;
     this.steps = new Map();
     this.previews = new Map(); // step index -> Blob
@@ -104,8 +104,9 @@ export class LivePanel {
     const step = this.steps.get(index);
     if (!step) return;
     const text = describeStep(index, this.total, step);
-    this.caption.textContent = describeStep(index, this.total, step, "caption"); // nodes may be narrow
-    this.caption.title = text;
+    const note = this.run.hasNoPreview && !this.previews.size ? ` · ${say("noPreview")}` : "";
+    this.caption.textContent = describeStep(index, this.total, step, "caption") + note; // nodes may be narrow
+    this.caption.title = text + note;
     this.caption.style.setProperty("--kind", COLOURS[step.kind]);
     this.canvas.setAttribute("aria-label", say("label", { text }));
     this.timeline.show(this.steps, this.total, index, !this.isRunning);
@@ -157,6 +158,7 @@ export class LivePanel {
     this.widget = node.addDOMWidget(WIDGET, WIDGET, this.element, {
       serialize: false, // not part of a prompt
       hideOnZoom: false,
+      hideInPanel: true, // the side panel would resize the element, which is also in the node
       getMinHeight: () => this.height(),
     });
     this.register = node.onAdded;

@@ -6,12 +6,13 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import {
-  drop, dropAll, dropRunning, forget, keep, lastNode, openWorkflow, openWorkflowItself, reappear, restoreKept, viewOf, views,
+  drop, dropAll, dropRunning, dropUnpatched, forget, keep, lastNode, openWorkflow, openWorkflowItself, reappear, restoreKept, viewOf, views,
 } from "./views.js";
 
 const EVENT = "multirate_ras.live";
 const KEY_EVENT = "multirate_ras.key";
 const ROUTE = "/multirate_ras/live";
+const WATCH = 1000; // milliseconds from one look at the graph to the next
 const LONGEST_OPENING = 4000; // milliseconds
 const LONGEST_DRAWING = 4000; // milliseconds from opening a graph until its nodes are there
 const SETTING = "MultirateRAS.LiveView";
@@ -67,6 +68,8 @@ app.registerExtension({
       api.addEventListener(end, ({ detail }) => queuedIn.delete(detail?.prompt_id));
     }
     app.canvas.canvas.addEventListener("litegraph:set-graph", enter);
+    // Not each change of the graph is followed by an event.
+    setInterval(() => document.hidden || dropUnpatched(), WATCH);
     announce();
   },
 
@@ -148,12 +151,22 @@ function receive(message) {
   if (!isEnabled || isForeign(message.prompt_id)) return;
   if (message.phase === "step") {
     viewOf(message.node)?.each((panel) => panel.showStep(message));
+    addPreview(message);
   } else if (message.finished) {
     views.get(message.node)?.each((panel) => panel.showTimeline(message));
+    addPreview(message);
     if (views.has(message.node)) keep(message.node);
   } else {
     drop(message.node);
   }
+}
+
+/** Adds the small image that the server sends if ComfyUI makes no previews. */
+function addPreview({ node, preview }) {
+  if (!preview) return;
+  const [step, base64] = preview;
+  const blob = new Blob([Uint8Array.from(atob(base64), (byte) => byte.charCodeAt(0))], { type: "image/jpeg" });
+  views.get(node)?.each((panel) => panel.addPreview(step, blob));
 }
 
 function countSteps({ prompt_id, nodes }) {

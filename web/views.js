@@ -1,9 +1,11 @@
 // Tracks which nodes show a live view: the sampler node, and each subgraph node that contains it.
 
 import { app } from "../../scripts/app.js";
+import { originOf } from "./hint.js";
 import { LivePanel } from "./live_panel.js";
 
 export const views = new Map(); // node id on the server -> View
+const PATCH = "RASPatchModel";
 const watchedNodes = new WeakSet(); // nodes whose removal drops their views
 
 /** The view of a node id, created if necessary: a panel in the node and in each subgraph node that contains it. */
@@ -43,6 +45,24 @@ export function dropOf(node) {
     forget(id);
     drop(id);
   }
+}
+
+/** Drops the views of samplers that RAS Patch Model patched when the view was opened, but no longer does. */
+export function dropUnpatched() {
+  for (const [id, view] of views) {
+    if (view.isRunning || !view.wasPatched || isPatched(view.node)) continue;
+    forget(id);
+    drop(id);
+  }
+}
+
+/** Whether RAS Patch Model, which may be turned off, is before a node along links, also through subgraphs. */
+function isPatched(node, seen = new Set()) {
+  if (node.comfyClass === PATCH) return true;
+  if (seen.has(node)) return false;
+  seen.add(node);
+  const origins = (node.inputs ?? []).map((input) => originOf(node, input.link)).filter(Boolean);
+  return origins.some((origin) => isPatched(origin, seen));
 }
 
 function dropWithNode(node) {
@@ -123,6 +143,7 @@ export function dropRunning() {
 class View {
   constructor(nodes) {
     this.panels = nodes.map((node) => new LivePanel(node));
+    this.wasPatched = isPatched(this.node); // not if the link is invisible, as through nodes that set and get values
   }
 
   /** The sampler node. */

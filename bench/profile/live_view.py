@@ -2,6 +2,8 @@
 
     $(python3 -m dev python) -m bench live-view --pairs 8      (from the repository's root)
 
+With `--preview-method none`, ComfyUI makes no previews, and the live view makes them.
+
 There is one server process, and one client that stays connected and receives every message and latent
 preview. Before each run, the client tells the server whether to send the live view. A run's time is taken
 from the sampler's trace. The CPU time is that of the server process. Other load on the machine changes the
@@ -95,10 +97,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=8)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--steps", type=int, default=28)
+    parser.add_argument("--preview-method", default="latent2rgb", choices=("none", "latent2rgb"))
     options = parser.parse_args(argv)
     env = current()
     with tempfile.TemporaryDirectory() as base:
-        flags = (*cpu_flag(env), "--preview-method", "latent2rgb")
+        flags = (*cpu_flag(env), "--preview-method", options.preview_method)
         with Server(env, Path(base), Path(base) / "server.log", flags) as server:
             found = asyncio.run(measure(server.url, server.pid, options.pairs, options.size, options.steps))
     overhead = {

@@ -241,7 +241,8 @@ class RASPatch:
             run.go_dense(COMPARES_RESULTS)
         if model.get_additional_models_with_key(MULTIGPU) and not run.is_dense:
             run.go_dense(SEVERAL_DEVICES)
-        view = self.view_factory(run.grid) if self.view_factory else None
+        latent_format = getattr(model.model, "latent_format", None)
+        view = self.view_factory(run.grid, latent_format) if self.view_factory else None
         wrappers = RunWrappers(guider, network, self.adapter, run, view)
         wrappers.attach(given)
         return wrappers

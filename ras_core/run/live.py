@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +13,19 @@ from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
 from .state import RunState
 from .trace import Trace
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The denoised estimate of an evaluation.
+
+    Attributes:
+        index: index of the step that the evaluation belongs to, from 0.
+        latent: (b, c, H, W) or (b, c, T, H, W), on the device.
+    """
+
+    index: int
+    latent: Tensor
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,8 @@ class LiveStep:
         read_mask: returns the active tokens of the batch's first image, (h, w) or (t, h, w) bool; None if all
             tokens are active. `read_mask` waits for the device, so call it only to show the mask.
         plan: one line that describes the plan of the chosen speed; empty if the user chose no speed.
+        read_estimate: returns the latest denoised estimate of the run; None before the first. It may be
+            called until the run's end.
     """
 
     index: int
@@ -35,6 +50,7 @@ class LiveStep:
     active_share: float
     read_mask: Callable[[], np.ndarray | None]
     plan: str = ""
+    read_estimate: Callable[[], Estimate | None] = lambda: None
 
 
 class View(Protocol):
@@ -47,9 +63,9 @@ class View(Protocol):
         """Called when the run has ended; the trace is None if the run was interrupted or failed."""
 
 
-ViewFactory = Callable[[TokenGrid], View | None]
-"""A function that is called once at the start of each run and returns an observer, or None if no user
-interface shows the run."""
+ViewFactory = Callable[[TokenGrid, Any], View | None]
+"""A function that is called once at the start of each run, with the run's grid and the model's latent format,
+and returns an observer, or None if no user interface shows the run."""
 
 
 def kind_name(kind: StepKind, is_reset: bool) -> str:
@@ -57,8 +73,10 @@ def kind_name(kind: StepKind, is_reset: bool) -> str:
     return "reset" if is_reset and kind is StepKind.DENSE else kind.value
 
 
-def live_step(run: RunState) -> LiveStep:
-    """A report on the run's current evaluation, made without waiting for the device."""
+def live_step(run: RunState, read_estimate: Callable[[], Estimate | None] = lambda: None) -> LiveStep:
+    """A report on the run's current evaluation, made without waiting for the device. `read_estimate` is as in
+    LiveStep.
+    """
     plan, active_idx = run.evaluation.plan, run.evaluation.active_idx
     kind = StepKind.DENSE if active_idx is None else StepKind.REGIONAL
     share = 1.0 if active_idx is None else active_idx.shape[1] / run.grid.n
@@ -69,6 +87,7 @@ def live_step(run: RunState) -> LiveStep:
         share,
         lambda: _mask(run.grid, active_idx),
         run.plan_line,
+        read_estimate,
     )
 
 

@@ -12,9 +12,10 @@ from .call import Call, Forward
 from .captured import CapturedCalls
 from .coverage import Coverage
 from .dense import DenseCalls
+from .evaluation import estimate_in
 from .foreign import holds_results, other_cache, watched
 from .joining import Joining
-from .live import live_step
+from .live import Estimate, live_step
 from .recorder import UNCACHED_ONCE
 from .regional import RegionalCalls
 from .state import RunState
@@ -44,6 +45,7 @@ class NetworkCalls:
         captured = CapturedCalls(run.grid.n, tools, coverage, run.spread_over)
         self._dense = DenseCalls(run, tools, coverage, captured)
         self._regional = RegionalCalls(run, tools, coverage, captured)
+        self._estimate: Estimate | None = None  # the latest, for the live view
         self._networks: list[nn.Module] = []  # the networks that were called in this run
         self._ran = False  # whether a network has run in this evaluation
         self._is_visible = False  # whether a watched network has been seen to run
@@ -79,8 +81,8 @@ class NetworkCalls:
             run.go_dense(trouble)
         self._begin(sigma, timestamp(x.device))
         if self._view is not None:
-            self._view.step(live_step(run))
-        self._ran = False
+            self._view.step(live_step(run, lambda: self._estimate))
+        self._ran, plan = False, run.evaluation.plan
         try:
             denoised = denoise()
         except BaseException:
@@ -90,6 +92,7 @@ class NetworkCalls:
             self.joining.keep(sigma)
             kept = denoised.clone() if isinstance(denoised, Tensor) else denoised
             run.end_evaluation(x, kept, sigma)  # a callback may write into the estimate that it gets
+            self._show(plan.index, kept)
         else:
             run.skip_evaluation()
         return denoised
@@ -122,6 +125,13 @@ class NetworkCalls:
             run.evaluation.active_idx = None
             run.recorder.count_uncached()
             run.warn(UNCACHED_ONCE)
+
+    def _show(self, index: int, result: object) -> None:
+        """Keep the result of a step's evaluation for the live view, if there is one."""
+        if self._view is None:
+            return
+        latent = estimate_in(result, self._run.batch, self._run.grid.size)
+        self._estimate = None if latent is None else Estimate(index, latent)
 
     def _plain(self, level: Tensor, denoise: Callable[[], Tensor]) -> Tensor:
         """An evaluation of a run without regional steps, at a noise level (1,). Returns (b, c, H, W)."""

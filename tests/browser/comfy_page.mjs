@@ -130,6 +130,7 @@ export class ComfyPage {
         headline: panel.querySelector(".multirate-ras-headline").textContent,
         label: canvas.getAttribute("aria-label"),
         picture: canvas.toDataURL().slice(-400),
+        colours: new Set(new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size,
         isOver: !slider.disabled,
         sliderText: slider.getAttribute("aria-valuetext"),
         sliderMax: Number(slider.max),
@@ -348,6 +349,18 @@ export class ComfyPage {
       $pinia._s.get("rightSidePanel").openPanel("subgraph");
     });
     const read = () => this.page.evaluate(() => document.body.innerText.match(/multirate_ras_\w+|cuda_graphs/g) ?? []);
+    return this.until(read, (found) => found.length > 0);
+  }
+
+  /** Selects a node with the side panel open; the pack's own widgets that the panel lists, or the node's last input. */
+  async widgetsInSidePanel(type, last) {
+    await this.page.evaluate((type) => {
+      const { $pinia } = document.querySelector("#vue-app").__vue_app__.config.globalProperties;
+      app.canvas.selectNode(app.graph.nodes.find((one) => one.type === type));
+      $pinia._s.get("rightSidePanel").openPanel("parameters");
+    }, type);
+    const panel = this.page.getByTestId("properties-panel");
+    const read = async () => ((await panel.innerText()).match(new RegExp(`multirate_ras_\\w+|${last}`, "g")) ?? []);
     return this.until(read, (found) => found.length > 0);
   }
 

@@ -186,8 +186,8 @@ async function downstream(browser, { workflow, sampler }) {
   const panel = await page.finishedPanel();
   await page.screenshot("downstream");
   const seen = { widgets: await page.widgetNames("KSampler"), panel, messages: [...page.messages] };
-  const [rows, turnedOff, compared] = [await compact(page), await turnOff(page), await compare(page)];
-  return { end, ...seen, compact: rows, turnedOff, compared, problems: page.problems };
+  const [rows, turnedOff, unpatched, compared] = [await compact(page), await turnOff(page), await unpatch(page), await compare(page)];
+  return { end, ...seen, compact: rows, turnedOff, unpatched, compared, problems: page.problems };
 }
 
 /** RAS Compare in place of the sampler: its live view, its slider, and what is saved of it. */
@@ -238,7 +238,14 @@ async function compare(page) {
   // The node becomes as large as the images need some time after these are there.
   const found = await page.until(look, ({ sizes, shown }) => Math.min(...sizes) > 0 && Math.min(...shown) > 350);
   const after = { ...found, panel: await page.panel(), hostPictures: await page.hostPictures("RASCompare") };
-  return { before, during, end, after, saved: await page.saved("RASCompare") };
+  const saved = await page.saved("RASCompare");
+  const inPanel = await page.widgetsInSidePanel("RASCompare", "denoise");
+  await page.settle(300);
+  await page.screenshot("compare_selected");
+  const { shown: selected } = await page.until(look);
+  await page.page.evaluate(() => app.canvas.deselectAll());
+  await page.setting("Comfy.RightSidePanel.IsOpen", false);
+  return { before, during, end, after, saved, selected, inPanel };
 }
 
 /** RAS Patch Model's rows and hint: as added, with speed = custom, and with the advanced inputs shown. */
@@ -321,6 +328,23 @@ async function turnOff(page) {
   const pictures = await page.allPictures({ SaveImage: 1, RASMaskPreview: 1 });
   await page.screenshot("turned_off");
   return { prompts, end, shown: pictures, panel: await page.panel() };
+}
+
+/** The live view after another run with RAS Patch Model, and after this node is removed. */
+async function unpatch(page) {
+  const change = (act) =>
+    page.page.evaluate((act) => {
+      const patch = app.graph.nodes.find((node) => node.type === "RASPatchModel");
+      if (act === "remove") app.graph.remove(patch);
+      else patch.mode = 0;
+    }, act);
+  await change("turn on");
+  await page.set("KSampler", { seed: NEW_SEED() });
+  await page.centre("KSampler");
+  await (await page.queue()).end();
+  const before = await page.finishedPanel();
+  await change("remove");
+  return { before, after: await page.until(() => page.panel(), (panel) => panel === null) };
 }
 
 /** Prompts and runs of graphs in which nodes that sample are bypassed or muted. */
@@ -488,6 +512,7 @@ async function hinted(browser, { workflow, sampler }) {
 /** The user changes to the other kind of nodes in an open page; later, to other speeds. */
 async function otherNodes(browser, { workflow, sampler }) {
   const page = await browser.open();
+  await page.setting("Comfy.Execution.PreviewMethod", "none"); // as on a fresh ComfyUI
   const isNodes2 = await page.page.evaluate(() => LiteGraph.vueNodesMode);
   await page.setting("Comfy.VueNodes.Enabled", !isNodes2);
   await prepare(page, workflow, sampler);
@@ -508,6 +533,7 @@ async function otherNodes(browser, { workflow, sampler }) {
   }
   const bands = await page.until(() => page.emptyBands());
   await page.screenshot("speed_changed");
+  await page.setting("Comfy.Execution.PreviewMethod", "default");
   return { end, panel, short, before, saved, bands, messages: page.messages, problems: page.problems };
 }
 

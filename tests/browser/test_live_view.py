@@ -193,6 +193,10 @@ class TestPatchModel:
         assert found["shown"]["SaveImage"] == found["shown"]["RASMaskPreview"] == 1
         assert found["panel"] is None
 
+    def test_the_view_is_removed_with_the_patch(self, report):
+        found = report["unpatched"]
+        assert found["before"]["isOver"] and found["after"] is None
+
     def test_compare_shows_a_slider_over_both_images(self, report):
         found = report["compared"]
         assert found["end"] == "execution_success"
@@ -202,6 +206,8 @@ class TestPatchModel:
         assert re.match(r"(about )?\d\.\d× faster .*similarity \d\.\d\d", after["figures"])
         assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
         assert min(after["shown"]) > 350  # large enough to see something
+        assert found["inPanel"] == ["denoise"]  # the side panel lists the inputs only
+        assert found["selected"] == after["shown"]
 
     def test_compare_shows_one_result_and_does_not_save_it(self, report):
         found = report["compared"]
@@ -217,6 +223,7 @@ def test_it_is_shown_after_switching_to_the_other_kind_of_nodes(drive):
     """
     report = drive("otherNodes", **JOB)
     assert report["panel"]["isOver"] and min(report["panel"]["size"]) > 100
+    assert report["panel"]["colours"] > 1000  # an image, although ComfyUI makes no previews in this scenario
     assert report["short"]["headline"].startswith("Not accelerated: no regional step fits")
     assert not report["short"]["areCut"] and report["short"]["areExplained"]  # in a narrow node
     assert report["saved"]["height"] == report["before"]["height"] < report["saved"]["size"][1]

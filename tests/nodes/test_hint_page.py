@@ -3,6 +3,7 @@
 The script runs in Node.js, with stand-ins for the two modules of ComfyUI's front end that it imports.
 """
 
+import pytest
 from support.node_js import run_page
 
 API = """
@@ -88,6 +89,11 @@ def patch(plan=None):
     return node(2, "RASPatchModel", {"speed": "2x"}, inputs, {"MODEL": [2]})
 
 
+def custom(**changes):
+    widgets = {"speed": "custom", "sample_ratio": 0.5, "start_percent": 0.2, "end_percent": 1, **changes}
+    return node(2, "RASPatchModel", widgets, {"model": ("MODEL", 1)}, {"MODEL": [2]})
+
+
 LOADER = node(1, "UNETLoader", {"unet_name": "x.safetensors"}, outputs={"MODEL": [1]})
 FACTS = {"speed": "2x", "file": "x.safetensors"}
 
@@ -135,6 +141,34 @@ def test_an_estimate_of_other_settings_does_not_stay(tmp_path):
     nodes = [LOADER, patch(), ksampler(steps=28)]
     asked, text = shown(tmp_path, nodes, GAINS, {"steps": 20000, "answer": None})
     assert [one["steps"] for one in asked] == ["28", "20000"] and text == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"),
+    [
+        ({"sample_ratio": 1}, 28), ({"start_percent": 1}, 28), ({"start_percent": 0.95}, 10),
+        ({"end_percent": 0.3}, 9), ({}, 2), ({"sample_ratio": 1}, None),
+    ],
+)  # fmt: skip
+def test_custom_settings_without_a_regional_step(tmp_path, changes, steps):
+    _, text = shown(tmp_path, [LOADER, custom(**changes), ksampler(steps=steps)], GAINS)
+    assert text == "custom: no gain, every step computes the whole image"
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps"), [({}, 28), ({"start_percent": 0.9}, 10), ({"end_percent": 0.3}, 10), ({}, 3)]
+)
+def test_custom_settings_with_a_regional_step(tmp_path, changes, steps):
+    asked, text = shown(tmp_path, [LOADER, custom(**changes), ksampler(steps=steps)], GAINS)
+    assert asked == [] and text == "custom: the advanced inputs apply"
+
+
+def test_a_linked_custom_setting_is_not_known(tmp_path):
+    ratio = node(9, "PrimitiveFloat", {"value": 0.5}, outputs={"FLOAT": [9]})
+    linked = custom(sample_ratio=1)
+    linked["inputs"].append({"name": "sample_ratio", "type": "FLOAT", "link": 9})
+    _, text = shown(tmp_path, [LOADER, linked, ksampler(steps=28), ratio], GAINS)
+    assert text == "custom: the advanced inputs apply"
 
 
 def test_steps_and_sampler_of_custom_sampling_nodes(tmp_path):

@@ -1,14 +1,21 @@
 """The live view's messages: recipients, frequency and contents."""
 
 import base64
+import io
 import logging
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.latent_formats import SD3 as SD3Format
+from latent_preview import Latent2RGBPreviewer
+from PIL import Image
 from ras_pack.nodes import live
+from ras_pack.ras_core.host import previews
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.method.grid import TokenGrid
@@ -19,13 +26,15 @@ from ras_pack.ras_core.models.cost import CostProfile
 from ras_pack.ras_core.render import masks
 from ras_pack.ras_core.render.frames import mask_frames
 from ras_pack.ras_core.render.masks import summary_image
-from ras_pack.ras_core.run.live import LiveStep, live_step
+from ras_pack.ras_core.run.live import Estimate, LiveStep, live_step
 from ras_pack.ras_core.run.recorder import Recorder
 from ras_pack.ras_core.run.timing import timestamp
 from support.families import FAMILIES
 from support.sampling import FAST, STEPS, sample
 
 SD3 = FAMILIES["sd3"]
+SD3_FORMAT = SD3Format()
+IMAGE = np.zeros((2, 2, 3), np.uint8)
 ABOUT = {"node": "7", "prompt_id": "p1", "grid": [8, 8], "latent": [16, 16], "patch": [2, 2]}
 
 
@@ -190,6 +199,74 @@ class TestContents:
         with caplog.at_level(logging.WARNING):
             assert run().n_steps == STEPS
         assert sum("the live view of this run failed" in record.message for record in caplog.records) == 1
+
+
+class TestPreviews:
+    """On a fresh ComfyUI, which makes no previews, the live view makes them from the latent format."""
+
+    @pytest.fixture(autouse=True)
+    def watching(self, server):
+        live._watchers.add("anna")
+
+    def test_each_step_shows_the_estimate_of_the_step_before(self, server, monkeypatch):
+        monkeypatch.setattr(live, "pack_image", lambda image: image)
+        estimates = []
+        run(callback=lambda step, denoised, *_: estimates.append(denoised[:1].clone()))
+        first, *later, end = messages(server)
+        assert "preview" not in first
+        shown = [message["preview"] for message in (*later, end)]
+        assert [index for index, _ in shown] == list(range(STEPS))
+        previewer = Latent2RGBPreviewer(SD3_FORMAT.latent_rgb_factors, SD3_FORMAT.latent_rgb_factors_bias)
+        for (_, packed), estimate in zip(shown, estimates, strict=True):
+            expected = np.asarray(previewer.decode_latent_to_preview(estimate))
+            assert packed.shape == expected.shape == (16, 16, 3)
+            assert abs(packed.astype(int) - expected).max() <= 1
+
+    def test_comfyuis_own_previews_are_not_made_again(self, server, monkeypatch):
+        monkeypatch.setattr(args, "preview_method", LatentPreviewMethod.Auto)
+        run()
+        assert not any(message.keys() & {"preview", "no_preview"} for message in messages(server))
+
+    def test_a_format_without_factors_says_where_to_switch_them_on(self, server, monkeypatch):
+        monkeypatch.setattr(previews, "images_of", lambda latent_format: None)
+        monkeypatch.setattr(live, "images_of", previews.images_of)
+        run()
+        assert all(message["no_preview"] and "preview" not in message for message in messages(server))
+
+    def test_no_message_waits_for_an_image(self):
+        """An image that is still on its way is sent with a later message, and only then the next is made."""
+        sent, made, is_there, now = [], [], [False], [0.0]
+
+        class Images:
+            def start(self, latent):
+                made.append(latent)
+                return SimpleNamespace(read=lambda wait: IMAGE if wait or is_there[0] else None)
+
+        view = live.LiveView({}, sent.append, clock=lambda: now[0], previews=live.Previews(Images()))
+        for index in range(6):
+            is_there[0] = index == 4
+            estimate = Estimate(index - 1, index - 1) if index else None
+            read_estimate = partial(lambda given: given, estimate)
+            view.step(LiveStep(index, 6, "dense", 1.0, lambda: None, "", read_estimate))
+            now[0] += 1.0
+        assert made == [0, 4]
+        assert [message.get("preview", [None])[0] for message in sent] == [None] * 4 + [0, None]
+        view.end(None)
+        assert "preview" not in sent[-1]
+
+    def test_an_image_is_sent_as_a_small_jpeg_file(self):
+        ramp = np.broadcast_to(np.arange(0, 256, 2, dtype=np.uint8)[:, None, None], (128, 96, 3))
+        packed = base64.b64decode(live.pack_image(ramp))
+        image = Image.open(io.BytesIO(packed))
+        assert (image.format, image.size) == ("JPEG", (96, 128)) and len(packed) < 4000
+        assert abs(np.asarray(image).astype(int) - ramp).max() <= 4
+
+    def test_large_latents_have_small_images(self):
+        images = previews.LatentImages([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+        latent = torch.zeros(2, 3, 300, 513)
+        latent[:, 0] = 1
+        image = images.start(latent).read(wait=True)
+        assert image.shape == (100, 171, 3) and image[0, 0].tolist() == [255, 127, 127]
 
 
 class TestFrequency:
