@@ -241,7 +241,7 @@ class TestFiles:
         path.write_bytes(content)
         assert saved_plans(model, SIZE) is None
         assert "saved plans are ignored" in caplog.text and path.name in caplog.text
-        assert plans_for(model, SIZE).note == "grids of the sd3 family"
+        assert plans_for(model, SIZE).note == "noise levels of the SD3 family"
         calibration.save_plans(plans, model, SIZE)
         assert saved_plans(model, SIZE) == plans
         assert [each.name for each in plans_folder().iterdir()] == [path.name]

@@ -166,7 +166,7 @@ class TestSpeed:
         ksampler(model, sd3)
         line = "2x: 6 of 12 steps, all dense (inpainting)"
         assert last_trace(model).plan == line
-        assert f"Multirate RAS: {line} (euler, ab2 steps, grids of the sd3 family)." in info.text
+        assert f"Multirate RAS: {line[:-1]}; euler, ab2 steps, noise levels of the SD3 family)." in info.text
         assert not [record for record in info.records if record.levelname == "WARNING"]
 
     def test_plans_without_a_plain_one_lend_their_grid(self, sd3, info):

@@ -607,7 +607,7 @@ class TestChoice:
     def test_the_input_wins_over_kept_plans_and_those_over_the_family(self, sd3, info):
         model = sd3.build()
         _, trace = ras_ksampler(sd3, "2x", model)
-        assert trace.n_steps == 17 and "(euler, ab2 steps, grids of the sd3 family)" in info.text
+        assert trace.n_steps == 17 and "(euler, ab2 steps, noise levels of the SD3 family)" in info.text
         save_plans(planned(steps=16), model, (16, 12))
         assert ras_ksampler(sd3, "2x", model)[1].n_steps == 16
         assert ras_ksampler(sd3, "2x", model, planned(steps=18))[1].n_steps == 18
@@ -639,13 +639,14 @@ class TestChoice:
         for _ in range(3):
             ksampler(model, sd3)
         taken = "Multirate RAS: 2x: 17 of 28 steps, 10 dense, "
-        assert len(re.findall(f"{taken}.* \\(euler, ab2 steps, grids of the sd3 family\\)", info.text)) == 1
+        origin = "\\(euler, ab2 steps, noise levels of the SD3 family\\)"
+        assert len(re.findall(f"{taken}.* {origin}", info.text)) == 1
         assert last_trace(model).summary().startswith(taken)
 
     def test_the_line_at_the_end_says_what_gains_compare_with(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", plan=planned())
         assert trace.summary().startswith(
-            "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; 6 of 17 steps regional, "
+            "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; speed-up expected "
         )
         assert trace.summary().endswith(" over 28 dense steps")
         assert trace.expected_gain == pytest.approx(gain(trace)) and trace.expected_gain > 1.8
@@ -674,7 +675,7 @@ class TestChoice:
 
     def test_a_family_without_figures_says_so(self, info):
         ras_ksampler(FAMILIES["lumina_next"], "2x")
-        assert "mean grid of all families that were measured" in info.text
+        assert "mean noise levels of all families that were measured" in info.text
 
     @pytest.mark.parametrize(
         "changes",
@@ -709,7 +710,7 @@ class TestChoice:
 
     def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
         ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
-        assert "is kept on the device, with the last change of each row" in info.text
+        assert "is kept on the device, with forecasts" in info.text
 
     def test_settings_without_effect_are_named(self, sd3, info):
         text = "these settings have no effect"

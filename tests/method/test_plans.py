@@ -318,8 +318,8 @@ class TestFamilies:
             assert p.speedup == pytest.approx(float(p.speed.removesuffix("x")), rel=0.05)
 
     def test_a_measured_family_says_so(self):
-        assert family_plans("sd3").note == "grids of the sd3 family"
-        assert family_plans("lumina_next").note == "mean grid of all families that were measured"
+        assert family_plans("sd3").note == "noise levels of the SD3 family"
+        assert family_plans("lumina_next").note == "mean noise levels of all families that were measured"
 
     def test_every_adapter_has_the_plans_of_a_measured_family(self):
         modules = {type(adapter).__module__.rpartition(".")[2] for adapter in ADAPTERS}
@@ -340,9 +340,9 @@ class TestFamilies:
         try:
             plans = family_plans("sd3")
             assert plans.best("2x", "euler") == better
-            assert plans.best("2x", "dpmpp_2m").origin == "grids of the sd3 family"
+            assert plans.best("2x", "dpmpp_2m").origin == "noise levels of the SD3 family"
             assert plans.best("2x", "euler", plain=True).is_plain
-            assert family_plans("lumina2").best("2x", "euler").origin == "grids of the lumina2 family"
+            assert family_plans("lumina2").best("2x", "euler").origin == "noise levels of the Lumina 2 family"
         finally:
             module._shipped.cache_clear()
 
