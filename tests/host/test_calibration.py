@@ -336,7 +336,7 @@ class TestScheduler:
         plain = plans.best("3x", "dpmpp_2m", plain=True)
         with caplog.at_level("INFO"):
             assert scheduled(model, speed="3x") == pytest.approx(levels_of(model, plain, 28))
-        assert "3x: 9 of 28 steps, all dense (dpmpp_2m; " in caplog.text
+        assert "3x: 9 steps instead of 28, all dense (dpmpp_2m; " in caplog.text
 
     def test_after_ras_the_grid_is_that_of_the_best_plan(self, sd3):
         plain = Plan("2x", "dpmpp_2m", (1.0,), (1.0,) * 14, closeness=20.0)

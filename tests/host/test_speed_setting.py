@@ -160,7 +160,7 @@ class TestCost:
         plan = planned(sampler=sampler_name, share=0.4, dense=6, steps=18)
         latent, trace = ras_ksampler(family, "2x", plan=plan, sampler_name=sampler_name)
         assert (trace.n_steps, trace.regional_steps) == (18, 12)
-        assert trace.plan == "2x: 18 of 28 steps, 6 dense, 60 % of tokens"
+        assert trace.plan == "2x: 18 steps instead of 28, 6 dense, 60 % of tokens"
         behind = ras_model(family, "2x", plan=plan)
         assert torch.equal(ksampler(behind, family, sampler_name=sampler_name), latent)
         sigmas = comfy.samplers.calculate_sigmas(behind.get_model_object("model_sampling"), "simple", STEPS)
@@ -638,7 +638,7 @@ class TestChoice:
         model = ras_model(sd3, "2x")
         for _ in range(3):
             ksampler(model, sd3)
-        taken = "Multirate RAS: 2x: 17 of 28 steps, 10 dense, "
+        taken = "Multirate RAS: 2x: 17 steps instead of 28, 10 dense, "
         origin = "\\(euler, ab2 steps, noise levels of the SD3 family\\)"
         assert len(re.findall(f"{taken}.* {origin}", info.text)) == 1
         assert last_trace(model).summary().startswith(taken)
@@ -646,7 +646,7 @@ class TestChoice:
     def test_the_line_at_the_end_says_what_gains_compare_with(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", plan=planned())
         assert trace.summary().startswith(
-            "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; speed-up expected "
+            "Multirate RAS: 2x: 17 steps instead of 28, 11 dense, 82 % of tokens; speed-up expected "
         )
         assert trace.summary().endswith(" over 28 dense steps")
         assert trace.expected_gain == pytest.approx(gain(trace)) and trace.expected_gain > 1.8

@@ -404,7 +404,7 @@ class TestCompare:
         settings = _settings(speed="2x")
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
         (stats,) = result.ui["ras"]
-        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 of 12 steps, 4 dense, 84 % of tokens")
+        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 steps instead of 12, 4 dense, 84 % of tokens")
         every = _settings(sample_ratio=1.0)
         dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **every)
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
@@ -425,7 +425,7 @@ class TestCompare:
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs, **settings)
         steps = result.ui["ras_compare"][0]["steps"]["fewer"]
         assert steps == round(28 / float(speed[:-1]))
-        assert f"{speed}: {steps} of 28 steps, all dense ({sampler}, ab2 steps, " in caplog.text
+        assert f"{speed}: {steps} steps instead of 28, all dense ({sampler}, ab2 steps, " in caplog.text
         planned = {"speed": speed, "steps": 28, "denoise": 1.0, "sampler": "euler"}
         levels = _execute(nodes["RASScheduler"], model=sd3.build(), **planned)[0]
         order = _execute(nodes["RASSampler"], order="ab2")[0]

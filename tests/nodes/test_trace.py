@@ -215,7 +215,7 @@ class TestNumbers:
         sample(model, sd3, sd3.noise())
         trace = replace(last_trace(model), asked_steps=20)
         share = f"{100 * trace.token_share:.0f}"
-        trace = replace(trace, plan=f"2x: 10 of 20 steps, 3 dense, {share} % of tokens")
+        trace = replace(trace, plan=f"2x: 10 steps instead of 20, 3 dense, {share} % of tokens")
         assert trace.summary().startswith(f"Multirate RAS: {trace.plan}; speed-up expected ")
         other = replace(trace, plan=trace.plan.replace("3 dense", "2 dense"))
         assert f"; 7 of 10 steps regional, {share} % of tokens processed, speed-up " in other.summary()
