@@ -105,8 +105,8 @@ const REASONS = {
     secondModel: "the RAS settings of the guider's second model were ignored: those of its first model apply to both",
   },
   de: {
-    fewerAllDense: "{speed}: {steps} statt {full} Schritte, alle vollständig",
-    fewerPartlyDense: "{speed}: {steps} statt {full} Schritte, {dense} vollständig, {share} % der Token",
+    fewerAllDense: "{speed}: {steps} Schritte statt {full}, alle vollständig",
+    fewerPartlyDense: "{speed}: {steps} Schritte statt {full}, {dense} vollständig, {share} % der Token",
     allDense: "{speed}: {steps} von {full} Schritten, alle vollständig",
     partlyDense: "{speed}: {steps} von {full} Schritten, {dense} vollständig, {share} % der Token",
     inpaintingPlan: "{plan} (Inpainting)",
@@ -195,8 +195,8 @@ const REASONS = {
     secondModel: "die RAS-Einstellungen des zweiten Modells des Guiders wurden ignoriert: Für beide gelten die des ersten Modells",
   },
   ja: {
-    fewerAllDense: "{speed}: {full} ステップの代わりに {steps} ステップ、すべて全計算",
-    fewerPartlyDense: "{speed}: {full} ステップの代わりに {steps} ステップ、全計算 {dense}、トークンの {share}%",
+    fewerAllDense: "{speed}: {full} → {steps} ステップ、すべて全計算",
+    fewerPartlyDense: "{speed}: {full} → {steps} ステップ、全計算 {dense}、トークンの {share}%",
     allDense: "{speed}: {full} ステップ中 {steps} ステップ、すべて全計算",
     partlyDense: "{speed}: {full} ステップ中 {steps} ステップ、全計算 {dense}、トークンの {share}%",
     inpaintingPlan: "{plan}（インペイント）",
@@ -285,8 +285,8 @@ const REASONS = {
     secondModel: "ガイダーの 2 番目のモデルの RAS 設定は無視されました。両方に 1 番目のモデルの設定が使われます",
   },
   zh: {
-    fewerAllDense: "{speed}：用 {steps} 步代替 {full} 步，全部为完整步",
-    fewerPartlyDense: "{speed}：用 {steps} 步代替 {full} 步，其中 {dense} 步为完整步，计算 {share}% 的 token",
+    fewerAllDense: "{speed}：以 {steps} 步代替 {full} 步，全部为完整步",
+    fewerPartlyDense: "{speed}：以 {steps} 步代替 {full} 步，其中 {dense} 步为完整步，计算 {share}% 的 token",
     allDense: "{speed}：{full} 步中的 {steps} 步，全部为完整步",
     partlyDense: "{speed}：{full} 步中的 {steps} 步，其中 {dense} 步为完整步，计算 {share}% 的 token",
     inpaintingPlan: "{plan}（局部重绘）",
