@@ -9,6 +9,8 @@ import { fill, inLanguage } from "./words.js";
 const REASONS = {
   en: {
     // the line of a plan
+    fewerAllDense: "{speed}: {steps} steps instead of {full}, all dense",
+    fewerPartlyDense: "{speed}: {steps} steps instead of {full}, {dense} dense, {share} % of tokens",
     allDense: "{speed}: {steps} of {full} steps, all dense",
     partlyDense: "{speed}: {steps} of {full} steps, {dense} dense, {share} % of tokens",
     inpaintingPlan: "{plan} (inpainting)",
@@ -103,6 +105,8 @@ const REASONS = {
     secondModel: "the RAS settings of the guider's second model were ignored: those of its first model apply to both",
   },
   de: {
+    fewerAllDense: "{speed}: {steps} Schritte statt {full}, alle vollständig",
+    fewerPartlyDense: "{speed}: {steps} Schritte statt {full}, {dense} vollständig, {share} % der Token",
     allDense: "{speed}: {steps} von {full} Schritten, alle vollständig",
     partlyDense: "{speed}: {steps} von {full} Schritten, {dense} vollständig, {share} % der Token",
     inpaintingPlan: "{plan} (Inpainting)",
@@ -191,6 +195,8 @@ const REASONS = {
     secondModel: "die RAS-Einstellungen des zweiten Modells des Guiders wurden ignoriert: Für beide gelten die des ersten Modells",
   },
   ja: {
+    fewerAllDense: "{speed}: {full} → {steps} ステップ、すべて全計算",
+    fewerPartlyDense: "{speed}: {full} → {steps} ステップ、全計算 {dense}、トークンの {share}%",
     allDense: "{speed}: {full} ステップ中 {steps} ステップ、すべて全計算",
     partlyDense: "{speed}: {full} ステップ中 {steps} ステップ、全計算 {dense}、トークンの {share}%",
     inpaintingPlan: "{plan}（インペイント）",
@@ -279,6 +285,8 @@ const REASONS = {
     secondModel: "ガイダーの 2 番目のモデルの RAS 設定は無視されました。両方に 1 番目のモデルの設定が使われます",
   },
   zh: {
+    fewerAllDense: "{speed}：以 {steps} 步代替 {full} 步，全部为完整步",
+    fewerPartlyDense: "{speed}：以 {steps} 步代替 {full} 步，其中 {dense} 步为完整步，计算 {share}% 的 token",
     allDense: "{speed}：{full} 步中的 {steps} 步，全部为完整步",
     partlyDense: "{speed}：{full} 步中的 {steps} 步，其中 {dense} 步为完整步，计算 {share}% 的 token",
     inpaintingPlan: "{plan}（局部重绘）",

@@ -17,7 +17,7 @@ Modules that sample, in reading order:
 - `attention`: ComfyUI's attention with grouped K/V heads.
 - `compiler`: the CUDA graphs and the compiler that ComfyUI itself has from 0.33 on.
 - `previews`: small images of latents, for the live view.
-- `requirements`: checks ComfyUI's extension points.
+- `requirements`: checks ComfyUI's extension points, and names a model that is refused.
 - `options`: choices for the nodes' inputs.
 - `names`: keys of ComfyUI's dicts.
 

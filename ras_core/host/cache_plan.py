@@ -48,6 +48,7 @@ class CachePlan:
         is_corrected: whether the sampler corrects a token that becomes active again: it repeats the steps in
             which the token was cached, with the new estimate (method/integrator.py). With other samplers,
             forecasts of cached K/V rows do not improve images enough to justify their memory.
+        asked_steps: steps of the run without a plan, over which the expected speed-up is logged.
     """
 
     guider: Any
@@ -57,6 +58,7 @@ class CachePlan:
     graphs: GraphSession | None
     wanted: str
     is_corrected: bool = False
+    asked_steps: int = 0
 
     def attach(self) -> None:
         """Choose the K/V format as soon as ComfyUI has loaded the run's models (PREPARE_SAMPLING)."""
@@ -140,17 +142,20 @@ class CachePlan:
         ]
 
     def _log_estimate(self, of_branches: list[OtherRows]) -> None:
-        """Log the speed-up that is expected from FLOPs. `of_branches` has the rows that each conditioning
-        adds to the image rows.
+        """Log the speed-up that is expected from FLOPs, over the same dense run as in the line at the end of
+        the run (`Trace.compared_steps`). `of_branches` has the rows that each conditioning adds to the image
+        rows.
         """
         n, plan = self.run.grid.n, self.run.plan
         counts = [n if step.kind is StepKind.DENSE else step.active_count(n) for step in plan]
         regional = sum(step.kind is StepKind.REGIONAL for step in plan)
         profile, n_text = with_others(self.adapter.cost_profile(self.network), of_branches)
-        gain = expected_speedup(profile, n, n_text, counts)
+        asked = max(self.asked_steps, len(counts))
+        gain = expected_speedup(profile, n, n_text, counts) * asked / len(counts)
         logger.info(
-            "Multirate RAS: %d of %d steps planned as regional; expected speed-up %.2fx (FLOPs).",
-            regional, len(counts), gain,
+            "Multirate RAS: %d of %d steps planned as regional; expected speed-up %.2fx (FLOPs) "
+            "over %d dense steps.",
+            regional, len(counts), gain, asked,
         )  # fmt: skip
 
 

@@ -37,7 +37,7 @@ from .outer_sample import (
     compares_results,
     is_inpainting,
 )
-from .requirements import check_comfyui
+from .requirements import check_comfyui, class_of
 from .samplers import sampler_of_run
 from .second_models import NO_EFFECT, Presence
 from .traces import NO_RUN, NOT_PATCHED, OTHER_LATENT, Progress, Traces, no_trace
@@ -71,7 +71,7 @@ def patch_model(
         settings = CustomSettings(settings)
     if isinstance(settings, CustomSettings):
         check_setting(settings.config.kv_cache)
-    adapter = adapter_for(network_of(model.get_model_object("diffusion_model")))
+    adapter = adapter_for(network_of(model.get_model_object("diffusion_model")), class_of(model))
     patched = model.clone()
     if patched.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY):
         logger.info("Multirate RAS: this model had RAS settings already; the later node replaces them.")
@@ -176,7 +176,8 @@ class RASPatch:
             return result
         settings = self.settings.of_run(given, executor.class_obj)
         self._tell(settings)
-        asked, has_plan_levels = given.steps, settings.sigmas is not given.sigmas
+        settings = replace(settings, full_steps=max(given.steps, settings.full_steps))
+        has_plan_levels = settings.sigmas is not given.sigmas
         given = replace(given, sigmas=settings.sigmas)
         wrappers = self._begin(executor.class_obj, given, settings)
         wrappers.passes.has_plan_levels = has_plan_levels
@@ -189,7 +190,7 @@ class RASPatch:
                 result = ours.sample(executor)
             told, trace = settings.told(), wrappers.finish()
             is_changed = trace.n_steps != given.steps  # by another node: not a saving of the plan
-            asked = trace.n_steps if is_changed else max(asked, settings.full_steps)
+            asked = trace.n_steps if is_changed else settings.full_steps
             trace = replace(trace, asked_steps=asked, **told)
             trace = trace if self.dense is None else trace.against(self.dense)
             self.traces.add(trace, [result, *wrappers.as_latents(progress.denoised)])
@@ -217,7 +218,7 @@ class RASPatch:
         """Log the plan of the chosen speed for this run, unless an earlier run has logged the same line. The
         same for a remark about the plan.
         """
-        line = f"{settings.plan} ({settings.origin})"
+        line = f"{settings.plan} ({settings.origin})".replace(") (", "; ")  # "(inpainting)" ends some plans
         if settings.plan and line not in self._told:
             self._told.add(line)
             logger.info("Multirate RAS: %s.", line)
@@ -244,5 +245,5 @@ class RASPatch:
         latent_format = getattr(model.model, "latent_format", None)
         view = self.view_factory(run.grid, latent_format) if self.view_factory else None
         wrappers = RunWrappers(guider, network, self.adapter, run, view)
-        wrappers.attach(given)
+        wrappers.attach(given, settings.full_steps)
         return wrappers

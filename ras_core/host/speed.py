@@ -147,10 +147,13 @@ class Speed:
             # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
         solver = plan_solver(sampler, plan.solver)
-        origin = plan.origin if solver in (None, plan.sampler) else f"{solver} steps, {plan.origin}"
+        # A plan for another sampler can be the best plain one; the run keeps the sampler's name all the same,
+        # since only the plan's noise levels and its solver count.
+        name = plan_sampler(sampler) or plan.sampler
+        origin = plan.origin if solver in (None, name) else f"{solver} steps, {plan.origin}"
         levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
-            config, sigmas, plan.describe(), f"{plan.sampler}, {origin}", solver,
+            config, sigmas, plan.describe(), f"{name}, {origin}", solver,
             remark=OTHER_MODEL if ELSEWHERE in plan.origin else remark,
             levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip

@@ -62,8 +62,8 @@ class RunWrappers:
         self.passes = Passes(run)
         self._reports_steps = True
 
-    def attach(self, given: OuterSample) -> None:
-        """Add the wrappers to the run's copy of the model options."""
+    def attach(self, given: OuterSample, asked_steps: int) -> None:
+        """Add the wrappers to the run's copy of the model options. `asked_steps` is as in `CachePlan`."""
         run, options = self.run, self._guider.model_options
         self._reports_steps = follows_schedule(given.sampler)
         self._graphs = graph_session(self._model, run, given.noise.shape)
@@ -78,7 +78,9 @@ class RunWrappers:
         _attach(options, WrappersMP.SAMPLER_SAMPLE, self._sample)
         wanted = cache_for(given.sampler, run.config)
         corrects = is_corrected(given.sampler, run.config)
-        CachePlan(self._guider, self._network, self._adapter, run, self._graphs, wanted, corrects).attach()
+        CachePlan(
+            self._guider, self._network, self._adapter, run, self._graphs, wanted, corrects, asked_steps
+        ).attach()
 
     def _evaluate(
         self,

@@ -46,6 +46,8 @@ NEAREST = {
     "mage_flow": "sd3",
     "qwen_image": "sd3",
 }
+NAMES = {"flux": "Flux", "lumina2": "Lumina 2", "sd3": "SD3"}
+"""By measured family: its name in the log."""
 EVEN_STEPS_BELOW = {"lumina2": 0.125}
 """By measured family: if inpainting starts from pure noise with a mask smaller than this share of the image,
 evenly spaced steps came closer to a fine run than the plan's noise levels: with a sixteenth, by 1.5 dB. With
@@ -66,11 +68,11 @@ def family_plans(family: str | None) -> PlanSet:
     measured = NEAREST.get(family or "", family or "")
     found = family_costs(family)
     if found is None:
-        origin = "mean grid of all families that were measured"
+        origin = "mean noise levels of all families that were measured"
         return PlanSet(_plain(_mean(list(_costs().values())), origin), origin)
-    origin = f"grids of the {measured} family"
+    origin = f"noise levels of the {NAMES[measured]} family"
     if measured != family:
-        origin += f", the nearest to {family} that was measured"
+        origin += ", the most similar one that was measured"
     shipped = _shipped().get(measured, ())
     return PlanSet(
         (*shipped, *_regional(found, origin, PLAIN.get(family or "", ())), *_plain(found, origin)), origin

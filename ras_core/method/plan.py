@@ -165,7 +165,7 @@ class Plan:
         return (1.0,) * min(MIN_DENSE, steps) + tuple(shares)[MIN_DENSE:]
 
     def describe(self) -> str:
-        """One line: "2x: 17 of 28 steps, 10 dense, 81 % of tokens"."""
+        """One line: "2x: 17 steps instead of 28, 10 dense, 81 % of tokens"."""
         return described(self.speed, self.shares, self.full_steps)
 
     def as_dict(self) -> dict[str, Any]:
@@ -204,10 +204,12 @@ class Plan:
 def described(speed: str, shares: Sequence[float], full_steps: int) -> str:
     """One line about the run of a plan: its speed, its steps and its mean share of tokens."""
     dense = sum(share == 1 for share in shares)
-    line = f"{speed}: {len(shares)} of {full_steps} steps, "
+    # "17 of 28 steps" would read like a run that was cut off.
+    fewer = f"{len(shares)} steps instead of {full_steps}"
+    steps = fewer if 1 < len(shares) < full_steps else f"{len(shares)} of {full_steps} steps"
     if dense == len(shares):
-        return f"{line}all dense"
-    return f"{line}{dense} dense, {100 * sum(shares) / len(shares):.0f} % of tokens"
+        return f"{speed}: {steps}, all dense"
+    return f"{speed}: {steps}, {dense} dense, {100 * sum(shares) / len(shares):.0f} % of tokens"
 
 
 def _as_tuple(name: str, value: Any) -> tuple:

@@ -63,24 +63,34 @@ ADAPTERS: tuple[ModelAdapter, ...] = (
 )
 
 
-def adapter_for(network: nn.Module) -> ModelAdapter:
+def adapter_for(network: nn.Module, model_class: str = "") -> ModelAdapter:
     """The adapter of this network.
+
+    Args:
+        network: the network of a model.
+        model_class: name by which ComfyUI knows the model, such as "SDXL", for the error; empty if unknown.
 
     Raises:
         RASError: the network's class, or this variant of the class, is not supported.
     """
-    kind = type(network)
-    found = f"{kind.__name__} ({kind.__module__})"
+    variant = None
     for adapter in ADAPTERS:
         if adapter.matches(network):
             if (variant := adapter.unsupported(network)) is None:
                 return adapter
-            found = variant
+    kind = type(network)
     raise RASError(
-        f"the model's network is {found}, which is not supported{reason(kind.__module__)}.",
+        f"{_described(kind, model_class, variant)}, which is not supported{reason(kind.__module__)}.",
         "a family in the README, such as SD3 (MMDiT) or Z-Image (NextDiT).",
         "connect such a model, or remove the node.",
     )
+
+
+def _described(kind: type, model_class: str, variant: str | None) -> str:
+    if model_class:
+        end = f", {variant}" if variant else f" (network: {kind.__name__})"
+        return f"the model is {model_class}{end}"
+    return f"the model's network is {variant or f'{kind.__name__} ({kind.__module__})'}"
 
 
 def network_of(module: nn.Module) -> nn.Module:

@@ -75,10 +75,9 @@ def _headline(trace: Trace) -> str:
 
 
 def _subline(trace: Trace) -> str:
-    text = (
-        f"{trace.speedups()}; sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
-    )
-    return "; ".join(filter(None, [text, *trace.notes, trace.shortfall, *trace.remarks]))
+    gains = trace.speedups() if trace.is_accelerated else ""
+    text = f"sampling took {trace.seconds:.1f} s; K/V cache {trace.kv_bytes / 2**20:.0f} MiB"
+    return "; ".join(filter(None, [gains, text, *trace.notes, trace.shortfall, *trace.remarks]))
 
 
 def _draw_maps(

@@ -160,19 +160,29 @@ class Trace:
 
     def summary(self) -> str:
         """The line to log at the end of a run; its speed-ups are over the dense run with `compared_steps`."""
-        line = f"{self.counts()}, {self.speedups()}"
-        # The plan's line says everything of a run without regional steps.
-        says_more = not self.plan or self.regional_steps or self.notes or self.dense_steps
+        # Without regional steps, the plan's number of steps says how much faster the run was.
+        is_told = self.plan and not (self.regional_steps or self.notes or self.dense_steps)
+        gains = "" if is_told or not self.is_accelerated else self.speedups()
+        line = ", ".join(filter(None, ["" if self._ran_as_planned else self.counts(), gains]))
         told = (*self.notes, self.shortfall, *self.remarks)
-        parts = [self.plan, says_more and line, self._graphs_line(), *told]
+        parts = [self.plan, line, self._graphs_line(), *told]
         return f"Multirate RAS: {'; '.join(filter(None, parts))}"
+
+    @property
+    def _ran_as_planned(self) -> bool:
+        """Whether the plan's line already says what `counts` says: the dense steps, the share of tokens."""
+        if len(self.evaluations) > self.n_steps:
+            return False
+        dense = self.n_steps - self.regional_steps
+        share = f"{dense} dense, {_percent(self.token_share)} of tokens"
+        return (share if self.regional_steps else "all dense") in self.plan
 
     def counts(self) -> str:
         """The numbers of steps and tokens as text, the same wherever they are shown."""
         text = f"{self.regional_steps} of {self.n_steps} steps regional"
         if len(self.evaluations) > self.n_steps:
             text = f"{text} ({self.regional_evaluations} of {len(self.evaluations)} evaluations)"
-        return f"{text}, {self.token_share:.0%} of tokens processed"
+        return f"{text}, {_percent(self.token_share)} of tokens processed"
 
     def speedups(self) -> str:
         """The speed-ups as text, the same wherever they are shown."""
@@ -216,6 +226,10 @@ class Trace:
                 for e in self.evaluations
             ],
         }  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _in_json(number: float) -> float | None:

@@ -122,7 +122,7 @@ def test_a_template_at_twice_the_speed(server):
     (stats,) = server.client.run(shortened(prompt, "2x", 12), timeout=120).ui("ras")
     assert (stats["steps"], stats["plan"], stats["notes"]) == (
         7,
-        "2x: 7 of 12 steps, 4 dense, 82 % of tokens",
+        "2x: 7 steps instead of 12, 4 dense, 82 % of tokens",
         [],
     )
 

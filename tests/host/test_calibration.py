@@ -241,7 +241,7 @@ class TestFiles:
         path.write_bytes(content)
         assert saved_plans(model, SIZE) is None
         assert "saved plans are ignored" in caplog.text and path.name in caplog.text
-        assert plans_for(model, SIZE).note == "grids of the sd3 family"
+        assert plans_for(model, SIZE).note == "noise levels of the SD3 family"
         calibration.save_plans(plans, model, SIZE)
         assert saved_plans(model, SIZE) == plans
         assert [each.name for each in plans_folder().iterdir()] == [path.name]
@@ -336,7 +336,7 @@ class TestScheduler:
         plain = plans.best("3x", "dpmpp_2m", plain=True)
         with caplog.at_level("INFO"):
             assert scheduled(model, speed="3x") == pytest.approx(levels_of(model, plain, 28))
-        assert "3x: 9 of 28 steps, all dense (dpmpp_2m; " in caplog.text
+        assert "3x: 9 steps instead of 28, all dense (dpmpp_2m; " in caplog.text
 
     def test_after_ras_the_grid_is_that_of_the_best_plan(self, sd3):
         plain = Plan("2x", "dpmpp_2m", (1.0,), (1.0,) * 14, closeness=20.0)

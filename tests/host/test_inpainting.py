@@ -164,9 +164,9 @@ class TestSpeed:
     def test_the_log_and_the_panel_say_what_was_taken(self, sd3, info):
         model = with_ras(sd3)
         ksampler(model, sd3)
-        line = "2x: 6 of 12 steps, all dense (inpainting)"
+        line = "2x: 6 steps instead of 12, all dense (inpainting)"
         assert last_trace(model).plan == line
-        assert f"Multirate RAS: {line} (euler, ab2 steps, grids of the sd3 family)." in info.text
+        assert f"Multirate RAS: {line[:-1]}; euler, ab2 steps, noise levels of the SD3 family)." in info.text
         assert not [record for record in info.records if record.levelname == "WARNING"]
 
     def test_plans_without_a_plain_one_lend_their_grid(self, sd3, info):
@@ -217,7 +217,7 @@ class TestSpeed:
         found = on_levels(model, sd3, sigmas, solver=None)
         steps = 7  # the best plan has 17 of 28 steps, and the made levels are kept
         trace = last_trace(model)
-        assert trace.plan == f"2x: {steps} of 12 steps, all dense (inpainting)"
+        assert trace.plan == f"2x: {steps} steps instead of 12, all dense (inpainting)"
         assert (trace.n_steps, trace.regional_steps) == (steps, 0)
         assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas))
 

@@ -160,7 +160,7 @@ class TestCost:
         plan = planned(sampler=sampler_name, share=0.4, dense=6, steps=18)
         latent, trace = ras_ksampler(family, "2x", plan=plan, sampler_name=sampler_name)
         assert (trace.n_steps, trace.regional_steps) == (18, 12)
-        assert trace.plan == "2x: 18 of 28 steps, 6 dense, 60 % of tokens"
+        assert trace.plan == "2x: 18 steps instead of 28, 6 dense, 60 % of tokens"
         behind = ras_model(family, "2x", plan=plan)
         assert torch.equal(ksampler(behind, family, sampler_name=sampler_name), latent)
         sigmas = comfy.samplers.calculate_sigmas(behind.get_model_object("model_sampling"), "simple", STEPS)
@@ -607,7 +607,7 @@ class TestChoice:
     def test_the_input_wins_over_kept_plans_and_those_over_the_family(self, sd3, info):
         model = sd3.build()
         _, trace = ras_ksampler(sd3, "2x", model)
-        assert trace.n_steps == 17 and "(euler, ab2 steps, grids of the sd3 family)" in info.text
+        assert trace.n_steps == 17 and "(euler, ab2 steps, noise levels of the SD3 family)" in info.text
         save_plans(planned(steps=16), model, (16, 12))
         assert ras_ksampler(sd3, "2x", model)[1].n_steps == 16
         assert ras_ksampler(sd3, "2x", model, planned(steps=18))[1].n_steps == 18
@@ -638,14 +638,15 @@ class TestChoice:
         model = ras_model(sd3, "2x")
         for _ in range(3):
             ksampler(model, sd3)
-        taken = "Multirate RAS: 2x: 17 of 28 steps, 10 dense, "
-        assert len(re.findall(f"{taken}.* \\(euler, ab2 steps, grids of the sd3 family\\)", info.text)) == 1
+        taken = "Multirate RAS: 2x: 17 steps instead of 28, 10 dense, "
+        origin = "\\(euler, ab2 steps, noise levels of the SD3 family\\)"
+        assert len(re.findall(f"{taken}.* {origin}", info.text)) == 1
         assert last_trace(model).summary().startswith(taken)
 
     def test_the_line_at_the_end_says_what_gains_compare_with(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", plan=planned())
         assert trace.summary().startswith(
-            "Multirate RAS: 2x: 17 of 28 steps, 11 dense, 82 % of tokens; 6 of 17 steps regional, "
+            "Multirate RAS: 2x: 17 steps instead of 28, 11 dense, 82 % of tokens; speed-up expected "
         )
         assert trace.summary().endswith(" over 28 dense steps")
         assert trace.expected_gain == pytest.approx(gain(trace)) and trace.expected_gain > 1.8
@@ -674,7 +675,7 @@ class TestChoice:
 
     def test_a_family_without_figures_says_so(self, info):
         ras_ksampler(FAMILIES["lumina_next"], "2x")
-        assert "mean grid of all families that were measured" in info.text
+        assert "mean noise levels of all families that were measured" in info.text
 
     @pytest.mark.parametrize(
         "changes",
@@ -709,7 +710,7 @@ class TestChoice:
 
     def test_a_measured_plan_keeps_forecasts_where_memory_is_ample(self, sd3, info):
         ras_ksampler(sd3, "2x", plan=planned(kv_cache="forecast"))
-        assert "is kept on the device, with the last change of each row" in info.text
+        assert "is kept on the device, with forecasts" in info.text
 
     def test_settings_without_effect_are_named(self, sd3, info):
         text = "these settings have no effect"

@@ -33,9 +33,9 @@ class TestPlan:
     def test_it_describes_itself_in_one_line(self):
         # 6 dense and 11 of share 0.15: (6 + 1.65) / 17 = 45 %.
         assert plan(steps=17, regional=11, share=0.15).describe() == (
-            "2x: 17 of 28 steps, 6 dense, 45 % of tokens"
+            "2x: 17 steps instead of 28, 6 dense, 45 % of tokens"
         )
-        assert plan().describe() == "2x: 14 of 28 steps, all dense"
+        assert plan().describe() == "2x: 14 steps instead of 28, all dense"
 
     def test_dense_steps_and_share_of_tokens_follow_from_the_shares(self):
         made = plan(shares=(1, 1, 0.5, 1, 0.5))
@@ -53,7 +53,7 @@ class TestPlan:
         assert [plan().resized(n).steps for n in (56, 28, 20, 1)] == [28, 14, 10, 1]
         resized = plan(steps=14, regional=7).resized(56)
         assert resized.shares == (1.0,) * 14 + (0.5,) * 14
-        assert resized.describe() == "2x: 28 of 56 steps, 14 dense, 75 % of tokens"
+        assert resized.describe() == "2x: 28 steps instead of 56, 14 dense, 75 % of tokens"
 
     def test_a_part_of_a_run_gets_its_part_of_the_steps(self):
         given = tuple(1 - i / 28 for i in range(29))[14:]  # KSamplerAdvanced from step 14 of 28
@@ -149,7 +149,7 @@ class TestChoice:
         found = PlanSet((regional,)).plain(speed, "dpmpp_2m")
         assert (found.steps, found.is_plain, found.closeness) == (steps, True, None)
         assert found.density == regional.density
-        assert found.describe() == f"{speed}: {steps} of 28 steps, all dense"
+        assert found.describe() == f"{speed}: {steps} steps instead of 28, all dense"
 
     def test_the_first_of_unmeasured_plans(self):
         plans = PlanSet((plan(), plan(sampler="euler")))
@@ -157,7 +157,7 @@ class TestChoice:
         assert plans.chosen() == (plans.plans[0],)
         assert (
             plans.describe()
-            == "2x: 14 of 28 steps, all dense (dpmpp_2m, 1.00x by FLOPs, closeness not measured)"
+            == "2x: 14 steps instead of 28, all dense (dpmpp_2m, 1.00x by FLOPs, closeness not measured)"
         )
 
     def test_a_speed_without_a_plan_is_refused(self):
@@ -318,8 +318,8 @@ class TestFamilies:
             assert p.speedup == pytest.approx(float(p.speed.removesuffix("x")), rel=0.05)
 
     def test_a_measured_family_says_so(self):
-        assert family_plans("sd3").note == "grids of the sd3 family"
-        assert family_plans("lumina_next").note == "mean grid of all families that were measured"
+        assert family_plans("sd3").note == "noise levels of the SD3 family"
+        assert family_plans("lumina_next").note == "mean noise levels of all families that were measured"
 
     def test_every_adapter_has_the_plans_of_a_measured_family(self):
         modules = {type(adapter).__module__.rpartition(".")[2] for adapter in ADAPTERS}
@@ -340,9 +340,9 @@ class TestFamilies:
         try:
             plans = family_plans("sd3")
             assert plans.best("2x", "euler") == better
-            assert plans.best("2x", "dpmpp_2m").origin == "grids of the sd3 family"
+            assert plans.best("2x", "dpmpp_2m").origin == "noise levels of the SD3 family"
             assert plans.best("2x", "euler", plain=True).is_plain
-            assert family_plans("lumina2").best("2x", "euler").origin == "grids of the lumina2 family"
+            assert family_plans("lumina2").best("2x", "euler").origin == "noise levels of the Lumina 2 family"
         finally:
             module._shipped.cache_clear()
 

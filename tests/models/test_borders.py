@@ -312,6 +312,17 @@ class TestControl:
 
 
 class TestRefusal:
+    @pytest.mark.parametrize("model_class", ["", "SD15", "WAN21_CausalAR_T2V"])
+    def test_it_begins_with_the_name_by_which_comfyui_knows_the_model(self, model_class):
+        network = type("WanModel_S2V", (torch.nn.Module,), {"__module__": "comfy.ldm.wan.model"})()
+        with pytest.raises(RASError) as refused:
+            adapter_for(network, model_class)
+        model = f"the model is {model_class} (network: WanModel_S2V)"
+        other = "the model's network is WanModel_S2V (comfy.ldm.wan.model)"
+        named = model if model_class else other
+        start = f"Multirate RAS: {named}, which is not supported, as it makes videos, "
+        assert str(refused.value).startswith(start) and "..." not in str(refused.value)
+
     def test_a_network_with_the_name_of_a_supported_one(self):
         """Both SD3's and AuraFlow's classes are called MMDiT, so the module is a part of the name."""
         network = type("MMDiT", (torch.nn.Module,), {"__module__": "comfy.ldm.other.mmdit"})()

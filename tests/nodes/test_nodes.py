@@ -187,6 +187,8 @@ class TestErrors:
         unet = comfy.model_patcher.ModelPatcher(config.get_model({}, "", device=cpu), cpu, cpu)
         message = self._message(nodes, unet)
         assert "UNetModel" in message and "MMDiT" in message and "NextDiT" in message
+        assert message.startswith("Multirate RAS: the model is SD15 (network: UNetModel), which is not ")
+        assert len(message) <= 300
 
     @pytest.mark.parametrize(
         "module, name",
@@ -402,7 +404,7 @@ class TestCompare:
         settings = _settings(speed="2x")
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=Vae(), **inputs, **settings)
         (stats,) = result.ui["ras"]
-        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 of 12 steps, 4 dense, 84 % of tokens")
+        assert (stats["steps"], stats["plan"]) == (7, "2x: 7 steps instead of 12, 4 dense, 84 % of tokens")
         every = _settings(sample_ratio=1.0)
         dense = _execute(nodes["RASKSampler"], model=sd3.build(), **inputs, **every)
         assert torch.equal(result.args[0], Vae().decode(dense[0]["samples"]))
@@ -414,14 +416,16 @@ class TestCompare:
 
     @pytest.mark.parametrize(("speed", "sampler"), [("2x", "euler"), ("2x", "dpmpp_2m"), ("3x", "dpmpp_2m")])
     def test_fewer_steps_are_those_of_the_best_plain_plan(
-        self, nodes, sd3, sampler_inputs, titles, speed, sampler
+        self, nodes, sd3, sampler_inputs, titles, speed, sampler, caplog
     ):
-        """The scheduler is one that would give another image."""
+        """The scheduler is one that would give another image. The log names the sampler that was chosen."""
+        caplog.set_level("INFO")
         inputs = {**sampler_inputs, "steps": 28, "sampler_name": sampler, "scheduler": "karras"}
         settings = _settings(speed=speed)
         result = _execute(nodes["RASCompare"], model=sd3.build(), vae=TinyVae(), **inputs, **settings)
         steps = result.ui["ras_compare"][0]["steps"]["fewer"]
         assert steps == round(28 / float(speed[:-1]))
+        assert f"{speed}: {steps} steps instead of 28, all dense ({sampler}, ab2 steps, " in caplog.text
         planned = {"speed": speed, "steps": 28, "denoise": 1.0, "sampler": "euler"}
         levels = _execute(nodes["RASScheduler"], model=sd3.build(), **planned)[0]
         order = _execute(nodes["RASSampler"], order="ab2")[0]

@@ -152,9 +152,9 @@ def test_plans_and_numbers(page):
     )
     texts = page(("de", plan), ("ja", plan), ("zh", f"{plan} (inpainting)"), ("de", shortfall))
     assert texts == [
-        "1.5x: 17 von 28 Schritten, 6 vollständig, 48 % der Token",
-        "1.5x: 28 ステップ中 17 ステップ、全計算 6、トークンの 48%",
-        "1.5x：28 步中的 17 步，其中 6 步为完整步，计算 48% 的 token（局部重绘）",
+        "1.5x: 17 Schritte statt 28, 6 vollständig, 48 % der Token",
+        "1.5x: 28 → 17 ステップ、全計算 6、トークンの 48%",
+        "1.5x：以 17 步代替 28 步，其中 6 步为完整步，计算 48% 的 token（局部重绘）",
         "mit 28 Schritten sind höchstens 1,83× erreichbar, weil die Rauschpegel beibehalten werden: "
         "sie liegen zu dicht beieinander",
     ]

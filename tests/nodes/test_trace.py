@@ -148,7 +148,8 @@ class TestNumbers:
         headline, subline, *_ = self._texts(trace, monkeypatch)
         assert headline in log and subline.split(";")[0] in log
         assert log.count(f"{stats['regional_steps']} of {stats['steps']} steps regional") == 1
-        assert f"{stats['token_share']:.0%} of tokens" in log and f"{stats['expected_speedup']:.2f}x" in log
+        assert f"{100 * stats['token_share']:.0f} % of tokens" in log
+        assert f"{stats['expected_speedup']:.2f}x" in log
         assert f"measured {stats['measured_speedup']:.2f}x" in log
         assert (panel["regional_steps"], panel["steps"]) == (stats["regional_steps"], stats["steps"])
         assert panel["share"] == round(stats["token_share"], 4)
@@ -189,7 +190,8 @@ class TestNumbers:
                 denoise=1.0, sample_ratio=0.25, start_percent=0.3, end_percent=1.0, error_reset_every=0,
             )  # fmt: skip
         (stats,) = result.ui["ras"]
-        (log,) = [line for line in caplog.messages if f"over {steps} dense steps" in line]
+        begin, log = [line for line in caplog.messages if f"over {steps} dense steps" in line]
+        assert f"expected speed-up {stats['expected_speedup']:.2f}x (FLOPs)" in begin
         shown = [line for line in [*lines, log] if "measured" in line or "faster" in line]
         shown = [
             line for line in shown if not re.match(r"fewer steps: \d+ steps on the measured grid ", line)
@@ -199,6 +201,24 @@ class TestNumbers:
         assert len(found) == 3  # headline, the summary, the log
         expected = {each for line in shown for each in re.findall(r"expected (\d+\.\d\d)x", line)}
         assert expected == {f"{stats['expected_speedup']:.2f}"}
+
+    def test_a_run_without_ras_says_nothing_of_speed(self, sd3, monkeypatch):
+        model = patch_model(sd3.build(), RASConfig(sample_ratio=1.0))
+        sample(model, sd3, sd3.noise())
+        trace = last_trace(model)
+        assert "speed-up" not in trace.summary() + "".join(self._texts(trace, monkeypatch))
+        assert trace.summary().endswith("0 of 10 steps regional, 100 % of tokens processed")
+
+    def test_the_log_says_each_fact_of_a_plan_once(self, sd3):
+        """It repeats the numbers of steps and tokens only if they differ from those of the plan."""
+        model = patch_model(sd3.build(), FAST)
+        sample(model, sd3, sd3.noise())
+        trace = replace(last_trace(model), asked_steps=20)
+        share = f"{100 * trace.token_share:.0f}"
+        trace = replace(trace, plan=f"2x: 10 steps instead of 20, 3 dense, {share} % of tokens")
+        assert trace.summary().startswith(f"Multirate RAS: {trace.plan}; speed-up expected ")
+        other = replace(trace, plan=trace.plan.replace("3 dense", "2 dense"))
+        assert f"; 7 of 10 steps regional, {share} % of tokens processed, speed-up " in other.summary()
 
 
 class TestReason:

@@ -129,4 +129,4 @@ def test_a_trace_is_json_and_says_the_same_everywhere(run, profile, notes):
     shares = [each["active_share"] for each in values["timeline"]]
     assert math.isclose(sum(shares) / len(shares), values["token_share"], abs_tol=1e-6)
     assert f"{values['regional_steps']} of {values['steps']} steps" in trace.summary()
-    assert f"{trace.token_share:.0%} of tokens" in trace.summary()
+    assert f"{100 * trace.token_share:.0f} % of tokens" in trace.summary()
