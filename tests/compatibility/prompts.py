@@ -166,9 +166,10 @@ GROUP = Group(
             "reference images (models that edit images)",
             families=(),
             note="Only dense steps compute reference images; the log says so. If the network modulates them "
-            "by the noise level (Flux.1 Kontext, Mage-Flow, the method `index`), this adds an error that "
-            "does not depend on sample_ratio ([size](usage.md#models)).",
-            test=f"{FEATURES}::test_the_log_says_that_only_dense_steps_compute_reference_images",
+            "by the noise level (Flux.1 Kontext, Mage-Flow, the method `index`), regional steps that follow "
+            "each other add a large error; with a speed other than custom, there are none "
+            "([measured](quality.md#editing)).",
+            test=f"{FEATURES}::test_the_log_says_when_reference_images_were_computed",
         ),
         Row(
             "inpainting with a noise mask",
