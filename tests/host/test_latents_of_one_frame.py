@@ -56,7 +56,7 @@ def test_images_of_a_run(qwen):
 def test_the_live_view(qwen):
     sent, seconds = [], iter(range(99))
     patched = patch_model(
-        qwen.build(), EAGER, view_factory=lambda grid: LiveView({}, sent.append, clock=seconds.__next__)
+        qwen.build(), EAGER, view_factory=lambda *_: LiveView({}, sent.append, clock=seconds.__next__)
     )
     sample(patched, qwen, qwen.noise())
     masks = [message["mask"] for message in sent if message.get("kind") == "regional"]
