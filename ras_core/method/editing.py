@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ..config import MIN_RATIO
 from .plan import MIN_DENSE
-from .regional_cost import LEAST_FITTED, MAX_SHARE, RegionalCost, share_of
+from .regional_cost import LARGEST_COST, LEAST_FITTED, MAX_SHARE, RegionalCost, share_of
 
 START_PART = 0.25
 """Share of a run's cost that is spent on the dense steps at its start."""
@@ -34,8 +34,10 @@ def alternating_edit(
     """
     start = max(round(budget * start_part), MIN_DENSE)
     n_regional = round((budget - start) / (1 + cost(SHARE)))
-    if n_regional < 1:
+    if n_regional < 1 or cost(SHARE) > LARGEST_COST:
         return None
+    if start + 2 * n_regional <= budget:
+        return None  # a dense run of this cost has as many steps
     wanted = (budget - start) / n_regional - 1
     each = min(max(wanted, cost(MIN_RATIO)), cost(MAX_SHARE))
     if abs(each - wanted) * n_regional > NEAR * budget:
@@ -49,7 +51,7 @@ def alternating_edit_of(steps: int, budget: float, cost: RegionalCost) -> tuple[
     """
     most = max((steps - MIN_DENSE) // 2, 0)
     n_regional = min(max(round((steps - budget) / (1 - cost(SHARE))), 0), most)
-    if n_regional == 0:
+    if n_regional == 0 or cost(SHARE) > LARGEST_COST:
         return (1.0,) * steps
     each = (budget - (steps - n_regional)) / n_regional
     share = min(max(share_of(each, cost), LEAST_FITTED), MAX_SHARE)

@@ -12,6 +12,7 @@ from .editing import alternating_edit, alternating_edit_of
 from .plan import MIN_DENSE, Plan
 from .plan_candidates import DENSE_PART, shares_for
 from .regional_cost import (
+    LARGEST_COST,
     LEAST_FITTED,
     MAX_SHARE,
     USUAL_SHARE,
@@ -19,9 +20,6 @@ from .regional_cost import (
     leaves_out_references,
     share_of,
 )
-
-LARGEST_COST = 0.85
-"""If a regional step with USUAL_SHARE costs more, it saves too little to be worth its error."""
 
 
 def fitted_plan(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_measured: bool) -> Plan | None:
@@ -105,7 +103,8 @@ def fitted_steps(shares: tuple[float, ...], budget: float, cost: RegionalCost) -
     if even LEAST_FITTED does.
     """
     if leaves_out_references(cost):
-        return alternating_edit_of(len(shares), budget, cost)
+        found = alternating_edit_of(len(shares), budget, cost)
+        return found if min(found) < 1 else None
     each, steps = _left_for_each(shares, budget), len(shares)
     if cost(LEAST_FITTED) <= each <= cost(MAX_SHARE):
         return _with_share(shares, share_of(each, cost))

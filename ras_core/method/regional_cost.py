@@ -18,6 +18,12 @@ LEAST_FITTED = 0.4
 """Smallest token share of a regional step in a plan that is fitted to another model. The smallest share of a
 measured plan (`family_plans.REGIONAL`) is 0.51."""
 
+LEAST_LEFT_OUT = 0.01
+"""Smallest part of a dense step's cost that counts as left out, above the rounding of token counts."""
+
+LARGEST_COST = 0.85
+"""If a regional step with a usual share costs more, it saves too little to be worth its error."""
+
 USUAL_SHARE = 0.7
 """Approximate token share of a regional step in runs in which only the first steps are dense."""
 
@@ -32,7 +38,8 @@ def share_of(wanted: float, cost: RegionalCost) -> float:
 
 
 def leaves_out_references(cost: RegionalCost) -> bool:
-    """Whether a regional step costs less than its share of the tokens, because it leaves out the rows of
-    reference images.
+    """Whether regional steps leave out the rows of reference images. A step's cost is linear in its share, so
+    the costs of two shares give that of a regional step with all tokens. It is below 1, the cost of a dense
+    step, only if the dense step has further rows.
     """
-    return cost(USUAL_SHARE) < USUAL_SHARE
+    return 2 * cost(0.75) - cost(0.5) < 1 - LEAST_LEFT_OUT

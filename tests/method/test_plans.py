@@ -13,6 +13,7 @@ from ras_pack.ras_core.method.plan import PLAN_SAMPLERS, PLAN_SPEEDS, Plan, plai
 from ras_pack.ras_core.method.plan_candidates import candidates, shares_for
 from ras_pack.ras_core.method.plan_fitting import fitted, fitted_plan, fitted_steps
 from ras_pack.ras_core.method.plan_set import PlanSet
+from ras_pack.ras_core.method.regional_cost import leaves_out_references
 from ras_pack.ras_core.method.schedule import StepKind, plan_steps
 from ras_pack.ras_core.models import ADAPTERS
 
@@ -253,7 +254,7 @@ class TestFitted:
         """
 
         def cost(share):
-            return share / (1 + references)
+            return (share + 0.1) / (1.1 + references)  # the text has a tenth of the image's rows
 
         found = fitted(self.SHARES, budget, cost)
         regional = [step for step, share in enumerate(found) if share < 1]
@@ -262,6 +263,21 @@ class TestFitted:
         assert regional and all(later - step > 1 for step, later in pairwise(regional))
         assert found[:2] == (1.0, 1.0) and found[-1] == 1.0
         assert len(found) > budget + 1
+
+    @pytest.mark.parametrize("rows", [0.02, 0.05])
+    def test_small_reference_images_are_noticed(self, rows):
+        """They cost so little that regional steps cost more than their share of the tokens."""
+
+        def cost(share):
+            return (share + 0.2) / (1.2 + rows)
+
+        assert cost(0.7) > 0.7 and leaves_out_references(cost)
+        for budget in (56 / 3, 14.0, 6.0):
+            shares = fitted(self.SHARES, budget, cost)
+            regional = [step for step, share in enumerate(shares or ()) if share < 1]
+            assert all(later - step > 1 for step, later in pairwise(regional))
+            assert shares is None or len(shares) > budget
+        assert not leaves_out_references(lambda share: (share + 0.2) / 1.2)
 
 
 class TestFittedSteps:
