@@ -198,7 +198,7 @@ def multirate_step(
         ahead = adams_step(history, x, d, t, t_next)
         return after, ahead if fresh is None else torch.where(fresh, ahead, advance(x, after.d, h))
     target = after.d
-    if solver == "dpmpp_2m":
+    if solver == "dpmpp_2m" and math.isfinite(h):  # at sigma 0, its result is the estimate itself
         ahead = second_order_estimate(after, h)
         target = ahead if fresh is None else torch.where(fresh, ahead, target)
     return after, advance(x, target, h)

@@ -78,8 +78,7 @@ def integrate(
         evaluations = run.evaluations if run is not None else 0
         fresh = fresh_pixels(run)
         stale = None if fresh_before is None else ~fresh_before
-        own = solver if math.isfinite(t_next) else "euler"  # at sigma 0 the result is the estimate itself
-        history, x = step(history, x, denoised, (t, t_next), (fresh, stale), own)
+        history, x = step(history, x, denoised, (t, t_next), (fresh, stale), solver)
         fresh_before = fresh
     return x
 

@@ -12,6 +12,7 @@ from ras_pack.ras_core.config import RASConfig
 from ras_pack.ras_core.host.patch import last_trace, patch_model
 from ras_pack.ras_core.host.speed import Speed
 from ras_pack.ras_core.kv import update as kv
+from ras_pack.ras_core.run.sampler import Start, integrate
 from support.sampling import sample, sample_ras
 
 CORRECTED = RASConfig(sample_ratio=0.5, start_step=2, error_reset_every=0, corrections=True)
@@ -84,3 +85,17 @@ class TestDenseSteps:
         output, denoised = (each["samples"] for each in getattr(found, "result", found))
         assert last_trace(patched).regional_steps > 0
         assert torch.equal(output, denoised) is (end is None)
+
+
+@pytest.mark.parametrize("levels", [[1.0, 0.75, 0.5, 0.25, 0.0], [1.0, 0.7, 0.4, 0.1]])
+def test_ab2_extrapolates_the_last_step_too(levels):
+    """With a velocity of 2 + 3 sigma and equal steps, every step of ab2 but the first is exact."""
+    x = torch.full((1, 1, 1, 1), 5.0, dtype=torch.float64)
+
+    def denoised(i, x):
+        return x - levels[i] * (2 + 3 * levels[i])
+
+    found = integrate(denoised, Start.at(x, None), levels, None, "ab2", range(len(levels) - 1))
+    first, last = levels[1], levels[-1]
+    after_euler = 5.0 + (first - 1) * (2 + 3)
+    assert found.item() == pytest.approx(after_euler + 2 * (last - first) + 1.5 * (last**2 - first**2))
