@@ -95,6 +95,7 @@ class OtherCode:
         self._hooked[network] = [
             module
             for module in _modules(blocks)
+            if module._forward_pre_hooks or module._forward_hooks
             if not all(is_written_by(each, owners) for each in _hooks(module))
         ]
 
@@ -113,8 +114,14 @@ def _owners(network: nn.Module) -> tuple[str, ...]:
 def _modules(outer: list[nn.Module]) -> Iterator[nn.Module]:
     """The network itself, and all modules inside its blocks and its final layer."""
     yield outer[0]
-    for block in outer[1:]:
-        yield from block.modules()
+    seen, left = set(), outer[:0:-1]
+    while left:  # `nn.Module.modules` makes names too, and takes many times as long
+        module = left.pop()
+        if module not in seen:
+            seen.add(module)
+            yield module
+            if inner := module._modules:
+                left += [child for child in reversed(inner.values()) if child is not None]
 
 
 def _foreign_code(network: nn.Module, outer: list[nn.Module]) -> Iterator[tuple[nn.Module, str, Any]]:
