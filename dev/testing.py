@@ -98,13 +98,14 @@ def offer_triton(python: Path) -> None:
 
 
 def in_parallel(python: Path) -> list[str]:
-    """pytest's arguments for two parallel processes; empty without pytest-xdist or on a single core."""
+    """pytest's arguments for parallel processes; empty without pytest-xdist or on a single core."""
     if (os.cpu_count() or 1) < 2 or missing_modules(python, ("xdist",)):
         return []
-    arguments = ["--numprocesses=2", "--dist=loadfile"]  # not by test: the tests of a file share a server
+    # By file, since the tests of a file share a server. The browser tests and those that start other programs
+    # mostly wait, so three processes keep two cores busy.
+    arguments = ["--numprocesses=3", "--dist=loadfile"]
     if python == venv_python():  # a user's own pytest-xdist may be too old for the next flag
-        # Files then run in order of their names, so the browser tests start early. They take longest, and
-        # leave the CPU mostly idle.
+        # Files then run in order of their names, so the browser tests, which take longest, start early.
         arguments.append("--no-loadscope-reorder")
     return arguments
 
