@@ -8,6 +8,9 @@ less than runs in which dense and regional steps alternate (docs/quality.md, Edi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 from ..config import MIN_RATIO
 from .plan import MIN_DENSE
 from .regional_cost import LARGEST_COST, LEAST_FITTED, MAX_SHARE, RegionalCost, share_of
@@ -20,6 +23,11 @@ SHARE = 0.65
 
 NEAR = 0.05
 """The cost of a run may differ from its budget by this fraction of the budget."""
+
+
+def uses_outdated(is_regional: Sequence[bool]) -> bool:
+    """Whether a run with these steps uses outdated reference images: whether a regional step follows another."""
+    return any(map(all, pairwise(is_regional)))
 
 
 def alternating_edit(

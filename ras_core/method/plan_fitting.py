@@ -5,10 +5,9 @@ what the plan's speed promises.
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 from ..config import MIN_RATIO
-from .editing import alternating_edit, alternating_edit_of
+from .editing import alternating_edit, alternating_edit_of, uses_outdated
 from .plan import MIN_DENSE, Plan
 from .plan_candidates import DENSE_PART, shares_for
 from .regional_cost import (
@@ -33,7 +32,7 @@ def fitted_plan(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_me
         is_measured: whether the plan was measured on the run's model. It then keeps its dense and regional
             steps, and all its shares if the run has as many steps as were measured.
     """
-    if plan.is_plain:
+    if _stays_plain(plan, cost, is_measured):
         return plan
     if is_measured and not _uses_outdated(plan, cost):
         return _refitted(plan, best, budget, cost)
@@ -43,17 +42,23 @@ def fitted_plan(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_me
 
 def fitted_to_levels(plan: Plan, best: Plan, budget: float, cost: RegionalCost, is_measured: bool) -> Plan:
     """As `fitted_plan`, with the same number of steps; all of them are dense if no shares cost the budget."""
-    if plan.is_plain:
+    if _stays_plain(plan, cost, is_measured):
         return plan
     if is_measured and not _uses_outdated(plan, cost):
         return _refitted(plan, best, budget, cost)
     return replace(plan, shares=fitted_steps(plan.shares, budget, cost) or (1.0,) * plan.steps)
 
 
+def _stays_plain(plan: Plan, cost: RegionalCost, is_measured: bool) -> bool:
+    """Whether a run keeps a plan without regional steps. A plan that was not measured on the run's model does
+    not know of reference images, with which regional steps save much more.
+    """
+    return plan.is_plain and (is_measured or not leaves_out_references(cost))
+
+
 def _uses_outdated(plan: Plan, cost: RegionalCost) -> bool:
     """Whether a plan that was measured without reference images would use outdated ones (see `editing`)."""
-    is_regional = [share < 1 for share in plan.shares]
-    return leaves_out_references(cost) and any(map(all, pairwise(is_regional)))
+    return leaves_out_references(cost) and uses_outdated([share < 1 for share in plan.shares])
 
 
 def _refitted(plan: Plan, best: Plan, budget: float, cost: RegionalCost) -> Plan:

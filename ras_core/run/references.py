@@ -7,12 +7,12 @@ call. If something that they depend on has changed since then, the next call mus
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from ..kv.store import Branch
+from ..method.editing import uses_outdated
 from ..method.schedule import StepKind, StepPlan
 from .call import Call
 
@@ -34,8 +34,7 @@ State = tuple[Hashable, list[Tensor]]
 
 def remark_on(plan: Sequence[StepPlan]) -> str:
     """What to say of a run with reference images and these steps."""
-    regional = [step.kind is StepKind.REGIONAL for step in plan]
-    return OUTDATED if any(map(all, pairwise(regional))) else DENSE_ONLY
+    return OUTDATED if uses_outdated([step.kind is StepKind.REGIONAL for step in plan]) else DENSE_ONLY
 
 
 class References:
