@@ -20,18 +20,26 @@ from .plan_set import PlanSet
 from .rhythm import Rhythm
 from .sigma_grid import normalised, step_density
 
-REGIONAL: dict[str, tuple[int, Rhythm]] = {
-    "1.5x": (22, Rhythm(start=5, share=0.6, every=2)),
-    "2x": (17, Rhythm(start=4, share=0.537, every=2)),
-    "2.5x": (13, Rhythm(start=6, share=0.51, every=2)),
-    "3x": (10, Rhythm(start=6, share=0.82)),
+REGIONAL: dict[str, dict[str, tuple[int, Rhythm]]] = {
+    "sd3": {
+        "1.5x": (23, Rhythm(start=6, share=0.725)),
+        "2x": (18, Rhythm(start=4, share=0.692)),
+        "2.5x": (14, Rhythm(start=4, share=0.698)),
+        "3x": (12, Rhythm(start=3, share=0.68)),
+    },
+    "lumina2": {
+        "1.5x": (23, Rhythm(start=6, share=0.725)),
+        "2x": (17, Rhythm(start=3, share=0.769)),
+    },
+    "flux": {
+        "1.5x": (22, Rhythm(start=5, share=0.6, every=2)),
+        "2x": (17, Rhythm(start=4, share=0.537, every=2)),
+        "2.5x": (13, Rhythm(start=6, share=0.514, every=2)),
+        "3x": (10, Rhythm(start=6, share=0.82)),
+    },
 }
-"""For each speed: number of steps, and how dense and regional steps follow each other. These were the best of
-those measured, as the mean of three models."""
-
-PLAIN: dict[str, tuple[str, ...]] = {"lumina2": ("2.5x", "3x")}
-"""By family: speeds at which no plan with regional steps that was measured was better than a plan without
-them."""
+"""By measured family and speed: number of steps, and how dense and regional steps follow each other. These were
+the best of those measured. Where no plan with regional steps was better than one without them, there is none."""
 # By family that was not measured: the measured family whose blocks are most similar.
 NEAREST = {
     "aura_flow": "flux",
@@ -74,9 +82,7 @@ def family_plans(family: str | None) -> PlanSet:
     if measured != family:
         origin += ", the most similar one that was measured"
     shipped = _shipped().get(measured, ())
-    return PlanSet(
-        (*shipped, *_regional(found, origin, PLAIN.get(family or "", ())), *_plain(found, origin)), origin
-    )
+    return PlanSet((*shipped, *_regional(measured, found, origin), *_plain(found, origin)), origin)
 
 
 def family_costs(family: str | None) -> tuple[float, ...] | None:
@@ -100,9 +106,10 @@ def family_closeness(family: str | None, speed: str) -> float | None:
     return _data().get("closeness", {}).get(family, {}).get(speed)
 
 
-def _regional(costs: Sequence[float], origin: str, left_out: Sequence[str] = ()) -> tuple[Plan, ...]:
-    """Plans with regional steps. The token shares in REGIONAL are for SD3-medium, on which the plans reach
-    their speeds with them. A run on another model changes the shares so that it reaches the same speed.
+def _regional(measured: str, costs: Sequence[float], origin: str) -> tuple[Plan, ...]:
+    """The plans with regional steps of a measured family. The token shares in REGIONAL are for SD3-medium, on
+    which the plans reach their speeds with them. A run on another model changes the shares so that it reaches
+    the same speed.
     """
     density = step_density(costs, multistep=False)
     return tuple(
@@ -110,8 +117,7 @@ def _regional(costs: Sequence[float], origin: str, left_out: Sequence[str] = ())
             speed, sampler, density, rhythm.shares(steps),
             speedup=float(speed.removesuffix("x")), origin=origin,
         )
-        for speed, (steps, rhythm) in REGIONAL.items()
-        if speed not in left_out
+        for speed, (steps, rhythm) in REGIONAL.get(measured, {}).items()
         for sampler in PLAN_SAMPLERS
     )  # fmt: skip
 

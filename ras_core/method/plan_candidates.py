@@ -16,7 +16,7 @@ DENSE_PART = 0.45
 # For each candidate without later dense steps: token share of a regional step, and share of the run's cost
 # that dense steps have. Regional steps start late, so that the first part of a run, in which the whole image
 # changes, is dense.
-CONSTANT = ((0.7, 0.4), (0.7, 0.55))
+CONSTANT = ((0.7, 0.3), (0.7, 0.55))
 # The same for a candidate whose regional and dense steps alternate after the start.
 ALTERNATING = (0.55, 0.28)
 # For each candidate of a run with reference images: share of the run's cost that the start has.

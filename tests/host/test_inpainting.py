@@ -215,7 +215,7 @@ class TestSpeed:
         model = with_ras(sd3, plan=plan)
         sigmas = RASScheduler.execute(model, "2x", STEPS, 1.0, "euler", plan).result[0]
         found = on_levels(model, sd3, sigmas, solver=None)
-        steps = 7  # the best plan has 17 of 28 steps, and the made levels are kept
+        steps = len(sigmas) - 1  # the made levels are kept
         trace = last_trace(model)
         assert trace.plan == f"2x: {steps} steps instead of 12, all dense (inpainting)"
         assert (trace.n_steps, trace.regional_steps) == (steps, 0)
