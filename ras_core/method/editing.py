@@ -26,7 +26,7 @@ NEAR = 0.05
 
 
 def uses_outdated(is_regional: Sequence[bool]) -> bool:
-    """Whether a run with these steps uses outdated reference images: whether a regional step follows another."""
+    """Whether a run uses outdated reference images: whether any regional step follows another."""
     return any(map(all, pairwise(is_regional)))
 
 

@@ -38,8 +38,9 @@ REGIONAL: dict[str, dict[str, tuple[int, Rhythm]]] = {
         "3x": (10, Rhythm(start=6, share=0.82)),
     },
 }
-"""By measured family and speed: number of steps, and how dense and regional steps follow each other. These were
-the best of those measured. Where no plan with regional steps was better than one without them, there is none."""
+"""By measured family and speed: number of steps, and how dense and regional steps follow each other. These
+were the best of those measured. Where no plan with regional steps was better than one without them, there is
+none."""
 # By family that was not measured: the measured family whose blocks are most similar.
 NEAREST = {
     "aura_flow": "flux",
