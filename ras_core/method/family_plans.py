@@ -23,13 +23,13 @@ from .sigma_grid import normalised, step_density
 REGIONAL: dict[str, dict[str, tuple[int, Rhythm]]] = {
     "sd3": {
         "1.5x": (23, Rhythm(start=6, share=0.725)),
-        "2x": (18, Rhythm(start=4, share=0.692)),
+        "2x": (17, Rhythm(start=4, share=0.751)),
         "2.5x": (14, Rhythm(start=4, share=0.698)),
-        "3x": (12, Rhythm(start=3, share=0.68)),
+        "3x": (11, Rhythm(start=5, share=0.7)),
     },
     "lumina2": {
         "1.5x": (23, Rhythm(start=6, share=0.725)),
-        "2x": (17, Rhythm(start=3, share=0.769)),
+        "2x": (17, Rhythm(start=4, share=0.751)),
     },
     "flux": {
         "1.5x": (22, Rhythm(start=5, share=0.6, every=2)),

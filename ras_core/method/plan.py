@@ -165,7 +165,7 @@ class Plan:
         return (1.0,) * min(MIN_DENSE, steps) + tuple(shares)[MIN_DENSE:]
 
     def describe(self) -> str:
-        """One line: "2x: 17 steps instead of 28, 10 dense, 81 % of tokens"."""
+        """One line: "2x: 17 steps instead of 28, 4 dense, 81 % of tokens"."""
         return described(self.speed, self.shares, self.full_steps)
 
     def as_dict(self) -> dict[str, Any]:
