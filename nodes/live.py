@@ -43,6 +43,11 @@ MIN_INTERVAL = 0.25  # seconds between two messages of a run
 MAX_BODY, MAX_CLIENT_ID = 1024, 128
 JPEG_QUALITY = 90
 
+SMALL = 1024  # tokens; 512 px with most models
+CLEARLY_LESS = 0.8
+SMALL_IMAGE = "the image is small: a larger part of each step is work that does not depend on its size"
+"""Said if the image has at most SMALL tokens, and the run gained less than CLEARLY_LESS of the expected gain."""
+
 _secret = secrets.token_bytes(32)  # of this server's lifetime; keys are made from it
 _watchers: set[str] = set()  # client ids of browsers that want to watch; kept until the server stops
 
@@ -246,9 +251,16 @@ def end_message(trace: Trace | None) -> dict[str, Any]:
         "speedup": trace.measured_gain or (trace.expected_gain if trace.plan else None),
         "busy": trace.is_disturbed and trace.measured_gain is not None,
         "accelerated": trace.is_accelerated,
-        "reason": trace.reason,
+        "reason": trace.reason or small_image_reason(trace),
         "timeline": [_timeline_entry(step) for step in trace.steps],
     }
+
+
+def small_image_reason(trace: Trace) -> str:
+    """Why a run as planned took clearly more time than its FLOPs, if its image is small; empty otherwise."""
+    if trace.grid.n > SMALL or not trace.regional_steps or not trace.measured_gain or trace.is_disturbed:
+        return ""
+    return SMALL_IMAGE if trace.measured_gain < CLEARLY_LESS * trace.expected_gain else ""
 
 
 def _timeline_entry(step: Evaluation) -> dict[str, Any]:

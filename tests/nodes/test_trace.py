@@ -9,7 +9,7 @@ import comfy.samplers
 import numpy as np
 import pytest
 import torch
-from ras_pack.nodes import compare
+from ras_pack.nodes import compare, live
 from ras_pack.nodes.live import end_message
 from ras_pack.nodes.mask_preview import RASMaskPreview
 from ras_pack.nodes.trace import RASTrace
@@ -230,12 +230,25 @@ class TestReason:
         assert last_trace(model).as_dict()["reason"] == last_trace(model).reason
         return end_message(last_trace(model))
 
-    def test_as_planned(self, sd3):
+    def test_as_planned(self, sd3, monkeypatch):
+        monkeypatch.setattr(live, "SMALL", 0)  # times of so small an image are no measure
         end = self._end(sd3, FAST, steps=10)
         assert (end["accelerated"], end["reason"]) == (True, "")
         plain = PlanSet((family_plans(None).best("2x", "euler", plain=True),))
         end = self._end(sd3, Speed("2x", plain), steps=10)  # fewer steps, all dense
         assert (end["accelerated"], end["reason"], end["regional_steps"]) == (True, "", 0)
+
+    def test_a_small_image_gains_less_than_its_flops(self, sd3, monkeypatch):
+        model = patch_model(sd3.build(), FAST)
+        sample(model, sd3, sd3.noise())
+        trace = replace(last_trace(model), is_dense_disturbed=False)
+        monkeypatch.setattr("ras_pack.ras_core.run.trace.is_disturbed", lambda evaluations: False)
+        expected = trace.expected_gain
+        for share, reason in ((0.5, live.SMALL_IMAGE), (0.9, ""), (1.2, "")):
+            told = replace(trace, measured_speedup=share * expected)
+            assert end_message(told)["reason"] == reason and told.reason == ""
+        monkeypatch.setattr(live, "SMALL", trace.grid.n - 1)
+        assert end_message(replace(trace, measured_speedup=0.5 * expected))["reason"] == ""
 
     def test_too_few_steps_for_a_regional_one(self, sd3):
         end = self._end(sd3, CustomSettings(RASConfig(sample_ratio=0.5), Window()), steps=2)

@@ -28,8 +28,8 @@ PASSES_ON = ("go_dense", "warn", "note", "remark", "RegionalAbort", "empty")
 FIELDS = {"plan", "reason", "remark", "shortfall"}
 """Fields with sentences. They are collected where the objects are made."""
 
-SEARCHED = {("_counted", "ras_core/run/recorder.py")}
-"""Functions that change a note of a run: their results are collected too."""
+SEARCHED = {("_counted", "ras_core/run/recorder.py"), ("small_image_reason", "nodes/live.py")}
+"""Functions that change a note of a run, or take the place of one: their results are collected too."""
 
 NAMESAKES = {
     ("describe", "ras_core/method/plan_set.py"),
