@@ -36,7 +36,7 @@ WORDS_SHOWN = {
 
 WORDS = {
     "de": {
-        "heading": "Wörter in der Anzeige",
+        "heading": "Begriffe in der Anzeige",
         "dense": "*vollständig* (dense): Der Schritt berechnet das ganze Bild, wie ohne RAS.",
         "regional": "*regional*: Der Schritt berechnet nur einen Teil des Bildes.",
         "tokens": "*Token*: Die Quadrate aus 16 × 16 Pixeln, die das Modell berechnet.",
@@ -45,7 +45,7 @@ WORDS = {
         "score": "*mean region score*: Regionen mit hoher Punktzahl werden zuerst berechnet; die Linie zeigt "
         "den Mittelwert aller Regionen.",
         "numbers": "Die Schritte sind hier ab 1 gezählt, bei „Fehler-Reset bei“ in „RAS Paper-Einstellungen“ "
-        "(error_reset_steps) ab 0: 12 dort ist Schritt 13 hier.",
+        "(error_reset_steps) ab 0: Die 12 dort ist hier Schritt 13.",
     },
     "ja": {
         "heading": "表示される言葉",
