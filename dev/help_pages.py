@@ -59,7 +59,7 @@ WORDS = {
         "（error_reset_steps）では 0 から数えます。そこでの 12 は、ここではステップ 13 です。",
     },
     "zh": {
-        "heading": "显示中的用语",
+        "heading": "界面中的用语",
         "dense": "*完整*（dense）：该步计算整幅图像，与不使用 RAS 时相同。",
         "regional": "*局部*（regional）：该步只计算图像的一部分。",
         "tokens": "*token*：模型计算的 16 × 16 像素的方块。",

@@ -107,7 +107,7 @@ const WORDS = {
     caption: "第 {step}/{total} 步 · {kind} · {share}%",
     regional: "局部", dense: "完整", reset: "误差重置",
     legend: "亮：计算 · 暗：复用",
-    noPreview: "要显示图像，请在 ComfyUI 设置中选择实时预览方式",
+    noPreview: "要显示图像，请在 ComfyUI 设置的“实时预览”中选择一种方式",
     label: "{text}。亮处是计算的区域，暗处是复用的区域。",
     slider: "上次运行的第几步",
     tokens: "全部 token 的 {share}%",
