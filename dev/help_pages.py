@@ -36,7 +36,7 @@ WORDS_SHOWN = {
 
 WORDS = {
     "de": {
-        "heading": "Wörter in der Anzeige",
+        "heading": "Begriffe in der Anzeige",
         "dense": "*vollständig* (dense): Der Schritt berechnet das ganze Bild, wie ohne RAS.",
         "regional": "*regional*: Der Schritt berechnet nur einen Teil des Bildes.",
         "tokens": "*Token*: Die Quadrate aus 16 × 16 Pixeln, die das Modell berechnet.",
@@ -45,21 +45,21 @@ WORDS = {
         "score": "*mean region score*: Regionen mit hoher Punktzahl werden zuerst berechnet; die Linie zeigt "
         "den Mittelwert aller Regionen.",
         "numbers": "Die Schritte sind hier ab 1 gezählt, bei „Fehler-Reset bei“ in „RAS Paper-Einstellungen“ "
-        "(error_reset_steps) ab 0: 12 dort ist Schritt 13 hier.",
+        "(error_reset_steps) ab 0: Die 12 dort ist hier Schritt 13.",
     },
     "ja": {
-        "heading": "表示される言葉",
+        "heading": "表示される用語",
         "dense": "*全計算*（dense）: RAS なしの場合と同じく、画像全体を計算するステップ。",
         "regional": "*部分計算*（regional）: 画像の一部だけを計算するステップ。",
         "tokens": "*トークン*: モデルが計算する 16 × 16 ピクセルの正方形。",
         "reset": "*誤差リセット*（error reset）: 部分計算の間に入る全計算のステップ。"
         "計算を省いた領域の誤差をなくします。",
         "score": "*mean region score*: スコアの高い領域から計算します。線は全領域の平均を示します。",
-        "numbers": "ステップはここでは 1 から数えますが、「RAS 論文設定」の「誤差リセット位置」"
+        "numbers": "ステップはここでは 1 から数えますが、RAS 論文設定の「誤差リセット位置」"
         "（error_reset_steps）では 0 から数えます。そこでの 12 は、ここではステップ 13 です。",
     },
     "zh": {
-        "heading": "显示中的用语",
+        "heading": "界面中的用语",
         "dense": "*完整*（dense）：该步计算整幅图像，与不使用 RAS 时相同。",
         "regional": "*局部*（regional）：该步只计算图像的一部分。",
         "tokens": "*token*：模型计算的 16 × 16 像素的方块。",
