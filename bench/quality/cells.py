@@ -68,8 +68,8 @@ class Cell:
             lazycache, easycache: ComfyUI's nodes of these names.
             dbcache: DBCache (block_cache.py).
             whole_steps: skipped steps get a forecast of the denoised estimate (whole_steps.py).
-        sampler: name of a ComfyUI sampler, or "ab2", the harness's own second-order Adams-Bashforth sampler
-            (solvers.py).
+        sampler: name of a ComfyUI sampler or of one of the harness's own (solvers.py): "ab2", the
+            second-order Adams-Bashforth method of the pack, or "ab2_unbounded", the usual one.
         steps: denoising steps.
         start, reset_every, reset_steps, ratio: as in RASConfig.
         ratio_end, metric, high_ratio: as in PaperSettings, for the methods paper and random.

@@ -15,7 +15,7 @@ from ...ras_core.host.samplers import multirate_sampler
 from .block_cache import with_block_cache
 from .cells import CACHES, PLANNED, Cell
 from .oracle import exact_keys_and_values
-from .solvers import sample_ab2
+from .solvers import OWN_SAMPLERS
 from .whole_steps import forecasting
 
 
@@ -38,9 +38,9 @@ def prepare_model(model: ModelPatcher, cell: Cell) -> ModelPatcher:
 
 
 def sampler_of(name: str) -> comfy.samplers.KSAMPLER:
-    """The sampler of this name: "ab2" is the harness's own (solvers.py), all others are ComfyUI's."""
-    if name == "ab2":
-        return comfy.samplers.KSAMPLER(sample_ab2)
+    """The sampler of this name: the harness's own (solvers.py), or ComfyUI's."""
+    if name in OWN_SAMPLERS:
+        return comfy.samplers.KSAMPLER(OWN_SAMPLERS[name])
     return comfy.samplers.sampler_object(name)
 
 

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from .baselines import baselines
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
 from .plan_cells import plans
+from .speed_cells import speeds
 
 # Step counts of the fewer-steps baselines. The cost reductions are 28 / steps: 1, 1.47, 1.65, ..., 4.
 FEWER_STEPS = (28, 19, 17, 14, 12, 11, 9, 8, 7)
@@ -154,6 +155,7 @@ PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {
     "front": front,
     "baselines": lambda family, seed: [cell for cell in baselines(family, seed) if acts(cell)],
     "plans": plans,
+    "speeds": speeds,
     "settings": settings,
     "quick": quick,
 }

@@ -10,10 +10,13 @@ from torch import Tensor
 
 from ...ras_core.method.integrator import GRADUAL
 
+Model = Callable[..., Tensor]
+"""Called with (x, sigma); returns the denoised estimate, (b, c, H, W)."""
+
 
 @torch.no_grad()
 def sample_ab2(
-    model: Callable[..., Tensor],
+    model: Model,
     x: Tensor,
     sigmas: Tensor,
     extra_args: dict[str, Any] | None = None,
@@ -36,19 +39,49 @@ def sample_ab2(
             to sigma in this sampler) and denoised (D).
         disable: ignored, since there is no progress bar.
     """
+    return _adams_bashforth(model, x, sigmas, extra_args or {}, callback, weight_of)
+
+
+@torch.no_grad()
+def sample_unbounded_ab2(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict], None] | None = None,
+    disable: bool | None = None,
+) -> Tensor:
+    """The usual second-order Adams-Bashforth method, whose weight is the ratio of the steps' lengths, however
+    large it is. The arguments are those of `sample_ab2`.
+    """
+    return _adams_bashforth(model, x, sigmas, extra_args or {}, callback, lambda ratio: ratio)
+
+
+def _adams_bashforth(
+    model: Model,
+    x: Tensor,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[[dict], None] | None,
+    weigh: Callable[[float], float],
+) -> Tensor:
     levels = sigmas.tolist()
     ones = x.new_ones([x.shape[0]])
     before: tuple[Tensor, float] | None = None
     for i, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
-        denoised = model(x, sigmas[i] * ones, **(extra_args or {}))
+        denoised = model(x, sigmas[i] * ones, **extra_args)
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         velocity, step = (x - denoised) / level, following - level
         slope = velocity
         if before is not None:
-            slope = velocity + (velocity - before[0]) * (weight_of(step / before[1]) / 2)
+            slope = velocity + (velocity - before[0]) * (weigh(step / before[1]) / 2)
         x, before = x + step * slope, (velocity, step)
     return x
+
+
+OWN_SAMPLERS = {"ab2": sample_ab2, "ab2_unbounded": sample_unbounded_ab2}
+"""By name in cells: samplers that ComfyUI does not have."""
 
 
 def weight_of(ratio: float) -> float:

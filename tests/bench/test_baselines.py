@@ -27,7 +27,8 @@ from ras_pack.bench.quality.sweep import local_runner
 from ras_pack.bench.quality.table import COLUMNS
 from ras_pack.bench.quality.whole_steps import FORMS, computed_steps, weights
 from ras_pack.ras_core.errors import RASError
-from ras_pack.ras_core.method.plan import Plan
+from ras_pack.ras_core.method.family_plans import family_plans
+from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 
 FAMILIES = ("random_sd3", "random_lumina2")
 
@@ -330,6 +331,17 @@ class TestPresets:
         assert costs == pytest.approx([2.0, 1.5, 3.0, 2.5, 1.75, 3.5], rel=0.02)
         assert {"plan", "exact_kv", "multirate"} == {cell.method for cell in cells}
         assert len({cell.grid for cell in cells}) > 5 and step_cost(1.0) == 1.0
+
+    @pytest.mark.parametrize("family", ["sd3", "lumina2", "flux"])
+    def test_speeds_have_the_packs_own_plans(self, family):
+        cells = preset("speeds", [family], [0])
+        for cell, speed in zip(cells, PLAN_SPEEDS, strict=False):
+            plan = family_plans(family).best(speed)
+            cost = sd3_cost_reduction(cell.planned_shares())
+            assert cell.steps == plan.steps and cost == pytest.approx(float(speed[:-1]), rel=0.05)
+            assert (cell.method == "dense") == plan.is_plain
+            assert plan.is_plain or cell.shares == plan.shares
+        assert {"ab2_unbounded", "dpmpp_2m", "euler"} < {cell.sampler for cell in cells}
 
     def test_the_front_has_both(self):
         front = {cell.key for cell in preset("front", ["lumina2"], [0])}

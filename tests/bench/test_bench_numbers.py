@@ -12,7 +12,7 @@ from ras_pack.bench.quality.costs import cost_reduction, sd3_cost_reduction
 from ras_pack.bench.quality.figures import frechet_distance, masked_psnr, psnr, relative_error
 from ras_pack.bench.quality.front import at_cost, best_at_cost, pareto
 from ras_pack.bench.quality.presets import PRESETS, preset
-from ras_pack.bench.quality.solvers import sample_ab2
+from ras_pack.bench.quality.solvers import sample_ab2, sample_unbounded_ab2
 from ras_pack.bench.studies.start_step import cells as start_cells
 from ras_pack.bench.studies.start_step import spread_resets
 from ras_pack.ras_core.config import PaperSettings, RASConfig
@@ -130,6 +130,14 @@ class TestAB2:
         x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         end = sample_ab2(lambda x, sigma: x - sigma.view(-1, 1, 1, 1) ** 2, x, sigmas)
         assert float(end) == pytest.approx((0.25 - 1) / 2 - 0.1**2 / 2)
+
+    @pytest.mark.parametrize(("sampler", "is_exact"), [(sample_ab2, False), (sample_unbounded_ab2, True)])
+    def test_a_step_that_is_longer_than_the_one_before(self, sampler, is_exact):
+        """For v = sigma, only the usual method extrapolates as far as a step of 0.3 after one of 0.1 needs."""
+        sigmas = torch.tensor([1.0, 0.9, 0.6], dtype=torch.float64)
+        x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        end = float(sampler(lambda x, sigma: x - sigma.view(-1, 1, 1, 1) ** 2, x, sigmas))
+        assert (end == pytest.approx((0.36 - 1) / 2 - 0.1**2 / 2)) == is_exact
 
     def test_its_callback_sees_every_step(self):
         seen = []
