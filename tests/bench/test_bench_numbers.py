@@ -133,7 +133,7 @@ class TestAB2:
 
     @pytest.mark.parametrize(("sampler", "is_exact"), [(sample_ab2, False), (sample_unbounded_ab2, True)])
     def test_a_step_that_is_longer_than_the_one_before(self, sampler, is_exact):
-        """For v = sigma, only the usual method extrapolates as far as a step of 0.3 after one of 0.1 needs."""
+        """For v = sigma, a step of 0.3 after one of 0.1 is exact with the usual method only."""
         sigmas = torch.tensor([1.0, 0.9, 0.6], dtype=torch.float64)
         x = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
         end = float(sampler(lambda x, sigma: x - sigma.view(-1, 1, 1, 1) ** 2, x, sigmas))
