@@ -4,6 +4,7 @@ import pytest
 from ras_pack.dev import demo_run as demo
 from ras_pack.dev.workflow import to_api
 from ras_pack.nodes.model_source import source_in_prompt
+from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 
@@ -42,7 +43,8 @@ def test_plans_of_this_model_and_size(report):
 
 
 def test_another_size_has_the_familys_plan(report):
-    told = "about 50 % of the time · 17 steps instead of 28 · nearly as with 250 steps"
+    steps = family_plans("sd3").best("2x").steps
+    told = f"about 50 % of the time · {steps} steps instead of 28 · nearly as with 250 steps"
     assert report["otherSize"][0] == told
 
 
@@ -58,5 +60,6 @@ def test_a_connected_calibration(report):
 def test_a_sampler_in_a_subgraph(report):
     assert report["inside"] == MEASURED
     assert report["off"] == ["", ""] and report["on"] == report["promoted"]  # muted, bypassed; on again
-    assert report["promoted"].startswith("about 33 % of the time · 10 steps instead of 28")
+    steps = family_plans("sd3").best("3x").steps
+    assert report["promoted"].startswith(f"about 33 % of the time · {steps} steps instead of 28")
     assert [text for text in report["problems"] if "/extensions/" in text or "multirate" in text] == []
