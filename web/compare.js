@@ -158,7 +158,7 @@ class Slider {
 function figures({ speedup, expected, accelerated, reason, closeness }) {
   if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
   const close = { ras: closeness.ras.toFixed(2), fewer: closeness.fewer.toFixed(2) };
-  if (speedup) return say("faster", { speed: speedup.toFixed(1), ...close });
+  if (speedup) return say(speedup < 0.95 ? "slower" : "faster", { speed: speedup.toFixed(1), ...close });
   return say("about", { speed: expected.toFixed(1), ...close });
 }
 

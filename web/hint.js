@@ -93,7 +93,7 @@ class Hint {
   async update() {
     const { node } = this;
     if (!node.graph) return;
-    if (isOff(node)) return this.show("", "");
+    if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
     const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
     const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;

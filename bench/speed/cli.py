@@ -48,7 +48,7 @@ ROOM = 40 * 2**30
 """A case's files are written to shared memory only if this number of bytes is free there. The largest case
 has a network of 16 GB in several layouts."""
 
-TINY_STEPS = 14
+TINY_STEPS = 16
 
 MOST = 1800
 """Longest time limit of one process, in seconds; it applies also without --seconds."""

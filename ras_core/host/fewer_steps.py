@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .known_levels import steps_of_whole
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plans import plans_for
 from .speed import Speed, planned_sigmas
@@ -30,4 +31,6 @@ class FewerSteps(Speed):
         # A solver other than that of the sampler can be chosen too, so plans for any sampler count.
         plan = plans.plain(self.speed)
         plan = replace(plan, shares=(1.0,) * self.steps, full_steps=given.steps)
-        return self._by_plan(plan, planned_sigmas(plan, given, guider.model_patcher), given.sampler)
+        model = guider.model_patcher
+        whole_steps = steps_of_whole(model, given.sigmas.tolist())
+        return self._by_plan(plan, planned_sigmas(plan, given, model), given.sampler, whole_steps)

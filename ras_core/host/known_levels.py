@@ -10,6 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from ..method.few_steps import FEW_STEPS, is_few, whole_run_steps
 from ..method.plan import Plan
 from ..method.plan_set import PlanSet
+from ..method.sigma_grid import mass_between, position_at
 from .measured_runs import simple_levels
 from .plans import FINE_LEVELS, made_levels
 
@@ -52,7 +53,7 @@ def have_few_steps(model: ModelPatcher, levels: Levels) -> bool:
     """Whether `levels` are those of a schedule with few steps, or a part of one. Only the steps of a part of
     the `simple` schedule show how many the whole schedule has; the other schedules are tried one by one.
     """
-    if is_few(whole_run_steps(simple_levels(model, FINE_LEVELS), levels)):
+    if is_few(steps_of_whole(model, levels)):
         return True
     steps = len(levels) - 1
     return any(
@@ -61,6 +62,18 @@ def have_few_steps(model: ModelPatcher, levels: Levels) -> bool:
         for whole in _schedules(model, total)
         for first in range(len(whole) - steps)
     )
+
+
+def steps_of_whole(model: ModelPatcher, levels: Levels) -> float:
+    """The number of steps of the whole schedule of which `levels` are a part, judged by the `simple` one."""
+    return whole_run_steps(simple_levels(model, FINE_LEVELS), levels)
+
+
+def part_of_plan(plan: Plan, model: ModelPatcher, levels: Levels) -> float:
+    """The share of a plan's steps that is between the first and the last of these levels, above 0."""
+    fine = made_levels(model, plan)
+    start, end = (position_at(fine, level) for level in (levels[0], levels[-1]))
+    return max(mass_between(plan.density, start, end), 1e-3)
 
 
 def are_custom(model: ModelPatcher, levels: Levels) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..method.family_plans import family_closeness, family_plans
-from ..method.few_steps import is_few, steps_for
+from ..method.few_steps import has_room, is_few, steps_for
 from ..method.plan import PLAN_SAMPLERS, Plan
 from ..method.plan_set import PlanSet
 
@@ -29,18 +29,21 @@ def outlook(
 
     Returns:
         `time`: the time of the run, divided by the time without RAS. It is 1 if the run has so few steps that
-        RAS stays out of it; otherwise it is below 1. `steps` and `dense`: the number of steps, and how many
+        RAS stays out of it, or cannot have regional steps with a sampler that has no plans; otherwise it is
+        below 1. `steps` and `dense`: the number of steps, and how many
         of them compute the whole image; None if the sampler has no plans, because the number of steps then
         stays as set. `closeness`: in dB, see `family_closeness`; None if it was not measured with this family
         and sampler, or if the run has fewer than MEASURED_STEPS steps.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
-    if is_few(steps_for(steps, denoise)):
+    whole = steps_for(steps, denoise)
+    has_plans = not sampler or sampler in PLAN_SAMPLERS
+    if is_few(whole) or not (has_plans or has_room(whole, speed)):
         return answer | {"time": 1.0, "steps": steps, "dense": steps}
-    if sampler and sampler not in PLAN_SAMPLERS:
+    if not has_plans:
         return answer
     plans = family_plans(family)
-    plan = plans.best(speed, sampler or None)
+    plan = plans.for_run(speed, sampler or None, whole)
     best = plans.best(speed)
     is_best = replace(plan, sampler=best.sampler) == best  # samplers may share a plan
     closeness = family_closeness(family, speed) if is_best and steps >= MEASURED_STEPS else None
@@ -86,7 +89,7 @@ def measured_outlook(
         return None
     if not _of(plans, speed, sampler):
         return None
-    plan = plans.best(speed, sampler or None)
+    plan = plans.for_run(speed, sampler or None, steps_for(steps, denoise))
     if plan.closeness is None:
         return None
     resized = plan.resized(steps)

@@ -100,8 +100,9 @@ def planned_levels(
     """
     if denoise <= 0:
         return ()
-    plan = plans.best(*choice, plain=not has_ras(model))
-    if is_few(steps_for(steps, denoise)):
+    whole = steps_for(steps, denoise)
+    plan = plans.for_run(*choice, whole) if has_ras(model) else plans.best(*choice, plain=True)
+    if is_few(whole):
         logger.info("Multirate RAS: noise levels of the schedule simple: %s.", STAYS_OUT)
         return simple_part(model, steps, denoise)
     if ELSEWHERE in plan.origin:

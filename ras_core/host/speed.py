@@ -21,7 +21,7 @@ from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.family_plans import even_steps_below
-from ..method.few_steps import STAYS_OUT, is_few
+from ..method.few_steps import NO_ROOM, SOLVER_OF_FEW, STAYS_OUT, has_room, is_few
 from ..method.plan import Plan, described
 from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_fitting import fitted_plan, fitted_to_levels
@@ -29,7 +29,15 @@ from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.regional_cost import RegionalCost
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
-from .known_levels import TOLERANCE, are_custom, begins_with_noise, have_few_steps, plan_of_grid
+from .known_levels import (
+    TOLERANCE,
+    are_custom,
+    begins_with_noise,
+    have_few_steps,
+    part_of_plan,
+    plan_of_grid,
+    steps_of_whole,
+)
 from .measured_runs import simple_levels
 from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
@@ -84,10 +92,16 @@ class Speed:
         cost, is_measured = _cost_of(given, guider), measured is not None
         if (made_by := plan_of_grid(plans, self.speed, model, given.sigmas.tolist())) is not None:
             full_steps = given.steps * best.full_steps / best.steps  # not rounded, unlike that of the plan
-            budget = full_steps / self._factor
-            plan = fitted_to_levels(best.on_grid(given.steps), best, budget, cost, is_measured)
+            plan, budget = best.on_grid(given.steps), full_steps / self._factor
+            whole_steps = full_steps / part_of_plan(best, model, given.sigmas.tolist())
+            if has_room(whole_steps, self.speed):
+                plan = fitted_to_levels(plan, best, budget, cost, is_measured)
+            else:
+                plan = replace(plan, shares=(1.0,) * plan.steps)
             asked = made_by.on_grid(given.steps).full_steps
-            return replace(self._by_plan(plan, given.sigmas, given.sampler), full_steps=asked)
+            return replace(self._by_plan(plan, given.sigmas, given.sampler, whole_steps), full_steps=asked)
+        whole_steps = steps_of_whole(model, given.sigmas.tolist())
+        best = plans.for_run(self.speed, plan_sampler(given.sampler), whole_steps)
         plan = fitted_plan(best.resized(given.steps), best, given.steps / self._factor, cost, is_measured)
         if plan is None:
             plan = plans.plain(self.speed, best.sampler)
@@ -96,7 +110,7 @@ class Speed:
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
-        return self._by_plan(plan, wanted, given.sampler, remark)
+        return self._by_plan(plan, wanted, given.sampler, whole_steps, remark)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
@@ -128,25 +142,29 @@ class Speed:
         inside = float((given.denoise_mask > 0).float().mean())
         if inside < even_steps_below(family_of(model)) and begins_with_noise(model, sigmas.tolist()):
             plan = replace(plan, density=(1.0,), origin="evenly spaced steps, as the mask is small")
+        whole_steps = steps_of_whole(model, given.sigmas.tolist())
         if plan_of_grid(plans, self.speed, model, sigmas.tolist()) is not None:
-            plan = plans.best(self.speed, sampler).on_grid(given.steps)
-            plan = replace(plan, shares=(1.0,) * given.steps)
+            best = plans.best(self.speed, sampler)
+            plan = replace(best.on_grid(given.steps), shares=(1.0,) * given.steps)
+            whole_steps *= best.full_steps / best.steps
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
-        settings = self._by_plan(plan, sigmas, given.sampler)
+        settings = self._by_plan(plan, sigmas, given.sampler, whole_steps)
         return replace(settings, plan=f"{settings.plan} (inpainting)")
 
     @property
     def _factor(self) -> float:
         return float(self.speed.removesuffix("x"))
 
-    def _by_plan(self, plan: Plan, sigmas: Tensor, sampler: Any, remark: str = "") -> RunSettings:
+    def _by_plan(
+        self, plan: Plan, sigmas: Tensor, sampler: Any, whole_steps: float, remark: str = ""
+    ) -> RunSettings:
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
             # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
-        solver = plan_solver(sampler, plan.solver)
+        solver = plan_solver(sampler, plan.solver if has_room(whole_steps, self.speed) else SOLVER_OF_FEW)
         # A plan for another sampler can be the best plain one; the run keeps the sampler's name all the same,
         # since only the plan's noise levels and its solver count.
         name = plan_sampler(sampler) or plan.sampler
@@ -171,6 +189,9 @@ class Speed:
         """
         cost = _cost_of(given, guider)
         wanted = self._factor
+        if not has_room(steps_of_whole(guider.model_patcher, given.sigmas.tolist()), self.speed):
+            settings = self._without_ras(given)
+            return replace(settings, origin=NO_ROOM, shortfall=NO_ROOM)
         shares = shares_of_steps(given.steps, wanted, cost)
         origin, reached = LEVELS_STAY.format(reason), reached_speed(shares, cost)
         shortfall = f"{reached:.2f}x is all that {given.steps} steps can reach"

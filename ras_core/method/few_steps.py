@@ -18,6 +18,31 @@ was measured.
 STAYS_OUT = f"RAS has nothing to gain in {FEW_STEPS} or fewer steps, so the run is the same as without RAS"
 
 
+LEAST_BUDGET = 8.0
+"""Smallest cost of a run with regional steps, in multiples of the cost of a dense step. Below it, a run with
+a speed has dense steps only, fewer of them.
+
+Two or three dense steps would be left before the first regional one, and steps would be so long that tokens
+that wait spoil the image: with costs of 5 to 7, plans with regional steps were 2 to 6 dB worse than as many
+dense euler steps, and images had coloured blocks (docs/quality.md, Few steps)."""
+
+SOLVER_OF_FEW = "euler"
+"""The method that integrates such runs. In five steps, it came 3 to 4 dB closer than ab2; in eight, ab2 is as
+close or closer."""
+
+NO_ROOM = "the run has too few steps for regional ones at this speed"
+
+
+def has_room(full_steps: float, speed: str) -> bool:
+    """Whether a run at this speed may have regional steps.
+
+    Args:
+        full_steps: number of steps that the run would have without RAS if it covered the whole schedule.
+        speed: one of PLAN_SPEEDS.
+    """
+    return full_steps / float(speed.removesuffix("x")) >= LEAST_BUDGET
+
+
 def is_few(steps: float) -> bool:
     """Whether RAS stays out of a run.
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..errors import RASError
+from .few_steps import has_room
 from .plan import PLAN_SPEEDS, Plan
 from .plan_json import VERSION, checked_version, read_json
 
@@ -64,6 +65,13 @@ class PlanSet:
                 "choose another speed, or calibrate again.",
             )
         return max(found, key=lambda plan: _rank(plan, found[0]))  # among equally good plans, the first
+
+    def for_run(self, speed: str, sampler: str | None, full_steps: float) -> Plan:
+        """The best plan for a run that would have `full_steps` steps without RAS, if it covered the whole
+        schedule: that of `best`, or of `plain` if so few steps leave no room for regional ones.
+        """
+        best = self.best(speed, sampler)
+        return best if best.is_plain or has_room(full_steps, speed) else self.plain(speed, sampler)
 
     def plain(self, speed: str, sampler: str | None = None) -> Plan:
         """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the

@@ -119,6 +119,12 @@ def positions(
     return (start, *inner, end)
 
 
+def mass_between(density: Sequence[float], start: float, end: float) -> float:
+    """The share of a grid's steps between two positions."""
+    mass = (0.0, *accumulate(normalised(density)))
+    return _mass_at(mass, end) - _mass_at(mass, start)
+
+
 def _mass_at(mass: Sequence[float], position: float) -> float:
     return level_at(mass, position)
 

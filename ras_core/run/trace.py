@@ -12,6 +12,10 @@ from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
 from .timing import is_disturbed, typical_seconds
 
+MOST = 1.3
+"""If a run is measured to be more than this many times as fast as expected from its FLOPs, something has
+slowed down its dense steps, with which the others are compared."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -113,7 +117,8 @@ class Trace:
     @property
     def is_disturbed(self) -> bool:
         """Whether other work on the computer has disturbed the times, so that their ratios are unreliable."""
-        return self.is_dense_disturbed or is_disturbed(self.evaluations)
+        is_too_fast = (self.measured_speedup or 0) > MOST * self.expected_speedup
+        return is_too_fast or self.is_dense_disturbed or is_disturbed(self.evaluations)
 
     @property
     def is_accelerated(self) -> bool:

@@ -178,15 +178,15 @@ class TestShapes:
     @pytest.mark.parametrize("node", ["KSampler", "RASKSampler"])
     def test_the_clock_does_not_keep_a_plan_from_setting_its_noise_levels(self, node):
         """The clock takes one timestamp per evaluation of the plan, and one at the end."""
-        bench = Bench(SD3, SHAPES["sd3_medium"].tiny(), CPU, 64, 14)
+        bench = Bench(SD3, SHAPES["sd3_medium"].tiny(), CPU, 64, 16)
         try:
             each = bench.measured(Variant("ras", speed="2x", node=node))
             laps, seconds = each.once(1)
             each.stage(1)
         finally:
             bench.close()
-        assert len(laps) == len(each.trace.evaluations) == 8 and 0 < sum(laps) < seconds
-        assert each.trace.levels and not each.trace.shortfall and len(each.enqueue) == 8
+        assert len(laps) == len(each.trace.evaluations) == 10 and 0 < sum(laps) < seconds
+        assert each.trace.levels and not each.trace.shortfall and len(each.enqueue) == 10
         assert list(each.stages) == [
             "before sampling", "set-up", "loading", "conditionings and sampler", "sampling", "end of run",
             "return", "end of node",
@@ -377,16 +377,16 @@ def test_the_whole_speed_program(tmp_path):
     ]  # fmt: skip
     assert not any(row["error"] for row in rows.values()) and results["dropped"] == []
     eager = rows["ras 25% eager"]
-    assert eager["regional_steps"] == 9  # of 14, steps 0 to 3 and 12 are dense
+    assert eager["regional_steps"] == 11  # of 16, steps 0 to 3 and 12 are dense
     assert eager["dynamic_vram"] is False and eager["comfyui"] == results["comfyui"]
     assert eager["regional_cpu_step_seconds"] > 0 and eager["overhead_seconds"] > 0
     assert {"loading", "sampling", "end of run"} < set(eager["stages"])
     assert "ras 25% graph lora" in done.stdout
     planned = rows["ras 2x graph"]
-    assert planned["evaluations"] < eager["evaluations"] == 14 and planned["speed"] == "2x"
-    assert rows["dense"]["evaluations"] == 14
+    assert planned["evaluations"] < eager["evaluations"] == 16 and planned["speed"] == "2x"
+    assert rows["dense"]["evaluations"] == 16
     for row in (planned, rows["ras 2x RASKSampler graph"]):
-        assert row["evaluations"] == 8 and row["log"][0].startswith("2x: 8 steps instead of 14")
+        assert row["evaluations"] == 10 and row["log"][0].startswith("2x: 10 steps instead of 16")
         assert not any("noise levels are kept" in line for line in row["log"])
     assert planned["ideal"] == pytest.approx(2, rel=0.1) == rows["ras 2x RASKSampler graph"]["ideal"]
 

@@ -26,8 +26,8 @@ from support.families import FAMILIES
 
 import nodes as host_nodes
 
-STEPS = 12
-"""With 2x, 6 dense steps take their place."""
+STEPS = 16
+"""With 2x, 8 dense steps take their place."""
 SETTINGS = {
     "sample_ratio": 0.5, "start_percent": 0.2, "end_percent": 1.0, "error_reset_every": 0,
     "cuda_graphs": "off", "kv_cache": "auto",
@@ -35,7 +35,7 @@ SETTINGS = {
 REGIONAL = PlanSet((Plan("2x", "euler", (0.7, 0.3), (1.0,) * 11 + (0.5,) * 6),))
 """Plans among which there is no plain one."""
 
-NEARLY_ALL = PlanSet((replace(REGIONAL.plans[0], shares=(1.0,) * 5 + (0.9,) * 2, full_steps=STEPS),))
+NEARLY_ALL = PlanSet((replace(REGIONAL.plans[0], shares=(1.0,) * 7 + (0.9,) * 2, full_steps=STEPS),))
 """With these, a regional step on right rows is close to a dense one, even in a network of random weights."""
 
 
@@ -117,7 +117,7 @@ class TestSpeed:
         plain, model = sd3.build(), with_ras(sd3)
         found = ksampler(model, sd3, **changes)
         trace = last_trace(model)
-        assert (trace.n_steps, trace.regional_steps, trace.notes) == (6, 0, ())
+        assert (trace.n_steps, trace.regional_steps, trace.notes) == (8, 0, ())
         own = comfy.samplers.KSampler(
             plain, STEPS, torch.device("cpu"), sampler_name, "simple", denoise
         ).sigmas
@@ -129,9 +129,9 @@ class TestSpeed:
         assert torch.equal(latent["samples"], found)
 
     def test_every_family_and_speed(self, family):
-        for speed, steps in (("1.5x", 8), ("3x", 4)):
+        for speed, steps in (("1.5x", 11), ("3x", 5)):
             model = with_ras(family, speed)
-            ksampler(model, family, steps=12)
+            ksampler(model, family, steps=STEPS)
             assert (last_trace(model).n_steps, last_trace(model).regional_steps) == (steps, 0)
 
     @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ class TestSpeed:
         found = ksampler(model, family, **changes)
         levels = levels_of(last_trace(model))
         own = comfy.samplers.KSampler(
-            family.build(), 6, torch.device("cpu"), "euler", "simple", denoise
+            family.build(), 8, torch.device("cpu"), "euler", "simple", denoise
         ).sigmas
         assert torch.allclose(levels, own, atol=0.02) == is_even
         assert ("evenly spaced steps" in info.text) == is_even
@@ -164,7 +164,7 @@ class TestSpeed:
     def test_the_log_and_the_panel_say_what_was_taken(self, sd3, info):
         model = with_ras(sd3)
         ksampler(model, sd3)
-        line = "2x: 6 steps instead of 12, all dense (inpainting)"
+        line = "2x: 8 steps instead of 16, all dense (inpainting)"
         assert last_trace(model).plan == line
         assert f"Multirate RAS: {line[:-1]}; euler, ab2 steps, noise levels of the SD3 family)." in info.text
         assert not [record for record in info.records if record.levelname == "WARNING"]
@@ -173,9 +173,9 @@ class TestSpeed:
         model = with_ras(sd3, plan=REGIONAL)
         found = ksampler(model, sd3)
         trace = last_trace(model)
-        assert (trace.n_steps, trace.regional_steps) == (6, 0)
+        assert (trace.n_steps, trace.regional_steps) == (8, 0)
         assert torch.equal(found, on_levels(sd3.build(), sd3, levels_of(trace)))
-        even = torch.tensor(simple_levels(model, 6))
+        even = torch.tensor(simple_levels(model, 8))
         assert levels_of(trace)[3] > even[3] + 0.05  # more steps at the start, as the plan has them
 
     def test_saved_plans_are_used(self, sd3):
@@ -184,7 +184,7 @@ class TestSpeed:
         save_plans(PlanSet((Plan("2x", "euler", (0.5, 0.5), shares), *REGIONAL.plans)), model, (16, 12))
         patched = with_ras(sd3, model=model)
         ksampler(patched, sd3)
-        assert (last_trace(patched).n_steps, last_trace(patched).regional_steps) == (7, 0)
+        assert (last_trace(patched).n_steps, last_trace(patched).regional_steps) == (9, 0)
 
     @pytest.mark.parametrize("sampler_name", ["lms", "euler_ancestral", "heun"])
     def test_a_sampler_whose_levels_must_stay_runs_dense_with_both_reasons(self, sd3, info, sampler_name):
@@ -217,7 +217,7 @@ class TestSpeed:
         found = on_levels(model, sd3, sigmas, solver=None)
         steps = len(sigmas) - 1  # the made levels are kept
         trace = last_trace(model)
-        assert trace.plan == f"2x: {steps} steps instead of 12, all dense (inpainting)"
+        assert trace.plan == f"2x: {steps} steps instead of 16, all dense (inpainting)"
         assert (trace.n_steps, trace.regional_steps) == (steps, 0)
         assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas))
 
@@ -228,14 +228,14 @@ class TestSpeed:
         latent, seed = given.pop("latent_image"), given.pop("seed")
         given.pop("denoise")
         steps = []
-        for start, end in ((0, 6), (6, STEPS)):
+        for start, end in ((0, 8), (8, STEPS)):
             latent = node.sample(
                 model, add_noise="disable" if start else "enable", noise_seed=seed, latent_image=latent,
                 start_at_step=start, end_at_step=end, **given,
                 return_with_leftover_noise="disable" if start else "enable",
             )[0]  # fmt: skip
             steps.append((last_trace(model).n_steps, last_trace(model).regional_steps))
-        assert steps == [(3, 0), (3, 0)] and torch.isfinite(latent["samples"]).all()
+        assert steps == [(4, 0), (4, 0)] and torch.isfinite(latent["samples"]).all()
 
 
 class TestMasks:
@@ -254,7 +254,7 @@ class TestMasks:
         latent, model = masked(sd3, mask, batch=len(mask)), with_ras(sd3)
         found = ksampler(model, sd3, latent_image=latent)
         trace = last_trace(model)
-        assert (trace.n_steps, trace.regional_steps) == (6, 0)
+        assert (trace.n_steps, trace.regional_steps) == (8, 0)
         plain = on_levels(sd3.build(), sd3, levels_of(trace), latent_image=latent)
         assert torch.equal(found.nan_to_num(), plain.nan_to_num())
 
@@ -265,7 +265,7 @@ class TestMasks:
         model = gradient_model(with_ras(sd3))
         found = ksampler(model, sd3, **changes)
         trace = last_trace(model)
-        assert (trace.n_steps, trace.regional_steps) == (6, 0)
+        assert (trace.n_steps, trace.regional_steps) == (8, 0)
         plain = gradient_model(sd3.build())
         assert torch.equal(found, on_levels(plain, sd3, levels_of(trace), **changes))
 
@@ -295,7 +295,7 @@ class TestMasks:
     def test_a_full_mask_keeps_regional_steps(self, sd3):
         model = with_ras(sd3, plan=REGIONAL)
         ksampler(model, sd3, latent_image=masked(sd3, torch.ones(1, 16, 12)))
-        assert last_trace(model).regional_steps == 2
+        assert last_trace(model).regional_steps == 3
 
     @pytest.mark.parametrize("noise_mask", [True, False])
     @pytest.mark.parametrize("name", ["sd3", "flux_fill"])
@@ -315,7 +315,7 @@ class TestMasks:
         trace = last_trace(model)
         dense = on_levels(family.build(), family, levels_of(trace), **changes)
         if noise_mask:
-            assert (trace.n_steps, trace.regional_steps) == (6, 0) and torch.equal(found, dense)
+            assert (trace.n_steps, trace.regional_steps) == (8, 0) and torch.equal(found, dense)
         else:
-            assert (trace.n_steps, trace.regional_steps, trace.notes) == (7, 2, ())
+            assert (trace.n_steps, trace.regional_steps, trace.notes) == (9, 2, ())
             assert (found - dense).norm() < 0.2 * dense.norm()

@@ -29,7 +29,7 @@ from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.host.speed import REPLACED, Speed
 from ras_pack.ras_core.method.family_plans import family_plans
-from ras_pack.ras_core.method.few_steps import STAYS_OUT
+from ras_pack.ras_core.method.few_steps import NO_ROOM, STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.rhythm import Rhythm
@@ -170,7 +170,7 @@ class TestCost:
         found = custom(behind, family, comfy.samplers.sampler_object(sampler_name), sigmas)
         assert torch.equal(found, latent)
 
-    @pytest.mark.parametrize("steps", [14, 25, 45])
+    @pytest.mark.parametrize("steps", [20, 25, 45])
     def test_a_measured_plan_with_another_number_of_steps(self, sd3, steps):
         """A measured plan has the cost of its speed with the number of steps at which it was measured."""
         plan = Plan("2.5x", "euler", (0.7, 0.3), Rhythm(start=6, share=0.51, every=2).shares(13))
@@ -251,14 +251,30 @@ class TestCost:
 
     def test_what_is_reached_is_said(self, sd3, info):
         text = {"positive": sd3.conditioning(1, rows=40), "negative": sd3.conditioning(2, rows=40)}
-        _, trace = ras_ksampler(sd3, "3x", steps=9, sampler_name="lms", **text)
-        assert gain(trace, 9) < 2
-        assert f"{gain(trace, 9):.2f}x is all that 9 steps can reach" in info.text
+        _, trace = ras_ksampler(sd3, "3x", steps=24, sampler_name="lms", **text)
+        assert gain(trace, 24) < 2.5
+        assert f"{gain(trace, 24):.2f}x is all that 24 steps can reach" in info.text
 
-    @pytest.mark.parametrize("steps", [9, 10, 12, 20, 50])
+    @pytest.mark.parametrize("steps", [9, 10, 12, 15, 16, 20, 50])
     def test_any_number_of_steps(self, sd3, steps):
+        """With less than the cost of eight dense steps, all steps are dense."""
         _, trace = ras_ksampler(sd3, "2x", steps=steps, plan=planned())
-        assert trace.n_steps == max(round(steps * 17 / 28), 1)
+        assert trace.n_steps == round(steps * 17 / 28 if steps >= 16 else steps / 2)
+        assert bool(trace.regional_steps) == (steps >= 16) and not trace.notes
+
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    def test_few_dense_steps_are_those_of_euler(self, sd3, sampler):
+        model = sd3.build()
+        latent, trace = ras_ksampler(sd3, "2x", model, steps=10, sampler_name=sampler)
+        sigmas = torch.tensor(RASScheduler.execute(ras_model(sd3, "2x"), "2x", 10, 1.0, sampler).result[0])
+        assert len(sigmas) - 1 == trace.n_steps == 5
+        assert torch.equal(custom(model, sd3, comfy.samplers.sampler_object("euler"), sigmas), latent)
+
+    @pytest.mark.parametrize(("steps", "sampler"), [(10, "euler"), (14, "dpmpp_2m"), (12, "lms")])
+    def test_few_steps_leave_no_room_for_regional_ones(self, sd3, steps, sampler):
+        _, trace = ras_ksampler(sd3, "2x", steps=steps, sampler_name=sampler)
+        assert trace.regional_steps == 0 and trace.n_steps == (steps if sampler == "lms" else steps // 2)
+        assert trace.reason == (NO_ROOM if sampler == "lms" else "")
 
     def test_progress_counts_the_plans_steps(self, sd3, progress):
         _, trace = ras_ksampler(sd3, "3x", sampler_name="dpmpp_2m")
@@ -457,13 +473,13 @@ class TestLevels:
     )
     def test_what_a_plan_was_not_made_for(self, sd3, info, sampler, reason):
         model = ras_model(sd3, "2x")
-        custom(model, sd3, sampler, torch.tensor(simple_levels(model, 10)))
-        assert last_trace(model).n_steps == 10 and f"the noise levels are kept: {reason}" in info.text
+        custom(model, sd3, sampler, torch.tensor(simple_levels(model, 20)))
+        assert last_trace(model).n_steps == 20 and f"the noise levels are kept: {reason}" in info.text
 
     @pytest.mark.parametrize(
         ("sigmas", "reason"),
         [
-            ((14.6, 9.0, 6.0, 4.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.0), "outside the range of the model's own"),
+            ((14.6, *(14 - 0.7 * step for step in range(20)), 0.0), "outside the range of the model's own"),
             ((1.0, 0.7, 0.7, 0.5, 0.2, 0.0), "they are not strictly decreasing"),
         ],
     )
@@ -503,7 +519,7 @@ class TestFewSteps:
 
     def test_nine_steps_follow_a_plan(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", steps=9)
-        assert trace.n_steps in (5, 6) and trace.regional_steps > 0 and trace.reason == ""
+        assert trace.n_steps == 4 and trace.regional_steps == 0 and trace.reason == ""
 
     @pytest.mark.parametrize(("total", "part"), [(8, 4), (8, 6), (4, 2)])
     def test_parts_of_a_run_with_few_steps(self, sd3, total, part):
@@ -579,7 +595,7 @@ class TestFewSteps:
         made = RASScheduler.execute(model, "3x", 12, 1.0, "euler").result[0]
         custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
         trace = last_trace(model)
-        assert trace.n_steps == len(made) - 1 < 8 and trace.regional_steps > 0 and trace.reason == ""
+        assert trace.n_steps == len(made) - 1 < 8 and trace.regional_steps == 0 and trace.reason == ""
 
     @pytest.mark.parametrize("speed", ["2x", "3x"])
     def test_levels_that_ras_scheduler_made_for_nine_steps_follow_a_plan(self, sd3, speed):
@@ -588,7 +604,7 @@ class TestFewSteps:
         made = RASScheduler.execute(model, speed, 9, 1.0, "euler").result[0]
         custom(model, sd3, comfy.samplers.sampler_object("euler"), made)
         trace = last_trace(model)
-        assert trace.n_steps == len(made) - 1 and trace.regional_steps > 0 and trace.reason == ""
+        assert trace.n_steps == len(made) - 1 and trace.regional_steps == 0 and trace.reason == ""
 
     def test_the_last_of_the_levels_that_ras_scheduler_made_follow_a_plan(self, sd3):
         """Half of the schedule is in the last four steps."""

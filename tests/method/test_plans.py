@@ -135,7 +135,7 @@ class TestChoice:
         assert plans.best("2x") == near
         assert plans.best("2x", "dpmpp_2m") == far
 
-    @pytest.mark.parametrize(("gain", "takes_other"), [(0.6, False), (0.8, True), (-1.0, False)])
+    @pytest.mark.parametrize(("gain", "takes_other"), [(1.1, False), (1.3, True), (-1.0, False)])
     def test_the_expected_plan_is_taken_unless_another_is_clearly_closer(self, gain, takes_other):
         plans = plan(closeness=30.0), plan(steps=17, regional=11, closeness=30.0 + gain)
         assert PlanSet(plans).best("2x") == plans[takes_other]

@@ -43,16 +43,20 @@ def write_model(path: Path, names: list[str]) -> None:
 
 class TestOutlook:
     def test_a_speed_in_numbers(self):
-        assert outlook("sd3", "2x", 28, None) == {"time": 0.5, "steps": 17, "dense": 10, "closeness": 35.5}
+        assert outlook("sd3", "2x", 28, None) == {"time": 0.5, "steps": 17, "dense": 4, "closeness": 35.7}
         assert outlook("sd3", "2x", 56, "dpmpp_2m")["steps"] == 34
 
     def test_a_family_that_was_not_measured(self):
-        assert outlook("sd3", "2x", 12, None) == {"time": 0.5, "steps": 7, "dense": 4, "closeness": None}
         assert outlook(None, "2x", 28, None) == {"time": 0.5, "steps": 14, "dense": 14, "closeness": None}
+
+    def test_few_steps_have_no_room_for_regional_ones(self):
+        assert outlook("sd3", "2x", 12, None) == {"time": 0.5, "steps": 6, "dense": 6, "closeness": None}
+        assert outlook("sd3", "2x", 12, "heun") == {"time": 1, "steps": 12, "dense": 12, "closeness": None}
+        assert outlook("sd3", "2x", 16, "heun")["time"] == 0.5
 
     def test_closeness_is_that_of_the_plan_that_was_measured(self):
         for sampler in ("euler", "dpmpp_2m"):  # both share the plan
-            assert outlook("sd3", "3x", 28, sampler)["closeness"] == 28.8
+            assert outlook("sd3", "3x", 28, sampler)["closeness"] == 29.7
 
     def test_a_sampler_without_plans_keeps_its_steps(self):
         assert outlook("sd3", "3x", 28, "heun")["steps"] is None

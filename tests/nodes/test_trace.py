@@ -167,7 +167,7 @@ class TestNumbers:
         assert regional > trace.regional_steps
         assert f"5 of {regional} regional evaluations replayed as CUDA graphs" in trace.summary()
 
-    @pytest.mark.parametrize(("speed", "steps"), [("custom", 8), ("2x", 12), ("2x", 20)])
+    @pytest.mark.parametrize(("speed", "steps"), [("custom", 8), ("2x", 16), ("2x", 20)])
     def test_compare_states_one_speed_up(self, sd3, speed, steps, monkeypatch, caplog):
         class Vae:
             def decode(self, samples):
@@ -259,8 +259,8 @@ class TestReason:
         assert not end["accelerated"] and "nothing to gain in 8 or fewer steps" in end["reason"]
 
     def test_a_speed_that_the_steps_cannot_reach(self, sd3):
-        end = self._end(sd3, Speed("3x"), steps=9, sampler="lms")
-        assert "is all that 9 steps can reach" in end["reason"]
+        end = self._end(sd3, Speed("3x"), steps=24, sampler="lms")
+        assert "is all that 24 steps can reach" in end["reason"]
         assert "the noise levels are kept" in end["reason"]
 
 
