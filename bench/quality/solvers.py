@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,25 +11,30 @@ from torch import Tensor
 
 from ...ras_core.method.integrator import GRADUAL
 
-Model = Callable[..., Tensor]
-"""Called with (x, sigma); returns the denoised estimate, (b, c, H, W)."""
+
+def weight_of(ratio: float) -> float:
+    """`adams_weight` of ras_core for one number: `ratio` is the length of a step divided by that of the
+    previous step.
+    """
+    return min(ratio, 1.0, GRADUAL / ratio)
 
 
 @torch.no_grad()
 def sample_ab2(
-    model: Model,
+    model: Callable[..., Tensor],
     x: Tensor,
     sigmas: Tensor,
     extra_args: dict[str, Any] | None = None,
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
+    weigh: Callable[[float], float] = weight_of,
 ) -> Tensor:
     """Second-order Adams-Bashforth method with bounded extrapolation (`adams_step` of ras_core), in which all
     tokens are evaluated at each step.
 
     The velocity of the latent x is v = (x - D) / sigma, where D is the denoised estimate. A step leads from x
     to x' = x + h (v + w (v - v_before) / 2). Here h is the change of sigma in this step, v_before the
-    velocity at the previous step, and w the weight that `weight_of` gives. The first step is an Euler step.
+    velocity at the previous step, and w the weight that `weigh` gives. The first step is an Euler step.
 
     Args:
         model: called with (x, sigma), returns the denoised estimate D, (b, c, H, W).
@@ -38,38 +44,13 @@ def sample_ab2(
         callback: called once per step with a dictionary: i (number of the step), x, sigma, sigma_hat (equal
             to sigma in this sampler) and denoised (D).
         disable: ignored, since there is no progress bar.
+        weigh: function from the length of a step, divided by that of the step before, to the weight w.
     """
-    return _adams_bashforth(model, x, sigmas, extra_args or {}, callback, weight_of)
-
-
-@torch.no_grad()
-def sample_unbounded_ab2(
-    model: Model,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any] | None = None,
-    callback: Callable[[dict], None] | None = None,
-    disable: bool | None = None,
-) -> Tensor:
-    """The usual second-order Adams-Bashforth method, whose weight is the ratio of the steps' lengths, however
-    large it is. The arguments are those of `sample_ab2`.
-    """
-    return _adams_bashforth(model, x, sigmas, extra_args or {}, callback, lambda ratio: ratio)
-
-
-def _adams_bashforth(
-    model: Model,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any],
-    callback: Callable[[dict], None] | None,
-    weigh: Callable[[float], float],
-) -> Tensor:
     levels = sigmas.tolist()
     ones = x.new_ones([x.shape[0]])
     before: tuple[Tensor, float] | None = None
     for i, (level, following) in enumerate(zip(levels, levels[1:], strict=False)):
-        denoised = model(x, sigmas[i] * ones, **extra_args)
+        denoised = model(x, sigmas[i] * ones, **(extra_args or {}))
         if callback is not None:
             callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
         velocity, step = (x - denoised) / level, following - level
@@ -80,12 +61,8 @@ def _adams_bashforth(
     return x
 
 
+sample_unbounded_ab2 = partial(sample_ab2, weigh=lambda ratio: ratio)
+"""The usual second-order Adams-Bashforth method: the weight is the ratio of the lengths, however large."""
+
 OWN_SAMPLERS = {"ab2": sample_ab2, "ab2_unbounded": sample_unbounded_ab2}
 """By name in cells: samplers that ComfyUI does not have."""
-
-
-def weight_of(ratio: float) -> float:
-    """`adams_weight` of ras_core for one number: `ratio` is the length of a step divided by that of the
-    previous step.
-    """
-    return min(ratio, 1.0, GRADUAL / ratio)

@@ -29,11 +29,11 @@ def outlook(
 
     Returns:
         `time`: the time of the run, divided by the time without RAS. It is 1 if the run has so few steps that
-        RAS stays out of it, or cannot have regional steps with a sampler that has no plans; otherwise it is
-        below 1. `steps` and `dense`: the number of steps, and how many
-        of them compute the whole image; None if the sampler has no plans, because the number of steps then
-        stays as set. `closeness`: in dB, see `family_closeness`; None if it was not measured with this family
-        and sampler, or if the run has fewer than MEASURED_STEPS steps.
+        RAS stays out of it, or so few that regional steps have no room and the sampler has no plans;
+        otherwise it is below 1. `steps` and `dense`: the number of steps, and how many of them compute the
+        whole image; None if the sampler has no plans, because the number of steps then stays as set.
+        `closeness`: in dB, see `family_closeness`; None if it was not measured with this family and sampler,
+        or if the run has fewer than MEASURED_STEPS steps.
     """
     answer = {"time": 1 / float(speed.removesuffix("x")), "steps": None, "dense": None, "closeness": None}
     whole = steps_for(steps, denoise)
