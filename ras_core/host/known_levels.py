@@ -69,11 +69,14 @@ def steps_of_whole(model: ModelPatcher, levels: Levels) -> float:
     return whole_run_steps(simple_levels(model, FINE_LEVELS), levels)
 
 
-def part_of_plan(plan: Plan, model: ModelPatcher, levels: Levels) -> float:
-    """The share of a plan's steps that is between the first and the last of these levels, above 0."""
+def full_steps_of_grid(plan: Plan, model: ModelPatcher, levels: Levels) -> float:
+    """The number of steps that RAS Scheduler was asked for when it made the plan's levels, of which these are
+    all or a part.
+    """
     fine = made_levels(model, plan)
     start, end = (position_at(fine, level) for level in (levels[0], levels[-1]))
-    return max(mass_between(plan.density, start, end), 1e-3)
+    part = max(mass_between(plan.density, start, end), 1e-3)  # of the plan's steps
+    return (len(levels) - 1) * plan.full_steps / plan.steps / part
 
 
 def are_custom(model: ModelPatcher, levels: Levels) -> bool:

@@ -33,8 +33,8 @@ from .known_levels import (
     TOLERANCE,
     are_custom,
     begins_with_noise,
+    full_steps_of_grid,
     have_few_steps,
-    part_of_plan,
     plan_of_grid,
     steps_of_whole,
 )
@@ -93,7 +93,7 @@ class Speed:
         if (made_by := plan_of_grid(plans, self.speed, model, given.sigmas.tolist())) is not None:
             full_steps = given.steps * best.full_steps / best.steps  # not rounded, unlike that of the plan
             plan, budget = best.on_grid(given.steps), full_steps / self._factor
-            whole_steps = full_steps / part_of_plan(best, model, given.sigmas.tolist())
+            whole_steps = full_steps_of_grid(best, model, given.sigmas.tolist())
             if has_room(whole_steps, self.speed):
                 plan = fitted_to_levels(plan, best, budget, cost, is_measured)
             else:
@@ -146,7 +146,7 @@ class Speed:
         if plan_of_grid(plans, self.speed, model, sigmas.tolist()) is not None:
             best = plans.best(self.speed, sampler)
             plan = replace(best.on_grid(given.steps), shares=(1.0,) * given.steps)
-            whole_steps *= best.full_steps / best.steps
+            whole_steps = full_steps_of_grid(best, model, sigmas.tolist())
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
         settings = self._by_plan(plan, sigmas, given.sampler, whole_steps)

@@ -221,6 +221,21 @@ class TestSpeed:
         assert (trace.n_steps, trace.regional_steps) == (steps, 0)
         assert torch.equal(found, on_levels(sd3.build(), sd3, sigmas))
 
+    @pytest.mark.parametrize(("whole", "solver"), [(18, "ab2"), (14, "euler")])
+    def test_a_part_of_the_levels_of_ras_scheduler(self, sd3, whole, solver, info):
+        """Which method integrates the part depends on the steps of the whole run. Half of the plan's steps
+        are in the first tenth of the `simple` schedule, so by that schedule, the run would have many more.
+        """
+        model = with_ras(sd3)
+        made = RASScheduler.execute(model, "2x", whole, 1.0, "euler").result[0]
+        first, last = made[: len(made) // 2 + 1], made[len(made) // 2 :]
+        for part in (first, last):
+            info.clear()
+            found = on_levels(model, sd3, part, solver=None)
+            assert (f"{solver} steps" in info.text) == (solver == "ab2")
+            own = None if solver == "euler" else solver  # the user's sampler is euler
+            assert torch.equal(found, on_levels(sd3.build(), sd3, part, solver=own))
+
     def test_parts_of_a_schedule(self, sd3):
         """Both halves of a run as KSamplerAdvanced makes them, the second on the latent of the first."""
         model, node = with_ras(sd3), host_nodes.KSamplerAdvanced()
