@@ -16,7 +16,8 @@ schedule need the most steps on a model), `sources`, `sampling`, `solvers`, `ref
 image.
 
 `table`, `sweep` and `cluster` run many cells. `report`, `rivals` (RAS against the best of all baselines),
-`plots`, `grids` and `conclude` present the results. All of them share `prompts` and `options` as inputs.
+`plan_report` (the plans of the input `speed`), `plots`, `grids` and `conclude` present the results. All of
+them share `prompts` and `options` as inputs.
 
 To add a baseline: add its method name to `cells`, apply the method in `methods.prepare_model`, and list its
 settings in `baselines`. Its plot marker belongs in `plots`, and its name for tables and plots in `rivals`.

@@ -11,6 +11,7 @@ from ..common.progress import say
 from .cells import cell_from
 from .front import pareto
 from .grids import stack_strips
+from .plan_report import plan_tables
 from .plots import front_plot, rival_plot
 from .report import Row, baselines, curves, points, report
 from .rivals import rival_tables
@@ -22,7 +23,8 @@ def conclude(out: Path, title: str = "") -> str:
     table = Table(out / "cells.csv")
     families = list(dict.fromkeys(row["family"] for row in table.rows))
     against = "\n".join(rival_tables(table.rows, family) for family in families)
-    text = (f"# {title}\n\n" if title else "") + against + "\n" + report(out)
+    parts = [f"# {title}\n" if title else "", plan_tables(table.rows), against, report(out)]
+    text = "\n".join(part for part in parts if part)
     (out / "report.md").write_text(text, encoding="utf-8")
     for family in families:
         _grid(table.rows, family, out)

@@ -17,6 +17,7 @@ from ras_pack.bench.quality.figures import ssim
 from ras_pack.bench.quality.front import at_log_cost, pareto, time_to_equal_quality
 from ras_pack.bench.quality.options import Options
 from ras_pack.bench.quality.plan_cells import cell_of_plan, read_cells, step_cost, with_extra
+from ras_pack.bench.quality.plan_report import plan_tables
 from ras_pack.bench.quality.presets import preset
 from ras_pack.bench.quality.prompts import CALIBRATION, HELD_OUT, Prompt, read_prompts
 from ras_pack.bench.quality.rivals import rival_tables, standings
@@ -314,6 +315,56 @@ class TestRivals:
         told = rival_tables(self.rows(), "sd3")
         for name in ("calibrated grid", "DBCache", "RAS with a plan", "not achievable"):
             assert name in told
+
+
+class TestPlanTables:
+    CELLS = (
+        ("plan", "ab2", "calibrated", 2.003, 36.0, 110.0), ("plan", "ab2", "calibrated", 3.0, 30.0, 120.0),
+        ("dense", "ab2", "calibrated", 1.0, 40.0, 105.0), ("dense", "ab2", "calibrated", 4.0, 20.0, 130.0),
+        ("dense", "euler", "beta", 2.0, 25.0, 111.0), ("dense", "euler", "calibrated", 2.0, 27.0, 112.0),
+        ("exact_kv", "ab2", "calibrated", 1.998, 37.0, 109.0),
+    )  # fmt: skip
+
+    def tables(self, families=("sd3",)):
+        rows = [
+            {**dict.fromkeys(COLUMNS), **vars(Cell(family, method, sampler=sampler, grid=grid)),
+             "cost_sd3": cost, "psnr": quality, "fd": distance}
+            for family in families
+            for method, sampler, grid, cost, quality, distance in self.CELLS
+        ]  # fmt: skip
+        told = plan_tables(rows)
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in told.splitlines()]
+        found: dict[str, list[list[str]]] = {}
+        for line in lines:
+            found.setdefault(line[0], []).append(line[1:])
+        return found
+
+    def test_psnr_at_equal_cost(self):
+        """Dense `ab2` has 30 dB at 2x, halfway between 1x and 4x over the logarithm of the cost."""
+        found = self.tables()
+        assert found["the plan"][0] == ["–", "36.0", "–", "30.0"]
+        assert found["dense, `ab2`"][0][1] == "30.0"
+        assert found["dense, euler or dpmpp_2m, any noise levels"][0][1] == "27.0"
+        assert found["dense, ComfyUI's schedulers"][0][1:] == ["25.0", "–", "–"]
+        assert found["exact keys and values (not achievable)"][0][1] == "37.0"
+
+    def test_time_to_equal_quality(self):
+        """Dense `ab2` has the 30 dB of the plan for 3x at 2x."""
+        assert self.tables()["dense, `ab2`"][1][3] == "1.50"
+
+    def test_figures_of_the_nearest_cell(self):
+        found = self.tables()
+        assert found["the plan"][-1][1] == "110.0"
+        assert found["dense, `ab2`"][-1][1] == "130.0"
+        assert found["dense, euler or dpmpp_2m, any noise levels"][-1][1] == "112.0"
+
+    def test_one_value_for_each_family(self):
+        assert self.tables(("sd3", "flux"))["the plan"][0][1] == "36.0 / 36.0"
+
+    def test_nothing_without_a_plan(self):
+        assert (
+            plan_tables([{**dict.fromkeys(COLUMNS), **vars(Cell("sd3")), "cost_sd3": 2.0, "psnr": 1.0}]) == ""
+        )
 
 
 class TestPresets:
