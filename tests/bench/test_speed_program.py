@@ -40,6 +40,7 @@ from ras_pack.bench.speed.run import Bench
 from ras_pack.bench.speed.worker import shape_of
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.models import adapter_for
+from ras_pack.ras_core.run.noise_levels import NoiseLevels
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,6 +192,18 @@ class TestShapes:
             "before sampling", "set-up", "loading", "conditionings and sampler", "sampling", "end of run",
             "return", "end of node",
         ]  # fmt: skip
+
+    @pytest.mark.parametrize("node", ["KSampler", "RASKSampler"])
+    def test_the_clock_does_not_make_the_pack_wait_for_noise_levels(self, node, monkeypatch):
+        """Inside a wrapper of another node, the pack would read each level from the device."""
+        predicted, read = [], NoiseLevels.read
+        monkeypatch.setattr(NoiseLevels, "read", lambda self, level: predicted.append(1) or read(self, level))
+        bench = Bench(SD3, SHAPES["sd3_medium"].tiny(), CPU, 64, 6)
+        try:
+            bench.measured(Variant("ras", 0.25, node=node)).once(1)
+        finally:
+            bench.close()
+        assert len(predicted) == 6
 
 
 class TestStart:
