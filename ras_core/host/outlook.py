@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..method.family_plans import family_closeness, family_plans
-from ..method.few_steps import has_room, is_few, steps_for
+from ..method.few_steps import has_room, is_bounded, is_few, steps_for
 from ..method.plan import PLAN_SAMPLERS, Plan
 from ..method.plan_set import PlanSet
 
@@ -48,6 +48,8 @@ def outlook(
     is_best = replace(plan, sampler=best.sampler) == best  # samplers may share a plan
     closeness = family_closeness(family, speed) if is_best and steps >= MEASURED_STEPS else None
     plan = plan.resized(steps)
+    if is_bounded(whole, speed):
+        answer["time"] = plan.steps / steps
     return answer | {"steps": plan.steps, "dense": len(plan.dense_steps), "closeness": closeness}
 
 
@@ -69,7 +71,8 @@ def inpainting_outlook(
         return answer | {"steps": None, "dense": None}
     if plans is None or not _of(plans, speed, sampler):
         plans = family_plans(family)
-    fewer = plans.plain(speed, sampler or None).resized(steps).steps
+    whole = steps_for(steps, denoise)
+    fewer = plans.plain_for_run(speed, sampler or None, whole).resized(steps).steps
     return answer | {"time": fewer / steps, "steps": fewer, "dense": fewer}
 
 

@@ -101,7 +101,7 @@ def planned_levels(
     if denoise <= 0:
         return ()
     whole = steps_for(steps, denoise)
-    plan = plans.for_run(*choice, whole) if has_ras(model) else plans.best(*choice, plain=True)
+    plan = (plans.for_run if has_ras(model) else plans.plain_for_run)(*choice, whole)
     if is_few(whole):
         logger.info("Multirate RAS: noise levels of the schedule simple: %s.", STAYS_OUT)
         return simple_part(model, steps, denoise)

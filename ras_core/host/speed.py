@@ -21,7 +21,7 @@ from ..config import Graphs, RASConfig
 from ..kv import forecast
 from ..kv.formats import AUTO
 from ..method.family_plans import even_steps_below
-from ..method.few_steps import NO_ROOM, SOLVER_OF_FEW, STAYS_OUT, has_room, is_few
+from ..method.few_steps import AT_LEAST, NO_ROOM, SOLVER_OF_FEW, STAYS_OUT, has_room, is_bounded, is_few
 from ..method.plan import Plan, described
 from ..method.plan_candidates import reached_speed, shares_of_steps
 from ..method.plan_fitting import fitted_plan, fitted_to_levels
@@ -102,15 +102,19 @@ class Speed:
             return replace(self._by_plan(plan, given.sigmas, given.sampler, whole_steps), full_steps=asked)
         whole_steps = steps_of_whole(model, given.sigmas.tolist())
         best = plans.for_run(self.speed, plan_sampler(given.sampler), whole_steps)
-        plan = fitted_plan(best.resized(given.steps), best, given.steps / self._factor, cost, is_measured)
-        if plan is None:
-            plan = plans.plain(self.speed, best.sampler)
-        plan = plan.resized(given.steps)
+        plan = best.resized(given.steps)
+        if has_room(whole_steps, self.speed):
+            plan = fitted_plan(plan, best, given.steps / self._factor, cost, is_measured)
+            plan = (plan or plans.plain(self.speed, best.sampler)).resized(given.steps)
         wanted = planned_sigmas(plan, given, model)
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
-        return self._by_plan(plan, wanted, given.sampler, whole_steps, remark)
+        return self._by_plan(plan, wanted, given.sampler, whole_steps, remark, self._bound(whole_steps))
+
+    def _bound(self, whole_steps: float) -> str:
+        """Why a run of so few steps, counted for the whole schedule, does not reach the speed; else empty."""
+        return AT_LEAST if is_bounded(whole_steps, self.speed) else ""
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
@@ -138,18 +142,19 @@ class Speed:
         model = guider.model_patcher
         plans = self._connected(model) or plans_for(model, given.noise.shape[-2:])
         sampler = plan_sampler(given.sampler)
-        plan, sigmas = plans.plain(self.speed, sampler).resized(given.steps), given.sigmas
+        sigmas, whole_steps = given.sigmas, steps_of_whole(model, given.sigmas.tolist())
+        plan = plans.plain_for_run(self.speed, sampler, whole_steps).resized(given.steps)
         inside = float((given.denoise_mask > 0).float().mean())
         if inside < even_steps_below(family_of(model)) and begins_with_noise(model, sigmas.tolist()):
             plan = replace(plan, density=(1.0,), origin="evenly spaced steps, as the mask is small")
-        whole_steps = steps_of_whole(model, given.sigmas.tolist())
+        shortfall = self._bound(whole_steps)
         if plan_of_grid(plans, self.speed, model, sigmas.tolist()) is not None:
-            best = plans.best(self.speed, sampler)
+            best, shortfall = plans.best(self.speed, sampler), ""
             plan = replace(best.on_grid(given.steps), shares=(1.0,) * given.steps)
             whole_steps = full_steps_of_grid(best, model, sigmas.tolist())
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
-        settings = self._by_plan(plan, sigmas, given.sampler, whole_steps)
+        settings = self._by_plan(plan, sigmas, given.sampler, whole_steps, shortfall=shortfall)
         return replace(settings, plan=f"{settings.plan} (inpainting)")
 
     @property
@@ -157,8 +162,9 @@ class Speed:
         return float(self.speed.removesuffix("x"))
 
     def _by_plan(
-        self, plan: Plan, sigmas: Tensor, sampler: Any, whole_steps: float, remark: str = ""
-    ) -> RunSettings:
+        self, plan: Plan, sigmas: Tensor, sampler: Any, whole_steps: float, remark: str = "",
+        shortfall: str = "",
+    ) -> RunSettings:  # fmt: skip
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
@@ -173,6 +179,7 @@ class Speed:
         return RunSettings(
             config, sigmas, plan.describe(), f"{name}, {origin}", solver,
             remark=OTHER_MODEL if ELSEWHERE in plan.origin else remark,
+            shortfall=shortfall,
             levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip
 

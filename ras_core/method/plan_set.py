@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..errors import RASError
-from .few_steps import has_room
+from .few_steps import LEAST_STEPS, has_room, is_bounded
 from .plan import PLAN_SPEEDS, Plan
 from .plan_json import VERSION, checked_version, read_json
 
@@ -69,10 +69,20 @@ class PlanSet:
 
     def for_run(self, speed: str, sampler: str | None, full_steps: float) -> Plan:
         """The best plan for a run that would have `full_steps` steps without RAS, if it covered the whole
-        schedule: that of `best`, or of `plain` if so few steps leave no room for regional ones.
+        schedule: that of `best`, or of `plain_for_run` if so few steps leave no room for regional ones.
         """
         best = self.best(speed, sampler)
-        return best if best.is_plain or has_room(full_steps, speed) else self.plain(speed, sampler)
+        if has_room(full_steps, speed):
+            return best
+        return self.plain_for_run(speed, sampler, full_steps)
+
+    def plain_for_run(self, speed: str, sampler: str | None, full_steps: float) -> Plan:
+        """The plan of `plain` for a run as in `for_run`, with at least LEAST_STEPS steps."""
+        plain, whole = self.plain(speed, sampler), round(full_steps)
+        if not is_bounded(full_steps, speed) or whole <= LEAST_STEPS:
+            return plain
+        shares = (1.0,) * LEAST_STEPS
+        return replace(plain, shares=shares, full_steps=whole, closeness=None, speedup=whole / LEAST_STEPS)
 
     def plain(self, speed: str, sampler: str | None = None) -> Plan:
         """The best plain plan of a speed; if none was tried, as many dense steps as reach the speed, on the

@@ -20,6 +20,7 @@ from ras_pack.ras_core.host.patch import last_trace
 from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import plans_for
 from ras_pack.ras_core.host.samplers import multirate_sampler
+from ras_pack.ras_core.method.few_steps import AT_LEAST
 from ras_pack.ras_core.method.plan import Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from support.families import FAMILIES
@@ -127,6 +128,11 @@ class TestSpeed:
         inputs = {"speed": "2x", "plan": None, **SETTINGS, **values(sd3, **changes)}
         latent, _ = RASKSampler.execute(model=sd3.build(), **inputs).result
         assert torch.equal(latent["samples"], found)
+
+    def test_at_least_five_steps(self, sd3):
+        model = with_ras(sd3, "3x")
+        ksampler(model, sd3, steps=12)
+        assert (last_trace(model).n_steps, last_trace(model).shortfall) == (5, AT_LEAST)
 
     def test_every_family_and_speed(self, family):
         for speed, steps in (("1.5x", 11), ("3x", 5)):

@@ -29,7 +29,7 @@ from ras_pack.ras_core.host.plan_files import save_plans
 from ras_pack.ras_core.host.plans import FINE_LEVELS, plans_for
 from ras_pack.ras_core.host.speed import REPLACED, Speed
 from ras_pack.ras_core.method.family_plans import family_plans
-from ras_pack.ras_core.method.few_steps import NO_ROOM, STAYS_OUT
+from ras_pack.ras_core.method.few_steps import AT_LEAST, NO_ROOM, STAYS_OUT
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
 from ras_pack.ras_core.method.plan_set import PlanSet
 from ras_pack.ras_core.method.rhythm import Rhythm
@@ -259,7 +259,7 @@ class TestCost:
     def test_any_number_of_steps(self, sd3, steps):
         """With less than the cost of eight dense steps, all steps are dense."""
         _, trace = ras_ksampler(sd3, "2x", steps=steps, plan=planned())
-        assert trace.n_steps == round(steps * 17 / 28 if steps >= 16 else steps / 2)
+        assert trace.n_steps == max(round(steps * 17 / 28 if steps >= 16 else steps / 2), 5)
         assert bool(trace.regional_steps) == (steps >= 16) and not trace.notes
 
     @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -519,7 +519,25 @@ class TestFewSteps:
 
     def test_nine_steps_follow_a_plan(self, sd3):
         _, trace = ras_ksampler(sd3, "2x", steps=9)
-        assert trace.n_steps == 4 and trace.regional_steps == 0 and trace.reason == ""
+        assert trace.n_steps == 5 and trace.regional_steps == 0 and trace.reason == AT_LEAST
+
+    @pytest.mark.parametrize("sampler", SAMPLERS)
+    @pytest.mark.parametrize(("speed", "steps"), [("3x", 9), ("3x", 12), ("2.5x", 12), ("2x", 9)])
+    def test_at_least_five_steps(self, sd3, speed, steps, sampler):
+        model = ras_model(sd3, speed)
+        found = ksampler(model, sd3, steps=steps, sampler_name=sampler)
+        trace = last_trace(model)
+        assert (trace.n_steps, trace.regional_steps, trace.shortfall) == (5, 0, AT_LEAST)
+        assert trace.expected_gain == pytest.approx(steps / 5)
+        made = RASScheduler.execute(model, speed, steps, 1.0, sampler).result[0]
+        assert torch.equal(found, custom(sd3.build(), sd3, comfy.samplers.sampler_object("euler"), made))
+
+    def test_parts_of_a_run_of_five_steps(self, sd3):
+        model, empty = ras_model(sd3, "3x"), values(sd3)["latent_image"]["samples"]
+        half = advanced(model, sd3, 0, 5, empty, steps=10)
+        assert last_trace(model).n_steps in (2, 3)
+        advanced(model, sd3, 5, 10, half, leftover=False, steps=10)
+        assert last_trace(model).n_steps in (2, 3)
 
     @pytest.mark.parametrize(("total", "part"), [(8, 4), (8, 6), (4, 2)])
     def test_parts_of_a_run_with_few_steps(self, sd3, total, part):
