@@ -1,8 +1,9 @@
 """Quality against cost: `cli` reads the command line.
 
 These modules need no model and no device: `cells` (a cell is one sampling configuration to measure),
-`presets` (lists of cells), `baselines` (cells without RAS), `plan_cells` (cells with RAS), `sigma_grids`
-(noise schedules by name), `whole_steps` (forecasts of skipped steps), `costs`, `front`, `figures`.
+`presets` (lists of cells), `baselines` (cells without RAS), `plan_cells`, `speed_cells` and `shape_cells`
+(cells with RAS), `sigma_grids` (noise schedules by name), `whole_steps` (forecasts of skipped steps),
+`costs`, `front`, `figures`.
 
 These modules sample images and measure them: `methods` (builds the model and the sampler of a cell),
 `block_cache` (DBCache), `oracle` (exact keys and values in regional steps: an upper bound on the quality of

@@ -8,6 +8,7 @@ from itertools import zip_longest
 from .baselines import baselines
 from .cells import ORDER_SAMPLERS, Cell, dense_cells
 from .plan_cells import plans
+from .shape_cells import shapes
 from .speed_cells import speeds
 
 # Step counts of the fewer-steps baselines. The cost reductions are 28 / steps: 1, 1.47, 1.65, ..., 4.
@@ -156,6 +157,7 @@ PRESETS: dict[str, Callable[[str, int], list[Cell]]] = {
     "baselines": lambda family, seed: [cell for cell in baselines(family, seed) if acts(cell)],
     "plans": plans,
     "speeds": speeds,
+    "shapes": shapes,
     "settings": settings,
     "quick": quick,
 }

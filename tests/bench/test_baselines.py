@@ -30,6 +30,7 @@ from ras_pack.bench.quality.whole_steps import FORMS, computed_steps, weights
 from ras_pack.ras_core.errors import RASError
 from ras_pack.ras_core.method.family_plans import family_plans
 from ras_pack.ras_core.method.plan import PLAN_SPEEDS, Plan
+from ras_pack.ras_core.method.rhythm import Rhythm
 
 FAMILIES = ("random_sd3", "random_lumina2")
 
@@ -382,6 +383,18 @@ class TestPresets:
         assert costs == pytest.approx([2.0, 1.5, 3.0, 2.5, 1.75, 3.5], rel=0.02)
         assert {"plan", "exact_kv", "multirate"} == {cell.method for cell in cells}
         assert len({cell.grid for cell in cells}) > 5 and step_cost(1.0) == 1.0
+
+    def test_shapes_have_every_rhythm_at_every_speed(self):
+        cells = [cell for cell in preset("shapes", ["flux"], [0]) if cell.method == "plan"]
+        costs = [sd3_cost_reduction(cell.planned_shares()) for cell in cells]
+        for speed in (1.5, 2.0, 2.5, 3.0):
+            found = {
+                (rhythm.every, rhythm.end)
+                for cell, cost in zip(cells, costs, strict=True)
+                if cost == pytest.approx(speed, rel=0.002) and (rhythm := Rhythm.of(cell.shares))
+            }
+            assert found == {(0, 0), (0, 1), (2, 0), (2, 1)}
+        assert 80 < len(cells) < 220
 
     @pytest.mark.parametrize("family", ["sd3", "lumina2", "flux"])
     def test_speeds_have_the_packs_own_plans(self, family):

@@ -195,7 +195,8 @@ class TestCells:
     def test_presets_contain_each_cell_once_and_can_be_planned(self, name):
         cells = preset(name, ["sd3", "lumina2"], [0])
         assert len({cell.key for cell in cells}) == len(cells)
-        assert all(sd3_cost_reduction(cell.planned_shares()) >= 1.0 for cell in cells)
+        least = 0.75 if name == "speeds" else 1.0  # up to 36 steps instead of 28
+        assert all(sd3_cost_reduction(cell.planned_shares()) >= least for cell in cells)
 
     def test_the_front_brackets_every_target(self):
         """The cost reductions of the baselines, and of multirate, range from below 1.5x to beyond 3.5x."""
