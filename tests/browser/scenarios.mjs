@@ -257,6 +257,7 @@ async function compact(page) {
   const isCustom = (hint) => hint.startsWith("custom");
   const read = () =>
     page.page.evaluate(() => {
+      const usableIn = (body) => body?.querySelectorAll("input:not(:disabled)").length; // numbers, in Nodes 2.0
       const node = app.graph.nodes.find((one) => one.type === "RASPatchModel");
       const body = document.querySelector(`[data-node-id="${node.id}"]`);
       const inPage = [...(body?.querySelectorAll(".lg-node-widget") ?? [])].map((one) => one.textContent);
@@ -267,6 +268,8 @@ async function compact(page) {
         height: node.size[1],
         hint: hint?.textContent,
         isCut: hint && hint.scrollHeight > hint.clientHeight,
+        off: node.widgets.filter((one) => one.disabled && one.type !== "multirate_ras_hint").map((one) => one.name),
+        usable: usableIn(body),
       };
     });
   const found = { added: await look((hint) => !isCustom(hint)) };
@@ -496,6 +499,7 @@ async function hinted(browser, { workflow, sampler }) {
     app.canvas.setGraph(subgraph);
   });
   found.promoted = await page.until(ofSampler, (told) => told !== found.inside);
+  found.unused = await promotedInputs(page);
   const setMode = (mode) => page.page.evaluate((mode) => (window.subgraphNode.subgraph.nodes[0].mode = mode), mode);
   found.off = [];
   for (const mode of [2, 4]) {
@@ -507,6 +511,23 @@ async function hinted(browser, { workflow, sampler }) {
     found.on = await page.until(ofSampler, Boolean);
   }
   return { ...found, problems: page.problems };
+}
+
+/** Whether an input of custom settings is greyed out in a subgraph's node that shows it: at a speed, and at custom. */
+async function promotedInputs(page) {
+  await page.page.evaluate(() => {
+    const { subgraph } = window.subgraphNode;
+    const [node] = subgraph.nodes;
+    subgraph.addInput("kv_cache", "COMBO").connect(node.inputs[node.findInputSlot("kv_cache")], node);
+  });
+  const isOff = () =>
+    page.page.evaluate(() => Boolean(window.subgraphNode.widgets.find(({ name }) => name === "kv_cache").disabled));
+  const found = [];
+  for (const speed of ["3x", "custom", "3x"]) {
+    await page.setPromoted({ speed });
+    found.push(await page.until(isOff, (off) => off === (speed !== "custom")));
+  }
+  return found;
 }
 
 /** The user changes to the other kind of nodes in an open page; later, to other speeds. */

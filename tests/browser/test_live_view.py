@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 from ras_pack.dev import demo_run as demo
+from ras_pack.nodes.settings import OF_CUSTOM
 from support.server import EXAMPLES
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
@@ -169,6 +170,13 @@ class TestPatchModel:
             assert again["rows"] == 1 and custom["rows"] == 7
             assert added["height"] == again["height"] <= 170
             assert loaded["height"] == custom["height"]
+
+    def test_inputs_without_effect_are_greyed_out(self, report, nodes):
+        added, custom, loaded, again = (report["compact"][key] for key in SHOWN)
+        assert added["off"] == again["off"] == list(OF_CUSTOM)
+        assert custom["off"] == loaded["off"] == []
+        if nodes == "nodes2":  # all inputs are shown since the workflow was loaded; kv_cache is no number
+            assert loaded["usable"] == again["usable"] + len(OF_CUSTOM) - 1
 
     def test_it_says_before_the_run_what_the_run_will_do(self, report):
         added, custom = report["compact"]["added"], report["compact"]["custom"]
