@@ -5,7 +5,7 @@ import { drawStep, unpackMask, COLOURS } from "./mask_overlay.js";
 import { translated } from "./reasons.js";
 import { describeStep, Timeline } from "./timeline.js";
 import { unlist } from "./unlisted.js";
-import { say } from "./words.js";
+import { percent, say } from "./words.js";
 
 const WIDGET = "multirate_ras_live";
 const MAX_IMAGE_HEIGHT = 340;
@@ -301,7 +301,7 @@ function isNodes2() {
 function describeRun({ plan, share, speedup, busy, accelerated, reason }) {
   if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
   if (reason) return say("less", { reason: translated(reason) });
-  const parts = [plan ? translated(plan) : say("tokens", { share: Math.round(share * 100) })];
+  const parts = [plan ? translated(plan) : say("tokens", { share: percent(share) })];
   if (speedup) parts.push(busy ? say("busy") : say("speed", { speed: speedup.toFixed(2) }));
   return parts.join(" · ");
 }

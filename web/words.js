@@ -149,6 +149,11 @@ export function say(key, values = {}) {
   return fill(inLanguage(WORDS)[key], values);
 }
 
+/** A share as a whole number of percent, as ras_core/method/shares.py rounds it. */
+export function percent(share) {
+  return Math.round(Number((100 * share).toFixed(2)));
+}
+
 /** A text with its values filled in, as the language of the interface writes them. */
 export function fill(text, values) {
   return text.replace(/\{(\w+)\}/g, (_, name) => written(String(values[name] ?? "")));

@@ -33,4 +33,4 @@ class FewerSteps(Speed):
         plan = replace(plan, shares=(1.0,) * self.steps, full_steps=given.steps)
         model = guider.model_patcher
         whole_steps = steps_of_whole(model, given.sigmas.tolist())
-        return self._by_plan(plan, planned_sigmas(plan, given, model), given.sampler, whole_steps)
+        return self._by_plan(plan, planned_sigmas(plan, given, model), given, model, whole_steps)

@@ -42,7 +42,7 @@ from .measured_runs import simple_levels
 from .names import KEY, TRANSFORMER_OPTIONS, WRAPPERS
 from .outer_sample import OuterSample, RunSettings, is_inpainting
 from .plan_files import saved_plans
-from .planned_model import regional_cost, settings_of
+from .planned_model import regional_cost, settings_of, shares_computed
 from .plans import FINE_LEVELS, OTHER_MODEL, connected_plans, family_of, plans_for, plans_of_family
 from .samplers import plan_sampler, plan_solver
 
@@ -99,7 +99,7 @@ class Speed:
             else:
                 plan = replace(plan, shares=(1.0,) * plan.steps)
             asked = made_by.on_grid(given.steps).full_steps
-            return replace(self._by_plan(plan, given.sigmas, given.sampler, whole_steps), full_steps=asked)
+            return replace(self._by_plan(plan, given.sigmas, given, model, whole_steps), full_steps=asked)
         whole_steps = steps_of_whole(model, given.sigmas.tolist())
         best = plans.for_run(self.speed, plan_sampler(given.sampler), whole_steps)
         plan = fitted_plan(best.resized(given.steps), best, given.steps / self._factor, cost, is_measured)
@@ -110,7 +110,7 @@ class Speed:
         if not decreases(wanted.tolist()):
             return self._by_shares(given, guider, TOO_CLOSE)
         remark = REPLACED if are_custom(model, given.sigmas.tolist()) else ""
-        return self._by_plan(plan, wanted, given.sampler, whole_steps, remark)
+        return self._by_plan(plan, wanted, given, model, whole_steps, remark)
 
     def _has_few_steps(self, given: OuterSample, model: ModelPatcher) -> bool:
         """Whether the run has few steps. RAS Scheduler makes a plan's noise levels only for more steps."""
@@ -149,7 +149,7 @@ class Speed:
             whole_steps = full_steps_of_grid(best, model, sigmas.tolist())
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
-        settings = self._by_plan(plan, sigmas, given.sampler, whole_steps)
+        settings = self._by_plan(plan, sigmas, given, model, whole_steps)
         return replace(settings, plan=f"{settings.plan} (inpainting)")
 
     @property
@@ -157,13 +157,15 @@ class Speed:
         return float(self.speed.removesuffix("x"))
 
     def _by_plan(
-        self, plan: Plan, sigmas: Tensor, sampler: Any, whole_steps: float, remark: str = ""
-    ) -> RunSettings:
+        self, plan: Plan, sigmas: Tensor, given: OuterSample, model: ModelPatcher, whole_steps: float,
+        remark: str = "",
+    ) -> RunSettings:  # fmt: skip
         config = replace(settings_of(plan), cuda_graphs=self.cuda_graphs)
         if config.kv_cache == forecast.FORMAT.name:
             # The user did not choose the format `forecast`, and less memory may be free than at calibration.
             # "auto" chooses `forecast` if there is enough memory, and otherwise a format that needs less.
             config = replace(config, kv_cache=AUTO)
+        sampler = given.sampler
         solver = plan_solver(sampler, plan.solver if has_room(whole_steps, self.speed) else SOLVER_OF_FEW)
         # A plan for another sampler can be the best plain one; the run keeps the sampler's name all the same,
         # since only the plan's noise levels and its solver count.
@@ -171,7 +173,7 @@ class Speed:
         origin = plan.origin if solver in (None, name) else f"{solver} steps, {plan.origin}"
         levels = EVEN_GRID if plan.has_even_grid else MEASURED_GRID
         return RunSettings(
-            config, sigmas, plan.describe(), f"{name}, {origin}", solver,
+            config, sigmas, _told(plan, given, model), f"{name}, {origin}", solver,
             remark=OTHER_MODEL if ELSEWHERE in plan.origin else remark,
             levels=levels, full_steps=plan.full_steps,
         )  # fmt: skip
@@ -197,7 +199,8 @@ class Speed:
         shortfall = f"{reached:.2f}x is all that {given.steps} steps can reach"
         shortfall = f"{shortfall}, because {origin}" if abs(reached / wanted - 1) > NEAR else ""
         config = RASConfig(shares=shares, corrections=True, cuda_graphs=self.cuda_graphs)
-        said = described(self.speed, shares, given.steps)
+        computed = shares_computed(shares, guider.model_patcher, given.noise.shape[2:])
+        said = described(self.speed, computed, given.steps)
         return RunSettings(config, given.sigmas, said, shortfall or origin, shortfall=shortfall)
 
 
@@ -208,6 +211,12 @@ def _cost_of(given: OuterSample, guider: Any) -> RegionalCost:
     network = network_of(guider.model_patcher.get_model_object("diffusion_model"))
     conds = [cond for group in guider.conds.values() for cond in group]
     return regional_cost(network, adapter_for(network), given.noise.shape[2:], conds)
+
+
+def _told(plan: Plan, given: OuterSample, model: ModelPatcher) -> str:
+    """The line about a plan, with the share of tokens that its run computes."""
+    computed = shares_computed(plan.shares, model, given.noise.shape[2:])
+    return described(plan.speed, computed, plan.full_steps)
 
 
 def _obstacle(given: OuterSample, guider: Any) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from ..graphs.eligibility import GraphReport
 from ..method.grid import TokenGrid
 from ..method.schedule import StepKind
+from ..method.shares import percent
 from .timing import is_disturbed, typical_seconds
 
 MOST = 1.3
@@ -179,7 +180,7 @@ class Trace:
         if len(self.evaluations) > self.n_steps:
             return False
         dense = self.n_steps - self.regional_steps
-        share = f"{dense} dense, {_percent(self.token_share)} of tokens"
+        share = f"{dense} dense, {percent(self.token_share)} of tokens"
         return (share if self.regional_steps else "all dense") in self.plan
 
     def counts(self) -> str:
@@ -187,7 +188,7 @@ class Trace:
         text = f"{self.regional_steps} of {self.n_steps} steps regional"
         if len(self.evaluations) > self.n_steps:
             text = f"{text} ({self.regional_evaluations} of {len(self.evaluations)} evaluations)"
-        return f"{text}, {_percent(self.token_share)} of tokens processed"
+        return f"{text}, {percent(self.token_share)} of tokens processed"
 
     def speedups(self) -> str:
         """The speed-ups as text, the same wherever they are shown."""
@@ -231,10 +232,6 @@ class Trace:
                 for e in self.evaluations
             ],
         }  # fmt: skip
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _in_json(number: float) -> float | None:
