@@ -100,11 +100,13 @@ class Slider {
     this.before.src = addressOf(result.images.dense);
     this.range.setAttribute("aria-label", say("compare"));
     this.buttons.setAttribute("aria-label", say("compare"));
-    this.left.textContent = this.before.alt = say("without");
+    this.left.textContent = this.label("dense");
+    this.before.alt = say("without");
     const names = ["ras", ...(result.steps.fewer < result.steps.dense ? ["fewer"] : [])];
     this.buttons.replaceChildren(...names.map((name) => this.button(name)));
     this.text.textContent = figures(result);
     this.text.title = say("ssim");
+    this.left.title = this.right.title = this.buttons.title = say("sampling");
     this.choose("ras");
     this.split();
   }
@@ -119,13 +121,22 @@ class Slider {
     return button;
   }
 
+  /** What a run is, and how many seconds it took. */
   label(name) {
+    const seconds = this.result.seconds?.[name]; // results of earlier versions have none
+    const text = this.nameOf(name);
+    return seconds == null ? text : say("timed", { name: text, seconds: seconds.toFixed(1) });
+  }
+
+  nameOf(name) {
+    if (name === "dense") return say("without");
     return name === "ras" ? say("with") : say("fewer", { steps: this.result.steps.fewer });
   }
 
   choose(name) {
     this.after.src = addressOf(this.result.images[name]);
-    this.right.textContent = this.after.alt = this.label(name);
+    this.right.textContent = this.label(name);
+    this.after.alt = this.nameOf(name);
     for (const button of this.buttons.children) {
       button.setAttribute("aria-pressed", String(button.dataset.name === name));
     }

@@ -216,6 +216,7 @@ async function compare(page) {
   const during = await headlines();
   const shown = page.page.locator(".multirate-ras-compare");
   await shown.waitFor({ timeout: 20_000 });
+  await page.centre("RASCompare"); // it has become taller
   await page.settle(500);
   await page.screenshot("compare");
   await shown.locator("button").nth(1).click();
@@ -227,6 +228,7 @@ async function compare(page) {
     const { widgets } = app.graph.nodes.find((node) => node.type === "RASCompare");
     return {
       buttons: [...slider.querySelectorAll("button")].map((one) => one.textContent),
+      left: slider.querySelector(".multirate-ras-left").textContent,
       right: slider.querySelector(".multirate-ras-right").textContent,
       figures: slider.querySelector(".multirate-ras-figures").textContent,
       clip: after.style.clipPath,

@@ -208,9 +208,14 @@ class TestPatchModel:
     def test_compare_shows_a_slider_over_both_images(self, report):
         found = report["compared"]
         assert found["end"] == "execution_success"
-        assert any(headline.startswith("1 of 2") for headline in found["during"])
+        told = {headline.partition(" · ")[0] for headline in found["during"]}
+        assert told >= {"1 of 3: without RAS", "2 of 3: with RAS", "3 of 3: fewer steps (8)"}
         after = found["after"]
-        assert after["buttons"] == ["with RAS", "fewer steps (8)"] and after["right"] == "fewer steps (8)"
+        runs = [after["left"], *after["buttons"]]
+        assert [re.sub(r"\d+\.\d", "0.0", run) for run in runs] == [
+            "without RAS · 0.0 s", "with RAS · 0.0 s", "fewer steps (8) · 0.0 s",
+        ]  # fmt: skip
+        assert after["right"] == after["buttons"][1]
         assert re.match(r"(about )?\d\.\d× faster .*similarity \d\.\d\d", after["figures"])
         assert after["clip"] == "inset(0px 0px 0px 0%)" and after["sizes"] == [320, 320]
         assert min(after["shown"]) > 350  # large enough to see something

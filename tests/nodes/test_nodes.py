@@ -390,6 +390,7 @@ class TestCompare:
         # Half of the tokens in half of the steps: 8 steps at the cost of about 6.
         (slider,) = result.ui["ras_compare"]
         assert slider["steps"] == {"dense": 8, "ras": 8, "fewer": 6} and slider["accelerated"]
+        assert list(slider["seconds"]) == ["dense", "ras", "fewer"] and min(slider["seconds"].values()) > 0
         expected = _execute(
             nodes["RASKSampler"], model=sd3.build(), **{**sampler_inputs, "steps": 6}, **settings
         )
@@ -435,6 +436,11 @@ class TestCompare:
         expected = _sample_custom(sd3, inputs, order, levels)
         assert torch.allclose(result.args[5], TinyVae().decode(expected), atol=1e-5)
         assert f"fewer steps: {steps} steps on the measured grid" in str(titles)
+        told = re.findall(r"RAS Compare: (.*)\.$", caplog.text, re.MULTILINE)
+        assert told == [
+            "a warm-up of one step", "run 1 of 3, without RAS", "run 2 of 3, with RAS",
+            "run 3 of 3, without RAS, in fewer steps",
+        ]  # fmt: skip
 
     @pytest.mark.parametrize("changes", [{"sampler_name": "heun"}, {"speed": "custom"}])
     def test_fewer_steps_with_the_users_own_scheduler(self, nodes, sd3, sampler_inputs, titles, changes):
