@@ -30,7 +30,7 @@ def test_it_is_listed_and_can_be_added_with_all_types_known(report):
     # The front end makes an input of each promoted widget, and leaves a seed's control inside.
     assert added["widgets"] == ["speed", "seed", "steps", "cfg"]
     assert added["inputs"] == ["model", "vae", "positive", "negative", "latent_image", *added["widgets"]]
-    assert added["outputs"] == ["picture", "summary"]
+    assert added["outputs"] == ["IMAGE", "summary"]
 
 
 def test_a_promoted_widget_sets_the_sampler_inside(report):
