@@ -1,5 +1,5 @@
-// Shows a line in RAS Patch Model and RAS KSampler that estimates, from the plan of the chosen speed, how long a run
-// will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model and image size, the
+// Shows a line in RAS Patch Model, RAS KSampler and RAS Compare that estimates, from the plan of the chosen speed, how
+// long a run with RAS will take and how close its image will be. If RAS Calibrate has saved plans for the graph's model and image size, the
 // server takes the plan from these. If RAS Calibrate is connected to the node, its plan is shown once it is saved.
 
 import { api } from "../../scripts/api.js";
@@ -8,7 +8,8 @@ import { unlist } from "./unlisted.js";
 import { say } from "./words.js";
 
 const ROUTE = "/multirate_ras/hint";
-const NODES = new Set(["RASPatchModel", "RASKSampler"]);
+const COMPARE = "RASCompare";
+const NODES = new Set(["RASPatchModel", "RASKSampler", COMPARE]);
 const WIDGET = "multirate_ras_hint";
 const HEIGHT = 34; // two lines
 const MARGIN = 4;
@@ -95,7 +96,7 @@ class Hint {
     if (!node.graph) return;
     if (isOff(node) || !modelLinks(node).length) return this.show("", "");
     const speed = valueOf(node, "speed");
-    const sampler = node.comfyClass === "RASKSampler" ? node : samplerBehind(node);
+    const sampler = valueOf(node, "steps") == null ? samplerBehind(node) : node;
     const schedule = valueOf(sampler, "steps") == null ? originWith(sampler, "sigmas", "steps") : sampler;
     const choice = valueOf(sampler, "sampler_name") == null ? originWith(sampler, "sampler", "sampler_name") : sampler;
     const known = Number(valueOf(schedule, "steps"));
@@ -127,7 +128,9 @@ class Hint {
 
   tell({ time, steps, closeness, measured }, speed, total) {
     if (time >= 1) return this.show(this.asked, steps == null ? "" : say("few"));
-    const parts = [say("time", { share: Math.round(time * 100) })];
+    const share = say("time", { share: Math.round(time * 100) });
+    // RAS Compare makes three runs; the estimate is of one of them.
+    const parts = [this.node.comfyClass === COMPARE ? say("estimated", { run: say("with"), text: share }) : share];
     if (steps) parts.push(say("steps", { steps, total: total || USUAL_STEPS }));
     else if (total) parts.push(say("keepsSteps", { total }));
     if (closeness) parts.push(say(CLOSENESS.find(([from]) => closeness >= from)[1]));
