@@ -144,6 +144,7 @@ def _slider(cls, dense: Run, ras: Run, fewer: Run) -> dict:
         "speedup": None if ras.trace.is_disturbed else ras.trace.measured_gain,
         "expected": ras.trace.expected_gain,
         "accelerated": ras.trace.is_accelerated,
+        "inpainting": ras.trace.is_inpainting,
         "reason": ras.trace.reason,
         "closeness": {name: ssim(dense.images[0], images[name].images[0]) for name in ("ras", "fewer")},
     }

@@ -166,8 +166,13 @@ class Slider {
 }
 
 /** One line: how much faster the run was and how close its image is, or why it was not faster. */
-function figures({ speedup, expected, accelerated, reason, closeness }) {
-  if (!accelerated) return say("nothing", { reason: translated(reason) || say("noRegional") });
+function figures(result) {
+  if (!result.accelerated) return say("nothing", { reason: translated(result.reason) || say("noRegional") });
+  const text = gains(result);
+  return result.inpainting ? say("inpainted", { text }) : text;
+}
+
+function gains({ speedup, expected, closeness }) {
   const close = { ras: closeness.ras.toFixed(2), fewer: closeness.fewer.toFixed(2) };
   if (speedup) return say(speedup < 0.95 ? "slower" : "faster", { speed: speedup.toFixed(1), ...close });
   return say("about", { speed: expected.toFixed(1), ...close });

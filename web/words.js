@@ -37,6 +37,7 @@ const WORDS = {
     about: "about {speed}× faster (computed; the computer was busy) · similarity {ras} (fewer steps: {fewer})",
     ssim: "Similarity to the image without RAS: SSIM, 1 for the same image.",
     timed: "{name} · {seconds} s", sampling: "Time of sampling, without loading the model and decoding the image",
+    inpainted: "{text} · inpainting: fewer steps, all dense",
     compare: "Image to the right of the line",
   },
   de: {
@@ -73,6 +74,7 @@ const WORDS = {
     about: "etwa {speed}× so schnell (berechnet; der Rechner war ausgelastet) · Ähnlichkeit {ras} (weniger Schritte: {fewer})",
     ssim: "Ähnlichkeit mit dem Bild ohne RAS: SSIM, 1 bei gleichem Bild.",
     timed: "{name} · {seconds} s", sampling: "Dauer des Samplings, ohne Laden des Modells und Dekodieren des Bildes",
+    inpainted: "{text} · Inpainting: weniger Schritte, alle vollständig",
     compare: "Bild rechts der Linie",
   },
   ja: {
@@ -109,6 +111,7 @@ const WORDS = {
     about: "速度 約 {speed} 倍（ほかの処理があったため計算値） · 類似度 {ras}（少ないステップ: {fewer}）",
     ssim: "RAS なしの画像との類似度: SSIM。同じ画像なら 1。",
     timed: "{name} · {seconds} 秒", sampling: "サンプリングの時間（モデルの読み込みと画像のデコードを除く）",
+    inpainted: "{text} · インペイント: ステップを減らし、すべて全計算",
     compare: "線の右側に表示する画像",
   },
   zh: {
@@ -145,6 +148,7 @@ const WORDS = {
     about: "约 {speed} 倍速（推算值；计算机当时繁忙）· 相似度 {ras}（较少步数：{fewer}）",
     ssim: "与不使用 RAS 的图像的相似度（SSIM）；图像相同时为 1。",
     timed: "{name} · {seconds} 秒", sampling: "采样用时，不含加载模型和解码图像",
+    inpainted: "{text} · 局部重绘：步数减少，每步均为完整",
     compare: "分隔线右侧的图像",
   },
 };

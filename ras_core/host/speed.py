@@ -29,6 +29,7 @@ from ..method.plan_set import ELSEWHERE, PlanSet
 from ..method.regional_cost import RegionalCost
 from ..method.schedule import decreases
 from ..models import adapter_for, network_of
+from ..run.trace import INPAINTING_PLAN
 from .known_levels import (
     TOLERANCE,
     are_custom,
@@ -150,7 +151,7 @@ class Speed:
         elif not decreases((sigmas := planned_sigmas(plan, given, model)).tolist()):
             return self._dense(given, TOO_CLOSE)
         settings = self._by_plan(plan, sigmas, given, model, whole_steps)
-        return replace(settings, plan=f"{settings.plan} (inpainting)")
+        return replace(settings, plan=f"{settings.plan}{INPAINTING_PLAN}")
 
     @property
     def _factor(self) -> float:

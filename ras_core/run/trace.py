@@ -18,6 +18,10 @@ MOST = 1.3
 slowed down its dense steps, with which the others are compared."""
 
 
+INPAINTING_PLAN = " (inpainting)"
+"""How the line of a plan ends if the run is one of inpainting, which has dense steps only."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """One guided evaluation of the model.
@@ -126,6 +130,11 @@ class Trace:
         return self.regional_steps > 0 or self.n_steps < self.asked_steps
 
     @property
+    def is_inpainting(self) -> bool:
+        """Whether the run follows a plan for inpainting: fewer steps, all of them dense."""
+        return self.plan.endswith(INPAINTING_PLAN)
+
+    @property
     def reason(self) -> str:
         """Why the run was not accelerated, or less than planned; empty if it ran as planned."""
         return next(filter(None, (*self.notes, self.shortfall)), "")
@@ -198,7 +207,8 @@ class Trace:
         text = f"speed-up expected {self.expected_gain:.2f}x, measured {measured}"
         if not self.plan and not self.dense_steps:
             return text
-        return f"{text} over {self.compared_steps} dense steps"
+        inpainting = " (inpainting: all steps dense)" if self.is_inpainting else ""
+        return f"{text} over {self.compared_steps} dense steps{inpainting}"
 
     def _graphs_line(self) -> str | None:
         total = self.regional_evaluations

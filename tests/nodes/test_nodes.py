@@ -464,6 +464,10 @@ class TestCompare:
         )
         assert torch.equal(result.args[5], result.args[1])
         assert "fewer steps: 14 steps on the measured grid" in str(titles)
+        assert result.ui["ras_compare"][0]["inpainting"]
+        # The summary, and below the images.
+        assert "over 28 dense steps (inpainting: all steps dense)" in str(titles)
+        assert re.search(r"x faster.* \(inpainting: fewer steps, all dense\), PSNR", str(titles))
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
