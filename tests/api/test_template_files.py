@@ -96,6 +96,11 @@ class TestWorkflow:
         numbered = [line[:3] for line in text.splitlines() if line[:1].isdigit()]
         assert numbered == ["1. ", "2. ", "3. "]
 
+    def test_a_note_has_no_code_style(self, name):
+        """In the colours of a note, it can hardly be read."""
+        (note,) = [node for node in workflow(name)["nodes"] if node["type"] == "MarkdownNote"]
+        assert "`" not in note["widgets_values"][0]
+
     def test_loaders_name_the_files_and_where_to_get_them(self, name):
         for node in workflow(name)["nodes"]:
             if node["type"] in LOADERS:
