@@ -10,7 +10,7 @@ async function load(browser, { workflows }) {
   const page = await browser.open();
   await page.setting("LiteGraph.Canvas.MinFontSizeForLOD", 0); // show text in the screenshots
   await page.setting("Comfy.Minimap.Visible", false);
-  const words = ["ras", "RAS", "speed", "faster", "accelerate", "cache", "region", "skip", "turbo"];
+  const words = ["ras", "RAS", "multirate", "speed", "fast", "faster", "quick", "accelerate", "cache", "region", "skip", "turbo"];
   const report = { found: await page.until(() => page.search(words), (found) => found.ras.length) };
   for (const [name, file] of Object.entries(workflows)) {
     page.problems.length = 0;

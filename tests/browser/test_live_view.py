@@ -49,7 +49,8 @@ class TestExamples:
     def test_search_finds_the_pack(self, loaded):
         found = loaded["found"]
         assert [word for word, types in found.items() if "RASPatchModel" not in types] == []
-        assert set(found["faster"][:2]) == set(found["accelerate"][:2]) == {"RASPatchModel", "RASKSampler"}
+        for word in ("faster", "quick", "accelerate"):
+            assert set(found[word][:2]) == {"RASPatchModel", "RASKSampler"}
         # The front end sorts the nodes whose name begins with a word by the length of their names.
         assert all(name.startswith(("RAS", "SubgraphBlueprint")) for name in found["ras"][:10])
 

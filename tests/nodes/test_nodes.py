@@ -145,7 +145,9 @@ class TestSchemas:
             for item in [*schema.inputs, *schema.outputs]:
                 assert item.tooltip and len(item.tooltip) > 8, (schema.node_id, item)
 
-    @pytest.mark.parametrize("word", ["speed", "faster", "accelerate", "cache", "region", "skip", "turbo"])
+    @pytest.mark.parametrize(
+        "word", ["speed", "fast", "faster", "quick", "accelerate", "cache", "region", "skip", "turbo"]
+    )
     def test_search_finds_the_nodes_that_make_sampling_faster(self, nodes, word):
         schema = nodes["RASPatchModel"].GET_SCHEMA()
         if not hasattr(schema, "search_aliases"):
