@@ -48,7 +48,8 @@ def found_by(*words: str) -> dict[str, list[str]]:
 
 
 FASTER = (
-    "speed", "speed up", "fast", "faster", "quick", "accelerate", "turbo", "cache", "region", "skip", "multirate",
+    "speed", "speed up", "fast", "faster", "quick", "accelerate", "turbo", "cache", "region", "skip",
+    "multirate",
 )  # fmt: skip
 """Search terms of the nodes that make sampling faster."""
 

@@ -12,7 +12,7 @@ const MARGIN = 10; // ComfyUI's margin of a widget, on each side
 const BELOW_IMAGE = 66; // buttons, a line of text, and the gaps between them
 const MOST_HEIGHT = 640;
 const WIDTHS = { RASCompare: 440, RASMaskPreview: 420 }; // of new nodes, so that their content is readable
-const MASK_PREVIEW_HEIGHT = 340;
+const MASK_PREVIEW_HEIGHT = 420; // the image is as wide as the node, in Nodes 2.0 too
 
 app.registerExtension({
   name: "multirate_ras.compare",

@@ -468,8 +468,9 @@ class TestCompare:
         assert "fewer steps: 14 steps on the measured grid" in str(titles)
         assert result.ui["ras_compare"][0]["inpainting"]
         # The summary, and below the images.
-        assert "over 28 dense steps (inpainting: all steps dense)" in str(titles)
-        assert re.search(r"x faster.* \(inpainting: fewer steps, all dense\), PSNR", str(titles))
+        told = " ".join(titles)
+        assert "over 28 dense steps (inpainting: all steps dense)" in told
+        assert re.search(r"x faster.* \(inpainting: fewer steps, all dense\), PSNR", told)
 
     def test_settings_that_contradict_are_refused_before_the_first_run(self, nodes, sd3, sampler_inputs):
         settings = _settings(speed="2x", paper=_paper(nodes))
