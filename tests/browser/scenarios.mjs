@@ -502,6 +502,7 @@ async function hinted(browser, { workflow, sampler }) {
   });
   found.promoted = await page.until(ofSampler, (told) => told !== found.inside);
   found.unused = await promotedInputs(page);
+  found.outside = await page.until(() => page.estimateOutside(), Boolean);
   const setMode = (mode) => page.page.evaluate((mode) => (window.subgraphNode.subgraph.nodes[0].mode = mode), mode);
   found.off = [];
   for (const mode of [2, 4]) {
@@ -610,12 +611,12 @@ async function blueprint(browser, { workflow, sampler, blueprint }) {
     [old, decode, shown].forEach((other) => app.graph.remove(other));
   }, sampler);
   await page.setPromoted({ seed: NEW_SEED(), steps: 9 });
-  await page.settle();
+  const estimate = await page.until(() => page.estimateOutside(), (told) => told.endsWith(" 9"));
   const { inputs } = await page.savedSubgraph();
   const end = await (await page.queue()).end();
   const shown = await page.allPictures({ SaveImage: 1, PreviewImage: 1 });
   await page.screenshot("blueprint");
-  return { added, inputs, end, shown, problems: page.problems };
+  return { added, estimate, inputs, end, shown, problems: page.problems };
 }
 
 /** A short run, yet long enough for several messages. */

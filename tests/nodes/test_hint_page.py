@@ -79,7 +79,7 @@ def shown(tmp_path, nodes, answer, then=None):
         if link in [one["link"] for one in target["inputs"]]
     }  # fmt: skip
     given = {"nodes": nodes, "links": links, "answer": answer, "then": then}
-    scripts = ("hint.js", "unlisted.js", "words.js")
+    scripts = ("hint.js", "hint_badge.js", "unlisted.js", "words.js")
     found = run_page(tmp_path, PAGE, scripts, given, {"scripts/api.js": API})
     return found["asked"], found["text"]
 
